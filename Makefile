@@ -1,0 +1,73 @@
+# Every target is sufficient alone in a fresh clone: it makes the environment, installs what it needs, and runs.
+# Another interpreter: make PYTHON=/path/to/python3.12 quickstart
+
+VENV := .venv
+PY := $(VENV)/bin/python
+PYTHON := python3
+PROMPT := examples/prompt.py.txt
+
+.PHONY: help quickstart test test-slow lint format docs clean
+
+help:
+	@echo "make quickstart   train a small GPT on Python's standard library, evaluate it, and let it write"
+	@echo "make test         the fast tests"
+	@echo "make test-slow    the slow tests"
+	@echo "make lint         check style, layout and the direction of imports"
+	@echo "make format       lay the code out"
+	@echo "make docs         write docs/configuration.md anew"
+	@echo "make clean        remove the environment and the caches; data sets and runs stay"
+
+quickstart: $(VENV)/.run-packages
+	$(PY) main.py --model quickstart --check_dataset
+	$(PY) main.py --model quickstart
+	$(PY) main.py --model quickstart --eval
+	$(PY) main.py --model quickstart --predict --prompt $(PROMPT)
+
+test: $(VENV)/.dev-packages
+	$(PY) -m pytest -q -m "not slow" -n auto --maxprocesses 4 --dist worksteal
+
+test-slow: $(VENV)/.dev-packages
+	$(PY) -m pytest -q -m slow
+
+lint: $(VENV)/.dev-packages
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(VENV)/bin/lint-imports --no-logo --no-cache
+
+format: $(VENV)/.dev-packages
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+docs: $(VENV)/.run-packages
+	$(PY) docs/generate_configuration.py
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The environment. A stamp file stands for each finished step, so that the next run starts at once.
+
+USABLE := import ensurepip, sys, venv; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
+PIP := $(PY) -m pip -qq --disable-pip-version-check install
+
+$(VENV)/.created:
+	@for python in $(PYTHON) python3.13 python3.12 python3.11 python3.10; do \
+	  if $$python -c '$(USABLE)' 2>/dev/null; then \
+	    echo "Making $(VENV) with $$($$python --version)."; \
+	    $$python -m venv $(VENV) && touch $@; exit; \
+	  fi; \
+	done; \
+	echo "No usable Python found: Neomesh needs Python 3.10 to 3.13 with its venv module." >&2; \
+	echo "$(PYTHON) is: $$($(PYTHON) --version 2>&1 | head -n 1)." >&2; \
+	echo "Install one (on Debian and Ubuntu: apt install python3-venv), or name one: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; \
+	exit 1
+
+$(VENV)/.run-packages: requirements.txt | $(VENV)/.created
+	@echo "Installing the packages of requirements.txt into $(VENV); the first time this takes a minute or two."
+	@$(PIP) -r requirements.txt
+	@touch $@
+
+$(VENV)/.dev-packages: requirements-dev.txt $(VENV)/.run-packages
+	@echo "Installing the packages of requirements-dev.txt into $(VENV)."
+	@$(PIP) -r requirements-dev.txt
+	@touch $@

@@ -1,0 +1,153 @@
+"""Device meshes and layouts: their text form, and what a layout may not do.
+
+*Axis* is a mesh axis, *dimension* a tensor dimension. The text form is mesh-TensorFlow's: `name:value` pairs, apart by
+commas, semicolons, full stops or blanks.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+
+from configs.errors import ValueIssue
+
+MeshShape = tuple[tuple[str, int], ...]
+Layout = tuple[tuple[str, str], ...]
+
+DIMENSIONS = (
+    "batch",
+    "sequence",
+    "memory_length",
+    "embd",
+    "heads",
+    "features_per_head",
+    "vocab",
+    "embed_sequence",
+    "intermediate_expanded",
+    "experts",
+)
+
+TENSORS = {
+    "the token table wte": ("vocab", "embd"),
+    "the position table wpe": ("embed_sequence", "embd"),
+    "the attention projections": ("embd", "heads", "features_per_head"),
+    "the feed-forward kernels": ("embd", "intermediate_expanded"),
+    "the activations": ("batch", "sequence", "embd"),
+    "the hidden feed-forward activations": ("batch", "sequence", "intermediate_expanded"),
+    "the queries": ("batch", "sequence", "heads", "features_per_head"),
+    "the keys and values": ("batch", "memory_length", "heads", "features_per_head"),
+    "the attention weights": ("batch", "heads", "sequence", "memory_length"),
+    "the logits": ("batch", "sequence", "vocab"),
+}
+
+_SEPARATORS = re.compile(r"[,.;\s]+")
+
+
+def _parse_pairs(text: str, example: str) -> list[tuple[str, str]]:
+    pairs = [pair.split(":") for pair in _SEPARATORS.split(text) if pair]
+    for pair in pairs:
+        if len(pair) != 2 or not all(pair):
+            raise ValueIssue(f"{':'.join(pair)!r} is not a name:value pair", f'write it as "{example}"')
+    return [(first, second) for first, second in pairs]
+
+
+def _check_unique(names: list[str], noun: str) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueIssue(f"names the {noun} {name!r} twice", "keep one of the two")
+
+
+def _parse_axis_size(axis: str, text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 9 and int(text) >= 1):
+        raise ValueIssue(f"size {text!r} of axis {axis!r} is not an integer >= 1", "give the number of devices")
+    return int(text)
+
+
+def parse_mesh_shape(text: str) -> MeshShape | None:
+    """Parses `x:4,y:2` to `(("x", 4), ("y", 2))`; an empty text is None.
+
+    Raises:
+        ValueIssue: the text has another form, a size below 1, or an axis twice.
+    """
+    pairs = _parse_pairs(text, "x:4,y:2")
+    _check_unique([axis for axis, _ in pairs], "axis")
+    return tuple((axis, _parse_axis_size(axis, size)) for axis, size in pairs) or None
+
+
+def parse_layout(text: str) -> Layout | None:
+    """Parses `batch:x,heads:y` to `(("batch", "x"), ("heads", "y"))`; an empty text is None.
+
+    Raises:
+        ValueIssue: the text has another form, an unknown dimension, or a dimension twice.
+    """
+    pairs = _parse_pairs(text, "batch:x,heads:y")
+    for dimension, _ in pairs:
+        _check_dimension(dimension)
+    _check_unique([dimension for dimension, _ in pairs], "dimension")
+    return tuple(pairs) or None
+
+
+def _check_dimension(dimension: str) -> None:
+    if dimension in DIMENSIONS:
+        return
+    nearest = difflib.get_close_matches(dimension, DIMENSIONS, n=1)
+    remedy = f"did you mean {nearest[0]}?" if nearest else f"use {', '.join(DIMENSIONS)}"
+    raise ValueIssue(f"names no known dimension: {dimension!r}", remedy)
+
+
+def format_mesh_shape(mesh_shape: MeshShape | None) -> str:
+    """Writes a mesh shape as `parse_mesh_shape` reads it."""
+    return ",".join(f"{axis}:{size}" for axis, size in mesh_shape or ())
+
+
+def format_layout(layout: Layout | None) -> str:
+    """Writes a layout as `parse_layout` reads it."""
+    return ",".join(f"{dimension}:{axis}" for dimension, axis in layout or ())
+
+
+def find_layout_issues(
+    mesh_shape: MeshShape | None, layout: Layout | None, sizes: Mapping[str, tuple[str, int]]
+) -> Iterator[ValueIssue]:
+    """Yields what keeps a layout from splitting a model over a mesh.
+
+    Args:
+        mesh_shape: the axes and their sizes.
+        layout: the dimensions and the axes they are split over.
+        sizes: of each dimension, what it is called in the config and its size.
+    """
+    axes = dict(mesh_shape or ())
+    for dimension, axis in layout or ():
+        if axis not in axes:
+            yield _unknown_axis(dimension, axis, axes)
+        elif dimension in sizes and sizes[dimension][1] % axes[axis]:
+            yield _indivisible(dimension, axis, axes[axis], *sizes[dimension])
+    yield from _find_shared_axes(dict(layout or ()))
+
+
+def _unknown_axis(dimension: str, axis: str, axes: Mapping[str, int]) -> ValueIssue:
+    if not axes:
+        return ValueIssue(
+            f"{dimension}:{axis} needs a mesh, but there is no mesh_shape", f'give one, such as "{axis}:2"'
+        )
+    problem = f"{dimension}:{axis} names an axis that mesh_shape lacks"
+    return ValueIssue(problem, f"use {', '.join(axes)}, or add {axis} to mesh_shape")
+
+
+def _indivisible(dimension: str, axis: str, axis_size: int, key: str, size: int) -> ValueIssue:
+    problem = f"{dimension}:{axis} splits {key} = {size} over {axis_size} devices, which does not divide it"
+    return ValueIssue(problem, f"change {key}, the size of {axis}, or the rule")
+
+
+def _find_shared_axes(rules: Mapping[str, str]) -> Iterator[ValueIssue]:
+    reported: set[tuple[str, str]] = set()
+    for tensor, dimensions in TENSORS.items():
+        laid_out = [dimension for dimension in dimensions if dimension in rules]
+        for index, first in enumerate(laid_out):
+            for second in laid_out[index + 1 :]:
+                if rules[first] == rules[second] and (first, second) not in reported:
+                    reported.add((first, second))
+                    yield ValueIssue(
+                        f"{first}:{rules[first]} and {second}:{rules[second]} split {tensor} twice over one axis",
+                        "give one of them another axis, or leave it out",
+                    )

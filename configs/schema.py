@@ -1,0 +1,644 @@
+"""The typed settings of a run: one frozen dataclass field a key, with its kind, default, unit and meaning.
+
+The keys are GPT-Neo's flat JSON keys. This module knows what one value may be; how files become settings, and
+what values must hold together, is in `load.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass
+from typing import Any
+
+from configs.errors import ValueIssue
+from configs.layout import Layout, MeshShape, format_layout, format_mesh_shape, parse_layout, parse_mesh_shape
+
+ATTENTION_TYPES = ("global", "local", "none")
+ACTIVATIONS = (
+    "gelu",
+    "relu",
+    "sigmoid",
+    "tanh",
+    "selu",
+    "elu",
+    "abs",
+    "sin",
+    "cos",
+    "sign",
+    "silu",
+    "softplus",
+    "id",
+    "mish",
+)
+PRECISIONS = ("float32", "bfloat16")
+LR_DECAYS = ("linear", "cosine")
+OPTIMIZERS = ("adam",)
+INPUT_FNS = ("sequential_input", "generic_text")
+DATATYPES = ("chunks", "documents_random")
+
+UNAVAILABLE_ACTIVATIONS = (
+    "lrelu001",
+    "lrelu020",
+    "triangle",
+    "relax",
+    "square",
+    "relax",
+    "spike",
+    "spike2",
+    "tanhshrink",
+    "softsign",
+    "softmax",
+    "logsoftmax",
+    "bipolarsigmoid",
+    "rrelu",
+    "elish",
+    "arcsinh",
+    "aria",
+    "prelu",
+    "parcsinh",
+    "psoftplus",
+    "proottanh",
+    "maxsig",
+    "cosid",
+    "minsin",
+    "maxtanh",
+    "tanhexp",
+    "lisht",
+    "seagull",
+    "snake",
+    "roottanh",
+    "softplusmone",
+)
+
+ALIASES = {"activation_fn": "activation_function", "n_positions": "n_ctx"}
+
+UNAVAILABLE_KEYS = {
+    "rotary_emb": "rotary position embedding",
+    "axial_pos_emb": "axial position embedding",
+    "num_mem_kv": "learned memory keys and values",
+    "mlp_glu": "gated feed-forward layers",
+    "macaron": "macaron layers",
+    "scalenorm": "scalar norms",
+    "rezero": "rezero gains in place of norms",
+    "share_parameters": "one block's variables for all layers",
+    "no_weight_tie": "an output layer of its own",
+    "entmax_loss": "entmax loss",
+    "moe_layers": "mixture-of-experts layers",
+    "log_grads": "gradient norms of each variable",
+    "mlm_training": "masked language modelling",
+}
+
+INERT_KEYS = {
+    "ada_epsilon1": "acts with opt_name adafactor only",
+    "ada_epsilon2": "acts with opt_name adafactor only",
+    "moe_params": "acts with moe_layers only",
+    "moe_activation": "acts with moe_layers only",
+    "mlm_mask_id": "acts with mlm_training only",
+    "mlm_cls_token_id": "acts with mlm_training only",
+    "mlm_mask_prob": "acts with mlm_training only",
+    "mlm_same_token_prob": "acts with mlm_training only",
+    "mlm_random_token_prob": "acts with mlm_training only",
+    "mlm_mask_ignore_ids": "acts with mlm_training only",
+}
+
+DATASET_INERT_KEYS = {"lambada_tokens_path": "acts with the evaluation task lambada only"}
+
+MAX_SEED = 2**31 - 1
+MAX_PATTERN_REPEATS = 10_000
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What values a key may have: a description for people, and the way from JSON to the typed value and back.
+
+    `parse` raises `ValueIssue` for a value that is not of the kind.
+    """
+
+    description: str
+    parse: Callable[[Any], Any]
+    write: Callable[[Any], Any] = lambda value: value
+
+
+def setting(kind: Kind, doc: str, *, unit: str = "", default: Any = MISSING, default_text: str = "") -> Any:
+    """Declares one key; `default_text` names a default that depends on other keys and is filled in on loading."""
+    metadata = {"kind": kind, "doc": doc, "unit": unit, "default_text": default_text}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def keys_of(config_class: type) -> dict[str, dataclasses.Field]:
+    """Returns the fields of a config class that are keys of its JSON file, by name."""
+    return {field.name: field for field in dataclasses.fields(config_class) if "kind" in field.metadata}
+
+
+def is_required(field: dataclasses.Field) -> bool:
+    """Says whether a file must give this key."""
+    return field.default is MISSING and not field.metadata["default_text"]
+
+
+# The kinds of values.
+
+
+def _check_number_type(value: Any, types: tuple[type, ...], noun: str, description: str) -> None:
+    if isinstance(value, str):
+        raise ValueIssue(f"is a string, not {noun}", f"give {description}, without quotes")
+    if isinstance(value, bool) or not isinstance(value, types):
+        raise ValueIssue(f"is not {noun}", f"give {description}")
+
+
+def integer(minimum: int, maximum: int | None = None) -> Kind:
+    """Whole numbers in [minimum, maximum]; 1000.0 is not one."""
+    span = f">= {minimum}" if maximum is None else f"from {minimum} to {maximum}"
+    description = f"an integer {span}"
+
+    def parse(value: Any) -> int:
+        if isinstance(value, float) and value.is_integer():
+            raise ValueIssue("is not an integer", f"write {int(value)}")
+        _check_number_type(value, (int,), "an integer", description)
+        if value < minimum or (maximum is not None and value > maximum):
+            raise ValueIssue("is out of range", f"give {description}")
+        return value
+
+    return Kind(description, parse)
+
+
+def number(span: str, accepts: Callable[[float], bool]) -> Kind:
+    """Finite numbers that `accepts` takes; `span` says the same to people."""
+    description = f"a number {span}"
+
+    def parse(value: Any) -> float:
+        _check_number_type(value, (int, float), "a number", description)
+        if not abs(value) <= sys.float_info.max:
+            raise ValueIssue("is not a finite number", f"give {description}")
+        if not accepts(value):
+            raise ValueIssue("is out of range", f"give {description}")
+        return float(value)
+
+    return Kind(description, parse)
+
+
+def one_of(choices: Sequence[str], unavailable: Sequence[str] = ()) -> Kind:
+    """One of the names, in any case; `unavailable` ones are GPT-Neo's that this version lacks."""
+    listed = ", ".join(choices)
+    canonical = {choice.lower(): choice for choice in choices}
+
+    def parse(value: Any) -> str:
+        if not isinstance(value, str):
+            raise ValueIssue("is not a string", f"use {listed}")
+        if value.lower() in unavailable:
+            raise ValueIssue("is known from GPT-Neo but not available in this version", f"use {listed}")
+        if value.lower() not in canonical:
+            raise ValueIssue("is not a known name", f"use {listed}")
+        return canonical[value.lower()]
+
+    return Kind(f"one of {listed}" if len(choices) > 1 else listed, parse)
+
+
+def optional(kind: Kind) -> Kind:
+    """The kind's values, or null."""
+
+    def parse(value: Any) -> Any:
+        return None if value is None else kind.parse(value)
+
+    def write(value: Any) -> Any:
+        return None if value is None else kind.write(value)
+
+    return Kind(f"{kind.description}, or null", parse, write)
+
+
+def _parse_flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueIssue("is not true or false", "write true or false, without quotes")
+    return value
+
+
+def _parse_text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueIssue("is not a string", "give a string in double quotes")
+    if not value.strip():
+        raise ValueIssue("is empty", "give a string that is not empty")
+    return value
+
+
+def _parse_path(value: Any) -> str | None:
+    return None if value in (None, "") else _parse_text(value)
+
+
+def _parse_texts(value: Any) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        return (_parse_text(value),)
+    if not isinstance(value, list):
+        raise ValueIssue("is not a string or a list of strings", 'write it as "a" or ["a", "b"]')
+    return tuple(_parse_text(item) for item in value)
+
+
+def _parse_eval_tasks(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise ValueIssue("is not a list", "write []")
+    if value == ["lambada"]:
+        raise ValueIssue("is known from GPT-Neo but not available in this version", "write []")
+    if value:
+        raise ValueIssue("names unknown evaluation tasks", "write []")
+    return ()
+
+
+FLAG = Kind("true or false", _parse_flag)
+TEXT = Kind("a string", _parse_text)
+PATH = Kind("a string; empty or null: none", _parse_path)
+TEXTS = Kind("a string or a list of strings", _parse_texts, list)
+EVAL_TASKS = Kind("a list of task names; none is available in this version", _parse_eval_tasks, list)
+POSITIVE = number("> 0", lambda value: value > 0)
+NON_NEGATIVE = number(">= 0", lambda value: value >= 0)
+SHARE = number("in [0, 1)", lambda value: 0 <= value < 1)
+TOP_P = number("in (0, 1]", lambda value: 0 < value <= 1)
+
+# Attention patterns: [[["global", "local"], 6]] is global, local, global, local ... over 12 layers.
+
+ATTENTION_TYPE = one_of(ATTENTION_TYPES, unavailable=("linear",))
+ATTENTION_EXAMPLE = 'write it as [[["global", "local"], 6]]'
+
+
+def _expand_attention_item(item: Any) -> tuple[str, ...]:
+    if not (isinstance(item, list) and len(item) == 2 and isinstance(item[0], list) and item[0]):
+        raise ValueIssue("is not a list of [pattern, repeats] pairs", ATTENTION_EXAMPLE)
+    pattern, repeats = item
+    try:
+        names = tuple(ATTENTION_TYPE.parse(name) for name in pattern)
+    except ValueIssue as issue:
+        name = next(name for name in pattern if not _is_attention_type(name))
+        raise ValueIssue(f"{name!r} {issue.problem}", issue.remedy) from None
+    if isinstance(repeats, bool) or not isinstance(repeats, int) or not 1 <= repeats <= MAX_PATTERN_REPEATS:
+        raise ValueIssue(f"repeats a pattern {repeats!r} times", f"give an integer from 1 to {MAX_PATTERN_REPEATS}")
+    return names * repeats
+
+
+def _is_attention_type(name: Any) -> bool:
+    return isinstance(name, str) and name.lower() in ATTENTION_TYPES
+
+
+def _parse_attention_types(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not value:
+        raise ValueIssue("is not a list of [pattern, repeats] pairs", ATTENTION_EXAMPLE)
+    return tuple(name for item in value for name in _expand_attention_item(item))
+
+
+def _write_attention_types(types: tuple[str, ...]) -> list:
+    """Writes the shortest pattern that repeats to the whole, so that the file reads as people write it."""
+    lengths = (length for length in range(1, len(types) + 1) if len(types) % length == 0)
+    length = next(length for length in lengths if types[:length] * (len(types) // length) == types)
+    return [[list(types[:length]), len(types) // length]]
+
+
+ATTENTION = Kind(
+    'a list of [pattern, repeats], such as [[["global", "local"], 6]]', _parse_attention_types, _write_attention_types
+)
+
+# Meshes.
+
+
+def _parse_pairs_with(parse: Callable[[str], Any], example: str) -> Callable[[Any], Any]:
+    def parse_value(value: Any) -> Any:
+        if value is None:
+            return None
+        if not isinstance(value, str):
+            raise ValueIssue("is not a string", f'write it as "{example}"')
+        return parse(value)
+
+    return parse_value
+
+
+MESH_SHAPE = Kind(
+    "axis:size pairs, such as x:4,y:2; empty or null: none",
+    _parse_pairs_with(parse_mesh_shape, "x:4,y:2"),
+    format_mesh_shape,
+)
+LAYOUT = Kind(
+    "dimension:axis pairs, such as batch:x,heads:y; empty or null: none",
+    _parse_pairs_with(parse_layout, "batch:x,heads:y"),
+    format_layout,
+)
+
+# The settings.
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The network: its dimensions and the variants of its layers."""
+
+    n_head: int = setting(integer(1), "Attention heads of a layer; divides n_embd.", unit="heads")
+    n_embd: int = setting(integer(1), "Width of the residual stream.", unit="features")
+    n_layer: int = setting(integer(1), "Blocks of attention and feed-forward.", unit="layers")
+    n_ctx: int = setting(integer(1), "Length of the context; a training example holds one more.", unit="tokens")
+    n_vocab: int = setting(integer(2), "Rows of the token table; at least the n_vocab of every dataset.", unit="tokens")
+    attention_types: tuple[str, ...] = setting(
+        ATTENTION,
+        "Attention of each layer: global (all earlier tokens), local (the last local_attention_radius), none "
+        "(feed-forward only). The expansion has n_layer members.",
+        default=(),
+        default_text="global in every layer",
+    )
+    local_attention_radius: int = setting(
+        integer(1), "Local attention at position p sees (p - radius, p].", unit="tokens", default=256
+    )
+    activation_function: str = setting(
+        one_of(ACTIVATIONS, UNAVAILABLE_ACTIVATIONS),
+        "Activation of the feed-forward layers; gelu is the tanh approximation.",
+        default="gelu",
+    )
+    embed_dropout: float = setting(
+        SHARE, "Dropout of token and of position embeddings.", unit="probability", default=0.0
+    )
+    res_dropout: float = setting(
+        SHARE, "Dropout of what attention and feed-forward add to the residual.", unit="probability", default=0.0
+    )
+    attn_dropout: float = setting(SHARE, "Dropout of attention weights.", unit="probability", default=0.0)
+    scale_by_depth: bool = setting(FLAG, "Divides the initial c_proj kernels by sqrt(n_layer).", default=False)
+    scale_by_in: bool = setting(FLAG, "Divides the initial dense kernels by sqrt(fan-in).", default=False)
+    precision: str = setting(
+        one_of(PRECISIONS), "Type of the activations; the variables stay float32.", default="float32"
+    )
+    recompute_grad: bool = setting(
+        FLAG, "Computes each block again in the backward pass, to save memory.", default=False
+    )
+    z_loss: float = setting(
+        NON_NEGATIVE, "Weight of the squared log-partition that is added to the training loss.", default=1e-4
+    )
+
+    def __post_init__(self) -> None:
+        """Fills in the attention of every layer when none is given."""
+        if not self.attention_types:
+            object.__setattr__(self, "attention_types", ("global",) * self.n_layer)
+
+    @property
+    def features_per_head(self) -> int:
+        """Width of one attention head, in features."""
+        return self.n_embd // self.n_head
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """The optimiser, its schedule, and the size of a step."""
+
+    train_batch_size: int = setting(integer(1), "Examples of a training step, over all devices.", unit="examples")
+    train_steps: int = setting(integer(1), "Step at which training ends.", unit="steps")
+    lr: float = setting(POSITIVE, "Highest learning rate, reached at the end of the warm-up.", default=6e-4)
+    lr_decay: str | None = setting(
+        optional(one_of(LR_DECAYS)), "Shape of the decay to a tenth of lr; null: constant.", default=None
+    )
+    lr_decay_end: int | None = setting(
+        optional(integer(1)),
+        "Step at which the decay ends; the rate stays there afterwards.",
+        unit="steps",
+        default=None,
+        default_text="`train_steps`",
+    )
+    warmup_steps: int = setting(integer(0), "Steps over which the rate grows linearly from 0.", unit="steps", default=0)
+    opt_name: str = setting(one_of(OPTIMIZERS, unavailable=("adafactor",)), "The optimiser.", default="adam")
+    beta1: float = setting(SHARE, "Adam: decay of the mean of gradients.", default=0.9)
+    beta2: float = setting(SHARE, "Adam: decay of the mean of squared gradients.", default=0.95)
+    epsilon: float = setting(POSITIVE, "Adam: added to the root of the second moment.", default=1e-8)
+    weight_decay: float = setting(
+        NON_NEGATIVE,
+        "Decoupled decay of the weights, times the rate; biases and the norms of blocks are exempt.",
+        default=0.0,
+    )
+    gradient_clipping: float | None = setting(
+        optional(POSITIVE), "Largest global norm of the gradients; null: no clipping.", default=None
+    )
+    iterations: int = setting(integer(1), "Steps between two lines of metrics.", unit="steps", default=10)
+    tokens_per_mb_per_replica: int | None = setting(
+        optional(integer(1)),
+        "Largest microbatch of one replica; less than n_ctx means one sequence, and the number of microbatches is "
+        "lowered to a divisor of the replica's batch; null: one microbatch.",
+        unit="tokens",
+        default=None,
+    )
+    seed: int = setting(
+        integer(0, MAX_SEED), "Seed of the initial variables, dropout and the order of files.", default=1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """What is measured on held-out data."""
+
+    eval_batch_size: int = setting(
+        integer(1), "Examples of an evaluation batch.", unit="examples", default_text="`train_batch_size`"
+    )
+    eval_steps: int = setting(
+        integer(0), "Most batches of one evaluation; 0: none while training.", unit="batches", default=0
+    )
+    eval_tasks: tuple[str, ...] = setting(EVAL_TASKS, "Evaluation tasks besides held-out loss.", default=())
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictionConfig:
+    """How text is sampled."""
+
+    predict_batch_size: int = setting(integer(1), "Samples written for one prompt.", unit="samples", default=1)
+    predict_steps: int = setting(
+        integer(0), "Above 0: also sample at each checkpoint while training.", unit="batches", default=0
+    )
+    predict_max_steps: int | None = setting(
+        optional(integer(1)), "Most new tokens of a sample; null: until n_ctx is full.", unit="tokens", default=None
+    )
+    remove_partial_sequences: bool = setting(FLAG, "Leaves the prompt out of the written text.", default=False)
+    temperature: float = setting(
+        NON_NEGATIVE, "Divides the logits before sampling; 0: always the likeliest token.", default=0.9
+    )
+    top_k: int = setting(integer(0), "Samples among the k likeliest tokens; 0: among all.", unit="tokens", default=0)
+    top_p: float = setting(
+        TOP_P, "Samples among the likeliest tokens that hold this share; 1: among all.", unit="probability", default=1.0
+    )
+    predict_seed: int | None = setting(
+        optional(integer(0, MAX_SEED)),
+        "Seed of sampling: a number repeats the text; null: new text each time.",
+        default=None,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetConfig:
+    """One dataset: tfrecords (`path`) or raw text (`text`), and its tokenizer. The id is the stem of its file."""
+
+    id: str
+    n_vocab: int = setting(
+        integer(2), "Ids of the tokenizer; for raw text without tokenizer_path the size to train.", unit="tokens"
+    )
+    path: str | None = setting(PATH, "Glob of the tfrecords to train on.", default=None)
+    eval_path: str | None = setting(PATH, "Glob of the tfrecords to evaluate on.", default=None)
+    tokenizer_path: str | None = setting(
+        PATH,
+        "A tokenizers JSON file, a folder with vocab.json and merges.txt, or a Hugging Face name; raw text without one "
+        "gets a tokenizer of its own.",
+        default=None,
+    )
+    tokenizer_is_pretrained: bool = setting(
+        FLAG, "tokenizer_path is the name of a pretrained tokenizer, to which <|padding|> is added.", default=False
+    )
+    eos_id: int = setting(integer(0), "Id that ends a document.", default=1)
+    padding_id: int = setting(
+        integer(0), "Id of padding; n_vocab itself is allowed, for a padding token added to the tokenizer.", default=0
+    )
+    text: tuple[str, ...] = setting(
+        TEXTS,
+        "Raw text: directories or globs of .txt, .py, .jsonl, .jsonl.zst, .xz, .tar.gz or .zip; {python_stdlib} is the "
+        "interpreter's standard library.",
+        default=(),
+    )
+    text_exclude: tuple[str, ...] = setting(TEXTS, "Globs of raw text to leave out.", default=())
+    eval_fraction: float = setting(
+        SHARE, "Raw text: share of the documents held out for evaluation.", unit="share of documents", default=0.05
+    )
+    cache_dir: str = setting(
+        TEXT, "Where the tokenizer and tfrecords made from raw text are kept.", default_text="`datasets/<id>`"
+    )
+    text_key: str = setting(TEXT, "Raw text: the key of a .jsonl record that holds the document.", default="text")
+
+
+@dataclass(frozen=True)
+class DatasetUse:
+    """One dataset of a run, with GPT-Neo's mixing figures, which act with `generic_text` only."""
+
+    dataset: DatasetConfig
+    stitch: int | None = None
+    datatype: str = "chunks"
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class DatasetEntry:
+    """One member of the key `datasets`, before its dataset config is read: an id, or the config itself."""
+
+    source: str | Mapping[str, Any]
+    stitch: int | None = None
+    datatype: str = "chunks"
+    weight: float = 1.0
+
+
+DATASETS_EXAMPLE = 'write it as ["pile"] or [["pile", 25, "documents_random", 1.0]]'
+DATATYPE = one_of(DATATYPES, unavailable=("documents_fixed",))
+STITCH = optional(integer(1))
+
+
+def _parse_part(part: str, kind: Kind, value: Any) -> Any:
+    try:
+        return kind.parse(value)
+    except ValueIssue as issue:
+        raise ValueIssue(f"{part} {value!r} {issue.problem}", issue.remedy) from None
+
+
+def _parse_source(source: Any) -> str | Mapping[str, Any]:
+    named = isinstance(source, dict) and isinstance(source.get("id"), str)
+    if not named and not (isinstance(source, str) and source.strip()):
+        raise ValueIssue("holds an entry without a dataset id", DATASETS_EXAMPLE)
+    return source
+
+
+def _parse_dataset_entry(entry: Any) -> DatasetEntry:
+    if not isinstance(entry, list):
+        return DatasetEntry(_parse_source(entry))
+    if len(entry) != 4:
+        raise ValueIssue("holds an entry that is not [id, stitch, datatype, weight]", DATASETS_EXAMPLE)
+    source, stitch, datatype, weight = entry
+    parsed = DatasetEntry(
+        _parse_source(source),
+        _parse_part("stitch", STITCH, stitch),
+        _parse_part("datatype", DATATYPE, datatype),
+        _parse_part("weight", POSITIVE, weight),
+    )
+    if parsed.datatype == "documents_random" and parsed.stitch is None:
+        raise ValueIssue("gives documents_random no stitch", "give the number of documents to join, such as 25")
+    return parsed
+
+
+def _parse_datasets(value: Any) -> tuple[DatasetEntry, ...]:
+    if not isinstance(value, list):
+        raise ValueIssue("is not a list", DATASETS_EXAMPLE)
+    return tuple(_parse_dataset_entry(entry) for entry in value)
+
+
+def written_keys(config: Any) -> dict[str, Any]:
+    """Returns the keys and JSON values of one config object."""
+    return {name: field.metadata["kind"].write(getattr(config, name)) for name, field in keys_of(type(config)).items()}
+
+
+def _write_datasets(uses: Sequence[DatasetUse]) -> list:
+    return [[{"id": use.dataset.id} | written_keys(use.dataset), use.stitch, use.datatype, use.weight] for use in uses]
+
+
+DATASETS = Kind("a list of ids, or of [id, stitch, datatype, weight]", _parse_datasets, _write_datasets)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which data is read, and how."""
+
+    datasets: tuple[DatasetUse, ...] = setting(
+        DATASETS,
+        "The datasets: ids of files in dataset_configs/ beside this file or in configs/; a dataset config written out "
+        "with its id may stand in place of an id. Required unless no_dataset. stitch: documents joined to cut one "
+        "example from; datatype: chunks or documents_random; weight: relative share of the batches.",
+        default=(),
+    )
+    input_fn: str = setting(
+        one_of(INPUT_FNS),
+        "sequential_input reads the fixed-length chunks of all datasets one after another and does not use stitch, "
+        "datatype and weight, as GPT-Neo's did; generic_text (deprecated) honours them.",
+        default="sequential_input",
+    )
+    shuffle_input_filenames: bool = setting(
+        FLAG, "Shuffles the order of training files, by seed; the order in a file stays.", default=True
+    )
+    no_dataset: bool = setting(FLAG, "The run reads no dataset and has no tokenizer.", default=False)
+    eos_id: int = setting(
+        integer(0), "Id that ends a document; less than n_vocab.", default=1, default_text="the datasets', else 1"
+    )
+    padding_id: int = setting(
+        integer(0),
+        "Id in padded positions, which carry no weight in the loss. n_vocab itself (a padding token added to the "
+        "tokenizer, outside the token table) means that padded positions hold eos_id.",
+        default=0,
+        default_text="the datasets', else 0",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """The mesh of devices, and which tensor dimension is split over which mesh axis."""
+
+    mesh_shape: MeshShape | None = setting(
+        MESH_SHAPE, "Axes of the device mesh and their sizes; none: all visible devices, batch split.", default=None
+    )
+    layout: Layout | None = setting(
+        LAYOUT, "Dimensions of tensors and the mesh axes they are split over.", default=None
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that one run is told, checked as a whole."""
+
+    name: str = setting(TEXT, "Name of the run.", default_text="the stem of the file")
+    model_path: str = setting(TEXT, "Directory of checkpoints, metrics and samples.")
+    model: ModelConfig
+    training: TrainingConfig
+    evaluation: EvaluationConfig
+    prediction: PredictionConfig
+    data: DataConfig
+    mesh: MeshConfig
+
+
+GROUPS: dict[str, type] = {
+    "model": ModelConfig,
+    "training": TrainingConfig,
+    "evaluation": EvaluationConfig,
+    "prediction": PredictionConfig,
+    "data": DataConfig,
+    "mesh": MeshConfig,
+}
+
+MODEL_NAME = one_of(("GPT",))

@@ -1,0 +1,328 @@
+"""Finding source files, and reading the documents in them: one after another, in natural order, never all at once.
+
+A plain text file is one document, a line of a JSON Lines file is one, and each member of an archive is read by its own
+name.
+"""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import hashlib
+import io
+import json
+import lzma
+import os
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import BinaryIO
+
+import zstandard
+from lm_dataformat import Reader as ArchiveReader
+from natsort import natsorted
+
+from configs.errors import DataError
+
+SUFFIXES = (".txt", ".py", ".md", ".jsonl", ".jsonl.zst", ".json.zst", ".dat.zst", ".xz", ".tar.gz", ".zip")
+"""Files that are read when a directory is named; a glob or a file named outright is read whatever its suffix."""
+
+_DAMAGED = (
+    OSError,
+    EOFError,
+    ValueError,
+    RuntimeError,  # a zip file with a password, or of an unknown compression
+    lzma.LZMAError,
+    zlib.error,
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zstandard.ZstdError,
+)
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file to read.
+
+    Attributes:
+        path: where it lies.
+        relative: its path below the directory that was named, with forward slashes: the same on every machine.
+    """
+
+    path: str
+    relative: str
+
+
+@dataclass(frozen=True)
+class Document:
+    """A document, or what keeps it from being one.
+
+    Attributes:
+        identity: relative path of its file, and its place there: the same on every machine.
+        text: its text, exactly as in the file; None if it cannot be read.
+        problem: why it cannot be read; None if it can.
+    """
+
+    identity: str
+    text: str | None
+    problem: str | None = None
+
+
+def find_files(
+    sources: Iterable[str], exclude: Sequence[str] = (), suffixes: tuple[str, ...] = SUFFIXES
+) -> list[SourceFile]:
+    """Lists the files of directories (with all below them), globs and single files, each file once.
+
+    Args:
+        sources: directories, globs (`**` crosses directories) and files; each one's files come in natural order.
+        exclude: patterns for the relative path, in which `*` also matches `/`: "test/*", "*/tests/*", "*.md".
+        suffixes: what is taken from a directory; hidden files and directories never are.
+
+    Raises:
+        DataError: a source has no file, or only excluded ones.
+    """
+    found = {}
+    for source in sources:
+        files = [file for file in _files_of(source, suffixes, exclude) if not _is_excluded(file, exclude)]
+        if not files:
+            raise DataError(_nothing_found(source, exclude, suffixes))
+        for file in natsorted(files, key=lambda file: file.relative):
+            found.setdefault(file.path, file)
+    return list(found.values())
+
+
+def _files_of(source: str, suffixes: tuple[str, ...], exclude: Sequence[str]) -> Iterator[SourceFile]:
+    if os.path.isdir(source):
+        yield from _walk(source, suffixes, exclude)
+        return
+    root = _fixed_part(source)
+    for path in glob.iglob(source, recursive=True):
+        if os.path.isfile(path):
+            yield SourceFile(path, _relative(path, root))
+
+
+def _walk(directory: str, suffixes: tuple[str, ...], exclude: Sequence[str]) -> Iterator[SourceFile]:
+    below = [pattern for pattern in exclude if pattern.endswith("/*")]
+    for folder, folders, names in os.walk(directory):
+        here = SourceFile(folder, _relative(folder, directory) + "/")
+        if _is_excluded(here, below):
+            folders.clear()  # everything below is excluded as well: not worth a look
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            if name.endswith(suffixes) and not name.startswith("."):
+                path = os.path.join(folder, name)
+                yield SourceFile(path, _relative(path, directory))
+
+
+def _fixed_part(pattern: str) -> str:
+    directory = os.path.dirname(pattern)
+    while glob.has_magic(directory):
+        directory = os.path.dirname(directory)
+    return directory or "."
+
+
+def _relative(path: str, root: str) -> str:
+    return os.path.relpath(path, root).replace(os.sep, "/")
+
+
+def _is_excluded(file: SourceFile, exclude: Sequence[str]) -> bool:
+    return any(fnmatchcase(file.relative, pattern) for pattern in exclude)
+
+
+def _nothing_found(source: str, exclude: Sequence[str], suffixes: tuple[str, ...]) -> str:
+    looked_for = f" ending in {' '.join(suffixes)}" if os.path.isdir(source) else ""
+    left_out = f" outside {', '.join(exclude)}" if exclude else ""
+    return f"{source}: no file{looked_for} found{left_out} -- name a directory, a glob or a file that has text"
+
+
+def read_all_documents(files: Iterable[SourceFile], text_key: str = "text") -> Iterator[Document]:
+    """Yields the documents of several files, in their order.
+
+    Raises:
+        DataError: as `read_documents`.
+    """
+    for file in files:
+        yield from read_documents(file, text_key)
+
+
+def read_documents(file: SourceFile, text_key: str = "text") -> Iterator[Document]:
+    """Yields the documents of one file; one that is not UTF-8 or not JSON comes with its problem in place of its text.
+
+    Args:
+        file: the file to read.
+        text_key: the key of a JSON Lines object that holds the text (a string, or a list of paragraphs).
+
+    Raises:
+        DataError: the file itself cannot be opened, or its compression or archive is damaged.
+    """
+    try:
+        with open(file.path, "rb") as stream:
+            yield from _read_stream(stream, _Place(file.relative, file.relative, text_key))
+    except _DAMAGED as error:
+        raise DataError(f"{file.path}: cannot be read ({error}) -- replace the file, or leave it out") from None
+
+
+def share_below(identity: str) -> float:
+    """Maps a document's identity evenly onto [0, 1), the same on every machine, to draw a fixed share of documents."""
+    digest = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where in a file reading has got to: what documents are called there, and the name that says how to read on."""
+
+    identity: str
+    kind: str
+    text_key: str
+
+    def without(self, suffix: str) -> _Place:
+        return replace(self, kind=self.kind.removesuffix(suffix))
+
+    def member(self, name: str) -> _Place:
+        return replace(self, identity=f"{self.identity}/{name}", kind=name)
+
+
+Reading = Callable[[BinaryIO, _Place], Iterator[Document]]
+
+
+def _read_stream(stream: BinaryIO, place: _Place) -> Iterator[Document]:
+    for suffix, read in _READERS.items():
+        if place.kind.endswith(suffix):
+            yield from read(stream, place)
+            return
+    yield _document(place.identity, stream.read())
+
+
+def _read_json_lines(stream: BinaryIO, place: _Place) -> Iterator[Document]:
+    for number, line in enumerate(stream, start=1):
+        if line.strip():
+            yield _parse_line(line, f"{place.identity}:{number}", place.text_key)
+
+
+def _parse_line(line: bytes, identity: str, text_key: str) -> Document:
+    try:
+        value = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return Document(identity, None, _not_utf8(error))
+    except ValueError as error:
+        return Document(identity, None, f"not JSON: {error}")
+    text = value.get(text_key) if isinstance(value, dict) else value
+    if isinstance(text, list) and all(isinstance(paragraph, str) for paragraph in text):
+        text = "\n\n".join(text)  # lm_dataformat's reading of a list
+    if not isinstance(text, str):
+        return Document(identity, None, f"no text under the key {text_key!r}")
+    return _check_encodable(identity, text)
+
+
+def _check_encodable(identity: str, text: str) -> Document:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:  # JSON can escape half of a surrogate pair, which is no text
+        return Document(identity, None, f"half a surrogate pair at character {error.start}")
+    return Document(identity, text)
+
+
+def _document(identity: str, content: bytes) -> Document:
+    try:
+        return Document(identity, content.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return Document(identity, None, _not_utf8(error))
+
+
+def _not_utf8(error: UnicodeDecodeError) -> str:
+    return f"not UTF-8 at byte {error.start}"
+
+
+def _read_tar(stream: BinaryIO, place: _Place) -> Iterator[Document]:
+    with tarfile.open(fileobj=stream, mode="r|") as archive:
+        for member in archive:
+            if member.isfile():
+                yield from _read_stream(archive.extractfile(member), place.member(member.name))
+
+
+def _read_zip(stream: BinaryIO, place: _Place) -> Iterator[Document]:
+    whole = stream if stream.seekable() else io.BytesIO(stream.read())
+    with zipfile.ZipFile(whole) as archive:
+        for member in archive.infolist():
+            if not member.is_dir():
+                with archive.open(member) as content:
+                    yield from _read_stream(content, place.member(member.filename))
+
+
+def _decompressed(open_stream: Callable[[BinaryIO], BinaryIO], suffix: str) -> Reading:
+    def read(stream: BinaryIO, place: _Place) -> Iterator[Document]:
+        with open_stream(stream) as content:
+            yield from _read_stream(content, place.without(suffix))
+
+    return read
+
+
+def _read_xz(stream: BinaryIO, place: _Place) -> Iterator[Document]:
+    with io.BufferedReader(lzma.open(stream)) as content:
+        # OpenWebText's `*_data.xz` are tar archives although their names do not say so.
+        is_tar = content.peek(512)[257:262] == b"ustar"
+        read = _read_tar if is_tar else _read_stream
+        yield from read(content, place.without(".xz"))
+
+
+def _open_zstandard(stream: BinaryIO) -> BinaryIO:
+    return io.BufferedReader(_ZstandardFrames(stream))
+
+
+class _ZstandardFrames(io.RawIOBase):
+    """Decompresses all frames of a file; zstandard's own stream reader takes a file that is cut off for a whole one."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._frame = None
+        self._compressed = b""
+        self._text = memoryview(b"")  # slices of it copy nothing
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        while not self._text and self._advance():
+            pass
+        count = min(len(buffer), len(self._text))
+        buffer[:count] = self._text[:count]
+        self._text = self._text[count:]
+        return count
+
+    def _advance(self) -> bool:
+        compressed = self._compressed or self._stream.read(1 << 16)
+        if not compressed:
+            if self._frame:
+                raise EOFError("it ends in the middle of a zstandard frame")
+            return False
+        self._frame = self._frame or zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
+        self._text = memoryview(self._frame.decompress(compressed))
+        self._compressed = self._frame.unused_data if self._frame.eof else b""
+        if self._frame.eof:
+            self._frame = None
+        return True
+
+
+def _read_archive(method: str) -> Reading:
+    def read(stream: BinaryIO, place: _Place) -> Iterator[Document]:
+        texts = getattr(ArchiveReader(""), method)(stream.name)
+        for number, text in enumerate(texts):
+            yield _check_encodable(f"{place.identity}:{number}", text)
+
+    return read
+
+
+_READERS: dict[str, Reading] = {
+    ".json.zst": _read_archive("read_json"),
+    ".dat.zst": _read_archive("read_dat"),
+    ".zst": _decompressed(_open_zstandard, ".zst"),
+    ".gz": _decompressed(gzip.open, ".gz"),
+    ".xz": _read_xz,
+    ".jsonl": _read_json_lines,
+    ".tar": _read_tar,
+    ".zip": _read_zip,
+}

@@ -1,0 +1,134 @@
+"""The command line: trains, evaluates, or lets a model write. `python3 main.py --help` lists what can be said."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from configs.errors import ConfigError, DeviceError, UserError
+from configs.load import load_config
+
+# Flags that set a key of the config for one call.
+SAMPLING_FLAGS = {
+    "temperature": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "seed": "predict_seed",
+    "n_samples": "predict_batch_size",
+    "max_new_tokens": "predict_max_steps",
+}
+# Flags of GPT-Neo that a later version will have.
+UNAVAILABLE = ("auto_layout", "auto_layout_and_mesh_shape", "entmax_sampling", "export")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="main.py", description="Train a GPT-like model over a mesh of devices, evaluate it, or let it write."
+    )
+    parser.add_argument("--model", required=True, help="a name (configs/NAME.json) or the path of a .json file")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the config; may be repeated"
+    )
+    verbs = parser.add_mutually_exclusive_group()
+    verbs.add_argument("--eval", action="store_true", help="measure the loss on held-out data")
+    verbs.add_argument("--predict", action="store_true", help="continue a prompt")
+    verbs.add_argument(
+        "--check_dataset", action="store_true", help="read every record of the datasets and show what is in them"
+    )
+    _add_running_flags(parser.add_argument_group("running"))
+    _add_sampling_flags(parser.add_argument_group("with --predict"))
+    for flag in UNAVAILABLE:
+        parser.add_argument(f"--{flag}", action="store_true", help=argparse.SUPPRESS)
+    return parser
+
+
+def _add_running_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--gpu_ids", nargs="+", metavar="DEVICE", help="as device:GPU:0; left out: every GPU, or the CPU"
+    )
+    group.add_argument("--cpu_devices", type=int, metavar="N", help="make N virtual CPU devices, to try a mesh")
+    group.add_argument("--tpu", help=argparse.SUPPRESS)
+    group.add_argument(
+        "--steps_per_checkpoint", type=int, default=5000, help="steps between checkpoints (default 5000)"
+    )
+    group.add_argument("--new", action="store_true", help="delete the run at model_path first, after asking")
+    group.add_argument("--yes", action="store_true", help="answer yes to what --new asks")
+    group.add_argument("--sacred_id", default="nosacred", help="stands in the names of output files")
+
+
+def _add_sampling_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--prompt", default="", metavar="FILE", help="text file to continue")
+    group.add_argument("--temperature", metavar="T", help="0: always the likeliest token")
+    group.add_argument("--top_k", metavar="K", help="sample among the K likeliest tokens")
+    group.add_argument("--top_p", metavar="P", help="sample among the likeliest tokens that hold this share")
+    group.add_argument("--seed", metavar="N", help="the same number gives the same text")
+    group.add_argument("--n_samples", metavar="N", help="samples of one prompt")
+    group.add_argument("--max_new_tokens", metavar="N", help="most new tokens of a sample")
+
+
+def _overrides(arguments: argparse.Namespace) -> list[str]:
+    given = {key: getattr(arguments, flag) for flag, key in SAMPLING_FLAGS.items()}
+    return [*arguments.set, *(f"{key}={value}" for key, value in given.items() if value is not None)]
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    for flag in UNAVAILABLE:
+        if getattr(arguments, flag):
+            raise ConfigError(f"--{flag} -- is known from GPT-Neo but not available in this version -- leave it out")
+    if arguments.tpu is not None:
+        raise DeviceError(
+            f"--tpu {arguments.tpu} -- TPUs are not available in this version -- leave it out to run on GPUs or the CPU"
+        )
+    if arguments.steps_per_checkpoint < 1:
+        raise ConfigError(
+            f"--steps_per_checkpoint {arguments.steps_per_checkpoint} -- must be at least 1 -- give a number of steps"
+        )
+    if arguments.gpu_ids and arguments.cpu_devices is not None:
+        raise DeviceError("--gpu_ids and --cpu_devices -- exclude each other -- give one of them")
+    if arguments.new and (arguments.eval or arguments.predict or arguments.check_dataset):
+        raise ConfigError(
+            "--new -- starts training from the beginning -- leave out --eval, --predict and --check_dataset"
+        )
+
+
+def _confirm(arguments: argparse.Namespace, question: str) -> bool:
+    if arguments.yes:
+        return True
+    if not sys.stdin.isatty():
+        raise ConfigError(f"--new: {question} -- nobody is there to answer -- give --yes too")
+    return input(f"{question} [y/n] ").strip().lower() in ("y", "yes")
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    _check(arguments)
+    config = load_config(arguments.model, _overrides(arguments))
+    import verbs  # here, since TensorFlow takes seconds to load: a mistyped key is answered at once
+
+    options = verbs.Options(
+        gpu_ids=tuple(arguments.gpu_ids) if arguments.gpu_ids else None,
+        n_cpu_devices=arguments.cpu_devices,
+        steps_per_checkpoint=arguments.steps_per_checkpoint,
+        sacred_id=arguments.sacred_id,
+        prompt_path=arguments.prompt or None,
+    )
+    if arguments.new and not verbs.forget(config, lambda question: _confirm(arguments, question)):
+        return 0
+    verb = next((name for name in ("eval", "predict", "check_dataset") if getattr(arguments, name)), "train")
+    return verbs.run(verb, config, options)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the program; returns its exit status: 2 for what the user can mend."""
+    try:
+        return _run(_parser().parse_args(arguments))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

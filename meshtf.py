@@ -1,0 +1,65 @@
+"""The one door to TensorFlow and mesh-TensorFlow.
+
+mesh-tensorflow 0.1.21 was written for TensorFlow < 2.16: it imports `tensorflow.compat.v1.estimator` and two names
+that have left `tensorflow.python.framework.ops`. They are put back here before it is imported; nothing else of the
+project touches TensorFlow's internals.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import types
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def _quiet_standard_error() -> Iterator[None]:
+    """Hides what TensorFlow's C++ side writes while it is loaded: those lines come before any log level is in force."""
+    sys.stderr.flush()
+    saved = os.dup(2)
+    with open(os.devnull, "wb") as sink:
+        os.dup2(sink.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+
+
+# A user's own setting wins: then nothing is hidden. 3: errors reach the user as Python exceptions, and not twice. The
+# variable is taken back afterwards, or else a child process would take it for the user's.
+if "TF_CPP_MIN_LOG_LEVEL" in os.environ:
+    import tensorflow as tf
+else:
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    with _quiet_standard_error():
+        import tensorflow as tf
+
+        tf.config.list_physical_devices()  # looks for GPUs, and complains of those that are not there
+    del os.environ["TF_CPP_MIN_LOG_LEVEL"]
+
+from tensorflow.python.framework import ops as _ops  # noqa: E402
+from tensorflow.python.framework import tensor_conversion_registry as _conversion  # noqa: E402
+
+
+def _restore_names_that_mesh_tensorflow_imports() -> None:
+    estimator = types.ModuleType("tensorflow.compat.v1.estimator")
+    estimator.SessionRunHook = tf.compat.v1.train.SessionRunHook
+    estimator.CheckpointSaverListener = tf.compat.v1.train.CheckpointSaverListener
+    sys.modules["tensorflow.compat.v1.estimator"] = estimator
+    tf.compat.v1.estimator = estimator
+    tf.estimator = estimator
+    _ops.register_tensor_conversion_function = _conversion.register_tensor_conversion_function
+    _ops.register_dense_tensor_like_type = lambda tensor_type: None
+
+
+_restore_names_that_mesh_tensorflow_imports()
+logging.getLogger("tensorflow").setLevel(logging.ERROR)
+
+import mesh_tensorflow as mtf  # noqa: E402
+from mesh_tensorflow.placement_mesh_impl import PlacementMeshImpl  # noqa: E402
+
+__all__ = ["PlacementMeshImpl", "mtf", "tf"]

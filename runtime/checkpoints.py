@@ -1,0 +1,167 @@
+"""Checkpoints in TensorFlow's format under GPT-Neo's names, written from the slices; a variable is whole in the file
+whatever the mesh was.
+
+A checkpoint is three steps: the tensors, then the index (renamed into place by TensorFlow when all tensors are
+written), then the line in the file `checkpoint` (renamed into place too). Killed at any moment, the newest finished
+checkpoint stays the newest.
+"""
+
+from __future__ import annotations
+
+import difflib
+import posixpath
+import re
+import time
+
+from configs.errors import CheckpointError
+from meshtf import tf
+from runtime.files import write_text
+from runtime.loop import TrainingPosition
+from runtime.mesh import VariableSlices, VariableStore
+
+STEP_NAME = "global_step"
+# Hugging Face's converter passes over names that hold "global_step", and must not find a name that it does not know.
+EXAMPLES_NAME = "global_step_examples"
+KEPT = 10
+KEPT_FOR_GOOD_SECONDS = 2 * 3600
+
+
+def latest_checkpoint(model_path: str) -> str | None:
+    """Path prefix of the newest finished checkpoint; None: there is none."""
+    state = tf.train.get_checkpoint_state(model_path)
+    paths = list(state.all_model_checkpoint_paths) if state else []
+    finished = [path for path in paths if tf.io.gfile.exists(f"{path}.index")]
+    return finished[-1] if finished else None
+
+
+def checkpoint_step(path: str) -> int:
+    """The step that a checkpoint was written at, from its name."""
+    match = re.search(r"-(\d+)$", path)
+    if match is None:
+        raise CheckpointError(f"{path} -- the name does not end in a step -- name checkpoints as model.ckpt-STEP")
+    return int(match.group(1))
+
+
+class CheckpointWriter:
+    """Writes checkpoints of one run, and removes old ones: the last 10 stay, and one for each two hours."""
+
+    def __init__(self, model_path: str, store: VariableStore):
+        self._model_path = model_path
+        self._store = store
+        state = tf.train.get_checkpoint_state(model_path)
+        self._paths = list(state.all_model_checkpoint_paths) if state else []
+        self._times = list(state.all_model_checkpoint_timestamps) if state else []
+        self._kept_for_good_seconds = time.time() if state is None else state.last_preserved_timestamp
+
+    def save(self, position: TrainingPosition) -> str:
+        """Writes every variable and the position; returns the path prefix."""
+        tf.io.gfile.makedirs(self._model_path)
+        path = posixpath.join(self._model_path, f"model.ckpt-{position.step}")
+        names, specifications, tensors = _whole_scalars(position)
+        for stored in self._store:
+            for index in stored.distinct_slices():
+                names.append(stored.name)
+                specifications.append(stored.specification(index))
+                tensors.append(stored.slices[index])
+        with tf.device("/device:CPU:0"):
+            tf.raw_ops.SaveV2(prefix=path, tensor_names=names, shape_and_slices=specifications, tensors=tensors)
+        self._remember(path)
+        return path
+
+    def _remember(self, path: str) -> None:
+        if path in self._paths:
+            index = self._paths.index(path)
+            del self._paths[index], self._times[index]
+        self._paths.append(path)
+        self._times.append(time.time())
+        expired = []
+        while len(self._paths) > KEPT:
+            old_path, old_time = self._paths.pop(0), self._times.pop(0)
+            if old_time > self._kept_for_good_seconds + KEPT_FOR_GOOD_SECONDS:
+                self._kept_for_good_seconds = old_time
+            else:
+                expired.append(old_path)
+        self._write_state()
+        # Only once nothing names them any more.
+        for old_path in expired:
+            tf.compat.v1.train.remove_checkpoint(old_path)
+
+    def _write_state(self) -> None:
+        state = tf.compat.v1.train.generate_checkpoint_state_proto(
+            self._model_path, self._paths[-1], self._paths, self._times, self._kept_for_good_seconds
+        )
+        # Names without the folder, so that the folder can be moved.
+        state.model_checkpoint_path = posixpath.basename(state.model_checkpoint_path)
+        names = [posixpath.basename(path) for path in state.all_model_checkpoint_paths]
+        state.all_model_checkpoint_paths[:] = names
+        write_text(posixpath.join(self._model_path, "checkpoint"), str(state))
+
+
+def _whole_scalars(position: TrainingPosition) -> tuple[list[str], list[str], list[tf.Tensor]]:
+    values = [tf.constant(position.step, tf.int64), tf.constant(position.examples, tf.int64)]
+    return [STEP_NAME, EXAMPLES_NAME], ["", ""], values
+
+
+def restore(path: str, store: VariableStore, train_batch_size: int) -> TrainingPosition:
+    """Sets every variable of the store from a checkpoint written on any mesh.
+
+    Variables may be of another floating type there: GPT-Neo keeps bfloat16 ones for `precision` bfloat16.
+
+    Args:
+      path: prefix of the checkpoint.
+      store: the variables, of any layout.
+      train_batch_size: from which the examples read are reckoned for a checkpoint that does not know them, as GPT-
+        Neo's.
+
+    Raises:
+      CheckpointError: a variable is missing, has another shape, or a file cannot be read.
+    """
+    try:
+        reader = tf.train.load_checkpoint(path)
+        _check_variables(path, reader, store)
+        for stored in store:
+            _restore_variable(path, stored, reader.get_variable_to_dtype_map()[stored.name])
+        step = int(reader.get_tensor(STEP_NAME)) if reader.has_tensor(STEP_NAME) else checkpoint_step(path)
+        examples = (
+            int(reader.get_tensor(EXAMPLES_NAME)) if reader.has_tensor(EXAMPLES_NAME) else step * train_batch_size
+        )
+    except (tf.errors.OpError, ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(
+            f"{path} -- cannot be read: {_first_line(error)} -- remove this checkpoint's files, so that the "
+            "one before it is used"
+        ) from error
+    return TrainingPosition(step, examples)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def _check_variables(path: str, reader: tf.train.CheckpointReader, store: VariableStore) -> None:
+    shapes = reader.get_variable_to_shape_map()
+    for stored in store:
+        if stored.name not in shapes:
+            nearest = difflib.get_close_matches(stored.name, shapes, 1)
+            hint = f"; the nearest name there is {nearest[0]}" if nearest else ""
+            raise CheckpointError(
+                f"{path} -- has no variable {stored.name}{hint} -- the config must describe the model that was "
+                "trained; give that config, or another model_path"
+            )
+        there = tuple(shapes[stored.name])
+        if there != stored.whole_shape:
+            raise CheckpointError(
+                f"{path} -- variable {stored.name} is {list(there)} there and {list(stored.whole_shape)} in the config "
+                "-- give the config that was trained, or another model_path"
+            )
+
+
+def _restore_variable(path: str, stored: VariableSlices, dtype: tf.DType) -> None:
+    for index, piece in enumerate(stored.slices):
+        with tf.device("/device:CPU:0"):
+            (value,) = tf.raw_ops.RestoreV2(
+                prefix=path, tensor_names=[stored.name], shape_and_slices=[stored.specification(index)], dtypes=[dtype]
+            )
+            value = tf.cast(value, tf.float32)
+        piece.assign(value)

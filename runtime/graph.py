@@ -1,0 +1,177 @@
+"""Builds the mesh graph of one step and lowers it to a TensorFlow function."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from configs.schema import ModelConfig, RunConfig
+from meshtf import mtf, tf
+from models import decode, gpt2, losses, ops
+from models.context import Context
+from models.dims import Dims
+from runtime.mesh import DeviceMesh, Placement
+from runtime.optimizers import build_update
+
+Function = Callable[..., dict[str, tf.Tensor]]
+
+
+@dataclasses.dataclass(frozen=True)
+class LoweredStep:
+    """A compiled step.
+
+    Attributes:
+      function: takes host arrays, gives named tensors.
+    """
+
+    function: Function
+
+    def __call__(self, *arrays: np.ndarray) -> dict[str, np.ndarray]:
+        return {name: value.numpy() for name, value in self.function(*arrays).items()}
+
+    def n_graph_nodes(self) -> int:
+        """Nodes of the TensorFlow graph, those of the functions that it calls counted once each."""
+        graph = self.function.graph.as_graph_def()
+        return len(graph.node) + sum(len(function.node_def) for function in graph.library.function)
+
+
+def _lower(
+    graph: mtf.Graph, mesh: mtf.Mesh, mesh_impl: DeviceMesh, outputs: dict[str, mtf.Tensor]
+) -> dict[str, tf.Tensor]:
+    lowering = mtf.Lowering(graph, {mesh: mesh_impl}, autostack=False)
+    return {name: lowering.export_to_tf_tensor(tensor) for name, tensor in outputs.items()}
+
+
+def _new_mesh() -> tuple[mtf.Graph, mtf.Mesh]:
+    graph = mtf.Graph()
+    return graph, mtf.Mesh(graph, "mesh")
+
+
+def _compile(
+    function: Callable[..., dict[str, tf.Tensor]], *signature: tf.TensorSpec, by_xla: bool = False
+) -> LoweredStep:
+    return LoweredStep(tf.function(function, autograph=False, jit_compile=by_xla).get_concrete_function(*signature))
+
+
+def _ids(*shape: int) -> tf.TensorSpec:
+    return tf.TensorSpec(shape, tf.int32)
+
+
+def n_microbatches(config: RunConfig, batch_split: int) -> int:
+    """In how many parts a batch is computed, one after the other: GPT-Neo's arithmetic, lowered until it divides the
+    batch of a replica.
+    """
+    tokens = config.training.tokens_per_mb_per_replica
+    if tokens is None:
+        return 1
+    batch_per_replica = config.training.train_batch_size // batch_split
+    count = max(1, batch_per_replica // max(1, tokens // config.model.n_ctx))
+    while batch_per_replica % count:
+        count -= 1
+    return count
+
+
+def _training_outputs(
+    model: ModelConfig, features: dict[str, mtf.Tensor], key: mtf.Tensor, n_parts: int
+) -> dict[str, mtf.Tensor]:
+    """Losses of one microbatch, divided so that those of all parts add up to the batch's."""
+    batch_dim, sequence_dim = features["tokens"].shape.dims
+    dims = Dims.of(model, batch_dim.size, sequence_dim.size)
+    context = Context(key.mesh, model, dims, ops.Noise(key, features["rows"]))
+    token_losses = losses.token_losses(gpt2.logits(context, features["tokens"]), features["labels"])
+    return {
+        "loss": token_losses.training_loss(model.z_loss) / n_parts,
+        "cross_entropy": mtf.reduce_mean(token_losses.cross_entropy) / n_parts,
+    }
+
+
+def _gradients(
+    model: ModelConfig, features: dict[str, mtf.Tensor], key: mtf.Tensor, n_parts: int
+) -> tuple[list[mtf.Tensor], dict[str, mtf.Tensor]]:
+    def outputs_of(part: dict[str, mtf.Tensor]) -> dict[str, mtf.Tensor]:
+        return _training_outputs(model, part, key, n_parts)
+
+    if n_parts > 1:
+        return mtf.serialize_training_step(features, outputs_of, features["tokens"].shape.dims[0], n_parts)
+    outputs = outputs_of(features)
+    trainable = key.mesh.graph.trainable_variables
+    return mtf.gradients([outputs["loss"]], [variable.value for variable in trainable]), outputs
+
+
+def build_train_step(config: RunConfig, placement: Placement) -> LoweredStep:
+    """One step of training.
+
+    Returns:
+      A step from (tokens int32 [batch, sequence], labels int32 [batch, sequence], learning_rate float32, noise_key
+      int32) to `loss` (mean cross-entropy in nats, before the update) and `grad_norm` (before clipping); it updates
+      the variables.
+    """
+    batch_size, length = config.training.train_batch_size, config.model.n_ctx
+    mesh_impl = placement.implementation(batch_size)
+    n_parts = n_microbatches(config, placement.axis_size("batch"))
+    batch_dim, sequence_dim = mtf.Dimension("batch", batch_size), mtf.Dimension("sequence", length)
+
+    def step(
+        tokens: tf.Tensor, labels: tf.Tensor, learning_rate: tf.Tensor, noise_key: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        graph, mesh = _new_mesh()
+        features = {
+            "tokens": mtf.import_tf_tensor(mesh, tokens, mtf.Shape([batch_dim, sequence_dim])),
+            "labels": mtf.import_tf_tensor(mesh, labels, mtf.Shape([batch_dim, sequence_dim])),
+            "rows": mtf.mtf_range(mesh, batch_dim, tf.int32),
+        }
+        gradients, outputs = _gradients(config.model, features, mtf.import_tf_tensor(mesh, noise_key), n_parts)
+        rate = mtf.import_tf_tensor(mesh, learning_rate)
+        norm = build_update(list(graph.trainable_variables), gradients, config.training, rate)
+        return _lower(graph, mesh, mesh_impl, {"loss": outputs["cross_entropy"], "grad_norm": norm})
+
+    scalar = tf.TensorSpec((), tf.float32)
+    return _compile(step, _ids(batch_size, length), _ids(batch_size, length), scalar, _ids())
+
+
+def build_eval_step(config: RunConfig, placement: Placement) -> LoweredStep:
+    """Losses without dropout.
+
+    Returns:
+      A step from (tokens int32 [batch, sequence], labels int32 [batch, sequence]) to `cross_entropy`, the sum over
+      each row's tokens in nats, float32 [batch].
+    """
+    batch_size, length = config.evaluation.eval_batch_size, config.model.n_ctx
+    mesh_impl = placement.implementation(batch_size)
+
+    def step(tokens: tf.Tensor, labels: tf.Tensor) -> dict[str, tf.Tensor]:
+        graph, mesh = _new_mesh()
+        dims = Dims.of(config.model, batch_size, length)
+        shape = mtf.Shape([dims.batch, dims.sequence])
+        logits = gpt2.logits(Context(mesh, config.model, dims), mtf.import_tf_tensor(mesh, tokens, shape))
+        token_losses = losses.token_losses(logits, mtf.import_tf_tensor(mesh, labels, shape))
+        row_sums = mtf.reduce_sum(token_losses.cross_entropy, reduced_dim=dims.sequence)
+        return _lower(graph, mesh, mesh_impl, {"cross_entropy": row_sums})
+
+    return _compile(step, _ids(batch_size, length), _ids(batch_size, length))
+
+
+def build_generation(
+    config: RunConfig, placement: Placement, prompt_length: int, request: decode.Request
+) -> LoweredStep:
+    """A continuation of one prompt, by `predict_batch_size` rows at once.
+
+    Returns:
+      A step from (prompt int32 [sequence], noise_key int32) to `written`, int32 [batch, new_tokens].
+    """
+    batch_size = config.prediction.predict_batch_size
+    # A cache grows to any length, which the mesh need not divide.
+    mesh_impl = placement.without("sequence", "memory_length").implementation(batch_size)
+    batch_dim, prompt_dim = mtf.Dimension("batch", batch_size), mtf.Dimension("sequence", prompt_length)
+
+    def step(prompt: tf.Tensor, noise_key: tf.Tensor) -> dict[str, tf.Tensor]:
+        graph, mesh = _new_mesh()
+        noise = ops.Noise(mtf.import_tf_tensor(mesh, noise_key), mtf.mtf_range(mesh, batch_dim, tf.int32))
+        repeated = tf.repeat(prompt[None], batch_size, axis=0)
+        prompts = mtf.import_tf_tensor(mesh, repeated, mtf.Shape([batch_dim, prompt_dim]))
+        return _lower(graph, mesh, mesh_impl, {"written": decode.generate(config.model, prompts, noise, request)})
+
+    # XLA compiles for one device: with it the loop has no overhead for each small operation.
+    return _compile(step, _ids(prompt_length), _ids(), by_xla=len(placement.devices) == 1)

@@ -1,0 +1,204 @@
+"""From the devices that are there to a mesh, and the variables' slices on it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from configs.errors import DeviceError
+from configs.layout import format_mesh_shape
+from configs.schema import MeshConfig
+from meshtf import PlacementMeshImpl, mtf, tf
+from models.variables import SlicedVariable
+
+
+@dataclasses.dataclass(frozen=True)
+class VariableSlices:
+    """One variable as it lies on the mesh.
+
+    Attributes:
+      begins: where each slice begins in the whole; equal where processors hold the same slice.
+      slices: one float32 TensorFlow variable a processor.
+    """
+
+    variable: SlicedVariable
+    begins: tuple[tuple[int, ...], ...]
+    slices: tuple[tf.Variable, ...]
+
+    @property
+    def name(self) -> str:
+        return self.variable.name
+
+    @property
+    def whole_shape(self) -> tuple[int, ...]:
+        return tuple(self.variable.shape.to_integer_list)
+
+    def specification(self, index: int) -> str:
+        """TensorFlow's notation of a slice in a checkpoint: the whole shape, then `begin,size` for each dimension."""
+        sizes = self.slices[index].shape.as_list()
+        ranges = ":".join(f"{begin},{size}" for begin, size in zip(self.begins[index], sizes, strict=True))
+        return " ".join([*map(str, self.whole_shape), ranges])
+
+    def distinct_slices(self) -> list[int]:
+        """Index of the first processor that holds each different slice."""
+        return list({begin: index for index, begin in reversed(list(enumerate(self.begins)))}.values())
+
+    def assign_whole(self, value: np.ndarray) -> None:
+        """Sets every slice from the whole value."""
+        for begin, piece in zip(self.begins, self.slices, strict=True):
+            region = tuple(slice(b, b + size) for b, size in zip(begin, piece.shape.as_list(), strict=True))
+            piece.assign(value[region])
+
+
+class VariableStore:
+    """The slices of every variable of a run, by checkpoint name; graphs for training, evaluation and decoding share
+    them.
+    """
+
+    def __init__(self) -> None:
+        self._by_name: dict[str, VariableSlices] = {}
+
+    def __iter__(self):
+        return iter(self._by_name.values())
+
+    def slices_of(self, variable: SlicedVariable, mesh_impl: mtf.MeshImpl) -> VariableSlices:
+        """The slices of a variable, made (as zeros) on first use."""
+        if variable.name not in self._by_name:
+            shape = mesh_impl.slice_shape(variable.shape)
+            begins = tuple(tuple(mesh_impl.slice_begin(variable.shape, pnum)) for pnum in range(mesh_impl.size))
+            # Graphs are built inside tf.function: variables are made outside of it, to outlive it.
+            with tf.init_scope():
+                slices = tuple(_zeros(variable.name, shape, device) for device in mesh_impl.devices)
+            self._by_name[variable.name] = VariableSlices(variable, begins, slices)
+        return self._by_name[variable.name]
+
+    def initialize(self, seed: int) -> None:
+        """Gives every variable its first value."""
+        for stored in self:
+            stored.assign_whole(stored.variable.initial_value(seed))
+
+    def n_trainable_parameters(self) -> int:
+        return sum(stored.variable.shape.size for stored in self if stored.variable.trainable)
+
+
+def _zeros(name: str, shape: Sequence[int], device: str) -> tf.Variable:
+    with tf.device(device):
+        return tf.Variable(tf.zeros(shape), name=name, trainable=False)
+
+
+class DeviceMesh(PlacementMeshImpl):
+    """Mesh-TensorFlow's placement on devices of one process, with slices as the only variables."""
+
+    def __init__(self, shape: mtf.Shape, layout: mtf.LayoutRules, devices: Sequence[str], store: VariableStore):
+        super().__init__(shape, layout, list(devices))
+        self.store = store
+
+    class LaidOutVariable:
+        """What mesh-TensorFlow asks of a variable that is laid out."""
+
+        def __init__(self, variable: SlicedVariable, mesh_impl: DeviceMesh):
+            self._mesh_impl = mesh_impl
+            self._slices = mesh_impl.store.slices_of(variable, mesh_impl).slices
+            self.laid_out_tensor = mesh_impl.LaidOutTensor(list(self._slices))
+
+        def assign(self, laid_out_value: object) -> None:
+            for device, piece, value in zip(
+                self._mesh_impl.devices, self._slices, laid_out_value.all_slices, strict=True
+            ):
+                with tf.device(device):
+                    piece.assign(value, read_value=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Where a run lies: the mesh, what is split over it, the devices, and the variables on them."""
+
+    shape: mtf.Shape
+    layout: tuple[tuple[str, str], ...]
+    devices: tuple[str, ...]
+    store: VariableStore
+
+    def implementation(self, batch_size: int) -> DeviceMesh:
+        """The mesh for a batch of that size; a batch that the mesh does not divide is held whole by every processor."""
+        sizes = {dim.name: dim.size for dim in self.shape.dims}
+        rules = [rule for rule in self.layout if rule[0] != "batch" or batch_size % sizes.get(rule[1], 1) == 0]
+        return DeviceMesh(self.shape, mtf.LayoutRules(rules), self.devices, self.store)
+
+    def without(self, *dimensions: str) -> Placement:
+        """The same placement with some tensor dimensions left whole."""
+        return dataclasses.replace(self, layout=tuple(rule for rule in self.layout if rule[0] not in dimensions))
+
+    def axis_size(self, dimension: str) -> int:
+        """Over how many processors a tensor dimension is split."""
+        sizes = {dim.name: dim.size for dim in self.shape.dims}
+        return sizes.get(dict(self.layout).get(dimension, ""), 1)
+
+    def describe(self) -> str:
+        rules = ",".join(f"{dim}:{axis}" for dim, axis in self.layout) or "nothing split"
+        shape = ",".join(f"{dim.name}:{dim.size}" for dim in self.shape.dims) or "one device"
+        return f"{shape} ({rules}) on {', '.join(device.removeprefix('/device:') for device in self.devices)}"
+
+
+def choose_devices(gpu_ids: Sequence[str] | None, n_cpu_devices: int | None) -> tuple[str, ...]:
+    """The devices to run on; to be called before TensorFlow runs anything.
+
+    Args:
+      gpu_ids: as `device:GPU:0`; None: every GPU that is visible, or the CPU.
+      n_cpu_devices: how many virtual CPU devices to make instead; None: not asked for.
+
+    Raises:
+      DeviceError: a device is not there.
+    """
+    if n_cpu_devices is not None:
+        return _virtual_cpu_devices(n_cpu_devices)
+    visible = [
+        f"/device:{device.device_type}:{index}" for index, device in enumerate(tf.config.list_physical_devices("GPU"))
+    ]
+    if gpu_ids is None:
+        return tuple(visible) or ("/device:CPU:0",)
+    wanted = tuple("/" + name.strip().lstrip("/") for name in gpu_ids)
+    for name in wanted:
+        if name not in [*visible, "/device:CPU:0"]:
+            there = ", ".join(device.lstrip("/") for device in visible) or "none"
+            raise DeviceError(
+                f"--gpu_ids {name.lstrip('/')} -- no such device; GPUs that TensorFlow sees: {there} -- "
+                "name one that is there, or leave --gpu_ids out to run on what is there"
+            )
+    if len(set(wanted)) < len(wanted):
+        raise DeviceError(f"--gpu_ids {' '.join(gpu_ids)} -- a device is named twice -- name each once")
+    return wanted
+
+
+def _virtual_cpu_devices(count: int) -> tuple[str, ...]:
+    if count < 1:
+        raise DeviceError(f"--cpu_devices {count} -- must be at least 1 -- give the number of virtual CPU devices")
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
+    return tuple(f"/device:CPU:{index}" for index in range(count))
+
+
+def place(mesh: MeshConfig, devices: Sequence[str]) -> Placement:
+    """Lays the configured mesh over the devices.
+
+    One device holds everything, whatever mesh the config was written for: the numbers are the same. Without a
+    `mesh_shape` the batch is split over all devices.
+
+    Raises:
+      DeviceError: the mesh needs another number of devices than there are.
+    """
+    devices = tuple(devices)
+    if len(devices) == 1:
+        return Placement(mtf.Shape([]), (), devices, VariableStore())
+    mesh_shape = mesh.mesh_shape or (("all", len(devices)),)
+    layout = mesh.layout if mesh.layout is not None else (("batch", mesh_shape[0][0]),)
+    needed = int(np.prod([size for _, size in mesh_shape]))
+    if needed != len(devices):
+        raise DeviceError(
+            f"mesh_shape = {format_mesh_shape(mesh_shape)} -- needs {needed} devices, {len(devices)} are there -- "
+            f"give a mesh_shape whose sizes multiply to {len(devices)} "
+            f"(--set mesh_shape={mesh_shape[0][0]}:{len(devices)}), or that many devices"
+        )
+    shape = mtf.Shape([mtf.Dimension(axis, size) for axis, size in mesh_shape])
+    return Placement(shape, tuple(layout), devices, VariableStore())

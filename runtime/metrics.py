@@ -1,0 +1,168 @@
+"""What a run measured, on disk: one JSON object a line for programs, TensorBoard scalars for people.
+
+`metrics.jsonl` is the record that everything else reads. A line is written whole and flushed, so that a killed run
+leaves at most one torn line at the end, which the next writer removes and every reader ignores.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import posixpath
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from configs.errors import DataError
+from meshtf import tf
+
+METRICS_FILE = "metrics.jsonl"
+EVENT_FOLDERS = {"train": "", "eval": "eval"}  # GPT-Neo's places, by split
+
+_NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+
+
+class MetricsWriter:
+    """Appends metrics to `metrics.jsonl` and to TensorBoard event files under a model path.
+
+    Attributes:
+      path: the metrics file.
+    """
+
+    def __init__(self, model_path: str, resume_step: int | None = None) -> None:
+        """Opens the record of a run for appending.
+
+        Args:
+          model_path: folder of the run, local or `gs://`; made if it is not there.
+          resume_step: the step that training goes on from. What an earlier process measured after it is measured again,
+            so those lines are dropped and TensorBoard is told to hide those points. None keeps every line.
+
+        Raises:
+          DataError: a line other than the last of the file that is there is not a JSON object.
+        """
+        self.path = metrics_path(model_path)
+        self._model_path = model_path
+        self._resume_step = resume_step
+        self._events: dict[str, Any] = {}
+        tf.io.gfile.makedirs(model_path)
+        _repair(self.path, math.inf if resume_step is None else resume_step)
+        self._file = tf.io.gfile.GFile(self.path, "a")
+
+    def write(self, split: str, step: int, values: Mapping[str, float]) -> None:
+        """Appends one line, and the same values as TensorBoard scalars.
+
+        Args:
+          split: "train" or "eval".
+          step: number of training steps made when the values were measured.
+          values: named scalars (Python or NumPy); non-finite ones become the strings "nan", "inf" and "-inf", for JSON
+            has no such numbers.
+        """
+        reserved = {"step", "split", "time"} & set(values)
+        assert not reserved, f"metrics may not be called {sorted(reserved)}"
+        line = {"step": int(step), "split": split, "time": round(time.time(), 3)}
+        line |= {name: _to_json(value) for name, value in values.items()}
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        self._file.flush()
+        self._write_events(split, step, values)
+
+    def close(self) -> None:
+        """Closes all files."""
+        self._file.close()
+        for writer in self._events.values():
+            writer.close()
+
+    def __enter__(self) -> MetricsWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _write_events(self, split: str, step: int, values: Mapping[str, float]) -> None:
+        scalars = [tf.compat.v1.Summary.Value(tag=name, simple_value=float(value)) for name, value in values.items()]
+        writer = self._event_writer(split)
+        writer.add_summary(tf.compat.v1.Summary(value=scalars), global_step=int(step))
+        writer.flush()
+
+    def _event_writer(self, split: str) -> Any:
+        """Returns the event writer of a split; it is made on first use, so that no empty event file is left."""
+        if split not in self._events:
+            folder = posixpath.join(self._model_path, EVENT_FOLDERS[split])
+            self._events[split] = _open_events(folder, self._resume_step)
+        return self._events[split]
+
+
+def metrics_path(model_path: str) -> str:
+    """Returns the path of the metrics file of a run."""
+    return posixpath.join(model_path, METRICS_FILE)
+
+
+def read_metrics(model_path: str) -> list[dict[str, Any]]:
+    """Reads the metrics of a run, which may still be writing them.
+
+    Args:
+      model_path: folder of the run.
+
+    Returns:
+      One dict a line, in file order; non-finite values are floats again. Empty if the run has measured nothing. A torn
+      last line is left out.
+
+    Raises:
+      DataError: a line other than the last is not a JSON object.
+    """
+    return [_from_json(line) for line in _read_lines(metrics_path(model_path))]
+
+
+def _read_lines(path: str) -> list[dict[str, Any]]:
+    """Returns the complete lines of a metrics file as they stand, without a torn last one."""
+    if not tf.io.gfile.exists(path):
+        return []
+    with tf.io.gfile.GFile(path, "rb") as file:
+        *complete, _torn = file.read().split(b"\n")
+    parsed = [_parse_line(text) for text in complete]
+    if parsed and parsed[-1] is None:  # a power cut may leave a last line of zero bytes with its end
+        parsed.pop()
+    for number, line in enumerate(parsed, start=1):
+        if line is None:
+            raise DataError(f"{path}: line {number} -- is not a metrics line -- remove that line and start again")
+    return parsed
+
+
+def _parse_line(text: bytes) -> dict[str, Any] | None:
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return None
+    return line if isinstance(line, dict) and {"step", "split"} <= set(line) else None
+
+
+def _repair(path: str, last_step: float) -> None:
+    """Drops a torn last line and the lines after a step, replacing the file whole, and only if something is dropped."""
+    if not tf.io.gfile.exists(path):
+        return
+    kept = [line for line in _read_lines(path) if line["step"] <= last_step]
+    content = "".join(json.dumps(line, allow_nan=False) + "\n" for line in kept)
+    with tf.io.gfile.GFile(path, "rb") as file:
+        if file.read() == content.encode():
+            return
+    beside = f"{path}.part"
+    with tf.io.gfile.GFile(beside, "w") as file:
+        file.write(content)
+    tf.io.gfile.rename(beside, path, overwrite=True)
+
+
+def _open_events(folder: str, resume_step: int | None) -> Any:
+    with tf.Graph().as_default():  # the writer refuses to be made in eager mode, but works there once it is made
+        writer = tf.compat.v1.summary.FileWriter(folder)
+    if resume_step is not None:
+        start = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
+        writer.add_session_log(start, global_step=resume_step + 1)
+    return writer
+
+
+def _to_json(value: float) -> float | str:
+    number = value.item() if hasattr(value, "item") else value
+    return number if math.isfinite(number) else str(float(number))
+
+
+def _from_json(line: dict[str, Any]) -> dict[str, Any]:
+    return {name: _NON_FINITE.get(value, value) if isinstance(value, str) else value for name, value in line.items()}

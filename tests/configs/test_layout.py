@@ -1,0 +1,93 @@
+"""Meshes and layouts in text, and what a layout may not do."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from configs.errors import ValueIssue
+from configs.layout import (
+    DIMENSIONS,
+    TENSORS,
+    find_layout_issues,
+    format_layout,
+    format_mesh_shape,
+    parse_layout,
+    parse_mesh_shape,
+)
+
+AXIS = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,8}", fullmatch=True)
+MESHES = st.dictionaries(AXIS, st.integers(1, 10**9 - 1), min_size=1, max_size=5).map(lambda axes: tuple(axes.items()))
+LAYOUTS = st.dictionaries(st.sampled_from(DIMENSIONS), AXIS, min_size=1).map(lambda rules: tuple(rules.items()))
+
+
+@pytest.mark.parametrize("text", ["x:4,y:2", "x:4;y:2", "x:4 y:2", " x:4 , y:2, ", "x:4.y:2"])
+def test_every_separator_of_mesh_tensorflow_is_read(text):
+    assert parse_mesh_shape(text) == (("x", 4), ("y", 2))
+
+
+@pytest.mark.parametrize("text", ["", "  ", ","])
+def test_nothing_is_none(text):
+    assert parse_mesh_shape(text) is None
+    assert parse_layout(text) is None
+    assert format_mesh_shape(None) == format_layout(None) == ""
+
+
+def test_a_layout_keeps_its_order():
+    assert parse_layout("heads:y,batch:x") == (("heads", "y"), ("batch", "x"))
+    assert format_layout((("heads", "y"), ("batch", "x"))) == "heads:y,batch:x"
+
+
+@settings(max_examples=100, deadline=None)
+@given(mesh=MESHES)
+def test_mesh_shapes_survive_their_text(mesh):
+    assert parse_mesh_shape(format_mesh_shape(mesh)) == mesh
+
+
+@settings(max_examples=100, deadline=None)
+@given(layout=LAYOUTS)
+def test_layouts_survive_their_text(layout):
+    assert parse_layout(format_layout(layout)) == layout
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.text(alphabet="xy24:,;. -²batch", max_size=20) | st.text(max_size=20))
+def test_any_text_is_parsed_or_refused_with_a_message(text):
+    for parse, write in ((parse_mesh_shape, format_mesh_shape), (parse_layout, format_layout)):
+        try:
+            parsed = parse(text)
+        except ValueIssue as issue:
+            assert issue.problem and issue.remedy
+        else:
+            assert parse(write(parsed)) == parsed
+
+
+def test_the_exact_message_of_a_bad_pair():
+    with pytest.raises(ValueIssue) as caught:
+        parse_mesh_shape("x:4,y:")
+    assert str(caught.value) == "'y:' is not a name:value pair -- write it as \"x:4,y:2\""
+
+
+@settings(max_examples=100, deadline=None)
+@given(sizes=st.dictionaries(st.sampled_from(DIMENSIONS), st.integers(1, 64)), axis_size=st.integers(1, 8))
+def test_each_dimension_alone_is_refused_exactly_when_the_axis_does_not_divide_it(sizes, axis_size):
+    for dimension, size in sizes.items():
+        issues = list(find_layout_issues((("x", axis_size),), ((dimension, "x"),), {dimension: (dimension, size)}))
+        assert len(issues) == (size % axis_size != 0)
+
+
+@settings(max_examples=100, deadline=None)
+@given(rules=st.dictionaries(st.sampled_from(DIMENSIONS), st.sampled_from("xy")))
+def test_a_layout_is_refused_exactly_when_some_tensor_meets_an_axis_twice(rules):
+    def is_split_twice(dimensions: tuple[str, ...]) -> bool:
+        axes = [rules[dimension] for dimension in dimensions if dimension in rules]
+        return len(axes) != len(set(axes))
+
+    issues = list(find_layout_issues((("x", 2), ("y", 2)), tuple(rules.items()), {}))
+    assert bool(issues) == any(is_split_twice(dimensions) for dimensions in TENSORS.values())
+
+
+def test_dimensions_of_no_common_tensor_share_an_axis():
+    layout = parse_layout("heads:y,vocab:y,intermediate_expanded:y")
+    assert list(find_layout_issues((("y", 2),), layout, {})) == []

@@ -1,0 +1,191 @@
+"""Tests of data/tokenizer.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import models, pre_tokenizers
+
+import data.tokenizer
+from configs.errors import ConfigError, DataError
+from configs.schema import DatasetConfig
+from data.tokenizer import Tokenizer, check_special_ids, from_json, load_tokenizer
+from data.train_tokenizer import save_tokenizer, train_byte_level_bpe
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SAMPLE = [
+    "def encode(self, text):\n    return self.ids[text]\n",
+    "schöne neue Welt <|endoftext|> 'tis",
+    "the end of the text",
+]
+TOKENIZER = train_byte_level_bpe(SAMPLE * 5, 310)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(max_size=60))
+def test_any_text_comes_back(text):
+    assert TOKENIZER.decode(TOKENIZER.encode(text)) == text
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(max_size=60))
+def test_byte_lengths_of_the_ids_add_up_to_the_bytes_of_the_text(text):
+    assert TOKENIZER.token_byte_lengths()[TOKENIZER.encode(text)].sum() == len(text.encode("utf-8"))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.text(max_size=20), max_size=5))
+def test_a_batch_is_encoded_as_its_texts_are(texts):
+    assert TOKENIZER.encode_batch(texts) == [TOKENIZER.encode(text) for text in texts]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(alphabet="ab \n\r\t'\x85\x1c.1", max_size=80))
+def test_cutting_a_long_text_changes_no_token(text):
+    whole = TOKENIZER.encode(text)
+    piece_characters = data.tokenizer.PIECE_CHARACTERS
+    data.tokenizer.PIECE_CHARACTERS = 3
+    try:
+        assert "".join(TOKENIZER._pieces(text)) == text
+        assert TOKENIZER.encode_batch([text]) == [whole]
+    finally:
+        data.tokenizer.PIECE_CHARACTERS = piece_characters
+
+
+def test_a_long_text_is_cut_at_line_breaks_between_words(monkeypatch):
+    monkeypatch.setattr(data.tokenizer, "PIECE_CHARACTERS", 3)
+    assert TOKENIZER._pieces("abc\ndef\n\nghi\n jkl\nm") == ["abc\n", "def\n\nghi\n jkl\n", "m"]
+
+
+def test_special_tokens_have_ids_but_come_out_of_no_text():
+    assert (TOKENIZER.eos_id, TOKENIZER.padding_id) == (0, 1)
+    ids = TOKENIZER.encode("a<|endoftext|>b<|padding|>")
+    assert not {0, 1} & set(ids)
+    assert TOKENIZER.decode([0, *TOKENIZER.encode("a"), 1]) == "<|endoftext|>a<|padding|>"
+    assert list(TOKENIZER.token_byte_lengths()[:2]) == [0, 0]
+    assert TOKENIZER.token_byte_lengths().shape == (TOKENIZER.n_vocab,) == (310,)
+
+
+@pytest.mark.parametrize("copy", [lambda t: pickle.loads(pickle.dumps(t)), lambda t: from_json(t.to_json())])
+def test_a_copy_encodes_alike(copy):
+    text = SAMPLE[1]
+    assert copy(TOKENIZER).encode(text) == TOKENIZER.encode(text)
+
+
+def test_a_json_file_is_loaded(tmp_path):
+    path = str(tmp_path / "a" / "t.json")
+    save_tokenizer(TOKENIZER, path)
+    loaded = load_tokenizer(path)
+    assert loaded.encode(SAMPLE[0]) == TOKENIZER.encode(SAMPLE[0])
+    assert load_tokenizer(path, is_pretrained=True).n_vocab == 310
+    assert os.listdir(tmp_path / "a") == ["t.json"]
+
+
+def write_folder(folder: Path) -> None:
+    """Writes a byte-level BPE by hand: h e l o ! and the bytes of ' ' and 'é', two merges, end of text."""
+    letters = ["h", "e", "l", "o", "!", "Ġ", "Ã", "©"]
+    vocabulary = [*letters, "he", "ll", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(vocabulary)}))
+    (folder / "merges.txt").write_text("#version: 0.2\nh e\nl l\n")
+
+
+def test_a_folder_with_vocab_and_merges_is_loaded(tmp_path):
+    write_folder(tmp_path)
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert tokenizer.encode("hello hé!") == [8, 9, 3, 5, 0, 6, 7, 4]
+    assert tokenizer.decode([8, 9, 3, 5, 0, 6, 7, 4]) == "hello hé!"
+    assert (tokenizer.n_vocab, tokenizer.eos_id, tokenizer.padding_id) == (11, 10, None)
+    assert list(tokenizer.token_byte_lengths()) == [1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 0]
+    assert 10 not in tokenizer.encode("he<|endoftext|>")
+
+
+def test_bytes_are_counted_by_decoding_where_tokens_are_no_bytes():
+    backend = tokenizers.Tokenizer(models.WordLevel({"straße": 0, "a": 1, "[UNK]": 2}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.add_special_tokens(["[UNK]"])
+    backend.add_tokens(["zwölf"])
+    assert list(Tokenizer(backend).token_byte_lengths()) == [7, 1, 0, 6]
+
+
+def error_of(path: str) -> str:
+    with pytest.raises(DataError) as error:
+        load_tokenizer(path)
+    return str(error.value)
+
+
+def test_what_is_no_tokenizer_is_named(tmp_path):
+    missing = f"{tmp_path}/none.json"
+    assert error_of(missing) == (
+        f"{missing}: no such tokenizer -- give a tokenizers JSON file (data/train_tokenizer.py makes one), or a folder "
+        "with vocab.json and merges.txt"
+    )
+    (tmp_path / "bad.json").write_text("{}")
+    assert error_of(f"{tmp_path}/bad.json").startswith(f"{tmp_path}/bad.json: not a tokenizers JSON file (")
+    assert error_of(str(tmp_path)) == (
+        f"{tmp_path}: has no vocab.json -- a tokenizer folder holds vocab.json and merges.txt"
+    )
+    (tmp_path / "vocab.json").write_text("[]")
+    (tmp_path / "merges.txt").write_text("")
+    assert error_of(str(tmp_path)).startswith(f"{tmp_path}: vocab.json and merges.txt are not a BPE (")
+
+
+def test_a_name_that_cannot_be_had_says_what_to_give_instead(tmp_path):
+    script = (
+        "from configs.errors import DataError\n"
+        "from data.tokenizer import load_tokenizer\n"
+        "try:\n    load_tokenizer('no/such-tokenizer', is_pretrained=True)\n"
+        "except DataError as error:\n    print(error)\n"
+    )
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith(
+        "no/such-tokenizer: neither a file or folder here, nor found as a tokenizer at Hugging Face ("
+    )
+    assert done.stdout.endswith(") -- give a tokenizers JSON file, or a folder with vocab.json and merges.txt\n")
+
+
+def dataset(**values: object) -> DatasetConfig:
+    return DatasetConfig(**({"id": "d", "n_vocab": 310, "eos_id": 0, "padding_id": 1, "cache_dir": "c"} | values))
+
+
+def issues_of(tokenizer: Tokenizer, **values: object) -> list[str]:
+    with pytest.raises(ConfigError) as error:
+        check_special_ids(tokenizer, dataset(**values))
+    return str(error.value).splitlines()
+
+
+def test_ids_that_agree_pass():
+    check_special_ids(TOKENIZER, dataset())
+    check_special_ids(TOKENIZER, dataset(n_vocab=512))
+
+
+def test_a_padding_id_equal_to_n_vocab_means_no_padding_token(tmp_path):
+    write_folder(tmp_path)
+    tokenizer = load_tokenizer(str(tmp_path))
+    check_special_ids(tokenizer, dataset(n_vocab=11, eos_id=10, padding_id=11))
+    assert issues_of(tokenizer, n_vocab=11, eos_id=10, padding_id=12) == [
+        "d: padding_id = 12 -- the tokenizer has ids 0 to 10 only -- choose one of them, or n_vocab, 11, for no "
+        "padding token"
+    ]
+
+
+def test_every_disagreement_is_told_at_once():
+    assert issues_of(TOKENIZER, n_vocab=100, eos_id=1, padding_id=0) == [
+        "d: n_vocab = 100 -- the tokenizer has 310 ids -- set n_vocab to at least that",
+        "d: eos_id = 1 -- the tokenizer's <|endoftext|> is 0 -- set eos_id to 0",
+        "d: padding_id = 0 -- the tokenizer's <|padding|> is 1 -- set padding_id to 1",
+    ]
+    assert issues_of(TOKENIZER, n_vocab=400, eos_id=310)[0] == (
+        "d: eos_id = 310 -- the tokenizer has ids 0 to 309 only -- choose one of them"
+    )

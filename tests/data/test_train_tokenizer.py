@@ -1,0 +1,140 @@
+"""Tests of data/train_tokenizer.py."""
+
+from __future__ import annotations
+
+import json
+import lzma
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from configs.errors import DataError
+from data.tokenizer import load_tokenizer
+from data.train_tokenizer import FILE_NAME, Settings, main, train_byte_level_bpe, train_tokenizer
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TEXTS = [f"the quick brown fox number {n} jumps over the lazy dogs, {word}\n" * 3 for n, word in enumerate("äbcdefg")]
+
+
+def write_texts(folder: Path) -> str:
+    folder.mkdir()
+    for n, text in enumerate(TEXTS):
+        (folder / f"{n}.txt").write_text(text, encoding="utf-8")
+    return str(folder)
+
+
+def test_the_vocabulary_is_special_tokens_then_bytes_then_merges():
+    vocabulary = json.loads(train_byte_level_bpe(TEXTS, 300).to_json())["model"]["vocab"]
+    by_id = sorted(vocabulary, key=vocabulary.get)
+    assert by_id[:2] == ["<|endoftext|>", "<|padding|>"]
+    assert all(len(token) == 1 for token in by_id[2:258])
+    assert len(set(by_id[2:258])) == 256
+    assert all(len(token) > 1 for token in by_id[258:])
+    assert len(by_id) == 300
+
+
+def test_a_merge_needs_two_occurrences():
+    assert train_byte_level_bpe(["abcdef"], 300).n_vocab == 258
+    assert "ab" in json.loads(train_byte_level_bpe(["ab ab"], 300).to_json())["model"]["vocab"]
+
+
+def test_it_is_lossless_unless_asked_otherwise():
+    text = "ﬁne  Ⅳ text\r\n\ttail "
+    assert train_byte_level_bpe(TEXTS, 300).decode(train_byte_level_bpe(TEXTS, 300).encode(text)) == text
+    normalizing = train_byte_level_bpe(TEXTS, 300, nfkc=True)
+    assert normalizing.decode(normalizing.encode(text)) == "fine  IV text\r\n\ttail "
+    prefixing = train_byte_level_bpe(TEXTS, 300, add_prefix_space=True)
+    assert prefixing.decode(prefixing.encode(text)) == " " + text
+
+
+def test_a_vocabulary_without_room_for_the_bytes_is_refused():
+    with pytest.raises(DataError) as error:
+        train_byte_level_bpe(TEXTS, 257)
+    assert str(error.value) == (
+        "vocab_size 257 is too small -- it has to hold 256 bytes and 2 special tokens -- take at least 258"
+    )
+
+
+def test_the_command_line_gives_the_same_file_each_time_and_deletes_nothing(tmp_path):
+    base = write_texts(tmp_path / "texts")
+    written = []
+    for seed in ("1", "2"):
+        output = tmp_path / f"out{seed}"
+        output.mkdir()
+        (output / "mine.txt").write_text("keep me")
+        script = str(REPOSITORY / "data" / "train_tokenizer.py")
+        flags = ["--base_dir", base, "--output_dir", str(output), "--file_type", "txt", "--vocab_size", "290"]
+        done = subprocess.run(
+            [sys.executable, script, *flags],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout == f"{output}/{FILE_NAME}: 290 ids from 7 files\n"
+        assert done.stderr == ""
+        assert sorted(os.listdir(output)) == [FILE_NAME, "mine.txt"]
+        written.append((output / FILE_NAME).read_bytes())
+    assert written[0] == written[1]
+
+
+def test_a_tokenizer_that_is_there_is_kept_unless_asked_otherwise(tmp_path, capsys):
+    base = write_texts(tmp_path / "texts")
+    flags = ["--base_dir", base, "--output_dir", str(tmp_path), "--file_type", "txt", "--vocab_size", "280"]
+    assert main(flags) == 0
+    before = (tmp_path / FILE_NAME).read_bytes()
+    assert main([*flags[:-1], "285"]) == 2
+    assert capsys.readouterr().err == (
+        f"{tmp_path}/{FILE_NAME}: already there -- choose another --output_dir, or give --overwrite to replace it\n"
+    )
+    assert (tmp_path / FILE_NAME).read_bytes() == before
+    assert main([*flags[:-1], "285", "--overwrite"]) == 0
+    assert load_tokenizer(str(tmp_path / FILE_NAME)).n_vocab == 285
+
+
+def test_the_default_file_type_is_xz_and_one_file_is_enough(tmp_path):
+    (tmp_path / "a.xz").write_bytes(lzma.compress("\n".join(TEXTS).encode()))
+    (tmp_path / "b.txt").write_text("zq zq zq zq zq")
+    path = train_tokenizer(Settings(str(tmp_path), 270, str(tmp_path / "out")))
+    assert "zq" not in path
+    assert "zq" not in json.loads(Path(path).read_text())["model"]["vocab"]
+
+
+def test_a_sample_leaves_documents_out(tmp_path):
+    base = write_texts(tmp_path / "texts")
+    whole = train_tokenizer(Settings(base, 400, str(tmp_path / "whole"), "txt"))
+    sample = train_tokenizer(Settings(base, 400, str(tmp_path / "sample"), "txt", sample_share=0.5))
+    assert Path(whole).read_bytes() != Path(sample).read_bytes()
+
+
+def test_undecodable_documents_are_named(tmp_path, capsys):
+    base = write_texts(tmp_path / "texts")
+    (tmp_path / "texts" / "bad.txt").write_bytes(b"caf\xe9")
+    train_tokenizer(Settings(base, 270, str(tmp_path), "txt"))
+    assert capsys.readouterr().err == "left out bad.txt: not UTF-8 at byte 3\n"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"file_type": "md"},
+            "{base}: no file ending in .md found -- name a directory, a glob or a file that has text",
+        ),
+        ({"sample_share": 0.0}, "sample_share 0.0 is no share -- give more than 0 and at most 1"),
+        ({"file_type": "py"}, "{base}: has no text to train on -- add text, or raise --sample_share"),
+    ],
+)
+def test_each_error_says_what_to_do(tmp_path, settings, message):
+    base = write_texts(tmp_path / "texts")
+    (tmp_path / "texts" / "empty.py").touch()
+    with pytest.raises(DataError) as error:
+        train_tokenizer(
+            Settings(**({"base_dir": base, "vocab_size": 300, "output_dir": base, "file_type": "txt"} | settings))
+        )
+    assert str(error.value) == message.format(base=base)
+    assert FILE_NAME not in os.listdir(base)

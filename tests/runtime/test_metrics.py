@@ -1,0 +1,160 @@
+"""metrics.jsonl through crashes and resumes, and the event files beside it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from configs.errors import DataError
+from meshtf import tf
+from runtime.metrics import MetricsWriter, read_metrics
+
+REPOSITORY = Path(__file__).parents[2]
+
+ENDLESS_RUN = """
+import sys
+from runtime.metrics import MetricsWriter
+with MetricsWriter(sys.argv[1], resume_step=0) as metrics:
+    for step in range(1, 1_000_000):
+        metrics.write("train", step, {"loss": 1 / step, "note": 0.5})
+        print(step, flush=True)
+"""
+
+
+def steps_of(model_path: Path, split: str = "train") -> list[int]:
+    return [line["step"] for line in read_metrics(str(model_path)) if line["split"] == split]
+
+
+def write_steps(model_path: Path, steps: range, resume_step: int | None = None) -> None:
+    with MetricsWriter(str(model_path), resume_step) as metrics:
+        for step in steps:
+            metrics.write("train", step, {"loss": 10.0 - step})
+
+
+def test_one_json_object_a_line(tmp_path: Path) -> None:
+    with MetricsWriter(str(tmp_path)) as metrics:
+        metrics.write("train", np.int64(10), {"loss": np.float32(2.5), "tokens": 4096})
+        metrics.write("eval", 10, {"perplexity": 12.25})
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert all(1.7e9 < line.pop("time") < 1e11 for line in lines)
+    assert lines == [
+        {"step": 10, "split": "train", "loss": 2.5, "tokens": 4096},
+        {"step": 10, "split": "eval", "perplexity": 12.25},
+    ]
+
+
+def test_lines_are_on_disk_at_once(tmp_path: Path) -> None:
+    with MetricsWriter(str(tmp_path)) as metrics:
+        metrics.write("train", 1, {"loss": 3.0})
+        assert steps_of(tmp_path) == [1]
+
+
+def test_non_finite_values_stay_valid_json_and_come_back(tmp_path: Path) -> None:
+    with MetricsWriter(str(tmp_path)) as metrics:
+        metrics.write("train", 1, {"a": math.nan, "b": np.float32("inf"), "c": -math.inf})
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    line = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=refuse)
+    assert (line["a"], line["b"], line["c"]) == ("nan", "inf", "-inf")
+    (back,) = read_metrics(str(tmp_path))
+    assert math.isnan(back["a"]) and back["b"] == math.inf and back["c"] == -math.inf
+
+
+def test_a_run_without_metrics_has_none(tmp_path: Path) -> None:
+    assert read_metrics(str(tmp_path / "nothing")) == []
+
+
+@pytest.mark.parametrize(
+    "torn", ['{"step": 4, "spl', '{"step": 4, "split": "train", "loss": 1.0}', "\0" * 40, "\0\0\n"]
+)
+def test_torn_last_line_is_ignored_and_then_removed(tmp_path: Path, torn: str) -> None:
+    write_steps(tmp_path, range(1, 4))
+    path = tmp_path / "metrics.jsonl"
+    whole = path.read_text()
+    path.write_text(whole + torn)
+    assert steps_of(tmp_path) == [1, 2, 3]
+    write_steps(tmp_path, range(4, 6))
+    assert path.read_text().startswith(whole)
+    assert steps_of(tmp_path) == [1, 2, 3, 4, 5]
+
+
+def test_a_damaged_line_in_the_middle_is_named_and_left(tmp_path: Path) -> None:
+    write_steps(tmp_path, range(1, 4))
+    path = tmp_path / "metrics.jsonl"
+    first, _, third = path.read_text().splitlines(keepends=True)
+    path.write_text(first + "[1, 2]\n" + third)
+    before = path.read_bytes()
+    message = f"{path}: line 2 -- is not a metrics line -- remove that line and start again"
+    for use in (read_metrics, MetricsWriter):
+        with pytest.raises(DataError) as error:
+            use(str(tmp_path))
+        assert str(error.value) == message
+    assert path.read_bytes() == before
+
+
+def test_resume_measures_again_what_came_after_the_checkpoint(tmp_path: Path) -> None:
+    with MetricsWriter(str(tmp_path)) as metrics:
+        for step in range(10, 60, 10):
+            metrics.write("train", step, {"loss": 1.0})
+            metrics.write("eval", step, {"loss": 2.0})
+    before = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    write_steps(tmp_path, range(40, 60, 10), resume_step=30)
+    assert (tmp_path / "metrics.jsonl").read_text().splitlines()[:6] == before[:6]
+    assert steps_of(tmp_path) == [10, 20, 30, 40, 50]
+    assert steps_of(tmp_path, "eval") == [10, 20, 30]
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_opening_without_a_resume_step_keeps_every_byte(tmp_path: Path) -> None:
+    write_steps(tmp_path, range(1, 4))
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    MetricsWriter(str(tmp_path)).close()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+def test_kill_9_and_resume_give_the_steps_of_an_unbroken_run(tmp_path: Path) -> None:
+    run = subprocess.Popen(
+        [sys.executable, "-c", ENDLESS_RUN, str(tmp_path)], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
+    )
+    reported_step = next(int(line) for line in run.stdout if int(line) >= 200)
+    os.kill(run.pid, signal.SIGKILL)
+    assert run.wait() == -signal.SIGKILL
+    run.stdout.close()
+    survived = steps_of(tmp_path)
+    assert survived == list(range(1, len(survived) + 1)) and len(survived) >= reported_step
+    write_steps(tmp_path, range(151, 301), resume_step=150)
+    assert steps_of(tmp_path) == list(range(1, 301))
+
+
+def events_of(folder: Path) -> list[tuple[int, str, float]]:
+    (path,) = folder.glob("events.out.tfevents.*")
+    events = tf.compat.v1.train.summary_iterator(str(path))
+    return [(event.step, value.tag, value.simple_value) for event in events for value in event.summary.value]
+
+
+def test_tensorboard_scalars_lie_where_gpt_neo_put_them(tmp_path: Path) -> None:
+    with MetricsWriter(str(tmp_path)) as metrics:
+        metrics.write("train", 10, {"loss": 2.5, "lr": 0.125})
+        with tf.Graph().as_default():  # a training loop writes with its own graph open
+            metrics.write("train", 20, {"loss": 1.5})
+            metrics.write("eval", 20, {"loss": 1.75})
+    assert events_of(tmp_path) == [(10, "loss", 2.5), (10, "lr", 0.125), (20, "loss", 1.5)]
+    assert events_of(tmp_path / "eval") == [(20, "loss", 1.75)]
+
+
+def test_tensorboard_is_told_where_a_resumed_run_begins(tmp_path: Path) -> None:
+    write_steps(tmp_path, range(31, 32), resume_step=30)
+    (path,) = tmp_path.glob("events.out.tfevents.*")
+    events = list(tf.compat.v1.train.summary_iterator(str(path)))
+    starts = [event.step for event in events if event.session_log.status == tf.compat.v1.SessionLog.START]
+    assert starts == [31]

@@ -1,0 +1,329 @@
+"""Batches are compared with plain lists, and the random ones with an independent generator in Python's own integers."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from natsort import natsorted
+
+import inputs
+from configs.errors import DataError
+from configs.schema import (
+    DataConfig,
+    DatasetConfig,
+    DatasetUse,
+    EvaluationConfig,
+    MeshConfig,
+    ModelConfig,
+    PredictionConfig,
+    RunConfig,
+    TrainingConfig,
+)
+from data.tfrecords import write_examples
+from data.tokenizer import Tokenizer
+
+N_CTX = 4
+LENGTH = N_CTX + 1
+EOS_ID = 999
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run_config(uses=None, input_fn="sequential_input", shuffle=False, batch_size=3, seed=1) -> RunConfig:
+    uses = uses or (use_of("a"),)
+    return RunConfig(
+        name="test",
+        model_path="unused",
+        model=ModelConfig(n_head=1, n_embd=4, n_layer=1, n_ctx=N_CTX, n_vocab=1000),
+        training=TrainingConfig(train_batch_size=batch_size, train_steps=1, seed=seed),
+        evaluation=EvaluationConfig(eval_batch_size=batch_size),
+        prediction=PredictionConfig(),
+        data=DataConfig(datasets=uses, input_fn=input_fn, shuffle_input_filenames=shuffle, eos_id=EOS_ID, padding_id=0),
+        mesh=MeshConfig(),
+    )
+
+
+def use_of(name: str, stitch=None, datatype="chunks", weight=1.0) -> DatasetUse:
+    return DatasetUse(DatasetConfig(id=name, n_vocab=1000, cache_dir="unused"), stitch, datatype, weight)
+
+
+def write_numbered(folder: Path, name: str, first: int, n_examples: int) -> str:
+    """Writes chunks whose first id is their number; returns the path."""
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{name}_{n_examples}.tfrecords"
+    write_examples(str(path), [[first + k, 1, 2, 3, 4] for k in range(n_examples)])
+    return str(path)
+
+
+def real_rows(batches, n_batches=None) -> list[list[int]]:
+    """Puts the examples together again, without the rows that only fill up."""
+    rows = []
+    for batch in itertools.islice(batches, n_batches):
+        np.testing.assert_array_equal(batch.tokens_BS[:, 1:], batch.labels_BS[:, :-1])
+        ids = np.concatenate([batch.tokens_BS, batch.labels_BS[:, -1:]], axis=1)
+        rows += ids[batch.weights_B == 1].tolist()
+    return rows
+
+
+def first_ids(batches, n_batches=None) -> list[int]:
+    return [row[0] for row in real_rows(batches, n_batches)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Two datasets of chunks (a: 0-45, b: 100-116) and one of documents (d)."""
+    folder = tmp_path_factory.mktemp("inputs")
+    for name, first, n_examples in (("x_10", 0, 5), ("x_9", 5, 40), ("x_1", 45, 1)):
+        write_numbered(folder / "a", name, first, n_examples)
+    write_numbered(folder / "b", "y_1", 100, 17)
+    (folder / "d").mkdir()
+    write_examples(str(folder / "d" / f"z_{len(DOCUMENTS)}.tfrecords"), DOCUMENTS)
+    return folder
+
+
+DOCUMENTS = [[200 + k] * (1 + k * k % 7) for k in range(11)]
+CHUNKS_A = [45, *range(5, 45), *range(5)]  # natural order of the files: x_1, x_9, x_10
+CHUNKS_B = list(range(100, 117))
+
+
+# Sequential input.
+
+
+def test_a_batch_holds_tokens_and_the_labels_that_follow_them(folder):
+    batch = next(inputs.training_batches(run_config(), [f"{folder}/a/*.tfrecords"]))
+    assert batch.tokens_BS.tolist() == [[45, 1, 2, 3], [5, 1, 2, 3], [6, 1, 2, 3]]
+    assert batch.labels_BS.tolist() == [[1, 2, 3, 4]] * 3
+    assert batch.weights_B.tolist() == [1, 1, 1]
+    assert batch.next_example == 3
+    dtypes = (batch.tokens_BS.dtype, batch.labels_BS.dtype, batch.weights_B.dtype)
+    assert dtypes == (np.int32, np.int32, np.float32)
+    assert batch.tokens_BS.flags["C_CONTIGUOUS"] and batch.labels_BS.flags["C_CONTIGUOUS"]
+
+
+def test_a_batch_may_span_epochs_and_no_example_is_dropped(folder):
+    batches = inputs.training_batches(run_config(batch_size=7), [f"{folder}/a/*.tfrecords"])
+    assert first_ids(batches, 20) == (CHUNKS_A * 4)[:140]
+
+
+@pytest.mark.parametrize("seed", [1, 5])
+def test_files_of_all_datasets_are_shuffled_as_gpt_neo_shuffles_them(tmp_path, seed):
+    paths = [write_numbered(tmp_path / d, f"f_{k}", 100 * i + k, 1) for i, d in enumerate("ba") for k in range(12)]
+    order = natsorted(paths)
+    random.seed(seed)
+    random.shuffle(order)
+    first_id = {path: 100 * i + k for path, (i, k) in zip(paths, itertools.product(range(2), range(12)), strict=True)}
+    config = run_config((use_of("b"), use_of("a")), shuffle=True, batch_size=4, seed=seed)
+    batches = inputs.training_batches(config, [f"{tmp_path}/b/*", f"{tmp_path}/a/*"])
+    assert first_ids(batches, 6) == [first_id[path] for path in order]
+
+
+@settings(deadline=None, max_examples=6)
+@given(start=st.integers(0, 150), batch_size=st.integers(1, 40))
+def test_going_on_from_a_position_equals_never_having_stopped(folder, start, batch_size):
+    config = run_config(shuffle=True, batch_size=batch_size)
+    patterns = [f"{folder}/a/*.tfrecords"]
+    whole = first_ids(inputs.training_batches(config, patterns), -(-(start + 2 * batch_size) // batch_size))
+    resumed = list(itertools.islice(inputs.training_batches(config, patterns, start), 2))
+    assert first_ids(resumed) == whole[start : start + 2 * batch_size]
+    assert [batch.next_example for batch in resumed] == [start + batch_size, start + 2 * batch_size]
+
+
+def test_an_empty_glob_fails_before_the_first_batch_is_asked_for(tmp_path):
+    with pytest.raises(DataError, match=f"^{tmp_path}/none: no file matches"):
+        inputs.training_batches(run_config(), [f"{tmp_path}/none"])
+
+
+def test_a_wrong_record_is_named(tmp_path):
+    write_numbered(tmp_path, "a", 998, 3)
+    with pytest.raises(DataError, match=r"a_3.tfrecords: record 2 holds the id 1000, outside \[0, 1000\)"):
+        next(inputs.training_batches(run_config(), [f"{tmp_path}/*"]))
+
+
+# Generic text.
+
+MIXTURE = (use_of("a", weight=3.0), use_of("d", 2, "documents_random", 1.0), use_of("b", weight=2.0))
+
+
+def patterns_of(folder: Path) -> list[str]:
+    return [f"{folder}/{name}/*.tfrecords" for name in "adb"]
+
+
+def splitmix64(state: int, number: int) -> int:
+    """Draw `number` in Python's integers, stepping the state as the paper does."""
+    mask = 2**64 - 1
+    mixed = (state + (number + 1) * 0x9E3779B97F4A7C15) & mask
+    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & mask
+    return mixed ^ (mixed >> 31)
+
+
+def expected_mixture(n_examples: int, seed: int) -> list[list[int]]:
+    """Says what the three datasets of MIXTURE give, example by example, from the definitions in the docstrings."""
+    taken, rows = [0, 0, 0], []
+    for example in range(n_examples):
+        share = (splitmix64(splitmix64(splitmix64(seed, 0), 0), example) >> 11) / 2**53
+        dataset = 0 if share < 1 / 2 else 1 if share < 4 / 6 else 2
+        if dataset == 1:
+            rows.append(expected_cut(taken[1], splitmix64(splitmix64(seed, 0), 2)))
+        else:
+            numbers = CHUNKS_A if dataset == 0 else CHUNKS_B
+            rows.append([numbers[taken[dataset] % len(numbers)], 1, 2, 3, 4])
+        taken[dataset] += 1
+    return rows
+
+
+def expected_cut(example: int, state: int) -> list[int]:
+    documents = itertools.islice(itertools.cycle(DOCUMENTS), 2 * example, None)
+    text = next(documents) + [EOS_ID] + next(documents)
+    while len(text) < LENGTH:
+        text += [EOS_ID, *next(documents)]
+    cut = splitmix64(state, example) % (len(text) - LENGTH + 1)
+    return text[cut : cut + LENGTH]
+
+
+def test_the_generator_gives_the_published_numbers():
+    published = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
+    assert inputs.draws(0, np.arange(3)).tolist() == published
+
+
+@pytest.mark.parametrize("seed", [1, 2**31 - 1])
+def test_a_mixture_is_what_its_definition_says(folder, seed):
+    config = run_config(MIXTURE, "generic_text", batch_size=10, seed=seed)
+    assert real_rows(inputs.training_batches(config, patterns_of(folder)), 15) == expected_mixture(150, seed)
+
+
+@settings(deadline=None, max_examples=4)
+@given(start=st.integers(0, 140))
+def test_a_mixture_goes_on_from_any_position(folder, start):
+    config = run_config(MIXTURE, "generic_text", batch_size=10)
+    rows = real_rows(inputs.training_batches(config, patterns_of(folder), start), 1)
+    assert rows == expected_mixture(150, 1)[start : start + 10]
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.lists(st.floats(0.01, 100), min_size=1, max_size=5), st.integers(0, 2**31 - 1), st.integers(0, 300))
+def test_choices_are_counted_as_they_are_made(weights, seed, n_examples):
+    weights = np.array(weights)
+    one_by_one = [int(inputs.choose_datasets(weights, seed, np.array([k]))[0]) for k in range(n_examples)]
+    expected = [one_by_one.count(dataset) for dataset in range(len(weights))]
+    assert inputs.count_choices(weights, seed, n_examples).tolist() == expected
+
+
+def test_weights_are_the_shares_of_the_examples():
+    n_examples = 3 * inputs.DRAWS_AT_ONCE // 2
+    shares = inputs.count_choices(np.array([3.0, 1.0, 2.0]), 1, n_examples) / n_examples
+    np.testing.assert_allclose(shares, [1 / 2, 1 / 6, 1 / 3], atol=2e-3)
+
+
+def test_another_process_reads_the_same(folder):
+    program = (
+        "import json, sys; sys.path[:0] = [{root!r}, {tests!r}]\n"
+        "import inputs, test_inputs as t\n"
+        "config = t.run_config(t.MIXTURE, 'generic_text', True, 10)\n"
+        "print(json.dumps(t.real_rows(inputs.training_batches(config, {patterns!r}, 70), 5)))"
+    ).format(root=str(ROOT), tests=str(ROOT / "tests"), patterns=patterns_of(folder))
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    config = run_config(MIXTURE, "generic_text", shuffle=True, batch_size=10)
+    whole = real_rows(inputs.training_batches(config, patterns_of(folder)), 12)
+    assert json.loads(output.splitlines()[-1]) == whole[70:]
+
+
+# Evaluation.
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 46, 50])
+def test_evaluation_gives_every_example_once_in_the_order_of_the_files(folder, batch_size):
+    config = run_config(shuffle=True, batch_size=batch_size)
+    batches = list(inputs.evaluation_batches(config, [f"{folder}/a/*.tfrecords"]))
+    assert first_ids(batches) == CHUNKS_A
+    assert {batch.tokens_BS.shape for batch in batches} == {(batch_size, N_CTX)}
+    assert sum(batch.weights_B.sum() for batch in batches) == 46
+    assert batches[-1].next_example == 46
+
+
+def test_rows_that_fill_up_have_no_weight(folder):
+    *_, last = inputs.evaluation_batches(run_config(batch_size=20), [f"{folder}/b/*.tfrecords"])
+    assert last.weights_B.tolist() == [1] * 17 + [0] * 3
+    assert not last.tokens_BS[17:].any() and not last.labels_BS[17:].any()
+
+
+def test_evaluation_ends_after_the_most_batches(folder):
+    batches = inputs.evaluation_batches(run_config(batch_size=4), [f"{folder}/a/*.tfrecords"], max_batches=3)
+    assert first_ids(batches) == CHUNKS_A[:12]
+
+
+def test_evaluation_leaves_out_datasets_that_hold_nothing_out(folder):
+    config = run_config((use_of("a"), use_of("b")))
+    assert first_ids(inputs.evaluation_batches(config, [None, f"{folder}/b/*.tfrecords"])) == CHUNKS_B
+
+
+def test_evaluation_without_held_out_data_is_an_error():
+    config = run_config((use_of("a"), use_of("b")))
+    with pytest.raises(DataError) as caught:
+        inputs.evaluation_batches(config, [None, ""])
+    assert str(caught.value) == "a, b: nothing to evaluate on -- give eval_path in a dataset config"
+
+
+def test_evaluation_of_documents_has_every_id_but_the_first_as_a_label_once(folder):
+    stream = [token for document in DOCUMENTS for token in [*document, EOS_ID]]
+    config = run_config(MIXTURE, "generic_text")
+    rows = real_rows(inputs.evaluation_batches(config, [None, patterns_of(folder)[1], None]))
+    labels = [token for row in rows for token in row[1:]]
+    assert labels[: len(stream) - 1] == stream[1:]
+    assert labels[len(stream) - 1 :] == stream[: len(labels) - len(stream) + 1]
+    assert len(rows) == -(-(len(stream) - 1) // N_CTX)
+
+
+def test_evaluation_of_a_mixture_goes_through_its_datasets(folder):
+    config = run_config(MIXTURE, "generic_text")
+    patterns = patterns_of(folder)
+    rows = first_ids(inputs.evaluation_batches(config, patterns))
+    assert rows[:46] == CHUNKS_A and rows[-17:] == CHUNKS_B
+    assert set(rows[46:-17]) <= {EOS_ID, *range(200, 211)}
+
+
+def test_one_short_document_is_repeated_to_the_length_of_an_example(tmp_path):
+    write_examples(f"{tmp_path}/z_1.tfrecords", [[8]])
+    config = run_config((use_of("z", 2, "documents_random"),), "generic_text", batch_size=1)
+    assert real_rows(inputs.evaluation_batches(config, [f"{tmp_path}/*"])) == [[8, EOS_ID, 8, EOS_ID, 8]]
+    assert real_rows(inputs.training_batches(config, [f"{tmp_path}/*"]), 1) == [[8, EOS_ID, 8, EOS_ID, 8]]
+
+
+# Prompts.
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    """One id for each byte; those of printable ASCII are the bytes themselves, less 33."""
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE({letter: k for k, letter in enumerate(alphabet)}, []))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return Tokenizer(backend)
+
+
+@pytest.mark.parametrize(
+    ("text", "n_new_tokens", "expected"),
+    [
+        ("abc", 4, "abc"),
+        ("abcdefgh", 3, "defgh"),
+        ("abcdefgh", 8, "h"),
+        ("abcdefgh", 100, "h"),
+    ],
+)
+def test_a_prompt_leaves_room_for_the_new_tokens(tokenizer, text, n_new_tokens, expected):
+    ids = inputs.prompt_tokens(text, tokenizer, 8, n_new_tokens, EOS_ID)
+    assert ids.tolist() == [ord(letter) - 33 for letter in expected]
+    assert ids.dtype == np.int32
+
+
+def test_an_empty_prompt_is_the_end_of_a_text(tokenizer):
+    assert inputs.prompt_tokens("", tokenizer, 8, 4, EOS_ID).tolist() == [EOS_ID]
