@@ -67,11 +67,6 @@ def _add_sampling_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--max_new_tokens", metavar="N", help="most new tokens of a sample")
 
 
-def _overrides(arguments: argparse.Namespace) -> list[str]:
-    given = {key: getattr(arguments, flag) for flag, key in SAMPLING_FLAGS.items()}
-    return [*arguments.set, *(f"{key}={value}" for key, value in given.items() if value is not None)]
-
-
 def _check(arguments: argparse.Namespace) -> None:
     for flag in UNAVAILABLE:
         if getattr(arguments, flag):
@@ -84,12 +79,31 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ConfigError(
             f"--steps_per_checkpoint {arguments.steps_per_checkpoint} -- must be at least 1 -- give a number of steps"
         )
+    if "/" in arguments.sacred_id:
+        raise ConfigError(f"--sacred_id {arguments.sacred_id} -- holds a slash -- give a part of a file name")
     if arguments.gpu_ids and arguments.cpu_devices is not None:
         raise DeviceError("--gpu_ids and --cpu_devices -- exclude each other -- give one of them")
     if arguments.new and (arguments.eval or arguments.predict or arguments.check_dataset):
         raise ConfigError(
             "--new -- starts training from the beginning -- leave out --eval, --predict and --check_dataset"
         )
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Reads the command line.
+
+    Raises:
+      UserError: flags that this version lacks, or that do not go together.
+    """
+    parsed = _parser().parse_args(arguments)
+    _check(parsed)
+    return parsed
+
+
+def config_overrides(arguments: argparse.Namespace) -> list[str]:
+    """The keys of the config that a command line sets, as `load_config` takes them."""
+    given = {key: getattr(arguments, flag) for flag, key in SAMPLING_FLAGS.items()}
+    return [*arguments.set, *(f"{key}={value}" for key, value in given.items() if value is not None)]
 
 
 def _confirm(arguments: argparse.Namespace, question: str) -> bool:
@@ -101,8 +115,7 @@ def _confirm(arguments: argparse.Namespace, question: str) -> bool:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    _check(arguments)
-    config = load_config(arguments.model, _overrides(arguments))
+    config = load_config(arguments.model, config_overrides(arguments))
     import verbs  # here, since TensorFlow takes seconds to load: a mistyped key is answered at once
 
     options = verbs.Options(
@@ -111,8 +124,9 @@ def _run(arguments: argparse.Namespace) -> int:
         steps_per_checkpoint=arguments.steps_per_checkpoint,
         sacred_id=arguments.sacred_id,
         prompt_path=arguments.prompt or None,
+        is_new=arguments.new,
     )
-    if arguments.new and not verbs.forget(config, lambda question: _confirm(arguments, question)):
+    if arguments.new and not verbs.may_forget(config, lambda question: _confirm(arguments, question)):
         return 0
     verb = next((name for name in ("eval", "predict", "check_dataset") if getattr(arguments, name)), "train")
     return verbs.run(verb, config, options)
@@ -121,7 +135,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit status: 2 for what the user can mend."""
     try:
-        return _run(_parser().parse_args(arguments))
+        return _run(parse_arguments(arguments))
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

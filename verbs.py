@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 import posixpath
 import secrets
@@ -18,12 +19,14 @@ from configs.load import resolved_json
 from configs.schema import RunConfig
 from data.inspection import format_report, inspect_dataset
 from data.prepare import PreparedDataset, prepare_dataset
+from data.shards import list_shards
 from data.tokenizer import Tokenizer, check_special_ids, load_tokenizer
 from inputs import evaluation_batches, prompt_tokens, record_n_ctx, training_batches
 from meshtf import tf
 from models.decode import Request
 from models.kernels import SamplingRule
 from runtime import checkpoints, predictions
+from runtime.evaluation import TokenCounts
 from runtime.evaluation import evaluate as evaluate_batches
 from runtime.files import write_text
 from runtime.graph import LoweredStep, build_eval_step, build_generation, build_train_step
@@ -48,6 +51,7 @@ class Options:
       steps_per_checkpoint: steps between checkpoints.
       sacred_id: stands in the names of output files.
       prompt_path: text file to continue; None: a prompt of our own.
+      is_new: delete the run at the model path before training, once all else is known to be right.
     """
 
     gpu_ids: tuple[str, ...] | None
@@ -55,6 +59,7 @@ class Options:
     steps_per_checkpoint: int
     sacred_id: str
     prompt_path: str | None
+    is_new: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +85,10 @@ class _Data:
             raise ConfigError(
                 f"{named}: nothing to train on -- give datasets in the model config, and a path in each dataset config"
             )
-        return [ready.train_pattern for ready in self.prepared]
+        patterns = [ready.train_pattern for ready in self.prepared]
+        for pattern in patterns:
+            list_shards(pattern)  # so that a glob that matches nothing is found before anything is changed
+        return patterns
 
     def eval_patterns(self) -> list[str | None]:
         return [ready.eval_pattern for ready in self.prepared]
@@ -96,7 +104,6 @@ class _Data:
         tokenizer = load_tokenizer(first.tokenizer_path, first.tokenizer_is_pretrained)
         for use in self.config.data.datasets:
             check_special_ids(tokenizer, use.dataset)
-        _check_tokenizer(self.config, tokenizer)
         return tokenizer
 
 
@@ -123,12 +130,14 @@ def _restore_latest(config: RunConfig, placement: Placement) -> TrainingPosition
     return position
 
 
-def _token_bytes(tokenizer: Tokenizer | None, n_vocab: int) -> np.ndarray | None:
-    """Bytes of each id of the model's vocabulary, which may have rows that the tokenizer never uses."""
+def _token_counts(config: RunConfig, tokenizer: Tokenizer | None) -> TokenCounts:
+    """Which labels count in evaluation; the model's vocabulary may have rows that the tokenizer never uses."""
+    data = config.data
+    padding_id = None if data.padding_id == data.eos_id else data.padding_id
     if tokenizer is None:
-        return None
+        return TokenCounts(padding_id, None)
     known = tokenizer.token_byte_lengths()
-    return np.pad(known, (0, max(0, n_vocab - len(known))))
+    return TokenCounts(padding_id, np.pad(known, (0, max(0, config.model.n_vocab - len(known)))))
 
 
 # ------------------------------------------------------------------------------------------------------------ training
@@ -136,16 +145,19 @@ def _token_bytes(tokenizer: Tokenizer | None, n_vocab: int) -> np.ndarray | None
 
 def train(config: RunConfig, options: Options) -> int:
     """Trains from the newest checkpoint, or from the beginning, up to `train_steps`; returns the exit status."""
-    data = _Data.of(config)
-    tokenizer = data.tokenizer()
-    train_patterns = data.train_patterns()
     placement = _place(config, options)
+    data = _Data.of(config)
+    tokenizer, train_patterns = data.tokenizer(), data.train_patterns()
+    if options.is_new:
+        _forget(config)
+    _check_tokenizer_of_run(config, tokenizer)
     step = build_train_step(config, placement)
     position = _start(config, placement)
     if position.step >= config.training.train_steps:
         say(f"step {position.step} of {config.training.train_steps}: training is finished; raise train_steps to go on")
         return 0
     batches = training_batches(config, train_patterns, position.examples)
+    batches = itertools.chain([next(batches)], batches)  # a wrong record is met here, before anything is written
     writer = checkpoints.CheckpointWriter(config.model_path, placement.store)
     _keep_settings(config, tokenizer)
     with (
@@ -170,7 +182,7 @@ def _keep_settings(config: RunConfig, tokenizer: Tokenizer | None) -> None:
         write_text(posixpath.join(config.model_path, TOKENIZER_FILE), tokenizer.to_json())
 
 
-def _check_tokenizer(config: RunConfig, tokenizer: Tokenizer | None) -> None:
+def _check_tokenizer_of_run(config: RunConfig, tokenizer: Tokenizer | None) -> None:
     """Refuses a tokenizer other than that of the run: the model would read and write other text with the same ids."""
     path = posixpath.join(config.model_path, TOKENIZER_FILE)
     if tokenizer is None or not tf.io.gfile.exists(path):
@@ -231,7 +243,7 @@ class _Pause:
 
     def _measure(self) -> dict[str, float]:
         batches = evaluation_batches(self.config, self.data.eval_patterns(), self.config.evaluation.eval_steps)
-        return evaluate_batches(self._eval_step, batches, _token_bytes(self.tokenizer, self.config.model.n_vocab))
+        return evaluate_batches(self._eval_step, batches, _token_counts(self.config, self.tokenizer))
 
     def _write_samples(self) -> list[str]:
         return self._generator()
@@ -258,13 +270,14 @@ def _plot(config: RunConfig) -> None:
 
 def evaluate(config: RunConfig, options: Options) -> int:
     """Measures the loss of the newest checkpoint on the held-out part: all of it, or `eval_steps` batches."""
+    placement = _place(config, options)
     data = _Data.of(config)
     tokenizer = data.tokenizer()
+    _check_tokenizer_of_run(config, tokenizer)
     batches = evaluation_batches(config, data.eval_patterns(), config.evaluation.eval_steps or None)
-    placement = _place(config, options)
     step = build_eval_step(config, placement)
     position = _restore_latest(config, placement)
-    measured = evaluate_batches(step, batches, _token_bytes(tokenizer, config.model.n_vocab))
+    measured = evaluate_batches(step, batches, _token_counts(config, tokenizer))
     with MetricsWriter(config.model_path) as metrics:
         metrics.write("eval", position.step, measured)
     say(f"step {position.step}: held-out {_format_metrics(measured)}")
@@ -322,12 +335,13 @@ def _build_generator(
 def predict(config: RunConfig, options: Options) -> int:
     """Continues a prompt with the newest checkpoint, on the screen and in a file under the model path."""
     text = read_prompt(options.prompt_path)
+    placement = _place(config, options)
     tokenizer = _Data.of(config).tokenizer()
     if tokenizer is None:
         raise ConfigError(
             "datasets = [] -- prediction needs a tokenizer -- name a dataset with a tokenizer_path in the model config"
         )
-    placement = _place(config, options)
+    _check_tokenizer_of_run(config, tokenizer)
     generate = _build_generator(config, placement, tokenizer, text)
     position = _restore_latest(config, placement)
     texts = generate()
@@ -342,6 +356,8 @@ def predict(config: RunConfig, options: Options) -> int:
 def check_dataset(config: RunConfig, options: Options) -> int:
     """Reads every record of every dataset and shows what is in them."""
     data = _Data.of(config)
+    if not data.prepared:
+        raise ConfigError("no dataset: nothing to check -- give datasets in the model config")
     tokenizer = data.tokenizer()
     decode = tokenizer.decode if tokenizer else lambda ids: " ".join(map(str, ids))
     for use, ready in zip(config.data.datasets, data.prepared, strict=True):
@@ -364,8 +380,12 @@ def looks_like_a_run(model_path: str) -> bool:
     )
 
 
-def forget(config: RunConfig, confirm: Callable[[str], bool]) -> bool:
-    """Deletes the run at `model_path`, if there is one and `confirm` says so; returns whether to go on."""
+def may_forget(config: RunConfig, confirm: Callable[[str], bool]) -> bool:
+    """Whether there is no run at `model_path`, or `confirm` says that it may be deleted.
+
+    Raises:
+      UserError: what is there is no run.
+    """
     if not tf.io.gfile.exists(config.model_path):
         return True
     if not looks_like_a_run(config.model_path):
@@ -373,11 +393,13 @@ def forget(config: RunConfig, confirm: Callable[[str], bool]) -> bool:
             f"--new: model_path = {config.model_path} -- holds no run, so it is not deleted -- delete it yourself, or "
             "give another model_path"
         )
-    if not confirm(f"Delete the run in {config.model_path}?"):
-        return False
-    tf.io.gfile.rmtree(config.model_path)
-    say(f"deleted {config.model_path}")
-    return True
+    return confirm(f"Delete the run in {config.model_path}?")
+
+
+def _forget(config: RunConfig) -> None:
+    if tf.io.gfile.exists(config.model_path):
+        tf.io.gfile.rmtree(config.model_path)
+        say(f"deleted {config.model_path}")
 
 
 VERBS: dict[str, Callable[[RunConfig, Options], int]] = {

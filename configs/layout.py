@@ -118,7 +118,9 @@ def find_layout_issues(
     """
     axes = dict(mesh_shape or ())
     for dimension, axis in layout or ():
-        if axis not in axes:
+        if dimension == "features_per_head":
+            yield ValueIssue(f"{dimension}:{axis} splits heads, which attention needs whole", f"give heads:{axis}")
+        elif axis not in axes:
             yield _unknown_axis(dimension, axis, axes)
         elif dimension in sizes and sizes[dimension][1] % axes[axis]:
             yield _indivisible(dimension, axis, axes[axis], *sizes[dimension])

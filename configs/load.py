@@ -274,7 +274,6 @@ def _find_mesh_issues(values: Mapping[str, Any]) -> KeyedIssues:
 def _dimension_sizes(values: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, int]]]:
     """Yields each dimension whose size is known, with the name of that size in the config."""
     sources = {
-        "batch": "train_batch_size",
         "sequence": "n_ctx",
         "memory_length": "n_ctx",
         "embed_sequence": "n_ctx",
@@ -287,8 +286,6 @@ def _dimension_sizes(values: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str
             yield dimension, (key, values[key])
     if "n_embd" in values:
         yield "intermediate_expanded", ("4 n_embd", 4 * values["n_embd"])
-    if "n_embd" in values and "n_head" in values:
-        yield "features_per_head", ("n_embd / n_head", values["n_embd"] // values["n_head"])
 
 
 RUN_CHECKS: tuple[CrossCheck, ...] = (

@@ -411,8 +411,8 @@ class TrainingConfig:
     iterations: int = setting(integer(1), "Steps between two lines of metrics.", unit="steps", default=10)
     tokens_per_mb_per_replica: int | None = setting(
         optional(integer(1)),
-        "Largest microbatch of one replica; less than n_ctx means one sequence, and the number of microbatches is "
-        "lowered to a divisor of the replica's batch; null: one microbatch.",
+        "Largest microbatch of one replica; less than n_ctx means one sequence, and the size is lowered until it "
+        "divides the replica's batch; null: the whole batch at once.",
         unit="tokens",
         default=None,
     )
@@ -477,7 +477,7 @@ class DatasetConfig:
         default=None,
     )
     tokenizer_is_pretrained: bool = setting(
-        FLAG, "tokenizer_path is the name of a pretrained tokenizer, to which <|padding|> is added.", default=False
+        FLAG, "tokenizer_path may be the Hugging Face name of a pretrained tokenizer.", default=False
     )
     eos_id: int = setting(integer(0), "Id that ends a document.", default=1)
     padding_id: int = setting(
@@ -599,8 +599,8 @@ class DataConfig:
     )
     padding_id: int = setting(
         integer(0),
-        "Id in padded positions, which carry no weight in the loss. n_vocab itself (a padding token added to the "
-        "tokenizer, outside the token table) means that padded positions hold eos_id.",
+        "Id that fills an example up; not counted in evaluation. n_vocab itself (a padding token added to the "
+        "tokenizer, outside the token table) means that eos_id fills it up.",
         default=0,
         default_text="the datasets', else 0",
     )

@@ -202,7 +202,10 @@ class _Preparation:
 
     def _train_tokenizer(self, directory: str, bound: float) -> Tokenizer:
         texts = (document.text for document in self._part("train", bound) if document.text)
-        tokenizer = train_byte_level_bpe(texts, self.dataset.n_vocab)
+        try:
+            tokenizer = train_byte_level_bpe(texts, self.dataset.n_vocab)
+        except DataError as error:
+            raise DataError(f"{self.dataset.id}: n_vocab = {self.dataset.n_vocab} -- {error}") from error
         check_special_ids(tokenizer, self.dataset)
         save_tokenizer(tokenizer, f"{directory}/{FILE_NAME}")
         self.report(f"{self.dataset.id}: trained a byte-level BPE tokenizer of {tokenizer.n_vocab:,} ids")

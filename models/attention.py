@@ -49,7 +49,7 @@ def _output(context: Context, attended: mtf.Tensor, scope: str) -> mtf.Tensor:
     )
     bias = context.variable(f"{scope}/compute_output_bias/o_b", [dims.embd], variables.zeros)
     joined = mtf.reshape(attended, row_dims + [dims.projected_heads])
-    y = mtf.einsum([joined, weight], output_shape=row_dims + [dims.embd]) + bias
+    y = ops.bias_add(mtf.einsum([joined, weight], output_shape=row_dims + [dims.embd]), bias)
     return context.dropout(y, context.model.res_dropout, f"{scope}/residual")
 
 

@@ -41,5 +41,5 @@ def feed_forward(context: Context, x: mtf.Tensor, scope: str) -> mtf.Tensor:
     hidden = ops.biased_activation(hidden, bias, ACTIVATION_FUNCTIONS[context.model.activation_function])
     kernel = context.variable(f"{main}/c_proj/kernel", [expanded, embd], variables.normal(projection_std))
     bias = context.variable(f"{main}/c_proj/bias", [embd], variables.zeros)
-    y = mtf.einsum([hidden, kernel], output_shape=x.shape) + bias
+    y = ops.bias_add(mtf.einsum([hidden, kernel], output_shape=x.shape), bias)
     return context.dropout(y, context.model.res_dropout, f"{scope}/residual")

@@ -265,6 +265,39 @@ def biased_activation(x: mtf.Tensor, bias: mtf.Tensor, activation: Callable[[tf.
     return BiasedActivation(x, bias, activation).outputs[0]
 
 
+class BiasAdd(MeshOperation):
+    """x [..., features], bias [features] -> x + bias."""
+
+    def __init__(self, x: mtf.Tensor, bias: mtf.Tensor):
+        super().__init__([x, bias], [(x.shape, x.dtype)], "bias_add")
+
+    def lower_slices(self, mesh_impl: mtf.MeshImpl, x: object, bias: object) -> Sequence[object]:
+        return (mesh_impl.slicewise(tf.add, x, bias),)
+
+    def gradient(self, grad_ys: Sequence[mtf.Tensor]) -> list[mtf.Tensor]:
+        return [grad_ys[0], BiasGradient(grad_ys[0], self.inputs[1]).outputs[0]]
+
+
+class BiasGradient(MeshOperation):
+    """dy [..., features] -> d_bias [features]."""
+
+    def __init__(self, dy: mtf.Tensor, bias: mtf.Tensor):
+        super().__init__([dy], [(bias.shape, bias.dtype)], "bias_gradient")
+
+    def lower_slices(self, mesh_impl: mtf.MeshImpl, dy: object) -> Sequence[object]:
+        return (_lazy_sum(mesh_impl, mesh_impl.slicewise(kernels.sum_of_rows, dy), self.inputs[0].shape.dims[:-1]),)
+
+
+def bias_add(x: mtf.Tensor, bias: mtf.Tensor) -> mtf.Tensor:
+    """x + bias, with a gradient that sums faster than mesh-TensorFlow's.
+
+    Args:
+      x: [..., features].
+      bias: [features].
+    """
+    return BiasAdd(x, bias).outputs[0]
+
+
 # ------------------------------------------------------------------------------------------------------------- dropout
 
 
@@ -448,19 +481,26 @@ def causal_attention(
 # ----------------------------------------------------------------------------------------------------------- gradients
 
 
-class SumOfSquares(MeshOperation):
-    """x [...] -> float32 scalar."""
+class GlobalNorm(MeshOperation):
+    """Tensors of any shapes -> float32 scalar."""
 
-    def __init__(self, x: mtf.Tensor):
-        super().__init__([x], [(mtf.Shape([]), tf.float32)], "sum_of_squares")
+    def __init__(self, tensors: Sequence[mtf.Tensor]):
+        super().__init__(tensors, [(mtf.Shape([]), tf.float32)], "global_norm")
 
-    def lower_slices(self, mesh_impl: mtf.MeshImpl, x: object) -> Sequence[object]:
-        return (_lazy_sum(mesh_impl, mesh_impl.slicewise(kernels.sum_of_squares, x), self.inputs[0].shape.dims),)
+    def lower_slices(self, mesh_impl: mtf.MeshImpl, *laid_out: object) -> Sequence[object]:
+        by_axes: dict[tuple[int, ...], list[object]] = {}
+        for tensor, slices in zip(self.inputs, laid_out, strict=True):
+            by_axes.setdefault(tuple(sorted(_mesh_axes(mesh_impl, tensor.shape.dims))), []).append(slices)
+        sums = [
+            mesh_impl.allreduce(mesh_impl.slicewise(kernels.sum_of_squares, *group), list(axes), "SUM")
+            for axes, group in by_axes.items()
+        ]
+        return (mesh_impl.slicewise(lambda *parts: tf.sqrt(tf.add_n(parts)), *sums),)
 
 
-def global_norm(gradients: Sequence[mtf.Tensor]) -> mtf.Tensor:
-    """The Euclidean norm of all gradients taken as one vector: float32 scalar."""
-    return mtf.sqrt(mtf.add_n([SumOfSquares(gradient).outputs[0] for gradient in gradients]))
+def global_norm(tensors: Sequence[mtf.Tensor]) -> mtf.Tensor:
+    """The Euclidean norm of all tensors taken as one vector: float32 scalar."""
+    return GlobalNorm(tensors).outputs[0]
 
 
 # ------------------------------------------------------------------------------------------------------------ sampling

@@ -8,10 +8,13 @@ checkpoint stays the newest.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import difflib
 import posixpath
 import re
 import time
+from collections.abc import Iterator
 
 from configs.errors import CheckpointError
 from meshtf import tf
@@ -19,6 +22,7 @@ from runtime.files import write_text
 from runtime.loop import TrainingPosition
 from runtime.mesh import VariableSlices, VariableStore
 
+STATE_FILE = "checkpoint"
 STEP_NAME = "global_step"
 # Hugging Face's converter passes over names that hold "global_step", and must not find a name that it does not know.
 EXAMPLES_NAME = "global_step_examples"
@@ -26,12 +30,55 @@ KEPT = 10
 KEPT_FOR_GOOD_SECONDS = 2 * 3600
 
 
+@dataclasses.dataclass(frozen=True)
+class _State:
+    """What the file `checkpoint` says.
+
+    Attributes:
+      newest: path prefix of the checkpoint to go on from.
+      times_seconds: when each finished checkpoint was written, by path prefix, the newest last.
+      kept_for_good_seconds: when the last of those was written that stay for good.
+    """
+
+    newest: str
+    times_seconds: dict[str, float]
+    kept_for_good_seconds: float
+
+
+def _read_state(model_path: str) -> _State | None:
+    """What the file says, also one of GPT-Neo's or one written by hand; None: there is no such file."""
+    path = posixpath.join(model_path, STATE_FILE)
+    if not tf.io.gfile.exists(path):
+        return None
+    try:
+        state = tf.train.get_checkpoint_state(model_path)
+    except ValueError:
+        state = None
+    if state is None:
+        raise CheckpointError(f"{path} -- names no checkpoint -- write it again, or remove it to begin from step 0")
+    paths, times = list(state.all_model_checkpoint_paths), list(state.all_model_checkpoint_timestamps)
+    known = dict(zip(paths, times, strict=True)) if len(paths) == len(times) else dict.fromkeys(paths, time.time())
+    newest = state.model_checkpoint_path
+    known[newest] = known.pop(newest, time.time())
+    finished = {path: seconds for path, seconds in known.items() if tf.io.gfile.exists(f"{path}.index")}
+    return _State(newest, finished, state.last_preserved_timestamp)
+
+
 def latest_checkpoint(model_path: str) -> str | None:
-    """Path prefix of the newest finished checkpoint; None: there is none."""
-    state = tf.train.get_checkpoint_state(model_path)
-    paths = list(state.all_model_checkpoint_paths) if state else []
-    finished = [path for path in paths if tf.io.gfile.exists(f"{path}.index")]
-    return finished[-1] if finished else None
+    """Path prefix of the newest finished checkpoint; None: nothing was saved there.
+
+    Raises:
+      CheckpointError: the file `checkpoint` names none that is there: better to stop than to begin from step 0.
+    """
+    state = _read_state(model_path)
+    if state is None:
+        return None
+    if not state.times_seconds:
+        raise CheckpointError(
+            f"{posixpath.join(model_path, STATE_FILE)} -- names {state.newest}, which is not there -- put its files "
+            f"back, or remove the file {STATE_FILE} to begin from step 0"
+        )
+    return list(state.times_seconds)[-1]
 
 
 def checkpoint_step(path: str) -> int:
@@ -48,37 +95,32 @@ class CheckpointWriter:
     def __init__(self, model_path: str, store: VariableStore):
         self._model_path = model_path
         self._store = store
-        state = tf.train.get_checkpoint_state(model_path)
-        self._paths = list(state.all_model_checkpoint_paths) if state else []
-        self._times = list(state.all_model_checkpoint_timestamps) if state else []
-        self._kept_for_good_seconds = time.time() if state is None else state.last_preserved_timestamp
+        state = _read_state(model_path)
+        self._times_seconds = dict(state.times_seconds) if state else {}
+        self._kept_for_good_seconds = state.kept_for_good_seconds if state else time.time()
 
     def save(self, position: TrainingPosition) -> str:
-        """Writes every variable and the position; returns the path prefix."""
-        tf.io.gfile.makedirs(self._model_path)
+        """Writes every variable and the position; returns the path prefix.
+
+        Raises:
+          CheckpointError: it cannot be written; the one before it stays the newest.
+        """
         path = posixpath.join(self._model_path, f"model.ckpt-{position.step}")
-        names, specifications, tensors = _whole_scalars(position)
-        for stored in self._store:
-            for index in stored.distinct_slices():
-                names.append(stored.name)
-                specifications.append(stored.specification(index))
-                tensors.append(stored.slices[index])
-        with tf.device("/device:CPU:0"):
-            tf.raw_ops.SaveV2(prefix=path, tensor_names=names, shape_and_slices=specifications, tensors=tensors)
-        self._remember(path)
+        with _writing(path):
+            tf.io.gfile.makedirs(self._model_path)
+            _write_tensors(path, self._store, position)
+            self._remember(path)
         return path
 
     def _remember(self, path: str) -> None:
-        if path in self._paths:
-            index = self._paths.index(path)
-            del self._paths[index], self._times[index]
-        self._paths.append(path)
-        self._times.append(time.time())
+        self._times_seconds.pop(path, None)
+        self._times_seconds[path] = time.time()
         expired = []
-        while len(self._paths) > KEPT:
-            old_path, old_time = self._paths.pop(0), self._times.pop(0)
-            if old_time > self._kept_for_good_seconds + KEPT_FOR_GOOD_SECONDS:
-                self._kept_for_good_seconds = old_time
+        while len(self._times_seconds) > KEPT:
+            old_path = next(iter(self._times_seconds))
+            old_seconds = self._times_seconds.pop(old_path)
+            if old_seconds > self._kept_for_good_seconds + KEPT_FOR_GOOD_SECONDS:
+                self._kept_for_good_seconds = old_seconds
             else:
                 expired.append(old_path)
         self._write_state()
@@ -88,13 +130,38 @@ class CheckpointWriter:
 
     def _write_state(self) -> None:
         state = tf.compat.v1.train.generate_checkpoint_state_proto(
-            self._model_path, self._paths[-1], self._paths, self._times, self._kept_for_good_seconds
+            self._model_path,
+            list(self._times_seconds)[-1],
+            list(self._times_seconds),
+            list(self._times_seconds.values()),
+            self._kept_for_good_seconds,
         )
         # Names without the folder, so that the folder can be moved.
         state.model_checkpoint_path = posixpath.basename(state.model_checkpoint_path)
         names = [posixpath.basename(path) for path in state.all_model_checkpoint_paths]
         state.all_model_checkpoint_paths[:] = names
-        write_text(posixpath.join(self._model_path, "checkpoint"), str(state))
+        write_text(posixpath.join(self._model_path, STATE_FILE), str(state))
+
+
+@contextlib.contextmanager
+def _writing(path: str) -> Iterator[None]:
+    try:
+        yield
+    except tf.errors.OpError as error:
+        raise CheckpointError(
+            f"{path} -- cannot be written: {_first_line(error)} -- make room there, or give another model_path"
+        ) from error
+
+
+def _write_tensors(path: str, store: VariableStore, position: TrainingPosition) -> None:
+    names, specifications, tensors = _whole_scalars(position)
+    for stored in store:
+        for index in stored.distinct_slices():
+            names.append(stored.name)
+            specifications.append(stored.specification(index))
+            tensors.append(stored.slices[index])
+    with tf.device("/device:CPU:0"):
+        tf.raw_ops.SaveV2(prefix=path, tensor_names=names, shape_and_slices=specifications, tensors=tensors)
 
 
 def _whole_scalars(position: TrainingPosition) -> tuple[list[str], list[str], list[tf.Tensor]]:
@@ -136,7 +203,8 @@ def restore(path: str, store: VariableStore, train_batch_size: int) -> TrainingP
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+    """What TensorFlow says, without the name of its operation after it."""
+    return getattr(error, "message", str(error)).strip().splitlines()[0]
 
 
 def _check_variables(path: str, reader: tf.train.CheckpointReader, store: VariableStore) -> None:

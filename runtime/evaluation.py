@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
@@ -17,15 +18,28 @@ class EvaluationBatch(Protocol):
     weights_B: np.ndarray
 
 
+@dataclasses.dataclass(frozen=True)
+class TokenCounts:
+    """What of the labels counts, and for how much text.
+
+    Attributes:
+      padding_id: labels with this id only fill an example up, and are left out; None: there is no such id.
+      bytes_V: UTF-8 bytes that each id stands for, int [vocab]; None: not known.
+    """
+
+    padding_id: int | None
+    bytes_V: np.ndarray | None
+
+
 def evaluate(
-    step: Callable[..., Mapping[str, np.ndarray]], batches: Iterable[EvaluationBatch], token_bytes_V: np.ndarray | None
+    step: Callable[..., Mapping[str, np.ndarray]], batches: Iterable[EvaluationBatch], counts: TokenCounts
 ) -> dict[str, float]:
     """Measures the loss.
 
     Args:
-      step: from (tokens_BS, labels_BS) to `cross_entropy`, the sum over each row's tokens in nats.
+      step: from (tokens_BS, labels_BS) to `cross_entropy`, each token's nats, float32 [batch, sequence].
       batches: a finite stream.
-      token_bytes_V: UTF-8 bytes that each token stands for; None: not known.
+      counts: which labels count.
 
     Returns:
       `loss` (nats a token), `perplexity` (its exponential), `tokens`, and, if the bytes are known, `bits_per_byte` of
@@ -33,12 +47,12 @@ def evaluate(
     """
     total_nats, n_tokens, n_bytes = 0.0, 0, 0
     for batch in batches:
-        is_real_B = batch.weights_B > 0
-        row_nats_B = step(batch.tokens_BS, batch.labels_BS)["cross_entropy"].astype(np.float64)
-        total_nats += float(row_nats_B[is_real_B].sum())
-        n_tokens += int(batch.labels_BS[is_real_B].size)
-        if token_bytes_V is not None:
-            n_bytes += int(token_bytes_V[batch.labels_BS[is_real_B]].sum())
+        counted_BS = (batch.weights_B[:, None] > 0) & (batch.labels_BS != counts.padding_id)
+        nats_BS = step(batch.tokens_BS, batch.labels_BS)["cross_entropy"]
+        total_nats += float(nats_BS[counted_BS].sum(dtype=np.float64))
+        n_tokens += int(counted_BS.sum())
+        if counts.bytes_V is not None:
+            n_bytes += int(counts.bytes_V[batch.labels_BS[counted_BS]].sum())
     loss = total_nats / n_tokens
     measured = {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "tokens": n_tokens}
     return {**measured, "bits_per_byte": total_nats / math.log(2) / n_bytes} if n_bytes else measured

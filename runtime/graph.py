@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from configs.errors import ConfigError
 from configs.schema import ModelConfig, RunConfig
 from meshtf import mtf, tf
 from models import decode, gpt2, losses, ops
@@ -59,18 +60,28 @@ def _ids(*shape: int) -> tf.TensorSpec:
     return tf.TensorSpec(shape, tf.int32)
 
 
+def _check_batch_splits(batch_size: int, n_processors: int) -> None:
+    """Checks what `load_config` leaves open, for a config may run on fewer devices than it was written for."""
+    if batch_size % n_processors:
+        raise ConfigError(
+            f"train_batch_size = {batch_size} -- is split over {n_processors} devices, which does not divide it -- "
+            "change train_batch_size, mesh_shape or the rule for batch in layout"
+        )
+
+
 def n_microbatches(config: RunConfig, batch_split: int) -> int:
-    """In how many parts a batch is computed, one after the other: GPT-Neo's arithmetic, lowered until it divides the
-    batch of a replica.
+    """In how many parts a batch is computed, one after the other, so that none is larger than asked for.
+
+    Source: GPT-Neo, by way of mesh-TensorFlow: the largest size that divides the batch of a replica.
     """
     tokens = config.training.tokens_per_mb_per_replica
     if tokens is None:
         return 1
     batch_per_replica = config.training.train_batch_size // batch_split
-    count = max(1, batch_per_replica // max(1, tokens // config.model.n_ctx))
-    while batch_per_replica % count:
-        count -= 1
-    return count
+    size = min(batch_per_replica, max(1, tokens // config.model.n_ctx))
+    while batch_per_replica % size:
+        size -= 1
+    return batch_per_replica // size
 
 
 def _training_outputs(
@@ -109,6 +120,7 @@ def build_train_step(config: RunConfig, placement: Placement) -> LoweredStep:
       the variables.
     """
     batch_size, length = config.training.train_batch_size, config.model.n_ctx
+    _check_batch_splits(batch_size, placement.axis_size("batch"))
     mesh_impl = placement.implementation(batch_size)
     n_parts = n_microbatches(config, placement.axis_size("batch"))
     batch_dim, sequence_dim = mtf.Dimension("batch", batch_size), mtf.Dimension("sequence", length)
@@ -135,8 +147,8 @@ def build_eval_step(config: RunConfig, placement: Placement) -> LoweredStep:
     """Losses without dropout.
 
     Returns:
-      A step from (tokens int32 [batch, sequence], labels int32 [batch, sequence]) to `cross_entropy`, the sum over
-      each row's tokens in nats, float32 [batch].
+      A step from (tokens int32 [batch, sequence], labels int32 [batch, sequence]) to `cross_entropy`, each token's
+      nats, float32 [batch, sequence].
     """
     batch_size, length = config.evaluation.eval_batch_size, config.model.n_ctx
     mesh_impl = placement.implementation(batch_size)
@@ -147,8 +159,7 @@ def build_eval_step(config: RunConfig, placement: Placement) -> LoweredStep:
         shape = mtf.Shape([dims.batch, dims.sequence])
         logits = gpt2.logits(Context(mesh, config.model, dims), mtf.import_tf_tensor(mesh, tokens, shape))
         token_losses = losses.token_losses(logits, mtf.import_tf_tensor(mesh, labels, shape))
-        row_sums = mtf.reduce_sum(token_losses.cross_entropy, reduced_dim=dims.sequence)
-        return _lower(graph, mesh, mesh_impl, {"cross_entropy": row_sums})
+        return _lower(graph, mesh, mesh_impl, {"cross_entropy": token_losses.cross_entropy})
 
     return _compile(step, _ids(batch_size, length), _ids(batch_size, length))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from configs.schema import TrainingConfig
 from meshtf import mtf, tf
@@ -13,30 +13,48 @@ from models import kernels, ops, variables
 NOT_DECAYED = re.compile("norm|bias")
 
 
+SMALL_VARIABLE = 1 << 15
+Pair = tuple[variables.SlicedVariable, mtf.Tensor]
+
+
 class AdamUpdate(mtf.Operation):
-    """Updates one variable and its slots `{variable}/adam_m` and `{variable}/adam_v` in place."""
+    """Updates variables and their slots `{variable}/adam_m` and `{variable}/adam_v` in place."""
 
     def __init__(
         self,
-        variable: variables.SlicedVariable,
-        gradient: mtf.Tensor,
+        updated: Sequence[variables.SlicedVariable],
+        gradients: Sequence[mtf.Tensor],
         scalars: Sequence[mtf.Tensor],
         constants: kernels.AdamConstants,
     ):
-        slots = [
-            variables.get_variable(
-                variable.mesh, f"{variable.name}/{slot}", variable.shape, variables.zeros, trainable=False
-            )
-            for slot in ("adam_m", "adam_v")
-        ]
-        self._updated = [variable, *(slot.operation for slot in slots)]
+        ms, vs = ([_slot(variable, name) for variable in updated] for name in ("adam_m", "adam_v"))
+        self._updated = [*updated, *ms, *vs]
         self._kernel = kernels.adam(constants)
-        super().__init__([variable.value, *slots, gradient, *scalars], name="adam_update")
+        super().__init__([*scalars, *(variable.value for variable in self._updated), *gradients], name="adam_update")
 
     def lower(self, lowering: mtf.Lowering) -> None:
         values = lowering.mesh_impl(self).slicewise(self._kernel, *[lowering.tensors[x] for x in self.inputs])
         for variable, value in zip(self._updated, values, strict=True):
             lowering.variables[variable].assign(value)
+
+
+def _slot(variable: variables.SlicedVariable, name: str) -> variables.SlicedVariable:
+    value = variables.get_variable(
+        variable.mesh, f"{variable.name}/{name}", variable.shape, variables.zeros, trainable=False
+    )
+    return value.operation
+
+
+def _decay(variable: variables.SlicedVariable, training: TrainingConfig) -> float:
+    return 0.0 if NOT_DECAYED.search(variable.name) else training.weight_decay
+
+
+def _groups(pairs: Iterable[Pair]) -> list[list[Pair]]:
+    """Large variables alone, the small ones together: a call for each norm and bias costs more than its arithmetic."""
+    large, small = [], []
+    for pair in pairs:
+        (large if pair[0].shape.size > SMALL_VARIABLE else small).append([pair])
+    return large + ([[pair for (pair,) in small]] if small else [])
 
 
 def build_update(
@@ -64,8 +82,10 @@ def build_update(
         if limit is None
         else limit / mtf.maximum(norm, mtf.constant(mesh, limit, dtype=tf.float32))
     )
-    for variable, gradient in zip(trainable, gradients, strict=True):
-        decay = 0.0 if NOT_DECAYED.search(variable.name) else training.weight_decay
+    pairs = list(zip(trainable, gradients, strict=True))
+    for decay in sorted({_decay(variable, training) for variable in trainable}):
         constants = kernels.AdamConstants(training.beta1, training.beta2, training.epsilon, decay)
-        AdamUpdate(variable, gradient, [scale, learning_rate], constants)
+        for group in _groups(pair for pair in pairs if _decay(pair[0], training) == decay):
+            updated, their_gradients = zip(*group, strict=True)
+            AdamUpdate(updated, their_gradients, [scale, learning_rate], constants)
     return norm

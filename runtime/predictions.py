@@ -22,7 +22,8 @@ def sample_texts(
     prompt_S: np.ndarray, written_BN: np.ndarray, eos_id: int, decode: Callable[[Sequence[int]], str], with_prompt: bool
 ) -> list[str]:
     """The text of each row of `written_BN` [batch, new_tokens], after the prompt [sequence] or without it."""
-    before = prompt_S.tolist() if with_prompt else []
+    # An empty prompt is an eos to the model, and nothing to the reader.
+    before = [token for token in prompt_S.tolist() if token != eos_id] if with_prompt else []
     return [decode(before + cut_at(row, eos_id)) for row in written_BN]
 
 

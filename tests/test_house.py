@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 REPOSITORY = Path(__file__).parents[1]
 ROOMS = ("configs", "data", "models", "runtime", "tasks")
 FLOORS = {"configs": 0, "meshtf": 0, "data": 1, "models": 1, "inputs": 2, "tasks": 2, "runtime": 2}
-FLOORS |= {"main": 3, "run_experiment": 3}
+FLOORS |= {"verbs": 3, "main": 4}
 TENSORFLOW = {"tensorflow", "mesh_tensorflow"}
 
 
@@ -130,7 +130,7 @@ def test_quickstart_runs_the_four_verbs_and_shows_them() -> None:
     recipe = (REPOSITORY / "Makefile").read_text().split("\nquickstart:")[1].split("\n\n")[0].splitlines()[1:]
     assert [line.removeprefix("\t$(PY) main.py --model quickstart").split() for line in recipe] == [
         ["--check_dataset"],
-        [],
+        ["--steps_per_checkpoint", "250"],
         ["--eval"],
         ["--predict", "--prompt", "$(PROMPT)"],
     ]

@@ -384,10 +384,15 @@ WRONG = {
         {"layout": "batch:x"},
         'layout = "batch:x" -- batch:x needs a mesh, but there is no mesh_shape -- give one, such as "x:2"',
     ),
-    "a batch that does not split": (
-        {"mesh_shape": "x:3", "layout": "batch:x"},
-        'layout = "batch:x" -- batch:x splits train_batch_size = 8 over 3 devices, which does not divide it -- '
-        "change train_batch_size, the size of x, or the rule",
+    "heads cut into pieces": (
+        {"mesh_shape": "x:2", "layout": "features_per_head:x"},
+        'layout = "features_per_head:x" -- features_per_head:x splits heads, which attention needs whole -- '
+        "give heads:x",
+    ),
+    "heads that do not split": (
+        {"mesh_shape": "x:3", "layout": "heads:x"},
+        'layout = "heads:x" -- heads:x splits n_head = 4 over 3 devices, which does not divide it -- '
+        "change n_head, the size of x, or the rule",
     ),
     "a feed-forward layer that does not split": (
         {"mesh_shape": "x:512", "layout": "intermediate_expanded:x"},
@@ -557,15 +562,15 @@ def test_a_dataset_written_out_in_an_override(tmp_path):
 
 
 def test_all_issues_of_all_files_are_raised_together(tmp_path):
-    model = without(MODEL, "n_embd") | {"n_head": 0, "lr": "x", "mesh_shape": "x:3", "layout": "batch:x"}
+    model = without(MODEL, "n_embd") | {"n_head": 0, "lr": "x", "mesh_shape": "x:3", "layout": "vocab:x"}
     path = write_configs(tmp_path, model, words=WORDS | {"n_vocab": "many"})
     assert message_of(path, ("top_p=2",)).splitlines() == [
         f"{path}: n_head = 0 -- is out of range -- give an integer >= 1",
         f'{path}: lr = "x" -- is a string, not a number -- give a number > 0, without quotes',
         "--set: top_p = 2 -- is out of range -- give a number in (0, 1]",
         f"{path}: n_embd -- is missing -- give an integer >= 1",
-        f'{path}: layout = "batch:x" -- batch:x splits train_batch_size = 8 over 3 devices, '
-        "which does not divide it -- change train_batch_size, the size of x, or the rule",
+        f'{path}: layout = "vocab:x" -- vocab:x splits n_vocab = 128 over 3 devices, '
+        "which does not divide it -- change n_vocab, the size of x, or the rule",
         f'{tmp_path / "dataset_configs" / "words.json"}: n_vocab = "many" -- is a string, not an integer -- '
         "give an integer >= 2, without quotes",
     ]

@@ -1,0 +1,60 @@
+"""One update is the same on one device and on four, however it is laid out, with every feature on."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests import tiny
+
+MIX = "batch:x,heads:y,intermediate_expanded:y,vocab:y"
+EVERYTHING = {**tiny.ALL_DROPOUTS, "recompute_grad": True}
+
+
+def slow(*values: str) -> object:
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    ("mesh_shape", "layout"),
+    [
+        ("x:4", "batch:x"),
+        ("x:2,y:2", "embd:x,memory_length:y"),
+        slow("x:4", "embd:x"),
+        slow("x:4", "heads:x"),
+        slow("x:4", "vocab:x"),
+        slow("x:4", "intermediate_expanded:x"),
+        slow("x:4", "memory_length:x"),
+        slow("x:4", "sequence:x"),
+        slow("x:4", "embed_sequence:x"),
+        slow("x:4", "heads:x,intermediate_expanded:x,vocab:x"),
+        slow("x:2,y:2", "sequence:x,memory_length:y"),
+        slow("x:2,y:2", "batch:x,embd:y"),
+        slow("x:2,y:2", "batch:x,sequence:y"),
+        slow("x:2,y:2", "heads:x,embd:y"),
+        slow("x:2,y:2", "vocab:x,embd:y,memory_length:x"),
+        slow("x:2,y:2", MIX),
+    ],
+)
+def test_layout(devices: tuple[str, ...], mesh_shape: str, layout: str) -> None:
+    config = tiny.run_config(tiny.mesh_config(mesh_shape, layout))
+    tiny.assert_same_update(tiny.one_update(config, devices), tiny.one_device_update(devices, has_dropout=False))
+
+
+@pytest.mark.parametrize(
+    ("mesh_shape", "layout"),
+    [
+        ("x:2,y:2", MIX),
+        slow("x:4", "batch:x"),
+        slow("x:4", "heads:x,intermediate_expanded:x,vocab:x"),
+        slow("x:4", "memory_length:x"),
+        slow("x:2,y:2", "batch:x,embd:y"),
+        slow("x:2,y:2", "sequence:x,memory_length:y"),
+        slow("x:2,y:2", "heads:x,embd:y"),
+    ],
+)
+def test_layout_with_dropout_recomputation_and_microbatches(
+    devices: tuple[str, ...], mesh_shape: str, layout: str
+) -> None:
+    mesh = tiny.mesh_config(mesh_shape, layout)
+    config = tiny.run_config(mesh, model=EVERYTHING, training={"tokens_per_mb_per_replica": 16})
+    tiny.assert_same_update(tiny.one_update(config, devices), tiny.one_device_update(devices, has_dropout=True))

@@ -1,0 +1,684 @@
+"""The program as a person meets it: real processes on a tiny model and a few small texts, and what is said when a
+command line, a config or a file is wrong.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import pty
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from configs.load import load_config
+from data.tfrecords import read_examples, write_examples
+from data.tokenizer import load_tokenizer
+from main import main
+from runtime.metrics import read_metrics
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+N_STEPS = 300
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "one", "dog", "run", "far", "from", "home", "while", "it"]
+DATASET = {"id": "words", "n_vocab": 300, "text": "texts", "eos_id": 0, "padding_id": 1, "eval_fraction": 0.2}
+TINY = {
+    "n_head": 2,
+    "n_embd": 16,
+    "n_layer": 1,
+    "n_ctx": 16,
+    "n_vocab": 300,
+    "embed_dropout": 0.1,
+    "train_batch_size": 4,
+    "train_steps": N_STEPS,
+    "iterations": 1,
+    "lr": 0.01,
+    "lr_decay": "cosine",
+    "model_path": "runs/tiny",
+    "datasets": [DATASET],
+}
+PROGRESS = re.compile(r"step \d+/\d+  loss \d+\.\d{4}  [\d,]+ tokens/s(  \d\d:\d\d left)?")
+
+# One thread, so that sums are made in the same order in every run.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
+ENVIRONMENT |= {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
+
+
+# A project of its own, the program, and what it leaves.
+
+
+def write_project(folder: Path) -> None:
+    draw = random.Random(3)
+    (folder / "texts").mkdir()
+    for number in range(12):
+        lines = [" ".join(draw.choices(WORDS, k=8)) + ".\n" for _ in range(20)]
+        (folder / "texts" / f"{number}.txt").write_text("".join(lines))
+    (folder / "tiny.json").write_text(json.dumps(TINY))
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, str(REPOSITORY / "main.py"), "--model", "tiny.json", *arguments]
+
+
+def run_process(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments), cwd=folder, env=ENVIRONMENT, stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Project:
+    """A folder in which `runs/tiny` was trained without a break."""
+
+    folder: Path
+    training: subprocess.CompletedProcess[str]
+
+    @property
+    def run(self) -> Path:
+        return self.folder / "runs" / "tiny"
+
+    def tfrecords(self, part: str) -> Path:
+        (path,) = (self.folder / "datasets" / "words").glob(f"*/{part}/*.tfrecords")
+        return path
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    folder = tmp_path_factory.mktemp("project")
+    write_project(folder)
+    return Project(folder, run_process(folder, "--steps_per_checkpoint", "100"))
+
+
+@pytest.fixture
+def here(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """The project as the working directory of this process."""
+    monkeypatch.chdir(project.folder)
+    return project
+
+
+@pytest.fixture
+def copied_run(here: Project) -> Iterator[str]:
+    """A copy of the run that a test may spoil; its model path."""
+    shutil.copytree(here.run, here.folder / "runs" / "copy")
+    yield "runs/copy"
+    shutil.rmtree(here.folder / "runs" / "copy", ignore_errors=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Said:
+    """What one call of `main` in this process gave."""
+
+    status: int
+    out: str
+    err: str
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> Said:
+    capsys.readouterr()
+    try:
+        status = main(["--model", "tiny.json", *arguments])
+    except SystemExit as end:  # argparse's way of refusing
+        status = end.code
+    return Said(status, *capsys.readouterr())
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
+    """Every file below, with its size and time of change; folders with zeros."""
+    paths = sorted(folder.rglob("*"))
+    states = {str(path.relative_to(folder)): path.stat() for path in paths}
+    return {
+        name: (state.st_size, state.st_mtime_ns) if (folder / name).is_file() else (0, 0)
+        for name, state in states.items()
+    }
+
+
+def losses(run: Path) -> list[tuple[int, float, float]]:
+    return [(line["step"], line["loss"], line["lr"]) for line in read_metrics(str(run)) if line["split"] == "train"]
+
+
+# The verbs.
+
+
+def test_training_shows_a_few_lines_and_nothing_of_tensorflow(project: Project) -> None:
+    training = project.training
+    assert training.returncode == 0, training.stderr
+    patterns = [
+        r"mesh: one device \(nothing split\) on [CG]PU:0",
+        r"words: preparing 12 files of raw text in datasets/words/n_ctx_16-[0-9a-f]{16}",
+        r"words: trained a byte-level BPE tokenizer of 300 ids",
+        r"words: train: \d+ documents, [\d,]+ bytes, [\d,]+ tokens, \d+ examples",
+        r"words: eval: \d+ documents, [\d,]+ bytes, [\d,]+ tokens, \d+ examples",
+        r"model: 8,320 parameters",
+        r"trained to step 300; checkpoints, metrics and loss.png are in runs/tiny",
+    ]
+    lines = training.stdout.splitlines()
+    assert len(lines) == len(patterns), training.stdout
+    assert [line for line, pattern in zip(lines, patterns, strict=True) if not re.fullmatch(pattern, line)] == []
+    progress = training.stderr.splitlines()
+    assert [line for line in progress if not PROGRESS.fullmatch(line)] == []
+    assert progress[0].startswith("step 1/300  loss 5.") and progress[-1].startswith("step 300/300  loss ")
+
+
+def test_training_leaves_what_it_promises(project: Project) -> None:
+    names = sorted(path.name for path in project.run.iterdir() if "tfevents" not in path.name)
+    checkpoints = [f"model.ckpt-{s}{e}" for s in (100, 200, 300) for e in (".data-00000-of-00001", ".index")]
+    assert names == sorted(["checkpoint", "config.json", "loss.png", "metrics.jsonl", "tokenizer.json", *checkpoints])
+    assert (project.run / "loss.png").read_bytes().startswith(b"\x89PNG")
+    lines = read_metrics(str(project.run))
+    assert [line["step"] for line in lines] == list(range(1, N_STEPS + 1))
+    assert {tuple(line) for line in lines} == {
+        ("step", "split", "time", "loss", "grad_norm", "lr", "tokens_per_second")
+    }
+    assert lines[0]["loss"] == pytest.approx(math.log(300), abs=0.1)
+    assert lines[-1]["loss"] < lines[0]["loss"] - 2.5
+    kept = load_config(str(project.run / "config.json"))
+    assert kept == dataclasses.replace(load_config(str(project.folder / "tiny.json")), name=kept.name)
+
+
+def stopped(folder: Path, n_lines: float, number: int | None) -> tuple[int, str]:
+    """Goes on with training, stopped once that many steps are measured; the exit status and the last line said."""
+    process = subprocess.Popen(
+        command("--steps_per_checkpoint", "16", "--set", "model_path=runs/broken"),
+        cwd=folder,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while process.poll() is None and count_lines(folder / "runs/broken/metrics.jsonl") < n_lines:
+        time.sleep(0.002)
+    if number is not None:
+        process.send_signal(number)
+    out, err = process.communicate()
+    assert [line for line in err.splitlines() if not PROGRESS.fullmatch(line)] == []
+    return process.returncode, out.splitlines()[-1]
+
+
+SAYS_STOPPED = re.compile(r"stopped at step (\d+); the checkpoint is written: the same command goes on from here")
+
+
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+    ids=["SIGTERM", "SIGINT"],
+)
+def test_stopped_or_killed_anywhere_it_goes_on_as_if_nothing_had_been(
+    project: Project, number: int, status: int
+) -> None:
+    shutil.rmtree(project.folder / "runs/broken", ignore_errors=True)
+    asked = stopped(project.folder, 20, number)
+    step = int(SAYS_STOPPED.fullmatch(asked[1]).group(1))
+    assert asked[0] == status and 20 <= step < 100
+    assert stopped(project.folder, 100, signal.SIGKILL) == (
+        -signal.SIGKILL,
+        f"restored runs/broken/model.ckpt-{step}",
+    )
+    assert stopped(project.folder, math.inf, None)[0] == 0
+    assert len(losses(project.run)) == N_STEPS
+    assert losses(project.folder / "runs/broken") == losses(project.run)
+
+
+def count_lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def test_evaluation_measures_all_that_is_held_out_on_any_mesh(
+    here: Project, copied_run: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = call(capsys, "--eval", "--set", f"model_path={copied_run}")
+    assert (said.status, said.err) == (0, "")
+    measured = read_metrics(copied_run)[-1]
+    padding_id = 1
+    labels = [ids[1:] for ids in read_examples(str(here.tfrecords("eval")))]
+    n_tokens = sum(int((ids != padding_id).sum()) for ids in labels)
+    assert n_tokens < 16 * len(labels)  # the end of the last example is filled up, and does not count
+    assert (measured["step"], measured["split"], measured["tokens"]) == (N_STEPS, "eval", n_tokens)
+    assert 1.0 < measured["loss"] < 3.0
+    assert measured["perplexity"] == pytest.approx(math.exp(measured["loss"]))
+    under_guessing = math.log(300) - measured["loss"]
+    assert said.out.splitlines()[-3:] == [
+        f"restored {copied_run}/model.ckpt-300",
+        f"step 300: held-out loss {measured['loss']:.4f}  perplexity {measured['perplexity']:.4f}  "
+        f"tokens {n_tokens}  bits_per_byte {measured['bits_per_byte']:.4f}",
+        f"the loss is {under_guessing:.2f} nats under that of guessing, ln(300)",
+    ]
+    # In another process, on a mesh, from a file whose name does not tell how many examples it holds.
+    shutil.copy(here.tfrecords("eval"), here.folder / "uncounted.tfrecords")
+    mesh = ["--cpu_devices", "4", "--set", "mesh_shape=x:2,y:2", "--set", "layout=batch:x,heads:y,vocab:y"]
+    records = ["--set", records_dataset(eval_path="uncounted.tfrecords"), "--set", f"model_path={copied_run}"]
+    process = run_process(here.folder, "--eval", *mesh, *records)
+    assert (process.returncode, process.stderr) == (0, "")
+    assert process.stdout.startswith("mesh: x:2,y:2 (batch:x,heads:y,vocab:y) on CPU:0, CPU:1, CPU:2, CPU:3\n")
+    assert read_metrics(copied_run)[-1]["loss"] == pytest.approx(measured["loss"], rel=1e-5)
+
+
+def records_dataset(**changes: object) -> str:
+    """An override that replaces the dataset by tfrecords, with the tokenizer of the run."""
+    dataset = {"id": "records", "n_vocab": 300, "path": "datasets/words/*/train/*.tfrecords", "eos_id": 0}
+    dataset |= {"tokenizer_path": "runs/tiny/tokenizer.json", "padding_id": 1}
+    return f"datasets={json.dumps([dataset | changes])}"
+
+
+def test_prediction_writes_the_same_text_for_the_same_seed(here: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    (here.folder / "prompt.txt").write_text("the cat sat")
+    arguments = ["--predict", "--prompt", "prompt.txt", "--sacred_id", "exp", "--n_samples", "3"]
+    process = run_process(here.folder, *arguments, "--seed", "3")
+    assert (process.returncode, process.stderr) == (0, "")
+    written = (here.run / "predictions_exp_300.txt").read_text()
+    assert process.stdout.splitlines()[2] == "restored runs/tiny/model.ckpt-300"
+    assert process.stdout.endswith(f"{written}\nwritten to runs/tiny/predictions_exp_300.txt\n")
+    samples = re.findall(r"={40} SAMPLE \d ={40}\n\n(.*?)\n\n={80}\n", written, re.DOTALL)
+    assert len(set(samples)) == 3 and all(sample.startswith("the cat sat") for sample in samples)
+    assert call(capsys, *arguments, "--seed", "3").status == 0
+    assert (here.run / "predictions_exp_300.txt").read_text() == written
+    (here.run / "predictions_exp_300.txt").unlink()
+
+
+def test_prediction_without_temperature_and_of_few_tokens(here: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    said = call(capsys, "--predict", "--temperature", "0", "--max_new_tokens", "2", "--n_samples", "2")
+    assert said.status == 0
+    first, second = re.findall(r"\n\nIn the beginning(.*?)\n\n={80}\n", said.out, re.DOTALL)
+    assert first == second != ""
+    assert len(load_tokenizer("runs/tiny/tokenizer.json").encode(first)) <= 2
+    (here.run / "predictions_nosacred_300.txt").unlink()
+
+
+def test_check_dataset_counts_what_is_there(here: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    before = snapshot(here.folder)
+    said = call(capsys, "--check_dataset")
+    assert (said.status, said.err, snapshot(here.folder)) == (0, "", before)
+    for part, name in (("train", "training"), ("eval", "evaluation")):
+        examples = [ids.tolist() for ids in read_examples(str(here.tfrecords(part)))]
+        ids = sum(examples, [])
+        text = load_tokenizer("runs/tiny/tokenizer.json").decode(examples[0])
+        pattern = f"{here.tfrecords(part).parent.relative_to(here.folder)}/*.tfrecords"
+        figures = {"files": 1, "examples": len(examples), "tokens": len(ids), "documents": ids.count(0)}
+        figures |= {"smallest id": min(ids), "largest id": max(ids)}
+        table = "\n".join(f"{figure:<12} {value:>16,}" for figure, value in figures.items())
+        assert f"\nwords, {name}: {pattern}\n{table}\nfirst example:\n{text}\n" in said.out
+
+
+def test_a_finished_run_says_how_to_go_on(here: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    before = snapshot(here.folder)
+    said = call(capsys)
+    assert said.status == 0
+    assert said.out.splitlines()[-1] == "step 300 of 300: training is finished; raise train_steps to go on"
+    assert snapshot(here.folder) == before
+
+
+def test_pauses_evaluate_and_write_samples(here: Project, copied_run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    keys = ["eval_steps=2", "predict_steps=1", "train_steps=308", "lr_decay=null", f"model_path={copied_run}"]
+    overrides = [text for key in keys for text in ("--set", key)]
+    said = call(capsys, "--steps_per_checkpoint", "4", "--sacred_id", "mine", *overrides)
+    assert said.status == 0
+    lines = read_metrics(copied_run)[N_STEPS:]
+    assert [(line["split"], line["step"]) for line in lines] == [
+        *(("train", step) for step in (301, 302, 303, 304)),
+        ("eval", 304),
+        *(("train", step) for step in (305, 306, 307, 308)),
+        ("eval", 308),
+    ]
+    assert [line["tokens"] for line in lines if line["split"] == "eval"] == [2 * 4 * 16] * 2
+    for step in (304, 308):
+        path = f"{copied_run}/predictions_mine_{step}.txt"
+        assert f"step {step}: samples in {path}\n" in said.err
+        assert Path(path).read_text().startswith(f"{'=' * 40} SAMPLE 0 {'=' * 40}\n\nIn the beginning")
+        assert f"step {step}: held-out loss " in said.err
+
+
+def test_a_run_that_diverges_keeps_its_last_checkpoint(
+    here: Project, copied_run: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = call(capsys, "--set", f"model_path={copied_run}", "--set", "lr=1e30", "--set", "train_steps=400")
+    assert said.status == 2
+    assert re.fullmatch(
+        r"step 30\d: loss = (nan|inf) -- training has diverged; the last checkpoint is kept -- lower lr, lengthen "
+        r"warmup_steps or set gradient_clipping, and start again",
+        said.err.splitlines()[-1],
+    )
+    assert max(int(path.stem.split("-")[1]) for path in Path(copied_run).glob("*.index")) == 300
+
+
+# Beginning anew.
+
+
+def test_new_forgets_the_run_and_its_step(here: Project, copied_run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    said = call(capsys, "--new", "--yes", "--set", "train_steps=3", "--set", f"model_path={copied_run}")
+    assert said.status == 0
+    assert f"deleted {copied_run}\n" in said.out and "restored" not in said.out
+    assert sorted(path.stem for path in Path(copied_run).glob("*.index")) == ["model.ckpt-3"]
+    # The batches, too, begin again at the first; the noise and the first values are those of the same seed.
+    begun = [line["loss"] for line in read_metrics(copied_run)]
+    assert begun == pytest.approx([loss for _, loss, _ in losses(here.run)[:1]] + begun[1:], rel=1e-5)
+    assert [line["step"] for line in read_metrics(copied_run)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("answer", ["n", "", "yess"])
+def test_new_asks_at_a_terminal(
+    here: Project, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    ours, theirs = pty.openpty()
+    before = snapshot(here.folder)
+    with open(theirs, encoding="utf-8") as terminal:
+        monkeypatch.setattr(sys, "stdin", terminal)
+        os.write(ours, f"{answer}\n".encode())
+        said = call(capsys, "--new")
+    os.close(ours)
+    assert said == Said(0, "Delete the run in runs/tiny? [y/n] ", "")
+    assert snapshot(here.folder) == before
+
+
+# What a person can get wrong. {main} stands for the repository, and the run in runs/tiny has to stay as it is.
+
+NOT_HERE = "is known from GPT-Neo but not available in this version -- leave it out"
+WITHOUT_DATA = ["--set", "datasets=[]", "--set", "no_dataset=true"]
+
+
+def dataset_with(**changes: object) -> str:
+    return f"datasets={json.dumps([DATASET | changes])}"
+
+
+REFUSALS: dict[str, tuple[list[str], str]] = {
+    "unknown key": (
+        ["--set", "warmup_step=3"],
+        "--set: warmup_step = 3 -- is not a known key -- did you mean warmup_steps?",
+    ),
+    "no pair": (["--set", "lr"], "--set: lr -- is not a key=value pair -- write key=value"),
+    "wrong type": (
+        ["--set", "lr=fast"],
+        '--set: lr = "fast" -- is a string, not a number -- give a number > 0, without quotes',
+    ),
+    "two issues": (
+        ["--set", "train_steps=0", "--set", "n_head=3"],
+        "--set: train_steps = 0 -- is out of range -- give an integer >= 1\n"
+        "--set: n_head = 3 -- does not divide n_embd = 16 -- choose n_head and n_embd so that n_embd / n_head is whole",
+    ),
+    "layout": (
+        ["--set", "mesh_shape=x:2", "--set", "layout=batch:z"],
+        '--set: layout = "batch:z" -- batch:z names an axis that mesh_shape lacks -- use x, or add z to mesh_shape',
+    ),
+    "temperature": (
+        ["--predict", "--temperature", "-1"],
+        "--set: temperature = -1 -- is out of range -- give a number >= 0",
+    ),
+    "top_p": (["--predict", "--top_p", "0"], "--set: top_p = 0 -- is out of range -- give a number in (0, 1]"),
+    "top_k": (
+        ["--predict", "--top_k", "301"],
+        "--set: top_k = 301 -- is more than n_vocab = 300 -- lower it; 0 turns it off",
+    ),
+    "seed": (
+        ["--predict", "--seed", "x"],
+        '--set: predict_seed = "x" -- is a string, not an integer -- give an integer from 0 to 2147483647, without '
+        "quotes",
+    ),
+    "n_samples": (
+        ["--predict", "--n_samples", "0"],
+        "--set: predict_batch_size = 0 -- is out of range -- give an integer >= 1",
+    ),
+    "auto_layout": (["--auto_layout"], f"--auto_layout -- {NOT_HERE}"),
+    "auto_mesh": (["--auto_layout_and_mesh_shape"], f"--auto_layout_and_mesh_shape -- {NOT_HERE}"),
+    "entmax": (["--predict", "--entmax_sampling"], f"--entmax_sampling -- {NOT_HERE}"),
+    "export": (["--export"], f"--export -- {NOT_HERE}"),
+    "tpu": (
+        ["--tpu", "colab"],
+        "--tpu colab -- TPUs are not available in this version -- leave it out to run on GPUs or the CPU",
+    ),
+    "steps_per_checkpoint": (
+        ["--steps_per_checkpoint", "0"],
+        "--steps_per_checkpoint 0 -- must be at least 1 -- give a number of steps",
+    ),
+    "sacred_id": (
+        ["--predict", "--sacred_id", "../mine"],
+        "--sacred_id ../mine -- holds a slash -- give a part of a file name",
+    ),
+    "two kinds of devices": (
+        ["--gpu_ids", "device:GPU:0", "--cpu_devices", "2"],
+        "--gpu_ids and --cpu_devices -- exclude each other -- give one of them",
+    ),
+    "no devices": (
+        ["--cpu_devices", "0"],
+        "--cpu_devices 0 -- must be at least 1 -- give the number of virtual CPU devices",
+    ),
+    "a device twice": (
+        ["--eval", "--gpu_ids", "device:CPU:0", "device:CPU:0"],
+        "--gpu_ids device:CPU:0 device:CPU:0 -- a device is named twice -- name each once",
+    ),
+    "new and another verb": (
+        ["--new", "--predict"],
+        "--new -- starts training from the beginning -- leave out --eval, --predict and --check_dataset",
+    ),
+    "new in a script": (
+        ["--new"],
+        "--new: Delete the run in runs/tiny? -- nobody is there to answer -- give --yes too",
+    ),
+    "new where no run is": (
+        ["--new", "--yes", "--set", "model_path=texts"],
+        "--new: model_path = texts -- holds no run, so it is not deleted -- delete it yourself, or give another "
+        "model_path",
+    ),
+    "new with a wrong device": (
+        ["--new", "--yes", "--gpu_ids", "device:GPU:99"],
+        "--gpu_ids device:GPU:99 -- no such device; GPUs that TensorFlow sees: none -- name one that is there, or "
+        "leave --gpu_ids out to run on what is there",
+    ),
+    "new without data": (
+        ["--new", "--yes", "--set", records_dataset(path="nowhere/*.tfrecords")],
+        "nowhere/*.tfrecords: no file matches -- check the path in the dataset config (relative paths start at {here})",
+    ),
+    "nothing to train on": (
+        WITHOUT_DATA,
+        "no dataset: nothing to train on -- give datasets in the model config, and a path in each dataset config",
+    ),
+    "nothing to check": (
+        ["--check_dataset", *WITHOUT_DATA],
+        "no dataset: nothing to check -- give datasets in the model config",
+    ),
+    "nothing to evaluate on": (
+        ["--eval", "--set", records_dataset()],
+        "records: nothing to evaluate on -- give eval_path in a dataset config",
+    ),
+    "no tokenizer": (
+        ["--predict", *WITHOUT_DATA],
+        "datasets = [] -- prediction needs a tokenizer -- name a dataset with a tokenizer_path in the model config",
+    ),
+    "tokenizer not there": (
+        ["--set", records_dataset(tokenizer_path="nowhere.json")],
+        "nowhere.json: no such tokenizer -- give a tokenizers JSON file (data/train_tokenizer.py makes one), or a "
+        "folder with vocab.json and merges.txt",
+    ),
+    "special ids": (
+        ["--set", records_dataset(eos_id=5)],
+        "records: eos_id = 5 -- the tokenizer's <|endoftext|> is 0 -- set eos_id to 0",
+    ),
+    "no text": (
+        ["--set", dataset_with(text="nowhere")],
+        "nowhere: no file found -- name a directory, a glob or a file that has text",
+    ),
+    "no checkpoint to evaluate": (
+        ["--eval", "--set", "model_path=runs/none"],
+        "model_path = runs/none -- holds no checkpoint -- train first, or give the model_path of a trained model",
+    ),
+    "no checkpoint to predict from": (
+        ["--predict", "--set", "model_path=runs/none"],
+        "model_path = runs/none -- holds no checkpoint -- train first, or give the model_path of a trained model",
+    ),
+    "a deeper model": (
+        ["--set", "n_layer=2"],
+        "runs/tiny/model.ckpt-300 -- has no variable gpt2/h1/norm_1/g; the nearest name there is gpt2/h0/norm_1/g -- "
+        "the config must describe the model that was trained; give that config, or another model_path",
+    ),
+    "a wider model": (
+        ["--eval", "--set", "n_embd=32"],
+        "runs/tiny/model.ckpt-300 -- variable gpt2/wpe is [16, 16] there and [16, 32] in the config -- give the config "
+        "that was trained, or another model_path",
+    ),
+    "prompt not there": (
+        ["--predict", "--prompt", "nowhere.txt"],
+        "--prompt nowhere.txt -- cannot be read: nowhere.txt; No such file or directory -- give a text file",
+    ),
+    "prompt a folder": (
+        ["--predict", "--prompt", "texts"],
+        "--prompt texts -- cannot be read: texts; Is a directory -- give a text file",
+    ),
+    "prompt not text": (
+        ["--predict", "--prompt", "runs/tiny/loss.png"],
+        "--prompt runs/tiny/loss.png -- is not UTF-8 text: 'utf-8' codec can't decode byte 0x89 in position 0: invalid "
+        "start byte -- give a text file",
+    ),
+    "a file for a folder": (
+        ["--set", "model_path=tiny.json"],
+        "tiny.json/config.json -- cannot be written: tiny.json is not a directory -- make room there, or give another "
+        "model_path",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_one_message_status_2_and_nothing_touched(here: Project, capsys: pytest.CaptureFixture[str], case: str) -> None:
+    arguments, message = REFUSALS[case]
+    before = snapshot(here.folder)
+    said = call(capsys, *arguments)
+    assert (said.status, said.err) == (2, message.replace("{here}", str(here.folder)) + "\n")
+    assert snapshot(here.folder) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--nonsense"], "unrecognized arguments: --nonsense"),
+        (["more"], "unrecognized arguments: more"),
+        (["--eval", "--predict"], "argument --predict: not allowed with argument --eval"),
+        (["--steps_per_checkpoint", "many"], "argument --steps_per_checkpoint: invalid int value: 'many'"),
+        (["--set"], "argument --set: expected one argument"),
+    ],
+)
+def test_a_command_line_of_another_form(
+    here: Project, capsys: pytest.CaptureFixture[str], arguments: Sequence[str], message: str
+) -> None:
+    before = snapshot(here.folder)
+    said = call(capsys, *arguments)
+    assert (said.status, said.out) == (2, "")
+    assert said.err.startswith("usage: main.py ") and said.err.endswith(f"\nmain.py: error: {message}\n")
+    assert snapshot(here.folder) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("nowhere.json", None, "nowhere.json -- cannot be read (No such file or directory) -- check the path"),
+        (
+            "torn.json",
+            '{"n_head": 2,',
+            "torn.json: line 1 column 14 -- is not JSON (Expecting property name enclosed in double quotes) -- correct "
+            "the file there",
+        ),
+        ("list.json", "[]", 'list.json -- holds no JSON object -- write {"key": value, ...}'),
+        (
+            "quickstrat",
+            None,
+            f"{REPOSITORY}/configs/quickstrat.json -- there is no config of this name -- did you mean quickstart?",
+        ),
+    ],
+)
+def test_a_config_that_cannot_be_read(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    content,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if content is not None:
+        Path(name).write_text(content)
+    assert main(["--model", name]) == 2
+    assert capsys.readouterr() == ("", f"{message}\n")
+
+
+@pytest.mark.parametrize("case", ["two issues", "tpu"])
+def test_a_refusal_by_a_real_process(project: Project, case: str) -> None:
+    arguments, message = REFUSALS[case]
+    process = run_process(project.folder, *arguments)
+    assert (process.returncode, process.stderr) == (2, f"{message}\n")
+
+
+WRONG_RECORDS = {
+    "length": (
+        [[2] * 17, [2] * 16],
+        0,
+        "record 1 holds 16 ids, but n_ctx 16 needs 17 -- set n_ctx to 15, or write the file again with --chunk_size 16",
+    ),
+    "vocabulary": (
+        [[2] * 17, [2] * 16 + [300]],
+        0,
+        "record 1 holds the id 300, outside [0, 300) -- raise n_vocab, or use the tokenizer and dataset config that "
+        "the file was written with",
+    ),
+    "truncated": (
+        [[2] * 17] * 2,
+        9,
+        "record 1 is cut off or damaged -- copy the file again, or write it again with data/create_tfrecords.py",
+    ),
+    "count": (
+        [[2] * 17] * 3,
+        0,
+        "holds 3 examples, but its name says 2 -- copy it again if it was cut short, or rename it so that it ends in "
+        "_3.tfrecords",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_RECORDS)
+def test_a_wrong_record_is_named_and_nothing_is_written(
+    here: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str
+) -> None:
+    examples, cut_bytes, problem = WRONG_RECORDS[case]
+    path = tmp_path / "wrong_0_0_2.tfrecords"
+    write_examples(str(path), examples)
+    os.truncate(path, path.stat().st_size - cut_bytes)
+    before = snapshot(here.folder)
+    records = records_dataset(path=str(path), eval_path=str(path))
+    for arguments in (["--set", "model_path=runs/other"], ["--eval"], ["--check_dataset"]):
+        said = call(capsys, *arguments, "--set", records)
+        assert (said.status, said.err) == (2, f"{path}: {problem}\n"), arguments
+        assert snapshot(here.folder) == before
+
+
+def test_a_run_whose_checkpoint_is_torn_stays_as_it_is(
+    here: Project, copied_run: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.truncate(f"{copied_run}/model.ckpt-300.data-00000-of-00001", 100)
+    before = snapshot(here.folder)
+    for arguments in ([], ["--eval"], ["--predict"]):
+        said = call(capsys, *arguments, "--set", f"model_path={copied_run}")
+        assert said.status == 2
+        assert said.err.startswith(f"{copied_run}/model.ckpt-300 -- cannot be read: ")
+        assert said.err.endswith(" -- remove this checkpoint's files, so that the one before it is used\n")
+        assert snapshot(here.folder) == before
+    for path in Path(copied_run).glob("model.ckpt-300.*"):
+        path.unlink()
+    said = call(capsys, "--predict", "--seed", "1", "--set", f"model_path={copied_run}")
+    assert (said.status, said.out.splitlines()[2]) == (0, f"restored {copied_run}/model.ckpt-200")
+
+
+def test_another_tokenizer_is_refused(here: Project, copied_run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = Path(copied_run, "tokenizer.json")
+    tokenizer.write_text(tokenizer.read_text().replace('"version": "1.0"', '"version": "1.0" '))
+    before = snapshot(here.folder)
+    for arguments in (["--set", "train_steps=301"], ["--eval"], ["--predict"]):
+        said = call(capsys, *arguments, "--set", f"model_path={copied_run}")
+        assert (said.status, said.err) == (
+            2,
+            f"{copied_run}/tokenizer.json -- is not the tokenizer of the dataset now: its text or settings have "
+            "changed since training began -- give another model_path, or --new to begin again\n",
+        )
+        assert snapshot(here.folder) == before

@@ -1,0 +1,156 @@
+"""Every command that the documents show: it is there, and it takes the arguments shown."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from configs.load import load_config
+from data import create_tfrecords, train_tokenizer
+from main import config_overrides, parse_arguments
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+DOCUMENTS = ("README.md", "CONTRIBUTING.md")
+PYTHON = re.compile(r"(\.venv/bin/)?python3?(\.\d+)?")
+# Programs that are not the project's own.
+OTHERS = {"git", "cd", "source", "ls", "cat", "cp", "mkdir", "tail", "tensorboard", ".venv/bin/tensorboard"}
+
+
+def code_lines(text: str) -> Iterator[str]:
+    """The lines of shell blocks: fenced as bash, sh or console, or set in by four blanks after an empty line."""
+    for block in re.findall(r"^```(?:bash|sh|console)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        yield from block.replace("\\\n", " ").splitlines()
+    unfenced = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    for block in re.findall(r"(?<=\n\n)((?: {4}\S.*\n(?: {4,}.*\n)*)+)", unfenced):
+        yield from block.replace("\\\n", " ").splitlines()
+
+
+def commands(text: str) -> Iterator[tuple[str, ...]]:
+    """The words of each command, without comments and prompts; `a && b` is two commands."""
+    for line in code_lines(text):
+        words = shlex.split(re.sub(r"^\s*\$ ", "", line).replace("&&", " && "), comments=True)
+        while words:
+            end = words.index("&&") if "&&" in words else len(words)
+            yield tuple(words[:end])
+            words = words[end + 1 :]
+
+
+def check_make(arguments: Sequence[str]) -> None:
+    dry = subprocess.run(["make", "-n", *arguments], cwd=REPOSITORY, capture_output=True, text=True)
+    assert dry.returncode == 0, dry.stderr
+
+
+def check_main(arguments: Sequence[str]) -> None:
+    parsed = parse_arguments(arguments)
+    if not parsed.model.endswith(".json") or (REPOSITORY / parsed.model).exists():
+        path_or_name = str(REPOSITORY / parsed.model) if parsed.model.endswith(".json") else parsed.model
+        load_config(path_or_name, config_overrides(parsed))
+
+
+def check_pytest(arguments: Sequence[str]) -> None:
+    files = [argument for argument in arguments if "/" in argument]
+    assert [file for file in files if not (REPOSITORY / file.split("::")[0]).exists()] == []
+
+
+def check_script(script: str, arguments: Sequence[str]) -> None:
+    """A script without a parser to ask: its source must know each flag."""
+    known = re.findall(r"\"(--[\w-]+)\"", (REPOSITORY / script).read_text(encoding="utf-8"))
+    assert {word.split("=")[0] for word in arguments if word.startswith("--")} <= set(known)
+
+
+PARSERS: dict[str, Callable[[Sequence[str]], object]] = {
+    "main.py": check_main,
+    "data/create_tfrecords.py": create_tfrecords.parse_arguments,
+    "data/train_tokenizer.py": train_tokenizer.parse_arguments,
+}
+
+
+def check_python(arguments: Sequence[str]) -> None:
+    if list(arguments[:2]) == ["-m", "pytest"]:
+        check_pytest(arguments[2:])
+    elif arguments[0] in PARSERS:
+        PARSERS[arguments[0]](arguments[1:])
+    else:
+        check_script(arguments[0], arguments[1:])
+
+
+def check(words: Sequence[str]) -> None:
+    program, arguments = words[0], words[1:]
+    if program == "make":
+        check_make(arguments)
+    elif PYTHON.fullmatch(program):
+        check_python(arguments)
+    else:
+        assert program in OTHERS, f"nothing here can check {shlex.join(words)}"
+
+
+SHOWN = [
+    (document, words)
+    for document in DOCUMENTS
+    for words in dict.fromkeys(commands((REPOSITORY / document).read_text(encoding="utf-8")))
+]
+
+
+@pytest.mark.parametrize(
+    ("document", "words"), SHOWN, ids=lambda part: part if isinstance(part, str) else " ".join(part)
+)
+def test_a_command_that_is_shown_can_be_run(document: str, words: tuple[str, ...]) -> None:
+    check(words)
+
+
+def test_the_two_commands_are_shown() -> None:
+    assert {("README.md", ("make", "quickstart")), ("README.md", ("make", "test"))} <= set(SHOWN)
+
+
+def test_commands_are_found() -> None:
+    text = "\n".join(
+        [
+            "Text with `make nothing` in it.",
+            "```bash",
+            "$ make quickstart  # what it does",
+            'cd x && python3 main.py --model tiny \\\n  --set "a = b"',
+            "```",
+            "```json",
+            '{"make": "nothing"}',
+            "```",
+            "",
+            "    make test",
+            "    make lint",
+            "",
+            "- a list",
+            "  make nothing",
+            "",
+        ]
+    )
+    assert list(commands(text)) == [
+        ("make", "quickstart"),
+        ("cd", "x"),
+        ("python3", "main.py", "--model", "tiny", "--set", "a = b"),
+        ("make", "test"),
+        ("make", "lint"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "make quickstrat",
+        "python3 main.py --model quickstrat",
+        "python3 main.py --model quickstart --evaluate",
+        "python3 main.py --model quickstart --set lerning_rate=1",
+        "python3 main.py --model quickstart --temperature hot",
+        "python3 data/create_tfrecords.py --inputs nowhere",
+        "python3 -m pytest tests/test_nothing.py",
+        "python3 docs/generate_configuration.py --nonsense",
+        "python3 nothing.py",
+        "npm install",
+    ],
+)
+def test_a_command_that_cannot_be_run_is_caught(command: str) -> None:
+    with pytest.raises((AssertionError, ValueError, SystemExit, FileNotFoundError)):
+        check(shlex.split(command))
