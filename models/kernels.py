@@ -86,6 +86,12 @@ def dropout(rate: float) -> Kernel:
 # ------------------------------------------------------------------------------------------------------- normalisation
 
 
+def _sum_of_last(x: tf.Tensor) -> tf.Tensor:
+    """float32 [..., E] -> [...]. As a product with ones, since XLA does not vectorise sums of short rows on CPUs."""
+    size = x.shape[-1]
+    return tf.reshape(tf.matmul(tf.reshape(x, [-1, size]), tf.ones([size, 1])), x.shape[:-1])
+
+
 def _normalize(x: tf.Tensor, mean: tf.Tensor, inverse_std: tf.Tensor) -> tf.Tensor:
     return (tf.cast(x, tf.float32) - mean[..., None]) * inverse_std[..., None]
 
@@ -93,13 +99,13 @@ def _normalize(x: tf.Tensor, mean: tf.Tensor, inverse_std: tf.Tensor) -> tf.Tens
 @_compiled
 def sum_of_embd(x: tf.Tensor) -> tf.Tensor:
     """[B, S, E] -> float32 [B, S]."""
-    return tf.reduce_sum(tf.cast(x, tf.float32), -1)
+    return _sum_of_last(tf.cast(x, tf.float32))
 
 
 @_compiled
 def sum_of_squares_about(x: tf.Tensor, mean: tf.Tensor) -> tf.Tensor:
     """[B, S, E], [B, S] -> float32 [B, S], the sum of squared differences from the mean."""
-    return tf.reduce_sum(tf.square(tf.cast(x, tf.float32) - mean[..., None]), -1)
+    return _sum_of_last(tf.square(tf.cast(x, tf.float32) - mean[..., None]))
 
 
 @_compiled
@@ -117,8 +123,8 @@ def layer_norm(epsilon: float) -> Kernel:
     """
 
     def kernel(x: tf.Tensor, gain: tf.Tensor, bias: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        mean = tf.reduce_mean(tf.cast(x, tf.float32), -1)
-        inverse_std = tf.math.rsqrt(tf.reduce_mean(tf.square(tf.cast(x, tf.float32) - mean[..., None]), -1) + epsilon)
+        mean = sum_of_embd(x) / x.shape[-1]
+        inverse_std = tf.math.rsqrt(sum_of_squares_about(x, mean) / x.shape[-1] + epsilon)
         return scale_and_shift(x, mean, inverse_std, gain, bias), mean, inverse_std
 
     return _compiled(kernel)
@@ -131,7 +137,7 @@ def layer_norm_gradient_sums(
     """The two sums over embd that the gradient needs, each float32 [B, S]."""
     normalized = _normalize(x, mean, inverse_std)
     d_normalized = tf.cast(dy, tf.float32) * tf.cast(gain, tf.float32)
-    return tf.reduce_sum(d_normalized, -1), tf.reduce_sum(d_normalized * normalized, -1)
+    return _sum_of_last(d_normalized), _sum_of_last(d_normalized * normalized)
 
 
 @functools.cache
@@ -477,10 +483,9 @@ def sample(rule: SamplingRule) -> Kernel:
 # ----------------------------------------------------------------------------------------------------------- optimiser
 
 
-@_compiled
 def sum_of_squares(*tensors: tf.Tensor) -> tf.Tensor:
-    """Tensors of any shapes -> float32 scalar."""
-    return tf.add_n([tf.reduce_sum(tf.square(tf.cast(tensor, tf.float32))) for tensor in tensors])
+    """Tensors of any shapes -> float32 scalar. Not compiled: TensorFlow's own sum is several times faster on CPUs."""
+    return 2.0 * tf.add_n([tf.nn.l2_loss(tf.cast(tensor, tf.float32)) for tensor in tensors])
 
 
 @dataclasses.dataclass(frozen=True)
