@@ -19,7 +19,7 @@ help:
 
 quickstart: $(VENV)/.run-packages
 	$(PY) main.py --model quickstart --check_dataset
-	$(PY) main.py --model quickstart --steps_per_checkpoint 250
+	$(PY) main.py --model quickstart --steps_per_checkpoint 300
 	$(PY) main.py --model quickstart --eval
 	$(PY) main.py --model quickstart --predict --prompt $(PROMPT)
 

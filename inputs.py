@@ -92,9 +92,8 @@ def prompt_tokens(text: str, tokenizer: Tokenizer, n_ctx: int, n_new_tokens: int
         int32 ids, [prompt_length]: the last n_ctx - n_new_tokens of the prompt, at least one; for a prompt without
         tokens [eos_id], which every text follows.
     """
-    ids = tokenizer.encode(text) or [eos_id]
     n_kept = max(1, n_ctx - n_new_tokens)
-    return np.array(ids[-n_kept:], dtype=np.int32)
+    return np.array(tokenizer.encode_end(text, n_kept) or [eos_id], dtype=np.int32)
 
 
 def record_n_ctx(config: RunConfig, use: DatasetUse) -> int | None:

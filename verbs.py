@@ -14,8 +14,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from configs.errors import CheckpointError, ConfigError, UserError
-from configs.load import resolved_json
+from configs.errors import CheckpointError, ConfigError, DeviceError, UserError
 from configs.schema import RunConfig
 from data.inspection import format_report, inspect_dataset
 from data.prepare import PreparedDataset, prepare_dataset
@@ -25,10 +24,9 @@ from inputs import evaluation_batches, prompt_tokens, record_n_ctx, training_bat
 from meshtf import tf
 from models.decode import Request
 from models.kernels import SamplingRule
-from runtime import checkpoints, predictions
+from runtime import checkpoints, predictions, run_folder
 from runtime.evaluation import TokenCounts
 from runtime.evaluation import evaluate as evaluate_batches
-from runtime.files import write_text
 from runtime.graph import LoweredStep, build_eval_step, build_generation, build_train_step
 from runtime.loop import Observers, TrainingPosition, noise_key
 from runtime.loop import train as train_loop
@@ -38,7 +36,6 @@ from runtime.plots import plot_loss
 from runtime.progress import Progress
 
 DEFAULT_PROMPT = "In the beginning"
-TOKENIZER_FILE = "tokenizer.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +101,17 @@ class _Data:
         tokenizer = load_tokenizer(first.tokenizer_path, first.tokenizer_is_pretrained)
         for use in self.config.data.datasets:
             check_special_ids(tokenizer, use.dataset)
+        _check_eos(self.config, tokenizer)
         return tokenizer
+
+
+def _check_eos(config: RunConfig, tokenizer: Tokenizer) -> None:
+    """Checks what a model config may say over its datasets' heads."""
+    if tokenizer.eos_id not in (None, config.data.eos_id):
+        raise ConfigError(
+            f"{config.name}: eos_id = {config.data.eos_id} -- the tokenizer's <|endoftext|> is {tokenizer.eos_id} -- "
+            "leave eos_id out of the model config"
+        )
 
 
 def say(text: str) -> None:
@@ -148,56 +155,48 @@ def train(config: RunConfig, options: Options) -> int:
     placement = _place(config, options)
     data = _Data.of(config)
     tokenizer, train_patterns = data.tokenizer(), data.train_patterns()
-    if options.is_new:
-        _forget(config)
-    _check_tokenizer_of_run(config, tokenizer)
+    _check_pauses(config, options, data)
     step = build_train_step(config, placement)
-    position = _start(config, placement)
+    position = _start(config, placement, tokenizer, options.is_new)
     if position.step >= config.training.train_steps:
         say(f"step {position.step} of {config.training.train_steps}: training is finished; raise train_steps to go on")
         return 0
     batches = training_batches(config, train_patterns, position.examples)
     batches = itertools.chain([next(batches)], batches)  # a wrong record is met here, before anything is written
-    writer = checkpoints.CheckpointWriter(config.model_path, placement.store)
-    _keep_settings(config, tokenizer)
-    with (
-        MetricsWriter(config.model_path, position.step) as metrics,
-        Progress(config.training.train_steps, position.step) as progress,
-    ):
-        pause = _Pause(config, options, data, placement, tokenizer, metrics, progress.note)
-        observers = Observers(functools.partial(metrics.write, "train"), writer.save, pause, progress)
-        position, signal_number = train_loop(
-            config.training, step, batches, position, observers, options.steps_per_checkpoint
-        )
-        if signal_number is None:
-            pause(position)
-    _plot(config)
+    with run_folder.locked(config.model_path):
+        if options.is_new and run_folder.is_run(config.model_path):
+            run_folder.delete_contents(config.model_path)
+            say(f"deleted the run in {config.model_path}")
+        run_folder.keep_settings(config, tokenizer and tokenizer.to_json())
+        with (
+            MetricsWriter(config.model_path, position.step) as metrics,
+            Progress(config.training.train_steps, position.step) as progress,
+        ):
+            pause = _Pause(config, options, data, placement, tokenizer, metrics, progress.note)
+            save = checkpoints.CheckpointWriter(config.model_path, placement.store).save
+            observers = Observers(functools.partial(metrics.write, "train"), save, pause, progress)
+            position, signal_number = train_loop(
+                config.training, step, batches, position, observers, options.steps_per_checkpoint
+            )
+            if signal_number is None:
+                pause(position)
+        _plot(config)
     return _farewell(config, position, signal_number)
 
 
-def _keep_settings(config: RunConfig, tokenizer: Tokenizer | None) -> None:
-    """Writes the resolved config and the tokenizer beside the checkpoints."""
-    write_text(posixpath.join(config.model_path, "config.json"), resolved_json(config))
-    if tokenizer is not None:
-        write_text(posixpath.join(config.model_path, TOKENIZER_FILE), tokenizer.to_json())
+def _check_pauses(config: RunConfig, options: Options, data: _Data) -> None:
+    """Finds now what would otherwise end training at its first checkpoint."""
+    for pattern in data.eval_patterns():
+        if config.evaluation.eval_steps and pattern:
+            list_shards(pattern)
+    if config.prediction.predict_steps:
+        read_prompt(options.prompt_path)
 
 
-def _check_tokenizer_of_run(config: RunConfig, tokenizer: Tokenizer | None) -> None:
-    """Refuses a tokenizer other than that of the run: the model would read and write other text with the same ids."""
-    path = posixpath.join(config.model_path, TOKENIZER_FILE)
-    if tokenizer is None or not tf.io.gfile.exists(path):
-        return
-    with tf.io.gfile.GFile(path) as file:
-        if file.read() != tokenizer.to_json():
-            raise CheckpointError(
-                f"{path} -- is not the tokenizer of the dataset now: its text or settings have changed since training "
-                "began -- give another model_path, or --new to begin again"
-            )
-
-
-def _start(config: RunConfig, placement: Placement) -> TrainingPosition:
+def _start(config: RunConfig, placement: Placement, tokenizer: Tokenizer | None, is_new: bool) -> TrainingPosition:
     say(f"model: {placement.store.n_trainable_parameters():,} parameters")
-    if checkpoints.latest_checkpoint(config.model_path) is not None:
+    if not is_new and checkpoints.latest_checkpoint(config.model_path) is not None:
+        run_folder.check_settings(config, tokenizer and tokenizer.to_json())
         return _restore_latest(config, placement)
     placement.store.initialize(config.training.seed)
     return TrainingPosition(0, 0)
@@ -229,7 +228,7 @@ class _Pause:
             self.metrics.write("eval", position.step, measured)
             self.note(f"step {position.step}: held-out {_format_metrics(measured)}")
         if self.config.prediction.predict_steps and self.tokenizer is not None:
-            texts = self._write_samples()
+            texts = self._generator()
             path = predictions.write_predictions(self.config.model_path, self.options.sacred_id, position.step, texts)
             self.note(f"step {position.step}: samples in {path}")
 
@@ -244,9 +243,6 @@ class _Pause:
     def _measure(self) -> dict[str, float]:
         batches = evaluation_batches(self.config, self.data.eval_patterns(), self.config.evaluation.eval_steps)
         return evaluate_batches(self._eval_step, batches, _token_counts(self.config, self.tokenizer))
-
-    def _write_samples(self) -> list[str]:
-        return self._generator()
 
 
 def _format_metrics(measured: dict[str, float]) -> str:
@@ -273,7 +269,7 @@ def evaluate(config: RunConfig, options: Options) -> int:
     placement = _place(config, options)
     data = _Data.of(config)
     tokenizer = data.tokenizer()
-    _check_tokenizer_of_run(config, tokenizer)
+    run_folder.check_settings(config, tokenizer and tokenizer.to_json())
     batches = evaluation_batches(config, data.eval_patterns(), config.evaluation.eval_steps or None)
     step = build_eval_step(config, placement)
     position = _restore_latest(config, placement)
@@ -307,19 +303,21 @@ def read_prompt(path: str | None) -> str:
         raise UserError(f"--prompt {path} -- is not UTF-8 text: {error} -- give a text file") from error
 
 
-def _n_new_tokens(config: RunConfig) -> int:
-    """As many as asked for, and no more than leave room for one token of prompt."""
-    most = config.model.n_ctx - 1
-    return min(config.prediction.predict_max_steps or most, most)
+def _fit_prompt(config: RunConfig, tokenizer: Tokenizer, text: str) -> tuple[np.ndarray, int]:
+    """The prompt's ids and how many tokens may follow: the prompt is kept whole if that leaves room for one."""
+    n_ctx, limit = config.model.n_ctx, config.prediction.predict_max_steps or config.model.n_ctx
+    prompt_S = prompt_tokens(text, tokenizer, n_ctx, 1, config.data.eos_id)
+    if len(prompt_S) == n_ctx - 1 > 1:
+        prompt_S = prompt_S[-(n_ctx - min(limit, n_ctx // 2)) :]
+        say(f"the prompt fills the context of {n_ctx} tokens: its last {len(prompt_S)} are kept")
+    return prompt_S, min(limit, n_ctx - len(prompt_S))
 
 
 def _build_generator(
     config: RunConfig, placement: Placement, tokenizer: Tokenizer, text: str
 ) -> Callable[[], list[str]]:
     settings, eos_id = config.prediction, config.data.eos_id
-    limit = settings.predict_max_steps and _n_new_tokens(config)
-    prompt_S = prompt_tokens(text, tokenizer, config.model.n_ctx, limit or 1, eos_id)
-    n_new_tokens = limit or config.model.n_ctx - len(prompt_S)
+    prompt_S, n_new_tokens = _fit_prompt(config, tokenizer, text)
     rule = SamplingRule(settings.temperature, settings.top_k, settings.top_p)
     step = build_generation(config, placement, len(prompt_S), Request(rule, n_new_tokens, eos_id))
 
@@ -341,7 +339,7 @@ def predict(config: RunConfig, options: Options) -> int:
         raise ConfigError(
             "datasets = [] -- prediction needs a tokenizer -- name a dataset with a tokenizer_path in the model config"
         )
-    _check_tokenizer_of_run(config, tokenizer)
+    run_folder.check_settings(config, tokenizer and tokenizer.to_json())
     generate = _build_generator(config, placement, tokenizer, text)
     position = _restore_latest(config, placement)
     texts = generate()
@@ -373,33 +371,21 @@ def check_dataset(config: RunConfig, options: Options) -> int:
 # ------------------------------------------------------------------------------------------------------------- new run
 
 
-def looks_like_a_run(model_path: str) -> bool:
-    """Whether a folder holds what training writes, so that deleting it deletes a run and nothing else."""
-    return any(
-        tf.io.gfile.exists(posixpath.join(model_path, name)) for name in ("checkpoint", "config.json", "metrics.jsonl")
-    )
-
-
 def may_forget(config: RunConfig, confirm: Callable[[str], bool]) -> bool:
     """Whether there is no run at `model_path`, or `confirm` says that it may be deleted.
 
     Raises:
       UserError: what is there is no run.
     """
-    if not tf.io.gfile.exists(config.model_path):
+    path = config.model_path
+    if not tf.io.gfile.exists(path) or (tf.io.gfile.isdir(path) and not tf.io.gfile.listdir(path)):
         return True
-    if not looks_like_a_run(config.model_path):
+    if not run_folder.is_run(path):
         raise UserError(
-            f"--new: model_path = {config.model_path} -- holds no run, so it is not deleted -- delete it yourself, or "
-            "give another model_path"
+            f"--new: model_path = {path} -- holds no run, so it is not deleted -- delete it yourself, or give another "
+            "model_path"
         )
-    return confirm(f"Delete the run in {config.model_path}?")
-
-
-def _forget(config: RunConfig) -> None:
-    if tf.io.gfile.exists(config.model_path):
-        tf.io.gfile.rmtree(config.model_path)
-        say(f"deleted {config.model_path}")
+    return confirm(f"Delete the run in {path}?")
 
 
 VERBS: dict[str, Callable[[RunConfig, Options], int]] = {
@@ -411,5 +397,16 @@ VERBS: dict[str, Callable[[RunConfig, Options], int]] = {
 
 
 def run(verb: str, config: RunConfig, options: Options) -> int:
-    """Runs one verb; returns the exit status."""
-    return VERBS[verb](config, options)
+    """Runs one verb; returns the exit status.
+
+    Raises:
+      UserError: something that the user gave cannot be used.
+    """
+    run_folder.check_path(config.model_path)
+    try:
+        return VERBS[verb](config, options)
+    except tf.errors.ResourceExhaustedError as error:
+        raise DeviceError(
+            f"{config.name}: out of memory -- the {verb} step does not fit -- lower the batch size, set "
+            "tokens_per_mb_per_replica or recompute_grad, or split the model over more devices"
+        ) from error

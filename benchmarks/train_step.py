@@ -141,13 +141,20 @@ def format_table(figures: Figures) -> str:
     return "\n".join(f"{name:<22} {value}" for name, value in rows.items())
 
 
+def parse_steps(text: str) -> int:
+    """The value of --steps; anything else than a whole number above 0 is an error of the command line."""
+    if not (text.isascii() and text.isdigit() and int(text) >= 1):
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer >= 1 -- give the number of steps to time")
+    return int(text)
+
+
 def main() -> int:
     """Runs the benchmark; returns the exit status."""
     parser = argparse.ArgumentParser(description="Time a training step against the machine's matrix products.")
     parser.add_argument("--model", default="benchmark_small", help="a name (configs/NAME.json) or a path")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the config")
     parser.add_argument("--gpu_ids", nargs=1, metavar="DEVICE", help="one device, as device:GPU:0")
-    parser.add_argument("--steps", type=int, default=20, help="timed steps (default 20)")
+    parser.add_argument("--steps", type=parse_steps, default=20, help="timed steps (default 20)")
     arguments = parser.parse_args()
     try:
         config = load_config(arguments.model, arguments.set)
@@ -155,7 +162,7 @@ def main() -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
-    figures = measure(config, device, max(1, arguments.steps))
+    figures = measure(config, device, arguments.steps)
     print(format_table(figures))
     print(json.dumps(dataclasses.asdict(figures)))
     return 0

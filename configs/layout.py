@@ -21,22 +21,20 @@ DIMENSIONS = (
     "memory_length",
     "embd",
     "heads",
-    "features_per_head",
     "vocab",
     "embed_sequence",
     "intermediate_expanded",
-    "experts",
 )
 
 TENSORS = {
     "the token table wte": ("vocab", "embd"),
     "the position table wpe": ("embed_sequence", "embd"),
-    "the attention projections": ("embd", "heads", "features_per_head"),
+    "the attention projections": ("embd", "heads"),
     "the feed-forward kernels": ("embd", "intermediate_expanded"),
     "the activations": ("batch", "sequence", "embd"),
     "the hidden feed-forward activations": ("batch", "sequence", "intermediate_expanded"),
-    "the queries": ("batch", "sequence", "heads", "features_per_head"),
-    "the keys and values": ("batch", "memory_length", "heads", "features_per_head"),
+    "the queries": ("batch", "sequence", "heads"),
+    "the keys and values": ("batch", "memory_length", "heads"),
     "the attention weights": ("batch", "heads", "sequence", "memory_length"),
     "the logits": ("batch", "sequence", "vocab"),
 }
@@ -79,18 +77,23 @@ def parse_layout(text: str) -> Layout | None:
     """Parses `batch:x,heads:y` to `(("batch", "x"), ("heads", "y"))`; an empty text is None.
 
     Raises:
-        ValueIssue: the text has another form, an unknown dimension, or a dimension twice.
+        ValueIssue: the text has another form, a dimension that cannot be split, or a dimension twice.
     """
     pairs = _parse_pairs(text, "batch:x,heads:y")
-    for dimension, _ in pairs:
-        _check_dimension(dimension)
+    for dimension, axis in pairs:
+        _check_dimension(dimension, axis)
     _check_unique([dimension for dimension, _ in pairs], "dimension")
     return tuple(pairs) or None
 
 
-def _check_dimension(dimension: str) -> None:
+def _check_dimension(dimension: str, axis: str) -> None:
     if dimension in DIMENSIONS:
         return
+    if dimension == "features_per_head":
+        raise ValueIssue(f"{dimension}:{axis} splits heads, which attention needs whole", f"give heads:{axis}")
+    if dimension == "experts":
+        problem = f"{dimension}:{axis} is known from GPT-Neo but not available in this version"
+        raise ValueIssue(problem, f"leave {dimension}:{axis} out")
     nearest = difflib.get_close_matches(dimension, DIMENSIONS, n=1)
     remedy = f"did you mean {nearest[0]}?" if nearest else f"use {', '.join(DIMENSIONS)}"
     raise ValueIssue(f"names no known dimension: {dimension!r}", remedy)
@@ -118,9 +121,7 @@ def find_layout_issues(
     """
     axes = dict(mesh_shape or ())
     for dimension, axis in layout or ():
-        if dimension == "features_per_head":
-            yield ValueIssue(f"{dimension}:{axis} splits heads, which attention needs whole", f"give heads:{axis}")
-        elif axis not in axes:
+        if axis not in axes:
             yield _unknown_axis(dimension, axis, axes)
         elif dimension in sizes and sizes[dimension][1] % axes[axis]:
             yield _indivisible(dimension, axis, axes[axis], *sizes[dimension])

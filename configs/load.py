@@ -423,8 +423,8 @@ def _check_same_tokenizer(reading: Reading, datasets: Sequence[DatasetConfig]) -
 def _special_ids(reading: Reading, uses: Sequence[DatasetUse]) -> dict[str, int]:
     """Returns eos_id and padding_id of the run, both rows of the token table.
 
-    GPT-2's tokenizer in GPT-Neo has its padding id one past the table. Padded positions carry no weight in the loss, so
-    that they may hold any row: they hold eos_id then.
+    GPT-2's tokenizer in GPT-Neo has its padding id one past the table. Padded positions hold eos_id then; evaluation
+    counts them, for it cannot tell them from the ends of documents.
     """
     ids = {key: getattr(uses[0].dataset, key) for key in ("eos_id", "padding_id") if uses}
     ids |= {key: reading.values[key] for key in ("eos_id", "padding_id") if key in reading.given or not uses}

@@ -32,6 +32,7 @@ ACTIVATIONS = (
     "id",
     "mish",
 )
+NUMBER_WORDS = ("nan", "inf", "infinity")
 PRECISIONS = ("float32", "bfloat16")
 LR_DECAYS = ("linear", "cosine")
 OPTIMIZERS = ("adam",)
@@ -141,6 +142,8 @@ def is_required(field: dataclasses.Field) -> bool:
 
 
 def _check_number_type(value: Any, types: tuple[type, ...], noun: str, description: str) -> None:
+    if isinstance(value, str) and value.lower().lstrip("+-") in NUMBER_WORDS:  # JSON has them as text only
+        raise ValueIssue("is not finite", f"give {description}")
     if isinstance(value, str):
         raise ValueIssue(f"is a string, not {noun}", f"give {description}, without quotes")
     if isinstance(value, bool) or not isinstance(value, types):
@@ -485,8 +488,8 @@ class DatasetConfig:
     )
     text: tuple[str, ...] = setting(
         TEXTS,
-        "Raw text: directories or globs of .txt, .py, .jsonl, .jsonl.zst, .xz, .tar.gz or .zip; {python_stdlib} is the "
-        "interpreter's standard library.",
+        "Raw text: directories or globs of .txt, .md, .py, .jsonl, .jsonl.zst, .xz, .tar.gz or .zip; {python_stdlib} "
+        "is the interpreter's standard library.",
         default=(),
     )
     text_exclude: tuple[str, ...] = setting(TEXTS, "Globs of raw text to leave out.", default=())
@@ -535,7 +538,14 @@ def _parse_source(source: Any) -> str | Mapping[str, Any]:
     named = isinstance(source, dict) and isinstance(source.get("id"), str)
     if not named and not (isinstance(source, str) and source.strip()):
         raise ValueIssue("holds an entry without a dataset id", DATASETS_EXAMPLE)
+    _check_dataset_id(source["id"] if named else source)
     return source
+
+
+def _check_dataset_id(dataset_id: str) -> None:
+    """Refuses an id that is no plain name, for it names a file and a folder."""
+    if not dataset_id.strip(" .") or "/" in dataset_id or "\\" in dataset_id:
+        raise ValueIssue(f"the dataset id {dataset_id!r} is no plain name", "give one without slashes, such as pile")
 
 
 def _parse_dataset_entry(entry: Any) -> DatasetEntry:

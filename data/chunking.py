@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 
 from data.cleaning import detokenize_wikitext, fix_text
-from data.documents import Document
+from data.documents import Document, explain
 from data.tokenizer import Tokenizer
 
 BATCH_CHARACTERS = 1 << 19
@@ -95,7 +95,7 @@ def readable_texts(documents: Iterable[Document], account: Account) -> Iterator[
             continue
         account.discarded_undecodable += 1
         if len(account.problems) < MOST_PROBLEMS:
-            account.problems.append(f"{document.identity}: {document.problem}")
+            account.problems.append(explain(document))
 
 
 def batch_texts(texts: Iterable[str]) -> Iterator[list[str]]:

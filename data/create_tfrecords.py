@@ -8,6 +8,7 @@ Documents are read and written in this process and encoded in others; the files 
 from __future__ import annotations
 
 import argparse
+import glob
 import json
 import multiprocessing
 import os
@@ -41,6 +42,7 @@ from data.chunking import (
 )
 from data.documents import Document, SourceFile, find_files, read_all_documents
 from data.tokenizer import EOS_TOKEN, Tokenizer, load_tokenizer
+from data.writing import check_writable, write_text
 
 GPT2 = "gpt2"
 DATASET_CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "dataset_configs"
@@ -104,25 +106,26 @@ def create_tfrecords(settings: Settings) -> Report:
     """Writes the tfrecords; with more than one process, call it under `if __name__ == "__main__"`.
 
     Raises:
-        DataError: a setting, the tokenizer or an input cannot be used; or files of that name are already there.
+        DataError: a setting, the tokenizer or an input cannot be used; files of that name are already there; or the
+            place cannot be written to. The old files then stay as they are.
     """
     # Here and not above: the encoding processes import this module, and have no use for TensorFlow.
-    from data.tfrecords import find_shards, remove_files, write_shards
+    from data.tfrecords import find_shards, replace_shards, side_folder, write_shards
 
-    _check_numbers(settings)
+    _check_settings(settings)
     tokenizer = load_encoder(settings.encoder_path)
     separator = _separator(settings, tokenizer)
     files = find_files([settings.input_dir])
     old_files = find_shards(settings.output_dir, settings.name)
     _check_free(settings, old_files)
+    if settings.write_dataset_config:
+        check_writable(settings.write_dataset_config)
     account = Account()
-    with _examples(settings, tokenizer, separator, files, account) as examples:
-        first = next(examples, None)
-        if first is None:
-            raise DataError(f"{settings.input_dir}: no text to write -- {describe_documents(account)}")
-        remove_files(old_files)  # not before it is certain that there is something to put in their place
-        paths = write_shards(settings.output_dir, settings.name, chain([first], examples), settings.files_per)
-    account.check(settings.chunk_size + 1)
+    with side_folder(settings.output_dir, settings.name) as folder:
+        with _examples(settings, tokenizer, separator, files, account) as examples:
+            new_files = write_shards(folder, settings.name, _some(examples, settings, account), settings.files_per)
+        account.check(settings.chunk_size + 1)
+        paths = replace_shards(settings.output_dir, old_files, new_files)
     if settings.write_dataset_config:
         _write_dataset_config(settings, tokenizer, separator)
     return Report(account, len(files), settings.chunk_size + 1, tuple(paths), settings.write_dataset_config)
@@ -153,6 +156,14 @@ def _examples(
         yield join_documents(kept, settings.chunk_size + 1, separator, padding, account)
 
 
+def _some(examples: Iterator[np.ndarray], settings: Settings, account: Account) -> Iterator[np.ndarray]:
+    first = next(examples, None)
+    if first is None:
+        reasons = "; ".join([describe_documents(account), *account.problems[:1]])
+        raise DataError(f"{settings.input_dir}: no text to write -- {reasons}")
+    yield from chain([first], examples)
+
+
 def _show_documents(documents: Iterator[Document], bar: tqdm) -> Iterator[Document]:
     for number, document in enumerate(documents, start=1):
         if number % 1000 == 0:
@@ -160,7 +171,9 @@ def _show_documents(documents: Iterator[Document], bar: tqdm) -> Iterator[Docume
         yield document
 
 
-def _check_numbers(settings: Settings) -> None:
+def _check_settings(settings: Settings) -> None:
+    if not settings.name or "/" in settings.name:
+        raise DataError(f"--name {settings.name!r} -- is no beginning of a file name -- give one that has no slash")
     smallest = {"files_per": 1, "chunk_size": 1, "minimum_size": 0, "processes": 0}
     for key, least in smallest.items():
         if getattr(settings, key) < least:
@@ -173,6 +186,11 @@ def _separator(settings: Settings, tokenizer: Tokenizer) -> int:
         raise DataError(f"{settings.encoder_path}: has no {EOS_TOKEN} -- give the id between documents by --separator")
     if not 0 <= separator < tokenizer.n_vocab:
         raise DataError(f"--separator {separator} -- the tokenizer has {tokenizer.n_vocab} ids -- give a smaller one")
+    if settings.write_dataset_config and tokenizer.eos_id not in (None, separator):
+        raise DataError(
+            f"--separator {separator} -- the tokenizer's {EOS_TOKEN} is {tokenizer.eos_id}, and no dataset config may "
+            "say otherwise -- leave out --separator, or --write_dataset_config"
+        )
     return separator
 
 
@@ -233,20 +251,17 @@ def _encode(texts: list[str]) -> list[EncodedText]:
 
 def _write_dataset_config(settings: Settings, tokenizer: Tokenizer, separator: int) -> None:
     is_name = _is_name(settings.encoder_path)
+    start = f"{_absolute(settings.output_dir)}/{settings.name}"
     values = {
         "n_vocab": tokenizer.n_vocab,
-        "path": f"{_absolute(settings.output_dir)}/{settings.name}_[0-9]*_[0-9]*_[0-9]*.tfrecords",
+        "path": f"{glob.escape(start)}_[0-9]*_[0-9]*_[0-9]*.tfrecords",
         "eval_path": "",
         "tokenizer_path": settings.encoder_path if is_name else _absolute(settings.encoder_path),
         "tokenizer_is_pretrained": is_name,
         "eos_id": separator,
         "padding_id": tokenizer.n_vocab if tokenizer.padding_id is None else tokenizer.padding_id,
     }
-    path = Path(settings.write_dataset_config)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial_path = path.with_name(path.name + ".partial")
-    partial_path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial_path, path)
+    write_text(settings.write_dataset_config, json.dumps(values, indent=2) + "\n")
 
 
 def _absolute(path: str) -> str:
@@ -322,7 +337,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped: the files that were finished stay, nothing half-written does", file=sys.stderr)
+        print("stopped: nothing was written, and what was there is as it was", file=sys.stderr)
         return 130
     print(describe(report))
     print(to_json(report))

@@ -100,7 +100,7 @@ def _files_of(source: str, suffixes: tuple[str, ...], exclude: Sequence[str]) ->
         return
     root = _fixed_part(source)
     for path in glob.iglob(source, recursive=True):
-        if os.path.isfile(path):
+        if os.path.isfile(path):  # no broken link, and no pipe, which could be waited for without end
             yield SourceFile(path, _relative(path, root))
 
 
@@ -112,8 +112,8 @@ def _walk(directory: str, suffixes: tuple[str, ...], exclude: Sequence[str]) -> 
             folders.clear()  # everything below is excluded as well: not worth a look
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
-            if name.endswith(suffixes) and not name.startswith("."):
-                path = os.path.join(folder, name)
+            path = os.path.join(folder, name)
+            if name.endswith(suffixes) and not name.startswith(".") and os.path.isfile(path):
                 yield SourceFile(path, _relative(path, directory))
 
 
@@ -163,6 +163,12 @@ def read_documents(file: SourceFile, text_key: str = "text") -> Iterator[Documen
             yield from _read_stream(stream, _Place(file.relative, file.relative, text_key))
     except _DAMAGED as error:
         raise DataError(f"{file.path}: cannot be read ({error}) -- replace the file, or leave it out") from None
+
+
+def explain(document: Document) -> str:
+    """Says in a line that can be printed anywhere why a document cannot be read."""
+    # The name of a file need not be UTF-8.
+    return f"{document.identity}: {document.problem}".encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def share_below(identity: str) -> float:

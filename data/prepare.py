@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 
 from configs.errors import DataError
 from configs.schema import DatasetConfig
@@ -31,10 +30,11 @@ from data.chunking import (
     readable_texts,
     shuffle_examples,
 )
-from data.documents import Document, SourceFile, find_files, read_all_documents, share_below
+from data.documents import Document, SourceFile, explain, find_files, read_all_documents, share_below
 from data.tfrecords import write_shards
 from data.tokenizer import Tokenizer, check_special_ids, load_tokenizer
 from data.train_tokenizer import FILE_NAME, save_tokenizer, train_byte_level_bpe
+from data.writing import write_text, writing
 
 LAYOUT_VERSION = 1  # a change of what is written, or of how, has to change it: old caches are then not used
 EXAMPLES_PER_FILE = 20_000
@@ -79,6 +79,8 @@ def prepare_dataset(dataset: DatasetConfig, n_ctx: int, report: Report = print) 
         return PreparedDataset(
             dataset.path or None, dataset.eval_path or None, dataset.tokenizer_path, dataset.tokenizer_is_pretrained
         )
+    if "/" in dataset.id:
+        raise DataError(f"{dataset.id}: is no beginning of a file name -- name the dataset config without a slash")
     preparation = _Preparation(dataset, n_ctx, _find_text(dataset), _given_tokenizer(dataset), report)
     directory = preparation.directory()
     if _is_complete(directory):
@@ -127,10 +129,11 @@ def _make(directory: str, preparation: _Preparation) -> None:
             return
         report(f"{dataset.id}: preparing {len(preparation.files):,} files of raw text in {directory}")
         unfinished = f"{directory}.partial"
-        shutil.rmtree(unfinished, ignore_errors=True)  # left by a run that was killed
-        os.makedirs(unfinished)
-        preparation.write(unfinished)
-        os.rename(unfinished, directory)
+        with writing(unfinished):
+            shutil.rmtree(unfinished, ignore_errors=True)  # left by a run that was killed
+            os.makedirs(unfinished)
+            preparation.write(unfinished)
+            os.rename(unfinished, directory)
 
 
 @contextmanager
@@ -190,7 +193,7 @@ class _Preparation:
             "tokenizer_sha256": hashlib.sha256(tokenizer.to_json().encode()).hexdigest(),
             **{part: asdict(account) for part, account in accounts.items()},
         }
-        Path(directory, MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        write_text(f"{directory}/{MANIFEST}", json.dumps(manifest, indent=2) + "\n")
 
     def _documents(self) -> Iterator[Document]:
         return read_all_documents(self.files, self.dataset.text_key)
@@ -227,7 +230,8 @@ class _Preparation:
 
     def _report_part(self, part: str, account: Account, paths: list[str]) -> None:
         if not paths:
-            raise DataError(f"{self.dataset.id}: no document with text is left for {part} -- {_MORE_DOCUMENTS}")
+            reason = f" ({account.problems[0]})" if account.problems else ""
+            raise DataError(f"{self.dataset.id}: no document with text is left for {part}{reason} -- {_MORE_DOCUMENTS}")
         for problem in account.problems:
             self.report(f"{self.dataset.id}: left out {problem}")
         self.report(
@@ -243,10 +247,21 @@ def _held_out_bound(documents: Iterable[Document], dataset: DatasetConfig) -> fl
     """Returns the bound of `share_below` under which documents are held out: at least one is, if any shall be."""
     if not dataset.eval_fraction:
         return 0.0
-    smallest = heapq.nsmallest(2, (share_below(document.identity) for document in documents if document.text))
+    problems: list[str] = []
+    smallest = heapq.nsmallest(2, (share_below(document.identity) for document in _with_text(documents, problems)))
     if len(smallest) < 2:
+        left_out = f" (left out: {problems[0]})" if problems else ""
         raise DataError(
-            f"{dataset.id}: the text is {len(smallest)} document(s), and one has to be held out -- {_MORE_DOCUMENTS}"
+            f"{dataset.id}: the text is {len(smallest)} document(s){left_out}, and one has to be held out -- "
+            f"{_MORE_DOCUMENTS}"
         )
     lowest, next_lowest = smallest
     return dataset.eval_fraction if lowest < dataset.eval_fraction else (lowest + next_lowest) / 2
+
+
+def _with_text(documents: Iterable[Document], problems: list[str]) -> Iterator[Document]:
+    for document in documents:
+        if document.text:
+            yield document
+        elif document.problem:
+            problems.append(explain(document))

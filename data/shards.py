@@ -62,8 +62,10 @@ def list_shards(pattern: str) -> tuple[Shard, ...]:
     demo file has, is counted once; the count is remembered in `.neomesh_counts.json` beside it, if that can be written.
 
     Raises:
-        DataError: no file matches, or a file that must be counted is damaged.
+        DataError: no file matches, the glob is a folder, or a file that must be counted is damaged.
     """
+    if tf.io.gfile.isdir(pattern):
+        raise DataError(f"{pattern}: is a folder -- give a glob such as {pattern.rstrip('/')}/*.tfrecords")
     paths = [path for path in tf.io.gfile.glob(pattern) if os.path.basename(path) != COUNTS_FILE]
     if not paths:
         raise DataError(
@@ -310,7 +312,7 @@ def check_shard(shard: Shard, rules: RecordRules) -> None:
     """
     n_found = 0
     for ids in read_examples(shard.path):
-        _check_record(ids, f"{shard.path}: record {n_found}", rules)
+        _check_record(ids, shard.path, n_found, rules)
         n_found += 1
     if n_found != shard.n_examples:
         source = "its name says" if count_in_name(shard.path) else "were counted before"
@@ -320,13 +322,16 @@ def check_shard(shard: Shard, rules: RecordRules) -> None:
         )
 
 
-def _check_record(ids: np.ndarray, where: str, rules: RecordRules) -> None:
+def _check_record(ids: np.ndarray, path: str, number: int, rules: RecordRules) -> None:
+    where = f"{path}: record {number}"
     if not len(ids):
         raise DataError(f"{where} holds no id -- write the file again with data/create_tfrecords.py")
     if rules.n_ctx is not None and len(ids) != rules.n_ctx + 1:
+        # After records of the right length, another n_ctx would only make those the wrong ones.
+        other_n_ctx = f"set n_ctx to {len(ids) - 1}, or " if number == 0 and len(ids) > 1 else ""
         raise DataError(
-            f"{where} holds {len(ids)} ids, but n_ctx {rules.n_ctx} needs {rules.n_ctx + 1} -- set n_ctx to "
-            f"{len(ids) - 1}, or write the file again with --chunk_size {rules.n_ctx}"
+            f"{where} holds {len(ids)} ids, but n_ctx {rules.n_ctx} needs {rules.n_ctx + 1} -- {other_n_ctx}"
+            f"write the file again with --chunk_size {rules.n_ctx}"
         )
     outside = ids[(ids < 0) | (ids >= rules.n_vocab)]
     if len(outside):

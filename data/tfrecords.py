@@ -7,6 +7,7 @@ of its records. Source: GPT-Neo, kept for its data sets. Paths may be local or `
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from configs.errors import DataError
+from data.writing import cannot_write
 from meshtf import tf
 
 FEATURE = "text"
@@ -79,10 +81,45 @@ def find_shards(directory: str, name: str) -> list[str]:
     return [f"{directory}/{file}" for file in sorted(tf.io.gfile.listdir(directory)) if pattern.fullmatch(file)]
 
 
-def remove_files(paths: Iterable[str]) -> None:
-    """Removes files."""
-    for path in paths:
-        tf.io.gfile.remove(path)
+@contextmanager
+def side_folder(directory: str, name: str) -> Iterator[str]:
+    """Gives an empty folder in which to write the files of a name, and removes it at the end, whatever happens.
+
+    What a killed run has left there is removed first.
+
+    Raises:
+        DataError: the directory cannot be written to.
+    """
+    folder = f"{directory}/.{name}{PARTIAL}"
+    with _writing(directory):
+        _remove_folder(folder)
+        tf.io.gfile.makedirs(folder)
+    try:
+        yield folder
+    finally:
+        with _writing(directory):
+            _remove_folder(folder)
+
+
+def replace_shards(directory: str, old_paths: Iterable[str], new_paths: Iterable[str]) -> list[str]:
+    """Puts files that are complete elsewhere into a directory, in place of old ones; returns their paths there.
+
+    Raises:
+        DataError: the directory cannot be written to.
+    """
+    paths = []
+    with _writing(directory):
+        for path in old_paths:
+            tf.io.gfile.remove(path)
+        for path in new_paths:
+            paths.append(f"{directory}/{os.path.basename(path)}")
+            tf.io.gfile.rename(path, paths[-1], overwrite=True)
+    return paths
+
+
+def _remove_folder(folder: str) -> None:
+    if tf.io.gfile.exists(folder):
+        tf.io.gfile.rmtree(folder)
 
 
 @contextmanager
@@ -90,8 +127,7 @@ def _writing(place: str) -> Iterator[None]:
     try:
         yield
     except tf.errors.OpError as error:
-        reason = error.message.splitlines()[0]
-        raise DataError(f"{place}: cannot be written ({reason}) -- choose another place, or make room there") from None
+        raise cannot_write(place, error.message.splitlines()[0]) from None
 
 
 def _write_partial(path: str, examples: Iterable[Sequence[int] | np.ndarray]) -> int:
@@ -153,6 +189,9 @@ def _read_records(path: str) -> Iterator[bytes]:
             f"{path}: record {count} is cut off or damaged -- copy the file again, or write it again with "
             "data/create_tfrecords.py"
         ) from None
+    except tf.errors.OpError as error:
+        reason = error.message.splitlines()[0]
+        raise DataError(f"{path}: cannot be read ({reason}) -- check the path and who may read it") from None
 
 
 def _decode_record(record: bytes, path: str, index: int) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -17,8 +17,9 @@ from configs.schema import DatasetConfig
 
 EOS_TOKEN = "<|endoftext|>"
 PADDING_TOKEN = "<|padding|>"
-PIECE_CHARACTERS = 1 << 20
-_SEAM = re.compile(r"(?<=\S)\n(?=\S)")
+PIECE_CHARACTERS = 1 << 18
+PIECES_AT_ONCE = 8
+_SEAM = re.compile(r"(?<=\S)(?:\n(?=\S)|(?= \S))")  # after a line break, or before a space, between two words
 
 
 class Tokenizer:
@@ -57,8 +58,28 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Returns the ids of each text, using all cores."""
         pieces = [self._pieces(text) for text in texts]
-        encodings = iter(self._backend.encode_batch_fast(list(chain.from_iterable(pieces)), add_special_tokens=False))
-        return [list(chain.from_iterable(next(encodings).ids for _ in parts)) for parts in pieces]
+        ids = self._encode_pieces(chain.from_iterable(pieces))
+        return [list(chain.from_iterable(next(ids) for _ in parts)) for parts in pieces]
+
+    def _encode_pieces(self, pieces: Iterable[str]) -> Iterator[list[int]]:
+        # The backend's encodings take some 100 bytes a character: only a few pieces at a time.
+        for group in _groups(pieces):
+            for encoding in self._backend.encode_batch_fast(group, add_special_tokens=False):
+                yield encoding.ids
+
+    def encode_end(self, text: str, n_tokens: int) -> list[int]:
+        """Returns the last `n_tokens` ids of a text, or all if it has fewer, reading no more of it than that takes."""
+        characters = max(64 * n_tokens, 4096)
+        while len(ids := self.encode(self._end(text, characters))) < n_tokens and characters < len(text):
+            characters *= 2
+        return ids[-n_tokens:]
+
+    def _end(self, text: str, characters: int) -> str:
+        """Returns at most so many characters from the end, if a cut that changes no token allows it; else all."""
+        if len(text) <= characters or not _splits_at_lines(self._backend):
+            return text
+        seam = _SEAM.search(text, len(text) - characters)
+        return text[seam.end() :] if seam else text
 
     def _pieces(self, text: str) -> list[str]:
         """Cuts a very long text where the cut changes no token, to bound memory and to share the work among cores."""
@@ -102,12 +123,25 @@ class Tokenizer:
 
 
 def _splits_at_lines(backend: tokenizers.Tokenizer) -> bool:
-    """Says whether a line break between two characters that are not white space is always a token boundary.
+    """Says whether a line break or a space between two characters that are not white space is always a token boundary.
 
-    GPT-2's regular expression, which byte-level tokenizers use, makes such a line break a word of its own.
+    GPT-2's regular expression, which byte-level tokenizers use, makes such a line break a word of its own, and begins a
+    word with such a space.
     """
     words = backend.pre_tokenizer
     return isinstance(words, pre_tokenizers.ByteLevel) and not words.add_prefix_space and words.use_regex
+
+
+def _groups(pieces: Iterable[str]) -> Iterator[list[str]]:
+    group, characters = [], 0
+    for piece in pieces:
+        group.append(piece)
+        characters += len(piece)
+        if characters >= PIECES_AT_ONCE * PIECE_CHARACTERS:
+            yield group
+            group, characters = [], 0
+    if group:
+        yield group
 
 
 def from_json(text: str) -> Tokenizer:

@@ -23,8 +23,9 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from tqdm import tqdm
 
 from configs.errors import DataError, UserError
-from data.documents import SUFFIXES, Document, find_files, read_all_documents, share_below
+from data.documents import SUFFIXES, Document, explain, find_files, read_all_documents, share_below
 from data.tokenizer import EOS_TOKEN, PADDING_TOKEN, Tokenizer
+from data.writing import check_writable, write_text, writing
 
 FILE_NAME = "byte-level-bpe.tokenizer.json"
 SMALLEST_VOCABULARY = 256 + 2  # every byte, and the two special tokens
@@ -95,23 +96,27 @@ def _trainer(vocab_size: int) -> trainers.BpeTrainer:
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: str) -> None:
-    """Writes a tokenizers JSON file, beside `path` first; its directory is made if it is missing."""
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    partial = f"{path}.{os.getpid()}.partial"
-    Path(partial).write_text(tokenizer.to_json(), encoding="utf-8")
-    os.replace(partial, path)
+    """Writes a tokenizers JSON file, beside `path` first; its directory is made if it is missing.
+
+    Raises:
+        DataError: the place cannot be written to.
+    """
+    with writing(path):
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    write_text(path, tokenizer.to_json())
 
 
 def train_tokenizer(settings: Settings) -> str:
     """Trains a tokenizer on files and writes it; returns its path.
 
     Raises:
-        DataError: no file or no text is found, or a tokenizer is already there.
+        DataError: no file or no text is found, a tokenizer is already there, or output_dir cannot be written to.
     """
     path = os.path.join(settings.output_dir, FILE_NAME)
     _check(settings, path)
     suffixes = SUFFIXES if settings.file_type == "all" else (f".{settings.file_type}",)
     files = find_files([settings.base_dir], suffixes=suffixes)
+    check_writable(path)
     with tqdm(files, desc="reading", unit="file", disable=None) as bar:
         texts = _sample(read_all_documents(bar), settings.sample_share)
         tokenizer = train_byte_level_bpe(
@@ -132,7 +137,7 @@ def _check(settings: Settings, path: str) -> None:
 def _sample(documents: Iterable[Document], share: float) -> Iterator[str]:
     for document in documents:
         if document.text is None:
-            print(f"left out {document.identity}: {document.problem}", file=sys.stderr)
+            print(f"left out {explain(document)}", file=sys.stderr)
         elif share_below(document.identity) < share:
             yield document.text
 
@@ -168,6 +173,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped: no tokenizer was written", file=sys.stderr)
+        return 130
     return 0
 
 

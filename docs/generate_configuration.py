@@ -87,7 +87,7 @@ def layout_section() -> Iterator[str]:
     yield f"Dimensions: {', '.join(f'`{dimension}`' for dimension in DIMENSIONS)}."
     yield ""
     rows = ([tensor, ", ".join(f"`{dimension}`" for dimension in dims)] for tensor, dims in TENSORS.items())
-    yield from table(["tensor", "dimensions"], rows)
+    yield from table(["tensor", "dimensions that can be split"], rows)
 
 
 def gpt_neo_section() -> Iterator[str]:

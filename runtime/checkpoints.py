@@ -14,11 +14,11 @@ import difflib
 import posixpath
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from configs.errors import CheckpointError
 from meshtf import tf
-from runtime.files import write_text
+from runtime.files import flush_to_disk, write_text
 from runtime.loop import TrainingPosition
 from runtime.mesh import VariableSlices, VariableStore
 
@@ -26,6 +26,7 @@ STATE_FILE = "checkpoint"
 STEP_NAME = "global_step"
 # Hugging Face's converter passes over names that hold "global_step", and must not find a name that it does not know.
 EXAMPLES_NAME = "global_step_examples"
+SLOT = re.compile(r"/adam_[mv]$|_slot_(vr|vc|v|m)$")  # what optimisers keep, also GPT-Neo's Adafactor
 KEPT = 10
 KEPT_FOR_GOOD_SECONDS = 2 * 3600
 
@@ -162,6 +163,8 @@ def _write_tensors(path: str, store: VariableStore, position: TrainingPosition) 
             tensors.append(stored.slices[index])
     with tf.device("/device:CPU:0"):
         tf.raw_ops.SaveV2(prefix=path, tensor_names=names, shape_and_slices=specifications, tensors=tensors)
+    for written in tf.io.gfile.glob(f"{path}.*"):
+        flush_to_disk(written)
 
 
 def _whole_scalars(position: TrainingPosition) -> tuple[list[str], list[str], list[tf.Tensor]]:
@@ -196,15 +199,27 @@ def restore(path: str, store: VariableStore, train_batch_size: int) -> TrainingP
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(
-            f"{path} -- cannot be read: {_first_line(error)} -- remove this checkpoint's files, so that the "
-            "one before it is used"
+            f"{path} -- cannot be read: {_first_line(error)} -- remove this checkpoint's files to go on from the one "
+            "before it, or give another model_path"
         ) from error
     return TrainingPosition(step, examples)
 
 
 def _first_line(error: Exception) -> str:
     """What TensorFlow says, without the name of its operation after it."""
-    return getattr(error, "message", str(error)).strip().splitlines()[0]
+    line = getattr(error, "message", str(error)).strip().splitlines()[0]
+    return re.sub(r"\{\{.*?\}\}\s*|\s*\[Op:\w+\].*", "", line)
+
+
+def _check_nothing_left(path: str, names: Iterable[str], store: VariableStore) -> None:
+    """Refuses weights that the config's model has no place for, as the layers of a deeper model."""
+    known = {stored.name for stored in store}
+    for name in sorted(names):
+        if name.startswith("gpt2/") and not SLOT.search(name) and name not in known:
+            raise CheckpointError(
+                f"{path} -- holds {name}, which the model of the config lacks -- give the config that was trained, or "
+                "another model_path"
+            )
 
 
 def _check_variables(path: str, reader: tf.train.CheckpointReader, store: VariableStore) -> None:
@@ -223,6 +238,7 @@ def _check_variables(path: str, reader: tf.train.CheckpointReader, store: Variab
                 f"{path} -- variable {stored.name} is {list(there)} there and {list(stored.whole_shape)} in the config "
                 "-- give the config that was trained, or another model_path"
             )
+    _check_nothing_left(path, shapes, store)
 
 
 def _restore_variable(path: str, stored: VariableSlices, dtype: tf.DType) -> None:

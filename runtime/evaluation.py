@@ -9,6 +9,8 @@ from typing import Protocol
 
 import numpy as np
 
+from configs.errors import DataError
+
 
 class EvaluationBatch(Protocol):
     """Rows of weight 0 only fill the last batch up."""
@@ -44,6 +46,9 @@ def evaluate(
     Returns:
       `loss` (nats a token), `perplexity` (its exponential), `tokens`, and, if the bytes are known, `bits_per_byte` of
       the text.
+
+    Raises:
+      DataError: no label counts.
     """
     total_nats, n_tokens, n_bytes = 0.0, 0, 0
     for batch in batches:
@@ -53,6 +58,11 @@ def evaluate(
         n_tokens += int(counted_BS.sum())
         if counts.bytes_V is not None:
             n_bytes += int(counts.bytes_V[batch.labels_BS[counted_BS]].sum())
+    if n_tokens == 0:
+        raise DataError(
+            f"nothing to evaluate: every label is padding_id {counts.padding_id} -- give held-out text, or the "
+            "padding_id of the tokenizer"
+        )
     loss = total_nats / n_tokens
     measured = {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "tokens": n_tokens}
     return {**measured, "bits_per_byte": total_nats / math.log(2) / n_bytes} if n_bytes else measured

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from configs.errors import UserError
+from configs.errors import DataError, UserError
 from configs.schema import TrainingConfig
 from runtime.interrupts import StopRequest
 from runtime.progress import Progress
@@ -91,8 +91,9 @@ def train(
     Raises:
       DivergedError: the loss is not finite; nothing is saved, so that the last checkpoint stays the newest.
     """
-    speed, saved = _Speed(), position
-    with StopRequest() as stop:
+    keeper = _Keeper(observers.save, position)
+    speed = _Speed()
+    with StopRequest() as stop, keeper:
         for batch in batches:
             if position.step >= training.train_steps or stop.signal_number:
                 break
@@ -100,19 +101,37 @@ def train(
             outputs = step(batch.tokens_BS, batch.labels_BS, np.float32(rate), noise_key(training.seed, position.step))
             position = TrainingPosition(position.step + 1, batch.next_example)
             _check_finite(position.step, float(outputs["loss"]))
+            keeper.reached = position
             tokens_per_second = speed.after(batch.tokens_BS.size)
             observers.progress.update(position.step, float(outputs["loss"]), tokens_per_second)
             if position.step % training.iterations == 0 or position.step == training.train_steps:
                 values = {name: float(value) for name, value in outputs.items()}
                 observers.write_metrics(position.step, {**values, "lr": rate, "tokens_per_second": tokens_per_second})
             if position.step % steps_per_checkpoint == 0 and position.step < training.train_steps:
-                observers.save(position)
-                saved = position
+                keeper.save()
                 observers.after_save(position)
                 speed = _Speed()
-        if position != saved:
-            observers.save(position)
-        return position, stop.signal_number
+    return position, stop.signal_number
+
+
+class _Keeper:
+    """Saves what was reached when training ends, also when the data end it, but not twice and not a diverged model."""
+
+    def __init__(self, save: Callable[[TrainingPosition], object], saved: TrainingPosition) -> None:
+        self._save = save
+        self._saved = saved
+        self.reached = saved
+
+    def save(self) -> None:
+        self._save(self.reached)
+        self._saved = self.reached
+
+    def __enter__(self) -> _Keeper:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if self.reached != self._saved and (error is None or isinstance(error, DataError)):
+            self.save()
 
 
 class _Speed:

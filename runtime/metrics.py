@@ -6,14 +6,17 @@ leaves at most one torn line at the end, which the next writer removes and every
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import posixpath
+import socket
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from configs.errors import DataError
+from configs.errors import DataError, UserError
 from meshtf import tf
 
 METRICS_FILE = "metrics.jsonl"
@@ -38,15 +41,17 @@ class MetricsWriter:
             so those lines are dropped and TensorBoard is told to hide those points. None keeps every line.
 
         Raises:
-          DataError: a line other than the last of the file that is there is not a JSON object.
+          DataError: the file that is there cannot be read, or a line other than its last is not a metrics line.
+          UserError: there is no room, or no right to write there.
         """
         self.path = metrics_path(model_path)
         self._model_path = model_path
         self._resume_step = resume_step
-        self._events: dict[str, Any] = {}
-        tf.io.gfile.makedirs(model_path)
-        _repair(self.path, math.inf if resume_step is None else resume_step)
-        self._file = tf.io.gfile.GFile(self.path, "a")
+        self._events: dict[str, _EventFile] = {}
+        with _writing_to(self.path):
+            tf.io.gfile.makedirs(model_path)
+            _repair(self.path, math.inf if resume_step is None else resume_step)
+            self._file = tf.io.gfile.GFile(self.path, "a")
 
     def write(self, split: str, step: int, values: Mapping[str, float]) -> None:
         """Appends one line, and the same values as TensorBoard scalars.
@@ -56,20 +61,27 @@ class MetricsWriter:
           step: number of training steps made when the values were measured.
           values: named scalars (Python or NumPy); non-finite ones become the strings "nan", "inf" and "-inf", for JSON
             has no such numbers.
+
+        Raises:
+          UserError: there is no room, or no right to write there.
         """
         reserved = {"step", "split", "time"} & set(values)
         assert not reserved, f"metrics may not be called {sorted(reserved)}"
         line = {"step": int(step), "split": split, "time": round(time.time(), 3)}
         line |= {name: _to_json(value) for name, value in values.items()}
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
-        self._write_events(split, step, values)
+        with _writing_to(self.path):
+            self._file.write(json.dumps(line, allow_nan=False) + "\n")
+            self._file.flush()
+        with _writing_to(self._event_folder(split)):
+            self._write_events(split, step, values)
 
     def close(self) -> None:
         """Closes all files."""
-        self._file.close()
-        for writer in self._events.values():
-            writer.close()
+        with _writing_to(self.path):
+            self._file.close()
+        for split, writer in self._events.items():
+            with _writing_to(self._event_folder(split)):
+                writer.close()
 
     def __enter__(self) -> MetricsWriter:
         return self
@@ -79,16 +91,33 @@ class MetricsWriter:
 
     def _write_events(self, split: str, step: int, values: Mapping[str, float]) -> None:
         scalars = [tf.compat.v1.Summary.Value(tag=name, simple_value=float(value)) for name, value in values.items()]
-        writer = self._event_writer(split)
-        writer.add_summary(tf.compat.v1.Summary(value=scalars), global_step=int(step))
-        writer.flush()
+        if split not in self._events:  # made on first use, so that no empty event file is left
+            self._events[split] = _EventFile(self._event_folder(split), self._resume_step)
+        self._events[split].add(step=int(step), summary=tf.compat.v1.Summary(value=scalars))
 
-    def _event_writer(self, split: str) -> Any:
-        """Returns the event writer of a split; it is made on first use, so that no empty event file is left."""
-        if split not in self._events:
-            folder = posixpath.join(self._model_path, EVENT_FOLDERS[split])
-            self._events[split] = _open_events(folder, self._resume_step)
-        return self._events[split]
+    def _event_folder(self, split: str) -> str:
+        return posixpath.join(self._model_path, EVENT_FOLDERS[split])
+
+
+class _EventFile:
+    """Appends to a new event file of TensorBoard, at once: TensorFlow's writer has a thread that errors are lost in."""
+
+    def __init__(self, folder: str, resume_step: int | None) -> None:
+        tf.io.gfile.makedirs(folder)
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
+        self._records = tf.io.TFRecordWriter(posixpath.join(folder, name))
+        self.add(file_version="brain.Event:2")
+        if resume_step is not None:
+            start = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
+            self.add(step=resume_step + 1, session_log=start)
+
+    def add(self, **content: Any) -> None:
+        event = tf.compat.v1.Event(wall_time=time.time(), **content)
+        self._records.write(event.SerializeToString())
+        self._records.flush()
+
+    def close(self) -> None:
+        self._records.close()
 
 
 def metrics_path(model_path: str) -> str:
@@ -107,7 +136,7 @@ def read_metrics(model_path: str) -> list[dict[str, Any]]:
       last line is left out.
 
     Raises:
-      DataError: a line other than the last is not a JSON object.
+      DataError: the file cannot be read, or a line other than its last is not a metrics line.
     """
     return [_from_json(line) for line in _read_lines(metrics_path(model_path))]
 
@@ -116,8 +145,7 @@ def _read_lines(path: str) -> list[dict[str, Any]]:
     """Returns the complete lines of a metrics file as they stand, without a torn last one."""
     if not tf.io.gfile.exists(path):
         return []
-    with tf.io.gfile.GFile(path, "rb") as file:
-        *complete, _torn = file.read().split(b"\n")
+    *complete, _torn = _read_bytes(path).split(b"\n")
     parsed = [_parse_line(text) for text in complete]
     if parsed and parsed[-1] is None:  # a power cut may leave a last line of zero bytes with its end
         parsed.pop()
@@ -127,12 +155,31 @@ def _read_lines(path: str) -> list[dict[str, Any]]:
     return parsed
 
 
+def _read_bytes(path: str) -> bytes:
+    try:
+        with tf.io.gfile.GFile(path, "rb") as file:
+            return file.read()
+    except tf.errors.OpError as error:
+        raise DataError(
+            f"{path} -- cannot be read: {error.message} -- move it away, or give another model_path"
+        ) from error
+
+
 def _parse_line(text: bytes) -> dict[str, Any] | None:
     try:
         line = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return line if isinstance(line, dict) and {"step", "split"} <= set(line) else None
+    if not (isinstance(line, dict) and {"step", "split"} <= set(line)):
+        return None
+    measures = (value for name, value in line.items() if name != "split")
+    return line if isinstance(line["step"], int) and all(map(_is_measure, measures)) else None
+
+
+def _is_measure(value: Any) -> bool:
+    if isinstance(value, str):
+        return value in _NON_FINITE
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
 
 
 def _repair(path: str, last_step: float) -> None:
@@ -141,22 +188,24 @@ def _repair(path: str, last_step: float) -> None:
         return
     kept = [line for line in _read_lines(path) if line["step"] <= last_step]
     content = "".join(json.dumps(line, allow_nan=False) + "\n" for line in kept)
-    with tf.io.gfile.GFile(path, "rb") as file:
-        if file.read() == content.encode():
-            return
+    if _read_bytes(path) == content.encode():
+        return
     beside = f"{path}.part"
     with tf.io.gfile.GFile(beside, "w") as file:
         file.write(content)
     tf.io.gfile.rename(beside, path, overwrite=True)
 
 
-def _open_events(folder: str, resume_step: int | None) -> Any:
-    with tf.Graph().as_default():  # the writer refuses to be made in eager mode, but works there once it is made
-        writer = tf.compat.v1.summary.FileWriter(folder)
-    if resume_step is not None:
-        start = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
-        writer.add_session_log(start, global_step=resume_step + 1)
-    return writer
+@contextlib.contextmanager
+def _writing_to(path: str) -> Iterator[None]:
+    """Turns a full disk, or a place that takes no files, into an error for the user."""
+    try:
+        yield
+    except (tf.errors.OpError, OSError) as error:
+        reason = getattr(error, "message", error)
+        raise UserError(
+            f"{path} -- cannot be written: {reason} -- make room there, or give another model_path"
+        ) from error
 
 
 def _to_json(value: float) -> float | str:

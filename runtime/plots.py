@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from configs.errors import UserError
 from meshtf import tf
 
 if TYPE_CHECKING:
@@ -31,6 +33,9 @@ def plot_loss(metrics: Sequence[dict[str, Any]], path: str, *, title: str, n_voc
       title: name of the run.
       n_vocab: the loss of a model that knows nothing, ln(n_vocab), is drawn for reference.
       tokens_per_step: tokens of one training step, for the upper axis.
+
+    Raises:
+      UserError: the file cannot be written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # here, for it takes long to import
     from matplotlib.figure import Figure
@@ -93,7 +98,7 @@ def _draw_eval(axes: Axes, steps: np.ndarray, losses: np.ndarray) -> None:
 
 
 def _label_axes(axes: Axes, title: str, tokens_per_step: int) -> None:
-    axes.set_title(title, loc="left", fontweight="bold")
+    axes.set_title(title, loc="left", fontweight="bold", parse_math=False)
     axes.set_xlabel("step")
     axes.set_ylabel("loss (nats a token)")
     axes.margins(x=0.02)
@@ -108,8 +113,17 @@ def _label_axes(axes: Axes, title: str, tokens_per_step: int) -> None:
 
 def _write_png(figure: Figure, path: str) -> None:
     png = io.BytesIO()
-    figure.savefig(png, format="png")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
+        figure.savefig(png, format="png")
     beside = f"{path}.part"
-    with tf.io.gfile.GFile(beside, "wb") as file:
-        file.write(png.getvalue())
-    tf.io.gfile.rename(beside, path, overwrite=True)
+    try:
+        with tf.io.gfile.GFile(beside, "wb") as file:
+            file.write(png.getvalue())
+        tf.io.gfile.rename(beside, path, overwrite=True)
+    except tf.errors.OpError as error:
+        if tf.io.gfile.exists(beside):
+            tf.io.gfile.remove(beside)
+        raise UserError(
+            f"{path} -- cannot be written: {error.message} -- make room there, or give another model_path"
+        ) from error

@@ -130,7 +130,7 @@ def test_quickstart_runs_the_four_verbs_and_shows_them() -> None:
     recipe = (REPOSITORY / "Makefile").read_text().split("\nquickstart:")[1].split("\n\n")[0].splitlines()[1:]
     assert [line.removeprefix("\t$(PY) main.py --model quickstart").split() for line in recipe] == [
         ["--check_dataset"],
-        ["--steps_per_checkpoint", "250"],
+        ["--steps_per_checkpoint", "300"],
         ["--eval"],
         ["--predict", "--prompt", "$(PROMPT)"],
     ]

@@ -327,3 +327,9 @@ def test_a_prompt_leaves_room_for_the_new_tokens(tokenizer, text, n_new_tokens, 
 
 def test_an_empty_prompt_is_the_end_of_a_text(tokenizer):
     assert inputs.prompt_tokens("", tokenizer, 8, 4, EOS_ID).tolist() == [EOS_ID]
+
+
+def test_of_a_huge_prompt_the_end_is_what_it_is_in_the_whole(tokenizer):
+    text = "one two\n" * 4000 + "last words"
+    ids = inputs.prompt_tokens(text, tokenizer, 32, 4, EOS_ID)
+    assert ids.tolist() == tokenizer.encode(text)[-28:]

@@ -25,6 +25,7 @@ from configs.load import load_config
 from data.tfrecords import read_examples, write_examples
 from data.tokenizer import load_tokenizer
 from main import main
+from runtime import run_folder
 from runtime.metrics import read_metrics
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -171,7 +172,9 @@ def test_training_shows_a_few_lines_and_nothing_of_tensorflow(project: Project) 
 def test_training_leaves_what_it_promises(project: Project) -> None:
     names = sorted(path.name for path in project.run.iterdir() if "tfevents" not in path.name)
     checkpoints = [f"model.ckpt-{s}{e}" for s in (100, 200, 300) for e in (".data-00000-of-00001", ".index")]
-    assert names == sorted(["checkpoint", "config.json", "loss.png", "metrics.jsonl", "tokenizer.json", *checkpoints])
+    assert names == sorted(
+        ["checkpoint", "config.json", "lock", "loss.png", "metrics.jsonl", "tokenizer.json", *checkpoints]
+    )
     assert (project.run / "loss.png").read_bytes().startswith(b"\x89PNG")
     lines = read_metrics(str(project.run))
     assert [line["step"] for line in lines] == list(range(1, N_STEPS + 1))
@@ -354,7 +357,7 @@ def test_a_run_that_diverges_keeps_its_last_checkpoint(
 def test_new_forgets_the_run_and_its_step(here: Project, copied_run: str, capsys: pytest.CaptureFixture[str]) -> None:
     said = call(capsys, "--new", "--yes", "--set", "train_steps=3", "--set", f"model_path={copied_run}")
     assert said.status == 0
-    assert f"deleted {copied_run}\n" in said.out and "restored" not in said.out
+    assert f"deleted the run in {copied_run}\n" in said.out and "restored" not in said.out
     assert sorted(path.stem for path in Path(copied_run).glob("*.index")) == ["model.ckpt-3"]
     # The batches, too, begin again at the first; the noise and the first values are those of the same seed.
     begun = [line["loss"] for line in read_metrics(copied_run)]
@@ -513,8 +516,21 @@ REFUSALS: dict[str, tuple[list[str], str]] = {
     ),
     "a deeper model": (
         ["--set", "n_layer=2"],
-        "runs/tiny/model.ckpt-300 -- has no variable gpt2/h1/norm_1/g; the nearest name there is gpt2/h0/norm_1/g -- "
-        "the config must describe the model that was trained; give that config, or another model_path",
+        "runs/tiny/config.json: n_layer = 1 -- the run was trained with it, and the config says 2 -- give the config "
+        "that was trained, or another model_path",
+    ),
+    "other heads, which no shape shows": (
+        ["--eval", "--set", "n_head=1"],
+        "runs/tiny/config.json: n_head = 2 -- the run was trained with it, and the config says 1 -- give the config "
+        "that was trained, or another model_path",
+    ),
+    "a path that TensorFlow takes for a pattern": (
+        ["--set", "model_path=runs/[a]"],
+        "model_path = runs/[a] -- holds [ ], which TensorFlow reads as a pattern -- give a path without",
+    ),
+    "an end of text that is not the tokenizer's": (
+        ["--check_dataset", "--set", "eos_id=5"],
+        "tiny: eos_id = 5 -- the tokenizer's <|endoftext|> is 0 -- leave eos_id out of the model config",
     ),
     "a wider model": (
         ["--eval", "--set", "n_embd=32"],
@@ -536,7 +552,7 @@ REFUSALS: dict[str, tuple[list[str], str]] = {
     ),
     "a file for a folder": (
         ["--set", "model_path=tiny.json"],
-        "tiny.json/config.json -- cannot be written: tiny.json is not a directory -- make room there, or give another "
+        "tiny.json/lock -- cannot be written: tiny.json is not a directory -- make room there, or give another "
         "model_path",
     ),
 }
@@ -615,7 +631,7 @@ WRONG_RECORDS = {
     "length": (
         [[2] * 17, [2] * 16],
         0,
-        "record 1 holds 16 ids, but n_ctx 16 needs 17 -- set n_ctx to 15, or write the file again with --chunk_size 16",
+        "record 1 holds 16 ids, but n_ctx 16 needs 17 -- write the file again with --chunk_size 16",
     ),
     "vocabulary": (
         [[2] * 17, [2] * 16 + [300]],
@@ -662,7 +678,9 @@ def test_a_run_whose_checkpoint_is_torn_stays_as_it_is(
         said = call(capsys, *arguments, "--set", f"model_path={copied_run}")
         assert said.status == 2
         assert said.err.startswith(f"{copied_run}/model.ckpt-300 -- cannot be read: ")
-        assert said.err.endswith(" -- remove this checkpoint's files, so that the one before it is used\n")
+        assert said.err.endswith(
+            " -- remove this checkpoint's files to go on from the one before it, or give another model_path\n"
+        )
         assert snapshot(here.folder) == before
     for path in Path(copied_run).glob("model.ckpt-300.*"):
         path.unlink()
@@ -682,3 +700,43 @@ def test_another_tokenizer_is_refused(here: Project, copied_run: str, capsys: py
             "changed since training began -- give another model_path, or --new to begin again\n",
         )
         assert snapshot(here.folder) == before
+
+
+def test_a_run_is_deleted_only_once_the_new_one_can_start(
+    here: Project, copied_run: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = snapshot(Path(copied_run))
+    # The tfrecords of n_ctx 16 are no examples of a model of 8: found at the first batch.
+    dataset = {"id": "words", "n_vocab": 300, "path": str(here.tfrecords("train")), "eos_id": 0, "padding_id": 1}
+    dataset["tokenizer_path"] = f"{copied_run}/tokenizer.json"
+    changes = ["n_ctx=8", f"model_path={copied_run}", f"datasets={json.dumps([dataset])}"]
+    said = call(capsys, "--new", "--yes", *(part for change in changes for part in ("--set", change)))
+    assert said.status == 2 and "n_ctx" in said.err
+    assert snapshot(Path(copied_run)) == before
+
+
+def test_a_second_process_on_one_run_is_refused(
+    here: Project, copied_run: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = ("--set", f"model_path={copied_run}", "--set", "train_steps=400")
+    with run_folder.locked(copied_run):
+        before = snapshot(Path(copied_run))
+        said = call(capsys, *changes)
+        assert snapshot(Path(copied_run)) == before
+    assert (said.status, said.err) == (
+        2,
+        f"model_path = {copied_run} -- another process trains here -- wait for it, or give another model_path\n",
+    )
+
+
+def test_a_prompt_is_kept_whole_however_many_tokens_are_asked_for(
+    here: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = call(capsys, "--predict", "--max_new_tokens", "1000", "--temperature", "0")
+    assert said.status == 0 and "In the beginning" in said.out
+
+
+def test_what_does_not_fit_into_memory_is_said(here: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    said = call(capsys, "--predict", "--n_samples", "100000000", "--temperature", "0")
+    assert said.status == 2
+    assert said.err.startswith("tiny: out of memory -- the predict step does not fit -- lower the batch size")

@@ -69,12 +69,19 @@ def test_the_exact_message_of_a_bad_pair():
     assert str(caught.value) == "'y:' is not a name:value pair -- write it as \"x:4,y:2\""
 
 
+def test_an_unknown_dimension_is_answered_with_those_that_split_something():
+    with pytest.raises(ValueIssue) as caught:
+        parse_layout("zzz:x")
+    listed = "batch, sequence, memory_length, embd, heads, vocab, embed_sequence, intermediate_expanded"
+    assert str(caught.value) == f"names no known dimension: 'zzz' -- use {listed}"
+
+
 @settings(max_examples=100, deadline=None)
 @given(sizes=st.dictionaries(st.sampled_from(DIMENSIONS), st.integers(1, 64)), axis_size=st.integers(1, 8))
 def test_each_dimension_alone_is_refused_exactly_when_the_axis_does_not_divide_it(sizes, axis_size):
     for dimension, size in sizes.items():
         issues = list(find_layout_issues((("x", axis_size),), ((dimension, "x"),), {dimension: (dimension, size)}))
-        assert len(issues) == (size % axis_size != 0 or dimension == "features_per_head")
+        assert len(issues) == (size % axis_size != 0)
 
 
 @settings(max_examples=100, deadline=None)
@@ -85,8 +92,7 @@ def test_a_layout_is_refused_exactly_when_some_tensor_meets_an_axis_twice(rules)
         return len(axes) != len(set(axes))
 
     issues = list(find_layout_issues((("x", 2), ("y", 2)), tuple(rules.items()), {}))
-    is_wrong = "features_per_head" in rules or any(is_split_twice(dimensions) for dimensions in TENSORS.values())
-    assert bool(issues) == is_wrong
+    assert bool(issues) == any(is_split_twice(dimensions) for dimensions in TENSORS.values())
 
 
 def test_dimensions_of_no_common_tensor_share_an_axis():

@@ -220,6 +220,9 @@ def test_overrides_replace_keys_of_the_file_and_the_last_one_counts(tmp_path):
 @pytest.mark.parametrize(
     "override, expected",
     [
+        ("temperature=nan", '--set: temperature = "nan" -- is not finite -- give a number >= 0'),
+        ("top_p=-Inf", '--set: top_p = "-Inf" -- is not finite -- give a number in (0, 1]'),
+        ("top_k=infinity", '--set: top_k = "infinity" -- is not finite -- give an integer >= 0'),
         ("lr=fast", '--set: lr = "fast" -- is a string, not a number -- give a number > 0, without quotes'),
         ("lr", "--set: lr -- is not a key=value pair -- write key=value"),
         ("=3", "--set: =3 -- is not a key=value pair -- write key=value"),
@@ -389,6 +392,11 @@ WRONG = {
         'layout = "features_per_head:x" -- features_per_head:x splits heads, which attention needs whole -- '
         "give heads:x",
     ),
+    "experts on devices": (
+        {"mesh_shape": "x:2", "layout": "batch:x,experts:x"},
+        'layout = "batch:x,experts:x" -- experts:x is known from GPT-Neo but not available in this version -- '
+        "leave experts:x out",
+    ),
     "heads that do not split": (
         {"mesh_shape": "x:3", "layout": "heads:x"},
         'layout = "heads:x" -- heads:x splits n_head = 4 over 3 devices, which does not divide it -- '
@@ -426,6 +434,20 @@ WRONG = {
         {"datasets": [3]},
         "datasets = [3] -- holds an entry without a dataset id -- "
         'write it as ["pile"] or [["pile", 25, "documents_random", 1.0]]',
+    ),
+    "an empty dataset id": (
+        {"datasets": [{"id": ""}]},
+        'datasets = [{"id": ""}] -- the dataset id \'\' is no plain name -- give one without slashes, such as pile',
+    ),
+    "a dataset id that is a path": (
+        {"datasets": [{"id": "a/b"}]},
+        'datasets = [{"id": "a/b"}] -- the dataset id \'a/b\' is no plain name -- '
+        "give one without slashes, such as pile",
+    ),
+    "a dataset id that is a folder": (
+        {"datasets": [[{"id": ".."}, None, "chunks", 1.0]]},
+        'datasets = [[{"id": ".."}, null, "chunks", 1.0]] -- the dataset id \'..\' is no plain name -- '
+        "give one without slashes, such as pile",
     ),
     "another datatype": (
         {"datasets": [["words", 2, "lines", 1.0]]},

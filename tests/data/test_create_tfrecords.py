@@ -6,6 +6,7 @@ import glob
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +15,11 @@ import numpy as np
 import pytest
 
 import data.chunking
+import data.create_tfrecords
 from configs.errors import DataError
 from configs.load import load_config
 from data.create_tfrecords import Report, Settings, create_tfrecords, describe, main, parse_arguments, to_json
+from data.shards import list_shards
 from data.tfrecords import read_examples
 from data.tokenizer import Tokenizer, load_tokenizer
 from data.train_tokenizer import FILE_NAME, save_tokenizer, train_byte_level_bpe
@@ -178,6 +181,18 @@ def test_without_text_nothing_is_overwritten(tmp_path, encoder_path):
         ({"chunk_size": 0}, "--chunk_size 0 -- is too small -- give 1 or more"),
         ({"files_per": 0}, "--files_per 0 -- is too small -- give 1 or more"),
         ({"processes": -1}, "--processes -1 -- is too small -- give 0 or more"),
+        ({"name": ""}, "--name '' -- is no beginning of a file name -- give one that has no slash"),
+        ({"name": "a/b"}, "--name 'a/b' -- is no beginning of a file name -- give one that has no slash"),
+        (
+            {"separator": 1, "write_dataset_config": "{tmp}/mine.json"},
+            "--separator 1 -- the tokenizer's <|endoftext|> is 0, and no dataset config may say otherwise -- leave out "
+            "--separator, or --write_dataset_config",
+        ),
+        (
+            {"write_dataset_config": "{tmp}/texts/part0.jsonl/mine.json"},
+            "{tmp}/texts/part0.jsonl/mine.json: cannot be written (File exists) -- choose another place, or make room "
+            "there",
+        ),
         ({"separator": 290}, "--separator 290 -- the tokenizer has 290 ids -- give a smaller one"),
         (
             {"input_dir": "{tmp}/none"},
@@ -274,3 +289,68 @@ def test_a_dataset_config_that_is_there_is_kept(tmp_path, encoder_path):
         create_tfrecords(settings_for(tmp_path, encoder_path, write_dataset_config=str(config)))
     assert config.read_text() == "{}"
     assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_input_leaves_what_was_there_as_it_was(tmp_path, encoder_path):
+    write_lines(tmp_path / "texts", ["token stream"] * 30, files=1)
+    create_tfrecords(settings_for(tmp_path, encoder_path))
+    before = contents(tmp_path / "out")
+    (tmp_path / "texts" / "z.xz").write_bytes(b"no xz file")
+    for values in ({"overwrite": True}, {"name": "other"}):
+        with pytest.raises(DataError, match="z.xz: cannot be read "):
+            create_tfrecords(settings_for(tmp_path, encoder_path, files_per=1, **values))
+        assert contents(tmp_path / "out") == before
+
+
+def test_a_killed_run_leaves_what_was_there_as_it_was_and_the_next_one_clears_up(tmp_path, encoder_path):
+    write_lines(tmp_path / "texts", ["token stream"] * 30, files=1)
+    create_tfrecords(settings_for(tmp_path, encoder_path))
+    before = contents(tmp_path / "out")
+    settings = settings_for(tmp_path, encoder_path, files_per=1, overwrite=True)
+    script = (
+        "import os, signal\n"
+        "import data.chunking, data.create_tfrecords\n"
+        "from data.create_tfrecords import Document, Settings\n"
+        "data.chunking.BATCH_CHARACTERS = 1\n"
+        "def documents(files):\n"
+        "    yield from [Document('a', 'token stream')] * 30\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "data.create_tfrecords.read_all_documents = documents\n"
+        f"data.create_tfrecords.create_tfrecords({settings!r})\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    left_behind = tmp_path / "out" / ".t.partial"
+    assert len(list(left_behind.iterdir())) > 3
+    left_behind.rename(tmp_path / "aside")
+    assert contents(tmp_path / "out") == before
+    (tmp_path / "aside").rename(left_behind)
+    report = create_tfrecords(settings)
+    assert {f"{tmp_path}/out/{name}" for name in contents(tmp_path / "out")} == set(report.tfrecords)
+
+
+def test_an_output_dir_that_is_a_file_is_told_before_anything_is_read(tmp_path, encoder_path, monkeypatch):
+    write_lines(tmp_path / "texts", ["token"], files=1)
+    (tmp_path / "out").touch()
+    monkeypatch.setattr(data.create_tfrecords, "read_all_documents", lambda files: pytest.fail("read"))
+    with pytest.raises(DataError, match=f"{tmp_path}/out: cannot be written "):
+        create_tfrecords(settings_for(tmp_path, encoder_path))
+
+
+def test_a_dataset_config_finds_the_files_below_a_folder_with_glob_characters(tmp_path, encoder_path):
+    write_lines(tmp_path / "texts", ["token"], files=1)
+    config = tmp_path / "mine.json"
+    report = create_tfrecords(
+        settings_for(
+            tmp_path, encoder_path, name="a*", output_dir=f"{tmp_path}/a[b]?", write_dataset_config=str(config)
+        )
+    )
+    assert [shard.path for shard in list_shards(json.loads(config.read_text())["path"])] == list(report.tfrecords)
+    assert sorted(path.name for path in tmp_path.glob("mine*")) == ["mine.json"]
+
+
+def test_text_that_cannot_be_read_gives_the_reason(tmp_path, encoder_path):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "bad.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(DataError, match=r"1 discarded \(1 undecodable, .*\); bad.txt: not UTF-8 at byte 3$"):
+        create_tfrecords(settings_for(tmp_path, encoder_path))

@@ -16,7 +16,7 @@ import zstandard
 from lm_dataformat import Archive, DatArchive, JSONArchive
 
 from configs.errors import DataError
-from data.documents import Document, SourceFile, find_files, read_all_documents, read_documents, share_below
+from data.documents import Document, SourceFile, explain, find_files, read_all_documents, read_documents, share_below
 
 TEXTS = ["one\n", "zwei äöü\r\n\tend ", "三\u2028 <|endoftext|>"]
 NOT_UTF8 = b"caf\xe9"
@@ -222,3 +222,19 @@ def test_shares_are_fixed_and_even():
     shares = [share_below(f"file{n}.py") for n in range(4000)]
     assert all(0 <= share < 1 for share in shares)
     assert sum(share < 0.25 for share in shares) / 4000 == pytest.approx(0.25, abs=0.03)
+
+
+def test_only_regular_files_are_found(tmp_path):
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "broken.txt").symlink_to(tmp_path / "none")
+    (tmp_path / "link.txt").symlink_to(tmp_path / "a.txt")
+    os.mkfifo(tmp_path / "pipe.txt")
+    for source in (str(tmp_path), f"{tmp_path}/*.txt"):
+        assert [file.relative for file in find_files([source])] == ["a.txt", "link.txt"]
+
+
+def test_a_problem_can_be_printed_whatever_the_name_of_its_file(tmp_path):
+    with open(os.fsencode(tmp_path) + b"/caf\xe9.txt", "wb") as file:
+        file.write(NOT_UTF8)
+    (document,) = read_all_documents(find_files([str(tmp_path)]))
+    assert explain(document) == "caf\\udce9.txt: not UTF-8 at byte 3"

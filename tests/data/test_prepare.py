@@ -18,6 +18,7 @@ from configs.errors import ConfigError, DataError
 from configs.schema import DatasetConfig
 from data.documents import find_files
 from data.prepare import NOT_THE_STDLIB, PreparedDataset, prepare_dataset
+from data.shards import list_shards
 from data.tfrecords import read_examples
 from data.tokenizer import load_tokenizer
 from data.train_tokenizer import FILE_NAME, save_tokenizer, train_byte_level_bpe
@@ -260,3 +261,43 @@ def test_the_python_standard_library_is_ordinary_code_without_packages_and_tests
     assert {"argparse.py", "json/decoder.py", "email/message.py"} <= names
     assert not [name for name in names if {"site-packages", "dist-packages", "test", "tests"} & set(name.split("/"))]
     assert 4e6 < sum(os.path.getsize(file.path) for file in files) < 20e6
+
+
+def test_text_that_cannot_be_read_gives_the_reason(tmp_path):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "bad.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(DataError) as error:
+        prepare(dataset_of(tmp_path))
+    assert str(error.value) == (
+        "mine: the text is 0 document(s) (left out: bad.txt: not UTF-8 at byte 3), and one has to be held out -- "
+        f"{MORE}"
+    )
+    with pytest.raises(DataError) as error:
+        prepare(dataset_of(tmp_path, eval_fraction=0.0))
+    assert str(error.value) == (
+        f"mine: no document with text is left for train (bad.txt: not UTF-8 at byte 3) -- {MORE}"
+    )
+
+
+def test_a_dataset_with_a_slash_in_its_name_is_refused(tmp_path):
+    with pytest.raises(DataError) as error:
+        prepare(dataset_of(tmp_path, id="a/b"))
+    assert str(error.value) == ("a/b: is no beginning of a file name -- name the dataset config without a slash")
+
+
+def test_a_file_in_the_way_is_named(tmp_path):
+    write_documents(tmp_path / "texts")
+    directory = Path(prepare(dataset_of(tmp_path))[0].tokenizer_path).parent
+    directory.rename(tmp_path / "away")
+    Path(f"{directory}.partial").touch()
+    with pytest.raises(DataError) as error:
+        prepare(dataset_of(tmp_path))
+    assert str(error.value) == (
+        f"{directory}.partial: cannot be written (File exists) -- choose another place, or make room there"
+    )
+
+
+def test_a_cache_dir_may_have_glob_characters(tmp_path):
+    write_documents(tmp_path / "texts")
+    prepared, _ = prepare(dataset_of(tmp_path, cache_dir=f"{tmp_path}/a[b]*"))
+    assert list_shards(prepared.train_pattern) and list_shards(prepared.eval_pattern)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import itertools
 import json
 import os
@@ -223,7 +224,7 @@ def message_of(rows) -> str:
 @pytest.mark.parametrize(
     ("record", "problem"),
     [
-        ([1, 2, 3], "holds 3 ids, but n_ctx 3 needs 4 -- set n_ctx to 2, or write the file again with --chunk_size 3"),
+        ([1, 2, 3], "holds 3 ids, but n_ctx 3 needs 4 -- write the file again with --chunk_size 3"),
         ([1, 2, 3, 1000], "holds the id 1000, outside [0, 1000) -- raise n_vocab, or use the tokenizer and dataset "),
         ([1, -2, 3, 4], "holds the id -2, outside [0, 1000) -- raise n_vocab, or use the tokenizer and dataset "),
         ([1, 2**40, 3, 4], "holds the id 1099511627776, outside [0, 1000) -- raise n_vocab, or use the tokenizer and "),
@@ -289,3 +290,33 @@ def test_a_file_that_goes_away_is_named(tmp_path):
     assert message_of(read_once([Shard(str(tmp_path / "gone"), 3)], RULES)) == (
         f"{tmp_path / 'gone'}: no such file -- check the path"
     )
+
+
+def test_another_n_ctx_is_advised_where_the_first_record_has_another_length_already(tmp_path):
+    shard = Shard(str(tmp_path / "short"), 2)
+    write_examples(shard.path, [[1, 2, 3]] * 2)
+    assert message_of(read_once([shard], RULES)) == (
+        f"{shard.path}: record 0 holds 3 ids, but n_ctx 3 needs 4 -- set n_ctx to 2, or write the file again with "
+        "--chunk_size 3"
+    )
+
+
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_a_folder_in_place_of_a_glob_is_refused(tmp_path, slash):
+    with pytest.raises(DataError) as error:
+        list_shards(f"{tmp_path}{slash}")
+    assert str(error.value) == f"{tmp_path}{slash}: is a folder -- give a glob such as {tmp_path}/*.tfrecords"
+
+
+def test_a_folder_among_the_files_is_named(tmp_path):
+    (tmp_path / "a_3.tfrecords").mkdir()
+    message = message_of(read_once(list_shards(f"{tmp_path}/*"), RULES))
+    assert message.startswith(f"{tmp_path}/a_3.tfrecords: cannot be read (")
+    assert message.endswith(") -- check the path and who may read it")
+
+
+def test_an_escaped_glob_finds_files_below_a_folder_with_glob_characters(tmp_path):
+    folder = tmp_path / "a[b]*?{c}"
+    folder.mkdir()
+    shard = write_chunks(folder / "x_2.tfrecords", 0, 2)
+    assert list_shards(f"{glob.escape(str(folder))}/*.tfrecords") == (shard,)

@@ -15,7 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.errors import DataError
-from data.tfrecords import find_shards, parse_example, read_examples, serialize_example, write_examples, write_shards
+from data.tfrecords import (
+    find_shards,
+    parse_example,
+    read_examples,
+    replace_shards,
+    serialize_example,
+    side_folder,
+    write_examples,
+    write_shards,
+)
 from meshtf import tf
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -193,3 +202,22 @@ def test_a_killed_write_leaves_no_half_written_file_under_its_final_name(tmp_pat
     assert [os.path.basename(path) for path in finished] == ["a_0_0_10.tfrecords", "a_1_0_10.tfrecords"]
     assert [len(list(read_examples(path))) for path in finished] == [10, 10]
     assert set(os.listdir(tmp_path)) == {"a_0_0_10.tfrecords", "a_1_0_10.tfrecords", "a_2_0.partial"}
+
+
+def test_a_side_folder_is_empty_at_first_and_gone_at_last(tmp_path):
+    left_behind = tmp_path / ".a.partial" / "a_0_0_1.tfrecords"
+    left_behind.parent.mkdir()
+    left_behind.touch()
+    with side_folder(str(tmp_path), "a") as folder:
+        assert os.listdir(folder) == []
+        write_shards(folder, "a", [np.array([1])], 1)
+        assert find_shards(str(tmp_path), "a") == []
+    assert os.listdir(tmp_path) == []
+
+
+def test_complete_files_take_the_place_of_old_ones(tmp_path):
+    old = write_shards(str(tmp_path), "a", [np.array([n]) for n in range(3)], 1)
+    new = write_shards(f"{tmp_path}/new", "a", [np.array([n]) for n in (7, 8, 9)], 2)
+    assert replace_shards(str(tmp_path), old, new) == [f"{tmp_path}/a_0_0_2.tfrecords", f"{tmp_path}/a_1_0_1.tfrecords"]
+    paths = find_shards(str(tmp_path), "a")
+    assert [int(ids[0]) for path in paths for ids in read_examples(path)] == [7, 8, 9]

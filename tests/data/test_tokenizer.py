@@ -189,3 +189,67 @@ def test_every_disagreement_is_told_at_once():
     assert issues_of(TOKENIZER, n_vocab=400, eos_id=310)[0] == (
         "d: eos_id = 310 -- the tokenizer has ids 0 to 309 only -- choose one of them"
     )
+
+
+def test_a_long_text_without_line_breaks_is_cut_before_spaces_between_words(monkeypatch):
+    monkeypatch.setattr(data.tokenizer, "PIECE_CHARACTERS", 3)
+    assert TOKENIZER._pieces("abc def  ghi jk\tlm nop") == ["abc", " def  ghi", " jk\tlm", " nop"]
+    assert TOKENIZER._pieces("abcdefghi") == ["abcdefghi"]
+
+
+PARTS = [
+    "the",
+    "end",
+    " ",
+    "\n",
+    "\t",
+    "'s",
+    "\xa0",
+    "\x85",
+    "\x1c",
+    "\xb4",
+    "\u037a",
+    "\u0301",
+    "\u3000",
+    ".",
+    "1",
+    "é",
+]
+
+
+@pytest.mark.parametrize("tokenizer", [TOKENIZER, train_byte_level_bpe(SAMPLE * 5, 310, nfkc=True)])
+@settings(max_examples=150, deadline=None)
+@given(text=st.lists(st.sampled_from(PARTS), max_size=30).map("".join), characters=st.integers(1, 30))
+def test_the_end_of_a_text_has_the_tokens_of_the_whole(tokenizer, text, characters):
+    whole = tokenizer.encode(text)
+    end = tokenizer.encode(tokenizer._end(text, characters))
+    assert end == whole[len(whole) - len(end) :]
+
+
+def test_the_end_is_read_no_further_than_it_has_to(monkeypatch):
+    text = "zq " * 50_000
+    lengths = []
+    encode = Tokenizer.encode
+    monkeypatch.setattr(Tokenizer, "encode", lambda self, text: lengths.append(len(text)) or encode(self, text))
+    assert TOKENIZER.encode_end(text, 10) == encode(TOKENIZER, text)[-10:]
+    assert 4000 < lengths[0] <= 4096 and len(lengths) == 1
+
+
+def test_the_end_is_widened_until_it_holds_enough_tokens():
+    text = "a" * 5000 + " " + "the end of the text " * 2
+    prefixing = train_byte_level_bpe(["a" * 4096] * 2, 290)
+    for n_tokens in (1, 30, 60, 5000):
+        assert prefixing.encode_end(text, n_tokens) == prefixing.encode(text)[-n_tokens:]
+
+
+def test_pieces_are_encoded_a_few_at_a_time(monkeypatch):
+    text = " ".join(SAMPLE)
+    expected = TOKENIZER.encode(text)
+    monkeypatch.setattr(data.tokenizer, "PIECE_CHARACTERS", 3)
+    monkeypatch.setattr(data.tokenizer, "PIECES_AT_ONCE", 2)
+    assert TOKENIZER.encode_batch([text, "", text]) == [expected, [], expected]
+    assert list(data.tokenizer._groups(["abc", "def", "g", "hij", "klm", "n"])) == [
+        ["abc", "def"],
+        ["g", "hij", "klm"],
+        ["n"],
+    ]

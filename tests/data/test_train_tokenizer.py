@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import data.train_tokenizer
 from configs.errors import DataError
 from data.tokenizer import load_tokenizer
 from data.train_tokenizer import FILE_NAME, Settings, main, train_byte_level_bpe, train_tokenizer
@@ -138,3 +139,25 @@ def test_each_error_says_what_to_do(tmp_path, settings, message):
         )
     assert str(error.value) == message.format(base=base)
     assert FILE_NAME not in os.listdir(base)
+
+
+def test_a_place_that_cannot_be_written_to_is_told_before_anything_is_read(tmp_path, monkeypatch):
+    base = write_texts(tmp_path / "texts")
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(data.train_tokenizer, "read_all_documents", lambda files: pytest.fail("read"))
+    with pytest.raises(DataError) as error:
+        train_tokenizer(Settings(base, 300, f"{tmp_path}/file", "txt"))
+    assert str(error.value) == (
+        f"{tmp_path}/file/{FILE_NAME}: cannot be written (File exists) -- choose another place, or make room there"
+    )
+
+
+def test_ctrl_c_is_one_line_and_status_130(tmp_path, monkeypatch, capsys):
+    def interrupted(files):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(data.train_tokenizer, "read_all_documents", interrupted)
+    flags = ["--base_dir", write_texts(tmp_path / "texts"), "--output_dir", f"{tmp_path}/out", "--vocab_size", "300"]
+    assert main([*flags, "--file_type", "txt"]) == 130
+    assert capsys.readouterr().err == "stopped: no tokenizer was written\n"
+    assert os.listdir(tmp_path / "out") == []

@@ -202,7 +202,9 @@ def test_a_truncated_checkpoint_is_named(tmp_path: Path, small: VariableStore, s
     os.truncate(path + suffix, kept_bytes)
     said = message(path, small)
     assert said.startswith(f"{path} -- cannot be read: ") and "\n" not in said
-    assert said.endswith(" -- remove this checkpoint's files, so that the one before it is used")
+    assert said.endswith(
+        " -- remove this checkpoint's files to go on from the one before it, or give another model_path"
+    )
 
 
 def test_a_place_that_cannot_be_written_to(tmp_path: Path, small: VariableStore) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from configs.errors import DataError
 from inputs import Batch
 from runtime.evaluation import TokenCounts, evaluate
 
@@ -83,3 +84,13 @@ def test_a_hopeless_loss_has_a_finite_perplexity() -> None:
     measured = evaluate(lambda tokens, labels: {"cross_entropy": nats_BS}, [batch], TokenCounts(None, None))
     assert measured["loss"] == 5e5
     assert math.isfinite(measured["perplexity"])
+
+
+def test_data_that_is_only_padding_cannot_be_evaluated() -> None:
+    labels_BS = np.full((1, 2), 7, np.int32)
+    batch = Batch(labels_BS, labels_BS, np.ones(1, np.float32), 0)
+    with pytest.raises(DataError) as error:
+        evaluate(lambda tokens, labels: {"cross_entropy": np.ones((1, 2))}, [batch], TokenCounts(7, None))
+    assert str(error.value) == (
+        "nothing to evaluate: every label is padding_id 7 -- give held-out text, or the padding_id of the tokenizer"
+    )

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 import pytest
 
-from configs.errors import UserError
+from configs.errors import DataError, UserError
 from configs.schema import TrainingConfig
 from inputs import Batch
 from runtime.loop import DivergedError, Observers, TrainingPosition, noise_key, train
@@ -144,16 +144,17 @@ def test_a_loss_that_is_no_number_ends_training_and_saves_nothing(loss: float, s
     assert [step for step, _ in recorder.of_kind("metrics")] == [4]
 
 
-def test_an_error_of_the_data_passes_through_and_saves_nothing() -> None:
+def test_wrong_data_end_training_with_what_was_reached_saved() -> None:
     recorder = Recorder()
 
     def broken() -> Iterator[Batch]:
         yield next(batches_from(0))
-        raise UserError("file: record 1 is cut off")
+        raise DataError("file: record 1 is cut off")
 
-    with pytest.raises(UserError, match="^file: record 1 is cut off$"):
+    with pytest.raises(DataError, match="^file: record 1 is cut off$"):
         train(TRAINING, recorder.step, broken(), BEGINNING, recorder.observers(), 5)
-    assert (len(recorder.calls), recorder.told) == (1, [])
+    assert len(recorder.calls) == 1
+    assert recorder.of_kind("save") == [(TrainingPosition(1, 2),)]
 
 
 def test_noise_keys_differ_by_seed_and_step_and_fit_int32() -> None:

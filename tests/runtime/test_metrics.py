@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import math
 import os
+import resource
 import signal
+import string
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from configs.errors import DataError
+from configs.errors import DataError, UserError
 from meshtf import tf
 from runtime.metrics import MetricsWriter, read_metrics
 
@@ -88,11 +91,24 @@ def test_torn_last_line_is_ignored_and_then_removed(tmp_path: Path, torn: str) -
     assert steps_of(tmp_path) == [1, 2, 3, 4, 5]
 
 
-def test_a_damaged_line_in_the_middle_is_named_and_left(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        "[1, 2]",
+        '{"step": 2}',
+        '{"step": "a", "split": "train"}',
+        '{"step": 2, "split": "train", "loss": "low"}',
+        '{"step": 2, "split": "train", "loss": NaN}',
+        '{"step": 2, "split": "train", "loss": [1]}',
+        "[" * 100_000,
+    ],
+    ids=range(7),
+)
+def test_a_damaged_line_in_the_middle_is_named_and_left(tmp_path: Path, damaged: str) -> None:
     write_steps(tmp_path, range(1, 4))
     path = tmp_path / "metrics.jsonl"
     first, _, third = path.read_text().splitlines(keepends=True)
-    path.write_text(first + "[1, 2]\n" + third)
+    path.write_text(first + damaged + "\n" + third)
     before = path.read_bytes()
     message = f"{path}: line 2 -- is not a metrics line -- remove that line and start again"
     for use in (read_metrics, MetricsWriter):
@@ -158,3 +174,69 @@ def test_tensorboard_is_told_where_a_resumed_run_begins(tmp_path: Path) -> None:
     events = list(tf.compat.v1.train.summary_iterator(str(path)))
     starts = [event.step for event in events if event.session_log.status == tf.compat.v1.SessionLog.START]
     assert starts == [31]
+
+
+@pytest.mark.parametrize("resume_step", [None, 30])
+def test_every_writer_has_an_event_file_of_its_own(tmp_path: Path, resume_step: int | None) -> None:
+    for _ in range(3):
+        write_steps(tmp_path, range(31, 32), resume_step)
+    paths = sorted(tmp_path.glob("events.out.tfevents.*"))
+    assert len(paths) == 3
+    assert all(next(tf.compat.v1.train.summary_iterator(str(path))).file_version == "brain.Event:2" for path in paths)
+
+
+def test_a_folder_in_place_of_the_metrics_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.mkdir()
+    for use in (read_metrics, MetricsWriter):
+        with pytest.raises(DataError) as error:
+            use(str(tmp_path))
+        assert str(error.value).startswith(f"{path} -- cannot be read: ")
+        assert str(error.value).endswith(" -- move it away, or give another model_path")
+
+
+def test_a_file_in_place_of_the_folder_of_events_is_named(tmp_path: Path) -> None:
+    (tmp_path / "eval").write_text("")
+    with MetricsWriter(str(tmp_path)) as metrics, pytest.raises(UserError) as error:
+        metrics.write("eval", 1, {"loss": 3.0})
+    assert str(error.value).startswith(f"{tmp_path / 'eval'} -- cannot be written: ")
+
+
+def test_a_file_in_place_of_the_model_path_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("")
+    with pytest.raises(UserError) as error:
+        MetricsWriter(str(tmp_path / "run"))
+    assert str(error.value).startswith(f"{tmp_path / 'run' / 'metrics.jsonl'} -- cannot be written: ")
+
+
+@pytest.fixture
+def limit_file_sizes() -> Iterator[Callable[[int], None]]:
+    """Lets files grow to so many bytes; a longer one fails as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda n_bytes: resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def written_until_full(model_path: Path, values: dict[str, float]) -> str:
+    with pytest.raises(UserError) as error, MetricsWriter(str(model_path)) as metrics:
+        for step in range(1, 10):
+            metrics.write("train", step, values)
+    return str(error.value)
+
+
+def test_a_full_disk_is_an_error_of_the_user_that_names_the_file(
+    tmp_path: Path, limit_file_sizes: Callable[[int], None]
+) -> None:
+    limit_file_sizes(300)
+    message = written_until_full(tmp_path, {"loss": 1.0})
+    assert message.startswith(f"{tmp_path / 'metrics.jsonl'} -- cannot be written: ")
+    assert message.endswith(" -- make room there, or give another model_path")
+    limit_file_sizes(10**9)
+    assert steps_of(tmp_path) == list(range(1, 1 + len(steps_of(tmp_path)))) != []
+
+
+def test_a_full_disk_is_met_in_the_event_files_too(tmp_path: Path, limit_file_sizes: Callable[[int], None]) -> None:
+    limit_file_sizes(550)
+    values = dict.fromkeys(string.ascii_letters, 1)  # 480 bytes as text, 620 as events
+    message = written_until_full(tmp_path, values)
+    assert message.startswith(f"{tmp_path}/ -- cannot be written: ")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from configs.errors import UserError
 from runtime.plots import SMOOTHING_SHARE, format_tokens, loss_points, plot_loss, smooth
 
 
@@ -70,3 +72,21 @@ def test_the_file_is_a_png_of_its_metrics_alone(tmp_path: Path) -> None:
 def test_one_point_and_no_evaluation_can_be_drawn(tmp_path: Path) -> None:
     plot_loss([line(1, 5.0)], str(tmp_path / "loss.png"), title="tiny", n_vocab=256, tokens_per_step=64)
     assert (tmp_path / "loss.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("title", ["a$\\b$", "$x", "\u65e5\u672c"])
+def test_any_name_can_stand_over_the_picture_without_a_warning(tmp_path: Path, title: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plot_loss([line(1, 5.0)], str(tmp_path / "loss.png"), title=title, n_vocab=256, tokens_per_step=64)
+    assert (tmp_path / "loss.png").exists()
+
+
+@pytest.mark.parametrize("name", ["folder", "nowhere/loss.png"])
+def test_a_place_that_takes_no_picture_is_named_and_nothing_is_left(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError) as error:
+        plot_loss([line(1, 5.0)], str(tmp_path / name), title="tiny", n_vocab=256, tokens_per_step=64)
+    assert str(error.value).startswith(f"{tmp_path / name} -- cannot be written: ")
+    assert str(error.value).endswith(" -- make room there, or give another model_path")
+    assert [file.name for file in tmp_path.iterdir()] == ["folder"]

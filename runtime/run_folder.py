@@ -1,0 +1,132 @@
+"""The folder of a run: what is kept in it beside checkpoints and metrics, whose it is, and when it may be deleted."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import posixpath
+from collections.abc import Iterator
+from typing import TextIO
+
+from configs.errors import CheckpointError, ConfigError, UserError
+from configs.load import load_config, resolved_json
+from configs.schema import RunConfig
+from meshtf import tf
+from runtime.files import is_local, write_text
+
+CONFIG_FILE = "config.json"
+TOKENIZER_FILE = "tokenizer.json"
+LOCK_FILE = "lock"
+# Settings that no variable's shape shows: with another value the same weights are another model.
+SETTINGS_OF_THE_WEIGHTS = ("n_head", "n_layer", "attention_types", "local_attention_radius", "activation_function")
+
+
+def check_path(model_path: str) -> None:
+    """Refuses a path under which TensorFlow, which takes it for a pattern, would not find its checkpoints again.
+
+    Raises:
+      ConfigError: the path holds a character of glob patterns.
+    """
+    special = sorted(set(model_path) & set("*?[]\\"))
+    if special:
+        raise ConfigError(
+            f"model_path = {model_path} -- holds {' '.join(special)}, which TensorFlow reads as a pattern -- "
+            "give a path without"
+        )
+
+
+def keep_settings(config: RunConfig, tokenizer_json: str | None) -> None:
+    """Writes the resolved config and the tokenizer."""
+    write_text(posixpath.join(config.model_path, CONFIG_FILE), resolved_json(config))
+    if tokenizer_json is not None:
+        write_text(posixpath.join(config.model_path, TOKENIZER_FILE), tokenizer_json)
+
+
+def check_settings(config: RunConfig, tokenizer_json: str | None) -> None:
+    """Compares with what the run was trained with, as far as it is known.
+
+    Raises:
+      CheckpointError: the weights would be read as those of another model, or the ids as those of another tokenizer.
+    """
+    _check_model(config)
+    path = posixpath.join(config.model_path, TOKENIZER_FILE)
+    if tokenizer_json is not None and tf.io.gfile.exists(path) and _read(path) != tokenizer_json.encode():
+        raise CheckpointError(
+            f"{path} -- is not the tokenizer of the dataset now: its text or settings have changed since training "
+            "began -- give another model_path, or --new to begin again"
+        )
+
+
+def _read(path: str) -> bytes:
+    with tf.io.gfile.GFile(path, "rb") as file:
+        return file.read()
+
+
+def _check_model(config: RunConfig) -> None:
+    path = posixpath.join(config.model_path, CONFIG_FILE)
+    if not is_local(path) or not tf.io.gfile.exists(path):
+        return
+    trained = load_config(path).model
+    for key in SETTINGS_OF_THE_WEIGHTS:
+        was, now = getattr(trained, key), getattr(config.model, key)
+        if was != now:
+            raise CheckpointError(
+                f"{path}: {key} = {_shown(was)} -- the run was trained with it, and the config says {_shown(now)} -- "
+                "give the config that was trained, or another model_path"
+            )
+
+
+def _shown(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+@contextlib.contextmanager
+def locked(model_path: str) -> Iterator[None]:
+    """Keeps other processes of this machine from training in the same folder; a bucket has no locks.
+
+    Raises:
+      UserError: another process has it.
+    """
+    if not is_local(model_path):
+        yield
+        return
+    path = posixpath.join(model_path, LOCK_FILE)
+    with _open_lock(path) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                f"model_path = {model_path} -- another process trains here -- wait for it, or give another model_path"
+            ) from error
+        yield
+
+
+def _open_lock(path: str) -> TextIO:
+    try:
+        tf.io.gfile.makedirs(posixpath.dirname(path))
+        return open(path, "a")
+    except (tf.errors.OpError, OSError) as error:
+        reason = getattr(error, "message", str(error))
+        raise UserError(
+            f"{path} -- cannot be written: {reason} -- make room there, or give another model_path"
+        ) from error
+
+
+def is_run(model_path: str) -> bool:
+    """Whether a folder holds what training writes, so that deleting it deletes a run and nothing else."""
+    if any(tf.io.gfile.exists(posixpath.join(model_path, name)) for name in ("checkpoint", "metrics.jsonl")):
+        return True
+    path = posixpath.join(model_path, CONFIG_FILE)
+    try:
+        return is_local(path) and tf.io.gfile.exists(path) and load_config(path) is not None
+    except ConfigError:
+        return False
+
+
+def delete_contents(model_path: str) -> None:
+    """Deletes all of a run but the lock, which the deleting process holds."""
+    for name in tf.io.gfile.listdir(model_path):
+        path = posixpath.join(model_path, name)
+        if name == LOCK_FILE:
+            continue
+        (tf.io.gfile.rmtree if tf.io.gfile.isdir(path) else tf.io.gfile.remove)(path)
