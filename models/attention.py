@@ -24,20 +24,24 @@ def attention_radius(context: Context, layer: int) -> int | None:
     return {"global": None, "local": context.model.local_attention_radius}[context.model.attention_types[layer]]
 
 
-def _project(context: Context, x: mtf.Tensor, name: str, std: float) -> mtf.Tensor:
-    """[batch, sequence, embd] -> [batch, sequence, heads, features_per_head]."""
-    dims = context.dims
-    weight = context.variable(name, [dims.embd, dims.projected_heads], variables.normal(std))
-    projected = mtf.einsum([x, weight], output_shape=x.shape.dims[:-1] + [dims.projected_heads])
-    return mtf.reshape(projected, x.shape.dims[:-1] + [dims.heads, dims.features_per_head])
-
-
 def _queries_keys_values(context: Context, x: mtf.Tensor, scope: str) -> tuple[mtf.Tensor, mtf.Tensor, mtf.Tensor]:
+    """[..., embd] -> three times [..., heads, features_per_head], by one product, which is faster than three."""
+    dims = context.dims
     # The usual division of the logits by sqrt(features_per_head) is folded into the first queries: a released
     # checkpoint has it in its weights.
     std = 1.0 / math.sqrt(context.model.n_embd)
-    queries = _project(context, x, f"{scope}/q", std / math.sqrt(context.model.features_per_head))
-    return queries, _project(context, x, f"{scope}/k", std), _project(context, x, f"{scope}/v", std)
+    stds = {"q": std / math.sqrt(context.model.features_per_head), "k": std, "v": std}
+    weights = [
+        context.variable(f"{scope}/{name}", [dims.embd, dims.projected_heads], variables.normal(std))
+        for name, std in stds.items()
+    ]
+    kinds_dim = mtf.Dimension("queries_keys_values", len(weights))
+    row_dims = x.shape.dims[:-1]
+    stacked = mtf.stack(weights, kinds_dim.name, axis=1)
+    projected = mtf.einsum([x, stacked], output_shape=[*row_dims, kinds_dim, dims.projected_heads])
+    heads_shape = [*row_dims, dims.heads, dims.features_per_head]
+    queries, keys, values = (mtf.reshape(part, heads_shape) for part in mtf.unstack(projected, kinds_dim))
+    return queries, keys, values
 
 
 def _output(context: Context, attended: mtf.Tensor, scope: str) -> mtf.Tensor:
