@@ -23,7 +23,7 @@ from data.tokenizer import Tokenizer, check_special_ids, load_tokenizer
 from inputs import evaluation_batches, prompt_tokens, record_n_ctx, training_batches
 from meshtf import tf
 from models.decode import Request
-from models.kernels import SamplingRule
+from models.kernels.sampling import SamplingRule
 from runtime import checkpoints, predictions, run_folder
 from runtime.evaluation import TokenCounts
 from runtime.evaluation import evaluate as evaluate_batches

@@ -6,9 +6,12 @@ import dataclasses
 import math
 
 from meshtf import mtf, tf
-from models import ops, variables
+from models import variables
 from models.context import Context
-from models.kernels import MASKED_LOGIT
+from models.kernels.attention import MASKED_LOGIT
+from models.ops.activations import bias_add
+from models.ops.attention import causal_attention
+from models.ops.mesh_operation import offsets, relabel, write_at
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +56,7 @@ def _output(context: Context, attended: mtf.Tensor, scope: str) -> mtf.Tensor:
     )
     bias = context.variable(f"{scope}/compute_output_bias/o_b", [dims.embd], variables.zeros)
     joined = mtf.reshape(attended, row_dims + [dims.projected_heads])
-    y = ops.bias_add(mtf.einsum([joined, weight], output_shape=row_dims + [dims.embd]), bias)
+    y = bias_add(mtf.einsum([joined, weight], output_shape=row_dims + [dims.embd]), bias)
     return context.dropout(y, context.model.res_dropout, f"{scope}/residual")
 
 
@@ -72,11 +75,9 @@ def whole_sequence_attention(context: Context, x: mtf.Tensor, layer: int) -> tup
     """
     scope = f"h{layer}/attn"
     queries, keys, values = _queries_keys_values(context, x, scope)
-    keys, values = (ops.relabel(t, "sequence", "memory_length") for t in (keys, values))
+    keys, values = (relabel(t, "sequence", "memory_length") for t in (keys, values))
     rate = context.model.attn_dropout if context.is_training else 0.0
-    attended = ops.causal_attention(
-        queries, keys, values, attention_radius(context, layer), rate, context.noise_of(scope)
-    )
+    attended = causal_attention(queries, keys, values, attention_radius(context, layer), rate, context.noise_of(scope))
     return _output(context, attended, scope), Cache(keys, values)
 
 
@@ -87,8 +88,8 @@ def _masked(context: Context, logits: mtf.Tensor, position: mtf.Tensor, radius: 
     def mask(offset: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
         return tf.where((offset <= 0) & (offset > nearest_unseen), logits, MASKED_LOGIT)
 
-    offsets = ops.offsets(context.dims.memory_length, position, logits.shape)
-    return mtf.cwise(mask, [offsets, logits], output_dtype=logits.dtype)
+    ages = offsets(context.dims.memory_length, position, logits.shape)
+    return mtf.cwise(mask, [ages, logits], output_dtype=logits.dtype)
 
 
 def one_position_attention(
@@ -109,8 +110,8 @@ def one_position_attention(
     queries, new_keys, new_values = _queries_keys_values(context, x, scope)
     dims = context.dims
     cache = Cache(
-        ops.write_at(cache.keys, dims.memory_length, position, new_keys),
-        ops.write_at(cache.values, dims.memory_length, position, new_values),
+        write_at(cache.keys, dims.memory_length, position, new_keys),
+        write_at(cache.values, dims.memory_length, position, new_values),
     )
     logits = mtf.einsum([queries, cache.keys], output_shape=[dims.batch, dims.heads, dims.memory_length])
     masked = _masked(context, mtf.cast(logits, tf.float32), position, attention_radius(context, layer))

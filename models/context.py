@@ -7,8 +7,8 @@ import zlib
 
 from configs.schema import ModelConfig
 from meshtf import mtf, tf
-from models import ops
 from models.dims import Dims
+from models.ops.dropout import Noise, dropout
 from models.variables import Initializer, get_variable
 
 
@@ -23,7 +23,7 @@ class Context:
     mesh: mtf.Mesh
     model: ModelConfig
     dims: Dims
-    noise: ops.Noise | None = None
+    noise: Noise | None = None
 
     @property
     def activation_dtype(self) -> tf.DType:
@@ -38,15 +38,15 @@ class Context:
         value = get_variable(self.mesh, f"gpt2/{name}", mtf.Shape(dims), initializer)
         return mtf.cast(value, self.activation_dtype)
 
-    def noise_of(self, place: str) -> ops.Noise:
+    def noise_of(self, place: str) -> Noise:
         """Random numbers of their own for a place in the model, as `h0/attn`; without training, any will do, for they
         are not used.
         """
         if self.noise is None:
             rows = mtf.mtf_range(self.mesh, self.dims.batch, tf.int32)
-            return ops.Noise(mtf.constant(self.mesh, 0, dtype=tf.int32), rows)
-        return ops.Noise(self.noise.key + (zlib.crc32(place.encode()) & 0x7FFFFFFF), self.noise.rows)
+            return Noise(mtf.constant(self.mesh, 0, dtype=tf.int32), rows)
+        return Noise(self.noise.key + (zlib.crc32(place.encode()) & 0x7FFFFFFF), self.noise.rows)
 
     def dropout(self, x: mtf.Tensor, rate: float, place: str) -> mtf.Tensor:
         """Dropout on [batch, ...] in training; x itself otherwise."""
-        return ops.dropout(x, rate, self.noise_of(place)) if rate and self.is_training else x
+        return dropout(x, rate, self.noise_of(place)) if rate and self.is_training else x

@@ -7,11 +7,14 @@ from collections.abc import Sequence
 
 from configs.schema import ModelConfig
 from meshtf import mtf, tf
-from models import gpt2, ops
+from models import gpt2
 from models.attention import Cache
 from models.context import Context
 from models.dims import Dims
-from models.kernels import SamplingRule
+from models.kernels.sampling import SamplingRule
+from models.ops.dropout import Noise
+from models.ops.mesh_operation import write_at
+from models.ops.sampling import sample
 
 # Keys of successive positions lie this far apart (the golden ratio of 2^31), so that runs with seeds next to each
 # other share none.
@@ -63,19 +66,19 @@ def _lengthened(cache: Cache | None, memory_dim: mtf.Dimension) -> Cache | None:
     return Cache(*(mtf.pad(tensor, padding, "memory_length") for tensor in (cache.keys, cache.values)))
 
 
-def _add_token(state: _State, logits: mtf.Tensor, noise: ops.Noise, request: Request) -> _State:
+def _add_token(state: _State, logits: mtf.Tensor, noise: Noise, request: Request) -> _State:
     """Draws the next token of every row and writes it down; a row that has ended writes eos."""
-    noise = ops.Noise(noise.key + state.n_written * KEY_STRIDE, noise.rows)
-    drawn = ops.sample(logits, noise, request.rule)
+    noise = Noise(noise.key + state.n_written * KEY_STRIDE, noise.rows)
+    drawn = sample(logits, noise, request.rule)
     token = mtf.cwise(
         lambda ended, drawn: tf.where(ended, request.eos_id, drawn), [state.ended, drawn], output_dtype=tf.int32
     )
     ended = mtf.logical_or(state.ended, mtf.equal(token, mtf.constant(token.mesh, request.eos_id, dtype=tf.int32)))
-    written = ops.write_at(state.written, state.written.shape.dims[1], state.n_written, token)
+    written = write_at(state.written, state.written.shape.dims[1], state.n_written, token)
     return _State(state.n_written + 1, token, ended, written, state.caches)
 
 
-def generate(model: ModelConfig, prompt: mtf.Tensor, noise: ops.Noise, request: Request) -> mtf.Tensor:
+def generate(model: ModelConfig, prompt: mtf.Tensor, noise: Noise, request: Request) -> mtf.Tensor:
     """Continues a prompt.
 
     Args:

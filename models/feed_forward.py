@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 
 from meshtf import mtf
-from models import ops, variables
+from models import variables
 from models.activations import ACTIVATION_FUNCTIONS
 from models.context import Context
+from models.ops.activations import bias_add, biased_activation
 
 DENSE_STD = 0.02
 
@@ -38,8 +39,8 @@ def feed_forward(context: Context, x: mtf.Tensor, scope: str) -> mtf.Tensor:
     kernel = context.variable(f"{main}/c_fc/kernel", [embd, expanded], variables.normal(_dense_std(context, embd.size)))
     bias = context.variable(f"{main}/c_fc/bias", [expanded], variables.zeros)
     hidden = mtf.einsum([x, kernel], output_shape=x.shape.dims[:-1] + [expanded])
-    hidden = ops.biased_activation(hidden, bias, ACTIVATION_FUNCTIONS[context.model.activation_function])
+    hidden = biased_activation(hidden, bias, ACTIVATION_FUNCTIONS[context.model.activation_function])
     kernel = context.variable(f"{main}/c_proj/kernel", [expanded, embd], variables.normal(projection_std))
     bias = context.variable(f"{main}/c_proj/bias", [embd], variables.zeros)
-    y = ops.bias_add(mtf.einsum([hidden, kernel], output_shape=x.shape), bias)
+    y = bias_add(mtf.einsum([hidden, kernel], output_shape=x.shape), bias)
     return context.dropout(y, context.model.res_dropout, f"{scope}/residual")

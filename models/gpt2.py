@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from meshtf import mtf
-from models import ops, positions, variables
+from models import positions, variables
 from models.attention import Cache, one_position_attention, whole_sequence_attention
 from models.context import Context
 from models.feed_forward import feed_forward
 from models.norms import layer_norm
+from models.ops.embedding import embedding_lookup
 
 TOKEN_STD = 0.02
 Attend = Callable[[mtf.Tensor], tuple[mtf.Tensor, Cache]]
@@ -26,7 +27,7 @@ def _token_table(context: Context) -> mtf.Tensor:
 def _embedded(context: Context, tokens: mtf.Tensor, embedded_positions: mtf.Tensor) -> mtf.Tensor:
     """Sum of token and position embeddings: [..., embd]; each has its own dropout, as in GPT-Neo."""
     rate = context.model.embed_dropout
-    x = context.dropout(ops.embedding_lookup(_token_table(context), tokens), rate, "wte")
+    x = context.dropout(embedding_lookup(_token_table(context), tokens), rate, "wte")
     if not (rate and context.is_training):
         return x + embedded_positions
     return x + context.dropout(mtf.broadcast(embedded_positions, x.shape), rate, "wpe")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from meshtf import mtf
-from models import ops
+from models.ops.cross_entropy import softmax_statistics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,5 +36,5 @@ def token_losses(logits: mtf.Tensor, labels: mtf.Tensor) -> TokenLosses:
       logits: [batch, sequence, vocab].
       labels: int32 [batch, sequence].
     """
-    log_z, label_logit = ops.softmax_statistics(logits, labels)
+    log_z, label_logit = softmax_statistics(logits, labels)
     return TokenLosses(log_z - label_logit, log_z)

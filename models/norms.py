@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from meshtf import mtf
-from models import ops, variables
+from models import variables
 from models.context import Context
+from models.ops import norms as norm_ops
 
 LAYER_NORM_EPSILON = 1e-5
 
@@ -20,4 +21,4 @@ def layer_norm(context: Context, x: mtf.Tensor, scope: str) -> mtf.Tensor:
     """
     gain = context.variable(f"{scope}/g", [context.dims.embd], variables.ones)
     bias = context.variable(f"{scope}/b", [context.dims.embd], variables.zeros)
-    return ops.layer_norm(x, gain, bias, LAYER_NORM_EPSILON)
+    return norm_ops.layer_norm(x, gain, bias, LAYER_NORM_EPSILON)

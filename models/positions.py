@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from meshtf import mtf
-from models import ops, variables
+from models import variables
 from models.context import Context
+from models.ops.embedding import embedding_lookup
 
 POSITION_STD = 0.01
 
@@ -25,4 +26,4 @@ def embedded_positions(context: Context) -> mtf.Tensor:
 
 def embedded_position(context: Context, position: mtf.Tensor) -> mtf.Tensor:
     """The learned embedding of one position, an int32 scalar: [embd]."""
-    return ops.embedding_lookup(_table(context), position)
+    return embedding_lookup(_table(context), position)

@@ -10,9 +10,10 @@ import numpy as np
 from configs.errors import ConfigError
 from configs.schema import ModelConfig, RunConfig
 from meshtf import mtf, tf
-from models import decode, gpt2, losses, ops
+from models import decode, gpt2, losses
 from models.context import Context
 from models.dims import Dims
+from models.ops.dropout import Noise
 from runtime.mesh import DeviceMesh, Placement
 from runtime.optimizers import build_update
 
@@ -90,7 +91,7 @@ def _training_outputs(
     """Losses of one microbatch, divided so that those of all parts add up to the batch's."""
     batch_dim, sequence_dim = features["tokens"].shape.dims
     dims = Dims.of(model, batch_dim.size, sequence_dim.size)
-    context = Context(key.mesh, model, dims, ops.Noise(key, features["rows"]))
+    context = Context(key.mesh, model, dims, Noise(key, features["rows"]))
     token_losses = losses.token_losses(gpt2.logits(context, features["tokens"]), features["labels"])
     return {
         "loss": token_losses.training_loss(model.z_loss) / n_parts,
@@ -179,7 +180,7 @@ def build_generation(
 
     def step(prompt: tf.Tensor, noise_key: tf.Tensor) -> dict[str, tf.Tensor]:
         graph, mesh = _new_mesh()
-        noise = ops.Noise(mtf.import_tf_tensor(mesh, noise_key), mtf.mtf_range(mesh, batch_dim, tf.int32))
+        noise = Noise(mtf.import_tf_tensor(mesh, noise_key), mtf.mtf_range(mesh, batch_dim, tf.int32))
         repeated = tf.repeat(prompt[None], batch_size, axis=0)
         prompts = mtf.import_tf_tensor(mesh, repeated, mtf.Shape([batch_dim, prompt_dim]))
         return _lower(graph, mesh, mesh_impl, {"written": decode.generate(config.model, prompts, noise, request)})

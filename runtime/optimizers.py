@@ -7,7 +7,9 @@ from collections.abc import Iterable, Sequence
 
 from configs.schema import TrainingConfig
 from meshtf import mtf, tf
-from models import kernels, ops, variables
+from models import variables
+from models.kernels import optimizers
+from models.ops.gradients import global_norm
 
 # GPT-Neo searches the whole name; so `ln_f/g` and `ln_f/b` are decayed, while the blocks' norms and every bias are not.
 NOT_DECAYED = re.compile("norm|bias")
@@ -25,11 +27,11 @@ class AdamUpdate(mtf.Operation):
         updated: Sequence[variables.SlicedVariable],
         gradients: Sequence[mtf.Tensor],
         scalars: Sequence[mtf.Tensor],
-        constants: kernels.AdamConstants,
+        constants: optimizers.AdamConstants,
     ):
         ms, vs = ([_slot(variable, name) for variable in updated] for name in ("adam_m", "adam_v"))
         self._updated = [*updated, *ms, *vs]
-        self._kernel = kernels.adam(constants)
+        self._kernel = optimizers.adam(constants)
         super().__init__([*scalars, *(variable.value for variable in self._updated), *gradients], name="adam_update")
 
     def lower(self, lowering: mtf.Lowering) -> None:
@@ -74,7 +76,7 @@ def build_update(
     Returns:
       The global norm of the gradients before clipping, a float32 scalar.
     """
-    norm = ops.global_norm(gradients)
+    norm = global_norm(gradients)
     limit = training.gradient_clipping
     mesh = norm.mesh
     scale = (
@@ -84,7 +86,7 @@ def build_update(
     )
     pairs = list(zip(trainable, gradients, strict=True))
     for decay in sorted({_decay(variable, training) for variable in trainable}):
-        constants = kernels.AdamConstants(training.beta1, training.beta2, training.epsilon, decay)
+        constants = optimizers.AdamConstants(training.beta1, training.beta2, training.epsilon, decay)
         for group in _groups(pair for pair in pairs if _decay(pair[0], training) == decay):
             updated, their_gradients = zip(*group, strict=True)
             AdamUpdate(updated, their_gradients, [scale, learning_rate], constants)

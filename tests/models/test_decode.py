@@ -17,7 +17,7 @@ from models.attention import Cache
 from models.context import Context
 from models.decode import KEY_STRIDE, Request
 from models.dims import Dims
-from models.kernels import SamplingRule, filtered_logits, sample
+from models.kernels.sampling import SamplingRule, filtered_logits, sample
 from runtime.graph import build_generation
 from runtime.mesh import place
 from tests import tiny

@@ -11,9 +11,10 @@ import pytest
 
 from configs.schema import ModelConfig
 from meshtf import mtf, tf
-from models import gpt2, ops
+from models import gpt2
 from models.context import Context
 from models.dims import Dims
+from models.ops.dropout import Noise
 from models.variables import SlicedVariable
 from runtime.mesh import place
 from tests import tiny
@@ -87,7 +88,7 @@ def test_places_and_steps_have_random_numbers_of_their_own(devices: tuple[str, .
         dims = Dims.of(MODEL, tiny.BATCH_SIZE, MODEL.n_ctx)
         rows = mtf.mtf_range(ones.mesh, dims.batch, tf.int32)
         keys = [mtf.reduce_sum(key) + step for step in (0, 1)]
-        contexts = [Context(ones.mesh, MODEL, dims, ops.Noise(key, rows)) for key in keys]
+        contexts = [Context(ones.mesh, MODEL, dims, Noise(key, rows)) for key in keys]
         return [context.dropout(ones, 0.5, place) for context in contexts for place in places]
 
     inputs = [("batch sequence embd", np.ones((8, 16, 32), np.float32)), ("one", np.array([3], np.int32))]

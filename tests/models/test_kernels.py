@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from configs.schema import ACTIVATIONS
 from meshtf import tf
-from models import kernels
 from models.activations import ACTIVATION_FUNCTIONS
-from models.kernels import AdamConstants, AttentionKind
+from models.kernels import activations, attention, cross_entropy, gradients, noise, norms, optimizers
+from models.kernels.attention import AttentionKind
+from models.kernels.optimizers import AdamConstants
 from models.norms import LAYER_NORM_EPSILON
 from tests.models import reference
 
@@ -38,7 +39,7 @@ def slope(function: object, x: np.ndarray, step: float = 1e-6) -> np.ndarray:
 @pytest.mark.parametrize("mean", [0.0, 1000.0])
 def test_layer_norm(mean: float) -> None:
     x, gain, bias = normal(2, 3, 24) + np.float32(mean), normal(24, seed=1), normal(24, seed=2)
-    y, means, inverse_std = kernels.layer_norm(LAYER_NORM_EPSILON)(x, gain, bias)
+    y, means, inverse_std = norms.layer_norm(LAYER_NORM_EPSILON)(x, gain, bias)
     exact = x.astype(np.float64)
     close(means, exact.mean(-1))
     close(inverse_std, 1.0 / np.sqrt(exact.var(-1) + 1e-5), 2e-4 if mean else 1e-5)
@@ -46,9 +47,9 @@ def test_layer_norm(mean: float) -> None:
 
 
 def layer_norm_gradients(x: np.ndarray, gain: np.ndarray, dy: np.ndarray) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    _, mean, inverse_std = kernels.layer_norm(LAYER_NORM_EPSILON)(x, gain, np.zeros_like(gain))
-    sums = kernels.layer_norm_gradient_sums(x, mean, inverse_std, gain, dy)
-    return kernels.layer_norm_gradient(x.shape[-1])(x, mean, inverse_std, gain, dy, *sums)
+    _, mean, inverse_std = norms.layer_norm(LAYER_NORM_EPSILON)(x, gain, np.zeros_like(gain))
+    sums = norms.layer_norm_gradient_sums(x, mean, inverse_std, gain, dy)
+    return norms.layer_norm_gradient(x.shape[-1])(x, mean, inverse_std, gain, dy, *sums)
 
 
 def test_layer_norm_gradient() -> None:
@@ -66,9 +67,7 @@ def test_layer_norm_gradient() -> None:
 
 def test_layer_norm_of_bfloat16_has_float32_statistics() -> None:
     x = tf.cast(normal(2, 3, 64) + np.float32(30.0), tf.bfloat16)
-    y, mean, inverse_std = kernels.layer_norm(LAYER_NORM_EPSILON)(
-        x, tf.ones(64, tf.bfloat16), tf.zeros(64, tf.bfloat16)
-    )
+    y, mean, inverse_std = norms.layer_norm(LAYER_NORM_EPSILON)(x, tf.ones(64, tf.bfloat16), tf.zeros(64, tf.bfloat16))
     exact = np.asarray(tf.cast(x, tf.float64))
     assert (y.dtype, mean.dtype, inverse_std.dtype) == (tf.bfloat16, tf.float32, tf.float32)
     close(mean, exact.mean(-1))
@@ -88,8 +87,8 @@ def test_biased_activation(name: str) -> None:
     biased = x.astype(np.float64) + bias
     d_biased = slope(reference.ACTIVATIONS[name], biased) * dy
     activation = ACTIVATION_FUNCTIONS[name]
-    close(kernels.biased_activation(activation)(x, bias), reference.ACTIVATIONS[name](biased))
-    dx, d_bias = kernels.biased_activation_gradient(activation)(x, bias, dy)
+    close(activations.biased_activation(activation)(x, bias), reference.ACTIVATIONS[name](biased))
+    dx, d_bias = activations.biased_activation_gradient(activation)(x, bias, dy)
     close(dx, d_biased)
     close(d_bias, d_biased.sum((0, 1)))
 
@@ -98,12 +97,12 @@ def test_biased_activation(name: str) -> None:
 
 
 def log_z_and_label_logit(logits: np.ndarray, labels: np.ndarray, n_slices: int) -> tuple[np.ndarray, np.ndarray]:
-    """As `models/ops.py` puts it together from slices of the vocabulary."""
+    """As `models/ops/` puts it together from slices of the vocabulary."""
     slices = np.split(logits, n_slices, -1)
-    largest = np.max([kernels.largest_logit(part) for part in slices], 0)
+    largest = np.max([cross_entropy.largest_logit(part) for part in slices], 0)
     starts = [np.int32(index * slices[0].shape[-1]) for index in range(n_slices)]
     parts = [
-        kernels.exponential_sum_and_label_logit(part, labels, largest, start)
+        cross_entropy.exponential_sum_and_label_logit(part, labels, largest, start)
         for part, start in zip(slices, starts, strict=True)
     ]
     total, label_logit = (sum(np.asarray(part[index]) for part in parts) for index in (0, 1))
@@ -134,7 +133,9 @@ def test_cross_entropy_gradient_with_z_loss(n_slices: int) -> None:
     log_z = reference.losses(exact, labels)[1].astype(np.float32)
     d_log_z, d_label_logit = 1.0 + 2.0 * z_loss * log_z, np.full((2, 5), -1.0, np.float32)
     actual = [
-        kernels.cross_entropy_gradient(part, labels, log_z, d_log_z, d_label_logit, np.int32(12 // n_slices * index))
+        cross_entropy.cross_entropy_gradient(
+            part, labels, log_z, d_log_z, d_label_logit, np.int32(12 // n_slices * index)
+        )
         for index, part in enumerate(np.split(logits, n_slices, -1))
     ]
     close(np.concatenate(actual, -1), expected)
@@ -148,11 +149,11 @@ def queries_keys_values(length: int, n_heads: int = 3, n_features: int = 4) -> l
 
 
 def attend(kind: AttentionKind, inputs: list[np.ndarray]) -> tuple[tf.Tensor, tf.Tensor]:
-    return kernels.attention(kind)(*inputs, ORIGIN, KEY, ROWS)
+    return attention.attention(kind)(*inputs, ORIGIN, KEY, ROWS)
 
 
 def attention_gradients(kind: AttentionKind, inputs: list[np.ndarray], d_outputs: np.ndarray) -> tuple[tf.Tensor, ...]:
-    return kernels.attention_gradient(kind)(*inputs, ORIGIN, KEY, ROWS, *attend(kind, inputs), d_outputs)
+    return attention.attention_gradient(kind)(*inputs, ORIGIN, KEY, ROWS, *attend(kind, inputs), d_outputs)
 
 
 # A block of queries has 64 positions here: radii below it, equal to it and above, and longer than the sequence.
@@ -178,7 +179,7 @@ def test_attention_log_z_by_hand() -> None:
     queries, keys, values = np.ones((3, 1, 2, 1, 1), np.float32) * np.array([2, 3, 5], np.float32).reshape(
         3, 1, 1, 1, 1
     )
-    outputs, log_z = kernels.attention(GLOBAL)(queries, keys, values, ORIGIN, KEY, np.zeros(1, np.int32))
+    outputs, log_z = attention.attention(GLOBAL)(queries, keys, values, ORIGIN, KEY, np.zeros(1, np.int32))
     close(log_z, np.array([[[6.0, 6.0 + np.log(2.0)]]]))
     close(outputs, np.full((1, 2, 1, 1), 5.0))
 
@@ -204,9 +205,9 @@ def test_attention_over_slices_of_keys_equals_the_whole(radius: int | None) -> N
     queries, keys, values = queries_keys_values(8)
     kind = AttentionKind(radius, dropout_rate=0.4, aligned=False)
     halves = [(slice(start, start + 4), np.array([0, 0, start], np.int32)) for start in (0, 4)]
-    largest = np.max([kernels.attention_largest_logit(kind)(queries, keys[:, half], at) for half, at in halves], 0)
+    largest = np.max([attention.attention_largest_logit(kind)(queries, keys[:, half], at) for half, at in halves], 0)
     parts = [
-        kernels.attention_sums(kind)(queries, keys[:, half], values[:, half], at, KEY, ROWS, largest)
+        attention.attention_sums(kind)(queries, keys[:, half], values[:, half], at, KEY, ROWS, largest)
         for half, at in halves
     ]
     total, weighted = (sum(np.asarray(part[index]) for part in parts) for index in (0, 1))
@@ -219,7 +220,7 @@ def test_attention_dropout() -> None:
     radius = 70
     inputs, d_outputs = queries_keys_values(130), normal(2, 130, 3, 4, seed=9)
     exact = [value.astype(np.float64) for value in inputs]
-    uniform = np.asarray(kernels.uniform(tf.constant(KEY), tf.constant(ROWS), tf.constant(ORIGIN), (2, 3, 130, 130)))
+    uniform = np.asarray(noise.uniform(tf.constant(KEY), tf.constant(ROWS), tf.constant(ORIGIN), (2, 3, 130, 130)))
     factor = np.where(uniform >= 0.25, 1.0 / 0.75, 0.0)
     kind = AttentionKind(radius, dropout_rate=0.25, aligned=True)
     close(attend(kind, inputs)[0], reference.attention(*exact, radius, factor))
@@ -236,7 +237,7 @@ def test_attention_dropout() -> None:
 
 def dropped(rate: float, key: int = 3, shape: tuple[int, ...] = (8, 64, 128)) -> np.ndarray:
     rows, starts = np.arange(shape[0], dtype=np.int32), np.zeros(len(shape) - 1, np.int32)
-    return np.asarray(kernels.dropout(rate)(np.ones(shape, np.float32), np.int32(key), rows, starts))
+    return np.asarray(noise.dropout(rate)(np.ones(shape, np.float32), np.int32(key), rows, starts))
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
@@ -267,13 +268,13 @@ def test_a_slice_has_the_numbers_of_the_whole(data: st.DataObject) -> None:
     rows = tf.constant(data.draw(st.permutations(range(100, 100 + shape[0]))), tf.int32)
     own_rows = rows[begins[0] : begins[0] + sizes[0]]
     key, origin = tf.constant(5), tf.zeros(len(shape) - 1, tf.int32)
-    whole = kernels.uniform(key, rows, origin, shape)
-    part = kernels.uniform(key, own_rows, tf.constant(begins[1:], tf.int32), tuple(sizes))
+    whole = noise.uniform(key, rows, origin, shape)
+    part = noise.uniform(key, own_rows, tf.constant(begins[1:], tf.int32), tuple(sizes))
     np.testing.assert_array_equal(part, whole[tuple(map(slice, begins, np.add(begins, sizes)))])
 
 
 def test_uniform_numbers_are_uniform() -> None:
-    numbers = np.asarray(kernels.uniform(tf.constant(1), tf.range(64), tf.zeros(2, tf.int32), (64, 32, 64)))
+    numbers = np.asarray(noise.uniform(tf.constant(1), tf.range(64), tf.zeros(2, tf.int32), (64, 32, 64)))
     assert numbers.dtype == np.float32 and numbers.min() >= 0.0 and numbers.max() < 1.0
     counts = np.bincount((numbers * 256).astype(int).ravel(), minlength=256)
     chi_square = ((counts - numbers.size / 256) ** 2 / (numbers.size / 256)).sum()
@@ -284,7 +285,7 @@ def test_uniform_numbers_are_uniform() -> None:
 
 def test_dropout_of_bfloat16_keeps_the_dtype_and_the_mask() -> None:
     rows, starts = np.arange(8, dtype=np.int32), np.zeros(2, np.int32)
-    y = kernels.dropout(0.5)(tf.ones((8, 64, 128), tf.bfloat16), np.int32(3), rows, starts)
+    y = noise.dropout(0.5)(tf.ones((8, 64, 128), tf.bfloat16), np.int32(3), rows, starts)
     assert y.dtype == tf.bfloat16
     np.testing.assert_array_equal(np.asarray(tf.cast(y, tf.float32)), dropped(0.5))
 
@@ -295,27 +296,29 @@ def test_dropout_of_bfloat16_keeps_the_dtype_and_the_mask() -> None:
 def test_sums() -> None:
     x = normal(2, 3, 40) * np.float32(3.0)
     mean = x.mean(-1)
-    close(kernels.sum_of_embd(x), x.sum(-1, dtype=np.float64))
-    close(kernels.sum_of_squares_about(x, mean), ((x - mean[..., None].astype(np.float64)) ** 2).sum(-1))
-    close(kernels.sum_of_rows(x), x.sum((0, 1), dtype=np.float64))
-    close(kernels.sum_of_squares(x, mean), (x.astype(np.float64) ** 2).sum() + (mean.astype(np.float64) ** 2).sum())
+    close(norms.sum_of_embd(x), x.sum(-1, dtype=np.float64))
+    close(norms.sum_of_squares_about(x, mean), ((x - mean[..., None].astype(np.float64)) ** 2).sum(-1))
+    close(activations.sum_of_rows(x), x.sum((0, 1), dtype=np.float64))
+    close(gradients.sum_of_squares(x, mean), (x.astype(np.float64) ** 2).sum() + (mean.astype(np.float64) ** 2).sum())
     # A sum kept in bfloat16 would stay at 256; 304 is a bfloat16 number.
     ones = tf.ones((304, 1), tf.bfloat16)
-    assert float(kernels.sum_of_squares(ones)) == float(tf.cast(kernels.sum_of_rows(ones), tf.float32)[0]) == 304.0
+    assert (
+        float(gradients.sum_of_squares(ones)) == float(tf.cast(activations.sum_of_rows(ones), tf.float32)[0]) == 304.0
+    )
 
 
 def test_adam_by_hand() -> None:
     scale, rate = np.float32(0.5), np.float32(0.01)
     value, m, v, gradient = (np.array([x], np.float32) for x in (2.0, 0.5, 4.0, 6.0))
     constants = AdamConstants(beta1=0.9, beta2=0.75, epsilon=0.5, weight_decay=0.1)
-    updated = kernels.adam(constants)(scale, rate, value, m, v, gradient)
+    updated = optimizers.adam(constants)(scale, rate, value, m, v, gradient)
     # gradient 3; m = .9 * .5 + .1 * 3; v = .75 * 4 + .25 * 9; value = 2 - .01 * (.75 / (sqrt(5.25) + .5) + .1 * 2)
     close(tf.concat(updated, 0), np.array([2.0 - 0.01 * (0.75 / (5.25**0.5 + 0.5) + 0.2), 0.75, 5.25]), 1e-6)
 
 
 def test_adam_of_two_variables_over_some_steps() -> None:
     numbers = {"beta1": 0.8, "beta2": 0.9, "epsilon": 1e-3}
-    kernel = kernels.adam(AdamConstants(**numbers, weight_decay=0.2))
+    kernel = optimizers.adam(AdamConstants(**numbers, weight_decay=0.2))
     first = [(normal(*shape), np.zeros(shape), np.zeros(shape)) for shape in ((3, 5), (4,))]
     expected, actual = first, [np.float32(part) for parts in zip(*first, strict=True) for part in parts]
     for step in range(1, 5):

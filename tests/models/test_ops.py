@@ -8,9 +8,16 @@ import numpy as np
 import pytest
 
 from meshtf import mtf, tf
-from models import losses, ops
+from models import losses
 from models.activations import ACTIVATION_FUNCTIONS
 from models.norms import LAYER_NORM_EPSILON
+from models.ops.activations import bias_add, biased_activation
+from models.ops.attention import causal_attention
+from models.ops.dropout import Noise, dropout
+from models.ops.embedding import embedding_lookup
+from models.ops.gradients import global_norm
+from models.ops.mesh_operation import relabel
+from models.ops.norms import layer_norm
 from runtime.mesh import Placement, place
 from tests import tiny
 from tests.models import reference
@@ -36,8 +43,8 @@ def with_gradients(outputs: mtf.Tensor, d_outputs: mtf.Tensor, *inputs: mtf.Tens
     return [outputs, *mtf.gradients([mtf.reduce_sum(outputs * d_outputs)], list(inputs))]
 
 
-def noise(mesh: mtf.Mesh, batch_dim: mtf.Dimension) -> ops.Noise:
-    return ops.Noise(mtf.constant(mesh, KEY, dtype=tf.int32), mtf.mtf_range(mesh, batch_dim, tf.int32))
+def noise(mesh: mtf.Mesh, batch_dim: mtf.Dimension) -> Noise:
+    return Noise(mtf.constant(mesh, KEY, dtype=tf.int32), mtf.mtf_range(mesh, batch_dim, tf.int32))
 
 
 def slope(function: Callable[[float], float], step: float = 1e-6) -> float:
@@ -57,7 +64,7 @@ def test_embedding(devices: Devices, mesh_shape: str, layout: str) -> None:
     )  # repeated in a row and over rows; 4 is missing
 
     def build(ids: mtf.Tensor, table: mtf.Tensor, d_embedded: mtf.Tensor) -> list[mtf.Tensor]:
-        return with_gradients(ops.embedding_lookup(table, ids), d_embedded, table)
+        return with_gradients(embedding_lookup(table, ids), d_embedded, table)
 
     inputs = [("batch sequence", ids), ("vocab embd", table), ("batch sequence embd", d_embedded)]
     embedded, d_table = tiny.evaluate(build, placed(devices, mesh_shape, layout), *inputs)
@@ -75,7 +82,7 @@ def test_layer_norm(devices: Devices, mesh_shape: str, layout: str) -> None:
     x, gain, bias, dy = normal(2, 3, 8) + np.float32(5), normal(8, seed=1), normal(8, seed=2), normal(2, 3, 8, seed=3)
 
     def build(x: mtf.Tensor, gain: mtf.Tensor, bias: mtf.Tensor, dy: mtf.Tensor) -> list[mtf.Tensor]:
-        return with_gradients(ops.layer_norm(x, gain, bias, LAYER_NORM_EPSILON), dy, x, gain, bias)
+        return with_gradients(layer_norm(x, gain, bias, LAYER_NORM_EPSILON), dy, x, gain, bias)
 
     inputs = [("batch sequence embd", x), ("embd", gain), ("embd", bias), ("batch sequence embd", dy)]
     y, dx, d_gain, d_bias = tiny.evaluate(build, placed(devices, mesh_shape, layout), *inputs)
@@ -95,7 +102,7 @@ def test_biased_activation(devices: Devices) -> None:
     x, bias, dy = normal(2, 3, 8), normal(8, seed=1), normal(2, 3, 8, seed=2)
 
     def build(x: mtf.Tensor, bias: mtf.Tensor, dy: mtf.Tensor) -> list[mtf.Tensor]:
-        return with_gradients(ops.biased_activation(x, bias, ACTIVATION_FUNCTIONS["tanh"]), dy, x, bias)
+        return with_gradients(biased_activation(x, bias, ACTIVATION_FUNCTIONS["tanh"]), dy, x, bias)
 
     names = "batch sequence intermediate_expanded"
     placement = placed(devices, "x:2,y:2", "batch:x,intermediate_expanded:y")
@@ -111,7 +118,7 @@ def test_bias_add(devices: Devices, layout: str) -> None:
     x, bias, dy = normal(2, 4, 8), normal(8, seed=1), normal(2, 4, 8, seed=2)
 
     def build(x: mtf.Tensor, bias: mtf.Tensor, dy: mtf.Tensor) -> list[mtf.Tensor]:
-        return with_gradients(ops.bias_add(x, bias), dy, x, bias)
+        return with_gradients(bias_add(x, bias), dy, x, bias)
 
     inputs = [("batch sequence embd", x), ("embd", bias), ("batch sequence embd", dy)]
     y, dx, d_bias = tiny.evaluate(build, placed(devices, "x:2,y:2", layout), *inputs)
@@ -162,11 +169,11 @@ def test_causal_attention_with_dropout(devices: Devices, mesh_shape: str, layout
     names = ["batch sequence heads features_per_head", *["batch memory_length heads features_per_head"] * 2]
 
     def build(queries: mtf.Tensor, keys: mtf.Tensor, values: mtf.Tensor, d_outputs: mtf.Tensor) -> list[mtf.Tensor]:
-        outputs = ops.causal_attention(queries, keys, values, radius, 0.25, noise(queries.mesh, queries.shape.dims[0]))
+        outputs = causal_attention(queries, keys, values, radius, 0.25, noise(queries.mesh, queries.shape.dims[0]))
         return with_gradients(outputs, d_outputs, queries, keys, values)
 
     def weights_dropout(x: mtf.Tensor) -> list[mtf.Tensor]:
-        return [ops.dropout(x, 0.25, noise(x.mesh, x.shape.dims[0]))]
+        return [dropout(x, 0.25, noise(x.mesh, x.shape.dims[0]))]
 
     placement = placed(devices, mesh_shape, layout)
     outputs, *gradients = tiny.evaluate(build, placement, *zip([*names, names[0]], inputs, strict=True))
@@ -183,7 +190,7 @@ def test_causal_attention_with_dropout(devices: Devices, mesh_shape: str, layout
 
 def dropout_and_gradient(placement: Placement, x: np.ndarray, dy: np.ndarray) -> list[np.ndarray]:
     def build(x: mtf.Tensor, dy: mtf.Tensor) -> list[mtf.Tensor]:
-        return with_gradients(ops.dropout(x, 0.5, noise(x.mesh, x.shape.dims[0])), dy, x)
+        return with_gradients(dropout(x, 0.5, noise(x.mesh, x.shape.dims[0])), dy, x)
 
     return tiny.evaluate(build, placement, ("batch sequence embd", x), ("batch sequence embd", dy))
 
@@ -203,7 +210,7 @@ def test_dropout_and_its_gradient_have_one_mask_on_any_mesh(devices: Devices) ->
 def test_dropout_with_rate_0_is_the_tensor_itself() -> None:
     mesh = mtf.Mesh(mtf.Graph(), "mesh")
     x = mtf.zeros(mesh, mtf.Shape([mtf.Dimension("batch", 2), mtf.Dimension("embd", 3)]))
-    assert ops.dropout(x, 0.0, noise(mesh, x.shape.dims[0])) is x
+    assert dropout(x, 0.0, noise(mesh, x.shape.dims[0])) is x
 
 
 # ------------------------------------------------------------------------------------------------- relabel, global norm
@@ -214,7 +221,7 @@ def test_relabel_moves_no_value_to_another_place(devices: Devices, layout: str) 
     x = np.arange(24, dtype=np.float32).reshape(2, 4, 3)
 
     def build(x: mtf.Tensor) -> list[mtf.Tensor]:
-        y = ops.relabel(x, "sequence", "memory_length")
+        y = relabel(x, "sequence", "memory_length")
         assert y.shape.dimension_names == ["batch", "memory_length", "embd"]
         return [y]
 
@@ -227,5 +234,5 @@ def test_global_norm_counts_every_element_once(devices: Devices) -> None:
     gradients = [normal(8, 4), normal(4, seed=1), normal(6, seed=2)]
     placement = placed(devices, "x:2,y:2", "vocab:x,embd:y")  # both split, one split, and none
     names = ["vocab embd", "embd", "intermediate_expanded"]
-    (norm,) = tiny.evaluate(lambda *xs: [ops.global_norm(xs)], placement, *zip(names, gradients, strict=True))
+    (norm,) = tiny.evaluate(lambda *xs: [global_norm(xs)], placement, *zip(names, gradients, strict=True))
     close(norm, np.sqrt(sum((gradient.astype(np.float64) ** 2).sum() for gradient in gradients)))

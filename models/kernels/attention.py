@@ -1,0 +1,194 @@
+"""Softmax attention on slices."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+
+from meshtf import tf
+from models.kernels.compile import Kernel, compiled
+from models.kernels.noise import dropout_factor
+
+MASKED_LOGIT = -1e10  # GPT-Neo's causal bias
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionKind:
+    """What is fixed when the attention is compiled.
+
+    Attributes:
+      radius: position p sees (p - radius, p]; None: all of [0, p].
+      dropout_rate: of the attention weights.
+      aligned: queries and keys both begin at position 0 and are equally many, so that blocks above the diagonal can
+        be left out.
+    """
+
+    radius: int | None
+    dropout_rate: float
+    aligned: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class _Block:
+    """Queries [begin, end) and the keys [key_begin, key_end) that any of them may see."""
+
+    begin: int
+    end: int
+    key_begin: int
+    key_end: int
+
+
+def _blocks(kind: AttentionKind, n_queries: int, n_keys: int) -> Iterator[_Block]:
+    """Cuts aligned attention into blocks of queries, each with only the keys it can see: half the work of the full
+    square, or less.
+    """
+    if not kind.aligned:
+        yield _Block(0, n_queries, 0, n_keys)
+        return
+    size = max(64, -(-n_queries // 8))
+    for begin in range(0, n_queries, size):
+        end = min(begin + size, n_queries)
+        yield _Block(begin, end, 0 if kind.radius is None else max(0, begin - kind.radius + 1), end)
+
+
+def _heads_first(x: tf.Tensor) -> tf.Tensor:
+    return tf.transpose(x, [0, 2, 1, 3])
+
+
+def _sum_blocks(parts: list[tuple[_Block, tf.Tensor]], n_keys: int) -> tf.Tensor:
+    """Adds [B, H, keys of the block, D] parts into [B, H, M, D]."""
+    return tf.add_n(
+        [tf.pad(part, [[0, 0], [0, 0], [block.key_begin, n_keys - block.key_end], [0, 0]]) for block, part in parts]
+    )
+
+
+def _masked_logits(
+    kind: AttentionKind, queries: tf.Tensor, keys: tf.Tensor, starts: tf.Tensor, block: _Block
+) -> tf.Tensor:
+    """[B, H, S, D], [B, H, M, D] -> float32 [B, H, S of block, M of block]."""
+    logits = tf.matmul(
+        queries[:, :, block.begin : block.end], keys[:, :, block.key_begin : block.key_end], transpose_b=True
+    )
+    position = (starts[1] + tf.range(block.begin, block.end))[:, None]
+    key_position = (starts[2] + tf.range(block.key_begin, block.key_end))[None, :]
+    visible = key_position <= position
+    if kind.radius is not None:
+        visible &= key_position > position - kind.radius
+    return tf.where(visible, tf.cast(logits, tf.float32), MASKED_LOGIT)
+
+
+def _weights_dropout(
+    kind: AttentionKind, weights: tf.Tensor, key: tf.Tensor, rows: tf.Tensor, starts: tf.Tensor, block: _Block
+) -> tf.Tensor:
+    if not kind.dropout_rate:
+        return weights
+    block_starts = starts + tf.constant([0, block.begin, block.key_begin])
+    return weights * dropout_factor(key, rows, block_starts, tuple(weights.shape), kind.dropout_rate)
+
+
+@functools.cache
+def attention_largest_logit(kind: AttentionKind) -> Kernel:
+    """(queries [B, S, H, D], keys [B, M, H, D], starts) -> float32 [B, H, S]; for keys split over the mesh."""
+
+    def kernel(queries: tf.Tensor, keys: tf.Tensor, starts: tf.Tensor) -> tf.Tensor:
+        block = _Block(0, queries.shape[1], 0, keys.shape[1])
+        return tf.reduce_max(_masked_logits(kind, _heads_first(queries), _heads_first(keys), starts, block), -1)
+
+    return compiled(kernel)
+
+
+@functools.cache
+def attention_sums(kind: AttentionKind) -> Kernel:
+    """(queries, keys, values, starts, key, rows, largest [B, H, S]) -> (sum of exponentials [B, H, S], weighted
+    values float32 [B, S, H, D]).
+    """
+
+    def kernel(
+        queries: tf.Tensor,
+        keys: tf.Tensor,
+        values: tf.Tensor,
+        starts: tf.Tensor,
+        key: tf.Tensor,
+        rows: tf.Tensor,
+        largest: tf.Tensor,
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        block = _Block(0, queries.shape[1], 0, keys.shape[1])
+        logits = _masked_logits(kind, _heads_first(queries), _heads_first(keys), starts, block)
+        exponentials = tf.exp(logits - largest[..., None])
+        dropped = _weights_dropout(kind, exponentials, key, rows, starts, block)
+        weighted = tf.matmul(dropped, tf.cast(_heads_first(values), tf.float32))
+        return tf.reduce_sum(exponentials, -1), _heads_first(weighted)
+
+    return compiled(kernel)
+
+
+@functools.cache
+def attention(kind: AttentionKind) -> Kernel:
+    """(queries [B, S, H, D], keys, values [B, M, H, D], starts int32 [3], key, rows) -> (outputs [B, S, H, D], log_z
+    float32 [B, H, S]).
+
+    `starts` are the places where this slice begins in the whole [heads, sequence, memory_length]. The logits are not
+    divided by sqrt(D): GPT-Neo folds that into the initial queries.
+    """
+
+    def kernel(
+        queries: tf.Tensor, keys: tf.Tensor, values: tf.Tensor, starts: tf.Tensor, key: tf.Tensor, rows: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        dtype = queries.dtype
+        queries, keys, values = _heads_first(queries), _heads_first(keys), _heads_first(values)
+        outputs, log_zs = [], []
+        for block in _blocks(kind, queries.shape[2], keys.shape[2]):
+            logits = _masked_logits(kind, queries, keys, starts, block)
+            largest = tf.reduce_max(logits, -1, keepdims=True)
+            exponentials = tf.exp(logits - largest)
+            total = tf.reduce_sum(exponentials, -1, keepdims=True)
+            weights = _weights_dropout(kind, exponentials, key, rows, starts, block)
+            weighted = tf.matmul(tf.cast(weights, dtype), values[:, :, block.key_begin : block.key_end])
+            outputs.append(tf.cast(tf.cast(weighted, tf.float32) / total, dtype))
+            log_zs.append((largest + tf.math.log(total))[..., 0])
+        return _heads_first(tf.concat(outputs, 2)), tf.concat(log_zs, 2)
+
+    return compiled(kernel)
+
+
+@functools.cache
+def attention_gradient(kind: AttentionKind) -> Kernel:
+    """(queries, keys, values, starts, key, rows, outputs, log_z, d_outputs) -> (d_queries, d_keys, d_values), the
+    weights computed again.
+
+    Source: Dao et al. 2022, FlashAttention, section 3.1: only log_z of each row is kept from the forward pass.
+    """
+
+    def kernel(
+        queries: tf.Tensor,
+        keys: tf.Tensor,
+        values: tf.Tensor,
+        starts: tf.Tensor,
+        key: tf.Tensor,
+        rows: tf.Tensor,
+        outputs: tf.Tensor,
+        log_z: tf.Tensor,
+        d_outputs: tf.Tensor,
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        dtype, n_keys = queries.dtype, keys.shape[1]
+        queries, keys, values, d_outputs = map(_heads_first, (queries, keys, values, d_outputs))
+        row_sums = tf.reduce_sum(tf.cast(d_outputs, tf.float32) * tf.cast(_heads_first(outputs), tf.float32), -1)
+        d_queries, d_keys, d_values = [], [], []
+        for block in _blocks(kind, queries.shape[2], n_keys):
+            own, seen = slice(block.begin, block.end), slice(block.key_begin, block.key_end)
+            weights = tf.exp(_masked_logits(kind, queries, keys, starts, block) - log_z[:, :, own, None])
+            d_dropped = tf.matmul(d_outputs[:, :, own], values[:, :, seen], transpose_b=True)
+            d_weights = _weights_dropout(kind, tf.cast(d_dropped, tf.float32), key, rows, starts, block)
+            d_logits = tf.cast(weights * (d_weights - row_sums[:, :, own, None]), dtype)
+            dropped = tf.cast(_weights_dropout(kind, weights, key, rows, starts, block), dtype)
+            d_queries.append(tf.matmul(d_logits, keys[:, :, seen]))
+            d_keys.append((block, tf.matmul(d_logits, queries[:, :, own], transpose_a=True)))
+            d_values.append((block, tf.matmul(dropped, d_outputs[:, :, own], transpose_a=True)))
+        return (
+            _heads_first(tf.concat(d_queries, 2)),
+            _heads_first(_sum_blocks(d_keys, n_keys)),
+            _heads_first(_sum_blocks(d_values, n_keys)),
+        )
+
+    return compiled(kernel)

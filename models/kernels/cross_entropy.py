@@ -1,0 +1,48 @@
+"""The parts of the cross-entropy on slices of the vocabulary."""
+
+from __future__ import annotations
+
+from meshtf import tf
+from models.kernels.compile import compiled
+
+
+@compiled
+def largest_logit(logits: tf.Tensor) -> tf.Tensor:
+    """[B, S, V] -> float32 [B, S]."""
+    return tf.cast(tf.reduce_max(logits, -1), tf.float32)
+
+
+@compiled
+def exponential_sum_and_label_logit(
+    logits: tf.Tensor, labels: tf.Tensor, largest: tf.Tensor, vocab_start: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Sum of exp(logit - largest) over this slice of the vocabulary, and the label's logit, or 0 where the label lies
+    in another slice.
+
+    [B, S, V], [B, S], [B, S], scalar -> float32 [B, S] twice.
+    """
+    logits = tf.cast(logits, tf.float32)
+    local, is_here = labels_in_slice(labels, vocab_start, logits.shape[-1])
+    label_logit = tf.where(is_here, tf.gather(logits, local, batch_dims=2), 0.0)
+    return tf.reduce_sum(tf.exp(logits - largest[..., None]), -1), label_logit
+
+
+def labels_in_slice(labels: tf.Tensor, start: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """Labels counted from the slice's start, clipped into it, and whether each lies in it."""
+    local = labels - start
+    return tf.clip_by_value(local, 0, size - 1), (local >= 0) & (local < size)
+
+
+@compiled
+def cross_entropy_gradient(
+    logits: tf.Tensor,
+    labels: tf.Tensor,
+    log_z: tf.Tensor,
+    d_log_z: tf.Tensor,
+    d_label_logit: tf.Tensor,
+    vocab_start: tf.Tensor,
+) -> tf.Tensor:
+    """d_logits [B, S, V] = softmax * d_log_z + one_hot(label) * d_label_logit, without the one-hot."""
+    softmax = tf.exp(tf.cast(logits, tf.float32) - log_z[..., None])
+    is_label = vocab_start + tf.range(logits.shape[-1]) == labels[..., None]
+    return tf.cast(softmax * d_log_z[..., None] + tf.where(is_label, d_label_logit[..., None], 0.0), logits.dtype)

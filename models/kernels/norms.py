@@ -1,0 +1,93 @@
+"""Layer normalisation on slices."""
+
+from __future__ import annotations
+
+import functools
+
+from meshtf import tf
+from models.kernels.compile import Kernel, compiled
+
+
+def _sum_of_last(x: tf.Tensor) -> tf.Tensor:
+    """float32 [..., E] -> [...]. As a product with ones, since XLA does not vectorise sums of short rows on CPUs."""
+    size = x.shape[-1]
+    return tf.reshape(tf.matmul(tf.reshape(x, [-1, size]), tf.ones([size, 1])), x.shape[:-1])
+
+
+def _normalize(x: tf.Tensor, mean: tf.Tensor, inverse_std: tf.Tensor) -> tf.Tensor:
+    return (tf.cast(x, tf.float32) - mean[..., None]) * inverse_std[..., None]
+
+
+@compiled
+def sum_of_embd(x: tf.Tensor) -> tf.Tensor:
+    """[B, S, E] -> float32 [B, S]."""
+    return _sum_of_last(tf.cast(x, tf.float32))
+
+
+@compiled
+def sum_of_squares_about(x: tf.Tensor, mean: tf.Tensor) -> tf.Tensor:
+    """[B, S, E], [B, S] -> float32 [B, S], the sum of squared differences from the mean."""
+    return _sum_of_last(tf.square(tf.cast(x, tf.float32) - mean[..., None]))
+
+
+@compiled
+def scale_and_shift(
+    x: tf.Tensor, mean: tf.Tensor, inverse_std: tf.Tensor, gain: tf.Tensor, bias: tf.Tensor
+) -> tf.Tensor:
+    """Applies the affine part of a normalisation whose statistics are known. [B, S, E] -> [B, S, E]."""
+    return tf.cast(_normalize(x, mean, inverse_std) * tf.cast(gain, tf.float32) + tf.cast(bias, tf.float32), x.dtype)
+
+
+@functools.cache
+def layer_norm(epsilon: float) -> Kernel:
+    """(x [B, S, E], gain [E], bias [E]) -> (y [B, S, E], mean [B, S], inverse_std [B, S]); embd whole on this
+    processor.
+    """
+
+    def kernel(x: tf.Tensor, gain: tf.Tensor, bias: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        mean = sum_of_embd(x) / x.shape[-1]
+        inverse_std = tf.math.rsqrt(sum_of_squares_about(x, mean) / x.shape[-1] + epsilon)
+        return scale_and_shift(x, mean, inverse_std, gain, bias), mean, inverse_std
+
+    return compiled(kernel)
+
+
+@compiled
+def layer_norm_gradient_sums(
+    x: tf.Tensor, mean: tf.Tensor, inverse_std: tf.Tensor, gain: tf.Tensor, dy: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """The two sums over embd that the gradient needs, each float32 [B, S]."""
+    normalized = _normalize(x, mean, inverse_std)
+    d_normalized = tf.cast(dy, tf.float32) * tf.cast(gain, tf.float32)
+    return _sum_of_last(d_normalized), _sum_of_last(d_normalized * normalized)
+
+
+@functools.cache
+def layer_norm_gradient(whole_embd_size: int) -> Kernel:
+    """(x, mean, inverse_std, gain, dy, sum_d, sum_d_normalized) -> (dx [B, S, E], d_gain [E], d_bias [E])."""
+
+    def kernel(
+        x: tf.Tensor,
+        mean: tf.Tensor,
+        inverse_std: tf.Tensor,
+        gain: tf.Tensor,
+        dy: tf.Tensor,
+        sum_d: tf.Tensor,
+        sum_d_normalized: tf.Tensor,
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        normalized = _normalize(x, mean, inverse_std)
+        dy = tf.cast(dy, tf.float32)
+        centered = (
+            dy * tf.cast(gain, tf.float32)
+            - (sum_d[..., None] + normalized * sum_d_normalized[..., None]) / whole_embd_size
+        )
+        summed_axes = list(range(x.shape.rank - 1))
+        d_gain = tf.reduce_sum(dy * normalized, summed_axes)
+        d_bias = tf.reduce_sum(dy, summed_axes)
+        return (
+            tf.cast(centered * inverse_std[..., None], x.dtype),
+            tf.cast(d_gain, gain.dtype),
+            tf.cast(d_bias, gain.dtype),
+        )
+
+    return compiled(kernel)

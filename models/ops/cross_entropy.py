@@ -1,0 +1,58 @@
+"""What the cross-entropy is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from meshtf import mtf, tf
+from models.kernels import cross_entropy as kernels
+from models.ops.mesh_operation import MeshOperation, mesh_axes, slice_start
+
+
+class SoftmaxStatistics(MeshOperation):
+    """logits [batch, sequence, vocab], labels [batch, sequence] -> log_z, label_logit, both float32 [batch,
+    sequence].
+    """
+
+    def __init__(self, logits: mtf.Tensor, labels: mtf.Tensor):
+        super().__init__([logits, labels], [(labels.shape, tf.float32)] * 2, "softmax_statistics")
+
+    def lower_slices(self, mesh_impl: mtf.MeshImpl, logits: object, labels: object) -> Sequence[object]:
+        vocab_dim = self.inputs[0].shape.dims[-1]
+        axes = mesh_axes(mesh_impl, [vocab_dim])
+        largest = mesh_impl.allreduce(mesh_impl.slicewise(kernels.largest_logit, logits), axes, "MAX")
+        start = slice_start(mesh_impl, vocab_dim)
+        sums = mesh_impl.slicewise(kernels.exponential_sum_and_label_logit, logits, labels, largest, start)
+        total, label_logit = (mesh_impl.allreduce(part, axes, "SUM") for part in sums)
+        return mesh_impl.slicewise(lambda largest, total: largest + tf.math.log(total), largest, total), label_logit
+
+    def gradient(self, grad_ys: Sequence[mtf.Tensor | None]) -> list[mtf.Tensor | None]:
+        logits, labels = self.inputs
+        log_z = self.outputs[0]
+        d_log_z, d_label_logit = (mtf.zeros_like(log_z) if grad is None else grad for grad in grad_ys)
+        return [SoftmaxStatisticsGradient(logits, labels, log_z, d_log_z, d_label_logit).outputs[0], None]
+
+
+class SoftmaxStatisticsGradient(MeshOperation):
+    """logits, labels, log_z, d_log_z, d_label_logit -> d_logits [batch, sequence, vocab]."""
+
+    def __init__(self, logits: mtf.Tensor, *others: mtf.Tensor):
+        super().__init__([logits, *others], [(logits.shape, logits.dtype)], "softmax_statistics_gradient")
+
+    def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: object) -> Sequence[object]:
+        start = slice_start(mesh_impl, self.inputs[0].shape.dims[-1])
+        return (mesh_impl.slicewise(kernels.cross_entropy_gradient, *inputs, start),)
+
+
+def softmax_statistics(logits: mtf.Tensor, labels: mtf.Tensor) -> tuple[mtf.Tensor, mtf.Tensor]:
+    """What the cross-entropy is made of: -log softmax(logits)[label] = log_z - label_logit.
+
+    Args:
+      logits: [batch, sequence, vocab]; vocab may be split.
+      labels: int32 [batch, sequence].
+
+    Returns:
+      log_z and label_logit, both float32 [batch, sequence].
+    """
+    log_z, label_logit = SoftmaxStatistics(logits, labels).outputs
+    return log_z, label_logit

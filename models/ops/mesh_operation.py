@@ -1,0 +1,86 @@
+"""Mesh operations that mesh-TensorFlow lacks or composes slowly: each is a kernel on the slices with collectives
+between.
+
+An operation here may be laid out in any way that its shapes allow: where the dimension that it reduces over is split,
+partial results are reduced over those mesh axes; where it is whole, one compiled kernel does it all. No one-hot
+products: GPT-Neo's `mtf.gather` and its cross-entropy multiply by a one-hot matrix of the vocabulary, forward and
+backward, which costs as much as the logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from meshtf import mtf, tf
+
+
+def mesh_axes(mesh_impl: mtf.MeshImpl, dims: Sequence[mtf.Dimension]) -> list[int]:
+    """The mesh axes that any of these dimensions is split over."""
+    axes = (mesh_impl.tensor_dimension_to_mesh_axis(dim) for dim in dims)
+    return [axis for axis in axes if axis is not None]
+
+
+def slice_starts(mesh_impl: mtf.MeshImpl, dims: Sequence[mtf.Dimension]) -> object:
+    """Laid-out int32 [len(dims)]: where each processor's slice begins along these dimensions."""
+    axes = [mesh_impl.tensor_dimension_to_mesh_axis(dim) for dim in dims]
+    sizes = [
+        dim.size if axis is None else dim.size // mesh_impl.shape[axis].size
+        for dim, axis in zip(dims, axes, strict=True)
+    ]
+
+    def stack(*coordinates: int | tf.Tensor) -> tf.Tensor:
+        remaining = iter(coordinates)
+        return tf.stack([0 if axis is None else next(remaining) * size for axis, size in zip(axes, sizes, strict=True)])
+
+    return mesh_impl.slicewise(stack, *[mesh_impl.laid_out_pcoord(axis) for axis in axes if axis is not None])
+
+
+def slice_start(mesh_impl: mtf.MeshImpl, dim: mtf.Dimension) -> object:
+    """Laid-out int32 scalar: where each processor's slice begins along one dimension."""
+    return mesh_impl.slicewise(lambda starts: starts[0], slice_starts(mesh_impl, [dim]))
+
+
+class MeshOperation(mtf.Operation):
+    """An operation whose slices are computed by `lower_slices(mesh_impl, *inputs)`, a tuple of laid-out outputs, one
+    a shape.
+    """
+
+    def __init__(self, inputs: Sequence[mtf.Tensor], outputs: Sequence[tuple[mtf.Shape, tf.DType]], name: str):
+        super().__init__(list(inputs), name=name)
+        self._outputs = [mtf.Tensor(self, shape, dtype, index=index) for index, (shape, dtype) in enumerate(outputs)]
+
+    def lower(self, lowering: mtf.Lowering) -> None:
+        inputs = [lowering.tensors[x].to_laid_out_tensor() for x in self.inputs]
+        for output, laid_out in zip(self.outputs, self.lower_slices(lowering.mesh_impl(self), *inputs), strict=True):
+            lowering.set_tensor_lowering(output, laid_out)
+
+    def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: object) -> Sequence[object]:
+        raise NotImplementedError
+
+
+def lazy_sum(mesh_impl: mtf.MeshImpl, laid_out: object, dims: Sequence[mtf.Dimension]) -> object:
+    """A sum over dims of which each processor holds its part; the allreduce is put off, so that sums of sums are
+    reduced once.
+    """
+    axes = mesh_axes(mesh_impl, dims)
+    return mtf.LazyAllreduceSum(mesh_impl, laid_out, axes) if axes else laid_out
+
+
+def relabel(x: mtf.Tensor, old_name: str, new_name: str) -> mtf.Tensor:
+    """Renames a dimension, and moves the data if the two names are laid out differently.
+
+    By way of a name that no layout splits: where both names are split, over different mesh axes, mesh-TensorFlow
+    would split again before it joins, and so mix up the order.
+    """
+    return mtf.rename_dimension(mtf.rename_dimension(x, old_name, "whole"), "whole", new_name)
+
+
+def offsets(dim: mtf.Dimension, position: mtf.Tensor, shape: mtf.Shape) -> mtf.Tensor:
+    """How far each place along a dimension lies from a position, an int32 scalar: int32 of the given shape."""
+    return mtf.broadcast(mtf.mtf_range(position.mesh, dim, tf.int32) - position, shape)
+
+
+def write_at(whole: mtf.Tensor, dim: mtf.Dimension, position: mtf.Tensor, piece: mtf.Tensor) -> mtf.Tensor:
+    """The whole tensor with the piece, which lacks `dim`, at one position along it."""
+    inputs = [offsets(dim, position, whole.shape), mtf.broadcast(piece, whole.shape), whole]
+    return mtf.cwise(lambda offset, new, old: tf.where(offset == 0, new, old), inputs, output_dtype=whole.dtype)
