@@ -5,17 +5,21 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PYTHON := python3
 PROMPT := examples/prompt.py.txt
+# Environments with Hugging Face's library: beside our own packages, and the last one that reads GPT-Neo's checkpoints.
+PARITY := .venv-parity
+OLD_PARITY := .venv-parity-4
 
-.PHONY: help quickstart test test-slow lint format docs clean
+.PHONY: help quickstart test test-slow parity lint format docs clean
 
 help:
 	@echo "make quickstart   train a small GPT on Python's standard library, evaluate it, and let it write"
 	@echo "make test         the fast tests"
 	@echo "make test-slow    the slow tests"
+	@echo "make parity       compare with Hugging Face's GPT-Neo and GPT-2, in environments of their own"
 	@echo "make lint         check style, layout and the direction of imports"
 	@echo "make format       lay the code out"
 	@echo "make docs         write docs/configuration.md anew"
-	@echo "make clean        remove the environment and the caches; data sets and runs stay"
+	@echo "make clean        remove the environments and the caches; data sets and runs stay"
 
 quickstart: $(VENV)/.run-packages
 	$(PY) main.py --model quickstart --check_dataset
@@ -28,6 +32,9 @@ test: $(VENV)/.dev-packages
 
 test-slow: $(VENV)/.dev-packages
 	$(PY) -m pytest -q -m slow
+
+parity: $(PARITY)/.parity-packages $(OLD_PARITY)/.parity-packages
+	OLD_TRANSFORMERS=$(CURDIR)/$(OLD_PARITY)/bin/python $(PARITY)/bin/python -m pytest -q tests/parity.py
 
 lint: $(VENV)/.dev-packages
 	$(PY) -m ruff check .
@@ -42,7 +49,7 @@ docs: $(VENV)/.run-packages
 	$(PY) docs/generate_configuration.py
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PARITY) $(OLD_PARITY) .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The environment. A stamp file stands for each finished step, so that the next run starts at once.
@@ -70,4 +77,18 @@ $(VENV)/.run-packages: requirements.txt | $(VENV)/.created
 $(VENV)/.dev-packages: requirements-dev.txt $(VENV)/.run-packages
 	@echo "Installing the packages of requirements-dev.txt into $(VENV)."
 	@$(PIP) -r requirements-dev.txt
+	@touch $@
+
+# On Linux PyPI's torch brings CUDA along; PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu gives a smaller one.
+$(PARITY)/.parity-packages: requirements.txt requirements-dev.txt
+	@$(MAKE) --no-print-directory VENV=$(PARITY) $(PARITY)/.dev-packages
+	@echo "Installing torch and transformers 5 into $(PARITY)."
+	@$(PARITY)/bin/python -m pip -qq --disable-pip-version-check install torch==2.13.0 transformers==5.23.0
+	@touch $@
+
+$(OLD_PARITY)/.parity-packages:
+	@$(MAKE) --no-print-directory VENV=$(OLD_PARITY) $(OLD_PARITY)/.created
+	@echo "Installing torch, transformers 4.57.1 and TensorFlow into $(OLD_PARITY)."
+	@$(OLD_PARITY)/bin/python -m pip -qq --disable-pip-version-check install \
+	  torch==2.13.0 transformers==4.57.1 tensorflow==2.21.0
 	@touch $@

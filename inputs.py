@@ -1,4 +1,4 @@
-"""Token ids on their way from tfrecords to the model: batches for training, batches for evaluation, and prompts.
+"""Token ids on their way from tfrecords to the model: batches, causal or masked, and prompts.
 
 Everything is a function of the config, the files, and the number of an example, so that a run goes on exactly where it
 stopped. Nothing here knows the model.
@@ -8,20 +8,24 @@ Shape suffixes: B batch, S sequence (n_ctx), L ids of an example (n_ctx + 1), D 
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from configs.errors import DataError
-from configs.schema import DatasetUse, RunConfig
+from configs.schema import MAX_SEED, DatasetUse, RunConfig
+from data.masking import MaskingDraws, MaskingRules, example_ids, mask_tokens
 from data.shards import RecordRules, Shard, list_shards, read_cyclic, read_once, shuffle_shards, sort_shards
 from data.tokenizer import Tokenizer
 
 DRAWS_AT_ONCE = 1 << 20
 MIXING_DRAWS = 0  # the stream of draws that chooses datasets; dataset d cuts its documents with stream d + 1
+MASKING_DRAWS = range(1 << 32, (1 << 32) + 3)  # the streams of `MaskingDraws`, beyond any number of datasets
+EVALUATION_SEED = MAX_SEED + 1  # masks held-out text, the same in every run; no training has it
 
 _GOLDEN = 0x9E3779B97F4A7C15
 
@@ -32,15 +36,21 @@ class Batch:
 
     Attributes:
         tokens_BS: int32 ids, [batch, n_ctx].
-        labels_BS: int32 ids that follow each of them, [batch, n_ctx].
-        weights_B: float32, [batch]; 1 for an example, 0 for a row that only fills an evaluation batch up.
+        labels_BS: int32 ids to be guessed, [batch, n_ctx]: those that follow each token, or those that masking hid.
+        weights_BS: float32, [batch, n_ctx]; how much each label counts. In training they are equal shares that sum to
+            1, or all 0 where masking finds nothing to hide; in evaluation they are 1 or 0, and 0 in rows that only
+            fill a batch up.
         next_example: number of the example after the last one here; training goes on from it.
     """
 
     tokens_BS: np.ndarray
     labels_BS: np.ndarray
-    weights_B: np.ndarray
+    weights_BS: np.ndarray
     next_example: int
+
+
+# From records [batch, n_ctx + 1] and the number of the first to tokens, labels, and whether each label counts.
+Lesson = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
 def training_batches(config: RunConfig, patterns: Sequence[str], start_example: int = 0) -> Iterator[Batch]:
@@ -48,7 +58,8 @@ def training_batches(config: RunConfig, patterns: Sequence[str], start_example: 
 
     `sequential_input` reads the chunks of all datasets in GPT-Neo's order: their files together, sorted, shuffled by
     the seed; a batch may span two epochs. `generic_text` draws the dataset of each example by the weights; the j-th
-    example of a dataset of chunks is chunk j, that of `documents_random` is cut by `_cut_documents`.
+    example of a dataset of chunks is chunk j, that of `documents_random` is cut by `_cut_documents`. Masking is drawn
+    anew in every epoch.
 
     Args:
         config: the run; `training.train_batch_size` examples make a batch.
@@ -59,15 +70,16 @@ def training_batches(config: RunConfig, patterns: Sequence[str], start_example: 
         DataError: a glob matches nothing, or a file or record is wrong; the message names it.
     """
     rows = _TRAINING_ROWS[config.data.input_fn](config, patterns, start_example)
-    return _batches(rows, config.training.train_batch_size, start_example)
+    lesson = _lesson(config, config.training.seed)
+    return map(_share_weights, _batches(rows, config.training.train_batch_size, lesson, start_example))
 
 
 def evaluation_batches(
     config: RunConfig, patterns: Sequence[str | None], max_batches: int | None = None
 ) -> Iterator[Batch]:
-    """Yields every held-out example once, always in the same order: that of the files.
+    """Yields every held-out example once, always in the same order, that of the files, and masked at the same places.
 
-    The last batch is filled up with rows of weight 0, so that sums over `weights_B` are exact.
+    The last batch is filled up with rows of weight 0, so that sums over `weights_BS` are exact.
 
     Args:
         config: the run; `evaluation.eval_batch_size` rows make a batch.
@@ -82,7 +94,8 @@ def evaluation_batches(
         names = ", ".join(use.dataset.id for use in config.data.datasets) or "no dataset"
         raise DataError(f"{names}: nothing to evaluate on -- give eval_path in a dataset config")
     rows = _EVALUATION_ROWS[config.data.input_fn](config, uses)
-    return itertools.islice(_batches(rows, config.evaluation.eval_batch_size, 0), max_batches)
+    lesson = _lesson(config, EVALUATION_SEED)
+    return itertools.islice(_batches(rows, config.evaluation.eval_batch_size, lesson, 0), max_batches)
 
 
 def prompt_tokens(text: str, tokenizer: Tokenizer, n_ctx: int, n_new_tokens: int, eos_id: int) -> np.ndarray:
@@ -105,21 +118,48 @@ def record_n_ctx(config: RunConfig, use: DatasetUse) -> int | None:
 # Batches.
 
 
-def _batches(rows: Iterator[np.ndarray], batch_size: int, position: int) -> Iterator[Batch]:
+def _batches(rows: Iterator[np.ndarray], batch_size: int, lesson: Lesson, position: int) -> Iterator[Batch]:
     while examples := list(itertools.islice(rows, batch_size)):
+        tokens_BS, labels_BS, counts_BS = lesson(np.stack(examples), position)
         position += len(examples)
-        yield _batch(np.stack(examples), batch_size, position)
+        yield Batch(
+            tokens_BS=_fill_up(tokens_BS, batch_size, np.int32),
+            labels_BS=_fill_up(labels_BS, batch_size, np.int32),
+            weights_BS=_fill_up(counts_BS, batch_size, np.float32),
+            next_example=position,
+        )
 
 
-def _batch(ids_BL: np.ndarray, batch_size: int, next_example: int) -> Batch:
-    n_examples = len(ids_BL)
-    ids_BL = np.pad(ids_BL.astype(np.int32), [(0, batch_size - n_examples), (0, 0)])
-    return Batch(
-        tokens_BS=np.ascontiguousarray(ids_BL[:, :-1]),
-        labels_BS=np.ascontiguousarray(ids_BL[:, 1:]),
-        weights_B=(np.arange(batch_size) < n_examples).astype(np.float32),
-        next_example=next_example,
-    )
+def _fill_up(values_BS: np.ndarray, batch_size: int, dtype: type) -> np.ndarray:
+    return np.pad(values_BS.astype(dtype, order="C"), [(0, batch_size - len(values_BS)), (0, 0)])
+
+
+def _share_weights(batch: Batch) -> Batch:
+    n_labels = max(1, np.count_nonzero(batch.weights_BS))
+    return dataclasses.replace(batch, weights_BS=batch.weights_BS / np.float32(n_labels))
+
+
+def _lesson(config: RunConfig, seed: int) -> Lesson:
+    if not config.model.mlm_training:
+        return _next_tokens
+    rules = MaskingRules.of(config.data, config.model.n_vocab)
+
+    def masked(ids_BL: np.ndarray, first_example: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        ids_BS = example_ids(ids_BL, rules.cls_id)
+        tokens_BS, chosen_BS = mask_tokens(ids_BS, _masking_draws(seed, first_example, *ids_BS.shape), rules)
+        return tokens_BS, ids_BS, chosen_BS
+
+    return masked
+
+
+def _next_tokens(ids_BL: np.ndarray, first_example: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    labels_BS = ids_BL[:, 1:]
+    return ids_BL[:, :-1], labels_BS, np.ones_like(labels_BS)
+
+
+def _masking_draws(seed: int, first_example: int, n_examples: int, n_ctx: int) -> MaskingDraws:
+    places_BS = first_example * n_ctx + np.arange(n_examples * n_ctx).reshape(n_examples, n_ctx)
+    return MaskingDraws(*(uniform(stream_state(seed, stream), places_BS) for stream in MASKING_DRAWS))
 
 
 # Rows of n_ctx + 1 ids, without end, for training.
@@ -246,6 +286,11 @@ def draws(state: int, numbers: np.ndarray) -> np.ndarray:
     return mixed ^ (mixed >> np.uint64(31))
 
 
+def uniform(state: int, numbers: np.ndarray) -> np.ndarray:
+    """Returns draws number `numbers` as float64 in [0, 1), of the same shape: the first 53 bits of each."""
+    return (draws(state, numbers) >> np.uint64(11)) * 2.0**-53
+
+
 def stream_state(seed: int, stream: int) -> int:
     """Returns the state of one of the independent streams of a seed."""
     (seeded,) = draws(seed, np.array([0]))
@@ -256,8 +301,8 @@ def stream_state(seed: int, stream: int) -> int:
 def choose_datasets(weights_D: np.ndarray, seed: int, numbers: np.ndarray) -> np.ndarray:
     """Draws the dataset of each numbered example, with chances in proportion to the weights."""
     shares_D = np.cumsum(weights_D) / np.sum(weights_D)
-    uniform = (draws(stream_state(seed, MIXING_DRAWS), numbers) >> np.uint64(11)) * 2.0**-53
-    return np.minimum(np.searchsorted(shares_D, uniform, side="right"), len(weights_D) - 1)
+    positions = uniform(stream_state(seed, MIXING_DRAWS), numbers)
+    return np.minimum(np.searchsorted(shares_D, positions, side="right"), len(weights_D) - 1)
 
 
 def count_choices(weights_D: np.ndarray, seed: int, n_examples: int) -> np.ndarray:

@@ -21,7 +21,10 @@ SAMPLING_FLAGS = {
     "max_new_tokens": "predict_max_steps",
 }
 # Flags of GPT-Neo that a later version will have.
-UNAVAILABLE = ("auto_layout", "auto_layout_and_mesh_shape", "entmax_sampling", "export")
+UNAVAILABLE = ("auto_layout", "auto_layout_and_mesh_shape")
+EXPORT_FORMATS = ("saved_model", "hf")
+# Flags that ask for something else than training.
+VERBS = ("eval", "predict", "check_dataset", "export")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -38,7 +41,9 @@ def _parser() -> argparse.ArgumentParser:
     verbs.add_argument(
         "--check_dataset", action="store_true", help="read every record of the datasets and show what is in them"
     )
+    verbs.add_argument("--export", action="store_true", help="write the model for other programs")
     _add_running_flags(parser.add_argument_group("running"))
+    _add_export_flags(parser.add_argument_group("with --export"))
     _add_sampling_flags(parser.add_argument_group("with --predict"))
     for flag in UNAVAILABLE:
         parser.add_argument(f"--{flag}", action="store_true", help=argparse.SUPPRESS)
@@ -54,9 +59,24 @@ def _add_running_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--steps_per_checkpoint", type=int, default=5000, help="steps between checkpoints (default 5000)"
     )
+    group.add_argument(
+        "--init_from",
+        metavar="PATH",
+        help="weights to begin with: a checkpoint of a run or of GPT-Neo, or a folder of Hugging Face's",
+    )
     group.add_argument("--new", action="store_true", help="delete the run at model_path first, after asking")
     group.add_argument("--yes", action="store_true", help="answer yes to what --new asks")
     group.add_argument("--sacred_id", default="nosacred", help="stands in the names of output files")
+
+
+def _add_export_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--export_format",
+        choices=EXPORT_FORMATS,
+        default="saved_model",
+        help="saved_model: TensorFlow's; hf: a folder for Hugging Face's transformers (default saved_model)",
+    )
+    group.add_argument("--export_dir", default="export", metavar="DIR", help="a new or empty folder (default export)")
 
 
 def _add_sampling_flags(group: argparse._ArgumentGroup) -> None:
@@ -64,6 +84,7 @@ def _add_sampling_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--temperature", metavar="T", help="0: always the likeliest token")
     group.add_argument("--top_k", metavar="K", help="sample among the K likeliest tokens")
     group.add_argument("--top_p", metavar="P", help="sample among the likeliest tokens that hold this share")
+    group.add_argument("--entmax_sampling", action="store_true", help="sample from the entmax of the logits")
     group.add_argument("--seed", metavar="N", help="the same number gives the same text")
     group.add_argument("--n_samples", metavar="N", help="samples of one prompt")
     group.add_argument("--max_new_tokens", metavar="N", help="most new tokens of a sample")
@@ -85,10 +106,11 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--sacred_id {arguments.sacred_id} -- holds a slash -- give a part of a file name")
     if arguments.gpu_ids and arguments.cpu_devices is not None:
         raise DeviceError("--gpu_ids and --cpu_devices -- exclude each other -- give one of them")
-    if arguments.new and (arguments.eval or arguments.predict or arguments.check_dataset):
-        raise ConfigError(
-            "--new -- starts training from the beginning -- leave out --eval, --predict and --check_dataset"
-        )
+    other = next((verb for verb in VERBS if getattr(arguments, verb)), None)
+    if arguments.new and other:
+        raise ConfigError(f"--new -- starts training from the beginning -- leave out --{other}")
+    if arguments.init_from is not None and arguments.check_dataset:
+        raise ConfigError("--init_from -- --check_dataset reads no weights -- leave out one of them")
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -105,7 +127,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def config_overrides(arguments: argparse.Namespace) -> list[str]:
     """The keys of the config that a command line sets, as `load_config` takes them."""
     given = {key: getattr(arguments, flag) for flag, key in SAMPLING_FLAGS.items()}
-    return [*arguments.set, *(f"{key}={value}" for key, value in given.items() if value is not None)]
+    switches = ["entmax_sampling=true"] if arguments.entmax_sampling else []
+    return [*arguments.set, *switches, *(f"{key}={value}" for key, value in given.items() if value is not None)]
 
 
 def _confirm(arguments: argparse.Namespace, question: str) -> bool:
@@ -117,7 +140,7 @@ def _confirm(arguments: argparse.Namespace, question: str) -> bool:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    config = load_config(arguments.model, config_overrides(arguments))
+    config = load_config(arguments.model, config_overrides(arguments), arguments.init_from)
     import verbs  # here, since TensorFlow takes seconds to load: a mistyped key is answered at once
 
     options = verbs.Options(
@@ -127,10 +150,12 @@ def _run(arguments: argparse.Namespace) -> int:
         sacred_id=arguments.sacred_id,
         prompt_path=arguments.prompt or None,
         is_new=arguments.new,
+        init_from=arguments.init_from,
+        export=verbs.Export(arguments.export_format, arguments.export_dir),
     )
     if arguments.new and not verbs.may_forget(config, lambda question: _confirm(arguments, question)):
         return 0
-    verb = next((name for name in ("eval", "predict", "check_dataset") if getattr(arguments, name)), "train")
+    verb = next((name for name in VERBS if getattr(arguments, name)), "train")
     return verbs.run(verb, config, options)
 
 

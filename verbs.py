@@ -27,7 +27,9 @@ from models.kernels.sampling import SamplingRule
 from runtime import checkpoints, predictions, run_folder
 from runtime.evaluation import TokenCounts
 from runtime.evaluation import evaluate as evaluate_batches
+from runtime.export import export_saved_model, write_huggingface_folder
 from runtime.graph import LoweredStep, build_eval_step, build_generation, build_train_step
+from runtime.init_from import find_weights, load_initial_weights
 from runtime.loop import Observers, TrainingPosition, noise_key
 from runtime.loop import train as train_loop
 from runtime.mesh import Placement, choose_devices, place
@@ -36,6 +38,14 @@ from runtime.plots import plot_loss
 from runtime.progress import Progress
 
 DEFAULT_PROMPT = "In the beginning"
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """What to write for other programs: in which format, into which folder."""
+
+    format: str
+    directory: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +59,8 @@ class Options:
       sacred_id: stands in the names of output files.
       prompt_path: text file to continue; None: a prompt of our own.
       is_new: delete the run at the model path before training, once all else is known to be right.
+      init_from: weights to begin with, or to use in place of the newest checkpoint; None: none.
+      export: what to write with the verb export.
     """
 
     gpu_ids: tuple[str, ...] | None
@@ -57,6 +69,8 @@ class Options:
     sacred_id: str
     prompt_path: str | None
     is_new: bool
+    init_from: str | None
+    export: Export
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,26 +139,49 @@ def _place(config: RunConfig, options: Options) -> Placement:
     return placement
 
 
-def _restore_latest(config: RunConfig, placement: Placement) -> TrainingPosition:
+def _newest_checkpoint(config: RunConfig) -> str:
     path = checkpoints.latest_checkpoint(config.model_path)
     if path is None:
         raise CheckpointError(
             f"model_path = {config.model_path} -- holds no checkpoint -- train first, or give the model_path of "
             "a trained model"
         )
+    return path
+
+
+def _restore_latest(config: RunConfig, placement: Placement) -> TrainingPosition:
+    path = _newest_checkpoint(config)
     position = checkpoints.restore(path, placement.store, config.training.train_batch_size)
     say(f"restored {path}")
     return position
 
 
+def _load_weights(config: RunConfig, placement: Placement, path: str) -> TrainingPosition:
+    """Weights that another run has made: nothing of them has been trained here."""
+    load_initial_weights(path, placement.store, config.model)
+    say(f"weights of {path}")
+    return TrainingPosition(0, 0)
+
+
+def _trained(
+    config: RunConfig, options: Options, placement: Placement, tokenizer: Tokenizer | None
+) -> TrainingPosition:
+    """Sets the variables to the weights that are asked for: those of `--init_from`, or of the newest checkpoint."""
+    if options.init_from is not None:
+        return _load_weights(config, placement, options.init_from)
+    run_folder.check_settings(config, tokenizer and tokenizer.to_json())
+    return _restore_latest(config, placement)
+
+
 def _token_counts(config: RunConfig, tokenizer: Tokenizer | None) -> TokenCounts:
     """Which labels count in evaluation; the model's vocabulary may have rows that the tokenizer never uses."""
-    data = config.data
+    data, has_likelihood = config.data, not config.model.entmax_loss
     padding_id = None if data.padding_id == data.eos_id else data.padding_id
-    if tokenizer is None:
-        return TokenCounts(padding_id, None)
+    if tokenizer is None or not config.model.is_causal:  # masked tokens alone are no text, whose bytes would count
+        return TokenCounts(has_likelihood, padding_id, None)
     known = tokenizer.token_byte_lengths()
-    return TokenCounts(padding_id, np.pad(known, (0, max(0, config.model.n_vocab - len(known)))))
+    bytes_V = np.pad(known, (0, max(0, config.model.n_vocab - len(known))))
+    return TokenCounts(has_likelihood, padding_id, bytes_V)
 
 
 # ------------------------------------------------------------------------------------------------------------ training
@@ -157,7 +194,7 @@ def train(config: RunConfig, options: Options) -> int:
     tokenizer, train_patterns = data.tokenizer(), data.train_patterns()
     _check_pauses(config, options, data)
     step = build_train_step(config, placement)
-    position = _start(config, placement, tokenizer, options.is_new)
+    position = _start(config, options, placement, tokenizer)
     if position.step >= config.training.train_steps:
         say(f"step {position.step} of {config.training.train_steps}: training is finished; raise train_steps to go on")
         return 0
@@ -193,13 +230,14 @@ def _check_pauses(config: RunConfig, options: Options, data: _Data) -> None:
         read_prompt(options.prompt_path)
 
 
-def _start(config: RunConfig, placement: Placement, tokenizer: Tokenizer | None, is_new: bool) -> TrainingPosition:
+def _start(config: RunConfig, options: Options, placement: Placement, tokenizer: Tokenizer | None) -> TrainingPosition:
+    """Where training begins: the newest checkpoint, so that the same command goes on, or else the beginning."""
     say(f"model: {placement.store.n_trainable_parameters():,} parameters")
-    if not is_new and checkpoints.latest_checkpoint(config.model_path) is not None:
+    if not options.is_new and checkpoints.latest_checkpoint(config.model_path) is not None:
         run_folder.check_settings(config, tokenizer and tokenizer.to_json())
         return _restore_latest(config, placement)
     placement.store.initialize(config.training.seed)
-    return TrainingPosition(0, 0)
+    return TrainingPosition(0, 0) if options.init_from is None else _load_weights(config, placement, options.init_from)
 
 
 def _farewell(config: RunConfig, position: TrainingPosition, signal_number: int | None) -> int:
@@ -269,10 +307,9 @@ def evaluate(config: RunConfig, options: Options) -> int:
     placement = _place(config, options)
     data = _Data.of(config)
     tokenizer = data.tokenizer()
-    run_folder.check_settings(config, tokenizer and tokenizer.to_json())
     batches = evaluation_batches(config, data.eval_patterns(), config.evaluation.eval_steps or None)
     step = build_eval_step(config, placement)
-    position = _restore_latest(config, placement)
+    position = _trained(config, options, placement, tokenizer)
     measured = evaluate_batches(step, batches, _token_counts(config, tokenizer))
     with MetricsWriter(config.model_path) as metrics:
         metrics.write("eval", position.step, measured)
@@ -318,7 +355,7 @@ def _build_generator(
 ) -> Callable[[], list[str]]:
     settings, eos_id = config.prediction, config.data.eos_id
     prompt_S, n_new_tokens = _fit_prompt(config, tokenizer, text)
-    rule = SamplingRule(settings.temperature, settings.top_k, settings.top_p)
+    rule = SamplingRule(settings.temperature, settings.top_k, settings.top_p, settings.entmax_sampling)
     step = build_generation(config, placement, len(prompt_S), Request(rule, n_new_tokens, eos_id))
 
     def generate() -> list[str]:
@@ -332,6 +369,11 @@ def _build_generator(
 
 def predict(config: RunConfig, options: Options) -> int:
     """Continues a prompt with the newest checkpoint, on the screen and in a file under the model path."""
+    if config.model.mlm_training:
+        raise ConfigError(
+            f"{config.name}: mlm_training = true -- a masked model writes no text -- leave --predict out, or give the "
+            "config of a causal model"
+        )
     text = read_prompt(options.prompt_path)
     placement = _place(config, options)
     tokenizer = _Data.of(config).tokenizer()
@@ -339,12 +381,29 @@ def predict(config: RunConfig, options: Options) -> int:
         raise ConfigError(
             "datasets = [] -- prediction needs a tokenizer -- name a dataset with a tokenizer_path in the model config"
         )
-    run_folder.check_settings(config, tokenizer and tokenizer.to_json())
     generate = _build_generator(config, placement, tokenizer, text)
-    position = _restore_latest(config, placement)
+    position = _trained(config, options, placement, tokenizer)
     texts = generate()
     say(predictions.format_samples(texts))
     say(f"written to {predictions.write_predictions(config.model_path, options.sacred_id, position.step, texts)}")
+    return 0
+
+
+# -------------------------------------------------------------------------------------------------------------- export
+
+
+def export(config: RunConfig, options: Options) -> int:
+    """Writes the model for other programs: TensorFlow's SavedModel, or a folder of Hugging Face's."""
+    path = options.init_from or _newest_checkpoint(config)
+    tokenizer = _Data.of(config).tokenizer()
+    if options.init_from is None:
+        run_folder.check_settings(config, tokenizer and tokenizer.to_json())
+    weights, directory = find_weights(path), options.export.directory
+    if options.export.format == "hf":
+        write_huggingface_folder(directory, config, weights, tokenizer and tokenizer.to_json())
+    else:
+        export_saved_model(directory, config, weights)
+    say(f"{path} is written to {directory}")
     return 0
 
 
@@ -393,6 +452,7 @@ VERBS: dict[str, Callable[[RunConfig, Options], int]] = {
     "eval": evaluate,
     "predict": predict,
     "check_dataset": check_dataset,
+    "export": export,
 }
 
 

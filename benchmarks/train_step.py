@@ -102,8 +102,10 @@ def measure(config: RunConfig, device: str, n_steps: int) -> Figures:
     shape = (config.training.train_batch_size, config.model.n_ctx)
     ids = np.random.default_rng(0).integers(0, config.model.n_vocab, (2, *shape), dtype=np.int32)
 
+    weights = np.full(shape, 1.0 / np.prod(shape), np.float32)
+
     def run_step() -> object:
-        return step(ids[0], ids[1], np.float32(1e-4), np.int32(0))
+        return step(*ids, weights, np.float32(1e-4), np.int32(0), np.int32(0))
 
     run_step()
     seconds_to_first_step = seconds_since_process_start()

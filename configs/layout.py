@@ -24,6 +24,8 @@ DIMENSIONS = (
     "vocab",
     "embed_sequence",
     "intermediate_expanded",
+    "experts",
+    "expert_hidden",
 )
 
 TENSORS = {
@@ -31,6 +33,8 @@ TENSORS = {
     "the position table wpe": ("embed_sequence", "embd"),
     "the attention projections": ("embd", "heads"),
     "the feed-forward kernels": ("embd", "intermediate_expanded"),
+    "the experts' kernels": ("experts", "embd", "expert_hidden"),
+    "the experts' hidden activations": ("batch", "expert_hidden"),
     "the activations": ("batch", "sequence", "embd"),
     "the hidden feed-forward activations": ("batch", "sequence", "intermediate_expanded"),
     "the queries": ("batch", "sequence", "heads"),
@@ -91,9 +95,6 @@ def _check_dimension(dimension: str, axis: str) -> None:
         return
     if dimension == "features_per_head":
         raise ValueIssue(f"{dimension}:{axis} splits heads, which attention needs whole", f"give heads:{axis}")
-    if dimension == "experts":
-        problem = f"{dimension}:{axis} is known from GPT-Neo but not available in this version"
-        raise ValueIssue(problem, f"leave {dimension}:{axis} out")
     nearest = difflib.get_close_matches(dimension, DIMENSIONS, n=1)
     remedy = f"did you mean {nearest[0]}?" if nearest else f"use {', '.join(DIMENSIONS)}"
     raise ValueIssue(f"names no known dimension: {dimension!r}", remedy)

@@ -19,6 +19,7 @@ from configs import schema
 from configs.errors import ConfigError, ValueIssue
 from configs.layout import find_layout_issues
 from configs.schema import DatasetConfig, DatasetEntry, DatasetUse, RunConfig, is_required, keys_of
+from configs.weights import config_beside, initial_model_keys
 
 CONFIGS_DIR = Path(__file__).resolve().parent
 OVERRIDES_FILE = "--set"
@@ -28,6 +29,7 @@ RUN_FIELDS = {name: key for group in (RunConfig, *schema.GROUPS.values()) for na
 DATASET_FIELDS = keys_of(DatasetConfig)
 COPIED_DEFAULTS = {"eval_batch_size": "train_batch_size", "lr_decay_end": "train_steps"}
 RAW_TEXT_KEYS = ("text_exclude", "eval_fraction", "text_key")
+MASKED_ID_KEYS = ("mlm_mask_id", "mlm_cls_token_id", "mlm_mask_ignore_ids", "n_vocab")
 
 KeyedIssues = Iterator[tuple[str, ValueIssue]]
 CrossCheck = tuple[tuple[str, ...], Callable[[Mapping[str, Any]], KeyedIssues]]
@@ -58,24 +60,28 @@ class Reading:
         self.issues.append(f"{place} -- {issue}")
 
 
-def load_config(model: str, overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(model: str, overrides: Sequence[str] = (), weights: str | None = None) -> RunConfig:
     """Loads a model config and the dataset configs it names.
 
     Args:
         model: a name, for `configs/<name>.json` of the repository, or the path of a file ending in .json.
         overrides: `key=value` texts that replace keys of the file; a value is JSON if it parses as JSON, else a string.
+        weights: the path of weights to begin with; what the config.json beside them says of the model need not be said
+            again, and may not be said otherwise.
 
     Raises:
         ConfigError: the message holds every issue, one a line.
     """
     path = _find_model_config(model)
     issues: list[str] = []
-    given = _read_file(path, schema.ALIASES, issues) | _read_overrides(overrides, issues)
+    of_weights = _given_by_weights(weights) if weights else {}
+    given = of_weights | _read_file(path, schema.ALIASES, issues) | _read_overrides(overrides, issues)
     reading = Reading(str(path), given, issues=issues)
-    _check_names(reading, RUN_FIELDS, schema.UNAVAILABLE_KEYS, schema.INERT_KEYS)
+    _check_names(reading, RUN_FIELDS)
     _parse_values(reading, RUN_FIELDS)
     _fill_defaults(reading, RUN_FIELDS)
     reading.values.setdefault("name", path.stem)
+    _check_against_weights(reading, of_weights)
     _run_cross_checks(reading, RUN_CHECKS)
     uses = _load_dataset_uses(reading, path.parent / "dataset_configs")
     _check_datasets(reading, uses)
@@ -119,6 +125,18 @@ def _find_model_config(model: str) -> Path:
         remedy = _did_you_mean(model, names, f"use {', '.join(names)}, or the path of a .json file")
         raise ConfigError(f"{path} -- there is no config of this name -- {remedy}")
     return path
+
+
+def _given_by_weights(weights: str) -> dict[str, Given]:
+    file = config_beside(weights)
+    return {key: Given(key, value, file) for key, value in initial_model_keys(weights).items()}
+
+
+def _check_against_weights(reading: Reading, of_weights: Mapping[str, Given]) -> None:
+    for key, given in of_weights.items():
+        if key in reading.values and reading.values[key] != RUN_FIELDS[key].metadata["kind"].parse(given.value):
+            problem = f"the weights were made with {_shown(given.value)} ({given.file})"
+            reading.report(key, ValueIssue(problem, f"leave {key} out"))
 
 
 def _read_file(path: Path, aliases: Mapping[str, str], issues: list[str]) -> dict[str, Given]:
@@ -191,16 +209,11 @@ def _parse_override(text: str) -> Any:
 # Given values to typed values.
 
 
-def _check_names(
-    reading: Reading, fields: Mapping[str, dataclasses.Field], unavailable: Mapping[str, str], inert: Mapping[str, str]
-) -> None:
-    """Reports keys that the schema does not have, and keys that ask for what this version lacks."""
-    known = {*fields, *unavailable, *inert}
+def _check_names(reading: Reading, fields: Mapping[str, dataclasses.Field], inert: Iterable[str] = ()) -> None:
+    """Reports keys that the schema does not have."""
+    known = {*fields, *inert}
     for key, given in reading.given.items():
-        if key in unavailable and given.value:
-            problem = f"({unavailable[key]}) is known from GPT-Neo but not available in this version"
-            reading.report(key, ValueIssue(problem, "remove the key or turn it off"))
-        elif key not in known and (key, given.value) != ("model", "GPT"):
+        if key not in known and (key, given.value) != ("model", "GPT"):
             reading.report(key, _unknown_key(key, known))
 
 
@@ -256,6 +269,72 @@ def _find_layer_issues(values: Mapping[str, Any]) -> KeyedIssues:
         yield "attention_types", ValueIssue(problem, f"make it expand to {n_layer}, or set n_layer to {expanded}")
 
 
+def _find_rotary_issues(values: Mapping[str, Any]) -> KeyedIssues:
+    features = values["n_embd"] // values["n_head"]
+    if values["rotary_emb"] and features % 2:
+        problem = f"needs an even number of features a head; n_embd / n_head = {features}"
+        yield "rotary_emb", ValueIssue(problem, "change n_head or n_embd, or set it to false")
+
+
+def _find_axial_issues(values: Mapping[str, Any]) -> KeyedIssues:
+    if values["axial_pos_emb"] is None:
+        return
+    first, second = values["axial_pos_emb"]
+    if first * second != values["n_ctx"]:
+        problem = f"multiplies to {first * second}, but n_ctx = {values['n_ctx']}"
+        yield "axial_pos_emb", ValueIssue(problem, "give two sizes whose product is n_ctx")
+    if values["rotary_emb"]:
+        yield "axial_pos_emb", ValueIssue("takes the place that rotary_emb takes too", "keep one of the two")
+
+
+def _find_norm_issues(values: Mapping[str, Any]) -> KeyedIssues:
+    if values["scalenorm"] and values["rezero"]:
+        yield "scalenorm", ValueIssue("changes norms that rezero takes away", "keep one of the two")
+
+
+def _find_moe_issues(values: Mapping[str, Any]) -> KeyedIssues:
+    layers, n_layer = values["moe_layers"], values["n_layer"]
+    if layers and max(layers) >= n_layer:
+        problem = f"names layer {max(layers)}, but the last of {n_layer} layers is {n_layer - 1}"
+        yield "moe_layers", ValueIssue(problem, "count layers from 0")
+    if len(set(layers)) < len(layers):
+        yield "moe_layers", ValueIssue("names a layer twice", "name each once")
+
+
+def _find_memory_issues(values: Mapping[str, Any]) -> KeyedIssues:
+    if values["num_mem_kv"] and values["attention_types"] and "global" not in values["attention_types"]:
+        problem = "acts in global layers, and attention_types has none"
+        yield "num_mem_kv", ValueIssue(problem, "set it to 0, or give a global layer")
+
+
+def _find_masked_id_issues(values: Mapping[str, Any]) -> KeyedIssues:
+    if not values["mlm_training"]:
+        return
+    mask_id, cls_id, ignored, n_vocab = (values[key] for key in MASKED_ID_KEYS)
+    if mask_id is None:
+        yield "mlm_mask_id", ValueIssue("is missing", "give the id to write in place of masked tokens")
+    for key, token_id in (("mlm_mask_id", mask_id), ("mlm_cls_token_id", cls_id)):
+        if token_id is not None and token_id >= n_vocab:
+            yield key, ValueIssue(f"is no id below n_vocab = {n_vocab}", "give the id of the tokenizer")
+    if max(ignored, default=0) >= n_vocab:
+        problem = f"holds {max(ignored)}, which is no id below n_vocab = {n_vocab}"
+        yield "mlm_mask_ignore_ids", ValueIssue(problem, "give ids of the tokenizer")
+    if len({mask_id, cls_id, *ignored} - {None}) + 1 >= n_vocab:  # one more may be the id of padding
+        yield "mlm_mask_ignore_ids", ValueIssue("leaves no id to be masked", "ignore fewer")
+
+
+def _find_masked_share_issues(values: Mapping[str, Any]) -> KeyedIssues:
+    same, random = values["mlm_same_token_prob"], values["mlm_random_token_prob"]
+    if values["mlm_training"] and same + random > 1:
+        problem = f"and mlm_same_token_prob = {same} make more than all masked tokens"
+        yield "mlm_random_token_prob", ValueIssue(problem, "lower one, to a sum of at most 1")
+
+
+def _find_masked_text_issues(values: Mapping[str, Any]) -> KeyedIssues:
+    if values["mlm_training"] and values["predict_steps"]:
+        yield "predict_steps", ValueIssue("asks for samples, but a masked model writes no text", "set it to 0")
+
+
 def _find_top_k_issues(values: Mapping[str, Any]) -> KeyedIssues:
     if values["top_k"] > values["n_vocab"]:
         yield "top_k", ValueIssue(f"is more than n_vocab = {values['n_vocab']}", "lower it; 0 turns it off")
@@ -286,11 +365,22 @@ def _dimension_sizes(values: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str
             yield dimension, (key, values[key])
     if "n_embd" in values:
         yield "intermediate_expanded", ("4 n_embd", 4 * values["n_embd"])
+    if values.get("moe_layers") and "moe_params" in values:
+        yield "experts", ("moe_num_experts", values["moe_params"].moe_num_experts)
+        yield "expert_hidden", ("moe_hidden_size", values["moe_params"].moe_hidden_size)
 
 
 RUN_CHECKS: tuple[CrossCheck, ...] = (
     (("n_head", "n_embd"), _find_head_issues),
     (("attention_types", "n_layer"), _find_layer_issues),
+    (("n_head", "n_embd", "rotary_emb"), _find_rotary_issues),
+    (("axial_pos_emb", "n_ctx", "rotary_emb"), _find_axial_issues),
+    (("scalenorm", "rezero"), _find_norm_issues),
+    (("moe_layers", "n_layer"), _find_moe_issues),
+    (("num_mem_kv", "attention_types"), _find_memory_issues),
+    (("mlm_training", *MASKED_ID_KEYS), _find_masked_id_issues),
+    (("mlm_training", "mlm_same_token_prob", "mlm_random_token_prob"), _find_masked_share_issues),
+    (("mlm_training", "predict_steps"), _find_masked_text_issues),
     (("top_k", "n_vocab"), _find_top_k_issues),
     (("datasets", "no_dataset"), _find_missing_datasets),
     (("mesh_shape", "layout"), _find_mesh_issues),
@@ -388,7 +478,7 @@ def _unknown_dataset(dataset_id: str, directories: Sequence[Path]) -> ValueIssue
 def _build_dataset(dataset_id: str, reading: Reading) -> DatasetConfig | None:
     """Builds a dataset config, or notes its issues and returns None."""
     known_issues = len(reading.issues)
-    _check_names(reading, DATASET_FIELDS, {}, schema.DATASET_INERT_KEYS)
+    _check_names(reading, DATASET_FIELDS, schema.DATASET_INERT_KEYS)
     _parse_values(reading, DATASET_FIELDS)
     _fill_defaults(reading, DATASET_FIELDS)
     reading.values.setdefault("cache_dir", f"datasets/{dataset_id}")

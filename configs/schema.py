@@ -15,7 +15,7 @@ from typing import Any
 from configs.errors import ValueIssue
 from configs.layout import Layout, MeshShape, format_layout, format_mesh_shape, parse_layout, parse_mesh_shape
 
-ATTENTION_TYPES = ("global", "local", "none")
+ATTENTION_TYPES = ("global", "local", "linear", "none")
 ACTIVATIONS = (
     "gelu",
     "relu",
@@ -29,23 +29,11 @@ ACTIVATIONS = (
     "sign",
     "silu",
     "softplus",
-    "id",
-    "mish",
-)
-NUMBER_WORDS = ("nan", "inf", "infinity")
-PRECISIONS = ("float32", "bfloat16")
-LR_DECAYS = ("linear", "cosine")
-OPTIMIZERS = ("adam",)
-INPUT_FNS = ("sequential_input", "generic_text")
-DATATYPES = ("chunks", "documents_random")
-
-UNAVAILABLE_ACTIVATIONS = (
     "lrelu001",
     "lrelu020",
-    "triangle",
-    "relax",
-    "square",
-    "relax",
+    "id",
+    "triangle_relax",
+    "square_relax",
     "spike",
     "spike2",
     "tanhshrink",
@@ -65,6 +53,7 @@ UNAVAILABLE_ACTIVATIONS = (
     "cosid",
     "minsin",
     "maxtanh",
+    "mish",
     "tanhexp",
     "lisht",
     "seagull",
@@ -72,37 +61,17 @@ UNAVAILABLE_ACTIVATIONS = (
     "roottanh",
     "softplusmone",
 )
+NUMBER_WORDS = ("nan", "inf", "infinity")
+PRECISIONS = ("float32", "bfloat16")
+LR_DECAYS = ("linear", "cosine")
+OPTIMIZERS = ("adam", "adamw", "adafactor")
+MOE_GATINGS = ("top_1", "top_2")
+SECOND_POLICIES_TRAIN = ("all", "none", "threshold", "random")
+SECOND_POLICIES_EVAL = ("all", "none", "threshold")
+INPUT_FNS = ("sequential_input", "generic_text")
+DATATYPES = ("chunks", "documents_random")
 
 ALIASES = {"activation_fn": "activation_function", "n_positions": "n_ctx"}
-
-UNAVAILABLE_KEYS = {
-    "rotary_emb": "rotary position embedding",
-    "axial_pos_emb": "axial position embedding",
-    "num_mem_kv": "learned memory keys and values",
-    "mlp_glu": "gated feed-forward layers",
-    "macaron": "macaron layers",
-    "scalenorm": "scalar norms",
-    "rezero": "rezero gains in place of norms",
-    "share_parameters": "one block's variables for all layers",
-    "no_weight_tie": "an output layer of its own",
-    "entmax_loss": "entmax loss",
-    "moe_layers": "mixture-of-experts layers",
-    "log_grads": "gradient norms of each variable",
-    "mlm_training": "masked language modelling",
-}
-
-INERT_KEYS = {
-    "ada_epsilon1": "acts with opt_name adafactor only",
-    "ada_epsilon2": "acts with opt_name adafactor only",
-    "moe_params": "acts with moe_layers only",
-    "moe_activation": "acts with moe_layers only",
-    "mlm_mask_id": "acts with mlm_training only",
-    "mlm_cls_token_id": "acts with mlm_training only",
-    "mlm_mask_prob": "acts with mlm_training only",
-    "mlm_same_token_prob": "acts with mlm_training only",
-    "mlm_random_token_prob": "acts with mlm_training only",
-    "mlm_mask_ignore_ids": "acts with mlm_training only",
-}
 
 DATASET_INERT_KEYS = {"lambada_tokens_path": "acts with the evaluation task lambada only"}
 
@@ -249,6 +218,7 @@ def _parse_eval_tasks(value: Any) -> tuple[str, ...]:
 
 
 FLAG = Kind("true or false", _parse_flag)
+SWITCH = Kind("true or false; null: false", lambda value: _parse_flag(False if value is None else value))
 TEXT = Kind("a string", _parse_text)
 PATH = Kind("a string; empty or null: none", _parse_path)
 TEXTS = Kind("a string or a list of strings", _parse_texts, list)
@@ -260,7 +230,7 @@ TOP_P = number("in (0, 1]", lambda value: 0 < value <= 1)
 
 # Attention patterns: [[["global", "local"], 6]] is global, local, global, local ... over 12 layers.
 
-ATTENTION_TYPE = one_of(ATTENTION_TYPES, unavailable=("linear",))
+ATTENTION_TYPE = one_of(ATTENTION_TYPES)
 ATTENTION_EXAMPLE = 'write it as [[["global", "local"], 6]]'
 
 
@@ -299,6 +269,33 @@ ATTENTION = Kind(
     'a list of [pattern, repeats], such as [[["global", "local"], 6]]', _parse_attention_types, _write_attention_types
 )
 
+# Lists of numbers.
+
+
+def integers(member: Kind, example: str) -> Kind:
+    """A list of integers of one kind; null: none."""
+
+    def parse(value: Any) -> tuple[int, ...]:
+        if value is None:
+            return ()
+        if not isinstance(value, list):
+            raise ValueIssue("is not a list", f"write it as {example}")
+        return tuple(_parse_part("member", member, item) for item in value)
+
+    return Kind(f"a list of members, each {member.description}; null: none", parse, list)
+
+
+def _parse_axes(value: Any) -> tuple[int, int] | None:
+    sizes = integers(integer(1), "[16, 64]").parse(value or None)
+    if len(sizes) not in (0, 2):
+        raise ValueIssue(f"has {len(sizes)} members", "give two, whose product is n_ctx, such as [16, 64]")
+    return sizes or None
+
+
+AXIAL = Kind(
+    "two integers whose product is n_ctx, such as [16, 64]; null: off", _parse_axes, lambda axes: axes and list(axes)
+)
+
 # Meshes.
 
 
@@ -324,6 +321,59 @@ LAYOUT = Kind(
     format_layout,
 )
 
+# Mixture of experts: GPT-Neo keeps its settings in a JSON object of their own.
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoeParams:
+    """The mixture-of-experts layers: the members of the key `moe_params`."""
+
+    moe_num_experts: int = setting(integer(2), "Experts of a layer.", unit="experts", default=16)
+    moe_hidden_size: int = setting(integer(1), "Width of an expert's hidden layer.", unit="features", default=4096)
+    moe_gating: str = setting(one_of(MOE_GATINGS), "How many experts a token asks for: one or two.", default="top_2")
+    moe_group_size: int = setting(
+        integer(1), "Tokens of a row that share the experts' room; n_ctx at most.", unit="tokens", default=1024
+    )
+    moe_capacity_factor_train: float = setting(
+        POSITIVE,
+        "Room of an expert in training, over its equal share of the choices of a group's tokens.",
+        default=1.25,
+    )
+    moe_capacity_factor_eval: float = setting(
+        POSITIVE, "Room of an expert in evaluation and generation, likewise.", default=2.0
+    )
+    moe_min_expert_capacity: int = setting(integer(1), "Least room of an expert.", unit="tokens", default=1)
+    moe_loss_coef: float = setting(NON_NEGATIVE, "Weight of the loss that balances the experts' load.", default=1e-2)
+    moe_z_loss: float = setting(NON_NEGATIVE, "Weight of the squared log-partition of the router.", default=1e-3)
+    moe_second_policy_train: str = setting(
+        one_of(SECOND_POLICIES_TRAIN),
+        "Which second choices count in training: all, none, those whose gate exceeds the threshold, or each with "
+        "probability gate / threshold (random).",
+        default="random",
+    )
+    moe_second_policy_eval: str = setting(
+        one_of(SECOND_POLICIES_EVAL), "Which second choices count in evaluation and generation.", default="all"
+    )
+    moe_second_threshold_train: float = setting(SHARE, "The threshold in training.", default=0.2)
+    moe_second_threshold_eval: float = setting(SHARE, "The threshold in evaluation and generation.", default=0.2)
+    moe_dropout_rate: float = setting(
+        SHARE, "Dropout of what the experts add to the residual, in training.", unit="probability", default=0.0
+    )
+
+
+def _parse_moe_params(value: Any) -> MoeParams:
+    if value is not None and not isinstance(value, dict):
+        raise ValueIssue("is not an object", 'write it as {"moe_num_experts": 8}')
+    known, parsed = keys_of(MoeParams), {}
+    for key, member in (value or {}).items():
+        if key not in known:
+            raise ValueIssue(f"has the unknown member {key}", f"use {', '.join(known)}")
+        parsed[key] = _parse_part(key, known[key].metadata["kind"], member)
+    return MoeParams(**parsed)
+
+
+MOE_PARAMS = Kind("an object, see below; null: all defaults", _parse_moe_params, lambda params: written_keys(params))
+
 # The settings.
 
 
@@ -338,8 +388,9 @@ class ModelConfig:
     n_vocab: int = setting(integer(2), "Rows of the token table; at least the n_vocab of every dataset.", unit="tokens")
     attention_types: tuple[str, ...] = setting(
         ATTENTION,
-        "Attention of each layer: global (all earlier tokens), local (the last local_attention_radius), none "
-        "(feed-forward only). The expansion has n_layer members.",
+        "Attention of each layer: global (all earlier tokens), local (the last local_attention_radius), linear (all "
+        "earlier tokens, in time and memory linear in the length), none (feed-forward only). The expansion has n_layer "
+        "members.",
         default=(),
         default_text="global in every layer",
     )
@@ -347,9 +398,60 @@ class ModelConfig:
         integer(1), "Local attention at position p sees (p - radius, p].", unit="tokens", default=256
     )
     activation_function: str = setting(
-        one_of(ACTIVATIONS, UNAVAILABLE_ACTIVATIONS),
+        one_of(ACTIVATIONS),
         "Activation of the feed-forward layers; gelu is the tanh approximation.",
         default="gelu",
+    )
+    rotary_emb: bool = setting(
+        SWITCH, "Rotates queries and keys by their positions, in place of position embeddings.", default=False
+    )
+    axial_pos_emb: tuple[int, int] | None = setting(
+        AXIAL,
+        "Sizes of two smaller position tables; position p has the mean of rows p // second and p % second.",
+        default=None,
+    )
+    num_mem_kv: int = setting(
+        integer(0), "Learned keys and values that every position of a global layer sees.", unit="keys", default=0
+    )
+    qkv_bias: bool = setting(SWITCH, "Biases of queries, keys and values, as in GPT-2.", default=False)
+    scale_attn_weights: bool = setting(
+        SWITCH,
+        "Divides attention logits by sqrt(n_embd / n_head), as in GPT-2; GPT-Neo has it in its first weights instead.",
+        default=False,
+    )
+    mlp_glu: bool = setting(
+        SWITCH,
+        "Gated feed-forward layers: one half of 8 n_embd features times the activation of the other.",
+        default=False,
+    )
+    macaron: bool = setting(
+        SWITCH, "Half of a feed-forward layer before attention and half of one after it.", default=False
+    )
+    scalenorm: bool = setting(SWITCH, "Norms of blocks have one gain for all features, and no bias.", default=False)
+    rezero: bool = setting(
+        SWITCH, "Blocks have no norms; what they add is multiplied by a gain that begins at 0.", default=False
+    )
+    share_parameters: bool = setting(SWITCH, "All layers share one block's variables.", default=False)
+    no_weight_tie: bool = setting(
+        SWITCH,
+        "An output layer of its own in place of the token table, and, as in GPT-Neo, no final norm.",
+        default=False,
+    )
+    moe_layers: tuple[int, ...] = setting(
+        integers(integer(0), "[1, 3, 5]"),
+        "Layers, counted from 0, whose feed-forward layer is a mixture of experts.",
+        default=(),
+    )
+    moe_params: MoeParams = setting(MOE_PARAMS, "The mixture of experts.", default=MoeParams())
+    moe_activation: str = setting(one_of(ACTIVATIONS), "Activation of the experts.", default="relu")
+    mlm_training: bool = setting(
+        SWITCH,
+        "Trains on masked tokens, which are seen from both sides, in place of the next token; such a model writes no "
+        "text.",
+        default=False,
+    )
+    entmax_loss: bool = setting(
+        SWITCH, "Trains with the entmax loss (alpha 1.3) in place of cross-entropy and z_loss.", default=False
     )
     embed_dropout: float = setting(
         SHARE, "Dropout of token and of position embeddings.", unit="probability", default=0.0
@@ -376,6 +478,11 @@ class ModelConfig:
             object.__setattr__(self, "attention_types", ("global",) * self.n_layer)
 
     @property
+    def is_causal(self) -> bool:
+        """Whether a position sees no later one."""
+        return not self.mlm_training
+
+    @property
     def features_per_head(self) -> int:
         """Width of one attention head, in features."""
         return self.n_embd // self.n_head
@@ -399,13 +506,26 @@ class TrainingConfig:
         default_text="`train_steps`",
     )
     warmup_steps: int = setting(integer(0), "Steps over which the rate grows linearly from 0.", unit="steps", default=0)
-    opt_name: str = setting(one_of(OPTIMIZERS, unavailable=("adafactor",)), "The optimiser.", default="adam")
-    beta1: float = setting(SHARE, "Adam: decay of the mean of gradients.", default=0.9)
+    opt_name: str = setting(
+        one_of(OPTIMIZERS),
+        "The optimiser: adam is GPT-Neo's, without bias correction; adamw has it; adafactor keeps factored second "
+        "moments.",
+        default="adam",
+    )
+    beta1: float = setting(SHARE, "Decay of the mean of gradients; with adafactor 0 saves its memory.", default=0.9)
     beta2: float = setting(SHARE, "Adam: decay of the mean of squared gradients.", default=0.95)
     epsilon: float = setting(POSITIVE, "Adam: added to the root of the second moment.", default=1e-8)
+    ada_epsilon1: float = setting(POSITIVE, "Adafactor: added to squared gradients.", default=1e-30)
+    ada_epsilon2: float = setting(POSITIVE, "Adafactor: least scale of a variable.", default=1e-3)
+    ada_decay_rate: float | None = setting(
+        optional(SHARE),
+        "Adafactor: decay of the mean of squared gradients; null: 1 - step^-0.8.",
+        default=None,
+    )
     weight_decay: float = setting(
         NON_NEGATIVE,
-        "Decoupled decay of the weights, times the rate; biases and the norms of blocks are exempt.",
+        "Decoupled decay of the weights, times the rate; adam exempts biases and the norms of blocks, adamw and "
+        "adafactor every vector.",
         default=0.0,
     )
     gradient_clipping: float | None = setting(
@@ -419,6 +539,7 @@ class TrainingConfig:
         unit="tokens",
         default=None,
     )
+    log_grads: bool = setting(SWITCH, "Writes the norm of each variable's gradient to the metrics.", default=False)
     seed: int = setting(
         integer(0, MAX_SEED), "Seed of the initial variables, dropout and the order of files.", default=1
     )
@@ -455,6 +576,9 @@ class PredictionConfig:
     top_k: int = setting(integer(0), "Samples among the k likeliest tokens; 0: among all.", unit="tokens", default=0)
     top_p: float = setting(
         TOP_P, "Samples among the likeliest tokens that hold this share; 1: among all.", unit="probability", default=1.0
+    )
+    entmax_sampling: bool = setting(
+        SWITCH, "Samples from the entmax (alpha 1.3) of the logits in place of their softmax.", default=False
     )
     predict_seed: int | None = setting(
         optional(integer(0, MAX_SEED)),
@@ -613,6 +737,24 @@ class DataConfig:
         "tokenizer, outside the token table) means that eos_id fills it up.",
         default=0,
         default_text="the datasets', else 0",
+    )
+    mlm_mask_id: int | None = setting(
+        optional(integer(0)), "Masked training: the id in place of masked tokens; required with it.", default=None
+    )
+    mlm_cls_token_id: int | None = setting(
+        optional(integer(0)), "Masked training: an id to begin every example with; null: none.", default=None
+    )
+    mlm_mask_prob: float = setting(
+        TOP_P, "Masked training: share of the tokens that are predicted.", unit="probability", default=0.15
+    )
+    mlm_same_token_prob: float = setting(
+        SHARE, "Masked training: share of the predicted tokens that stay.", unit="probability", default=0.10
+    )
+    mlm_random_token_prob: float = setting(
+        SHARE, "Masked training: share of them that become any token.", unit="probability", default=0.0
+    )
+    mlm_mask_ignore_ids: tuple[int, ...] = setting(
+        integers(integer(0), "[0, 5]"), "Masked training: ids that are never predicted.", default=()
     )
 
 

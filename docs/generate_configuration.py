@@ -97,14 +97,10 @@ def gpt_neo_section() -> Iterator[str]:
     yield "Other spellings of a key; both given with different values is an error:"
     yield ""
     yield from table(["spelling", "key"], ([f"`{alias}`", f"`{key}`"] for alias, key in schema.ALIASES.items()))
-    yield "Accepted while they are off (false, null, 0 or empty); this version does not have them:"
-    yield ""
-    yield from table(["key", "what it turns on"], ([f"`{key}`", text] for key, text in schema.UNAVAILABLE_KEYS.items()))
     yield "Accepted and without effect (`model` may be `GPT` only):"
     yield ""
-    inert = {f"`{key}`": text for key, text in schema.INERT_KEYS.items()}
-    inert |= {f"`{key}` of a dataset": text for key, text in schema.DATASET_INERT_KEYS.items()}
-    yield from table(["key", "why"], inert.items())
+    inert = ([f"`{key}` of a dataset", text] for key, text in schema.DATASET_INERT_KEYS.items())
+    yield from table(["key", "why"], inert)
 
 
 def render() -> str:
@@ -113,7 +109,12 @@ def render() -> str:
     titles = ("Model", "Training", "Evaluation", "Prediction", "Data", "Mesh")
     for title, group in zip(titles, schema.GROUPS.values(), strict=True):
         lines += key_section(title, group)
-    lines += [*dataset_section(), *layout_section(), *gpt_neo_section()]
+    lines += [
+        *key_section("Members of `moe_params`", schema.MoeParams),
+        *dataset_section(),
+        *layout_section(),
+        *gpt_neo_section(),
+    ]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -44,26 +44,27 @@ class _State:
     token: mtf.Tensor
     ended: mtf.Tensor
     written: mtf.Tensor
-    caches: Sequence[Cache | None]
+    caches: Sequence[Cache]
 
     def tensors(self) -> list[mtf.Tensor]:
-        held = [tensor for cache in self.caches if cache for tensor in (cache.keys, cache.values)]
+        held = [cache[name] for cache in self.caches for name in sorted(cache)]
         return [self.n_written, self.token, self.ended, self.written, *held]
 
     def with_tensors(self, tensors: Sequence[mtf.Tensor]) -> _State:
         n_written, token, ended, written, *held = tensors
-        pairs = iter(zip(held[::2], held[1::2], strict=True))
-        return _State(
-            n_written, token, ended, written, [Cache(*next(pairs)) if cache else None for cache in self.caches]
-        )
+        remaining = iter(held)
+        caches = [{name: next(remaining) for name in sorted(cache)} for cache in self.caches]
+        return _State(n_written, token, ended, written, caches)
 
 
-def _lengthened(cache: Cache | None, memory_dim: mtf.Dimension) -> Cache | None:
-    """A cache with room for the tokens to come."""
-    if cache is None:
-        return None
-    padding = [0, memory_dim.size - cache.keys.shape.dims[1].size]
-    return Cache(*(mtf.pad(tensor, padding, "memory_length") for tensor in (cache.keys, cache.values)))
+def lengthened(cache: Cache, memory_dim: mtf.Dimension) -> Cache:
+    """A cache with room for the tokens to come: sums and counts need none."""
+
+    def with_room(tensor: mtf.Tensor) -> mtf.Tensor:
+        lengths = [dim.size for dim in tensor.shape.dims if dim.name == memory_dim.name]
+        return mtf.pad(tensor, [0, memory_dim.size - lengths[0]], memory_dim.name) if lengths else tensor
+
+    return {name: with_room(tensor) for name, tensor in cache.items()}
 
 
 def _add_token(state: _State, logits: mtf.Tensor, noise: Noise, request: Request) -> _State:
@@ -101,7 +102,7 @@ def generate(model: ModelConfig, prompt: mtf.Tensor, noise: Noise, request: Requ
         written=mtf.constant(
             mesh, request.eos_id, [batch_dim, mtf.Dimension("new_tokens", request.n_new_tokens)], tf.int32
         ),
-        caches=[_lengthened(cache, step_context.dims.memory_length) for cache in caches],
+        caches=[lengthened(cache, step_context.dims.memory_length) for cache in caches],
     )
     first = _add_token(start, logits, noise, request)
 

@@ -6,41 +6,81 @@ import math
 
 from meshtf import mtf
 from models import variables
-from models.activations import ACTIVATION_FUNCTIONS
+from models.activations import activated
 from models.context import Context
-from models.ops.activations import bias_add, biased_activation
+from models.ops.activations import bias_add
 
 DENSE_STD = 0.02
 
 
-def _dense_std(context: Context, fan_in: int) -> float:
+def dense_std(context: Context, fan_in: int) -> float:
+    """Standard deviation of the first values of a dense kernel."""
     return DENSE_STD / math.sqrt(fan_in) if context.model.scale_by_in else DENSE_STD
 
 
-def feed_forward(context: Context, x: mtf.Tensor, scope: str) -> mtf.Tensor:
-    """Two dense layers with the activation between them.
+def _expansion(context: Context, scope: str, n_parts: int) -> tuple[mtf.Tensor, mtf.Tensor]:
+    """Kernel and bias of the first layer, for so many times the hidden features."""
+    embd, expanded = context.dims.embd, context.dims.intermediate_expanded
+    wide = mtf.Dimension(expanded.name, n_parts * expanded.size)
+    std = dense_std(context, embd.size)
+    kernel = context.variable(f"{scope}/conv1d_main/c_fc/kernel", [embd, wide], variables.normal(std))
+    return kernel, context.variable(f"{scope}/conv1d_main/c_fc/bias", [wide], variables.zeros)
+
+
+def _hidden(context: Context, x: mtf.Tensor, scope: str, place: str) -> mtf.Tensor:
+    """[..., embd] -> [..., intermediate_expanded]."""
+    kernel, bias = _expansion(context, scope, 1)
+    hidden = mtf.einsum([x, kernel], output_shape=x.shape.dims[:-1] + [context.dims.intermediate_expanded])
+    return activated(context, hidden, context.model.activation_function, scope, place, bias)
+
+
+def _in_halves(x: mtf.Tensor, halves: mtf.Dimension) -> mtf.Tensor:
+    """[..., intermediate_expanded] -> [..., glu_halves, intermediate_expanded of half the size].
+
+    By way of a name that no layout splits: mesh-TensorFlow cannot cut a dimension in two that is split over processors.
+    """
+    whole = mtf.rename_dimension(x, "intermediate_expanded", "whole")
+    *other_dims, long_dim = whole.shape.dims
+    half_dim = mtf.Dimension("intermediate_expanded", long_dim.size // halves.size)
+    return mtf.reshape(whole, [*other_dims, halves, half_dim])
+
+
+def _gated_hidden(context: Context, x: mtf.Tensor, scope: str, place: str) -> mtf.Tensor:
+    """[..., embd] -> [..., intermediate_expanded]: one half of a layer twice as wide times the other's activation.
+
+    Source: Dauphin et al. 2017, Language Modeling with Gated Convolutional Networks, section 2; that the gate is the
+    second half is GPT-Neo's, kept for checkpoints.
+    """
+    halves = mtf.Dimension("glu_halves", 2)
+    kernel, bias = (_in_halves(variable, halves) for variable in _expansion(context, scope, halves.size))
+    both = mtf.einsum([x, kernel], output_shape=x.shape.dims[:-1] + kernel.shape.dims[1:])
+    values, gates = mtf.unstack(both, halves)
+    values_bias, gates_bias = mtf.unstack(bias, halves)
+    gates = activated(context, gates, context.model.activation_function, scope, place, gates_bias)
+    return bias_add(values, values_bias) * gates
+
+
+def feed_forward(context: Context, x: mtf.Tensor, scope: str, place: str) -> mtf.Tensor:
+    """Two dense layers with the activation, or with a gated linear unit, between them.
 
     Args:
-      x: [batch, sequence, embd].
-      scope: of the variables `{scope}/conv1d_main/c_fc/{kernel,bias}` [embd, intermediate_expanded] and
-        `.../c_proj/{kernel,bias}`.
+      x: [..., embd], batch first.
+      scope: of the variables `{scope}/conv1d_main/c_fc/{kernel,bias}` [embd, intermediate_expanded], twice as wide with
+        mlp_glu, `.../c_proj/{kernel,bias}` and those of the activation.
+      place: of the random numbers; no two places of a model are the same, though they may share variables.
 
     Returns:
-      [batch, sequence, embd].
+      [..., embd].
 
     Source: Vaswani et al. 2017, Attention Is All You Need, section 3.3; the scaled output layer is Radford et al.
     2019 (GPT-2), section 2.3.
     """
     embd, expanded = context.dims.embd, context.dims.intermediate_expanded
-    projection_std = _dense_std(context, expanded.size)
+    std = dense_std(context, expanded.size)
     if context.model.scale_by_depth:
-        projection_std /= math.sqrt(context.model.n_layer)
-    main = f"{scope}/conv1d_main"
-    kernel = context.variable(f"{main}/c_fc/kernel", [embd, expanded], variables.normal(_dense_std(context, embd.size)))
-    bias = context.variable(f"{main}/c_fc/bias", [expanded], variables.zeros)
-    hidden = mtf.einsum([x, kernel], output_shape=x.shape.dims[:-1] + [expanded])
-    hidden = biased_activation(hidden, bias, ACTIVATION_FUNCTIONS[context.model.activation_function])
-    kernel = context.variable(f"{main}/c_proj/kernel", [expanded, embd], variables.normal(projection_std))
-    bias = context.variable(f"{main}/c_proj/bias", [embd], variables.zeros)
+        std /= math.sqrt(context.model.n_layer)
+    hidden = (_gated_hidden if context.model.mlp_glu else _hidden)(context, x, scope, place)
+    kernel = context.variable(f"{scope}/conv1d_main/c_proj/kernel", [expanded, embd], variables.normal(std))
+    bias = context.variable(f"{scope}/conv1d_main/c_proj/bias", [embd], variables.zeros)
     y = bias_add(mtf.einsum([hidden, kernel], output_shape=x.shape), bias)
-    return context.dropout(y, context.model.res_dropout, f"{scope}/residual")
+    return context.dropout(y, context.model.res_dropout, f"{place}/residual")

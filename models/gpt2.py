@@ -1,4 +1,4 @@
-"""The transformer: token ids in, logits out. Pre-norm GPT-2 blocks with GPT-Neo's variables and numerics.
+"""The transformer: token ids in, logits out. Pre-norm GPT-2 blocks with GPT-Neo's options, variables and numerics.
 
 Source: Radford et al. 2019, Language Models are Unsupervised Multitask Learners, section 2.3; GPT-Neo for names and
 first values.
@@ -6,91 +6,185 @@ first values.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 from meshtf import mtf
 from models import positions, variables
-from models.attention import Cache, one_position_attention, whole_sequence_attention
+from models.attention import Cache, one_position_attention, prompt_attention, whole_sequence_attention
 from models.context import Context
-from models.feed_forward import feed_forward
-from models.norms import layer_norm
+from models.feed_forward import dense_std, feed_forward
+from models.layer import Layer, layers
+from models.moe import MoeOutput, mixture_of_experts
+from models.norms import block_norm, layer_norm, residual_gain
+from models.ops.activations import bias_add
 from models.ops.embedding import embedding_lookup
 
 TOKEN_STD = 0.02
-Attend = Callable[[mtf.Tensor], tuple[mtf.Tensor, Cache]]
+Attend = Callable[[mtf.Tensor, Layer], tuple[mtf.Tensor, Cache]]
+Mix = Callable[[mtf.Tensor, Layer], MoeOutput]
+
+
+@dataclasses.dataclass(frozen=True)
+class MoeReport:
+    """What a mixture of experts says of a batch, as in `MoeOutput`."""
+
+    aux_loss: mtf.Tensor
+    dropped: mtf.Tensor
+    load: mtf.Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class ForwardPass:
+    """What a pass over whole sequences gives.
+
+    Attributes:
+      logits: [batch, sequence, vocab].
+      mixtures: of each mixture-of-experts layer, by its place, as "h2".
+    """
+
+    logits: mtf.Tensor
+    mixtures: dict[str, MoeReport]
 
 
 def _token_table(context: Context) -> mtf.Tensor:
     return context.variable("wte", [context.dims.vocab, context.dims.embd], variables.normal(TOKEN_STD))
 
 
-def _embedded(context: Context, tokens: mtf.Tensor, embedded_positions: mtf.Tensor) -> mtf.Tensor:
+def _embedded(context: Context, tokens: mtf.Tensor, places: mtf.Tensor) -> mtf.Tensor:
     """Sum of token and position embeddings: [..., embd]; each has its own dropout, as in GPT-Neo."""
     rate = context.model.embed_dropout
     x = context.dropout(embedding_lookup(_token_table(context), tokens), rate, "wte")
+    embedded_positions = positions.embedded(context, places)
+    if embedded_positions is None:
+        return x
     if not (rate and context.is_training):
         return x + embedded_positions
     return x + context.dropout(mtf.broadcast(embedded_positions, x.shape), rate, "wpe")
 
 
 def _logits(context: Context, x: mtf.Tensor) -> mtf.Tensor:
-    """Final norm and the output layer, tied to the token table: [..., embd] -> [..., vocab]."""
-    x = layer_norm(context, x, "ln_f")
-    return mtf.einsum([x, _token_table(context)], output_shape=x.shape.dims[:-1] + [context.dims.vocab])
+    """[..., embd] -> [..., vocab]: a final norm and the token table, or with `no_weight_tie` an output layer alone."""
+    shape = x.shape.dims[:-1] + [context.dims.vocab]
+    if not context.model.no_weight_tie:
+        return mtf.einsum([layer_norm(context, x, "ln_f"), _token_table(context)], output_shape=shape)
+    scope, dims = "wte_final_linear/conv1d_main/linear_out", [context.dims.embd, context.dims.vocab]
+    kernel = context.variable(f"{scope}/kernel", dims, variables.normal(dense_std(context, context.dims.embd.size)))
+    bias = context.variable(f"{scope}/bias", [context.dims.vocab], variables.zeros)
+    return bias_add(mtf.einsum([x, kernel], output_shape=shape), bias)
 
 
-def _block(context: Context, x: mtf.Tensor, layer: int, attend: Attend) -> tuple[mtf.Tensor, Cache | None]:
-    """One pre-norm block; a layer of type "none" is its feed-forward half alone."""
-    cache = None
-    if context.model.attention_types[layer] != "none":
-        attended, cache = attend(layer_norm(context, x, f"h{layer}/norm_1"))
-        x = x + attended
-    return x + feed_forward(context, layer_norm(context, x, f"h{layer}/norm_2"), f"h{layer}/mlp"), cache
+@dataclasses.dataclass(frozen=True)
+class _BlockOutput:
+    """x [..., embd], what the block keeps for the next position, and what its experts say."""
+
+    x: mtf.Tensor
+    cache: Cache
+    mixture: MoeOutput | None
 
 
-def _training_block(context: Context, x: mtf.Tensor, layer: int) -> mtf.Tensor:
-    def block(x: mtf.Tensor) -> mtf.Tensor:
-        return _block(context, x, layer, lambda h: whole_sequence_attention(context, h, layer))[0]
+def _block(context: Context, x: mtf.Tensor, layer: Layer, attend: Attend, mix: Mix) -> _BlockOutput:
+    """One block; a layer of attention type "none" is its feed-forward half alone.
 
-    return mtf.recompute_grad(block, [x]) if context.model.recompute_grad and context.is_training else block(x)
+    Source: Lu et al. 2019, Understanding and Improving Transformer From a Multi-Particle Dynamic System Point of View
+    (macaron), section 4; its first half has no norm, as in GPT-Neo.
+    """
+    share = 0.5 if context.model.macaron else 1.0
+    cache: Cache = {}
+    if context.model.macaron:
+        x = x + feed_forward(context, x, f"{layer.scope}/mlp_macaron", f"{layer.place}/mlp_macaron") * share
+    if layer.attention != "none":
+        attended, cache = attend(block_norm(context, x, f"{layer.scope}/norm_1"), layer)
+        x = x + residual_gain(context, attended, f"{layer.scope}/norm_rezero_1")
+    normed = block_norm(context, x, f"{layer.scope}/norm_2")
+    mixture = mix(normed, layer) if layer.is_mixture else None
+    fed = mixture.outputs if mixture else feed_forward(context, normed, f"{layer.scope}/mlp", f"{layer.place}/mlp")
+    if context.model.macaron:
+        fed *= share
+    return _BlockOutput(x + residual_gain(context, fed, f"{layer.scope}/norm_rezero_2"), cache, mixture)
 
 
-def logits(context: Context, tokens: mtf.Tensor) -> mtf.Tensor:
-    """Logits of every position.
+# Training and evaluation.
+
+
+def _training_block(context: Context, x: mtf.Tensor, layer: Layer) -> tuple[mtf.Tensor, MoeReport | None]:
+    def block(x: mtf.Tensor) -> tuple[mtf.Tensor, ...]:
+        output = _block(
+            context,
+            x,
+            layer,
+            lambda h, layer: whole_sequence_attention(context, h, layer),
+            lambda h, layer: mixture_of_experts(context, h, layer.scope, layer.place),
+        )
+        mixture = output.mixture
+        return (output.x, mixture.aux_loss, mixture.dropped, mixture.load) if mixture else (output.x,)
+
+    # A block that is computed again may give nothing to the outside but what it returns.
+    is_computed_again = context.model.recompute_grad and context.is_training
+    x, *reported = mtf.recompute_grad(block, [x]) if is_computed_again else block(x)
+    return x, MoeReport(*reported) if reported else None
+
+
+def forward(context: Context, tokens: mtf.Tensor) -> ForwardPass:
+    """Every position of whole sequences.
 
     Args:
       tokens: int32 [batch, sequence].
 
     Returns:
-      [batch, sequence, vocab]; row t depends on tokens 0 ... t only.
+      Logits [batch, sequence, vocab], whose row t depends on tokens 0 ... t only, unless the model is bidirectional;
+      and what the experts say.
     """
-    x = _embedded(context, tokens, positions.embedded_positions(context))
-    for layer in range(context.model.n_layer):
-        x = _training_block(context, x, layer)
-    return _logits(context, x)
+    x = _embedded(context, tokens, positions.sequence_positions(context))
+    mixtures = {}
+    for layer in layers(context.model):
+        x, mixture = _training_block(context, x, layer)
+        if mixture:
+            mixtures[layer.place] = mixture
+    return ForwardPass(_logits(context, x), mixtures)
 
 
-def prompt_logits(context: Context, tokens: mtf.Tensor) -> tuple[mtf.Tensor, list[Cache | None]]:
+def logits(context: Context, tokens: mtf.Tensor) -> mtf.Tensor:
+    """int32 [batch, sequence] -> [batch, sequence, vocab]."""
+    return forward(context, tokens).logits
+
+
+# Decoding.
+
+
+def _kept(output: _BlockOutput) -> Cache:
+    """What a layer keeps for the next position: of attention, and the room that is taken in its experts."""
+    return output.cache | ({"claims": output.mixture.claims} if output.mixture else {})
+
+
+def prompt_logits(context: Context, tokens: mtf.Tensor) -> tuple[mtf.Tensor, list[Cache]]:
     """Logits after a prompt.
 
     Args:
       tokens: int32 [batch, sequence].
 
     Returns:
-      [batch, vocab], and each layer's keys and values; None where a layer has none.
+      [batch, vocab], and what each layer keeps.
     """
-    x = _embedded(context, tokens, positions.embedded_positions(context))
+    x = _embedded(context, tokens, positions.sequence_positions(context))
     caches = []
-    for layer in range(context.model.n_layer):
-        x, cache = _block(context, x, layer, lambda h, layer=layer: whole_sequence_attention(context, h, layer))
-        caches.append(cache)
+    for layer in layers(context.model):
+        output = _block(
+            context,
+            x,
+            layer,
+            lambda h, layer: prompt_attention(context, h, layer),
+            lambda h, layer: mixture_of_experts(context, h, layer.scope, layer.place),
+        )
+        x = output.x
+        caches.append(_kept(output))
     last = mtf.slice(x, context.dims.sequence.size - 1, 1, "sequence")
     return _logits(context, mtf.reshape(last, mtf.Shape([context.dims.batch, context.dims.embd]))), caches
 
 
 def next_logits(
-    context: Context, tokens: mtf.Tensor, position: mtf.Tensor, caches: Sequence[Cache | None]
-) -> tuple[mtf.Tensor, list[Cache | None]]:
+    context: Context, tokens: mtf.Tensor, position: mtf.Tensor, caches: Sequence[Cache]
+) -> tuple[mtf.Tensor, list[Cache]]:
     """Logits after one more token.
 
     Args:
@@ -101,14 +195,18 @@ def next_logits(
     Returns:
       [batch, vocab], and the caches with this position added.
     """
-    x = _embedded(context, tokens, positions.embedded_position(context, position))
+    x = _embedded(context, tokens, position)
     new_caches = []
-    for layer, cache in enumerate(caches):
-        x, cache = _block(
+    for layer, cache in zip(layers(context.model), caches, strict=True):
+        output = _block(
             context,
             x,
             layer,
-            lambda h, layer=layer, cache=cache: one_position_attention(context, h, layer, cache, position),
+            lambda h, layer, cache=cache: one_position_attention(context, h, layer, cache, position),
+            lambda h, layer, cache=cache: mixture_of_experts(
+                context, h, layer.scope, layer.place, cache["claims"], position
+            ),
         )
-        new_caches.append(cache)
+        x = output.x
+        new_caches.append(_kept(output))
     return _logits(context, x), new_caches

@@ -1,11 +1,13 @@
-"""Losses of next-token prediction."""
+"""Losses of tokens."""
 
 from __future__ import annotations
 
 import dataclasses
 
+from configs.schema import ModelConfig
 from meshtf import mtf
 from models.ops.cross_entropy import softmax_statistics
+from models.ops.entmax import entmax_loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,28 +15,44 @@ class TokenLosses:
     """Losses of each token, float32 [batch, sequence].
 
     Attributes:
-      cross_entropy: -log p(label), in nats.
-      log_z: log of the softmax's denominator.
+      loss: of foretelling the label; the cross-entropy -log p(label), in nats, or the entmax loss.
+      log_z: log of the softmax's denominator; None with the entmax loss, which has none.
     """
 
-    cross_entropy: mtf.Tensor
-    log_z: mtf.Tensor
+    loss: mtf.Tensor
+    log_z: mtf.Tensor | None
 
-    def training_loss(self, z_loss: float) -> mtf.Tensor:
-        """The scalar to minimise: mean cross-entropy + z_loss * mean(log_z^2), which keeps the logits from drifting.
+    def mean(self, weights: mtf.Tensor) -> mtf.Tensor:
+        """The scalar mean of the tokens' losses.
+
+        Args:
+          weights: float32 [batch, sequence], adding up to 1 over the whole batch.
+        """
+        return mtf.reduce_sum(weights * self.loss)
+
+    def training_loss(self, weights: mtf.Tensor, z_loss: float) -> mtf.Tensor:
+        """The scalar to minimise: the mean of loss + z_loss * log_z^2, which keeps the logits from drifting.
+
+        Args:
+          weights: float32 [batch, sequence], adding up to 1 over the whole batch.
+          z_loss: has no effect with the entmax loss.
 
         Source: Shazeer et al. 2018, Mesh-TensorFlow; the z-loss as in its `softmax_cross_entropy_with_logits`.
         """
-        loss = mtf.reduce_mean(self.cross_entropy)
-        return loss + mtf.reduce_mean(mtf.square(self.log_z)) * z_loss if z_loss else loss
+        loss = self.mean(weights)
+        has_z_loss = z_loss and self.log_z is not None
+        return loss + mtf.reduce_sum(weights * mtf.square(self.log_z)) * z_loss if has_z_loss else loss
 
 
-def token_losses(logits: mtf.Tensor, labels: mtf.Tensor) -> TokenLosses:
-    """Cross-entropy of every token.
+def token_losses(model: ModelConfig, logits: mtf.Tensor, labels: mtf.Tensor) -> TokenLosses:
+    """The losses that a model is trained with: entmax losses with `entmax_loss`, else cross-entropies.
 
     Args:
+      model: the model's settings.
       logits: [batch, sequence, vocab].
       labels: int32 [batch, sequence].
     """
+    if model.entmax_loss:
+        return TokenLosses(entmax_loss(logits, labels), log_z=None)
     log_z, label_logit = softmax_statistics(logits, labels)
     return TokenLosses(log_z - label_logit, log_z)

@@ -1,4 +1,4 @@
-"""Normalisation layers."""
+"""Normalisation layers, and the gain that stands in their place with rezero."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def layer_norm(context: Context, x: mtf.Tensor, scope: str) -> mtf.Tensor:
     """Layer normalisation over embd.
 
     Args:
-      x: [batch, sequence, embd].
+      x: [..., embd].
       scope: of the variables `{scope}/g` [embd] and `{scope}/b` [embd].
 
     Source: Ba et al. 2016, Layer Normalization.
@@ -22,3 +22,33 @@ def layer_norm(context: Context, x: mtf.Tensor, scope: str) -> mtf.Tensor:
     gain = context.variable(f"{scope}/g", [context.dims.embd], variables.ones)
     bias = context.variable(f"{scope}/b", [context.dims.embd], variables.zeros)
     return norm_ops.layer_norm(x, gain, bias, LAYER_NORM_EPSILON)
+
+
+def scale_norm(context: Context, x: mtf.Tensor, scope: str) -> mtf.Tensor:
+    """Normalisation over embd with one gain for all features and no bias: the mean is taken away, unlike in Nguyen and
+    Salazar's ScaleNorm.
+
+    Args:
+      x: [..., embd].
+      scope: of the variable `{scope}/g`, a scalar.
+
+    Source: GPT-Neo, kept for checkpoints.
+    """
+    shape = mtf.Shape([context.dims.embd])
+    gain = mtf.broadcast(context.variable(f"{scope}/g", [], variables.ones), shape)
+    return norm_ops.layer_norm(x, gain, mtf.zeros(x.mesh, shape, x.dtype), LAYER_NORM_EPSILON)
+
+
+def block_norm(context: Context, x: mtf.Tensor, scope: str) -> mtf.Tensor:
+    """The norm at the entry of a half of a block: x itself with rezero."""
+    if context.model.rezero:
+        return x
+    return (scale_norm if context.model.scalenorm else layer_norm)(context, x, scope)
+
+
+def residual_gain(context: Context, x: mtf.Tensor, scope: str) -> mtf.Tensor:
+    """What a half of a block adds: with rezero times the variable `{scope}/g`, a scalar that begins at 0.
+
+    Source: Bachlechner et al. 2020, ReZero is All You Need, equation 1.
+    """
+    return x * context.variable(f"{scope}/g", [], variables.zeros) if context.model.rezero else x

@@ -1,29 +1,86 @@
-"""Position embeddings."""
+"""Positions: learned embeddings of them, or rotations of queries and keys by them."""
 
 from __future__ import annotations
 
-from meshtf import mtf
+from meshtf import mtf, tf
 from models import variables
 from models.context import Context
 from models.ops.embedding import embedding_lookup
+from models.ops.rotation import rotate
 
 POSITION_STD = 0.01
+ROTARY_BASE = 10000.0
 
 
-def _table(context: Context) -> mtf.Tensor:
-    return context.variable("wpe", [context.dims.embed_sequence, context.dims.embd], variables.normal(POSITION_STD))
+def sequence_positions(context: Context) -> mtf.Tensor:
+    """0 ... sequence - 1: int32 [sequence]."""
+    return mtf.mtf_range(context.mesh, context.dims.sequence, tf.int32)
 
 
-def embedded_positions(context: Context) -> mtf.Tensor:
-    """The learned embedding of positions 0 ... sequence - 1: [sequence, embd], from the variable `wpe`
-    [embed_sequence, embd].
+def embedded(context: Context, positions: mtf.Tensor) -> mtf.Tensor | None:
+    """The learned embeddings of positions, or None where queries and keys are rotated instead.
+
+    Args:
+      positions: int32 [sequence], from 0 on; or a scalar.
+
+    Returns:
+      [sequence, embd], or [embd] for a scalar, from the variable `wpe` [embed_sequence, embd] or from `axial_wpe_1` and
+      `axial_wpe_2`.
     """
-    table = mtf.rename_dimension(_table(context), "embed_sequence", "whole")
+    if context.model.rotary_emb:
+        return None
+    if context.model.axial_pos_emb is not None:
+        return _axial(context, positions)
+    table = context.variable("wpe", [context.dims.embed_sequence, context.dims.embd], variables.normal(POSITION_STD))
+    return embedding_lookup(table, positions) if positions.shape.ndims == 0 else _first_rows(context, table)
+
+
+def _first_rows(context: Context, table: mtf.Tensor) -> mtf.Tensor:
+    """The rows of positions 0 ... sequence - 1, without a lookup."""
+    table = mtf.rename_dimension(table, "embed_sequence", "whole")
     if context.dims.sequence.size < context.dims.embed_sequence.size:
         table = mtf.slice(table, 0, context.dims.sequence.size, "whole")
     return mtf.rename_dimension(table, "whole", "sequence")
 
 
-def embedded_position(context: Context, position: mtf.Tensor) -> mtf.Tensor:
-    """The learned embedding of one position, an int32 scalar: [embd]."""
-    return embedding_lookup(_table(context), position)
+def _axial(context: Context, positions: mtf.Tensor) -> mtf.Tensor:
+    """The mean of two smaller tables' rows p // second and p % second.
+
+    Source: Kitaev et al. 2020, Reformer, section 4 (there the rows are joined); the mean is GPT-Neo's, kept for
+    checkpoints.
+    """
+    first, second = context.model.axial_pos_emb
+    rows = (
+        mtf.cwise(lambda position: position // second, [positions]),
+        mtf.cwise(lambda position: position % second, [positions]),
+    )
+    tables = [
+        context.variable(f"axial_wpe_{number}", [dim, context.dims.embd], variables.normal(POSITION_STD))
+        for number, dim in ((1, mtf.Dimension("axial_1", first)), (2, mtf.Dimension("axial_2", second)))
+    ]
+    halves = [embedding_lookup(table, row) for table, row in zip(tables, rows, strict=True)]
+    return (halves[0] + halves[1]) * 0.5
+
+
+def rotated(context: Context, x: mtf.Tensor, positions: mtf.Tensor) -> mtf.Tensor:
+    """Queries or keys turned by their positions; x itself without `rotary_emb`.
+
+    Args:
+      x: [batch, sequence, heads, features_per_head], or [batch, heads, features_per_head] at one position.
+      positions: int32 [sequence], or a scalar.
+
+    Source: Su et al. 2021, RoFormer, section 3.2.2, with features i and i + features_per_head / 2 as a pair, as in
+    GPT-Neo.
+    """
+    if not context.model.rotary_emb:
+        return x
+    half_dim = mtf.Dimension("half_features_per_head", context.model.features_per_head // 2)
+
+    def angle(position: tf.Tensor, pair: tf.Tensor) -> tf.Tensor:
+        # float32 whatever the activations are: bfloat16 has no exact integers above 256.
+        return tf.cast(position, tf.float32) * ROTARY_BASE ** (-tf.cast(pair, tf.float32) / half_dim.size)
+
+    pairs = mtf.mtf_range(context.mesh, half_dim, tf.int32)
+    shape = positions.shape + [half_dim]
+    operands = [mtf.broadcast(operand, shape) for operand in (positions, pairs)]
+    return rotate(x, mtf.cwise(angle, operands, output_dtype=tf.float32))

@@ -13,11 +13,11 @@ from configs.errors import DataError
 
 
 class EvaluationBatch(Protocol):
-    """Rows of weight 0 only fill the last batch up."""
+    """Labels of weight 0 are not measured: they fill the last batch up, or stand beside the masked ones."""
 
     tokens_BS: np.ndarray
     labels_BS: np.ndarray
-    weights_B: np.ndarray
+    weights_BS: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,10 +25,12 @@ class TokenCounts:
     """What of the labels counts, and for how much text.
 
     Attributes:
+      has_likelihood: the loss is -log p(label), so that perplexity and bits per byte mean something.
       padding_id: labels with this id only fill an example up, and are left out; None: there is no such id.
       bytes_V: UTF-8 bytes that each id stands for, int [vocab]; None: not known.
     """
 
+    has_likelihood: bool
     padding_id: int | None
     bytes_V: np.ndarray | None
 
@@ -39,30 +41,32 @@ def evaluate(
     """Measures the loss.
 
     Args:
-      step: from (tokens_BS, labels_BS) to `cross_entropy`, each token's nats, float32 [batch, sequence].
+      step: from (tokens_BS, labels_BS) to `token_loss`, each token's nats, float32 [batch, sequence].
       batches: a finite stream.
       counts: which labels count.
 
     Returns:
-      `loss` (nats a token), `perplexity` (its exponential), `tokens`, and, if the bytes are known, `bits_per_byte` of
-      the text.
+      `loss` (nats a token) and `tokens`; of a likelihood also `perplexity` (the loss's exponential) and, if the bytes
+      are known, `bits_per_byte` of the text.
 
     Raises:
       DataError: no label counts.
     """
     total_nats, n_tokens, n_bytes = 0.0, 0, 0
     for batch in batches:
-        counted_BS = (batch.weights_B[:, None] > 0) & (batch.labels_BS != counts.padding_id)
-        nats_BS = step(batch.tokens_BS, batch.labels_BS)["cross_entropy"]
+        counted_BS = (batch.weights_BS > 0) & (batch.labels_BS != counts.padding_id)
+        nats_BS = step(batch.tokens_BS, batch.labels_BS)["token_loss"]
         total_nats += float(nats_BS[counted_BS].sum(dtype=np.float64))
         n_tokens += int(counted_BS.sum())
         if counts.bytes_V is not None:
             n_bytes += int(counts.bytes_V[batch.labels_BS[counted_BS]].sum())
     if n_tokens == 0:
         raise DataError(
-            f"nothing to evaluate: every label is padding_id {counts.padding_id} -- give held-out text, or the "
-            "padding_id of the tokenizer"
+            f"nothing to evaluate: every label is padding_id {counts.padding_id}, or an id that is never masked -- "
+            "give held-out text, or the padding_id of the tokenizer"
         )
     loss = total_nats / n_tokens
+    if not counts.has_likelihood:
+        return {"loss": loss, "tokens": n_tokens}
     measured = {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "tokens": n_tokens}
     return {**measured, "bits_per_byte": total_nats / math.log(2) / n_bytes} if n_bytes else measured

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from models.context import Context
 from models.dims import Dims
 from models.ops.dropout import Noise
 from runtime.mesh import DeviceMesh, Placement
-from runtime.optimizers import build_update
+from runtime.optimizers import build_update, gradient_norms
 
 Function = Callable[..., dict[str, tf.Tensor]]
 
@@ -88,15 +88,24 @@ def n_microbatches(config: RunConfig, batch_split: int) -> int:
 def _training_outputs(
     model: ModelConfig, features: dict[str, mtf.Tensor], key: mtf.Tensor, n_parts: int
 ) -> dict[str, mtf.Tensor]:
-    """Losses of one microbatch, divided so that those of all parts add up to the batch's."""
+    """Losses of one microbatch, of a size that those of all parts add up to the batch's."""
     batch_dim, sequence_dim = features["tokens"].shape.dims
     dims = Dims.of(model, batch_dim.size, sequence_dim.size)
     context = Context(key.mesh, model, dims, Noise(key, features["rows"]))
-    token_losses = losses.token_losses(gpt2.logits(context, features["tokens"]), features["labels"])
-    return {
-        "loss": token_losses.training_loss(model.z_loss) / n_parts,
-        "cross_entropy": mtf.reduce_mean(token_losses.cross_entropy) / n_parts,
-    }
+    passed = gpt2.forward(context, features["tokens"])
+    token_losses = losses.token_losses(model, passed.logits, features["labels"])
+    loss = token_losses.training_loss(features["weights"], model.z_loss)
+    # Token weights add up over the parts; what experts say is a mean of each part.
+    for mixture in passed.mixtures.values():
+        loss += mixture.aux_loss / n_parts
+    reported = {f"moe/{place}/{name}": value / n_parts for place, name, value in _reports(passed.mixtures)}
+    return {"loss": loss, "token_loss": token_losses.mean(features["weights"]), **reported}
+
+
+def _reports(mixtures: dict[str, gpt2.MoeReport]) -> Iterator[tuple[str, str, mtf.Tensor]]:
+    for place, mixture in mixtures.items():
+        yield place, "dropped", mixture.dropped
+        yield place, "load", mixture.load
 
 
 def _gradients(
@@ -112,43 +121,59 @@ def _gradients(
     return mtf.gradients([outputs["loss"]], [variable.value for variable in trainable]), outputs
 
 
+def _scalars(outputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    """Vectors taken apart: the load of each expert is a metric of its own."""
+    vectors = {name for name, value in outputs.items() if value.shape.rank}
+    parts = {f"{name}/{index}": part for name in vectors for index, part in enumerate(tf.unstack(outputs[name]))}
+    return {name: value for name, value in outputs.items() if name not in vectors} | parts
+
+
 def build_train_step(config: RunConfig, placement: Placement) -> LoweredStep:
     """One step of training.
 
     Returns:
-      A step from (tokens int32 [batch, sequence], labels int32 [batch, sequence], learning_rate float32, noise_key
-      int32) to `loss` (mean cross-entropy in nats, before the update) and `grad_norm` (before clipping); it updates
+      A step from (tokens int32 [batch, sequence], labels int32 [batch, sequence], weights float32 [batch, sequence],
+      learning_rate float32, update_number int32, noise_key int32), the weights adding up to 1, to `loss` (in nats, as
+      the weights mean it, before the update), `grad_norm` (before clipping), of each mixture-of-experts layer
+      `moe/{place}/dropped` and `moe/{place}/load/{expert}`, and with `log_grads` `grads/norm/{variable}`; it updates
       the variables.
     """
     batch_size, length = config.training.train_batch_size, config.model.n_ctx
     _check_batch_splits(batch_size, placement.axis_size("batch"))
     mesh_impl = placement.implementation(batch_size)
     n_parts = n_microbatches(config, placement.axis_size("batch"))
-    batch_dim, sequence_dim = mtf.Dimension("batch", batch_size), mtf.Dimension("sequence", length)
+    shape = mtf.Shape([mtf.Dimension("batch", batch_size), mtf.Dimension("sequence", length)])
 
     def step(
-        tokens: tf.Tensor, labels: tf.Tensor, learning_rate: tf.Tensor, noise_key: tf.Tensor
+        tokens: tf.Tensor,
+        labels: tf.Tensor,
+        weights: tf.Tensor,
+        learning_rate: tf.Tensor,
+        update_number: tf.Tensor,
+        noise_key: tf.Tensor,
     ) -> dict[str, tf.Tensor]:
         graph, mesh = _new_mesh()
-        features = {
-            "tokens": mtf.import_tf_tensor(mesh, tokens, mtf.Shape([batch_dim, sequence_dim])),
-            "labels": mtf.import_tf_tensor(mesh, labels, mtf.Shape([batch_dim, sequence_dim])),
-            "rows": mtf.mtf_range(mesh, batch_dim, tf.int32),
-        }
+        examples = {"tokens": tokens, "labels": labels, "weights": weights}
+        features = {name: mtf.import_tf_tensor(mesh, value, shape) for name, value in examples.items()}
+        features["rows"] = mtf.mtf_range(mesh, shape.dims[0], tf.int32)
         gradients, outputs = _gradients(config.model, features, mtf.import_tf_tensor(mesh, noise_key), n_parts)
-        rate = mtf.import_tf_tensor(mesh, learning_rate)
-        norm = build_update(list(graph.trainable_variables), gradients, config.training, rate)
-        return _lower(graph, mesh, mesh_impl, {"loss": outputs["cross_entropy"], "grad_norm": norm})
+        trainable = list(graph.trainable_variables)
+        schedule = [mtf.import_tf_tensor(mesh, scalar) for scalar in (learning_rate, update_number)]
+        norm = build_update(trainable, gradients, config.training, *schedule)
+        norms = gradient_norms(trainable, gradients) if config.training.log_grads else {}
+        del outputs["loss"]
+        reported = {"loss": outputs.pop("token_loss"), "grad_norm": norm, **outputs, **norms}
+        return _scalars(_lower(graph, mesh, mesh_impl, reported))
 
-    scalar = tf.TensorSpec((), tf.float32)
-    return _compile(step, _ids(batch_size, length), _ids(batch_size, length), scalar, _ids())
+    ids, weights = _ids(batch_size, length), tf.TensorSpec((batch_size, length), tf.float32)
+    return _compile(step, ids, ids, weights, tf.TensorSpec((), tf.float32), _ids(), _ids())
 
 
 def build_eval_step(config: RunConfig, placement: Placement) -> LoweredStep:
     """Losses without dropout.
 
     Returns:
-      A step from (tokens int32 [batch, sequence], labels int32 [batch, sequence]) to `cross_entropy`, each token's
+      A step from (tokens int32 [batch, sequence], labels int32 [batch, sequence]) to `token_loss`, each token's
       nats, float32 [batch, sequence].
     """
     batch_size, length = config.evaluation.eval_batch_size, config.model.n_ctx
@@ -159,8 +184,8 @@ def build_eval_step(config: RunConfig, placement: Placement) -> LoweredStep:
         dims = Dims.of(config.model, batch_size, length)
         shape = mtf.Shape([dims.batch, dims.sequence])
         logits = gpt2.logits(Context(mesh, config.model, dims), mtf.import_tf_tensor(mesh, tokens, shape))
-        token_losses = losses.token_losses(logits, mtf.import_tf_tensor(mesh, labels, shape))
-        return _lower(graph, mesh, mesh_impl, {"cross_entropy": token_losses.cross_entropy})
+        token_losses = losses.token_losses(config.model, logits, mtf.import_tf_tensor(mesh, labels, shape))
+        return _lower(graph, mesh, mesh_impl, {"token_loss": token_losses.loss})
 
     return _compile(step, _ids(batch_size, length), _ids(batch_size, length))
 

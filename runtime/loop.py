@@ -25,6 +25,7 @@ class TrainingBatch(Protocol):
 
     tokens_BS: np.ndarray
     labels_BS: np.ndarray
+    weights_BS: np.ndarray
     next_example: int
 
 
@@ -79,7 +80,7 @@ def train(
 
     Args:
       training: steps, schedule, seed.
-      step: from (tokens_BS, labels_BS, learning rate, noise key) to at least `loss`.
+      step: from (tokens_BS, labels_BS, weights_BS, learning rate, number of the update, noise key) to at least `loss`.
       batches: from `position` on, without end.
       position: where to start.
       observers: whom to tell.
@@ -98,7 +99,8 @@ def train(
             if position.step >= training.train_steps or stop.signal_number:
                 break
             rate = learning_rate(position.step, training)
-            outputs = step(batch.tokens_BS, batch.labels_BS, np.float32(rate), noise_key(training.seed, position.step))
+            scalars = np.float32(rate), np.int32(position.step), noise_key(training.seed, position.step)
+            outputs = step(batch.tokens_BS, batch.labels_BS, batch.weights_BS, *scalars)
             position = TrainingPosition(position.step + 1, batch.next_example)
             _check_finite(position.step, float(outputs["loss"]))
             keeper.reached = position

@@ -123,8 +123,12 @@ class Placement:
     def implementation(self, batch_size: int) -> DeviceMesh:
         """The mesh for a batch of that size; a batch that the mesh does not divide is held whole by every processor."""
         sizes = {dim.name: dim.size for dim in self.shape.dims}
-        rules = [rule for rule in self.layout if rule[0] != "batch" or batch_size % sizes.get(rule[1], 1) == 0]
-        return DeviceMesh(self.shape, mtf.LayoutRules(rules), self.devices, self.store)
+        rules = {dim: axis for dim, axis in self.layout if dim != "batch" or batch_size % sizes.get(axis, 1) == 0}
+        if "batch" in rules and rules["batch"] != rules.get("experts"):
+            # The rows that experts work on. An axis that splits the experts cannot split these too: there, rows of the
+            # whole batch move to the processor that has their expert.
+            rules["expert_batch"] = rules["batch"]
+        return DeviceMesh(self.shape, mtf.LayoutRules(rules.items()), self.devices, self.store)
 
     def without(self, *dimensions: str) -> Placement:
         """The same placement with some tensor dimensions left whole."""

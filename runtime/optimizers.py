@@ -3,52 +3,60 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from configs.schema import TrainingConfig
 from meshtf import mtf, tf
 from models import variables
-from models.kernels import optimizers
+from models.kernels import optimizers as kernels
+from models.kernels.compile import Kernel
+from models.kernels.gradients import sum_of_squares
 from models.ops.gradients import global_norm
+from models.ops.mesh_operation import mesh_axes
 
 # GPT-Neo searches the whole name; so `ln_f/g` and `ln_f/b` are decayed, while the blocks' norms and every bias are not.
-NOT_DECAYED = re.compile("norm|bias")
-
+# The parameters of activations are ours to exempt: as slopes and rates, they have no reason to be near 0.
+NOT_DECAYED_BY_ADAM = re.compile("norm|bias|/activation/")
 
 SMALL_VARIABLE = 1 << 15
+SMALLEST_FACTORED_DIM = 128
 Pair = tuple[variables.SlicedVariable, mtf.Tensor]
+Scalars = tuple[mtf.Tensor, mtf.Tensor, mtf.Tensor]  # what gradients are multiplied by, learning rate, update number
+
+
+def _slot(variable: variables.SlicedVariable, suffix: str, shape: mtf.Shape) -> variables.SlicedVariable:
+    name = variable.name + suffix
+    return variables.get_variable(variable.mesh, name, shape, variables.zeros, trainable=False).operation
+
+
+def _adam_decay(variable: variables.SlicedVariable, training: TrainingConfig) -> float:
+    return 0.0 if NOT_DECAYED_BY_ADAM.search(variable.name) else training.weight_decay
+
+
+def _matrix_decay(variable: variables.SlicedVariable, training: TrainingConfig) -> float:
+    """Decays matrices only: no bias and no gain of any norm."""
+    return training.weight_decay if len(variable.shape) >= 2 else 0.0
+
+
+# Adam.
 
 
 class AdamUpdate(mtf.Operation):
     """Updates variables and their slots `{variable}/adam_m` and `{variable}/adam_v` in place."""
 
-    def __init__(
-        self,
-        updated: Sequence[variables.SlicedVariable],
-        gradients: Sequence[mtf.Tensor],
-        scalars: Sequence[mtf.Tensor],
-        constants: optimizers.AdamConstants,
-    ):
-        ms, vs = ([_slot(variable, name) for variable in updated] for name in ("adam_m", "adam_v"))
+    def __init__(self, pairs: Sequence[Pair], scalars: Sequence[mtf.Tensor], kernel: Kernel):
+        updated, gradients = zip(*pairs, strict=True)
+        ms, vs = (
+            [_slot(variable, suffix, variable.shape) for variable in updated] for suffix in ("/adam_m", "/adam_v")
+        )
         self._updated = [*updated, *ms, *vs]
-        self._kernel = optimizers.adam(constants)
+        self._kernel = kernel
         super().__init__([*scalars, *(variable.value for variable in self._updated), *gradients], name="adam_update")
 
     def lower(self, lowering: mtf.Lowering) -> None:
         values = lowering.mesh_impl(self).slicewise(self._kernel, *[lowering.tensors[x] for x in self.inputs])
         for variable, value in zip(self._updated, values, strict=True):
             lowering.variables[variable].assign(value)
-
-
-def _slot(variable: variables.SlicedVariable, name: str) -> variables.SlicedVariable:
-    value = variables.get_variable(
-        variable.mesh, f"{variable.name}/{name}", variable.shape, variables.zeros, trainable=False
-    )
-    return value.operation
-
-
-def _decay(variable: variables.SlicedVariable, training: TrainingConfig) -> float:
-    return 0.0 if NOT_DECAYED.search(variable.name) else training.weight_decay
 
 
 def _groups(pairs: Iterable[Pair]) -> list[list[Pair]]:
@@ -59,19 +67,131 @@ def _groups(pairs: Iterable[Pair]) -> list[list[Pair]]:
     return large + ([[pair for (pair,) in small]] if small else [])
 
 
+def _add_adam(
+    pairs: Sequence[Pair],
+    training: TrainingConfig,
+    scalars: Sequence[mtf.Tensor],
+    kernel_of: Callable[[kernels.AdamConstants], Kernel],
+    decay_of: Callable[[variables.SlicedVariable, TrainingConfig], float],
+) -> None:
+    decays = [decay_of(variable, training) for variable, _ in pairs]
+    for decay in sorted(set(decays)):
+        kernel = kernel_of(kernels.AdamConstants(training.beta1, training.beta2, training.epsilon, decay))
+        for group in _groups(pair for pair, own in zip(pairs, decays, strict=True) if own == decay):
+            AdamUpdate(group, scalars, kernel)
+
+
+def _adam(pairs: Sequence[Pair], training: TrainingConfig, scalars: Scalars) -> None:
+    _add_adam(pairs, training, scalars[:2], kernels.adam, _adam_decay)
+
+
+def _adamw(pairs: Sequence[Pair], training: TrainingConfig, scalars: Scalars) -> None:
+    _add_adam(pairs, training, scalars, kernels.adamw, _matrix_decay)
+
+
+# Adafactor.
+
+
+def _factored_dims(shape: mtf.Shape) -> list[mtf.Dimension]:
+    """The two largest dimensions, the largest first and the earlier before an equal one; none if one of them is
+    small.
+    """
+    largest = sorted(shape.dims, key=lambda dim: -dim.size)[:2]
+    return largest if len(largest) == 2 and largest[1].size >= SMALLEST_FACTORED_DIM else []
+
+
+def _adafactor_slots(variable: variables.SlicedVariable, has_mean: bool) -> list[variables.SlicedVariable]:
+    shape, factored = variable.shape, _factored_dims(variable.shape)
+    shapes = {"_slot_vr": shape - factored[0], "_slot_vc": shape - factored[1]} if factored else {"_slot_v": shape}
+    if has_mean:
+        shapes["_slot_m"] = shape
+    return [_slot(variable, suffix, slot_shape) for suffix, slot_shape in shapes.items()]
+
+
+class AdafactorUpdate(mtf.Operation):
+    """Updates a variable and its slots in place.
+
+    The slots are named as mesh-TensorFlow names them: `{variable}_slot_vr` (without the largest dimension) and
+    `{variable}_slot_vc` (without the second), or `{variable}_slot_v` for a variable that is not factored; with beta1,
+    also `{variable}_slot_m`.
+    """
+
+    def __init__(self, pair: Pair, scalars: Scalars, constants: kernels.AdafactorConstants):
+        self._variable, gradient = pair
+        self._constants = constants
+        self._factored = _factored_dims(self._variable.shape)
+        self._slots = _adafactor_slots(self._variable, constants.beta1 > 0.0)
+        values = [variable.value for variable in (self._variable, *self._slots)]
+        super().__init__([*scalars, gradient, *values], name="adafactor_update")
+
+    def lower(self, lowering: mtf.Lowering) -> None:
+        mesh_impl = lowering.mesh_impl(self)
+        scale, rate, number, gradient, value, *slots = [lowering.tensors[x].to_laid_out_tensor() for x in self.inputs]
+        n_moments = 2 if self._factored else 1
+        find_direction = self._factored_direction if self._factored else self._plain_direction
+        direction, *moments = find_direction(mesh_impl, scale, number, gradient, *slots[:n_moments])
+        squares = [self._whole_sum_of_squares(mesh_impl, slices) for slices in (value, direction)]
+        step = kernels.adafactor_step(self._constants, self._variable.shape.size)
+        value, *means = mesh_impl.slicewise(step, rate, value, direction, *squares, *slots[n_moments:])
+        for variable, new in zip([self._variable, *self._slots], [value, *moments, *means], strict=True):
+            lowering.variables[variable].assign(new)
+
+    def _plain_direction(self, mesh_impl: mtf.MeshImpl, *inputs: object) -> Sequence[object]:
+        """The normalised gradient, and v."""
+        return mesh_impl.slicewise(kernels.adafactor_direction(self._constants), *inputs)
+
+    def _factored_direction(
+        self, mesh_impl: mtf.MeshImpl, scale: object, number: object, gradient: object, vr: object, vc: object
+    ) -> Sequence[object]:
+        """The normalised gradient, vr and vc."""
+        dims = self._variable.shape.dims
+        places = tuple(dims.index(dim) for dim in self._factored)
+        factors = kernels.Factors(places, tuple(dim.size for dim in self._factored))
+        axes = [mesh_axes(mesh_impl, [dim]) for dim in self._factored]
+        sums = mesh_impl.slicewise(kernels.adafactor_sums(self._constants, factors), scale, gradient)
+        sums = [mesh_impl.allreduce(part, own, "SUM") for part, own in zip(sums, axes, strict=True)]
+        vr, vc, vr_sum = mesh_impl.slicewise(kernels.adafactor_factors(self._constants, factors), number, *sums, vr, vc)
+        vr_sum = mesh_impl.allreduce(vr_sum, axes[1], "SUM")
+        direction = kernels.adafactor_factored_direction(factors)
+        return mesh_impl.slicewise(direction, scale, gradient, vr, vc, vr_sum), vr, vc
+
+    def _whole_sum_of_squares(self, mesh_impl: mtf.MeshImpl, slices: object) -> object:
+        axes = mesh_axes(mesh_impl, self._variable.shape.dims)
+        return mesh_impl.allreduce(mesh_impl.slicewise(sum_of_squares, slices), axes, "SUM")
+
+
+def _adafactor(pairs: Sequence[Pair], training: TrainingConfig, scalars: Scalars) -> None:
+    for pair in pairs:
+        constants = kernels.AdafactorConstants(
+            beta1=training.beta1,
+            decay_rate=training.ada_decay_rate,
+            epsilon1=training.ada_epsilon1,
+            epsilon2=training.ada_epsilon2,
+            weight_decay=_matrix_decay(pair[0], training),
+        )
+        AdafactorUpdate(pair, scalars, constants)
+
+
+# All.
+
+_UPDATES = {"adam": _adam, "adamw": _adamw, "adafactor": _adafactor}
+
+
 def build_update(
     trainable: Sequence[variables.SlicedVariable],
     gradients: Sequence[mtf.Tensor],
     training: TrainingConfig,
     learning_rate: mtf.Tensor,
+    update_number: mtf.Tensor,
 ) -> mtf.Tensor:
-    """Adds one Adam step to the graph, as GPT-Neo takes it, with the gradients clipped by their global norm.
+    """Adds one step of the optimiser `opt_name` to the graph, with the gradients clipped by their global norm.
 
     Args:
       trainable: the variables to update.
       gradients: of each, of its shape.
-      training: beta1, beta2, epsilon, weight_decay, gradient_clipping (None: no clipping).
+      training: the optimiser and its numbers, and gradient_clipping (None: no clipping).
       learning_rate: float32 scalar.
+      update_number: int32 scalar, how many updates the variables have had; 0 for the first.
 
     Returns:
       The global norm of the gradients before clipping, a float32 scalar.
@@ -85,9 +205,18 @@ def build_update(
         else limit / mtf.maximum(norm, mtf.constant(mesh, limit, dtype=tf.float32))
     )
     pairs = list(zip(trainable, gradients, strict=True))
-    for decay in sorted({_decay(variable, training) for variable in trainable}):
-        constants = optimizers.AdamConstants(training.beta1, training.beta2, training.epsilon, decay)
-        for group in _groups(pair for pair in pairs if _decay(pair[0], training) == decay):
-            updated, their_gradients = zip(*group, strict=True)
-            AdamUpdate(updated, their_gradients, [scale, learning_rate], constants)
+    _UPDATES[training.opt_name](pairs, training, (scale, learning_rate, update_number))
     return norm
+
+
+def gradient_norms(
+    trainable: Sequence[variables.SlicedVariable], gradients: Sequence[mtf.Tensor]
+) -> dict[str, mtf.Tensor]:
+    """The norm of each variable's gradient before clipping, float32 scalars, by the name of its metric.
+
+    Args:
+      trainable: the variables.
+      gradients: of each, of its shape.
+    """
+    pairs = zip(trainable, gradients, strict=True)
+    return {f"grads/norm/{variable.name.removeprefix('gpt2/')}": global_norm([grad]) for variable, grad in pairs}

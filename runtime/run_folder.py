@@ -18,7 +18,17 @@ CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.json"
 LOCK_FILE = "lock"
 # Settings that no variable's shape shows: with another value the same weights are another model.
-SETTINGS_OF_THE_WEIGHTS = ("n_head", "n_layer", "attention_types", "local_attention_radius", "activation_function")
+SETTINGS_OF_THE_WEIGHTS = (
+    "n_head",
+    "n_layer",
+    "attention_types",
+    "local_attention_radius",
+    "activation_function",
+    "rotary_emb",
+    "scale_attn_weights",
+    "moe_activation",
+    "mlm_training",
+)
 
 
 def check_path(model_path: str) -> None:

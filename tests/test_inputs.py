@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
+import math
 import random
 import subprocess
 import sys
@@ -70,7 +72,7 @@ def real_rows(batches, n_batches=None) -> list[list[int]]:
     for batch in itertools.islice(batches, n_batches):
         np.testing.assert_array_equal(batch.tokens_BS[:, 1:], batch.labels_BS[:, :-1])
         ids = np.concatenate([batch.tokens_BS, batch.labels_BS[:, -1:]], axis=1)
-        rows += ids[batch.weights_B == 1].tolist()
+        rows += ids[batch.weights_BS.any(axis=1)].tolist()
     return rows
 
 
@@ -102,9 +104,9 @@ def test_a_batch_holds_tokens_and_the_labels_that_follow_them(folder):
     batch = next(inputs.training_batches(run_config(), [f"{folder}/a/*.tfrecords"]))
     assert batch.tokens_BS.tolist() == [[45, 1, 2, 3], [5, 1, 2, 3], [6, 1, 2, 3]]
     assert batch.labels_BS.tolist() == [[1, 2, 3, 4]] * 3
-    assert batch.weights_B.tolist() == [1, 1, 1]
+    assert batch.weights_BS.tolist() == [[float(np.float32(1 / 12))] * 4] * 3
     assert batch.next_example == 3
-    dtypes = (batch.tokens_BS.dtype, batch.labels_BS.dtype, batch.weights_B.dtype)
+    dtypes = (batch.tokens_BS.dtype, batch.labels_BS.dtype, batch.weights_BS.dtype)
     assert dtypes == (np.int32, np.int32, np.float32)
     assert batch.tokens_BS.flags["C_CONTIGUOUS"] and batch.labels_BS.flags["C_CONTIGUOUS"]
 
@@ -246,13 +248,13 @@ def test_evaluation_gives_every_example_once_in_the_order_of_the_files(folder, b
     batches = list(inputs.evaluation_batches(config, [f"{folder}/a/*.tfrecords"]))
     assert first_ids(batches) == CHUNKS_A
     assert {batch.tokens_BS.shape for batch in batches} == {(batch_size, N_CTX)}
-    assert sum(batch.weights_B.sum() for batch in batches) == 46
+    assert sum(batch.weights_BS.sum() for batch in batches) == 46 * N_CTX
     assert batches[-1].next_example == 46
 
 
 def test_rows_that_fill_up_have_no_weight(folder):
     *_, last = inputs.evaluation_batches(run_config(batch_size=20), [f"{folder}/b/*.tfrecords"])
-    assert last.weights_B.tolist() == [1] * 17 + [0] * 3
+    assert last.weights_BS.tolist() == [[1] * N_CTX] * 17 + [[0] * N_CTX] * 3
     assert not last.tokens_BS[17:].any() and not last.labels_BS[17:].any()
 
 
@@ -296,6 +298,140 @@ def test_one_short_document_is_repeated_to_the_length_of_an_example(tmp_path):
     config = run_config((use_of("z", 2, "documents_random"),), "generic_text", batch_size=1)
     assert real_rows(inputs.evaluation_batches(config, [f"{tmp_path}/*"])) == [[8, EOS_ID, 8, EOS_ID, 8]]
     assert real_rows(inputs.training_batches(config, [f"{tmp_path}/*"]), 1) == [[8, EOS_ID, 8, EOS_ID, 8]]
+
+
+# Masked batches. Ids 1 to 4 end every chunk; of these 2 is never to be chosen.
+
+MASK_ID, CLS_ID, IGNORED_ID = 998, 997, 2
+NEVER_CHOSEN = {MASK_ID, IGNORED_ID, 0}  # and the cls id, where there is one
+
+
+def masked_config(*args, cls_id=None, mask_prob=0.3, same_prob=0.2, random_prob=0.2, **kwargs) -> RunConfig:
+    config = run_config(*args, **kwargs)
+    data = dataclasses.replace(
+        config.data,
+        mlm_mask_id=MASK_ID,
+        mlm_cls_token_id=cls_id,
+        mlm_mask_prob=mask_prob,
+        mlm_same_token_prob=same_prob,
+        mlm_random_token_prob=random_prob,
+        mlm_mask_ignore_ids=(IGNORED_ID,),
+    )
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, mlm_training=True), data=data)
+
+
+def masked_rows(batches, n_batches=None) -> list[tuple[list[int], list[int], list[bool]]]:
+    """Tokens, labels and which labels count, example by example."""
+    rows = []
+    for batch in itertools.islice(batches, n_batches):
+        parts = (batch.tokens_BS, batch.labels_BS, batch.weights_BS > 0)
+        rows += zip(*(part.tolist() for part in parts), strict=True)
+    return rows
+
+
+def expected_masking(ids: list[int], example: int, seed: int) -> tuple[list[int], list[int], list[bool]]:
+    """Masks one example with `masked_config`'s shares from the definition, in Python's own numbers."""
+    streams = [splitmix64(splitmix64(seed, 0), 2**32 + k) for k in range(3)]
+    shares = [[(splitmix64(s, example * N_CTX + place) >> 11) / 2**53 for place in range(N_CTX)] for s in streams]
+    able = [place for place in range(N_CTX) if ids[place] not in NEVER_CHOSEN]
+    chosen = {place for place in able if shares[0][place] < 0.3}
+    chosen |= {min(able, key=lambda place: shares[0][place])} if able and not chosen else set()
+    ordinary = [token for token in range(1000) if token not in NEVER_CHOSEN]
+    tokens = list(ids)
+    for place in chosen:
+        if shares[1][place] >= 0.8:
+            tokens[place] = ordinary[int(shares[2][place] * len(ordinary))]
+        elif shares[1][place] >= 0.2:
+            tokens[place] = MASK_ID
+    return tokens, list(ids), [place in chosen for place in range(N_CTX)]
+
+
+@pytest.mark.parametrize("seed", [1, 2**31 - 1])
+def test_masked_batches_are_what_their_definition_says(folder, seed):
+    batches = inputs.training_batches(masked_config(batch_size=10, seed=seed), [f"{folder}/a/*.tfrecords"])
+    examples = [[first, 1, 2, 3] for first in (CHUNKS_A * 3)[:100]]
+    expected = [expected_masking(ids, number, seed) for number, ids in enumerate(examples)]
+    assert masked_rows(batches, 10) == expected
+
+
+@settings(deadline=None, max_examples=6)
+@given(start=st.integers(0, 60), batch_size=st.integers(1, 30), mixed=st.booleans())
+def test_masked_training_goes_on_from_any_position(folder, start, batch_size, mixed):
+    args = (MIXTURE, "generic_text") if mixed else (None, "sequential_input", True)
+    config = masked_config(*args, batch_size=batch_size, cls_id=CLS_ID)
+    patterns = patterns_of(folder) if mixed else [f"{folder}/a/*.tfrecords"]
+    resumed = inputs.training_batches(config, patterns, start)
+    whole = masked_rows(inputs.training_batches(config, patterns), -(-(start + 2 * batch_size) // batch_size))
+    assert masked_rows(resumed, 2) == whole[start : start + 2 * batch_size]
+
+
+def test_masked_labels_are_the_text_and_special_ids_are_never_chosen(folder):
+    config = masked_config(MIXTURE, "generic_text", batch_size=10, cls_id=CLS_ID)
+    rows = masked_rows(inputs.training_batches(config, patterns_of(folder)), 15)
+    assert [labels for _, labels, _ in rows] == [[CLS_ID, *ids[: N_CTX - 1]] for ids in expected_mixture(150, 1)]
+    for tokens, labels, chosen in rows:
+        for token, label, is_chosen in zip(tokens, labels, chosen, strict=True):
+            assert label not in NEVER_CHOSEN | {CLS_ID} if is_chosen else token == label
+
+
+def test_the_shares_of_masking_are_exact_and_its_draws_independent(tmp_path):
+    n_examples = 20_000
+    write_examples(f"{tmp_path}/a_{n_examples}.tfrecords", [[10, 11, 12, 13, 14]] * n_examples)
+    batches = inputs.training_batches(masked_config(batch_size=n_examples), [f"{tmp_path}/*"])
+    batch = next(batches)
+    chosen_BS = batch.weights_BS > 0
+    # An example is left without a choice with probability 0.7^4; then it gets one.
+    assert_near(chosen_BS.mean(axis=0), 0.3 + 0.7**4 / 4, n_examples)
+    assert_near((chosen_BS[:, 0] & chosen_BS[:, 1]).mean(), 0.3**2, n_examples)
+    n_chosen = chosen_BS.sum()
+    assert_near((batch.tokens_BS == batch.labels_BS)[chosen_BS].mean(), 0.2 + 0.2 / 997, n_chosen)
+    assert_near((batch.tokens_BS[chosen_BS] == MASK_ID).mean(), 0.6, n_chosen)
+    again_BS = next(batches).weights_BS > 0
+    assert_near((chosen_BS & again_BS).mean(axis=0), (0.3 + 0.7**4 / 4) ** 2, n_examples)
+
+
+def assert_near(measured: float | np.ndarray, share: float, n_trials: int) -> None:
+    np.testing.assert_allclose(measured, share, atol=5 * math.sqrt(share * (1 - share) / n_trials))
+
+
+def test_every_epoch_and_every_seed_masks_other_places(folder):
+    config = masked_config(batch_size=46)
+    patterns = [f"{folder}/a/*.tfrecords"]
+    first, second = itertools.islice(inputs.training_batches(config, patterns), 2)
+    other = next(inputs.training_batches(masked_config(batch_size=46, seed=2), patterns))
+    np.testing.assert_array_equal(first.labels_BS, second.labels_BS)
+    assert ((first.weights_BS > 0) != (second.weights_BS > 0)).any()
+    assert ((first.weights_BS > 0) != (other.weights_BS > 0)).any()
+
+
+def test_masked_weights_are_equal_shares_of_the_chosen_positions(folder):
+    for batch in itertools.islice(inputs.training_batches(masked_config(), [f"{folder}/a/*.tfrecords"]), 20):
+        n_chosen = np.count_nonzero(batch.weights_BS)
+        assert set(batch.weights_BS.ravel().tolist()) <= {0.0, float(np.float32(1 / n_chosen))}
+        assert batch.weights_BS.sum(dtype=np.float64) == pytest.approx(1, abs=1e-6)
+        assert batch.weights_BS.dtype == np.float32
+
+
+def test_a_batch_in_which_nothing_can_be_masked_weighs_nothing(tmp_path):
+    write_examples(f"{tmp_path}/a_1.tfrecords", [[0, IGNORED_ID, MASK_ID, 0, 5]])
+    batch = next(inputs.training_batches(masked_config(), [f"{tmp_path}/*"]))
+    assert not batch.weights_BS.any()
+    np.testing.assert_array_equal(batch.tokens_BS, batch.labels_BS)
+
+
+def test_every_evaluation_masks_the_same_places_whatever_the_seed_and_the_batch(folder):
+    patterns = [f"{folder}/a/*.tfrecords"]
+    rows = masked_rows(inputs.evaluation_batches(masked_config(batch_size=46, seed=1), patterns))
+    others = masked_rows(inputs.evaluation_batches(masked_config(batch_size=7, seed=5), patterns))
+    assert others[:46] == rows
+    assert rows == [expected_masking([first, 1, 2, 3], number, 2**31) for number, first in enumerate(CHUNKS_A)]
+
+
+def test_masked_evaluation_counts_chosen_positions_and_no_row_that_fills_up(folder):
+    *_, last = inputs.evaluation_batches(masked_config(batch_size=20), [f"{folder}/b/*.tfrecords"])
+    assert set(last.weights_BS.ravel().tolist()) == {0.0, 1.0}
+    assert last.weights_BS[:17].any(axis=1).all()
+    assert not any(part[17:].any() for part in (last.tokens_BS, last.labels_BS, last.weights_BS))
 
 
 # Prompts.

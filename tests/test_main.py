@@ -295,6 +295,61 @@ def test_prediction_without_temperature_and_of_few_tokens(here: Project, capsys:
     (here.run / "predictions_nosacred_300.txt").unlink()
 
 
+def test_entmax_draws_from_fewer_tokens(here: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = []
+    for flags in ([], ["--entmax_sampling"], ["--entmax_sampling"]):
+        said = call(capsys, "--predict", "--temperature", "1", "--seed", "5", "--n_samples", "2", *flags)
+        assert said.status == 0
+        texts.append(re.findall(r"\n\nIn the beginning(.*?)\n\n={80}\n", said.out, re.DOTALL))
+    assert texts[0] != texts[1] == texts[2]
+    (here.run / "predictions_nosacred_300.txt").unlink()
+
+
+# Weights that go out and come in.
+
+MODEL_KEYS = ("n_head", "n_embd", "n_layer", "n_ctx", "n_vocab")
+
+
+@pytest.fixture(scope="module")
+def exported(project: Project) -> str:
+    """The run as Hugging Face's library reads it."""
+    process = run_process(project.folder, "--export", "--export_format", "hf", "--export_dir", "exported")
+    assert (process.returncode, process.stderr) == (0, "")
+    return "exported"
+
+
+def test_exported_weights_come_back_without_the_model_being_said_again(
+    here: Project, exported: str, copied_run: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(capsys, "--eval", "--set", f"model_path={copied_run}").status == 0
+    loss = read_metrics(copied_run)[-1]["loss"]
+    config = {key: value for key, value in TINY.items() if key not in MODEL_KEYS}
+    (here.folder / "tuned.json").write_text(json.dumps(config | {"model_path": "runs/tuned", "embed_dropout": 0.0}))
+    for weights in (exported, "runs/tiny", "runs/tiny/model.ckpt-300"):
+        assert main(["--model", "tuned.json", "--eval", "--init_from", weights]) == 0
+        assert read_metrics("runs/tuned")[-1]["loss"] == pytest.approx(loss, rel=1e-5)
+
+
+def test_a_run_begins_with_weights_and_then_goes_on_by_itself(
+    here: Project, exported: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--init_from", exported, "--set", "model_path=runs/from", "--set", "lr_decay=null"]
+    said = call(capsys, *arguments, "--set", "train_steps=3")
+    assert said.status == 0 and f"weights of {exported}\n" in said.out
+    first = read_metrics("runs/from")[0]
+    assert first["step"] == 1 and first["loss"] < read_metrics(str(here.run))[10]["loss"]
+    said = call(capsys, *arguments, "--set", "train_steps=5")
+    assert "restored runs/from/model.ckpt-3\n" in said.out and "weights of" not in said.out
+    assert [line["step"] for line in read_metrics("runs/from") if line["split"] == "train"] == [1, 2, 3, 4, 5]
+
+
+def test_a_saved_model_is_written(here: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    said = call(capsys, "--export", "--export_dir", "served")
+    assert (said.status, said.err) == (0, "")
+    assert said.out.endswith("runs/tiny/model.ckpt-300 is written to served\n")
+    assert (here.folder / "served" / "saved_model.pb").exists()
+
+
 def test_check_dataset_counts_what_is_there(here: Project, capsys: pytest.CaptureFixture[str]) -> None:
     before = snapshot(here.folder)
     said = call(capsys, "--check_dataset")
@@ -429,8 +484,33 @@ REFUSALS: dict[str, tuple[list[str], str]] = {
     ),
     "auto_layout": (["--auto_layout"], f"--auto_layout -- {NOT_HERE}"),
     "auto_mesh": (["--auto_layout_and_mesh_shape"], f"--auto_layout_and_mesh_shape -- {NOT_HERE}"),
-    "entmax": (["--predict", "--entmax_sampling"], f"--entmax_sampling -- {NOT_HERE}"),
-    "export": (["--export"], f"--export -- {NOT_HERE}"),
+    "weights that are not there": (
+        ["--init_from", "nowhere", "--set", "model_path=runs/other"],
+        "nowhere -- holds no weights -- give a checkpoint (its path without .index), the folder of one, or a folder of "
+        "Hugging Face's",
+    ),
+    "other weights": (
+        ["--init_from", "runs/tiny", "--set", "model_path=runs/other", "--set", "n_head=4", "--set", "n_ctx=8"],
+        "--set: n_head = 4 -- the weights were made with 2 (runs/tiny/config.json) -- leave n_head out\n"
+        "--set: n_ctx = 8 -- the weights were made with 16 (runs/tiny/config.json) -- leave n_ctx out",
+    ),
+    "weights of no use": (
+        ["--check_dataset", "--init_from", "runs/tiny"],
+        "--init_from -- --check_dataset reads no weights -- leave out one of them",
+    ),
+    "an export into a full folder": (
+        ["--export", "--export_dir", "texts"],
+        "{here}/texts -- is there already -- give a folder that is new or empty",
+    ),
+    "an export of nothing": (
+        ["--export", "--set", "model_path=runs/other"],
+        "model_path = runs/other -- holds no checkpoint -- train first, or give the model_path of a trained model",
+    ),
+    "a masked model's text": (
+        ["--predict", "--set", "mlm_training=true", "--set", "mlm_mask_id=2"],
+        "tiny: mlm_training = true -- a masked model writes no text -- leave --predict out, or give the config of a "
+        "causal model",
+    ),
     "tpu": (
         ["--tpu", "colab"],
         "--tpu colab -- TPUs are not available in this version -- leave it out to run on GPUs or the CPU",
@@ -457,7 +537,7 @@ REFUSALS: dict[str, tuple[list[str], str]] = {
     ),
     "new and another verb": (
         ["--new", "--predict"],
-        "--new -- starts training from the beginning -- leave out --eval, --predict and --check_dataset",
+        "--new -- starts training from the beginning -- leave out --predict",
     ),
     "new in a script": (
         ["--new"],
@@ -534,8 +614,8 @@ REFUSALS: dict[str, tuple[list[str], str]] = {
     ),
     "a wider model": (
         ["--eval", "--set", "n_embd=32"],
-        "runs/tiny/model.ckpt-300 -- variable gpt2/wpe is [16, 16] there and [16, 32] in the config -- give the config "
-        "that was trained, or another model_path",
+        "runs/tiny/model.ckpt-300 -- variable gpt2/wte is [300, 16] there and [300, 32] in the config -- give the "
+        "config that was trained, or another model_path",
     ),
     "prompt not there": (
         ["--predict", "--prompt", "nowhere.txt"],

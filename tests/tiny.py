@@ -67,6 +67,12 @@ def batch(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return ids[:, :-1], ids[:, 1:]
 
 
+def step_inputs(noise_key: int = 7, rate: float = 1e-2) -> tuple:
+    """What a training step takes, every token of the batch weighing the same."""
+    weights = np.full((BATCH_SIZE, MODEL.n_ctx), 1.0 / (BATCH_SIZE * MODEL.n_ctx), np.float32)
+    return *batch(), weights, np.float32(rate), np.int32(0), np.int32(noise_key)
+
+
 def whole_value(stored: VariableSlices) -> np.ndarray:
     """Puts a variable's slices together; processors that hold the same part must hold the same values."""
     whole = np.full(stored.whole_shape, np.nan, np.float32)
@@ -118,7 +124,7 @@ def one_update(config: RunConfig, devices: Sequence[str], noise_key: int = 7) ->
     placement.store.initialize(seed=1)
     disturb(placement.store)
     before = values_of(placement.store)
-    outputs = step(*batch(), np.float32(1e-2), np.int32(noise_key))
+    outputs = step(*step_inputs(noise_key))
     return Updated(float(outputs["loss"]), float(outputs["grad_norm"]), before, values_of(placement.store))
 
 

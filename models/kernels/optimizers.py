@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
+from collections.abc import Callable, Sequence
 
 from meshtf import tf
 from models.kernels.compile import Kernel, compiled
+
+
+def _number_of_this(update_number: tf.Tensor) -> tf.Tensor:
+    """float32: 1 for the first update, whose int32 number is 0."""
+    return tf.cast(update_number, tf.float32) + 1.0
+
+
+# Adam.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,6 +27,19 @@ class AdamConstants:
     beta2: float
     epsilon: float
     weight_decay: float
+
+    def moments(self, m: tf.Tensor, v: tf.Tensor, gradient: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The running means of the gradient and of its square."""
+        m = self.beta1 * m + (1.0 - self.beta1) * gradient
+        return m, self.beta2 * v + (1.0 - self.beta2) * tf.square(gradient)
+
+
+def _update_each(update: Callable[..., Sequence[tf.Tensor]], tensors: Sequence[tf.Tensor]) -> tuple[tf.Tensor, ...]:
+    """n values, n ms, n vs, n gradients -> n values, n ms, n vs."""
+    n_variables = len(tensors) // 4
+    columns = [tensors[start : start + n_variables] for start in range(0, len(tensors), n_variables)]
+    values, ms, vs = zip(*(update(*row) for row in zip(*columns, strict=True)), strict=True)
+    return (*values, *ms, *vs)
 
 
 @functools.cache
@@ -30,18 +53,167 @@ def adam(constants: AdamConstants) -> Kernel:
     decay times the rate.
     """
 
-    def update(
-        scale: tf.Tensor, rate: tf.Tensor, value: tf.Tensor, m: tf.Tensor, v: tf.Tensor, gradient: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        gradient = gradient * scale
-        m = constants.beta1 * m + (1.0 - constants.beta1) * gradient
-        v = constants.beta2 * v + (1.0 - constants.beta2) * tf.square(gradient)
-        return value - rate * (m / (tf.sqrt(v) + constants.epsilon) + constants.weight_decay * value), m, v
-
     def kernel(scale: tf.Tensor, rate: tf.Tensor, *tensors: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        n_variables = len(tensors) // 4
-        columns = [tensors[start : start + n_variables] for start in range(0, len(tensors), n_variables)]
-        values, ms, vs = zip(*(update(scale, rate, *row) for row in zip(*columns, strict=True)), strict=True)
-        return (*values, *ms, *vs)
+        def update(value: tf.Tensor, m: tf.Tensor, v: tf.Tensor, gradient: tf.Tensor) -> Sequence[tf.Tensor]:
+            m, v = constants.moments(m, v, gradient * scale)
+            return value - rate * (m / (tf.sqrt(v) + constants.epsilon) + constants.weight_decay * value), m, v
+
+        return _update_each(update, tensors)
+
+    return compiled(kernel)
+
+
+def _missing_weight(beta: float, n_updates: tf.Tensor) -> tf.Tensor:
+    """1 - beta^n, which is what the weights of a running mean that began at 0 add up to.
+
+    By expm1, for the difference of 1 and a float32 power loses most of its digits while it is small.
+    """
+    return -tf.math.expm1(n_updates * math.log(beta)) if beta else tf.ones_like(n_updates)
+
+
+@functools.cache
+def adamw(constants: AdamConstants) -> Kernel:
+    """Updates one or more variables at once.
+
+    (gradient_scale, learning_rate, update_number, then n values, n ms, n vs, n gradients) -> n values, n ms, n vs.
+
+    Source: Loshchilov & Hutter 2019, Decoupled Weight Decay Regularization, algorithm 2, with the decay times the
+    rate.
+    """
+
+    def kernel(
+        scale: tf.Tensor, rate: tf.Tensor, update_number: tf.Tensor, *tensors: tf.Tensor
+    ) -> tuple[tf.Tensor, ...]:
+        m_weight, v_weight = (
+            _missing_weight(beta, _number_of_this(update_number)) for beta in (constants.beta1, constants.beta2)
+        )
+
+        def update(value: tf.Tensor, m: tf.Tensor, v: tf.Tensor, gradient: tf.Tensor) -> Sequence[tf.Tensor]:
+            m, v = constants.moments(m, v, gradient * scale)
+            direction = m / m_weight / (tf.sqrt(v / v_weight) + constants.epsilon)
+            return value - rate * (direction + constants.weight_decay * value), m, v
+
+        return _update_each(update, tensors)
+
+    return compiled(kernel)
+
+
+# Adafactor. Its means run over whole variables: each kernel ends where sums over slices must be added up.
+
+
+@dataclasses.dataclass(frozen=True)
+class AdafactorConstants:
+    """The numbers of one Adafactor update that do not change from step to step.
+
+    Attributes:
+      beta1: decay of the mean of updates; 0: no such mean is kept.
+      decay_rate: of the mean of squared gradients; None: 1 - t^-0.8 in update t.
+      epsilon1: added to squared gradients.
+      epsilon2: least scale of a variable.
+    """
+
+    beta1: float
+    decay_rate: float | None
+    epsilon1: float
+    epsilon2: float
+    weight_decay: float
+
+    def new_share(self, update_number: tf.Tensor) -> tf.Tensor | float:
+        """What the newest squared gradient counts in their mean: 1 minus the decay rate."""
+        if self.decay_rate is None:
+            return tf.pow(_number_of_this(update_number), -0.8)
+        return 1.0 - self.decay_rate
+
+    def squares(self, scale: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor:
+        return tf.square(gradient * scale) + self.epsilon1
+
+
+@dataclasses.dataclass(frozen=True)
+class Factors:
+    """Of which two dimensions the second moment is kept as a product.
+
+    Attributes:
+      axes: their places in the variable: the largest, then the second.
+      sizes: their whole sizes.
+    """
+
+    axes: tuple[int, int]
+    sizes: tuple[int, int]
+
+
+@functools.cache
+def adafactor_sums(constants: AdafactorConstants, factors: Factors) -> Kernel:
+    """(gradient_scale, gradient) -> sums of squares over the largest dimension, and over the second."""
+
+    def kernel(scale: tf.Tensor, gradient: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        squares = constants.squares(scale, gradient)
+        return tuple(tf.reduce_sum(squares, axis) for axis in factors.axes)
+
+    return compiled(kernel)
+
+
+@functools.cache
+def adafactor_factors(constants: AdafactorConstants, factors: Factors) -> Kernel:
+    """(update_number, sums over the largest dimension, over the second, vr, vc) -> vr, vc, and vr's sum over the second
+    dimension, of size 1 there, with the largest put back likewise.
+    """
+
+    def kernel(
+        update_number: tf.Tensor, r_sums: tf.Tensor, c_sums: tf.Tensor, vr: tf.Tensor, vc: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        share = constants.new_share(update_number)
+        vr = (1.0 - share) * vr + share * (r_sums / factors.sizes[0])
+        vc = (1.0 - share) * vc + share * (c_sums / factors.sizes[1])
+        return vr, vc, tf.reduce_sum(tf.expand_dims(vr, factors.axes[0]), factors.axes[1], keepdims=True)
+
+    return compiled(kernel)
+
+
+@functools.cache
+def adafactor_factored_direction(factors: Factors) -> Kernel:
+    """(gradient_scale, gradient, vr, vc, vr's sum) -> gradient / sqrt(vr x vc / mean of vr)."""
+
+    def kernel(scale: tf.Tensor, gradient: tf.Tensor, vr: tf.Tensor, vc: tf.Tensor, vr_sum: tf.Tensor) -> tf.Tensor:
+        r = tf.math.rsqrt(tf.expand_dims(vr, factors.axes[0]) / (vr_sum / factors.sizes[1]))
+        return gradient * scale * r * tf.math.rsqrt(tf.expand_dims(vc, factors.axes[1]))
+
+    return compiled(kernel)
+
+
+@functools.cache
+def adafactor_direction(constants: AdafactorConstants) -> Kernel:
+    """(gradient_scale, update_number, gradient, v) -> gradient / sqrt(v), v."""
+
+    def kernel(
+        scale: tf.Tensor, update_number: tf.Tensor, gradient: tf.Tensor, v: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        share = constants.new_share(update_number)
+        v = (1.0 - share) * v + share * constants.squares(scale, gradient)
+        return gradient * scale * tf.math.rsqrt(v), v
+
+    return compiled(kernel)
+
+
+@functools.cache
+def adafactor_step(constants: AdafactorConstants, size: int) -> Kernel:
+    """(learning_rate, value, direction, their sums of squares over the whole variable, and with beta1 m) -> value, and
+    with beta1 m; `size` is the variable's, in elements.
+
+    Source: Shazeer & Stern 2018, Adafactor, algorithms 4 and 5, with the mean of updates as mesh-TensorFlow has it.
+    """
+
+    def kernel(
+        rate: tf.Tensor,
+        value: tf.Tensor,
+        direction: tf.Tensor,
+        value_squares: tf.Tensor,
+        direction_squares: tf.Tensor,
+        *means: tf.Tensor,
+    ) -> tuple[tf.Tensor, ...]:
+        clipped = direction / tf.maximum(1.0, tf.sqrt(direction_squares / size))
+        update = clipped * rate * tf.maximum(tf.sqrt(value_squares / size), constants.epsilon2)
+        updates = [constants.beta1 * m + (1.0 - constants.beta1) * update for m in means]
+        (newest,) = updates or [update]
+        return (value - newest - rate * constants.weight_decay * value, *updates)
 
     return compiled(kernel)

@@ -7,6 +7,7 @@ import functools
 
 from meshtf import tf
 from models.kernels.compile import Kernel, compiled
+from models.kernels.entmax import entmax
 from models.kernels.noise import uniform
 
 
@@ -18,20 +19,25 @@ class SamplingRule:
       temperature: divides the logits; 0: the likeliest token.
       top_k: only the k likeliest tokens; 0: all.
       top_p: only the likeliest tokens that together hold this probability; 1: all.
+      entmax: probabilities are the entmax of the logits, not their softmax.
     """
 
     temperature: float
     top_k: int
     top_p: float
+    entmax: bool = False
 
 
 def filtered_logits(rule: SamplingRule, logits: tf.Tensor) -> tf.Tensor:
-    """Logits divided by the temperature, with those of tokens that may not be drawn at -inf. float32 [B, V] -> [B, V].
+    """Logits whose softmax the next token is drawn from: divided by the temperature, and -inf for tokens that may not
+    be drawn. float32 [B, V] -> [B, V].
 
     Source: top-k, Fan et al. 2018, Hierarchical Neural Story Generation, section 5; top-p, Holtzman et al. 2020, The
-    Curious Case of Neural Text Degeneration, section 3.1.
+    Curious Case of Neural Text Degeneration, section 3.1; entmax in place of the softmax, GPT-Neo.
     """
     logits = logits / rule.temperature
+    if rule.entmax:
+        logits = tf.math.log(entmax(logits))
     if 0 < rule.top_k < logits.shape[-1]:
         smallest = tf.math.top_k(logits, rule.top_k).values[:, -1:]
         logits = tf.where(logits < smallest, -float("inf"), logits)

@@ -2,48 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from meshtf import mtf, tf
 from models.kernels import activations as kernels
+from models.ops.dropout import Noise
 from models.ops.mesh_operation import MeshOperation, lazy_sum
 
 
-class BiasedActivation(MeshOperation):
-    """x [..., features], bias [features] -> activation(x + bias)."""
+class Activation(MeshOperation):
+    """x [..., features] and others, each of some of x's dimensions -> function(x, *others)."""
 
-    def __init__(self, x: mtf.Tensor, bias: mtf.Tensor, activation: Callable[[tf.Tensor], tf.Tensor]):
-        self._activation = activation
-        super().__init__([x, bias], [(x.shape, x.dtype)], "biased_activation")
-
-    def lower_slices(self, mesh_impl: mtf.MeshImpl, x: object, bias: object) -> Sequence[object]:
-        return (mesh_impl.slicewise(kernels.biased_activation(self._activation), x, bias),)
-
-    def gradient(self, grad_ys: Sequence[mtf.Tensor]) -> list[mtf.Tensor]:
-        return BiasedActivationGradient(*self.inputs, grad_ys[0], self._activation).outputs
-
-
-class BiasedActivationGradient(MeshOperation):
-    """x, bias, dy -> dx [..., features], d_bias [features]."""
-
-    def __init__(self, x: mtf.Tensor, bias: mtf.Tensor, dy: mtf.Tensor, activation: Callable[[tf.Tensor], tf.Tensor]):
-        self._activation = activation
-        super().__init__([x, bias, dy], [(x.shape, x.dtype), (bias.shape, bias.dtype)], "biased_activation_gradient")
+    def __init__(self, function: kernels.Function, x: mtf.Tensor, *others: mtf.Tensor):
+        self._function = function
+        super().__init__([x, *others], [(x.shape, x.dtype)], "activation")
 
     def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: object) -> Sequence[object]:
-        dx, d_bias = mesh_impl.slicewise(kernels.biased_activation_gradient(self._activation), *inputs)
-        return dx, lazy_sum(mesh_impl, d_bias, self.inputs[0].shape.dims[:-1])
+        return (mesh_impl.slicewise(kernels.activation(self._function), *inputs),)
+
+    def gradient(self, grad_ys: Sequence[mtf.Tensor]) -> list[mtf.Tensor]:
+        return ActivationGradient(self._function, grad_ys[0], *self.inputs).outputs
 
 
-def biased_activation(x: mtf.Tensor, bias: mtf.Tensor, activation: Callable[[tf.Tensor], tf.Tensor]) -> mtf.Tensor:
-    """activation(x + bias), element by element, fused.
+class ActivationGradient(MeshOperation):
+    """dy, x, others -> dx, d_others: each the sum over the dimensions of x that it lacks."""
+
+    def __init__(self, function: kernels.Function, dy: mtf.Tensor, *inputs: mtf.Tensor):
+        self._function = function
+        super().__init__([dy, *inputs], [(x.shape, x.dtype) for x in inputs], "activation_gradient")
+
+    def lower_slices(self, mesh_impl: mtf.MeshImpl, *laid_out: object) -> Sequence[object]:
+        gradients = mesh_impl.slicewise(kernels.activation_gradient(self._function), *laid_out)
+        dims = self.inputs[0].shape.dims
+        return [
+            lazy_sum(mesh_impl, gradient, [dim for dim in dims if dim not in output.shape.dims])
+            for gradient, output in zip(gradients, self.outputs, strict=True)
+        ]
+
+
+def activation(x: mtf.Tensor, function: kernels.Function, parameters: Sequence[mtf.Tensor] = ()) -> mtf.Tensor:
+    """function(x, *parameters), computed in float32 and given in x's dtype.
 
     Args:
       x: [..., features].
-      bias: [features].
-      activation: an element-wise TensorFlow function.
+      function: of float32 TensorFlow tensors; element-wise, or over features, which must be whole then.
+      parameters: scalars.
     """
-    return BiasedActivation(x, bias, activation).outputs[0]
+    return Activation(function, x, *parameters).outputs[0]
+
+
+def biased_activation(
+    x: mtf.Tensor, bias: mtf.Tensor, function: kernels.Function, parameters: Sequence[mtf.Tensor] = ()
+) -> mtf.Tensor:
+    """function(x + bias, *parameters), fused; bias is [features], the rest as in `activation`."""
+    return Activation(kernels.biased(function), x, bias, *parameters).outputs[0]
+
+
+def uniform_scalar(noise: Noise) -> mtf.Tensor:
+    """One float32 number in (0, 1), the same for all rows and on any mesh."""
+    return mtf.cwise(kernels.uniform_scalar, [noise.key], output_dtype=tf.float32)
 
 
 class BiasAdd(MeshOperation):

@@ -7,8 +7,11 @@ from collections.abc import Sequence
 
 from meshtf import mtf, tf
 from models.kernels import attention as kernels
+from models.kernels.attention import AttentionRule
 from models.ops.dropout import Noise
 from models.ops.mesh_operation import MeshOperation, lazy_sum, mesh_axes, slice_starts
+
+Attended = tuple[mtf.Tensor, mtf.Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,34 +26,34 @@ class _AttentionDims:
     def of(queries: mtf.Tensor, keys: mtf.Tensor) -> _AttentionDims:
         return _AttentionDims(queries.shape.dims[1], keys.shape.dims[1], queries.shape.dims[2])
 
-    def kind(self, mesh_impl: mtf.MeshImpl, radius: int | None, dropout_rate: float) -> kernels.AttentionKind:
-        return kernels.AttentionKind(radius, dropout_rate, not mesh_axes(mesh_impl, [self.sequence, self.memory]))
+    def is_aligned(self, mesh_impl: mtf.MeshImpl) -> bool:
+        return self.sequence.size == self.memory.size and not mesh_axes(mesh_impl, [self.sequence, self.memory])
 
     def starts(self, mesh_impl: mtf.MeshImpl) -> object:
         return slice_starts(mesh_impl, [self.heads, self.sequence, self.memory])
 
 
-class CausalAttention(MeshOperation):
+class SoftmaxAttention(MeshOperation):
     """queries, keys, values, key, rows -> outputs like the queries, log_z float32 [batch, heads, sequence]."""
 
-    def __init__(self, inputs: Sequence[mtf.Tensor], radius: int | None, dropout_rate: float):
-        self._radius = radius
-        self._dropout_rate = dropout_rate
+    def __init__(self, inputs: Sequence[mtf.Tensor], rule: AttentionRule):
+        self._rule = rule
         batch_dim, sequence_dim, heads_dim, _ = inputs[0].shape.dims
         log_z_shape = mtf.Shape([batch_dim, heads_dim, sequence_dim])
-        super().__init__(inputs, [(inputs[0].shape, inputs[0].dtype), (log_z_shape, tf.float32)], "causal_attention")
+        super().__init__(inputs, [(inputs[0].shape, inputs[0].dtype), (log_z_shape, tf.float32)], "softmax_attention")
 
     def lower_slices(
         self, mesh_impl: mtf.MeshImpl, queries: object, keys: object, values: object, key: object, rows: object
     ) -> Sequence[object]:
         dims = _AttentionDims.of(*self.inputs[:2])
-        kind, starts = dims.kind(mesh_impl, self._radius, self._dropout_rate), dims.starts(mesh_impl)
-        axes = mesh_axes(mesh_impl, [dims.memory])
+        starts, axes = dims.starts(mesh_impl), mesh_axes(mesh_impl, [dims.memory])
         if not axes:
-            return mesh_impl.slicewise(kernels.attention(kind), queries, keys, values, starts, key, rows)
-        largest = mesh_impl.slicewise(kernels.attention_largest_logit(kind), queries, keys, starts)
+            kernel = kernels.attention(self._rule, dims.is_aligned(mesh_impl))
+            return mesh_impl.slicewise(kernel, queries, keys, values, starts, key, rows)
+        largest = mesh_impl.slicewise(kernels.attention_largest_logit(self._rule), queries, keys, starts)
         largest = mesh_impl.allreduce(largest, axes, "MAX")
-        sums = mesh_impl.slicewise(kernels.attention_sums(kind), queries, keys, values, starts, key, rows, largest)
+        kernel = kernels.attention_sums(self._rule)
+        sums = mesh_impl.slicewise(kernel, queries, keys, values, starts, key, rows, largest)
         total, weighted = (mesh_impl.allreduce(part, axes, "SUM") for part in sums)
         dtype = self.outputs[0].dtype
         return (
@@ -60,24 +63,28 @@ class CausalAttention(MeshOperation):
             mesh_impl.slicewise(lambda largest, total: largest + tf.math.log(total), largest, total),
         )
 
-    def gradient(self, grad_ys: Sequence[mtf.Tensor]) -> list[mtf.Tensor | None]:
-        inputs = [*self.inputs, *self.outputs, grad_ys[0]]
-        return [*CausalAttentionGradient(inputs, self._radius, self._dropout_rate).outputs, None, None]
+    def gradient(self, grad_ys: Sequence[mtf.Tensor | None]) -> list[mtf.Tensor | None]:
+        outputs, log_z = self.outputs
+        d_outputs = mtf.zeros_like(outputs) if grad_ys[0] is None else grad_ys[0]
+        d_log_z = [] if grad_ys[1] is None else [grad_ys[1]]
+        inputs = [*self.inputs, outputs, log_z, d_outputs, *d_log_z]
+        return [*SoftmaxAttentionGradient(inputs, self._rule).outputs, None, None]
 
 
-class CausalAttentionGradient(MeshOperation):
-    """The forward inputs, the forward outputs, d_outputs -> d_queries, d_keys, d_values."""
+class SoftmaxAttentionGradient(MeshOperation):
+    """The forward inputs, the forward outputs, d_outputs and, if there is one, d_log_z -> d_queries, d_keys,
+    d_values.
+    """
 
-    def __init__(self, inputs: Sequence[mtf.Tensor], radius: int | None, dropout_rate: float):
-        self._radius = radius
-        self._dropout_rate = dropout_rate
-        super().__init__(inputs, [(x.shape, x.dtype) for x in inputs[:3]], "causal_attention_gradient")
+    def __init__(self, inputs: Sequence[mtf.Tensor], rule: AttentionRule):
+        self._rule = rule
+        super().__init__(inputs, [(x.shape, x.dtype) for x in inputs[:3]], "softmax_attention_gradient")
 
     def lower_slices(
         self, mesh_impl: mtf.MeshImpl, queries: object, keys: object, values: object, *others: object
     ) -> Sequence[object]:
         dims = _AttentionDims.of(*self.inputs[:2])
-        kernel = kernels.attention_gradient(dims.kind(mesh_impl, self._radius, self._dropout_rate))
+        kernel = kernels.attention_gradient(self._rule, dims.is_aligned(mesh_impl))
         d_queries, d_keys, d_values = mesh_impl.slicewise(
             kernel, queries, keys, values, dims.starts(mesh_impl), *others
         )
@@ -88,20 +95,43 @@ class CausalAttentionGradient(MeshOperation):
         )
 
 
-def causal_attention(
-    queries: mtf.Tensor, keys: mtf.Tensor, values: mtf.Tensor, radius: int | None, dropout_rate: float, noise: Noise
-) -> mtf.Tensor:
-    """Softmax attention in which position p sees the positions up to p, or only the last `radius` of them.
+def softmax_attention(
+    queries: mtf.Tensor, keys: mtf.Tensor, values: mtf.Tensor, rule: AttentionRule, noise: Noise
+) -> Attended:
+    """Values weighted by the softmax of the products of queries and keys, which are not scaled.
 
     Args:
-      queries: [batch, sequence, heads, features_per_head]; the logits are not scaled.
-      keys: [batch, memory_length, heads, features_per_head].
+      queries: [batch, sequence, heads, features_per_head].
+      keys: [batch, memory_length, heads, features_per_head], of as many positions as the queries where the rule speaks
+        of positions; the dimension may have another name.
       values: as keys.
-      radius: None for global attention; otherwise p sees (p - radius, p].
-      dropout_rate: of the weights.
+      rule: what is seen, and the dropout of the weights.
       noise: for the dropout.
 
     Returns:
-      [batch, sequence, heads, features_per_head].
+      The outputs [batch, sequence, heads, features_per_head], and log_z float32 [batch, heads, sequence], the
+      logarithm of the sum of the exponentials, with which `merged_attention` goes on.
     """
-    return CausalAttention([queries, keys, values, *noise.tensors()], radius, dropout_rate).outputs[0]
+    outputs, log_z = SoftmaxAttention([queries, keys, values, *noise.tensors()], rule).outputs
+    return outputs, log_z
+
+
+def merged_attention(one: Attended, other: Attended) -> Attended:
+    """What attention over the keys of both would give, from attention over each.
+
+    Dropout stays right: each part has dropped its own weights, and log_z counts all of them.
+
+    Args:
+      one: outputs [batch, ..., heads, features_per_head] and log_z float32, one for each row of features.
+      other: as one.
+
+    Returns:
+      As one.
+
+    Source: Dao et al. 2022, FlashAttention, section 3.1: how it merges blocks of keys.
+    """
+    (outputs, log_z), (other_outputs, other_log_z) = one, other
+    share = mtf.sigmoid(log_z - other_log_z)
+    kept = mtf.cast(outputs, tf.float32) * share
+    added = mtf.cast(other_outputs, tf.float32) * (1.0 - share)
+    return mtf.cast(kept + added, outputs.dtype), log_z + mtf.softplus(other_log_z - log_z)

@@ -23,7 +23,7 @@ class GlobalNorm(MeshOperation):
             mesh_impl.allreduce(mesh_impl.slicewise(kernels.sum_of_squares, *group), list(axes), "SUM")
             for axes, group in by_axes.items()
         ]
-        return (mesh_impl.slicewise(lambda *parts: tf.sqrt(tf.add_n(parts)), *sums),)
+        return (mesh_impl.slicewise(kernels.root_of_sum, *sums),)
 
 
 def global_norm(tensors: Sequence[mtf.Tensor]) -> mtf.Tensor:

@@ -72,7 +72,10 @@ def test_the_exact_message_of_a_bad_pair():
 def test_an_unknown_dimension_is_answered_with_those_that_split_something():
     with pytest.raises(ValueIssue) as caught:
         parse_layout("zzz:x")
-    listed = "batch, sequence, memory_length, embd, heads, vocab, embed_sequence, intermediate_expanded"
+    listed = (
+        "batch, sequence, memory_length, embd, heads, vocab, embed_sequence, intermediate_expanded, experts, "
+        "expert_hidden"
+    )
     assert str(caught.value) == f"names no known dimension: 'zzz' -- use {listed}"
 
 

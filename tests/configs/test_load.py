@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from configs.errors import ConfigError, UserError
 from configs.load import CONFIGS_DIR, load_config, resolved_json
-from configs.schema import ACTIVATIONS, ATTENTION_TYPES
+from configs.schema import ACTIVATIONS, ATTENTION_TYPES, MoeParams, keys_of
 
 SHIPPED = sorted(CONFIGS_DIR.glob("*.json"))
 GPT_NEO_MODELS = (
@@ -41,6 +41,7 @@ MODEL = {
     "model_path": "runs/tiny",
     "datasets": ["words"],
 }
+MASKED = {"mlm_training": True, "mlm_mask_id": 5}
 WORDS = {"n_vocab": 128, "path": "words/*.tfrecords", "tokenizer_path": "words.json", "eos_id": 3, "padding_id": 2}
 PAGES = {"n_vocab": 100, "path": "pages/*.tfrecords", "tokenizer_path": "words.json", "eos_id": 5, "padding_id": 2}
 
@@ -293,34 +294,15 @@ WRONG = {
         "recompute_grad = 1 -- is not true or false -- write true or false, without quotes",
     ),
     "another decay": ({"lr_decay": "step"}, 'lr_decay = "step" -- is not a known name -- use linear, cosine'),
-    "Adafactor": (
-        {"opt_name": "Adafactor"},
-        'opt_name = "Adafactor" -- is known from GPT-Neo but not available in this version -- use adam',
-    ),
-    "another optimiser": ({"opt_name": "sgd"}, 'opt_name = "sgd" -- is not a known name -- use adam'),
+    "another optimiser": ({"opt_name": "sgd"}, 'opt_name = "sgd" -- is not a known name -- use adam, adamw, adafactor'),
     "another precision": (
         {"precision": "float16"},
         'precision = "float16" -- is not a known name -- use float32, bfloat16',
     ),
     "a precision that is no name": ({"precision": 16}, "precision = 16 -- is not a string -- use float32, bfloat16"),
-    "an activation of GPT-Neo's": (
-        {"activation_fn": "snake"},
-        'activation_fn = "snake" -- is known from GPT-Neo but not available in this version -- use '
-        + ", ".join(ACTIVATIONS),
-    ),
     "two activations": (
         {"activation_function": "gelu", "activation_fn": "relu"},
         'activation_fn = "relu" -- is the same key as activation_function, which is "gelu" -- keep one of the two',
-    ),
-    "rotary embedding": (
-        {"rotary_emb": True},
-        "rotary_emb = true -- (rotary position embedding) is known from GPT-Neo but not available in this version -- "
-        "remove the key or turn it off",
-    ),
-    "experts": (
-        {"moe_layers": [2, 4]},
-        "moe_layers = [2, 4] -- (mixture-of-experts layers) is known from GPT-Neo but not available in this version -- "
-        "remove the key or turn it off",
     ),
     "evaluation tasks": (
         {"eval_tasks": ["lambada"]},
@@ -345,14 +327,10 @@ WRONG = {
         {"attention_types": []},
         'attention_types = [] -- is not a list of [pattern, repeats] pairs -- write it as [[["global", "local"], 6]]',
     ),
-    "linear attention": (
-        {"attention_types": [[["linear"], 2]]},
-        "attention_types = [[[\"linear\"], 2]] -- 'linear' is known from GPT-Neo but not available in this version -- "
-        "use global, local, none",
-    ),
     "unknown attention": (
         {"attention_types": [[["global", "gobal"], 1]]},
-        'attention_types = [[["global", "gobal"], 1]] -- \'gobal\' is not a known name -- use global, local, none',
+        'attention_types = [[["global", "gobal"], 1]] -- \'gobal\' is not a known name -- '
+        "use global, local, linear, none",
     ),
     "attention no times": (
         {"attention_types": [[["global"], 0]]},
@@ -392,10 +370,81 @@ WRONG = {
         'layout = "features_per_head:x" -- features_per_head:x splits heads, which attention needs whole -- '
         "give heads:x",
     ),
-    "experts on devices": (
-        {"mesh_shape": "x:2", "layout": "batch:x,experts:x"},
-        'layout = "batch:x,experts:x" -- experts:x is known from GPT-Neo but not available in this version -- '
-        "leave experts:x out",
+    "rotation of an odd number of features": (
+        {"rotary_emb": True, "n_embd": 12, "n_head": 4},
+        "rotary_emb = true -- needs an even number of features a head; n_embd / n_head = 3 -- "
+        "change n_head or n_embd, or set it to false",
+    ),
+    "a switch that is a number": (
+        {"rotary_emb": 1},
+        "rotary_emb = 1 -- is not true or false -- write true or false, without quotes",
+    ),
+    "axes that do not cover the context": (
+        {"axial_pos_emb": [3, 5]},
+        "axial_pos_emb = [3, 5] -- multiplies to 15, but n_ctx = 32 -- give two sizes whose product is n_ctx",
+    ),
+    "three axes": (
+        {"axial_pos_emb": [2, 2, 4]},
+        "axial_pos_emb = [2, 2, 4] -- has 3 members -- give two, whose product is n_ctx, such as [16, 64]",
+    ),
+    "two kinds of positions": (
+        {"axial_pos_emb": [4, 8], "rotary_emb": True},
+        "axial_pos_emb = [4, 8] -- takes the place that rotary_emb takes too -- keep one of the two",
+    ),
+    "two kinds of norms": (
+        {"scalenorm": True, "rezero": True},
+        "scalenorm = true -- changes norms that rezero takes away -- keep one of the two",
+    ),
+    "memory without global attention": (
+        {"num_mem_kv": 4, "attention_types": [[["local"], 2]]},
+        "num_mem_kv = 4 -- acts in global layers, and attention_types has none -- set it to 0, or give a global layer",
+    ),
+    "experts in a layer that is not there": (
+        {"moe_layers": [1, 2]},
+        "moe_layers = [1, 2] -- names layer 2, but the last of 2 layers is 1 -- count layers from 0",
+    ),
+    "experts twice": ({"moe_layers": [1, 1]}, "moe_layers = [1, 1] -- names a layer twice -- name each once"),
+    "experts in no layer": (
+        {"moe_layers": ["1"]},
+        "moe_layers = [\"1\"] -- member '1' is a string, not an integer -- give an integer >= 0, without quotes",
+    ),
+    "an unknown setting of experts": (
+        {"moe_params": {"moe_experts": 4}},
+        'moe_params = {"moe_experts": 4} -- has the unknown member moe_experts -- use ' + ", ".join(keys_of(MoeParams)),
+    ),
+    "a wrong setting of experts": (
+        {"moe_params": {"moe_num_experts": 1}},
+        'moe_params = {"moe_num_experts": 1} -- moe_num_experts 1 is out of range -- give an integer >= 2',
+    ),
+    "experts that do not split": (
+        {"moe_layers": [1], "moe_params": {"moe_num_experts": 6}, "mesh_shape": "x:4", "layout": "experts:x"},
+        'layout = "experts:x" -- experts:x splits moe_num_experts = 6 over 4 devices, which does not divide it -- '
+        "change moe_num_experts, the size of x, or the rule",
+    ),
+    "masked training without a mask": (
+        {"mlm_training": True},
+        "mlm_mask_id -- is missing -- give the id to write in place of masked tokens",
+    ),
+    "a mask that is no id": (
+        MASKED | {"mlm_mask_id": 128},
+        "mlm_mask_id = 128 -- is no id below n_vocab = 128 -- give the id of the tokenizer",
+    ),
+    "a first id that is none": (
+        MASKED | {"mlm_cls_token_id": 128},
+        "mlm_cls_token_id = 128 -- is no id below n_vocab = 128 -- give the id of the tokenizer",
+    ),
+    "an ignored id that is none": (
+        MASKED | {"mlm_mask_ignore_ids": [1, 200]},
+        "mlm_mask_ignore_ids = [1, 200] -- holds 200, which is no id below n_vocab = 128 -- give ids of the tokenizer",
+    ),
+    "more than all masked tokens": (
+        MASKED | {"mlm_same_token_prob": 0.6, "mlm_random_token_prob": 0.5},
+        "mlm_random_token_prob = 0.5 -- and mlm_same_token_prob = 0.6 make more than all masked tokens -- "
+        "lower one, to a sum of at most 1",
+    ),
+    "samples of a masked model": (
+        MASKED | {"predict_steps": 1},
+        "predict_steps = 1 -- asks for samples, but a masked model writes no text -- set it to 0",
     ),
     "heads that do not split": (
         {"mesh_shape": "x:3", "layout": "heads:x"},
@@ -688,6 +737,10 @@ RANDOM_CHANGES = st.fixed_dictionaries(
             lambda types: [[[name], 1] for name in types]
         ),
         "activation_fn": st.sampled_from(ACTIVATIONS),
+        "moe_layers": st.lists(st.integers(0, 5), unique=True),
+        "moe_params": st.fixed_dictionaries({}, optional={"moe_num_experts": st.integers(2, 64)}),
+        "axial_pos_emb": st.sampled_from([None, [4, 8], [32, 1]]),
+        "mlm_mask_ignore_ids": st.lists(st.integers(0, 127)),
         "lr": st.floats(1e-12, 1.0),
         "gradient_clipping": st.none() | st.floats(1e-6, 1e6),
         "lr_decay": st.sampled_from([None, "linear", "cosine"]),

@@ -6,40 +6,15 @@ Shape legend: B batch, S sequence, M memory_length, H heads, D features_per_head
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from configs.schema import ModelConfig
+from tests.models import reference_moe
+from tests.models.reference_activations import ACTIVATIONS
 
 Values = Mapping[str, np.ndarray]
-SELU_SCALE, SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
-
-
-def softplus(x: np.ndarray) -> np.ndarray:
-    return np.logaddexp(x, 0.0)
-
-
-def elu(x: np.ndarray, alpha: float = 1.0) -> np.ndarray:
-    return np.where(x > 0, x, alpha * np.expm1(x))
-
-
-ACTIVATIONS = {
-    "gelu": lambda x: 0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3))),
-    "relu": lambda x: np.maximum(x, 0.0),
-    "sigmoid": lambda x: 1.0 / (1.0 + np.exp(-x)),
-    "tanh": np.tanh,
-    "selu": lambda x: SELU_SCALE * elu(x, SELU_ALPHA),
-    "elu": elu,
-    "abs": np.abs,
-    "sin": np.sin,
-    "cos": np.cos,
-    "sign": np.sign,
-    "silu": lambda x: x / (1.0 + np.exp(-x)),
-    "softplus": softplus,
-    "id": lambda x: x,
-    "mish": lambda x: x * np.tanh(softplus(x)),
-}
 
 
 def layer_norm(x: np.ndarray, gain: np.ndarray, bias: np.ndarray, epsilon: float = 1e-5) -> np.ndarray:
@@ -83,33 +58,149 @@ def attention_gradient(
     return np.einsum("bhsm,bmhd->bshd", d_logits, keys), np.einsum("bhsm,bshd->bmhd", d_logits, queries), d_values
 
 
-def _attention_layer(model: ModelConfig, values: Values, x: np.ndarray, layer: int) -> np.ndarray:
-    scope = f"gpt2/h{layer}/attn"
-    split = (*x.shape[:2], model.n_head, model.features_per_head)
-    queries, keys, vectors = ((x @ values[f"{scope}/{name}"]).reshape(split) for name in "qkv")
-    radius = model.local_attention_radius if model.attention_types[layer] == "local" else None
-    attended = attention(queries, keys, vectors, radius).reshape(x.shape)
-    return attended @ values[f"{scope}/o"] + values[f"{scope}/compute_output_bias/o_b"]
+def visible(model: ModelConfig, layer: int, length: int) -> np.ndarray:
+    """[S, M]: which positions a layer's positions see."""
+    ages = np.arange(length)[:, None] - np.arange(length)
+    radius = model.local_attention_radius if model.attention_types[layer] == "local" else length
+    return (ages >= 0) & (ages < radius) if model.is_causal else np.abs(ages) < radius
 
 
-def _feed_forward(model: ModelConfig, values: Values, x: np.ndarray, layer: int) -> np.ndarray:
-    main = f"gpt2/h{layer}/mlp/conv1d_main"
-    hidden = ACTIVATIONS[model.activation_function](x @ values[f"{main}/c_fc/kernel"] + values[f"{main}/c_fc/bias"])
+def softmax(x: np.ndarray, axis: int = -1) -> np.ndarray:
+    exponentials = np.exp(x - x.max(axis, keepdims=True))
+    return exponentials / exponentials.sum(axis, keepdims=True)
+
+
+def softmax_attention(queries: np.ndarray, keys: np.ndarray, values: np.ndarray, visible: np.ndarray) -> np.ndarray:
+    """[B, S, H, D], [B, M, H, D] twice, bool [S, M] -> [B, S, H, D]."""
+    logits = np.where(visible, np.einsum("bshd,bmhd->bhsm", queries, keys), -np.inf)
+    return np.einsum("bhsm,bmhd->bshd", softmax(logits), values)
+
+
+def linear_attention(queries: np.ndarray, keys: np.ndarray, values: np.ndarray, is_causal: bool) -> np.ndarray:
+    """Each feature of the keys is a softmax over the positions seen; the queries' softmax weighs the features."""
+    if not is_causal:
+        return np.einsum("bshd,bmhd,bmhe->bshe", softmax(queries), softmax(keys, 1), values)
+    features = np.exp(keys)
+    totals = features.cumsum(1) + 1e-6
+    contexts = np.einsum("bshd,bshe->bshde", features, values).cumsum(1)
+    return np.einsum("bshd,bshde->bshe", softmax(queries) / totals, contexts)
+
+
+def rotated(x: np.ndarray) -> np.ndarray:
+    """[B, S, H, D]: features i and i + D / 2 as a complex number, turned by position * 10000^(-2 i / D)."""
+    length, half = x.shape[1], x.shape[-1] // 2
+    angles = np.arange(length)[:, None] * 10000.0 ** (-np.arange(half) / half)
+    turned = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angles)[:, None]
+    return np.concatenate([turned.real, turned.imag], -1)
+
+
+def _attention_layer(model: ModelConfig, values: Values, x: np.ndarray, layer: int, scope: str) -> np.ndarray:
+    def projected(name: str) -> np.ndarray:
+        bias = values[f"{scope}/attn/{name}_bias"] if model.qkv_bias else 0.0
+        return (x @ values[f"{scope}/attn/{name}"] + bias).reshape(*x.shape[:2], model.n_head, -1)
+
+    queries, keys, vectors = map(projected, "qkv")
+    if model.scale_attn_weights:
+        queries = queries / math.sqrt(model.features_per_head)
+    if model.rotary_emb:
+        queries, keys = rotated(queries), rotated(keys)
+    seen = visible(model, layer, x.shape[1])
+    if model.num_mem_kv and model.attention_types[layer] == "global":
+        learned = [values[f"{scope}/attn/attention/mem_{name}"] for name in "kv"]
+        learned = [np.broadcast_to(memory, (len(x), *memory.shape)) for memory in learned]
+        keys, vectors = (np.concatenate(pair, 1) for pair in zip(learned, (keys, vectors), strict=True))
+        seen = np.pad(seen, [(0, 0), (model.num_mem_kv, 0)], constant_values=True)
+    if model.attention_types[layer] == "linear":
+        attended = linear_attention(queries, keys, vectors, model.is_causal)
+    else:
+        attended = softmax_attention(queries, keys, vectors, seen)
+    return attended.reshape(x.shape) @ values[f"{scope}/attn/o"] + values[f"{scope}/attn/compute_output_bias/o_b"]
+
+
+def _feed_forward(model: ModelConfig, values: Values, x: np.ndarray, scope: str) -> np.ndarray:
+    main, activation = f"{scope}/conv1d_main", activation_of(model.activation_function, values, scope)
+    hidden = x @ values[f"{main}/c_fc/kernel"] + values[f"{main}/c_fc/bias"]
+    if model.mlp_glu:
+        kept, gate = np.split(hidden, 2, -1)
+        hidden = kept * activation(gate)
+    else:
+        hidden = activation(hidden)
     return hidden @ values[f"{main}/c_proj/kernel"] + values[f"{main}/c_proj/bias"]
 
 
-def logits(model: ModelConfig, values: Values, tokens: np.ndarray) -> np.ndarray:
-    """Tokens [B, S] -> [B, S, V], without dropout."""
+def activation_of(name: str, values: Values, scope: str) -> Callable[[np.ndarray], np.ndarray]:
+    """The activation with the parameters that the model has learned."""
+    prefix = f"{scope}/activation/"
+    parameters = {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
+    return lambda x: ACTIVATIONS[name](x, **parameters)
 
-    def norm(x: np.ndarray, scope: str) -> np.ndarray:
-        return layer_norm(x, values[f"gpt2/{scope}/g"], values[f"gpt2/{scope}/b"])
 
-    x = values["gpt2/wte"][tokens] + values["gpt2/wpe"][: tokens.shape[1]]
+def _norm(model: ModelConfig, values: Values, x: np.ndarray, scope: str) -> np.ndarray:
+    if model.rezero:
+        return x
+    return layer_norm(x, values[f"{scope}/g"], 0.0 if model.scalenorm else values[f"{scope}/b"])
+
+
+def _added(model: ModelConfig, values: Values, y: np.ndarray, scope: str) -> np.ndarray:
+    return y * values[f"{scope}/g"] if model.rezero else y
+
+
+def _positions(model: ModelConfig, values: Values, length: int) -> np.ndarray | float:
+    if model.rotary_emb:
+        return 0.0
+    if model.axial_pos_emb:
+        first, second = values["gpt2/axial_wpe_1"], values["gpt2/axial_wpe_2"]
+        return ((first[:, None] + second) / 2).reshape(-1, model.n_embd)[:length]
+    return values["gpt2/wpe"][:length]
+
+
+def _mixture(
+    model: ModelConfig, values: Values, x: np.ndarray, scope: str, capacity_factor: float
+) -> tuple[np.ndarray, float]:
+    """Outputs and auxiliary loss; every second choice claims its place, and experts have relu."""
+    moe = model.moe_params
+    names = ("top_2_gating", "wi", "wo")
+    weights = reference_moe.Weights(*(values[f"{scope}/{name}/kernel"] for name in names))
+    group_size = min(moe.moe_group_size, model.n_ctx)
+    n_choices = int(moe.moe_gating[-1])
+    capacity = max(moe.moe_min_expert_capacity, int(group_size * n_choices * capacity_factor / moe.moe_num_experts))
+    rule = reference_moe.Rule(n_choices, group_size, min(group_size, capacity))
+    aux_loss = reference_moe.aux_loss(x, weights, moe.moe_loss_coef, moe.moe_z_loss)
+    return reference_moe.mixture(x, weights, rule)[0], aux_loss
+
+
+def hidden(model: ModelConfig, values: Values, tokens: np.ndarray, capacity_factor: float) -> tuple[np.ndarray, float]:
+    """Tokens [B, S] -> what the last block gives, [B, S, E], and the experts' auxiliary loss; without dropout."""
+    aux_loss = 0.0
+    share = 0.5 if model.macaron else 1.0
+    x = values["gpt2/wte"][tokens] + _positions(model, values, tokens.shape[1])
     for layer, kind in enumerate(model.attention_types):
+        scope = "gpt2/" if model.share_parameters else f"gpt2/h{layer}"
+        if model.macaron:
+            x = x + share * _feed_forward(model, values, x, f"{scope}/mlp_macaron")
         if kind != "none":
-            x = x + _attention_layer(model, values, norm(x, f"h{layer}/norm_1"), layer)
-        x = x + _feed_forward(model, values, norm(x, f"h{layer}/norm_2"), layer)
-    return norm(x, "ln_f") @ values["gpt2/wte"].T
+            attended = _attention_layer(model, values, _norm(model, values, x, f"{scope}/norm_1"), layer, scope)
+            x = x + _added(model, values, attended, f"{scope}/norm_rezero_1")
+        normed = _norm(model, values, x, f"{scope}/norm_2")
+        if layer in model.moe_layers:
+            fed, loss = _mixture(model, values, normed, scope, capacity_factor)
+            aux_loss += loss
+        else:
+            fed = _feed_forward(model, values, normed, f"{scope}/mlp")
+        x = x + _added(model, values, share * fed, f"{scope}/norm_rezero_2")
+    return x, aux_loss
+
+
+def logits(model: ModelConfig, values: Values, tokens: np.ndarray) -> np.ndarray:
+    """Tokens [B, S] -> [B, S, V], without dropout, as evaluation has it."""
+    return _output(model, values, hidden(model, values, tokens, model.moe_params.moe_capacity_factor_eval)[0])
+
+
+def _output(model: ModelConfig, values: Values, x: np.ndarray) -> np.ndarray:
+    if model.no_weight_tie:
+        scope = "gpt2/wte_final_linear/conv1d_main/linear_out"
+        return x @ values[f"{scope}/kernel"] + values[f"{scope}/bias"]
+    return layer_norm(x, values["gpt2/ln_f/g"], values["gpt2/ln_f/b"]) @ values["gpt2/wte"].T
 
 
 def losses(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -120,9 +211,10 @@ def losses(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def training_loss(model: ModelConfig, values: Values, tokens: np.ndarray, labels: np.ndarray) -> float:
-    """Mean cross-entropy plus the z-loss."""
-    cross_entropy, log_z = losses(logits(model, values, tokens), labels)
-    return cross_entropy.mean() + model.z_loss * (log_z**2).mean()
+    """Mean cross-entropy plus the z-loss, and what the experts add."""
+    x, aux_loss = hidden(model, values, tokens, model.moe_params.moe_capacity_factor_train)
+    cross_entropy, log_z = losses(_output(model, values, x), labels)
+    return cross_entropy.mean() + model.z_loss * (log_z**2).mean() + aux_loss
 
 
 def adam_step(

@@ -10,10 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs.schema import ModelConfig, PredictionConfig, RunConfig
+from configs.schema import PredictionConfig, RunConfig
 from meshtf import mtf, tf
 from models import gpt2
-from models.attention import Cache
 from models.context import Context
 from models.decode import KEY_STRIDE, Request
 from models.dims import Dims
@@ -22,6 +21,7 @@ from runtime.graph import build_generation
 from runtime.mesh import place
 from tests import tiny
 from tests.models import reference
+from tests.models.decoding import cached_logits
 
 MODEL = dataclasses.replace(tiny.MODEL, n_layer=3, attention_types=("global", "local", "none"))
 GREEDY, FREE = SamplingRule(0.0, 0, 1.0), SamplingRule(1.0, 0, 1.0)
@@ -30,28 +30,6 @@ PROMPT = np.array([3, 1, 4, 15], np.int32)
 
 
 # The cache.
-
-
-def with_room(cache: Cache | None, dims: Dims) -> Cache | None:
-    if cache is None:
-        return None
-    missing = dims.memory_length.size - cache.keys.shape.dims[1].size
-    return Cache(*(mtf.pad(tensor, [0, missing], "memory_length") for tensor in (cache.keys, cache.values)))
-
-
-def forced_logits(model: ModelConfig, tokens: mtf.Tensor, prompt_length: int) -> list[mtf.Tensor]:
-    """Logits after the prompt and after each of the given tokens that follow it, with the cache."""
-    mesh, (batch_dim, sequence_dim) = tokens.mesh, tokens.shape.dims
-    dims = Dims.of(model, batch_dim.size, 1, sequence_dim.size)
-    prompt_context = Context(mesh, model, Dims.of(model, batch_dim.size, prompt_length))
-    outputs, caches = gpt2.prompt_logits(prompt_context, mtf.slice(tokens, 0, prompt_length, "sequence"))
-    every, caches = [outputs], [with_room(cache, dims) for cache in caches]
-    for position in range(prompt_length, sequence_dim.size):
-        token = mtf.reshape(mtf.slice(tokens, position, 1, "sequence"), [batch_dim])
-        place_of_it = mtf.constant(mesh, position, dtype=tf.int32)
-        outputs, caches = gpt2.next_logits(Context(mesh, model, dims), token, place_of_it, caches)
-        every.append(outputs)
-    return every
 
 
 @pytest.mark.parametrize(
@@ -66,7 +44,7 @@ def test_the_cache_gives_the_logits_of_the_whole_forward_pass(
 
     def build(tokens: mtf.Tensor) -> list[mtf.Tensor]:
         whole = gpt2.logits(Context(tokens.mesh, model, Dims.of(model, 2, 16)), tokens)
-        return [mtf.cast(logits, tf.float32) for logits in (whole, *forced_logits(model, tokens, prompt_length))]
+        return [mtf.cast(logits, tf.float32) for logits in (whole, *cached_logits(model, tokens, prompt_length))]
 
     tokens_BS = tiny.batch()[0][:2]
     function = tiny.compiled(build, placement, ("batch sequence", tokens_BS))

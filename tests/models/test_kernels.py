@@ -7,17 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs.schema import ACTIVATIONS
 from meshtf import tf
-from models.activations import ACTIVATION_FUNCTIONS
-from models.kernels import activations, attention, cross_entropy, gradients, noise, norms, optimizers
-from models.kernels.attention import AttentionKind
+from models.kernels import cross_entropy, gradients, noise, norms, optimizers
 from models.kernels.optimizers import AdamConstants
 from models.norms import LAYER_NORM_EPSILON
 from tests.models import reference
-
-KEY, ROWS, ORIGIN = np.int32(11), np.arange(2, dtype=np.int32), np.zeros(3, np.int32)
-GLOBAL = AttentionKind(radius=None, dropout_rate=0.0, aligned=True)
 
 
 def normal(*shape: int, seed: int = 0, std: float = 1.0) -> np.ndarray:
@@ -74,25 +68,6 @@ def test_layer_norm_of_bfloat16_has_float32_statistics() -> None:
     close(tf.cast(y, tf.float32), reference.layer_norm(exact, 1.0, 0.0), 2**-8)
 
 
-# ----------------------------------------------------------------------------------------------------------- activation
-
-
-def test_every_activation_of_the_config_is_there() -> None:
-    assert sorted(ACTIVATION_FUNCTIONS) == sorted(ACTIVATIONS) == sorted(reference.ACTIVATIONS)
-
-
-@pytest.mark.parametrize("name", ACTIVATIONS)
-def test_biased_activation(name: str) -> None:
-    x, bias, dy = normal(2, 5, 7, std=2.0), normal(7, seed=1), normal(2, 5, 7, seed=2)
-    biased = x.astype(np.float64) + bias
-    d_biased = slope(reference.ACTIVATIONS[name], biased) * dy
-    activation = ACTIVATION_FUNCTIONS[name]
-    close(activations.biased_activation(activation)(x, bias), reference.ACTIVATIONS[name](biased))
-    dx, d_bias = activations.biased_activation_gradient(activation)(x, bias, dy)
-    close(dx, d_biased)
-    close(d_bias, d_biased.sum((0, 1)))
-
-
 # -------------------------------------------------------------------------------------------------------- cross-entropy
 
 
@@ -139,97 +114,6 @@ def test_cross_entropy_gradient_with_z_loss(n_slices: int) -> None:
         for index, part in enumerate(np.split(logits, n_slices, -1))
     ]
     close(np.concatenate(actual, -1), expected)
-
-
-# ------------------------------------------------------------------------------------------------------------ attention
-
-
-def queries_keys_values(length: int, n_heads: int = 3, n_features: int = 4) -> list[np.ndarray]:
-    return [normal(2, length, n_heads, n_features, seed=seed) for seed in range(3)]
-
-
-def attend(kind: AttentionKind, inputs: list[np.ndarray]) -> tuple[tf.Tensor, tf.Tensor]:
-    return attention.attention(kind)(*inputs, ORIGIN, KEY, ROWS)
-
-
-def attention_gradients(kind: AttentionKind, inputs: list[np.ndarray], d_outputs: np.ndarray) -> tuple[tf.Tensor, ...]:
-    return attention.attention_gradient(kind)(*inputs, ORIGIN, KEY, ROWS, *attend(kind, inputs), d_outputs)
-
-
-# A block of queries has 64 positions here: radii below it, equal to it and above, and longer than the sequence.
-LENGTHS_AND_RADII = [(1, None), (1, 1), (7, None), (7, 3), (7, 7), (7, 20), (64, 64), (130, None)]
-LENGTHS_AND_RADII += [(130, 1), (130, 64), (130, 100)]
-
-
-@pytest.mark.parametrize(("length", "radius"), LENGTHS_AND_RADII)
-def test_attention_and_its_gradient(length: int, radius: int | None) -> None:
-    inputs, d_outputs = queries_keys_values(length), normal(2, length, 3, 4, seed=9)
-    exact = [value.astype(np.float64) for value in inputs]
-    kind = AttentionKind(radius, dropout_rate=0.0, aligned=True)
-    close(attend(kind, inputs)[0], reference.attention(*exact, radius))
-    for actual, expected in zip(
-        attention_gradients(kind, inputs, d_outputs),
-        reference.attention_gradient(*exact, d_outputs, radius),
-        strict=True,
-    ):
-        close(actual, expected, 2e-5)
-
-
-def test_attention_log_z_by_hand() -> None:
-    queries, keys, values = np.ones((3, 1, 2, 1, 1), np.float32) * np.array([2, 3, 5], np.float32).reshape(
-        3, 1, 1, 1, 1
-    )
-    outputs, log_z = attention.attention(GLOBAL)(queries, keys, values, ORIGIN, KEY, np.zeros(1, np.int32))
-    close(log_z, np.array([[[6.0, 6.0 + np.log(2.0)]]]))
-    close(outputs, np.full((1, 2, 1, 1), 5.0))
-
-
-@pytest.mark.parametrize("radius", [None, 2])
-def test_the_attention_gradient_of_the_reference_by_central_differences(radius: int | None) -> None:
-    inputs = [value.astype(np.float64) for value in queries_keys_values(4, n_heads=1, n_features=2)]
-    d_outputs = normal(2, 4, 1, 2, seed=9).astype(np.float64)
-    for which, gradient in enumerate(reference.attention_gradient(*inputs, d_outputs, radius)):
-        for index in np.ndindex(gradient.shape):
-            unit = np.zeros_like(gradient)
-            unit[index] = 1.0
-
-            def output(t: float, which: int = which, unit: np.ndarray = unit) -> float:
-                moved = [value + t * unit if i == which else value for i, value in enumerate(inputs)]
-                return (reference.attention(*moved, radius) * d_outputs).sum()
-
-            assert abs(gradient[index] - slope(output, 0.0)) < 1e-8
-
-
-@pytest.mark.parametrize("radius", [None, 3])
-def test_attention_over_slices_of_keys_equals_the_whole(radius: int | None) -> None:
-    queries, keys, values = queries_keys_values(8)
-    kind = AttentionKind(radius, dropout_rate=0.4, aligned=False)
-    halves = [(slice(start, start + 4), np.array([0, 0, start], np.int32)) for start in (0, 4)]
-    largest = np.max([attention.attention_largest_logit(kind)(queries, keys[:, half], at) for half, at in halves], 0)
-    parts = [
-        attention.attention_sums(kind)(queries, keys[:, half], values[:, half], at, KEY, ROWS, largest)
-        for half, at in halves
-    ]
-    total, weighted = (sum(np.asarray(part[index]) for part in parts) for index in (0, 1))
-    close(weighted / total.transpose(0, 2, 1)[..., None], attend(kind, [queries, keys, values])[0])
-    whole = AttentionKind(radius, dropout_rate=0.4, aligned=True)
-    close(attend(kind, [queries, keys, values])[0], attend(whole, [queries, keys, values])[0])
-
-
-def test_attention_dropout() -> None:
-    radius = 70
-    inputs, d_outputs = queries_keys_values(130), normal(2, 130, 3, 4, seed=9)
-    exact = [value.astype(np.float64) for value in inputs]
-    uniform = np.asarray(noise.uniform(tf.constant(KEY), tf.constant(ROWS), tf.constant(ORIGIN), (2, 3, 130, 130)))
-    factor = np.where(uniform >= 0.25, 1.0 / 0.75, 0.0)
-    kind = AttentionKind(radius, dropout_rate=0.25, aligned=True)
-    close(attend(kind, inputs)[0], reference.attention(*exact, radius, factor))
-    for actual, expected in zip(
-        attention_gradients(kind, inputs, d_outputs),
-        reference.attention_gradient(*exact, d_outputs, radius, factor),
-        strict=True,
-    ):
-        close(actual, expected, 2e-5)
 
 
 # -------------------------------------------------------------------------------------------------------------- dropout
@@ -298,13 +182,9 @@ def test_sums() -> None:
     mean = x.mean(-1)
     close(norms.sum_of_embd(x), x.sum(-1, dtype=np.float64))
     close(norms.sum_of_squares_about(x, mean), ((x - mean[..., None].astype(np.float64)) ** 2).sum(-1))
-    close(activations.sum_of_rows(x), x.sum((0, 1), dtype=np.float64))
     close(gradients.sum_of_squares(x, mean), (x.astype(np.float64) ** 2).sum() + (mean.astype(np.float64) ** 2).sum())
     # A sum kept in bfloat16 would stay at 256; 304 is a bfloat16 number.
-    ones = tf.ones((304, 1), tf.bfloat16)
-    assert (
-        float(gradients.sum_of_squares(ones)) == float(tf.cast(activations.sum_of_rows(ones), tf.float32)[0]) == 304.0
-    )
+    assert float(gradients.sum_of_squares(tf.ones((304, 1), tf.bfloat16))) == 304.0
 
 
 def test_adam_by_hand() -> None:

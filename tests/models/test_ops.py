@@ -8,11 +8,7 @@ import numpy as np
 import pytest
 
 from meshtf import mtf, tf
-from models import losses
-from models.activations import ACTIVATION_FUNCTIONS
 from models.norms import LAYER_NORM_EPSILON
-from models.ops.activations import bias_add, biased_activation
-from models.ops.attention import causal_attention
 from models.ops.dropout import Noise, dropout
 from models.ops.embedding import embedding_lookup
 from models.ops.gradients import global_norm
@@ -74,7 +70,7 @@ def test_embedding(devices: Devices, mesh_shape: str, layout: str) -> None:
     close(d_table, expected)
 
 
-# -------------------------------------------------------------------------------------------- layer norm and activation
+# ----------------------------------------------------------------------------------------------------------- layer norm
 
 
 @pytest.mark.parametrize(("mesh_shape", "layout"), [("x:4", "embd:x"), ("x:2,y:2", "batch:x,embd:y")])
@@ -96,93 +92,6 @@ def test_layer_norm(devices: Devices, mesh_shape: str, layout: str) -> None:
     close(dx, expected)
     close(d_gain, (reference.layer_norm(exact, 1.0, 0.0) * dy).sum((0, 1)))
     close(d_bias, dy.sum((0, 1)))
-
-
-def test_biased_activation(devices: Devices) -> None:
-    x, bias, dy = normal(2, 3, 8), normal(8, seed=1), normal(2, 3, 8, seed=2)
-
-    def build(x: mtf.Tensor, bias: mtf.Tensor, dy: mtf.Tensor) -> list[mtf.Tensor]:
-        return with_gradients(biased_activation(x, bias, ACTIVATION_FUNCTIONS["tanh"]), dy, x, bias)
-
-    names = "batch sequence intermediate_expanded"
-    placement = placed(devices, "x:2,y:2", "batch:x,intermediate_expanded:y")
-    y, dx, d_bias = tiny.evaluate(build, placement, (names, x), ("intermediate_expanded", bias), (names, dy))
-    expected = np.tanh(x.astype(np.float64) + bias)
-    close(y, expected)
-    close(dx, (1.0 - expected**2) * dy)
-    close(d_bias, ((1.0 - expected**2) * dy).sum((0, 1)))
-
-
-@pytest.mark.parametrize("layout", ["batch:x,embd:y", "sequence:x"])
-def test_bias_add(devices: Devices, layout: str) -> None:
-    x, bias, dy = normal(2, 4, 8), normal(8, seed=1), normal(2, 4, 8, seed=2)
-
-    def build(x: mtf.Tensor, bias: mtf.Tensor, dy: mtf.Tensor) -> list[mtf.Tensor]:
-        return with_gradients(bias_add(x, bias), dy, x, bias)
-
-    inputs = [("batch sequence embd", x), ("embd", bias), ("batch sequence embd", dy)]
-    y, dx, d_bias = tiny.evaluate(build, placed(devices, "x:2,y:2", layout), *inputs)
-    np.testing.assert_array_equal(y, x + bias)
-    np.testing.assert_array_equal(dx, dy)
-    close(d_bias, dy.sum((0, 1)))
-
-
-# -------------------------------------------------------------------------------------------------------- cross-entropy
-
-
-@pytest.mark.parametrize(("mesh_shape", "layout"), [("x:4", "vocab:x"), ("x:2,y:2", "batch:x,vocab:y")])
-def test_training_loss(devices: Devices, mesh_shape: str, layout: str) -> None:
-    z_loss = 0.1
-    logits, labels = normal(2, 3, 8) * np.float32(3), np.array([[0, 7, 3], [4, 4, 1]], np.int32)
-
-    def build(logits: mtf.Tensor, labels: mtf.Tensor) -> list[mtf.Tensor]:
-        token_losses = losses.token_losses(logits, labels)
-        loss = token_losses.training_loss(z_loss)
-        return [token_losses.cross_entropy, token_losses.log_z, loss, *mtf.gradients([loss], [logits])]
-
-    inputs = [("batch sequence vocab", logits), ("batch sequence", labels)]
-    cross_entropy, log_z, loss, d_logits = tiny.evaluate(build, placed(devices, mesh_shape, layout), *inputs)
-    exact = logits.astype(np.float64)
-    expected = reference.losses(exact, labels)
-    close(cross_entropy, expected[0])
-    close(log_z, expected[1])
-    close(loss, expected[0].mean() + z_loss * (expected[1] ** 2).mean())
-    softmax = np.exp(exact - expected[1][..., None])
-    d_expected = softmax * (1.0 + 2.0 * z_loss * expected[1][..., None]) - np.eye(8)[labels]
-    close(d_logits, d_expected / 6)
-
-
-# ------------------------------------------------------------------------------------------------------------ attention
-
-
-@pytest.mark.parametrize(
-    ("mesh_shape", "layout", "radius"),
-    [
-        ("x:2,y:2", "batch:x,heads:y", 3),
-        ("x:4", "sequence:x", 3),
-        ("x:4", "memory_length:x", None),
-        ("x:2,y:2", "sequence:x,memory_length:y", 3),
-    ],
-)
-def test_causal_attention_with_dropout(devices: Devices, mesh_shape: str, layout: str, radius: int | None) -> None:
-    inputs = [normal(2, 8, 2, 3, seed=seed) for seed in range(4)]
-    names = ["batch sequence heads features_per_head", *["batch memory_length heads features_per_head"] * 2]
-
-    def build(queries: mtf.Tensor, keys: mtf.Tensor, values: mtf.Tensor, d_outputs: mtf.Tensor) -> list[mtf.Tensor]:
-        outputs = causal_attention(queries, keys, values, radius, 0.25, noise(queries.mesh, queries.shape.dims[0]))
-        return with_gradients(outputs, d_outputs, queries, keys, values)
-
-    def weights_dropout(x: mtf.Tensor) -> list[mtf.Tensor]:
-        return [dropout(x, 0.25, noise(x.mesh, x.shape.dims[0]))]
-
-    placement = placed(devices, mesh_shape, layout)
-    outputs, *gradients = tiny.evaluate(build, placement, *zip([*names, names[0]], inputs, strict=True))
-    ones = ("batch heads sequence memory_length", np.ones((2, 2, 8, 8), np.float32))
-    (factor,) = tiny.evaluate(weights_dropout, placed(devices, "", ""), ones)
-    exact = [value.astype(np.float64) for value in inputs]
-    close(outputs, reference.attention(*exact[:3], radius, factor))
-    for actual, expected in zip(gradients, reference.attention_gradient(*exact, radius, factor), strict=True):
-        close(actual, expected)
 
 
 # -------------------------------------------------------------------------------------------------------------- dropout

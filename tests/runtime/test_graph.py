@@ -80,7 +80,7 @@ def test_evaluation_sums_each_rows_cross_entropy_without_dropout(devices: Device
     tiny.disturb(placement.store)
     tokens, labels = tiny.batch()
     cross_entropy, _ = reference.losses(reference.logits(tiny.MODEL, tiny.values_of(placement.store), tokens), labels)
-    np.testing.assert_allclose(step(tokens, labels)["cross_entropy"], cross_entropy, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(step(tokens, labels)["token_loss"], cross_entropy, rtol=1e-5, atol=1e-6)
 
 
 # -------------------------------------------------------------------------------------------------------------- dropout
@@ -94,7 +94,7 @@ def test_dropout_changes_with_the_noise_key_only(devices: Devices, with_dropout:
     for key in (7, 7, 8):
         placement.store.initialize(seed=1)
         tiny.disturb(placement.store)
-        losses.append(float(step(*tiny.batch(), np.float32(0.0), np.int32(key))["loss"]))
+        losses.append(float(step(*tiny.step_inputs(key, rate=0.0))["loss"]))
     assert losses[0] == losses[1] == with_dropout.loss
     assert 1e-3 < abs(losses[2] - losses[0]) < 1.0
 

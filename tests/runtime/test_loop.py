@@ -30,7 +30,7 @@ def batches_from(example: int) -> Iterator[Batch]:
     while True:
         example += 2
         tokens_BS = np.full((2, 3), example - 2, np.int32)
-        yield Batch(tokens_BS, tokens_BS + 1, np.ones(2, np.float32), example)
+        yield Batch(tokens_BS, tokens_BS + 1, np.full((2, 3), example, np.float32), example)
 
 
 @dataclasses.dataclass
@@ -42,9 +42,11 @@ class Recorder:
     calls: list[tuple] = dataclasses.field(default_factory=list)
     told: list[tuple] = dataclasses.field(default_factory=list)
 
-    def step(self, tokens_BS: np.ndarray, labels_BS: np.ndarray, rate: np.float32, key: np.int32) -> dict:
-        assert (rate.dtype, key.dtype) == (np.float32, np.int32)
-        self.calls.append((int(tokens_BS[0, 0]), int(labels_BS[0, 0]), float(rate), int(key)))
+    def step(self, *arrays: np.ndarray) -> dict:
+        tokens_BS, labels_BS, weights_BS, rate, number, key = arrays
+        assert (rate.dtype, number.dtype, key.dtype) == (np.float32, np.int32, np.int32)
+        values = (tokens_BS[0, 0], labels_BS[0, 0], weights_BS[0, 0])
+        self.calls.append((*map(int, values), float(rate), int(number), int(key)))
         self.during_call(len(self.calls))
         loss = self.losses.get(len(self.calls), 2.0 + len(self.calls))
         return {"loss": np.float32(loss), "grad_norm": np.float32(0.5)}
@@ -71,12 +73,13 @@ BEGINNING = TrainingPosition(0, 0)
 def test_each_step_gets_its_batch_rate_and_noise() -> None:
     recorder = Recorder()
     assert recorder.train(BEGINNING, steps_per_checkpoint=100) == (TrainingPosition(10, 20), None)
-    assert [call[:2] for call in recorder.calls] == [(2 * step, 2 * step + 1) for step in range(10)]
+    assert [call[:3] for call in recorder.calls] == [(2 * step, 2 * step + 1, 2 * step + 2) for step in range(10)]
     # Linear to a tenth over the 10 steps, times the warm-up of 4.
     expected = [(1 - 0.9 * step / 10) * min(step / 4, 1) for step in range(10)]
-    np.testing.assert_allclose([call[2] for call in recorder.calls], expected, rtol=1e-6)
+    np.testing.assert_allclose([call[3] for call in recorder.calls], expected, rtol=1e-6)
     keys = [zlib.crc32(b"7/%d" % step) & 0x7FFFFFFF for step in range(10)]
-    assert [call[3] for call in recorder.calls] == keys
+    assert [call[4] for call in recorder.calls] == list(range(10))
+    assert [call[5] for call in recorder.calls] == keys
     assert len(set(keys)) == 10
 
 

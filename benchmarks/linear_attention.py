@@ -1,0 +1,128 @@
+"""How the memory of linear attention grows with the sequence.
+
+    python3 benchmarks/linear_attention.py
+
+A process of its own for each length runs the operation forward and backward; what counts is the peak of its resident
+memory above what it held before that run, compiled code and inputs included. The last line is a JSON object with the
+figures; `growth` is how many times the peak multiplies when the sequence becomes 8 times as long.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import dataclasses
+import gc
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+
+from configs.schema import MeshConfig
+from meshtf import mtf, tf
+from models.ops.linear_attention import causal_linear_attention
+from runtime.mesh import place
+
+SHAPE = {"batch": 2, "heads": 8, "features_per_head": 64}
+FACTOR = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Figures:
+    """What was measured at one length."""
+
+    length: int
+    peak_bytes: int
+    seconds: float
+
+
+def resident_bytes(field: str) -> int:
+    """A field of this process's status (Linux): VmRSS now, VmHWM at the peak."""
+    (kibibytes,) = re.findall(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(kibibytes) * 1024
+
+
+def give_back_freed_memory() -> None:
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+
+
+def forget_peak() -> None:
+    """The peak begins anew at what is resident now."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def attention_and_gradients(length: int) -> tf.types.experimental.ConcreteFunction:
+    """A function of queries, keys, values and the gradient of the outputs."""
+    shape = [SHAPE["batch"], length, SHAPE["heads"], SHAPE["features_per_head"]]
+    names = ["batch", "sequence", "heads", "features_per_head"]
+    mesh_shape = mtf.Shape([mtf.Dimension(name, size) for name, size in zip(names, shape, strict=True)])
+
+    def run(*arrays: tf.Tensor) -> list[tf.Tensor]:
+        graph = mtf.Graph()
+        mesh = mtf.Mesh(graph, "mesh")
+        *inputs, d_outputs = [mtf.import_tf_tensor(mesh, array, mesh_shape) for array in arrays]
+        outputs = causal_linear_attention(*inputs)
+        gradients = mtf.gradients([outputs], inputs, [d_outputs])
+        mesh_impl = place(MeshConfig(), ["/device:CPU:0"]).implementation(SHAPE["batch"])
+        lowering = mtf.Lowering(graph, {mesh: mesh_impl}, autostack=False)
+        return [lowering.export_to_tf_tensor(tensor) for tensor in (outputs, *gradients)]
+
+    return tf.function(run, autograph=False).get_concrete_function(*[tf.TensorSpec(shape)] * 4)
+
+
+def measure_here(length: int) -> Figures:
+    """Runs once to compile, and once to measure."""
+    function = attention_and_gradients(length)
+    shape = (SHAPE["batch"], length, SHAPE["heads"], SHAPE["features_per_head"])
+    inputs = [tf.constant(np.random.default_rng(seed).normal(size=shape).astype(np.float32)) for seed in range(4)]
+    assert all(np.isfinite(result).all() for result in function(*inputs))
+    give_back_freed_memory()
+    forget_peak()
+    before, start = resident_bytes("VmRSS"), time.perf_counter()
+    results = [result.numpy() for result in function(*inputs)]
+    seconds, peak_bytes = time.perf_counter() - start, resident_bytes("VmHWM") - before
+    # Below that, the first run's memory was still held when the second began, and the figure says nothing.
+    assert peak_bytes >= sum(result.nbytes for result in results), f"measured {peak_bytes} bytes, less than the results"
+    return Figures(length, peak_bytes, seconds)
+
+
+def measure(length: int) -> Figures:
+    """Measures in a new process, whose freed memory goes back to the system at once."""
+    command = [sys.executable, str(Path(__file__).resolve()), "--measure_here", str(length)]
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    environment["TF_ENABLE_ONEDNN_OPTS"] = "0"  # with it, TensorFlow keeps freed memory in a pool of its own
+    run = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return Figures(**json.loads(run.stdout.splitlines()[-1]))
+
+
+def measured_growth(length: int) -> float:
+    """By how much the peak multiplies from a length to 8 times that."""
+    return measure(FACTOR * length).peak_bytes / measure(length).peak_bytes
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    parser = argparse.ArgumentParser(description="Measure the memory of linear attention, forward and backward.")
+    parser.add_argument("--length", type=int, default=1024, help="the shorter sequence (default 1024)")
+    parser.add_argument("--measure_here", type=int, metavar="LENGTH", help="one length, in this process")
+    arguments = parser.parse_args()
+    if arguments.measure_here:
+        print(json.dumps(dataclasses.asdict(measure_here(arguments.measure_here))))
+        return
+    short, long = measure(arguments.length), measure(FACTOR * arguments.length)
+    for figures in (short, long):
+        print(f"{figures.length:>6,} positions   {figures.peak_bytes / 2**20:>8,.0f} MiB   {figures.seconds:.3f} s")
+    figures = [dataclasses.asdict(figures) for figures in (short, long)]
+    print(json.dumps({"figures": figures, "growth": long.peak_bytes / short.peak_bytes}))
+
+
+if __name__ == "__main__":
+    main()

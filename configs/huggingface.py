@@ -1,0 +1,239 @@
+"""Hugging Face's config.json of GPT-Neo and GPT-2 to the keys of a model config, and back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from configs.errors import ConfigError
+from configs.schema import ATTENTION, ModelConfig
+
+
+@dataclass(frozen=True)
+class Family:
+    """One of Hugging Face's architectures, and what its config.json calls things.
+
+    Attributes:
+        sizes: our key of each of its keys that is a size.
+        width: its key of the feed-forward width; null there means four times the width of the model.
+        dropouts: our key of each of its keys that is a dropout.
+    """
+
+    model_type: str
+    architecture: str
+    sizes: Mapping[str, str]
+    width: str
+    dropouts: Mapping[str, str]
+
+
+GPT_NEO = Family(
+    "gpt_neo",
+    "GPTNeoForCausalLM",
+    {
+        "hidden_size": "n_embd",
+        "num_heads": "n_head",
+        "num_layers": "n_layer",
+        "max_position_embeddings": "n_ctx",
+        "vocab_size": "n_vocab",
+    },
+    "intermediate_size",
+    {"embed_dropout": "embed_dropout", "resid_dropout": "res_dropout", "attention_dropout": "attn_dropout"},
+)
+GPT_2 = Family(
+    "gpt2",
+    "GPT2LMHeadModel",
+    {"n_embd": "n_embd", "n_head": "n_head", "n_layer": "n_layer", "n_positions": "n_ctx", "vocab_size": "n_vocab"},
+    "n_inner",
+    {"embd_pdrop": "embed_dropout", "resid_pdrop": "res_dropout", "attn_pdrop": "attn_dropout"},
+)
+FAMILIES = {family.model_type: family for family in (GPT_NEO, GPT_2)}
+
+# Their "gelu" is not among them: it is the exact one, ours the tanh approximation. The first of several is written.
+ACTIVATIONS = {
+    "gelu_new": "gelu",
+    "gelu_pytorch_tanh": "gelu",
+    "gelu_fast": "gelu",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+    "tanh": "tanh",
+    "sigmoid": "sigmoid",
+    "mish": "mish",
+    "linear": "id",
+}
+# What our model always is; a config.json that lacks the key says the same.
+FIXED = {
+    "layer_norm_epsilon": 1e-5,
+    "tie_word_embeddings": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "reorder_and_upcast_attn": False,
+    "add_cross_attention": False,
+}
+# Options that neither of the architectures has.
+OURS_ALONE = (
+    "rotary_emb",
+    "axial_pos_emb",
+    "num_mem_kv",
+    "mlp_glu",
+    "macaron",
+    "scalenorm",
+    "rezero",
+    "share_parameters",
+    "no_weight_tie",
+    "moe_layers",
+    "mlm_training",
+)
+DEFAULT_RADIUS = 256
+
+
+def is_huggingface(config: Mapping[str, Any]) -> bool:
+    """Says whether a config.json is one of Hugging Face's; those of 2019 have no model_type."""
+    return "model_type" in config or "vocab_size" in config
+
+
+def family_of(hf_config: Mapping[str, Any], file: str) -> Family:
+    """Returns the architecture of a config.json.
+
+    Raises:
+        ConfigError: it is neither GPT-Neo nor GPT-2.
+    """
+    model_type = hf_config.get("model_type", GPT_2.model_type)
+    if model_type not in FAMILIES:
+        raise ConfigError(
+            f"{file}: model_type = {json.dumps(model_type)} -- is another architecture -- give weights of GPT-Neo "
+            "(gpt_neo) or GPT-2 (gpt2)"
+        )
+    return FAMILIES[model_type]
+
+
+# From their keys to ours.
+
+
+def model_keys(hf_config: Mapping[str, Any], file: str = "config.json") -> dict[str, Any]:
+    """Returns the keys of a model config, with JSON values, that describe the same model.
+
+    Args:
+        hf_config: what config.json holds.
+        file: its path, for messages.
+
+    Raises:
+        ConfigError: the model cannot be one of ours; one line an option.
+    """
+    family = family_of(hf_config, file)
+    issues = [*_find_size_issues(hf_config, family), *_find_option_issues(hf_config, family)]
+    if issues:
+        raise ConfigError("\n".join(f"{file}: {issue}" for issue in issues))
+    sizes = {ours: hf_config[theirs] for theirs, ours in family.sizes.items()}
+    activation = ACTIVATIONS[hf_config.get("activation_function", "gelu_new")]
+    return sizes | {"activation_function": activation} | _attention_keys(hf_config, family)
+
+
+def _find_size_issues(hf_config: Mapping[str, Any], family: Family) -> Iterator[str]:
+    for key in family.sizes:
+        size = hf_config.get(key)
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            yield f"{key} = {json.dumps(size)} -- is no size -- copy the file again, it must give an integer >= 1"
+
+
+def _find_option_issues(hf_config: Mapping[str, Any], family: Family) -> Iterator[str]:
+    remedy = "give weights trained without it"
+    for key, value in FIXED.items():
+        if hf_config.get(key, value) != value:
+            yield _lacking(key, hf_config[key], f"only {json.dumps(value)} is known", remedy)
+    width, embd_key = hf_config.get(family.width), next(iter(family.sizes))
+    if width is not None and width != 4 * (hf_config.get(embd_key) or 0):
+        yield _lacking(family.width, width, f"only four times {embd_key} is known", remedy)
+    activation = hf_config.get("activation_function", "gelu_new")
+    if activation not in ACTIVATIONS:
+        yield _lacking("activation_function", activation, f"known are {', '.join(ACTIVATIONS)}", remedy)
+    if family is GPT_NEO:
+        yield from _find_attention_issues(hf_config.get("attention_types"))
+
+
+def _find_attention_issues(attention_types: Any) -> Iterator[str]:
+    try:
+        is_known = set(ATTENTION.parse(attention_types)) <= {"global", "local"}
+    except ConfigError:
+        is_known = False
+    if not is_known:
+        problem = 'is no list of [pattern, repeats], such as [[["global", "local"], 12]]'
+        yield _lacking("attention_types", attention_types, problem, "copy the file again")
+
+
+def _lacking(key: str, value: Any, problem: str, remedy: str) -> str:
+    return f"{key} = {json.dumps(value)} -- {problem} -- {remedy}"
+
+
+def _attention_keys(hf_config: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    if family is GPT_2:
+        scales = bool(hf_config.get("scale_attn_weights", True))
+        attention_types = [[["global"], hf_config["n_layer"]]]
+        return {"attention_types": attention_types, "qkv_bias": True, "scale_attn_weights": scales}
+    keys = {"attention_types": hf_config["attention_types"], "qkv_bias": False, "scale_attn_weights": False}
+    if "local" in ATTENTION.parse(hf_config["attention_types"]):
+        keys["local_attention_radius"] = hf_config.get("window_size", DEFAULT_RADIUS)
+    return keys
+
+
+# From our keys to theirs.
+
+
+def family_for(model: ModelConfig) -> Family:
+    """Returns the architecture that a model is exported as: GPT-2 has biases and scaled logits, GPT-Neo neither."""
+    return GPT_2 if model.qkv_bias or model.scale_attn_weights else GPT_NEO
+
+
+def huggingface_config(model: ModelConfig, eos_id: int) -> dict[str, Any]:
+    """Returns what config.json must hold for the model to be the same at Hugging Face's.
+
+    Args:
+        model: the settings of the model.
+        eos_id: the id that ends a document, and begins one.
+
+    Raises:
+        ConfigError: the architecture lacks options of the model; one line an option.
+    """
+    family = family_for(model)
+    misfits = list(_find_misfits(model, family))
+    if misfits:
+        raise ConfigError("\n".join(misfits))
+    theirs = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
+    return {
+        "model_type": family.model_type,
+        "architectures": [family.architecture],
+        **{key: getattr(model, ours) for key, ours in (family.sizes | family.dropouts).items()},
+        **_attention_options(model, family),
+        "activation_function": theirs[model.activation_function],
+        "layer_norm_epsilon": FIXED["layer_norm_epsilon"],
+        "tie_word_embeddings": FIXED["tie_word_embeddings"],
+        "bos_token_id": eos_id,
+        "eos_token_id": eos_id,
+    }
+
+
+def _attention_options(model: ModelConfig, family: Family) -> dict[str, Any]:
+    if family is GPT_2 and model.scale_attn_weights:
+        return {"scale_attn_weights": True}
+    if family is GPT_2:
+        # transformers 4 scales all the same, unless it computes attention in the plain way; 5 does right in any.
+        return {"scale_attn_weights": False, "_attn_implementation": "eager"}
+    return {
+        "attention_types": ATTENTION.write(model.attention_types),
+        "attention_layers": list(model.attention_types),
+        "window_size": model.local_attention_radius,
+    }
+
+
+def _find_misfits(model: ModelConfig, family: Family) -> Iterator[str]:
+    remedy = f"{family.architecture} lacks it -- export a SavedModel, or train without it"
+    fitting = {"global"} if family is GPT_2 else {"global", "local"}
+    if not fitting.issuperset(model.attention_types):
+        others = sorted(set(model.attention_types) - fitting)
+        yield f"attention_types = {', '.join(others)} -- {remedy}"
+    if model.activation_function not in ACTIVATIONS.values():
+        yield f"activation_function = {model.activation_function} -- {remedy}"
+    for key in OURS_ALONE:
+        if getattr(model, key):
+            yield f"{key} = {json.dumps(getattr(model, key))} -- {remedy}"

@@ -1,0 +1,118 @@
+"""Linear attention: of whole sequences, and one position at a time from the sums over those before it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from meshtf import mtf, tf
+from models.kernels import linear_attention as kernels
+from models.kernels.compile import Kernel
+from models.ops.mesh_operation import MeshOperation, relabel
+
+
+class SliceKernel(MeshOperation):
+    """A kernel on each processor's batch and heads, which need nothing of each other."""
+
+    def __init__(self, inputs: Sequence[mtf.Tensor], outputs: Sequence[tuple[mtf.Shape, tf.DType]], kernel: Kernel):
+        self._kernel = kernel
+        super().__init__(inputs, outputs, kernel.__name__)
+
+    def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: object) -> Sequence[object]:
+        return mesh_impl.slicewise(self._kernel, *inputs)
+
+
+class LinearAttention(MeshOperation):
+    """queries, keys, values [batch, whole, heads, features_per_head] -> outputs like the queries."""
+
+    def __init__(self, inputs: Sequence[mtf.Tensor], kernel: Kernel, gradient_kernel: Kernel):
+        self._kernel = kernel
+        self._gradient_kernel = gradient_kernel
+        super().__init__(inputs, [(inputs[0].shape, inputs[0].dtype)], "linear_attention")
+
+    def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: object) -> Sequence[object]:
+        return (mesh_impl.slicewise(self._kernel, *inputs),)
+
+    def gradient(self, grad_ys: Sequence[mtf.Tensor]) -> list[mtf.Tensor]:
+        likes = [(x.shape, x.dtype) for x in self.inputs]
+        return SliceKernel([*self.inputs, grad_ys[0]], likes, self._gradient_kernel).outputs
+
+
+def _attended(inputs: Sequence[mtf.Tensor], kernel: Kernel, gradient_kernel: Kernel) -> mtf.Tensor:
+    whole = [relabel(x, "sequence", "whole") for x in inputs]
+    return relabel(LinearAttention(whole, kernel, gradient_kernel).outputs[0], "whole", "sequence")
+
+
+def causal_linear_attention(queries: mtf.Tensor, keys: mtf.Tensor, values: mtf.Tensor) -> mtf.Tensor:
+    """Linear attention in which a position sees itself and those before it.
+
+    out_t = sum over d of softmax(q_t)[d] * (sum over s <= t of exp(k_s[d]) v_s) / (1e-6 + sum over s <= t of
+    exp(k_s[d])).
+
+    Args:
+      queries: [batch, sequence, heads, features_per_head]; batch and heads may be split.
+      keys: as queries.
+      values: as queries.
+
+    Returns:
+      [batch, sequence, heads, features_per_head].
+
+    Source: GPT-Neo, kept for checkpoints; Katharopoulos et al. 2020, Transformers are RNNs, section 3.
+    """
+    inputs = [queries, keys, values]
+    return _attended(inputs, kernels.causal_linear_attention, kernels.causal_linear_attention_gradient)
+
+
+def linear_attention(queries: mtf.Tensor, keys: mtf.Tensor, values: mtf.Tensor) -> mtf.Tensor:
+    """Linear attention in which every position sees all.
+
+    out_t = sum over d of softmax(q_t)[d] * sum over s of softmax(k[d])[s] v_s; arguments and result as of
+    `causal_linear_attention`.
+
+    Source: GPT-Neo, kept for checkpoints; Shen et al. 2021, Efficient Attention, section 3.2.
+    """
+    return _attended([queries, keys, values], kernels.linear_attention, kernels.linear_attention_gradient)
+
+
+def _state_shapes(row: mtf.Shape) -> list[tuple[mtf.Shape, tf.DType]]:
+    """Of context, total and largest, for keys [batch, heads, features_per_head] of one position."""
+    features_dim = row.dims[-1]
+    context = row + [mtf.Dimension(features_dim.name + "_out", features_dim.size)]
+    return [(context, tf.float32), (row, tf.float32), (row, tf.float32)]
+
+
+def linear_state(keys: mtf.Tensor, values: mtf.Tensor) -> dict[str, mtf.Tensor]:
+    """The sums over a prompt that `linear_attention_step` goes on from.
+
+    Args:
+      keys: [batch, sequence, heads, features_per_head]; batch and heads may be split.
+      values: as keys.
+
+    Returns:
+      "context" [batch, heads, features_per_head, features_per_head_out], the sum of exp(k - largest) v; "total" [batch,
+      heads, features_per_head], that of exp(k - largest) and epsilon; "largest" [batch, heads, features_per_head]. All
+      float32.
+    """
+    batch_dim, _, heads_dim, features_dim = keys.shape.dims
+    shapes = _state_shapes(mtf.Shape([batch_dim, heads_dim, features_dim]))
+    whole = [relabel(x, "sequence", "whole") for x in (keys, values)]
+    return dict(zip(kernels.STATE, SliceKernel(whole, shapes, kernels.linear_state).outputs, strict=True))
+
+
+def linear_attention_step(
+    queries: mtf.Tensor, keys: mtf.Tensor, values: mtf.Tensor, state: dict[str, mtf.Tensor]
+) -> tuple[mtf.Tensor, dict[str, mtf.Tensor]]:
+    """Causal linear attention of one position.
+
+    Args:
+      queries: [batch, heads, features_per_head].
+      keys: as queries.
+      values: as queries.
+      state: of the positions before; see `linear_state`.
+
+    Returns:
+      [batch, heads, features_per_head], and the state with this position in it.
+    """
+    inputs = [queries, keys, values, *(state[name] for name in kernels.STATE)]
+    shapes = [(queries.shape, queries.dtype), *_state_shapes(keys.shape)]
+    outputs, *new_state = SliceKernel(inputs, shapes, kernels.linear_attention_step).outputs
+    return outputs, dict(zip(kernels.STATE, new_state, strict=True))

@@ -1,0 +1,32 @@
+"""Rotation of pairs of features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from meshtf import mtf
+from models.kernels import rotation as kernels
+from models.ops.mesh_operation import MeshOperation
+
+
+class Rotation(MeshOperation):
+    """x [..., heads, features_per_head], angles [..., half] -> like x."""
+
+    def __init__(self, x: mtf.Tensor, angles: mtf.Tensor):
+        super().__init__([x, angles], [(x.shape, x.dtype)], "rotation")
+
+    def lower_slices(self, mesh_impl: mtf.MeshImpl, x: object, angles: object) -> Sequence[object]:
+        return (mesh_impl.slicewise(kernels.rotate, x, angles),)
+
+    def gradient(self, grad_ys: Sequence[mtf.Tensor]) -> list[mtf.Tensor | None]:
+        return [Rotation(grad_ys[0], mtf.negative(self.inputs[1])).outputs[0], None]
+
+
+def rotate(x: mtf.Tensor, angles: mtf.Tensor) -> mtf.Tensor:
+    """Turns each pair of features i and i + features_per_head / 2 by its angle.
+
+    Args:
+      x: [batch, sequence, heads, features_per_head], or without sequence.
+      angles: float32 [sequence, features_per_head / 2], or without sequence; no gradient flows into them.
+    """
+    return Rotation(x, angles).outputs[0]

@@ -1,0 +1,238 @@
+"""Routes of tokens to experts, and the moves along them.
+
+Rows move by gathers alone: every slot of an expert has at most one source, so that the way there and the way back are
+each other's gradient. GPT-Neo's way, products with one-hot tensors [tokens, experts, slots], costs more than the
+experts themselves when these are many.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from meshtf import mtf, tf
+from models.kernels import routing as kernels
+from models.kernels.routing import RoutingRule
+from models.ops.dropout import Noise
+from models.ops.mesh_operation import MeshOperation, lazy_sum, slice_start
+
+
+@dataclasses.dataclass(frozen=True)
+class Routes:
+    """Where things go and what arrives, both int32.
+
+    Attributes:
+      destinations: [batch, things, copies], expert * slots + slot; -1: nowhere.
+      sources: [all_experts, batch, slots], thing * copies + copy; -1: an empty slot.
+    """
+
+    destinations: mtf.Tensor
+    sources: mtf.Tensor
+
+    def of_copies(self) -> Routes:
+        """The same routes where each copy is a thing of its own: destinations [batch, things * copies, 1]."""
+        batch_dim, things_dim, copies_dim = self.destinations.shape.dims
+        dims = [batch_dim, mtf.Dimension("copies", things_dim.size * copies_dim.size), mtf.Dimension("one", 1)]
+        return Routes(mtf.reshape(self.destinations, dims), self.sources)
+
+
+@dataclasses.dataclass(frozen=True)
+class Routing:
+    """What the router decided.
+
+    Attributes:
+      experts: int32 [batch, tokens, choices], each token's choices, best first.
+      claims: int32 [batch, all_experts], made by the tokens of the last token's group.
+      dropped: float32 [batch], the share of the claims that found no room.
+    """
+
+    experts: mtf.Tensor
+    routes: Routes
+    claims: mtf.Tensor
+    dropped: mtf.Tensor
+
+
+class Route(MeshOperation):
+    """logits [batch, tokens, all_experts], claims [batch, all_experts], position, key, rows -> experts, destinations,
+    sources, claims, dropped; none has a gradient.
+    """
+
+    def __init__(self, inputs: Sequence[mtf.Tensor], rule: RoutingRule):
+        self._rule = rule
+        batch_dim, tokens_dim, experts_dim = inputs[0].shape.dims
+        choices = mtf.Shape([batch_dim, tokens_dim, mtf.Dimension("choices", rule.n_choices)])
+        sources = mtf.Shape([experts_dim, batch_dim, mtf.Dimension("slots", rule.n_slots(tokens_dim.size))])
+        integers = [(shape, tf.int32) for shape in (choices, choices, sources, inputs[1].shape)]
+        super().__init__(inputs, [*integers, (mtf.Shape([batch_dim]), tf.float32)], "route")
+
+    def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: object) -> Sequence[object]:
+        return mesh_impl.slicewise(kernels.route(self._rule), *inputs)
+
+    def gradient(self, grad_ys: Sequence[mtf.Tensor | None]) -> list[None]:
+        return [None] * len(self.inputs)
+
+
+def route(logits: mtf.Tensor, claims: mtf.Tensor, position: mtf.Tensor, rule: RoutingRule, noise: Noise) -> Routing:
+    """Decides which token goes to which experts.
+
+    Claims are taken in the order of the tokens, and those beyond an expert's capacity are dropped.
+
+    Args:
+      logits: of the router, float32 [batch, tokens, all_experts]; tokens and all_experts whole.
+      claims: int32 [batch, all_experts], made by the tokens before `position` in its group; with several tokens 0.
+      position: int32 scalar, of the first token in its row; with several tokens 0.
+      rule: how to decide.
+      noise: for the policy `random`.
+    """
+    experts, destinations, sources, claims, dropped = Route([logits, claims, position, *noise.tensors()], rule).outputs
+    return Routing(experts, Routes(destinations, sources), claims, dropped)
+
+
+class FirstChoices(MeshOperation):
+    """experts [batch, tokens, choices] -> float32 [batch, all_experts], without a gradient."""
+
+    def __init__(self, experts: mtf.Tensor, experts_dim: mtf.Dimension):
+        super().__init__([experts], [(mtf.Shape([experts.shape.dims[0], experts_dim]), tf.float32)], "first_choices")
+
+    def lower_slices(self, mesh_impl: mtf.MeshImpl, experts: object) -> Sequence[object]:
+        n_experts = self.outputs[0].shape.dims[1].size
+        return (mesh_impl.slicewise(kernels.first_choices(n_experts), experts),)
+
+    def gradient(self, grad_ys: Sequence[mtf.Tensor]) -> list[None]:
+        return [None]
+
+
+def first_choices(experts: mtf.Tensor, experts_dim: mtf.Dimension) -> mtf.Tensor:
+    """The share of each row's tokens whose first choice is each expert: float32 [batch, all_experts]."""
+    return FirstChoices(experts, experts_dim).outputs[0]
+
+
+class ChosenLogits(MeshOperation):
+    """logits [batch, tokens, all_experts], experts [batch, tokens, choices] -> [batch, tokens, choices]."""
+
+    def __init__(self, logits: mtf.Tensor, experts: mtf.Tensor):
+        super().__init__([logits, experts], [(experts.shape, logits.dtype)], "chosen_logits")
+
+    def lower_slices(self, mesh_impl: mtf.MeshImpl, logits: object, experts: object) -> Sequence[object]:
+        return (mesh_impl.slicewise(kernels.chosen_logits, logits, experts),)
+
+    def gradient(self, grad_ys: Sequence[mtf.Tensor]) -> list[mtf.Tensor | None]:
+        logits, experts = self.inputs
+        return [ChosenLogitsGradient(logits, experts, grad_ys[0]).outputs[0], None]
+
+
+class ChosenLogitsGradient(MeshOperation):
+    """experts [batch, tokens, choices], d_chosen -> d_logits [batch, tokens, all_experts]."""
+
+    def __init__(self, logits: mtf.Tensor, experts: mtf.Tensor, d_chosen: mtf.Tensor):
+        super().__init__([experts, d_chosen], [(logits.shape, logits.dtype)], "chosen_logits_gradient")
+
+    def lower_slices(self, mesh_impl: mtf.MeshImpl, experts: object, d_chosen: object) -> Sequence[object]:
+        n_experts = self.outputs[0].shape.dims[-1].size
+        return (mesh_impl.slicewise(kernels.chosen_logits_gradient(n_experts), experts, d_chosen),)
+
+
+def chosen_logits(logits: mtf.Tensor, experts: mtf.Tensor) -> mtf.Tensor:
+    """The logits [batch, tokens, choices] of the chosen experts, out of [batch, tokens, all_experts]."""
+    return ChosenLogits(logits, experts).outputs[0]
+
+
+def _exchange_axis(mesh_impl: mtf.MeshImpl, batch_dim: mtf.Dimension, experts_dim: mtf.Dimension) -> int | None:
+    """The mesh axis that both the batch and the experts are split over, where rows must move; None otherwise."""
+    axis = mesh_impl.tensor_dimension_to_mesh_axis(experts_dim)
+    return axis if axis == mesh_impl.tensor_dimension_to_mesh_axis(batch_dim) else None
+
+
+def _origin(mesh_impl: mtf.MeshImpl) -> object:
+    """Where the experts begin on a processor that has rows for all of them: laid-out 0."""
+    return slice_start(mesh_impl, mtf.Dimension("all_experts", 1))
+
+
+class ToExperts(MeshOperation):
+    """x [batch, things, features], destinations, sources -> [experts, expert_batch, slots, features]."""
+
+    def __init__(self, x: mtf.Tensor, routes: Routes, experts_dim: mtf.Dimension):
+        _, batch_dim, slots_dim = routes.sources.shape.dims
+        expert_batch_dim = mtf.Dimension("expert_batch", batch_dim.size)
+        shape = mtf.Shape([experts_dim, expert_batch_dim, slots_dim, x.shape.dims[-1]])
+        super().__init__([x, routes.destinations, routes.sources], [(shape, x.dtype)], "to_experts")
+
+    def lower_slices(
+        self, mesh_impl: mtf.MeshImpl, x: object, destinations: object, sources: object
+    ) -> Sequence[object]:
+        shape, n_copies = self.outputs[0].shape, self.inputs[1].shape.dims[-1].size
+        experts_dim = shape.dims[0]
+        axis = _exchange_axis(mesh_impl, self.inputs[0].shape.dims[0], experts_dim)
+        if axis is None:
+            n_own = mesh_impl.slice_shape(mtf.Shape([experts_dim]))[0]
+            kernel = kernels.gather_into_slots(n_own, n_copies)
+            return (mesh_impl.slicewise(kernel, x, sources, slice_start(mesh_impl, experts_dim)),)
+        kernel = kernels.gather_into_slots(experts_dim.size, n_copies)
+        slots = mesh_impl.slicewise(kernel, x, sources, _origin(mesh_impl))
+        return (_exchange(mesh_impl, slots, axis, (0, 1), mesh_impl.slice_shape(shape)),)
+
+    def gradient(self, grad_ys: Sequence[mtf.Tensor]) -> list[mtf.Tensor | None]:
+        return [FromExperts(grad_ys[0], Routes(*self.inputs[1:])).outputs[0], None, None]
+
+
+class FromExperts(MeshOperation):
+    """slots [experts, expert_batch, slots, features], destinations, sources -> [batch, things, features]."""
+
+    def __init__(self, slots: mtf.Tensor, routes: Routes):
+        shape = mtf.Shape([*routes.destinations.shape.dims[:2], slots.shape.dims[-1]])
+        super().__init__([slots, routes.destinations, routes.sources], [(shape, slots.dtype)], "from_experts")
+
+    def lower_slices(
+        self, mesh_impl: mtf.MeshImpl, slots: object, destinations: object, sources: object
+    ) -> Sequence[object]:
+        experts_dim, expert_batch_dim, *row_dims = self.inputs[0].shape.dims
+        batch_dim = self.outputs[0].shape.dims[0]
+        axis = _exchange_axis(mesh_impl, batch_dim, experts_dim)
+        if axis is None:
+            start = slice_start(mesh_impl, experts_dim)
+            partial = mesh_impl.slicewise(kernels.sum_from_slots, slots, destinations, start)
+            return (lazy_sum(mesh_impl, partial, [experts_dim]),)
+        shape = mtf.Shape([mtf.Dimension("all_experts", experts_dim.size), batch_dim, *row_dims])
+        slots = _exchange(mesh_impl, slots, axis, (1, 0), mesh_impl.slice_shape(shape))
+        return (mesh_impl.slicewise(kernels.sum_from_slots, slots, destinations, _origin(mesh_impl)),)
+
+    def gradient(self, grad_ys: Sequence[mtf.Tensor]) -> list[mtf.Tensor | None]:
+        experts_dim = self.inputs[0].shape.dims[0]
+        return [ToExperts(grad_ys[0], Routes(*self.inputs[1:]), experts_dim).outputs[0], None, None]
+
+
+def _exchange(
+    mesh_impl: mtf.MeshImpl, slots: object, axis: int, dims: tuple[int, int], slice_shape: Sequence[int]
+) -> object:
+    """Splits the first of the two dimensions over the mesh axis and joins the second, by an all-to-all."""
+    moved = mesh_impl.alltoall(slots, axis, *dims)
+    # Its parts have shapes that TensorFlow does not know before it runs.
+    return mesh_impl.slicewise(lambda part: tf.reshape(part, slice_shape), moved)
+
+
+def to_experts(x: mtf.Tensor, routes: Routes, experts_dim: mtf.Dimension) -> mtf.Tensor:
+    """Copies each thing into the slots that it goes to; empty slots are 0.
+
+    Args:
+      x: [batch, things, features]; batch and features may be split.
+      routes: of those things.
+      experts_dim: may be split, also over the mesh axis of the batch: then the slots move between the processors,
+        and expert_batch, which is split like the batch otherwise, is whole.
+
+    Returns:
+      [experts, expert_batch, slots, features].
+    """
+    return ToExperts(x, routes, experts_dim).outputs[0]
+
+
+def from_experts(slots: mtf.Tensor, routes: Routes) -> mtf.Tensor:
+    """The sum of the slots that each thing went to, 0 for those that went nowhere; the way back of `to_experts`.
+
+    Args:
+      slots: [experts, expert_batch, slots, features].
+      routes: of the things.
+
+    Returns:
+      [batch, things, features].
+    """
+    return FromExperts(slots, routes).outputs[0]

@@ -1,0 +1,257 @@
+"""Hugging Face's config.json against ours, in both directions."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from configs.errors import ConfigError
+from configs.huggingface import huggingface_config, model_keys
+from configs.schema import ATTENTION, ModelConfig, keys_of
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+SIZES = {"n_embd": 8, "n_head": 2, "n_layer": 2, "n_ctx": 16, "n_vocab": 20}
+GPT_NEO = {
+    "model_type": "gpt_neo",
+    "hidden_size": 2048,
+    "num_heads": 16,
+    "num_layers": 24,
+    "max_position_embeddings": 2048,
+    "vocab_size": 50257,
+    "attention_types": [[["global", "local"], 12]],
+    "window_size": 256,
+    "activation_function": "gelu_new",
+    "intermediate_size": None,
+}
+# As GPT-2's config.json of 2019, which knew neither model_type nor an activation.
+GPT_2 = {"n_embd": 768, "n_head": 12, "n_layer": 12, "n_positions": 1024, "n_ctx": 1024, "vocab_size": 50257}
+
+
+def model_of(hf_config: dict[str, Any]) -> ModelConfig:
+    fields = keys_of(ModelConfig)
+    return ModelConfig(
+        **{key: fields[key].metadata["kind"].parse(value) for key, value in model_keys(hf_config).items()}
+    )
+
+
+def test_gpt_neo() -> None:
+    assert model_keys(GPT_NEO) == {
+        "n_embd": 2048,
+        "n_head": 16,
+        "n_layer": 24,
+        "n_ctx": 2048,
+        "n_vocab": 50257,
+        "attention_types": [[["global", "local"], 12]],
+        "local_attention_radius": 256,
+        "activation_function": "gelu",
+        "qkv_bias": False,
+        "scale_attn_weights": False,
+    }
+    assert "local_attention_radius" not in model_keys(GPT_NEO | {"attention_types": [[["global"], 24]]})
+
+
+def test_gpt_2() -> None:
+    assert model_keys(GPT_2) == {
+        "n_embd": 768,
+        "n_head": 12,
+        "n_layer": 12,
+        "n_ctx": 1024,
+        "n_vocab": 50257,
+        "attention_types": [[["global"], 12]],
+        "activation_function": "gelu",
+        "qkv_bias": True,
+        "scale_attn_weights": True,
+    }
+    assert not model_keys(GPT_2 | {"scale_attn_weights": False})["scale_attn_weights"]
+    assert model_keys(GPT_2 | {"n_inner": 4 * 768}) == model_keys(GPT_2)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [("gelu_new", "gelu"), ("gelu_pytorch_tanh", "gelu"), ("gelu_fast", "gelu"), ("swish", "silu"), ("linear", "id")],
+)
+def test_activations_are_renamed(theirs: str, ours: str) -> None:
+    assert model_keys(GPT_2 | {"activation_function": theirs})["activation_function"] == ours
+
+
+def issues(hf_config: dict[str, Any]) -> list[str]:
+    with pytest.raises(ConfigError) as error:
+        model_keys(hf_config, "there/config.json")
+    return str(error.value).splitlines()
+
+
+def test_what_cannot_be_ours_is_said_at_once() -> None:
+    assert issues(
+        GPT_2
+        | {
+            "layer_norm_epsilon": 1e-6,
+            "tie_word_embeddings": False,
+            "scale_attn_by_inverse_layer_idx": True,
+            "reorder_and_upcast_attn": True,
+            "add_cross_attention": True,
+            "n_inner": 1000,
+            "activation_function": "gelu",
+        }
+    ) == [
+        "there/config.json: layer_norm_epsilon = 1e-06 -- only 1e-05 is known -- give weights trained without it",
+        "there/config.json: tie_word_embeddings = false -- only true is known -- give weights trained without it",
+        "there/config.json: scale_attn_by_inverse_layer_idx = true -- only false is known -- give weights trained "
+        "without it",
+        "there/config.json: reorder_and_upcast_attn = true -- only false is known -- give weights trained without it",
+        "there/config.json: add_cross_attention = true -- only false is known -- give weights trained without it",
+        "there/config.json: n_inner = 1000 -- only four times n_embd is known -- give weights trained without it",
+        'there/config.json: activation_function = "gelu" -- known are gelu_new, gelu_pytorch_tanh, gelu_fast, relu, '
+        "silu, swish, tanh, sigmoid, mish, linear -- give weights trained without it",
+    ]
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt_neox", "gptj", None, 3])
+def test_another_architecture(model_type: object) -> None:
+    assert issues(GPT_NEO | {"model_type": model_type}) == [
+        f"there/config.json: model_type = {json.dumps(model_type)} -- is another architecture -- give weights of "
+        "GPT-Neo (gpt_neo) or GPT-2 (gpt2)"
+    ]
+
+
+@pytest.mark.parametrize("size", [None, 0, -1, "768", 7.5, True])
+def test_a_broken_size(size: object) -> None:
+    said = f"n_embd = {json.dumps(size)} -- is no size -- copy the file again, it must give an integer >= 1"
+    assert issues(GPT_2 | {"n_embd": size}) == [f"there/config.json: {said}"]
+
+
+@pytest.mark.parametrize("types", [None, "global", [[["global", "linear"], 12]], [["global", 24]], [[[], 1]]])
+def test_broken_attention_types(types: object) -> None:
+    (said,) = issues(GPT_NEO | {"attention_types": types})
+    assert said.startswith(f"there/config.json: attention_types = {json.dumps(types)} -- is no list of [pattern, ")
+
+
+# From our keys to theirs.
+
+
+def test_a_gpt_neo_to_be_exported() -> None:
+    model = ModelConfig(
+        **SIZES,
+        attention_types=("global", "local"),
+        local_attention_radius=5,
+        activation_function="silu",
+        res_dropout=0.1,
+        attn_dropout=0.2,
+        embed_dropout=0.3,
+    )
+    assert huggingface_config(model, eos_id=7) == {
+        "model_type": "gpt_neo",
+        "architectures": ["GPTNeoForCausalLM"],
+        "hidden_size": 8,
+        "num_heads": 2,
+        "num_layers": 2,
+        "max_position_embeddings": 16,
+        "vocab_size": 20,
+        "embed_dropout": 0.3,
+        "resid_dropout": 0.1,
+        "attention_dropout": 0.2,
+        "attention_types": [[["global", "local"], 1]],
+        "attention_layers": ["global", "local"],
+        "window_size": 5,
+        "activation_function": "silu",
+        "layer_norm_epsilon": 1e-5,
+        "tie_word_embeddings": True,
+        "bos_token_id": 7,
+        "eos_token_id": 7,
+    }
+
+
+@pytest.mark.parametrize(("has_biases", "scales"), [(True, True), (True, False), (False, True)])
+def test_a_gpt_2_to_be_exported(has_biases: bool, scales: bool) -> None:
+    config = huggingface_config(ModelConfig(**SIZES, qkv_bias=has_biases, scale_attn_weights=scales), eos_id=0)
+    assert (config["model_type"], config["architectures"]) == ("gpt2", ["GPT2LMHeadModel"])
+    assert config["scale_attn_weights"] is scales
+    assert config.get("_attn_implementation") == (None if scales else "eager")
+    assert {key: config[key] for key in ("n_embd", "n_head", "n_layer", "n_positions", "vocab_size")} == {
+        "n_embd": 8,
+        "n_head": 2,
+        "n_layer": 2,
+        "n_positions": 16,
+        "vocab_size": 20,
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ({"attention_types": ("linear", "none")}, ["attention_types = linear, none"]),
+        ({"attention_types": ("local", "global"), "qkv_bias": True}, ["attention_types = local"]),
+        ({"rotary_emb": True, "num_mem_kv": 3}, ["rotary_emb = true", "num_mem_kv = 3"]),
+        ({"axial_pos_emb": (4, 4), "mlp_glu": True}, ["axial_pos_emb = [4, 4]", "mlp_glu = true"]),
+        ({"macaron": True, "scalenorm": True, "rezero": True}, ["macaron = true", "scalenorm = true", "rezero = true"]),
+        (
+            {"share_parameters": True, "no_weight_tie": True, "moe_layers": (1,)},
+            ["share_parameters = true", "no_weight_tie = true", "moe_layers = [1]"],
+        ),
+        (
+            {"mlm_training": True, "activation_function": "prelu"},
+            ["activation_function = prelu", "mlm_training = true"],
+        ),
+    ],
+)
+def test_what_does_not_fit_is_said_at_once(options: dict[str, Any], names: list[str]) -> None:
+    with pytest.raises(ConfigError) as error:
+        huggingface_config(ModelConfig(**SIZES, **options), eos_id=0)
+    lines = str(error.value).splitlines()
+    assert [line.partition(" -- ")[0] for line in lines] == names
+    assert all(line.endswith(" lacks it -- export a SavedModel, or train without it") for line in lines)
+
+
+def test_every_option_fits_or_is_refused() -> None:
+    """A new option of the model must be thought of here: it changes the model, so it may not be dropped silently."""
+    kept = {*SIZES, "attention_types", "local_attention_radius", "activation_function", "qkv_bias"}
+    kept |= {"scale_attn_weights", "embed_dropout", "res_dropout", "attn_dropout"}
+    of_training = {"scale_by_depth", "scale_by_in", "precision", "recompute_grad", "z_loss", "entmax_loss"}
+    of_mixtures = {"moe_params", "moe_activation"}
+    refused = {"rotary_emb", "axial_pos_emb", "num_mem_kv", "mlp_glu", "macaron", "scalenorm", "rezero"}
+    refused |= {"share_parameters", "no_weight_tie", "moe_layers", "mlm_training"}
+    assert set(keys_of(ModelConfig)) == kept | of_training | of_mixtures | refused
+
+
+@given(
+    layers=st.lists(st.sampled_from(["global", "local"]), min_size=1, max_size=9),
+    radius=st.integers(1, 4096),
+    activation=st.sampled_from(["gelu", "relu", "silu", "tanh", "sigmoid", "mish", "id"]),
+    sizes=st.tuples(*[st.integers(1, 10**6)] * 4),
+)
+def test_there_and_back(layers: list[str], radius: int, activation: str, sizes: tuple[int, ...]) -> None:
+    n_embd, n_head, n_ctx, n_vocab = sizes
+    model = ModelConfig(
+        n_embd=n_embd,
+        n_head=n_head,
+        n_layer=len(layers),
+        n_ctx=n_ctx,
+        n_vocab=n_vocab + 1,
+        attention_types=tuple(layers),
+        activation_function=activation,
+        **({"local_attention_radius": radius} if "local" in layers else {}),
+    )
+    config = json.loads(json.dumps(huggingface_config(model, eos_id=0)))
+    assert model_of(config) == model
+    assert config["attention_layers"] == layers == list(ATTENTION.parse(config["attention_types"]))
+    if "local" not in layers:
+        for biased in ({"qkv_bias": True}, {"qkv_bias": True, "scale_attn_weights": True}):
+            gpt_2 = dataclasses.replace(model, **biased)
+            assert model_of(json.loads(json.dumps(huggingface_config(gpt_2, eos_id=0)))) == gpt_2
+
+
+@pytest.mark.parametrize("name", ["gpt_neo_global", "gpt_neo_local", "gpt_neo_alternating", "gpt_2", "gpt_2_unscaled"])
+def test_what_is_exported_is_what_transformers_writes(name: str) -> None:
+    theirs = json.loads((GOLDEN / name / "config.json").read_text())
+    ours = huggingface_config(model_of(theirs), eos_id=1)
+    defaults = {"attn_pdrop": 0.1, "embd_pdrop": 0.1, "resid_pdrop": 0.1} if "n_embd" in ours else {}
+    if "window_size" in ours and "local" not in ours["attention_layers"]:
+        defaults["window_size"] = theirs["window_size"]
+    ours.pop("_attn_implementation", None)
+    ours.pop("attention_types", None)  # of several patterns for the same layers, each writes its own
+    assert {key: theirs[key] for key in ours} == ours | defaults

@@ -1,0 +1,75 @@
+"""Makes the golden files: tiny models of Hugging Face's with random weights, and the logits and losses they give.
+
+Run it in an environment with torch 2.13 and transformers 5 (`make parity` makes one): `python
+tests/golden/make_golden.py`. Each folder holds a config.json and model.safetensors, as `save_pretrained` writes them,
+and expected.npz: tokens int64 [batch, sequence], logits float32 [batch, sequence, vocab], and the loss, a scalar: the
+mean cross-entropy of each next token.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoConfig, GPTNeoForCausalLM, PreTrainedModel
+
+FOLDER = Path(__file__).parent
+N_VOCAB, N_CTX, WINDOW = 48, 24, 5
+SPECIAL = {"bos_token_id": 1, "eos_token_id": 1}
+
+
+def gpt_neo(attention_types: list, activation: str = "gelu_new") -> PreTrainedModel:
+    """A GPT-Neo whose context is several times as long as the window of its local layers."""
+    return GPTNeoForCausalLM(
+        GPTNeoConfig(
+            vocab_size=N_VOCAB,
+            max_position_embeddings=N_CTX,
+            hidden_size=16,
+            num_heads=2,
+            num_layers=sum(len(pattern) * repeats for pattern, repeats in attention_types),
+            attention_types=attention_types,
+            window_size=WINDOW,
+            activation_function=activation,
+            **SPECIAL,
+        )
+    )
+
+
+def gpt_2(scales: bool) -> PreTrainedModel:
+    """A GPT-2, whose logits are scaled or not."""
+    sizes = {"vocab_size": N_VOCAB, "n_positions": N_CTX, "n_embd": 16, "n_head": 2, "n_layer": 2}
+    return GPT2LMHeadModel(GPT2Config(**sizes, scale_attn_weights=scales, **SPECIAL))
+
+
+def disturb(model: PreTrainedModel) -> None:
+    """Adds to every weight, so that no gain is 1, no bias is 0, and attention is far from even."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += torch.randn_like(parameter) * 0.3
+
+
+def write(name: str, model: PreTrainedModel) -> None:
+    """Writes the folder of one model."""
+    disturb(model)
+    model.eval().save_pretrained(FOLDER / name)
+    (FOLDER / name / "generation_config.json").unlink()
+    tokens = torch.randint(0, N_VOCAB, (2, N_CTX))
+    with torch.no_grad():
+        outputs = model(tokens, labels=tokens)
+    arrays = {"tokens": tokens, "logits": outputs.logits, "loss": outputs.loss}
+    np.savez_compressed(FOLDER / name / "expected.npz", **{key: value.numpy() for key, value in arrays.items()})
+
+
+def main() -> None:
+    """Makes every golden folder."""
+    torch.manual_seed(0)
+    write("gpt_neo_global", gpt_neo([[["global"], 2]]))
+    write("gpt_neo_local", gpt_neo([[["local"], 2]], activation="silu"))
+    write("gpt_neo_alternating", gpt_neo([[["global", "local"], 1], [["global"], 1]]))
+    write("gpt_2", gpt_2(scales=True))
+    write("gpt_2_unscaled", gpt_2(scales=False))
+
+
+if __name__ == "__main__":
+    main()

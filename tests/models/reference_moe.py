@@ -1,0 +1,112 @@
+"""The mixture of experts in NumPy, float64: token by token, as its capacity is defined, and dense, as if there were
+room for all.
+
+Shape legend: B batch, T tokens, E embd, X experts, H expert_hidden, K choices.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """router [E, X], wi [X, E, H], wo [X, H, E]."""
+
+    router: np.ndarray
+    wi: np.ndarray
+    wo: np.ndarray
+
+    def expert(self, index: int, x: np.ndarray) -> np.ndarray:
+        """One expert with relu on [..., E]."""
+        return np.maximum(x @ self.wi[index], 0.0) @ self.wo[index]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """How tokens choose experts.
+
+    Attributes:
+      claims_second: of the row, the token and the second gate, whether the second choice becomes a claim.
+    """
+
+    n_choices: int
+    group_size: int
+    capacity: int
+    claims_second: Callable[[int, int, float], bool] = lambda row, token, gate: True
+
+
+@dataclasses.dataclass(frozen=True)
+class Routed:
+    """What became of a row's choices, best first, for each of its tokens.
+
+    Attributes:
+      places: [T, K], how many claims on the expert came before in the group; -1 where the choice was no claim.
+      claims: [X], in the group of the last token.
+    """
+
+    experts: np.ndarray
+    gates: np.ndarray
+    places: np.ndarray
+    claims: np.ndarray
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    exponentials = np.exp(x - x.max(-1, keepdims=True))
+    return exponentials / exponentials.sum(-1, keepdims=True)
+
+
+def best(logits: np.ndarray, n_choices: int) -> tuple[np.ndarray, np.ndarray]:
+    """The best experts and their gates, [..., K] both: of one its probability, of two their shares of their sum."""
+    experts = np.argsort(-logits, -1, kind="stable")[..., :n_choices]
+    gates = np.take_along_axis(softmax(logits), experts, -1)
+    return experts, gates / gates.sum(-1, keepdims=True) if n_choices == 2 else gates
+
+
+def routed(logits: np.ndarray, row: int, rule: Rule) -> Routed:
+    """The choices of one row, logits [T, X], each token in its turn."""
+    experts, gates = best(logits, rule.n_choices)
+    places = np.full(experts.shape, -1)
+    for token, choices in enumerate(experts):
+        if token % rule.group_size == 0:
+            claims = np.zeros(logits.shape[-1], int)
+        for choice, expert in enumerate(choices):
+            if choice == 0 or rule.claims_second(row, token, gates[token, 1]):
+                places[token, choice] = claims[expert]
+                claims[expert] += 1
+    return Routed(experts, gates, places, claims)
+
+
+def mixture(x: np.ndarray, weights: Weights, rule: Rule) -> tuple[np.ndarray, float]:
+    """Outputs [B, T, E], and the mean over the rows of the share of claims that are dropped."""
+    outputs = np.zeros_like(x)
+    dropped = []
+    for row, tokens in enumerate(x):
+        routes = routed(tokens @ weights.router, row, rule)
+        dropped.append((routes.places >= rule.capacity).sum() / (routes.places >= 0).sum())
+        for token, choice in zip(*np.where((routes.places >= 0) & (routes.places < rule.capacity)), strict=True):
+            expert = weights.expert(routes.experts[token, choice], tokens[token])
+            outputs[row, token] += routes.gates[token, choice] * expert
+    return outputs, float(np.mean(dropped))
+
+
+def dense_mixture(x: np.ndarray, weights: Weights, n_choices: int) -> np.ndarray:
+    """All experts on all tokens, and then those that were chosen."""
+    experts, gates = best(x @ weights.router, n_choices)
+    every = np.stack([weights.expert(index, x) for index in range(len(weights.wi))], -2)
+    return (gates[..., None] * np.take_along_axis(every, experts[..., None], -2)).sum(-2)
+
+
+def load(x: np.ndarray, weights: Weights) -> np.ndarray:
+    """[B, X], the share of each row's tokens that like an expert best."""
+    return np.eye(len(weights.wi))[(x @ weights.router).argmax(-1)].mean(1)
+
+
+def aux_loss(x: np.ndarray, weights: Weights, coefficient: float, z_coefficient: float) -> float:
+    """Load-balance loss of the mean row, and the mean square of the log-partition, each with its coefficient."""
+    logits = x @ weights.router
+    balance = len(weights.wi) * (load(x, weights) * softmax(logits).mean(1)).sum(-1).mean()
+    return coefficient * balance + z_coefficient * (np.log(np.exp(logits).sum(-1)) ** 2).mean()

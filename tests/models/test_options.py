@@ -1,0 +1,172 @@
+"""Every option of the model: logits against NumPy, causality, and the cache against the whole forward pass."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import pytest
+
+from configs.schema import ModelConfig, MoeParams
+from meshtf import mtf
+from models import gpt2
+from models.context import Context
+from models.dims import Dims
+from runtime.mesh import place
+from tests import tiny
+from tests.models import reference
+from tests.models.decoding import cached_logits
+
+# Few rows and tokens a group, so that experts run out of room.
+MIXTURE = MoeParams(
+    moe_num_experts=4,
+    moe_hidden_size=24,
+    moe_group_size=6,
+    moe_capacity_factor_eval=0.5,
+    moe_loss_coef=0.1,
+    moe_z_loss=0.1,
+    moe_second_policy_train="all",
+)
+ALONE: dict[str, dict[str, object]] = {
+    "rotary": {"rotary_emb": True},
+    "axial": {"axial_pos_emb": (2, 8)},
+    "memory": {"num_mem_kv": 3},
+    "biases": {"qkv_bias": True},
+    "scaled": {"scale_attn_weights": True},
+    "glu": {"mlp_glu": True},
+    "macaron": {"macaron": True},
+    "scalenorm": {"scalenorm": True},
+    "rezero": {"rezero": True},
+    "shared": {"share_parameters": True},
+    "untied": {"no_weight_tie": True},
+    "linear": {"attention_types": ("linear", "linear")},
+    "none": {"attention_types": ("none", "global")},
+    "parametric": {"activation_function": "aria"},
+    "whole features": {"activation_function": "softmax"},
+    "experts": {"moe_layers": (1,), "moe_params": MIXTURE},
+    "one expert a token": {
+        "moe_layers": (0, 1),
+        "moe_params": dataclasses.replace(MIXTURE, moe_gating="top_1"),
+    },
+}
+TOGETHER: dict[str, dict[str, object]] = {
+    "GPT-2": {"qkv_bias": True, "scale_attn_weights": True, "attention_types": ("global", "global")},
+    "rotary, glu, memory, linear": {
+        "rotary_emb": True,
+        "mlp_glu": True,
+        "num_mem_kv": 2,
+        "attention_types": ("global", "linear"),
+        "activation_function": "psoftplus",
+    },
+    "axial, macaron, rezero, untied, shared": {
+        "axial_pos_emb": (4, 4),
+        "macaron": True,
+        "rezero": True,
+        "no_weight_tie": True,
+        "share_parameters": True,
+        "qkv_bias": True,
+    },
+    "scalenorm, experts, none": {
+        "scalenorm": True,
+        "moe_layers": (0,),
+        "moe_params": MIXTURE,
+        "attention_types": ("none", "global"),
+        "macaron": True,
+    },
+}
+MASKED: dict[str, dict[str, object]] = {
+    "global and local": {"num_mem_kv": 2},
+    "linear": {"attention_types": ("linear", "local"), "rotary_emb": True},
+}
+
+
+def slow_items(table: Mapping[str, dict[str, object]]) -> list:
+    return [pytest.param(changes, id=name, marks=pytest.mark.slow) for name, changes in table.items()]
+
+
+def items(table: Mapping[str, dict[str, object]]) -> list:
+    return [pytest.param(changes, id=name) for name, changes in table.items()]
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """A model with disturbed first values: its logits of whole sequences, those with the cache, and its variables."""
+
+    model: ModelConfig
+    function: Callable[[np.ndarray], list[np.ndarray]]
+    values: dict[str, np.ndarray]
+
+
+PROMPT_LENGTH = 7
+TOKENS_BS = tiny.batch()[0][:2]
+
+
+def compiled(changes: Mapping[str, object], devices: tuple[str, ...]) -> Compiled:
+    model = dataclasses.replace(tiny.MODEL, **changes)
+    placement = place(tiny.mesh_config("", ""), devices[:1])
+
+    def build(tokens: mtf.Tensor) -> list[mtf.Tensor]:
+        whole = gpt2.logits(Context(tokens.mesh, model, Dims.of(model, 2, 16)), tokens)
+        return [whole, *(cached_logits(model, tokens, PROMPT_LENGTH) if model.is_causal else ())]
+
+    function = tiny.compiled(build, placement, ("batch sequence", TOKENS_BS))
+    placement.store.initialize(seed=1)
+    tiny.disturb(placement.store)
+    return Compiled(model, function, tiny.values_of(placement.store))
+
+
+def check_causality(compiled: Compiled, before_BSV: np.ndarray) -> None:
+    for position in (0, 5, 15):
+        changed_BS = TOKENS_BS.copy()
+        changed_BS[:, position] = (changed_BS[:, position] + 1) % compiled.model.n_vocab
+        after_BSV = compiled.function(changed_BS)[0]
+        np.testing.assert_allclose(after_BSV[:, :position], before_BSV[:, :position], rtol=0, atol=1e-6)
+        assert np.abs(after_BSV[:, position] - before_BSV[:, position]).max() > 1e-4
+
+
+@pytest.mark.parametrize("changes", [*items(TOGETHER), *slow_items(ALONE)])
+def test_causal_options(devices: tuple[str, ...], changes: dict[str, object]) -> None:
+    model = compiled(changes, devices)
+    whole_BSV, *cached_BV = model.function(TOKENS_BS)
+    expected = reference.logits(model.model, model.values, TOKENS_BS)
+    assert expected.std() > 0.1
+    np.testing.assert_allclose(whole_BSV, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(np.stack(cached_BV, 1), whole_BSV[:, PROMPT_LENGTH - 1 :], rtol=1e-5, atol=1e-5)
+    check_causality(model, whole_BSV)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", items(TOGETHER))
+def test_gradients_along_random_directions(devices: tuple[str, ...], changes: dict[str, object]) -> None:
+    config = tiny.run_config(model=changes)
+    updated = tiny.one_update(config, devices)
+    values = {name: value.astype(np.float64) for name, value in updated.before.items() if "/adam_" not in name}
+    generator, size = np.random.default_rng(0), 1e-6
+    for name, value in values.items():
+        direction = generator.normal(size=value.shape)
+        ends = [values | {name: value + sign * size * direction} for sign in (1, -1)]
+        above, below = (reference.training_loss(config.model, end, *tiny.batch()) for end in ends)
+        slope, gradient = (above - below) / (2 * size), updated.gradient(name)
+        assert abs((gradient * direction).sum() - slope) < 2e-5 * max(1.0, np.linalg.norm(gradient)), name
+
+
+@pytest.mark.parametrize("changes", [*items({"linear": MASKED["linear"]}), *slow_items(MASKED)])
+def test_bidirectional_options(devices: tuple[str, ...], changes: dict[str, object]) -> None:
+    model = compiled({"mlm_training": True, **changes}, devices)
+    (logits_BSV,) = model.function(TOKENS_BS)
+    expected = reference.logits(model.model, model.values, TOKENS_BS)
+    np.testing.assert_allclose(logits_BSV, expected, rtol=1e-5, atol=1e-5)
+    changed_BS = TOKENS_BS.copy()
+    changed_BS[:, 15] = (changed_BS[:, 15] + 1) % model.model.n_vocab
+    seen_by_all = "linear" in model.model.attention_types or "global" in model.model.attention_types
+    assert seen_by_all and np.abs(model.function(changed_BS)[0] - logits_BSV).max((0, 2)).min() > 1e-5
+
+
+def test_a_bidirectional_local_layer_sees_its_radius_on_both_sides(devices: tuple[str, ...]) -> None:
+    changes = {"mlm_training": True, "n_layer": 1, "attention_types": ("local",), "local_attention_radius": 4}
+    model = compiled(changes, devices)
+    changed_BS = TOKENS_BS.copy()
+    changed_BS[:, 8] = (changed_BS[:, 8] + 1) % model.model.n_vocab
+    differs = (model.function(changed_BS)[0] != model.function(TOKENS_BS)[0]).any((0, 2))
+    assert np.flatnonzero(differs).tolist() == list(range(5, 12))

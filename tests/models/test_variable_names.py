@@ -1,0 +1,104 @@
+"""The golden list: names and shapes of the variables for every option, as GPT-Neo's checkpoints have them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from configs.schema import ModelConfig, MoeParams
+from meshtf import mtf, tf
+from models import gpt2
+from models.context import Context
+from models.dims import Dims
+from tests import tiny
+
+Shapes = dict[str, list[int]]
+NORMS = {f"norm_{number}/{part}": [32] for number in (1, 2) for part in "gb"}
+ATTENTION = {f"attn/{name}": [32, 32] for name in "qkvo"} | {"attn/compute_output_bias/o_b": [32]}
+EMBEDDINGS = {"wte": [64, 32], "wpe": [16, 32]}
+FINAL_NORM = {"ln_f/g": [32], "ln_f/b": [32]}
+
+
+def feed_forward(scope: str = "mlp", expanded: int = 128) -> Shapes:
+    return {
+        f"{scope}/conv1d_main/c_fc/kernel": [32, expanded],
+        f"{scope}/conv1d_main/c_fc/bias": [expanded],
+        f"{scope}/conv1d_main/c_proj/kernel": [128, 32],
+        f"{scope}/conv1d_main/c_proj/bias": [32],
+    }
+
+
+BLOCK = NORMS | ATTENTION | feed_forward()
+OUTER = EMBEDDINGS | FINAL_NORM
+
+
+def without(shapes: Shapes, *beginnings: str) -> Shapes:
+    return {name: shape for name, shape in shapes.items() if not name.startswith(beginnings)}
+
+
+def in_layers(first: Shapes, second: Shapes, outer: Shapes = OUTER) -> Shapes:
+    layers = {f"h{index}/{name}": shape for index, block in enumerate((first, second)) for name, shape in block.items()}
+    return {f"gpt2/{name}": shape for name, shape in (outer | layers).items()}
+
+
+def in_both(block: Shapes, outer: Shapes = OUTER) -> Shapes:
+    return in_layers(block, block, outer)
+
+
+MOE = MoeParams(moe_num_experts=4, moe_hidden_size=24)
+EXPERTS = {"top_2_gating/kernel": [32, 4], "wi/kernel": [4, 32, 24], "wo/kernel": [4, 24, 32]}
+MEMORY = {"attn/attention/mem_k": [3, 4, 8], "attn/attention/mem_v": [3, 4, 8]}
+GAINS = {f"norm_rezero_{number}/g": [] for number in (1, 2)}
+
+GOLDEN: dict[str, tuple[dict[str, object], Shapes]] = {
+    "plain": ({}, in_both(BLOCK)),
+    "linear": ({"attention_types": ("linear", "linear")}, in_both(BLOCK)),
+    "none": ({"attention_types": ("none", "local")}, in_layers(without(BLOCK, "norm_1", "attn"), BLOCK)),
+    "rotary_emb": ({"rotary_emb": True}, in_both(BLOCK, without(OUTER, "wpe"))),
+    "axial_pos_emb": (
+        {"axial_pos_emb": (2, 8)},
+        in_both(BLOCK, without(OUTER, "wpe") | {"axial_wpe_1": [2, 32], "axial_wpe_2": [8, 32]}),
+    ),
+    "num_mem_kv": ({"num_mem_kv": 3}, in_layers(BLOCK | MEMORY, BLOCK)),
+    "mlp_glu": ({"mlp_glu": True}, in_both(BLOCK | feed_forward(expanded=256))),
+    "macaron": ({"macaron": True}, in_both(BLOCK | feed_forward("mlp_macaron"))),
+    "macaron and mlp_glu": (
+        {"macaron": True, "mlp_glu": True},
+        in_both(BLOCK | feed_forward(expanded=256) | feed_forward("mlp_macaron", 256)),
+    ),
+    "scalenorm": ({"scalenorm": True}, in_both(without(BLOCK, "norm") | {"norm_1/g": [], "norm_2/g": []})),
+    "rezero": ({"rezero": True}, in_both(without(BLOCK, "norm") | GAINS)),
+    "share_parameters": (
+        {"share_parameters": True},
+        {f"gpt2/{name}": shape for name, shape in (OUTER | {f"/{n}": s for n, s in BLOCK.items()}).items()},
+    ),
+    "no_weight_tie": (
+        {"no_weight_tie": True},
+        in_both(
+            BLOCK,
+            EMBEDDINGS
+            | {
+                "wte_final_linear/conv1d_main/linear_out/kernel": [32, 64],
+                "wte_final_linear/conv1d_main/linear_out/bias": [64],
+            },
+        ),
+    ),
+    "moe_layers": ({"moe_layers": (1,), "moe_params": MOE}, in_layers(BLOCK, without(BLOCK, "mlp") | EXPERTS)),
+    "qkv_bias": ({"qkv_bias": True}, in_both(BLOCK | {f"attn/{name}_bias": [32] for name in "qkv"})),
+    "scale_attn_weights": ({"scale_attn_weights": True}, in_both(BLOCK)),
+    "prelu": ({"activation_function": "prelu"}, in_both(BLOCK | {"mlp/activation/slope": []})),
+    "mlm_training": ({"mlm_training": True}, in_both(BLOCK)),
+    "entmax_loss": ({"entmax_loss": True}, in_both(BLOCK)),
+}
+
+
+def shapes_of(model: ModelConfig) -> Shapes:
+    mesh, dims = mtf.Mesh(mtf.Graph(), "mesh"), Dims.of(model, 2, model.n_ctx)
+    gpt2.forward(Context(mesh, model, dims), mtf.zeros(mesh, mtf.Shape([dims.batch, dims.sequence]), tf.int32))
+    return {name: variable.shape.to_integer_list for name, variable in mesh.graph.name_to_variable.items()}
+
+
+@pytest.mark.parametrize(("changes", "expected"), GOLDEN.values(), ids=GOLDEN.keys())
+def test_names_and_shapes(changes: dict[str, object], expected: Shapes) -> None:
+    assert shapes_of(dataclasses.replace(tiny.MODEL, **changes)) == expected

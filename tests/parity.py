@@ -1,0 +1,194 @@
+"""Live parity with Hugging Face: models trained here and loaded there, and theirs loaded here. `make parity` runs it.
+
+It needs torch and transformers 5 beside our own packages. OLD_TRANSFORMERS names the Python of an environment with
+transformers 4.57.1 and TensorFlow, which still reads GPT-Neo's checkpoints.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from configs.load import load_config
+from configs.schema import ModelConfig
+from data.tokenizer import from_json
+from runtime.weights import find_checkpoint
+from tests.answers import Answer, assert_equal, model_of, our_answer
+
+REPOSITORY = Path(__file__).parents[1]
+READER = Path(__file__).with_name("read_with_transformers.py")
+GOLDEN = Path(__file__).with_name("golden")
+TOLERANCE = 1e-4
+TEXT = "def parity(models):\n    return [a == b for a, b in models]  # naïve — 語\n\n\nclass Neomesh:"
+SIZES = {"n_head": 4, "n_embd": 32, "n_layer": 2, "n_ctx": 320, "n_vocab": 400}
+# A radius of 256, which GPT-Neo's loader takes for granted, in a context longer than that.
+ALTERNATING = {"attention_types": [[["global", "local"], 1]], "local_attention_radius": 256}
+MODELS = {
+    "GPT-Neo": ALTERNATING,
+    "GPT-Neo, local": {"attention_types": [[["local"], 2]], "local_attention_radius": 9},
+    "GPT-Neo, global, silu": {"activation_function": "silu"},
+    "GPT-2": {"qkv_bias": True, "scale_attn_weights": True},
+    "GPT-2, unscaled": {"qkv_bias": True},
+    "GPT-2, no biases": {"scale_attn_weights": True, "activation_function": "relu"},
+}
+
+
+def tokens_of(model: ModelConfig) -> np.ndarray:
+    return np.random.default_rng(11).integers(0, model.n_vocab, (2, model.n_ctx))
+
+
+def ours(weights: str | Path, model: ModelConfig, devices: tuple[str, ...]) -> Answer:
+    """What Neomesh gives for weights of any of the kinds that `--init_from` takes."""
+    return our_answer(weights, model, tokens_of(model).astype(np.int32), devices)
+
+
+def theirs(folder: Path, model: ModelConfig) -> Answer:
+    """What transformers 5 gives for a folder, in float32."""
+    tokens = torch.from_numpy(tokens_of(model))
+    loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        outputs = loaded(tokens, labels=tokens)
+    return Answer(outputs.logits.numpy(), float(outputs.loss))
+
+
+def theirs_of_old(folder: Path, checkpoint: str, model: ModelConfig, tmp_path: Path) -> tuple[Answer, list[int]]:
+    """What transformers 4.57.1 gives for a folder or, if it is not empty, a checkpoint; and the ids of TEXT."""
+    np.savez(tmp_path / "inputs.npz", tokens=tokens_of(model), text=TEXT)
+    arguments = [READER, folder, checkpoint, tmp_path / "inputs.npz", tmp_path / "outputs.npz"]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    subprocess.run([os.environ["OLD_TRANSFORMERS"], *map(str, arguments)], env=environment, check=True)
+    outputs = np.load(tmp_path / "outputs.npz")
+    return Answer(outputs["logits"], float(outputs["loss"])), outputs["ids"].tolist()
+
+
+# Trained here, loaded there.
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A model trained by the command line: the folder of the run, and the one that it was exported to."""
+
+    run: Path
+    exported: Path
+
+    @property
+    def model(self) -> ModelConfig:
+        return load_config(str(self.run / "config.json")).model
+
+    @property
+    def checkpoint(self) -> str:
+        return find_checkpoint(str(self.run))
+
+
+def neomesh(*arguments: str | Path) -> None:
+    subprocess.run([sys.executable, "main.py", *map(str, arguments)], cwd=REPOSITORY, check=True)
+
+
+def train_and_export(options: Mapping[str, object], folder: Path) -> Trained:
+    dataset = {"id": "parity", "text": "tests/*.py", "n_vocab": 400, "cache_dir": f"{folder}/data"}
+    dataset |= {"eos_id": 0, "padding_id": 1}
+    training = {"train_steps": 6, "train_batch_size": 4, "lr": 0.02, "iterations": 2}
+    run = {"model_path": f"{folder}/run", "datasets": [dataset | {"eval_fraction": 0.0}]}
+    (folder / "config.json").write_text(json.dumps({**SIZES, **training, **run, **options}))
+    neomesh("--model", folder / "config.json")
+    neomesh("--model", folder / "config.json", "--export", "--export_format", "hf", "--export_dir", folder / "hf")
+    return Trained(folder / "run", folder / "hf")
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Trained]:
+    """Each of MODELS by its name, trained on first use."""
+    done: dict[str, Trained] = {}
+
+    def get(name: str) -> Trained:
+        if name not in done:
+            done[name] = train_and_export(MODELS[name], tmp_path_factory.mktemp("trained"))
+        return done[name]
+
+    return get
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_trained_here_loaded_there(
+    trained: Callable[[str], Trained], name: str, devices: tuple[str, ...], tmp_path: Path
+) -> None:
+    made = trained(name)
+    here = ours(made.checkpoint, made.model, devices)
+    assert_equal(theirs(made.exported, made.model), here, TOLERANCE)
+    assert_equal(theirs_of_old(made.exported, "", made.model, tmp_path)[0], here, TOLERANCE)
+    assert_equal(ours(made.exported, model_of(made.exported), devices), here, TOLERANCE)
+
+
+def test_gpt_neos_own_loader_reads_a_checkpoint(
+    trained: Callable[[str], Trained], devices: tuple[str, ...], tmp_path: Path
+) -> None:
+    made = trained("GPT-Neo")
+    there, _ = theirs_of_old(made.exported, made.checkpoint, made.model, tmp_path)
+    assert_equal(there, ours(made.checkpoint, made.model, devices), TOLERANCE)
+
+
+def test_tokenizers_give_the_same_ids(trained: Callable[[str], Trained], tmp_path: Path) -> None:
+    made = trained("GPT-Neo")
+    here = from_json((made.run / "tokenizer.json").read_text())
+    there = AutoTokenizer.from_pretrained(made.exported)
+    assert there.encode(TEXT) == here.encode(TEXT) == theirs_of_old(made.exported, "", made.model, tmp_path)[1]
+    assert there.decode(there.encode(TEXT)) == here.decode(here.encode(TEXT))
+    assert (there.eos_token_id, there.bos_token_id, there.pad_token_id) == (here.eos_id, here.eos_id, here.padding_id)
+
+
+# Made there, loaded here: the golden models in every form of file.
+
+
+def write_pickle(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    torch.save(dict(tensors), folder / "pytorch_model.bin")
+
+
+def write_old_pickle(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """As before PyTorch 1.6, with what models of that time kept."""
+    tensors = {name.removeprefix("transformer."): value for name, value in tensors.items()}
+    tensors["h.0.attn.bias"] = torch.tril(torch.ones(1, 1, 24, 24))
+    tensors["lm_head.weight"] = tensors["wte.weight"]
+    torch.save(tensors, folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+
+
+def write_pickle_shards(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    files = {name: f"pytorch_model-0000{1 + index % 2}-of-00002.bin" for index, name in enumerate(tensors)}
+    for file in set(files.values()):
+        torch.save({name: tensors[name] for name in tensors if files[name] == file}, folder / file)
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
+
+
+def write_half_pickle(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    write_pickle(folder, {name: value.bfloat16() for name, value in tensors.items()})
+
+
+def write_safetensors_shards(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    model.load_state_dict(tensors, strict=False)  # without the output layer, which is tied
+    model.save_pretrained(folder, max_shard_size="9KB")
+
+
+FORMS = (write_pickle, write_old_pickle, write_pickle_shards, write_half_pickle, write_safetensors_shards)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__.removeprefix("write_"))
+@pytest.mark.parametrize("name", ["gpt_neo_alternating", "gpt_2"])
+def test_made_there_loaded_here(name: str, form: Callable[..., None], devices: tuple[str, ...], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(GOLDEN / name, tmp_path / name))
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    form(folder, tensors)
+    model = model_of(folder)
+    assert_equal(ours(folder, model, devices), theirs(folder, model), TOLERANCE)

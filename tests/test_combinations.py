@@ -1,0 +1,140 @@
+"""Random combinations of options: trained, saved, restored and decoded on one device and on a 2 x 2 mesh, with the same
+losses and the same text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from configs.schema import ACTIVATIONS, MoeParams, PredictionConfig, RunConfig
+from models.decode import Request
+from models.kernels.sampling import SamplingRule
+from runtime.checkpoints import CheckpointWriter, restore
+from runtime.graph import LoweredStep, build_generation, build_train_step
+from runtime.loop import TrainingPosition
+from runtime.mesh import Placement, place
+from tests import tiny
+
+N_COMBINATIONS = 100
+N_FAST = 2
+LAYOUTS = (
+    "batch:x,heads:y,vocab:y,intermediate_expanded:y",
+    "batch:x,embd:y",
+    "batch:y,sequence:x,memory_length:x,embed_sequence:x",
+    "batch:x,heads:y,experts:y",
+    "batch:x,experts:x,expert_hidden:y",
+    "heads:x,vocab:y,expert_hidden:x,embed_sequence:y",
+)
+# Functions with a step: which side of it a feature lies on is a matter of rounding.
+CONTINUOUS = tuple(name for name in ACTIVATIONS if name != "sign")
+PROMPT = np.array([3, 1, 4, 15], np.int32)
+
+
+def draw_model(draw: random.Random) -> dict[str, object]:
+    """Model settings that go together."""
+    kinds = tuple(draw.choices(("global", "local", "linear", "none"), k=2))
+    flags = ("mlp_glu", "macaron", "share_parameters", "no_weight_tie", "qkv_bias", "scale_attn_weights", "entmax_loss")
+    flags += ("recompute_grad", "scale_by_depth", "scale_by_in")
+    has_dropout = draw.random() < 0.3
+    return {
+        "attention_types": kinds,
+        "local_attention_radius": draw.choice((1, 3, 5, 40)),
+        "activation_function": draw.choice(CONTINUOUS),
+        "num_mem_kv": draw.choice((0, 3)) if "global" in kinds else 0,
+        "mlm_training": draw.random() < 0.15,
+        **{flag: draw.random() < 0.3 for flag in flags},
+        **draw.choice(({}, {}, {"rotary_emb": True}, {"axial_pos_emb": (2, 8)})),
+        **draw.choice(({}, {}, {"scalenorm": True}, {"rezero": True})),
+        **(tiny.ALL_DROPOUTS if has_dropout else {}),
+        **(draw_mixture(draw) if draw.random() < 0.35 else {}),
+    }
+
+
+def draw_mixture(draw: random.Random) -> dict[str, object]:
+    params = MoeParams(
+        moe_num_experts=4,
+        moe_hidden_size=24,
+        moe_gating=draw.choice(("top_1", "top_2")),
+        moe_group_size=draw.choice((5, 16)),
+        moe_second_policy_train=draw.choice(("all", "none", "threshold", "random")),
+        moe_dropout_rate=draw.choice((0.0, 0.2)),
+    )
+    return {
+        "moe_layers": draw.choice(((0,), (1,), (0, 1))),
+        "moe_params": params,
+        "moe_activation": draw.choice(CONTINUOUS),
+    }
+
+
+def draw_training(draw: random.Random) -> dict[str, object]:
+    return {
+        "opt_name": draw.choice(("adam", "adamw", "adafactor")),
+        "gradient_clipping": draw.choice((None, 1.0)),
+        "tokens_per_mb_per_replica": draw.choice((None, 2 * tiny.MODEL.n_ctx)),
+        "log_grads": draw.random() < 0.2,
+    }
+
+
+def combination(number: int) -> tuple[RunConfig, RunConfig]:
+    """The same run on one device and on a mesh."""
+    draw = random.Random(number)
+    model, training, layout = draw_model(draw), draw_training(draw), draw.choice(LAYOUTS)
+    meshes = (tiny.mesh_config("", ""), tiny.mesh_config("x:2,y:2", layout))
+    configs = (tiny.run_config(mesh, model, training) for mesh in meshes)
+    one, many = (dataclasses.replace(config, prediction=PredictionConfig(predict_batch_size=4)) for config in configs)
+    return one, many
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run in the middle of training."""
+
+    config: RunConfig
+    placement: Placement
+    step: LoweredStep
+
+    @staticmethod
+    def of(config: RunConfig, devices: tuple[str, ...]) -> Run:
+        placement = place(config.mesh, devices if config.mesh.mesh_shape else devices[:1])
+        step = build_train_step(config, placement)
+        placement.store.initialize(seed=1)
+        tiny.disturb(placement.store)
+        return Run(config, placement, step)
+
+    def train(self, number: int) -> dict[str, np.ndarray]:
+        tokens, labels = tiny.batch(number)
+        weights = np.random.default_rng(number).uniform(size=tokens.shape).astype(np.float32)
+        rate, key = np.float32(1e-3), np.int32(number + 1)
+        return self.step(tokens, labels, weights / weights.sum(), rate, np.int32(number), key)
+
+    def write(self) -> np.ndarray:
+        request = Request(SamplingRule(0.0, 0, 1.0), n_new_tokens=6, eos_id=tiny.MODEL.n_vocab)
+        return build_generation(self.config, self.placement, len(PROMPT), request)(PROMPT, np.int32(0))["written"]
+
+
+def assert_same_step(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> None:
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        np.testing.assert_allclose(second[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "number", [pytest.param(n, marks=[] if n < N_FAST else pytest.mark.slow) for n in range(N_COMBINATIONS)]
+)
+def test_a_combination(devices: tuple[str, ...], tmp_path: Path, number: int) -> None:
+    one, many = (Run.of(config, devices) for config in combination(number))
+    for update in range(3):
+        expected = one.train(update)
+        assert np.isfinite(expected["loss"])
+        assert_same_step(expected, many.train(update))
+    checkpoint = CheckpointWriter(str(tmp_path), many.placement.store).save(TrainingPosition(3, 24))
+    one.placement.store.initialize(seed=2)
+    assert restore(checkpoint, one.placement.store, tiny.BATCH_SIZE) == TrainingPosition(3, 24)
+    if one.config.model.is_causal:
+        np.testing.assert_array_equal(one.write(), many.write())
+    assert_same_step(many.train(3), one.train(3))
