@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from configs.errors import ConfigError
-from configs.schema import ATTENTION, ModelConfig
+from configs.kinds import ATTENTION
+from configs.schema import ModelConfig
 
 
 @dataclass(frozen=True)

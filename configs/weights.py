@@ -9,7 +9,8 @@ from typing import Any
 
 from configs.errors import ConfigError, ValueIssue
 from configs.huggingface import is_huggingface, model_keys
-from configs.schema import ALIASES, ATTENTION, ModelConfig, is_required, keys_of
+from configs.kinds import ATTENTION
+from configs.schema import ALIASES, ModelConfig, is_required, keys_of
 
 CONFIG_FILE = "config.json"
 # Every config.json that a run writes has this key, and none of GPT-Neo's, which did not know it.

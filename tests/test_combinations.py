@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from configs.layout import find_layout_issues, parse_layout, parse_mesh_shape
 from configs.schema import ACTIVATIONS, MoeParams, PredictionConfig, RunConfig
 from models.decode import Request
 from models.kernels.sampling import SamplingRule
@@ -25,7 +26,7 @@ N_FAST = 2
 LAYOUTS = (
     "batch:x,heads:y,vocab:y,intermediate_expanded:y",
     "batch:x,embd:y",
-    "batch:y,sequence:x,memory_length:x,embed_sequence:x",
+    "sequence:x,memory_length:y,embed_sequence:x,vocab:y",
     "batch:x,heads:y,experts:y",
     "batch:x,experts:x,expert_hidden:y",
     "heads:x,vocab:y,expert_hidden:x,embed_sequence:y",
@@ -78,6 +79,11 @@ def draw_training(draw: random.Random) -> dict[str, object]:
         "tokens_per_mb_per_replica": draw.choice((None, 2 * tiny.MODEL.n_ctx)),
         "log_grads": draw.random() < 0.2,
     }
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_are_what_a_config_may_say(layout: str) -> None:
+    assert list(find_layout_issues(parse_mesh_shape("x:2,y:2"), parse_layout(layout), {})) == []
 
 
 def combination(number: int) -> tuple[RunConfig, RunConfig]:

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from configs.errors import ConfigError
 from configs.huggingface import huggingface_config, model_keys
-from configs.schema import ATTENTION, ModelConfig, keys_of
+from configs.kinds import ATTENTION
+from configs.schema import ModelConfig, keys_of
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SIZES = {"n_embd": 8, "n_head": 2, "n_layer": 2, "n_ctx": 16, "n_vocab": 20}

@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from configs.errors import ConfigError, UserError
+from configs.kinds import ATTENTION_TYPES
 from configs.load import CONFIGS_DIR, load_config, resolved_json
-from configs.schema import ACTIVATIONS, ATTENTION_TYPES, MoeParams, keys_of
+from configs.schema import ACTIVATIONS, MoeParams, keys_of
 
 SHIPPED = sorted(CONFIGS_DIR.glob("*.json"))
 GPT_NEO_MODELS = (

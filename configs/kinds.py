@@ -1,0 +1,247 @@
+"""What values a key of a config may have: from JSON to typed values and back, with words for people."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from configs.errors import ValueIssue
+from configs.layout import format_layout, format_mesh_shape, parse_layout, parse_mesh_shape
+
+ATTENTION_TYPES = ("global", "local", "linear", "none")
+NUMBER_WORDS = ("nan", "inf", "infinity")
+MAX_PATTERN_REPEATS = 10_000
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What values a key may have: a description for people, and the way from JSON to the typed value and back.
+
+    `parse` raises `ValueIssue` for a value that is not of the kind.
+    """
+
+    description: str
+    parse: Callable[[Any], Any]
+    write: Callable[[Any], Any] = lambda value: value
+
+
+def parse_part(part: str, kind: Kind, value: Any) -> Any:
+    """Parses one part of a value; an issue names the part."""
+    try:
+        return kind.parse(value)
+    except ValueIssue as issue:
+        raise ValueIssue(f"{part} {value!r} {issue.problem}", issue.remedy) from None
+
+
+def _check_number_type(value: Any, types: tuple[type, ...], noun: str, description: str) -> None:
+    if isinstance(value, str) and value.lower().lstrip("+-") in NUMBER_WORDS:  # JSON has them as text only
+        raise ValueIssue("is not finite", f"give {description}")
+    if isinstance(value, str):
+        raise ValueIssue(f"is a string, not {noun}", f"give {description}, without quotes")
+    if isinstance(value, bool) or not isinstance(value, types):
+        raise ValueIssue(f"is not {noun}", f"give {description}")
+
+
+def integer(minimum: int, maximum: int | None = None) -> Kind:
+    """Whole numbers in [minimum, maximum]; 1000.0 is not one."""
+    span = f">= {minimum}" if maximum is None else f"from {minimum} to {maximum}"
+    description = f"an integer {span}"
+
+    def parse(value: Any) -> int:
+        if isinstance(value, float) and value.is_integer():
+            raise ValueIssue("is not an integer", f"write {int(value)}")
+        _check_number_type(value, (int,), "an integer", description)
+        if value < minimum or (maximum is not None and value > maximum):
+            raise ValueIssue("is out of range", f"give {description}")
+        return value
+
+    return Kind(description, parse)
+
+
+def number(span: str, accepts: Callable[[float], bool]) -> Kind:
+    """Finite numbers that `accepts` takes; `span` says the same to people."""
+    description = f"a number {span}"
+
+    def parse(value: Any) -> float:
+        _check_number_type(value, (int, float), "a number", description)
+        if not abs(value) <= sys.float_info.max:
+            raise ValueIssue("is not a finite number", f"give {description}")
+        if not accepts(value):
+            raise ValueIssue("is out of range", f"give {description}")
+        return float(value)
+
+    return Kind(description, parse)
+
+
+def one_of(choices: Sequence[str], unavailable: Sequence[str] = ()) -> Kind:
+    """One of the names, in any case; `unavailable` ones are GPT-Neo's that this version lacks."""
+    listed = ", ".join(choices)
+    canonical = {choice.lower(): choice for choice in choices}
+
+    def parse(value: Any) -> str:
+        if not isinstance(value, str):
+            raise ValueIssue("is not a string", f"use {listed}")
+        if value.lower() in unavailable:
+            raise ValueIssue("is known from GPT-Neo but not available in this version", f"use {listed}")
+        if value.lower() not in canonical:
+            raise ValueIssue("is not a known name", f"use {listed}")
+        return canonical[value.lower()]
+
+    return Kind(f"one of {listed}" if len(choices) > 1 else listed, parse)
+
+
+def optional(kind: Kind) -> Kind:
+    """The kind's values, or null."""
+
+    def parse(value: Any) -> Any:
+        return None if value is None else kind.parse(value)
+
+    def write(value: Any) -> Any:
+        return None if value is None else kind.write(value)
+
+    return Kind(f"{kind.description}, or null", parse, write)
+
+
+def _parse_flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueIssue("is not true or false", "write true or false, without quotes")
+    return value
+
+
+def _parse_text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueIssue("is not a string", "give a string in double quotes")
+    if not value.strip():
+        raise ValueIssue("is empty", "give a string that is not empty")
+    return value
+
+
+def _parse_path(value: Any) -> str | None:
+    return None if value in (None, "") else _parse_text(value)
+
+
+def _parse_texts(value: Any) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        return (_parse_text(value),)
+    if not isinstance(value, list):
+        raise ValueIssue("is not a string or a list of strings", 'write it as "a" or ["a", "b"]')
+    return tuple(_parse_text(item) for item in value)
+
+
+def _parse_eval_tasks(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise ValueIssue("is not a list", "write []")
+    if value == ["lambada"]:
+        raise ValueIssue("is known from GPT-Neo but not available in this version", "write []")
+    if value:
+        raise ValueIssue("names unknown evaluation tasks", "write []")
+    return ()
+
+
+FLAG = Kind("true or false", _parse_flag)
+SWITCH = Kind("true or false; null: false", lambda value: _parse_flag(False if value is None else value))
+TEXT = Kind("a string", _parse_text)
+PATH = Kind("a string; empty or null: none", _parse_path)
+TEXTS = Kind("a string or a list of strings", _parse_texts, list)
+EVAL_TASKS = Kind("a list of task names; none is available in this version", _parse_eval_tasks, list)
+POSITIVE = number("> 0", lambda value: value > 0)
+NON_NEGATIVE = number(">= 0", lambda value: value >= 0)
+SHARE = number("in [0, 1)", lambda value: 0 <= value < 1)
+TOP_P = number("in (0, 1]", lambda value: 0 < value <= 1)
+
+# Attention patterns: [[["global", "local"], 6]] is global, local, global, local ... over 12 layers.
+
+ATTENTION_TYPE = one_of(ATTENTION_TYPES)
+ATTENTION_EXAMPLE = 'write it as [[["global", "local"], 6]]'
+
+
+def _expand_attention_item(item: Any) -> tuple[str, ...]:
+    if not (isinstance(item, list) and len(item) == 2 and isinstance(item[0], list) and item[0]):
+        raise ValueIssue("is not a list of [pattern, repeats] pairs", ATTENTION_EXAMPLE)
+    pattern, repeats = item
+    try:
+        names = tuple(ATTENTION_TYPE.parse(name) for name in pattern)
+    except ValueIssue as issue:
+        name = next(name for name in pattern if not _is_attention_type(name))
+        raise ValueIssue(f"{name!r} {issue.problem}", issue.remedy) from None
+    if isinstance(repeats, bool) or not isinstance(repeats, int) or not 1 <= repeats <= MAX_PATTERN_REPEATS:
+        raise ValueIssue(f"repeats a pattern {repeats!r} times", f"give an integer from 1 to {MAX_PATTERN_REPEATS}")
+    return names * repeats
+
+
+def _is_attention_type(name: Any) -> bool:
+    return isinstance(name, str) and name.lower() in ATTENTION_TYPES
+
+
+def _parse_attention_types(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not value:
+        raise ValueIssue("is not a list of [pattern, repeats] pairs", ATTENTION_EXAMPLE)
+    return tuple(name for item in value for name in _expand_attention_item(item))
+
+
+def _write_attention_types(types: tuple[str, ...]) -> list:
+    """Writes the shortest pattern that repeats to the whole, so that the file reads as people write it."""
+    lengths = (length for length in range(1, len(types) + 1) if len(types) % length == 0)
+    length = next(length for length in lengths if types[:length] * (len(types) // length) == types)
+    return [[list(types[:length]), len(types) // length]]
+
+
+ATTENTION = Kind(
+    'a list of [pattern, repeats], such as [[["global", "local"], 6]]', _parse_attention_types, _write_attention_types
+)
+
+# Lists of numbers.
+
+
+def integers(member: Kind, example: str) -> Kind:
+    """A list of integers of one kind; null: none."""
+
+    def parse(value: Any) -> tuple[int, ...]:
+        if value is None:
+            return ()
+        if not isinstance(value, list):
+            raise ValueIssue("is not a list", f"write it as {example}")
+        return tuple(parse_part("member", member, item) for item in value)
+
+    return Kind(f"a list of members, each {member.description}; null: none", parse, list)
+
+
+def _parse_axes(value: Any) -> tuple[int, int] | None:
+    sizes = integers(integer(1), "[16, 64]").parse(value or None)
+    if len(sizes) not in (0, 2):
+        raise ValueIssue(f"has {len(sizes)} members", "give two, whose product is n_ctx, such as [16, 64]")
+    return sizes or None
+
+
+AXIAL = Kind(
+    "two integers whose product is n_ctx, such as [16, 64]; null: off", _parse_axes, lambda axes: axes and list(axes)
+)
+
+# Meshes.
+
+
+def _parse_pairs_with(parse: Callable[[str], Any], example: str) -> Callable[[Any], Any]:
+    def parse_value(value: Any) -> Any:
+        if value is None:
+            return None
+        if not isinstance(value, str):
+            raise ValueIssue("is not a string", f'write it as "{example}"')
+        return parse(value)
+
+    return parse_value
+
+
+MESH_SHAPE = Kind(
+    "axis:size pairs, such as x:4,y:2; empty or null: none",
+    _parse_pairs_with(parse_mesh_shape, "x:4,y:2"),
+    format_mesh_shape,
+)
+LAYOUT = Kind(
+    "dimension:axis pairs, such as batch:x,heads:y; empty or null: none",
+    _parse_pairs_with(parse_layout, "batch:x,heads:y"),
+    format_layout,
+)
