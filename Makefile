@@ -31,7 +31,7 @@ test: $(VENV)/.dev-packages
 	$(PY) -m pytest -q -m "not slow" -n auto --maxprocesses 4 --dist worksteal
 
 test-slow: $(VENV)/.dev-packages
-	$(PY) -m pytest -q -m slow
+	$(PY) -m pytest -q -m slow -n auto --maxprocesses 4 --dist worksteal
 
 parity: $(PARITY)/.parity-packages $(OLD_PARITY)/.parity-packages
 	OLD_TRANSFORMERS=$(CURDIR)/$(OLD_PARITY)/bin/python $(PARITY)/bin/python -m pytest -q tests/parity.py
