@@ -1,10 +1,11 @@
-"""How the memory of linear attention grows with the sequence.
+"""How the memory and the time of linear attention grow with the sequence.
 
     python3 benchmarks/linear_attention.py
 
 A process of its own for each length runs the operation forward and backward; what counts is the peak of its resident
-memory above what it held before that run, compiled code and inputs included. The last line is a JSON object with the
-figures; `growth` is how many times the peak multiplies when the sequence becomes 8 times as long.
+memory above what it held before that run, compiled code and inputs included. The time is the median of a few runs more.
+The last line is a JSON object with the figures; `growth` is how many times the peak multiplies when the sequence
+becomes 8 times as long, and `time_growth` the same of the time.
 """
 
 from __future__ import annotations
@@ -12,13 +13,16 @@ from __future__ import annotations
 import argparse
 import ctypes
 import dataclasses
+import functools
 import gc
 import json
 import os
 import re
+import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -32,14 +36,23 @@ from runtime.mesh import place
 
 SHAPE = {"batch": 2, "heads": 8, "features_per_head": 64}
 FACTOR = 8
+N_TIMED = 5
 
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
-    """What was measured at one length."""
+    """What was measured at one length.
+
+    Attributes:
+      length: of the sequence.
+      peak_bytes: of memory.
+      first_seconds: of the first run, which compiles.
+      seconds: of a run after it.
+    """
 
     length: int
     peak_bytes: int
+    first_seconds: float
     seconds: float
 
 
@@ -78,20 +91,33 @@ def attention_and_gradients(length: int) -> tf.types.experimental.ConcreteFuncti
     return tf.function(run, autograph=False).get_concrete_function(*[tf.TensorSpec(shape)] * 4)
 
 
+def peak_of(run: Callable[[], list[tf.Tensor]]) -> int:
+    """Bytes that a run needs at its peak, results included."""
+    give_back_freed_memory()
+    forget_peak()
+    before = resident_bytes("VmRSS")
+    results = [result.numpy() for result in run()]
+    peak_bytes = resident_bytes("VmHWM") - before
+    # Below that, an earlier run's memory was still held when this one began, and the figure says nothing.
+    assert peak_bytes >= sum(result.nbytes for result in results), f"measured {peak_bytes} bytes, less than the results"
+    return peak_bytes
+
+
+def seconds_of(run: Callable[[], list[tf.Tensor]]) -> float:
+    """How long a run takes, until its results are there."""
+    start = time.perf_counter()
+    assert all(np.isfinite(result).all() for result in run())
+    return time.perf_counter() - start
+
+
 def measure_here(length: int) -> Figures:
-    """Runs once to compile, and once to measure."""
+    """Runs once to compile, once to measure memory, and then for the time."""
     function = attention_and_gradients(length)
     shape = (SHAPE["batch"], length, SHAPE["heads"], SHAPE["features_per_head"])
     inputs = [tf.constant(np.random.default_rng(seed).normal(size=shape).astype(np.float32)) for seed in range(4)]
-    assert all(np.isfinite(result).all() for result in function(*inputs))
-    give_back_freed_memory()
-    forget_peak()
-    before, start = resident_bytes("VmRSS"), time.perf_counter()
-    results = [result.numpy() for result in function(*inputs)]
-    seconds, peak_bytes = time.perf_counter() - start, resident_bytes("VmHWM") - before
-    # Below that, the first run's memory was still held when the second began, and the figure says nothing.
-    assert peak_bytes >= sum(result.nbytes for result in results), f"measured {peak_bytes} bytes, less than the results"
-    return Figures(length, peak_bytes, seconds)
+    run = functools.partial(function, *inputs)
+    first_seconds, peak_bytes = seconds_of(run), peak_of(run)
+    return Figures(length, peak_bytes, first_seconds, statistics.median(seconds_of(run) for _ in range(N_TIMED)))
 
 
 def measure(length: int) -> Figures:
@@ -110,7 +136,7 @@ def measured_growth(length: int) -> float:
 
 def main() -> None:
     """Runs the benchmark."""
-    parser = argparse.ArgumentParser(description="Measure the memory of linear attention, forward and backward.")
+    parser = argparse.ArgumentParser(description="Measure linear attention, forward and backward.")
     parser.add_argument("--length", type=int, default=1024, help="the shorter sequence (default 1024)")
     parser.add_argument("--measure_here", type=int, metavar="LENGTH", help="one length, in this process")
     arguments = parser.parse_args()
@@ -119,9 +145,10 @@ def main() -> None:
         return
     short, long = measure(arguments.length), measure(FACTOR * arguments.length)
     for figures in (short, long):
-        print(f"{figures.length:>6,} positions   {figures.peak_bytes / 2**20:>8,.0f} MiB   {figures.seconds:.3f} s")
-    figures = [dataclasses.asdict(figures) for figures in (short, long)]
-    print(json.dumps({"figures": figures, "growth": long.peak_bytes / short.peak_bytes}))
+        memory, times = f"{figures.peak_bytes / 2**20:>8,.0f} MiB", f"{figures.seconds:.3f} s"
+        print(f"{figures.length:>6,} positions   {memory}   {times} (the first time {figures.first_seconds:.1f} s)")
+    growth = {"growth": long.peak_bytes / short.peak_bytes, "time_growth": long.seconds / short.seconds}
+    print(json.dumps({"figures": [dataclasses.asdict(figures) for figures in (short, long)], **growth}))
 
 
 if __name__ == "__main__":

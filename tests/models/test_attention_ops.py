@@ -52,11 +52,11 @@ def dropout_factor(devices: Devices, n_keys: int, key: int) -> np.ndarray:
     ("mesh_shape", "layout", "rule"),
     [
         ("x:2,y:2", "batch:x,heads:y", AttentionRule(True, 3, RATE)),
-        ("x:4", "sequence:x", AttentionRule(True, 3, RATE)),
-        ("x:4", "memory_length:x", AttentionRule(True, None, RATE)),
-        ("x:4", "memory_length:x", AttentionRule(False, 3, RATE)),
+        pytest.param("x:4", "sequence:x", AttentionRule(True, 3, RATE), marks=pytest.mark.slow),
+        pytest.param("x:4", "memory_length:x", AttentionRule(True, None, RATE), marks=pytest.mark.slow),
+        pytest.param("x:4", "memory_length:x", AttentionRule(False, 3, RATE), marks=pytest.mark.slow),
         ("x:2,y:2", "sequence:x,memory_length:y", AttentionRule(True, 3, RATE)),
-        ("x:2,y:2", "sequence:x,memory_length:y", AttentionRule(False, None, RATE)),
+        pytest.param("x:2,y:2", "sequence:x,memory_length:y", AttentionRule(False, None, RATE), marks=pytest.mark.slow),
     ],
 )
 def test_softmax_attention(devices: Devices, mesh_shape: str, layout: str, rule: AttentionRule) -> None:
@@ -102,8 +102,8 @@ def test_the_gradient_of_one_result_alone(devices: Devices, which: int) -> None:
     ("mesh_shape", "layout", "rate"),
     [
         ("x:2,y:2", "batch:x,heads:y", RATE),
-        ("x:2,y:2", "sequence:x,memory_length:y", RATE),
-        ("x:2,y:2", "memory_length:x,heads:y", 0.0),
+        pytest.param("x:2,y:2", "sequence:x,memory_length:y", RATE, marks=pytest.mark.slow),
+        pytest.param("x:2,y:2", "memory_length:x,heads:y", 0.0, marks=pytest.mark.slow),
     ],
 )
 def test_attention_merged_with_memory_equals_attention_over_both(

@@ -1,0 +1,130 @@
+"""The estimate of a plan against what a training process takes: peak resident memory on one CPU device.
+
+    python3 benchmarks/plan.py
+
+Each config is estimated and trained for a few steps in processes of their own. Compared are the estimate of
+`runtime.plan.resident_bytes`, in which the program itself is a constant that was measured with models of next to no
+tensors, and the peak that the operating system saw (VmHWM) of a process that loads the config, builds the step, sets
+the variables and trains on random tokens. The share of tensors alone is given beside it: both without that constant.
+The last line is a JSON object with the figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+MIXTURE = '{"moe_num_experts": 8, "moe_hidden_size": 1024}'
+CASES: dict[str, tuple[str, ...]] = {
+    "quickstart": ("quickstart",),
+    "benchmark_small": ("benchmark_small",),
+    "batch of 32": ("benchmark_small", "train_batch_size=32"),
+    "batch of 32, recomputed": ("benchmark_small", "train_batch_size=32", "recompute_grad=true"),
+    "batch of 32, 4 microbatches": ("benchmark_small", "train_batch_size=32", "tokens_per_mb_per_replica=2048"),
+    "adafactor, twice as wide": ("benchmark_small", "n_embd=512", "opt_name=adafactor"),
+    "mixture of experts": ("benchmark_small", "moe_layers=[1,3,5]", f"moe_params={MIXTURE}"),
+    "bfloat16": ("benchmark_small", "train_batch_size=16", "precision=bfloat16"),
+}
+N_STEPS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Figures:
+    """Of one config, in bytes; `error` is the share by which the estimate is too high."""
+
+    estimated: int
+    measured: int
+    program: int
+
+    @property
+    def error(self) -> float:
+        return self.estimated / self.measured - 1.0
+
+    @property
+    def error_of_tensors(self) -> float:
+        return (self.estimated - self.program) / (self.measured - self.program) - 1.0
+
+
+def estimate(model: str, overrides: Sequence[str]) -> dict[str, int]:
+    """What the plan says of one CPU device."""
+    from configs.load import load_config
+    from runtime.plan import make_plan, resident_bytes
+    from runtime.plan_mesh import dry_placement
+
+    config = load_config(model, overrides)
+    plan = make_plan(config, dry_placement(config.mesh, 1))
+    return {"estimated": resident_bytes(plan), "program": plan.program_bytes}
+
+
+def train(model: str, overrides: Sequence[str]) -> dict[str, int]:
+    """Trains for a few steps; returns the peak of this process."""
+    import numpy as np
+
+    from configs.load import load_config
+    from runtime.graph import build_train_step
+    from runtime.mesh import place
+
+    config = load_config(model, overrides)
+    placement = place(config.mesh, ["/device:CPU:0"])
+    step = build_train_step(config, placement)
+    placement.store.initialize(config.training.seed)
+    shape = (config.training.train_batch_size, config.model.n_ctx)
+    ids = np.random.default_rng(0).integers(0, config.model.n_vocab, (2, *shape), dtype=np.int32)
+    weights = np.full(shape, 1.0 / np.prod(shape), np.float32)
+    for number in range(N_STEPS):
+        step(*ids, weights, np.float32(1e-4), np.int32(number), np.int32(number))
+    return {"measured": peak_resident_bytes()}
+
+
+def peak_resident_bytes() -> int:
+    """Most memory that this process has had (Linux); `ru_maxrss` would count the parent's before the fork as well."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) * 1024
+
+
+PARTS = {"estimate": estimate, "train": train}
+
+
+def in_child(part: str, case: Sequence[str]) -> dict[str, int]:
+    """The result of one of PARTS in a process of its own."""
+    command = [sys.executable, __file__, "--part", part, *case]
+    child = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(child.stdout.splitlines()[-1])
+
+
+def main() -> int:
+    """Runs the benchmark; returns the exit status."""
+    parser = argparse.ArgumentParser(description="Compare a plan's memory with what training takes.")
+    parser.add_argument("--only", choices=CASES, nargs="+", default=list(CASES), help="which configs")
+    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
+    parser.add_argument("case", nargs="*", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.part:
+        model, *overrides = arguments.case
+        print(json.dumps(PARTS[arguments.part](model, overrides)))
+        return 0
+    results = {}
+    for name in arguments.only:
+        figures = Figures(**in_child("estimate", CASES[name]), **in_child("train", CASES[name]))
+        results[name] = dataclasses.asdict(figures) | {
+            "error": figures.error,
+            "error_of_tensors": figures.error_of_tensors,
+        }
+        print(
+            f"{name:<28} {figures.estimated / 2**20:7,.0f} MiB estimated {figures.measured / 2**20:7,.0f} measured"
+            f" {figures.error:+7.1%}   tensors alone {figures.error_of_tensors:+7.1%}",
+            flush=True,
+        )
+    print(json.dumps(results))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
