@@ -38,8 +38,7 @@ class Batch:
         tokens_BS: int32 ids, [batch, n_ctx].
         labels_BS: int32 ids to be guessed, [batch, n_ctx]: those that follow each token, or those that masking hid.
         weights_BS: float32, [batch, n_ctx]; how much each label counts. In training they are equal shares that sum to
-            1, or all 0 where masking finds nothing to hide; in evaluation they are 1 or 0, and 0 in rows that only
-            fill a batch up.
+            1; in evaluation they are 1 or 0, and 0 in rows that only fill a batch up.
         next_example: number of the example after the last one here; training goes on from it.
     """
 
@@ -135,7 +134,12 @@ def _fill_up(values_BS: np.ndarray, batch_size: int, dtype: type) -> np.ndarray:
 
 
 def _share_weights(batch: Batch) -> Batch:
-    n_labels = max(1, np.count_nonzero(batch.weights_BS))
+    n_labels = np.count_nonzero(batch.weights_BS)
+    if n_labels == 0:
+        raise DataError(
+            f"examples before number {batch.next_example}: hold no id that may be masked -- shorten "
+            "mlm_mask_ignore_ids, or give other data"
+        )
     return dataclasses.replace(batch, weights_BS=batch.weights_BS / np.float32(n_labels))
 
 

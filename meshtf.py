@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 import types
+import zlib
 from collections.abc import Iterator
 
 
@@ -66,4 +67,13 @@ logging.getLogger("tensorflow").setLevel(logging.ERROR)
 import mesh_tensorflow as mtf  # noqa: E402
 from mesh_tensorflow.placement_mesh_impl import PlacementMeshImpl  # noqa: E402
 
-__all__ = ["PlacementMeshImpl", "mtf", "tf"]
+# What TensorFlow's own strategy for many processes is made of.
+from tensorflow.core.protobuf.tensorflow_server_pb2 import ServerDef  # noqa: E402
+from tensorflow.python.eager import context as eager_context  # noqa: E402
+from tensorflow.python.ops import collective_ops  # noqa: E402
+
+# Recomputation walks through a set of tensors. In the order of their addresses, which Python hashes by, each process
+# would build its graph in an order of its own, and their collectives would not meet.
+mtf.Tensor.__hash__ = lambda tensor: zlib.crc32(tensor.name.encode())
+
+__all__ = ["PlacementMeshImpl", "ServerDef", "collective_ops", "eager_context", "mtf", "tf"]

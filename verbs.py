@@ -7,7 +7,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import math
 import posixpath
 import secrets
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from inputs import evaluation_batches, prompt_tokens, record_n_ctx, training_bat
 from meshtf import tf
 from models.decode import Request
 from models.kernels.sampling import SamplingRule
+from models.losses import loss_of_guessing
 from runtime import checkpoints, predictions, run_folder
 from runtime.evaluation import TokenCounts
 from runtime.evaluation import evaluate as evaluate_batches
@@ -158,7 +158,7 @@ def _restore_latest(config: RunConfig, placement: Placement) -> TrainingPosition
 
 def _load_weights(config: RunConfig, placement: Placement, path: str) -> TrainingPosition:
     """Weights that another run has made: nothing of them has been trained here."""
-    load_initial_weights(path, placement.store, config.model)
+    load_initial_weights(path, placement.store)
     say(f"weights of {path}")
     return TrainingPosition(0, 0)
 
@@ -235,6 +235,8 @@ def _start(config: RunConfig, options: Options, placement: Placement, tokenizer:
     say(f"model: {placement.store.n_trainable_parameters():,} parameters")
     if not options.is_new and checkpoints.latest_checkpoint(config.model_path) is not None:
         run_folder.check_settings(config, tokenizer and tokenizer.to_json())
+        if options.init_from is not None:
+            say(f"--init_from {options.init_from} is left alone: the run has begun, and goes on by itself")
         return _restore_latest(config, placement)
     placement.store.initialize(config.training.seed)
     return TrainingPosition(0, 0) if options.init_from is None else _load_weights(config, placement, options.init_from)
@@ -294,7 +296,7 @@ def _plot(config: RunConfig) -> None:
         read_metrics(config.model_path),
         posixpath.join(config.model_path, "loss.png"),
         title=config.name,
-        n_vocab=config.model.n_vocab,
+        guessing_loss=loss_of_guessing(config.model),
         tokens_per_step=config.training.train_batch_size * config.model.n_ctx,
     )
 
@@ -303,7 +305,9 @@ def _plot(config: RunConfig) -> None:
 
 
 def evaluate(config: RunConfig, options: Options) -> int:
-    """Measures the loss of the newest checkpoint on the held-out part: all of it, or `eval_steps` batches."""
+    """Measures the loss on the held-out part, all of it or `eval_steps` batches: of the newest checkpoint, for the
+    metrics of the run; or of the weights of `--init_from`.
+    """
     placement = _place(config, options)
     data = _Data.of(config)
     tokenizer = data.tokenizer()
@@ -311,12 +315,13 @@ def evaluate(config: RunConfig, options: Options) -> int:
     step = build_eval_step(config, placement)
     position = _trained(config, options, placement, tokenizer)
     measured = evaluate_batches(step, batches, _token_counts(config, tokenizer))
-    with MetricsWriter(config.model_path) as metrics:
-        metrics.write("eval", position.step, measured)
     say(f"step {position.step}: held-out {_format_metrics(measured)}")
-    under_guessing = math.log(config.model.n_vocab) - measured["loss"]
-    say(f"the loss is {under_guessing:.2f} nats under that of guessing, ln({config.model.n_vocab})")
-    _plot(config)
+    guessing = loss_of_guessing(config.model)
+    say(f"the loss is {guessing - measured['loss']:.2f} under that of guessing, {guessing:.2f}")
+    if options.init_from is None:  # other weights are no part of the run
+        with MetricsWriter(config.model_path) as metrics:
+            metrics.write("eval", position.step, measured)
+        _plot(config)
     return 0
 
 
@@ -394,7 +399,7 @@ def predict(config: RunConfig, options: Options) -> int:
 
 def export(config: RunConfig, options: Options) -> int:
     """Writes the model for other programs: TensorFlow's SavedModel, or a folder of Hugging Face's."""
-    path = options.init_from or _newest_checkpoint(config)
+    path = _newest_checkpoint(config) if options.init_from is None else options.init_from
     tokenizer = _Data.of(config).tokenizer()
     if options.init_from is None:
         run_folder.check_settings(config, tokenizer and tokenizer.to_json())
@@ -463,6 +468,8 @@ def run(verb: str, config: RunConfig, options: Options) -> int:
       UserError: something that the user gave cannot be used.
     """
     run_folder.check_path(config.model_path)
+    if options.is_new and options.init_from is not None:
+        run_folder.check_outside(config.model_path, options.init_from)
     try:
         return VERBS[verb](config, options)
     except tf.errors.ResourceExhaustedError as error:

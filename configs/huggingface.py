@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from configs.errors import ConfigError
-from configs.kinds import ATTENTION
-from configs.schema import ModelConfig
+from configs.kinds import ATTENTION, Kind
+from configs.schema import ModelConfig, keys_of
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,8 @@ class Family:
     """One of Hugging Face's architectures, and what its config.json calls things.
 
     Attributes:
+        architecture: with the output layer of a language model.
+        bare: the same without an output layer, which is the token table anyway.
         sizes: our key of each of its keys that is a size.
         width: its key of the feed-forward width; null there means four times the width of the model.
         dropouts: our key of each of its keys that is a dropout.
@@ -24,6 +26,7 @@ class Family:
 
     model_type: str
     architecture: str
+    bare: str
     sizes: Mapping[str, str]
     width: str
     dropouts: Mapping[str, str]
@@ -32,6 +35,7 @@ class Family:
 GPT_NEO = Family(
     "gpt_neo",
     "GPTNeoForCausalLM",
+    "GPTNeoModel",
     {
         "hidden_size": "n_embd",
         "num_heads": "n_head",
@@ -45,6 +49,7 @@ GPT_NEO = Family(
 GPT_2 = Family(
     "gpt2",
     "GPT2LMHeadModel",
+    "GPT2Model",
     {"n_embd": "n_embd", "n_head": "n_head", "n_layer": "n_layer", "n_positions": "n_ctx", "vocab_size": "n_vocab"},
     "n_inner",
     {"embd_pdrop": "embed_dropout", "resid_pdrop": "res_dropout", "attn_pdrop": "attn_dropout"},
@@ -87,6 +92,9 @@ OURS_ALONE = (
     "mlm_training",
 )
 DEFAULT_RADIUS = 256
+MODEL_KEYS = keys_of(ModelConfig)
+WITHOUT = "give weights trained without it"
+AGAIN = "copy the file again"
 
 
 def is_huggingface(config: Mapping[str, Any]) -> bool:
@@ -101,7 +109,7 @@ def family_of(hf_config: Mapping[str, Any], file: str) -> Family:
         ConfigError: it is neither GPT-Neo nor GPT-2.
     """
     model_type = hf_config.get("model_type", GPT_2.model_type)
-    if model_type not in FAMILIES:
+    if model_type not in list(FAMILIES):  # which, unlike the table, may be asked for a list
         raise ConfigError(
             f"{file}: model_type = {json.dumps(model_type)} -- is another architecture -- give weights of GPT-Neo "
             "(gpt_neo) or GPT-2 (gpt2)"
@@ -128,49 +136,100 @@ def model_keys(hf_config: Mapping[str, Any], file: str = "config.json") -> dict[
         raise ConfigError("\n".join(f"{file}: {issue}" for issue in issues))
     sizes = {ours: hf_config[theirs] for theirs, ours in family.sizes.items()}
     activation = ACTIVATIONS[hf_config.get("activation_function", "gelu_new")]
-    return sizes | {"activation_function": activation} | _attention_keys(hf_config, family)
+    absent = {key: _kind(key).write(MODEL_KEYS[key].default) for key in OURS_ALONE}
+    return sizes | {"activation_function": activation} | _attention_keys(hf_config, family) | absent
+
+
+def _kind(key: str) -> Kind:
+    return MODEL_KEYS[key].metadata["kind"]
+
+
+def _is_understood(value: Any, kind: Kind) -> bool:
+    try:
+        kind.parse(value)
+    except ConfigError:
+        return False
+    return True
 
 
 def _find_size_issues(hf_config: Mapping[str, Any], family: Family) -> Iterator[str]:
-    for key in family.sizes:
-        size = hf_config.get(key)
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            yield f"{key} = {json.dumps(size)} -- is no size -- copy the file again, it must give an integer >= 1"
+    has_window = family is GPT_NEO and "window_size" in hf_config
+    sizes = dict(family.sizes) | ({"window_size": "local_attention_radius"} if has_window else {})
+    for theirs, ours in sizes.items():
+        size, kind = hf_config.get(theirs), _kind(ours)
+        if not _is_understood(size, kind):
+            yield _lacking(theirs, size, "is no size", f"{AGAIN}, it must give {kind.description}")
 
 
 def _find_option_issues(hf_config: Mapping[str, Any], family: Family) -> Iterator[str]:
-    remedy = "give weights trained without it"
     for key, value in FIXED.items():
-        if hf_config.get(key, value) != value:
-            yield _lacking(key, hf_config[key], f"only {json.dumps(value)} is known", remedy)
-    width, embd_key = hf_config.get(family.width), next(iter(family.sizes))
-    if width is not None and width != 4 * (hf_config.get(embd_key) or 0):
-        yield _lacking(family.width, width, f"only four times {embd_key} is known", remedy)
+        given = hf_config.get(key, value)
+        if type(given) is not type(value) or given != value:
+            yield _lacking(key, given, f"only {json.dumps(value)} is known", WITHOUT)
+    yield from _find_width_issues(hf_config, family)
     activation = hf_config.get("activation_function", "gelu_new")
-    if activation not in ACTIVATIONS:
-        yield _lacking("activation_function", activation, f"known are {', '.join(ACTIVATIONS)}", remedy)
+    if activation not in list(ACTIVATIONS):
+        yield _lacking("activation_function", activation, f"known are {', '.join(ACTIVATIONS)}", WITHOUT)
+    yield from _find_attention_issues(hf_config, family)
+    yield from _find_form_issues(hf_config, family)
+
+
+def _find_width_issues(hf_config: Mapping[str, Any], family: Family) -> Iterator[str]:
+    width, embd_key = hf_config.get(family.width), next(iter(family.sizes))
+    n_embd = hf_config.get(embd_key)
+    if width is not None and _is_understood(n_embd, _kind("n_embd")) and width != 4 * n_embd:
+        yield _lacking(family.width, width, f"only four times {embd_key} is known", WITHOUT)
+
+
+def _find_attention_issues(hf_config: Mapping[str, Any], family: Family) -> Iterator[str]:
     if family is GPT_NEO:
-        yield from _find_attention_issues(hf_config.get("attention_types"))
+        yield from _find_layer_issues(hf_config)
+    elif not isinstance(hf_config.get("scale_attn_weights", True), bool):
+        yield _lacking("scale_attn_weights", hf_config["scale_attn_weights"], "is not true or false", AGAIN)
 
 
-def _find_attention_issues(attention_types: Any) -> Iterator[str]:
-    try:
-        is_known = set(ATTENTION.parse(attention_types)) <= {"global", "local"}
-    except ConfigError:
-        is_known = False
-    if not is_known:
+def _find_layer_issues(hf_config: Mapping[str, Any]) -> Iterator[str]:
+    """Finds what is wrong with the attention of the layers of GPT-Neo, which its config may say twice."""
+    attention_types = hf_config.get("attention_types")
+    layers = list(ATTENTION.parse(attention_types)) if _is_understood(attention_types, ATTENTION) else ["unknown"]
+    if not {"global", "local"}.issuperset(layers):
         problem = 'is no list of [pattern, repeats], such as [[["global", "local"], 12]]'
-        yield _lacking("attention_types", attention_types, problem, "copy the file again")
+        yield _lacking("attention_types", attention_types, problem, AGAIN)
+        return
+    if len(layers) != hf_config.get("num_layers"):
+        problem = f"expands to {len(layers)} layers, not to num_layers"
+        yield _lacking("attention_types", attention_types, problem, AGAIN)
+    named = hf_config.get("attention_layers")
+    if named is not None and named != layers:
+        yield _lacking("attention_layers", named, "is not what attention_types expands to", AGAIN)
+
+
+def _find_form_issues(hf_config: Mapping[str, Any], family: Family) -> Iterator[str]:
+    """Finds weights that are no plain numbers, or those of a model that does not write text."""
+    quantization = hf_config.get("quantization_config")
+    if quantization is not None:
+        remedy = "give the weights from before they were quantized"
+        yield _lacking("quantization_config", quantization, "only plain numbers are known as weights", remedy)
+    architectures = hf_config.get("architectures")
+    known = [family.architecture, family.bare]
+    if architectures is not None and not _holds_only(architectures, known):
+        remedy = "give weights of a language model without another head"
+        yield _lacking("architectures", architectures, f"known are {', '.join(known)}", remedy)
+
+
+def _holds_only(names: Any, known: Sequence[str]) -> bool:
+    return isinstance(names, list) and all(name in known for name in names)
 
 
 def _lacking(key: str, value: Any, problem: str, remedy: str) -> str:
-    return f"{key} = {json.dumps(value)} -- {problem} -- {remedy}"
+    text = json.dumps(value)
+    return f"{key} = {text if len(text) <= 80 else text[:77] + '...'} -- {problem} -- {remedy}"
 
 
 def _attention_keys(hf_config: Mapping[str, Any], family: Family) -> dict[str, Any]:
     if family is GPT_2:
-        scales = bool(hf_config.get("scale_attn_weights", True))
         attention_types = [[["global"], hf_config["n_layer"]]]
+        scales = hf_config.get("scale_attn_weights", True)
         return {"attention_types": attention_types, "qkv_bias": True, "scale_attn_weights": scales}
     keys = {"attention_types": hf_config["attention_types"], "qkv_bias": False, "scale_attn_weights": False}
     if "local" in ATTENTION.parse(hf_config["attention_types"]):

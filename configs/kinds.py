@@ -151,6 +151,8 @@ EVAL_TASKS = Kind("a list of task names; none is available in this version", _pa
 POSITIVE = number("> 0", lambda value: value > 0)
 NON_NEGATIVE = number(">= 0", lambda value: value >= 0)
 SHARE = number("in [0, 1)", lambda value: 0 <= value < 1)
+# float32 has nothing below it but 0.
+POSITIVE_FLOAT32 = number(">= 1e-37", lambda value: value >= 1e-37)
 TOP_P = number("in (0, 1]", lambda value: 0 < value <= 1)
 
 # Attention patterns: [[["global", "local"], 6]] is global, local, global, local ... over 12 layers.
@@ -198,28 +200,36 @@ ATTENTION = Kind(
 
 
 def integers(member: Kind, example: str) -> Kind:
-    """A list of integers of one kind; null: none."""
+    """A list of integers of one kind."""
 
     def parse(value: Any) -> tuple[int, ...]:
-        if value is None:
-            return ()
         if not isinstance(value, list):
             raise ValueIssue("is not a list", f"write it as {example}")
         return tuple(parse_part("member", member, item) for item in value)
 
-    return Kind(f"a list of members, each {member.description}; null: none", parse, list)
+    return Kind(f"a list of members, each {member.description}", parse, list)
 
 
-def _parse_axes(value: Any) -> tuple[int, int] | None:
-    sizes = integers(integer(1), "[16, 64]").parse(value or None)
-    if len(sizes) not in (0, 2):
+def _parse_axes(value: Any) -> tuple[int, int]:
+    sizes = integers(integer(1), "[16, 64]").parse(value)
+    if len(sizes) != 2:
         raise ValueIssue(f"has {len(sizes)} members", "give two, whose product is n_ctx, such as [16, 64]")
-    return sizes or None
+    return sizes
 
 
-AXIAL = Kind(
-    "two integers whose product is n_ctx, such as [16, 64]; null: off", _parse_axes, lambda axes: axes and list(axes)
-)
+def unless_off(kind: Kind, off: Any) -> Kind:
+    """The kind's values; null and false, with which GPT-Neo's users switch an option off, stand for `off`."""
+
+    def parse(value: Any) -> Any:
+        return off if value is None or value is False else kind.parse(value)
+
+    def write(value: Any) -> Any:
+        return None if value is None else kind.write(value)
+
+    return Kind(f"{kind.description}; null or false: off", parse, write)
+
+
+AXIAL = Kind("two integers whose product is n_ctx, such as [16, 64]", _parse_axes, list)
 
 # Meshes.
 

@@ -67,16 +67,18 @@ def load_config(model: str, overrides: Sequence[str] = (), weights: str | None =
         model: a name, for `configs/<name>.json` of the repository, or the path of a file ending in .json.
         overrides: `key=value` texts that replace keys of the file; a value is JSON if it parses as JSON, else a string.
         weights: the path of weights to begin with; what the config.json beside them says of the model need not be said
-            again, and may not be said otherwise.
+            again, and may not be said otherwise. Without it, a config that leaves out sizes of the model is that of the
+            run at its model_path, which once began with weights.
 
     Raises:
         ConfigError: the message holds every issue, one a line.
     """
     path = _find_model_config(model)
     issues: list[str] = []
-    of_weights = _given_by_weights(weights) if weights else {}
-    given = of_weights | _read_file(path, schema.ALIASES, issues) | _read_overrides(overrides, issues)
-    reading = Reading(str(path), given, issues=issues)
+    given = _read_file(path, schema.ALIASES, issues) | _read_overrides(overrides, issues)
+    source = _source_of_model(given) if weights is None else weights
+    of_weights = {} if source is None else _given_by_weights(source)
+    reading = Reading(str(path), of_weights | given, issues=issues)
     _check_names(reading, RUN_FIELDS)
     _parse_values(reading, RUN_FIELDS)
     _fill_defaults(reading, RUN_FIELDS)
@@ -125,6 +127,13 @@ def _find_model_config(model: str) -> Path:
         remedy = _did_you_mean(model, names, f"use {', '.join(names)}, or the path of a .json file")
         raise ConfigError(f"{path} -- there is no config of this name -- {remedy}")
     return path
+
+
+def _source_of_model(given: Mapping[str, Given]) -> str | None:
+    """The run at model_path, for a config that leaves sizes of the model to it; None: it is complete, or no run."""
+    lacks_sizes = any(is_required(field) and key not in given for key, field in keys_of(schema.ModelConfig).items())
+    run = given["model_path"].value if "model_path" in given else None
+    return run if lacks_sizes and isinstance(run, str) and run and os.path.isfile(config_beside(run)) else None
 
 
 def _given_by_weights(weights: str) -> dict[str, Given]:
@@ -319,6 +328,10 @@ def _find_masked_id_issues(values: Mapping[str, Any]) -> KeyedIssues:
     if max(ignored, default=0) >= n_vocab:
         problem = f"holds {max(ignored)}, which is no id below n_vocab = {n_vocab}"
         yield "mlm_mask_ignore_ids", ValueIssue(problem, "give ids of the tokenizer")
+    if cls_id is not None and cls_id == mask_id:
+        yield "mlm_cls_token_id", ValueIssue("is mlm_mask_id too", "give another id")
+    if cls_id is not None and values["n_ctx"] == 1:
+        yield "mlm_cls_token_id", ValueIssue("fills the whole context of n_ctx = 1", "raise n_ctx, or leave it out")
     if len({mask_id, cls_id, *ignored} - {None}) + 1 >= n_vocab:  # one more may be the id of padding
         yield "mlm_mask_ignore_ids", ValueIssue("leaves no id to be masked", "ignore fewer")
 
@@ -378,7 +391,7 @@ RUN_CHECKS: tuple[CrossCheck, ...] = (
     (("scalenorm", "rezero"), _find_norm_issues),
     (("moe_layers", "n_layer"), _find_moe_issues),
     (("num_mem_kv", "attention_types"), _find_memory_issues),
-    (("mlm_training", *MASKED_ID_KEYS), _find_masked_id_issues),
+    (("mlm_training", "n_ctx", *MASKED_ID_KEYS), _find_masked_id_issues),
     (("mlm_training", "mlm_same_token_prob", "mlm_random_token_prob"), _find_masked_share_issues),
     (("mlm_training", "predict_steps"), _find_masked_text_issues),
     (("top_k", "n_vocab"), _find_top_k_issues),

@@ -22,6 +22,7 @@ from configs.kinds import (
     NON_NEGATIVE,
     PATH,
     POSITIVE,
+    POSITIVE_FLOAT32,
     SHARE,
     SWITCH,
     TEXT,
@@ -33,6 +34,7 @@ from configs.kinds import (
     one_of,
     optional,
     parse_part,
+    unless_off,
 )
 from configs.layout import Layout, MeshShape
 
@@ -198,12 +200,15 @@ class ModelConfig:
         SWITCH, "Rotates queries and keys by their positions, in place of position embeddings.", default=False
     )
     axial_pos_emb: tuple[int, int] | None = setting(
-        AXIAL,
+        unless_off(AXIAL, None),
         "Sizes of two smaller position tables; position p has the mean of rows p // second and p % second.",
         default=None,
     )
     num_mem_kv: int = setting(
-        integer(0), "Learned keys and values that every position of a global layer sees.", unit="keys", default=0
+        unless_off(integer(0), 0),
+        "Learned keys and values that every position of a global layer sees.",
+        unit="keys",
+        default=0,
     )
     qkv_bias: bool = setting(SWITCH, "Biases of queries, keys and values, as in GPT-2.", default=False)
     scale_attn_weights: bool = setting(
@@ -230,7 +235,7 @@ class ModelConfig:
         default=False,
     )
     moe_layers: tuple[int, ...] = setting(
-        integers(integer(0), "[1, 3, 5]"),
+        unless_off(integers(integer(0), "[1, 3, 5]"), ()),
         "Layers, counted from 0, whose feed-forward layer is a mixture of experts.",
         default=(),
     )
@@ -306,9 +311,9 @@ class TrainingConfig:
     )
     beta1: float = setting(SHARE, "Decay of the mean of gradients; with adafactor 0 saves its memory.", default=0.9)
     beta2: float = setting(SHARE, "Adam: decay of the mean of squared gradients.", default=0.95)
-    epsilon: float = setting(POSITIVE, "Adam: added to the root of the second moment.", default=1e-8)
-    ada_epsilon1: float = setting(POSITIVE, "Adafactor: added to squared gradients.", default=1e-30)
-    ada_epsilon2: float = setting(POSITIVE, "Adafactor: least scale of a variable.", default=1e-3)
+    epsilon: float = setting(POSITIVE_FLOAT32, "Adam: added to the root of the second moment.", default=1e-8)
+    ada_epsilon1: float = setting(POSITIVE_FLOAT32, "Adafactor: added to squared gradients.", default=1e-30)
+    ada_epsilon2: float = setting(POSITIVE_FLOAT32, "Adafactor: least scale of a variable.", default=1e-3)
     ada_decay_rate: float | None = setting(
         optional(SHARE),
         "Adafactor: decay of the mean of squared gradients; null: 1 - step^-0.8.",
@@ -316,8 +321,8 @@ class TrainingConfig:
     )
     weight_decay: float = setting(
         NON_NEGATIVE,
-        "Decoupled decay of the weights, times the rate; adam exempts biases and the norms of blocks, adamw and "
-        "adafactor every vector.",
+        "Decoupled decay of the weights, times the rate; adam exempts biases, the norms of blocks and the parameters "
+        "of activations, adamw and adafactor every vector.",
         default=0.0,
     )
     gradient_clipping: float | None = setting(
@@ -539,7 +544,7 @@ class DataConfig:
         SHARE, "Masked training: share of them that become any token.", unit="probability", default=0.0
     )
     mlm_mask_ignore_ids: tuple[int, ...] = setting(
-        integers(integer(0), "[0, 5]"), "Masked training: ids that are never predicted.", default=()
+        unless_off(integers(integer(0), "[0, 5]"), ()), "Masked training: ids that are never predicted.", default=()
     )
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from configs.errors import ConfigError, ValueIssue
+from configs.errors import CheckpointError, ConfigError, ValueIssue
 from configs.huggingface import is_huggingface, model_keys
 from configs.kinds import ATTENTION
-from configs.schema import ALIASES, ModelConfig, is_required, keys_of
+from configs.schema import ALIASES, GROUPS, ModelConfig, RunConfig, is_required, keys_of
 
 CONFIG_FILE = "config.json"
 # Every config.json that a run writes has this key, and none of GPT-Neo's, which did not know it.
@@ -30,25 +32,85 @@ FREE_KEYS = (
 )
 
 
+FIELDS = keys_of(ModelConfig)
+# Keys that GPT-Neo could not do without, or that change the model though no variable's shape shows it.
+SIZES = (*(key for key, field in FIELDS.items() if is_required(field)), "attention_types", "local_attention_radius")
+KEYS_OF_A_RUN = {*(key for group in (RunConfig, *GROUPS.values()) for key in keys_of(group)), *ALIASES, "model"}
+PATTERNS = ("checkpoint", CONFIG_FILE, "*.index", "*.index.json", "*.safetensors", "*.bin")
+FILE_OF_CHECKPOINT = re.compile(r"\.(index|data-\d{5}-of-\d{5})$")
+FILES_OF_HUGGING_FACE = (".safetensors", ".safetensors.index.json")
+
+# Where they lie.
+
+
+def weights_at(path: str) -> str:
+    """Returns the folder of weights, or the prefix of a checkpoint's path; the path may name one of their files.
+
+    Raises:
+        ConfigError: the path is empty.
+    """
+    if not path:
+        raise ConfigError("--init_from -- is empty -- give a path")
+    if os.path.isdir(path):
+        return path
+    if path.endswith(FILES_OF_HUGGING_FACE) and os.path.isfile(path):
+        return os.path.dirname(path) or os.curdir
+    return FILE_OF_CHECKPOINT.sub("", path)
+
+
 def config_beside(path: str) -> str:
     """Returns where the config.json of weights would lie, for a folder or the prefix of a checkpoint's path."""
     return os.path.join(path if os.path.isdir(path) else os.path.dirname(path), CONFIG_FILE)
 
 
+def no_weights(path: str) -> CheckpointError:
+    """Returns the error of a path where no weights are."""
+    return CheckpointError(
+        f"{path} -- holds no weights -- give a checkpoint (its path without .index), the folder of one, or a folder of "
+        "Hugging Face's"
+    )
+
+
+def _check_there(path: str) -> None:
+    """Raises an error where there is neither a file of weights nor a config.json; the weights are not opened."""
+    if os.path.isdir(path):
+        is_there = any(glob.glob(os.path.join(glob.escape(path), pattern)) for pattern in PATTERNS)
+    else:
+        is_there = os.path.isfile(f"{path}.index") or (os.path.isfile(config_beside(path)) and not os.path.exists(path))
+    if not is_there:
+        raise no_weights(path)
+
+
+# What it says.
+
+
 def initial_model_keys(path: str) -> dict[str, Any]:
     """Returns the keys of a model config, with JSON values, that the weights were trained with; none if unknown.
 
+    Every value is one that the key may have.
+
     Args:
-        path: a folder, or the prefix of a checkpoint's path; what lies in a bucket is not asked.
+        path: a folder, the prefix of a checkpoint's path, or a file of either; what lies in a bucket is not asked.
 
     Raises:
-        ConfigError: the config.json cannot be read, or describes a model that cannot be one of ours.
+        ConfigError: the path is empty; or the config.json cannot be read, or describes a model that cannot be one of
+            ours.
+        CheckpointError: there is nothing of the kind.
     """
-    file = config_beside(path)
-    if "://" in path or not os.path.isfile(file):
+    place = weights_at(path)
+    if "://" in place:
+        return {}
+    _check_there(place)
+    file = config_beside(place)
+    if not os.path.isfile(file):
         return {}
     config = read_config(file)
-    return model_keys(config, file) if is_huggingface(config) else _flat_keys(config)
+    if is_huggingface(config):
+        return _understood(model_keys(config, file), file, FIELDS)
+    if KEY_OF_OURS in config:
+        _check_names(config, file)
+        return _understood(_flat_keys(config), file, FIELDS)
+    return _understood(_flat_keys(config), file, SIZES)
 
 
 def read_config(file: str) -> dict[str, Any]:
@@ -67,22 +129,53 @@ def read_config(file: str) -> dict[str, Any]:
     return config
 
 
-def _flat_keys(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the keys that make the model of a config of ours or of GPT-Neo's.
+def _check_names(config: Mapping[str, Any], file: str) -> None:
+    """Raises an error for keys that no run of ours has: another version may have built another model by them."""
+    unknown = [key for key in config if key not in KEYS_OF_A_RUN]
+    if unknown:
+        problem = "is not a known key -- correct it, or use the version that wrote it"
+        raise ConfigError("\n".join(f"{file}: {key} = {json.dumps(config[key])} -- {problem}" for key in unknown))
 
-    A key that is absent had its default. One that cannot be understood is left out: GPT-Neo took anything.
+
+def _understood(keys: Mapping[str, Any], file: str, needed: Collection[str]) -> dict[str, Any]:
+    """Returns the keys whose values can be parsed.
+
+    Raises:
+        ConfigError: one of those that are needed cannot.
     """
-    given = {ALIASES.get(key, key): value for key, value in config.items()} | _as_gpt_neo_read(config)
+    issues = {key: issue for key, value in keys.items() for issue in _find_value_issue(key, value)}
+    needed_issues = [
+        f"{file}: {key} = {json.dumps(keys[key])} -- {issue}" for key, issue in issues.items() if key in needed
+    ]
+    if needed_issues:
+        raise ConfigError("\n".join(needed_issues))
+    return {key: value for key, value in keys.items() if key not in issues}
+
+
+def _find_value_issue(key: str, value: Any) -> Iterator[ValueIssue]:
+    try:
+        FIELDS[key].metadata["kind"].parse(value)
+    except ValueIssue as issue:
+        yield issue
+
+
+def _flat_keys(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the keys that make the model of a config of ours or of GPT-Neo's; one that is absent had its default."""
+    given = _under_their_names(config) | _as_gpt_neo_read(config)
     keys = {}
-    for key, field in keys_of(ModelConfig).items():
-        kind = field.metadata["kind"]
+    for key, field in FIELDS.items():
         has_no_default = is_required(field) or field.metadata["default_text"]
-        if key in FREE_KEYS or (key not in given and has_no_default):
-            continue
-        value = given[key] if key in given else kind.write(field.default)
-        if _is_understood(kind.parse, value):
-            keys[key] = value
+        if key not in FREE_KEYS and (key in given or not has_no_default):
+            keys[key] = given[key] if key in given else field.metadata["kind"].write(field.default)
+    if "n_layer" in keys:
+        keys.setdefault("attention_types", [[["global"], keys["n_layer"]]])
     return _without_idle(keys)
+
+
+def _under_their_names(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the config with what is given under an alias under its name too."""
+    aliased = {name: config[alias] for alias, name in ALIASES.items() if alias in config and config.get(name) is None}
+    return dict(config) | aliased
 
 
 def _as_gpt_neo_read(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -97,17 +190,10 @@ def _as_gpt_neo_read(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"activation_function": activation, "rotary_emb": config.get("rotary_emb") is not None}
 
 
-def _is_understood(parse: Any, value: Any) -> bool:
-    try:
-        parse(value)
-    except ValueIssue:
-        return False
-    return True
-
-
 def _without_idle(keys: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the keys without those that nothing in the model reads."""
     idle = set() if keys.get("moe_layers") else {"moe_activation"}
-    if "local" not in ATTENTION.parse(keys.get("attention_types") or [[["global"], 1]]):
+    types = keys.get("attention_types")
+    if any(_find_value_issue("attention_types", types)) or "local" not in ATTENTION.parse(types):
         idle.add("local_attention_radius")
     return {key: value for key, value in keys.items() if key not in idle}

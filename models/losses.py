@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from configs.schema import ModelConfig
 from meshtf import mtf
+from models.kernels.entmax import ENTMAX_ALPHA
 from models.ops.cross_entropy import softmax_statistics
 from models.ops.entmax import entmax_loss
 
@@ -42,6 +44,13 @@ class TokenLosses:
         loss = self.mean(weights)
         has_z_loss = z_loss and self.log_z is not None
         return loss + mtf.reduce_sum(weights * mtf.square(self.log_z)) * z_loss if has_z_loss else loss
+
+
+def loss_of_guessing(model: ModelConfig) -> float:
+    """The loss of a model that takes every token of the vocabulary for equally likely."""
+    if not model.entmax_loss:
+        return math.log(model.n_vocab)
+    return (1.0 - model.n_vocab ** (1.0 - ENTMAX_ALPHA)) / (ENTMAX_ALPHA * (ENTMAX_ALPHA - 1.0))
 
 
 def token_losses(model: ModelConfig, logits: mtf.Tensor, labels: mtf.Tensor) -> TokenLosses:

@@ -70,7 +70,7 @@ def routing_rule(model: ModelConfig, is_training: bool) -> RoutingRule:
     n_choices = {"top_1": 1, "top_2": 2}[moe.moe_gating]
     # The factor counts claims. GPT-Neo's counted tokens, and gave second choices what first ones had left; tokens that
     # take places in order would leave none to the last of a group.
-    even_share = int(group_size * n_choices * factor / moe.moe_num_experts)
+    even_share = int(min(group_size, group_size * n_choices * factor / moe.moe_num_experts))
     return RoutingRule(
         n_choices=n_choices,
         second_policy=moe.moe_second_policy_train if is_training else moe.moe_second_policy_eval,

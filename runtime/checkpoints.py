@@ -3,7 +3,7 @@ whatever the mesh was.
 
 A checkpoint is three steps: the tensors, then the index (renamed into place by TensorFlow when all tensors are
 written), then the line in the file `checkpoint` (renamed into place too). Killed at any moment, the newest finished
-checkpoint stays the newest.
+checkpoint stays the newest. Of many processes each writes the slices that it holds; the first makes one index of all.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import difflib
 import posixpath
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from configs.errors import CheckpointError
 from meshtf import tf
@@ -90,12 +90,31 @@ def checkpoint_step(path: str) -> int:
     return int(match.group(1))
 
 
+@dataclasses.dataclass(frozen=True)
+class Writers:
+    """The processes that write a checkpoint together, into a folder that all of them see.
+
+    Attributes:
+      index: which of them this process is.
+      count: how many there are.
+      barrier: returns when every process has called it.
+    """
+
+    index: int
+    count: int
+    barrier: Callable[[], None]
+
+
+ALONE = Writers(0, 1, lambda: None)
+
+
 class CheckpointWriter:
     """Writes checkpoints of one run, and removes old ones: the last 10 stay, and one for each two hours."""
 
-    def __init__(self, model_path: str, store: VariableStore):
+    def __init__(self, model_path: str, store: VariableStore, writers: Writers = ALONE):
         self._model_path = model_path
         self._store = store
+        self._writers = writers
         state = _read_state(model_path)
         self._times_seconds = dict(state.times_seconds) if state else {}
         self._kept_for_good_seconds = state.kept_for_good_seconds if state else time.time()
@@ -109,8 +128,13 @@ class CheckpointWriter:
         path = posixpath.join(self._model_path, f"model.ckpt-{position.step}")
         with _writing(path):
             tf.io.gfile.makedirs(self._model_path)
-            _write_tensors(path, self._store, position)
-            self._remember(path)
+            if self._writers.count == 1:
+                _write_tensors(path, [*_whole_scalars(position), *_distinct_slices(self._store)])
+            else:
+                _write_part(path, self._store, position, self._writers)
+            if self._writers.index == 0:
+                self._remember(path)
+            self._writers.barrier()
         return path
 
     def _remember(self, path: str) -> None:
@@ -154,22 +178,57 @@ def _writing(path: str) -> Iterator[None]:
         ) from error
 
 
-def _write_tensors(path: str, store: VariableStore, position: TrainingPosition) -> None:
-    names, specifications, tensors = _whole_scalars(position)
-    for stored in store:
-        for index in stored.distinct_slices():
-            names.append(stored.name)
-            specifications.append(stored.specification(index))
-            tensors.append(stored.slices[index])
+# Name, specification of the slice, and value of what is written.
+_Entry = tuple[str, str, tf.Tensor]
+
+
+def _write_part(path: str, store: VariableStore, position: TrainingPosition, writers: Writers) -> None:
+    """Writes the slices of this process; when all have done so, the first makes one checkpoint of them."""
+    parts = [f"{path}.parts/{index}-of-{writers.count}/part" for index in range(writers.count)]
+    folder = posixpath.dirname(parts[writers.index])
+    if tf.io.gfile.exists(folder):
+        tf.io.gfile.rmtree(folder)  # of a save that was cut short
+    tf.io.gfile.makedirs(folder)
+    entries = [*_distinct_slices(store), *(_whole_scalars(position) if writers.index == 0 else [])]
+    if entries:
+        _write_tensors(parts[writers.index], entries)
+    writers.barrier()
+    if writers.index == 0:
+        _merge([part for part in parts if tf.io.gfile.exists(f"{part}.index")], path)
+
+
+def _merge(parts: Sequence[str], path: str) -> None:
+    with tf.device("/device:CPU:0"):
+        tf.raw_ops.MergeV2Checkpoints(checkpoint_prefixes=parts, destination_prefix=path, delete_old_dirs=False)
+    _flush(path)
+    tf.io.gfile.rmtree(f"{path}.parts")
+
+
+def _write_tensors(path: str, entries: Sequence[_Entry]) -> None:
+    names, specifications, tensors = map(list, zip(*entries, strict=True))
     with tf.device("/device:CPU:0"):
         tf.raw_ops.SaveV2(prefix=path, tensor_names=names, shape_and_slices=specifications, tensors=tensors)
-    for written in tf.io.gfile.glob(f"{path}.*"):
+    _flush(path)
+
+
+def _flush(path: str) -> None:
+    for written in tf.io.gfile.glob([f"{path}.index", f"{path}.data-*"]):
         flush_to_disk(written)
 
 
-def _whole_scalars(position: TrainingPosition) -> tuple[list[str], list[str], list[tf.Tensor]]:
-    values = [tf.constant(position.step, tf.int64), tf.constant(position.examples, tf.int64)]
-    return [STEP_NAME, EXAMPLES_NAME], ["", ""], values
+def _distinct_slices(store: VariableStore) -> list[_Entry]:
+    return [
+        (stored.name, stored.specification(index), stored.slices[index])
+        for stored in store
+        for index in stored.distinct_slices()
+    ]
+
+
+def _whole_scalars(position: TrainingPosition) -> list[_Entry]:
+    return [
+        (STEP_NAME, "", tf.constant(position.step, tf.int64)),
+        (EXAMPLES_NAME, "", tf.constant(position.examples, tf.int64)),
+    ]
 
 
 def restore(path: str, store: VariableStore, train_batch_size: int) -> TrainingPosition:
@@ -225,6 +284,11 @@ def _check_nothing_left(path: str, names: Iterable[str], store: VariableStore) -
 def _check_variables(path: str, reader: tf.train.CheckpointReader, store: VariableStore) -> None:
     shapes = reader.get_variable_to_shape_map()
     for stored in store:
+        if stored.name not in shapes and SLOT.search(stored.name):
+            raise CheckpointError(
+                f"{path} -- has no {stored.name}, which the optimiser keeps -- give opt_name and beta1 as they were, "
+                "or begin another run with --init_from"
+            )
         if stored.name not in shapes:
             nearest = difflib.get_close_matches(stored.name, shapes, 1)
             hint = f"; the nearest name there is {nearest[0]}" if nearest else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
+import tempfile
 from collections.abc import Iterator
 
 import tokenizers
@@ -36,24 +36,36 @@ def _new_folder(directory: str) -> Iterator[str]:
     """
     if not is_local(directory):
         raise UserError(f"{directory} -- is in a bucket -- give a local folder, and copy it there afterwards")
-    directory = os.path.abspath(directory)
-    if os.path.exists(directory) and (not os.path.isdir(directory) or os.listdir(directory)):
-        raise UserError(f"{directory} -- is there already -- give a folder that is new or empty")
-    beside = f"{directory}.part"
+    if not directory or "\0" in directory:
+        raise UserError(f"{directory!r} -- is no path -- give a folder that is new or empty")
+    directory, target = os.path.abspath(directory), os.path.realpath(directory)  # a link stays one, to what is written
+    _check_free(directory, target)
     try:
-        shutil.rmtree(beside, ignore_errors=True)  # what a killed export left
-        os.makedirs(beside)
-        yield beside
-        for folder, _, names in os.walk(beside):
-            for name in names:
-                flush_to_disk(os.path.join(folder, name))
-        os.replace(beside, directory)
-        flush_to_disk(os.path.dirname(directory))
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=os.path.dirname(target)) as private:
+            folder = os.path.join(private, "folder")
+            os.mkdir(folder)  # with the rights that new folders have; the private one is the user's alone
+            yield folder
+            _flush_folder(folder)
+            _check_free(directory, target)  # another export may have been faster
+            os.replace(folder, target)
+        flush_to_disk(os.path.dirname(target))
     except (tf.errors.OpError, OSError) as error:
         reason = getattr(error, "message", str(error))
-        raise UserError(f"{directory} -- cannot be written: {reason} -- make room there, or give another") from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        raise UserError(
+            f"{directory} -- cannot be written: {reason} -- give another folder, or make room and get rights there"
+        ) from error
+
+
+def _check_free(directory: str, target: str) -> None:
+    if os.path.lexists(target) and (not os.path.isdir(target) or os.listdir(target)):
+        raise UserError(f"{directory} -- is there already -- give a folder that is new or empty")
+
+
+def _flush_folder(directory: str) -> None:
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            flush_to_disk(os.path.join(folder, name))
 
 
 # Hugging Face.

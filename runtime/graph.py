@@ -211,4 +211,4 @@ def build_generation(
         return _lower(graph, mesh, mesh_impl, {"written": decode.generate(config.model, prompts, noise, request)})
 
     # XLA compiles for one device: with it the loop has no overhead for each small operation.
-    return _compile(step, _ids(prompt_length), _ids(), by_xla=len(placement.devices) == 1)
+    return _compile(step, _ids(prompt_length), _ids(), by_xla=placement.shape.size == 1)

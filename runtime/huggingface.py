@@ -22,12 +22,13 @@ from configs.errors import CheckpointError, UserError
 from configs.huggingface import GPT_2, family_for, family_of, model_keys
 from configs.schema import ModelConfig, written_keys
 from configs.weights import config_beside, read_config
-from runtime.weights import StoredTensor, Weights, reading
+from runtime.weights import StoredTensor, Weights, finite, reading
 
 SAFETENSORS = "model.safetensors"
 PICKLE = "pytorch_model.bin"
 WEIGHT_FILES = (SAFETENSORS, f"{SAFETENSORS}.index.json", PICKLE, f"{PICKLE}.index.json")
 PREFIX = "transformer."
+FLOATING_POINT = ("F16", "BF16", "F32", "F64")  # as safetensors name them
 # The output layer under its two names; it is the token table, which it must equal.
 TIED = ("lm_head.weight", "lm_head.decoder.weight")
 MASKS = re.compile(r"h\.\d+\.attn\.(attention\.)?(bias|masked_bias)")  # constants, though kept as weights
@@ -122,7 +123,8 @@ def read_weights(folder: str) -> Weights:
 
     Raises:
       ConfigError: its config.json describes a model that cannot be one of ours.
-      CheckpointError: a file is broken, or a tensor missing, unknown or of another shape than its config says.
+      CheckpointError: a file is broken, or a tensor missing, unknown, given twice, of integers, or of another shape
+        than its config says; on reading, a tensor that holds NaN or infinity.
     """
     file = config_beside(folder)
     hf_config = read_config(file)
@@ -177,11 +179,24 @@ def _check_tied(found: dict[str, StoredTensor], token_table: StoredTensor) -> No
 
 def _find_tensors(folder: str) -> dict[str, StoredTensor]:
     """Every tensor in the files of a folder that is a weight, by its name without the prefix."""
-    tensors = {}
+    tensors: dict[str, StoredTensor] = {}
     for file in _weight_files(folder):
         opened = _open_safetensors(file) if file.endswith(".safetensors") else _open_pickle(file)
-        tensors |= {name.removeprefix(PREFIX): stored for name, stored in opened.items()}
-    return {name: stored for name, stored in tensors.items() if not MASKS.fullmatch(name)}
+        for full_name, stored in opened.items():
+            name = full_name.removeprefix(PREFIX)
+            if name in tensors:
+                raise CheckpointError(f"{stored.place} -- is given twice, as {tensors[name].place} too -- keep one")
+            tensors[name] = stored
+    return tensors
+
+
+def _is_weight(name: str) -> bool:
+    return not MASKS.fullmatch(name.removeprefix(PREFIX))
+
+
+def _check_dtype(place: str, dtype: str, is_floating_point: bool) -> None:
+    if not is_floating_point:
+        raise CheckpointError(f"{place} -- is of {dtype} -- give weights of floating-point numbers, not quantized")
 
 
 def _weight_files(folder: str) -> list[str]:
@@ -193,24 +208,34 @@ def _weight_files(folder: str) -> list[str]:
     if not name.endswith(".index.json"):
         return [path]
     with reading(path), open(path, encoding="utf-8") as file:
-        shards = sorted(set(json.load(file)["weight_map"].values()))
+        shards = _shards(json.load(file))
     missing = next((shard for shard in shards if not os.path.isfile(os.path.join(folder, shard))), None)
     if missing:
         raise CheckpointError(f"{os.path.join(folder, missing)} -- is not there, but {name} names it -- copy it too")
     return [os.path.join(folder, shard) for shard in shards]
 
 
+def _shards(index: Any) -> list[str]:
+    files = list(index["weight_map"].values())
+    if not all(isinstance(file, str) for file in files):
+        raise TypeError("weight_map names what is no file")
+    return sorted(set(files))
+
+
 def _open_safetensors(path: str) -> dict[str, StoredTensor]:
     with reading(path):
         opened = safe_open(path, framework="np")
-        shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+        slices = {name: opened.get_slice(name) for name in opened.keys() if _is_weight(name)}  # noqa: SIM118
+    for name, piece in slices.items():
+        _check_dtype(f"{path}: {name}", piece.get_dtype(), piece.get_dtype() in FLOATING_POINT)
 
     def read(name: str) -> np.ndarray:
-        with reading(f"{path}: {name}"):
-            return opened.get_tensor(name).astype(np.float32, copy=False)
+        with reading(f"{path}: {name}"), np.errstate(over="ignore"):
+            return finite(f"{path}: {name}", opened.get_tensor(name).astype(np.float32, copy=False))
 
     return {
-        name: StoredTensor(f"{path}: {name}", shape, lambda name=name: read(name)) for name, shape in shapes.items()
+        name: StoredTensor(f"{path}: {name}", tuple(piece.get_shape()), lambda name=name: read(name))
+        for name, piece in slices.items()
     }
 
 
@@ -218,12 +243,15 @@ def _open_pickle(path: str) -> dict[str, StoredTensor]:
     torch = _torch(path)
     with reading(path):
         # Files of PyTorch before 1.6 are no zip archives, and cannot be mapped: they are read whole.
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        tensors = {name: tensor for name, tensor in loaded.items() if _is_weight(name)}
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    for name, tensor in tensors.items():
+        _check_dtype(f"{path}: {name}", str(tensor.dtype), tensor.is_floating_point())
 
     def read(name: str) -> np.ndarray:
         with reading(f"{path}: {name}"):
-            return tensors[name].float().numpy()
+            return finite(f"{path}: {name}", tensors[name].float().numpy())
 
     return {
         name: StoredTensor(f"{path}: {name}", shape, lambda name=name: read(name)) for name, shape in shapes.items()

@@ -5,8 +5,7 @@ from __future__ import annotations
 import difflib
 
 from configs.errors import CheckpointError
-from configs.schema import ModelConfig, keys_of
-from configs.weights import config_beside, initial_model_keys
+from configs.weights import no_weights, weights_at
 from runtime.huggingface import is_huggingface_folder, read_weights
 from runtime.mesh import VariableSlices, VariableStore
 from runtime.weights import Weights, checkpoint_weights, find_checkpoint
@@ -14,20 +13,20 @@ from runtime.weights import Weights, checkpoint_weights, find_checkpoint
 REMEDY = "give the config of these weights, or other weights"
 
 
-def load_initial_weights(path: str, store: VariableStore, model: ModelConfig) -> None:
+def load_initial_weights(path: str, store: VariableStore) -> None:
     """Sets the variables of the model, and nothing that an optimiser keeps.
+
+    What the config.json beside the weights says of their model is compared when the config of the run is loaded.
 
     Args:
       path: the prefix of a checkpoint of this project or of GPT-Neo, a folder of one, or a folder of Hugging Face's.
       store: the variables of the run, of any layout.
-      model: its settings, which the config.json beside the weights must agree with.
 
     Raises:
       ConfigError: the config.json there cannot be used.
       CheckpointError: there are no weights, they are another model's, or a file is broken. Nothing is set then, unless
-        a file breaks off in the middle.
+        a file breaks off in the middle, or a tensor holds what is no number.
     """
-    _check_settings(path, model)
     set_weights(find_weights(path), store, path)
 
 
@@ -53,33 +52,19 @@ def set_weights(weights: Weights, store: VariableStore, source: str) -> None:
 
 
 def find_weights(path: str) -> Weights:
-    """The weights at a path of any of the three kinds.
+    """The weights at a path of any of the three kinds, or at one of their files.
 
     Raises:
+      ConfigError: the path is empty.
       CheckpointError: there are none, or they cannot be read.
     """
-    if is_huggingface_folder(path):
-        return read_weights(path)
-    checkpoint = find_checkpoint(path)
+    place = weights_at(path)
+    if is_huggingface_folder(place):
+        return read_weights(place)
+    checkpoint = find_checkpoint(place)
     if checkpoint is None:
-        raise CheckpointError(
-            f"{path} -- holds no weights -- give a checkpoint (its path without .index), the folder of one, or a "
-            "folder of Hugging Face's"
-        )
+        raise no_weights(path)
     return checkpoint_weights(checkpoint)
-
-
-def _check_settings(path: str, model: ModelConfig) -> None:
-    """Compares what no variable's shape shows, as far as the weights' config says it."""
-    fields = keys_of(ModelConfig)
-    for key, value in initial_model_keys(path).items():
-        kind = fields[key].metadata["kind"]
-        there, here = kind.parse(value), getattr(model, key)
-        if there != here:
-            raise CheckpointError(
-                f"{config_beside(path)}: {key} = {value} -- the weights were trained with it, and the "
-                f"config says {kind.write(here)} -- {REMEDY}"
-            )
 
 
 def _check_variable(source: str, stored: VariableSlices, weights: Weights) -> None:

@@ -154,6 +154,6 @@ class _Speed:
 def _check_finite(step: int, loss: float) -> None:
     if not math.isfinite(loss):
         raise DivergedError(
-            f"step {step}: loss = {loss} -- training has diverged; the last checkpoint is kept -- lower lr, lengthen "
+            f"step {step}: loss = {loss} -- training has diverged; checkpoints of before stay -- lower lr, lengthen "
             "warmup_steps or set gradient_clipping, and start again"
         )

@@ -20,12 +20,14 @@ class VariableSlices:
 
     Attributes:
       begins: where each slice begins in the whole; equal where processors hold the same slice.
-      slices: one float32 TensorFlow variable a processor.
+      slices: one float32 TensorFlow variable for each processor of this process.
+      are_first: whether no earlier processor of the mesh holds the same slice.
     """
 
     variable: SlicedVariable
     begins: tuple[tuple[int, ...], ...]
     slices: tuple[tf.Variable, ...]
+    are_first: tuple[bool, ...]
 
     @property
     def name(self) -> str:
@@ -42,8 +44,8 @@ class VariableSlices:
         return " ".join([*map(str, self.whole_shape), ranges])
 
     def distinct_slices(self) -> list[int]:
-        """Index of the first processor that holds each different slice."""
-        return list({begin: index for index, begin in reversed(list(enumerate(self.begins)))}.values())
+        """Indices of the slices that no earlier processor holds: on all processes together, each slice once."""
+        return [index for index, is_first in enumerate(self.are_first) if is_first]
 
     def assign_whole(self, value: np.ndarray) -> None:
         """Sets every slice from the whole value."""
@@ -67,11 +69,12 @@ class VariableStore:
         """The slices of a variable, made (as zeros) on first use."""
         if variable.name not in self._by_name:
             shape = mesh_impl.slice_shape(variable.shape)
-            begins = tuple(tuple(mesh_impl.slice_begin(variable.shape, pnum)) for pnum in range(mesh_impl.size))
+            begins = tuple(tuple(mesh_impl.slice_begin(variable.shape, pnum)) for pnum in mesh_impl.processors)
+            are_first = tuple(_is_first(mesh_impl, variable.shape, pnum) for pnum in mesh_impl.processors)
             # Graphs are built inside tf.function: variables are made outside of it, to outlive it.
             with tf.init_scope():
                 slices = tuple(_zeros(variable.name, shape, device) for device in mesh_impl.devices)
-            self._by_name[variable.name] = VariableSlices(variable, begins, slices)
+            self._by_name[variable.name] = VariableSlices(variable, begins, slices, are_first)
         return self._by_name[variable.name]
 
     def initialize(self, seed: int) -> None:
@@ -88,12 +91,26 @@ def _zeros(name: str, shape: Sequence[int], device: str) -> tf.Variable:
         return tf.Variable(tf.zeros(shape), name=name, trainable=False)
 
 
+def _is_first(mesh_impl: DeviceMesh, shape: mtf.Shape, processor: int) -> bool:
+    """Whether no earlier processor holds the same slice of a tensor: along the axes that do not split it, it is the
+    first.
+    """
+    coordinates = mtf.pnum_to_processor_coordinates(mesh_impl.shape, processor)
+    splitting = mesh_impl.tensor_layout(shape).tensor_axis_to_mesh_axis
+    return not any(coordinate for axis, coordinate in enumerate(coordinates) if axis not in splitting)
+
+
 class DeviceMesh(PlacementMeshImpl):
-    """Mesh-TensorFlow's placement on devices of one process, with slices as the only variables."""
+    """Mesh-TensorFlow's placement on devices of one process, with slices as the only variables.
+
+    Attributes:
+      processors: the numbers of the mesh's processors that are devices of this process.
+    """
 
     def __init__(self, shape: mtf.Shape, layout: mtf.LayoutRules, devices: Sequence[str], store: VariableStore):
         super().__init__(shape, layout, list(devices))
         self.store = store
+        self.processors: Sequence[int] = range(self.size)
 
     class LaidOutVariable:
         """What mesh-TensorFlow asks of a variable that is laid out."""
@@ -121,14 +138,18 @@ class Placement:
     store: VariableStore
 
     def implementation(self, batch_size: int) -> DeviceMesh:
-        """The mesh for a batch of that size; a batch that the mesh does not divide is held whole by every processor."""
+        """The mesh for a batch of that size."""
+        return DeviceMesh(self.shape, self.rules(batch_size), self.devices, self.store)
+
+    def rules(self, batch_size: int) -> mtf.LayoutRules:
+        """What is split; a batch that the mesh does not divide is held whole by every processor."""
         sizes = {dim.name: dim.size for dim in self.shape.dims}
         rules = {dim: axis for dim, axis in self.layout if dim != "batch" or batch_size % sizes.get(axis, 1) == 0}
         if "batch" in rules and rules["batch"] != rules.get("experts"):
             # The rows that experts work on. An axis that splits the experts cannot split these too: there, rows of the
             # whole batch move to the processor that has their expert.
             rules["expert_batch"] = rules["batch"]
-        return DeviceMesh(self.shape, mtf.LayoutRules(rules.items()), self.devices, self.store)
+        return mtf.LayoutRules(rules.items())
 
     def without(self, *dimensions: str) -> Placement:
         """The same placement with some tensor dimensions left whole."""
@@ -195,14 +216,22 @@ def place(mesh: MeshConfig, devices: Sequence[str]) -> Placement:
     devices = tuple(devices)
     if len(devices) == 1:
         return Placement(mtf.Shape([]), (), devices, VariableStore())
-    mesh_shape = mesh.mesh_shape or (("all", len(devices)),)
+    return Placement(*fit(mesh, len(devices), "devices"), devices, VariableStore())
+
+
+def fit(mesh: MeshConfig, n_processors: int, kind: str) -> tuple[mtf.Shape, tuple[tuple[str, str], ...]]:
+    """The shape and the layout of the configured mesh on so many processors, which `kind` names.
+
+    Raises:
+      DeviceError: the mesh needs another number.
+    """
+    mesh_shape = mesh.mesh_shape or (("all", n_processors),)
     layout = mesh.layout if mesh.layout is not None else (("batch", mesh_shape[0][0]),)
     needed = int(np.prod([size for _, size in mesh_shape]))
-    if needed != len(devices):
+    if needed != n_processors:
         raise DeviceError(
-            f"mesh_shape = {format_mesh_shape(mesh_shape)} -- needs {needed} devices, {len(devices)} are there -- "
-            f"give a mesh_shape whose sizes multiply to {len(devices)} "
-            f"(--set mesh_shape={mesh_shape[0][0]}:{len(devices)}), or that many devices"
+            f"mesh_shape = {format_mesh_shape(mesh_shape)} -- needs {needed} {kind}, {n_processors} are there -- "
+            f"give a mesh_shape whose sizes multiply to {n_processors} "
+            f"(--set mesh_shape={mesh_shape[0][0]}:{n_processors}), or that many {kind}"
         )
-    shape = mtf.Shape([mtf.Dimension(axis, size) for axis, size in mesh_shape])
-    return Placement(shape, tuple(layout), devices, VariableStore())
+    return mtf.Shape([mtf.Dimension(axis, size) for axis, size in mesh_shape]), tuple(layout)

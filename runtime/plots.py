@@ -22,7 +22,9 @@ SMOOTHING_SHARE = 1 / 25
 _TRAIN_COLOR, _EVAL_COLOR, _REFERENCE_COLOR = "#2a6fb0", "#d1495b", "#7a7a7a"
 
 
-def plot_loss(metrics: Sequence[dict[str, Any]], path: str, *, title: str, n_vocab: int, tokens_per_step: int) -> None:
+def plot_loss(
+    metrics: Sequence[dict[str, Any]], path: str, *, title: str, guessing_loss: float, tokens_per_step: int
+) -> None:
     """Draws training and evaluation loss against steps and tokens into a PNG file.
 
     Points whose loss is not finite are left out. The file is written beside and renamed.
@@ -31,7 +33,7 @@ def plot_loss(metrics: Sequence[dict[str, Any]], path: str, *, title: str, n_voc
       metrics: lines of `read_metrics`; those of split "train" and "eval" with a `loss` (nats a token) are drawn.
       path: the PNG file, local or `gs://`.
       title: name of the run.
-      n_vocab: the loss of a model that knows nothing, ln(n_vocab), is drawn for reference.
+      guessing_loss: of a model that knows nothing, drawn for reference.
       tokens_per_step: tokens of one training step, for the upper axis.
 
     Raises:
@@ -43,7 +45,7 @@ def plot_loss(metrics: Sequence[dict[str, Any]], path: str, *, title: str, n_voc
     figure = Figure(figsize=(9, 5.4), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    _draw_reference(axes, math.log(n_vocab), n_vocab)
+    _draw_reference(axes, guessing_loss)
     _draw_train(axes, *loss_points(metrics, "train"))
     _draw_eval(axes, *loss_points(metrics, "eval"))
     _label_axes(axes, title, tokens_per_step)
@@ -78,8 +80,8 @@ def format_tokens(count: float) -> str:
     return f"{count:.4g}"
 
 
-def _draw_reference(axes: Axes, loss: float, n_vocab: int) -> None:
-    label = f"uniform guess, ln({n_vocab:,}) = {loss:.2f}"
+def _draw_reference(axes: Axes, loss: float) -> None:
+    label = f"uniform guess: {loss:.2f}"
     axes.axhline(loss, color=_REFERENCE_COLOR, linestyle=":", linewidth=1.4, label=label)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import posixpath
 from collections.abc import Iterator
 from typing import TextIO
@@ -22,11 +23,9 @@ SETTINGS_OF_THE_WEIGHTS = (
     "n_head",
     "n_layer",
     "attention_types",
-    "local_attention_radius",
     "activation_function",
     "rotary_emb",
     "scale_attn_weights",
-    "moe_activation",
     "mlm_training",
 )
 
@@ -76,14 +75,41 @@ def _check_model(config: RunConfig) -> None:
     path = posixpath.join(config.model_path, CONFIG_FILE)
     if not is_local(path) or not tf.io.gfile.exists(path):
         return
-    trained = load_config(path).model
-    for key in SETTINGS_OF_THE_WEIGHTS:
-        was, now = getattr(trained, key), getattr(config.model, key)
+    trained, wanted = _settings_of_the_weights(load_config(path)), _settings_of_the_weights(config)
+    for key, was in trained.items():
+        now = wanted.get(key, was)  # a key that only one of them reads follows from another that differs
         if was != now:
             raise CheckpointError(
                 f"{path}: {key} = {_shown(was)} -- the run was trained with it, and the config says {_shown(now)} -- "
                 "give the config that was trained, or another model_path"
             )
+
+
+def _settings_of_the_weights(config: RunConfig) -> dict[str, object]:
+    """What the weights' meaning depends on, by key; keys that nothing of the model reads are left out."""
+    model, data = config.model, config.data
+    settings = {key: getattr(model, key) for key in SETTINGS_OF_THE_WEIGHTS}
+    if "local" in model.attention_types:
+        settings["local_attention_radius"] = model.local_attention_radius
+    if model.moe_layers:
+        settings |= {"moe_activation": model.moe_activation, "moe_gating": model.moe_params.moe_gating}
+    if model.mlm_training:
+        settings |= {"mlm_mask_id": data.mlm_mask_id, "mlm_cls_token_id": data.mlm_cls_token_id}
+    return settings
+
+
+def check_outside(model_path: str, weights: str) -> None:
+    """Refuses weights that lie in a run which is to be deleted.
+
+    Raises:
+      ConfigError: they do.
+    """
+    run, path = (os.path.realpath(name) if is_local(name) else name.rstrip("/") for name in (model_path, weights))
+    if path == run or path.startswith(f"{run}/"):
+        raise ConfigError(
+            f"--init_from {weights} -- lies in the run that --new deletes -- give another model_path, or leave --new "
+            "out"
+        )
 
 
 def _shown(value: object) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import posixpath
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -14,6 +15,8 @@ import numpy as np
 from configs.errors import CheckpointError
 from meshtf import tf
 from runtime.checkpoints import SLOT, STATE_FILE, checkpoint_step, latest_checkpoint
+
+INDEX = re.compile(r"-\d+\.index$")
 
 
 @dataclass(frozen=True)
@@ -52,14 +55,44 @@ def reading(place: str) -> Iterator[None]:
         ) from error
 
 
+def finite(place: str, value: np.ndarray) -> np.ndarray:
+    """The values of a tensor.
+
+    Raises:
+      CheckpointError: one of them is infinite or not a number.
+    """
+    if not np.isfinite(value).all():
+        raise CheckpointError(
+            f"{place} -- holds NaN or infinity -- give weights from before the training diverged, or copy the file "
+            "again"
+        )
+    return value
+
+
 def find_checkpoint(path: str) -> str | None:
-    """The prefix of a TensorFlow checkpoint: the path itself, or the newest of that folder; None: there is none."""
-    if tf.io.gfile.exists(f"{path}.index"):
-        return path
-    if tf.io.gfile.exists(posixpath.join(path, STATE_FILE)):
+    """The prefix of a TensorFlow checkpoint: the path itself, or the newest of that folder; None: there is none.
+
+    Raises:
+      CheckpointError: the path cannot be read, or its file `checkpoint` names none that is there.
+    """
+    with reading(path):
+        if tf.io.gfile.exists(f"{path}.index"):
+            return path
+        names = tf.io.gfile.listdir(path) if tf.io.gfile.isdir(path) else []
+    prefixes = [posixpath.join(path, name.removesuffix(".index")) for name in names if INDEX.search(name)]
+    newest = max(prefixes, key=checkpoint_step, default=None)
+    return _named_checkpoint(path, newest) if STATE_FILE in names else newest
+
+
+def _named_checkpoint(path: str, newest: str | None) -> str | None:
+    """The checkpoint that the file `checkpoint` of a folder names."""
+    try:
         return latest_checkpoint(path)
-    indices = tf.io.gfile.glob(posixpath.join(path, "*-*.index"))
-    return max((index.removesuffix(".index") for index in indices), key=checkpoint_step, default=None)
+    except CheckpointError:
+        remedy = "copy the checkpoint too" if newest is None else f"name one by its path, such as {newest}"
+        raise CheckpointError(
+            f"{posixpath.join(path, STATE_FILE)} -- names no checkpoint that is there -- {remedy}"
+        ) from None
 
 
 def checkpoint_weights(path: str) -> Weights:
@@ -82,6 +115,6 @@ def _checkpoint_tensor(path: str, reader: tf.train.CheckpointReader, name: str, 
 
     def read() -> np.ndarray:
         with reading(place):
-            return np.asarray(reader.get_tensor(name)).astype(np.float32)
+            return finite(place, np.asarray(reader.get_tensor(name)).astype(np.float32))
 
     return StoredTensor(place, tuple(shape), read)

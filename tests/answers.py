@@ -59,6 +59,6 @@ def our_answer(weights: str | Path, model: ModelConfig, tokens: np.ndarray, devi
     labels = np.roll(tokens, -1, axis=1)
     placement = place(tiny.mesh_config("", ""), devices[:1])
     function = tiny.compiled(build, placement, ("batch sequence", tokens), ("batch sequence", labels))
-    load_initial_weights(str(weights), placement.store, model)
+    load_initial_weights(str(weights), placement.store)
     logits, loss = function(tokens, labels)
     return Answer(logits, float(loss[:, :-1].mean()))  # the last token has no next one

@@ -412,11 +412,11 @@ def test_masked_weights_are_equal_shares_of_the_chosen_positions(folder):
         assert batch.weights_BS.dtype == np.float32
 
 
-def test_a_batch_in_which_nothing_can_be_masked_weighs_nothing(tmp_path):
+def test_a_batch_in_which_nothing_can_be_masked_is_refused(tmp_path):
     write_examples(f"{tmp_path}/a_1.tfrecords", [[0, IGNORED_ID, MASK_ID, 0, 5]])
-    batch = next(inputs.training_batches(masked_config(), [f"{tmp_path}/*"]))
-    assert not batch.weights_BS.any()
-    np.testing.assert_array_equal(batch.tokens_BS, batch.labels_BS)
+    with pytest.raises(DataError) as raised:
+        next(inputs.training_batches(masked_config(), [f"{tmp_path}/*"]))
+    assert "hold no id that may be masked" in str(raised.value)
 
 
 def test_every_evaluation_masks_the_same_places_whatever_the_seed_and_the_batch(folder):

@@ -252,7 +252,7 @@ def test_evaluation_measures_all_that_is_held_out_on_any_mesh(
         f"restored {copied_run}/model.ckpt-300",
         f"step 300: held-out loss {measured['loss']:.4f}  perplexity {measured['perplexity']:.4f}  "
         f"tokens {n_tokens}  bits_per_byte {measured['bits_per_byte']:.4f}",
-        f"the loss is {under_guessing:.2f} nats under that of guessing, ln(300)",
+        f"the loss is {under_guessing:.2f} under that of guessing, 5.70",
     ]
     # In another process, on a mesh, from a file whose name does not tell how many examples it holds.
     shutil.copy(here.tfrecords("eval"), here.folder / "uncounted.tfrecords")
@@ -326,8 +326,11 @@ def test_exported_weights_come_back_without_the_model_being_said_again(
     config = {key: value for key, value in TINY.items() if key not in MODEL_KEYS}
     (here.folder / "tuned.json").write_text(json.dumps(config | {"model_path": "runs/tuned", "embed_dropout": 0.0}))
     for weights in (exported, "runs/tiny", "runs/tiny/model.ckpt-300"):
+        capsys.readouterr()
         assert main(["--model", "tuned.json", "--eval", "--init_from", weights]) == 0
-        assert read_metrics("runs/tuned")[-1]["loss"] == pytest.approx(loss, rel=1e-5)
+        (measured,) = re.findall(r"step 0: held-out loss (\d\.\d{4}) ", capsys.readouterr().out)
+        assert float(measured) == pytest.approx(loss, abs=1e-4)
+    assert not (here.folder / "runs" / "tuned").exists()  # other weights are no part of a run
 
 
 def test_a_run_begins_with_weights_and_then_goes_on_by_itself(
@@ -340,6 +343,10 @@ def test_a_run_begins_with_weights_and_then_goes_on_by_itself(
     assert first["step"] == 1 and first["loss"] < read_metrics(str(here.run))[10]["loss"]
     said = call(capsys, *arguments, "--set", "train_steps=5")
     assert "restored runs/from/model.ckpt-3\n" in said.out and "weights of" not in said.out
+    assert f"--init_from {exported} is left alone: the run has begun, and goes on by itself\n" in said.out
+    config = {key: value for key, value in TINY.items() if key not in MODEL_KEYS}
+    (here.folder / "from.json").write_text(json.dumps(config | {"model_path": "runs/from"}))
+    assert main(["--model", "from.json", "--eval"]) == 0  # the run knows the model that its config leaves out
     assert [line["step"] for line in read_metrics("runs/from") if line["split"] == "train"] == [1, 2, 3, 4, 5]
 
 
@@ -399,7 +406,7 @@ def test_a_run_that_diverges_keeps_its_last_checkpoint(
     said = call(capsys, "--set", f"model_path={copied_run}", "--set", "lr=1e30", "--set", "train_steps=400")
     assert said.status == 2
     assert re.fullmatch(
-        r"step 30\d: loss = (nan|inf) -- training has diverged; the last checkpoint is kept -- lower lr, lengthen "
+        r"step 30\d: loss = (nan|inf) -- training has diverged; checkpoints of before stay -- lower lr, lengthen "
         r"warmup_steps or set gradient_clipping, and start again",
         said.err.splitlines()[-1],
     )
@@ -501,6 +508,11 @@ REFUSALS: dict[str, tuple[list[str], str]] = {
     "an export into a full folder": (
         ["--export", "--export_dir", "texts"],
         "{here}/texts -- is there already -- give a folder that is new or empty",
+    ),
+    "weights that are to be deleted": (
+        ["--new", "--yes", "--init_from", "runs/tiny/model.ckpt-300"],
+        "--init_from runs/tiny/model.ckpt-300 -- lies in the run that --new deletes -- give another model_path, or "
+        "leave --new out",
     ),
     "an export of nothing": (
         ["--export", "--set", "model_path=runs/other"],

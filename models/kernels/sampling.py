@@ -10,6 +10,8 @@ from models.kernels.compile import Kernel, compiled
 from models.kernels.entmax import entmax
 from models.kernels.noise import uniform
 
+LOWEST_TEMPERATURE = 1e-30  # below it float32 has too few digits to divide by
+
 
 @dataclasses.dataclass(frozen=True)
 class SamplingRule:
@@ -35,7 +37,8 @@ def filtered_logits(rule: SamplingRule, logits: tf.Tensor) -> tf.Tensor:
     Source: top-k, Fan et al. 2018, Hierarchical Neural Story Generation, section 5; top-p, Holtzman et al. 2020, The
     Curious Case of Neural Text Degeneration, section 3.1; entmax in place of the softmax, GPT-Neo.
     """
-    logits = logits / rule.temperature
+    # From the largest one down, so that no temperature takes a logit out of range.
+    logits = (logits - tf.reduce_max(logits, -1, keepdims=True)) / max(rule.temperature, LOWEST_TEMPERATURE)
     if rule.entmax:
         logits = tf.math.log(entmax(logits))
     if 0 < rule.top_k < logits.shape[-1]:

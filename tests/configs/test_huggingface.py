@@ -30,6 +30,11 @@ GPT_NEO = {
     "activation_function": "gelu_new",
     "intermediate_size": None,
 }
+# What neither of the architectures has.
+ABSENT = dict.fromkeys(
+    ("rotary_emb", "mlp_glu", "macaron", "scalenorm", "rezero", "share_parameters", "no_weight_tie", "mlm_training"),
+    False,
+) | {"axial_pos_emb": None, "num_mem_kv": 0, "moe_layers": []}
 # As GPT-2's config.json of 2019, which knew neither model_type nor an activation.
 GPT_2 = {"n_embd": 768, "n_head": 12, "n_layer": 12, "n_positions": 1024, "n_ctx": 1024, "vocab_size": 50257}
 
@@ -42,7 +47,7 @@ def model_of(hf_config: dict[str, Any]) -> ModelConfig:
 
 
 def test_gpt_neo() -> None:
-    assert model_keys(GPT_NEO) == {
+    assert model_keys(GPT_NEO) == ABSENT | {
         "n_embd": 2048,
         "n_head": 16,
         "n_layer": 24,
@@ -58,7 +63,7 @@ def test_gpt_neo() -> None:
 
 
 def test_gpt_2() -> None:
-    assert model_keys(GPT_2) == {
+    assert model_keys(GPT_2) == ABSENT | {
         "n_embd": 768,
         "n_head": 12,
         "n_layer": 12,
@@ -112,7 +117,7 @@ def test_what_cannot_be_ours_is_said_at_once() -> None:
     ]
 
 
-@pytest.mark.parametrize("model_type", ["llama", "gpt_neox", "gptj", None, 3])
+@pytest.mark.parametrize("model_type", ["llama", "gpt_neox", "gptj", None, 3, ["gpt2"], {}])
 def test_another_architecture(model_type: object) -> None:
     assert issues(GPT_NEO | {"model_type": model_type}) == [
         f"there/config.json: model_type = {json.dumps(model_type)} -- is another architecture -- give weights of "
@@ -120,7 +125,7 @@ def test_another_architecture(model_type: object) -> None:
     ]
 
 
-@pytest.mark.parametrize("size", [None, 0, -1, "768", 7.5, True])
+@pytest.mark.parametrize("size", [None, 0, -1, "768", 7.5, True, {"a": 1}, [1]])
 def test_a_broken_size(size: object) -> None:
     said = f"n_embd = {json.dumps(size)} -- is no size -- copy the file again, it must give an integer >= 1"
     assert issues(GPT_2 | {"n_embd": size}) == [f"there/config.json: {said}"]
@@ -130,6 +135,63 @@ def test_a_broken_size(size: object) -> None:
 def test_broken_attention_types(types: object) -> None:
     (said,) = issues(GPT_NEO | {"attention_types": types})
     assert said.startswith(f"there/config.json: attention_types = {json.dumps(types)} -- is no list of [pattern, ")
+
+
+@pytest.mark.parametrize(
+    ("config", "changed", "said"),
+    [
+        (GPT_NEO, {"window_size": "7"}, "is no size -- copy the file again, it must give an integer >= 1"),
+        (GPT_NEO, {"window_size": None}, "is no size -- copy the file again, it must give an integer >= 1"),
+        (GPT_NEO, {"vocab_size": 1}, "is no size -- copy the file again, it must give an integer >= 2"),
+        (GPT_NEO, {"attention_types": [[["global"], 23]]}, "expands to 23 layers, not to num_layers -- "),
+        (GPT_NEO, {"attention_layers": ["global"] * 24}, "is not what attention_types expands to -- copy the file"),
+        (GPT_NEO, {"attention_layers": "global"}, "is not what attention_types expands to -- copy the file again"),
+        (GPT_NEO, {"activation_function": ["gelu_new"]}, "known are gelu_new, "),
+        (GPT_NEO, {"activation_function": {}}, "known are gelu_new, "),
+        (GPT_NEO, {"intermediate_size": {}}, "only four times hidden_size is known -- "),
+        (GPT_NEO, {"architectures": ["GPTNeoForQuestionAnswering"]}, "known are GPTNeoForCausalLM, GPTNeoModel -- "),
+        (GPT_2, {"architectures": ["GPT2ForSequenceClassification"]}, "known are GPT2LMHeadModel, GPT2Model -- give "),
+        (GPT_2, {"architectures": "GPT2LMHeadModel"}, "known are GPT2LMHeadModel, GPT2Model -- give weights of a "),
+        (GPT_2, {"architectures": [["GPT2LMHeadModel"]]}, "known are GPT2LMHeadModel, GPT2Model -- give weights of a "),
+        (GPT_2, {"scale_attn_weights": "false"}, "is not true or false -- copy the file again"),
+        (GPT_2, {"scale_attn_weights": None}, "is not true or false -- copy the file again"),
+        (GPT_2, {"tie_word_embeddings": "true"}, "only true is known -- "),
+        (GPT_2, {"add_cross_attention": 0}, "only false is known -- "),
+        (GPT_2, {"quantization_config": {"bits": 4}}, "only plain numbers are known as weights -- give the weights "),
+    ],
+)
+def test_a_value_that_contradicts_or_is_of_a_wrong_type(
+    config: dict[str, Any], changed: dict[str, Any], said: str
+) -> None:
+    ((key, value),) = changed.items()
+    shown = json.dumps(value) if len(json.dumps(value)) <= 80 else json.dumps(value)[:77] + "..."
+    (issue,) = issues(config | changed)
+    assert issue.startswith(f"there/config.json: {key} = {shown} -- {said}")
+
+
+def test_what_says_the_same_is_taken() -> None:
+    layers = ["global", "local"] * 12
+    for named in ({"attention_layers": layers}, {"attention_layers": None}, {"architectures": ["GPTNeoModel"]}):
+        assert model_keys(GPT_NEO | named) == model_keys(GPT_NEO)
+    more = {"architectures": ["GPT2LMHeadModel"], "quantization_config": None, "add_cross_attention": False}
+    assert model_keys(GPT_2 | more) == model_keys(GPT_2)
+
+
+@given(
+    config=st.sampled_from([GPT_NEO, GPT_2]),
+    keys=st.lists(st.sampled_from([*GPT_NEO, *GPT_2, "attention_layers", "architectures", "n_inner"]), min_size=1),
+    value=st.recursive(
+        st.none() | st.booleans() | st.integers(-1, 10**5) | st.floats() | st.text(max_size=3),
+        lambda member: st.lists(member, max_size=2) | st.dictionaries(st.text(max_size=3), member, max_size=2),
+        max_leaves=4,
+    ),
+)
+def test_no_value_breaks_the_reading(config: dict[str, Any], keys: list[str], value: Any) -> None:
+    try:
+        keys_of_ours = model_keys(config | dict.fromkeys(keys, value))
+    except ConfigError:
+        return
+    assert isinstance(keys_of_ours["n_embd"], int)
 
 
 # From our keys to theirs.

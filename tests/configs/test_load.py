@@ -266,7 +266,7 @@ WRONG = {
         {"lr": "1e-4"},
         'lr = "1e-4" -- is a string, not a number -- give a number > 0, without quotes',
     ),
-    "null for a number": ({"epsilon": None}, "epsilon = null -- is not a number -- give a number > 0"),
+    "null for a number": ({"epsilon": None}, "epsilon = null -- is not a number -- give a number >= 1e-37"),
     "not a number": ({"lr": float("nan")}, "lr = NaN -- is not a finite number -- give a number > 0"),
     "infinity": ({"z_loss": float("inf")}, "z_loss = Infinity -- is not a finite number -- give a number >= 0"),
     "a flag for a number": ({"beta1": False}, "beta1 = false -- is not a number -- give a number in [0, 1)"),
@@ -437,6 +437,18 @@ WRONG = {
     "an ignored id that is none": (
         MASKED | {"mlm_mask_ignore_ids": [1, 200]},
         "mlm_mask_ignore_ids = [1, 200] -- holds 200, which is no id below n_vocab = 128 -- give ids of the tokenizer",
+    ),
+    "a first id that is the mask": (
+        MASKED | {"mlm_cls_token_id": 5},
+        "mlm_cls_token_id = 5 -- is mlm_mask_id too -- give another id",
+    ),
+    "a context of the first id alone": (
+        MASKED | {"mlm_cls_token_id": 6, "n_ctx": 1},
+        "mlm_cls_token_id = 6 -- fills the whole context of n_ctx = 1 -- raise n_ctx, or leave it out",
+    ),
+    "an epsilon that float32 takes for 0": (
+        {"epsilon": 1e-60},
+        "epsilon = 1e-60 -- is out of range -- give a number >= 1e-37",
     ),
     "more than all masked tokens": (
         MASKED | {"mlm_same_token_prob": 0.6, "mlm_random_token_prob": 0.5},

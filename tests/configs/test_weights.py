@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from configs.errors import ConfigError
+from configs.errors import CheckpointError, ConfigError
 from configs.load import load_config, resolved_json
 from configs.schema import ModelConfig, keys_of
-from configs.weights import FREE_KEYS, initial_model_keys
+from configs.weights import FREE_KEYS, initial_model_keys, weights_at
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 GPT_NEO = {
@@ -61,11 +62,72 @@ def test_what_gpt_neo_made_of_its_keys(tmp_path: Path, changed: dict[str, Any], 
     assert expected.items() <= keys_beside(tmp_path, GPT_NEO | changed).items()
 
 
-def test_what_cannot_be_understood_is_left_out(tmp_path: Path) -> None:
-    keys = keys_beside(tmp_path, GPT_NEO | {"num_mem_kv": "many", "scalenorm": 7, "n_head": None})
-    assert not set(keys) & {"num_mem_kv", "scalenorm", "n_head"} and keys["n_embd"] == 2048
+def test_what_cannot_be_understood_of_gpt_neo_is_left_out(tmp_path: Path) -> None:
+    keys = keys_beside(tmp_path, GPT_NEO | {"num_mem_kv": "many", "scalenorm": 7})
+    assert not set(keys) & {"num_mem_kv", "scalenorm"} and keys["n_embd"] == 2048
     assert "local_attention_radius" not in keys_beside(tmp_path, GPT_NEO | {"attention_types": [[["global"], 24]]})
     assert keys_beside(tmp_path, GPT_NEO | {"moe_layers": [2]})["moe_activation"] == "relu"
+
+
+def message(folder: Path, config: dict[str, Any]) -> str:
+    with pytest.raises(ConfigError) as error:
+        keys_beside(folder, config)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "issue"),
+    [
+        ({"n_head": None}, "n_head = null -- is not an integer -- give an integer >= 1"),
+        ({"n_ctx": "2048"}, 'n_ctx = "2048" -- is a string, not an integer -- give an integer >= 1, without quotes'),
+        ({"local_attention_radius": 0}, "local_attention_radius = 0 -- is out of range -- give an integer >= 1"),
+        ({"attention_types": "global"}, 'attention_types = "global" -- is not a list of [pattern, repeats] pairs -- '),
+    ],
+)
+def test_sizes_and_attention_must_be_understood(tmp_path: Path, changed: dict[str, Any], issue: str) -> None:
+    for config in (GPT_NEO, GPT_NEO | {"temperature": 1.0}):
+        assert message(tmp_path, config | changed).startswith(f"{tmp_path}/config.json: {issue}")
+
+
+@pytest.mark.parametrize(
+    ("changed", "issue"),
+    [
+        ({"scalenorm": 7}, "scalenorm = 7 -- is not true or false -- "),
+        ({"moe_layers": "all"}, 'moe_layers = "all" -- is not a list -- '),
+        ({"scale_norm": True}, "scale_norm = true -- is not a known key -- correct it, or use the version that "),
+    ],
+)
+def test_all_of_a_config_of_ours_must_be_understood(tmp_path: Path, changed: dict[str, Any], issue: str) -> None:
+    ours = GPT_NEO | {"temperature": 1.0, "model": "GPT"}
+    assert keys_beside(tmp_path, ours)["scalenorm"] is False
+    assert message(tmp_path, ours | changed).startswith(f"{tmp_path}/config.json: {issue}")
+
+
+def test_absent_attention_is_global(tmp_path: Path) -> None:
+    config = {key: value for key, value in GPT_NEO.items() if key != "attention_types"}
+    assert keys_beside(tmp_path, config)["attention_types"] == [[["global"], 24]]
+    assert keys_beside(tmp_path, config | {"temperature": 1.0})["attention_types"] == [[["global"], 24]]
+    assert "attention_types" not in keys_beside(tmp_path, {"n_embd": 8})
+
+
+@pytest.mark.parametrize("name", ["gpt_neo_global", "gpt_2"])
+def test_every_value_can_be_parsed_and_is_compared(tmp_path: Path, name: str) -> None:
+    """By what loads the config of a run: each conflict is one line there."""
+    folder = shutil.copytree(GOLDEN / name, tmp_path / name)
+    wrong = ["n_layer=3", "mlm_training=true", "qkv_bias=" + ("false" if name == "gpt_2" else "true"), "macaron=true"]
+    with pytest.raises(ConfigError) as error:
+        load_config("quickstart", [*wrong, "local_attention_radius=256"], weights=str(folder))
+    for key in ("n_layer = 3", "mlm_training = true", "qkv_bias = ", "macaron = true"):
+        assert f": {key}" in str(error.value) and f"({folder}/config.json)" in str(error.value)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"window_size": "7", "n_positions": 0}))
+    with pytest.raises(ConfigError, match=" -- is no size -- copy the file again"):
+        load_config("quickstart", weights=str(folder))
+
+
+def test_too_many_layers_for_a_pattern(tmp_path: Path) -> None:
+    gpt_2 = json.loads((GOLDEN / "gpt_2" / "config.json").read_text())
+    assert "attention_types = " in message(tmp_path, gpt_2 | {"n_layer": 10_001})
 
 
 def test_the_config_of_a_run_says_all_of_its_model(tmp_path: Path) -> None:
@@ -88,9 +150,51 @@ def test_a_config_of_hugging_face() -> None:
     assert initial_model_keys(str(GOLDEN / "gpt_2"))["qkv_bias"] is True
 
 
-def test_nothing_is_known_without_a_file(tmp_path: Path) -> None:
-    assert initial_model_keys(str(tmp_path)) == initial_model_keys(f"{tmp_path}/model.ckpt-1") == {}
+@pytest.mark.parametrize("name", ["checkpoint", "model.ckpt-1.index", "model.safetensors", "pytorch_model.bin"])
+def test_nothing_is_known_without_a_config(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "run [1]"
+    folder.mkdir()
+    (folder / name).write_text("")
+    assert initial_model_keys(str(folder)) == {}
+
+
+def test_nothing_is_known_of_a_checkpoint_alone_or_in_a_bucket(tmp_path: Path) -> None:
+    (tmp_path / "model.ckpt-1.index").write_text("")
+    for ending in ("", ".index", ".data-00000-of-00001"):
+        assert initial_model_keys(f"{tmp_path}/model.ckpt-1{ending}") == {}
     assert initial_model_keys("gs://bucket/model.ckpt-1") == {}
+
+
+def test_a_path_without_weights(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("")
+    for path in (tmp_path, tmp_path / "nowhere", tmp_path / "other", tmp_path / "other" / "notes.txt", "/dev/null"):
+        with pytest.raises(CheckpointError) as error:
+            initial_model_keys(str(path))
+        assert str(error.value).startswith(f"{path} -- holds no weights -- give a checkpoint ")
+    (tmp_path / "config.json").write_text(json.dumps(GPT_NEO))
+    with pytest.raises(CheckpointError, match="config.json -- holds no weights"):
+        initial_model_keys(f"{tmp_path}/config.json")
+    with pytest.raises(ConfigError) as empty:
+        initial_model_keys("")
+    assert str(empty.value) == "--init_from -- is empty -- give a path"
+
+
+def test_a_path_may_name_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("model.ckpt-3.index", "model.safetensors", "model-00001-of-00002.safetensors"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "runs.index").mkdir()
+    expected = {
+        "model.ckpt-3": "model.ckpt-3",
+        "model.ckpt-3.index": "model.ckpt-3",
+        "model.ckpt-3.data-00000-of-00002": "model.ckpt-3",
+        "model-00001-of-00002.safetensors": "",
+        "runs.index": "runs.index",
+    }
+    for given, place in expected.items():
+        assert weights_at(f"{tmp_path}/{given}") == f"{tmp_path}/{place}".rstrip("/")
+    monkeypatch.chdir(tmp_path)
+    assert weights_at("model.safetensors") == "."
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "\udcff", "[" * 100_000])

@@ -240,3 +240,9 @@ def test_draws_of_two_keys_are_independent(apart: int) -> None:
 
 def test_without_temperature_no_noise_is_heard() -> None:
     assert set(draws(GREEDY, 1).tolist()) == {2}
+
+
+@pytest.mark.parametrize("temperature", [1e-5, 1e-30, 1e-38, 5e-324])
+def test_the_lowest_temperatures_give_the_likeliest_token_too(temperature: float) -> None:
+    for entmax in (False, True):
+        assert set(draws(SamplingRule(temperature, 0, 1.0, entmax), 1).tolist()) == {2}

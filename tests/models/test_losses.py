@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -37,3 +39,15 @@ def test_training_loss(devices: tuple[str, ...], mesh_shape: str, layout: str, z
     softmax = np.exp(exact - expected_log_z[..., None])
     d_expected = softmax * (1.0 + 2.0 * z_loss * expected_log_z[..., None]) - np.eye(8)[LABELS]
     np.testing.assert_allclose(d_logits, d_expected * WEIGHTS[..., None], atol=1e-5)
+
+
+@pytest.mark.parametrize("entmax_loss", [False, True])
+def test_the_loss_of_guessing_is_that_of_equal_logits(devices: tuple[str, ...], entmax_loss: bool) -> None:
+    model = dataclasses.replace(tiny.MODEL, n_vocab=8, entmax_loss=entmax_loss)
+
+    def build(logits: mtf.Tensor, labels: mtf.Tensor) -> list[mtf.Tensor]:
+        return [losses.token_losses(model, logits, labels).loss]
+
+    inputs = [("batch sequence vocab", np.full((2, 3, 8), 0.7, np.float32)), ("batch sequence", LABELS)]
+    (each,) = tiny.evaluate(build, place(tiny.mesh_config("", ""), devices[:1]), *inputs)
+    np.testing.assert_allclose(each, losses.loss_of_guessing(model), rtol=1e-5)

@@ -198,7 +198,7 @@ def test_a_folder_that_is_read_back_is_the_same_model(graph: Graph, tmp_path: Pa
     assert weights.keys() == graph.weights.keys()
     for name, stored in weights.items():
         np.testing.assert_array_equal(stored.read(), graph.weights[name].read(), err_msg=name)
-    assert initial_model_keys(str(folder)) == {
+    expected = {
         "n_embd": 8,
         "n_head": 2,
         "n_layer": 2,
@@ -209,7 +209,9 @@ def test_a_folder_that_is_read_back_is_the_same_model(graph: Graph, tmp_path: Pa
         "local_attention_radius": 5,
         "qkv_bias": False,
         "scale_attn_weights": False,
+        "mlm_training": False,
     }
+    assert expected.items() <= initial_model_keys(str(folder)).items()
     assert (folder / "tokenizer.json").read_text() == tokenizer_json()
     assert json.loads((folder / "tokenizer_config.json").read_text()) == {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -251,15 +253,51 @@ def test_nothing_is_overwritten_and_nothing_half_written(graph: Graph, tmp_path:
     with pytest.raises(CheckpointError):
         export(f"{tmp_path}/new", run_of(MODEL), {**graph.weights, "gpt2/h7/attn/q": graph.weights["gpt2/wte"]})
     assert os.listdir(tmp_path) == ["taken"]
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "empty.part").mkdir()  # what a killed export left
+    for name in ("empty", "empty.part"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "empty.part" / "mine").write_text("")
     export(f"{tmp_path}/empty/", run_of(MODEL), graph.weights)
-    assert sorted(os.listdir(tmp_path)) == ["empty", "taken"] and os.listdir(tmp_path / "empty")
+    assert sorted(os.listdir(tmp_path)) == ["empty", "empty.part", "taken"] and os.listdir(tmp_path / "empty")
+    assert os.listdir(tmp_path / "empty.part") == ["mine"]
+    assert (tmp_path / "empty").stat().st_mode == taken.stat().st_mode
+
+
+def test_a_link_stays_one(graph: Graph, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    for name, target in (("link", "elsewhere"), ("dangling", "deeper/new")):
+        (tmp_path / name).symlink_to(tmp_path / target)
+        write_huggingface_folder(f"{tmp_path}/{name}", run_of(MODEL), graph.weights, None)
+        assert (tmp_path / name).is_symlink()
+        assert sorted(os.listdir(tmp_path / target)) == ["config.json", "model.safetensors"]
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for name in ("link", "loop"):
+        with pytest.raises(UserError, match=f"/{name} -- is there already -- give a folder that is new or empty"):
+            write_huggingface_folder(f"{tmp_path}/{name}", run_of(MODEL), graph.weights, None)
+
+
+def test_of_two_exports_at_once_one_is_whole_and_one_fails(graph: Graph, tmp_path: Path) -> None:
+    """The second begins when the first has written its config.json and is about to write weights."""
+    directory = f"{tmp_path}/hf"
+
+    def read() -> np.ndarray:
+        if not os.path.exists(directory):
+            write_huggingface_folder(directory, run_of(MODEL), graph.weights, tokenizer_json())
+        return graph.weights["gpt2/wte"].read()
+
+    slow = {**graph.weights, "gpt2/wte": dataclasses.replace(graph.weights["gpt2/wte"], read=read)}
+    with pytest.raises(UserError) as error:
+        write_huggingface_folder(directory, run_of(MODEL), slow, None)
+    assert str(error.value) == f"{directory} -- is there already -- give a folder that is new or empty"
+    assert os.listdir(tmp_path) == ["hf"]
+    assert len(os.listdir(directory)) == 4 and read_weights(directory).keys() == graph.weights.keys()
 
 
 def test_a_place_that_cannot_be_written_to(graph: Graph, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=" -- cannot be written: .* -- make room there, or give another"):
+    with pytest.raises(UserError, match=" -- cannot be written: .* -- give another folder, or make room and "):
         write_huggingface_folder(f"{tmp_path}/file/hf", run_of(MODEL), graph.weights, None)
     with pytest.raises(UserError, match="gs://bucket/hf -- is in a bucket -- give a local folder"):
         write_huggingface_folder("gs://bucket/hf", run_of(MODEL), graph.weights, None)
+    for path in (f"{tmp_path}/a\0b", ""):
+        with pytest.raises(UserError, match=" -- is no path -- give a folder that is new or empty"):
+            write_huggingface_folder(path, run_of(MODEL), graph.weights, None)

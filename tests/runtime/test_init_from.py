@@ -1,16 +1,15 @@
-"""A run that begins with given weights: of a checkpoint of ours or of GPT-Neo's; whose config they must be of."""
+"""A run that begins with given weights: of a checkpoint of ours or of GPT-Neo's."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from configs.errors import CheckpointError
+from configs.errors import CheckpointError, UserError
 from configs.schema import ModelConfig
 from meshtf import mtf, tf
 from models import gpt2
@@ -22,6 +21,7 @@ from runtime.mesh import Placement, VariableStore, place
 from tests import tiny
 
 MODEL = dataclasses.replace(tiny.MODEL, n_embd=8, n_head=2, n_vocab=12, attention_types=("global", "local"))
+GOLDEN = Path(__file__).parents[1] / "golden"
 EVERYTHING_SPLIT = ("x:2,y:2", "embd:x,heads:y,vocab:y,intermediate_expanded:y")
 
 
@@ -83,9 +83,9 @@ def assert_holds(store: VariableStore, weights: Mapping[str, np.ndarray]) -> Non
         np.testing.assert_array_equal(value, weights.get(name, 0.0), err_msg=name)
 
 
-def message(path: str | Path, placement: Placement, model: ModelConfig = MODEL) -> str:
+def message(path: str | Path, placement: Placement) -> str:
     with pytest.raises(CheckpointError) as error:
-        load_initial_weights(str(path), placement.store, model)
+        load_initial_weights(str(path), placement.store)
     return str(error.value)
 
 
@@ -94,7 +94,7 @@ def test_weights_alone_are_taken_from_a_checkpoint(
     trained: Trained, devices: tuple[str, ...], mesh: tuple[str, str]
 ) -> None:
     placement = placed(devices, mesh)
-    load_initial_weights(trained.prefix, placement.store, MODEL)
+    load_initial_weights(trained.prefix, placement.store)
     assert_holds(placement.store, trained.weights)
 
 
@@ -102,17 +102,44 @@ def test_the_newest_of_a_folder_is_taken(trained: Trained, devices: tuple[str, .
     placement = placed(devices)
     older = {name: value - 1 for name, value in trained.weights.items()}
     older_prefix = write_checkpoint(trained.folder / "model.ckpt-99", older)
-    load_initial_weights(str(trained.folder), placement.store, MODEL)  # 362 > 99, though "99" > "362"
+    load_initial_weights(str(trained.folder), placement.store)  # 362 > 99, though "99" > "362"
     assert_holds(placement.store, trained.weights)
     (trained.folder / "checkpoint").write_text(f'model_checkpoint_path: "{Path(older_prefix).name}"\n')
-    load_initial_weights(str(trained.folder), placement.store, MODEL)
+    load_initial_weights(str(trained.folder), placement.store)
     assert_holds(placement.store, older)
+
+
+def test_a_state_that_names_what_is_not_there(trained: Trained, tmp_path: Path) -> None:
+    (trained.folder / "checkpoint").write_text('model_checkpoint_path: "model.ckpt-500"\n')
+    with pytest.raises(CheckpointError) as error:
+        find_weights(str(trained.folder))
+    problem = f"{trained.folder}/checkpoint -- names no checkpoint that is there"
+    assert str(error.value) == f"{problem} -- name one by its path, such as {trained.prefix}"
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone" / "checkpoint").write_text("nothing")
+    with pytest.raises(CheckpointError, match=" -- names no checkpoint that is there -- copy the checkpoint too$"):
+        find_weights(f"{tmp_path}/alone")
+
+
+@pytest.mark.parametrize("ending", [".index", ".data-00000-of-00001"])
+def test_a_file_of_a_checkpoint_stands_for_it(trained: Trained, ending: str) -> None:
+    assert find_weights(trained.prefix + ending).keys() == find_weights(trained.prefix).keys() != set()
+
+
+def test_a_file_of_hugging_face_stands_for_its_folder() -> None:
+    weights = find_weights(f"{GOLDEN}/gpt_2/model.safetensors")
+    assert weights.keys() == find_weights(f"{GOLDEN}/gpt_2").keys() != set()
+
+
+def test_other_files_of_a_folder_are_passed_over(trained: Trained) -> None:
+    (trained.folder / "notes-more.index").write_text("")
+    assert "gpt2/wte" in find_weights(str(trained.folder))
 
 
 def test_bfloat16_weights_of_gpt_neo(trained: Trained, devices: tuple[str, ...], tmp_path: Path) -> None:
     placement = placed(devices)
     exact = {name: tf.cast(value, tf.bfloat16) for name, value in trained.weights.items()}
-    load_initial_weights(write_checkpoint(tmp_path / "half" / "model.ckpt-1", exact), placement.store, MODEL)
+    load_initial_weights(write_checkpoint(tmp_path / "half" / "model.ckpt-1", exact), placement.store)
     assert_holds(placement.store, {name: tf.cast(value, tf.float32).numpy() for name, value in exact.items()})
 
 
@@ -143,48 +170,23 @@ def test_a_place_without_weights_and_a_broken_file(trained: Trained, devices: tu
     assert said.startswith(f"{trained.prefix}") and " -- cannot be read: " in said and "\n" not in said
 
 
+@pytest.mark.parametrize("path", ["nothing://bucket/model.ckpt-1", ""])
+def test_a_path_that_cannot_be_asked(path: str) -> None:
+    with pytest.raises(UserError) as error:
+        find_weights(path)
+    assert str(error.value).startswith(f"{path} -- cannot be read: " if path else "--init_from -- is empty -- give ")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_variable_that_holds_no_number(trained: Trained, tmp_path: Path, value: float) -> None:
+    broken = trained.weights["gpt2/wpe"].copy()
+    broken[2, 3] = value
+    path = write_checkpoint(tmp_path / "broken" / "model.ckpt-1", trained.weights | {"gpt2/wpe": broken})
+    with pytest.raises(CheckpointError, match=f"^{path}: gpt2/wpe -- holds NaN or infinity -- give weights "):
+        find_weights(path)["gpt2/wpe"].read()
+
+
 def test_weights_are_read_when_they_are_wanted(trained: Trained) -> None:
     weights = find_weights(trained.prefix)
     Path(f"{trained.prefix}.data-00000-of-00001").write_bytes(b"")
     assert weights["gpt2/h0/mlp/conv1d_main/c_fc/kernel"].shape == (8, 32)
-
-
-# The config.json beside them.
-
-GPT_NEO = {
-    "n_head": 2,
-    "n_embd": 8,
-    "n_layer": 2,
-    "n_ctx": 16,
-    "n_vocab": 12,
-    "attention_types": [[["global", "local"], 1]],
-    "local_attention_radius": 5,
-    "mesh_shape": "x:4,y:2",
-    "datasets": [["pile", None, None, None]],
-    "embed_dropout": 0.5,
-    "activation_function": "relu",  # which GPT-Neo never read
-}
-
-
-@pytest.mark.parametrize(
-    ("changed", "key", "shown"),
-    [
-        ({"attention_types": [[["global"], 2]]}, "attention_types", "[[['global'], 2]]"),
-        ({"n_head": 4}, "n_head", "4"),
-        ({"local_attention_radius": 256}, "local_attention_radius", "256"),
-        ({"activation_fn": "relu"}, "activation_function", "relu"),
-        ({"rotary_emb": False}, "rotary_emb", "True"),
-        ({"temperature": 0.9}, "activation_function", "relu"),
-    ],
-)
-def test_a_wrong_setting_is_caught_by_the_config_of_gpt_neo(
-    trained: Trained, devices: tuple[str, ...], changed: Mapping[str, object], key: str, shown: str
-) -> None:
-    placement = placed(devices)
-    file = trained.folder / "config.json"
-    file.write_text(json.dumps(GPT_NEO))
-    load_initial_weights(trained.prefix, placement.store, MODEL)
-    file.write_text(json.dumps(GPT_NEO | changed))
-    for path in (trained.prefix, trained.folder):
-        said = message(path, placement)
-        assert said.startswith(f"{file}: {key} = {shown} -- the weights were trained with it, and the config says ")

@@ -139,7 +139,7 @@ def test_a_loss_that_is_no_number_ends_training_and_saves_nothing(loss: float, s
     with pytest.raises(DivergedError) as error:
         recorder.train(BEGINNING, steps_per_checkpoint=3)
     assert str(error.value) == (
-        f"step 8: loss = {shown} -- training has diverged; the last checkpoint is kept -- lower lr, lengthen "
+        f"step 8: loss = {shown} -- training has diverged; checkpoints of before stay -- lower lr, lengthen "
         "warmup_steps or set gradient_clipping, and start again"
     )
     assert isinstance(error.value, UserError)
