@@ -20,11 +20,9 @@ SAMPLING_FLAGS = {
     "n_samples": "predict_batch_size",
     "max_new_tokens": "predict_max_steps",
 }
-# Flags of GPT-Neo that a later version will have.
-UNAVAILABLE = ("auto_layout", "auto_layout_and_mesh_shape")
 EXPORT_FORMATS = ("saved_model", "hf")
 # Flags that ask for something else than training.
-VERBS = ("eval", "predict", "check_dataset", "export")
+VERBS = ("eval", "predict", "check_dataset", "export", "plan")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -41,12 +39,11 @@ def _parser() -> argparse.ArgumentParser:
     verbs.add_argument(
         "--check_dataset", action="store_true", help="read every record of the datasets and show what is in them"
     )
+    verbs.add_argument("--plan", action="store_true", help="tell what a step costs in memory, operations and traffic")
     verbs.add_argument("--export", action="store_true", help="write the model for other programs")
     _add_running_flags(parser.add_argument_group("running"))
     _add_export_flags(parser.add_argument_group("with --export"))
     _add_sampling_flags(parser.add_argument_group("with --predict"))
-    for flag in UNAVAILABLE:
-        parser.add_argument(f"--{flag}", action="store_true", help=argparse.SUPPRESS)
     return parser
 
 
@@ -56,6 +53,12 @@ def _add_running_flags(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--cpu_devices", type=int, metavar="N", help="make N virtual CPU devices, to try a mesh")
     group.add_argument("--tpu", help=argparse.SUPPRESS)
+    choices = group.add_mutually_exclusive_group()
+    choices.add_argument("--auto_layout", action="store_true", help="choose a layout for the config's mesh_shape")
+    choices.add_argument(
+        "--auto_layout_and_mesh_shape", action="store_true", help="choose mesh_shape and layout for as many devices"
+    )
+    group.add_argument("--apply", action="store_true", help="go on with what was chosen, not only show it")
     group.add_argument(
         "--steps_per_checkpoint", type=int, default=5000, help="steps between checkpoints (default 5000)"
     )
@@ -91,13 +94,12 @@ def _add_sampling_flags(group: argparse._ArgumentGroup) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    for flag in UNAVAILABLE:
-        if getattr(arguments, flag):
-            raise ConfigError(f"--{flag} -- is known from GPT-Neo but not available in this version -- leave it out")
     if arguments.tpu is not None:
         raise DeviceError(
             f"--tpu {arguments.tpu} -- TPUs are not available in this version -- leave it out to run on GPUs or the CPU"
         )
+    if arguments.apply and not (arguments.auto_layout or arguments.auto_layout_and_mesh_shape):
+        raise ConfigError("--apply -- has nothing to apply -- give --auto_layout or --auto_layout_and_mesh_shape too")
     if arguments.steps_per_checkpoint < 1:
         raise ConfigError(
             f"--steps_per_checkpoint {arguments.steps_per_checkpoint} -- must be at least 1 -- give a number of steps"
@@ -153,6 +155,10 @@ def _run(arguments: argparse.Namespace) -> int:
         init_from=arguments.init_from,
         export=verbs.Export(arguments.export_format, arguments.export_dir),
     )
+    if arguments.auto_layout or arguments.auto_layout_and_mesh_shape:
+        config = verbs.with_chosen_layout(config, options, may_change_mesh=arguments.auto_layout_and_mesh_shape)
+        if not arguments.apply:
+            return 0
     if arguments.new and not verbs.may_forget(config, lambda question: _confirm(arguments, question)):
         return 0
     verb = next((name for name in VERBS if getattr(arguments, name)), "train")

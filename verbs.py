@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import math
 import posixpath
 import secrets
 from collections.abc import Callable
@@ -14,7 +15,8 @@ from collections.abc import Callable
 import numpy as np
 
 from configs.errors import CheckpointError, ConfigError, DeviceError, UserError
-from configs.schema import RunConfig
+from configs.layout import format_layout, format_mesh_shape
+from configs.schema import MeshConfig, RunConfig
 from data.inspection import format_report, inspect_dataset
 from data.prepare import PreparedDataset, prepare_dataset
 from data.shards import list_shards
@@ -25,6 +27,7 @@ from models.decode import Request
 from models.kernels.sampling import SamplingRule
 from models.losses import loss_of_guessing
 from runtime import checkpoints, predictions, run_folder
+from runtime.auto_layout import MACHINES, Machine, auto_layout, auto_layout_and_mesh_shape, machine_of
 from runtime.evaluation import TokenCounts
 from runtime.evaluation import evaluate as evaluate_batches
 from runtime.export import export_saved_model, write_huggingface_folder
@@ -34,6 +37,9 @@ from runtime.loop import Observers, TrainingPosition, noise_key
 from runtime.loop import train as train_loop
 from runtime.mesh import Placement, choose_devices, place
 from runtime.metrics import MetricsWriter, read_metrics
+from runtime.plan import format_plan, make_plan
+from runtime.plan_mesh import dry_placement
+from runtime.plan_picture import draw_plan
 from runtime.plots import plot_loss
 from runtime.progress import Progress
 
@@ -432,6 +438,54 @@ def check_dataset(config: RunConfig, options: Options) -> int:
     return 0
 
 
+# ------------------------------------------------------------------------------------------------------------ planning
+
+
+def _planned_devices(config: RunConfig, options: Options) -> tuple[int, Machine]:
+    """How many devices a plan is for, and what one can do: those of mesh_shape, which need not be there, or those
+    that are.
+    """
+    there = options.n_cpu_devices or len(choose_devices(options.gpu_ids, None))
+    n_devices = math.prod(size for _, size in config.mesh.mesh_shape or (("all", there),))
+    if n_devices != there:
+        return n_devices, MACHINES["TPU"]
+    is_cpu = options.n_cpu_devices or "CPU" in choose_devices(options.gpu_ids, None)[0]
+    return there, machine_of([f"/device:{'CPU' if is_cpu else 'GPU'}:{index}" for index in range(there)])
+
+
+def plan(config: RunConfig, options: Options) -> int:
+    """Tells what a training step costs on the mesh of the config, whether its devices are there or not."""
+    n_devices, _ = _planned_devices(config, options)
+    planned = make_plan(config, dry_placement(config.mesh, n_devices))
+    say(format_plan(planned))
+    path = posixpath.join(config.model_path, "plan.png")
+    tf.io.gfile.makedirs(config.model_path)
+    draw_plan(planned, path)
+    say(f"drawn in {path}")
+    return 0
+
+
+def with_chosen_layout(config: RunConfig, options: Options, may_change_mesh: bool) -> RunConfig:
+    """The config with the layout, and the mesh if it may change, that should train fastest.
+
+    Raises:
+      UserError: there is no mesh to lay it over, or no layout fits into memory.
+    """
+    n_devices, machine = _planned_devices(config, options)
+    if may_change_mesh:
+        mesh_shape, layout = auto_layout_and_mesh_shape(config, n_devices, machine)
+    elif config.mesh.mesh_shape is None:
+        raise ConfigError(
+            "--auto_layout -- the config has no mesh_shape -- give one, such as --set mesh_shape=x:4,y:2, or "
+            "--auto_layout_and_mesh_shape"
+        )
+    else:
+        mesh_shape = config.mesh.mesh_shape
+        layout = auto_layout(config, mesh_shape, machine)
+    say(f'"mesh_shape": "{format_mesh_shape(mesh_shape)}", "layout": "{format_layout(layout)}"')
+    return dataclasses.replace(config, mesh=MeshConfig(mesh_shape=mesh_shape, layout=layout))
+
+
 # ------------------------------------------------------------------------------------------------------------- new run
 
 
@@ -458,6 +512,7 @@ VERBS: dict[str, Callable[[RunConfig, Options], int]] = {
     "predict": predict,
     "check_dataset": check_dataset,
     "export": export,
+    "plan": plan,
 }
 
 

@@ -5,8 +5,8 @@
 Each config is estimated and trained for a few steps in processes of their own. Compared are the estimate of
 `runtime.plan.resident_bytes`, in which the program itself is a constant that was measured with models of next to no
 tensors, and the peak that the operating system saw (VmHWM) of a process that loads the config, builds the step, sets
-the variables and trains on random tokens. The share of tensors alone is given beside it: both without that constant.
-The last line is a JSON object with the figures.
+the variables and trains on random tokens. The error of the tensors alone is given beside it: that of both figures
+without the constant. The last line is a JSON object with the figures.
 """
 
 from __future__ import annotations

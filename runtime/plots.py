@@ -49,7 +49,7 @@ def plot_loss(
     _draw_train(axes, *loss_points(metrics, "train"))
     _draw_eval(axes, *loss_points(metrics, "eval"))
     _label_axes(axes, title, tokens_per_step)
-    _write_png(figure, path)
+    write_png(figure, path)
 
 
 def loss_points(metrics: Sequence[dict[str, Any]], split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -113,7 +113,12 @@ def _label_axes(axes: Axes, title: str, tokens_per_step: int) -> None:
     tokens.spines["top"].set_visible(False)
 
 
-def _write_png(figure: Figure, path: str) -> None:
+def write_png(figure: Figure, path: str) -> None:
+    """Draws a figure into a file, which is written beside and renamed.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
     png = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)

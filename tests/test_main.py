@@ -357,6 +357,28 @@ def test_a_saved_model_is_written(here: Project, capsys: pytest.CaptureFixture[s
     assert (here.folder / "served" / "saved_model.pb").exists()
 
 
+def test_a_plan_is_told_and_drawn_before_anything_runs(here: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    mesh = ["--set", "mesh_shape=x:2,y:2", "--set", "layout=batch:x,heads:y", "--set", "model_path=runs/planned"]
+    said = call(capsys, "--plan", *mesh)
+    assert (said.status, said.err) == (0, "")
+    n_parameters = 300 * 16 + 16 * 16 + 12 * 16 * 16 + 12 * 16  # tables, kernels, norms and biases
+    assert said.out.startswith("tiny on x:2,y:2 (batch:x,heads:y)\n")
+    assert re.search(rf"^parameters +{n_parameters:,}$", said.out, re.MULTILINE)
+    assert said.out.endswith("drawn in runs/planned/plan.png\n")
+    assert (here.folder / "runs" / "planned" / "plan.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_layout_is_chosen_and_applied(here: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    said = call(capsys, "--auto_layout", "--set", "mesh_shape=x:2")
+    assert said.status == 0
+    (chosen,) = re.findall(r'^"mesh_shape": "x:2", "layout": "(.+)"$', said.out, re.MULTILINE)
+    arguments = ["--auto_layout", "--set", "mesh_shape=x:2", "--apply", "--cpu_devices", "2"]
+    process = run_process(here.folder, *arguments, "--set", "model_path=runs/applied", "--set", "train_steps=2")
+    assert (process.returncode, process.stderr) == (0, "")
+    assert re.search(r"^mesh: x:2 \(.+\) on CPU:0, CPU:1$", process.stdout, re.MULTILINE)
+    assert chosen
+
+
 def test_check_dataset_counts_what_is_there(here: Project, capsys: pytest.CaptureFixture[str]) -> None:
     before = snapshot(here.folder)
     said = call(capsys, "--check_dataset")
@@ -444,7 +466,6 @@ def test_new_asks_at_a_terminal(
 
 # What a person can get wrong. {main} stands for the repository, and the run in runs/tiny has to stay as it is.
 
-NOT_HERE = "is known from GPT-Neo but not available in this version -- leave it out"
 WITHOUT_DATA = ["--set", "datasets=[]", "--set", "no_dataset=true"]
 
 
@@ -489,8 +510,15 @@ REFUSALS: dict[str, tuple[list[str], str]] = {
         ["--predict", "--n_samples", "0"],
         "--set: predict_batch_size = 0 -- is out of range -- give an integer >= 1",
     ),
-    "auto_layout": (["--auto_layout"], f"--auto_layout -- {NOT_HERE}"),
-    "auto_mesh": (["--auto_layout_and_mesh_shape"], f"--auto_layout_and_mesh_shape -- {NOT_HERE}"),
+    "a layout for no mesh": (
+        ["--auto_layout"],
+        "--auto_layout -- the config has no mesh_shape -- give one, such as --set mesh_shape=x:4,y:2, or "
+        "--auto_layout_and_mesh_shape",
+    ),
+    "nothing to apply": (
+        ["--apply"],
+        "--apply -- has nothing to apply -- give --auto_layout or --auto_layout_and_mesh_shape too",
+    ),
     "weights that are not there": (
         ["--init_from", "nowhere", "--set", "model_path=runs/other"],
         "nowhere -- holds no weights -- give a checkpoint (its path without .index), the folder of one, or a folder of "
