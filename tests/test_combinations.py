@@ -129,9 +129,16 @@ def assert_same_step(first: dict[str, np.ndarray], second: dict[str, np.ndarray]
         np.testing.assert_allclose(second[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize(
-    "number", [pytest.param(n, marks=[] if n < N_FAST else pytest.mark.slow) for n in range(N_COMBINATIONS)]
-)
+def numbered(number: int) -> object:
+    """A case that says its quarter, for `make test-slow` runs each in processes of its own: XLA keeps all that it has
+    compiled, and a process that has compiled some fifty of these models has no memory maps left.
+    """
+    quarter = 1 + 4 * number // N_COMBINATIONS
+    marks = [] if number < N_FAST else [pytest.mark.slow]
+    return pytest.param(number, id=f"quarter{quarter}-{number}", marks=marks)
+
+
+@pytest.mark.parametrize("number", map(numbered, range(N_COMBINATIONS)))
 def test_a_combination(devices: tuple[str, ...], tmp_path: Path, number: int) -> None:
     one, many = (Run.of(config, devices) for config in combination(number))
     for update in range(3):
