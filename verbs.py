@@ -445,12 +445,9 @@ def _planned_devices(config: RunConfig, options: Options) -> tuple[int, Machine]
     """How many devices a plan is for, and what one can do: those of mesh_shape, which need not be there, or those
     that are.
     """
-    there = options.n_cpu_devices or len(choose_devices(options.gpu_ids, None))
-    n_devices = math.prod(size for _, size in config.mesh.mesh_shape or (("all", there),))
-    if n_devices != there:
-        return n_devices, MACHINES["TPU"]
-    is_cpu = options.n_cpu_devices or "CPU" in choose_devices(options.gpu_ids, None)[0]
-    return there, machine_of([f"/device:{'CPU' if is_cpu else 'GPU'}:{index}" for index in range(there)])
+    devices = choose_devices(options.gpu_ids, options.n_cpu_devices)
+    n_devices = math.prod(size for _, size in config.mesh.mesh_shape or (("all", len(devices)),))
+    return n_devices, machine_of(devices) if n_devices == len(devices) else MACHINES["TPU"]
 
 
 def plan(config: RunConfig, options: Options) -> int:

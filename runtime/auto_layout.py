@@ -153,7 +153,10 @@ def _divisors(number: int) -> list[int]:
 
 
 def candidate_layouts(config: RunConfig, mesh_shape: MeshShape) -> list[Layout]:
-    """Every layout that gives each axis one of ROLES and splits nothing that cannot be split, each once."""
+    """Every layout that gives each axis one of ROLES and splits nothing that cannot be split, each once.
+
+    Along an axis that splits nothing all processors do the same: such layouts come only where there is no other.
+    """
     sizes = _dimension_sizes(config)
     layouts = []
     for roles in itertools.product(ROLES, repeat=len(mesh_shape)):
@@ -166,7 +169,8 @@ def candidate_layouts(config: RunConfig, mesh_shape: MeshShape) -> list[Layout]:
         is_new = set(layout) not in [set(other) for other in layouts]
         if is_new and _splits_each_once(layout) and not any(find_layout_issues(mesh_shape, layout, sizes)):
             layouts.append(layout)
-    return layouts
+    axes = {axis for axis, _ in mesh_shape}
+    return [layout for layout in layouts if {axis for _, axis in layout} == axes] or layouts
 
 
 def _splits_each_once(layout: Layout) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -196,6 +197,7 @@ def choose_devices(gpu_ids: Sequence[str] | None, n_cpu_devices: int | None) -> 
     return wanted
 
 
+@functools.cache  # they can be made once only, before TensorFlow runs anything
 def _virtual_cpu_devices(count: int) -> tuple[str, ...]:
     if count < 1:
         raise DeviceError(f"--cpu_devices {count} -- must be at least 1 -- give the number of virtual CPU devices")

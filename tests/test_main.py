@@ -369,14 +369,15 @@ def test_a_plan_is_told_and_drawn_before_anything_runs(here: Project, capsys: py
 
 
 def test_a_layout_is_chosen_and_applied(here: Project, capsys: pytest.CaptureFixture[str]) -> None:
-    said = call(capsys, "--auto_layout", "--set", "mesh_shape=x:2")
+    said = call(capsys, "--auto_layout", "--set", "mesh_shape=x:2", "--set", "train_batch_size=4096")
     assert said.status == 0
-    (chosen,) = re.findall(r'^"mesh_shape": "x:2", "layout": "(.+)"$', said.out, re.MULTILINE)
+    assert '"mesh_shape": "x:2", "layout": "batch:x"\n' in said.out
     arguments = ["--auto_layout", "--set", "mesh_shape=x:2", "--apply", "--cpu_devices", "2"]
     process = run_process(here.folder, *arguments, "--set", "model_path=runs/applied", "--set", "train_steps=2")
-    assert (process.returncode, process.stderr) == (0, "")
-    assert re.search(r"^mesh: x:2 \(.+\) on CPU:0, CPU:1$", process.stdout, re.MULTILINE)
-    assert chosen
+    assert process.returncode == 0, process.stderr
+    (chosen,) = re.findall(r'^"mesh_shape": "x:2", "layout": "(.*)"$', process.stdout, re.MULTILINE)
+    # Of so small a model it may be best to split nothing.
+    assert f"mesh: x:2 ({chosen or 'nothing split'}) on CPU:0, CPU:1\n" in process.stdout
 
 
 def test_check_dataset_counts_what_is_there(here: Project, capsys: pytest.CaptureFixture[str]) -> None:
