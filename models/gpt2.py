@@ -104,6 +104,10 @@ def _block(context: Context, x: mtf.Tensor, layer: Layer, attend: Attend, mix: M
     return _BlockOutput(x + residual_gain(context, fed, f"{layer.scope}/norm_rezero_2"), cache, mixture)
 
 
+def _mix_of_whole_sequences(context: Context) -> Mix:
+    return lambda h, layer: mixture_of_experts(context, h, layer.scope, layer.place)
+
+
 # Training and evaluation.
 
 
@@ -114,7 +118,7 @@ def _training_block(context: Context, x: mtf.Tensor, layer: Layer) -> tuple[mtf.
             x,
             layer,
             lambda h, layer: whole_sequence_attention(context, h, layer),
-            lambda h, layer: mixture_of_experts(context, h, layer.scope, layer.place),
+            _mix_of_whole_sequences(context),
         )
         mixture = output.mixture
         return (output.x, mixture.aux_loss, mixture.dropped, mixture.load) if mixture else (output.x,)
@@ -174,7 +178,7 @@ def prompt_logits(context: Context, tokens: mtf.Tensor) -> tuple[mtf.Tensor, lis
             x,
             layer,
             lambda h, layer: prompt_attention(context, h, layer),
-            lambda h, layer: mixture_of_experts(context, h, layer.scope, layer.place),
+            _mix_of_whole_sequences(context),
         )
         x = output.x
         caches.append(_kept(output))
