@@ -8,26 +8,26 @@ Shape suffixes: B batch, S sequence (n_ctx), L ids of an example (n_ctx + 1), D 
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import itertools
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from configs.errors import DataError
-from configs.schema import MAX_SEED, DatasetUse, RunConfig
+from configs.schema import MAX_SEED, DataConfig, DatasetUse, RunConfig
+from data.draws import stream_state, uniform
 from data.masking import MaskingDraws, MaskingRules, example_ids, mask_tokens
-from data.shards import RecordRules, Shard, list_shards, read_cyclic, read_once, shuffle_shards, sort_shards
+from data.mixture import Assignment, Mixture, assignments, mixture_of, read_examples, record_rules
+from data.reading import RecordRules, ahead, read_once
+from data.shards import list_shards, sort_shards
 from data.tokenizer import Tokenizer
 
-DRAWS_AT_ONCE = 1 << 20
-MIXING_DRAWS = 0  # the stream of draws that chooses datasets; dataset d cuts its documents with stream d + 1
+BATCHES_AHEAD = 8
+FEW_ROWS = 1000  # fewer than these say nothing of a share
 MASKING_DRAWS = range(1 << 32, (1 << 32) + 3)  # the streams of `MaskingDraws`, beyond any number of datasets
 EVALUATION_SEED = MAX_SEED + 1  # masks held-out text, the same in every run; no training has it
-
-_GOLDEN = 0x9E3779B97F4A7C15
 
 
 @dataclass(frozen=True)
@@ -37,40 +37,61 @@ class Batch:
     Attributes:
         tokens_BS: int32 ids, [batch, n_ctx].
         labels_BS: int32 ids to be guessed, [batch, n_ctx]: those that follow each token, or those that masking hid.
-        weights_BS: float32, [batch, n_ctx]; how much each label counts. In training they are equal shares that sum to
-            1; in evaluation they are 1 or 0, and 0 in rows that only fill a batch up.
+        weights_BS: float32, [batch, n_ctx]; 1 where a label counts, and 0 where not, as in rows that only fill a batch
+            up.
         next_example: number of the example after the last one here; training goes on from it.
+        taken: how many examples each dataset has given until then, by its name in the mixture; None in evaluation.
+        left_out: why records were left out, a message each; their rows weigh nothing.
     """
 
     tokens_BS: np.ndarray
     labels_BS: np.ndarray
     weights_BS: np.ndarray
     next_example: int
+    taken: Mapping[str, int] | None = None
+    left_out: tuple[str, ...] = ()
 
 
 # From records [batch, n_ctx + 1] and the number of the first to tokens, labels, and whether each label counts.
 Lesson = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
-def training_batches(config: RunConfig, patterns: Sequence[str], start_example: int = 0) -> Iterator[Batch]:
-    """Yields full batches without end, from any example on.
+def training_batches(
+    config: RunConfig,
+    patterns: Sequence[str],
+    start_example: int = 0,
+    taken: Mapping[str, int] | None = None,
+    own_rows: range | None = None,
+) -> Iterator[Batch]:
+    """Yields full batches, or a part of each, without end, from any example on.
 
     `sequential_input` reads the chunks of all datasets in GPT-Neo's order: their files together, sorted, shuffled by
-    the seed; a batch may span two epochs. `generic_text` draws the dataset of each example by the weights; the j-th
-    example of a dataset of chunks is chunk j, that of `documents_random` is cut by `_cut_documents`. Masking is drawn
-    anew in every epoch.
+    the seed and, after the first epoch, by the epoch; a batch may span two epochs. `generic_text` draws the dataset of
+    each example by the weights; the j-th example of a dataset of chunks is chunk j, that of `documents_random` is cut
+    by `_cut_documents`. Masking is drawn anew in every epoch.
 
     Args:
         config: the run; `training.train_batch_size` examples make a batch.
         patterns: one glob of tfrecords for each of `config.data.datasets`.
         start_example: number of examples that training has taken so far, >= 0.
+        taken: how many of them each dataset gave, as `Batch.taken` said; None: follows from the weights, if they have
+            never changed.
+        own_rows: the rows of each batch that are yielded, the part of one process of many, which reads nothing else;
+            None: all.
 
     Raises:
         DataError: a glob matches nothing, or a file or record is wrong; the message names it.
     """
-    rows = _TRAINING_ROWS[config.data.input_fn](config, patterns, start_example)
-    lesson = _lesson(config, config.training.seed)
-    return map(_share_weights, _batches(rows, config.training.train_batch_size, lesson, start_example))
+    mixture = mixture_of(config, patterns)
+    every_row = range(config.training.train_batch_size)
+    own_rows = own_rows or every_row
+    if taken is None:
+        taken = mixture.taken_by_weights(config.training.seed, start_example)
+    to_read = assignments(mixture, config.training, start_example, taken, own_rows)
+    read = functools.partial(_read_batch, mixture, _lesson(config, config.training.seed), config.model.n_ctx + 1)
+    batches = _within_bounds(ahead(read, to_read, BATCHES_AHEAD), config.data)
+    # Of a part nothing can be said: another part may hold labels.
+    return map(_check_labels, batches) if own_rows == every_row else batches
 
 
 def evaluation_batches(
@@ -94,7 +115,7 @@ def evaluation_batches(
         raise DataError(f"{names}: nothing to evaluate on -- give eval_path in a dataset config")
     rows = _EVALUATION_ROWS[config.data.input_fn](config, uses)
     lesson = _lesson(config, EVALUATION_SEED)
-    return itertools.islice(_batches(rows, config.evaluation.eval_batch_size, lesson, 0), max_batches)
+    return itertools.islice(_full_batches(rows, config.evaluation.eval_batch_size, lesson), max_batches)
 
 
 def prompt_tokens(text: str, tokenizer: Tokenizer, n_ctx: int, n_new_tokens: int, eos_id: int) -> np.ndarray:
@@ -108,39 +129,62 @@ def prompt_tokens(text: str, tokenizer: Tokenizer, n_ctx: int, n_new_tokens: int
     return np.array(tokenizer.encode_end(text, n_kept) or [eos_id], dtype=np.int32)
 
 
-def record_n_ctx(config: RunConfig, use: DatasetUse) -> int | None:
-    """Returns the n_ctx that the records of a dataset are made for, or None where they are documents of any length."""
-    documents = config.data.input_fn == "generic_text" and use.datatype == "documents_random"
-    return None if documents else config.model.n_ctx
-
-
 # Batches.
 
 
-def _batches(rows: Iterator[np.ndarray], batch_size: int, lesson: Lesson, position: int) -> Iterator[Batch]:
+def _full_batches(rows: Iterator[np.ndarray], batch_size: int, lesson: Lesson) -> Iterator[Batch]:
+    """Batches of rows that end, the last one filled up."""
+    position = 0
     while examples := list(itertools.islice(rows, batch_size)):
-        tokens_BS, labels_BS, counts_BS = lesson(np.stack(examples), position)
+        taught = lesson(np.stack(examples), position)
         position += len(examples)
-        yield Batch(
-            tokens_BS=_fill_up(tokens_BS, batch_size, np.int32),
-            labels_BS=_fill_up(labels_BS, batch_size, np.int32),
-            weights_BS=_fill_up(counts_BS, batch_size, np.float32),
-            next_example=position,
-        )
+        yield Batch(*_arrays(taught, batch_size), position, None)
 
 
-def _fill_up(values_BS: np.ndarray, batch_size: int, dtype: type) -> np.ndarray:
-    return np.pad(values_BS.astype(dtype, order="C"), [(0, batch_size - len(values_BS)), (0, 0)])
+def _arrays(taught: tuple[np.ndarray, np.ndarray, np.ndarray], n_rows: int) -> tuple[np.ndarray, ...]:
+    tokens_BS, labels_BS, counts_BS = taught
+    return (
+        _fill_up(tokens_BS, n_rows, np.int32),
+        _fill_up(labels_BS, n_rows, np.int32),
+        _fill_up(counts_BS, n_rows, np.float32),
+    )
 
 
-def _share_weights(batch: Batch) -> Batch:
-    n_labels = np.count_nonzero(batch.weights_BS)
-    if n_labels == 0:
+def _read_batch(mixture: Mixture, lesson: Lesson, length: int, assignment: Assignment) -> Batch:
+    examples = read_examples(mixture, assignment)
+    is_read_B = np.array([example.ids is not None for example in examples])
+    nothing = np.zeros(length, dtype=np.int64)
+    ids_BL = np.stack([nothing if example.ids is None else example.ids for example in examples])
+    tokens_BS, labels_BS, counts_BS = lesson(ids_BL, assignment.first)
+    taught = tokens_BS, labels_BS, counts_BS * is_read_B[:, None]
+    left_out = tuple(problem for example in examples for problem in example.problems)
+    return Batch(*_arrays(taught, len(examples)), assignment.next_example, assignment.taken, left_out)
+
+
+def _within_bounds(batches: Iterator[Batch], data: DataConfig) -> Iterator[Batch]:
+    """Ends where more is left out than may be."""
+    n_rows, n_left_out = 0, 0
+    for batch in batches:
+        n_rows, n_left_out = n_rows + len(batch.tokens_BS), n_left_out + len(batch.left_out)
+        if n_left_out > data.max_bad_share * max(n_rows, FEW_ROWS):
+            raise DataError(
+                f"on_bad_record = skip -- {n_left_out} records are left out beside {n_rows} examples, more than "
+                f"max_bad_share {data.max_bad_share:g} -- the last is {batch.left_out[-1]}"
+            )
+        yield batch
+
+
+def _fill_up(values_BS: np.ndarray, n_rows: int, dtype: type) -> np.ndarray:
+    return np.pad(values_BS.astype(dtype, order="C"), [(0, n_rows - len(values_BS)), (0, 0)])
+
+
+def _check_labels(batch: Batch) -> Batch:
+    if not batch.weights_BS.any() and not batch.left_out:
         raise DataError(
             f"examples before number {batch.next_example}: hold no id that may be masked -- shorten "
             "mlm_mask_ignore_ids, or give other data"
         )
-    return dataclasses.replace(batch, weights_BS=batch.weights_BS / np.float32(n_labels))
+    return batch
 
 
 def _lesson(config: RunConfig, seed: int) -> Lesson:
@@ -166,83 +210,12 @@ def _masking_draws(seed: int, first_example: int, n_examples: int, n_ctx: int) -
     return MaskingDraws(*(uniform(stream_state(seed, stream), places_BS) for stream in MASKING_DRAWS))
 
 
-# Rows of n_ctx + 1 ids, without end, for training.
-
-
-def _sequential_rows(config: RunConfig, patterns: Sequence[str], start_example: int) -> Iterator[np.ndarray]:
-    shards = [shard for pattern in patterns for shard in list_shards(pattern)]
-    return read_cyclic(_training_order(config, shards), _chunk_rules(config), start_example)
-
-
-def _mixed_rows(config: RunConfig, patterns: Sequence[str], start_example: int) -> Iterator[np.ndarray]:
-    weights_D = np.array([use.weight for use in config.data.datasets])
-    seed = config.training.seed
-    counts_D = count_choices(weights_D, seed, start_example)
-    rows_D = [_rows_of_dataset(config, number, patterns[number], int(count)) for number, count in enumerate(counts_D)]
-    return (next(rows_D[number]) for number in _choices_from(weights_D, seed, start_example))
-
-
-def _rows_of_dataset(config: RunConfig, number: int, pattern: str, start: int) -> Iterator[np.ndarray]:
-    use = config.data.datasets[number]
-    shards = _training_order(config, list_shards(pattern))
-    rules = _rules(config, use)
-    if rules.n_ctx is not None:
-        return read_cyclic(shards, rules, start)
-    documents = read_cyclic(shards, rules, start * use.stitch)
-    state = stream_state(config.training.seed, number + 1)
-    return _cut_documents(documents, use.stitch, config.model.n_ctx + 1, config.data.eos_id, state, start)
-
-
-def _training_order(config: RunConfig, shards: Sequence[Shard]) -> tuple[Shard, ...]:
-    ordered = sort_shards(shards)
-    return shuffle_shards(ordered, config.training.seed) if config.data.shuffle_input_filenames else ordered
-
-
-def _chunk_rules(config: RunConfig) -> RecordRules:
-    return RecordRules(config.model.n_ctx, config.model.n_vocab)
-
-
-def _rules(config: RunConfig, use: DatasetUse) -> RecordRules:
-    return RecordRules(record_n_ctx(config, use), config.model.n_vocab)
-
-
-def _cut_documents(
-    documents: Iterator[np.ndarray], stitch: int, length: int, eos_id: int, state: int, start: int
-) -> Iterator[np.ndarray]:
-    """Cuts example j, [length], out of documents j * stitch, ..., (j + 1) * stitch - 1, joined by eos.
-
-    Where these are too short, the documents after them are joined too; example j + 1 takes those again. The place of
-    the cut is draw j. `documents` begin with the first one of example `start`.
-
-    Source: GPT-Neo's documents_random, which fails on short documents and cannot resume.
-    """
-    window: deque[np.ndarray] = deque()
-    for example in itertools.count(start):
-        while len(window) < stitch or _joined_length(window) < length:
-            window.append(next(documents))
-        text = _join(window, eos_id)
-        (draw,) = draws(state, np.array([example]))
-        cut = int(draw) % (len(text) - length + 1)
-        yield text[cut : cut + length]
-        for _ in range(stitch):
-            window.popleft()
-
-
-def _joined_length(documents: Sequence[np.ndarray]) -> int:
-    return sum(len(ids) for ids in documents) + len(documents) - 1
-
-
-def _join(documents: Sequence[np.ndarray], eos_id: int) -> np.ndarray:
-    pieces = [piece for ids in documents for piece in (ids, [eos_id])]
-    return np.concatenate(pieces[:-1])
-
-
 # Rows that end, for evaluation.
 
 
 def _sequential_evaluation_rows(config: RunConfig, uses: Sequence[tuple[DatasetUse, str]]) -> Iterator[np.ndarray]:
     shards = sort_shards(shard for _, pattern in uses for shard in list_shards(pattern))
-    return read_once(shards, _chunk_rules(config))
+    return read_once(shards, RecordRules(config.model.n_ctx, config.model.n_vocab))
 
 
 def _mixed_evaluation_rows(config: RunConfig, uses: Sequence[tuple[DatasetUse, str]]) -> Iterator[np.ndarray]:
@@ -250,7 +223,7 @@ def _mixed_evaluation_rows(config: RunConfig, uses: Sequence[tuple[DatasetUse, s
 
 
 def _evaluation_rows_of_dataset(config: RunConfig, use: DatasetUse, pattern: str) -> Iterator[np.ndarray]:
-    rules = _rules(config, use)
+    rules = record_rules(config, use)
     records = read_once(list_shards(pattern), rules)
     return records if rules.n_ctx is not None else _windows(records, config.model.n_ctx, config.data.eos_id)
 
@@ -272,52 +245,4 @@ def _windows(documents: Iterator[np.ndarray], n_ctx: int, eos_id: int) -> Iterat
         yield np.resize(text, n_ctx + 1)
 
 
-_TRAINING_ROWS = {"sequential_input": _sequential_rows, "generic_text": _mixed_rows}
 _EVALUATION_ROWS = {"sequential_input": _sequential_evaluation_rows, "generic_text": _mixed_evaluation_rows}
-
-
-# Draws that are functions of a number: any of them can be had without those before it.
-
-
-def draws(state: int, numbers: np.ndarray) -> np.ndarray:
-    """Returns draws number `numbers` of the generator splitmix64 in `state`, uniform uint64 of the same shape.
-
-    Source: Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014, figure 16.
-    """
-    mixed = np.uint64(state) + (numbers.astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
-
-
-def uniform(state: int, numbers: np.ndarray) -> np.ndarray:
-    """Returns draws number `numbers` as float64 in [0, 1), of the same shape: the first 53 bits of each."""
-    return (draws(state, numbers) >> np.uint64(11)) * 2.0**-53
-
-
-def stream_state(seed: int, stream: int) -> int:
-    """Returns the state of one of the independent streams of a seed."""
-    (seeded,) = draws(seed, np.array([0]))
-    (state,) = draws(int(seeded), np.array([stream]))
-    return int(state)
-
-
-def choose_datasets(weights_D: np.ndarray, seed: int, numbers: np.ndarray) -> np.ndarray:
-    """Draws the dataset of each numbered example, with chances in proportion to the weights."""
-    shares_D = np.cumsum(weights_D) / np.sum(weights_D)
-    positions = uniform(stream_state(seed, MIXING_DRAWS), numbers)
-    return np.minimum(np.searchsorted(shares_D, positions, side="right"), len(weights_D) - 1)
-
-
-def count_choices(weights_D: np.ndarray, seed: int, n_examples: int) -> np.ndarray:
-    """Returns how many of the first examples each dataset gave, [D]; about 25 ns an example."""
-    counts_D = np.zeros(len(weights_D), dtype=np.int64)
-    for first in range(0, n_examples, DRAWS_AT_ONCE):
-        numbers = np.arange(first, min(first + DRAWS_AT_ONCE, n_examples))
-        counts_D += np.bincount(choose_datasets(weights_D, seed, numbers), minlength=len(weights_D))
-    return counts_D
-
-
-def _choices_from(weights_D: np.ndarray, seed: int, first: int) -> Iterator[int]:
-    for begin in itertools.count(first, 1024):
-        yield from choose_datasets(weights_D, seed, np.arange(begin, begin + 1024))

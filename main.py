@@ -52,7 +52,13 @@ def _add_running_flags(group: argparse._ArgumentGroup) -> None:
         "--gpu_ids", nargs="+", metavar="DEVICE", help="as device:GPU:0; left out: every GPU, or the CPU"
     )
     group.add_argument("--cpu_devices", type=int, metavar="N", help="make N virtual CPU devices, to try a mesh")
-    group.add_argument("--tpu", help=argparse.SUPPRESS)
+    group.add_argument(
+        "--tpu", metavar="NAME", help="a TPU of Google Cloud, its address as grpc://10.0.0.2:8470, colab, or local"
+    )
+    group.add_argument(
+        "--hosts", metavar="A:PORT,B:PORT", help="every process of a run of many; each is started by this same command"
+    )
+    group.add_argument("--host_index", type=int, metavar="N", help="which of --hosts this process is, from 0")
     choices = group.add_mutually_exclusive_group()
     choices.add_argument("--auto_layout", action="store_true", help="choose a layout for the config's mesh_shape")
     choices.add_argument(
@@ -94,9 +100,9 @@ def _add_sampling_flags(group: argparse._ArgumentGroup) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    if arguments.tpu is not None:
+    if arguments.tpu is not None and (arguments.gpu_ids or arguments.cpu_devices is not None or arguments.hosts):
         raise DeviceError(
-            f"--tpu {arguments.tpu} -- TPUs are not available in this version -- leave it out to run on GPUs or the CPU"
+            "--tpu -- one process speaks to the whole TPU -- leave out --gpu_ids, --cpu_devices and --hosts"
         )
     if arguments.apply and not (arguments.auto_layout or arguments.auto_layout_and_mesh_shape):
         raise ConfigError("--apply -- has nothing to apply -- give --auto_layout or --auto_layout_and_mesh_shape too")
@@ -108,6 +114,11 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--sacred_id {arguments.sacred_id} -- holds a slash -- give a part of a file name")
     if arguments.gpu_ids and arguments.cpu_devices is not None:
         raise DeviceError("--gpu_ids and --cpu_devices -- exclude each other -- give one of them")
+    if arguments.hosts is not None and (arguments.gpu_ids or arguments.cpu_devices is not None):
+        raise DeviceError(
+            "--hosts -- a process of many has one device, the GPU of its rank on its machine or the CPU -- leave out "
+            "--gpu_ids and --cpu_devices"
+        )
     other = next((verb for verb in VERBS if getattr(arguments, verb)), None)
     if arguments.new and other:
         raise ConfigError(f"--new -- starts training from the beginning -- leave out --{other}")
@@ -146,6 +157,9 @@ def _run(arguments: argparse.Namespace) -> int:
     import verbs  # here, since TensorFlow takes seconds to load: a mistyped key is answered at once
 
     options = verbs.Options(
+        hosts=arguments.hosts,
+        host_index=arguments.host_index,
+        tpu=arguments.tpu,
         gpu_ids=tuple(arguments.gpu_ids) if arguments.gpu_ids else None,
         n_cpu_devices=arguments.cpu_devices,
         steps_per_checkpoint=arguments.steps_per_checkpoint,

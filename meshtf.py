@@ -30,6 +30,10 @@ def _quiet_standard_error() -> Iterator[None]:
         os.close(saved)
 
 
+# TensorFlow would remember for 5 seconds which objects a bucket holds and how long they are, while other processes and
+# Google's own client change them.
+os.environ.setdefault("GCS_STAT_CACHE_MAX_AGE", "0")
+
 # A user's own setting wins: then nothing is hidden. 3: errors reach the user as Python exceptions, and not twice. The
 # variable is taken back afterwards, or else a child process would take it for the user's.
 if "TF_CPP_MIN_LOG_LEVEL" in os.environ:
@@ -67,13 +71,27 @@ logging.getLogger("tensorflow").setLevel(logging.ERROR)
 import mesh_tensorflow as mtf  # noqa: E402
 from mesh_tensorflow.placement_mesh_impl import PlacementMeshImpl  # noqa: E402
 
-# What TensorFlow's own strategy for many processes is made of.
+# What TensorFlow's own strategies for many processes and for TPUs are made of.
 from tensorflow.core.protobuf.tensorflow_server_pb2 import ServerDef  # noqa: E402
+from tensorflow.python.distribute.tpu_util import enclosing_tpu_context  # noqa: E402
 from tensorflow.python.eager import context as eager_context  # noqa: E402
+from tensorflow.python.lib.io._pywrap_record_io import RandomRecordReader as RecordReader  # noqa: E402
 from tensorflow.python.ops import collective_ops  # noqa: E402
 
 # Recomputation walks through a set of tensors. In the order of their addresses, which Python hashes by, each process
 # would build its graph in an order of its own, and their collectives would not meet.
 mtf.Tensor.__hash__ = lambda tensor: zlib.crc32(tensor.name.encode())
 
-__all__ = ["PlacementMeshImpl", "ServerDef", "collective_ops", "eager_context", "mtf", "tf"]
+pack_eager_tensors = _ops.pack_eager_tensors
+
+__all__ = [
+    "PlacementMeshImpl",
+    "RecordReader",
+    "ServerDef",
+    "collective_ops",
+    "eager_context",
+    "enclosing_tpu_context",
+    "mtf",
+    "pack_eager_tensors",
+    "tf",
+]

@@ -4,36 +4,42 @@ logic of theirs.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
 import math
+import os
 import posixpath
 import secrets
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from types import ModuleType
 
 import numpy as np
 
 from configs.errors import CheckpointError, ConfigError, DeviceError, UserError
 from configs.layout import format_layout, format_mesh_shape
+from configs.load import resolved_json
 from configs.schema import MeshConfig, RunConfig
 from data.inspection import format_report, inspect_dataset
+from data.mixture import record_rules
 from data.prepare import PreparedDataset, prepare_dataset
 from data.shards import list_shards
 from data.tokenizer import Tokenizer, check_special_ids, load_tokenizer
-from inputs import evaluation_batches, prompt_tokens, record_n_ctx, training_batches
+from inputs import evaluation_batches, prompt_tokens, training_batches
 from meshtf import tf
 from models.decode import Request
 from models.kernels.sampling import SamplingRule
 from models.losses import loss_of_guessing
-from runtime import checkpoints, predictions, run_folder
+from runtime import checkpoints, graph, predictions, run_folder, tpu_step
 from runtime.auto_layout import MACHINES, Machine, auto_layout, auto_layout_and_mesh_shape, machine_of
+from runtime.cluster import Cluster, find_cluster
 from runtime.evaluation import TokenCounts
 from runtime.evaluation import evaluate as evaluate_batches
 from runtime.export import export_saved_model, write_huggingface_folder
-from runtime.graph import LoweredStep, build_eval_step, build_generation, build_train_step
 from runtime.init_from import find_weights, load_initial_weights
-from runtime.loop import Observers, TrainingPosition, noise_key
+from runtime.loop import Observers, TrainingPosition
 from runtime.loop import train as train_loop
 from runtime.mesh import Placement, choose_devices, place
 from runtime.metrics import MetricsWriter, read_metrics
@@ -42,8 +48,14 @@ from runtime.plan_mesh import dry_placement
 from runtime.plan_picture import draw_plan
 from runtime.plots import plot_loss
 from runtime.progress import Progress
+from runtime.spmd import place_process
+from runtime.team import Team, assembled
+from runtime.tpu import find_tpu
+from runtime.tpu_mesh import TpuPlacement, place_on_tpu
+from runtime.turns import OneAtATime, Turns, noise_key
 
 DEFAULT_PROMPT = "In the beginning"
+SAVE_SECONDS = 1800  # that a process may take for its part of a checkpoint while others wait for it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +71,9 @@ class Options:
     """What the command line says beside the config.
 
     Attributes:
+      hosts: the processes of a run of many, apart by commas; None: not given.
+      host_index: which of them this one is; None: not given.
+      tpu: the TPU to run on; None: none.
       gpu_ids: devices by name; None: what is there.
       n_cpu_devices: virtual CPU devices to make; None: none.
       steps_per_checkpoint: steps between checkpoints.
@@ -69,6 +84,9 @@ class Options:
       export: what to write with the verb export.
     """
 
+    hosts: str | None
+    host_index: int | None
+    tpu: str | None
     gpu_ids: tuple[str, ...] | None
     n_cpu_devices: int | None
     steps_per_checkpoint: int
@@ -139,10 +157,27 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def _place(config: RunConfig, options: Options) -> Placement:
-    placement = place(config.mesh, choose_devices(options.gpu_ids, options.n_cpu_devices))
+def _place(config: RunConfig, options: Options, team: Team) -> Placement:
+    if options.tpu is not None:
+        placement = place_on_tpu(config.mesh, find_tpu(options.tpu))
+    elif team.device is None:
+        placement = place(config.mesh, choose_devices(options.gpu_ids, options.n_cpu_devices))
+    else:
+        placement = place_process(config.mesh, team.index, team.size, team.device)
     say(f"mesh: {placement.describe()}")
     return placement
+
+
+def _programs(placement: Placement) -> ModuleType:
+    """Where the programs for a placement are built."""
+    return tpu_step if isinstance(placement, TpuPlacement) else graph
+
+
+def _training(config: RunConfig, placement: Placement, team: Team) -> Turns:
+    """Steps of training: several at once on a TPU, and one at a time elsewhere."""
+    if isinstance(placement, TpuPlacement):
+        return tpu_step.build_train_turn(config, placement)
+    return OneAtATime(team.meeting(graph.build_train_step(config, placement)))
 
 
 def _newest_checkpoint(config: RunConfig) -> str:
@@ -193,38 +228,81 @@ def _token_counts(config: RunConfig, tokenizer: Tokenizer | None) -> TokenCounts
 # ------------------------------------------------------------------------------------------------------------ training
 
 
-def train(config: RunConfig, options: Options) -> int:
+def train(config: RunConfig, options: Options, team: Team) -> int:
     """Trains from the newest checkpoint, or from the beginning, up to `train_steps`; returns the exit status."""
-    placement = _place(config, options)
-    data = _Data.of(config)
+    placement = _place(config, options, team)
+    data = team.in_turn(lambda: _Data.of(config))
     tokenizer, train_patterns = data.tokenizer(), data.train_patterns()
     _check_pauses(config, options, data)
-    step = build_train_step(config, placement)
+    turns = _training(config, placement, team)
     position = _start(config, options, placement, tokenizer)
+    team.check_same("the run's position", repr(position))
     if position.step >= config.training.train_steps:
         say(f"step {position.step} of {config.training.train_steps}: training is finished; raise train_steps to go on")
         return 0
-    batches = training_batches(config, train_patterns, position.examples)
+    own_rows = placement.own_rows(config.training.train_batch_size)
+    batches = training_batches(config, train_patterns, position.examples, position.taken, own_rows)
     batches = itertools.chain([next(batches)], batches)  # a wrong record is met here, before anything is written
-    with run_folder.locked(config.model_path):
-        if options.is_new and run_folder.is_run(config.model_path):
-            run_folder.delete_contents(config.model_path)
-            say(f"deleted the run in {config.model_path}")
-        run_folder.keep_settings(config, tokenizer and tokenizer.to_json())
-        with (
-            MetricsWriter(config.model_path, position.step) as metrics,
-            Progress(config.training.train_steps, position.step) as progress,
-        ):
-            pause = _Pause(config, options, data, placement, tokenizer, metrics, progress.note)
-            save = checkpoints.CheckpointWriter(config.model_path, placement.store).save
-            observers = Observers(functools.partial(metrics.write, "train"), save, pause, progress)
-            position, signal_number = train_loop(
-                config.training, step, batches, position, observers, options.steps_per_checkpoint
+    with _folder_of_run(config, options, team, tokenizer), _records(config, position.step, team) as write_metrics:
+        with _progress(config, position, team) as progress:
+            pause = _Pause(config, options, data, placement, team, tokenizer, write_metrics, progress.note)
+            save = _saver(config, placement, team)
+            tell_problem = progress.note if team.is_first else functools.partial(print, file=sys.stderr)
+            observers = Observers(
+                functools.partial(write_metrics, "train"), save, pause, progress, tell_problem, team.greatest
             )
-            if signal_number is None:
-                pause(position)
-        _plot(config)
+            with team.promising():
+                position, signal_number = train_loop(
+                    config.training, turns, batches, position, observers, options.steps_per_checkpoint
+                )
+                if signal_number is None:
+                    pause(position)
+        if team.is_first:
+            _plot(config)
     return _farewell(config, position, signal_number)
+
+
+def _saver(config: RunConfig, placement: Placement, team: Team) -> Callable[[TrainingPosition], str]:
+    """What writes checkpoints."""
+    writer = checkpoints.CheckpointWriter(config.model_path, placement.store, team.writers())
+
+    def save(position: TrainingPosition) -> str:
+        with team.promising(SAVE_SECONDS):
+            return writer.save(position)
+
+    return save
+
+
+@contextlib.contextmanager
+def _folder_of_run(config: RunConfig, options: Options, team: Team, tokenizer: Tokenizer | None) -> Iterator[None]:
+    """Takes the run's folder for this run alone, and begins it anew if that is asked for."""
+    with run_folder.locked(config.model_path) if team.is_first else contextlib.nullcontext():
+        if team.is_first:
+            if options.is_new and run_folder.is_run(config.model_path):
+                run_folder.delete_contents(config.model_path)
+                say(f"deleted the run in {config.model_path}")
+            run_folder.keep_settings(config, tokenizer and tokenizer.to_json())
+        team.barrier()
+        run_folder.check_kept(config)
+        yield
+
+
+@contextlib.contextmanager
+def _progress(config: RunConfig, position: TrainingPosition, team: Team) -> Iterator[Progress]:
+    """What a person sees, of the first process only."""
+    n_steps = config.training.train_steps
+    with open(os.devnull, "w") as nobody, Progress(n_steps, position.step, None if team.is_first else nobody) as shown:
+        yield shown
+
+
+@contextlib.contextmanager
+def _records(config: RunConfig, step: int | None, team: Team) -> Iterator[Callable[..., None]]:
+    """Where metrics are written: all processes measure the same ones, and the first writes them."""
+    if not team.is_first:
+        yield lambda split, step, values: None
+        return
+    with MetricsWriter(config.model_path, step) as writer:
+        yield writer.write
 
 
 def _check_pauses(config: RunConfig, options: Options, data: _Data) -> None:
@@ -264,27 +342,32 @@ class _Pause:
     options: Options
     data: _Data
     placement: Placement
+    team: Team
     tokenizer: Tokenizer | None
-    metrics: MetricsWriter
+    write_metrics: Callable[..., None]
     note: Callable[[str], None]
 
     def __call__(self, position: TrainingPosition) -> None:
         if self.config.evaluation.eval_steps and self.data.has_eval_part():
             measured = self._measure()
-            self.metrics.write("eval", position.step, measured)
+            self.write_metrics("eval", position.step, measured)
             self.note(f"step {position.step}: held-out {_format_metrics(measured)}")
         if self.config.prediction.predict_steps and self.tokenizer is not None:
             texts = self._generator()
-            path = predictions.write_predictions(self.config.model_path, self.options.sacred_id, position.step, texts)
-            self.note(f"step {position.step}: samples in {path}")
+            if self.team.is_first:
+                path = predictions.write_predictions(
+                    self.config.model_path, self.options.sacred_id, position.step, texts
+                )
+                self.note(f"step {position.step}: samples in {path}")
 
     @functools.cached_property
-    def _eval_step(self) -> LoweredStep:
-        return build_eval_step(self.config, self.placement)
+    def _eval_step(self) -> Callable[..., dict[str, np.ndarray]]:
+        return self.team.meeting(_programs(self.placement).build_eval_step(self.config, self.placement))
 
     @functools.cached_property
     def _generator(self) -> Callable[[], list[str]]:
-        return _build_generator(self.config, self.placement, self.tokenizer, read_prompt(self.options.prompt_path))
+        prompt = read_prompt(self.options.prompt_path)
+        return _build_generator(self.config, self.placement, self.team, self.tokenizer, prompt)
 
     def _measure(self) -> dict[str, float]:
         batches = evaluation_batches(self.config, self.data.eval_patterns(), self.config.evaluation.eval_steps)
@@ -310,21 +393,22 @@ def _plot(config: RunConfig) -> None:
 # ---------------------------------------------------------------------------------------------------------- evaluation
 
 
-def evaluate(config: RunConfig, options: Options) -> int:
+def evaluate(config: RunConfig, options: Options, team: Team) -> int:
     """Measures the loss on the held-out part, all of it or `eval_steps` batches: of the newest checkpoint, for the
     metrics of the run; or of the weights of `--init_from`.
     """
-    placement = _place(config, options)
-    data = _Data.of(config)
+    placement = _place(config, options, team)
+    data = team.in_turn(lambda: _Data.of(config))
     tokenizer = data.tokenizer()
     batches = evaluation_batches(config, data.eval_patterns(), config.evaluation.eval_steps or None)
-    step = build_eval_step(config, placement)
+    step = team.meeting(_programs(placement).build_eval_step(config, placement))
     position = _trained(config, options, placement, tokenizer)
+    team.check_same("the run's position", repr(position))
     measured = evaluate_batches(step, batches, _token_counts(config, tokenizer))
     say(f"step {position.step}: held-out {_format_metrics(measured)}")
     guessing = loss_of_guessing(config.model)
     say(f"the loss is {guessing - measured['loss']:.2f} under that of guessing, {guessing:.2f}")
-    if options.init_from is None:  # other weights are no part of the run
+    if options.init_from is None and team.is_first:  # other weights are no part of the run
         with MetricsWriter(config.model_path) as metrics:
             metrics.write("eval", position.step, measured)
         _plot(config)
@@ -362,15 +446,18 @@ def _fit_prompt(config: RunConfig, tokenizer: Tokenizer, text: str) -> tuple[np.
 
 
 def _build_generator(
-    config: RunConfig, placement: Placement, tokenizer: Tokenizer, text: str
+    config: RunConfig, placement: Placement, team: Team, tokenizer: Tokenizer, text: str
 ) -> Callable[[], list[str]]:
     settings, eos_id = config.prediction, config.data.eos_id
     prompt_S, n_new_tokens = _fit_prompt(config, tokenizer, text)
     rule = SamplingRule(settings.temperature, settings.top_k, settings.top_p, settings.entmax_sampling)
-    step = build_generation(config, placement, len(prompt_S), Request(rule, n_new_tokens, eos_id))
+    request = Request(rule, n_new_tokens, eos_id)
+    step = team.meeting(_programs(placement).build_generation(config, placement, len(prompt_S), request))
 
     def generate() -> list[str]:
-        seed = secrets.randbits(31) if settings.predict_seed is None else settings.predict_seed
+        seed = settings.predict_seed
+        if seed is None:
+            seed = team.greatest(secrets.randbits(31))
         written_BN = step(prompt_S, noise_key(seed, 0))["written"]
         with_prompt = not settings.remove_partial_sequences
         return predictions.sample_texts(prompt_S, written_BN, eos_id, tokenizer.decode, with_prompt)
@@ -378,7 +465,7 @@ def _build_generator(
     return generate
 
 
-def predict(config: RunConfig, options: Options) -> int:
+def predict(config: RunConfig, options: Options, team: Team) -> int:
     """Continues a prompt with the newest checkpoint, on the screen and in a file under the model path."""
     if config.model.mlm_training:
         raise ConfigError(
@@ -386,17 +473,19 @@ def predict(config: RunConfig, options: Options) -> int:
             "config of a causal model"
         )
     text = read_prompt(options.prompt_path)
-    placement = _place(config, options)
-    tokenizer = _Data.of(config).tokenizer()
+    placement = _place(config, options, team)
+    tokenizer = team.in_turn(lambda: _Data.of(config)).tokenizer()
     if tokenizer is None:
         raise ConfigError(
             "datasets = [] -- prediction needs a tokenizer -- name a dataset with a tokenizer_path in the model config"
         )
-    generate = _build_generator(config, placement, tokenizer, text)
+    generate = _build_generator(config, placement, team, tokenizer, text)
     position = _trained(config, options, placement, tokenizer)
+    team.check_same("the run's position", repr(position))
     texts = generate()
-    say(predictions.format_samples(texts))
-    say(f"written to {predictions.write_predictions(config.model_path, options.sacred_id, position.step, texts)}")
+    if team.is_first:
+        say(predictions.format_samples(texts))
+        say(f"written to {predictions.write_predictions(config.model_path, options.sacred_id, position.step, texts)}")
     return 0
 
 
@@ -432,7 +521,7 @@ def check_dataset(config: RunConfig, options: Options) -> int:
         for part, pattern in (("training", ready.train_pattern), ("evaluation", ready.eval_pattern)):
             if pattern:
                 report = inspect_dataset(
-                    [pattern], record_n_ctx(config, use), config.model.n_vocab, config.data.eos_id, decode
+                    [pattern], record_rules(config, use).n_ctx, config.model.n_vocab, config.data.eos_id, decode
                 )
                 say(f"\n{use.dataset.id}, {part}: {pattern}\n{format_report(report)}")
     return 0
@@ -493,6 +582,7 @@ def may_forget(config: RunConfig, confirm: Callable[[str], bool]) -> bool:
       UserError: what is there is no run.
     """
     path = config.model_path
+    run_folder.check_path(path)
     if not tf.io.gfile.exists(path) or (tf.io.gfile.isdir(path) and not tf.io.gfile.listdir(path)):
         return True
     if not run_folder.is_run(path):
@@ -503,14 +593,34 @@ def may_forget(config: RunConfig, confirm: Callable[[str], bool]) -> bool:
     return confirm(f"Delete the run in {path}?")
 
 
-VERBS: dict[str, Callable[[RunConfig, Options], int]] = {
+# Many processes do these together.
+VERBS_OF_ALL: dict[str, Callable[[RunConfig, Options, Team], int]] = {
     "train": train,
     "eval": evaluate,
     "predict": predict,
+}
+# The first of many processes does these alone.
+VERBS_OF_ONE: dict[str, Callable[[RunConfig, Options], int]] = {
     "check_dataset": check_dataset,
     "export": export,
     "plan": plan,
 }
+
+
+def _run_together(verb: str, config: RunConfig, options: Options, cluster: Cluster | None) -> int:
+    with assembled(cluster) as team, _only_first_speaks(team):
+        team.check_same("the config", resolved_json(config))
+        team.check_same("the command line", repr(dataclasses.replace(options, hosts=None, host_index=None)))
+        return VERBS_OF_ALL[verb](config, options, team)
+
+
+@contextlib.contextmanager
+def _only_first_speaks(team: Team) -> Iterator[None]:
+    """Keeps what is said, but errors, from being said as many times as there are processes."""
+    with open(os.devnull, "w") as nobody, contextlib.ExitStack() as stack:
+        if not team.is_first:
+            stack.enter_context(contextlib.redirect_stdout(nobody))
+        yield
 
 
 def run(verb: str, config: RunConfig, options: Options) -> int:
@@ -522,8 +632,11 @@ def run(verb: str, config: RunConfig, options: Options) -> int:
     run_folder.check_path(config.model_path)
     if options.is_new and options.init_from is not None:
         run_folder.check_outside(config.model_path, options.init_from)
+    cluster = find_cluster(options.hosts, options.host_index)
     try:
-        return VERBS[verb](config, options)
+        if verb in VERBS_OF_ALL:
+            return _run_together(verb, config, options, cluster)
+        return VERBS_OF_ONE[verb](config, options) if cluster is None or cluster.index == 0 else 0
     except tf.errors.ResourceExhaustedError as error:
         raise DeviceError(
             f"{config.name}: out of memory -- the {verb} step does not fit -- lower the batch size, set "

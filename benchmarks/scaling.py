@@ -61,7 +61,8 @@ def serve_steps(config: RunConfig, hosts: str, index: int) -> None:
     """Takes as many steps as each line of standard input says, and answers with the seconds that they took and the
     processor's seconds.
     """
-    from runtime.cluster import find_cluster, joined  # after the thread counts are set, and not in the parent
+    from runtime.cluster import find_cluster
+    from runtime.meeting import joined  # after the thread counts are set, and not in the parent
 
     cluster = find_cluster(hosts, index)
     if cluster is None:
@@ -83,7 +84,7 @@ def _serve(config: RunConfig, index: int, n_processes: int, device: str) -> None
     )
     step = build_train_step(config, placement)
     placement.store.initialize(training.seed)
-    shape = (training.train_batch_size, config.model.n_ctx)
+    shape = (len(placement.own_rows(training.train_batch_size)), config.model.n_ctx)
     ids = np.random.default_rng(0).integers(0, config.model.n_vocab, (2, *shape), dtype=np.int32)
     weights = np.full(shape, 1.0 / np.prod(shape), np.float32)
     for line in sys.stdin:

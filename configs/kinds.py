@@ -75,16 +75,14 @@ def number(span: str, accepts: Callable[[float], bool]) -> Kind:
     return Kind(description, parse)
 
 
-def one_of(choices: Sequence[str], unavailable: Sequence[str] = ()) -> Kind:
-    """One of the names, in any case; `unavailable` ones are GPT-Neo's that this version lacks."""
+def one_of(choices: Sequence[str]) -> Kind:
+    """One of the names, in any case."""
     listed = ", ".join(choices)
     canonical = {choice.lower(): choice for choice in choices}
 
     def parse(value: Any) -> str:
         if not isinstance(value, str):
             raise ValueIssue("is not a string", f"use {listed}")
-        if value.lower() in unavailable:
-            raise ValueIssue("is known from GPT-Neo but not available in this version", f"use {listed}")
         if value.lower() not in canonical:
             raise ValueIssue("is not a known name", f"use {listed}")
         return canonical[value.lower()]

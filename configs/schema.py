@@ -90,7 +90,7 @@ MOE_GATINGS = ("top_1", "top_2")
 SECOND_POLICIES_TRAIN = ("all", "none", "threshold", "random")
 SECOND_POLICIES_EVAL = ("all", "none", "threshold")
 INPUT_FNS = ("sequential_input", "generic_text")
-DATATYPES = ("chunks", "documents_random")
+DATATYPES = ("chunks", "documents_fixed", "documents_random")
 
 ALIASES = {"activation_fn": "activation_function", "n_positions": "n_ctx"}
 
@@ -444,7 +444,7 @@ class DatasetEntry:
 
 
 DATASETS_EXAMPLE = 'write it as ["pile"] or [["pile", 25, "documents_random", 1.0]]'
-DATATYPE = one_of(DATATYPES, unavailable=("documents_fixed",))
+DATATYPE = one_of(DATATYPES)
 STITCH = optional(integer(1))
 
 
@@ -474,8 +474,8 @@ def _parse_dataset_entry(entry: Any) -> DatasetEntry:
         parse_part("datatype", DATATYPE, datatype),
         parse_part("weight", POSITIVE, weight),
     )
-    if parsed.datatype == "documents_random" and parsed.stitch is None:
-        raise ValueIssue("gives documents_random no stitch", "give the number of documents to join, such as 25")
+    if parsed.datatype != "chunks" and parsed.stitch is None:
+        raise ValueIssue(f"gives {parsed.datatype} no stitch", "give the number of documents to join, such as 25")
     return parsed
 
 
@@ -505,17 +505,26 @@ class DataConfig:
         DATASETS,
         "The datasets: ids of files in dataset_configs/ beside this file or in configs/; a dataset config written out "
         "with its id may stand in place of an id. Required unless no_dataset. stitch: documents joined to cut one "
-        "example from; datatype: chunks or documents_random; weight: relative share of the batches.",
+        "example from; datatype: chunks (records of n_ctx + 1 ids), documents_fixed (an example is the beginning of "
+        "stitch documents joined) or documents_random (a random part of them); weight: relative share of the examples.",
         default=(),
     )
     input_fn: str = setting(
         one_of(INPUT_FNS),
         "sequential_input reads the fixed-length chunks of all datasets one after another and does not use stitch, "
-        "datatype and weight, as GPT-Neo's did; generic_text (deprecated) honours them.",
+        "datatype and weight, as GPT-Neo's did; generic_text honours them.",
         default="sequential_input",
     )
     shuffle_input_filenames: bool = setting(
-        FLAG, "Shuffles the order of training files, by seed; the order in a file stays.", default=True
+        FLAG, "Shuffles the order of training files, by seed and epoch; the order in a file stays.", default=True
+    )
+    on_bad_record: str = setting(
+        one_of(("stop", "skip")),
+        "What training does at a record that cannot be used: stop and name it, or skip it, name it, and go on.",
+        default="stop",
+    )
+    max_bad_share: float = setting(
+        SHARE, "With on_bad_record skip: the share of bad records above which training stops.", default=0.01
     )
     no_dataset: bool = setting(FLAG, "The run reads no dataset and has no tokenizer.", default=False)
     eos_id: int = setting(

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
-from data.shards import RecordRules, Shard, list_shards, read_once
+from data.reading import RecordRules, read_once
+from data.shards import Shard, list_shards
 
 EXCERPT_CHARACTERS = 500
 

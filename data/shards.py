@@ -1,12 +1,13 @@
-"""The tfrecord files of a data set as one long row of records: counts, order, and reading on from anywhere.
+"""The tfrecord files of a data set as one long row of records: counts, order, and the place of each record.
 
-Where to resume is integer arithmetic over the counts of the files, so it costs nothing however much was read before.
+Where a record lies is integer arithmetic over the counts of the files: it costs nothing, however much was read before.
 
-Shape suffixes: B records of a block, T ids of a block, N shards.
+Shape suffixes: B records, N shards.
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import json
@@ -20,13 +21,11 @@ import numpy as np
 from natsort import natsorted
 
 from configs.errors import DataError
-from data.tfrecords import FEATURE, parse_example, read_examples
+from data.tfrecords import read_examples
 from meshtf import tf
 
 COUNTS_FILE = ".neomesh_counts.json"
 FRAME_BYTES = 16  # of a record in a tfrecord file: its length (8), and two checksums (4 each)
-BLOCK_RECORDS = 32
-BLOCKS_AHEAD = 4
 
 _COUNT_IN_NAME = re.compile(r"_(\d+).tfrecords$")
 
@@ -37,19 +36,6 @@ class Shard:
 
     path: str
     n_examples: int
-
-
-@dataclass(frozen=True)
-class RecordRules:
-    """What every record of a data set must obey.
-
-    Attributes:
-        n_ctx: a record holds n_ctx + 1 ids; None: it is a document, of any length above 0.
-        n_vocab: every id lies in [0, n_vocab).
-    """
-
-    n_ctx: int | None
-    n_vocab: int
 
 
 # Names and counts.
@@ -117,11 +103,21 @@ def _count_records(path: str, size_bytes: int, mtime_nanoseconds: int) -> int:
             sums = records.reduce(np.zeros(2, np.int64), lambda sums, length: sums + [1, tf.cast(length, tf.int64)])
         n_records, n_bytes = (int(total) for total in sums)
     except tf.errors.OpError as error:
-        raise _explain([Shard(path, 0)], RecordRules(None, np.iinfo(np.int64).max), error.message) from None
+        raise _unreadable(path, error.message) from None
     # TensorFlow takes a file that ends inside the head of a record for one that ends before it.
     if n_bytes + n_records * FRAME_BYTES != size_bytes:
         raise DataError(f"{path}: record {n_records} is cut off -- copy the file again, or write it again")
     return n_records
+
+
+def _unreadable(path: str, reason: str) -> DataError:
+    """Returns the error that names the record, found by reading the file again; else gives `reason`."""
+    try:
+        with on_host():
+            collections.deque(read_examples(path), maxlen=0)
+    except DataError as found:
+        return found
+    return DataError(f"{path}: cannot be read ({reason}) -- check that nothing writes to it and start again")
 
 
 def _load_counts(memory: str) -> dict:
@@ -151,7 +147,7 @@ def sort_shards(shards: Iterable[Shard]) -> tuple[Shard, ...]:
     return tuple(natsorted(by_path, key=lambda shard: shard.path))
 
 
-def shuffle_shards(shards: Sequence[Shard], seed: int) -> tuple[Shard, ...]:
+def shuffle_shards(shards: Sequence[Shard], seed: int | str) -> tuple[Shard, ...]:
     """Shuffles as GPT-Neo does: Python's `random` from `seed`, the same in every version and process."""
     shuffled = list(shards)
     random.Random(seed).shuffle(shuffled)
@@ -187,167 +183,8 @@ def locate(ends_N: np.ndarray, records_B: np.ndarray) -> tuple[np.ndarray, np.nd
     return shards_B, in_epoch_B - starts_N[shards_B]
 
 
-# Reading.
-
-
-def read_cyclic(shards: Sequence[Shard], rules: RecordRules, start: int = 0) -> Iterator[np.ndarray]:
-    """Yields the ids of record `start` and of all that follow, epoch after epoch without end.
-
-    Reading runs ahead of the caller. Nothing before `start` is read but the head of its own file.
-
-    Yields:
-        int64 ids, [n_ctx + 1], or [length] of a document.
-
-    Raises:
-        DataError: a record breaks the rules, a file is damaged, or it holds another number of records than expected.
-    """
-    ends_N = shard_ends(shards)
-    (first,), (skipped,) = locate(ends_N, np.array([start]))
-    from_first = np.roll(np.arange(len(shards)), -first)
-    with on_host():
-        head = _numbered_records(shards, from_first[:1]).skip(skipped)
-        rest = _numbered_records(shards, np.roll(from_first, -1)).repeat()
-        blocks = _blocks(head.concatenate(rest), rules)
-    return _checked_rows(blocks, shards, rules, start, end=None)
-
-
-def read_once(shards: Sequence[Shard], rules: RecordRules) -> Iterator[np.ndarray]:
-    """Yields the ids of every record once, in order; see `read_cyclic`."""
-    ends_N = shard_ends(shards)
-    with on_host():
-        blocks = _blocks(_numbered_records(shards, np.arange(len(shards))), rules)
-    return _checked_rows(blocks, shards, rules, 0, end=int(ends_N[-1]))
-
-
 @contextlib.contextmanager
 def on_host() -> Iterator[None]:
     """Runs TensorFlow eagerly on the host's processor, whatever graph and device the caller is at work on."""
     with tf.__internal__.eager_context.eager_mode(), tf.device("/cpu:0"):
         yield
-
-
-def _numbered_records(shards: Sequence[Shard], order: np.ndarray) -> tf.data.Dataset:
-    """Makes (number of shard, number of record in it, serialized record): the numbers show a file's true count."""
-    paths_N = tf.constant([shard.path for shard in shards])
-
-    def records_of(shard: tf.Tensor) -> tf.data.Dataset:
-        records = tf.data.TFRecordDataset(paths_N[shard]).enumerate()
-        return records.map(lambda number, serialized: (shard, number, serialized))
-
-    return tf.data.Dataset.from_tensor_slices(order.astype(np.int64)).flat_map(records_of)
-
-
-@dataclass(frozen=True)
-class _Block:
-    shards_B: np.ndarray
-    records_B: np.ndarray
-    ids_T: np.ndarray
-    splits: np.ndarray  # [B + 1]; record b is ids_T[splits[b] : splits[b + 1]]
-
-
-def _blocks(records: tf.data.Dataset, rules: RecordRules) -> Iterator[_Block]:
-    def parse(shards_B: tf.Tensor, records_B: tf.Tensor, serialized_B: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        ids = _parse_block(serialized_B, rules)
-        return shards_B, records_B, ids.values, ids.row_splits
-
-    elements = records.batch(BLOCK_RECORDS).map(parse).prefetch(BLOCKS_AHEAD).as_numpy_iterator()
-    return _blocks_of(elements)
-
-
-def _parse_block(serialized_B: tf.Tensor, rules: RecordRules) -> tf.RaggedTensor:
-    if rules.n_ctx is None:
-        return tf.io.parse_example(serialized_B, {FEATURE: tf.io.RaggedFeature(tf.int64)})[FEATURE]
-    return tf.RaggedTensor.from_tensor(parse_example(serialized_B, rules.n_ctx + 1))
-
-
-def _blocks_of(elements: Iterator[tuple[np.ndarray, ...]]) -> Iterator[_Block]:
-    while True:
-        with on_host():
-            element = next(elements, None)
-        if element is None:
-            return
-        yield _Block(*element)
-
-
-def _checked_rows(
-    blocks: Iterator[_Block], shards: Sequence[Shard], rules: RecordRules, position: int, end: int | None
-) -> Iterator[np.ndarray]:
-    ends_N = shard_ends(shards)
-    while True:
-        near_B = np.arange(position, position + BLOCK_RECORDS)
-        # An extra record of a file shows only where the next file should begin, hence the record before.
-        suspects = [shards[number] for number in np.unique(locate(ends_N, np.append(near_B, max(position - 1, 0)))[0])]
-        block = _next_block(blocks, suspects, rules)
-        if block is None and position == end:
-            return
-        if block is None or position == end or not _is_sound(block, rules, *locate(ends_N, near_B)):
-            raise _explain(suspects, rules, "another number of records than expected")
-        yield from np.split(block.ids_T, block.splits[1:-1])
-        position += len(block.records_B)
-
-
-def _next_block(blocks: Iterator[_Block], suspects: Sequence[Shard], rules: RecordRules) -> _Block | None:
-    try:
-        return next(blocks, None)
-    except tf.errors.OpError as error:
-        raise _explain(suspects, rules, error.message) from None
-
-
-def _is_sound(block: _Block, rules: RecordRules, shards_B: np.ndarray, records_B: np.ndarray) -> bool:
-    n_records = len(block.records_B)
-    in_place = np.array_equal(block.shards_B, shards_B[:n_records])
-    in_place = in_place and np.array_equal(block.records_B, records_B[:n_records])
-    filled = bool(np.all(np.diff(block.splits) > 0))
-    return in_place and filled and block.ids_T.min() >= 0 and block.ids_T.max() < rules.n_vocab
-
-
-# What is wrong.
-
-
-def check_shard(shard: Shard, rules: RecordRules) -> None:
-    """Reads a file record by record, slowly, to say which record is wrong and how.
-
-    Raises:
-        DataError: the file cannot be read, a record breaks the rules, or the count is another than the shard's.
-    """
-    n_found = 0
-    for ids in read_examples(shard.path):
-        _check_record(ids, shard.path, n_found, rules)
-        n_found += 1
-    if n_found != shard.n_examples:
-        source = "its name says" if count_in_name(shard.path) else "were counted before"
-        raise DataError(
-            f"{shard.path}: holds {n_found} examples, but {source} {shard.n_examples} -- copy it again if it was cut "
-            f"short, or rename it so that it ends in _{n_found}.tfrecords"
-        )
-
-
-def _check_record(ids: np.ndarray, path: str, number: int, rules: RecordRules) -> None:
-    where = f"{path}: record {number}"
-    if not len(ids):
-        raise DataError(f"{where} holds no id -- write the file again with data/create_tfrecords.py")
-    if rules.n_ctx is not None and len(ids) != rules.n_ctx + 1:
-        # After records of the right length, another n_ctx would only make those the wrong ones.
-        other_n_ctx = f"set n_ctx to {len(ids) - 1}, or " if number == 0 and len(ids) > 1 else ""
-        raise DataError(
-            f"{where} holds {len(ids)} ids, but n_ctx {rules.n_ctx} needs {rules.n_ctx + 1} -- {other_n_ctx}"
-            f"write the file again with --chunk_size {rules.n_ctx}"
-        )
-    outside = ids[(ids < 0) | (ids >= rules.n_vocab)]
-    if len(outside):
-        raise DataError(
-            f"{where} holds the id {outside[0]}, outside [0, {rules.n_vocab}) -- raise n_vocab, or use the tokenizer "
-            "and dataset config that the file was written with"
-        )
-
-
-def _explain(suspects: Sequence[Shard], rules: RecordRules, reason: str) -> DataError:
-    """Returns the error that names file and record, found by reading the suspects again; else gives `reason`."""
-    try:
-        with on_host():
-            for shard in suspects:
-                check_shard(shard, rules)
-    except DataError as found:
-        return found
-    files = ", ".join(shard.path for shard in suspects)
-    return DataError(f"{files}: cannot be read ({reason}) -- check that nothing writes to it and start again")

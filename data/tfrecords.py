@@ -37,7 +37,7 @@ def write_examples(path: str, examples: Iterable[Sequence[int] | np.ndarray]) ->
         DataError: the place cannot be written to.
     """
     partial = path + PARTIAL
-    with _writing(path):
+    with writing_to(path):
         count = _write_partial(partial, examples)
         tf.io.gfile.rename(partial, path, overwrite=True)
     return count
@@ -60,7 +60,7 @@ def write_shards(directory: str, name: str, examples: Iterable[np.ndarray], exam
     Raises:
         DataError: the directory cannot be written to.
     """
-    with _writing(directory):
+    with writing_to(directory):
         tf.io.gfile.makedirs(directory)
         paths = []
         stream = iter(examples)
@@ -91,13 +91,13 @@ def side_folder(directory: str, name: str) -> Iterator[str]:
         DataError: the directory cannot be written to.
     """
     folder = f"{directory}/.{name}{PARTIAL}"
-    with _writing(directory):
+    with writing_to(directory):
         _remove_folder(folder)
         tf.io.gfile.makedirs(folder)
     try:
         yield folder
     finally:
-        with _writing(directory):
+        with writing_to(directory):
             _remove_folder(folder)
 
 
@@ -108,7 +108,7 @@ def replace_shards(directory: str, old_paths: Iterable[str], new_paths: Iterable
         DataError: the directory cannot be written to.
     """
     paths = []
-    with _writing(directory):
+    with writing_to(directory):
         for path in old_paths:
             tf.io.gfile.remove(path)
         for path in new_paths:
@@ -123,7 +123,12 @@ def _remove_folder(folder: str) -> None:
 
 
 @contextmanager
-def _writing(place: str) -> Iterator[None]:
+def writing_to(place: str) -> Iterator[None]:
+    """Turns TensorFlow's errors into one that names the place.
+
+    Raises:
+        DataError: something could not be written.
+    """
     try:
         yield
     except tf.errors.OpError as error:
@@ -173,7 +178,7 @@ def read_examples(path: str) -> Iterator[np.ndarray]:
         DataError: the file cannot be read, ends in the middle of a record, is damaged, or a record is not GPT-Neo's.
     """
     for index, record in enumerate(_read_records(path)):
-        yield _decode_record(record, path, index)
+        yield decode_record(record, path, index)
 
 
 def _read_records(path: str) -> Iterator[bytes]:
@@ -194,7 +199,12 @@ def _read_records(path: str) -> Iterator[bytes]:
         raise DataError(f"{path}: cannot be read ({reason}) -- check the path and who may read it") from None
 
 
-def _decode_record(record: bytes, path: str, index: int) -> np.ndarray:
+def decode_record(record: bytes, path: str, index: int) -> np.ndarray:
+    """Unpacks one record on the host: int64 ids, [length].
+
+    Raises:
+        DataError: the record is not GPT-Neo's; `path` and `index` are named.
+    """
     try:
         feature = tf.train.Example.FromString(record).features.feature
     except Exception as error:  # protobuf's own DecodeError is not reachable through TensorFlow's public names

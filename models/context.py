@@ -9,6 +9,7 @@ from configs.schema import ModelConfig
 from meshtf import mtf, tf
 from models.dims import Dims
 from models.ops.dropout import Noise, dropout
+from models.ops.precision import rounded
 from models.variables import Initializer, get_variable
 
 
@@ -36,7 +37,7 @@ class Context:
     def variable(self, name: str, dims: list[mtf.Dimension], initializer: Initializer) -> mtf.Tensor:
         """The variable `gpt2/{name}` in the dtype of the activations; kept, and its gradient summed, in float32."""
         value = get_variable(self.mesh, f"gpt2/{name}", mtf.Shape(dims), initializer)
-        return mtf.cast(value, self.activation_dtype)
+        return rounded(value, self.activation_dtype)
 
     def noise_of(self, place: str) -> Noise:
         """Random numbers of their own for a place in the model, as `h0/attn`; without training, any will do, for they

@@ -6,7 +6,7 @@ import dataclasses
 import math
 
 from configs.schema import ModelConfig
-from meshtf import mtf
+from meshtf import mtf, tf
 from models.kernels.entmax import ENTMAX_ALPHA
 from models.ops.cross_entropy import softmax_statistics
 from models.ops.entmax import entmax_loss
@@ -44,6 +44,16 @@ class TokenLosses:
         loss = self.mean(weights)
         has_z_loss = z_loss and self.log_z is not None
         return loss + mtf.reduce_sum(weights * mtf.square(self.log_z)) * z_loss if has_z_loss else loss
+
+
+def as_shares(weights: mtf.Tensor) -> mtf.Tensor:
+    """How much each label counts, as shares that add up to 1; all 0 where none counts.
+
+    Args:
+      weights: float32 [batch, sequence], >= 0.
+    """
+    total = mtf.broadcast(mtf.reduce_sum(weights), weights.shape)
+    return mtf.cwise(tf.math.divide_no_nan, [weights, total])
 
 
 def loss_of_guessing(model: ModelConfig) -> float:

@@ -88,8 +88,7 @@ def _router_logits(context: Context, tokens: mtf.Tensor, dims: _Dims, scope: str
     name = f"gpt2/{scope}/top_2_gating/kernel"
     initializer = variables.normal(1.0 / math.sqrt(dims.embd.size))
     # Not `context.variable`, which would round it to the activations' dtype.
-    kernel = variables.get_variable(context.mesh, name, mtf.Shape([dims.embd, dims.experts]), initializer)
-    kernel = mtf.rename_dimension(kernel, "experts", "all_experts")
+    kernel = variables.get_variable(context.mesh, name, mtf.Shape([dims.embd, dims.all_experts]), initializer)
     return mtf.einsum([mtf.cast(tokens, tf.float32), kernel], [dims.batch, dims.tokens, dims.all_experts])
 
 
@@ -168,7 +167,7 @@ def mixture_of_experts(
     Args:
       context: training has a capacity and a policy of its own, and dropout.
       x: [batch, sequence, embd], whole sequences from position 0; or [batch, embd], one token of each.
-      scope: of the variables `{scope}/top_2_gating/kernel` [embd, experts], `{scope}/wi/kernel` [experts, embd,
+      scope: of the variables `{scope}/top_2_gating/kernel` [embd, all_experts], `{scope}/wi/kernel` [experts, embd,
         expert_hidden] and `{scope}/wo/kernel` [experts, expert_hidden, embd].
       place: of the random numbers; no two places of a model are the same.
       claims: with one token: those of the token before it.

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from configs.errors import DeviceError
 from configs.layout import Layout, MeshShape, find_layout_issues, format_mesh_shape
 from configs.schema import MeshConfig, RunConfig
-from runtime.plan import ALLOCATOR_SHARE, format_bytes
+from runtime.plan import allocated_bytes, format_bytes
 from runtime.plan_flops import flops_of_processor
 from runtime.plan_memory import estimate_memory
 from runtime.plan_mesh import build_dry_step, dry_placement
@@ -226,7 +226,7 @@ def _built_cost(config: RunConfig, mesh_shape: MeshShape, layout: Layout, machin
     sent_bytes = sum(transfer.sent_bytes for transfer in step.transfers)
     seconds = flops_of_processor(step) / machine.flops_per_second + sent_bytes / machine.bytes_per_second
     seconds += len(step.transfers) * machine.transfer_seconds
-    return Cost(seconds, ALLOCATOR_SHARE * estimate_memory(step).total)
+    return Cost(seconds, allocated_bytes(estimate_memory(step), step.n_parts))
 
 
 def _kinds(config: RunConfig) -> list[tuple[str, bool]]:

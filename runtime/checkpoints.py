@@ -26,6 +26,7 @@ STATE_FILE = "checkpoint"
 STEP_NAME = "global_step"
 # Hugging Face's converter passes over names that hold "global_step", and must not find a name that it does not know.
 EXAMPLES_NAME = "global_step_examples"
+TAKEN_PREFIX = "global_step_examples_of/"  # a dataset's name follows
 SLOT = re.compile(r"/adam_[mv]$|_slot_(vr|vc|v|m)$")  # what optimisers keep, also GPT-Neo's Adafactor
 KEPT = 10
 KEPT_FOR_GOOD_SECONDS = 2 * 3600
@@ -228,6 +229,7 @@ def _whole_scalars(position: TrainingPosition) -> list[_Entry]:
     return [
         (STEP_NAME, "", tf.constant(position.step, tf.int64)),
         (EXAMPLES_NAME, "", tf.constant(position.examples, tf.int64)),
+        *[(TAKEN_PREFIX + name, "", tf.constant(n, tf.int64)) for name, n in (position.taken or {}).items()],
     ]
 
 
@@ -250,10 +252,7 @@ def restore(path: str, store: VariableStore, train_batch_size: int) -> TrainingP
         _check_variables(path, reader, store)
         for stored in store:
             _restore_variable(path, stored, reader.get_variable_to_dtype_map()[stored.name])
-        step = int(reader.get_tensor(STEP_NAME)) if reader.has_tensor(STEP_NAME) else checkpoint_step(path)
-        examples = (
-            int(reader.get_tensor(EXAMPLES_NAME)) if reader.has_tensor(EXAMPLES_NAME) else step * train_batch_size
-        )
+        return _position(path, reader, train_batch_size)
     except (tf.errors.OpError, ValueError) as error:
         if isinstance(error, CheckpointError):
             raise
@@ -261,7 +260,15 @@ def restore(path: str, store: VariableStore, train_batch_size: int) -> TrainingP
             f"{path} -- cannot be read: {_first_line(error)} -- remove this checkpoint's files to go on from the one "
             "before it, or give another model_path"
         ) from error
-    return TrainingPosition(step, examples)
+
+
+def _position(path: str, reader: tf.train.CheckpointReader, train_batch_size: int) -> TrainingPosition:
+    step = int(reader.get_tensor(STEP_NAME)) if reader.has_tensor(STEP_NAME) else checkpoint_step(path)
+    if not reader.has_tensor(EXAMPLES_NAME):
+        return TrainingPosition(step, step * train_batch_size)
+    names = [name for name in reader.get_variable_to_shape_map() if name.startswith(TAKEN_PREFIX)]
+    taken = {name.removeprefix(TAKEN_PREFIX): int(reader.get_tensor(name)) for name in sorted(names)}
+    return TrainingPosition(step, int(reader.get_tensor(EXAMPLES_NAME)), taken or None)
 
 
 def _first_line(error: Exception) -> str:
@@ -306,10 +313,17 @@ def _check_variables(path: str, reader: tf.train.CheckpointReader, store: Variab
 
 
 def _restore_variable(path: str, stored: VariableSlices, dtype: tf.DType) -> None:
-    for index, piece in enumerate(stored.slices):
-        with tf.device("/device:CPU:0"):
-            (value,) = tf.raw_ops.RestoreV2(
-                prefix=path, tensor_names=[stored.name], shape_and_slices=[stored.specification(index)], dtypes=[dtype]
-            )
-            value = tf.cast(value, tf.float32)
-        piece.assign(value)
+    """Sets the slices; one that many processors hold is read once."""
+    read: dict[tuple[int, ...], tf.Tensor] = {}
+    for index, (begin, piece) in enumerate(zip(stored.begins, stored.slices, strict=True)):
+        if begin not in read:
+            read[begin] = _read_slice(path, stored, index, dtype)
+        piece.assign(read[begin])
+
+
+def _read_slice(path: str, stored: VariableSlices, index: int, dtype: tf.DType) -> tf.Tensor:
+    with tf.device("/device:CPU:0"):
+        (value,) = tf.raw_ops.RestoreV2(
+            prefix=path, tensor_names=[stored.name], shape_and_slices=[stored.specification(index)], dtypes=[dtype]
+        )
+        return tf.cast(value, tf.float32)

@@ -14,6 +14,7 @@ from models import decode, gpt2, losses
 from models.context import Context
 from models.dims import Dims
 from models.ops.dropout import Noise
+from runtime import microbatches
 from runtime.mesh import DeviceMesh, Placement
 from runtime.optimizers import build_update, gradient_norms
 
@@ -70,21 +71,6 @@ def _check_batch_splits(batch_size: int, n_processors: int) -> None:
         )
 
 
-def n_microbatches(config: RunConfig, batch_split: int) -> int:
-    """In how many parts a batch is computed, one after the other, so that none is larger than asked for.
-
-    Source: GPT-Neo, by way of mesh-TensorFlow: the largest size that divides the batch of a replica.
-    """
-    tokens = config.training.tokens_per_mb_per_replica
-    if tokens is None:
-        return 1
-    batch_per_replica = config.training.train_batch_size // batch_split
-    size = min(batch_per_replica, max(1, tokens // config.model.n_ctx))
-    while batch_per_replica % size:
-        size -= 1
-    return batch_per_replica // size
-
-
 def _training_outputs(
     model: ModelConfig, features: dict[str, mtf.Tensor], key: mtf.Tensor, n_parts: int
 ) -> dict[str, mtf.Tensor]:
@@ -108,19 +94,6 @@ def _reports(mixtures: dict[str, gpt2.MoeReport]) -> Iterator[tuple[str, str, mt
         yield place, "load", mixture.load
 
 
-def _gradients(
-    model: ModelConfig, features: dict[str, mtf.Tensor], key: mtf.Tensor, n_parts: int
-) -> tuple[list[mtf.Tensor], dict[str, mtf.Tensor]]:
-    def outputs_of(part: dict[str, mtf.Tensor]) -> dict[str, mtf.Tensor]:
-        return _training_outputs(model, part, key, n_parts)
-
-    if n_parts > 1:
-        return mtf.serialize_training_step(features, outputs_of, features["tokens"].shape.dims[0], n_parts)
-    outputs = outputs_of(features)
-    trainable = key.mesh.graph.trainable_variables
-    return mtf.gradients([outputs["loss"]], [variable.value for variable in trainable]), outputs
-
-
 def _scalars(outputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     """Vectors taken apart: the load of each expert is a metric of its own."""
     vectors = {name for name, value in outputs.items() if value.shape.rank}
@@ -133,15 +106,15 @@ def build_train_step(config: RunConfig, placement: Placement) -> LoweredStep:
 
     Returns:
       A step from (tokens int32 [batch, sequence], labels int32 [batch, sequence], weights float32 [batch, sequence],
-      learning_rate float32, update_number int32, noise_key int32), the weights adding up to 1, to `loss` (in nats, as
-      the weights mean it, before the update), `grad_norm` (before clipping), of each mixture-of-experts layer
-      `moe/{place}/dropped` and `moe/{place}/load/{expert}`, and with `log_grads` `grads/norm/{variable}`; it updates
-      the variables.
+      learning_rate float32, update_number int32, noise_key int32) to `loss` (in nats, the mean by the weights, before
+      the update), `grad_norm` (before clipping), of each mixture-of-experts layer `moe/{place}/dropped` and
+      `moe/{place}/load/{expert}`, and with `log_grads` `grads/norm/{variable}`; it updates the variables. It is given
+      the rows of the batch that are this process's own.
     """
     batch_size, length = config.training.train_batch_size, config.model.n_ctx
     _check_batch_splits(batch_size, placement.axis_size("batch"))
     mesh_impl = placement.implementation(batch_size)
-    n_parts = n_microbatches(config, placement.axis_size("batch"))
+    n_parts = microbatches.n_microbatches(config, placement.axis_size("batch"))
     shape = mtf.Shape([mtf.Dimension("batch", batch_size), mtf.Dimension("sequence", length)])
 
     def step(
@@ -154,9 +127,16 @@ def build_train_step(config: RunConfig, placement: Placement) -> LoweredStep:
     ) -> dict[str, tf.Tensor]:
         graph, mesh = _new_mesh()
         examples = {"tokens": tokens, "labels": labels, "weights": weights}
-        features = {name: mtf.import_tf_tensor(mesh, value, shape) for name, value in examples.items()}
+        features = {
+            name: mtf.import_laid_out_tensor(mesh, mesh_impl.lay_out_rows(own_rows, shape), shape, name=name)
+            for name, own_rows in examples.items()
+        }
+        features["weights"] = losses.as_shares(features["weights"])
         features["rows"] = mtf.mtf_range(mesh, shape.dims[0], tf.int32)
-        gradients, outputs = _gradients(config.model, features, mtf.import_tf_tensor(mesh, noise_key), n_parts)
+        key = mtf.import_tf_tensor(mesh, noise_key)
+        gradients, outputs = microbatches.gradients(
+            features, lambda part: _training_outputs(config.model, part, key, n_parts), n_parts
+        )
         trainable = list(graph.trainable_variables)
         schedule = [mtf.import_tf_tensor(mesh, scalar) for scalar in (learning_rate, update_number)]
         norm = build_update(trainable, gradients, config.training, *schedule)
@@ -165,7 +145,8 @@ def build_train_step(config: RunConfig, placement: Placement) -> LoweredStep:
         reported = {"loss": outputs.pop("token_loss"), "grad_norm": norm, **outputs, **norms}
         return _scalars(_lower(graph, mesh, mesh_impl, reported))
 
-    ids, weights = _ids(batch_size, length), tf.TensorSpec((batch_size, length), tf.float32)
+    own_shape = (len(placement.own_rows(batch_size)), length)
+    ids, weights = _ids(*own_shape), tf.TensorSpec(own_shape, tf.float32)
     return _compile(step, ids, ids, weights, tf.TensorSpec((), tf.float32), _ids(), _ids())
 
 

@@ -1,4 +1,8 @@
-"""Ctrl-C and SIGTERM: the first one asks to stop after the step in progress, the second one stops at once."""
+"""Ctrl-C and SIGTERM: the first one asks to stop after the step in progress; after it, Ctrl-C stops at once.
+
+SIGTERM is sent by machines, which may send it more than once, to each process of a run by another way: a second one
+changes nothing, so that the checkpoint that the first one asked for is written.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
-    """A context manager that notes the first signal, and then gives the signals back to whom they were taken from.
+    """A context manager that notes the first signal, and then gives Ctrl-C back to whom it was taken from.
 
     Attributes:
       signal_number: of the signal received; None: none so far.
@@ -23,12 +27,9 @@ class StopRequest:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._give_back()
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.signal_number = number
-        self._give_back()
-
-    def _give_back(self) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.signal_number = self.signal_number or number
+        signal.signal(signal.SIGINT, self._previous[signal.SIGINT])

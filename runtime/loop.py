@@ -3,30 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import time
-import zlib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol
-
-import numpy as np
 
 from configs.errors import DataError, UserError
 from configs.schema import TrainingConfig
 from runtime.interrupts import StopRequest
 from runtime.progress import Progress
-from runtime.schedules import learning_rate
-
-Step = Callable[..., Mapping[str, np.ndarray]]
-
-
-class TrainingBatch(Protocol):
-    """Examples, and the number of the example that follows them."""
-
-    tokens_BS: np.ndarray
-    labels_BS: np.ndarray
-    weights_BS: np.ndarray
-    next_example: int
+from runtime.turns import Taken, TrainingBatch, Turns, length_of_turn, take_turn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,14 +22,20 @@ class TrainingPosition:
     Attributes:
       step: updates made.
       examples: training examples read.
+      taken: how many of them each dataset gave, by name; None: not known.
     """
 
     step: int
     examples: int
+    taken: Mapping[str, int] | None = None
 
 
 class DivergedError(UserError):
     """The loss is no longer a number."""
+
+
+# What a process says instead of a signal's number when it has no more data.
+NO_DATA = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,22 +47,21 @@ class Observers:
       save: writes a checkpoint.
       after_save: what is done at a checkpoint in the middle of training, as evaluation and samples.
       progress: what a person sees.
+      tell_problem: takes a line on a record that was left out.
+      greatest: of the numbers that all processes of the run call it with, so that all end at the same step.
     """
 
     write_metrics: Callable[[int, Mapping[str, float]], None]
     save: Callable[[TrainingPosition], object]
     after_save: Callable[[TrainingPosition], object]
     progress: Progress
-
-
-def noise_key(seed: int, step: int) -> np.int32:
-    """The key of the random numbers of one step: a function of seed and step, so that a resumed run draws the same."""
-    return np.int32(zlib.crc32(f"{seed}/{step}".encode()) & 0x7FFFFFFF)
+    tell_problem: Callable[[str], None]
+    greatest: Callable[[int], int] = lambda number: number
 
 
 def train(
     training: TrainingConfig,
-    step: Step,
+    turns: Turns,
     batches: Iterable[TrainingBatch],
     position: TrainingPosition,
     observers: Observers,
@@ -80,7 +71,8 @@ def train(
 
     Args:
       training: steps, schedule, seed.
-      step: from (tokens_BS, labels_BS, weights_BS, learning rate, number of the update, noise key) to at least `loss`.
+      turns: take steps from (tokens_BS, labels_BS, weights_BS, learning rate, number of the update, noise key) to at
+        least `loss`.
       batches: from `position` on, without end.
       position: where to start.
       observers: whom to tell.
@@ -91,29 +83,73 @@ def train(
 
     Raises:
       DivergedError: the loss is not finite; nothing is saved, so that the last checkpoint stays the newest.
+      DataError: there is no next batch, here or in another process of the run; what was reached is saved.
     """
     keeper = _Keeper(observers.save, position)
+    supply = _Supply(batches)
     speed = _Speed()
     with StopRequest() as stop, keeper:
-        for batch in batches:
-            if position.step >= training.train_steps or stop.signal_number:
-                break
-            rate = learning_rate(position.step, training)
-            scalars = np.float32(rate), np.int32(position.step), noise_key(training.seed, position.step)
-            outputs = step(batch.tokens_BS, batch.labels_BS, batch.weights_BS, *scalars)
-            position = TrainingPosition(position.step + 1, batch.next_example)
-            _check_finite(position.step, float(outputs["loss"]))
+        while position.step < training.train_steps:
+            wanted = length_of_turn(turns, position.step, training.train_steps, steps_per_checkpoint)
+            turn = supply.next_batches(wanted)
+            ending = observers.greatest(stop.signal_number or 0 if turn else NO_DATA)
+            if ending == NO_DATA:
+                raise supply.error
+            if ending:
+                return position, ending
+            steps = take_turn(turns, turn, position.step, training)
+            n_tokens = (turn[-1].next_example - position.examples) * turn[-1].tokens_BS.shape[1]
+            tokens_per_second = speed.after(n_tokens)
+            for batch, taken in zip(turn, steps, strict=True):
+                position = TrainingPosition(position.step + 1, batch.next_example, batch.taken)
+                _tell(observers, training, position, batch, taken, tokens_per_second)
             keeper.reached = position
-            tokens_per_second = speed.after(batch.tokens_BS.size)
-            observers.progress.update(position.step, float(outputs["loss"]), tokens_per_second)
-            if position.step % training.iterations == 0 or position.step == training.train_steps:
-                values = {name: float(value) for name, value in outputs.items()}
-                observers.write_metrics(position.step, {**values, "lr": rate, "tokens_per_second": tokens_per_second})
             if position.step % steps_per_checkpoint == 0 and position.step < training.train_steps:
                 keeper.save()
                 observers.after_save(position)
                 speed = _Speed()
-    return position, stop.signal_number
+    return position, None
+
+
+def _tell(
+    observers: Observers,
+    training: TrainingConfig,
+    position: TrainingPosition,
+    batch: TrainingBatch,
+    taken: Taken,
+    tokens_per_second: float,
+) -> None:
+    """Tells of one step."""
+    for problem in batch.left_out:
+        observers.tell_problem(f"left out: {problem}")
+    loss = float(taken.outputs["loss"])
+    _check_finite(position.step, loss)
+    observers.progress.update(position.step, loss, tokens_per_second)
+    if position.step % training.iterations == 0 or position.step == training.train_steps:
+        values = {name: float(value) for name, value in taken.outputs.items()}
+        observers.write_metrics(position.step, {**values, "lr": taken.rate, "tokens_per_second": tokens_per_second})
+
+
+class _Supply:
+    """Batches, until there are none.
+
+    Attributes:
+      error: why there are none, or what to say if only another process has none.
+    """
+
+    def __init__(self, batches: Iterable[TrainingBatch]) -> None:
+        self._batches = iter(batches)
+        self.error = DataError("the data of another process cannot be read -- it says why -- mend them and start again")
+
+    def next_batches(self, count: int) -> list[TrainingBatch]:
+        """So many, or as many as there are still; once there are none, always none."""
+        batches: list[TrainingBatch] = []
+        try:
+            for batch in itertools.islice(self._batches, count):
+                batches.append(batch)
+        except DataError as error:
+            self.error = error
+        return batches
 
 
 class _Keeper:

@@ -113,6 +113,10 @@ class DeviceMesh(PlacementMeshImpl):
         self.store = store
         self.processors: Sequence[int] = range(self.size)
 
+    def lay_out_rows(self, own_rows: tf.Tensor, shape: mtf.Shape) -> object:
+        """Lays out a tensor [batch, ...], of which this process was given its `Placement.own_rows`."""
+        return self.LaidOutTensor(self.make_slices(own_rows, shape))
+
     class LaidOutVariable:
         """What mesh-TensorFlow asks of a variable that is laid out."""
 
@@ -141,6 +145,10 @@ class Placement:
     def implementation(self, batch_size: int) -> DeviceMesh:
         """The mesh for a batch of that size."""
         return DeviceMesh(self.shape, self.rules(batch_size), self.devices, self.store)
+
+    def own_rows(self, batch_size: int) -> range:
+        """The rows of a batch that this process needs: all of them."""
+        return range(batch_size)
 
     def rules(self, batch_size: int) -> mtf.LayoutRules:
         """What is split; a batch that the mesh does not divide is held whole by every processor."""

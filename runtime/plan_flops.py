@@ -15,6 +15,7 @@ from models.layer import Layer, layers
 from models.moe import routing_rule
 from models.ops.attention import SoftmaxAttention, SoftmaxAttentionGradient
 from models.ops.linear_attention import LinearAttention, SliceKernel
+from runtime.microbatches import PartsLoop
 from runtime.plan_mesh import DryStep
 
 
@@ -116,8 +117,8 @@ def _product(operation: mtf.Operation, step: DryStep) -> float:
     return 2.0 * _slice_size(dims, step) if is_product else 0.0
 
 
-def _loop(operation: mtf.WhileLoopOperation, step: DryStep) -> float:
-    return step.n_parts * _flops(operation._body_ops, step)
+def _loop(operation: PartsLoop, step: DryStep) -> float:
+    return operation.n_parts * _flops(operation.operations, step)
 
 
 def _softmax_products(count: int) -> Callable[[mtf.Operation, DryStep], float]:
@@ -139,7 +140,7 @@ def _linear_products(count: int) -> Callable[[mtf.Operation, DryStep], float]:
 # The gradient of softmax attention computes the weights again, and has four products of its own.
 _FLOPS: dict[type, Callable[[mtf.Operation, DryStep], float]] = {
     mtf.EinsumOperation: _product,
-    mtf.WhileLoopOperation: _loop,
+    PartsLoop: _loop,
     SoftmaxAttention: _softmax_products(2),
     SoftmaxAttentionGradient: _softmax_products(5),
     LinearAttention: _linear_products(2),

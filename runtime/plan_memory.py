@@ -17,6 +17,7 @@ from models.ops.cross_entropy import SoftmaxStatistics
 from models.ops.gradients import GlobalNorm
 from models.ops.linear_attention import LinearAttention, SliceKernel
 from models.ops.norms import LayerNorm, LayerNormGradient
+from runtime.microbatches import PartsLoop
 from runtime.optimizers import AdafactorUpdate, AdamUpdate
 from runtime.plan_mesh import DryStep
 
@@ -104,14 +105,14 @@ class _Walk:
                 return
 
     def _moment(self, operation: mtf.Operation, alive: Mapping[mtf.Tensor, int]) -> Memory:
-        if isinstance(operation, mtf.WhileLoopOperation):
+        if isinstance(operation, PartsLoop):
             return self._fullest_of_loop(operation, alive)
         gradients = sum(size for tensor, size in alive.items() if tensor in self.gradients)
         return Memory(0, 0, gradients, sum(alive.values()) - gradients, workspace_bytes(operation, self.step))
 
-    def _fullest_of_loop(self, loop: mtf.WhileLoopOperation, alive: Mapping[mtf.Tensor, int]) -> Memory:
+    def _fullest_of_loop(self, loop: PartsLoop, alive: Mapping[mtf.Tensor, int]) -> Memory:
         """Of the body, in which each gradient is added to the sum of those before it as soon as it is there."""
-        return self.fullest(loop._body_ops, alive)
+        return self.fullest(loop.operations, alive)
 
 
 def _owners(operations: Sequence[mtf.Operation], step: DryStep) -> dict[mtf.Tensor, mtf.Tensor]:

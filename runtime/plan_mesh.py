@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from configs.schema import MeshConfig, RunConfig
 from meshtf import PlacementMeshImpl, mtf, tf
 from models.variables import SlicedVariable
-from runtime.graph import build_train_step, n_microbatches
+from runtime.graph import build_train_step
 from runtime.mesh import Placement, place
+from runtime.microbatches import n_microbatches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +69,6 @@ class DryMesh(PlacementMeshImpl):
 
         def __init__(self, variable: SlicedVariable, mesh_impl: DryMesh):
             mesh_impl.graph = variable.graph
-            mesh_impl._outer_graph = tf.compat.v1.get_default_graph()
             piece = tf.compat.v1.placeholder(variable.value.dtype, mesh_impl.slice_shape(variable.shape))
             self.laid_out_tensor = mesh_impl.LaidOutTensor([piece])
 
@@ -77,6 +77,10 @@ class DryMesh(PlacementMeshImpl):
 
     def import_tf_tensor(self, x: mtf.Tensor, tf_x: tf.Tensor) -> object:
         return self.LaidOutTensor([tf_x[tuple(map(slice, self.slice_shape(x.shape)))]])
+
+    def lay_out_rows(self, own_rows: tf.Tensor, shape: mtf.Shape) -> object:
+        self._outer_graph = tf.compat.v1.get_default_graph()
+        return self.LaidOutTensor([own_rows[tuple(map(slice, self.slice_shape(shape)))]])
 
     def export_to_tf_tensor(self, x: mtf.Tensor, laid_out_x: object) -> tf.Tensor:
         return laid_out_x.all_slices[0]

@@ -51,6 +51,20 @@ def keep_settings(config: RunConfig, tokenizer_json: str | None) -> None:
         write_text(posixpath.join(config.model_path, TOKENIZER_FILE), tokenizer_json)
 
 
+def check_kept(config: RunConfig) -> None:
+    """Checks that this process sees what the first process of the run has written.
+
+    Raises:
+      ConfigError: it does not: its folder is another one.
+    """
+    path = posixpath.join(config.model_path, CONFIG_FILE)
+    if not tf.io.gfile.exists(path) or _read(path) != resolved_json(config).encode():
+        raise ConfigError(
+            f"model_path = {config.model_path} -- this process does not see there what the first one has written -- "
+            "give a folder that all machines share, or a bucket"
+        )
+
+
 def check_settings(config: RunConfig, tokenizer_json: str | None) -> None:
     """Compares with what the run was trained with, as far as it is known.
 

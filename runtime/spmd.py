@@ -44,6 +44,13 @@ def group_of(shape: mtf.Shape, processor: int, axes: Sequence[int]) -> Group:
     return Group(FIRST_GROUP_KEY + kind * shape.size + mtf.pnum_to_group(shape, axes, processor), size)
 
 
+def _line(shape: mtf.Shape, processor: int, axis: int) -> list[int]:
+    """The processors that differ from this one along one mesh axis only, itself among them."""
+    stride = mtf.list_product([dimension.size for dimension in shape.dims[axis + 1 :]])
+    first = processor - mtf.pnum_to_processor_coordinates(shape, processor)[axis] * stride
+    return [first + stride * place for place in range(shape.dims[axis].size)]
+
+
 class Collectives:
     """TensorFlow's collectives, keyed and put into one order."""
 
@@ -59,12 +66,15 @@ class Collectives:
         )
         return tf.ensure_shape(y, x.shape)
 
-    def gather(self, x: tf.Tensor, group: Group) -> tf.Tensor:
-        """The slices of a group, in its order: [group, *shape of x]."""
+    def gather(self, x: tf.Tensor, group: Group, members: Sequence[int]) -> tf.Tensor:
+        """The slices of a group, in the order of its members, which are numbers of processes: [group, *shape of x]."""
         y = collective_ops.all_gather_v2(
             x[None], group.size, group.key, next(INSTANCE_KEYS), ordering_token=self._order.handle
         )
-        return tf.ensure_shape(y, [group.size, *x.shape])
+        y = tf.ensure_shape(y, [group.size, *x.shape])
+        # TensorFlow orders processes by their names as text: task:10 comes before task:2.
+        as_gathered = sorted(members, key=str)
+        return y if as_gathered == list(members) else tf.gather(y, [as_gathered.index(member) for member in members])
 
 
 class ProcessMesh(DeviceMesh):
@@ -117,13 +127,23 @@ class ProcessMesh(DeviceMesh):
 
     def _gather(self, x: object, mesh_axis: int) -> object:
         group = group_of(self.shape, self._processor, [mesh_axis])
-        return self.slicewise(lambda own: self._collectives.gather(own, group), x)
+        members = _line(self.shape, self._processor, mesh_axis)
+        return self.slicewise(lambda own: self._collectives.gather(own, group, members), x)
 
     def import_tf_tensor(self, x: mtf.Tensor, tf_x: tf.Tensor) -> object:
         """This processor's slice of a whole tensor."""
-        begins, sizes = self.slice_begin(x.shape, self._processor), self.slice_shape(x.shape)
-        region = tuple(slice(begin, begin + size) for begin, size in zip(begins, sizes, strict=True))
+        region = self.region(x.shape)
         return self.slicewise(lambda whole: whole[region], tf_x)
+
+    def lay_out_rows(self, own_rows: tf.Tensor, shape: mtf.Shape) -> object:
+        """This processor's slice of its own rows."""
+        _, *rest = self.region(shape)
+        return self.slicewise(lambda rows: rows[(slice(None), *rest)], own_rows)
+
+    def region(self, shape: mtf.Shape) -> tuple[slice, ...]:
+        """Where this processor's slice of a tensor lies in the whole, dimension by dimension."""
+        begins, sizes = self.slice_begin(shape, self._processor), self.slice_shape(shape)
+        return tuple(slice(begin, begin + size) for begin, size in zip(begins, sizes, strict=True))
 
     def export_to_tf_tensor(self, x: mtf.Tensor, laid_out_x: object) -> tf.Tensor:
         """The whole tensor, in every process."""
@@ -162,6 +182,11 @@ class ProcessPlacement(Placement):
     def implementation(self, batch_size: int) -> ProcessMesh:
         """The mesh for a batch of that size."""
         return ProcessMesh(self, self.rules(batch_size))
+
+    def own_rows(self, batch_size: int) -> range:
+        """The rows of a batch that this process needs: those of its slice."""
+        (rows,) = self.implementation(batch_size).region(mtf.Shape([mtf.Dimension("batch", batch_size)]))
+        return range(rows.start, rows.stop)
 
     def describe(self) -> str:
         return f"{super().describe()}, process {self.processor} of {self.shape.size}"

@@ -31,6 +31,8 @@ from configs.schema import (
     RunConfig,
     TrainingConfig,
 )
+from data.draws import draws
+from data.mixture import DRAWS_AT_ONCE, choose_datasets, count_choices
 from data.tfrecords import write_examples
 from data.tokenizer import Tokenizer
 
@@ -104,7 +106,7 @@ def test_a_batch_holds_tokens_and_the_labels_that_follow_them(folder):
     batch = next(inputs.training_batches(run_config(), [f"{folder}/a/*.tfrecords"]))
     assert batch.tokens_BS.tolist() == [[45, 1, 2, 3], [5, 1, 2, 3], [6, 1, 2, 3]]
     assert batch.labels_BS.tolist() == [[1, 2, 3, 4]] * 3
-    assert batch.weights_BS.tolist() == [[float(np.float32(1 / 12))] * 4] * 3
+    assert batch.weights_BS.tolist() == [[1.0] * 4] * 3
     assert batch.next_example == 3
     dtypes = (batch.tokens_BS.dtype, batch.labels_BS.dtype, batch.weights_BS.dtype)
     assert dtypes == (np.int32, np.int32, np.float32)
@@ -194,7 +196,7 @@ def expected_cut(example: int, state: int) -> list[int]:
 
 def test_the_generator_gives_the_published_numbers():
     published = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
-    assert inputs.draws(0, np.arange(3)).tolist() == published
+    assert draws(0, np.arange(3)).tolist() == published
 
 
 @pytest.mark.parametrize("seed", [1, 2**31 - 1])
@@ -215,14 +217,14 @@ def test_a_mixture_goes_on_from_any_position(folder, start):
 @given(st.lists(st.floats(0.01, 100), min_size=1, max_size=5), st.integers(0, 2**31 - 1), st.integers(0, 300))
 def test_choices_are_counted_as_they_are_made(weights, seed, n_examples):
     weights = np.array(weights)
-    one_by_one = [int(inputs.choose_datasets(weights, seed, np.array([k]))[0]) for k in range(n_examples)]
+    one_by_one = [int(choose_datasets(weights, seed, np.array([k]))[0]) for k in range(n_examples)]
     expected = [one_by_one.count(dataset) for dataset in range(len(weights))]
-    assert inputs.count_choices(weights, seed, n_examples).tolist() == expected
+    assert count_choices(weights, seed, n_examples).tolist() == expected
 
 
 def test_weights_are_the_shares_of_the_examples():
-    n_examples = 3 * inputs.DRAWS_AT_ONCE // 2
-    shares = inputs.count_choices(np.array([3.0, 1.0, 2.0]), 1, n_examples) / n_examples
+    n_examples = 3 * DRAWS_AT_ONCE // 2
+    shares = count_choices(np.array([3.0, 1.0, 2.0]), 1, n_examples) / n_examples
     np.testing.assert_allclose(shares, [1 / 2, 1 / 6, 1 / 3], atol=2e-3)
 
 
@@ -404,11 +406,9 @@ def test_every_epoch_and_every_seed_masks_other_places(folder):
     assert ((first.weights_BS > 0) != (other.weights_BS > 0)).any()
 
 
-def test_masked_weights_are_equal_shares_of_the_chosen_positions(folder):
+def test_masked_weights_are_1_at_the_chosen_positions(folder):
     for batch in itertools.islice(inputs.training_batches(masked_config(), [f"{folder}/a/*.tfrecords"]), 20):
-        n_chosen = np.count_nonzero(batch.weights_BS)
-        assert set(batch.weights_BS.ravel().tolist()) <= {0.0, float(np.float32(1 / n_chosen))}
-        assert batch.weights_BS.sum(dtype=np.float64) == pytest.approx(1, abs=1e-6)
+        assert set(batch.weights_BS.ravel().tolist()) == {0.0, 1.0}
         assert batch.weights_BS.dtype == np.float32
 
 
@@ -417,6 +417,22 @@ def test_a_batch_in_which_nothing_can_be_masked_is_refused(tmp_path):
     with pytest.raises(DataError) as raised:
         next(inputs.training_batches(masked_config(), [f"{tmp_path}/*"]))
     assert "hold no id that may be masked" in str(raised.value)
+
+
+@pytest.mark.parametrize("is_masked", [False, True])
+@pytest.mark.parametrize("input_fn", ["sequential_input", "generic_text"])
+def test_the_parts_of_many_processes_are_the_batch_of_one(folder, is_masked, input_fn):
+    uses = (use_of("a"), use_of("b", weight=2.0))
+    config = (masked_config if is_masked else run_config)(uses, input_fn, batch_size=6)
+    patterns = [f"{folder}/a/*.tfrecords", f"{folder}/b/*.tfrecords"]
+    wholes = itertools.islice(inputs.training_batches(config, patterns, 5), 12)
+    own_rows = [range(0, 1), range(1, 4), range(4, 6)]
+    parts = zip(*[inputs.training_batches(config, patterns, 5, own_rows=rows) for rows in own_rows], strict=True)
+    for whole, of_processes in zip(wholes, parts, strict=False):
+        assert {part.next_example for part in of_processes} == {whole.next_example}
+        for name in ("tokens_BS", "labels_BS", "weights_BS"):
+            together = np.concatenate([getattr(part, name) for part in of_processes])
+            np.testing.assert_array_equal(together, getattr(whole, name))
 
 
 def test_every_evaluation_masks_the_same_places_whatever_the_seed_and_the_batch(folder):
@@ -469,3 +485,121 @@ def test_of_a_huge_prompt_the_end_is_what_it_is_in_the_whole(tokenizer):
     text = "one two\n" * 4000 + "last words"
     ids = inputs.prompt_tokens(text, tokenizer, 32, 4, EOS_ID)
     assert ids.tolist() == tokenizer.encode(text)[-28:]
+
+
+# Where each dataset stands.
+
+
+def test_weights_may_change_from_run_to_run_and_no_example_is_lost_or_doubled(folder):
+    before = mixture_config((1.0, 1.0))
+    after = mixture_config((1.0, 4.0))
+    patterns = [f"{folder}/a/*.tfrecords", f"{folder}/b/*.tfrecords"]
+    begun = list(itertools.islice(inputs.training_batches(before, patterns), 5))
+    start = begun[-1].next_example, begun[-1].taken
+    gone_on = list(itertools.islice(inputs.training_batches(after, patterns, *start), 40))
+    rows = first_ids([*begun, *gone_on])
+    for chunks in (CHUNKS_A, CHUNKS_B):
+        own = [row for row in rows if row in chunks]
+        assert own == [chunks[number % len(chunks)] for number in range(len(own))]
+    assert gone_on[-1].taken == {"a": sum(row < 100 for row in rows), "b": sum(row >= 100 for row in rows)}
+    n_later = 40 * 3
+    assert sum(row >= 100 for row in rows[15:]) / n_later == pytest.approx(0.8, abs=5 * math.sqrt(0.16 / n_later))
+
+
+def mixture_config(weights) -> RunConfig:
+    return run_config([use_of(name, weight=weight) for name, weight in zip("ab", weights, strict=True)], "generic_text")
+
+
+def test_a_dataset_that_joins_begins_at_its_beginning(folder):
+    patterns = [f"{folder}/a/*.tfrecords", f"{folder}/b/*.tfrecords"]
+    batches = inputs.training_batches(mixture_config((1.0, 1.0)), patterns, 30, {"a": 30})
+    rows = first_ids(batches, 10)
+    assert [row for row in rows if row >= 100][:3] == CHUNKS_B[:3]
+    assert [row for row in rows if row < 100][:3] == CHUNKS_A[30:33]
+
+
+def test_shares_of_a_mixture_are_within_one_hundredth_of_the_weights():
+    weights_D = np.array([5.0, 3.0, 1.5, 0.5])
+    shares_D = count_choices(weights_D, 1, 10**5) / 10**5
+    np.testing.assert_allclose(shares_D, weights_D / weights_D.sum(), atol=0.01)
+
+
+@pytest.mark.parametrize("n_processes", [1, 2, 4])
+def test_every_example_of_an_epoch_is_read_by_one_process_once(folder, n_processes):
+    size, n_epochs = 8, 3
+    config = run_config(batch_size=size, shuffle=True)
+    own = [range(p * size // n_processes, (p + 1) * size // n_processes) for p in range(n_processes)]
+    n_batches = -(-n_epochs * len(CHUNKS_A) // size)
+    parts = [inputs.training_batches(config, [f"{folder}/a/*.tfrecords"], own_rows=rows) for rows in own]
+    rows = [first_ids([batch]) for of_all in itertools.islice(zip(*parts, strict=True), n_batches) for batch in of_all]
+    together = list(itertools.chain.from_iterable(rows))
+    for epoch in range(n_epochs):
+        assert sorted(together[epoch * len(CHUNKS_A) : (epoch + 1) * len(CHUNKS_A)]) == sorted(CHUNKS_A)
+
+
+# Bad records.
+
+
+def spoiled(folder: Path, n_examples: int, bad: set[int]) -> str:
+    rows = [[number % 900, 1, 2, 3, 5000 if number in bad else 4] for number in range(n_examples)]
+    write_examples(f"{folder}/a_{n_examples}.tfrecords", rows)
+    return f"{folder}/*.tfrecords"
+
+
+def skipping(batch_size: int, share: float = 0.01) -> RunConfig:
+    config = run_config(batch_size=batch_size)
+    data = dataclasses.replace(config.data, on_bad_record="skip", max_bad_share=share)
+    return dataclasses.replace(config, data=data)
+
+
+def test_a_bad_record_stops_training_unless_it_may_be_skipped(tmp_path):
+    pattern = spoiled(tmp_path, 8, {5})
+    with pytest.raises(DataError, match="record 5 holds the id 5000"):
+        list(itertools.islice(inputs.training_batches(run_config(batch_size=4), [pattern]), 2))
+    first, second = itertools.islice(inputs.training_batches(skipping(batch_size=4), [pattern]), 2)
+    assert first.left_out == () and first.weights_BS.all()
+    assert second.weights_BS.tolist() == [[1.0] * 4, [0.0] * 4, [1.0] * 4, [1.0] * 4]
+    assert second.tokens_BS[:, 0].tolist() == [4, 0, 6, 7]
+    (problem,) = second.left_out
+    assert problem.startswith(f"{tmp_path}/a_8.tfrecords: record 5 holds the id 5000, outside [0, 1000)")
+    assert second.next_example == 8
+
+
+def test_no_more_than_a_share_is_left_out(tmp_path):
+    pattern = spoiled(tmp_path, 4000, {1, *range(2000, 2041)})
+    batches = inputs.training_batches(skipping(batch_size=100), [pattern])
+    with pytest.raises(DataError) as raised:
+        for batch in batches:
+            reached = batch.next_example
+    assert reached == 2000
+    assert str(raised.value).startswith(
+        "on_bad_record = skip -- 42 records are left out beside 2100 examples, more than max_bad_share 0.01 -- the last"
+    )
+
+
+def test_bad_documents_are_passed_over(tmp_path):
+    documents = [[200 + k] * 3 for k in range(6)]
+    documents[2] = [5000] * 3
+    write_examples(f"{tmp_path}/z_6.tfrecords", documents)
+    config = skipping(batch_size=2, share=0.9)
+    uses = (use_of("d", stitch=2, datatype="documents_random"),)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, datasets=uses, input_fn="generic_text"))
+    batches = list(itertools.islice(inputs.training_batches(config, [f"{tmp_path}/*"]), 3))
+    rows = real_rows(batches)
+    assert all(len(row) == LENGTH and 5000 not in row for row in rows)
+    assert {201 + 2, EOS_ID} <= set(rows[1])  # documents 2 and 3, of which 3 is left, and then 4
+    assert [len(batch.left_out) for batch in batches] == [1, 0, 1]
+
+
+def test_fixed_documents_begin_at_the_beginning(folder):
+    uses = (use_of("d", stitch=3, datatype="documents_fixed"),)
+    config = run_config(uses, "generic_text", batch_size=4)
+    rows = real_rows(inputs.training_batches(config, [f"{folder}/d/*.tfrecords"]), 3)
+    expected = []
+    for example in range(12):
+        text, number = [], 3 * example
+        while number < 3 * example + 3 or len(text) - 1 < LENGTH:
+            text += [*DOCUMENTS[number % len(DOCUMENTS)], EOS_ID]
+            number += 1
+        expected.append(text[:LENGTH])
+    assert rows == expected

@@ -9,7 +9,6 @@ import json
 import math
 import os
 import pty
-import random
 import re
 import shutil
 import signal
@@ -27,53 +26,21 @@ from data.tokenizer import load_tokenizer
 from main import main
 from runtime import run_folder
 from runtime.metrics import read_metrics
-
-REPOSITORY = Path(__file__).resolve().parents[1]
-N_STEPS = 300
-WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "one", "dog", "run", "far", "from", "home", "while", "it"]
-DATASET = {"id": "words", "n_vocab": 300, "text": "texts", "eos_id": 0, "padding_id": 1, "eval_fraction": 0.2}
-TINY = {
-    "n_head": 2,
-    "n_embd": 16,
-    "n_layer": 1,
-    "n_ctx": 16,
-    "n_vocab": 300,
-    "embed_dropout": 0.1,
-    "train_batch_size": 4,
-    "train_steps": N_STEPS,
-    "iterations": 1,
-    "lr": 0.01,
-    "lr_decay": "cosine",
-    "model_path": "runs/tiny",
-    "datasets": [DATASET],
-}
-PROGRESS = re.compile(r"step \d+/\d+  loss \d+\.\d{4}  [\d,]+ tokens/s(  \d\d:\d\d left)?")
-
-# One thread, so that sums are made in the same order in every run.
-ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
-ENVIRONMENT |= {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
-
+from tests.program import (
+    DATASET,
+    ENVIRONMENT,
+    N_STEPS,
+    PROGRESS,
+    REPOSITORY,
+    TINY,
+    command,
+    count_lines,
+    losses,
+    run_process,
+    write_project,
+)
 
 # A project of its own, the program, and what it leaves.
-
-
-def write_project(folder: Path) -> None:
-    draw = random.Random(3)
-    (folder / "texts").mkdir()
-    for number in range(12):
-        lines = [" ".join(draw.choices(WORDS, k=8)) + ".\n" for _ in range(20)]
-        (folder / "texts" / f"{number}.txt").write_text("".join(lines))
-    (folder / "tiny.json").write_text(json.dumps(TINY))
-
-
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, str(REPOSITORY / "main.py"), "--model", "tiny.json", *arguments]
-
-
-def run_process(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(*arguments), cwd=folder, env=ENVIRONMENT, stdin=subprocess.DEVNULL, capture_output=True, text=True
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,10 +107,6 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
         name: (state.st_size, state.st_mtime_ns) if (folder / name).is_file() else (0, 0)
         for name, state in states.items()
     }
-
-
-def losses(run: Path) -> list[tuple[int, float, float]]:
-    return [(line["step"], line["loss"], line["lr"]) for line in read_metrics(str(run)) if line["split"] == "train"]
 
 
 # The verbs.
@@ -228,10 +191,6 @@ def test_stopped_or_killed_anywhere_it_goes_on_as_if_nothing_had_been(
     assert stopped(project.folder, math.inf, None)[0] == 0
     assert len(losses(project.run)) == N_STEPS
     assert losses(project.folder / "runs/broken") == losses(project.run)
-
-
-def count_lines(path: Path) -> int:
-    return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def test_evaluation_measures_all_that_is_held_out_on_any_mesh(
@@ -554,7 +513,8 @@ REFUSALS: dict[str, tuple[list[str], str]] = {
     ),
     "tpu": (
         ["--tpu", "colab"],
-        "--tpu colab -- TPUs are not available in this version -- leave it out to run on GPUs or the CPU",
+        "--tpu colab -- COLAB_TPU_ADDR is not set: this is no Colab notebook with a TPU of its own -- choose a TPU as "
+        "the notebook's runtime; where the TPU is part of the machine, give --tpu local",
     ),
     "steps_per_checkpoint": (
         ["--steps_per_checkpoint", "0"],

@@ -11,13 +11,22 @@ V vocab. All statistics, logits of attention and losses are float32, whatever th
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
-from meshtf import tf
+from meshtf import enclosing_tpu_context, tf
 
 Kernel = Callable[..., object]
 
 
 def compiled(function: Kernel) -> Kernel:
     """The function compiled by XLA for each new combination of shapes."""
-    return tf.function(function, jit_compile=True, autograph=False)
+    alone = tf.function(function, jit_compile=True, autograph=False)
+    # On a TPU the whole step is compiled; a function in it that asks for the same again need not be understood there.
+    as_a_part = tf.function(function, autograph=False)
+
+    @functools.wraps(function)
+    def kernel(*inputs: object) -> object:
+        return (alone if enclosing_tpu_context() is None else as_a_part)(*inputs)
+
+    return kernel

@@ -514,16 +514,16 @@ WRONG = {
     "another datatype": (
         {"datasets": [["words", 2, "lines", 1.0]]},
         'datasets = [["words", 2, "lines", 1.0]] -- datatype \'lines\' is not a known name -- '
-        "use chunks, documents_random",
-    ),
-    "fixed documents": (
-        {"datasets": [["words", 2, "documents_fixed", 1.0]]},
-        'datasets = [["words", 2, "documents_fixed", 1.0]] -- datatype \'documents_fixed\' is known from GPT-Neo '
-        "but not available in this version -- use chunks, documents_random",
+        "use chunks, documents_fixed, documents_random",
     ),
     "a weight of zero": (
         {"datasets": [["words", 2, "chunks", 0]]},
         'datasets = [["words", 2, "chunks", 0]] -- weight 0 is out of range -- give a number > 0',
+    ),
+    "fixed documents without stitch": (
+        {"datasets": [["words", None, "documents_fixed", 1.0]]},
+        'datasets = [["words", null, "documents_fixed", 1.0]] -- gives documents_fixed no stitch -- '
+        "give the number of documents to join, such as 25",
     ),
     "documents without stitch": (
         {"datasets": [["words", None, "documents_random", 1.0]]},

@@ -16,45 +16,23 @@ from hypothesis import strategies as st
 
 from configs.errors import DataError
 from data.shards import (
-    BLOCK_RECORDS,
     COUNTS_FILE,
-    RecordRules,
     Shard,
     list_shards,
     locate,
-    read_cyclic,
-    read_once,
     shard_ends,
     shuffle_shards,
     sort_shards,
 )
 from data.tfrecords import write_examples
-from meshtf import tf
 
 N_CTX = 3
-RULES = RecordRules(n_ctx=N_CTX, n_vocab=1000)
-CHUNKS_OF = (5, 1, 0, 40, 3)
 
 
 def write_chunks(path: Path, first: int, n_examples: int) -> Shard:
     """Writes chunks that all hold their own number, so that a row says which one it is."""
     write_examples(str(path), [[number] * (N_CTX + 1) for number in range(first, first + n_examples)])
     return Shard(str(path), n_examples)
-
-
-def numbers_of(rows) -> list[int]:
-    return [int(row[0]) for row in rows]
-
-
-def first_of(rows, count: int) -> list[int]:
-    return numbers_of(itertools.islice(rows, count))
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory) -> list[Shard]:
-    folder = tmp_path_factory.mktemp("shards")
-    starts = [0, *itertools.accumulate(CHUNKS_OF)]
-    return [write_chunks(folder / f"part_{i}", starts[i], n) for i, n in enumerate(CHUNKS_OF)]
 
 
 # Names and counts.
@@ -178,141 +156,11 @@ def test_a_data_set_without_records_is_an_error():
         shard_ends([Shard("a", 0), Shard("b", 0)])
 
 
-# Reading.
-
-
-@settings(deadline=None, max_examples=6)
-@given(start=st.integers(0, 300), count=st.integers(1, 120))
-def test_reading_from_a_place_equals_reading_up_to_it_and_on(shards, start, count):
-    expected = [number % sum(CHUNKS_OF) for number in range(start, start + count)]
-    assert first_of(read_cyclic(shards, RULES, start), count) == expected
-
-
-def test_reading_from_far_away_is_exact(shards):
-    start = 10**15 * sum(CHUNKS_OF) + 44
-    assert first_of(read_cyclic(shards, RULES, start), 7) == [44, 45, 46, 47, 48, 0, 1]
-
-
-def test_reading_once_gives_every_record_once(shards):
-    assert numbers_of(read_once(shards, RULES)) == list(range(sum(CHUNKS_OF)))
-
-
-def test_documents_keep_their_lengths(tmp_path):
-    documents = [list(range(length)) for length in (1, 70, 2, 5)] * 20
-    write_examples(str(tmp_path / "d"), documents)
-    rows = read_once([Shard(str(tmp_path / "d"), 80)], RecordRules(None, 1000))
-    assert [row.tolist() for row in rows] == documents
-
-
-def test_reading_works_while_the_caller_builds_a_graph(shards):
-    with tf.Graph().as_default() as graph:
-        assert first_of(read_cyclic(shards, RULES, 3), 4) == [3, 4, 5, 6]
-        assert not graph.get_operations()
-
-
-# Damage.
-
-
-def message_of(rows) -> str:
-    with pytest.raises(DataError) as caught:
-        for _ in itertools.islice(rows, 1000):
-            pass
-    return str(caught.value)
-
-
-@pytest.mark.parametrize("read", [read_cyclic, read_once])
-@pytest.mark.parametrize(
-    ("record", "problem"),
-    [
-        ([1, 2, 3], "holds 3 ids, but n_ctx 3 needs 4 -- write the file again with --chunk_size 3"),
-        ([1, 2, 3, 1000], "holds the id 1000, outside [0, 1000) -- raise n_vocab, or use the tokenizer and dataset "),
-        ([1, -2, 3, 4], "holds the id -2, outside [0, 1000) -- raise n_vocab, or use the tokenizer and dataset "),
-        ([1, 2**40, 3, 4], "holds the id 1099511627776, outside [0, 1000) -- raise n_vocab, or use the tokenizer and "),
-    ],
-)
-def test_a_wrong_record_is_named(tmp_path, read, record, problem):
-    good = write_chunks(tmp_path / "a_good", 0, 40)
-    bad = Shard(str(tmp_path / "b_bad"), 5)
-    write_examples(bad.path, [[1] * 4] * 3 + [record] + [[1] * 4])
-    assert message_of(read([good, bad], RULES)).startswith(f"{bad.path}: record 3 {problem}")
-
-
-def test_an_empty_document_is_named(tmp_path):
-    bad = Shard(str(tmp_path / "bad"), 2)
-    write_examples(bad.path, [[1], []])
-    assert message_of(read_once([bad], RecordRules(None, 10))).startswith(f"{bad.path}: record 1")
-
-
-@pytest.mark.parametrize("read", [read_cyclic, read_once])
-def test_a_truncated_file_is_named_with_the_record(tmp_path, read):
-    shard = write_chunks(tmp_path / "cut", 0, 50)
-    Path(shard.path).write_bytes(Path(shard.path).read_bytes()[:-9])
-    assert message_of(read([shard], RULES)).startswith(f"{shard.path}: record 49 is cut off or damaged")
-
-
-@pytest.mark.parametrize("read", [read_cyclic, read_once])
-@pytest.mark.parametrize("named", [1, BLOCK_RECORDS, 100])
-@pytest.mark.parametrize("surplus", [-1, 1])
-def test_a_name_with_a_wrong_count_is_named_with_both_counts(tmp_path, read, named, surplus):
-    path = tmp_path / f"a_{named}.tfrecords"
-    write_chunks(path, 0, named + surplus)
-    others = [write_chunks(tmp_path / "b", 0, BLOCK_RECORDS)]
-    assert message_of(read([*list_shards(str(path)), *others], RULES)) == (
-        f"{path}: holds {named + surplus} examples, but its name says {named} -- copy it again if it was cut short, "
-        f"or rename it so that it ends in _{named + surplus}.tfrecords"
-    )
-
-
-@pytest.mark.parametrize("read", [read_cyclic, read_once])
-def test_a_wrong_count_of_the_only_file_is_found(tmp_path, read):
-    path = tmp_path / "a_20.tfrecords"
-    write_chunks(path, 0, 19)
-    message = message_of(read(list_shards(str(path)), RULES))
-    assert message.startswith(f"{path}: holds 19 examples, but its name says 20")
-
-
-def test_a_wrong_count_shows_when_reading_begins_after_the_true_end(tmp_path):
-    path = tmp_path / "a_90.tfrecords"
-    write_chunks(path, 0, 10)
-    others = write_chunks(tmp_path / "b", 0, 3)
-    message = message_of(read_cyclic([*list_shards(str(path)), others], RULES, 50))
-    assert message.startswith(f"{path}: holds 10 examples, but its name says 90")
-
-
-def test_damage_behind_the_last_record_is_found(tmp_path):
-    shard = write_chunks(tmp_path / "tail", 0, BLOCK_RECORDS)
-    with Path(shard.path).open("ab") as file:
-        file.write(b"torn" * 5)
-    assert message_of(read_once([shard], RULES)).startswith(f"{shard.path}: record {BLOCK_RECORDS} is cut off")
-
-
-def test_a_file_that_goes_away_is_named(tmp_path):
-    assert message_of(read_once([Shard(str(tmp_path / "gone"), 3)], RULES)) == (
-        f"{tmp_path / 'gone'}: no such file -- check the path"
-    )
-
-
-def test_another_n_ctx_is_advised_where_the_first_record_has_another_length_already(tmp_path):
-    shard = Shard(str(tmp_path / "short"), 2)
-    write_examples(shard.path, [[1, 2, 3]] * 2)
-    assert message_of(read_once([shard], RULES)) == (
-        f"{shard.path}: record 0 holds 3 ids, but n_ctx 3 needs 4 -- set n_ctx to 2, or write the file again with "
-        "--chunk_size 3"
-    )
-
-
 @pytest.mark.parametrize("slash", ["", "/"])
 def test_a_folder_in_place_of_a_glob_is_refused(tmp_path, slash):
     with pytest.raises(DataError) as error:
         list_shards(f"{tmp_path}{slash}")
     assert str(error.value) == f"{tmp_path}{slash}: is a folder -- give a glob such as {tmp_path}/*.tfrecords"
-
-
-def test_a_folder_among_the_files_is_named(tmp_path):
-    (tmp_path / "a_3.tfrecords").mkdir()
-    message = message_of(read_once(list_shards(f"{tmp_path}/*"), RULES))
-    assert message.startswith(f"{tmp_path}/a_3.tfrecords: cannot be read (")
-    assert message.endswith(") -- check the path and who may read it")
 
 
 def test_an_escaped_glob_finds_files_below_a_folder_with_glob_characters(tmp_path):

@@ -1,17 +1,22 @@
 """One process of several; tests start it as `python -m tests.runtime.spmd_worker HOSTS INDEX FOLDER JOB...`.
 
 A job is the name of a case, which takes a training step from the checkpoint in FOLDER/start/{model}, or `moved`, which
-moves slices about, or `forever` alone, which trains until it is ended. What comes out is written to FOLDER/{index}.npz,
-and checkpoints to FOLDER/{case}.
+moves slices about, or `gathered`, which puts them together; or alone `forever`, which trains until it is ended, or
+`until_stopped`, which trains until a signal comes to one process. What comes out is written to FOLDER/{index}.npz, and
+checkpoints to FOLDER/{case}. By SIGUSR1 a process hangs in Python, and by SIGUSR2 in something that lets no Python run.
 """
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import itertools
+import signal
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import FrameType
 
 import numpy as np
 
@@ -19,9 +24,12 @@ from configs.errors import UserError
 from configs.schema import MoeParams, RunConfig
 from meshtf import mtf
 from runtime.checkpoints import CheckpointWriter, Writers, latest_checkpoint, restore
-from runtime.cluster import Cluster, Membership, joined
+from runtime.cluster import Cluster
 from runtime.graph import build_train_step
+from runtime.interrupts import StopRequest
 from runtime.loop import TrainingPosition
+from runtime.meeting import Membership, joined
+from runtime.mesh import Placement
 from runtime.spmd import place_process
 from tests import tiny
 
@@ -70,6 +78,13 @@ CASES = {
 }
 
 
+def own_inputs(placement: Placement) -> tuple:
+    """What a training step takes, of the batch only the rows that are this process's own."""
+    rows = placement.own_rows(tiny.BATCH_SIZE)
+    *of_batch, rate, number, key = tiny.step_inputs()
+    return *[whole[rows.start : rows.stop] for whole in of_batch], rate, number, key
+
+
 def train_once(name: str, membership: Membership, folder: Path) -> dict[str, np.ndarray]:
     """One update from the checkpoint, a checkpoint of what it made, and the loss of the next."""
     case, cluster = CASES[name], membership.cluster
@@ -77,10 +92,11 @@ def train_once(name: str, membership: Membership, folder: Path) -> dict[str, np.
     placement = place_process(config.mesh, cluster.index, cluster.size, membership.device)
     step = build_train_step(config, placement)
     restore(latest_checkpoint(f"{folder}/start/{case.model}"), placement.store, tiny.BATCH_SIZE)
-    outputs = step(*tiny.step_inputs())
+    inputs = own_inputs(placement)
+    outputs = step(*inputs)
     writers = Writers(cluster.index, cluster.size, membership.barrier)
     CheckpointWriter(f"{folder}/{name}", placement.store, writers).save(TrainingPosition(1, tiny.BATCH_SIZE))
-    return {**outputs, "next_loss": step(*tiny.step_inputs())["loss"]}
+    return {**outputs, "next_loss": step(*inputs)["loss"]}
 
 
 def moved(x: mtf.Tensor) -> list[mtf.Tensor]:
@@ -108,26 +124,77 @@ def move(membership: Membership) -> dict[str, np.ndarray]:
     return {str(index): output for index, output in enumerate(outputs)}
 
 
-def train_forever(membership: Membership) -> None:
-    """Says when each step is done."""
+def gather(membership: Membership) -> dict[str, np.ndarray]:
+    """What each process makes of slices of all."""
+    cluster = membership.cluster
+    placement = place_process(
+        tiny.mesh_config(f"x:{cluster.size}", "batch:x"), cluster.index, cluster.size, membership.device
+    )
+    numbers = np.arange(2 * cluster.size, dtype=np.float32).reshape(cluster.size, 2)
+    (output,) = tiny.evaluate(
+        lambda x: [mtf.rename_dimension(x, "batch", "joined")], placement, ("batch columns", numbers)
+    )
+    return {"all": output}
+
+
+def build_steps(membership: Membership) -> tuple[Placement, Callable[[], object]]:
+    """A small model over all processes, and what trains it by one step."""
     cluster = membership.cluster
     config = dataclasses.replace(CASES["data"], mesh_shape=f"x:{cluster.size}").config()
     placement = place_process(config.mesh, cluster.index, cluster.size, membership.device)
     step = build_train_step(config, placement)
     placement.store.initialize(seed=1)
-    for number in itertools.count():
-        step(*tiny.step_inputs())
-        print("step", number, flush=True)
+    return placement, lambda: step(*own_inputs(placement))
+
+
+def train_forever(membership: Membership) -> None:
+    """Says when each step is done."""
+    _, step = build_steps(membership)
+    with membership.promising():
+        for number in itertools.count():
+            membership.come_to_meeting()
+            step()
+            print("step", number, flush=True)
+
+
+def train_until_stopped(membership: Membership, folder: Path) -> None:
+    """Trains until a signal comes to one of the processes, and saves what was reached."""
+    placement, step = build_steps(membership)
+    writers = Writers(membership.cluster.index, membership.cluster.size, membership.barrier)
+    with StopRequest() as stop:
+        for number in itertools.count():
+            if membership.greatest(stop.signal_number or 0):
+                break
+            step()
+            print("step", number, flush=True)
+        CheckpointWriter(f"{folder}/stopped", placement.store, writers).save(TrainingPosition(number, 0))
+    print("saved", number, flush=True)
+
+
+def hang_in_python(number: int, frame: FrameType | None) -> None:
+    """A signal handler that never comes back."""
+    while True:
+        time.sleep(0.1)
+
+
+def hang_with_python(number: int, frame: FrameType | None) -> None:
+    """A signal handler that never comes back, and meanwhile lets no thread run Python."""
+    ctypes.PyDLL(None).sleep(1000)
 
 
 def main() -> int:
     """Does the jobs; returns the exit status."""
     hosts, index, folder, *jobs = sys.argv[1:]
+    signal.signal(signal.SIGUSR1, hang_in_python)
+    signal.signal(signal.SIGUSR2, hang_with_python)
     try:
         with joined(Cluster(tuple(hosts.split(",")), int(index)), wait_seconds=60.0) as membership:
             if jobs == ["forever"]:
                 train_forever(membership)
+            if jobs == ["until_stopped"]:
+                train_until_stopped(membership, Path(folder))
             results = {"moved": move(membership)} if "moved" in jobs else {}
+            results |= {"gathered": gather(membership)} if "gathered" in jobs else {}
             results |= {name: train_once(name, membership, Path(folder)) for name in jobs if name in CASES}
             arrays = {f"{job}/{key}": value for job, values in results.items() for key, value in values.items()}
             np.savez(f"{folder}/{index}.npz", **arrays)

@@ -24,6 +24,8 @@ from runtime.loop import TrainingPosition
 from runtime.mesh import VariableStore, place
 from tests import tiny
 
+POSITION = TrainingPosition(123, 5_000_000_000, {"books": 4_999_999_998, "a/b c": 2})
+
 MODEL = dataclasses.replace(tiny.MODEL, attention_types=("local", "none"))
 EVERYTHING_SPLIT = ("x:2,y:2", "embd:x,heads:y,vocab:y,intermediate_expanded:y")
 OTHER_LAYOUTS = [("", ""), ("x:4", "vocab:x,heads:x,embed_sequence:x"), ("x:2,y:2", "batch:x,vocab:x,embd:y")]
@@ -68,14 +70,15 @@ def written(devices: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) 
     for stored in placement.store:
         stored.assign_whole(values[stored.name])
     writer = CheckpointWriter(f"{tmp_path_factory.mktemp('run')}/deeper", placement.store)
-    path = writer.save(TrainingPosition(step=123, examples=5_000_000_000))
+    path = writer.save(POSITION)
     return Written(path, [stored.variable for stored in placement.store], values)
 
 
 def test_names_and_shapes_are_those_of_gpt_neo(written: Written) -> None:
     model = gpt_neo_shapes(MODEL)
     moments = {f"{name}/{slot}": shape for name, shape in model.items() for slot in ("adam_m", "adam_v")}
-    position = {"global_step": [], "global_step_examples": []}
+    examples = "global_step_examples"
+    position = {"global_step": [], examples: [], **{f"{examples}_of/{name}": [] for name in POSITION.taken}}
     assert dict(tf.train.list_variables(written.path)) == model | moments | position
     # Hugging Face's converter takes every name that holds neither "adam" nor "global_step" for a weight.
     weights = {name for name, _ in tf.train.list_variables(written.path) if "adam" not in name}
@@ -100,7 +103,7 @@ def test_another_layout_restores_the_same_values(
     placement = place(mesh, devices if mesh_shape else devices[:1])
     for variable in written.variables:
         placement.store.slices_of(variable, placement.implementation(tiny.BATCH_SIZE))
-    assert restore(written.path, placement.store, train_batch_size=8) == TrainingPosition(123, 5_000_000_000)
+    assert restore(written.path, placement.store, train_batch_size=8) == POSITION
     restored = tiny.values_of(placement.store)
     assert set(restored) == set(written.values)
     for name, value in written.values.items():

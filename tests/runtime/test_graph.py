@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from configs.errors import ConfigError
-from configs.schema import RunConfig
-from runtime.graph import build_eval_step, build_train_step, n_microbatches
+from runtime.graph import build_eval_step, build_train_step
 from runtime.mesh import place
 from tests import tiny
 from tests.models import reference
@@ -107,7 +104,6 @@ def test_dropout_changes_with_the_noise_key_only(devices: Devices, with_dropout:
 )
 def test_microbatches_change_nothing(devices: Devices, with_dropout: tiny.Updated, tokens: int) -> None:
     config = tiny.run_config(model=tiny.ALL_DROPOUTS, training={"tokens_per_mb_per_replica": tokens})
-    assert n_microbatches(config, 1) == 8 * 16 // tokens
     tiny.assert_same_update(tiny.one_update(config, devices), with_dropout)
 
 
@@ -115,40 +111,6 @@ def test_microbatches_change_nothing(devices: Devices, with_dropout: tiny.Update
 def test_recomputed_blocks_change_nothing(devices: Devices, with_dropout: tiny.Updated) -> None:
     config = tiny.run_config(model={**tiny.ALL_DROPOUTS, "recompute_grad": True})
     tiny.assert_same_update(tiny.one_update(config, devices), with_dropout)
-
-
-def microbatch_config(batch_size: int, n_ctx: int, tokens: int | None) -> RunConfig:
-    training = {"train_batch_size": batch_size, "tokens_per_mb_per_replica": tokens}
-    return tiny.run_config(model={"n_ctx": n_ctx}, training=training)
-
-
-@pytest.mark.parametrize(
-    ("batch_size", "batch_split", "n_ctx", "tokens", "count"),
-    [
-        (512, 64, 2048, 2048, 8),  # gpt3_2-7B_256
-        (512, 128, 2048, None, 1),
-        (8, 1, 16, 32, 4),
-        (8, 2, 16, 32, 2),
-        (8, 1, 16, 1000, 1),  # more than the batch
-        (8, 1, 16, 5, 8),  # less than one sequence
-        (8, 1, 16, 16 * 3, 4),  # 3 sequences do not divide 8, 2 do
-        (12, 1, 16, 16 * 5, 3),  # 4 do
-        (14, 1, 16, 16 * 6, 7),  # 2 do
-        (13, 1, 16, 16 * 12, 13),  # only 1 does
-    ],
-)
-def test_number_of_microbatches(batch_size: int, batch_split: int, n_ctx: int, tokens: int | None, count: int) -> None:
-    assert n_microbatches(microbatch_config(batch_size, n_ctx, tokens), batch_split) == count
-
-
-@given(st.integers(1, 96), st.sampled_from([1, 2, 4, 8]), st.integers(1, 64), st.integers(1, 4096))
-@settings(max_examples=100, deadline=None)
-def test_a_microbatch_is_the_largest_that_divides_and_fits(
-    per_replica: int, batch_split: int, n_ctx: int, tokens: int
-) -> None:
-    count = n_microbatches(microbatch_config(per_replica * batch_split, n_ctx, tokens), batch_split)
-    fitting = [size for size in range(1, per_replica + 1) if size * n_ctx <= max(tokens, n_ctx)]
-    assert per_replica == count * max(size for size in fitting if per_replica % size == 0)
 
 
 # ------------------------------------------------------------------------------------------------------------- bfloat16

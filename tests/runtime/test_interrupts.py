@@ -41,19 +41,25 @@ def test_the_second_ctrl_c_stops_at_once(handlers_before: list) -> None:
         send(signal.SIGINT)
 
 
-def test_the_second_request_to_terminate_goes_to_whom_the_first_would_have_gone(handlers_before: list) -> None:
+def test_a_second_request_to_terminate_changes_nothing(handlers_before: list) -> None:
     received = []
     previous = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
     try:
-        with StopRequest():
+        with StopRequest() as stop:
             send(signal.SIGTERM)
-            assert received == []
             send(signal.SIGTERM)
-            assert received == [signal.SIGTERM]
+            assert (stop.signal_number, received) == (signal.SIGTERM, [])
         send(signal.SIGTERM)
-        assert received == [signal.SIGTERM] * 2
+        assert received == [signal.SIGTERM]
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def test_the_first_signal_is_the_one_that_is_told(handlers_before: list) -> None:
+    with StopRequest() as stop:
+        send(signal.SIGINT)
+        send(signal.SIGTERM)
+        assert stop.signal_number == signal.SIGINT
 
 
 def test_without_a_signal_the_handlers_are_given_back(handlers_before: list) -> None:

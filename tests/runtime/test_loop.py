@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 import math
 import os
 import signal
@@ -16,9 +17,10 @@ import pytest
 from configs.errors import DataError, UserError
 from configs.schema import TrainingConfig
 from inputs import Batch
-from runtime.loop import DivergedError, Observers, TrainingPosition, noise_key, train
+from runtime.loop import NO_DATA, DivergedError, Observers, TrainingPosition, train
 from runtime.progress import Progress
 from runtime.schedules import learning_rate
+from runtime.turns import OneAtATime, Step, noise_key
 
 TRAINING = TrainingConfig(
     train_batch_size=2, train_steps=10, lr=1.0, lr_decay="linear", warmup_steps=4, iterations=4, seed=7
@@ -30,7 +32,19 @@ def batches_from(example: int) -> Iterator[Batch]:
     while True:
         example += 2
         tokens_BS = np.full((2, 3), example - 2, np.int32)
-        yield Batch(tokens_BS, tokens_BS + 1, np.full((2, 3), example, np.float32), example)
+        yield Batch(tokens_BS, tokens_BS + 1, np.full((2, 3), example, np.float32), example, None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Several:
+    """Takes the steps of a turn one after the other."""
+
+    step: Step
+    n_steps: int
+
+    def __call__(self, *turn: np.ndarray) -> Mapping[str, np.ndarray]:
+        taken = [self.step(*inputs) for inputs in zip(*turn, strict=True)]
+        return {name: np.stack([outputs[name] for outputs in taken]) for name in taken[0]}
 
 
 @dataclasses.dataclass
@@ -41,6 +55,7 @@ class Recorder:
     during_call: Callable[[int], None] = lambda number: None
     calls: list[tuple] = dataclasses.field(default_factory=list)
     told: list[tuple] = dataclasses.field(default_factory=list)
+    greatest: Callable[[int], int] = lambda number: number
 
     def step(self, *arrays: np.ndarray) -> dict:
         tokens_BS, labels_BS, weights_BS, rate, number, key = arrays
@@ -57,11 +72,13 @@ class Recorder:
             save=lambda position: self.told.append(("save", position)),
             after_save=lambda position: self.told.append(("pause", position)),
             progress=Progress(TRAINING.train_steps, 0, io.StringIO()),
+            tell_problem=lambda problem: self.told.append(("problem", problem)),
+            greatest=self.greatest,
         )
 
     def train(self, start: TrainingPosition, steps_per_checkpoint: int, training: TrainingConfig = TRAINING) -> tuple:
         batches = batches_from(start.examples)
-        return train(training, self.step, batches, start, self.observers(), steps_per_checkpoint)
+        return train(training, OneAtATime(self.step), batches, start, self.observers(), steps_per_checkpoint)
 
     def of_kind(self, kind: str) -> list[tuple]:
         return [event[1:] for event in self.told if event[0] == kind]
@@ -118,6 +135,16 @@ def test_a_checkpoint_every_so_many_steps_and_one_at_the_end(
     assert all(kinds[index - 1] == "save" for index, kind in enumerate(kinds) if kind == "pause")
 
 
+def test_steps_taken_several_at_once_are_told_as_one_at_a_time() -> None:
+    alone, together = Recorder(), Recorder()
+    alone.train(BEGINNING, steps_per_checkpoint=5)
+    turns = Several(together.step, 3)
+    train(TRAINING, turns, batches_from(0), BEGINNING, together.observers(), steps_per_checkpoint=5)
+    for _, values in [*alone.of_kind("metrics"), *together.of_kind("metrics")]:
+        del values["tokens_per_second"]
+    assert (together.calls, together.told) == (alone.calls, alone.told)
+
+
 def test_a_finished_run_trains_and_saves_nothing() -> None:
     recorder = Recorder()
     assert recorder.train(TrainingPosition(10, 20), steps_per_checkpoint=5) == (TrainingPosition(10, 20), None)
@@ -155,7 +182,7 @@ def test_wrong_data_end_training_with_what_was_reached_saved() -> None:
         raise DataError("file: record 1 is cut off")
 
     with pytest.raises(DataError, match="^file: record 1 is cut off$"):
-        train(TRAINING, recorder.step, broken(), BEGINNING, recorder.observers(), 5)
+        train(TRAINING, OneAtATime(recorder.step), broken(), BEGINNING, recorder.observers(), 5)
     assert len(recorder.calls) == 1
     assert recorder.of_kind("save") == [(TrainingPosition(1, 2),)]
 
@@ -164,3 +191,54 @@ def test_noise_keys_differ_by_seed_and_step_and_fit_int32() -> None:
     keys = {int(noise_key(seed, step)) for seed in range(20) for step in range(50)}
     assert len(keys) == 1000 and min(keys) >= 0 and max(keys) < 2**31
     assert noise_key(1, 23) != noise_key(12, 3)
+
+
+class Others:
+    """The other processes of a run: at their call number `at` they say `number`, before that 0."""
+
+    def __init__(self, at: int, number: int) -> None:
+        self.heard: list[int] = []
+        self._at = at
+        self._number = number
+
+    def greatest(self, number: int) -> int:
+        self.heard.append(number)
+        return max(number, self._number if len(self.heard) == self._at else 0)
+
+
+def test_a_signal_to_another_process_ends_this_one_at_the_same_step() -> None:
+    others = Others(at=4, number=signal.SIGTERM)
+    recorder = Recorder(greatest=others.greatest)
+    reached = TrainingPosition(3, 6)
+    assert recorder.train(BEGINNING, steps_per_checkpoint=100) == (reached, signal.SIGTERM)
+    assert recorder.of_kind("save") == [(reached,)]
+
+
+def test_another_process_without_data_ends_this_one_with_what_was_reached() -> None:
+    recorder = Recorder(greatest=Others(at=3, number=NO_DATA).greatest)
+    with pytest.raises(DataError, match="the data of another process cannot be read"):
+        recorder.train(BEGINNING, steps_per_checkpoint=100)
+    assert recorder.of_kind("save") == [(TrainingPosition(2, 4),)]
+
+
+def test_a_process_without_data_tells_the_others_before_it_ends() -> None:
+    def two_batches() -> Iterator[Batch]:
+        yield from itertools.islice(batches_from(0), 2)
+        raise DataError("record 7 is damaged")
+
+    others = Others(at=100, number=0)
+    recorder = Recorder(greatest=others.greatest)
+    with pytest.raises(DataError, match="record 7 is damaged"):
+        train(TRAINING, OneAtATime(recorder.step), two_batches(), BEGINNING, recorder.observers(), 100)
+    assert others.heard == [0, 0, NO_DATA]
+    assert recorder.of_kind("save") == [(TrainingPosition(2, 4),)]
+
+
+def test_what_is_left_out_is_told() -> None:
+    def batches() -> Iterator[Batch]:
+        for number, batch in enumerate(batches_from(0)):
+            yield dataclasses.replace(batch, left_out=("record 7 is damaged",) if number == 2 else ())
+
+    recorder = Recorder()
+    train(TRAINING, OneAtATime(recorder.step), batches(), BEGINNING, recorder.observers(), 100)
+    assert recorder.of_kind("problem") == [("left out: record 7 is damaged",)]

@@ -194,7 +194,7 @@ def test_the_work_is_divided_by_the_mesh_but_for_what_is_not_split() -> None:
 
 def test_microbatches_do_the_same_work() -> None:
     at_once, in_parts = (flops_of_processor(dry_step(training=t)) for t in ({}, {"tokens_per_mb_per_replica": S}))
-    assert in_parts == pytest.approx(at_once, rel=1e-3)  # each part is selected by a small product
+    assert in_parts == pytest.approx(at_once)
 
 
 @given(st.integers(1, 40), st.integers(1, 60), st.booleans())
@@ -223,13 +223,11 @@ def test_tensor_parallel_devices_send_each_halfs_sum_forward_and_backward() -> N
     assert 0 <= amount - 4 * FLOAT * B * S * E < 100
 
 
-def test_microbatches_send_activations_of_each_and_most_gradients_once() -> None:
+def test_microbatches_send_activations_of_each_and_gradients_once() -> None:
     layout = {"mesh_shape": "x:2,y:2", "layout": "batch:x,heads:y,intermediate_expanded:y"}
     at_once, in_parts = sent(dry_step(**layout)), sent(dry_step(training={"tokens_per_mb_per_replica": S}, **layout))
-    assert in_parts["y", "allreduce"] == pytest.approx(at_once["y", "allreduce"], abs=100)
-    # Gradients of queries, keys and values are taken apart, which mesh-TensorFlow does with whole sums only.
-    again = 3 * FLOAT * 3 * E * E // 2
-    assert in_parts["x", "allreduce"] == pytest.approx(at_once["x", "allreduce"] + again, abs=100)
+    for axis in ("x", "y"):
+        assert in_parts[axis, "allreduce"] == pytest.approx(at_once[axis, "allreduce"], abs=100)
 
 
 def test_experts_on_the_axis_of_the_batch_exchange_rows() -> None:

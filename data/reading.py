@@ -1,0 +1,299 @@
+"""Records of a data set by number: any record can be read next, in threads that run ahead of the caller.
+
+A tfrecord file says of each record only how long it is. The places of all its records are found by hopping from one
+to the next when the file is first needed; from then on nothing is read but what is asked for, so that of many processes
+each reads its own part, and going on from anywhere costs nothing.
+
+Shape suffixes: R records, N shards.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import functools
+import itertools
+import struct
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from configs.errors import DataError
+from data.shards import Shard, count_in_name, locate, on_host, shard_ends, shuffle_shards
+from data.tfrecords import FEATURE, decode_record, parse_example, read_examples
+from meshtf import RecordReader, tf
+
+THREADS = 4
+BLOCK_RECORDS = 256  # read at once where all are read in order
+INDEXES_KEPT = 64
+HEAD = struct.Struct("<Q")  # of a record: its length; a checksum follows
+FRAME_BYTES = 16  # of a record: its length (8), and two checksums (4 each)
+CHUNK_BYTES = 4 << 20
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class RecordRules:
+    """What every record of a data set must obey.
+
+    Attributes:
+        n_ctx: a record holds n_ctx + 1 ids; None: it is a document, of any length above 0.
+        n_vocab: every id lies in [0, n_vocab).
+    """
+
+    n_ctx: int | None
+    n_vocab: int
+
+
+class Records:
+    """The records of a data set, epoch after epoch without end, by number.
+
+    Args:
+        shards: the files, in the order of the first epoch, or before they are shuffled.
+        rules: for every record.
+        seed: shuffles the files, in each epoch anew; None: they stay in order.
+
+    Raises:
+        DataError: there is no record at all.
+    """
+
+    def __init__(self, shards: Sequence[Shard], rules: RecordRules, seed: int | None = None) -> None:
+        self._shards = tuple(shards)
+        self._rules = rules
+        self._seed = seed
+        self.n_records = int(shard_ends(self._shards)[-1])
+
+    def read(self, numbers_R: np.ndarray) -> list[np.ndarray]:
+        """Reads records by number, >= 0; one past the last is the first of the next epoch.
+
+        Returns:
+            int64 ids of each, [n_ctx + 1], or [length] of a document.
+
+        Raises:
+            DataError: a record breaks the rules, a file is damaged, or holds another number of records than expected.
+        """
+        places = [self._place(int(number)) for number in numbers_R]
+        for shard in {shard for shard, _ in places}:
+            if not _index_of(shard).is_whole:
+                raise _explain(shard, self._rules)
+        return self._read(places)
+
+    def _read(self, places: Sequence[tuple[Shard, int]]) -> list[np.ndarray]:
+        with on_host():
+            serialized = [_read_record(shard, record) for shard, record in places]
+            return _parse(serialized, places, self._rules)
+
+    def read_sound(self, numbers_R: np.ndarray) -> list[np.ndarray | DataError]:
+        """As `read`, but what cannot be used has its error in its place."""
+        try:
+            return list(self.read(numbers_R))
+        except DataError:
+            return [self._read_or_error(int(number)) for number in numbers_R]
+
+    def _read_or_error(self, number: int) -> np.ndarray | DataError:
+        try:
+            return self._read([self._place(number)])[0]
+        except DataError as error:
+            return error
+
+    def _place(self, number: int) -> tuple[Shard, int]:
+        epoch, in_epoch = divmod(number, self.n_records)
+        shards, ends_N = _order(self._shards, self._seed, epoch)
+        (shard,), (record,) = locate(ends_N, np.array([in_epoch]))
+        return shards[shard], int(record)
+
+
+@functools.lru_cache(maxsize=8)
+def _order(shards: tuple[Shard, ...], seed: int | None, epoch: int) -> tuple[tuple[Shard, ...], np.ndarray]:
+    """The files of an epoch: the first one is GPT-Neo's, whose every epoch is the same."""
+    if seed is not None:
+        shards = shuffle_shards(shards, seed if epoch == 0 else f"{seed}/{epoch}")
+    return shards, shard_ends(shards)
+
+
+def read_once(shards: Sequence[Shard], rules: RecordRules) -> Iterator[np.ndarray]:
+    """Yields the ids of every record once, in order; see `Records.read`."""
+    records = Records(shards, rules)
+    starts = range(0, records.n_records, BLOCK_RECORDS)
+    blocks = (np.arange(start, min(start + BLOCK_RECORDS, records.n_records)) for start in starts)
+    for rows in ahead(records.read, blocks, n_ahead=THREADS):
+        yield from rows
+
+
+def ahead(work: Callable[[Task], Result], tasks: Iterable[Task], n_ahead: int) -> Iterator[Result]:
+    """Yields what becomes of each task, in order, while threads work on the next ones."""
+    remaining = iter(tasks)
+    with ThreadPoolExecutor(min(THREADS, n_ahead), thread_name_prefix="reading") as pool:
+        pending: collections.deque[Future[Result]] = collections.deque()
+        try:
+            while True:
+                for task in itertools.islice(remaining, n_ahead - len(pending)):
+                    pending.append(pool.submit(work, task))
+                if not pending:
+                    return
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+# Places in a file.
+
+
+def _read_record(shard: Shard, record: int) -> bytes:
+    starts_R = _index_of(shard).starts_R
+    try:
+        if record >= len(starts_R):
+            raise tf.errors.DataLossError(None, None, "it is not there")
+        with _reader_of(shard.path) as reader:
+            serialized, _ = reader.read(int(starts_R[record]))
+        return serialized
+    except (tf.errors.DataLossError, IndexError):
+        raise DataError(
+            f"{shard.path}: record {record} is cut off or damaged -- copy the file again, or write it again with "
+            "data/create_tfrecords.py"
+        ) from None
+    except tf.errors.OpError as error:
+        raise _unreadable(shard.path, error) from None
+
+
+@contextlib.contextmanager
+def _reader_of(path: str) -> Iterator[RecordReader]:
+    """An open file, used by one thread at a time."""
+    free = _open_readers(path)
+    reader = free.pop() if free else RecordReader(path)
+    yield reader
+    free.append(reader)
+
+
+@functools.lru_cache(maxsize=INDEXES_KEPT)
+def _open_readers(path: str) -> list[RecordReader]:
+    return []
+
+
+@dataclass(frozen=True)
+class _Index:
+    """Where the records of a file begin, in bytes.
+
+    Attributes:
+        starts_R: of all that are found whole.
+        is_whole: they are as many as expected, and the file ends where the last one does.
+    """
+
+    starts_R: np.ndarray
+    is_whole: bool
+
+
+@functools.lru_cache(maxsize=INDEXES_KEPT)
+def _index_of(shard: Shard) -> _Index:
+    try:
+        size = tf.io.gfile.stat(shard.path).length
+        *starts, end = _hop(shard.path, size)
+    except tf.errors.OpError as error:
+        raise _unreadable(shard.path, error) from None
+    return _Index(np.array(starts, dtype=np.int64), end == size and len(starts) == shard.n_examples)
+
+
+def _hop(path: str, size: int) -> Iterator[int]:
+    """Yields where each record begins, and at last where what is not a record, or the end, begins."""
+    begin, chunk, start = 0, b"", 0
+    with tf.io.gfile.GFile(path, "rb") as file:
+        while True:
+            yield start
+            if start + FRAME_BYTES > size:
+                return
+            if start + FRAME_BYTES > begin + len(chunk):
+                file.seek(start)
+                begin, chunk = start, file.read(CHUNK_BYTES)
+            start += FRAME_BYTES + HEAD.unpack_from(chunk, start - begin)[0]
+            if start > size:
+                return
+
+
+# Ids.
+
+
+def _parse(serialized: Sequence[bytes], places: Sequence[tuple[Shard, int]], rules: RecordRules) -> list[np.ndarray]:
+    try:
+        rows = _ids_of(serialized, rules)
+        if all(_is_sound(ids, rules) for ids in rows):
+            return rows
+    except tf.errors.OpError:
+        pass
+    for record, (shard, number) in zip(serialized, places, strict=True):
+        _check_record(decode_record(record, shard.path, number), shard.path, number, rules)
+    raise AssertionError("TensorFlow refuses a record in which nothing is wrong")
+
+
+def _ids_of(serialized: Sequence[bytes], rules: RecordRules) -> list[np.ndarray]:
+    records_R = tf.constant(serialized)
+    if rules.n_ctx is not None:
+        return list(parse_example(records_R, rules.n_ctx + 1).numpy())
+    ragged = tf.io.parse_example(records_R, {FEATURE: tf.io.RaggedFeature(tf.int64)})[FEATURE]
+    return np.split(ragged.values.numpy(), ragged.row_splits.numpy()[1:-1])
+
+
+def _is_sound(ids: np.ndarray, rules: RecordRules) -> bool:
+    return len(ids) > 0 and ids.min() >= 0 and ids.max() < rules.n_vocab
+
+
+# What is wrong.
+
+
+def check_shard(shard: Shard, rules: RecordRules) -> None:
+    """Reads a file record by record, slowly, to say which record is wrong and how.
+
+    Raises:
+        DataError: the file cannot be read, a record breaks the rules, or the count is another than the shard's.
+    """
+    n_found = 0
+    for ids in read_examples(shard.path):
+        _check_record(ids, shard.path, n_found, rules)
+        n_found += 1
+    if n_found != shard.n_examples:
+        source = "its name says" if count_in_name(shard.path) else "were counted before"
+        raise DataError(
+            f"{shard.path}: holds {n_found} examples, but {source} {shard.n_examples} -- copy it again if it was cut "
+            f"short, or rename it so that it ends in _{n_found}.tfrecords"
+        )
+
+
+def _check_record(ids: np.ndarray, path: str, number: int, rules: RecordRules) -> None:
+    where = f"{path}: record {number}"
+    if not len(ids):
+        raise DataError(f"{where} holds no id -- write the file again with data/create_tfrecords.py")
+    if rules.n_ctx is not None and len(ids) != rules.n_ctx + 1:
+        # After records of the right length, another n_ctx would only make those the wrong ones.
+        other_n_ctx = f"set n_ctx to {len(ids) - 1}, or " if number == 0 and len(ids) > 1 else ""
+        raise DataError(
+            f"{where} holds {len(ids)} ids, but n_ctx {rules.n_ctx} needs {rules.n_ctx + 1} -- {other_n_ctx}"
+            f"write the file again with --chunk_size {rules.n_ctx}"
+        )
+    outside = ids[(ids < 0) | (ids >= rules.n_vocab)]
+    if len(outside):
+        raise DataError(
+            f"{where} holds the id {outside[0]}, outside [0, {rules.n_vocab}) -- raise n_vocab, or use the tokenizer "
+            "and dataset config that the file was written with"
+        )
+
+
+def _explain(shard: Shard, rules: RecordRules) -> DataError:
+    """Returns the error that names file and record, found by reading the file again."""
+    try:
+        with on_host():
+            check_shard(shard, rules)
+    except DataError as found:
+        return found
+    return DataError(f"{shard.path}: has changed while it was read -- see that nothing writes to it, and start again")
+
+
+def _unreadable(path: str, error: tf.errors.OpError) -> DataError:
+    if isinstance(error, tf.errors.NotFoundError):
+        return DataError(f"{path}: no such file -- check the path")
+    reason = error.message.splitlines()[0]
+    return DataError(f"{path}: cannot be read ({reason}) -- check the path and who may read it")

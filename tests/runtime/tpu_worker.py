@@ -1,0 +1,140 @@
+"""One process of several, each a replica of the program of a TPU; tests start it as
+`python -m tests.runtime.tpu_worker HOSTS INDEX FOLDER CASE...`.
+
+A case is one of `spmd_worker`: from the checkpoint in FOLDER/start/{model} one step of training is taken, and the model
+is saved to FOLDER/{case}; then three more are taken in one turn, of which the second learns nothing. What comes out is
+written to FOLDER/{index}.npz.
+"""
+
+from __future__ import annotations
+
+import sys
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from configs.errors import UserError
+from meshtf import tf
+from models.variables import SlicedVariable
+from runtime.checkpoints import CheckpointWriter, Writers, latest_checkpoint, restore
+from runtime.cluster import Cluster
+from runtime.loop import TrainingPosition
+from runtime.meeting import Membership, joined
+from runtime.mesh import DeviceMesh
+from runtime.spmd import FIRST_GROUP_KEY, Collectives, Group, ProcessPlacement, place_process
+from runtime.tpu_mesh import Numbers, Replica, ReplicaPlacement
+from runtime.tpu_step import take_steps
+from tests import tiny
+from tests.runtime.spmd_worker import CASES, MATRIX, moved, own_inputs
+
+N_STEPS = 3
+
+
+class ProcessExchange:
+    """What replicas do together, done by processes."""
+
+    def __init__(self, own: int, collectives: Collectives) -> None:
+        self._own = own
+        self._collectives = collectives
+
+    def cross_replica_sum(self, x: tf.Tensor, groups: Numbers) -> tf.Tensor:
+        """See `runtime.tpu_mesh.Exchange`."""
+        return self._collectives.reduce(x, _group(self._members(groups)), "Add")
+
+    def all_to_all(self, x: tf.Tensor, groups: Numbers, split_dimension: int, concat_dimension: int) -> tf.Tensor:
+        """See `runtime.tpu_mesh.Exchange`."""
+        members = self._members(groups)
+        slices = tf.unstack(self._collectives.gather(x, _group(members), members))
+        own = members.index(self._own)
+        return tf.concat([tf.split(part, len(members), split_dimension)[own] for part in slices], concat_dimension)
+
+    def collective_permute(self, x: tf.Tensor, pairs: Numbers) -> tf.Tensor:
+        """See `runtime.tpu_mesh.Exchange`."""
+        everyone = sorted({number for pair in pairs for number in pair})
+        if self._own not in everyone:
+            return tf.zeros_like(x)
+        slices = self._collectives.gather(x, _group(everyone), everyone)
+        sources = {target: source for source, target in pairs}
+        return slices[everyone.index(sources[self._own])] if self._own in sources else tf.zeros_like(x)
+
+    def _members(self, groups: Numbers) -> Sequence[int]:
+        (members,) = (group for group in groups if self._own in group)
+        return members
+
+
+def _group(members: Sequence[int]) -> Group:
+    return Group(FIRST_GROUP_KEY + (zlib.crc32(str(list(members)).encode()) >> 2), len(members))
+
+
+def as_replica(process: ProcessPlacement, processor: tf.Tensor) -> ReplicaPlacement:
+    """The placement of a process as the program of a TPU sees it; `processor` is its number."""
+    mesh_impl = process.implementation(tiny.BATCH_SIZE)
+
+    def handle_of(variable: SlicedVariable, _: DeviceMesh) -> tf.Tensor:
+        (piece,) = process.store.slices_of(variable, mesh_impl).slices
+        return piece.handle
+
+    replica = Replica(processor, ProcessExchange(process.processor, process.collectives), handle_of)
+    return ReplicaPlacement(process.shape, process.layout, process.devices, process.store, replica)
+
+
+def turn_inputs(process: ProcessPlacement) -> list[np.ndarray]:
+    """The steps of a turn, each with the same inputs but for the learning rate, which is 0 in the second; of the batch
+    only the rows that are this process's own.
+    """
+    *others, rates, numbers, keys = (np.stack([value] * N_STEPS) for value in own_inputs(process))
+    rates[1] = 0.0
+    return [*others, rates, numbers, keys]
+
+
+def train(name: str, membership: Membership, folder: Path) -> dict[str, np.ndarray]:
+    """Takes the steps, and saves the model between the first and the others."""
+    case, cluster = CASES[name], membership.cluster
+    config = case.config()
+    process = place_process(config.mesh, cluster.index, cluster.size, membership.device)
+    inputs = turn_inputs(process)
+
+    def run(processor: tf.Tensor, n_steps: tf.Tensor, *turn: tf.Tensor) -> dict[str, tf.Tensor]:
+        return take_steps(config, as_replica(process, processor), n_steps, *turn)
+
+    function = tf.function(run, autograph=False)
+    function = function.get_concrete_function(tf.TensorSpec((), tf.int32), tf.TensorSpec((), tf.int32), *inputs)
+    number = tf.constant(cluster.index)
+    restore(latest_checkpoint(f"{folder}/start/{case.model}"), process.store, tiny.BATCH_SIZE)
+    first = function(number, tf.constant(1), *map(tf.constant, inputs))
+    writers = Writers(cluster.index, cluster.size, membership.barrier)
+    CheckpointWriter(f"{folder}/{name}", process.store, writers).save(TrainingPosition(1, tiny.BATCH_SIZE))
+    others = function(number, tf.constant(N_STEPS), *map(tf.constant, inputs))
+    outputs = {key: value[0] for key, value in first.items()}
+    return {**outputs, "first_losses": first["loss"], "next_losses": others["loss"]}
+
+
+def move(membership: Membership) -> dict[str, np.ndarray]:
+    """What `moved` gives."""
+    cluster = membership.cluster
+    mesh = tiny.mesh_config(f"x:{cluster.size}", "batch:x,heads:x")
+    process = place_process(mesh, cluster.index, cluster.size, membership.device)
+    placement = as_replica(process, tf.constant(cluster.index))
+    outputs = tiny.evaluate(moved, placement, ("batch columns", MATRIX))
+    return {str(index): output for index, output in enumerate(outputs)}
+
+
+def main() -> int:
+    """Does the jobs; returns the exit status."""
+    hosts, index, folder, *jobs = sys.argv[1:]
+    try:
+        with joined(Cluster(tuple(hosts.split(",")), int(index)), wait_seconds=60.0) as membership:
+            results = {"moved": move(membership)} if "moved" in jobs else {}
+            results |= {name: train(name, membership, Path(folder)) for name in jobs if name in CASES}
+            arrays = {f"{job}/{key}": value for job, values in results.items() for key, value in values.items()}
+            np.savez(f"{folder}/{index}.npz", **arrays)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
