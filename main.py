@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from configs.errors import ConfigError, DeviceError, UserError
 from configs.load import load_config
+from runtime.bucket_configs import on_disk
 
 # Flags that set a key of the config for one call.
 SAMPLING_FLAGS = {
@@ -99,12 +100,16 @@ def _add_sampling_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--max_new_tokens", metavar="N", help="most new tokens of a sample")
 
 
+def _chooses(arguments: argparse.Namespace) -> bool:
+    return arguments.auto_layout or arguments.auto_layout_and_mesh_shape
+
+
 def _check(arguments: argparse.Namespace) -> None:
     if arguments.tpu is not None and (arguments.gpu_ids or arguments.cpu_devices is not None or arguments.hosts):
         raise DeviceError(
             "--tpu -- one process speaks to the whole TPU -- leave out --gpu_ids, --cpu_devices and --hosts"
         )
-    if arguments.apply and not (arguments.auto_layout or arguments.auto_layout_and_mesh_shape):
+    if arguments.apply and not _chooses(arguments):
         raise ConfigError("--apply -- has nothing to apply -- give --auto_layout or --auto_layout_and_mesh_shape too")
     if arguments.steps_per_checkpoint < 1:
         raise ConfigError(
@@ -114,11 +119,6 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--sacred_id {arguments.sacred_id} -- holds a slash -- give a part of a file name")
     if arguments.gpu_ids and arguments.cpu_devices is not None:
         raise DeviceError("--gpu_ids and --cpu_devices -- exclude each other -- give one of them")
-    if arguments.hosts is not None and (arguments.gpu_ids or arguments.cpu_devices is not None):
-        raise DeviceError(
-            "--hosts -- a process of many has one device, the GPU of its rank on its machine or the CPU -- leave out "
-            "--gpu_ids and --cpu_devices"
-        )
     other = next((verb for verb in VERBS if getattr(arguments, verb)), None)
     if arguments.new and other:
         raise ConfigError(f"--new -- starts training from the beginning -- leave out --{other}")
@@ -153,7 +153,8 @@ def _confirm(arguments: argparse.Namespace, question: str) -> bool:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    config = load_config(arguments.model, config_overrides(arguments), arguments.init_from)
+    with on_disk(arguments.model) as model:
+        config = load_config(model, config_overrides(arguments), arguments.init_from)
     import verbs  # here, since TensorFlow takes seconds to load: a mistyped key is answered at once
 
     options = verbs.Options(
@@ -168,11 +169,8 @@ def _run(arguments: argparse.Namespace) -> int:
         is_new=arguments.new,
         init_from=arguments.init_from,
         export=verbs.Export(arguments.export_format, arguments.export_dir),
+        choice=verbs.Choice(arguments.auto_layout_and_mesh_shape, arguments.apply) if _chooses(arguments) else None,
     )
-    if arguments.auto_layout or arguments.auto_layout_and_mesh_shape:
-        config = verbs.with_chosen_layout(config, options, may_change_mesh=arguments.auto_layout_and_mesh_shape)
-        if not arguments.apply:
-            return 0
     if arguments.new and not verbs.may_forget(config, lambda question: _confirm(arguments, question)):
         return 0
     verb = next((name for name in VERBS if getattr(arguments, name)), "train")
@@ -180,12 +178,12 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the program; returns its exit status: 2 for what the user can mend."""
+    """Runs the program; returns its exit status: 2 for what the user can mend, 3 where another process is lost."""
     try:
         return _run(parse_arguments(arguments))
     except UserError as error:
         print(error, file=sys.stderr)
-        return 2
+        return error.exit_status
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains when it ends
         return 128 + signal.SIGPIPE

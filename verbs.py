@@ -13,21 +13,22 @@ import os
 import posixpath
 import secrets
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 
 import numpy as np
 
-from configs.errors import CheckpointError, ConfigError, DeviceError, UserError
+from configs.errors import CheckpointError, ConfigError, DataError, DeviceError, UserError
 from configs.layout import format_layout, format_mesh_shape
 from configs.load import resolved_json
 from configs.schema import MeshConfig, RunConfig
-from data.inspection import format_report, inspect_dataset
+from data.inspection import check_sound, format_report, inspect_dataset
+from data.inspection_picture import draw_reports
 from data.mixture import record_rules
 from data.prepare import PreparedDataset, prepare_dataset
 from data.shards import list_shards
 from data.tokenizer import Tokenizer, check_special_ids, load_tokenizer
-from inputs import evaluation_batches, prompt_tokens, training_batches
+from inputs import Batch, evaluation_batches, prompt_tokens, training_batches
 from meshtf import tf
 from models.decode import Request
 from models.kernels.sampling import SamplingRule
@@ -53,8 +54,10 @@ from runtime.team import Team, assembled
 from runtime.tpu import find_tpu
 from runtime.tpu_mesh import TpuPlacement, place_on_tpu
 from runtime.turns import OneAtATime, Turns, noise_key
+from runtime.usage import memory_in_use
 
 DEFAULT_PROMPT = "In the beginning"
+DATA_SECONDS = 300  # that a process may wait for its data while others wait for it
 SAVE_SECONDS = 1800  # that a process may take for its part of a checkpoint while others wait for it
 
 
@@ -64,6 +67,19 @@ class Export:
 
     format: str
     directory: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """That a layout is to be chosen.
+
+    Attributes:
+      may_change_mesh: the mesh_shape is chosen too.
+      is_applied: the verb goes on with it; else it is only shown.
+    """
+
+    may_change_mesh: bool
+    is_applied: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +98,7 @@ class Options:
       is_new: delete the run at the model path before training, once all else is known to be right.
       init_from: weights to begin with, or to use in place of the newest checkpoint; None: none.
       export: what to write with the verb export.
+      choice: of a layout; None: that of the config is taken.
     """
 
     hosts: str | None
@@ -95,6 +112,7 @@ class Options:
     is_new: bool
     init_from: str | None
     export: Export
+    choice: Choice | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +149,15 @@ class _Data:
     def has_eval_part(self) -> bool:
         return any(self.eval_patterns())
 
+    def check_same(self, team: Team) -> None:
+        """Finds processes that read other data, as a copy that is not finished, before they wait for each other."""
+        if team.size == 1:
+            return
+        patterns = [pattern for ready in self.prepared for pattern in (ready.train_pattern, ready.eval_pattern)]
+        team.check_same("the data", repr([_counts_of(pattern) for pattern in patterns if pattern]))
+        tokenizer = self.tokenizer()
+        team.check_same("the tokenizer", (tokenizer and tokenizer.to_json()) or "")
+
     def tokenizer(self) -> Tokenizer | None:
         """The tokenizer that the datasets share, checked against their configs; None: they name none."""
         if not self.prepared or self.prepared[0].tokenizer_path is None:
@@ -141,6 +168,14 @@ class _Data:
             check_special_ids(tokenizer, use.dataset)
         _check_eos(self.config, tokenizer)
         return tokenizer
+
+
+def _counts_of(pattern: str) -> list[tuple[str, int]]:
+    """Names of the files of a glob, and what each holds; none for a part that is not there, and may not be needed."""
+    try:
+        return [(posixpath.basename(shard.path), shard.n_examples) for shard in list_shards(pattern)]
+    except DataError:
+        return []
 
 
 def _check_eos(config: RunConfig, tokenizer: Tokenizer) -> None:
@@ -233,8 +268,10 @@ def train(config: RunConfig, options: Options, team: Team) -> int:
     placement = _place(config, options, team)
     data = team.in_turn(lambda: _Data.of(config))
     tokenizer, train_patterns = data.tokenizer(), data.train_patterns()
-    _check_pauses(config, options, data)
+    _check_pauses(config, options, data, team)
+    data.check_same(team)
     turns = _training(config, placement, team)
+    begun_from = checkpoints.latest_checkpoint(config.model_path)
     position = _start(config, options, placement, tokenizer)
     team.check_same("the run's position", repr(position))
     if position.step >= config.training.train_steps:
@@ -242,14 +279,21 @@ def train(config: RunConfig, options: Options, team: Team) -> int:
         return 0
     own_rows = placement.own_rows(config.training.train_batch_size)
     batches = training_batches(config, train_patterns, position.examples, position.taken, own_rows)
+    batches = _waited_for(team, batches)
     batches = itertools.chain([next(batches)], batches)  # a wrong record is met here, before anything is written
-    with _folder_of_run(config, options, team, tokenizer), _records(config, position.step, team) as write_metrics:
+    team.barrier()  # by every process
+    with _folder_of_run(config, options, team, tokenizer, begun_from), _records(config, position.step, team) as metrics:
         with _progress(config, position, team) as progress:
-            pause = _Pause(config, options, data, placement, team, tokenizer, write_metrics, progress.note)
-            save = _saver(config, placement, team)
+            pause = _Pause(config, options, data, placement, team, tokenizer, metrics.write, progress.note)
+            save = _saver(config, placement, team, metrics.flush)
             tell_problem = progress.note if team.is_first else functools.partial(print, file=sys.stderr)
             observers = Observers(
-                functools.partial(write_metrics, "train"), save, pause, progress, tell_problem, team.greatest
+                functools.partial(_write_measured, metrics.write, placement.devices),
+                save,
+                pause,
+                progress,
+                tell_problem,
+                team.greatest,
             )
             with team.promising():
                 position, signal_number = train_loop(
@@ -262,22 +306,51 @@ def train(config: RunConfig, options: Options, team: Team) -> int:
     return _farewell(config, position, signal_number)
 
 
-def _saver(config: RunConfig, placement: Placement, team: Team) -> Callable[[TrainingPosition], str]:
-    """What writes checkpoints."""
+def _waited_for(team: Team, batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Batches, for which a process is given more time than for a step: a disk or a network may be slow for a while."""
+    while True:
+        with team.promising(DATA_SECONDS):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
+
+
+def _write_measured(write: Callable[..., None], devices: Sequence[str], step: int, values: Mapping[str, float]) -> None:
+    """Writes what a step gave and what it took."""
+    write("train", step, {**values, **memory_in_use(devices)})
+
+
+def _saver(
+    config: RunConfig, placement: Placement, team: Team, write_all_metrics: Callable[[], None]
+) -> Callable[[TrainingPosition], str]:
+    """What writes checkpoints, once the metrics are written: whoever goes on from one does not measure them again."""
     writer = checkpoints.CheckpointWriter(config.model_path, placement.store, team.writers())
 
     def save(position: TrainingPosition) -> str:
         with team.promising(SAVE_SECONDS):
+            write_all_metrics()
             return writer.save(position)
 
     return save
 
 
 @contextlib.contextmanager
-def _folder_of_run(config: RunConfig, options: Options, team: Team, tokenizer: Tokenizer | None) -> Iterator[None]:
-    """Takes the run's folder for this run alone, and begins it anew if that is asked for."""
+def _folder_of_run(
+    config: RunConfig, options: Options, team: Team, tokenizer: Tokenizer | None, begun_from: str | None
+) -> Iterator[None]:
+    """Takes the run's folder for this run alone, and begins it anew if that is asked for.
+
+    Raises:
+      CheckpointError: since the weights were read, from the checkpoint `begun_from`, another process has trained there.
+    """
     with run_folder.locked(config.model_path) if team.is_first else contextlib.nullcontext():
         if team.is_first:
+            if checkpoints.latest_checkpoint(config.model_path) != begun_from:
+                raise CheckpointError(
+                    f"model_path = {config.model_path} -- another process has trained here until now -- start the same "
+                    "command again to go on from there, or give another model_path"
+                )
             if options.is_new and run_folder.is_run(config.model_path):
                 run_folder.delete_contents(config.model_path)
                 say(f"deleted the run in {config.model_path}")
@@ -296,22 +369,30 @@ def _progress(config: RunConfig, position: TrainingPosition, team: Team) -> Iter
 
 
 @contextlib.contextmanager
-def _records(config: RunConfig, step: int | None, team: Team) -> Iterator[Callable[..., None]]:
+def _records(config: RunConfig, step: int | None, team: Team) -> Iterator[_Records]:
     """Where metrics are written: all processes measure the same ones, and the first writes them."""
     if not team.is_first:
-        yield lambda split, step, values: None
+        yield _Records(lambda split, step, values: None, lambda: None)
         return
     with MetricsWriter(config.model_path, step) as writer:
-        yield writer.write
+        yield _Records(writer.write, writer.flush)
 
 
-def _check_pauses(config: RunConfig, options: Options, data: _Data) -> None:
+@dataclasses.dataclass(frozen=True)
+class _Records:
+    """Writes metrics, soon, and makes sure that they are written."""
+
+    write: Callable[..., None]
+    flush: Callable[[], None]
+
+
+def _check_pauses(config: RunConfig, options: Options, data: _Data, team: Team) -> None:
     """Finds now what would otherwise end training at its first checkpoint."""
     for pattern in data.eval_patterns():
         if config.evaluation.eval_steps and pattern:
             list_shards(pattern)
     if config.prediction.predict_steps:
-        read_prompt(options.prompt_path)
+        team.check_same("the prompt", read_prompt(options.prompt_path))
 
 
 def _start(config: RunConfig, options: Options, placement: Placement, tokenizer: Tokenizer | None) -> TrainingPosition:
@@ -371,7 +452,8 @@ class _Pause:
 
     def _measure(self) -> dict[str, float]:
         batches = evaluation_batches(self.config, self.data.eval_patterns(), self.config.evaluation.eval_steps)
-        return evaluate_batches(self._eval_step, batches, _token_counts(self.config, self.tokenizer))
+        counts = _token_counts(self.config, self.tokenizer)
+        return evaluate_batches(self._eval_step, _waited_for(self.team, batches), counts)
 
 
 def _format_metrics(measured: dict[str, float]) -> str:
@@ -399,12 +481,14 @@ def evaluate(config: RunConfig, options: Options, team: Team) -> int:
     """
     placement = _place(config, options, team)
     data = team.in_turn(lambda: _Data.of(config))
+    data.check_same(team)
     tokenizer = data.tokenizer()
     batches = evaluation_batches(config, data.eval_patterns(), config.evaluation.eval_steps or None)
     step = team.meeting(_programs(placement).build_eval_step(config, placement))
     position = _trained(config, options, placement, tokenizer)
     team.check_same("the run's position", repr(position))
-    measured = evaluate_batches(step, batches, _token_counts(config, tokenizer))
+    with team.promising():
+        measured = evaluate_batches(step, _waited_for(team, batches), _token_counts(config, tokenizer))
     say(f"step {position.step}: held-out {_format_metrics(measured)}")
     guessing = loss_of_guessing(config.model)
     say(f"the loss is {guessing - measured['loss']:.2f} under that of guessing, {guessing:.2f}")
@@ -473,8 +557,11 @@ def predict(config: RunConfig, options: Options, team: Team) -> int:
             "config of a causal model"
         )
     text = read_prompt(options.prompt_path)
+    team.check_same("the prompt", text)
     placement = _place(config, options, team)
-    tokenizer = team.in_turn(lambda: _Data.of(config)).tokenizer()
+    data = team.in_turn(lambda: _Data.of(config))
+    data.check_same(team)
+    tokenizer = data.tokenizer()
     if tokenizer is None:
         raise ConfigError(
             "datasets = [] -- prediction needs a tokenizer -- name a dataset with a tokenizer_path in the model config"
@@ -511,19 +598,25 @@ def export(config: RunConfig, options: Options) -> int:
 
 
 def check_dataset(config: RunConfig, options: Options) -> int:
-    """Reads every record of every dataset and shows what is in them."""
+    """Reads every record of every dataset, shows and draws what is in them, and names all that is wrong."""
     data = _Data.of(config)
     if not data.prepared:
         raise ConfigError("no dataset: nothing to check -- give datasets in the model config")
     tokenizer = data.tokenizer()
     decode = tokenizer.decode if tokenizer else lambda ids: " ".join(map(str, ids))
+    reports = {}
     for use, ready in zip(config.data.datasets, data.prepared, strict=True):
         for part, pattern in (("training", ready.train_pattern), ("evaluation", ready.eval_pattern)):
             if pattern:
                 report = inspect_dataset(
                     [pattern], record_rules(config, use).n_ctx, config.model.n_vocab, config.data.eos_id, decode
                 )
+                reports[f"{use.dataset.id}, {part}: {pattern}"] = report
                 say(f"\n{use.dataset.id}, {part}: {pattern}\n{format_report(report)}")
+    path = posixpath.join(config.model_path, run_folder.DATASET_PICTURE)
+    draw_reports(reports, path)
+    say(f"drawn in {path}")
+    check_sound([damage for report in reports.values() for damage in report.damages])
     return 0
 
 
@@ -534,7 +627,10 @@ def _planned_devices(config: RunConfig, options: Options) -> tuple[int, Machine]
     """How many devices a plan is for, and what one can do: those of mesh_shape, which need not be there, or those
     that are.
     """
+    cluster = find_cluster(options.hosts, options.host_index)
     devices = choose_devices(options.gpu_ids, options.n_cpu_devices)
+    if cluster is not None:
+        devices = devices[:1] * cluster.size
     n_devices = math.prod(size for _, size in config.mesh.mesh_shape or (("all", len(devices)),))
     return n_devices, machine_of(devices) if n_devices == len(devices) else MACHINES["TPU"]
 
@@ -544,21 +640,21 @@ def plan(config: RunConfig, options: Options) -> int:
     n_devices, _ = _planned_devices(config, options)
     planned = make_plan(config, dry_placement(config.mesh, n_devices))
     say(format_plan(planned))
-    path = posixpath.join(config.model_path, "plan.png")
+    path = posixpath.join(config.model_path, run_folder.PLAN_PICTURE)
     tf.io.gfile.makedirs(config.model_path)
     draw_plan(planned, path)
     say(f"drawn in {path}")
     return 0
 
 
-def with_chosen_layout(config: RunConfig, options: Options, may_change_mesh: bool) -> RunConfig:
+def with_chosen_layout(config: RunConfig, options: Options, choice: Choice) -> RunConfig:
     """The config with the layout, and the mesh if it may change, that should train fastest.
 
     Raises:
       UserError: there is no mesh to lay it over, or no layout fits into memory.
     """
     n_devices, machine = _planned_devices(config, options)
-    if may_change_mesh:
+    if choice.may_change_mesh:
         mesh_shape, layout = auto_layout_and_mesh_shape(config, n_devices, machine)
     elif config.mesh.mesh_shape is None:
         raise ConfigError(
@@ -583,7 +679,7 @@ def may_forget(config: RunConfig, confirm: Callable[[str], bool]) -> bool:
     """
     path = config.model_path
     run_folder.check_path(path)
-    if not tf.io.gfile.exists(path) or (tf.io.gfile.isdir(path) and not tf.io.gfile.listdir(path)):
+    if run_folder.is_empty(path):
         return True
     if not run_folder.is_run(path):
         raise UserError(
@@ -611,7 +707,26 @@ def _run_together(verb: str, config: RunConfig, options: Options, cluster: Clust
     with assembled(cluster) as team, _only_first_speaks(team):
         team.check_same("the config", resolved_json(config))
         team.check_same("the command line", repr(dataclasses.replace(options, hosts=None, host_index=None)))
+        if options.choice is not None:
+            config = with_chosen_layout(config, options, options.choice)
         return VERBS_OF_ALL[verb](config, options, team)
+
+
+def _run_alone(verb: str, config: RunConfig, options: Options) -> int:
+    if options.choice is not None:
+        config = with_chosen_layout(config, options, options.choice)
+        if not options.choice.is_applied:
+            return 0
+    return VERBS_OF_ONE[verb](config, options)
+
+
+def _check_devices(options: Options) -> None:
+    """Refuses what a process of many cannot be told."""
+    if options.gpu_ids is not None or options.n_cpu_devices is not None or options.tpu is not None:
+        raise DeviceError(
+            "--hosts, TF_CONFIG or Slurm -- a process of many has one device, the GPU of its rank on its machine or "
+            "the CPU -- leave out --gpu_ids, --cpu_devices and --tpu"
+        )
 
 
 @contextlib.contextmanager
@@ -633,10 +748,13 @@ def run(verb: str, config: RunConfig, options: Options) -> int:
     if options.is_new and options.init_from is not None:
         run_folder.check_outside(config.model_path, options.init_from)
     cluster = find_cluster(options.hosts, options.host_index)
+    if cluster is not None:
+        _check_devices(options)
+    only_shows = options.choice is not None and not options.choice.is_applied
     try:
-        if verb in VERBS_OF_ALL:
+        if verb in VERBS_OF_ALL and not only_shows:
             return _run_together(verb, config, options, cluster)
-        return VERBS_OF_ONE[verb](config, options) if cluster is None or cluster.index == 0 else 0
+        return _run_alone(verb, config, options) if cluster is None or cluster.index == 0 else 0
     except tf.errors.ResourceExhaustedError as error:
         raise DeviceError(
             f"{config.name}: out of memory -- the {verb} step does not fit -- lower the batch size, set "

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 
 class UserError(ValueError):
-    """Something the user gave cannot be used; the message says what, why, and what to do."""
+    """Something the user gave cannot be used; the message says what, why, and what to do.
+
+    Attributes:
+      exit_status: of a program that ends with it.
+    """
+
+    exit_status = 2
 
 
 class ConfigError(UserError):

@@ -26,6 +26,7 @@ class Account:
         discarded_undecodable: documents that are not UTF-8, or JSON without a text.
         discarded_empty: documents without a single token after cleaning.
         discarded_short: documents of fewer tokens than the minimum size.
+        discarded_duplicate: documents that were met before, where such are left out.
         text_bytes: UTF-8 bytes of the kept documents, after cleaning.
         text_tokens: tokens of the kept documents.
         separator_tokens: one after every kept document.
@@ -39,6 +40,7 @@ class Account:
     discarded_undecodable: int = 0
     discarded_empty: int = 0
     discarded_short: int = 0
+    discarded_duplicate: int = 0
     text_bytes: int = 0
     text_tokens: int = 0
     separator_tokens: int = 0
@@ -46,10 +48,14 @@ class Account:
     examples: int = 0
     problems: list[str] = field(default_factory=list)
 
+    @property
+    def discarded(self) -> int:
+        """Documents that were left out, for whatever reason."""
+        return self.discarded_undecodable + self.discarded_empty + self.discarded_short + self.discarded_duplicate
+
     def check(self, example_tokens: int) -> None:
         """Asserts that every document and every token is accounted for."""
-        discarded = self.discarded_undecodable + self.discarded_empty + self.discarded_short
-        assert self.documents_read == self.documents_kept + discarded, asdict(self)
+        assert self.documents_read == self.documents_kept + self.discarded, asdict(self)
         tokens = self.text_tokens + self.separator_tokens + self.padding_tokens
         assert tokens == self.examples * example_tokens, asdict(self)
 
@@ -72,6 +78,11 @@ class TextEncoder:
     tokenizer: Tokenizer
     ftfy: bool = False
     wikitext_detokenize: bool = False
+
+    @property
+    def cleans(self) -> bool:
+        """Says whether texts are changed before they are encoded, so that they must not be cut before."""
+        return self.ftfy or self.wikitext_detokenize
 
     def __call__(self, texts: list[str]) -> list[EncodedText]:
         cleaned = [self._clean(text) for text in texts]

@@ -2,27 +2,24 @@
 
     python data/create_tfrecords.py --input_dir texts --name mine --encoder_path tokenizers/mine.json --chunk_size 1024
 
-Documents are read and written in this process and encoded in others; the files are the same for any number of them.
+Documents are read and written in this process and encoded in others; the files are the same for any number of them. A
+run that was ended, however it was, is gone on with by the same command, and gives the same files as if it never was.
 """
 
 from __future__ import annotations
 
 import argparse
 import glob
+import hashlib
 import json
-import multiprocessing
 import os
-import signal
 import sys
-import threading
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -31,18 +28,17 @@ import numpy as np
 from tqdm import tqdm
 
 from configs.errors import DataError, UserError
-from data.chunking import (
-    Account,
-    EncodedText,
-    TextEncoder,
-    encode_texts,
-    join_documents,
-    keep_documents,
-    readable_texts,
-)
-from data.documents import Document, SourceFile, find_files, read_all_documents
+from data.chunking import Account, TextEncoder
+from data.documents import SourceFile, find_files
+from data.routing import EVAL, TRAIN, Choice, Piece, Place, Router
 from data.tokenizer import EOS_TOKEN, Tokenizer, load_tokenizer
-from data.writing import check_writable, write_text
+from data.tokenizing import Tagged, cut, encode_all
+from data.writing import check_writable
+
+if TYPE_CHECKING:  # the processes that encode import this module, and have no use for TensorFlow
+    from data.manifest import Manifest
+    from data.parts import Layout, PartWriter
+    from data.progress import Identity, Unfinished
 
 GPT2 = "gpt2"
 DATASET_CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "dataset_configs"
@@ -66,6 +62,12 @@ class Settings:
         write_dataset_config: where to write a dataset config; None for nowhere.
         processes: processes that encode; 0 for one a core.
         overwrite: replaces the files of this name that are already there.
+        text_key: the key of a JSON object that holds its text.
+        deduplicate: leaves out documents that were met before.
+        max_documents: reads no more than so many; None for all.
+        eval_fraction: share of the documents, drawn by their text, that goes to files `{name}_eval_*` instead.
+        runner: the runner of Apache Beam that encodes, in place of processes here; None for these.
+        beam_options: what Beam is told besides.
     """
 
     input_dir: str
@@ -81,6 +83,12 @@ class Settings:
     write_dataset_config: str | None = None
     processes: int = 0
     overwrite: bool = False
+    text_key: str = "text"
+    deduplicate: bool = False
+    max_documents: int | None = None
+    eval_fraction: float = 0.0
+    runner: str | None = None
+    beam_options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,7 +99,10 @@ class Report:
         account: what became of every document and token.
         files_read: source files.
         example_tokens: tokens in an example.
-        tfrecords: the files written, in order.
+        tfrecords: the files written to train on, in order.
+        eval_tfrecords: the files that are held out, in order.
+        eval_account: what became of the documents of the held-out part; None without one.
+        manifest: the file that says all this.
         dataset_config: the dataset config written, if one was asked for.
     """
 
@@ -99,36 +110,45 @@ class Report:
     files_read: int
     example_tokens: int
     tfrecords: tuple[str, ...]
+    eval_tfrecords: tuple[str, ...]
+    eval_account: Account | None
+    manifest: str
     dataset_config: str | None
 
 
-def create_tfrecords(settings: Settings) -> Report:
+def create_tfrecords(settings: Settings, tell: Callable[[str], None] = print) -> Report:
     """Writes the tfrecords; with more than one process, call it under `if __name__ == "__main__"`.
+
+    Args:
+        settings: what to write.
+        tell: is told in a line when an ended run is gone on with, or cannot be.
 
     Raises:
         DataError: a setting, the tokenizer or an input cannot be used; files of that name are already there; or the
             place cannot be written to. The old files then stay as they are.
     """
-    # Here and not above: the encoding processes import this module, and have no use for TensorFlow.
-    from data.tfrecords import find_shards, replace_shards, side_folder, write_shards
+    from data.beam import load_beam
+    from data.manifest import manifest_path, read_manifest
+    from data.progress import Identity, carry_out_plan, look_at
 
     _check_settings(settings)
+    if settings.runner:
+        load_beam(settings.runner)
     tokenizer = load_encoder(settings.encoder_path)
     separator = _separator(settings, tokenizer)
     files = find_files([settings.input_dir])
-    old_files = find_shards(settings.output_dir, settings.name)
-    _check_free(settings, old_files)
-    if settings.write_dataset_config:
-        check_writable(settings.write_dataset_config)
-    account = Account()
-    with side_folder(settings.output_dir, settings.name) as folder:
-        with _examples(settings, tokenizer, separator, files, account) as examples:
-            new_files = write_shards(folder, settings.name, _some(examples, settings, account), settings.files_per)
-        account.check(settings.chunk_size + 1)
-        paths = replace_shards(settings.output_dir, old_files, new_files)
-    if settings.write_dataset_config:
-        _write_dataset_config(settings, tokenizer, separator)
-    return Report(account, len(files), settings.chunk_size + 1, tuple(paths), settings.write_dataset_config)
+    identity = Identity(_deciding(settings, tokenizer, separator), look_at(files))
+    done = carry_out_plan(settings.output_dir, settings.name)
+    if done != identity.digest():
+        if done is not None:
+            tell("the files of another run were finished but not in their place: they are now")
+        old_files = _find_old_files(settings)
+        _check_free(settings, old_files)
+        if settings.write_dataset_config:
+            check_writable(settings.write_dataset_config)
+        _write(_Work(settings, tokenizer, separator, files, identity), old_files, tell)
+        carry_out_plan(settings.output_dir, settings.name)
+    return _report(settings, read_manifest(manifest_path(settings.output_dir, settings.name)))
 
 
 def load_encoder(encoder_path: str) -> Tokenizer:
@@ -140,35 +160,137 @@ def _is_name(encoder_path: str) -> bool:
     return not os.path.exists(encoder_path) and not encoder_path.endswith(".json") and not os.path.isabs(encoder_path)
 
 
-@contextmanager
-def _examples(
-    settings: Settings, tokenizer: Tokenizer, separator: int, files: list[SourceFile], account: Account
-) -> Iterator[Iterator[np.ndarray]]:
-    encoder = TextEncoder(tokenizer, settings.ftfy, settings.wikitext_detokenize)
-    padding = separator if tokenizer.padding_id is None else tokenizer.padding_id
-    with (
-        tqdm(files, desc="encoding", unit="file", disable=None) as bar,
-        _mapping(encoder, settings.processes) as encode,
-    ):
-        documents = _show_documents(read_all_documents(bar), bar)
-        encoded = encode_texts(readable_texts(documents, account), encode)
-        kept = keep_documents(encoded, settings.minimum_size, account)
-        yield join_documents(kept, settings.chunk_size + 1, separator, padding, account)
+@dataclass(frozen=True)
+class _Work:
+    """What is to be done: the settings, and what they have led to."""
+
+    settings: Settings
+    tokenizer: Tokenizer
+    separator: int
+    files: Sequence[SourceFile]
+    identity: Identity
+
+    def layout(self) -> Layout:
+        """Returns how the tokens lie in the files."""
+        from data.parts import Layout
+
+        padding = self.separator if self.tokenizer.padding_id is None else self.tokenizer.padding_id
+        settings = self.settings
+        return Layout(settings.chunk_size + 1, settings.files_per, self.separator, padding, settings.minimum_size)
 
 
-def _some(examples: Iterator[np.ndarray], settings: Settings, account: Account) -> Iterator[np.ndarray]:
-    first = next(examples, None)
-    if first is None:
+def _prefixes(settings: Settings) -> tuple[str, str]:
+    return settings.name, f"{settings.name}_eval"
+
+
+def _find_old_files(settings: Settings) -> list[str]:
+    """Returns the tfrecords of this name: by the name, and what is held out by the manifest, which alone knows."""
+    from data.manifest import listed_files
+    from data.tfrecords import find_shards
+
+    prefixes = _prefixes(settings) if settings.eval_fraction else [settings.name]
+    files = [path for prefix in prefixes for path in find_shards(settings.output_dir, prefix)]
+    return list(dict.fromkeys([*files, *listed_files(settings.output_dir, settings.name)]))
+
+
+def _deciding(settings: Settings, tokenizer: Tokenizer, separator: int) -> Mapping[str, object]:
+    """Returns the settings that decide what the files hold, and not only where they lie or how they are made."""
+    deciding = asdict(settings)
+    for key in ("input_dir", "output_dir", "encoder_path", "processes", "overwrite", "runner", "beam_options"):
+        del deciding[key]
+    return deciding | {"separator": separator, "tokenizer_sha256": _hash(tokenizer)}
+
+
+def _hash(tokenizer: Tokenizer) -> str:
+    return hashlib.sha256(tokenizer.to_json().encode()).hexdigest()
+
+
+def _write(work: _Work, old_files: Sequence[str], tell: Callable[[str], None]) -> None:
+    """Makes all files, and the plan that puts them in place of the old ones."""
+    from data.progress import remove_unless_finished, unfinished
+
+    settings = work.settings
+    with unfinished(settings.output_dir, settings.name, work.identity, tell) as folder:
+        try:
+            manifest = _make(work, folder)
+        except BaseException:
+            remove_unless_finished(settings.output_dir, settings.name)
+            raise
+        folder.plan(settings.output_dir, old_files, manifest, _dataset_config(work, manifest))
+
+
+def _make(work: _Work, folder: Unfinished) -> Manifest:
+    from data.manifest import Manifest
+    from data.parts import PartWriter
+
+    settings, layout = work.settings, work.layout()
+    names = (TRAIN, EVAL) if settings.eval_fraction else (TRAIN,)
+    writers = {
+        part: PartWriter(folder, part, prefix, layout) for part, prefix in zip(names, _prefixes(settings), strict=False)
+    }
+    try:
+        end = _encode_into(writers, work, folder)
+        parts = {name: writer.finish(end) for name, writer in writers.items()}
+    except BaseException:
+        for writer in writers.values():
+            writer.abandon()
+        raise
+    if not parts[TRAIN].files:
+        account = parts[TRAIN].account
         reasons = "; ".join([describe_documents(account), *account.problems[:1]])
         raise DataError(f"{settings.input_dir}: no text to write -- {reasons}")
-    yield from chain([first], examples)
+    sizes = [size for _, size, _ in work.identity.input.states]
+    tokenizer = {"path": settings.encoder_path, "n_vocab": work.tokenizer.n_vocab, "sha256": _hash(work.tokenizer)}
+    inputs = {"files": len(sizes), "bytes": sum(sizes)}
+    deciding = {key: value for key, value in work.identity.settings.items() if key != "write_dataset_config"}
+    return Manifest(settings.name, layout.example_tokens, tokenizer, deciding, inputs, parts)
 
 
-def _show_documents(documents: Iterator[Document], bar: tqdm) -> Iterator[Document]:
-    for number, document in enumerate(documents, start=1):
-        if number % 1000 == 0:
-            bar.set_postfix_str(f"{number:,} documents")
-        yield document
+def _encode_into(writers: Mapping[str, PartWriter], work: _Work, folder: Unfinished) -> Place:
+    """Reads, encodes and writes all documents; returns the place after the last one."""
+    settings = work.settings
+    encoder = TextEncoder(work.tokenizer, settings.ftfy, settings.wikitext_detokenize)
+    choice = Choice(settings.text_key, settings.deduplicate, settings.max_documents, settings.eval_fraction)
+    router = Router(work.files, choice, {part: writer.start for part, writer in writers.items()})
+    with tqdm(total=len(work.files), desc="encoding", unit="file", disable=None) as bar:
+        texts = router.texts(partial(cut, encoder=encoder), lambda n_files: bar.update(n_files - bar.n))
+        with closing(_encoded(texts, encoder, work, folder)) as encoded:
+            for piece, ids, text_bytes in encoded:
+                if ids is None:
+                    writers[piece.part].leave_out(piece.reason, piece.problem)
+                else:
+                    writers[piece.part].add(piece.place, ids, text_bytes, piece.is_last)
+    return router.end
+
+
+def _encoded(
+    texts: Iterator[Tagged[Piece]], encoder: TextEncoder, work: _Work, folder: Unfinished
+) -> Iterator[tuple[Piece, np.ndarray | None, int]]:
+    settings = work.settings
+    if settings.runner is None:
+        return encode_all(texts, encoder, settings.processes)
+    from data.beam import read_encoded, run_pipeline
+
+    ids_folder = f"{folder.folder}/encoded-{work.identity.digest()}"  # of other input, other ids
+    run_pipeline(work.files, settings.text_key, encoder, ids_folder, settings.runner, settings.beam_options)
+    return read_encoded(texts, ids_folder)
+
+
+def _report(settings: Settings, manifest: Manifest) -> Report:
+    from data.manifest import manifest_path
+
+    parts = manifest.parts
+    paths = {part: tuple(f"{settings.output_dir}/{file.name}" for file in parts[part].files) for part in parts}
+    return Report(
+        account=parts[TRAIN].account,
+        files_read=manifest.input["files"],
+        example_tokens=manifest.example_tokens,
+        tfrecords=paths[TRAIN],
+        eval_tfrecords=paths.get(EVAL, ()),
+        eval_account=parts[EVAL].account if EVAL in parts else None,
+        manifest=manifest_path(settings.output_dir, settings.name),
+        dataset_config=settings.write_dataset_config,
+    )
 
 
 def _check_settings(settings: Settings) -> None:
@@ -178,6 +300,10 @@ def _check_settings(settings: Settings) -> None:
     for key, least in smallest.items():
         if getattr(settings, key) < least:
             raise DataError(f"--{key} {getattr(settings, key)} -- is too small -- give {least} or more")
+    if settings.max_documents is not None and settings.max_documents < 1:
+        raise DataError(f"--max_documents {settings.max_documents} -- is too small -- give 1 or more, or leave it out")
+    if not 0 <= settings.eval_fraction < 1:
+        raise DataError(f"--eval_fraction {settings.eval_fraction} -- is no share -- give 0 or more, and less than 1")
 
 
 def _separator(settings: Settings, tokenizer: Tokenizer) -> int:
@@ -204,64 +330,26 @@ def _check_free(settings: Settings, old_files: list[str]) -> None:
         )
 
 
-@contextmanager
-def _mapping(encoder: TextEncoder, processes: int) -> Iterator[Callable[[Iterator[list[str]]], Iterator]]:
-    """Gives what encodes batches in their order, in this process or in others."""
-    if processes == 1:
-        yield partial(map, encoder)
-        return
-    context = multiprocessing.get_context("spawn")  # a fork would copy TensorFlow's threads, which do not survive it
-    number = processes or os.cpu_count() or 1
-    with ProcessPoolExecutor(number, mp_context=context, initializer=_start_worker, initargs=(encoder,)) as executor:
-        yield partial(_map_in_order, executor, 2 * number)
-
-
-def _map_in_order(
-    executor: ProcessPoolExecutor, most_waiting: int, batches: Iterator[list[str]]
-) -> Iterator[list[EncodedText]]:
-    waiting = deque()
-    for batch in batches:
-        waiting.append(executor.submit(_encode, batch))
-        if len(waiting) >= most_waiting:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
-
-
-_worker_encoder: TextEncoder
-
-
-def _start_worker(encoder: TextEncoder) -> None:
-    global _worker_encoder
-    _worker_encoder = encoder
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a process a core is parallel enough
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the writing process, which ends these
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    # The pool's queues stay open while any worker lives: nothing else tells them that the writing process was killed.
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-
-def _encode(texts: list[str]) -> list[EncodedText]:
-    return _worker_encoder(texts)
-
-
-def _write_dataset_config(settings: Settings, tokenizer: Tokenizer, separator: int) -> None:
+def _dataset_config(work: _Work, manifest: Manifest) -> Mapping[str, object] | None:
+    """Returns where to write which dataset config; None for nowhere."""
+    settings, tokenizer = work.settings, work.tokenizer
+    if not settings.write_dataset_config:
+        return None
     is_name = _is_name(settings.encoder_path)
-    start = f"{_absolute(settings.output_dir)}/{settings.name}"
+    paths = [f"{glob.escape(f'{_absolute(settings.output_dir)}/{prefix}')}{_GLOB}" for prefix in _prefixes(settings)]
     values = {
         "n_vocab": tokenizer.n_vocab,
-        "path": f"{glob.escape(start)}_[0-9]*_[0-9]*_[0-9]*.tfrecords",
-        "eval_path": "",
+        "path": paths[0],
+        "eval_path": paths[1] if EVAL in manifest.parts and manifest.parts[EVAL].files else "",
         "tokenizer_path": settings.encoder_path if is_name else _absolute(settings.encoder_path),
         "tokenizer_is_pretrained": is_name,
-        "eos_id": separator,
+        "eos_id": work.separator,
         "padding_id": tokenizer.n_vocab if tokenizer.padding_id is None else tokenizer.padding_id,
     }
-    write_text(settings.write_dataset_config, json.dumps(values, indent=2) + "\n")
+    return {"path": settings.write_dataset_config, "values": values}
+
+
+_GLOB = "_[0-9]*_[0-9]*_[0-9]*.tfrecords"
 
 
 def _absolute(path: str) -> str:
@@ -275,28 +363,42 @@ def describe_documents(account: Account) -> str:
         "empty": account.discarded_empty,
         "too short": account.discarded_short,
     }
+    if account.discarded_duplicate:
+        discarded["met before"] = account.discarded_duplicate
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in discarded.items())
     return (
         f"documents: {account.documents_read:,} read = {account.documents_kept:,} kept + "
-        f"{sum(discarded.values()):,} discarded ({reasons})"
+        f"{account.discarded:,} discarded ({reasons})"
     )
+
+
+def _describe_part(account: Account, tfrecords: Sequence[str], example_tokens: int) -> list[str]:
+    tokens = account.text_tokens + account.separator_tokens + account.padding_tokens
+    written = f"{len(tfrecords):,} written, {tfrecords[0]} to {tfrecords[-1]}" if tfrecords else "none"
+    return [
+        describe_documents(account),
+        f"tokens: {account.text_tokens:,} of text + {account.separator_tokens:,} separators + "
+        f"{account.padding_tokens:,} of padding at the very end = {tokens:,} = "
+        f"{account.examples:,} examples of {example_tokens:,}",
+        f"tfrecords: {written}",
+    ]
 
 
 def describe(report: Report) -> str:
     """Returns the report as a person reads it."""
-    account = report.account
-    tokens = account.text_tokens + account.separator_tokens + account.padding_tokens
     lines = [
         f"files: {report.files_read:,} read",
-        describe_documents(account),
-        f"tokens: {account.text_tokens:,} of text + {account.separator_tokens:,} separators + "
-        f"{account.padding_tokens:,} of padding at the very end = {tokens:,} = "
-        f"{account.examples:,} examples of {report.example_tokens:,}",
-        f"tfrecords: {len(report.tfrecords):,} written, {report.tfrecords[0]} to {report.tfrecords[-1]}",
+        *_describe_part(report.account, report.tfrecords, report.example_tokens),
     ]
+    problems = report.account.problems
+    if report.eval_account:
+        held_out = _describe_part(report.eval_account, report.eval_tfrecords, report.example_tokens)
+        lines += [f"held out: {line}" for line in held_out]
+        problems = problems + report.eval_account.problems
+    lines.append(f"manifest: {report.manifest}")
     if report.dataset_config:
         lines.append(f"dataset config: {report.dataset_config}")
-    lines += [f"discarded {problem}" for problem in account.problems]
+    lines += [f"discarded {problem}" for problem in problems]
     return "\n".join(lines)
 
 
@@ -323,7 +425,15 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Settings:
     add("--write_dataset_config", nargs="?", const="", metavar="PATH", help="write a dataset config")
     add("--processes", type=int, default=default.processes, help="processes that encode; 0 for one a core")
     add("--overwrite", action="store_true", help="replace the files of this name that are already there")
-    values = vars(parser.parse_args(arguments))
+    add("--text_key", default=default.text_key, help="key of a JSON object that holds its text")
+    add("--deduplicate", action="store_true", help="leave out documents that were met before, to the last byte")
+    add("--max_documents", type=int, default=default.max_documents, help="read no more documents than this")
+    add("--eval_fraction", type=float, default=default.eval_fraction, help="share of the documents to hold out")
+    add("--runner", default=default.runner, help="encode with Apache Beam: DirectRunner, DataflowRunner or FlinkRunner")
+    known, others = parser.parse_known_args(arguments)
+    values = vars(known) | {"beam_options": tuple(others)}
+    if others and known.runner is None:
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
     if values["write_dataset_config"] == "":
         values["write_dataset_config"] = str(DATASET_CONFIGS / f"{values['name']}.json")
     return Settings(**values)
@@ -337,7 +447,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped: nothing was written, and what was there is as it was", file=sys.stderr)
+        print("stopped: what was there is as it was -- the same command goes on from here", file=sys.stderr)
         return 130
     print(describe(report))
     print(to_json(report))

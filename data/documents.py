@@ -1,11 +1,14 @@
 """Finding source files, and reading the documents in them: one after another, in natural order, never all at once.
 
 A plain text file is one document, a line of a JSON Lines file is one, and each member of an archive is read by its own
-name.
+name. What compresses a file stands at the end of its name: `a.txt.gz` and `a.gz` are one document each, `a.jsonl.gz` is
+one a line. The archives of lm_dataformat are read as it wrote them (`.dat.zst`, `.json.zst`), whatever its own reader
+makes of them: a file that is cut off is an error, not the end.
 """
 
 from __future__ import annotations
 
+import codecs
 import glob
 import gzip
 import hashlib
@@ -13,21 +16,25 @@ import io
 import json
 import lzma
 import os
+import re
+import shutil
+import sys
 import tarfile
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 import zstandard
-from lm_dataformat import Reader as ArchiveReader
 from natsort import natsorted
 
 from configs.errors import DataError
 
-SUFFIXES = (".txt", ".py", ".md", ".jsonl", ".jsonl.zst", ".json.zst", ".dat.zst", ".xz", ".tar.gz", ".zip")
+SUFFIXES = (".txt", ".py", ".md", ".jsonl", ".zst", ".xz", ".gz", ".tgz", ".tar", ".zip")
 """Files that are read when a directory is named; a glob or a file named outright is read whatever its suffix."""
 
 _DAMAGED = (
@@ -64,11 +71,45 @@ class Document:
         identity: relative path of its file, and its place there: the same on every machine.
         text: its text, exactly as in the file; None if it cannot be read.
         problem: why it cannot be read; None if it can.
+        long_text: its text where it is longer than was asked for; `text` is then None.
     """
 
     identity: str
     text: str | None
     problem: str | None = None
+    long_text: LongText | None = None
+
+
+@dataclass(frozen=True)
+class LongText:
+    """A text that is not held in memory but in a file, which goes away with this object.
+
+    Attributes:
+        file: the UTF-8 of the text.
+        digest: of it, as of any text; see `fingerprint`.
+    """
+
+    file: BinaryIO
+    digest: bytes
+
+    def parts(self) -> Iterator[str]:
+        """Yields the text in parts of a few MB."""
+        self.file.seek(0)
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        while content := self.file.read(_PART_BYTES):
+            yield decoder.decode(content)
+
+
+def fingerprint(text: str) -> bytes:
+    """Returns a hash of a text, [16] bytes: among 10^12 texts the chance that two share one is below 10^-14."""
+    return _fingerprint_of(text.encode("utf-8", "surrogateescape")).digest()
+
+
+def _fingerprint_of(content: bytes) -> hashlib.blake2b:
+    return hashlib.blake2b(content, digest_size=16)
+
+
+_PART_BYTES = 1 << 22
 
 
 def find_files(
@@ -148,19 +189,20 @@ def read_all_documents(files: Iterable[SourceFile], text_key: str = "text") -> I
         yield from read_documents(file, text_key)
 
 
-def read_documents(file: SourceFile, text_key: str = "text") -> Iterator[Document]:
+def read_documents(file: SourceFile, text_key: str = "text", longest_bytes: int = sys.maxsize) -> Iterator[Document]:
     """Yields the documents of one file; one that is not UTF-8 or not JSON comes with its problem in place of its text.
 
     Args:
         file: the file to read.
         text_key: the key of a JSON Lines object that holds the text (a string, or a list of paragraphs).
+        longest_bytes: plain text of more is not held in memory.
 
     Raises:
         DataError: the file itself cannot be opened, or its compression or archive is damaged.
     """
     try:
         with open(file.path, "rb") as stream:
-            yield from _read_stream(stream, _Place(file.relative, file.relative, text_key))
+            yield from _read_stream(stream, _Place(file.relative, file.relative, text_key, longest_bytes))
     except _DAMAGED as error:
         raise DataError(f"{file.path}: cannot be read ({error}) -- replace the file, or leave it out") from None
 
@@ -184,6 +226,7 @@ class _Place:
     identity: str
     kind: str
     text_key: str
+    longest_bytes: int
 
     def without(self, suffix: str) -> _Place:
         return replace(self, kind=self.kind.removesuffix(suffix))
@@ -200,7 +243,36 @@ def _read_stream(stream: BinaryIO, place: _Place) -> Iterator[Document]:
         if place.kind.endswith(suffix):
             yield from read(stream, place)
             return
-    yield _document(place.identity, stream.read())
+    yield _read_text(stream, place)
+
+
+def _read_text(stream: BinaryIO, place: _Place) -> Document:
+    head = bytearray()
+    while len(head) <= place.longest_bytes:
+        part = stream.read(1 << 20)
+        if not part:
+            return _document(place.identity, head)
+        head += part
+    file = tempfile.TemporaryFile()  # noqa: SIM115 (closed when the document is no longer needed)
+    file.write(head)
+    shutil.copyfileobj(stream, file)
+    return _check_long(place.identity, file)
+
+
+def _check_long(identity: str, file: BinaryIO) -> Document:
+    decoder, digest, length = codecs.getincrementaldecoder("utf-8")(), _fingerprint_of(b""), 0
+    file.seek(0)
+    while content := file.read(_PART_BYTES):
+        undecoded = len(decoder.getstate()[0])  # of a character that begins in the part before
+        try:
+            decoder.decode(content)
+        except UnicodeDecodeError as error:
+            return Document(identity, None, f"not UTF-8 at byte {length - undecoded + error.start}")
+        digest.update(content)
+        length += len(content)
+    if undecoded := len(decoder.getstate()[0]):
+        return Document(identity, None, f"not UTF-8 at byte {length - undecoded}")
+    return Document(identity, None, long_text=LongText(file, digest.digest()))
 
 
 def _read_json_lines(stream: BinaryIO, place: _Place) -> Iterator[Document]:
@@ -216,6 +288,10 @@ def _parse_line(line: bytes, identity: str, text_key: str) -> Document:
         return Document(identity, None, _not_utf8(error))
     except ValueError as error:
         return Document(identity, None, f"not JSON: {error}")
+    return _document_of_value(value, identity, text_key)
+
+
+def _document_of_value(value: object, identity: str, text_key: str) -> Document:
     text = value.get(text_key) if isinstance(value, dict) else value
     if isinstance(text, list) and all(isinstance(paragraph, str) for paragraph in text):
         text = "\n\n".join(text)  # lm_dataformat's reading of a list
@@ -232,7 +308,7 @@ def _check_encodable(identity: str, text: str) -> Document:
     return Document(identity, text)
 
 
-def _document(identity: str, content: bytes) -> Document:
+def _document(identity: str, content: bytes | bytearray) -> Document:
     try:
         return Document(identity, content.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -251,20 +327,85 @@ def _read_tar(stream: BinaryIO, place: _Place) -> Iterator[Document]:
 
 
 def _read_zip(stream: BinaryIO, place: _Place) -> Iterator[Document]:
-    whole = stream if stream.seekable() else io.BytesIO(stream.read())
-    with zipfile.ZipFile(whole) as archive:
+    with _seekable(stream) as whole, zipfile.ZipFile(whole) as archive:
         for member in archive.infolist():
             if not member.is_dir():
                 with archive.open(member) as content:
                     yield from _read_stream(content, place.member(member.filename))
 
 
-def _decompressed(open_stream: Callable[[BinaryIO], BinaryIO], suffix: str) -> Reading:
+def _seekable(stream: BinaryIO) -> BinaryIO:
+    with suppress(AttributeError):  # a member of an archive that is read as a stream cannot even say so
+        if stream.seekable():
+            return stream
+    copy = tempfile.TemporaryFile()  # noqa: SIM115 (closed by who reads it)
+    shutil.copyfileobj(stream, copy)
+    copy.seek(0)
+    return copy
+
+
+def _decompressed(open_stream: Callable[[BinaryIO], BinaryIO], suffix: str, read_on: Reading = _read_stream) -> Reading:
     def read(stream: BinaryIO, place: _Place) -> Iterator[Document]:
         with open_stream(stream) as content:
-            yield from _read_stream(content, place.without(suffix))
+            yield from read_on(content, place.without(suffix))
 
     return read
+
+
+def _read_json(stream: BinaryIO, place: _Place) -> Iterator[Document]:
+    """Reads one array of texts, as lm_dataformat writes, or JSON Lines under this name, as C4 has them."""
+    content = io.BufferedReader(stream)
+    if not content.peek(1 << 12).lstrip().startswith(b"["):
+        yield from _read_json_lines(content, place)
+        return
+    for number, value in enumerate(_array_elements(io.TextIOWrapper(content, encoding="utf-8", newline=""))):
+        yield _document_of_value(value, f"{place.identity}:{number}", place.text_key)
+
+
+_BETWEEN_ELEMENTS = re.compile(r"[\s,]*")
+_MOST_CHARACTERS = 1 << 30  # of an element: what is longer is not a text but a damaged file
+
+
+def _array_elements(text: TextIO) -> Iterator[object]:
+    """Yields the elements of a JSON array one by one, holding little more than one."""
+    decoder, buffer, at = json.JSONDecoder(), text.read(1 << 16), 0
+    at = buffer.index("[") + 1
+    while True:
+        at = _BETWEEN_ELEMENTS.match(buffer, at).end()
+        if buffer.startswith("]", at):
+            return
+        try:
+            value, end = decoder.raw_decode(buffer, at)
+        except ValueError:
+            end = len(buffer)
+        if end < len(buffer):  # else it may go on
+            yield value
+            at = end
+            continue
+        more = text.read(max(1 << 16, len(buffer) - at))
+        if not more or len(buffer) - at > _MOST_CHARACTERS:
+            raise ValueError(f"not JSON, or cut off, in the element that begins with {buffer[at : at + 40]!r}")
+        buffer, at = buffer[at:] + more, 0
+
+
+def _read_dat(stream: BinaryIO, place: _Place) -> Iterator[Document]:
+    """Reads lm_dataformat's `DatArchive`: before every text its length in bytes, as 16 digits."""
+    number = 0
+    while head := stream.read(16):
+        if not re.fullmatch(rb"[0-9]{16}", head):
+            raise ValueError(f"no length of a text before text {number}")
+        yield _document(f"{place.identity}:{number}", _read_exactly(stream, int(head)))
+        number += 1
+
+
+def _read_exactly(stream: BinaryIO, length: int) -> bytes:
+    content = bytearray()
+    while len(content) < length:
+        part = stream.read(min(length - len(content), 1 << 20))  # a damaged length must not reserve all memory
+        if not part:
+            raise EOFError("it ends in the middle of a text")
+        content += part
+    return bytes(content)
 
 
 def _read_xz(stream: BinaryIO, place: _Place) -> Iterator[Document]:
@@ -300,7 +441,7 @@ class _ZstandardFrames(io.RawIOBase):
         return count
 
     def _advance(self) -> bool:
-        compressed = self._compressed or self._stream.read(1 << 16)
+        compressed = self._compressed or self._stream.read(1 << 12)  # little: it can become 30,000 times as much
         if not compressed:
             if self._frame:
                 raise EOFError("it ends in the middle of a zstandard frame")
@@ -313,19 +454,12 @@ class _ZstandardFrames(io.RawIOBase):
         return True
 
 
-def _read_archive(method: str) -> Reading:
-    def read(stream: BinaryIO, place: _Place) -> Iterator[Document]:
-        texts = getattr(ArchiveReader(""), method)(stream.name)
-        for number, text in enumerate(texts):
-            yield _check_encodable(f"{place.identity}:{number}", text)
-
-    return read
-
-
 _READERS: dict[str, Reading] = {
-    ".json.zst": _read_archive("read_json"),
-    ".dat.zst": _read_archive("read_dat"),
+    ".json.zst": _decompressed(_open_zstandard, ".json.zst", _read_json),
+    ".json.gz": _decompressed(gzip.open, ".json.gz", _read_json),
+    ".dat.zst": _decompressed(_open_zstandard, ".dat.zst", _read_dat),
     ".zst": _decompressed(_open_zstandard, ".zst"),
+    ".tgz": _decompressed(gzip.open, ".tgz", _read_tar),
     ".gz": _decompressed(gzip.open, ".gz"),
     ".xz": _read_xz,
     ".jsonl": _read_json_lines,

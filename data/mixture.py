@@ -146,6 +146,8 @@ def cut_documents(records: Records, may_skip: bool, cut: Cut, example: int) -> E
     read = records.read_sound if may_skip else records.read
     first, n_read, documents, problems = example * cut.stitch, 0, [], []
     while n_read < cut.stitch or _joined_length(documents) < cut.length:
+        if not documents and n_read >= cut.stitch + records.n_records:
+            raise DataError(f"on_bad_record = skip -- no record can be used -- the last is {problems[-1]}")
         n_more = cut.stitch if n_read == 0 else 1
         for ids in read(np.arange(first + n_read, first + n_read + n_more)):
             (problems if isinstance(ids, DataError) else documents).append(ids)

@@ -81,6 +81,8 @@ def prepare_dataset(dataset: DatasetConfig, n_ctx: int, report: Report = print) 
         )
     if "/" in dataset.id:
         raise DataError(f"{dataset.id}: is no beginning of a file name -- name the dataset config without a slash")
+    if "://" in dataset.cache_dir:
+        raise DataError(f"{dataset.id}: cache_dir = {dataset.cache_dir} -- is no folder of this machine -- give one")
     preparation = _Preparation(dataset, n_ctx, _find_text(dataset), _given_tokenizer(dataset), report)
     directory = preparation.directory()
     if _is_complete(directory):

@@ -23,7 +23,7 @@ import numpy as np
 
 from configs.errors import DataError
 from data.shards import Shard, count_in_name, locate, on_host, shard_ends, shuffle_shards
-from data.tfrecords import FEATURE, decode_record, parse_example, read_examples
+from data.tfrecords import FEATURE, damaged_record, decode_record, parse_example, read_examples, unreadable_file
 from meshtf import RecordReader, tf
 
 THREADS = 4
@@ -86,12 +86,12 @@ class Records:
     def _read(self, places: Sequence[tuple[Shard, int]]) -> list[np.ndarray]:
         with on_host():
             serialized = [_read_record(shard, record) for shard, record in places]
-            return _parse(serialized, places, self._rules)
+            return parse_records(serialized, places, self._rules)
 
     def read_sound(self, numbers_R: np.ndarray) -> list[np.ndarray | DataError]:
         """As `read`, but what cannot be used has its error in its place."""
         try:
-            return list(self.read(numbers_R))
+            return list(self._read([self._place(int(number)) for number in numbers_R]))
         except DataError:
             return [self._read_or_error(int(number)) for number in numbers_R]
 
@@ -154,12 +154,9 @@ def _read_record(shard: Shard, record: int) -> bytes:
             serialized, _ = reader.read(int(starts_R[record]))
         return serialized
     except (tf.errors.DataLossError, IndexError):
-        raise DataError(
-            f"{shard.path}: record {record} is cut off or damaged -- copy the file again, or write it again with "
-            "data/create_tfrecords.py"
-        ) from None
+        raise damaged_record(shard.path, record) from None
     except tf.errors.OpError as error:
-        raise _unreadable(shard.path, error) from None
+        raise unreadable_file(shard.path, error) from None
 
 
 @contextlib.contextmanager
@@ -195,7 +192,7 @@ def _index_of(shard: Shard) -> _Index:
         size = tf.io.gfile.stat(shard.path).length
         *starts, end = _hop(shard.path, size)
     except tf.errors.OpError as error:
-        raise _unreadable(shard.path, error) from None
+        raise unreadable_file(shard.path, error) from None
     return _Index(np.array(starts, dtype=np.int64), end == size and len(starts) == shard.n_examples)
 
 
@@ -218,16 +215,35 @@ def _hop(path: str, size: int) -> Iterator[int]:
 # Ids.
 
 
-def _parse(serialized: Sequence[bytes], places: Sequence[tuple[Shard, int]], rules: RecordRules) -> list[np.ndarray]:
+def parse_records(
+    serialized: Sequence[bytes], places: Sequence[tuple[Shard, int]], rules: RecordRules
+) -> list[np.ndarray]:
+    """Unpacks records that were read, together.
+
+    Raises:
+        DataError: one of them breaks the rules, and its place is named.
+    """
     try:
         rows = _ids_of(serialized, rules)
         if all(_is_sound(ids, rules) for ids in rows):
             return rows
-    except tf.errors.OpError:
+    except (tf.errors.OpError, UnicodeDecodeError):  # the second: TensorFlow quotes bytes of the record as text
         pass
-    for record, (shard, number) in zip(serialized, places, strict=True):
-        _check_record(decode_record(record, shard.path, number), shard.path, number, rules)
-    raise AssertionError("TensorFlow refuses a record in which nothing is wrong")
+    return [
+        parse_record(record, shard.path, number, rules)
+        for record, (shard, number) in zip(serialized, places, strict=True)
+    ]
+
+
+def parse_record(record: bytes, path: str, number: int, rules: RecordRules) -> np.ndarray:
+    """Unpacks one record that was read, slowly.
+
+    Raises:
+        DataError: it breaks the rules, and is named.
+    """
+    ids = decode_record(record, path, number)
+    _check_record(ids, path, number, rules)
+    return ids
 
 
 def _ids_of(serialized: Sequence[bytes], rules: RecordRules) -> list[np.ndarray]:
@@ -290,10 +306,3 @@ def _explain(shard: Shard, rules: RecordRules) -> DataError:
     except DataError as found:
         return found
     return DataError(f"{shard.path}: has changed while it was read -- see that nothing writes to it, and start again")
-
-
-def _unreadable(path: str, error: tf.errors.OpError) -> DataError:
-    if isinstance(error, tf.errors.NotFoundError):
-        return DataError(f"{path}: no such file -- check the path")
-    reason = error.message.splitlines()[0]
-    return DataError(f"{path}: cannot be read ({reason}) -- check the path and who may read it")

@@ -7,7 +7,6 @@ Shape suffixes: B records, N shards.
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import functools
 import json
@@ -21,11 +20,10 @@ import numpy as np
 from natsort import natsorted
 
 from configs.errors import DataError
-from data.tfrecords import read_examples
+from data.tfrecords import read_records, unreadable_file
 from meshtf import tf
 
 COUNTS_FILE = ".neomesh_counts.json"
-FRAME_BYTES = 16  # of a record in a tfrecord file: its length (8), and two checksums (4 each)
 
 _COUNT_IN_NAME = re.compile(r"_(\d+).tfrecords$")
 
@@ -50,9 +48,7 @@ def list_shards(pattern: str) -> tuple[Shard, ...]:
     Raises:
         DataError: no file matches, the glob is a folder, or a file that must be counted is damaged.
     """
-    if tf.io.gfile.isdir(pattern):
-        raise DataError(f"{pattern}: is a folder -- give a glob such as {pattern.rstrip('/')}/*.tfrecords")
-    paths = [path for path in tf.io.gfile.glob(pattern) if os.path.basename(path) != COUNTS_FILE]
+    paths = glob_files(pattern)
     if not paths:
         raise DataError(
             f"{pattern}: no file matches -- check the path in the dataset config "
@@ -63,10 +59,31 @@ def list_shards(pattern: str) -> tuple[Shard, ...]:
     return sort_shards(Shard(path, counts[path]) for path in paths)
 
 
+def glob_files(pattern: str) -> list[str]:
+    """Returns the paths that a glob matches, without what is kept beside tfrecords.
+
+    Raises:
+        DataError: the glob is a folder, or cannot be looked for.
+    """
+    try:
+        if tf.io.gfile.isdir(pattern):
+            raise DataError(f"{pattern}: is a folder -- give a glob such as {pattern.rstrip('/')}/*.tfrecords")
+        return [path for path in tf.io.gfile.glob(pattern) if not path.endswith(".json")]  # counts, manifests
+    except tf.errors.NotFoundError:  # of a bucket
+        return []
+    except tf.errors.OpError as error:
+        raise unreadable_file(pattern, error) from None
+
+
 def count_in_name(path: str) -> int:
     """Returns the count that the file's name carries; 0: none."""
     match = _COUNT_IN_NAME.search(path)
     return int(match.group(1)) if match else 0
+
+
+def name_with_count(name: str, n_examples: int) -> str:
+    """Returns the name of a file with its count at the end, in place of the one that may be there."""
+    return f"{_COUNT_IN_NAME.sub('', name).removesuffix('.tfrecords')}_{n_examples}.tfrecords"
 
 
 def _counts_of(paths: Sequence[str]) -> dict[str, int]:
@@ -86,7 +103,10 @@ def _counts_in_directory(directory: str, paths: Sequence[str]) -> dict[str, int]
 
 
 def _count_entry(path: str, remembered: dict) -> dict:
-    status = tf.io.gfile.stat(path)
+    try:
+        status = tf.io.gfile.stat(path)
+    except tf.errors.OpError as error:
+        raise unreadable_file(path, error) from None
     identity = {"size_bytes": status.length, "mtime_nanoseconds": status.mtime_nsec}
     entry = remembered.get(os.path.basename(path))
     if isinstance(entry, dict) and isinstance(entry.get("n_examples"), int) and identity.items() <= entry.items():
@@ -97,27 +117,7 @@ def _count_entry(path: str, remembered: dict) -> dict:
 @functools.cache
 def _count_records(path: str, size_bytes: int, mtime_nanoseconds: int) -> int:
     """Reads the file through; size and time are the identity under which a count stays in memory."""
-    try:
-        with on_host():
-            records = tf.data.TFRecordDataset(path).map(lambda record: tf.strings.length(record, unit="BYTE"))
-            sums = records.reduce(np.zeros(2, np.int64), lambda sums, length: sums + [1, tf.cast(length, tf.int64)])
-        n_records, n_bytes = (int(total) for total in sums)
-    except tf.errors.OpError as error:
-        raise _unreadable(path, error.message) from None
-    # TensorFlow takes a file that ends inside the head of a record for one that ends before it.
-    if n_bytes + n_records * FRAME_BYTES != size_bytes:
-        raise DataError(f"{path}: record {n_records} is cut off -- copy the file again, or write it again")
-    return n_records
-
-
-def _unreadable(path: str, reason: str) -> DataError:
-    """Returns the error that names the record, found by reading the file again; else gives `reason`."""
-    try:
-        with on_host():
-            collections.deque(read_examples(path), maxlen=0)
-    except DataError as found:
-        return found
-    return DataError(f"{path}: cannot be read ({reason}) -- check that nothing writes to it and start again")
+    return sum(1 for _ in read_records(path))
 
 
 def _load_counts(memory: str) -> dict:

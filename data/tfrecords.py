@@ -7,7 +7,6 @@ of its records. Source: GPT-Neo, kept for its data sets. Paths may be local or `
 from __future__ import annotations
 
 import itertools
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,8 +14,9 @@ from contextlib import contextmanager
 import numpy as np
 
 from configs.errors import DataError
+from data.frames import Frame, walk_frames
 from data.writing import cannot_write
-from meshtf import tf
+from meshtf import RecordReader, tf
 
 FEATURE = "text"
 SUFFIX = ".tfrecords"
@@ -101,22 +101,6 @@ def side_folder(directory: str, name: str) -> Iterator[str]:
             _remove_folder(folder)
 
 
-def replace_shards(directory: str, old_paths: Iterable[str], new_paths: Iterable[str]) -> list[str]:
-    """Puts files that are complete elsewhere into a directory, in place of old ones; returns their paths there.
-
-    Raises:
-        DataError: the directory cannot be written to.
-    """
-    paths = []
-    with writing_to(directory):
-        for path in old_paths:
-            tf.io.gfile.remove(path)
-        for path in new_paths:
-            paths.append(f"{directory}/{os.path.basename(path)}")
-            tf.io.gfile.rename(path, paths[-1], overwrite=True)
-    return paths
-
-
 def _remove_folder(folder: str) -> None:
     if tf.io.gfile.exists(folder):
         tf.io.gfile.rmtree(folder)
@@ -177,26 +161,49 @@ def read_examples(path: str) -> Iterator[np.ndarray]:
     Raises:
         DataError: the file cannot be read, ends in the middle of a record, is damaged, or a record is not GPT-Neo's.
     """
-    for index, record in enumerate(_read_records(path)):
+    for index, record in enumerate(read_records(path)):
         yield decode_record(record, path, index)
 
 
-def _read_records(path: str) -> Iterator[bytes]:
+def read_records(path: str) -> Iterator[bytes]:
+    """Yields the bytes of each record.
+
+    Raises:
+        DataError: the file cannot be read, ends in the middle of a record, or is damaged.
+    """
     count = 0
     try:
-        for record in tf.data.TFRecordDataset(path).as_numpy_iterator():
-            yield record
+        reader = RecordReader(path)
+        for frame in walk_frames(path):
+            yield read_frame(reader, frame)
             count += 1
-    except tf.errors.NotFoundError:
-        raise DataError(f"{path}: no such file -- check the path") from None
     except tf.errors.DataLossError:
-        raise DataError(
-            f"{path}: record {count} is cut off or damaged -- copy the file again, or write it again with "
-            "data/create_tfrecords.py"
-        ) from None
+        raise damaged_record(path, count) from None
     except tf.errors.OpError as error:
-        reason = error.message.splitlines()[0]
-        raise DataError(f"{path}: cannot be read ({reason}) -- check the path and who may read it") from None
+        raise unreadable_file(path, error) from None
+
+
+def read_frame(reader: RecordReader, frame: Frame) -> bytes:
+    """Reads one record, or raises TensorFlow's `DataLossError`."""
+    if not frame.is_sound:  # never asked for: what its length says is taken at its word, and may be all of memory
+        raise tf.errors.DataLossError(None, None, "no sound record begins there")
+    return reader.read(frame.start)[0]
+
+
+def unreadable_file(path: str, error: tf.errors.OpError) -> DataError:
+    """Returns the error that says so."""
+    if isinstance(error, tf.errors.NotFoundError):
+        return DataError(f"{path}: no such file -- check the path")
+    reason = error.message.splitlines()[0]
+    return DataError(f"{path}: cannot be read ({reason}) -- check the path and who may read it")
+
+
+def damaged_record(path: str, index: int) -> DataError:
+    """Returns the error that names the record."""
+    return DataError(
+        f"{path}: record {index} is cut off or damaged -- copy the file again, or write it again with "
+        "data/create_tfrecords.py"
+    )
 
 
 def decode_record(record: bytes, path: str, index: int) -> np.ndarray:

@@ -57,7 +57,7 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Returns the ids of each text, using all cores."""
-        pieces = [self._pieces(text) for text in texts]
+        pieces = [self.pieces(text) for text in texts]
         ids = self._encode_pieces(chain.from_iterable(pieces))
         return [list(chain.from_iterable(next(ids) for _ in parts)) for parts in pieces]
 
@@ -81,7 +81,7 @@ class Tokenizer:
         seam = _SEAM.search(text, len(text) - characters)
         return text[seam.end() :] if seam else text
 
-    def _pieces(self, text: str) -> list[str]:
+    def pieces(self, text: str) -> list[str]:
         """Cuts a very long text where the cut changes no token, to bound memory and to share the work among cores."""
         if len(text) <= PIECE_CHARACTERS or not _splits_at_lines(self._backend):
             return [text]
@@ -153,12 +153,14 @@ def load_tokenizer(path_or_name: str, is_pretrained: bool = False) -> Tokenizer:
     """Loads a tokenizer from a tokenizers JSON file, a folder with vocab.json and merges.txt, or a Hugging Face name.
 
     Args:
-        path_or_name: the file, folder or name.
+        path_or_name: the file, which may lie in a bucket, the folder, or the name.
         is_pretrained: what does not exist as a path is a Hugging Face name; it is downloaded unless it is cached.
 
     Raises:
         DataError: there is no such thing, or it cannot be read as a tokenizer.
     """
+    if "://" in path_or_name:
+        return _load_object(path_or_name)
     path = Path(path_or_name)
     if path.is_dir():
         return _load_folder(path)
@@ -170,6 +172,19 @@ def load_tokenizer(path_or_name: str, is_pretrained: bool = False) -> Tokenizer:
         f"{path_or_name}: no such tokenizer -- give a tokenizers JSON file (data/train_tokenizer.py makes one), or a "
         "folder with vocab.json and merges.txt"
     )
+
+
+def _load_object(path: str) -> Tokenizer:
+    from meshtf import tf  # here, for it takes seconds to load, and most tokenizers lie on a disk
+
+    try:
+        with tf.io.gfile.GFile(path) as file:
+            return from_json(file.read())
+    except tf.errors.OpError as error:
+        reason = error.message.splitlines()[0]
+        raise DataError(f"{path}: cannot be read ({reason}) -- check the path and who may read it") from None
+    except Exception as error:  # the library raises a bare Exception
+        raise DataError(f"{path}: not a tokenizers JSON file ({error}) -- give one") from None
 
 
 def _load_file(path: Path) -> Tokenizer:

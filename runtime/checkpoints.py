@@ -18,9 +18,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from configs.errors import CheckpointError
 from meshtf import tf
-from runtime.files import flush_to_disk, write_text
+from runtime.files import OwnFile, flush_to_disk, write_text
 from runtime.loop import TrainingPosition
 from runtime.mesh import VariableSlices, VariableStore
+from runtime.run_folder import Claim
 
 STATE_FILE = "checkpoint"
 STEP_NAME = "global_step"
@@ -28,8 +29,11 @@ STEP_NAME = "global_step"
 EXAMPLES_NAME = "global_step_examples"
 TAKEN_PREFIX = "global_step_examples_of/"  # a dataset's name follows
 SLOT = re.compile(r"/adam_[mv]$|_slot_(vr|vc|v|m)$")  # what optimisers keep, also GPT-Neo's Adafactor
+LEFTOVER = re.compile(r"^model\.ckpt-.*\.tempstate\d+$|^\.[0-9a-f]{32}\.part$")
 KEPT = 10
 KEPT_FOR_GOOD_SECONDS = 2 * 3600
+PART_DONE = "done"  # in the folder of a part: how many entries it holds
+SHOW_SECONDS = 60.0  # that a shared folder may take to show what another machine has written
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +54,16 @@ class _State:
 def _read_state(model_path: str) -> _State | None:
     """What the file says, also one of GPT-Neo's or one written by hand; None: there is no such file."""
     path = posixpath.join(model_path, STATE_FILE)
-    if not tf.io.gfile.exists(path):
-        return None
+    try:
+        return _state_in(model_path, path) if tf.io.gfile.exists(path) else None
+    except tf.errors.OpError as error:
+        raise CheckpointError(
+            f"{path} -- cannot be read: {_first_line(error)} -- see to the network and to who may read it, and start "
+            "again"
+        ) from error
+
+
+def _state_in(model_path: str, path: str) -> _State:
     try:
         state = tf.train.get_checkpoint_state(model_path)
     except ValueError:
@@ -116,17 +128,23 @@ class CheckpointWriter:
         self._model_path = model_path
         self._store = store
         self._writers = writers
+        self._claim, self._state_file = Claim(model_path), OwnFile(posixpath.join(model_path, STATE_FILE))
         state = _read_state(model_path)
         self._times_seconds = dict(state.times_seconds) if state else {}
         self._kept_for_good_seconds = state.kept_for_good_seconds if state else time.time()
+        if writers.index == 0:
+            _remove_leftovers(model_path)
 
     def save(self, position: TrainingPosition) -> str:
         """Writes every variable and the position; returns the path prefix.
 
         Raises:
           CheckpointError: it cannot be written; the one before it stays the newest.
+          UserError: another process writes there.
         """
         path = posixpath.join(self._model_path, f"model.ckpt-{position.step}")
+        if self._writers.index == 0:
+            self._claim.check()
         with _writing(path):
             tf.io.gfile.makedirs(self._model_path)
             if self._writers.count == 1:
@@ -166,7 +184,16 @@ class CheckpointWriter:
         state.model_checkpoint_path = posixpath.basename(state.model_checkpoint_path)
         names = [posixpath.basename(path) for path in state.all_model_checkpoint_paths]
         state.all_model_checkpoint_paths[:] = names
-        write_text(posixpath.join(self._model_path, STATE_FILE), str(state))
+        self._state_file.write(str(state))
+
+
+def _remove_leftovers(model_path: str) -> None:
+    """Removes what a killed process was writing: in a bucket it would be paid for without end."""
+    if not tf.io.gfile.isdir(model_path):
+        return
+    for name in tf.io.gfile.listdir(model_path):
+        if LEFTOVER.search(name):
+            tf.io.gfile.remove(posixpath.join(model_path, name))
 
 
 @contextlib.contextmanager
@@ -193,16 +220,41 @@ def _write_part(path: str, store: VariableStore, position: TrainingPosition, wri
     entries = [*_distinct_slices(store), *(_whole_scalars(position) if writers.index == 0 else [])]
     if entries:
         _write_tensors(parts[writers.index], entries)
+    write_text(f"{folder}/{PART_DONE}", str(len(entries)))
     writers.barrier()
     if writers.index == 0:
-        _merge([part for part in parts if tf.io.gfile.exists(f"{part}.index")], path)
+        _merge([part for index, part in enumerate(parts) if _holds_entries(part, index)], path)
+
+
+def _holds_entries(part: str, index: int) -> bool:
+    """Whether a process had anything to write.
+
+    Raises:
+      CheckpointError: what it wrote is not to be seen here, not even after a while, as a shared folder may need.
+    """
+    done = posixpath.join(posixpath.dirname(part), PART_DONE)
+    deadline_seconds = time.monotonic() + SHOW_SECONDS
+    while True:
+        if tf.io.gfile.exists(done):
+            with tf.io.gfile.GFile(done) as file:
+                has_entries = int(file.read() or 0) > 0
+            if not has_entries or tf.io.gfile.exists(f"{part}.index"):
+                return has_entries
+        if time.monotonic() > deadline_seconds:
+            raise CheckpointError(
+                f"{part} -- the part of process {index} is not there, though it has been written -- give a model_path "
+                "in a folder that all machines share, or in a bucket"
+            )
+        time.sleep(0.5)
 
 
 def _merge(parts: Sequence[str], path: str) -> None:
     with tf.device("/device:CPU:0"):
         tf.raw_ops.MergeV2Checkpoints(checkpoint_prefixes=parts, destination_prefix=path, delete_old_dirs=False)
     _flush(path)
-    tf.io.gfile.rmtree(f"{path}.parts")
+    # Now, while all wait for this process: also what is left of saves that were cut short.
+    for folder in tf.io.gfile.glob(posixpath.join(posixpath.dirname(path), "*.parts")):
+        tf.io.gfile.rmtree(folder)
 
 
 def _write_tensors(path: str, entries: Sequence[_Entry]) -> None:

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from configs.errors import UserError
 
 JOB = "worker"
+# The name or address of a machine, and a port: a:2222, 10.0.0.2:2222 or [::1]:2222.
+HOST = re.compile(r"(?P<machine>[\w.-]+|\[[0-9a-fA-F:.]+\]):(?P<port>\d{1,5})", re.ASCII)
 SLURM_PORT = 2222
 
 
 class ClusterError(UserError):
     """The processes of a run cannot find each other, or one is lost."""
+
+
+class AbsenceError(ClusterError):
+    """Another process does not come, or is lost: to start all of them again may help."""
+
+    exit_status = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,18 +65,15 @@ def find_cluster(hosts: str | None, host_index: int | None) -> Cluster | None:
         return _cluster_by_hand(hosts, host_index)
     if os.environ.get("TF_CONFIG"):
         return _cluster_of_tf_config(os.environ["TF_CONFIG"])
-    if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+    if os.environ.get("SLURM_STEP_NUM_TASKS", "1") not in ("", "1"):
         return _cluster_of_slurm()
     return None
 
 
 def _checked(source: str, hosts: Sequence[str], index: int) -> Cluster | None:
     """The cluster, if there is more than one process; `source` is where it was given."""
-    for host in hosts:
-        name, _, port = host.rpartition(":")
-        if not name or not port.isdecimal() or not 0 < int(port) < 65536:
-            raise ClusterError(f"{source} -- {host!r} is not a name and a port -- give each process as host:2222")
-    repeated = [host for host, count in collections.Counter(hosts).items() if count > 1]
+    places = [_place_of(source, host) for host in hosts]
+    repeated = [host for host, place in zip(hosts, places, strict=True) if places.count(place) > 1]
     if repeated:
         raise ClusterError(f"{source} -- {repeated[0]} is there twice -- give each process a port of its own")
     if not 0 <= index < len(hosts):
@@ -77,6 +81,16 @@ def _checked(source: str, hosts: Sequence[str], index: int) -> Cluster | None:
             f"{source} -- there is no process {index} among {len(hosts)} -- count from 0 to {len(hosts) - 1}"
         )
     return Cluster(tuple(hosts), index) if len(hosts) > 1 else None
+
+
+def _place_of(source: str, host: str) -> tuple[str, int]:
+    """The machine and the port."""
+    found = HOST.fullmatch(host)
+    if found is None or not 0 < int(found["port"]) < 65536:
+        raise ClusterError(
+            f"{source} -- {host!r} is not a name and a port -- give each process as host:2222, apart by commas"
+        )
+    return found["machine"].lower(), int(found["port"])
 
 
 def _cluster_by_hand(hosts: str | None, host_index: int | None) -> Cluster | None:
@@ -94,10 +108,10 @@ def _cluster_of_tf_config(text: str) -> Cluster | None:
     """Kubeflow and Vertex AI set `TF_CONFIG`; their chief, if there is one, comes before the workers."""
     try:
         config = json.loads(text)
-        jobs: Mapping[str, Sequence[str]] = dict(config.get("cluster") or {})
+        jobs = {name: _hosts_of_job(name, hosts) for name, hosts in (config.get("cluster") or {}).items() if hosts}
         if not jobs:
             return None
-        job, index = config["task"]["type"], int(config["task"]["index"])
+        job, index = config["task"]["type"], int(str(config["task"]["index"]))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ClusterError(
             f"TF_CONFIG = {text} -- cannot be read: {type(error).__name__}: {error} -- write it as "
@@ -116,6 +130,12 @@ def _cluster_of_tf_config(text: str) -> Cluster | None:
             f"TF_CONFIG -- there is no {job} {index} among {n_of_job} -- index counts from 0 within a job"
         )
     return _checked("TF_CONFIG", [*chiefs, *workers], index if job == "chief" else len(chiefs) + index)
+
+
+def _hosts_of_job(name: str, hosts: object) -> list[str]:
+    if not isinstance(hosts, list) or not all(isinstance(host, str) for host in hosts):
+        raise TypeError(f"the hosts of {name} are no list of texts")
+    return hosts
 
 
 def _cluster_of_slurm() -> Cluster | None:

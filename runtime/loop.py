@@ -8,6 +8,8 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 
+import numpy as np
+
 from configs.errors import DataError, UserError
 from configs.schema import TrainingConfig
 from runtime.interrupts import StopRequest
@@ -91,7 +93,7 @@ def train(
     with StopRequest() as stop, keeper:
         while position.step < training.train_steps:
             wanted = length_of_turn(turns, position.step, training.train_steps, steps_per_checkpoint)
-            turn = supply.next_batches(wanted)
+            turn = speed.waiting_for(lambda wanted=wanted: supply.next_batches(wanted))
             ending = observers.greatest(stop.signal_number or 0 if turn else NO_DATA)
             if ending == NO_DATA:
                 raise supply.error
@@ -99,10 +101,11 @@ def train(
                 return position, ending
             steps = take_turn(turns, turn, position.step, training)
             n_tokens = (turn[-1].next_example - position.examples) * turn[-1].tokens_BS.shape[1]
-            tokens_per_second = speed.after(n_tokens)
+            pace = speed.after(n_tokens)
             for batch, taken in zip(turn, steps, strict=True):
+                _check_finite(position, batch, taken.outputs)
                 position = TrainingPosition(position.step + 1, batch.next_example, batch.taken)
-                _tell(observers, training, position, batch, taken, tokens_per_second)
+                _tell(observers, training, position, batch, taken, pace)
             keeper.reached = position
             if position.step % steps_per_checkpoint == 0 and position.step < training.train_steps:
                 keeper.save()
@@ -117,17 +120,15 @@ def _tell(
     position: TrainingPosition,
     batch: TrainingBatch,
     taken: Taken,
-    tokens_per_second: float,
+    pace: Pace,
 ) -> None:
     """Tells of one step."""
     for problem in batch.left_out:
         observers.tell_problem(f"left out: {problem}")
-    loss = float(taken.outputs["loss"])
-    _check_finite(position.step, loss)
-    observers.progress.update(position.step, loss, tokens_per_second)
+    observers.progress.update(position.step, float(taken.outputs["loss"]), pace.tokens_per_second)
     if position.step % training.iterations == 0 or position.step == training.train_steps:
         values = {name: float(value) for name, value in taken.outputs.items()}
-        observers.write_metrics(position.step, {**values, "lr": taken.rate, "tokens_per_second": tokens_per_second})
+        observers.write_metrics(position.step, {**values, "lr": taken.rate, **dataclasses.asdict(pace)})
 
 
 class _Supply:
@@ -172,24 +173,54 @@ class _Keeper:
             self.save()
 
 
+@dataclasses.dataclass(frozen=True)
+class Pace:
+    """How fast training goes, as means that forget older steps.
+
+    Attributes:
+      tokens_per_second: of all processes together.
+      data_wait: share of the time in which this process waits for its data.
+    """
+
+    tokens_per_second: float
+    data_wait: float
+
+
 class _Speed:
-    """Tokens a second, as a mean that forgets older steps."""
+    """Measures the pace."""
 
     def __init__(self) -> None:
         self._last_seconds = time.perf_counter()
-        self._mean: float | None = None
+        self._waited_seconds = 0.0
+        self._mean: Pace | None = None
 
-    def after(self, n_tokens: int) -> float:
+    def waiting_for(self, supply: Callable[[], list[TrainingBatch]]) -> list[TrainingBatch]:
+        """What the supply gives."""
+        start_seconds = time.perf_counter()
+        batches = supply()
+        self._waited_seconds += time.perf_counter() - start_seconds
+        return batches
+
+    def after(self, n_tokens: int) -> Pace:
         now_seconds = time.perf_counter()
-        speed = n_tokens / (now_seconds - self._last_seconds)
-        self._last_seconds = now_seconds
-        self._mean = speed if self._mean is None else 0.9 * self._mean + 0.1 * speed
+        took_seconds = now_seconds - self._last_seconds
+        latest = Pace(n_tokens / took_seconds, self._waited_seconds / took_seconds)
+        self._last_seconds, self._waited_seconds = now_seconds, 0.0
+        before = self._mean or latest
+        self._mean = Pace(
+            0.9 * before.tokens_per_second + 0.1 * latest.tokens_per_second,
+            0.9 * before.data_wait + 0.1 * latest.data_wait,
+        )
         return self._mean
 
 
-def _check_finite(step: int, loss: float) -> None:
-    if not math.isfinite(loss):
-        raise DivergedError(
-            f"step {step}: loss = {loss} -- training has diverged; checkpoints of before stay -- lower lr, lengthen "
-            "warmup_steps or set gradient_clipping, and start again"
-        )
+def _check_finite(position: TrainingPosition, batch: TrainingBatch, outputs: Mapping[str, np.ndarray]) -> None:
+    """Checks a step from that position: an update by what is not finite has spoilt the variables."""
+    for name in ("loss", "grad_norm"):
+        value = float(outputs[name])
+        if not math.isfinite(value):
+            raise DivergedError(
+                f"step {position.step + 1}, examples {position.examples} to {batch.next_example - 1}: {name} = {value} "
+                "-- training has diverged; checkpoints of before stay -- lower lr, lengthen warmup_steps or set "
+                "gradient_clipping, and start again"
+            )

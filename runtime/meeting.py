@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from configs.errors import DeviceError
 from meshtf import ServerDef, collective_ops, eager_context, tf
-from runtime.cluster import JOB, Cluster, ClusterError
+from runtime.cluster import JOB, AbsenceError, Cluster, ClusterError
 from runtime.watch import Pulse, answers, loss_told, task_name, watching
 
 MEETING_KEY = 0  # of the group of all, below the keys of a mesh
@@ -186,7 +186,7 @@ def _wait_for_all(cluster: Cluster, wait_seconds: float) -> None:
         waited_seconds = time.monotonic() - start_seconds
         names = [cluster.hosts[index] for index in missing]
         if waited_seconds > wait_seconds:
-            raise ClusterError(_describe_absence(cluster, names, wait_seconds))
+            raise AbsenceError(_describe_absence(cluster, names, wait_seconds))
         if waited_seconds > QUIET_SECONDS and not is_told:
             print(f"waiting for {', '.join(names)}, {wait_seconds:.0f} s at most", file=sys.stderr, flush=True)
             is_told = True

@@ -6,18 +6,19 @@ leaves at most one torn line at the end, which the next writer removes and every
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import posixpath
 import socket
 import sys
+import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from configs.errors import DataError, UserError
+from configs.errors import DataError
 from meshtf import tf
+from runtime.files import OwnFile, is_local, open_growing, writing_to
 
 METRICS_FILE = "metrics.jsonl"
 EVENT_FOLDERS = {"train": "", "eval": "eval"}  # GPT-Neo's places, by split
@@ -48,10 +49,10 @@ class MetricsWriter:
         self._model_path = model_path
         self._resume_step = resume_step
         self._events: dict[str, _EventFile] = {}
-        with _writing_to(self.path):
+        with writing_to(self.path):
             tf.io.gfile.makedirs(model_path)
             _repair(self.path, math.inf if resume_step is None else resume_step)
-            self._file = tf.io.gfile.GFile(self.path, "a")
+        self._file = open_growing(self.path)
 
     def write(self, split: str, step: int, values: Mapping[str, float]) -> None:
         """Appends one line, and the same values as TensorBoard scalars.
@@ -69,18 +70,23 @@ class MetricsWriter:
         assert not reserved, f"metrics may not be called {sorted(reserved)}"
         line = {"step": int(step), "split": split, "time": round(time.time(), 3)}
         line |= {name: _to_json(value) for name, value in values.items()}
-        with _writing_to(self.path):
-            self._file.write(json.dumps(line, allow_nan=False) + "\n")
-            self._file.flush()
-        with _writing_to(self._event_folder(split)):
+        self._file.write((json.dumps(line, allow_nan=False) + "\n").encode())
+        with writing_to(self._event_folder(split)):
             self._write_events(split, step, values)
+
+    def flush(self) -> None:
+        """Returns when all lines are there, also in a bucket, where they go every few seconds only.
+
+        Raises:
+          UserError: the bucket does not take them.
+        """
+        self._file.flush()
 
     def close(self) -> None:
         """Closes all files."""
-        with _writing_to(self.path):
-            self._file.close()
+        self._file.close()
         for split, writer in self._events.items():
-            with _writing_to(self._event_folder(split)):
+            with writing_to(self._event_folder(split)):
                 writer.close()
 
     def __enter__(self) -> MetricsWriter:
@@ -104,8 +110,8 @@ class _EventFile:
 
     def __init__(self, folder: str, resume_step: int | None) -> None:
         tf.io.gfile.makedirs(folder)
-        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
-        self._records = tf.io.TFRecordWriter(posixpath.join(folder, name))
+        path = posixpath.join(folder, f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}")
+        self._records = tf.io.TFRecordWriter(path) if is_local(path) else _RecordsInBucket(path)
         self.add(file_version="brain.Event:2")
         if resume_step is not None:
             start = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
@@ -118,6 +124,29 @@ class _EventFile:
 
     def close(self) -> None:
         self._records.close()
+
+
+class _RecordsInBucket:
+    """Records on their way into a bucket: on a disk of this machine first, where TensorFlow's writer can append."""
+
+    def __init__(self, path: str) -> None:
+        with tempfile.TemporaryDirectory() as folder:  # an open file lives on without a name, however we end
+            here = posixpath.join(folder, "records")
+            self._writer, self._written = tf.io.TFRecordWriter(here), open(here, "rb")  # noqa: SIM115 (closed below)
+        self._object = open_growing(path)
+
+    def write(self, record: bytes) -> None:
+        self._writer.write(record)
+
+    def flush(self) -> None:
+        self._writer.flush()
+        self._object.write(self._written.read())
+
+    def close(self) -> None:
+        self.flush()
+        self._object.close()
+        self._writer.close()
+        self._written.close()
 
 
 def metrics_path(model_path: str) -> str:
@@ -145,7 +174,11 @@ def _read_lines(path: str) -> list[dict[str, Any]]:
     """Returns the complete lines of a metrics file as they stand, without a torn last one."""
     if not tf.io.gfile.exists(path):
         return []
-    *complete, _torn = _read_bytes(path).split(b"\n")
+    return _parse_lines(path, _read_bytes(path))
+
+
+def _parse_lines(path: str, content: bytes) -> list[dict[str, Any]]:
+    *complete, _torn = content.split(b"\n")
     parsed = [_parse_line(text) for text in complete]
     if parsed and parsed[-1] is None:  # a power cut may leave a last line of zero bytes with its end
         parsed.pop()
@@ -186,26 +219,11 @@ def _repair(path: str, last_step: float) -> None:
     """Drops a torn last line and the lines after a step, replacing the file whole, and only if something is dropped."""
     if not tf.io.gfile.exists(path):
         return
-    kept = [line for line in _read_lines(path) if line["step"] <= last_step]
+    file, found = OwnFile(path), _read_bytes(path)
+    kept = [line for line in _parse_lines(path, found) if line["step"] <= last_step]
     content = "".join(json.dumps(line, allow_nan=False) + "\n" for line in kept)
-    if _read_bytes(path) == content.encode():
-        return
-    beside = f"{path}.part"
-    with tf.io.gfile.GFile(beside, "w") as file:
+    if content.encode() != found:
         file.write(content)
-    tf.io.gfile.rename(beside, path, overwrite=True)
-
-
-@contextlib.contextmanager
-def _writing_to(path: str) -> Iterator[None]:
-    """Turns a full disk, or a place that takes no files, into an error for the user."""
-    try:
-        yield
-    except (tf.errors.OpError, OSError) as error:
-        reason = getattr(error, "message", error)
-        raise UserError(
-            f"{path} -- cannot be written: {reason} -- make room there, or give another model_path"
-        ) from error
 
 
 def _to_json(value: float) -> float | str:

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from configs.errors import UserError
-from meshtf import tf
+from runtime.files import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -123,14 +122,4 @@ def write_png(figure: Figure, path: str) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
         figure.savefig(png, format="png")
-    beside = f"{path}.part"
-    try:
-        with tf.io.gfile.GFile(beside, "wb") as file:
-            file.write(png.getvalue())
-        tf.io.gfile.rename(beside, path, overwrite=True)
-    except tf.errors.OpError as error:
-        if tf.io.gfile.exists(beside):
-            tf.io.gfile.remove(beside)
-        raise UserError(
-            f"{path} -- cannot be written: {error.message} -- make room there, or give another model_path"
-        ) from error
+    write_bytes(path, png.getvalue())

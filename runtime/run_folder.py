@@ -13,11 +13,15 @@ from configs.errors import CheckpointError, ConfigError, UserError
 from configs.load import load_config, resolved_json
 from configs.schema import RunConfig
 from meshtf import tf
-from runtime.files import is_local, write_text
+from runtime import bucket_lock, buckets
+from runtime.bucket_configs import on_disk
+from runtime.files import is_local, write_text, writing_to
 
 CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.json"
 LOCK_FILE = "lock"
+# What may be there before there is a run.
+PLAN_PICTURE, DATASET_PICTURE = "plan.png", "dataset.png"
 # Settings that no variable's shape shows: with another value the same weights are another model.
 SETTINGS_OF_THE_WEIGHTS = (
     "n_head",
@@ -31,10 +35,11 @@ SETTINGS_OF_THE_WEIGHTS = (
 
 
 def check_path(model_path: str) -> None:
-    """Refuses a path under which TensorFlow, which takes it for a pattern, would not find its checkpoints again.
+    """Refuses a path that cannot hold a run: TensorFlow takes it for a pattern, or a bucket cannot be reached.
 
     Raises:
-      ConfigError: the path holds a character of glob patterns.
+      ConfigError: the path holds a character of glob patterns, or is neither of this machine nor of a bucket.
+      BucketError: it is of a bucket, and what is missing is said.
     """
     special = sorted(set(model_path) & set("*?[]\\"))
     if special:
@@ -42,6 +47,14 @@ def check_path(model_path: str) -> None:
             f"model_path = {model_path} -- holds {' '.join(special)}, which TensorFlow reads as a pattern -- "
             "give a path without"
         )
+    if is_local(model_path):
+        return
+    if not model_path.startswith(buckets.SCHEME):
+        raise ConfigError(
+            f"model_path = {model_path} -- is neither a folder nor a bucket of Google Cloud Storage -- give a path of "
+            f"this machine, or {buckets.SCHEME}BUCKET/FOLDER"
+        )
+    buckets.check(model_path)
 
 
 def keep_settings(config: RunConfig, tokenizer_json: str | None) -> None:
@@ -87,9 +100,9 @@ def _read(path: str) -> bytes:
 
 def _check_model(config: RunConfig) -> None:
     path = posixpath.join(config.model_path, CONFIG_FILE)
-    if not is_local(path) or not tf.io.gfile.exists(path):
+    if not tf.io.gfile.exists(path):
         return
-    trained, wanted = _settings_of_the_weights(load_config(path)), _settings_of_the_weights(config)
+    trained, wanted = _settings_of_the_weights(_load(path)), _settings_of_the_weights(config)
     for key, was in trained.items():
         now = wanted.get(key, was)  # a key that only one of them reads follows from another that differs
         if was != now:
@@ -97,6 +110,11 @@ def _check_model(config: RunConfig) -> None:
                 f"{path}: {key} = {_shown(was)} -- the run was trained with it, and the config says {_shown(now)} -- "
                 "give the config that was trained, or another model_path"
             )
+
+
+def _load(path: str) -> RunConfig:
+    with on_disk(path) as file:
+        return load_config(file)
 
 
 def _settings_of_the_weights(config: RunConfig) -> dict[str, object]:
@@ -132,15 +150,16 @@ def _shown(value: object) -> str:
 
 @contextlib.contextmanager
 def locked(model_path: str) -> Iterator[None]:
-    """Keeps other processes of this machine from training in the same folder; a bucket has no locks.
+    """Keeps other processes from training in the same folder: on a disk those of this machine, in a bucket all.
 
     Raises:
       UserError: another process has it.
     """
-    if not is_local(model_path):
-        yield
-        return
     path = posixpath.join(model_path, LOCK_FILE)
+    if not is_local(model_path):
+        with bucket_lock.held(path, model_path):
+            yield
+        return
     with _open_lock(path) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -152,14 +171,42 @@ def locked(model_path: str) -> Iterator[None]:
 
 
 def _open_lock(path: str) -> TextIO:
-    try:
+    with writing_to(path):
         tf.io.gfile.makedirs(posixpath.dirname(path))
         return open(path, "a")
-    except (tf.errors.OpError, OSError) as error:
-        reason = getattr(error, "message", str(error))
-        raise UserError(
-            f"{path} -- cannot be written: {reason} -- make room there, or give another model_path"
-        ) from error
+
+
+class Claim:
+    """The lock of a folder in a bucket as it was when this process, its holder, began to write there.
+
+    A process that stood still for so long that another has taken the lock must find that out before it writes.
+    """
+
+    def __init__(self, model_path: str) -> None:
+        self._model_path = model_path
+        self._generation = self._now()
+
+    def check(self) -> None:
+        """Checks that nobody has taken the run over.
+
+        Raises:
+          UserError: somebody has.
+        """
+        if self._now() != self._generation:
+            raise UserError(
+                f"model_path = {self._model_path} -- another process has taken the run over -- let that one go on, or "
+                "end it and start this one again"
+            )
+
+    def _now(self) -> int:
+        return 0 if is_local(self._model_path) else buckets.look(posixpath.join(self._model_path, LOCK_FILE)).generation
+
+
+def is_empty(model_path: str) -> bool:
+    """Whether there is nothing, or nothing but pictures that were drawn before a run."""
+    if not tf.io.gfile.exists(model_path):
+        return True
+    return tf.io.gfile.isdir(model_path) and set(tf.io.gfile.listdir(model_path)) <= {PLAN_PICTURE, DATASET_PICTURE}
 
 
 def is_run(model_path: str) -> bool:
@@ -168,13 +215,18 @@ def is_run(model_path: str) -> bool:
         return True
     path = posixpath.join(model_path, CONFIG_FILE)
     try:
-        return is_local(path) and tf.io.gfile.exists(path) and load_config(path) is not None
+        return tf.io.gfile.exists(path) and _load(path) is not None
     except ConfigError:
         return False
 
 
 def delete_contents(model_path: str) -> None:
     """Deletes all of a run but the lock, which the deleting process holds."""
+    if not is_local(model_path):
+        for name in buckets.names_in(model_path):
+            if name != LOCK_FILE:
+                buckets.delete(f"{model_path.rstrip('/')}/{name}")
+        return
     for name in tf.io.gfile.listdir(model_path):
         path = posixpath.join(model_path, name)
         if name == LOCK_FILE:

@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from meshtf import collective_ops, eager_context, tf
-from runtime.cluster import JOB, Cluster, ClusterError
+from runtime.cluster import JOB, AbsenceError, Cluster
 
 REPORT_KEY = 1  # of the group of all, below the keys of a mesh, as that of meetings
 # A loss that two processes must notice, one after the other, is noticed by both within 60 s.
@@ -28,7 +28,6 @@ CHECK_SECONDS = 5.0  # between two rounds
 ANSWER_SECONDS = 8.0  # for one answer
 N_QUESTIONS = 2  # before a process is given up
 N_MISSED_REPORTS = 6  # before it is known that Python stands still in one of the processes
-EXIT_STATUS_LOST = 3
 
 
 @dataclasses.dataclass
@@ -72,7 +71,7 @@ def _lost_process(watched: Iterable[int]) -> int | None:
 
 def _describe_loss(cluster: Cluster, index: int) -> str:
     return (
-        f"process {index} ({cluster.hosts[index]}) -- has died, hangs or cannot be reached, so this process "
+        f"process {index} ({cluster.hosts[index]}) -- has ended, hangs or cannot be reached, so this process "
         f"({cluster.index}) ends too -- see what it said last, and start all processes again: they go on from the last "
         "checkpoint"
     )
@@ -83,7 +82,7 @@ def _end(message: str) -> None:
     sys.stdout.flush()
     print(message, file=sys.stderr, flush=True)
     time.sleep(1.0)  # the others learn of it by what this process still sends
-    os._exit(EXIT_STATUS_LOST)
+    os._exit(AbsenceError.exit_status)
 
 
 @contextlib.contextmanager
@@ -219,5 +218,5 @@ def loss_told(cluster: Cluster) -> Iterator[None]:
             time.sleep(pause_seconds)
             lost = _lost_process(others)
             if lost is not None:
-                raise ClusterError(_describe_loss(cluster, lost)) from error
+                raise AbsenceError(_describe_loss(cluster, lost)) from error
         raise

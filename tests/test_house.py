@@ -15,9 +15,9 @@ import pytest
 from packaging.requirements import Requirement
 
 REPOSITORY = Path(__file__).parents[1]
-ROOMS = ("configs", "data", "models", "runtime", "tasks")
+ROOMS = ("configs", "data", "models", "runtime", "tasks", "tracking")
 FLOORS = {"configs": 0, "meshtf": 0, "data": 1, "models": 1, "inputs": 2, "tasks": 2, "runtime": 2}
-FLOORS |= {"verbs": 3, "main": 4}
+FLOORS |= {"verbs": 3, "main": 4, "tracking": 1, "run_experiment": 5}
 TENSORFLOW = {"tensorflow", "mesh_tensorflow"}
 
 

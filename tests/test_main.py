@@ -142,7 +142,7 @@ def test_training_leaves_what_it_promises(project: Project) -> None:
     lines = read_metrics(str(project.run))
     assert [line["step"] for line in lines] == list(range(1, N_STEPS + 1))
     assert {tuple(line) for line in lines} == {
-        ("step", "split", "time", "loss", "grad_norm", "lr", "tokens_per_second")
+        ("step", "split", "time", "loss", "grad_norm", "lr", "tokens_per_second", "data_wait", "host_memory_gib")
     }
     assert lines[0]["loss"] == pytest.approx(math.log(300), abs=0.1)
     assert lines[-1]["loss"] < lines[0]["loss"] - 2.5
@@ -342,7 +342,12 @@ def test_a_layout_is_chosen_and_applied(here: Project, capsys: pytest.CaptureFix
 def test_check_dataset_counts_what_is_there(here: Project, capsys: pytest.CaptureFixture[str]) -> None:
     before = snapshot(here.folder)
     said = call(capsys, "--check_dataset")
-    assert (said.status, said.err, snapshot(here.folder)) == (0, "", before)
+    assert (said.status, said.err) == (0, "")
+    assert said.out.endswith("\ndrawn in runs/tiny/dataset.png\n")
+    drawn = here.run / "dataset.png"
+    assert drawn.read_bytes().startswith(b"\x89PNG")
+    drawn.unlink()
+    assert {**snapshot(here.folder), "runs/tiny": None} == {**before, "runs/tiny": None}
     for part, name in (("train", "training"), ("eval", "evaluation")):
         examples = [ids.tolist() for ids in read_examples(str(here.tfrecords(part)))]
         ids = sum(examples, [])
@@ -388,8 +393,8 @@ def test_a_run_that_diverges_keeps_its_last_checkpoint(
     said = call(capsys, "--set", f"model_path={copied_run}", "--set", "lr=1e30", "--set", "train_steps=400")
     assert said.status == 2
     assert re.fullmatch(
-        r"step 30\d: loss = (nan|inf) -- training has diverged; checkpoints of before stay -- lower lr, lengthen "
-        r"warmup_steps or set gradient_clipping, and start again",
+        r"step 30\d, examples 12\d\d to 12\d\d: (loss|grad_norm) = (nan|inf) -- training has diverged; checkpoints "
+        r"of before stay -- lower lr, lengthen warmup_steps or set gradient_clipping, and start again",
         said.err.splitlines()[-1],
     )
     assert max(int(path.stem.split("-")[1]) for path in Path(copied_run).glob("*.index")) == 300
@@ -744,10 +749,13 @@ def test_a_wrong_record_is_named_and_nothing_is_written(
     os.truncate(path, path.stat().st_size - cut_bytes)
     before = snapshot(here.folder)
     records = records_dataset(path=str(path), eval_path=str(path))
-    for arguments in (["--set", "model_path=runs/other"], ["--eval"], ["--check_dataset"]):
+    for arguments in (["--set", "model_path=runs/other"], ["--eval"]):
         said = call(capsys, *arguments, "--set", records)
         assert (said.status, said.err) == (2, f"{path}: {problem}\n"), arguments
         assert snapshot(here.folder) == before
+    said = call(capsys, "--check_dataset", "--set", records)
+    assert said.status == 2 and said.err.startswith(f"{path}: {problem.split(' -- ')[0]} -- ")
+    (here.run / "dataset.png").unlink()
 
 
 def test_a_run_whose_checkpoint_is_torn_stays_as_it_is(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -37,18 +39,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Processes:
     """All processes of one command; ended with the test."""
 
-    def __init__(self, folder: Path, commands: Sequence[Sequence[str]], variables: Sequence[dict[str, str]]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        commands: Sequence[Sequence[str]],
+        variables: Sequence[dict[str, str]],
+        last: Path | None = None,
+    ) -> None:
+        """Starts them in a folder, the last one in another if one is given."""
+        folders = [folder] * (len(commands) - 1) + [last or folder]
         self.all = [
             subprocess.Popen(
                 command(*arguments),
-                cwd=folder,
+                cwd=own_folder,
                 env={**ENVIRONMENT, **added},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
             )
-            for arguments, added in zip(commands, variables, strict=True)
+            for own_folder, arguments, added in zip(folders, commands, variables, strict=True)
         ]
 
     def __enter__(self) -> Processes:
@@ -65,10 +75,10 @@ class Processes:
         return [(process.returncode, *texts) for process, texts in zip(self.all, said, strict=True)]
 
 
-def together(folder: Path, n_processes: int, *arguments: str) -> Processes:
+def together(folder: Path, n_processes: int, *arguments: str, last: Path | None = None) -> Processes:
     hosts = ",".join(f"127.0.0.1:{port}" for port in free_ports(n_processes))
     commands = [[*arguments, "--hosts", hosts, "--host_index", str(index)] for index in range(n_processes)]
-    return Processes(folder, commands, [{}] * n_processes)
+    return Processes(folder, commands, [{}] * n_processes, last)
 
 
 def held_out(run: Path) -> list[tuple[int, float, int]]:
@@ -140,6 +150,34 @@ def test_a_signal_to_one_process_ends_all_at_the_same_step_and_the_run_goes_on(f
     np.testing.assert_allclose(losses(folder / "runs/stopped"), losses(folder / "runs/alone"), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
+def test_processes_with_other_data_change_nothing(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns("datasets"))
+    (tmp_path / "copy/texts/0.txt").write_text("the cat saw the dog\n" * 40)
+    run = tmp_path / "run"
+    shutil.copytree(folder / "runs/alone", run)
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    arguments = (*STEPS, *MEASURED, "--set", f"model_path={run}")
+    for verb in (["--new", "--yes"], ["--eval"]):
+        with together(folder, 2, *arguments, *verb, last=tmp_path / "copy") as processes:
+            ended = processes.ended()
+        assert [status for status, *_ in ended] == [2, 2], ended
+        assert all(re.match("the (data|tokenizer) -- not the same in all 2 processes", error) for *_, error in ended)
+    after = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    assert {name: after.get(name) for name in before} == before
+
+
+@pytest.mark.slow
+def test_a_layout_is_chosen_for_the_processes_and_applied(folder: Path) -> None:
+    arguments = ("--set", "train_steps=2", "--set", "model_path=runs/chosen", "--auto_layout_and_mesh_shape", "--apply")
+    with together(folder, 2, *arguments) as processes:
+        (status, out, error), second = processes.ended()
+    assert (status, second) == (0, (0, "", "")), error
+    chosen = re.match('"mesh_shape": "([xyz:0-9,]+)"', out)[1]
+    assert math.prod(int(axis.split(":")[1]) for axis in chosen.split(",")) == 2
+    assert f"mesh: {chosen} (" in out
+
+
 def wait_for_lines(path: Path, count: int, processes: Processes) -> None:
     while all(process.poll() is None for process in processes.all) and count_lines(path) < count:
         time.sleep(0.005)
@@ -147,7 +185,7 @@ def wait_for_lines(path: Path, count: int, processes: Processes) -> None:
 
 def test_processes_and_virtual_devices_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--model", "quickstart", "--hosts", "a:1,b:1", "--host_index", "0", "--cpu_devices", "2"]) == 2
-    assert capsys.readouterr().err.startswith("--hosts -- a process of many has one device")
+    assert capsys.readouterr().err.startswith("--hosts, TF_CONFIG or Slurm -- a process of many has one device")
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +218,7 @@ def test_a_process_killed_at_any_step_costs_no_more_than_the_steps_since_the_che
         ended = processes.ended()
     assert time.monotonic() - begin_seconds < 60.0
     for index, (status, _, error) in enumerate(ended):
-        assert (status in (2, 3) and "ends too" in error) if index != killed else status == -signal.SIGKILL, error
+        assert (status == 3 and "ends too" in error) if index != killed else status == -signal.SIGKILL, error
     with together(folder, 4, *arguments) as processes:
         statuses = [status for status, *_ in processes.ended(400.0)]
     assert statuses == [0] * 4

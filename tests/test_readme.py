@@ -10,15 +10,16 @@ from pathlib import Path
 
 import pytest
 
+import run_experiment
 from configs.load import load_config
-from data import create_tfrecords, train_tokenizer
+from data import check_tfrecords, create_tfrecords, train_tokenizer
 from main import config_overrides, parse_arguments
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCUMENTS = ("README.md", "CONTRIBUTING.md")
 PYTHON = re.compile(r"(\.venv/bin/)?python3?(\.\d+)?")
 # Programs that are not the project's own.
-OTHERS = {"git", "cd", "source", "ls", "cat", "cp", "mkdir", "tail", "tensorboard", ".venv/bin/tensorboard"}
+OTHERS = {"docker", "git", "cd", "source", "ls", "cat", "cp", "mkdir", "tail", "tensorboard", ".venv/bin/tensorboard"}
 
 
 def code_lines(text: str) -> Iterator[str]:
@@ -52,6 +53,12 @@ def check_main(arguments: Sequence[str]) -> None:
         load_config(path_or_name, config_overrides(parsed))
 
 
+def check_experiment(arguments: Sequence[str]) -> None:
+    _, others = run_experiment.parse_arguments(arguments)
+    if others:
+        check_main(others)
+
+
 def check_pytest(arguments: Sequence[str]) -> None:
     files = [argument for argument in arguments if "/" in argument]
     assert [file for file in files if not (REPOSITORY / file.split("::")[0]).exists()] == []
@@ -65,6 +72,8 @@ def check_script(script: str, arguments: Sequence[str]) -> None:
 
 PARSERS: dict[str, Callable[[Sequence[str]], object]] = {
     "main.py": check_main,
+    "run_experiment.py": check_experiment,
+    "data/check_tfrecords.py": check_tfrecords.parse_arguments,
     "data/create_tfrecords.py": create_tfrecords.parse_arguments,
     "data/train_tokenizer.py": train_tokenizer.parse_arguments,
 }

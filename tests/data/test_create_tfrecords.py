@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import json
+import lzma
 import os
 import random
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-import data.chunking
-import data.create_tfrecords
+import data.documents
+import data.routing
+import data.tokenizer
+import data.tokenizing
 from configs.errors import DataError
 from configs.load import load_config
 from data.create_tfrecords import Report, Settings, create_tfrecords, describe, main, parse_arguments, to_json
+from data.documents import Document, fingerprint
+from data.duplicates import share_of
+from data.manifest import read_manifest
 from data.shards import list_shards
 from data.tfrecords import read_examples
 from data.tokenizer import Tokenizer, load_tokenizer
@@ -40,6 +51,12 @@ def encoder_path(tmp_path: Path, tokenizer: Tokenizer) -> str:
     return path
 
 
+@pytest.fixture
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets a few sentences be more than one batch."""
+    monkeypatch.setattr(data.tokenizing, "BATCH_CHARACTERS", 1000)
+
+
 def random_texts(number: int) -> list[str]:
     draw = random.Random(7)
     return [" ".join(draw.choices(WORDS, k=draw.choice([0, 1, 3, 20, 60]))) for _ in range(number)]
@@ -58,13 +75,12 @@ def all_ids(report: Report) -> list[int]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
-def test_no_token_is_lost_with_any_number_of_processes(tmp_path, tokenizer, encoder_path, monkeypatch):
+def test_no_token_is_lost_with_any_number_of_processes(tmp_path, tokenizer, encoder_path, small_batches):
     texts = random_texts(1000)
     source = write_lines(tmp_path / "texts", texts, files=12)  # 12: part10 comes after part9
-    monkeypatch.setattr(data.chunking, "BATCH_CHARACTERS", 3000)  # many batches, so that every process has some
     expected = [token for text in texts if text for token in [*tokenizer.encode(text), 0]]
     written = []
     for processes in (1, 2, 5):
@@ -86,7 +102,7 @@ def test_no_token_is_lost_with_any_number_of_processes(tmp_path, tokenizer, enco
     names = [os.path.basename(path) for path in report.tfrecords]
     assert names[:2] == ["t_0_0_1000.tfrecords", "t_1_0_1000.tfrecords"]
     assert names[-1] == f"t_{len(names) - 1}_0_{account.examples - 1000 * (len(names) - 1)}.tfrecords"
-    assert set(written[0]) == set(names)
+    assert set(written[0]) == {*names, "t.manifest.json"}
 
 
 def test_one_file_and_more_processes_than_files(tmp_path, tokenizer, encoder_path):
@@ -154,11 +170,11 @@ def test_files_that_are_there_are_kept_unless_asked_otherwise(tmp_path, encoder_
         create_tfrecords(settings_for(tmp_path, encoder_path))
     assert str(error.value) == (
         f"{tmp_path}/out/t_0_0_1.tfrecords: already there -- choose another --name or --output_dir, or give "
-        f"--overwrite to replace {len(before)} file(s)"
+        f"--overwrite to replace {len(before) - 1} file(s)"
     )
     assert contents(tmp_path / "out") == before
     report = create_tfrecords(settings_for(tmp_path, encoder_path, overwrite=True))
-    assert [f"{tmp_path}/out/{name}" for name in contents(tmp_path / "out")] == list(report.tfrecords)
+    assert set(contents(tmp_path / "out")) == {os.path.basename(path) for path in (*report.tfrecords, report.manifest)}
 
 
 def test_without_text_nothing_is_overwritten(tmp_path, encoder_path):
@@ -237,6 +253,18 @@ def test_flags_are_gpt_neos():
     assert plain == Settings("in", 100_000, "openwebtext", "./tfrecords", "gpt2", 0, False, False, None, 2048, None, 0)
 
 
+def test_what_is_no_flag_is_for_beam_if_for_anyone(capsys):
+    more = "--text_key body --deduplicate --max_documents 7 --eval_fraction 0.5 --runner FlinkRunner --flink_master a:1"
+    settings = parse_arguments(["--input_dir", "in", *more.split()])
+    assert (settings.text_key, settings.deduplicate, settings.max_documents) == ("body", True, 7)
+    assert (settings.eval_fraction, settings.runner) == (0.5, "FlinkRunner")
+    assert settings.beam_options == ("--flink_master", "a:1")
+    with pytest.raises(SystemExit) as ended:
+        parse_arguments(["--input_dir", "in", "--flink_master", "a:1"])
+    assert ended.value.code == 2
+    assert "unrecognized arguments: --flink_master a:1" in capsys.readouterr().err
+
+
 def test_the_command_line_from_another_directory(tmp_path, tokenizer, encoder_path):
     write_lines(tmp_path / "texts", random_texts(50), files=2)
     config_path = tmp_path / "dataset_configs" / "mine.json"
@@ -302,37 +330,371 @@ def test_a_damaged_input_leaves_what_was_there_as_it_was(tmp_path, encoder_path)
         assert contents(tmp_path / "out") == before
 
 
-def test_a_killed_run_leaves_what_was_there_as_it_was_and_the_next_one_clears_up(tmp_path, encoder_path):
-    write_lines(tmp_path / "texts", ["token stream"] * 30, files=1)
-    create_tfrecords(settings_for(tmp_path, encoder_path))
-    before = contents(tmp_path / "out")
-    settings = settings_for(tmp_path, encoder_path, files_per=1, overwrite=True)
-    script = (
-        "import os, signal\n"
-        "import data.chunking, data.create_tfrecords\n"
-        "from data.create_tfrecords import Document, Settings\n"
-        "data.chunking.BATCH_CHARACTERS = 1\n"
-        "def documents(files):\n"
-        "    yield from [Document('a', 'token stream')] * 30\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "data.create_tfrecords.read_all_documents = documents\n"
-        f"data.create_tfrecords.create_tfrecords({settings!r})\n"
+def test_once_a_damaged_input_is_replaced_the_same_command_goes_on(tmp_path, encoder_path, small_batches):
+    write_lines(tmp_path / "texts", random_texts(60), files=2)
+    damaged = tmp_path / "texts" / "z.txt.xz"
+    damaged.write_bytes(b"no xz file")
+    settings = settings_for(tmp_path, encoder_path, files_per=3)
+    with pytest.raises(DataError, match="z.txt.xz: cannot be read "):
+        create_tfrecords(settings)
+    damaged.write_bytes(lzma.compress(b"token stream"))
+    told = []
+    create_tfrecords(settings, tell=told.append)
+    assert [line.partition(" after ")[0] for line in told] == ["going on"]
+    assert int(told[0].split()[3]) > 10
+    unbroken = settings_for(tmp_path, encoder_path, files_per=3, output_dir=f"{tmp_path}/unbroken")
+    create_tfrecords(unbroken)
+    assert contents(tmp_path / "out") == contents(tmp_path / "unbroken")
+
+
+def broken_off(settings: Settings) -> None:
+    """Has files finished, and breaks off at the last source file, which is then made whole."""
+    last = Path(settings.input_dir) / "z.txt.xz"
+    last.write_bytes(b"no xz file")
+    with pytest.raises(DataError):
+        create_tfrecords(settings)
+    last.write_bytes(lzma.compress(b"token stream"))
+
+
+def test_what_an_ended_run_made_of_other_settings_or_other_input_is_made_anew(tmp_path, encoder_path, small_batches):
+    write_lines(tmp_path / "texts", random_texts(60), files=2)
+    settings = settings_for(tmp_path, encoder_path, files_per=3)
+    broken_off(settings)
+    told = []
+    other = replace(settings, minimum_size=3)
+    create_tfrecords(other, tell=told.append)
+    assert told == ["an unfinished run had other settings: starting anew"]
+    create_tfrecords(replace(other, output_dir=f"{tmp_path}/unbroken"))
+    assert contents(tmp_path / "out") == contents(tmp_path / "unbroken")
+
+    settings = replace(settings, name="u")
+    broken_off(settings)
+    first = tmp_path / "texts" / "part0.jsonl"
+    first.write_text(first.read_text() + '\n{"text": "stream"}')
+    told.clear()
+    create_tfrecords(settings, tell=told.append)
+    assert told == []  # no file of the ended run was of use
+    create_tfrecords(replace(settings, output_dir=f"{tmp_path}/unbroken"))
+    assert contents(tmp_path / "out") == contents(tmp_path / "unbroken")
+
+
+def test_an_ended_run_goes_on_into_files_that_were_added_at_the_end(tmp_path, encoder_path, small_batches):
+    write_lines(tmp_path / "texts", random_texts(60), files=2)
+    settings = settings_for(tmp_path, encoder_path, files_per=3, deduplicate=True, eval_fraction=0.3)
+    broken_off(settings)
+    (tmp_path / "texts" / "zz.txt").write_text("example")
+    told = []
+    create_tfrecords(settings, tell=told.append)
+    assert told[0].startswith("going on after ")
+    create_tfrecords(replace(settings, output_dir=f"{tmp_path}/unbroken"))
+    assert contents(tmp_path / "out") == contents(tmp_path / "unbroken")
+
+
+RUN_AND_KILL = """
+import json, os, signal, sys, time
+import data.beam, data.parts, data.tokenizing  # with TensorFlow: once, not in every child
+from data.create_tfrecords import Settings, create_tfrecords
+
+data.tokenizing.BATCH_CHARACTERS = 1000
+if __name__ == "__main__":
+    for values, seconds in json.loads(sys.argv[1]):
+        for killed in (True, False):
+            child = os.fork()
+            if not child:
+                create_tfrecords(Settings(**values), tell=lambda line: None)
+                os._exit(0)
+            if killed:
+                time.sleep(seconds)
+                os.kill(child, signal.SIGKILL)
+            _, status = os.waitpid(child, 0)
+            print(killed and os.WIFSIGNALED(status), os.path.isdir(values["output_dir"] + "/.t.partial"))
+"""
+
+
+def run_and_kill(runs: list[tuple[Settings, float]]) -> list[str]:
+    """Runs each, kills it after so many seconds, and runs it again, to the end; says what each run came to."""
+    described = json.dumps([(asdict(settings), seconds) for settings, seconds in runs])
+    return run_script(RUN_AND_KILL, described)
+
+
+def run_script(script: str, *arguments: str) -> list[str]:
+    """Runs a script with all that it starts, which end with it; returns the lines that it prints."""
+    command = [sys.executable, "-c", script, *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=REPOSITORY, text=True, start_new_session=True, **pipes) as running:
+        try:
+            printed, complaints = running.communicate(timeout=1200)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(running.pid, signal.SIGKILL)
+    assert running.returncode == 0, complaints[-2000:]
+    return printed.splitlines()
+
+
+def check_killed_runs(tmp_path: Path, encoder_path: str, moments: int, processes: int) -> None:
+    write_lines(tmp_path / "texts", random_texts(600), files=7)
+    settings = settings_for(
+        tmp_path, encoder_path, files_per=30, processes=processes, deduplicate=True, eval_fraction=0.2
     )
-    killed = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    left_behind = tmp_path / "out" / ".t.partial"
-    assert len(list(left_behind.iterdir())) > 3
-    left_behind.rename(tmp_path / "aside")
-    assert contents(tmp_path / "out") == before
-    (tmp_path / "aside").rename(left_behind)
+    started = time.monotonic()
+    create_tfrecords(replace(settings, output_dir=f"{tmp_path}/unbroken"))
+    seconds = time.monotonic() - started
+    expected = contents(tmp_path / "unbroken")
+    assert len(expected) > 8
+    draw = random.Random(3)
+    delays = [draw.uniform(0, seconds) for _ in range(moments)]
+    runs = [(replace(settings, output_dir=f"{tmp_path}/out{n}"), delay) for n, delay in enumerate(delays)]
+    outcomes = run_and_kill(runs)
+    assert outcomes[1::2] == ["False False"] * moments
+    assert any(outcome.startswith("True") for outcome in outcomes[::2])
+    for run, _ in runs:
+        assert contents(Path(run.output_dir)) == expected
+
+
+def test_killed_at_three_moments_it_gives_what_an_unbroken_run_gives(tmp_path, encoder_path):
+    check_killed_runs(tmp_path, encoder_path, moments=3, processes=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_at_any_moment_it_gives_what_an_unbroken_run_gives(tmp_path, encoder_path, processes):
+    check_killed_runs(tmp_path, encoder_path, moments=20, processes=processes)
+
+
+KILL_AT_STEPS = """
+import json, os, shutil, signal, sys
+import data.beam, data.parts  # with TensorFlow: once, not in every child
+from data.create_tfrecords import Settings, create_tfrecords
+from meshtf import tf
+
+values, begun, steps, made = json.loads(sys.argv[1]), *sys.argv[2:]
+n_steps, pipe = 0, os.pipe()
+
+
+def run(settings, last_step):
+    child = os.fork()
+    if child:
+        return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    for name in ("rename", "remove", "rmtree"):
+        setattr(tf.io.gfile, name, stopping(last_step, getattr(tf.io.gfile, name)))
+    create_tfrecords(settings, tell=lambda line: None)
+    os.write(pipe[1], b"%6d" % n_steps)
+    os._exit(0)
+
+
+def stopping(last_step, change):
+    def changed(*arguments, **named):
+        global n_steps
+        if n_steps == last_step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        n_steps += 1
+        return change(*arguments, **named)
+
+    return changed
+
+
+shutil.copytree(begun, made)
+run(Settings(**values, output_dir=made), -1)
+count = int(os.read(pipe[0], 6))
+for back in range(1, count + 1)[slice(None, None, 3 if steps == "some" else 1)]:
+    output = f"{made}{back}"
+    shutil.copytree(begun, output)
+    print(run(Settings(**values, output_dir=output), count - back), run(Settings(**values, output_dir=output), -1))
+"""
+
+
+@pytest.mark.parametrize("steps", ["some", pytest.param("all", marks=pytest.mark.slow)])
+def test_killed_at_any_change_of_a_name_nothing_is_lost(tmp_path, encoder_path, steps):
+    write_lines(tmp_path / "texts", random_texts(60), files=3)
+    begun, made = tmp_path / "begun", tmp_path / "made"
+    settings = settings_for(tmp_path, encoder_path, files_per=100, overwrite=True, eval_fraction=0.3)
+    create_tfrecords(replace(settings, output_dir=str(begun), eval_fraction=0.0, files_per=30))  # is overwritten
+    values = asdict(settings)
+    del values["output_dir"]
+    outcomes = run_script(KILL_AT_STEPS, json.dumps(values), str(begun), steps, str(made))
+    assert set(outcomes) == {"True False"}
+    expected = contents(made)
+    assert set(expected) != set(contents(begun))
+    outputs = list(tmp_path.glob("made*"))
+    assert len(outputs) == 1 + len(outcomes) > (8 if steps == "some" else 20)
+    for output in outputs:
+        assert contents(output) == expected
+        assert not any(path.is_dir() for path in output.iterdir())
+
+
+def test_two_processes_do_not_write_the_same_files(tmp_path, encoder_path, monkeypatch):
+    write_lines(tmp_path / "texts", ["token"], files=1)
+    settings = settings_for(tmp_path, encoder_path)
+
+    def documents(*file: object) -> Iterator[Document]:
+        with pytest.raises(DataError) as error:
+            create_tfrecords(settings)
+        assert str(error.value) == (
+            f"{tmp_path}/out/.t.partial: another process works there -- wait for it, or choose another --name"
+        )
+        yield Document("a", "token")
+
+    monkeypatch.setattr(data.routing, "read_documents", documents)
+    assert create_tfrecords(settings).account.documents_kept == 1
+
+
+def documents_of(paths: Iterable[str], tokenizer: Tokenizer) -> list[str]:
+    ids = [int(token) for path in paths for example in read_examples(path) for token in example]
+    return [text.replace("<|padding|>", "") for text in tokenizer.decode(ids).split("<|endoftext|>")][:-1]
+
+
+def test_a_share_of_the_texts_is_held_out_wherever_they_come_from(tmp_path, tokenizer, encoder_path):
+    texts = [f"token {n}" for n in range(300)]
+    write_lines(tmp_path / "texts", texts, files=3)
+    config = str(tmp_path / "mine.json")
+    settings = settings_for(tmp_path, encoder_path, eval_fraction=0.25, write_dataset_config=config)
     report = create_tfrecords(settings)
-    assert {f"{tmp_path}/out/{name}" for name in contents(tmp_path / "out")} == set(report.tfrecords)
+    held_out = documents_of(report.eval_tfrecords, tokenizer)
+    kept = documents_of(report.tfrecords, tokenizer)
+    assert len(held_out) == pytest.approx(75, abs=25)
+    assert sorted(held_out + kept) == sorted(texts)
+    assert held_out == [text for text in texts if share_of(fingerprint(text)) < 0.25]
+    assert (report.account.documents_kept, report.eval_account.documents_kept) == (len(kept), len(held_out))
+    assert f"held out: documents: {len(held_out)} read = {len(held_out)} kept" in describe(report)
+    dataset = json.loads(Path(config).read_text())
+    for key, paths in (("path", report.tfrecords), ("eval_path", report.eval_tfrecords)):
+        assert [shard.path for shard in list_shards(dataset[key])] == list(paths)
+    write_lines(tmp_path / "others", texts[::-1], files=1)
+    others = replace(settings, input_dir=f"{tmp_path}/others", output_dir=f"{tmp_path}/o", write_dataset_config=None)
+    assert sorted(documents_of(create_tfrecords(others).eval_tfrecords, tokenizer)) == sorted(held_out)
+
+
+def test_if_no_document_is_drawn_to_be_held_out_it_is_said_and_none_is_promised(tmp_path, encoder_path):
+    write_lines(tmp_path / "texts", ["token", "stream"], files=1)
+    config = tmp_path / "mine.json"
+    settings = settings_for(tmp_path, encoder_path, eval_fraction=1e-9, write_dataset_config=str(config))
+    report = create_tfrecords(settings)
+    assert (report.account.documents_kept, report.eval_tfrecords) == (2, ())
+    assert "held out: tfrecords: none" in describe(report).splitlines()
+    assert json.loads(config.read_text())["eval_path"] == ""
+
+
+def test_a_full_disk_is_told_and_no_reason_to_start_from_the_beginning(tmp_path, encoder_path):
+    write_lines(tmp_path / "texts", random_texts(300), files=1)
+    settings = settings_for(tmp_path, encoder_path, files_per=30)
+    script = (
+        "import resource, signal\n"
+        "import data.parts\n"
+        "from data.create_tfrecords import Settings, create_tfrecords\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "append = data.parts.PartWriter._append\n"
+        "def fill_up(writer, example):\n"
+        "    append(writer, example)\n"
+        "    if writer._written == 1000:\n"
+        "        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
+        "data.parts.PartWriter._append = fill_up\n"
+        f"create_tfrecords({settings!r})\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True)
+    message = done.stderr.splitlines()[-1]
+    assert done.returncode == 1
+    assert message.startswith(f"configs.errors.DataError: {tmp_path}/out/.t.partial: cannot be written (")
+    told = []
+    create_tfrecords(settings, tell=told.append)
+    assert told == ["going on after 3 finished file(s) of an unfinished run"]
+    create_tfrecords(replace(settings, output_dir=f"{tmp_path}/unbroken"))
+    assert contents(tmp_path / "out") == contents(tmp_path / "unbroken")
+
+
+def test_a_data_set_takes_its_held_out_files_with_it_when_it_is_replaced(tmp_path, encoder_path):
+    write_lines(tmp_path / "texts", random_texts(100), files=1)
+    create_tfrecords(settings_for(tmp_path, encoder_path, eval_fraction=0.3))
+    create_tfrecords(settings_for(tmp_path, encoder_path, name="t_eval_more"))
+    others = {name for name in contents(tmp_path / "out") if name.startswith("t_eval_more")}
+    report = create_tfrecords(settings_for(tmp_path, encoder_path, overwrite=True))
+    own = {os.path.basename(path) for path in (*report.tfrecords, report.manifest)}
+    assert set(contents(tmp_path / "out")) == own | others
+
+
+def test_documents_met_before_are_left_out_if_asked(tmp_path, tokenizer, encoder_path):
+    write_lines(tmp_path / "texts", ["token", "stream", "token", "token ", "", "", "stream"], files=3)
+    report = create_tfrecords(settings_for(tmp_path, encoder_path, deduplicate=True))
+    assert documents_of(report.tfrecords, tokenizer) == ["token", "stream", "token "]
+    assert "= 3 kept + 4 discarded (0 undecodable, 1 empty, 0 too short, 3 met before)" in describe(report)
+    report = create_tfrecords(settings_for(tmp_path, encoder_path, overwrite=True))
+    assert documents_of(report.tfrecords, tokenizer) == ["token", "stream", "token", "token ", "stream"]
+
+
+@pytest.mark.parametrize("most", [1, 4, 5, 8, 100])
+def test_no_more_documents_are_read_than_asked_for(tmp_path, tokenizer, encoder_path, most):
+    texts = ["token", "stream", "a", "b", "example", "c", "d", "of"]
+    write_lines(tmp_path / "texts", texts, files=2)
+    report = create_tfrecords(settings_for(tmp_path, encoder_path, max_documents=most))
+    assert documents_of(report.tfrecords, tokenizer) == texts[:most]
+
+
+def test_texts_may_stand_under_another_key(tmp_path, tokenizer, encoder_path):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.jsonl").write_text('{"text": "no", "content": "token"}\n{"text": "no"}')
+    report = create_tfrecords(settings_for(tmp_path, encoder_path, text_key="content"))
+    assert documents_of(report.tfrecords, tokenizer) == ["token"]
+    assert report.account.problems == ["a.jsonl:2: no text under the key 'content'"]
+
+
+@pytest.mark.parametrize("flags", [{}, {"wikitext_detokenize": True}])
+def test_a_long_text_is_shared_among_processes_and_stays_one_document(
+    tmp_path, tokenizer, encoder_path, monkeypatch, flags
+):
+    monkeypatch.setattr(data.tokenizer, "PIECE_CHARACTERS", 1000)
+    monkeypatch.setattr(data.routing, "LONGEST_BYTES", 5000)
+    monkeypatch.setattr(data.documents, "_PART_BYTES", 1501)
+    text = "token stream schöne\nWelt " * 1000
+    (tmp_path / "texts").mkdir()
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / "texts" / name).write_text(text)
+    (tmp_path / "texts" / "c.txt").write_text("short")
+    report = create_tfrecords(settings_for(tmp_path, encoder_path, processes=2, deduplicate=True, **flags))
+    kept = [*tokenizer.encode(text), 0, *tokenizer.encode("short"), 0]
+    assert all_ids(report) == kept + [1] * (-len(kept) % 10)
+    assert (report.account.documents_kept, report.account.discarded_duplicate) == (2, 1)
+    assert report.account.text_bytes == len(text.encode()) + 5
+
+
+def test_the_manifest_says_what_the_files_hold(tmp_path, tokenizer, encoder_path):
+    source = write_lines(tmp_path / "texts", random_texts(100), files=3)
+    report = create_tfrecords(settings_for(tmp_path, encoder_path, files_per=50, eval_fraction=0.2))
+    manifest = read_manifest(report.manifest)
+    assert (manifest.name, manifest.example_tokens) == ("t", 10)
+    assert manifest.tokenizer["sha256"] == hashlib.sha256(Path(encoder_path).read_bytes()).hexdigest()
+    assert manifest.input == {"files": 3, "bytes": sum(path.stat().st_size for path in Path(source).iterdir())}
+    assert (manifest.settings["eval_fraction"], manifest.settings["separator"]) == (0.2, 0)
+    assert {"processes", "overwrite", "output_dir"}.isdisjoint(manifest.settings)
+    for part, paths in (("train", report.tfrecords), ("eval", report.eval_tfrecords)):
+        entries = manifest.parts[part].files
+        assert [f"{tmp_path}/out/{entry.name}" for entry in entries] == list(paths)
+        for entry, path in zip(entries, paths, strict=True):
+            examples = list(read_examples(path))
+            content = Path(path).read_bytes()
+            assert (entry.examples, entry.tokens) == (len(examples), 10 * len(examples))
+            assert (entry.bytes, entry.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+            assert entry.documents == sum(int((example == 0).sum()) for example in examples)
+        assert sum(entry.documents for entry in entries) == manifest.parts[part].account.documents_kept
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"max_documents": 0}, "--max_documents 0 -- is too small -- give 1 or more, or leave it out"),
+        ({"eval_fraction": 1.0}, "--eval_fraction 1.0 -- is no share -- give 0 or more, and less than 1"),
+        ({"eval_fraction": -0.1}, "--eval_fraction -0.1 -- is no share -- give 0 or more, and less than 1"),
+        ({"eval_fraction": float("nan")}, "--eval_fraction nan -- is no share -- give 0 or more, and less than 1"),
+    ],
+)
+def test_shares_and_numbers_that_cannot_be_are_told(tmp_path, encoder_path, values, message):
+    with pytest.raises(DataError) as error:
+        create_tfrecords(settings_for(tmp_path, encoder_path, **values))
+    assert str(error.value) == message
 
 
 def test_an_output_dir_that_is_a_file_is_told_before_anything_is_read(tmp_path, encoder_path, monkeypatch):
     write_lines(tmp_path / "texts", ["token"], files=1)
     (tmp_path / "out").touch()
-    monkeypatch.setattr(data.create_tfrecords, "read_all_documents", lambda files: pytest.fail("read"))
+    monkeypatch.setattr(data.routing, "read_documents", lambda *file: pytest.fail("read"))
     with pytest.raises(DataError, match=f"{tmp_path}/out: cannot be written "):
         create_tfrecords(settings_for(tmp_path, encoder_path))
 

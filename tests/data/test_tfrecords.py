@@ -19,7 +19,6 @@ from data.tfrecords import (
     find_shards,
     parse_example,
     read_examples,
-    replace_shards,
     serialize_example,
     side_folder,
     write_examples,
@@ -213,11 +212,3 @@ def test_a_side_folder_is_empty_at_first_and_gone_at_last(tmp_path):
         write_shards(folder, "a", [np.array([1])], 1)
         assert find_shards(str(tmp_path), "a") == []
     assert os.listdir(tmp_path) == []
-
-
-def test_complete_files_take_the_place_of_old_ones(tmp_path):
-    old = write_shards(str(tmp_path), "a", [np.array([n]) for n in range(3)], 1)
-    new = write_shards(f"{tmp_path}/new", "a", [np.array([n]) for n in (7, 8, 9)], 2)
-    assert replace_shards(str(tmp_path), old, new) == [f"{tmp_path}/a_0_0_2.tfrecords", f"{tmp_path}/a_1_0_1.tfrecords"]
-    paths = find_shards(str(tmp_path), "a")
-    assert [int(ids[0]) for path in paths for ids in read_examples(path)] == [7, 8, 9]

@@ -55,7 +55,7 @@ def test_cutting_a_long_text_changes_no_token(text):
     piece_characters = data.tokenizer.PIECE_CHARACTERS
     data.tokenizer.PIECE_CHARACTERS = 3
     try:
-        assert "".join(TOKENIZER._pieces(text)) == text
+        assert "".join(TOKENIZER.pieces(text)) == text
         assert TOKENIZER.encode_batch([text]) == [whole]
     finally:
         data.tokenizer.PIECE_CHARACTERS = piece_characters
@@ -63,7 +63,7 @@ def test_cutting_a_long_text_changes_no_token(text):
 
 def test_a_long_text_is_cut_at_line_breaks_between_words(monkeypatch):
     monkeypatch.setattr(data.tokenizer, "PIECE_CHARACTERS", 3)
-    assert TOKENIZER._pieces("abc\ndef\n\nghi\n jkl\nm") == ["abc\n", "def\n\nghi\n jkl\n", "m"]
+    assert TOKENIZER.pieces("abc\ndef\n\nghi\n jkl\nm") == ["abc\n", "def\n\nghi\n jkl\n", "m"]
 
 
 def test_special_tokens_have_ids_but_come_out_of_no_text():
@@ -193,8 +193,8 @@ def test_every_disagreement_is_told_at_once():
 
 def test_a_long_text_without_line_breaks_is_cut_before_spaces_between_words(monkeypatch):
     monkeypatch.setattr(data.tokenizer, "PIECE_CHARACTERS", 3)
-    assert TOKENIZER._pieces("abc def  ghi jk\tlm nop") == ["abc", " def  ghi", " jk\tlm", " nop"]
-    assert TOKENIZER._pieces("abcdefghi") == ["abcdefghi"]
+    assert TOKENIZER.pieces("abc def  ghi jk\tlm nop") == ["abc", " def  ghi", " jk\tlm", " nop"]
+    assert TOKENIZER.pieces("abcdefghi") == ["abcdefghi"]
 
 
 PARTS = [

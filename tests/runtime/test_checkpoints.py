@@ -310,3 +310,11 @@ def test_one_of_each_two_hours_stays_for_good(tmp_path: Path, small: VariableSto
     assert (steps_in_state(tmp_path), steps_on_disk(tmp_path)) == (list(range(6, 16)), [3, 5, *range(6, 16)])
     save_steps(tmp_path, small, range(16, 21))
     assert (steps_in_state(tmp_path), steps_on_disk(tmp_path)) == (list(range(11, 21)), [3, 5, 7, 9, *range(11, 21)])
+
+
+def test_what_a_killed_process_was_writing_goes_when_the_next_one_begins(tmp_path: Path, small: VariableStore) -> None:
+    part = ".0123456789abcdef0123456789abcdef.part"
+    for name in (part, "model.ckpt-8.data-00000-of-00001.tempstate123", "mine.part", "model.ckpt-8.tempstate"):
+        (tmp_path / name).write_text("x")
+    CheckpointWriter(str(tmp_path), small)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.part", "model.ckpt-8.tempstate"]

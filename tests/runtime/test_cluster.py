@@ -75,12 +75,14 @@ def test_hosts_by_hand() -> None:
         (
             "a:1,b",
             0,
-            "--hosts a:1,b --host_index 0 -- 'b' is not a name and a port -- give each process as host:2222",
+            "--hosts a:1,b --host_index 0 -- 'b' is not a name and a port -- give each process as "
+            "host:2222, apart by commas",
         ),
         (
             "a:1,b:0",
             0,
-            "--hosts a:1,b:0 --host_index 0 -- 'b:0' is not a name and a port -- give each process as host:2222",
+            "--hosts a:1,b:0 --host_index 0 -- 'b:0' is not a name and a port -- give each process as "
+            "host:2222, apart by commas",
         ),
         (
             "a:1,a:1",
@@ -404,3 +406,46 @@ def test_slices_of_twelve_processes_come_in_their_order(tmp_path: Path) -> None:
     for index in range(12):
         whole = np.load(tmp_path / f"{index}.npz")["gathered/all"]
         np.testing.assert_array_equal(whole, np.arange(24, dtype=np.float32).reshape(12, 2))
+
+
+@pytest.mark.parametrize(
+    "hosts", ["a:1 b:1", "a:1;b:1", "http://a:1,b:1", "user@a:1,b:1", "a/b:1,c:1", "a:1:2,b:1", "a:1,A:1", "a:1,a:01"]
+)
+def test_hosts_that_no_machine_has_or_that_are_one(hosts: str) -> None:
+    with pytest.raises(ClusterError, match="is not a name and a port|is there twice"):
+        find_cluster(hosts, 0)
+
+
+def test_hosts_by_address() -> None:
+    assert find_cluster("[::1]:2222,10.0.0.2:2222,n-1.cluster_a:3", 1).hosts[0] == "[::1]:2222"
+
+
+@pytest.mark.parametrize(
+    "workers", [None, [1, 2], [["a:1"], ["b:2"]], "a:1,b:2"], ids=["null", "numbers", "lists", "text"]
+)
+def test_workers_of_tf_config_that_are_no_list_of_texts(monkeypatch: pytest.MonkeyPatch, workers: object) -> None:
+    set_tf_config(monkeypatch, {"cluster": {"worker": workers}, "task": {"type": "worker", "index": 0}})
+    if workers is None:
+        assert find_cluster(None, None) is None
+        return
+    with pytest.raises(ClusterError, match="TF_CONFIG = .* -- cannot be read: TypeError: the hosts of worker are no"):
+        find_cluster(None, None)
+
+
+def test_jobs_of_tf_config_without_processes_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = {"worker": ["a:1", "b:1"], "ps": []}
+    set_tf_config(monkeypatch, {"cluster": jobs, "task": {"type": "worker", "index": 1}})
+    assert find_cluster(None, None) == Cluster(("a:1", "b:1"), 1)
+    set_tf_config(monkeypatch, {"cluster": jobs, "task": {"type": "worker", "index": 1.7}})
+    with pytest.raises(ClusterError, match="cannot be read: ValueError"):
+        find_cluster(None, None)
+
+
+@pytest.mark.parametrize("n_tasks", ["", "x"])
+def test_a_number_of_slurm_tasks_that_is_none(monkeypatch: pytest.MonkeyPatch, n_tasks: str) -> None:
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", n_tasks)
+    if not n_tasks:
+        assert find_cluster(None, None) is None
+        return
+    with pytest.raises(ClusterError, match="Slurm -- its variables cannot be read"):
+        find_cluster(None, None)

@@ -1,11 +1,17 @@
-"""One update is the same on one device and on four, however it is laid out, with every feature on."""
+"""One update is the same on one device, on four and on eight, however it is laid out, with every feature on."""
 
 from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from tests import tiny
+from tests.runtime.eight_devices import CASES
 
+REPOSITORY = Path(__file__).parents[2]
 MIX = "batch:x,heads:y,intermediate_expanded:y,vocab:y"
 EVERYTHING = {**tiny.ALL_DROPOUTS, "recompute_grad": True}
 
@@ -58,3 +64,10 @@ def test_layout_with_dropout_recomputation_and_microbatches(
     mesh = tiny.mesh_config(mesh_shape, layout)
     config = tiny.run_config(mesh, model=EVERYTHING, training={"tokens_per_mb_per_replica": 16})
     tiny.assert_same_update(tiny.one_update(config, devices), tiny.one_device_update(devices, has_dropout=True))
+
+
+@pytest.mark.slow
+def test_eight_devices() -> None:
+    run = subprocess.run([sys.executable, "-m", "tests.runtime.eight_devices"], cwd=REPOSITORY, capture_output=True)
+    assert run.returncode == 0, run.stderr.decode()[-3000:]
+    assert len(run.stdout.splitlines()) == len(CASES)

@@ -49,9 +49,10 @@ class Several:
 
 @dataclasses.dataclass
 class Recorder:
-    """Stands for the model and for all who are told; `losses` overrides the loss of a call by its number."""
+    """Stands for the model and for all who are told; `losses` and `norms` override those of a call by its number."""
 
     losses: Mapping[int, float] = dataclasses.field(default_factory=dict)
+    norms: Mapping[int, float] = dataclasses.field(default_factory=dict)
     during_call: Callable[[int], None] = lambda number: None
     calls: list[tuple] = dataclasses.field(default_factory=list)
     told: list[tuple] = dataclasses.field(default_factory=list)
@@ -64,7 +65,7 @@ class Recorder:
         self.calls.append((*map(int, values), float(rate), int(number), int(key)))
         self.during_call(len(self.calls))
         loss = self.losses.get(len(self.calls), 2.0 + len(self.calls))
-        return {"loss": np.float32(loss), "grad_norm": np.float32(0.5)}
+        return {"loss": np.float32(loss), "grad_norm": np.float32(self.norms.get(len(self.calls), 0.5))}
 
     def observers(self) -> Observers:
         return Observers(
@@ -106,7 +107,8 @@ def test_metrics_come_every_iterations_steps_and_at_the_end() -> None:
     lines = recorder.of_kind("metrics")
     assert [step for step, _ in lines] == [4, 8, 10]
     for step, values in lines:
-        assert set(values) == {"loss", "grad_norm", "lr", "tokens_per_second"}
+        assert set(values) == {"loss", "grad_norm", "lr", "tokens_per_second", "data_wait"}
+        assert 0 <= values["data_wait"] <= 1
         assert (values["loss"], values["grad_norm"]) == (2.0 + step, 0.5)
         assert values["lr"] == learning_rate(step - 1, TRAINING)  # the one that this step was made with
         assert 0 < values["tokens_per_second"] < math.inf
@@ -141,7 +143,7 @@ def test_steps_taken_several_at_once_are_told_as_one_at_a_time() -> None:
     turns = Several(together.step, 3)
     train(TRAINING, turns, batches_from(0), BEGINNING, together.observers(), steps_per_checkpoint=5)
     for _, values in [*alone.of_kind("metrics"), *together.of_kind("metrics")]:
-        del values["tokens_per_second"]
+        del values["tokens_per_second"], values["data_wait"]
     assert (together.calls, together.told) == (alone.calls, alone.told)
 
 
@@ -160,14 +162,15 @@ def test_a_signal_ends_training_after_its_step_with_one_checkpoint(number: int, 
     assert len(recorder.calls) == at
 
 
-@pytest.mark.parametrize(("loss", "shown"), [(math.nan, "nan"), (math.inf, "inf"), (-math.inf, "-inf")])
-def test_a_loss_that_is_no_number_ends_training_and_saves_nothing(loss: float, shown: str) -> None:
-    recorder = Recorder(losses={8: loss})
+@pytest.mark.parametrize(("value", "shown"), [(math.nan, "nan"), (math.inf, "inf"), (-math.inf, "-inf")])
+@pytest.mark.parametrize("name", ["loss", "grad_norm"])
+def test_what_is_no_number_ends_training_and_saves_nothing(name: str, value: float, shown: str) -> None:
+    recorder = Recorder(**{"losses" if name == "loss" else "norms": {8: value}})
     with pytest.raises(DivergedError) as error:
         recorder.train(BEGINNING, steps_per_checkpoint=3)
     assert str(error.value) == (
-        f"step 8: loss = {shown} -- training has diverged; checkpoints of before stay -- lower lr, lengthen "
-        "warmup_steps or set gradient_clipping, and start again"
+        f"step 8, examples 14 to 15: {name} = {shown} -- training has diverged; checkpoints of before stay -- lower "
+        "lr, lengthen warmup_steps or set gradient_clipping, and start again"
     )
     assert isinstance(error.value, UserError)
     assert [position.step for (position,) in recorder.of_kind("save")] == [3, 6]

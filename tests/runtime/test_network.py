@@ -115,7 +115,7 @@ def wait_for(process: subprocess.Popen, start_of_line: str, limit_seconds: float
 
 def loss_of(lost: int) -> str:
     return (
-        f"process {lost} ({HOSTS[lost]}) -- has died, hangs or cannot be reached, so this process ({1 - lost}) ends "
+        f"process {lost} ({HOSTS[lost]}) -- has ended, hangs or cannot be reached, so this process ({1 - lost}) ends "
         "too -- see what it said last, and start all processes again: they go on from the last checkpoint"
     )
 

@@ -295,5 +295,6 @@ def test_the_picture_is_a_png(plan: Plan, tmp_path: Path) -> None:
     draw_plan(plan, str(tmp_path / "plan.png"))
     png = (tmp_path / "plan.png").read_bytes()
     assert png[:8] == b"\x89PNG\r\n\x1a\n" and struct.unpack(">II", png[16:24]) == (1320, 900)
+    (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written"):
-        draw_plan(plan, str(tmp_path / "nowhere" / "plan.png"))
+        draw_plan(plan, str(tmp_path / "file" / "plan.png"))

@@ -104,3 +104,12 @@ def test_patterns_are_no_paths(path: str) -> None:
     with pytest.raises(ConfigError):
         run_folder.check_path(path)
     run_folder.check_path("runs/a b-{c}")
+
+
+def test_other_clouds_are_no_paths() -> None:
+    with pytest.raises(ConfigError) as raised:
+        run_folder.check_path("s3://trials/run")
+    assert str(raised.value) == (
+        "model_path = s3://trials/run -- is neither a folder nor a bucket of Google Cloud Storage -- give a path of "
+        "this machine, or gs://BUCKET/FOLDER"
+    )

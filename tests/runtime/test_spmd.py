@@ -17,9 +17,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs.errors import DeviceError
+from configs.errors import CheckpointError, DeviceError
 from meshtf import mtf
 from models.variables import SlicedVariable, normal
+from runtime import checkpoints
 from runtime.checkpoints import CheckpointWriter, Writers, latest_checkpoint, restore
 from runtime.cluster import ClusterError
 from runtime.graph import build_train_step
@@ -139,12 +140,26 @@ def test_a_process_lost_while_saving_leaves_the_checkpoint_before(tmp_path: Path
     assert restore(path, placement.store, 8) == TrainingPosition(1, 8)
     np.testing.assert_array_equal(tiny.whole_value(stored), whole)
     # What was left of the save does not hinder the next.
-    for processor in (1, 0):
-        newest = writer_of(processor, tmp_path, lambda: None).save(TrainingPosition(2, 16))
+    writers = [writer_of(processor, tmp_path, lambda: None) for processor in range(2)]
+    for writer in reversed(writers):
+        newest = writer.save(TrainingPosition(2, 16))
     assert latest_checkpoint(str(tmp_path)) == newest
     assert restore(newest, placement.store, 8) == TrainingPosition(2, 16)
     assert not tiny.whole_value(stored).any()
     assert not list(tmp_path.glob("*.parts"))
+
+
+def test_a_part_that_the_first_process_does_not_see_is_missed(
+    tmp_path: Path, devices: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoints, "SHOW_SECONDS", 0.0)
+    placement = place(tiny.mesh_config("", ""), devices[:1])
+    add_table(placement, np.ones((4, 6), np.float32))
+    path = CheckpointWriter(str(tmp_path / "shared"), placement.store).save(TrainingPosition(1, 8))
+    writer_of(1, tmp_path / "elsewhere", lambda: None).save(TrainingPosition(2, 16))
+    with pytest.raises(CheckpointError, match="the part of process 1 is not there, though it has been written"):
+        writer_of(0, tmp_path / "shared", lambda: None).save(TrainingPosition(2, 16))
+    assert latest_checkpoint(str(tmp_path / "shared")) == path
 
 
 # With other processes.
@@ -307,8 +322,8 @@ def test_four_processes_on_one_axis(tmp_path: Path, devices: tuple[str, ...]) ->
 def loss_of(lost: int, told_by: int, process: subprocess.Popen) -> str:
     host = process.args[3].split(",")[lost]
     return (
-        f"process {lost} ({host}) -- has died, hangs or cannot be reached, so this process ({told_by}) ends too -- see "
-        "what it said last, and start all processes again: they go on from the last checkpoint"
+        f"process {lost} ({host}) -- has ended, hangs or cannot be reached, so this process ({told_by}) ends too -- "
+        "see what it said last, and start all processes again: they go on from the last checkpoint"
     )
 
 

@@ -1,0 +1,32 @@
+"""A bucket called trials, for tests of one process that go through Google's client alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from runtime import buckets
+from tests.buckets.server import Cloud, cloud
+
+
+@pytest.fixture(scope="package")
+def google(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
+    with cloud(tmp_path_factory.mktemp("google")) as found:
+        yield found
+
+
+@pytest.fixture
+def trials(google: Cloud, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
+    """The bucket, empty and in fair weather; what asks again does so soon."""
+    for name, value in google.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(buckets, "PAUSES_SECONDS", (0.02, 0.05))
+    monkeypatch.setattr(buckets, "PATIENCE_SECONDS", 20.0)
+    buckets._client_of.cache_clear()
+    google.client.create_bucket("trials")
+    google.requests.clear()
+    yield google
+    google.weather = lambda request: None
+    google.client.bucket("trials").delete(force=True)
+    buckets._client_of.cache_clear()

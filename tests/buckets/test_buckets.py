@@ -1,0 +1,212 @@
+"""Objects in buckets of a real server, over a network that fails as networks do."""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from runtime import buckets
+from runtime.buckets import NOTHING, BucketError, OvertakenError
+from tests.buckets.server import BROKEN_AFTER, BROKEN_BEFORE, Cloud, Request, Weather
+
+A = "gs://trials/run/a"
+
+
+def first(n: int, fate: int, part: str) -> Weather:
+    """The first requests whose path holds a part meet that fate."""
+    met = []
+
+    def weather(request: Request) -> int | None:
+        if part in request.path and len(met) < n:
+            met.append(request)
+            return fate
+        return None
+
+    return weather
+
+
+def test_whole_objects(trials: Cloud) -> None:
+    assert (buckets.look(A), buckets.read(A), buckets.names_in("gs://trials/run")) == (NOTHING, b"", [])
+    buckets.write(A, b"01234")
+    buckets.write("gs://trials/run/deeper/b", b"")
+    buckets.write("gs://trials/runs/other", b"x")
+    state = buckets.look(A)
+    assert state.generation > 0 and state.size_bytes == 5 and abs(state.updated_seconds - time.time()) < 60
+    assert [buckets.read(A, start) for start in (0, 3, 5, 9)] == [b"01234", b"34", b"", b""]
+    assert buckets.names_in("gs://trials/run/") == buckets.names_in("gs://trials/run") == ["a", "deeper/b"]
+    buckets.delete(A, state.generation + 1)
+    assert buckets.look(A) == state
+    for _ in range(2):
+        buckets.delete(A, state.generation)
+        assert buckets.look(A) == NOTHING
+
+
+def test_notes_hang_on_one_generation(trials: Cloud) -> None:
+    generation = buckets.replace(A, b"first", 0)
+    assert buckets.note(A, {"renewed": "1"}, generation)
+    assert buckets.look(A).notes == (("renewed", "1"),)
+    newer = buckets.replace(A, b"second", generation)
+    assert not buckets.note(A, {"renewed": "2"}, generation)
+    buckets.delete(A)
+    assert not buckets.note(A, {"renewed": "2"}, newer)
+
+
+def test_nobody_is_overwritten(trials: Cloud) -> None:
+    generation = buckets.replace(A, b"mine", 0)
+    for wrong in (0, generation - 1):
+        with pytest.raises(OvertakenError, match=f"{A} -- another process has written it meanwhile"):
+            buckets.replace(A, b"yours", wrong)
+    assert buckets.read(A) == b"mine"
+    newer = buckets.replace(A, b"mine again", generation)
+    assert (newer != generation, buckets.read(A)) == (True, b"mine again")
+
+
+@pytest.mark.parametrize("n_lost", [1, 3])
+def test_an_answer_that_is_lost_is_not_taken_for_another_writer(trials: Cloud, n_lost: int) -> None:
+    trials.weather = first(n_lost, BROKEN_AFTER, "/upload/")
+    generation = buckets.replace(A, b"mine", 0)
+    assert generation == buckets.look(A).generation
+    assert buckets.read(A) == b"mine"
+
+
+def test_appending_sends_what_is_new_and_no_more(trials: Cloud) -> None:
+    state = buckets.look(A)
+    lines = [f"{number} {'x' * number}\n".encode() for number in range(20)]
+    for line in lines:
+        trials.requests.clear()
+        state = buckets.append(A, line, state)
+        asked = [request.method for request in trials.requests if "/o" in request.path]
+        assert asked == ["POST", "POST", "GET", "GET", "DELETE"]
+    assert trials.read("trials", "run/a") == b"".join(lines)
+    assert trials.names("trials") == ["run/a"]
+
+
+def test_what_another_appends_stays(trials: Cloud) -> None:
+    mine = buckets.append(A, b"1\n", NOTHING)
+    yours = buckets.append(A, b"2\n", NOTHING)
+    mine = buckets.append(A, b"3\n", mine)
+    buckets.append(A, b"4\n", yours)
+    buckets.append(A, b"5\n", mine)
+    assert sorted(trials.read("trials", "run/a").split()) == [b"1", b"2", b"3", b"4", b"5"]
+
+
+def test_what_many_append_at_once_is_all_there(trials: Cloud) -> None:
+    def append(writer: int) -> None:
+        state = NOTHING
+        for number in range(6):
+            state = buckets.append(A, b"%d %d\n" % (writer, number), state)
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(append, range(3)))
+    lines = [tuple(map(int, line.split())) for line in trials.read("trials", "run/a").splitlines()]
+    assert sorted(lines) == [(writer, number) for writer in range(3) for number in range(6)]
+    assert trials.names("trials") == ["run/a"]
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_over_a_bad_network_everything_arrives_once(trials: Cloud, seed: int) -> None:
+    draw = random.Random(seed)
+    trials.weather = lambda request: draw.choice([*[None] * 6, BROKEN_BEFORE, BROKEN_AFTER, 503, 429])
+    state, generation = NOTHING, 0
+    for number in range(8):
+        state = buckets.append(A, f"{number}\n".encode(), state)
+        generation = buckets.replace("gs://trials/run/b", str(number).encode(), generation)
+    trials.weather = lambda request: None
+    assert trials.read("trials", "run/a") == b"".join(b"%d\n" % number for number in range(8))
+    assert trials.read("trials", "run/b") == b"7"
+    assert trials.names("trials") == ["run/a", "run/b"]
+
+
+def test_a_network_that_fails_for_a_while_is_waited_for(trials: Cloud, capsys: pytest.CaptureFixture[str]) -> None:
+    until = time.monotonic() + 1.5
+    trials.weather = lambda request: BROKEN_BEFORE if time.monotonic() < until else None
+    buckets.write(A, b"content")
+    assert trials.read("trials", "run/a") == b"content"
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith(f"{A} does not answer (") and said.endswith("; asking again")
+
+
+# ------------------------------------------------------------------------------------------------------ what is refused
+
+QUESTIONS: dict[str, Callable[[str], object]] = {
+    "check": buckets.check,
+    "look": buckets.look,
+    "read": buckets.read,
+    "write": lambda path: buckets.write(path, b"x"),
+    "append": lambda path: buckets.append(path, b"x", NOTHING),
+    "names_in": buckets.names_in,
+    "delete": buckets.delete,
+    "note": lambda path: buckets.note(path, {}, 1),
+}
+
+
+def refusals(path: str, questions: Iterable[str]) -> set[str]:
+    """What is said to each of the questions, as one text where it is the same."""
+    said = set()
+    for question in questions:
+        with pytest.raises(BucketError) as raised:
+            QUESTIONS[question](path)
+        said.add(str(raised.value))
+    return said
+
+
+def test_no_permission(trials: Cloud) -> None:
+    trials.weather = lambda request: 403
+    for said in refusals(A, QUESTIONS):
+        assert said.startswith("gs://trials/run/") and " -- your account may not do this: " in said
+        assert said.endswith(" -- have the role Storage Object User given to it for the bucket trials")
+
+
+def test_no_bucket(trials: Cloud) -> None:
+    assert refusals("gs://nowhere/run", ["check", "write", "names_in"]) == {
+        "gs://nowhere/run -- there is no bucket nowhere -- make it, or give another path"
+    }
+
+
+@pytest.mark.parametrize("path", ["gs://", "gs:///run"])
+def test_no_name_of_a_bucket(trials: Cloud, path: str) -> None:
+    for said in refusals(path, QUESTIONS):
+        assert said.endswith(" -- names no bucket -- write it as gs://BUCKET/FOLDER")
+
+
+def test_an_impossible_name_of_a_bucket(trials: Cloud) -> None:
+    for said in refusals("gs://-a/run", QUESTIONS):
+        assert said.startswith("gs://-a/") and " -- cannot be used: " in said
+        assert said.endswith(" -- give another path")
+
+
+def test_nobody_answers(trials: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(buckets, "PATIENCE_SECONDS", 0.3)
+    trials.weather = lambda request: BROKEN_BEFORE
+    for said in refusals(A, QUESTIONS):
+        assert said.startswith("gs://trials/run/") and " -- does not answer: " in said
+        assert said.endswith(" -- see to the network and start again: what was written before is whole")
+
+
+def test_credentials_that_do_not_hold(trials: Cloud) -> None:
+    trials.weather = lambda request: 401
+    for said in refusals(A, QUESTIONS):
+        assert " -- there are no credentials for Google Cloud that hold: " in said
+
+
+def test_no_credentials(trials: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("STORAGE_EMULATOR_HOST")
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/nowhere/key.json")
+    for said in refusals(A, QUESTIONS):
+        assert said.startswith("gs://trials/run/")
+        assert " -- there are no credentials for Google Cloud that hold: File /nowhere/key.json was not found" in said
+        assert said.endswith("let GOOGLE_APPLICATION_CREDENTIALS name the key file of a service account")
+
+
+def test_no_package(trials: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("google.cloud.storage", "google.api_core", "google.auth"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for said in refusals(A, QUESTIONS):
+        assert said.startswith("gs://trials/run/") and said.endswith(
+            " -- the package google-cloud-storage is not installed -- install the packages of requirements.txt"
+        )

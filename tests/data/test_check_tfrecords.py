@@ -1,0 +1,194 @@
+"""The command is run on real files: what it says, how it ends, and what it leaves behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer as RawTokenizer
+from tokenizers import models, pre_tokenizers
+
+from data.check_tfrecords import main
+from data.inspection import BORDER
+from data.shards import list_shards
+from data.tfrecords import read_examples, write_examples
+from tests.data.damage import write_damaged
+from tests.data.test_inspection import write_with_manifest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def write_two(folder: Path, break_one: bool = True) -> tuple[Path, Path]:
+    """Two files of examples that hold their own number; the second has a flipped bit in record 3, and a torn end."""
+    folder.mkdir(exist_ok=True)
+    good, bad = folder / "a_0_0_5.tfrecords", folder / "a_1_0_8.tfrecords"
+    write_examples(str(good), [[number] * 4 for number in range(5)])
+    write_examples(str(bad), [[number] * 4 for number in range(10, 18)])
+    if break_one:
+        content = bytearray(bad.read_bytes())
+        content[3 * len(content) // 8 + 20] ^= 1
+        bad.write_bytes(content[:-2])
+    return good, bad
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    status = main(arguments)
+    return status, *capsys.readouterr()
+
+
+def test_what_is_sound_ends_with_0(tmp_path, capsys):
+    write_two(tmp_path, break_one=False)
+    before = snapshot(tmp_path)
+    status, out, err = run(capsys, f"{tmp_path}/*.tfrecords")
+    assert (status, err, snapshot(tmp_path)) == (0, "", before)
+    assert out.startswith("checked for examples of 4 ids, ids below 1,048,576\n")
+    assert "examples                   13" in out
+
+
+def test_what_is_wrong_is_named_and_ends_with_2(tmp_path, capsys):
+    _, bad = write_two(tmp_path)
+    before = snapshot(tmp_path)
+    status, out, err = run(capsys, f"{tmp_path}/*.tfrecords", "--picture", f"{tmp_path}/p.png")
+    assert status == 2 and "examples                   11" in out
+    lines = err.splitlines()
+    assert [line.split(" is cut off")[0] for line in lines[:2]] == [f"{bad}: record 3", f"{bad}: record 7"]
+    assert lines[2:] == ["wrong: 2 records; files in which anything is wrong: 1"]
+    picture = snapshot(tmp_path).pop(f"{tmp_path}/p.png")
+    assert picture.startswith(b"\x89PNG") and {**before, f"{tmp_path}/p.png": picture} == snapshot(tmp_path)
+
+
+def test_the_length_is_that_of_most_records(tmp_path, capsys):
+    write_examples(f"{tmp_path}/a_5.tfrecords", [[1, 2], [1] * 4, [2] * 4, [3] * 4, [4] * 4])
+    status, out, err = run(capsys, f"{tmp_path}/*")
+    assert status == 2 and "record 0 holds 2 ids, but n_ctx 3 needs 4" in err and "\nwrong: 1 records" in err
+
+
+def test_the_manifest_says_what_the_command_line_does_not(tmp_path, capsys):
+    write_with_manifest(tmp_path, [[5, 0, 6, 7], [1, 2, 3, 100]])
+    status, out, err = run(capsys, f"{tmp_path}/*.tfrecords")
+    assert "checked for examples of 4 ids, ids below 100\n" in out and f"5{BORDER}6 7\n" in out
+    assert status == 2 and "record 1 holds the id 100, outside [0, 100)" in err
+
+
+def test_a_tokenizer_shows_text_and_says_what_ids_there_are(tmp_path, capsys):
+    words = RawTokenizer(models.WordLevel({"<|endoftext|>": 0, "mesh": 1, "word": 2}, unk_token="mesh"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.add_special_tokens(["<|endoftext|>"])
+    words.save(f"{tmp_path}/t.json")
+    write_examples(f"{tmp_path}/a_2.tfrecords", [[1, 0, 2, 2], [1, 1, 1, 3]])
+    status, out, err = run(capsys, f"{tmp_path}/*.tfrecords", "--encoder_path", f"{tmp_path}/t.json")
+    assert "ids below 3\n" in out and f"mesh{BORDER}word word" in out
+    assert status == 2 and "record 1 holds the id 3, outside [0, 3)" in err
+
+
+def test_documents_are_of_any_length(tmp_path, capsys):
+    write_examples(f"{tmp_path}/d_2.tfrecords", [[1], [2, 3, 4]])
+    assert run(capsys, f"{tmp_path}/*", "--documents")[0] == 0
+    assert run(capsys, f"{tmp_path}/*")[0] == 2
+
+
+# Repair.
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_sound_records_are_written_beside_under_right_counts(tmp_path, capsys, given):
+    good, bad = write_two(tmp_path / "in")
+    before = snapshot(tmp_path / "in")
+    folder = tmp_path / "elsewhere" / "new" if given else tmp_path / "in" / "repaired"
+    status, out, err = run(
+        capsys, f"{tmp_path}/in/*.tfrecords", "--repair", *(["--repair_dir", str(folder)] if given else [])
+    )
+    assert (status, err) == (0, "")
+    assert f"{bad}: record 3 is cut off or damaged" in out
+    assert f"repaired: 11 records are kept, 2 are lost\nread {folder}/*.tfrecords\n" in out
+    assert sorted(os.listdir(folder)) == ["a_0_0_5.tfrecords", "a_1_0_6.tfrecords"]
+    assert os.listdir(folder.parent) == [folder.name] or not given
+    rows = [ids.tolist() for shard in list_shards(f"{folder}/*") for ids in read_examples(shard.path)]
+    assert rows == [[number] * 4 for number in (*range(5), 10, 11, 12, 14, 15, 16)]
+    assert (folder / good.name).read_bytes() == good.read_bytes()
+    assert {path: content for path, content in snapshot(tmp_path / "in").items() if path in before} == before
+    assert run(capsys, f"{folder}/*.tfrecords")[0] == 0
+    assert run(capsys, f"{tmp_path}/in/*.tfrecords")[0] == 2
+
+
+def test_nothing_is_written_where_nothing_is_wrong(tmp_path, capsys):
+    write_two(tmp_path, break_one=False)
+    before = snapshot(tmp_path)
+    status, out, _ = run(capsys, f"{tmp_path}/*.tfrecords", "--repair")
+    assert status == 0 and "nothing is wrong: nothing is repaired" in out and snapshot(tmp_path) == before
+
+
+def test_all_kinds_of_damage_can_be_repaired(tmp_path, capsys):
+    for number in range(34):
+        write_damaged(tmp_path, number)
+    arguments = ["--chunk_size", "4", "--n_vocab", "1000"]
+    status, out, _ = run(capsys, f"{tmp_path}/*.tfrecords", "--repair", *arguments)
+    assert status == 0 and out.count(": has no sound record, and is left out") >= 8
+    status, _, err = run(capsys, f"{tmp_path}/repaired/*.tfrecords", *arguments)
+    assert (status, err) == (0, "")
+
+
+def test_a_name_that_two_files_would_have_ends_the_repair_and_leaves_nothing(tmp_path, capsys):
+    write_examples(f"{tmp_path}/a_2.tfrecords", [[1, 2]] * 2)
+    write_examples(f"{tmp_path}/a_3.tfrecords", [[1, 2]] * 2)
+    before = snapshot(tmp_path)
+    status, _, err = run(capsys, f"{tmp_path}/*", "--repair")
+    assert status == 2 and f"{tmp_path}/a_3.tfrecords: another file is called a_2.tfrecords already" in err
+    assert snapshot(tmp_path) == before and not (tmp_path / "repaired").exists()
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{here}/none*"], "{here}/none*: no file matches -- check the path"),
+        (["{here}"], "{here}: is a folder -- give a glob such as {here}/*.tfrecords"),
+        (["{here}/*", "--chunk_size", "0"], "--chunk_size 0 -- is too small -- give 1 or more"),
+        (["{here}/*", "--n_vocab", "0"], "--n_vocab 0 -- is too small -- give 1 or more"),
+        (["{here}/*", "--processes", "-1"], "--processes -1 -- is too small -- give 0 or more"),
+        (["{here}/*", "--chunk_size", "4", "--documents"], "--chunk_size and --documents -- exclude each other -- "),
+        (["{here}/*", "--repair_dir", "x"], "--repair_dir -- there is nothing to write there -- give --repair too"),
+        (["{here}/*", "--repair", "--repair_dir", "{here}/there"], "{here}/there: already there -- remove it, or "),
+        (["{here}/*.tfrecords", "--encoder_path", "{here}/none.json"], "{here}/none.json: "),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line_and_changes_nothing(tmp_path, capsys, arguments, message):
+    write_two(tmp_path)
+    (tmp_path / "there").mkdir()
+    before = snapshot(tmp_path)
+    status, _, err = run(capsys, *(argument.format(here=tmp_path) for argument in arguments))
+    assert status == 2 and err.startswith(message.format(here=tmp_path)) and err.count("\n") == 1
+    assert snapshot(tmp_path) == before
+
+
+def test_a_place_that_cannot_be_written_to_is_named(tmp_path, capsys):
+    write_two(tmp_path)
+    (tmp_path / "file").touch()
+    status, _, err = run(capsys, f"{tmp_path}/*.tfrecords", "--repair", "--repair_dir", f"{tmp_path}/file/new")
+    assert status == 2 and err.startswith(f"{tmp_path}/file: cannot be written (")
+
+
+@pytest.mark.slow
+def test_the_command_works_alone_and_in_processes(tmp_path):
+    write_examples(f"{tmp_path}/a_3000.tfrecords", np.arange(12000).reshape(3000, 4) % 500)
+    _, bad = write_two(tmp_path / "more")
+    command = [sys.executable, str(REPOSITORY / "data" / "check_tfrecords.py"), "--processes"]
+    runs = [
+        subprocess.run(
+            [*command, processes, "*.tfrecords", "more/*.tfrecords"], cwd=tmp_path, capture_output=True, text=True
+        )
+        for processes in ("1", "2")
+    ]
+    assert runs[0].returncode == runs[1].returncode == 2
+    assert runs[0].stdout == runs[1].stdout and "examples                3,011" in runs[0].stdout
+    assert runs[0].stderr == runs[1].stderr and runs[0].stderr.startswith("more/a_1_0_8.tfrecords: record 3 ")

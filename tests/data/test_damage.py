@@ -1,0 +1,166 @@
+"""Damaged files of every kind: each is found and named by the check, and none ends or holds up a reader."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import random
+import re
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import inputs
+from configs.errors import DataError
+from data.inspection import inspect_dataset
+from data.reading import RecordRules, Records, parse_records, read_once
+from data.shards import Shard, count_in_name, list_shards
+from data.tfrecords import read_examples, serialize_example
+from tests.data.damage import DAMAGES, EOS_ID, N_CTX, N_VOCAB, Expected, write_damaged, write_good
+from tests.test_inputs import run_config, use_of
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SECONDS_A_FILE = 10.0  # for each reader: any of them takes milliseconds where nothing hangs
+MEMORY_BYTES = 1 << 36  # of addresses, which TensorFlow takes in plenty: less than the huge lengths
+
+few_and_many = pytest.mark.parametrize(
+    "numbers", [range(40), pytest.param(range(40, 240), marks=pytest.mark.slow)], ids=["40 files", "200 files"]
+)
+
+
+def damaged(folder: Path, numbers: Iterable[int]) -> dict[str, Expected]:
+    return {str(path): expected for path, expected in (write_damaged(folder, number) for number in numbers)}
+
+
+def show(ids) -> str:
+    return " ".join(map(str, ids))
+
+
+@few_and_many
+def test_each_damaged_file_and_record_is_named_and_no_other(tmp_path, numbers):
+    expected = damaged(tmp_path, numbers)
+    assert len(numbers) >= len(DAMAGES)
+    for number in range(10):
+        write_good(tmp_path / f"good{number}_20.tfrecords", 20, random.Random(number))
+    report = inspect_dataset([f"{tmp_path}/*.tfrecords"], N_CTX, N_VOCAB, EOS_ID, show)
+    found = {damage.path: damage for damage in report.damages}
+    assert found.keys() == expected.keys()
+    wrong = {path: found[path].records for path in expected if found[path].records != expected[path].records}
+    assert wrong == {}
+    for path, said in expected.items():
+        faults = found[path].faults
+        assert (not faults) if said.fault is None else (len(faults) == 1 and said.fault in faults[0]), (path, faults)
+        assert all(line.startswith(f"{path}: ") for line in [*faults, *found[path].messages])
+        for number, message in zip(said.records, found[path].messages, strict=False):
+            assert re.match(rf"{re.escape(path)}: record {number}\b", message)
+
+
+def test_bytes_under_a_right_checksum_are_ids_or_an_error(tmp_path):
+    draw, shard, sound = random.Random(1), Shard(f"{tmp_path}/a", 1), serialize_example([7, 8, 9, 10, 11])
+    outcomes = {"ids": 0, "error": 0}
+    for _ in range(1000):
+        record = bytearray(sound)
+        for _ in range(draw.choice([1, 1, 2, 5])):
+            record[draw.randrange(len(record))] = draw.randrange(256)
+        try:
+            (ids,) = parse_records([bytes(record)], [(shard, 0)], RULES["chunks"])
+        except DataError as error:
+            assert str(error).startswith(f"{tmp_path}/a: record 0")
+            outcomes["error"] += 1
+        else:
+            assert len(ids) == N_CTX + 1 and min(ids) >= 0 and max(ids) < N_VOCAB
+            outcomes["ids"] += 1
+    assert min(outcomes.values()) > 50
+
+
+def test_a_file_that_must_be_counted_and_is_not_there_is_named(tmp_path):
+    (tmp_path / "a.tfrecords").symlink_to(tmp_path / "gone")
+    with pytest.raises(DataError, match=f"^{tmp_path}/a.tfrecords: no such file -- "):
+        list_shards(f"{tmp_path}/*")
+
+
+def test_what_lies_beside_is_no_file_of_the_data_set(tmp_path):
+    write_good(tmp_path / "a.tfrecords", 3, random.Random(1))
+    (tmp_path / "a.manifest.json").write_text("{}")
+    assert [shard.n_examples for shard in list_shards(f"{tmp_path}/*")] == [3]
+    assert [shard.n_examples for shard in list_shards(f"{tmp_path}/*")] == [3]  # beside the counts, too
+
+
+# Readers, in a process of their own, that may not end before its time.
+
+
+@few_and_many
+def test_no_damaged_file_ends_or_holds_up_a_reader(tmp_path, numbers):
+    (tmp_path / "files").mkdir()
+    paths = list(damaged(tmp_path / "files", numbers))
+    program = "import sys; from tests.data.test_damage import read_all; read_all(sys.argv[1:])"
+    with (tmp_path / "errors").open("w+") as errors:
+        run = subprocess.run(
+            [sys.executable, "-c", program, *paths], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=errors, text=True,
+            timeout=60 + len(READERS) * 2 * len(paths),
+        )  # fmt: skip
+        errors.seek(0)
+        assert run.returncode == 0, (run.stdout[-300:], errors.read()[-2000:])
+    outcomes = [json.loads(line) for line in run.stdout.splitlines()]
+    assert {(outcome["path"], outcome["reader"]) for outcome in outcomes} == set(itertools.product(paths, READERS))
+    assert [outcome for outcome in outcomes if outcome["seconds"] > SECONDS_A_FILE] == []
+    assert [outcome for outcome in outcomes if not outcome["ended"].startswith(("DataError", "read"))] == []
+    unnamed = [o for o in outcomes if o["ended"].startswith("DataError") and o["path"] not in o["ended"]]
+    assert unnamed == []
+    taken_for_sound = [o["path"] for o in outcomes if o["reader"] == "read_once" and o["ended"].startswith("read")]
+    assert taken_for_sound == []
+
+
+def read_all(paths: list[str]) -> None:
+    """Gives each file to each reader and tells, line by line, how that ended."""
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    for path, (name, reader) in itertools.product(paths, READERS.items()):
+        begun = time.monotonic()
+        try:
+            ended = f"read {reader(path)}"
+        except DataError as error:
+            ended = f"DataError {error}"
+        print(
+            json.dumps({"path": path, "reader": name, "seconds": time.monotonic() - begun, "ended": ended}), flush=True
+        )
+
+
+RULES = {"chunks": RecordRules(N_CTX, N_VOCAB), "documents": RecordRules(None, N_VOCAB)}
+
+
+def named(path: str) -> Shard:
+    return Shard(path, count_in_name(path))
+
+
+def numbers_of(path: str) -> np.ndarray:
+    """Of all records of the file, and of some more."""
+    return np.arange(count_in_name(path) + 3)
+
+
+def training(path: str, on_bad_record: str, datatype: str) -> int:
+    """The first batches, and those that are read ahead, as training reads them."""
+    config = run_config((use_of("a", stitch=2, datatype=datatype),), "generic_text", batch_size=8)
+    data = dataclasses.replace(config.data, on_bad_record=on_bad_record, max_bad_share=1.0)
+    batches = inputs.training_batches(dataclasses.replace(config, data=data), [path])
+    return sum(len(batch.left_out) for batch in itertools.islice(batches, 3))
+
+
+READERS: dict[str, Callable[[str], object]] = {
+    "read_examples": lambda path: sum(1 for _ in read_examples(path)),
+    "counting": lambda path: list_shards(path)[0].n_examples,
+    "read_once": lambda path: sum(1 for _ in read_once([named(path)], RULES["chunks"])),
+    "read_once of documents": lambda path: sum(1 for _ in read_once([named(path)], RULES["documents"])),
+    "read": lambda path: len(Records([named(path)], RULES["chunks"]).read(numbers_of(path))),
+    "read_sound": lambda path: len(Records([named(path)], RULES["chunks"]).read_sound(numbers_of(path))),
+    "training, stop": lambda path: training(path, "stop", "chunks"),
+    "training, skip": lambda path: training(path, "skip", "chunks"),
+    "training on documents, stop": lambda path: training(path, "stop", "documents_random"),
+    "training on documents, skip": lambda path: training(path, "skip", "documents_fixed"),
+}

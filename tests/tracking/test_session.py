@@ -1,0 +1,303 @@
+"""Experiments from beginning to end, on a real process that trains nothing but fails in every way."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import os
+import signal
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from configs.errors import UserError
+from tests.tracking.experiments import INTERRUPT, Done, Experiments, meanwhile, run_many_at_once, signal_self, until
+from tracking import recorder
+from tracking.endings import Patience
+from tracking.store import Series, series_of
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Experiments:
+    return Experiments(tmp_path)
+
+
+def series(done: Done, name: str = "train.loss") -> Series:
+    return series_of(done.run.lines())[name]
+
+
+def restart_reasons(done: Done) -> list[str]:
+    return [restart["reason"] for restart in done.run.info["restarts"]]
+
+
+# ---------------------------------------------------------------------------------------------------------- recording
+
+
+def test_a_run_is_written_down_whole(here: Experiments, capfd: pytest.CaptureFixture[str]) -> None:
+    done = here.run()
+    run, said = done.run, capfd.readouterr()
+    assert (done.status, run.id, run.name, run.status) == (0, 1, "trial", "COMPLETED")
+    assert done.said == [f"run 1: recorded in {run.folder}", "run 1: COMPLETED: finished"]
+    assert series(done).steps.tolist() == list(range(1, 21))
+    assert series(done).values[:3].tolist() == [10.0, 5.0, 10 / 3] and math.isnan(series(done).values[12])
+    assert series(done, "eval.loss").steps.tolist() == [5, 10, 15, 20]
+    assert (run.info["step"], run.info["latest"]["eval"]) == (20, {"loss": 0.55, "step": 20})
+    assert (run.config, run.info["reason"]) == ({"lr": 0.1, "a.b": {"$c": 2**70}}, "finished")
+    assert "--sacred_id', '1'" in said.out and said.out.endswith("trained to step 20\n") and "step 20/20" in said.err
+    assert sorted(run.output(10**6)) == sorted(said.out + said.err)
+
+
+def test_samples_and_plots_are_artifacts(here: Experiments) -> None:
+    run = here.run().run
+    names = {"loss.png", *(f"predictions_1_{step}.txt" for step in (5, 10, 15, 20))}
+    assert {path.name for path in run.artifacts} == names and len(run.artifacts) == len(names)
+    assert (run.folder / "predictions_1_15.txt").read_text() == "sample 15"
+
+
+def test_files_are_json_that_every_reader_takes(here: Experiments) -> None:
+    run = here.run("--steps", "13").run
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is not JSON")
+
+    for name in ("run.json", "config.json", "info.json"):
+        json.loads((run.folder / name).read_text(), parse_constant=refuse)
+    assert run.info["latest"]["train"]["loss"] == "nan"
+
+
+def test_the_metrics_of_sacred_are_there_too(here: Experiments) -> None:
+    run = here.run("--steps", "7").run
+    metric = json.loads((run.folder / "metrics.json").read_text())["train.loss"]
+    assert metric["steps"] == list(range(1, 8)) and metric["values"][1] == 5.0
+    assert metric["timestamps"][0] > run.entry["start_time"] and len(metric["timestamps"]) == 7
+
+
+def test_a_second_run_in_the_same_folder_records_its_own_only(here: Experiments) -> None:
+    here.run("--steps", "12")
+    done = here.run("--steps", "17")
+    assert (done.run.id, series(done).steps.tolist()) == (2, [13, 14, 15, 16, 17])
+    assert {path.name for path in done.run.artifacts} == {"loss.png", "predictions_2_15.txt"}
+
+
+def test_runs_at_once_have_numbers_of_their_own(here: Experiments) -> None:
+    run_many_at_once(here, 10)
+    assert [run.id for run in here.runs()] == list(range(1, 11))
+    assert {run.info["model_path"] for run in here.runs()} == {str(here.folder / f"m{n}") for n in range(10)}
+    for run in here.runs():
+        assert series_of(run.lines())["train.loss"].steps.tolist() == list(range(1, 21))
+
+
+def test_a_folder_that_cannot_be_written(here: Experiments) -> None:
+    (here.folder / "experiments").write_text("a file")
+    with pytest.raises(UserError, match="--store .*experiments -- cannot be written: .* -- make room there, or give"):
+        here.run()
+    assert not (here.folder / "model").exists()
+
+
+def test_a_disk_that_fills_up_ends_nothing(here: Experiments, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The record's folder becomes unwritable for a while: what is missed meanwhile is written later."""
+    monkeypatch.setattr(recorder, "BEAT_SECONDS", 0.1)
+    run = here.store / "1"
+
+    def break_and_mend() -> None:
+        until(lambda: len(here.lines()) > 5)
+        run.rename(here.store / "away")
+        until(lambda: len(here.lines()) > 25)
+        (here.store / "away").rename(run)
+
+    with meanwhile(break_and_mend):
+        done = here.run("--steps", "40", "--seconds_per_step", "0.05")
+    assert done.status == 0 and any("cannot be recorded now -- the run goes on" in line for line in done.said)
+    assert series(done).steps.tolist() == list(range(1, 41))
+
+
+def test_what_a_full_disk_took_in_part_is_written_whole(here: Experiments) -> None:
+    def tear() -> None:
+        until(lambda: (here.store / "1" / "metrics.jsonl").exists() and len(here.lines()) > 5)
+        with (here.store / "1" / "metrics.jsonl").open("ab") as file:
+            file.write(b'{"torn": ')
+
+    with meanwhile(tear):
+        done = here.run("--steps", "40", "--seconds_per_step", "0.02")
+    assert (done.run.folder / "metrics.jsonl").read_bytes() == (here.folder / "model" / "metrics.jsonl").read_bytes()
+
+
+# -------------------------------------------------------------------------------------------------------- supervision
+
+
+def test_a_crash_is_mended_and_no_step_recorded_twice(here: Experiments) -> None:
+    done = here.run("--fail", "crash:13:1")
+    assert (done.status, done.run.status, len(done.run.info["restarts"])) == (0, "COMPLETED", 1)
+    reason = "main.py crashed with exit status 1: RuntimeError: something broke"
+    assert restart_reasons(done) == [reason]
+    assert done.said[1:] == [f"{reason}; restart 1 in 0 s", "run 1: COMPLETED after 1 restart: finished"]
+    assert series(done).steps.tolist() == list(range(1, 21))
+    assert series(done, "train.start").values.tolist() == [1.0] * 10 + [2.0] * 10
+    assert series(done, "eval.loss").steps.tolist() == [5, 10, 15, 20]
+
+
+def test_a_lost_process_of_a_cluster(here: Experiments) -> None:
+    done = here.run("--fail", "crash:13:2", "--status", "3")
+    reason = "another process of the cluster was lost: RuntimeError: something broke"
+    assert (done.status, restart_reasons(done)) == (0, [reason] * 2)
+
+
+def test_five_crashes_at_the_start_are_enough(here: Experiments) -> None:
+    done = here.run("--fail", "crash:0:99")
+    reason = "main.py crashed with exit status 1: RuntimeError: something broke"
+    assert (done.status, done.run.status, len(done.run.info["restarts"])) == (1, "FAILED", 4)
+    assert done.run.info["reason"] == f"{reason}; given up after 5 starts without a new step"
+    assert done.run.entry["fail_trace"][0] == done.run.info["reason"]
+    assert "RuntimeError: something broke" in done.run.entry["fail_trace"][1:]
+    assert (here.folder / "model.starts").read_text() == "x" * 5
+
+
+def test_crashes_always_at_the_same_step_are_no_progress(here: Experiments) -> None:
+    done = here.run("--fail", "crash:13:99")
+    assert (done.run.status, len(done.run.info["restarts"])) == ("FAILED", 5)
+    assert series(done).steps.tolist() == list(range(1, 14))
+
+
+def test_restarts_have_a_limit(here: Experiments) -> None:
+    patience = dataclasses.replace(here.patience, max_restarts=2)
+    done = dataclasses.replace(here, patience=patience).run("--fail", "crash:13:99")
+    assert done.run.info["reason"].endswith("; given up after 2 restarts")
+
+
+def test_what_the_user_can_mend_is_not_tried_again(here: Experiments) -> None:
+    here.run("--steps", "5")
+    done = here.run("--fail", "crash:0:99", "--status", "2")
+    assert (done.status, done.run.status, done.run.info["restarts"]) == (2, "FAILED", [])
+    assert (done.run.lines(), done.run.artifacts) == ([], [])
+    assert done.run.info["reason"] == "main.py refused: RuntimeError: something broke"
+
+
+def test_killed_as_by_the_kernel(here: Experiments) -> None:
+    done = here.run("--fail", "die:13:1")
+    assert (done.status, series(done).steps.tolist()) == (0, list(range(1, 21)))
+    (reason,) = restart_reasons(done)
+    assert reason.startswith("main.py was killed by SIGKILL: out of memory? ")
+
+
+@pytest.fixture
+def small_group() -> Iterator[Path]:
+    """A control group of 96 MiB, below that of this process."""
+    (own,) = [
+        line.split(":")[2] for line in Path("/proc/self/cgroup").read_text().splitlines() if ":memory:" in line
+    ] or [""]
+    group = Path(f"/sys/fs/cgroup/memory/{own}/trial-{os.getpid()}")
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"no control group can be made here: {error}")
+    try:
+        (group / "memory.limit_in_bytes").write_text(str(96 << 20))
+        yield group
+    finally:
+        group.rmdir()
+
+
+@pytest.mark.slow
+def test_killed_by_the_kernel_for_memory(here: Experiments, small_group: Path) -> None:
+    done = here.run("--fail", "eat:13:1", "--group", str(small_group))
+    assert (done.status, series(done).steps.tolist()) == (0, list(range(1, 21)))
+    (reason,) = restart_reasons(done)
+    assert reason.startswith("main.py was killed by SIGKILL: out of memory: the kernel has killed a process for that")
+
+
+@pytest.mark.parametrize("deaf", [[], ["--deaf"]], ids=["listening", "deaf"])
+def test_a_child_that_hangs_is_ended_and_started_again(here: Experiments, deaf: list[str]) -> None:
+    patience = Patience(first_step_seconds=20.0, step_seconds=1.0, grace_seconds=0.5, pause_seconds=0.01)
+    done = dataclasses.replace(here, patience=patience).run("--fail", "hang:13:1", *deaf)
+    assert (done.status, restart_reasons(done)) == (0, ["no new step for 1 s since step 13"])
+    assert series(done).steps.tolist() == list(range(1, 21))
+
+
+def test_a_child_that_always_hangs_at_the_start(here: Experiments) -> None:
+    patience = Patience(first_step_seconds=0.3, step_seconds=20.0, grace_seconds=0.1, pause_seconds=0.01)
+    done = dataclasses.replace(here, patience=patience).run("--fail", "hang:0:99")
+    assert (done.status, done.run.status) == (1, "TIMEOUT")
+    assert done.run.info["reason"].startswith("no new step for 0 s since it was started; given up after 5 starts")
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_stopped_with_a_checkpoint(here: Experiments, number: int, status: int) -> None:
+    with meanwhile(lambda: until(lambda: len(here.lines()) > 5), functools.partial(signal_self, number)):
+        done = here.run("--steps", "10000", "--seconds_per_step", "0.01")
+    last_step = series(done).steps[-1]
+    assert (done.status, done.run.status) == (status, "INTERRUPTED")
+    name = signal.Signals(number).name
+    assert done.run.info["reason"] == f"stopped by {name}: stopped at step {last_step}; the checkpoint is written"
+    assert (here.folder / "model" / "checkpoint").read_text() == str(last_step)
+    assert signal.getsignal(number) == (signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+
+def test_told_twice_it_is_killed_at_once(here: Experiments) -> None:
+    steps = (lambda: until(lambda: len(here.lines()) > 5), INTERRUPT, lambda: until(lambda: len(here.lines()) > 20))
+    patience = dataclasses.replace(here.patience, grace_seconds=600.0)
+    with meanwhile(*steps, INTERRUPT):
+        deaf = ("--steps", "10000", "--seconds_per_step", "0.02", "--deaf")
+        done = dataclasses.replace(here, patience=patience).run(*deaf)
+    assert (done.status, done.run.info["reason"]) == (130, "stopped by SIGINT and killed, as it went on")
+
+
+def test_stopped_from_outside_it_is_not_started_again(here: Experiments) -> None:
+    def stop_child() -> None:
+        until(lambda: len(here.lines()) > 5)
+        (child,) = [
+            int(path.name)
+            for path in Path("/proc").iterdir()
+            if path.name.isdecimal() and str(here.folder).encode() in _command_line(path)
+        ]
+        os.kill(child, signal.SIGTERM)
+
+    with meanwhile(stop_child):
+        done = here.run("--steps", "10000", "--seconds_per_step", "0.01")
+    assert (done.status, done.run.status, done.run.info["restarts"]) == (143, "INTERRUPTED", [])
+    assert done.run.info["reason"].startswith("main.py was stopped by SIGTERM from outside: stopped at step ")
+
+
+def _command_line(process: Path) -> bytes:
+    try:
+        return (process / "cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def test_stopped_between_two_starts(here: Experiments) -> None:
+    patience = dataclasses.replace(here.patience, pause_seconds=60.0)
+    with meanwhile(lambda: until(lambda: any(run.info.get("restarts") for run in here.runs())), INTERRUPT):
+        done = dataclasses.replace(here, patience=patience).run("--fail", "crash:13:1")
+    assert (done.status, done.run.status) == (130, "INTERRUPTED")
+    assert done.run.info["reason"].startswith("stopped by SIGINT between two starts; before: main.py crashed")
+
+
+# ------------------------------------------------------------------------------------------------ what is started anew
+
+
+def test_new_is_said_until_there_is_something_to_go_on_from(here: Experiments) -> None:
+    here.run("--steps", "8")
+    done = here.run("--new", "--fail", "crash:3:2")
+    assert [("--new" in text, "--yes" in text) for text in _starts(done)] == [(True, False), (True, True)]
+    done = here.run("--new", "--fail", "crash:13:4")
+    assert [("--new" in text, "--yes" in text) for text in _starts(done)] == [(True, False), (False, False)]
+    assert series(done).steps.tolist() == list(range(1, 21))
+
+
+def _starts(done: Done) -> list[str]:
+    return [line for line in done.run.output(10**6).splitlines() if line.startswith("arguments: ")]
+
+
+def test_the_tpu_is_made_anew_before_a_restart(here: Experiments) -> None:
+    script = here.folder / "recreate"
+    script.write_text(f"#!/bin/sh\necho recreated $1 >> {here.folder}/log\nexit 4\n")
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    done = dataclasses.replace(here, recreate_command=(str(script), "a b; c")).run("--fail", "crash:13:2")
+    assert (here.folder / "log").read_text() == "recreated a b; c\n" * 2
+    assert f"--recreate_command: {script} 'a b; c'" in done.said
+    assert any(f"{script} -- failed: has exit status 4 -- the run is started again" in line for line in done.said)
+    assert done.run.status == "COMPLETED"

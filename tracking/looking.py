@@ -1,0 +1,37 @@
+"""What can be asked about runs that are recorded, in a folder or in MongoDB."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from configs.errors import ConfigError
+from tracking import mongo_runs
+from tracking.mongo import describe_url
+from tracking.store import find_run, list_runs
+from tracking.table import comparison, list_table
+
+
+def all_runs(store: Path, mongo_url: str | None) -> str:
+    """A table of all runs of a folder or, if an address is given, of a database.
+
+    Raises:
+      UserError: the database cannot be read.
+    """
+    runs = mongo_runs.list_runs(mongo_url) if mongo_url else list_runs(store)
+    place = f"MongoDB at {describe_url(mongo_url)}" if mongo_url else store
+    return list_table(runs) if runs else f"no run is in {place}"
+
+
+def compared(run_ids: Sequence[str], store: Path, mongo_url: str | None) -> str:
+    """A table of what tells runs apart.
+
+    Raises:
+      UserError: a run is not there, or there are not two of them.
+    """
+    chosen = list(dict.fromkeys(run_ids))
+    if len(chosen) < 2:
+        raise ConfigError(f"--compare {' '.join(run_ids)} -- compares two runs or more -- name another; see --list")
+    return comparison(
+        [mongo_runs.find_run(mongo_url, run_id) if mongo_url else find_run(store, run_id) for run_id in chosen]
+    )

@@ -1,0 +1,31 @@
+"""Runs a program that is asked to stop when the process that started it dies, however that dies.
+
+`python tracking/tether.py PARENT_ID PROGRAM ARGUMENT...`; where the system cannot watch a parent, it just runs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Becomes the program, which is looked for as a shell does."""
+    parent_id, *command = arguments
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != int(parent_id):  # it died before it could be watched
+            sys.exit(128 + signal.SIGTERM)
+    try:
+        os.execvp(command[0], command)
+    except OSError as error:
+        sys.exit(f"{command[0]} -- cannot be started: {error.strerror}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
