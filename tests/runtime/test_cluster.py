@@ -277,7 +277,7 @@ def test_a_process_that_does_not_come() -> None:
         [sys.executable, "-c", PROGRAM, f"{own},{missing}"], env=environment, capture_output=True, text=True, timeout=60
     )
     assert run.stdout == (
-        f"ClusterError {missing} -- not there after 1 s of waiting -- start the same command there with its own "
+        f"AbsenceError {missing} -- not there after 1 s of waiting -- start the same command there with its own "
         "host_index, and see that a firewall lets this machine through\n"
     )
 
