@@ -6,28 +6,22 @@ nothing depends on the number of processes. What waits is bounded in number and,
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import numpy as np
 
-from configs.errors import DataError
 from data.chunking import TextEncoder
 from data.documents import Document
-from data.workers import end_with_parent
+from data.workers import WAITING_PER_PROCESS, pool_of
 
 BATCH_CHARACTERS = 1 << 18
 """Text that goes to a process at once: a fraction of a second's work, so that all of them end at about one time."""
 BATCH_TEXTS = 4096
-WAITING_PER_PROCESS = 3
 
 Tag = TypeVar("Tag")
 
@@ -142,28 +136,17 @@ def _submitting(encoder: TextEncoder, processes: int) -> Iterator[tuple[Submit, 
     if processes == 1:
         yield lambda texts: lambda: encode_batch(encoder, texts), 1
         return
-    context = multiprocessing.get_context("spawn")  # a fork would copy TensorFlow's threads, which do not survive it
-    executor = ProcessPoolExecutor(processes, context, initializer=_start_worker, initargs=(encoder,))
-    try:
+    with pool_of(processes, _keep_encoder, encoder) as executor:
         yield lambda texts: executor.submit(_encode, texts).result, WAITING_PER_PROCESS * processes
-    except BrokenProcessPool:
-        raise DataError(
-            f"--processes {processes} -- one of them was ended from outside, for want of memory perhaps -- start again "
-            "with fewer"
-        ) from None
-    finally:
-        executor.shutdown(cancel_futures=True)
 
 
 _worker_encoder: TextEncoder
 
 
-def _start_worker(encoder: TextEncoder) -> None:
+def _keep_encoder(encoder: TextEncoder) -> None:
     global _worker_encoder
     _worker_encoder = encoder
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a process a core is parallel enough
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the writing process, which ends these
-    end_with_parent()
 
 
 def _encode(texts: Sequence[str]) -> EncodedBatch:

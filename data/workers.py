@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import TypeVar
 
 from configs.errors import DataError
@@ -35,10 +36,23 @@ def in_order(tasks: Iterable[Callable[[], Result]], processes: int) -> Iterator[
     if processes == 1:
         yield from (task() for task in tasks)
         return
-    context = multiprocessing.get_context("spawn")  # a fork would copy TensorFlow's threads, which do not survive it
-    executor = ProcessPoolExecutor(processes, context, initializer=_start)
-    try:
+    with pool_of(processes) as executor:
         yield from _collect(executor, iter(tasks), WAITING_PER_PROCESS * processes)
+
+
+@contextmanager
+def pool_of(
+    processes: int, prepare: Callable[..., None] | None = None, *given: object
+) -> Iterator[ProcessPoolExecutor]:
+    """Starts processes that end with this one, after each has called `prepare` with what is given.
+
+    Raises:
+        DataError: a process was ended from outside.
+    """
+    context = multiprocessing.get_context("spawn")  # a fork would copy TensorFlow's threads, which do not survive it
+    executor = ProcessPoolExecutor(processes, context, initializer=_start, initargs=(prepare, *given))
+    try:
+        yield executor
     except BrokenProcessPool:
         raise DataError(
             f"--processes {processes} -- one of them was ended from outside, for want of memory perhaps -- start again "
@@ -60,17 +74,14 @@ def _collect(
         yield waiting.popleft().result()
 
 
-def _start() -> None:
+def _start(prepare: Callable[..., None] | None, *given: object) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one, which ends it
-    end_with_parent()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if prepare is not None:
+        prepare(*given)
 
 
-def end_with_parent() -> None:
-    """Ends this process when the one that started it is gone."""
-    threading.Thread(target=_wait_for_parent_to_end, daemon=True).start()
-
-
-def _wait_for_parent_to_end() -> None:
+def _end_with_parent() -> None:
     # The pool's queues stay open while any worker lives: nothing else tells them that their parent was killed.
     multiprocessing.parent_process().join()
     os._exit(1)

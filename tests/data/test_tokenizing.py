@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
@@ -14,8 +15,9 @@ import data.tokenizing
 from configs.errors import DataError
 from data.chunking import TextEncoder
 from data.tokenizer import Tokenizer
-from data.tokenizing import BATCH_TEXTS, WAITING_PER_PROCESS, Tagged, encode_all, encode_batch
+from data.tokenizing import BATCH_TEXTS, Tagged, encode_all, encode_batch
 from data.train_tokenizer import train_byte_level_bpe
+from data.workers import WAITING_PER_PROCESS
 
 
 @pytest.fixture(scope="module")
@@ -92,5 +94,5 @@ def test_a_process_that_is_ended_from_outside_is_told(tokenizer, monkeypatch):
 
 def children() -> list[int]:
     """The processes that encode for this one."""
-    processes = data.tokenizing.multiprocessing.active_children()
+    processes = multiprocessing.active_children()
     return [process.pid for process in processes]
