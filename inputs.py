@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -22,12 +22,32 @@ from data.masking import MaskingDraws, MaskingRules, example_ids, mask_tokens
 from data.mixture import Assignment, Mixture, assignments, mixture_of, read_examples, record_rules
 from data.reading import RecordRules, ahead, read_once
 from data.shards import list_shards, sort_shards
-from data.tokenizer import Tokenizer
 
 BATCHES_AHEAD = 8
 FEW_ROWS = 1000  # fewer than these say nothing of a share
 MASKING_DRAWS = range(1 << 32, (1 << 32) + 3)  # the streams of `MaskingDraws`, beyond any number of datasets
 EVALUATION_SEED = MAX_SEED + 1  # masks held-out text, the same in every run; no training has it
+
+
+@dataclass(frozen=True)
+class SkippedRecords:
+    """What one process has left out since it began to read.
+
+    Attributes:
+        n_examples: rows of its batches, those that could not be used among them.
+        n_records: records that were left out beside them.
+    """
+
+    n_examples: int = 0
+    n_records: int = 0
+
+    def __add__(self, other: SkippedRecords) -> SkippedRecords:
+        return SkippedRecords(self.n_examples + other.n_examples, self.n_records + other.n_records)
+
+    @property
+    def share(self) -> float:
+        """Records left out for an example, which `max_bad_share` bounds."""
+        return self.n_records / max(1, self.n_examples)
 
 
 @dataclass(frozen=True)
@@ -42,6 +62,7 @@ class Batch:
         next_example: number of the example after the last one here; training goes on from it.
         taken: how many examples each dataset has given until then, by its name in the mixture; None in evaluation.
         left_out: why records were left out, a message each; their rows weigh nothing.
+        skipped: how many were until now, with those of this batch.
     """
 
     tokens_BS: np.ndarray
@@ -50,6 +71,7 @@ class Batch:
     next_example: int
     taken: Mapping[str, int] | None = None
     left_out: tuple[str, ...] = ()
+    skipped: SkippedRecords = SkippedRecords()
 
 
 # From records [batch, n_ctx + 1] and the number of the first to tokens, labels, and whether each label counts.
@@ -65,10 +87,10 @@ def training_batches(
 ) -> Iterator[Batch]:
     """Yields full batches, or a part of each, without end, from any example on.
 
-    `sequential_input` reads the chunks of all datasets in GPT-Neo's order: their files together, sorted, shuffled by
-    the seed and, after the first epoch, by the epoch; a batch may span two epochs. `generic_text` draws the dataset of
-    each example by the weights; the j-th example of a dataset of chunks is chunk j, that of `documents_random` is cut
-    by `_cut_documents`. Masking is drawn anew in every epoch.
+    `sequential_input` without weights reads the chunks of all datasets in GPT-Neo's order: their files together,
+    sorted, shuffled by the seed and, after the first epoch, by the epoch; a batch may span two epochs. With weights,
+    and with `generic_text`, the dataset of each example is drawn by them; the j-th example of a dataset of chunks is
+    chunk j, that of `documents_random` is cut by `cut_documents`. Masking is drawn anew in every epoch.
 
     Args:
         config: the run; `training.train_batch_size` examples make a batch.
@@ -118,17 +140,6 @@ def evaluation_batches(
     return itertools.islice(_full_batches(rows, config.evaluation.eval_batch_size, lesson), max_batches)
 
 
-def prompt_tokens(text: str, tokenizer: Tokenizer, n_ctx: int, n_new_tokens: int, eos_id: int) -> np.ndarray:
-    """Encodes a prompt so that it and the new tokens fit into the context.
-
-    Returns:
-        int32 ids, [prompt_length]: the last n_ctx - n_new_tokens of the prompt, at least one; for a prompt without
-        tokens [eos_id], which every text follows.
-    """
-    n_kept = max(1, n_ctx - n_new_tokens)
-    return np.array(tokenizer.encode_end(text, n_kept) or [eos_id], dtype=np.int32)
-
-
 # Batches.
 
 
@@ -162,16 +173,16 @@ def _read_batch(mixture: Mixture, lesson: Lesson, length: int, assignment: Assig
 
 
 def _within_bounds(batches: Iterator[Batch], data: DataConfig) -> Iterator[Batch]:
-    """Ends where more is left out than may be."""
-    n_rows, n_left_out = 0, 0
+    """Counts what is left out, and ends where that is more than may be."""
+    skipped = SkippedRecords()
     for batch in batches:
-        n_rows, n_left_out = n_rows + len(batch.tokens_BS), n_left_out + len(batch.left_out)
-        if n_left_out > data.max_bad_share * max(n_rows, FEW_ROWS):
+        skipped += SkippedRecords(len(batch.tokens_BS), len(batch.left_out))
+        if skipped.n_records > data.max_bad_share * max(skipped.n_examples, FEW_ROWS):
             raise DataError(
-                f"on_bad_record = skip -- {n_left_out} records are left out beside {n_rows} examples, more than "
-                f"max_bad_share {data.max_bad_share:g} -- the last is {batch.left_out[-1]}"
+                f"on_bad_record = skip -- {skipped.n_records} records are left out beside {skipped.n_examples} "
+                f"examples, more than max_bad_share {data.max_bad_share:g} -- the last is {batch.left_out[-1]}"
             )
-        yield batch
+        yield replace(batch, skipped=skipped)
 
 
 def _fill_up(values_BS: np.ndarray, n_rows: int, dtype: type) -> np.ndarray:

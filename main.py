@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import sys
@@ -10,20 +11,39 @@ from collections.abc import Sequence
 
 from configs.errors import ConfigError, DeviceError, UserError
 from configs.load import load_config
+from configs.schema import PREDICTION_FLAGS
 from runtime.bucket_configs import on_disk
+from serving.settings import ServingSettings, check_packages, key_from_environment
 
-# Flags that set a key of the config for one call.
-SAMPLING_FLAGS = {
-    "temperature": "temperature",
-    "top_k": "top_k",
-    "top_p": "top_p",
-    "seed": "predict_seed",
-    "n_samples": "predict_batch_size",
-    "max_new_tokens": "predict_max_steps",
-}
+LOOPBACK = "127.0.0.1"
+
 EXPORT_FORMATS = ("saved_model", "hf")
 # Flags that ask for something else than training.
-VERBS = ("eval", "predict", "check_dataset", "export", "plan")
+VERBS = ("eval", "predict", "interactive", "serve", "check_dataset", "export", "plan")
+# Flags that set a key of the config for one call: those with a value, and switches.
+SAMPLING_FLAGS = {
+    "temperature": ("T", "0: always the likeliest token"),
+    "top_k": ("K", "sample among the K likeliest tokens"),
+    "top_p": ("P", "sample among the likeliest tokens that hold this share"),
+    "min_p": ("P", "sample among tokens with at least this share of the likeliest one's probability"),
+    "typical_p": ("P", "sample among the most typical tokens that hold this share"),
+    "repetition_penalty": ("X", "above 1: write again what stands there already less often"),
+    "presence_penalty": ("X", "taken from the logit of a token that was written"),
+    "frequency_penalty": ("X", "taken from the logit of a token as often as it was written"),
+    "no_repeat_ngram": ("N", "no run of N tokens comes twice"),
+    "num_beams": ("N", "search for the likeliest text with so many beams, in place of sampling"),
+    "length_penalty": ("X", "of the search: above 0 favours longer texts"),
+    "seed": ("N", "the same number gives the same text"),
+    "n_samples": ("N", "samples of one prompt"),
+    "max_new_tokens": ("N", "most new tokens of a sample"),
+    "prompt_overflow": ("WHAT", "of a prompt that fills the context: left keeps its end, refuse ends the program"),
+    "cache_dtype": ("TYPE", "in which keys and values are kept: float32 or bfloat16"),
+}
+SAMPLING_SWITCHES = {
+    "entmax_sampling": "sample from the entmax of the logits",
+    "never_end": "never write the end of the text",
+    "remove_partial_sequences": "leave the prompt out of the written text",
+}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -36,7 +56,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     verbs = parser.add_mutually_exclusive_group()
     verbs.add_argument("--eval", action="store_true", help="measure the loss on held-out data")
-    verbs.add_argument("--predict", action="store_true", help="continue a prompt")
+    verbs.add_argument("--predict", action="store_true", help="continue prompts")
+    verbs.add_argument("--interactive", action="store_true", help="continue what is typed, line after line")
+    verbs.add_argument("--serve", type=int, metavar="PORT", help="answer requests over HTTP; 0: at any free port")
     verbs.add_argument(
         "--check_dataset", action="store_true", help="read every record of the datasets and show what is in them"
     )
@@ -44,7 +66,8 @@ def _parser() -> argparse.ArgumentParser:
     verbs.add_argument("--export", action="store_true", help="write the model for other programs")
     _add_running_flags(parser.add_argument_group("running"))
     _add_export_flags(parser.add_argument_group("with --export"))
-    _add_sampling_flags(parser.add_argument_group("with --predict"))
+    _add_prompt_flags(parser.add_argument_group("with --predict"))
+    _add_sampling_flags(parser.add_argument_group("with --predict and --interactive"))
     return parser
 
 
@@ -89,15 +112,26 @@ def _add_export_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--export_dir", default="export", metavar="DIR", help="a new or empty folder (default export)")
 
 
+def _add_prompt_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--prompt",
+        default="",
+        metavar="FILE",
+        help="text file to continue, or FILE.jsonl with a prompt and its settings on each line; -: standard input",
+    )
+    group.add_argument(
+        "--output", metavar="FILE", help="file for the answers as lines of JSON; -: standard output, for them alone"
+    )
+    group.add_argument("--rows", type=int, metavar="N", help="texts that are written at once; with --serve too")
+    group.add_argument("--host", default=None, help=f"with --serve: where it listens (default {LOOPBACK})")
+
+
 def _add_sampling_flags(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--prompt", default="", metavar="FILE", help="text file to continue")
-    group.add_argument("--temperature", metavar="T", help="0: always the likeliest token")
-    group.add_argument("--top_k", metavar="K", help="sample among the K likeliest tokens")
-    group.add_argument("--top_p", metavar="P", help="sample among the likeliest tokens that hold this share")
-    group.add_argument("--entmax_sampling", action="store_true", help="sample from the entmax of the logits")
-    group.add_argument("--seed", metavar="N", help="the same number gives the same text")
-    group.add_argument("--n_samples", metavar="N", help="samples of one prompt")
-    group.add_argument("--max_new_tokens", metavar="N", help="most new tokens of a sample")
+    for flag, (metavar, meaning) in SAMPLING_FLAGS.items():
+        group.add_argument(f"--{flag}", metavar=metavar, help=meaning)
+    for switch, meaning in SAMPLING_SWITCHES.items():
+        group.add_argument(f"--{switch}", action="store_true", help=meaning)
+    group.add_argument("--stop", nargs="+", metavar="TEXT", help="end a sample before the first of these")
 
 
 def _chooses(arguments: argparse.Namespace) -> bool:
@@ -119,11 +153,34 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--sacred_id {arguments.sacred_id} -- holds a slash -- give a part of a file name")
     if arguments.gpu_ids and arguments.cpu_devices is not None:
         raise DeviceError("--gpu_ids and --cpu_devices -- exclude each other -- give one of them")
-    other = next((verb for verb in VERBS if getattr(arguments, verb)), None)
-    if arguments.new and other:
-        raise ConfigError(f"--new -- starts training from the beginning -- leave out --{other}")
+    verb = verb_of(arguments)
+    if arguments.new and verb != "train":
+        raise ConfigError(f"--new -- starts training from the beginning -- leave out --{verb}")
     if arguments.init_from is not None and arguments.check_dataset:
         raise ConfigError("--init_from -- --check_dataset reads no weights -- leave out one of them")
+    _check_writing(arguments, verb)
+
+
+def _check_writing(arguments: argparse.Namespace, verb: str) -> None:
+    """Checks the flags that only verbs that write text have."""
+    if arguments.tpu is not None and verb == "serve":
+        raise DeviceError("--serve -- a TPU writes whole texts and cannot serve -- leave out --tpu")
+    if arguments.prompt and verb in ("interactive", "serve"):
+        raise ConfigError(f"--prompt {arguments.prompt} -- --{verb} is given its prompts later -- leave --prompt out")
+    if arguments.prompt == "-" and verb != "predict":
+        raise ConfigError("--prompt - -- only --predict reads standard input -- give a file, or --predict")
+    if arguments.output is not None and verb != "predict":
+        raise ConfigError(f"--output {arguments.output} -- acts with --predict only -- leave it out, or give --predict")
+    if arguments.host is not None and verb != "serve":
+        raise ConfigError(f"--host {arguments.host} -- acts with --serve only -- leave it out, or give --serve PORT")
+    if arguments.rows is not None and (arguments.rows < 1 or verb == "interactive"):
+        raise ConfigError(f"--rows {arguments.rows} -- must be at least 1, with --predict or --serve -- give a number")
+
+
+def verb_of(arguments: argparse.Namespace) -> str:
+    """What a command line asks for."""
+    asked = (verb for verb in VERBS if getattr(arguments, verb) is not None and getattr(arguments, verb) is not False)
+    return next(asked, "train")  # a port may be 0
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -139,9 +196,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 def config_overrides(arguments: argparse.Namespace) -> list[str]:
     """The keys of the config that a command line sets, as `load_config` takes them."""
-    given = {key: getattr(arguments, flag) for flag, key in SAMPLING_FLAGS.items()}
-    switches = ["entmax_sampling=true"] if arguments.entmax_sampling else []
-    return [*arguments.set, *switches, *(f"{key}={value}" for key, value in given.items() if value is not None)]
+    given = {PREDICTION_FLAGS.get(flag, flag): getattr(arguments, flag) for flag in SAMPLING_FLAGS}
+    given |= {switch: "true" for switch in SAMPLING_SWITCHES if getattr(arguments, switch)}
+    given["stop"] = arguments.stop and json.dumps(arguments.stop)
+    return [*arguments.set, *(f"{key}={value}" for key, value in given.items() if value is not None)]
 
 
 def _confirm(arguments: argparse.Namespace, question: str) -> bool:
@@ -152,12 +210,23 @@ def _confirm(arguments: argparse.Namespace, question: str) -> bool:
     return input(f"{question} [y/n] ").strip().lower() in ("y", "yes")
 
 
+def _serving(arguments: argparse.Namespace) -> ServingSettings | None:
+    if arguments.serve is None:
+        return None
+    check_packages()
+    return ServingSettings(arguments.serve, arguments.host or LOOPBACK, key_from_environment())
+
+
 def _run(arguments: argparse.Namespace) -> int:
+    serving = _serving(arguments)
     with on_disk(arguments.model) as model:
         config = load_config(model, config_overrides(arguments), arguments.init_from)
-    import verbs  # here, since TensorFlow takes seconds to load: a mistyped key is answered at once
+    # Here, since TensorFlow takes seconds to load: a mistyped key is answered at once.
+    from verbs.new_run import may_forget
+    from verbs.options import Choice, Export, Options
+    from verbs.run import run
 
-    options = verbs.Options(
+    options = Options(
         hosts=arguments.hosts,
         host_index=arguments.host_index,
         tpu=arguments.tpu,
@@ -166,15 +235,17 @@ def _run(arguments: argparse.Namespace) -> int:
         steps_per_checkpoint=arguments.steps_per_checkpoint,
         sacred_id=arguments.sacred_id,
         prompt_path=arguments.prompt or None,
+        output_path=arguments.output,
+        n_rows=arguments.rows,
         is_new=arguments.new,
         init_from=arguments.init_from,
-        export=verbs.Export(arguments.export_format, arguments.export_dir),
-        choice=verbs.Choice(arguments.auto_layout_and_mesh_shape, arguments.apply) if _chooses(arguments) else None,
+        export=Export(arguments.export_format, arguments.export_dir),
+        serving=serving,
+        choice=Choice(arguments.auto_layout_and_mesh_shape, arguments.apply) if _chooses(arguments) else None,
     )
-    if arguments.new and not verbs.may_forget(config, lambda question: _confirm(arguments, question)):
+    if arguments.new and not may_forget(config, lambda question: _confirm(arguments, question)):
         return 0
-    verb = next((name for name in VERBS if getattr(arguments, name)), "train")
-    return verbs.run(verb, config, options)
+    return run(verb_of(arguments), config, options)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

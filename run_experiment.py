@@ -19,7 +19,7 @@ from pathlib import Path
 
 from configs.errors import ConfigError, UserError
 from configs.load import load_config, resolved_json
-from main import VERBS, config_overrides
+from main import config_overrides, verb_of
 from main import parse_arguments as parse_main_arguments
 from tracking.endings import Patience
 from tracking.store import DEFAULT_FOLDER, find_run
@@ -28,6 +28,8 @@ OTHER_PROCESSES = "other_processes"
 MAIN = Path(__file__).resolve().with_name("main.py")
 # What is done instead of running main.py.
 WITHOUT_MAIN = ("sync", "list", "compare", "report", "tensorboard")
+# What main.py does until somebody ends it.
+WITHOUT_END = ("interactive", "serve")
 # GPT-Neo's flags that ask for nothing here, and why.
 WITHOUT_EFFECT = {
     "autostack": "variables keep their names",
@@ -112,7 +114,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[argparse.Na
     for name in ("initial_heartbeat_timeout", "heartbeat_timeout", "grace", "backoff", "max_restarts"):
         value = getattr(own, name)
         if not (math.isfinite(value) and value >= 0):
-            raise ConfigError(f"--{name} {value} -- must not be negative -- give a number")
+            raise ConfigError(f"--{name} {value} -- is no number from 0 on -- give one")
     _check_alone(own, others)
     if any(word.split("=")[0] == "--sacred_id" for word in others):
         raise ConfigError("--sacred_id -- is the number of the run here -- leave it out")
@@ -159,6 +161,17 @@ def is_first_process(host_index: int | None, environment: Mapping[str, str]) -> 
     return environment.get("SLURM_PROCID", "0") == "0"
 
 
+def _check_recordable(parsed: argparse.Namespace) -> None:
+    """Refuses what goes on as somebody outside says, which no restart can ask again."""
+    verb = verb_of(parsed)
+    if verb in WITHOUT_END:
+        raise ConfigError(
+            f"--{verb} -- goes on until it is told to stop, and is no run to record -- give it to main.py"
+        )
+    if parsed.prompt == "-":
+        raise ConfigError("--prompt - -- after a restart standard input would be empty -- give a file")
+
+
 def say(text: str) -> None:
     """Tells the person at the screen; main.py's own output stays as it is."""
     with contextlib.suppress(OSError):  # nobody reads it any more: that must not end a run
@@ -167,10 +180,9 @@ def say(text: str) -> None:
 
 def _run(own: argparse.Namespace, arguments: tuple[str, ...]) -> int:
     parsed = parse_main_arguments(arguments)
-    if parsed.new and "--new" not in arguments:  # which a restart must leave out
-        raise ConfigError("--ne -- is short for --new -- write it in full")
+    _check_recordable(parsed)
     config = load_config(parsed.model, config_overrides(parsed), parsed.init_from)
-    verb = next((name for name in VERBS if getattr(parsed, name)), "train")
+    verb = verb_of(parsed)
     only_chooses = (parsed.auto_layout or parsed.auto_layout_and_mesh_shape) and not parsed.apply
     recreate_command = _recreate_command(own, parsed.tpu)
 

@@ -130,6 +130,16 @@ def _parse_texts(value: Any) -> tuple[str, ...]:
     return tuple(_parse_text(item) for item in value)
 
 
+def _parse_stops(value: Any) -> tuple[str, ...]:
+    """Blanks and line breaks alone are strings too."""
+    given = [value] if isinstance(value, str) else [] if value is None else value
+    if not isinstance(given, list) or not all(isinstance(item, str) for item in given):
+        raise ValueIssue("is not a string or a list of strings", 'write it as "a" or ["a", "b"]')
+    if "" in given:
+        raise ValueIssue("holds an empty string", "give strings of at least one character")
+    return tuple(given)
+
+
 def _parse_eval_tasks(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list):
         raise ValueIssue("is not a list", "write []")
@@ -151,7 +161,12 @@ NON_NEGATIVE = number(">= 0", lambda value: value >= 0)
 SHARE = number("in [0, 1)", lambda value: 0 <= value < 1)
 # float32 has nothing below it but 0.
 POSITIVE_FLOAT32 = number(">= 1e-37", lambda value: value >= 1e-37)
+SHARE_OR_ALL = number("in [0, 1]", lambda value: 0 <= value <= 1)
 TOP_P = number("in (0, 1]", lambda value: 0 < value <= 1)
+PENALTY = number("in [-2, 2]", lambda value: -2 <= value <= 2)
+PENALTY_FACTOR = number("in (0, 100]", lambda value: 0 < value <= 100)
+FINITE = number("of any size", lambda value: True)
+STOPS = Kind("a string or a list of strings, none empty; null: none", _parse_stops, list)
 
 # Attention patterns: [[["global", "local"], 6]] is global, local, global, local ... over 12 layers.
 

@@ -18,7 +18,15 @@ from typing import Any
 from configs import schema
 from configs.errors import ConfigError, ValueIssue
 from configs.layout import find_layout_issues
-from configs.schema import DatasetConfig, DatasetEntry, DatasetUse, RunConfig, is_required, keys_of
+from configs.schema import (
+    DatasetConfig,
+    DatasetEntry,
+    DatasetUse,
+    PredictionConfig,
+    RunConfig,
+    is_required,
+    keys_of,
+)
 from configs.weights import config_beside, initial_model_keys
 
 CONFIGS_DIR = Path(__file__).resolve().parent
@@ -29,6 +37,23 @@ RUN_FIELDS = {name: key for group in (RunConfig, *schema.GROUPS.values()) for na
 DATASET_FIELDS = keys_of(DatasetConfig)
 COPIED_DEFAULTS = {"eval_batch_size": "train_batch_size", "lr_decay_end": "train_steps"}
 RAW_TEXT_KEYS = ("text_exclude", "eval_fraction", "text_key")
+NO_BEAM_KEYS = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "typical_p",
+    "entmax_sampling",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "no_repeat_ngram",
+    "never_end",
+)
+# Of prediction, what one prompt may have otherwise than another.
+PROMPT_KEYS = tuple(
+    key for key in keys_of(PredictionConfig) if key not in ("predict_steps", "cache_dtype", "remove_partial_sequences")
+)
 MASKED_ID_KEYS = ("mlm_mask_id", "mlm_cls_token_id", "mlm_mask_ignore_ids", "n_vocab")
 
 KeyedIssues = Iterator[tuple[str, ValueIssue]]
@@ -75,7 +100,8 @@ def load_config(model: str, overrides: Sequence[str] = (), weights: str | None =
     """
     path = _find_model_config(model)
     issues: list[str] = []
-    given = _read_file(path, schema.ALIASES, issues) | _read_overrides(overrides, issues)
+    overriding = _read_overrides(overrides, issues)
+    given = _left_below(_read_file(path, schema.ALIASES, issues), overriding) | overriding
     source = _source_of_model(given) if weights is None else weights
     of_weights = {} if source is None else _given_by_weights(source)
     reading = Reading(str(path), of_weights | given, issues=issues)
@@ -89,6 +115,30 @@ def load_config(model: str, overrides: Sequence[str] = (), weights: str | None =
     _check_datasets(reading, uses)
     _raise_issues(reading.issues)
     return _build_run_config(reading.values | {"datasets": uses} | _special_ids(reading, uses))
+
+
+def override_prediction(config: RunConfig, keys: Mapping[str, Any], place: str) -> PredictionConfig:
+    """Replaces settings of prediction, as one prompt of many has its own.
+
+    Args:
+        config: the run.
+        keys: the settings, by the names of `PROMPT_KEYS` or of their flags.
+        place: where they stand, for messages.
+
+    Raises:
+        ConfigError: the message holds every issue, one a line.
+    """
+    issues: list[str] = []
+    given = _canonical([Given(key, value, place) for key, value in keys.items()], schema.PREDICTION_FLAGS, issues)
+    reading = Reading(place, given, issues=issues)
+    fields = {key: RUN_FIELDS[key] for key in PROMPT_KEYS}
+    _check_names(reading, fields)
+    _parse_values(reading, fields)
+    changed = {key: RUN_FIELDS[key].default for key in _overridden_by(given)} | reading.values
+    reading.values.update(vars(config.prediction) | vars(config.model) | changed)
+    _run_cross_checks(reading, PREDICTION_CHECKS)
+    _raise_issues(issues)
+    return dataclasses.replace(config.prediction, **changed)
 
 
 def resolved_json(config: RunConfig) -> str:
@@ -206,6 +256,17 @@ def _read_overrides(overrides: Sequence[str], issues: list[str]) -> dict[str, Gi
         else:
             issues.append(f"{OVERRIDES_FILE}: {override} -- is not a key=value pair -- write key=value")
     return _canonical(all_given, schema.ALIASES, issues)
+
+
+def _overridden_by(given: Mapping[str, Given]) -> tuple[str, ...]:
+    """The settings that fall back to their defaults if they are given elsewhere: who asks for a search samples not."""
+    n_beams = given["num_beams"].value if "num_beams" in given else 1
+    return NO_BEAM_KEYS if isinstance(n_beams, int) and n_beams > 1 else ()
+
+
+def _left_below(below: Mapping[str, Given], above: Mapping[str, Given]) -> dict[str, Given]:
+    """What is still asked for in one place, once another is heard that stands above it."""
+    return {key: given for key, given in below.items() if key not in _overridden_by(above)}
 
 
 def _parse_override(text: str) -> Any:
@@ -353,6 +414,20 @@ def _find_top_k_issues(values: Mapping[str, Any]) -> KeyedIssues:
         yield "top_k", ValueIssue(f"is more than n_vocab = {values['n_vocab']}", "lower it; 0 turns it off")
 
 
+def _find_beam_issues(values: Mapping[str, Any]) -> KeyedIssues:
+    n_beams = values["num_beams"]
+    if n_beams == 1:
+        return
+    for key in NO_BEAM_KEYS:
+        if values[key] not in (0, RUN_FIELDS[key].default):  # a temperature of 0 samples nothing either
+            yield (
+                key,
+                ValueIssue(f"acts in sampling, and num_beams = {n_beams} samples nothing", "leave one of them out"),
+            )
+    if values["predict_batch_size"] > n_beams:
+        yield "predict_batch_size", ValueIssue(f"is more than num_beams = {n_beams}", "lower it, or raise num_beams")
+
+
 def _find_missing_datasets(values: Mapping[str, Any]) -> KeyedIssues:
     if not values["datasets"] and not values["no_dataset"]:
         yield "datasets", ValueIssue("names no dataset", 'give ids, such as ["pile"], or set no_dataset to true')
@@ -383,6 +458,10 @@ def _dimension_sizes(values: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str
         yield "expert_hidden", ("moe_hidden_size", values["moe_params"].moe_hidden_size)
 
 
+PREDICTION_CHECKS: tuple[CrossCheck, ...] = (
+    (("top_k", "n_vocab"), _find_top_k_issues),
+    (("num_beams", "predict_batch_size", *NO_BEAM_KEYS), _find_beam_issues),
+)
 RUN_CHECKS: tuple[CrossCheck, ...] = (
     (("n_head", "n_embd"), _find_head_issues),
     (("attention_types", "n_layer"), _find_layer_issues),
@@ -394,7 +473,7 @@ RUN_CHECKS: tuple[CrossCheck, ...] = (
     (("mlm_training", "n_ctx", *MASKED_ID_KEYS), _find_masked_id_issues),
     (("mlm_training", "mlm_same_token_prob", "mlm_random_token_prob"), _find_masked_share_issues),
     (("mlm_training", "predict_steps"), _find_masked_text_issues),
-    (("top_k", "n_vocab"), _find_top_k_issues),
+    *PREDICTION_CHECKS,
     (("datasets", "no_dataset"), _find_missing_datasets),
     (("mesh_shape", "layout"), _find_mesh_issues),
 )

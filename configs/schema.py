@@ -16,14 +16,19 @@ from configs.kinds import (
     ATTENTION,
     AXIAL,
     EVAL_TASKS,
+    FINITE,
     FLAG,
     LAYOUT,
     MESH_SHAPE,
     NON_NEGATIVE,
     PATH,
+    PENALTY,
+    PENALTY_FACTOR,
     POSITIVE,
     POSITIVE_FLOAT32,
     SHARE,
+    SHARE_OR_ALL,
+    STOPS,
     SWITCH,
     TEXT,
     TEXTS,
@@ -90,9 +95,13 @@ MOE_GATINGS = ("top_1", "top_2")
 SECOND_POLICIES_TRAIN = ("all", "none", "threshold", "random")
 SECOND_POLICIES_EVAL = ("all", "none", "threshold")
 INPUT_FNS = ("sequential_input", "generic_text")
+PROMPT_OVERFLOWS = ("left", "refuse")
 DATATYPES = ("chunks", "documents_fixed", "documents_random")
 
 ALIASES = {"activation_fn": "activation_function", "n_positions": "n_ctx"}
+
+# Shorter names of three settings of prediction, as flags and in files of prompts.
+PREDICTION_FLAGS = {"seed": "predict_seed", "n_samples": "predict_batch_size", "max_new_tokens": "predict_max_steps"}
 
 DATASET_INERT_KEYS = {"lambada_tokens_path": "acts with the evaluation task lambada only"}
 
@@ -337,6 +346,9 @@ class TrainingConfig:
         default=None,
     )
     log_grads: bool = setting(SWITCH, "Writes the norm of each variable's gradient to the metrics.", default=False)
+    log_weights: bool = setting(
+        SWITCH, "Writes a histogram of each variable for TensorBoard at each checkpoint.", default=False
+    )
     seed: int = setting(
         integer(0, MAX_SEED), "Seed of the initial variables, dropout and the order of files.", default=1
     )
@@ -364,18 +376,86 @@ class PredictionConfig:
         integer(0), "Above 0: also sample at each checkpoint while training.", unit="batches", default=0
     )
     predict_max_steps: int | None = setting(
-        optional(integer(1)), "Most new tokens of a sample; null: until n_ctx is full.", unit="tokens", default=None
+        optional(integer(1)),
+        "Most new tokens of a sample, as far as n_ctx has room after the prompt; null: until it is full.",
+        unit="tokens",
+        default=None,
+    )
+    prompt_overflow: str = setting(
+        one_of(PROMPT_OVERFLOWS),
+        "What happens to a prompt that fills n_ctx: left leaves out tokens on its left and keeps the last ones, refuse "
+        "ends the program.",
+        default="left",
     )
     remove_partial_sequences: bool = setting(FLAG, "Leaves the prompt out of the written text.", default=False)
     temperature: float = setting(
         NON_NEGATIVE, "Divides the logits before sampling; 0: always the likeliest token.", default=0.9
     )
-    top_k: int = setting(integer(0), "Samples among the k likeliest tokens; 0: among all.", unit="tokens", default=0)
+    top_k: int = setting(
+        integer(0),
+        "Samples among the k likeliest tokens; 0: among all (Fan et al. 2018, Hierarchical Neural Story Generation).",
+        unit="tokens",
+        default=0,
+    )
     top_p: float = setting(
-        TOP_P, "Samples among the likeliest tokens that hold this share; 1: among all.", unit="probability", default=1.0
+        TOP_P,
+        "Samples among the likeliest tokens that hold this share; 1: among all (Holtzman et al. 2020, The Curious Case "
+        "of Neural Text Degeneration).",
+        unit="probability",
+        default=1.0,
+    )
+    min_p: float = setting(
+        SHARE_OR_ALL,
+        "Samples among tokens that have at least this share of the likeliest one's probability; 0: among all (Nguyen "
+        "et al. 2024, Min-p Sampling).",
+        default=0.0,
+    )
+    typical_p: float = setting(
+        TOP_P,
+        "Samples among the tokens whose surprise is nearest to the expected one and that hold this share; 1: among all "
+        "(Meister et al. 2023, Locally Typical Sampling).",
+        unit="probability",
+        default=1.0,
     )
     entmax_sampling: bool = setting(
         SWITCH, "Samples from the entmax (alpha 1.3) of the logits in place of their softmax.", default=False
+    )
+    repetition_penalty: float = setting(
+        PENALTY_FACTOR,
+        "Divides the positive and multiplies the negative logits of tokens of the prompt and the text; 1: none (Keskar "
+        "et al. 2019, CTRL).",
+        default=1.0,
+    )
+    presence_penalty: float = setting(
+        PENALTY, "Taken from the logit of a token that was written already; 0: none (OpenAI's API).", default=0.0
+    )
+    frequency_penalty: float = setting(
+        PENALTY, "Taken from the logit of a token as often as it was written; 0: none (OpenAI's API).", default=0.0
+    )
+    no_repeat_ngram: int = setting(
+        integer(0),
+        "No run of so many tokens comes twice in the prompt and the text; 0: any may (Paulus et al. 2018, A Deep "
+        "Reinforced Model for Abstractive Summarization).",
+        unit="tokens",
+        default=0,
+    )
+    never_end: bool = setting(FLAG, "The end of the text is never written, so that a sample is full.", default=False)
+    stop: tuple[str, ...] = setting(
+        STOPS, "Strings before the first of which a sample is cut, wherever its tokens begin and end.", default=()
+    )
+    num_beams: int = setting(
+        integer(1), "Beams of a search for the likeliest text, in place of sampling; 1: none.", unit="beams", default=1
+    )
+    length_penalty: float = setting(
+        FINITE,
+        "Beams are compared by their log-probability over their length to this power: above 0 favours longer texts, as "
+        "in Hugging Face's generate.",
+        default=1.0,
+    )
+    cache_dtype: str | None = setting(
+        optional(one_of(PRECISIONS)),
+        "Type in which keys and values are kept while text is written; null: that of the activations.",
+        default=None,
     )
     predict_seed: int | None = setting(
         optional(integer(0, MAX_SEED)),
@@ -425,12 +505,12 @@ class DatasetConfig:
 
 @dataclass(frozen=True)
 class DatasetUse:
-    """One dataset of a run, with GPT-Neo's mixing figures, which act with `generic_text` only."""
+    """One dataset of a run, with GPT-Neo's mixing figures; stitch and datatype act with `generic_text` only."""
 
     dataset: DatasetConfig
     stitch: int | None = None
     datatype: str = "chunks"
-    weight: float = 1.0
+    weight: float | None = None
 
 
 @dataclass(frozen=True)
@@ -440,7 +520,7 @@ class DatasetEntry:
     source: str | Mapping[str, Any]
     stitch: int | None = None
     datatype: str = "chunks"
-    weight: float = 1.0
+    weight: float | None = None
 
 
 DATASETS_EXAMPLE = 'write it as ["pile"] or [["pile", 25, "documents_random", 1.0]]'
@@ -472,7 +552,7 @@ def _parse_dataset_entry(entry: Any) -> DatasetEntry:
         _parse_source(source),
         parse_part("stitch", STITCH, stitch),
         parse_part("datatype", DATATYPE, datatype),
-        parse_part("weight", POSITIVE, weight),
+        parse_part("weight", optional(POSITIVE), weight),
     )
     if parsed.datatype != "chunks" and parsed.stitch is None:
         raise ValueIssue(f"gives {parsed.datatype} no stitch", "give the number of documents to join, such as 25")
@@ -506,13 +586,15 @@ class DataConfig:
         "The datasets: ids of files in dataset_configs/ beside this file or in configs/; a dataset config written out "
         "with its id may stand in place of an id. Required unless no_dataset. stitch: documents joined to cut one "
         "example from; datatype: chunks (records of n_ctx + 1 ids), documents_fixed (an example is the beginning of "
-        "stitch documents joined) or documents_random (a random part of them); weight: relative share of the examples.",
+        "stitch documents joined) or documents_random (a random part of them); weight: relative share of the examples, "
+        "1 where none is given.",
         default=(),
     )
     input_fn: str = setting(
         one_of(INPUT_FNS),
-        "sequential_input reads the fixed-length chunks of all datasets one after another and does not use stitch, "
-        "datatype and weight, as GPT-Neo's did; generic_text honours them.",
+        "sequential_input reads fixed-length chunks: each from a dataset drawn by weight, or, where no entry of "
+        "datasets gives one, those of all datasets as if they were one, as GPT-Neo always did; it does not use stitch "
+        "and datatype. generic_text honours all three.",
         default="sequential_input",
     )
     shuffle_input_filenames: bool = setting(

@@ -17,8 +17,9 @@ import numpy as np
 
 from configs.errors import DataError
 from data.chunking import TextEncoder
-from data.documents import SourceFile, read_documents
+from data.documents import read_documents
 from data.routing import LONGEST_BYTES, Piece
+from data.sources import SourceFile
 from data.tfrecords import writing_to
 from data.tokenizing import EncodedBatch, Tagged, batch_texts, cut, encode_batch
 from meshtf import tf

@@ -104,14 +104,15 @@ def _show_ids(ids: Sequence[int]) -> str:
 
 
 def _manifest(paths: Sequence[str]) -> Manifest | None:
-    """Returns what lists the first file; a broken one is the check's business."""
-    folder, name = os.path.split(paths[0])
+    """Returns what lists a file of the first folder; a broken one is the check's business."""
+    folder = os.path.dirname(paths[0])
+    names = {os.path.basename(path) for path in paths if os.path.dirname(path) == folder}
     for manifest_name in sorted(name for name in tf.io.gfile.listdir(folder or ".") if name.endswith(ENDING)):
         try:
             manifest = read_manifest(os.path.join(folder, manifest_name))
         except DataError:
             continue
-        if any(entry.name == name for part in manifest.parts.values() for entry in part.files):
+        if any(entry.name in names for part in manifest.parts.values() for entry in part.files):
             return manifest
     return None
 

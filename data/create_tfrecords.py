@@ -16,7 +16,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,11 +29,12 @@ from tqdm import tqdm
 
 from configs.errors import DataError, UserError
 from data.chunking import Account, TextEncoder
-from data.documents import SourceFile, find_files
 from data.routing import EVAL, TRAIN, Choice, Piece, Place, Router
+from data.sources import SourceFile, find_files
 from data.tokenizer import EOS_TOKEN, Tokenizer, load_tokenizer
 from data.tokenizing import Tagged, cut, encode_all
-from data.writing import check_writable
+from data.writing import check_writable, exists
+from storage import buckets
 
 if TYPE_CHECKING:  # the processes that encode import this module, and have no use for TensorFlow
     from data.manifest import Manifest
@@ -41,6 +42,7 @@ if TYPE_CHECKING:  # the processes that encode import this module, and have no u
     from data.progress import Identity, Unfinished
 
 GPT2 = "gpt2"
+LONGEST_CHUNK = 1 << 24  # an example is held in memory
 DATASET_CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "dataset_configs"
 
 
@@ -129,26 +131,21 @@ def create_tfrecords(settings: Settings, tell: Callable[[str], None] = print) ->
     """
     from data.beam import load_beam
     from data.manifest import manifest_path, read_manifest
-    from data.progress import Identity, carry_out_plan, look_at
+    from data.progress import Identity, alone, look_at
 
     _check_settings(settings)
+    settings = replace(settings, output_dir=settings.output_dir.rstrip("/") or "/")
     if settings.runner:
         load_beam(settings.runner)
     tokenizer = load_encoder(settings.encoder_path)
     separator = _separator(settings, tokenizer)
     files = find_files([settings.input_dir])
     identity = Identity(_deciding(settings, tokenizer, separator), look_at(files))
-    done = carry_out_plan(settings.output_dir, settings.name)
-    if done != identity.digest():
-        if done is not None:
-            tell("the files of another run were finished but not in their place: they are now")
-        old_files = _find_old_files(settings)
-        _check_free(settings, old_files)
-        if settings.write_dataset_config:
-            check_writable(settings.write_dataset_config)
-        _write(_Work(settings, tokenizer, separator, files, identity), old_files, tell)
-        carry_out_plan(settings.output_dir, settings.name)
-    return _report(settings, read_manifest(manifest_path(settings.output_dir, settings.name)))
+    if settings.write_dataset_config:
+        check_writable(settings.write_dataset_config)
+    with alone(settings.output_dir, settings.name):
+        _make_unless_made(_Work(settings, tokenizer, separator, files, identity), tell)
+        return _report(settings, read_manifest(manifest_path(settings.output_dir, settings.name)))
 
 
 def load_encoder(encoder_path: str) -> Tokenizer:
@@ -157,7 +154,8 @@ def load_encoder(encoder_path: str) -> Tokenizer:
 
 
 def _is_name(encoder_path: str) -> bool:
-    return not os.path.exists(encoder_path) and not encoder_path.endswith(".json") and not os.path.isabs(encoder_path)
+    is_path = "://" in encoder_path or encoder_path.endswith(".json") or os.path.isabs(encoder_path)
+    return not is_path and not os.path.exists(encoder_path)
 
 
 @dataclass(frozen=True)
@@ -177,6 +175,21 @@ class _Work:
         padding = self.separator if self.tokenizer.padding_id is None else self.tokenizer.padding_id
         settings = self.settings
         return Layout(settings.chunk_size + 1, settings.files_per, self.separator, padding, settings.minimum_size)
+
+
+def _make_unless_made(work: _Work, tell: Callable[[str], None]) -> None:
+    from data.progress import carry_out_plan
+
+    settings = work.settings
+    done = carry_out_plan(settings.output_dir, settings.name)
+    if done == work.identity.digest():
+        return
+    if done is not None:
+        tell("the files of another run were finished but not in their place: they are now")
+    old_files = _find_old_files(settings)
+    _check_free(settings, old_files)
+    _write(work, old_files, tell)
+    carry_out_plan(settings.output_dir, settings.name)
 
 
 def _prefixes(settings: Settings) -> tuple[str, str]:
@@ -207,16 +220,16 @@ def _hash(tokenizer: Tokenizer) -> str:
 
 def _write(work: _Work, old_files: Sequence[str], tell: Callable[[str], None]) -> None:
     """Makes all files, and the plan that puts them in place of the old ones."""
-    from data.progress import remove_unless_finished, unfinished
+    from data.progress import open_unfinished, remove_unless_finished
 
     settings = work.settings
-    with unfinished(settings.output_dir, settings.name, work.identity, tell) as folder:
-        try:
-            manifest = _make(work, folder)
-        except BaseException:
-            remove_unless_finished(settings.output_dir, settings.name)
-            raise
-        folder.plan(settings.output_dir, old_files, manifest, _dataset_config(work, manifest))
+    folder = open_unfinished(settings.output_dir, settings.name, work.identity, tell)
+    try:
+        manifest = _make(work, folder)
+    except BaseException:
+        remove_unless_finished(settings.output_dir, settings.name)
+        raise
+    folder.plan(settings.output_dir, old_files, manifest, _dataset_config(work, manifest))
 
 
 def _make(work: _Work, folder: Unfinished) -> Manifest:
@@ -294,16 +307,35 @@ def _report(settings: Settings, manifest: Manifest) -> Report:
 
 
 def _check_settings(settings: Settings) -> None:
-    if not settings.name or "/" in settings.name:
-        raise DataError(f"--name {settings.name!r} -- is no beginning of a file name -- give one that has no slash")
+    if not settings.name or "/" in settings.name or settings.name.startswith("."):
+        raise DataError(
+            f"--name {settings.name!r} -- is no beginning of a file name that is shown -- give one without slashes and "
+            "without a dot before it"
+        )
+    for key in ("input_dir", "output_dir", "write_dataset_config"):
+        _check_place(f"--{key}", getattr(settings, key))
     smallest = {"files_per": 1, "chunk_size": 1, "minimum_size": 0, "processes": 0}
     for key, least in smallest.items():
         if getattr(settings, key) < least:
             raise DataError(f"--{key} {getattr(settings, key)} -- is too small -- give {least} or more")
+    if settings.chunk_size > LONGEST_CHUNK:
+        raise DataError(f"--chunk_size {settings.chunk_size} -- is too large -- give {LONGEST_CHUNK} or less")
     if settings.max_documents is not None and settings.max_documents < 1:
         raise DataError(f"--max_documents {settings.max_documents} -- is too small -- give 1 or more, or leave it out")
     if not 0 <= settings.eval_fraction < 1:
         raise DataError(f"--eval_fraction {settings.eval_fraction} -- is no share -- give 0 or more, and less than 1")
+
+
+def _check_place(flag: str, path: str | None) -> None:
+    if path is None:
+        return
+    if path.startswith(buckets.SCHEME):
+        buckets.check(path)
+    elif "://" in path:
+        raise DataError(
+            f"{flag} {path} -- is neither a path of this machine nor of a bucket of Google Cloud Storage -- give one "
+            f"of this machine, or {buckets.SCHEME}BUCKET/FOLDER"
+        )
 
 
 def _separator(settings: Settings, tokenizer: Tokenizer) -> int:
@@ -322,7 +354,7 @@ def _separator(settings: Settings, tokenizer: Tokenizer) -> int:
 
 def _check_free(settings: Settings, old_files: list[str]) -> None:
     config = settings.write_dataset_config
-    in_the_way = [*old_files, *([config] if config and os.path.exists(config) else [])]
+    in_the_way = [*old_files, *([config] if config and exists(config) else [])]
     if in_the_way and not settings.overwrite:
         raise DataError(
             f"{in_the_way[0]}: already there -- choose another --name or --output_dir, or give --overwrite to replace "

@@ -1,4 +1,4 @@
-"""Finding source files, and reading the documents in them: one after another, in natural order, never all at once.
+"""Reading the documents in source files: one after another, never all at once.
 
 A plain text file is one document, a line of a JSON Lines file is one, and each member of an archive is read by its own
 name. What compresses a file stands at the end of its name: `a.txt.gz` and `a.gz` are one document each, `a.jsonl.gz` is
@@ -9,13 +9,11 @@ makes of them: a file that is cut off is an error, not the end.
 from __future__ import annotations
 
 import codecs
-import glob
 import gzip
 import hashlib
 import io
 import json
 import lzma
-import os
 import re
 import shutil
 import sys
@@ -23,19 +21,14 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from typing import BinaryIO, TextIO
 
 import zstandard
-from natsort import natsorted
 
-from configs.errors import DataError
-
-SUFFIXES = (".txt", ".py", ".md", ".jsonl", ".zst", ".xz", ".gz", ".tgz", ".tar", ".zip")
-"""Files that are read when a directory is named; a glob or a file named outright is read whatever its suffix."""
+from data.sources import SourceFile, cannot_read, open_source
 
 _DAMAGED = (
     OSError,
@@ -48,19 +41,6 @@ _DAMAGED = (
     tarfile.TarError,
     zstandard.ZstdError,
 )
-
-
-@dataclass(frozen=True)
-class SourceFile:
-    """A file to read.
-
-    Attributes:
-        path: where it lies.
-        relative: its path below the directory that was named, with forward slashes: the same on every machine.
-    """
-
-    path: str
-    relative: str
 
 
 @dataclass(frozen=True)
@@ -112,73 +92,6 @@ def _fingerprint_of(content: bytes) -> hashlib.blake2b:
 _PART_BYTES = 1 << 22
 
 
-def find_files(
-    sources: Iterable[str], exclude: Sequence[str] = (), suffixes: tuple[str, ...] = SUFFIXES
-) -> list[SourceFile]:
-    """Lists the files of directories (with all below them), globs and single files, each file once.
-
-    Args:
-        sources: directories, globs (`**` crosses directories) and files; each one's files come in natural order.
-        exclude: patterns for the relative path, in which `*` also matches `/`: "test/*", "*/tests/*", "*.md".
-        suffixes: what is taken from a directory; hidden files and directories never are.
-
-    Raises:
-        DataError: a source has no file, or only excluded ones.
-    """
-    found = {}
-    for source in sources:
-        files = [file for file in _files_of(source, suffixes, exclude) if not _is_excluded(file, exclude)]
-        if not files:
-            raise DataError(_nothing_found(source, exclude, suffixes))
-        for file in natsorted(files, key=lambda file: file.relative):
-            found.setdefault(file.path, file)
-    return list(found.values())
-
-
-def _files_of(source: str, suffixes: tuple[str, ...], exclude: Sequence[str]) -> Iterator[SourceFile]:
-    if os.path.isdir(source):
-        yield from _walk(source, suffixes, exclude)
-        return
-    root = _fixed_part(source)
-    for path in glob.iglob(source, recursive=True):
-        if os.path.isfile(path):  # no broken link, and no pipe, which could be waited for without end
-            yield SourceFile(path, _relative(path, root))
-
-
-def _walk(directory: str, suffixes: tuple[str, ...], exclude: Sequence[str]) -> Iterator[SourceFile]:
-    below = [pattern for pattern in exclude if pattern.endswith("/*")]
-    for folder, folders, names in os.walk(directory):
-        here = SourceFile(folder, _relative(folder, directory) + "/")
-        if _is_excluded(here, below):
-            folders.clear()  # everything below is excluded as well: not worth a look
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            path = os.path.join(folder, name)
-            if name.endswith(suffixes) and not name.startswith(".") and os.path.isfile(path):
-                yield SourceFile(path, _relative(path, directory))
-
-
-def _fixed_part(pattern: str) -> str:
-    directory = os.path.dirname(pattern)
-    while glob.has_magic(directory):
-        directory = os.path.dirname(directory)
-    return directory or "."
-
-
-def _relative(path: str, root: str) -> str:
-    return os.path.relpath(path, root).replace(os.sep, "/")
-
-
-def _is_excluded(file: SourceFile, exclude: Sequence[str]) -> bool:
-    return any(fnmatchcase(file.relative, pattern) for pattern in exclude)
-
-
-def _nothing_found(source: str, exclude: Sequence[str], suffixes: tuple[str, ...]) -> str:
-    looked_for = f" ending in {' '.join(suffixes)}" if os.path.isdir(source) else ""
-    left_out = f" outside {', '.join(exclude)}" if exclude else ""
-    return f"{source}: no file{looked_for} found{left_out} -- name a directory, a glob or a file that has text"
-
-
 def read_all_documents(files: Iterable[SourceFile], text_key: str = "text") -> Iterator[Document]:
     """Yields the documents of several files, in their order.
 
@@ -201,10 +114,10 @@ def read_documents(file: SourceFile, text_key: str = "text", longest_bytes: int 
         DataError: the file itself cannot be opened, or its compression or archive is damaged.
     """
     try:
-        with open(file.path, "rb") as stream:
+        with open_source(file.path) as stream:
             yield from _read_stream(stream, _Place(file.relative, file.relative, text_key, longest_bytes))
     except _DAMAGED as error:
-        raise DataError(f"{file.path}: cannot be read ({error}) -- replace the file, or leave it out") from None
+        raise cannot_read(file.path, error) from None
 
 
 def explain(document: Document) -> str:
@@ -286,7 +199,7 @@ def _parse_line(line: bytes, identity: str, text_key: str) -> Document:
         value = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         return Document(identity, None, _not_utf8(error))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the second: of lists in lists in lists
         return Document(identity, None, f"not JSON: {error}")
     return _document_of_value(value, identity, text_key)
 

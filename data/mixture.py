@@ -63,7 +63,7 @@ class Mixture:
 
 
 def mixture_of(config: RunConfig, patterns: Sequence[str]) -> Mixture:
-    """The datasets of a run, or, with `sequential_input`, all of their files as one.
+    """The datasets of a run, or, with `sequential_input` and without weights, all of their files as one.
 
     Args:
         config: the run.
@@ -72,15 +72,33 @@ def mixture_of(config: RunConfig, patterns: Sequence[str]) -> Mixture:
     Raises:
         DataError: a glob matches nothing, or a dataset holds no record.
     """
-    if config.data.input_fn == "sequential_input":
-        shards = sort_shards(shard for pattern in patterns for shard in list_shards(pattern))
-        records = Records(shards, RecordRules(config.model.n_ctx, config.model.n_vocab), _shuffling_seed(config))
-        return Mixture(("all",), np.ones(1), (functools.partial(_chunks, records, _may_skip(config)),))
+    records = records_of(config, patterns)
+    if not _is_mixed(config):
+        return Mixture(("all",), np.ones(1), (functools.partial(_chunks, *records, _may_skip(config)),))
     uses = config.data.datasets
-    sources = tuple(_source(config, number, pattern) for number, pattern in enumerate(patterns))
+    sources = tuple(_source(config, number, own) for number, own in enumerate(records))
     ids = [use.dataset.id for use in uses]
     names = [f"{name}.{ids[:number].count(name)}" if name in ids[:number] else name for number, name in enumerate(ids)]
-    return Mixture(tuple(names), np.array([use.weight for use in uses]), sources)
+    return Mixture(tuple(names), np.array([use.weight or 1.0 for use in uses]), sources)
+
+
+def _is_mixed(config: RunConfig) -> bool:
+    """Whether the dataset of each example is drawn: GPT-Neo's default mode never did that, whatever the weights."""
+    uses = config.data.datasets
+    has_weights = len(uses) > 1 and any(use.weight is not None for use in uses)
+    return has_weights or config.data.input_fn == "generic_text"
+
+
+def records_of(config: RunConfig, patterns: Sequence[str]) -> tuple[Records, ...]:
+    """The records of each dataset of `mixture_of`; arguments and errors as there."""
+    seed = config.training.seed if config.data.shuffle_input_filenames else None
+    if not _is_mixed(config):
+        shards = sort_shards(shard for pattern in patterns for shard in list_shards(pattern))
+        return (Records(shards, RecordRules(config.model.n_ctx, config.model.n_vocab), seed),)
+    return tuple(
+        Records(list_shards(pattern), record_rules(config, use), seed)
+        for use, pattern in zip(config.data.datasets, patterns, strict=True)
+    )
 
 
 def record_rules(config: RunConfig, use: DatasetUse) -> RecordRules:
@@ -89,19 +107,13 @@ def record_rules(config: RunConfig, use: DatasetUse) -> RecordRules:
     return RecordRules(None if has_documents else config.model.n_ctx, config.model.n_vocab)
 
 
-def _shuffling_seed(config: RunConfig) -> int | None:
-    return config.training.seed if config.data.shuffle_input_filenames else None
-
-
 def _may_skip(config: RunConfig) -> bool:
     return config.data.on_bad_record == "skip"
 
 
-def _source(config: RunConfig, number: int, pattern: str) -> Source:
+def _source(config: RunConfig, number: int, records: Records) -> Source:
     use = config.data.datasets[number]
-    rules = record_rules(config, use)
-    records = Records(sort_shards(list_shards(pattern)), rules, _shuffling_seed(config))
-    if rules.n_ctx is not None:
+    if record_rules(config, use).n_ctx is not None:
         return functools.partial(_chunks, records, _may_skip(config))
     state = stream_state(config.training.seed, number + 1) if use.datatype == "documents_random" else None
     cut = Cut(use.stitch, config.model.n_ctx + 1, config.data.eos_id, state)

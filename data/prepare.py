@@ -30,7 +30,8 @@ from data.chunking import (
     readable_texts,
     shuffle_examples,
 )
-from data.documents import Document, SourceFile, explain, find_files, read_all_documents, share_below
+from data.documents import Document, explain, read_all_documents, share_below
+from data.sources import SourceFile, find_files
 from data.tfrecords import write_shards
 from data.tokenizer import Tokenizer, check_special_ids, load_tokenizer
 from data.train_tokenizer import FILE_NAME, save_tokenizer, train_byte_level_bpe
@@ -82,7 +83,11 @@ def prepare_dataset(dataset: DatasetConfig, n_ctx: int, report: Report = print) 
     if "/" in dataset.id:
         raise DataError(f"{dataset.id}: is no beginning of a file name -- name the dataset config without a slash")
     if "://" in dataset.cache_dir:
-        raise DataError(f"{dataset.id}: cache_dir = {dataset.cache_dir} -- is no folder of this machine -- give one")
+        raise DataError(
+            f"{dataset.id}: cache_dir = {dataset.cache_dir} -- raw text is prepared on the disk of this machine -- "
+            "give a folder there, or write tfrecords into the bucket with data/create_tfrecords.py --output_dir, and "
+            "name them in path"
+        )
     preparation = _Preparation(dataset, n_ctx, _find_text(dataset), _given_tokenizer(dataset), report)
     directory = preparation.directory()
     if _is_complete(directory):
@@ -167,7 +172,6 @@ class _Preparation:
 
     def directory(self) -> str:
         """Returns where it belongs; other text or other settings belong elsewhere."""
-        states = [(file.relative, os.stat(file.path)) for file in self.files]
         identity = {
             "layout_version": LAYOUT_VERSION,
             "n_ctx": self.n_ctx,
@@ -176,7 +180,7 @@ class _Preparation:
             "eval_fraction": self.dataset.eval_fraction,
             "text_key": self.dataset.text_key,
             "tokenizer": self.given_tokenizer and self.given_tokenizer.to_json(),
-            "files": [(relative, state.st_size, state.st_mtime_ns) for relative, state in states],
+            "files": [(file.relative, *file.state()) for file in self.files],
         }
         fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
         return f"{self.dataset.cache_dir}/n_ctx_{self.n_ctx}-{fingerprint}"

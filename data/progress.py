@@ -11,18 +11,24 @@ import fcntl
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 
 from configs.errors import DataError
 from data.chunking import Account
-from data.documents import SourceFile
 from data.manifest import FORMAT, FileEntry, Manifest, manifest_path, read_json, write_json
 from data.routing import Place
+from data.sources import SourceFile
 from data.tfrecords import PARTIAL, writing_to
-from data.writing import write_text
+from data.writing import cannot_write, write_text
 from meshtf import tf
+from storage import bucket_lock
+from storage.buckets import SCHEME
+
+# A process that is killed while it starts another leaves its lock to that one for a moment.
+LOCK_SECONDS = 3.0
 
 START, PLAN = "start.json", "plan.json"
 
@@ -46,7 +52,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class Input:
-    """The source files as they are now: [relative path, bytes, time of the last change] each."""
+    """The source files as they are now: [relative path, bytes, a number that changes with them] each."""
 
     states: Sequence[tuple[str, int, int]]
 
@@ -57,8 +63,7 @@ class Input:
 
 def look_at(files: Sequence[SourceFile]) -> Input:
     """Notes the state of files."""
-    states = [(file.relative, os.stat(file.path)) for file in files]
-    return Input([(relative, state.st_size, state.st_mtime_ns) for relative, state in states])
+    return Input([(file.relative, *file.state()) for file in files])
 
 
 @dataclass(frozen=True)
@@ -156,22 +161,18 @@ def _finished_of(values: Mapping[str, object]) -> Finished:
     return Finished(entry, following, values["offset"], account)
 
 
-@contextmanager
-def unfinished(
-    directory: str, name: str, identity: Identity, tell: Callable[[str], None] = print
-) -> Iterator[Unfinished]:
+def open_unfinished(directory: str, name: str, identity: Identity, tell: Callable[[str], None] = print) -> Unfinished:
     """Gives the folder in which the files of a name are made; it stays there until `carry_out_plan`.
 
     Raises:
-        DataError: the directory cannot be written to, or another process is at work there.
+        DataError: the directory cannot be written to.
     """
     folder = folder_of(directory, name)
     with writing_to(directory):
         tf.io.gfile.makedirs(folder)
-    with _locked(folder):
-        here = Unfinished(folder, identity)
-        here.load(tell)
-        yield here
+    here = Unfinished(folder, identity)
+    here.load(tell)
+    return here
 
 
 def folder_of(directory: str, name: str) -> str:
@@ -233,22 +234,60 @@ def _empty(folder: str, but: str = "") -> None:
             remove(path)
 
 
+# Whose turn it is.
+
+
 @contextmanager
-def _locked(folder: str) -> Iterator[None]:
-    """Keeps other processes out; the system lets them in again when this one ends, however it ends."""
-    if "://" in folder:
-        yield
+def alone(directory: str, name: str) -> Iterator[None]:
+    """Keeps other processes from the files of a name; they are let in again when this one ends, however it ends.
+
+    Raises:
+        DataError: the directory cannot be written to, or another process is at work there.
+        BucketError: its bucket cannot be reached.
+    """
+    path = f"{directory}/.{name}.lock"
+    refusal, remedy = f"{folder_of(directory, name)}: another process works there", _ANOTHER_NAME
+    if directory.startswith(SCHEME):
+        with bucket_lock.held(path, refusal, remedy):
+            yield
         return
-    descriptor = os.open(folder, os.O_RDONLY)
+    is_new = not os.path.exists(directory)
+    with writing_to(directory):
+        tf.io.gfile.makedirs(directory)
+    descriptor = _lock(path, f"{refusal} -- {remedy}")
     try:
-        _lock(descriptor, folder)
         yield
     finally:
+        with suppress(OSError):  # it is gone already; or the directory has files now, as it should have
+            os.remove(path)
+            if is_new:
+                os.rmdir(directory)
         os.close(descriptor)
 
 
-def _lock(descriptor: int, folder: str) -> None:
+_ANOTHER_NAME = "wait for it, or choose another --name"
+
+
+def _lock(path: str, refusal: str) -> int:
+    deadline_seconds = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise cannot_write(path, error.strerror) from None
+        if _is_locked(descriptor, path):
+            return descriptor
+        os.close(descriptor)
+        if time.monotonic() > deadline_seconds:
+            raise DataError(refusal)
+        time.sleep(0.1)
+
+
+def _is_locked(descriptor: int, path: str) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise DataError(f"{folder}: another process works there -- wait for it, or choose another --name") from None
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))  # and not one that was removed meanwhile
+    except (BlockingIOError, FileNotFoundError):
+        return False
+    except OSError as error:
+        raise cannot_write(path, error.strerror) from None

@@ -1,8 +1,6 @@
 """Records of a data set by number: any record can be read next, in threads that run ahead of the caller.
 
-A tfrecord file says of each record only how long it is. The places of all its records are found by hopping from one
-to the next when the file is first needed; from then on nothing is read but what is asked for, so that of many processes
-each reads its own part, and going on from anywhere costs nothing.
+Nothing is read but the files in which something is asked for, so that going on from anywhere costs nothing.
 
 Shape suffixes: R records, N shards.
 """
@@ -10,10 +8,8 @@ Shape suffixes: R records, N shards.
 from __future__ import annotations
 
 import collections
-import contextlib
 import functools
 import itertools
-import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,16 +18,13 @@ from typing import TypeVar
 import numpy as np
 
 from configs.errors import DataError
+from data.open_files import OpenFiles
 from data.shards import Shard, count_in_name, locate, on_host, shard_ends, shuffle_shards
-from data.tfrecords import FEATURE, damaged_record, decode_record, parse_example, read_examples, unreadable_file
-from meshtf import RecordReader, tf
+from data.tfrecords import FEATURE, decode_record, parse_example, read_examples
+from meshtf import tf
 
 THREADS = 4
 BLOCK_RECORDS = 256  # read at once where all are read in order
-INDEXES_KEPT = 64
-HEAD = struct.Struct("<Q")  # of a record: its length; a checksum follows
-FRAME_BYTES = 16  # of a record: its length (8), and two checksums (4 each)
-CHUNK_BYTES = 4 << 20
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -65,7 +58,8 @@ class Records:
     def __init__(self, shards: Sequence[Shard], rules: RecordRules, seed: int | None = None) -> None:
         self._shards = tuple(shards)
         self._rules = rules
-        self._seed = seed
+        self._files = OpenFiles()
+        self._order = functools.lru_cache(maxsize=4)(functools.partial(_order, self._shards, seed))
         self.n_records = int(shard_ends(self._shards)[-1])
 
     def read(self, numbers_R: np.ndarray) -> list[np.ndarray]:
@@ -77,38 +71,46 @@ class Records:
         Raises:
             DataError: a record breaks the rules, a file is damaged, or holds another number of records than expected.
         """
-        places = [self._place(int(number)) for number in numbers_R]
-        for shard in {shard for shard, _ in places}:
-            if not _index_of(shard).is_whole:
-                raise _explain(shard, self._rules)
-        return self._read(places)
+        return self._read(numbers_R, self._read_in_whole_file)
 
-    def _read(self, places: Sequence[tuple[Shard, int]]) -> list[np.ndarray]:
+    def _read(self, numbers_R: np.ndarray, read_one: Callable[[Shard, int], bytes]) -> list[np.ndarray]:
+        places = self.places(numbers_R)
         with on_host():
-            serialized = [_read_record(shard, record) for shard, record in places]
-            return parse_records(serialized, places, self._rules)
+            return parse_records([read_one(*place) for place in places], places, self._rules)
+
+    def _read_in_whole_file(self, shard: Shard, record: int) -> bytes:
+        file = self._files.file_of(shard)
+        if not file.is_whole:
+            raise _explain(shard, self._rules)
+        return file.read(record)
+
+    def _read_in_any_file(self, shard: Shard, record: int) -> bytes:
+        return self._files.file_of(shard).read(record)
 
     def read_sound(self, numbers_R: np.ndarray) -> list[np.ndarray | DataError]:
         """As `read`, but what cannot be used has its error in its place."""
         try:
-            return list(self._read([self._place(int(number)) for number in numbers_R]))
+            return list(self._read(numbers_R, self._read_in_any_file))
         except DataError:
-            return [self._read_or_error(int(number)) for number in numbers_R]
+            return [self._read_or_error(number) for number in numbers_R]
 
-    def _read_or_error(self, number: int) -> np.ndarray | DataError:
+    def _read_or_error(self, number: np.int64) -> np.ndarray | DataError:
         try:
-            return self._read([self._place(number)])[0]
+            return self._read(np.array([number]), self._read_in_any_file)[0]
         except DataError as error:
             return error
 
-    def _place(self, number: int) -> tuple[Shard, int]:
-        epoch, in_epoch = divmod(number, self.n_records)
-        shards, ends_N = _order(self._shards, self._seed, epoch)
-        (shard,), (record,) = locate(ends_N, np.array([in_epoch]))
-        return shards[shard], int(record)
+    def places(self, numbers_R: np.ndarray) -> list[tuple[Shard, int]]:
+        """The file that each record lies in, and its number there."""
+        epochs_R, in_epoch_R = np.divmod(numbers_R, self.n_records)
+        places: list[tuple[Shard, int]] = []
+        for epoch, group in itertools.groupby(range(len(epochs_R)), lambda row: int(epochs_R[row])):
+            shards, ends_N = self._order(epoch)
+            shards_R, records_R = locate(ends_N, in_epoch_R[list(group)])
+            places += [(shards[n], record) for n, record in zip(shards_R.tolist(), records_R.tolist(), strict=True)]
+        return places
 
 
-@functools.lru_cache(maxsize=8)
 def _order(shards: tuple[Shard, ...], seed: int | None, epoch: int) -> tuple[tuple[Shard, ...], np.ndarray]:
     """The files of an epoch: the first one is GPT-Neo's, whose every epoch is the same."""
     if seed is not None:
@@ -140,76 +142,6 @@ def ahead(work: Callable[[Task], Result], tasks: Iterable[Task], n_ahead: int) -
         finally:
             for future in pending:
                 future.cancel()
-
-
-# Places in a file.
-
-
-def _read_record(shard: Shard, record: int) -> bytes:
-    starts_R = _index_of(shard).starts_R
-    try:
-        if record >= len(starts_R):
-            raise tf.errors.DataLossError(None, None, "it is not there")
-        with _reader_of(shard.path) as reader:
-            serialized, _ = reader.read(int(starts_R[record]))
-        return serialized
-    except (tf.errors.DataLossError, IndexError):
-        raise damaged_record(shard.path, record) from None
-    except tf.errors.OpError as error:
-        raise unreadable_file(shard.path, error) from None
-
-
-@contextlib.contextmanager
-def _reader_of(path: str) -> Iterator[RecordReader]:
-    """An open file, used by one thread at a time."""
-    free = _open_readers(path)
-    reader = free.pop() if free else RecordReader(path)
-    yield reader
-    free.append(reader)
-
-
-@functools.lru_cache(maxsize=INDEXES_KEPT)
-def _open_readers(path: str) -> list[RecordReader]:
-    return []
-
-
-@dataclass(frozen=True)
-class _Index:
-    """Where the records of a file begin, in bytes.
-
-    Attributes:
-        starts_R: of all that are found whole.
-        is_whole: they are as many as expected, and the file ends where the last one does.
-    """
-
-    starts_R: np.ndarray
-    is_whole: bool
-
-
-@functools.lru_cache(maxsize=INDEXES_KEPT)
-def _index_of(shard: Shard) -> _Index:
-    try:
-        size = tf.io.gfile.stat(shard.path).length
-        *starts, end = _hop(shard.path, size)
-    except tf.errors.OpError as error:
-        raise unreadable_file(shard.path, error) from None
-    return _Index(np.array(starts, dtype=np.int64), end == size and len(starts) == shard.n_examples)
-
-
-def _hop(path: str, size: int) -> Iterator[int]:
-    """Yields where each record begins, and at last where what is not a record, or the end, begins."""
-    begin, chunk, start = 0, b"", 0
-    with tf.io.gfile.GFile(path, "rb") as file:
-        while True:
-            yield start
-            if start + FRAME_BYTES > size:
-                return
-            if start + FRAME_BYTES > begin + len(chunk):
-                file.seek(start)
-                begin, chunk = start, file.read(CHUNK_BYTES)
-            start += FRAME_BYTES + HEAD.unpack_from(chunk, start - begin)[0]
-            if start > size:
-                return
 
 
 # Ids.

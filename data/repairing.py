@@ -73,7 +73,7 @@ def _folder_for(path: str, directory: str | None) -> str:
 
 
 def _write_folder(sources: Sequence[str], rules: RecordRules, folder: str) -> Iterator[Repaired]:
-    """Writes beside first, so that the folder is there with all its files or not at all."""
+    """Writes beside first, so that the folder is there with all its files or, on a disk, not at all."""
     with side_folder(os.path.dirname(folder) or ".", os.path.basename(folder)) as beside, writing_to(folder):
         written = False
         for source in sources:
@@ -81,7 +81,15 @@ def _write_folder(sources: Sequence[str], rules: RecordRules, folder: str) -> It
             written = written or result.path is not None
             yield result
         if written:
-            tf.io.gfile.rename(beside, folder)
+            _put_in_place(beside, folder)
+
+
+def _put_in_place(beside: str, folder: str) -> None:
+    if "://" not in folder:
+        tf.io.gfile.rename(beside, folder)
+        return
+    for name in tf.io.gfile.listdir(beside):  # a bucket knows no folders that could be renamed at once
+        tf.io.gfile.rename(f"{beside}/{name}", f"{folder}/{name}")
 
 
 def _write_file(source: str, rules: RecordRules, folder: str, beside: str) -> Repaired:
@@ -96,6 +104,7 @@ def _write_file(source: str, rules: RecordRules, folder: str, beside: str) -> Re
         except DataError:  # it cannot be read on: what was read is kept
             n_lost += 1
     if not n_kept:
+        tf.io.gfile.remove(unfinished)
         return Repaired(source, None, 0, n_lost)
     name = name_with_count(os.path.basename(source), n_kept)
     if tf.io.gfile.exists(f"{beside}/{name}"):

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from data.documents import Document, SourceFile, explain, fingerprint, read_documents
+from data.documents import Document, explain, fingerprint, read_documents
 from data.duplicates import SeenTexts, share_of
+from data.sources import SourceFile
 from data.tokenizing import Tagged
 
 TRAIN, EVAL = "train", "eval"

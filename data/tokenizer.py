@@ -19,7 +19,16 @@ EOS_TOKEN = "<|endoftext|>"
 PADDING_TOKEN = "<|padding|>"
 PIECE_CHARACTERS = 1 << 18
 PIECES_AT_ONCE = 8
-_SEAM = re.compile(r"(?<=\S)(?:\n(?=\S)|(?= \S))")  # after a line break, or before a space, between two words
+LONGEST_WORD_CHARACTERS = 1 << 20  # what is longer is no word, and is cut all the same: memory has an end
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+# Byte-level tokens write a byte as the letter of this number, or, where that is none to be seen, as one from 256 on.
+_VISIBLE = (*range(33, 127), *range(161, 173), *range(174, 256))
+_HIDDEN = [byte for byte in range(256) if byte not in _VISIBLE]
+_BYTE_OF_LETTER = {chr(byte): byte for byte in _VISIBLE} | {chr(256 + rank): byte for rank, byte in enumerate(_HIDDEN)}
+_SEAM = re.compile(
+    r"(?<=\S)(?:\n(?=\S)|(?= \S))"  # after a line break, or before a space, between two words
+    r"|(?<=[A-Za-z])(?=[0-9.,;:+/=\x22()<>\[\]{}])|(?<=[\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fa5])(?=[、。！，．：；？])"
+)
 
 
 class Tokenizer:
@@ -86,14 +95,26 @@ class Tokenizer:
         if len(text) <= PIECE_CHARACTERS or not _splits_at_lines(self._backend):
             return [text]
         pieces, start = [], 0
-        while seam := _SEAM.search(text, start + PIECE_CHARACTERS):
-            pieces.append(text[start : seam.end()])
-            start = seam.end()
+        while end := _end_of_piece(text, start):
+            pieces.append(text[start:end])
+            start = end
         return [*pieces, text[start:]]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Returns the text of ids, special tokens by their names; bytes that are not UTF-8 become U+FFFD."""
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=False)
+
+    def bytes_of(self, token_id: int) -> bytes:
+        """Returns the bytes that an id adds to a text; those of a byte-level tokenizer may be a part of a character."""
+        token = self._backend.id_to_token(token_id)
+        if token is None:
+            return b""
+        if isinstance(self._backend.decoder, decoders.ByteLevel):
+            return _bytes_of_letters(token)
+        if byte := _BYTE_TOKEN.fullmatch(token):
+            return bytes([int(byte.group(1), 16)])
+        before = self.encode("a")  # for a word's first token shows no blank where a text begins
+        return self.decode([*before, token_id]).removeprefix(self.decode(before)).encode()
 
     def to_json(self) -> str:
         """Returns the tokenizer as the text of a tokenizers JSON file."""
@@ -122,11 +143,27 @@ class Tokenizer:
         return len(self._backend.decode([token_id]).encode("utf-8"))
 
 
-def _splits_at_lines(backend: tokenizers.Tokenizer) -> bool:
-    """Says whether a line break or a space between two characters that are not white space is always a token boundary.
+def _bytes_of_letters(token: str) -> bytes:
+    """The bytes that the letters of a byte-level token stand for; a token with others stands for itself."""
+    try:
+        return bytes(_BYTE_OF_LETTER[letter] for letter in token)
+    except KeyError:
+        return token.encode()
 
-    GPT-2's regular expression, which byte-level tokenizers use, makes such a line break a word of its own, and begins a
-    word with such a space.
+
+def _end_of_piece(text: str, start: int) -> int | None:
+    """Returns where a piece that begins here may end; None: with the text."""
+    longest = start + max(LONGEST_WORD_CHARACTERS, PIECE_CHARACTERS)
+    if seam := _SEAM.search(text, start + PIECE_CHARACTERS, longest):
+        return seam.end()
+    return longest if longest < len(text) else None
+
+
+def _splits_at_lines(backend: tokenizers.Tokenizer) -> bool:
+    """Says whether every `_SEAM` is a token boundary.
+
+    GPT-2's regular expression, which byte-level tokenizers use, makes a line break between two characters that are not
+    white space a word of its own, begins a word with such a space, and ends one where letters end.
     """
     words = backend.pre_tokenizer
     return isinstance(words, pre_tokenizers.ByteLevel) and not words.add_prefix_space and words.use_regex

@@ -23,9 +23,10 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from tqdm import tqdm
 
 from configs.errors import DataError, UserError
-from data.documents import SUFFIXES, Document, explain, find_files, read_all_documents, share_below
+from data.documents import Document, explain, read_all_documents, share_below
+from data.sources import SUFFIXES, find_files
 from data.tokenizer import EOS_TOKEN, PADDING_TOKEN, Tokenizer
-from data.writing import check_writable, write_text, writing
+from data.writing import check_writable, exists, write_text
 
 FILE_NAME = "byte-level-bpe.tokenizer.json"
 SMALLEST_VOCABULARY = 256 + 2  # every byte, and the two special tokens
@@ -101,8 +102,7 @@ def save_tokenizer(tokenizer: Tokenizer, path: str) -> None:
     Raises:
         DataError: the place cannot be written to.
     """
-    with writing(path):
-        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    check_writable(path)
     write_text(path, tokenizer.to_json())
 
 
@@ -130,7 +130,7 @@ def train_tokenizer(settings: Settings) -> str:
 def _check(settings: Settings, path: str) -> None:
     if not 0 < settings.sample_share <= 1:
         raise DataError(f"sample_share {settings.sample_share} is no share -- give more than 0 and at most 1")
-    if os.path.exists(path) and not settings.overwrite:
+    if exists(path) and not settings.overwrite:
         raise DataError(f"{path}: already there -- choose another --output_dir, or give --overwrite to replace it")
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from configs.errors import DataError
+from storage import buckets
+from storage.buckets import SCHEME
 
 
 @contextmanager
@@ -27,12 +29,21 @@ def cannot_write(place: str, reason: str) -> DataError:
     return DataError(f"{place}: cannot be written ({reason}) -- choose another place, or make room there")
 
 
+def exists(path: str) -> bool:
+    """Says whether a file or an object is there."""
+    return buckets.look(path) != buckets.NOTHING if path.startswith(SCHEME) else os.path.exists(path)
+
+
 def write_text(path: str, text: str) -> None:
-    """Writes a file, beside `path` first, so that `path` only ever names a finished one.
+    """Writes a file, beside `path` first, so that `path` only ever names a finished one; or an object.
 
     Raises:
         DataError: the place cannot be written to.
+        BucketError: the bucket cannot be.
     """
+    if path.startswith(SCHEME):
+        buckets.write(path, text.encode())
+        return
     partial = _partial(path)
     with writing(path):
         try:
@@ -48,9 +59,15 @@ def write_text(path: str, text: str) -> None:
 def check_writable(path: str) -> None:
     """Makes the directory of a file and tries to write there; what is at `path` already is not touched.
 
+    Of a bucket it is only asked whether it is there.
+
     Raises:
         DataError: the file will not be writable.
+        BucketError: the bucket cannot be reached.
     """
+    if path.startswith(SCHEME):
+        buckets.check(path.rpartition("/")[0])
+        return
     if os.path.isdir(path):
         raise cannot_write(path, "it is a folder")
     with writing(path):

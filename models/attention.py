@@ -1,4 +1,4 @@
-"""Multi-head attention: whole sequences for training and prompts, one position at a time with a cache for decoding."""
+"""Multi-head attention: whole sequences for training and prompts, and single positions with a cache for decoding."""
 
 from __future__ import annotations
 
@@ -7,20 +7,22 @@ import math
 from meshtf import mtf, tf
 from models import positions, variables
 from models.context import Context
-from models.kernels.attention import MASKED_LOGIT, AttentionRule
+from models.kernels.attention import AttentionRule
 from models.layer import Layer
 from models.ops.activations import bias_add
 from models.ops.attention import Attended, merged_attention, softmax_attention
+from models.ops.decoding import attend, cache_of_prompt
 from models.ops.linear_attention import (
     causal_linear_attention,
     linear_attention,
     linear_attention_step,
     linear_state,
+    linear_state_of_nothing,
 )
-from models.ops.mesh_operation import offsets, relabel, write_at
+from models.ops.mesh_operation import relabel
 
-# What a layer keeps from position to position, by name: keys and values [batch, memory_length, heads,
-# features_per_head], or the sums of linear attention.
+# What a layer keeps from position to position, by name: keys and values [batch, heads, memory_length,
+# features_per_head], of local attention [batch, heads, window, features_per_head], or the sums of linear attention.
 Cache = dict[str, mtf.Tensor]
 
 
@@ -36,21 +38,28 @@ def _first_stds(context: Context) -> dict[str, float]:
 
 
 def _projected(context: Context, x: mtf.Tensor, scope: str) -> list[mtf.Tensor]:
-    """[..., embd] -> queries, keys and values, each [..., heads * features_per_head], by one product, which is faster
-    than three.
+    """[..., embd] -> queries, keys and values, each [..., heads * features_per_head]: of whole sequences by one
+    product, which is faster than three; of single positions by three, for to join the weights would take longer.
     """
     dims = context.dims
     weights = [
         context.variable(f"{scope}/{name}", [dims.embd, dims.projected_heads], variables.normal(std))
         for name, std in _first_stds(context).items()
     ]
+    if x.shape.ndims == 2:
+        shape = [*x.shape.dims[:-1], dims.projected_heads]
+        return _biased(context, [mtf.einsum([x, weight], output_shape=shape) for weight in weights], scope)
     kinds_dim = mtf.Dimension("queries_keys_values", len(weights))
     stacked = mtf.stack(weights, kinds_dim.name, axis=1)
     projected = mtf.einsum([x, stacked], output_shape=[*x.shape.dims[:-1], kinds_dim, dims.projected_heads])
-    parts = mtf.unstack(projected, kinds_dim)
+    return _biased(context, mtf.unstack(projected, kinds_dim), scope)
+
+
+def _biased(context: Context, parts: list[mtf.Tensor], scope: str) -> list[mtf.Tensor]:
     if not context.model.qkv_bias:
         return parts
-    biases = [context.variable(f"{scope}/{name}_bias", [dims.projected_heads], variables.zeros) for name in "qkv"]
+    dims = [context.dims.projected_heads]
+    biases = [context.variable(f"{scope}/{name}_bias", dims, variables.zeros) for name in "qkv"]
     return [bias_add(part, bias) for part, bias in zip(parts, biases, strict=True)]
 
 
@@ -135,67 +144,71 @@ def _attended_memory(context: Context, queries: mtf.Tensor, layer: Layer, rate: 
     return softmax_attention(queries, keys, values, rule, context.noise_of(f"{layer.place}/attn/memory"))
 
 
-def prompt_attention(context: Context, x: mtf.Tensor, layer: Layer) -> tuple[mtf.Tensor, Cache]:
-    """As `whole_sequence_attention`, with the cache that `one_position_attention` goes on from."""
-    y, cache = whole_sequence_attention(context, x, layer)
-    return y, linear_state(**cache) if layer.attention == "linear" else cache
+# Prompts and single positions.
 
 
-# One position.
+def _places(context: Context, layer: Layer) -> mtf.Dimension:
+    """Of a layer's cache: as many positions as there may be, or as a local layer sees."""
+    memory_dim, radius = context.dims.memory_length, _radius(context, layer)
+    return memory_dim if radius is None else mtf.Dimension("window", min(radius, memory_dim.size))
+
+
+def blank_cache(context: Context, layer: Layer) -> Cache:
+    """The cache before any position, as `one_position_attention` takes it."""
+    dims = context.dims
+    if layer.attention == "none":
+        return {}
+    if layer.attention == "linear":
+        return linear_state_of_nothing(context.mesh, [dims.batch, dims.heads, dims.features_per_head])
+    shape = [dims.batch, dims.heads, _places(context, layer), dims.features_per_head]
+    return {name: mtf.zeros(context.mesh, shape, context.cache_dtype) for name in ("keys", "values")}
+
+
+def prompt_attention(context: Context, x: mtf.Tensor, layer: Layer, lengths: mtf.Tensor) -> tuple[mtf.Tensor, Cache]:
+    """As `whole_sequence_attention`, with the cache that `one_position_attention` goes on from.
+
+    Args:
+      context: whose memory_length is that of the cache.
+      x: [batch, sequence, embd], normalised.
+      layer: as in `whole_sequence_attention`.
+      lengths: int32 [batch]; what follows them in a row leaves no trace in the cache.
+    """
+    y, kept = whole_sequence_attention(context, x, layer)
+    if layer.attention == "linear":
+        return y, linear_state(kept["keys"], kept["values"], lengths)
+    places_dim = _places(context, layer)
+    return y, {name: cache_of_prompt(t, lengths, places_dim, context.cache_dtype) for name, t in kept.items()}
 
 
 def one_position_attention(
-    context: Context, x: mtf.Tensor, layer: Layer, cache: Cache, position: mtf.Tensor
+    context: Context, x: mtf.Tensor, layer: Layer, cache: Cache, positions: mtf.Tensor
 ) -> tuple[mtf.Tensor, Cache]:
-    """Attention of one position over the cache, to which its own key and value are added.
+    """Attention of one position of each row over the cache, to which its own key and value are added.
 
     Args:
       x: [batch, embd], normalised.
       layer: as in `whole_sequence_attention`.
-      cache: of this layer, valid before `position`.
-      position: int32 scalar.
+      cache: of this layer, valid before the positions.
+      positions: int32 [batch].
 
     Returns:
       [batch, embd], and the new cache.
     """
-    queries, key, value = _queries_keys_values(context, x, f"{layer.scope}/attn", position)
+    queries, key, value = _queries_keys_values(context, x, f"{layer.scope}/attn", positions)
     if layer.attention == "linear":
         attended, cache = linear_attention_step(queries, key, value, cache)
         return _output(context, attended, layer), cache
-    memory_dim = context.dims.memory_length
-    cache = {
-        "keys": write_at(cache["keys"], memory_dim, position, key),
-        "values": write_at(cache["values"], memory_dim, position, value),
-    }
-    visible = _masked(context, _logits(queries, cache["keys"]), position, _radius(context, layer))
-    attended = _softmax_weighted(visible, cache["values"], queries)
+    attended, cache = attend(queries, key, value, cache, positions)
     if _has_memory(context, layer):
-        keys, values = _memory(context, layer)
-        attended = merged_attention(attended, _softmax_weighted(_logits(queries, keys), values, queries))
+        attended = merged_attention(attended, _position_over_memory(context, queries, layer))
     return _output(context, attended[0], layer), cache
 
 
-def _logits(queries: mtf.Tensor, keys: mtf.Tensor) -> mtf.Tensor:
-    """[batch, heads, d], keys [..., length, heads, d] -> float32 [batch, heads, length]."""
-    length_dim = keys.shape.dims[-3]
-    logits = mtf.einsum([queries, keys], output_shape=[*queries.shape.dims[:-1], length_dim])
-    return mtf.cast(logits, tf.float32)
-
-
-def _masked(context: Context, logits: mtf.Tensor, position: mtf.Tensor, radius: int | None) -> mtf.Tensor:
-    """Logits [batch, heads, memory_length] with those of places that the position does not see put out."""
-    nearest_unseen = -(radius or context.dims.memory_length.size)
-
-    def mask(offset: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-        return tf.where((offset <= 0) & (offset > nearest_unseen), logits, MASKED_LOGIT)
-
-    ages = offsets(context.dims.memory_length, position, logits.shape)
-    return mtf.cwise(mask, [ages, logits], output_dtype=logits.dtype)
-
-
-def _softmax_weighted(logits: mtf.Tensor, values: mtf.Tensor, queries: mtf.Tensor) -> Attended:
-    """Values weighted by the softmax of logits [batch, heads, length], like the queries, and log_z [batch, heads]."""
-    length_dim = logits.shape.dims[-1]
+def _position_over_memory(context: Context, queries: mtf.Tensor, layer: Layer) -> Attended:
+    """Learned keys and values that one position sees: like the queries [batch, heads, d], and log_z [batch, heads]."""
+    keys, values = _memory(context, layer)
+    length_dim = keys.shape.dims[0]
+    logits = mtf.cast(mtf.einsum([queries, keys], output_shape=[*queries.shape.dims[:-1], length_dim]), tf.float32)
     log_z = mtf.reduce_logsumexp(logits, length_dim)
     weights = mtf.cast(mtf.exp(logits - log_z), values.dtype)
     return mtf.einsum([weights, values], output_shape=queries.shape), log_z

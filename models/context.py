@@ -19,16 +19,22 @@ class Context:
 
     Attributes:
       noise: where dropout's random numbers come from; dropout happens only in training, so None everywhere else.
+      kept_dtype: of keys and values that are kept while decoding; None: that of the activations.
     """
 
     mesh: mtf.Mesh
     model: ModelConfig
     dims: Dims
     noise: Noise | None = None
+    kept_dtype: str | None = None
 
     @property
     def activation_dtype(self) -> tf.DType:
         return tf.as_dtype(self.model.precision)
+
+    @property
+    def cache_dtype(self) -> tf.DType:
+        return tf.as_dtype(self.kept_dtype or self.model.precision)
 
     @property
     def is_training(self) -> bool:

@@ -11,13 +11,20 @@ from collections.abc import Callable, Sequence
 
 from meshtf import mtf
 from models import positions, variables
-from models.attention import Cache, one_position_attention, prompt_attention, whole_sequence_attention
+from models.attention import (
+    Cache,
+    blank_cache,
+    one_position_attention,
+    prompt_attention,
+    whole_sequence_attention,
+)
 from models.context import Context
 from models.feed_forward import dense_std, feed_forward
 from models.layer import Layer, layers
-from models.moe import MoeOutput, mixture_of_experts
+from models.moe import MoeOutput, blank_claims, claims_of_sequences, claims_of_tokens, mixture_of_experts
 from models.norms import block_norm, layer_norm, residual_gain
 from models.ops.activations import bias_add
+from models.ops.decoding import rows_at
 from models.ops.embedding import embedding_lookup
 
 TOKEN_STD = 0.02
@@ -161,11 +168,21 @@ def _kept(output: _BlockOutput) -> Cache:
     return output.cache | ({"claims": output.mixture.claims} if output.mixture else {})
 
 
-def prompt_logits(context: Context, tokens: mtf.Tensor) -> tuple[mtf.Tensor, list[Cache]]:
-    """Logits after a prompt.
+def blank_caches(context: Context) -> list[Cache]:
+    """What each layer keeps before any position, as `next_logits` takes it."""
+    return [
+        blank_cache(context, layer) | ({"claims": blank_claims(context)} if layer.is_mixture else {})
+        for layer in layers(context.model)
+    ]
+
+
+def prompt_logits(context: Context, tokens: mtf.Tensor, lengths: mtf.Tensor) -> tuple[mtf.Tensor, list[Cache]]:
+    """Logits after the prompts.
 
     Args:
+      context: whose memory_length is that of the caches.
       tokens: int32 [batch, sequence].
+      lengths: int32 [batch], of each row's prompt, at least 1; any ids may follow it.
 
     Returns:
       [batch, vocab], and what each layer keeps.
@@ -177,38 +194,39 @@ def prompt_logits(context: Context, tokens: mtf.Tensor) -> tuple[mtf.Tensor, lis
             context,
             x,
             layer,
-            lambda h, layer: prompt_attention(context, h, layer),
-            _mix_of_whole_sequences(context),
+            lambda h, layer: prompt_attention(context, h, layer, lengths),
+            lambda h, layer: mixture_of_experts(
+                context, h, layer.scope, layer.place, claims_of_sequences(context, lengths)
+            ),
         )
         x = output.x
         caches.append(_kept(output))
-    last = mtf.slice(x, context.dims.sequence.size - 1, 1, "sequence")
-    return _logits(context, mtf.reshape(last, mtf.Shape([context.dims.batch, context.dims.embd]))), caches
+    return _logits(context, rows_at(x, lengths - 1)), caches
 
 
 def next_logits(
-    context: Context, tokens: mtf.Tensor, position: mtf.Tensor, caches: Sequence[Cache]
+    context: Context, tokens: mtf.Tensor, places: mtf.Tensor, caches: Sequence[Cache]
 ) -> tuple[mtf.Tensor, list[Cache]]:
-    """Logits after one more token.
+    """Logits after one more token of each row.
 
     Args:
-      tokens: int32 [batch], at `position`.
-      position: int32 scalar.
-      caches: of each layer, valid before `position`.
+      tokens: int32 [batch].
+      places: int32 [batch], their positions.
+      caches: of each layer, valid before those positions.
 
     Returns:
-      [batch, vocab], and the caches with this position added.
+      [batch, vocab], and the caches with these positions added.
     """
-    x = _embedded(context, tokens, position)
+    x = _embedded(context, tokens, places)
     new_caches = []
     for layer, cache in zip(layers(context.model), caches, strict=True):
         output = _block(
             context,
             x,
             layer,
-            lambda h, layer, cache=cache: one_position_attention(context, h, layer, cache, position),
+            lambda h, layer, cache=cache: one_position_attention(context, h, layer, cache, places),
             lambda h, layer, cache=cache: mixture_of_experts(
-                context, h, layer.scope, layer.place, cache["claims"], position
+                context, h, layer.scope, layer.place, claims_of_tokens(cache["claims"], places)
             ),
         )
         x = output.x

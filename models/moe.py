@@ -11,7 +11,7 @@ from models import variables
 from models.activations import activated
 from models.context import Context
 from models.kernels.routing import RoutingRule
-from models.ops.routing import Routing, chosen_logits, first_choices, from_experts, route, to_experts
+from models.ops.routing import Claims, Routing, chosen_logits, first_choices, from_experts, route, to_experts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,13 +148,28 @@ def _moved_through_experts(
     return from_experts(y * mtf.reshape(gates, y.shape.dims[:-1]), routes)
 
 
+def blank_claims(context: Context) -> mtf.Tensor:
+    """Those made before any token: int32 [batch, all_experts]."""
+    n_experts = context.model.moe_params.moe_num_experts
+    return mtf.zeros(context.mesh, [context.dims.batch, mtf.Dimension("all_experts", n_experts)], tf.int32)
+
+
+def claims_of_sequences(context: Context, lengths: mtf.Tensor) -> Claims:
+    """What sequences find that begin at position 0, of which each row's first `lengths` tokens are there."""
+    return Claims(blank_claims(context), mtf.zeros_like(lengths), lengths)
+
+
+def claims_of_tokens(made: mtf.Tensor, positions: mtf.Tensor) -> Claims:
+    """What one token of each row finds, at its position."""
+    return Claims(made, positions, mtf.ones_like(positions))
+
+
 def mixture_of_experts(
     context: Context,
     x: mtf.Tensor,
     scope: str,
     place: str,
-    claims: mtf.Tensor | None = None,
-    position: mtf.Tensor | None = None,
+    claims: Claims | None = None,
 ) -> MoeOutput:
     """A feed-forward layer of many experts, of which each token uses the one or two that a router chooses.
 
@@ -170,22 +185,22 @@ def mixture_of_experts(
       scope: of the variables `{scope}/top_2_gating/kernel` [embd, all_experts], `{scope}/wi/kernel` [experts, embd,
         expert_hidden] and `{scope}/wo/kernel` [experts, expert_hidden, embd].
       place: of the random numbers; no two places of a model are the same.
-      claims: with one token: those of the token before it.
-      position: with one token: its position, an int32 scalar.
+      claims: with one token: what those before it made; with sequences that fill a row up: how long they are; None:
+        the sequences are as long as they look.
 
     Source: Shazeer et al. 2017, Outrageously Large Neural Networks; Lepikhin et al. 2020, GShard, section 2.2, for
     two experts, capacity and the random second one; Fedus et al. 2021, Switch Transformers, for one.
     """
     dims = _Dims.of(context.model, x.shape)
-    if claims is None or position is None:
-        assert claims is position is None and x.shape.ndims == 3, "claims and position belong to single tokens"
-        claims = mtf.zeros(context.mesh, [dims.batch, dims.all_experts], tf.int32)
-        position = mtf.constant(context.mesh, 0, dtype=tf.int32)
+    if claims is None:
+        assert x.shape.ndims == 3, "single tokens come with claims"
+        lengths = mtf.constant(context.mesh, dims.tokens.size, [dims.batch], tf.int32)
+        claims = claims_of_sequences(context, lengths)
     tokens = mtf.reshape(x, [dims.batch, dims.tokens, dims.embd])
     logits = _router_logits(context, tokens, dims, scope)
     log_z = mtf.reduce_logsumexp(logits, dims.all_experts)
     rule = routing_rule(context.model, context.is_training)
-    routing = route(logits, claims, position, rule, context.noise_of(f"{place}/second"))
+    routing = route(logits, claims, rule, context.noise_of(f"{place}/second"))
     gates = _gates(logits, log_z, routing.experts)
     y = mtf.reshape(_moved_through_experts(context, tokens, gates, routing, scope, place), x.shape)
     load = first_choices(routing.experts, dims.all_experts)

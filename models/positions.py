@@ -21,10 +21,10 @@ def embedded(context: Context, positions: mtf.Tensor) -> mtf.Tensor | None:
     """The learned embeddings of positions, or None where queries and keys are rotated instead.
 
     Args:
-      positions: int32 [sequence], from 0 on; or a scalar.
+      positions: int32 [sequence], from 0 on; or [batch], one of each row.
 
     Returns:
-      [sequence, embd], or [embd] for a scalar, from the variable `wpe` [embed_sequence, embd] or from `axial_wpe_1` and
+      [sequence, embd] or [batch, embd], from the variable `wpe` [embed_sequence, embd] or from `axial_wpe_1` and
       `axial_wpe_2`.
     """
     if context.model.rotary_emb:
@@ -32,7 +32,8 @@ def embedded(context: Context, positions: mtf.Tensor) -> mtf.Tensor | None:
     if context.model.axial_pos_emb is not None:
         return _axial(context, positions)
     table = context.variable("wpe", [context.dims.embed_sequence, context.dims.embd], variables.normal(POSITION_STD))
-    return embedding_lookup(table, positions) if positions.shape.ndims == 0 else _first_rows(context, table)
+    is_sequence = positions.shape == mtf.Shape([context.dims.sequence])
+    return _first_rows(context, table) if is_sequence else embedding_lookup(table, positions)
 
 
 def _first_rows(context: Context, table: mtf.Tensor) -> mtf.Tensor:
@@ -66,8 +67,8 @@ def rotated(context: Context, x: mtf.Tensor, positions: mtf.Tensor) -> mtf.Tenso
     """Queries or keys turned by their positions; x itself without `rotary_emb`.
 
     Args:
-      x: [batch, sequence, heads, features_per_head], or [batch, heads, features_per_head] at one position.
-      positions: int32 [sequence], or a scalar.
+      x: [batch, sequence, heads, features_per_head], or [batch, heads, features_per_head] at one position of each row.
+      positions: int32 [sequence], or [batch].
 
     Source: Su et al. 2021, RoFormer, section 3.2.2, with features i and i + features_per_head / 2 as a pair, as in
     GPT-Neo.

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 
 from configs.errors import ConfigError
-from runtime import buckets
+from storage import buckets
 
 DATASET_CONFIGS = "dataset_configs"
 

@@ -16,6 +16,8 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+import numpy as np
+
 from configs.errors import CheckpointError
 from meshtf import tf
 from runtime.files import OwnFile, flush_to_disk, write_text
@@ -311,6 +313,22 @@ def restore(path: str, store: VariableStore, train_batch_size: int) -> TrainingP
         raise CheckpointError(
             f"{path} -- cannot be read: {_first_line(error)} -- remove this checkpoint's files to go on from the one "
             "before it, or give another model_path"
+        ) from error
+
+
+def read_variables(path: str, names: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields variables of a checkpoint, each whole.
+
+    Raises:
+      CheckpointError: a file cannot be read.
+    """
+    try:
+        reader = tf.train.load_checkpoint(path)
+        for name in names:
+            yield name, reader.get_tensor(name)
+    except (tf.errors.OpError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} -- cannot be read: {_first_line(error)} -- see whether the disk or the network fails"
         ) from error
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from configs.errors import UserError
 from meshtf import tf
-from runtime import buckets
+from storage import buckets
 
 # Every append costs some requests.
 SECONDS_BETWEEN_APPENDS = 20.0

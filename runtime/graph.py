@@ -10,11 +10,12 @@ import numpy as np
 from configs.errors import ConfigError
 from configs.schema import ModelConfig, RunConfig
 from meshtf import mtf, tf
-from models import decode, gpt2, losses
+from models import gpt2, losses
 from models.context import Context
 from models.dims import Dims
 from models.ops.dropout import Noise
 from runtime import microbatches
+from runtime.diagnosis import watched_forward, watched_gradients
 from runtime.mesh import DeviceMesh, Placement
 from runtime.optimizers import build_update, gradient_norms
 
@@ -40,25 +41,28 @@ class LoweredStep:
         return len(graph.node) + sum(len(function.node_def) for function in graph.library.function)
 
 
-def _lower(
+def lower(
     graph: mtf.Graph, mesh: mtf.Mesh, mesh_impl: DeviceMesh, outputs: dict[str, mtf.Tensor]
 ) -> dict[str, tf.Tensor]:
+    """The outputs as whole TensorFlow tensors, by the graph laid out on the mesh."""
     lowering = mtf.Lowering(graph, {mesh: mesh_impl}, autostack=False)
     return {name: lowering.export_to_tf_tensor(tensor) for name, tensor in outputs.items()}
 
 
-def _new_mesh() -> tuple[mtf.Graph, mtf.Mesh]:
+def new_mesh() -> tuple[mtf.Graph, mtf.Mesh]:
+    """An empty graph, and the mesh that its tensors will lie on."""
     graph = mtf.Graph()
     return graph, mtf.Mesh(graph, "mesh")
 
 
-def _compile(
+def compile_step(
     function: Callable[..., dict[str, tf.Tensor]], *signature: tf.TensorSpec, by_xla: bool = False
 ) -> LoweredStep:
+    """The function, traced for inputs of that signature; by XLA as a whole where one device runs it."""
     return LoweredStep(tf.function(function, autograph=False, jit_compile=by_xla).get_concrete_function(*signature))
 
 
-def _ids(*shape: int) -> tf.TensorSpec:
+def id_spec(*shape: int) -> tf.TensorSpec:
     return tf.TensorSpec(shape, tf.int32)
 
 
@@ -101,6 +105,28 @@ def _scalars(outputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     return {name: value for name, value in outputs.items() if name not in vectors} | parts
 
 
+def _training_shape(config: RunConfig) -> mtf.Shape:
+    sizes = {"batch": config.training.train_batch_size, "sequence": config.model.n_ctx}
+    return mtf.Shape([mtf.Dimension(name, size) for name, size in sizes.items()])
+
+
+def _import_batch(mesh: mtf.Mesh, mesh_impl: DeviceMesh, shape: mtf.Shape, *own: tf.Tensor) -> dict[str, mtf.Tensor]:
+    """A batch of training, of which this process was given its own rows of tokens, labels and weights."""
+    features = {
+        name: mtf.import_laid_out_tensor(mesh, mesh_impl.lay_out_rows(own_rows, shape), shape, name=name)
+        for name, own_rows in zip(("tokens", "labels", "weights"), own, strict=True)
+    }
+    features["weights"] = losses.as_shares(features["weights"])
+    features["rows"] = mtf.mtf_range(mesh, shape.dims[0], tf.int32)
+    return features
+
+
+def _batch_signature(config: RunConfig, placement: Placement) -> list[tf.TensorSpec]:
+    """Of the tokens, labels and weights that a process is given."""
+    shape = (len(placement.own_rows(config.training.train_batch_size)), config.model.n_ctx)
+    return [id_spec(*shape), id_spec(*shape), tf.TensorSpec(shape, tf.float32)]
+
+
 def build_train_step(config: RunConfig, placement: Placement) -> LoweredStep:
     """One step of training.
 
@@ -108,14 +134,12 @@ def build_train_step(config: RunConfig, placement: Placement) -> LoweredStep:
       A step from (tokens int32 [batch, sequence], labels int32 [batch, sequence], weights float32 [batch, sequence],
       learning_rate float32, update_number int32, noise_key int32) to `loss` (in nats, the mean by the weights, before
       the update), `grad_norm` (before clipping), of each mixture-of-experts layer `moe/{place}/dropped` and
-      `moe/{place}/load/{expert}`, and with `log_grads` `grads/norm/{variable}`; it updates the variables. It is given
-      the rows of the batch that are this process's own.
+      `moe/{place}/load/{expert}`, and with `log_grads` `grads/norm/{variable}`; it updates the variables, unless
+      `grad_norm` is not finite. It is given the rows of the batch that are this process's own.
     """
-    batch_size, length = config.training.train_batch_size, config.model.n_ctx
-    _check_batch_splits(batch_size, placement.axis_size("batch"))
-    mesh_impl = placement.implementation(batch_size)
+    _check_batch_splits(config.training.train_batch_size, placement.axis_size("batch"))
+    mesh_impl = placement.implementation(config.training.train_batch_size)
     n_parts = microbatches.n_microbatches(config, placement.axis_size("batch"))
-    shape = mtf.Shape([mtf.Dimension("batch", batch_size), mtf.Dimension("sequence", length)])
 
     def step(
         tokens: tf.Tensor,
@@ -125,14 +149,8 @@ def build_train_step(config: RunConfig, placement: Placement) -> LoweredStep:
         update_number: tf.Tensor,
         noise_key: tf.Tensor,
     ) -> dict[str, tf.Tensor]:
-        graph, mesh = _new_mesh()
-        examples = {"tokens": tokens, "labels": labels, "weights": weights}
-        features = {
-            name: mtf.import_laid_out_tensor(mesh, mesh_impl.lay_out_rows(own_rows, shape), shape, name=name)
-            for name, own_rows in examples.items()
-        }
-        features["weights"] = losses.as_shares(features["weights"])
-        features["rows"] = mtf.mtf_range(mesh, shape.dims[0], tf.int32)
+        graph, mesh = new_mesh()
+        features = _import_batch(mesh, mesh_impl, _training_shape(config), tokens, labels, weights)
         key = mtf.import_tf_tensor(mesh, noise_key)
         gradients, outputs = microbatches.gradients(
             features, lambda part: _training_outputs(config.model, part, key, n_parts), n_parts
@@ -143,11 +161,37 @@ def build_train_step(config: RunConfig, placement: Placement) -> LoweredStep:
         norms = gradient_norms(trainable, gradients) if config.training.log_grads else {}
         del outputs["loss"]
         reported = {"loss": outputs.pop("token_loss"), "grad_norm": norm, **outputs, **norms}
-        return _scalars(_lower(graph, mesh, mesh_impl, reported))
+        return _scalars(lower(graph, mesh, mesh_impl, reported))
 
-    own_shape = (len(placement.own_rows(batch_size)), length)
-    ids, weights = _ids(*own_shape), tf.TensorSpec(own_shape, tf.float32)
-    return _compile(step, ids, ids, weights, tf.TensorSpec((), tf.float32), _ids(), _ids())
+    return compile_step(step, *_batch_signature(config, placement), tf.TensorSpec((), tf.float32), id_spec(), id_spec())
+
+
+def build_diagnosis(config: RunConfig, placement: Placement) -> LoweredStep:
+    """The passes of a step of training without its update, each tensor watched.
+
+    Returns:
+      A step from (tokens, labels, weights, noise_key) of `build_train_step` to how many numbers are not finite, by the
+      names of `watched_forward` and `watched_gradients`.
+    """
+    mesh_impl = placement.implementation(config.training.train_batch_size)
+    n_parts = microbatches.n_microbatches(config, placement.axis_size("batch"))
+
+    def step(tokens: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor, noise_key: tf.Tensor) -> dict[str, tf.Tensor]:
+        graph, mesh = new_mesh()
+        features = _import_batch(mesh, mesh_impl, _training_shape(config), tokens, labels, weights)
+        key = mtf.import_tf_tensor(mesh, noise_key)
+
+        def watched_outputs(part: dict[str, mtf.Tensor]) -> dict[str, mtf.Tensor]:
+            n_before = len(graph.operations)
+            outputs = _training_outputs(config.model, part, key, n_parts)
+            return {"loss": outputs["loss"], **watched_forward(graph.operations[n_before:])}
+
+        gradients, counts = microbatches.gradients(features, watched_outputs, n_parts)
+        del counts["loss"]
+        counts |= watched_gradients(graph.trainable_variables, gradients)
+        return lower(graph, mesh, mesh_impl, counts)
+
+    return compile_step(step, *_batch_signature(config, placement), id_spec())
 
 
 def build_eval_step(config: RunConfig, placement: Placement) -> LoweredStep:
@@ -161,35 +205,11 @@ def build_eval_step(config: RunConfig, placement: Placement) -> LoweredStep:
     mesh_impl = placement.implementation(batch_size)
 
     def step(tokens: tf.Tensor, labels: tf.Tensor) -> dict[str, tf.Tensor]:
-        graph, mesh = _new_mesh()
+        graph, mesh = new_mesh()
         dims = Dims.of(config.model, batch_size, length)
         shape = mtf.Shape([dims.batch, dims.sequence])
         logits = gpt2.logits(Context(mesh, config.model, dims), mtf.import_tf_tensor(mesh, tokens, shape))
         token_losses = losses.token_losses(config.model, logits, mtf.import_tf_tensor(mesh, labels, shape))
-        return _lower(graph, mesh, mesh_impl, {"token_loss": token_losses.loss})
+        return lower(graph, mesh, mesh_impl, {"token_loss": token_losses.loss})
 
-    return _compile(step, _ids(batch_size, length), _ids(batch_size, length))
-
-
-def build_generation(
-    config: RunConfig, placement: Placement, prompt_length: int, request: decode.Request
-) -> LoweredStep:
-    """A continuation of one prompt, by `predict_batch_size` rows at once.
-
-    Returns:
-      A step from (prompt int32 [sequence], noise_key int32) to `written`, int32 [batch, new_tokens].
-    """
-    batch_size = config.prediction.predict_batch_size
-    # A cache grows to any length, which the mesh need not divide.
-    mesh_impl = placement.without("sequence", "memory_length").implementation(batch_size)
-    batch_dim, prompt_dim = mtf.Dimension("batch", batch_size), mtf.Dimension("sequence", prompt_length)
-
-    def step(prompt: tf.Tensor, noise_key: tf.Tensor) -> dict[str, tf.Tensor]:
-        graph, mesh = _new_mesh()
-        noise = Noise(mtf.import_tf_tensor(mesh, noise_key), mtf.mtf_range(mesh, batch_dim, tf.int32))
-        repeated = tf.repeat(prompt[None], batch_size, axis=0)
-        prompts = mtf.import_tf_tensor(mesh, repeated, mtf.Shape([batch_dim, prompt_dim]))
-        return _lower(graph, mesh, mesh_impl, {"written": decode.generate(config.model, prompts, noise, request)})
-
-    # XLA compiles for one device: with it the loop has no overhead for each small operation.
-    return _compile(step, _ids(prompt_length), _ids(), by_xla=placement.shape.size == 1)
+    return compile_step(step, id_spec(batch_size, length), id_spec(batch_size, length))

@@ -36,6 +36,14 @@ class DivergedError(UserError):
     """The loss is no longer a number."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+    """Of a step that failed: where its batch lies in the data, and why it failed; both may be empty."""
+
+    where: str = ""
+    why: str = ""
+
+
 # What a process says instead of a signal's number when it has no more data.
 NO_DATA = 128
 
@@ -50,6 +58,9 @@ class Observers:
       after_save: what is done at a checkpoint in the middle of training, as evaluation and samples.
       progress: what a person sees.
       tell_problem: takes a line on a record that was left out.
+      explain_divergence: says, of the batch that a step from a position has failed on, where it lies and where what is
+        not finite arises; the variables are as before that step.
+      full_speed: tokens a second of a machine that did nothing but the model's operations; None: not known.
       greatest: of the numbers that all processes of the run call it with, so that all end at the same step.
     """
 
@@ -58,6 +69,8 @@ class Observers:
     after_save: Callable[[TrainingPosition], object]
     progress: Progress
     tell_problem: Callable[[str], None]
+    explain_divergence: Callable[[TrainingPosition, TrainingBatch], Explanation]
+    full_speed: float | None
     greatest: Callable[[int], int] = lambda number: number
 
 
@@ -89,7 +102,7 @@ def train(
     """
     keeper = _Keeper(observers.save, position)
     supply = _Supply(batches)
-    speed = _Speed()
+    speed = _Speed(observers.full_speed)
     with StopRequest() as stop, keeper:
         while position.step < training.train_steps:
             wanted = length_of_turn(turns, position.step, training.train_steps, steps_per_checkpoint)
@@ -103,14 +116,14 @@ def train(
             n_tokens = (turn[-1].next_example - position.examples) * turn[-1].tokens_BS.shape[1]
             pace = speed.after(n_tokens)
             for batch, taken in zip(turn, steps, strict=True):
-                _check_finite(position, batch, taken.outputs)
+                _check_finite(taken.outputs, position, batch, observers, keeper.saved)
                 position = TrainingPosition(position.step + 1, batch.next_example, batch.taken)
                 _tell(observers, training, position, batch, taken, pace)
             keeper.reached = position
             if position.step % steps_per_checkpoint == 0 and position.step < training.train_steps:
                 keeper.save()
                 observers.after_save(position)
-                speed = _Speed()
+                speed = _Speed(observers.full_speed)
     return position, None
 
 
@@ -125,10 +138,11 @@ def _tell(
     """Tells of one step."""
     for problem in batch.left_out:
         observers.tell_problem(f"left out: {problem}")
-    observers.progress.update(position.step, float(taken.outputs["loss"]), pace.tokens_per_second)
+    observers.progress.update(position.step, float(taken.outputs["loss"]), pace.tokens_per_second, pace.mfu)
     if position.step % training.iterations == 0 or position.step == training.train_steps:
         values = {name: float(value) for name, value in taken.outputs.items()}
-        observers.write_metrics(position.step, {**values, "lr": taken.rate, **dataclasses.asdict(pace)})
+        data = {"data/skipped_share": batch.skipped.share}
+        observers.write_metrics(position.step, {**values, "lr": taken.rate, **pace.metrics(), **data})
 
 
 class _Supply:
@@ -154,22 +168,26 @@ class _Supply:
 
 
 class _Keeper:
-    """Saves what was reached when training ends, also when the data end it, but not twice and not a diverged model."""
+    """Saves what was reached when training ends, also when the data end it, but not twice and not a diverged model.
+
+    Attributes:
+      reached: how far training is.
+      saved: how far what was saved is.
+    """
 
     def __init__(self, save: Callable[[TrainingPosition], object], saved: TrainingPosition) -> None:
         self._save = save
-        self._saved = saved
-        self.reached = saved
+        self.reached = self.saved = saved
 
     def save(self) -> None:
         self._save(self.reached)
-        self._saved = self.reached
+        self.saved = self.reached
 
     def __enter__(self) -> _Keeper:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if self.reached != self._saved and (error is None or isinstance(error, DataError)):
+        if self.reached != self.saved and (error is None or isinstance(error, DataError)):
             self.save()
 
 
@@ -180,19 +198,27 @@ class Pace:
     Attributes:
       tokens_per_second: of all processes together.
       data_wait: share of the time in which this process waits for its data.
+      mfu: model flops utilisation, the share of the devices' peak that the model's own operations take; None: the peak
+        is not known.
     """
 
     tokens_per_second: float
     data_wait: float
+    mfu: float | None
+
+    def metrics(self) -> dict[str, float]:
+        """By name; without what is not known."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
 
 class _Speed:
     """Measures the pace."""
 
-    def __init__(self) -> None:
+    def __init__(self, full_speed: float | None) -> None:
+        self._full_speed = full_speed
         self._last_seconds = time.perf_counter()
         self._waited_seconds = 0.0
-        self._mean: Pace | None = None
+        self._mean: tuple[float, float] | None = None
 
     def waiting_for(self, supply: Callable[[], list[TrainingBatch]]) -> list[TrainingBatch]:
         """What the supply gives."""
@@ -204,23 +230,36 @@ class _Speed:
     def after(self, n_tokens: int) -> Pace:
         now_seconds = time.perf_counter()
         took_seconds = now_seconds - self._last_seconds
-        latest = Pace(n_tokens / took_seconds, self._waited_seconds / took_seconds)
+        latest = n_tokens / took_seconds, self._waited_seconds / took_seconds
         self._last_seconds, self._waited_seconds = now_seconds, 0.0
         before = self._mean or latest
-        self._mean = Pace(
-            0.9 * before.tokens_per_second + 0.1 * latest.tokens_per_second,
-            0.9 * before.data_wait + 0.1 * latest.data_wait,
-        )
-        return self._mean
+        self._mean = 0.9 * before[0] + 0.1 * latest[0], 0.9 * before[1] + 0.1 * latest[1]
+        tokens_per_second, data_wait = self._mean
+        return Pace(tokens_per_second, data_wait, self._full_speed and tokens_per_second / self._full_speed)
 
 
-def _check_finite(position: TrainingPosition, batch: TrainingBatch, outputs: Mapping[str, np.ndarray]) -> None:
-    """Checks a step from that position: an update by what is not finite has spoilt the variables."""
+def _check_finite(
+    outputs: Mapping[str, np.ndarray],
+    position: TrainingPosition,
+    batch: TrainingBatch,
+    observers: Observers,
+    saved: TrainingPosition,
+) -> None:
+    """Checks a step from a position: if it was no update, none must follow, and nothing is saved any more."""
     for name in ("loss", "grad_norm"):
-        value = float(outputs[name])
-        if not math.isfinite(value):
-            raise DivergedError(
-                f"step {position.step + 1}, examples {position.examples} to {batch.next_example - 1}: {name} = {value} "
-                "-- training has diverged; checkpoints of before stay -- lower lr, lengthen warmup_steps or set "
-                "gradient_clipping, and start again"
-            )
+        if not math.isfinite(outputs[name]):
+            raise _divergence(f"{name} = {float(outputs[name])}", position, batch, observers, saved)
+
+
+def _divergence(
+    what: str, position: TrainingPosition, batch: TrainingBatch, observers: Observers, saved: TrainingPosition
+) -> DivergedError:
+    step = f"step {position.step + 1}, examples {position.examples} to {batch.next_example - 1}"
+    observers.progress.note(f"{step}: {what}; looking for the reason")
+    told = observers.explain_divergence(position, batch)
+    where, why = told.where and f" ({told.where})", told.why and f": {told.why}"
+    kept = f"the checkpoint of step {saved.step} stays the newest" if saved.step else "there is no checkpoint yet"
+    return DivergedError(
+        f"{step}{where}: {what} -- training has diverged{why}; {kept} -- lower lr, lengthen warmup_steps or set "
+        "gradient_clipping, and start again"
+    )

@@ -16,11 +16,14 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from configs.errors import DataError
 from meshtf import tf
 from runtime.files import OwnFile, is_local, open_growing, writing_to
 
 METRICS_FILE = "metrics.jsonl"
+HISTOGRAM_BINS = 60
 EVENT_FOLDERS = {"train": "", "eval": "eval"}  # GPT-Neo's places, by split
 
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
@@ -74,6 +77,21 @@ class MetricsWriter:
         with writing_to(self._event_folder(split)):
             self._write_events(split, step, values)
 
+    def write_histogram(self, step: int, name: str, values: np.ndarray) -> None:
+        """Appends how values are spread, for TensorBoard alone.
+
+        Args:
+          step: as of `write`.
+          name: under which they are shown.
+          values: of any shape; those that are not finite are left out.
+
+        Raises:
+          UserError: there is no room, or no right to write there.
+        """
+        with writing_to(self._model_path):
+            value = tf.compat.v1.Summary.Value(tag=name, histo=_histogram(values))
+            self._event_file("train").add(step=step, summary=tf.compat.v1.Summary(value=[value]))
+
     def flush(self) -> None:
         """Returns when all lines are there, also in a bucket, where they go every few seconds only.
 
@@ -97,12 +115,31 @@ class MetricsWriter:
 
     def _write_events(self, split: str, step: int, values: Mapping[str, float]) -> None:
         scalars = [tf.compat.v1.Summary.Value(tag=name, simple_value=float(value)) for name, value in values.items()]
-        if split not in self._events:  # made on first use, so that no empty event file is left
+        self._event_file(split).add(step=int(step), summary=tf.compat.v1.Summary(value=scalars))
+
+    def _event_file(self, split: str) -> _EventFile:
+        """Made on first use, so that no empty one is left."""
+        if split not in self._events:
             self._events[split] = _EventFile(self._event_folder(split), self._resume_step)
-        self._events[split].add(step=int(step), summary=tf.compat.v1.Summary(value=scalars))
+        return self._events[split]
 
     def _event_folder(self, split: str) -> str:
         return posixpath.join(self._model_path, EVENT_FOLDERS[split])
+
+
+def _histogram(values: np.ndarray) -> tf.compat.v1.HistogramProto:
+    finite = np.asarray(values, np.float64).ravel()
+    finite = finite[np.isfinite(finite)]
+    counts, edges = np.histogram(finite, HISTOGRAM_BINS)
+    return tf.compat.v1.HistogramProto(
+        min=edges[0],
+        max=edges[-1],
+        num=len(finite),
+        sum=finite.sum(),
+        sum_squares=np.square(finite).sum(),
+        bucket_limit=edges[1:],
+        bucket=counts,
+    )
 
 
 class _EventFile:

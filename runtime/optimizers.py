@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 
@@ -132,8 +133,9 @@ class AdafactorUpdate(mtf.Operation):
         direction, *moments = find_direction(mesh_impl, scale, number, gradient, *slots[:n_moments])
         squares = [self._whole_sum_of_squares(mesh_impl, slices) for slices in (value, direction)]
         step = kernels.adafactor_step(self._constants, self._variable.shape.size)
-        value, *means = mesh_impl.slicewise(step, rate, value, direction, *squares, *slots[n_moments:])
-        for variable, new in zip([self._variable, *self._slots], [value, *moments, *means], strict=True):
+        new_value, *means = mesh_impl.slicewise(step, rate, value, direction, *squares, *slots[n_moments:])
+        kept = mesh_impl.slicewise(kernels.unless_spoilt, scale, new_value, *moments, *means, value, *slots)
+        for variable, new in zip([self._variable, *self._slots], kept, strict=True):
             lowering.variables[variable].assign(new)
 
     def _plain_direction(self, mesh_impl: mtf.MeshImpl, *inputs: object) -> Sequence[object]:
@@ -177,6 +179,10 @@ def _adafactor(pairs: Sequence[Pair], training: TrainingConfig, scalars: Scalars
 _UPDATES = {"adam": _adam, "adamw": _adamw, "adafactor": _adafactor}
 
 
+def _spoilt_unless_finite(scale: tf.Tensor, norm: tf.Tensor) -> tf.Tensor:
+    return tf.where(tf.math.is_finite(norm), scale, math.nan)
+
+
 def build_update(
     trainable: Sequence[variables.SlicedVariable],
     gradients: Sequence[mtf.Tensor],
@@ -185,6 +191,8 @@ def build_update(
     update_number: mtf.Tensor,
 ) -> mtf.Tensor:
     """Adds one step of the optimiser `opt_name` to the graph, with the gradients clipped by their global norm.
+
+    Gradients whose norm is not finite change nothing: the variables stay as they were.
 
     Args:
       trainable: the variables to update.
@@ -204,6 +212,7 @@ def build_update(
         if limit is None
         else limit / mtf.maximum(norm, mtf.constant(mesh, limit, dtype=tf.float32))
     )
+    scale = mtf.cwise(_spoilt_unless_finite, [scale, norm])
     pairs = list(zip(trainable, gradients, strict=True))
     _UPDATES[training.opt_name](pairs, training, (scale, learning_rate, update_number))
     return norm

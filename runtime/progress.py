@@ -25,9 +25,12 @@ class Progress:
         shown = _Bar if stream.isatty() else _Lines
         self._shown = shown(total_steps, first_step, stream)
 
-    def update(self, step: int, loss: float, tokens_per_second: float) -> None:
-        """Shows that `step` steps are done, the last of them with this loss (nats) and speed."""
-        self._shown.update(step, f"loss {loss:.4f}  {tokens_per_second:,.0f} tokens/s")
+    def update(self, step: int, loss: float, tokens_per_second: float, mfu: float | None = None) -> None:
+        """Shows that `step` steps are done, the last of them with this loss (nats), this speed and, if it is known,
+        this share of the devices' peak.
+        """
+        share = "" if mfu is None else f"  mfu {mfu:.1%}"
+        self._shown.update(step, f"loss {loss:.4f}  {tokens_per_second:,.0f} tokens/s{share}")
 
     def note(self, text: str) -> None:
         """Writes a line of text without disturbing the bar."""

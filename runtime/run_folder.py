@@ -13,9 +13,9 @@ from configs.errors import CheckpointError, ConfigError, UserError
 from configs.load import load_config, resolved_json
 from configs.schema import RunConfig
 from meshtf import tf
-from runtime import bucket_lock, buckets
 from runtime.bucket_configs import on_disk
 from runtime.files import is_local, write_text, writing_to
+from storage import bucket_lock, buckets
 
 CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.json"
@@ -156,17 +156,16 @@ def locked(model_path: str) -> Iterator[None]:
       UserError: another process has it.
     """
     path = posixpath.join(model_path, LOCK_FILE)
+    taken = f"model_path = {model_path} -- another process trains here", "wait for it, or give another model_path"
     if not is_local(model_path):
-        with bucket_lock.held(path, model_path):
+        with bucket_lock.held(path, *taken):
             yield
         return
     with _open_lock(path) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise UserError(
-                f"model_path = {model_path} -- another process trains here -- wait for it, or give another model_path"
-            ) from error
+            raise UserError(" -- ".join(taken)) from error
         yield
 
 

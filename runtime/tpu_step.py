@@ -9,8 +9,7 @@ import numpy as np
 
 from configs.schema import RunConfig
 from meshtf import mtf, tf
-from models.decode import Request
-from runtime import graph
+from runtime import generation, graph
 from runtime.tpu_mesh import ReplicaPlacement, TpuPlacement
 
 # Of a turn; they wait on the host that reads them, and on the cores, at 12 bytes a token.
@@ -188,24 +187,27 @@ class TpuStep(graph.LoweredStep):
             return super().__call__(*arrays)
 
 
-def _build(placement: TpuPlacement, build: Callable[[ReplicaPlacement], graph.LoweredStep], *shapes: tuple) -> TpuStep:
-    """A step whose inputs, int32 of these shapes, every core gets whole."""
+def _build(
+    placement: TpuPlacement, build: Callable[[ReplicaPlacement], graph.LoweredStep], signature: Sequence[tf.TensorSpec]
+) -> TpuStep:
+    """A step whose inputs every core gets whole."""
 
     def run(*inputs: tf.Tensor) -> dict[str, tf.Tensor]:
         return _replicate(placement, lambda replica, *own: build(replica).function(*own), lambda processor: inputs)
 
-    signature = [tf.TensorSpec(shape, tf.int32) for shape in shapes]
     return TpuStep(tf.function(run, autograph=False).get_concrete_function(*signature), placement.first_host)
 
 
 def build_eval_step(config: RunConfig, placement: TpuPlacement) -> TpuStep:
     """See `graph.build_eval_step`."""
-    shape = (config.evaluation.eval_batch_size, config.model.n_ctx)
-    return _build(placement, lambda replica: graph.build_eval_step(config, replica), shape, shape)
+    ids = graph.id_spec(config.evaluation.eval_batch_size, config.model.n_ctx)
+    return _build(placement, lambda replica: graph.build_eval_step(config, replica), [ids, ids])
 
 
-def build_generation(config: RunConfig, placement: TpuPlacement, prompt_length: int, request: Request) -> TpuStep:
-    """See `graph.build_generation`."""
+def build_whole_texts(config: RunConfig, placement: TpuPlacement, n_rows: int, length: int) -> TpuStep:
+    """See `generation.build_whole_texts`."""
     return _build(
-        placement, lambda replica: graph.build_generation(config, replica, prompt_length, request), (prompt_length,), ()
+        placement,
+        lambda replica: generation.build_whole_texts(config, replica, n_rows, length),
+        generation.prompt_signature(n_rows, length),
     )

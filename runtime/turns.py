@@ -15,8 +15,17 @@ from runtime.schedules import learning_rate
 Step = Callable[..., Mapping[str, np.ndarray]]
 
 
+class Skipped(Protocol):
+    """What has been left out of the data so far; `share` is that of the records for an example."""
+
+    @property
+    def share(self) -> float: ...
+
+
 class TrainingBatch(Protocol):
-    """Examples, and what was read with them: the number of the example that follows, and how many of each dataset."""
+    """Examples, and what was read with them: the number of the example that follows, how many of each dataset, and what
+    was left out.
+    """
 
     tokens_BS: np.ndarray
     labels_BS: np.ndarray
@@ -24,6 +33,7 @@ class TrainingBatch(Protocol):
     next_example: int
     taken: Mapping[str, int] | None
     left_out: Sequence[str]
+    skipped: Skipped
 
 
 def noise_key(seed: int, step: int) -> np.int32:

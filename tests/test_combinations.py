@@ -13,10 +13,10 @@ import pytest
 
 from configs.layout import find_layout_issues, parse_layout, parse_mesh_shape
 from configs.schema import ACTIVATIONS, MoeParams, PredictionConfig, RunConfig
-from models.decode import Request
 from models.kernels.sampling import SamplingRule
 from runtime.checkpoints import CheckpointWriter, restore
-from runtime.graph import LoweredStep, build_generation, build_train_step
+from runtime.engine import Job, build_engine
+from runtime.graph import LoweredStep, build_train_step
 from runtime.loop import TrainingPosition
 from runtime.mesh import Placement, place
 from tests import tiny
@@ -119,8 +119,10 @@ class Run:
         return self.step(tokens, labels, weights / weights.sum(), rate, np.int32(number), key)
 
     def write(self) -> np.ndarray:
-        request = Request(SamplingRule(0.0, 0, 1.0), n_new_tokens=6, eos_id=tiny.MODEL.n_vocab)
-        return build_generation(self.config, self.placement, len(PROMPT), request)(PROMPT, np.int32(0))["written"]
+        engine = build_engine(self.config, self.placement, 2)
+        engine.admit({row: Job(tuple(PROMPT.tolist()), SamplingRule(temperature=0.0), 0, 6) for row in range(2)})
+        written = engine.advance(6)
+        return np.array([written[row].tokens for row in range(2)])
 
 
 def assert_same_step(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from natsort import natsorted
@@ -34,7 +33,6 @@ from configs.schema import (
 from data.draws import draws
 from data.mixture import DRAWS_AT_ONCE, choose_datasets, count_choices
 from data.tfrecords import write_examples
-from data.tokenizer import Tokenizer
 
 N_CTX = 4
 LENGTH = N_CTX + 1
@@ -56,7 +54,7 @@ def run_config(uses=None, input_fn="sequential_input", shuffle=False, batch_size
     )
 
 
-def use_of(name: str, stitch=None, datatype="chunks", weight=1.0) -> DatasetUse:
+def use_of(name: str, stitch=None, datatype="chunks", weight=None) -> DatasetUse:
     return DatasetUse(DatasetConfig(id=name, n_vocab=1000, cache_dir="unused"), stitch, datatype, weight)
 
 
@@ -450,43 +448,6 @@ def test_masked_evaluation_counts_chosen_positions_and_no_row_that_fills_up(fold
     assert not any(part[17:].any() for part in (last.tokens_BS, last.labels_BS, last.weights_BS))
 
 
-# Prompts.
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    """One id for each byte; those of printable ASCII are the bytes themselves, less 33."""
-    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    backend = tokenizers.Tokenizer(tokenizers.models.BPE({letter: k for k, letter in enumerate(alphabet)}, []))
-    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    return Tokenizer(backend)
-
-
-@pytest.mark.parametrize(
-    ("text", "n_new_tokens", "expected"),
-    [
-        ("abc", 4, "abc"),
-        ("abcdefgh", 3, "defgh"),
-        ("abcdefgh", 8, "h"),
-        ("abcdefgh", 100, "h"),
-    ],
-)
-def test_a_prompt_leaves_room_for_the_new_tokens(tokenizer, text, n_new_tokens, expected):
-    ids = inputs.prompt_tokens(text, tokenizer, 8, n_new_tokens, EOS_ID)
-    assert ids.tolist() == [ord(letter) - 33 for letter in expected]
-    assert ids.dtype == np.int32
-
-
-def test_an_empty_prompt_is_the_end_of_a_text(tokenizer):
-    assert inputs.prompt_tokens("", tokenizer, 8, 4, EOS_ID).tolist() == [EOS_ID]
-
-
-def test_of_a_huge_prompt_the_end_is_what_it_is_in_the_whole(tokenizer):
-    text = "one two\n" * 4000 + "last words"
-    ids = inputs.prompt_tokens(text, tokenizer, 32, 4, EOS_ID)
-    assert ids.tolist() == tokenizer.encode(text)[-28:]
-
-
 # Where each dataset stands.
 
 
@@ -516,6 +477,29 @@ def test_a_dataset_that_joins_begins_at_its_beginning(folder):
     rows = first_ids(batches, 10)
     assert [row for row in rows if row >= 100][:3] == CHUNKS_B[:3]
     assert [row for row in rows if row < 100][:3] == CHUNKS_A[30:33]
+
+
+def test_the_default_mode_keeps_the_weights_over_the_run(folder):
+    uses = [use_of("a", weight=3.0), use_of("b", 25, "documents_random", 1.0)]  # the last one's stitch is not used
+    config = run_config(uses, "sequential_input", batch_size=1000)
+    patterns = [f"{folder}/a/*.tfrecords", f"{folder}/b/*.tfrecords"]
+    batches = list(itertools.islice(inputs.training_batches(config, patterns), 100))
+    rows = first_ids(batches)
+    for chunks, share in ((CHUNKS_A, 0.75), (CHUNKS_B, 0.25)):
+        own = [row for row in rows if row in set(chunks)]
+        assert own == [chunks[number % len(chunks)] for number in range(len(own))]
+        assert len(own) / 10**5 == pytest.approx(share, rel=0.01)
+    assert batches[-1].taken == {"a": sum(row < 100 for row in rows), "b": sum(row >= 100 for row in rows)}
+    halves = [sum(row < 100 for row in half) / len(half) for half in (rows[: len(rows) // 2], rows[len(rows) // 2 :])]
+    assert halves == pytest.approx([0.75, 0.75], rel=0.01)
+
+
+def test_without_weights_the_default_mode_reads_all_datasets_as_one(folder):
+    patterns = [f"{folder}/b/*.tfrecords", f"{folder}/a/*.tfrecords"]
+    config = run_config([use_of("b"), use_of("a")], batch_size=len(CHUNKS_A) + len(CHUNKS_B))
+    (batch,) = itertools.islice(inputs.training_batches(config, patterns), 1)
+    assert first_ids([batch]) == [*CHUNKS_A, *CHUNKS_B]
+    assert batch.taken == {"all": len(CHUNKS_A) + len(CHUNKS_B)}
 
 
 def test_shares_of_a_mixture_are_within_one_hundredth_of_the_weights():
@@ -563,6 +547,8 @@ def test_a_bad_record_stops_training_unless_it_may_be_skipped(tmp_path):
     (problem,) = second.left_out
     assert problem.startswith(f"{tmp_path}/a_8.tfrecords: record 5 holds the id 5000, outside [0, 1000)")
     assert second.next_example == 8
+    assert (first.skipped, second.skipped) == (inputs.SkippedRecords(4, 0), inputs.SkippedRecords(8, 1))
+    assert (first.skipped + second.skipped).share == 1 / 12
 
 
 def test_no_more_than_a_share_is_left_out(tmp_path):

@@ -117,6 +117,7 @@ def test_training_shows_a_few_lines_and_nothing_of_tensorflow(project: Project) 
     assert training.returncode == 0, training.stderr
     patterns = [
         r"mesh: one device \(nothing split\) on [CG]PU:0",
+        r"peak of the devices: [\d.]+ TFLOP/s",
         r"words: preparing 12 files of raw text in datasets/words/n_ctx_16-[0-9a-f]{16}",
         r"words: trained a byte-level BPE tokenizer of 300 ids",
         r"words: train: \d+ documents, [\d,]+ bytes, [\d,]+ tokens, \d+ examples",
@@ -142,7 +143,8 @@ def test_training_leaves_what_it_promises(project: Project) -> None:
     lines = read_metrics(str(project.run))
     assert [line["step"] for line in lines] == list(range(1, N_STEPS + 1))
     assert {tuple(line) for line in lines} == {
-        ("step", "split", "time", "loss", "grad_norm", "lr", "tokens_per_second", "data_wait", "host_memory_gib")
+        ("step", "split", "time", "loss", "grad_norm", "lr")
+        + ("tokens_per_second", "data_wait", "mfu", "data/skipped_share", "host_memory_gib")
     }
     assert lines[0]["loss"] == pytest.approx(math.log(300), abs=0.1)
     assert lines[-1]["loss"] < lines[0]["loss"] - 2.5
@@ -243,25 +245,6 @@ def test_prediction_writes_the_same_text_for_the_same_seed(here: Project, capsys
     assert call(capsys, *arguments, "--seed", "3").status == 0
     assert (here.run / "predictions_exp_300.txt").read_text() == written
     (here.run / "predictions_exp_300.txt").unlink()
-
-
-def test_prediction_without_temperature_and_of_few_tokens(here: Project, capsys: pytest.CaptureFixture[str]) -> None:
-    said = call(capsys, "--predict", "--temperature", "0", "--max_new_tokens", "2", "--n_samples", "2")
-    assert said.status == 0
-    first, second = re.findall(r"\n\nIn the beginning(.*?)\n\n={80}\n", said.out, re.DOTALL)
-    assert first == second != ""
-    assert len(load_tokenizer("runs/tiny/tokenizer.json").encode(first)) <= 2
-    (here.run / "predictions_nosacred_300.txt").unlink()
-
-
-def test_entmax_draws_from_fewer_tokens(here: Project, capsys: pytest.CaptureFixture[str]) -> None:
-    texts = []
-    for flags in ([], ["--entmax_sampling"], ["--entmax_sampling"]):
-        said = call(capsys, "--predict", "--temperature", "1", "--seed", "5", "--n_samples", "2", *flags)
-        assert said.status == 0
-        texts.append(re.findall(r"\n\nIn the beginning(.*?)\n\n={80}\n", said.out, re.DOTALL))
-    assert texts[0] != texts[1] == texts[2]
-    (here.run / "predictions_nosacred_300.txt").unlink()
 
 
 # Weights that go out and come in.
@@ -393,8 +376,9 @@ def test_a_run_that_diverges_keeps_its_last_checkpoint(
     said = call(capsys, "--set", f"model_path={copied_run}", "--set", "lr=1e30", "--set", "train_steps=400")
     assert said.status == 2
     assert re.fullmatch(
-        r"step 30\d, examples 12\d\d to 12\d\d: (loss|grad_norm) = (nan|inf) -- training has diverged; checkpoints "
-        r"of before stay -- lower lr, lengthen warmup_steps or set gradient_clipping, and start again",
+        r"step 30\d, examples 12\d\d to 12\d\d \(datasets/words/\S+: records \d+ to \d+\): (loss|grad_norm) = "
+        r"(nan|inf) -- training has diverged: the first tensor that is not finite is .+; the checkpoint of step 300 "
+        r"stays the newest -- lower lr, lengthen warmup_steps or set gradient_clipping, and start again",
         said.err.splitlines()[-1],
     )
     assert max(int(path.stem.split("-")[1]) for path in Path(copied_run).glob("*.index")) == 300
@@ -818,14 +802,10 @@ def test_a_second_process_on_one_run_is_refused(
     )
 
 
-def test_a_prompt_is_kept_whole_however_many_tokens_are_asked_for(
-    here: Project, capsys: pytest.CaptureFixture[str]
-) -> None:
-    said = call(capsys, "--predict", "--max_new_tokens", "1000", "--temperature", "0")
-    assert said.status == 0 and "In the beginning" in said.out
-
-
 def test_what_does_not_fit_into_memory_is_said(here: Project, capsys: pytest.CaptureFixture[str]) -> None:
-    said = call(capsys, "--predict", "--n_samples", "100000000", "--temperature", "0")
+    said = call(capsys, "--predict", "--rows", "10000000000")
     assert said.status == 2
-    assert said.err.startswith("tiny: out of memory -- the predict step does not fit -- lower the batch size")
+    assert said.err == (
+        "tiny: out of memory -- the predict step does not fit -- give fewer --rows, set cache_dtype to bfloat16, or "
+        "split the model over more devices\n"
+    )

@@ -139,12 +139,23 @@ REFUSALS = {
         "--set: lerning_rate = 1 -- is not a known key -- remove it; docs/configuration.md lists the keys",
     ),
     "a number of one's own": (["--sacred_id", "7"], "--sacred_id -- is the number of the run here -- leave it out"),
-    "a flag cut short": (["--ne"], "--ne -- is short for --new -- write it in full"),
     "a heartbeat before now": (
         ["--heartbeat_timeout", "-1"],
-        "--heartbeat_timeout -1.0 -- must not be negative -- give a number",
+        "--heartbeat_timeout -1.0 -- is no number from 0 on -- give one",
     ),
-    "no number": (["--grace", "nan"], "--grace nan -- must not be negative -- give a number"),
+    "no number": (["--grace", "nan"], "--grace nan -- is no number from 0 on -- give one"),
+    "a server": (
+        ["--serve", "0"],
+        "--serve -- goes on until it is told to stop, and is no run to record -- give it to main.py",
+    ),
+    "a talk": (
+        ["--interactive"],
+        "--interactive -- goes on until it is told to stop, and is no run to record -- give it to main.py",
+    ),
+    "prompts that come once": (
+        ["--predict", "--prompt", "-"],
+        "--prompt - -- after a restart standard input would be empty -- give a file",
+    ),
     "recreate what": (
         ["--recreate_command", "true"],
         "--recreate_command -- is for TPUs -- give --tpu too, or leave it out",
@@ -171,6 +182,13 @@ def test_a_flag_that_nobody_knows(here: Path, capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit) as end:
         main(["--model", "tiny.json", "--nonsense"])
     assert end.value.code == 2 and "unrecognized arguments: --nonsense" in capsys.readouterr().err
+
+
+def test_new_cannot_be_cut_short(capsys: pytest.CaptureFixture[str]) -> None:
+    """For a restart leaves out the very word."""
+    with pytest.raises(SystemExit):
+        main(["--model", "tiny.json", "--ne"])
+    assert "ambiguous option: --ne could match --new, --never_end" in capsys.readouterr().err
 
 
 def test_flags_go_to_whom_they_are_for() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from configs.errors import ConfigError
 from tracking import mongo_runs
 from tracking.mongo import describe_url
-from tracking.store import find_run, list_runs
+from tracking.store import Run, describe_broken, find_run, list_runs
 from tracking.table import comparison, list_table
 
 
@@ -18,8 +18,12 @@ def all_runs(store: Path, mongo_url: str | None) -> str:
     Raises:
       UserError: the database cannot be read.
     """
-    runs = mongo_runs.list_runs(mongo_url) if mongo_url else list_runs(store)
-    place = f"MongoDB at {describe_url(mongo_url)}" if mongo_url else store
+    if mongo_url:
+        return _table(mongo_runs.list_runs(mongo_url), f"MongoDB at {describe_url(mongo_url)}")
+    return "\n".join([_table(list_runs(store), store), *describe_broken(store)])
+
+
+def _table(runs: Sequence[Run], place: object) -> str:
     return list_table(runs) if runs else f"no run is in {place}"
 
 

@@ -89,5 +89,5 @@ class Mirror:
 
 def reason_of(error: BaseException) -> str:
     """What is wrong with a database, in one line."""
-    said = re.split(r", Timeout:|, full error:|\n", str(error))[0]
+    said = re.split(r", Timeout:|, full error:| \(configured timeouts:|\n", str(error))[0]
     return said or type(error).__name__

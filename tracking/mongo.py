@@ -3,7 +3,8 @@
 The folder is the truth, and whatever is missing or out of date in the database is brought up to it: a copy that was
 broken off anywhere is finished by the next one, and a copy made twice is the same as one made once. Nothing that grows
 with a run grows a document without bound, for one holds 16 MB at most: metrics are thinned out (all their lines lie
-beside them as the artifact `metrics.jsonl`), of much output the beginning and the end are kept.
+beside them as the artifact `metrics.jsonl`), of much output the beginning and the end are kept. What is not finite is
+left out of the metrics, for Omniboard draws it as 0; it stands in that artifact too, and in `info.latest`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import hashlib
+import math
 import mimetypes
 import os
 import re
@@ -111,9 +113,11 @@ class MongoCopy:
         if self._mongo_id is None:
             self._mongo_id = self._find_or_insert(run)
         kept = {
-            "info.metrics": self._metrics.push(self._mongo_id, run.entry["meta"]["uid"]),
+            "info.metrics": self._metrics.push(self._mongo_id, run.uid),
             "artifacts": [self._keep_artifact(run, path) for path in _artifacts(run)],
-            "experiment.sources": [self._keep_source(run, *source) for source in run.entry["experiment"]["sources"]],
+            "experiment.sources": [
+                self._keep_source(run, *source) for source in run.entry["experiment"].get("sources", [])
+            ],
         }
         fields = _flat_entry(run) | kept
         if self._database.runs.update_one({"_id": self._mongo_id}, {"$set": fields}).matched_count == 0:
@@ -123,7 +127,7 @@ class MongoCopy:
 
     def _find_or_insert(self, run: Run) -> int:
         """The run's number there: the same as here unless a run from elsewhere has it."""
-        runs, uid = self._database.runs, run.entry["meta"]["uid"]
+        runs, uid = self._database.runs, run.uid
         mongo_id = run.id
         while (found := runs.find_one({"meta.uid": uid}, {"_id": 1})) is None:
             try:
@@ -146,7 +150,7 @@ class MongoCopy:
         seen = (name, str(path), path.stat().st_mtime)
         if seen not in self._files:
             content = path.read_bytes()
-            file_id = _object_id(run.entry["meta"]["uid"], name, hashlib.sha256(content).hexdigest())
+            file_id = _object_id(run.uid, name, hashlib.sha256(content).hexdigest())
             _put(gridfs.GridFS(self._database), file_id, name, content)
             self._files[seen] = file_id
         return self._files[seen]
@@ -188,7 +192,8 @@ def _flat_entry(run: Run) -> dict[str, Any]:
     """The same by field, so that what only the database knows is left alone: tags and notes of Omniboard's."""
     entry = _whole_entry(run)
     nested = {key: entry.pop(key) for key in ("info", "experiment")}
-    del entry["artifacts"], entry["meta"], nested["experiment"]["sources"]
+    del entry["artifacts"], nested["experiment"]["sources"]
+    entry.pop("meta", None)
     return entry | {f"{name}.{key}": value for name, part in nested.items() for key, value in part.items()}
 
 
@@ -246,6 +251,8 @@ class _MetricCopies:
             self._copies, self._may_have_others = {}, True
         for line in parse_lines(news.lines):
             for name, value in line.values.items():
+                if not math.isfinite(value):
+                    continue
                 copy = self._copies.setdefault(f"{line.split}.{name}", _MetricCopy())
                 copy.series.append(line.step, value, line.time_seconds)
 

@@ -14,6 +14,7 @@ from pymongo.errors import PyMongoError
 from configs.errors import DataError, UserError
 from tracking.mirror import reason_of
 from tracking.mongo import connect, describe_url
+from tracking.soundness import find_problem, without_nothing
 from tracking.store import Run
 
 # What grows with a run is left where it is: a list needs none of it.
@@ -29,7 +30,7 @@ def list_runs(url: str) -> list[Run]:
     """
     with _reading(url) as database:
         found = database.runs.find({"_id": {"$type": "number"}}, LEFT_OUT).sort("_id", 1)
-        return [_run(entry) for entry in found]
+        return [run for entry in found if isinstance(run := _run(entry), Run)]  # others may have written there too
 
 
 def find_run(url: str, run_id: str) -> Run:
@@ -48,7 +49,10 @@ def find_run(url: str, run_id: str) -> Run:
                 f"run {run_id} -- is not among the {n_runs} of MongoDB at {describe_url(url)} -- see their numbers by "
                 "--list --mongo URL"
             )
-        return _run(entry)
+        run = _run(entry)
+        if isinstance(run, str):
+            raise DataError(f"run {run_id} of MongoDB at {describe_url(url)} -- {run} -- mend it, or choose another")
+        return run
 
 
 @contextlib.contextmanager
@@ -64,11 +68,16 @@ def _reading(url: str) -> Iterator[Database]:
         database.client.close()
 
 
-def _run(entry: Mapping[str, Any]) -> Run:
-    """A document of Sacred's, also of those that Sacred itself has written."""
-    entry = {"status": "RUNNING", **entry, **{key: _as_text(entry.get(key)) for key in TIMES}}
-    return Run(Path(str(int(entry["_id"]))), entry, entry.get("config") or {}, entry.get("info") or {})
+def _run(entry: Mapping[str, Any]) -> Run | str:
+    """A document of Sacred's, also of those that Sacred itself has written; or why it cannot be read."""
+    times = {key: _as_text(entry.get(key)) for key in TIMES}
+    entry = without_nothing({"status": "RUNNING", **entry, **times})
+    config, info = entry.get("config") or {}, entry.get("info") or {}
+    if not (isinstance(config, Mapping) and isinstance(info, Mapping)):
+        return "its config or info is no mapping"
+    info = without_nothing(info)
+    return find_problem(entry, info) or Run(Path(str(int(entry["_id"]))), entry, config, info)
 
 
-def _as_text(moment: datetime.datetime | None) -> str | None:
-    return None if moment is None else moment.isoformat()
+def _as_text(moment: Any) -> Any:
+    return moment.isoformat() if isinstance(moment, datetime.datetime) else moment

@@ -15,6 +15,7 @@ import json
 import math
 import os
 import secrets
+import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -46,7 +47,7 @@ BEAT_SECONDS = 10.0
 ARTIFACT_SECONDS = 3.0
 BUCKET_SECONDS = 10.0  # between two looks into a bucket
 MAX_RESTARTS_KEPT = 200
-ARTIFACT_PATTERNS = ("predictions_{id}_*.txt", "eval_{id}.jsonl", "*.png")
+ARTIFACT_PATTERNS = ("predictions_{id}_*.txt", "predictions_{id}_*.jsonl", "eval_{id}.jsonl", "*.png")
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -137,6 +138,8 @@ class Recorder:
             self.folder = Path(self._files.dir)
             self._output = CapturedOutput(self.folder / OUTPUT_FILE)
         except OSError as error:
+            if self._files.dir is not None:
+                shutil.rmtree(self._files.dir, ignore_errors=True)
             raise UserError(
                 f"--store {store} -- cannot be written: {error.strerror or error} -- make room there, or give another "
                 "folder"
@@ -188,12 +191,12 @@ class Recorder:
         self._restarts = [*self._restarts, event][-MAX_RESTARTS_KEPT:]
         self._try(self._beat)
 
-    def finish(self, outcome: Outcome) -> None:
-        """Writes down how the run ended."""
+    def finish(self, outcome: Outcome) -> bool:
+        """Writes down how the run ended; whether its record is whole."""
         self._reason = outcome.reason
-        for step in (self._copy_metrics, self._copy_artifacts, self._beat, self._write_sacred_metrics):
-            self._try(step)
-        self._try(lambda: self._close(outcome))
+        steps = (self._copy_metrics, self._copy_artifacts, self._beat, self._write_sacred_metrics)
+        done = [self._try(step) for step in (*steps, lambda: self._close(outcome))]
+        return all(done)
 
     def _close(self, outcome: Outcome) -> None:
         if outcome.status == "COMPLETED":
@@ -229,15 +232,17 @@ class Recorder:
         )
         write_whole(self.folder / SACRED_METRICS_FILE, f"{{{', '.join(parts)}}}".encode())
 
-    def _try(self, step: Callable[[], None]) -> None:
+    def _try(self, step: Callable[[], None]) -> bool:
         try:
             step()
+            return True
         except OSError as error:
             if str(error) != self._trouble:
                 self._trouble = str(error)
                 self._say(
                     f"run {self.id}: {error} -- cannot be recorded now -- the run goes on, and this is tried again"
                 )
+            return False
 
 
 class _Duty:
@@ -290,8 +295,9 @@ class _MetricsCopy:
 
     def _note(self, line: Line) -> None:
         self.latest[line.split] = {**self.latest.get(line.split, {}), **line.values, "step": line.step}
+        before = self.progress
         self.progress = Progress(
-            max(self.progress.furthest_step, line.step), max(self.progress.newest_seconds, line.time_seconds)
+            max(before.furthest_step, line.step), max(before.newest_seconds, line.time_seconds), line.step
         )
 
     def _write(self, target: Path) -> None:

@@ -31,7 +31,7 @@ SMOOTHING_SHARE = 1 / 25
 MAX_SAMPLE_STEPS = 8
 MAX_SAMPLE, OUTPUT_BYTES = 6_000, 32 * 1024  # characters, bytes
 GIB = 2.0**30
-NAMED_BY_STEP = re.compile(r"predictions_.*_(\d+)\.txt")
+NAMED_BY_STEP = re.compile(r"predictions_.*_(\d+)\.(?:txt|jsonl)")
 SAMPLE_HEAD = re.compile(r"^=+ SAMPLE \d+ =+\n", re.MULTILINE)
 
 
@@ -60,6 +60,7 @@ CHARTS = (
     Chart("Model flops utilisation", "share of the peak", r".*\.(mfu|.*flops_utili[sz]ation)"),
     Chart("Waiting for data", "share of the time", r".*\.data_wait"),
     Chart("Memory", "GiB", r".*(memory|_bytes|_gib).*"),
+    Chart("Records left out", "share of the examples", r".*\.data/skipped_share"),
 )
 
 
@@ -202,6 +203,9 @@ def _tiles(run: Run, series: Mapping[str, Series]) -> Iterable[list[str]]:
     speeds = _finite_values(series.get("train.tokens_per_second"))
     if len(speeds):
         yield ["tokens a second", format_number(float(np.median(speeds))), "median"]
+    shares = _finite_values(series.get("train.mfu"))
+    if len(shares):
+        yield ["flops utilisation", f"{float(np.median(shares)):.1%}", "median"]
     n_restarts = len(run.info.get("restarts") or [])
     yield ["took", duration(run), f"{n_restarts} restart{'s' * (n_restarts != 1)}"]
 
@@ -239,9 +243,21 @@ def read_samples(path: Path) -> list[str]:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return []
+    if path.suffix == ".jsonl":
+        return [_answer(line)[:MAX_SAMPLE] for line in text.split("\n") if line.strip()]
     texts = SAMPLE_HEAD.split(text)
     texts = texts[1:] if len(texts) > 1 else texts
     return [re.sub(r"\n=+\s*$", "", one).strip("\n")[:MAX_SAMPLE] for one in texts]
+
+
+def _answer(line: str) -> str:
+    """The text of a line of JSON after its prompt, if that is one; the line itself if it is no answer."""
+    try:
+        answer = json.loads(line)
+        prompt, text = answer["prompt"], answer["text"]
+    except (ValueError, TypeError, KeyError):
+        return line
+    return prompt + text if isinstance(prompt, str) and isinstance(text, str) else str(text)
 
 
 def _environment(entry: Mapping[str, Any]) -> dict[str, Any]:

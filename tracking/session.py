@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from configs.errors import UserError
 from tracking.mirror import Mirror
 from tracking.mongo import describe_url
-from tracking.places import list_files
+from tracking.places import is_local, list_files
 from tracking.provenance import Provenance
 from tracking.recorder import About, Recorder
 from tracking.store import DEFAULT_FOLDER
 from tracking.supervisor import Orders, Outcome, StopOrders, supervise
 
-CHECKPOINT_STATE = "checkpoint"
+CHECKPOINT_STATE, LOCK_FILE = "checkpoint", "lock"
 LAST_COPY_SECONDS = 60.0
 
 
@@ -59,23 +61,50 @@ class _Command:
         return {entry.name: entry.version for entry in list_files(self._model_path)}.get(CHECKPOINT_STATE)
 
 
+def _check_free(model_path: str) -> None:
+    """Finds another training at the model path before anything is recorded: what that one measures would be, too.
+
+    Raises:
+      UserError: there is one, on this machine; in a bucket only main.py can find it.
+    """
+    if not is_local(model_path):
+        return
+    try:
+        with Path(model_path, LOCK_FILE).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(
+            f"model_path = {model_path} -- another process trains here -- wait for it, or give another model_path"
+        ) from error
+    except OSError:
+        return  # main.py will say what is wrong
+
+
 def record_and_supervise(plan: Plan, provenance: Provenance, say: Callable[[str], None]) -> int:
     """Runs an experiment; returns the exit status.
 
     Raises:
-      UserError: the run cannot be recorded; nothing was started.
+      UserError: the run cannot be recorded, or another one trains at its model path; nothing was started.
     """
+    if plan.about.verb == "train":
+        _check_free(plan.about.model_path)
     recorder = Recorder(plan.store, plan.about, provenance, say)
     say(f"run {recorder.id}: recorded in {recorder.folder}")
     mirror = plan.mongo_url and Mirror(plan.mongo_url, plan.store, recorder.id, say)
+    is_whole = False
     outcome = Outcome("FAILED", "run_experiment.py itself has failed", 0, 1)
     with StopOrders() as stop:  # also while the end is written down
         try:
             outcome = supervise(plan.orders(_Command(plan, recorder.id)), recorder, say, stop)
         finally:
-            recorder.finish(outcome)
+            is_whole = recorder.finish(outcome)
     restarts = f" after {outcome.n_restarts} restart{'s' * (outcome.n_restarts > 1)}" if outcome.n_restarts else ""
     say(f"run {recorder.id}: {outcome.status}{restarts}: {outcome.reason}")
+    if not is_whole:
+        say(
+            f"run {recorder.id}: its record in {recorder.folder} is not whole, as was said -- what was measured lies "
+            f"in {plan.about.model_path} too"
+        )
     if mirror:
         _finish_copy(mirror, plan, recorder.id, say)
     return outcome.exit_status

@@ -22,6 +22,7 @@ import dataclasses
 import datetime
 import difflib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from typing import Any
 from configs.errors import DataError
 from tracking.metrics_tail import Line, parse_line
 from tracking.output import shortened
+from tracking.soundness import find_problem, without_nothing
 
 DEFAULT_FOLDER = "experiments"
 RUN_FILE, CONFIG_FILE, INFO_FILE = "run.json", "config.json", "info.json"
@@ -72,6 +74,18 @@ class Run:
         silent_seconds = (utc_now() - heard).total_seconds()
         return "DEAD" if silent_seconds > SILENT_SECONDS else said
 
+    @property
+    def uid(self) -> str:
+        """What tells it from every other run, also of other stores.
+
+        Raises:
+          DataError: another program has recorded it.
+        """
+        uid = self.entry.get("meta", {}).get("uid")
+        if not isinstance(uid, str):
+            raise DataError(f"run {self.id} -- was not recorded by run_experiment.py -- only such runs can be copied")
+        return uid
+
     def time(self, key: str) -> datetime.datetime | None:
         """A moment of run.json (start_time, heartbeat, stop_time), in UTC without saying so, as Sacred keeps it."""
         text = self.entry.get(key)
@@ -79,8 +93,8 @@ class Run:
 
     @property
     def artifacts(self) -> list[Path]:
-        """The files that the run left: samples and plots."""
-        return [self.folder / name for name in self.entry.get("artifacts", [])]
+        """The files that the run left, samples and plots, in the order of their names and of the numbers in them."""
+        return [self.folder / name for name in sorted(self.entry.get("artifacts", []), key=_as_read)]
 
     def lines(self) -> list[Line]:
         """What was measured, line by line."""
@@ -100,6 +114,11 @@ class Series:
     times_seconds: array.array[float] = dataclasses.field(default_factory=lambda: array.array("d"))
 
 
+def _as_read(name: str) -> list[tuple[str, int]]:
+    """Sorts names as a person does, 9 before 10."""
+    return [(text, int(digits or 0)) for text, digits in re.findall(r"(\D*)(\d*)", name)]
+
+
 def utc_now() -> datetime.datetime:
     """Now, in UTC without saying so, as Sacred keeps times."""
     return datetime.datetime.now(datetime.timezone.utc).replace(tzinfo=None)
@@ -107,32 +126,61 @@ def utc_now() -> datetime.datetime:
 
 def list_runs(folder: Path) -> list[Run]:
     """All runs of a folder by number; without what they measured, so that many are listed at once."""
+    return [run for path in _numbered(folder) if isinstance(run := _read_run(path), Run)]
+
+
+def describe_broken(folder: Path) -> list[str]:
+    """What is wrong with each folder of a store that holds no run, though it should; a line each."""
+    return [
+        f"{path} -- {problem} -- is left out: mend or remove it"
+        for path in _numbered(folder)
+        if isinstance(problem := _read_run(path), str)
+    ]
+
+
+def _numbered(folder: Path) -> list[Path]:
+    """What may be runs: one that is just beginning has not both of its files yet."""
     if not folder.is_dir():
         return []
-    numbered = sorted((path for path in folder.iterdir() if path.name.isdecimal()), key=lambda path: int(path.name))
-    return [run for path in numbered if (run := _read_run(path)) is not None]
+    found = (path for path in folder.iterdir() if path.name.isdecimal() and _has_begun(path))
+    return sorted(found, key=lambda path: int(path.name))
+
+
+def _has_begun(path: Path) -> bool:
+    return all((path / name).exists() for name in (RUN_FILE, CONFIG_FILE))
 
 
 def find_run(folder: Path, run_id: str) -> Run:
     """One run by its number.
 
     Raises:
-      DataError: there is none of this number.
+      DataError: there is none of this number, or it cannot be read.
     """
     path = folder / run_id
-    run = _read_run(path) if run_id.isdecimal() else None
-    if run is None:
-        known = [str(run.id) for run in list_runs(folder)]
-        near = difflib.get_close_matches(run_id, known, n=1) or known[-1:]
-        remedy = f"the nearest is {near[0]}" if near else f"no run is in {folder}"
-        raise DataError(f"run {run_id} -- is not in {folder} -- {remedy}; another folder is given by --store")
+    if not (run_id.isdecimal() and _has_begun(path)):
+        raise DataError(
+            f"run {run_id} -- is not in {folder} -- {_nearest(folder, run_id)}; another folder is given by --store"
+        )
+    run = _read_run(path)
+    if isinstance(run, str):
+        raise DataError(f"run {run_id} in {folder} -- {run} -- mend it, or remove the folder")
     return run
 
 
-def _read_run(path: Path) -> Run | None:
-    """None: what lies there is no run, or one that is just beginning."""
-    entry, config = _read_json(path / RUN_FILE), _read_json(path / CONFIG_FILE)
-    return None if entry is None or config is None else Run(path, entry, config, _read_json(path / INFO_FILE) or {})
+def _nearest(folder: Path, run_id: str) -> str:
+    known = [path.name for path in _numbered(folder)]
+    near = difflib.get_close_matches(run_id, known, n=1) or known[-1:]
+    return f"the nearest is {near[0]}" if near else f"no run is in {folder}"
+
+
+def _read_run(path: Path) -> Run | str:
+    """The run of a folder, or why it cannot be read."""
+    entry, config, info = (_read_json(path / name) for name in (RUN_FILE, CONFIG_FILE, INFO_FILE))
+    for name, content in ((RUN_FILE, entry), (CONFIG_FILE, config)):
+        if content is None:
+            return f"{name} is no JSON object"
+    entry, info = without_nothing(entry), without_nothing(info or {})
+    return find_problem(entry, info) or Run(path, entry, config, info)
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

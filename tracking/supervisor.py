@@ -37,10 +37,12 @@ class Progress:
     Attributes:
       furthest_step: the highest step that was ever measured; -1: none was.
       newest_seconds: when the newest measure was made, since 1970.
+      newest_step: and at which step; after a restart it may be lower than the furthest.
     """
 
     furthest_step: int = -1
     newest_seconds: float = 0.0
+    newest_step: int = -1
 
 
 class Journal(Protocol):
@@ -251,11 +253,12 @@ class _Pulse:
         self._since_seconds = time.monotonic()
 
     def feel(self, shown_step: int | None, progress: Progress) -> None:
-        felt = shown_step, progress.newest_seconds
-        if felt != self._felt:
+        felt, before = (shown_step, progress.newest_seconds), self._felt
+        if felt != before:
             self._felt = felt
             self._since_seconds = time.monotonic()
-            self.step = progress.furthest_step if shown_step is None else shown_step
+            shown = shown_step if shown_step is not None and shown_step != before[0] else -1
+            self.step = max(shown, progress.newest_step if felt[1] != before[1] else -1)
 
     def still_seconds(self) -> float:
         return time.monotonic() - self._since_seconds

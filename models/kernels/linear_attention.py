@@ -300,9 +300,13 @@ def linear_attention_gradient(
 
 
 @compiled
-def linear_state(keys: tf.Tensor, values: tf.Tensor) -> State:
-    """(keys, values [B, S, H, D]) -> context [B, H, D, D], total and largest [B, H, D]."""
+def linear_state(keys: tf.Tensor, values: tf.Tensor, lengths: tf.Tensor) -> State:
+    """(keys, values [B, S, H, D], lengths int32 [B]) -> context [B, H, D, D], total and largest [B, H, D], of the
+    positions before each row's length.
+    """
     keys, values = _heads_first(keys), _heads_first(values)
+    is_there = tf.range(keys.shape[2]) < lengths[:, None]
+    keys = tf.where(is_there[:, None, :, None], keys, -float("inf"))
     largest = tf.maximum(tf.reduce_max(keys, 2), LOG_EPSILON)
     weights = tf.exp(keys - largest[:, :, None])
     total = tf.reduce_sum(weights, 2) + tf.exp(LOG_EPSILON - largest)

@@ -19,6 +19,12 @@ def _mix(bits: tf.Tensor) -> tf.Tensor:
     return tf.bitwise.bitwise_xor(bits, tf.bitwise.right_shift(bits, tf.constant(16, tf.uint32)))
 
 
+def _absorbed(bits: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
+    """The bits that follow from these and one more index; both are broadcast."""
+    number = tf.cast(index, tf.uint32) + tf.constant(1, tf.uint32)
+    return _mix(bits + number * tf.constant(0x9E3779B9, tf.uint32))
+
+
 def uniform(key: tf.Tensor, rows: tf.Tensor, starts: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
     """Uniform numbers in (0, 1) that depend on the key and each element's place in the whole tensor only.
 
@@ -38,11 +44,25 @@ def uniform(key: tf.Tensor, rows: tf.Tensor, starts: tf.Tensor, shape: tuple[int
     indices = [rows] + [starts[axis] + tf.range(size) for axis, size in enumerate(shape[1:])]
     bits = _mix(tf.cast(key, tf.uint32))
     for index in indices:
-        bits = _mix(
-            bits[..., None]
-            + (tf.cast(index, tf.uint32) + tf.constant(1, tf.uint32)) * tf.constant(0x9E3779B9, tf.uint32)
-        )
+        bits = _absorbed(bits[..., None], index)
     return (tf.cast(tf.bitwise.right_shift(bits, tf.constant(8, tf.uint32)), tf.float32) + 0.5) * 2.0**-24
+
+
+def exponential(seeds: tf.Tensor, positions: tf.Tensor, n_numbers: int) -> tf.Tensor:
+    """Exponentially distributed numbers with the mean 1 that depend on a row's seed and position, and each number's
+    own place only: int32 [B], [B] -> float32 [B, n_numbers], all above 0.
+
+    A row's seed and position make 64 bits of key, so that no two seeds meet in a text's length; with the 32 of
+    `uniform` some pairs of rows would share their numbers, moved by a few places. The numbers keep their digits down to
+    2^-33, so that even a token of that probability is drawn as often as it should be.
+    """
+    first, second = (
+        _absorbed(_mix(tf.cast(seeds, tf.uint32)), positions),
+        _absorbed(_mix(tf.cast(positions, tf.uint32)), seeds),
+    )
+    bits = _mix(tf.bitwise.bitwise_xor(_absorbed(first[:, None], tf.range(n_numbers)), second[:, None]))
+    # Below 1 also after rounding.
+    return -tf.math.log1p(-tf.minimum((tf.cast(bits, tf.float32) + 0.5) * 2.0**-32, 1.0 - 2.0**-24))
 
 
 def dropout_factor(

@@ -16,6 +16,18 @@ def _number_of_this(update_number: tf.Tensor) -> tf.Tensor:
     return tf.cast(update_number, tf.float32) + 1.0
 
 
+def _unless_spoilt(scale: tf.Tensor, new: Sequence[tf.Tensor], old: Sequence[tf.Tensor]) -> tuple[tf.Tensor, ...]:
+    """The new tensors, or the old ones where the gradients are to be multiplied by what is not finite."""
+    return tuple(tf.where(tf.math.is_finite(scale), *pair) for pair in zip(new, old, strict=True))
+
+
+@compiled
+def unless_spoilt(scale: tf.Tensor, *tensors: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    """(gradient_scale, n new tensors, n old ones) -> the new, or the old where the scale is not finite."""
+    n_tensors = len(tensors) // 2
+    return _unless_spoilt(scale, tensors[:n_tensors], tensors[n_tensors:])
+
+
 # Adam.
 
 
@@ -47,7 +59,7 @@ def adam(constants: AdamConstants) -> Kernel:
     """Updates one or more variables at once, to save a call for each small one.
 
     (gradient_scale, learning_rate, then n values, n ms, n vs, n gradients) -> n values, n ms, n vs; each of its
-    variable's shape, float32.
+    variable's shape, float32. Where the scale is not finite they stay as they are.
 
     Source: GPT-Neo's AdamWeightDecayOptimizer, kept for its checkpoints: no bias correction, epsilon outside the root,
     decay times the rate.
@@ -55,8 +67,10 @@ def adam(constants: AdamConstants) -> Kernel:
 
     def kernel(scale: tf.Tensor, rate: tf.Tensor, *tensors: tf.Tensor) -> tuple[tf.Tensor, ...]:
         def update(value: tf.Tensor, m: tf.Tensor, v: tf.Tensor, gradient: tf.Tensor) -> Sequence[tf.Tensor]:
-            m, v = constants.moments(m, v, gradient * scale)
-            return value - rate * (m / (tf.sqrt(v) + constants.epsilon) + constants.weight_decay * value), m, v
+            new_m, new_v = constants.moments(m, v, gradient * scale)
+            direction = new_m / (tf.sqrt(new_v) + constants.epsilon)
+            new_value = value - rate * (direction + constants.weight_decay * value)
+            return _unless_spoilt(scale, (new_value, new_m, new_v), (value, m, v))
 
         return _update_each(update, tensors)
 
@@ -76,6 +90,7 @@ def adamw(constants: AdamConstants) -> Kernel:
     """Updates one or more variables at once.
 
     (gradient_scale, learning_rate, update_number, then n values, n ms, n vs, n gradients) -> n values, n ms, n vs.
+    Where the scale is not finite they stay as they are.
 
     Source: Loshchilov & Hutter 2019, Decoupled Weight Decay Regularization, algorithm 2, with the decay times the
     rate.
@@ -89,9 +104,10 @@ def adamw(constants: AdamConstants) -> Kernel:
         )
 
         def update(value: tf.Tensor, m: tf.Tensor, v: tf.Tensor, gradient: tf.Tensor) -> Sequence[tf.Tensor]:
-            m, v = constants.moments(m, v, gradient * scale)
-            direction = m / m_weight / (tf.sqrt(v / v_weight) + constants.epsilon)
-            return value - rate * (direction + constants.weight_decay * value), m, v
+            new_m, new_v = constants.moments(m, v, gradient * scale)
+            direction = new_m / m_weight / (tf.sqrt(new_v / v_weight) + constants.epsilon)
+            new_value = value - rate * (direction + constants.weight_decay * value)
+            return _unless_spoilt(scale, (new_value, new_m, new_v), (value, m, v))
 
         return _update_each(update, tensors)
 

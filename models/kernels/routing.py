@@ -105,21 +105,27 @@ def _sources(destinations: tf.Tensor, experts: tf.Tensor, n_experts: int, n_slot
 
 @functools.cache
 def route(rule: RoutingRule) -> Kernel:
-    """(logits float32 [B, T, X], claims int32 [B, X], position int32, key, rows) -> experts int32 [B, T, K],
-    destinations int32 [B, T, K], sources int32 [X, B, S], claims int32 [B, X], dropped float32 [B].
+    """(logits float32 [B, T, X], claims int32 [B, X], positions int32 [B], lengths int32 [B], key, rows) -> experts
+    int32 [B, T, K], destinations int32 [B, T, K], sources int32 [X, B, S], claims int32 [B, X], dropped float32
+    [B].
 
     `experts` are the choices, best first; a destination is expert * S + slot, or -1 where the choice was no claim or
     found no room; a source is token * K + choice, or -1 where the slot is empty. `claims` are those of the tokens
-    before `position` in its group, then also of the tokens here: for whole sequences 0 at first, for then each
-    group begins anew. `dropped` is the share of the claims that found no room.
+    before a row's position in its group, then also of the first `lengths` tokens here: for whole sequences 0 at first,
+    for then each group begins anew. `dropped` is the share of the claims that found no room.
     """
 
     def kernel(
-        logits: tf.Tensor, claims: tf.Tensor, position: tf.Tensor, key: tf.Tensor, rows: tf.Tensor
+        logits: tf.Tensor,
+        claims: tf.Tensor,
+        positions: tf.Tensor,
+        lengths: tf.Tensor,
+        key: tf.Tensor,
+        rows: tf.Tensor,
     ) -> tuple[tf.Tensor, ...]:
         n_tokens, n_experts = logits.shape[1:]
         n_slots = rule.n_slots(n_tokens)
-        claims = tf.where(position % rule.group_size == 0, 0, claims)
+        claims = tf.where((positions % rule.group_size == 0)[:, None], 0, claims)
         experts, chosen_logits = _choices(logits, rule.n_choices)
         is_claimed = _is_claimed(rule, chosen_logits, key, rows)
         is_expert = _is_expert(experts, n_experts) & is_claimed[..., None]
@@ -133,7 +139,7 @@ def route(rule: RoutingRule) -> Kernel:
         destinations = tf.where(is_claimed & has_room, experts * n_slots + group * rule.capacity + slot, -1)
         n_claims = tf.reduce_sum(tf.cast(is_claimed, tf.float32), [1, 2])
         dropped = tf.reduce_sum(tf.cast(is_claimed & ~has_room, tf.float32), [1, 2]) / n_claims
-        claims += before[:, -1] + claims_of_tokens[:, -1]
+        claims += tf.gather(before + claims_of_tokens, lengths - 1, batch_dims=1)
         return experts, destinations, _sources(destinations, experts, n_experts, n_slots), claims, dropped
 
     return compiled(kernel)

@@ -80,12 +80,21 @@ def _state_shapes(row: mtf.Shape) -> list[tuple[mtf.Shape, tf.DType]]:
     return [(context, tf.float32), (row, tf.float32), (row, tf.float32)]
 
 
-def linear_state(keys: mtf.Tensor, values: mtf.Tensor) -> dict[str, mtf.Tensor]:
+def linear_state_of_nothing(mesh: mtf.Mesh, dims: Sequence[mtf.Dimension]) -> dict[str, mtf.Tensor]:
+    """The shapes of `linear_state`, for keys [batch, heads, features_per_head] of one position; its values are read
+    nowhere.
+    """
+    shapes = _state_shapes(mtf.Shape(dims))
+    return {name: mtf.zeros(mesh, shape, dtype) for name, (shape, dtype) in zip(kernels.STATE, shapes, strict=True)}
+
+
+def linear_state(keys: mtf.Tensor, values: mtf.Tensor, lengths: mtf.Tensor) -> dict[str, mtf.Tensor]:
     """The sums over a prompt that `linear_attention_step` goes on from.
 
     Args:
       keys: [batch, sequence, heads, features_per_head]; batch and heads may be split.
       values: as keys.
+      lengths: int32 [batch], of the prompt in each row; what follows it does not count.
 
     Returns:
       "context" [batch, heads, features_per_head, features_per_head_out], the sum of exp(k - largest) v; "total" [batch,
@@ -95,7 +104,7 @@ def linear_state(keys: mtf.Tensor, values: mtf.Tensor) -> dict[str, mtf.Tensor]:
     batch_dim, _, heads_dim, features_dim = keys.shape.dims
     shapes = _state_shapes(mtf.Shape([batch_dim, heads_dim, features_dim]))
     whole = [relabel(x, "sequence", "whole") for x in (keys, values)]
-    return dict(zip(kernels.STATE, SliceKernel(whole, shapes, kernels.linear_state).outputs, strict=True))
+    return dict(zip(kernels.STATE, SliceKernel([*whole, lengths], shapes, kernels.linear_state).outputs, strict=True))
 
 
 def linear_attention_step(

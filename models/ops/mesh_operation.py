@@ -73,14 +73,3 @@ def relabel(x: mtf.Tensor, old_name: str, new_name: str) -> mtf.Tensor:
     would split again before it joins, and so mix up the order.
     """
     return mtf.rename_dimension(mtf.rename_dimension(x, old_name, "whole"), "whole", new_name)
-
-
-def offsets(dim: mtf.Dimension, position: mtf.Tensor, shape: mtf.Shape) -> mtf.Tensor:
-    """How far each place along a dimension lies from a position, an int32 scalar: int32 of the given shape."""
-    return mtf.broadcast(mtf.mtf_range(position.mesh, dim, tf.int32) - position, shape)
-
-
-def write_at(whole: mtf.Tensor, dim: mtf.Dimension, position: mtf.Tensor, piece: mtf.Tensor) -> mtf.Tensor:
-    """The whole tensor with the piece, which lacks `dim`, at one position along it."""
-    inputs = [offsets(dim, position, whole.shape), mtf.broadcast(piece, whole.shape), whole]
-    return mtf.cwise(lambda offset, new, old: tf.where(offset == 0, new, old), inputs, output_dtype=whole.dtype)

@@ -27,6 +27,6 @@ def rotate(x: mtf.Tensor, angles: mtf.Tensor) -> mtf.Tensor:
 
     Args:
       x: [batch, sequence, heads, features_per_head], or without sequence.
-      angles: float32 [sequence, features_per_head / 2], or without sequence; no gradient flows into them.
+      angles: float32 [sequence, features_per_head / 2], or [batch, features_per_head / 2]; no gradient flows into them.
     """
     return Rotation(x, angles).outputs[0]

@@ -37,12 +37,30 @@ class Routes:
 
 
 @dataclasses.dataclass(frozen=True)
+class Claims:
+    """What the tokens at hand find in the experts.
+
+    Attributes:
+      made: int32 [batch, all_experts], by the tokens before `positions` in their group; with several tokens 0.
+      positions: int32 [batch], of each row's first token; with several tokens 0.
+      lengths: int32 [batch], how many of the tokens are there; others may follow them, to fill a row up.
+    """
+
+    made: mtf.Tensor
+    positions: mtf.Tensor
+    lengths: mtf.Tensor
+
+    def tensors(self) -> list[mtf.Tensor]:
+        return [self.made, self.positions, self.lengths]
+
+
+@dataclasses.dataclass(frozen=True)
 class Routing:
     """What the router decided.
 
     Attributes:
       experts: int32 [batch, tokens, choices], each token's choices, best first.
-      claims: int32 [batch, all_experts], made by the tokens of the last token's group.
+      claims: int32 [batch, all_experts], made by the tokens of each row's last token's group.
       dropped: float32 [batch], the share of the claims that found no room.
     """
 
@@ -53,8 +71,8 @@ class Routing:
 
 
 class Route(MeshOperation):
-    """logits [batch, tokens, all_experts], claims [batch, all_experts], position, key, rows -> experts, destinations,
-    sources, claims, dropped; none has a gradient.
+    """logits [batch, tokens, all_experts], claims [batch, all_experts], positions, lengths, key, rows -> experts,
+    destinations, sources, claims, dropped; none has a gradient.
     """
 
     def __init__(self, inputs: Sequence[mtf.Tensor], rule: RoutingRule):
@@ -72,19 +90,18 @@ class Route(MeshOperation):
         return [None] * len(self.inputs)
 
 
-def route(logits: mtf.Tensor, claims: mtf.Tensor, position: mtf.Tensor, rule: RoutingRule, noise: Noise) -> Routing:
+def route(logits: mtf.Tensor, claims: Claims, rule: RoutingRule, noise: Noise) -> Routing:
     """Decides which token goes to which experts.
 
     Claims are taken in the order of the tokens, and those beyond an expert's capacity are dropped.
 
     Args:
       logits: of the router, float32 [batch, tokens, all_experts]; tokens and all_experts whole.
-      claims: int32 [batch, all_experts], made by the tokens before `position` in its group; with several tokens 0.
-      position: int32 scalar, of the first token in its row; with several tokens 0.
+      claims: what the tokens find.
       rule: how to decide.
       noise: for the policy `random`.
     """
-    experts, destinations, sources, claims, dropped = Route([logits, claims, position, *noise.tensors()], rule).outputs
+    experts, destinations, sources, claims, dropped = Route([logits, *claims.tensors(), *noise.tensors()], rule).outputs
     return Routing(experts, Routes(destinations, sources), claims, dropped)
 
 

@@ -2,34 +2,82 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 from meshtf import mtf, tf
 from models.kernels import sampling as kernels
-from models.ops.dropout import Noise
 from models.ops.mesh_operation import MeshOperation
 
 
-class Sample(MeshOperation):
-    """logits [batch, vocab], key, rows -> int32 [batch]."""
+@dataclasses.dataclass(frozen=True)
+class RowRules:
+    """What each row asks for.
 
-    def __init__(self, logits: mtf.Tensor, noise: Noise, rule: kernels.SamplingRule):
-        self._rule = rule
-        super().__init__([logits, *noise.tensors()], [(mtf.Shape(logits.shape.dims[:1]), tf.int32)], "sample")
+    Attributes:
+      floats: float32 [batch, float_settings], as `kernels.sampling.rule_arrays` gives them.
+      integers: int32 [batch, integer_settings], likewise.
+      seeds: int32 [batch], at least 0.
+      n_top: int32 [batch], how many of the likeliest tokens to tell.
+    """
+
+    floats: mtf.Tensor
+    integers: mtf.Tensor
+    seeds: mtf.Tensor
+    n_top: mtf.Tensor
+
+    def tensors(self) -> list[mtf.Tensor]:
+        return [self.floats, self.integers, self.seeds, self.n_top]
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """The next token of each row.
+
+    Attributes:
+      tokens: int32 [batch].
+      log_probs: float32 [batch], under the logits as they come: before temperature, penalties and filters.
+      top_tokens: int32 [batch, top], the likeliest ones, likeliest first; 0 when no row asks for any.
+      top_log_probs: float32 [batch, top], of them, likewise.
+    """
+
+    tokens: mtf.Tensor
+    log_probs: mtf.Tensor
+    top_tokens: mtf.Tensor
+    top_log_probs: mtf.Tensor
+
+
+class Choose(MeshOperation):
+    """logits [batch, whole], those of `RowRules`, tokens [batch, whole], two lengths -> those of `Choice`."""
+
+    def __init__(self, inputs: Sequence[mtf.Tensor], eos_id: int):
+        self._eos_id = eos_id
+        batch_dim = inputs[0].shape.dims[0]
+        each, top = mtf.Shape([batch_dim]), mtf.Shape([batch_dim, mtf.Dimension("top", kernels.MAX_TOP)])
+        super().__init__(inputs, [(each, tf.int32), (each, tf.float32), (top, tf.int32), (top, tf.float32)], "choose")
 
     def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: object) -> Sequence[object]:
-        return (mesh_impl.slicewise(kernels.sample(self._rule), *inputs),)
+        return mesh_impl.slicewise(kernels.choose(self._eos_id), *inputs)
 
 
-def sample(logits: mtf.Tensor, noise: Noise, rule: kernels.SamplingRule) -> mtf.Tensor:
-    """Draws a token for each row; the same one on any mesh.
+def choose(
+    logits: mtf.Tensor,
+    rules: RowRules,
+    tokens: mtf.Tensor,
+    prompt_lengths: mtf.Tensor,
+    lengths: mtf.Tensor,
+    eos_id: int,
+) -> Choice:
+    """Chooses the next token of each row: a function of its logits, rule, seed and history only, on any mesh.
 
     Args:
       logits: [batch, vocab].
-      noise: of this position.
-      rule: temperature and filters.
-
-    Returns:
-      int32 [batch].
+      rules: of the rows.
+      tokens: int32 [batch, memory_length], what each row holds, valid before `lengths`.
+      prompt_lengths: int32 [batch], how many of them are the prompt.
+      lengths: int32 [batch].
+      eos_id: ends a text.
     """
-    return Sample(mtf.rename_dimension(logits, "vocab", "whole"), noise, rule).outputs[0]
+    whole_logits, whole_tokens = (mtf.rename_dimension(x, x.shape.dims[1].name, "whole") for x in (logits, tokens))
+    inputs = [whole_logits, *rules.tensors(), whole_tokens, prompt_lengths, lengths]
+    return Choice(*Choose(inputs, eos_id).outputs)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from runtime import buckets
+from storage import buckets
 from tests.buckets.server import Cloud, cloud
 
 

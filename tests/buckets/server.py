@@ -234,7 +234,8 @@ class _Visit(BaseHTTPRequestHandler):
         wanted = urllib.parse.parse_qs(query).get("ifGenerationMatch")
         if wanted is None or "/upload/" in place:
             return True
-        status, _, content = self._tell("GET", place.removesuffix("/compose"), b"", {"Host": HOSTS[1]})
+        named = place.removeprefix("/download").removesuffix("/compose")
+        status, _, content = self._tell("GET", named, b"", {"Host": HOSTS[1]})
         return wanted == [json.loads(content)["generation"] if status == 200 else "0"]
 
     def _ask(self, body: bytes) -> Answer:

@@ -16,17 +16,19 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from configs.errors import UserError
-from runtime import bucket_lock, buckets, run_folder
+from runtime import run_folder
+from storage import bucket_lock, buckets
 from tests.buckets.server import BROKEN_BEFORE, Cloud
 from tests.program import REPOSITORY
 
 FOLDER = "gs://trials/run"
 LOCK = f"{FOLDER}/lock"
+LOCK_ARGUMENTS = LOCK, f"{FOLDER} -- another process is here", "wait for it"
 HOLDER = """
 import sys, time
-from runtime import bucket_lock
+from storage import bucket_lock
 bucket_lock.RENEWAL_SECONDS = 0.1
-with bucket_lock.held(sys.argv[1], sys.argv[2]):
+with bucket_lock.held(*sys.argv[1:]):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -43,7 +45,7 @@ def short_times(trials: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
 def holder() -> Iterator[subprocess.Popen[str]]:
     """A process that holds the lock."""
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, LOCK, FOLDER],
+        [sys.executable, "-c", HOLDER, *LOCK_ARGUMENTS],
         cwd=REPOSITORY,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         stdout=subprocess.PIPE,
@@ -86,11 +88,11 @@ def test_a_run_needs_a_bucket_that_is_there(trials: Cloud) -> None:
 
 def test_a_living_process_of_this_machine_is_known_at_once_and_a_dead_one_too(trials: Cloud) -> None:
     with holder() as process:
-        with pytest.raises(UserError, match=f"another process trains here, process {process.pid} of "):
-            bucket_lock._take(LOCK, FOLDER)
+        with pytest.raises(UserError, match=f"another process is here, process {process.pid} of "):
+            bucket_lock._take(*LOCK_ARGUMENTS)
         process.kill()
         process.wait()
-        bucket_lock._take(LOCK, FOLDER)
+        bucket_lock._take(*LOCK_ARGUMENTS)
 
 
 def test_whoever_is_elsewhere_and_no_longer_renews_loses_the_lock(
@@ -98,7 +100,7 @@ def test_whoever_is_elsewhere_and_no_longer_renews_loses_the_lock(
 ) -> None:
     generation = buckets.replace(LOCK, ELSEWHERE, 0)
     started = time.monotonic()
-    assert bucket_lock._take(LOCK, FOLDER) != generation
+    assert bucket_lock._take(*LOCK_ARGUMENTS) != generation
     assert time.monotonic() - started > 1.0
     assert "held by process 7 of far; waiting up to 1 s" in capsys.readouterr().err
 
@@ -111,8 +113,8 @@ def test_whoever_is_elsewhere_and_renews_keeps_it(trials: Cloud) -> None:
         patch.setattr(bucket_lock, "RENEWAL_SECONDS", 0.3)
         renewing.start()
         try:
-            with pytest.raises(UserError, match="another process trains here, process 7 of far"):
-                bucket_lock._take(LOCK, FOLDER)
+            with pytest.raises(UserError, match="another process is here, process 7 of far"):
+                bucket_lock._take(*LOCK_ARGUMENTS)
         finally:
             stop.set()
             renewing.join()
@@ -123,13 +125,13 @@ def test_nobody_waits_for_a_lock_of_long_ago(trials: Cloud, monkeypatch: pytest.
     monkeypatch.setattr(bucket_lock, "LONG_AGO_SECONDS", -60.0)
     monkeypatch.setattr(bucket_lock, "LEASE_SECONDS", 1000.0)
     buckets.replace(LOCK, ELSEWHERE, 0)
-    bucket_lock._take(LOCK, FOLDER)
+    bucket_lock._take(*LOCK_ARGUMENTS)
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"\xff"])
 def test_a_lock_that_says_nothing_is_waited_for(trials: Cloud, content: bytes) -> None:
     buckets.replace(LOCK, content, 0)
-    bucket_lock._take(LOCK, FOLDER)
+    bucket_lock._take(*LOCK_ARGUMENTS)
 
 
 def test_of_many_that_want_it_one_gets_it(trials: Cloud) -> None:
@@ -137,7 +139,7 @@ def test_of_many_that_want_it_one_gets_it(trials: Cloud) -> None:
 
     def won() -> bool:
         try:
-            bucket_lock._take(LOCK, FOLDER)
+            bucket_lock._take(*LOCK_ARGUMENTS)
         except UserError:
             return False
         return True
@@ -153,7 +155,7 @@ def test_who_has_lost_the_lock_is_stopped_and_writes_no_more(trials: Cloud) -> N
         buckets.write(LOCK, ELSEWHERE)
         _, said = process.communicate(timeout=20)
         assert process.returncode == -signal.SIGTERM
-    assert said == f"{LOCK} -- another process has taken the run over -- this one ends\n"
+    assert said == f"{LOCK} -- another process has taken its place -- this one ends\n"
     with pytest.raises(UserError, match=f"model_path = {FOLDER} -- another process has taken the run over"):
         claim.check()
     assert trials.read("trials", "run/lock") == ELSEWHERE

@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from runtime import buckets
-from runtime.buckets import NOTHING, BucketError, OvertakenError
+from storage import buckets
+from storage.buckets import NOTHING, BucketError, OvertakenError
 from tests.buckets.server import BROKEN_AFTER, BROKEN_BEFORE, Cloud, Request, Weather
 
 A = "gs://trials/run/a"

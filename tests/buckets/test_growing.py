@@ -6,9 +6,10 @@ import time
 
 import pytest
 
-from runtime import buckets, files
-from runtime.buckets import BucketError, OvertakenError
+from runtime import files
 from runtime.files import GrowingObject, OwnFile, open_growing, write_bytes
+from storage import buckets
+from storage.buckets import BucketError, OvertakenError
 from tests.buckets.server import BROKEN_AFTER, BROKEN_BEFORE, Cloud
 
 A = "gs://trials/run/a"

@@ -93,7 +93,7 @@ def test_figures_of_gpt2_small():
     assert config.mesh.mesh_shape == (("all", 64),)
     assert config.mesh.layout == (("batch", "all"),)
     (use,) = config.data.datasets
-    assert (use.dataset.id, use.stitch, use.datatype, use.weight) == ("openwebtext2_new_inputs", None, "chunks", 1.0)
+    assert (use.dataset.id, use.stitch, use.datatype, use.weight) == ("openwebtext2_new_inputs", None, "chunks", None)
 
 
 def test_figures_of_the_13b_model():
@@ -150,6 +150,24 @@ def test_names_are_read_in_any_case(tmp_path):
     config = load_config(write_configs(tmp_path, MODEL | changes))
     assert (config.training.opt_name, config.training.lr_decay) == ("adam", "cosine")
     assert (config.model.precision, config.model.activation_function) == ("bfloat16", "relu")
+
+
+def test_settings_of_prediction_that_are_read_as_they_are_meant(tmp_path):
+    changes = {"stop": "\n", "cache_dtype": "BFloat16", "never_end": True, "temperature": 0}
+    config = load_config(write_configs(tmp_path, MODEL | changes)).prediction
+    assert (config.stop, config.cache_dtype, config.never_end) == (("\n",), "bfloat16", True)
+    assert load_config(write_configs(tmp_path, MODEL | {"stop": None})).prediction.stop == ()
+    for temperature in (0, 0.9):  # the default is no wish
+        beams = {"num_beams": 4, "predict_batch_size": 4, "temperature": temperature, "length_penalty": -1}
+        assert load_config(write_configs(tmp_path, MODEL | beams)).prediction.length_penalty == -1.0
+
+
+def test_who_asks_for_a_search_on_the_command_line_need_not_take_sampling_back(tmp_path):
+    path = write_configs(tmp_path, MODEL | {"temperature": 0.7, "top_p": 0.5, "never_end": True})
+    config = load_config(path, ["num_beams=4"]).prediction
+    assert (config.temperature, config.top_p, config.never_end, config.num_beams) == (0.9, 1.0, False, 4)
+    assert message_of(path, ("num_beams=4", "top_p=0.6")).startswith("--set: top_p = 0.6 -- acts in sampling, and num")
+    assert load_config(path, ["num_beams=1"]).prediction.top_p == 0.5
 
 
 def test_an_alias_may_stand_beside_its_key_with_the_same_value(tmp_path):
@@ -274,6 +292,50 @@ WRONG = {
     "a dropout of one": ({"attn_dropout": 1.0}, "attn_dropout = 1.0 -- is out of range -- give a number in [0, 1)"),
     "a top_p of zero": ({"top_p": 0.0}, "top_p = 0.0 -- is out of range -- give a number in (0, 1]"),
     "a negative temperature": ({"temperature": -1}, "temperature = -1 -- is out of range -- give a number >= 0"),
+    "a min_p above one": ({"min_p": 1.5}, "min_p = 1.5 -- is out of range -- give a number in [0, 1]"),
+    "a typical_p of zero": ({"typical_p": 0}, "typical_p = 0 -- is out of range -- give a number in (0, 1]"),
+    "a repetition_penalty of zero": (
+        {"repetition_penalty": 0},
+        "repetition_penalty = 0 -- is out of range -- give a number in (0, 100]",
+    ),
+    "a presence_penalty that is too high": (
+        {"presence_penalty": 2.5},
+        "presence_penalty = 2.5 -- is out of range -- give a number in [-2, 2]",
+    ),
+    "a frequency_penalty that is too low": (
+        {"frequency_penalty": -3},
+        "frequency_penalty = -3 -- is out of range -- give a number in [-2, 2]",
+    ),
+    "a negative no_repeat_ngram": (
+        {"no_repeat_ngram": -1},
+        "no_repeat_ngram = -1 -- is out of range -- give an integer >= 0",
+    ),
+    "a stop that is no text": (
+        {"stop": ["a", 1]},
+        'stop = ["a", 1] -- is not a string or a list of strings -- write it as "a" or ["a", "b"]',
+    ),
+    "an empty stop": ({"stop": [""]}, 'stop = [""] -- holds an empty string -- give strings of at least one character'),
+    "no beam": ({"num_beams": 0}, "num_beams = 0 -- is out of range -- give an integer >= 1"),
+    "an infinite length_penalty": (
+        {"length_penalty": float("inf")},
+        "length_penalty = Infinity -- is not a finite number -- give a number of any size",
+    ),
+    "an unknown cache_dtype": (
+        {"cache_dtype": "float16"},
+        'cache_dtype = "float16" -- is not a known name -- use float32, bfloat16',
+    ),
+    "an unknown prompt_overflow": (
+        {"prompt_overflow": "right"},
+        'prompt_overflow = "right" -- is not a known name -- use left, refuse',
+    ),
+    "beams that sample": (
+        {"num_beams": 4, "top_p": 0.5},
+        "top_p = 0.5 -- acts in sampling, and num_beams = 4 samples nothing -- leave one of them out",
+    ),
+    "more samples than beams": (
+        {"num_beams": 4, "predict_batch_size": 5},
+        "predict_batch_size = 5 -- is more than num_beams = 4 -- lower it, or raise num_beams",
+    ),
     "a top_k above the vocabulary": (
         {"top_k": 129},
         "top_k = 129 -- is more than n_vocab = 128 -- lower it; 0 turns it off",
@@ -760,6 +822,7 @@ RANDOM_CHANGES = st.fixed_dictionaries(
         "lr_decay_end": st.none() | st.integers(1, 10**9),
         "eval_batch_size": st.integers(1, 100),
         "top_p": st.floats(0, 1, exclude_min=True),
+        "stop": st.none() | st.text(min_size=1) | st.lists(st.text(min_size=1)),
         "predict_seed": st.none() | st.integers(0, 2**31 - 1),
         "name": st.text(min_size=1).filter(str.strip),
         "padding_id": st.integers(0, 128),

@@ -17,8 +17,8 @@ from configs.errors import DataError
 from data.beam import _batches, _encode, load_beam, read_encoded
 from data.chunking import TextEncoder
 from data.create_tfrecords import Settings, create_tfrecords
-from data.documents import find_files
 from data.routing import TRAIN, Choice, Place, Router
+from data.sources import find_files
 from data.tokenizing import cut, encode_all
 from data.train_tokenizer import FILE_NAME, save_tokenizer, train_byte_level_bpe
 

@@ -136,6 +136,14 @@ def test_all_kinds_of_damage_can_be_repaired(tmp_path, capsys):
     assert (status, err) == (0, "")
 
 
+def test_a_last_file_without_a_sound_record_leaves_nothing_behind(tmp_path, capsys):
+    write_examples(f"{tmp_path}/a_3.tfrecords", [[1, 2, 3]] * 3)
+    (tmp_path / "b_3.tfrecords").write_bytes(b"no record")
+    status, out, _ = run(capsys, f"{tmp_path}/*.tfrecords", "--repair")
+    assert status == 0 and f"{tmp_path}/b_3.tfrecords: has no sound record, and is left out" in out
+    assert [path.name for path in (tmp_path / "repaired").iterdir()] == ["a_3.tfrecords"]
+
+
 def test_a_name_that_two_files_would_have_ends_the_repair_and_leaves_nothing(tmp_path, capsys):
     write_examples(f"{tmp_path}/a_2.tfrecords", [[1, 2]] * 2)
     write_examples(f"{tmp_path}/a_3.tfrecords", [[1, 2]] * 2)

@@ -197,8 +197,15 @@ def test_without_text_nothing_is_overwritten(tmp_path, encoder_path):
         ({"chunk_size": 0}, "--chunk_size 0 -- is too small -- give 1 or more"),
         ({"files_per": 0}, "--files_per 0 -- is too small -- give 1 or more"),
         ({"processes": -1}, "--processes -1 -- is too small -- give 0 or more"),
-        ({"name": ""}, "--name '' -- is no beginning of a file name -- give one that has no slash"),
-        ({"name": "a/b"}, "--name 'a/b' -- is no beginning of a file name -- give one that has no slash"),
+        ({"chunk_size": 10**9}, "--chunk_size 1000000000 -- is too large -- give 16777216 or less"),
+        *[
+            (
+                {"name": name},
+                f"--name '{name}' -- is no beginning of a file name that is shown -- give one without slashes and "
+                "without a dot before it",
+            )
+            for name in ("", "a/b", "..")
+        ],
         (
             {"separator": 1, "write_dataset_config": "{tmp}/mine.json"},
             "--separator 1 -- the tokenizer's <|endoftext|> is 0, and no dataset config may say otherwise -- leave out "

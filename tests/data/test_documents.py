@@ -19,14 +19,13 @@ import data.documents
 from configs.errors import DataError
 from data.documents import (
     Document,
-    SourceFile,
     explain,
-    find_files,
     fingerprint,
     read_all_documents,
     read_documents,
     share_below,
 )
+from data.sources import SourceFile, find_files
 
 TEXTS = ["one\n", "zwei äöü\r\n\tend ", "三\u2028 <|endoftext|>"]
 NOT_UTF8 = b"caf\xe9"
@@ -183,69 +182,11 @@ def test_a_damaged_file_is_named(tmp_path, name, content):
     assert str(error.value).endswith(") -- replace the file, or leave it out")
 
 
-def make_tree(root: Path) -> None:
-    names = ["b2.txt", "b10.txt", "a/z.py", "a/test/t.py", "a/notes.xyz", ".hidden.txt", ".git/x.txt", "test/u.py"]
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(name)
-
-
-def found(sources: list[str], **settings: object) -> list[str]:
-    return [file.relative for file in find_files(sources, **settings)]
-
-
-def test_a_directory_is_read_with_all_below_it_in_natural_order(tmp_path):
-    make_tree(tmp_path)
-    assert found([str(tmp_path)]) == ["a/test/t.py", "a/z.py", "b2.txt", "b10.txt", "test/u.py"]
-    assert found([str(tmp_path)], suffixes=(".txt",)) == ["b2.txt", "b10.txt"]
-
-
-def test_patterns_leave_files_out(tmp_path):
-    make_tree(tmp_path)
-    assert found([str(tmp_path)], exclude=["test/*"]) == ["a/test/t.py", "a/z.py", "b2.txt", "b10.txt"]
-    assert found([str(tmp_path)], exclude=["*/test/*", "*2.txt"]) == ["a/z.py", "b10.txt", "test/u.py"]
-
-
-def test_a_glob_takes_any_suffix_and_keeps_the_path_below_its_fixed_part(tmp_path):
-    make_tree(tmp_path)
-    assert found([f"{tmp_path}/a/*"]) == ["notes.xyz", "z.py"]
-    assert found([f"{tmp_path}/**/*.py"]) == ["a/test/t.py", "a/z.py", "test/u.py"]
-    assert found([f"{tmp_path}/b2.txt"]) == ["b2.txt"]
-
-
-def test_a_file_named_twice_is_read_once(tmp_path):
-    make_tree(tmp_path)
-    assert found([f"{tmp_path}/b2.txt", f"{tmp_path}/*.txt"]) == ["b2.txt", "b10.txt"]
-
-
-def test_a_source_without_files_is_named(tmp_path):
-    os.mkdir(tmp_path / "empty")
-    with pytest.raises(DataError) as error:
-        find_files([f"{tmp_path}/empty"], suffixes=(".txt", ".py"))
-    assert str(error.value) == (
-        f"{tmp_path}/empty: no file ending in .txt .py found -- name a directory, a glob or a file that has text"
-    )
-    with pytest.raises(DataError) as error:
-        find_files([f"{tmp_path}/*.txt"], exclude=["a/*"])
-    assert str(error.value) == (
-        f"{tmp_path}/*.txt: no file found outside a/* -- name a directory, a glob or a file that has text"
-    )
-
-
 def test_shares_are_fixed_and_even():
     assert share_below("a.txt") == 0x18B7CB099A9E / 2**48  # printf a.txt | sha256sum
     shares = [share_below(f"file{n}.py") for n in range(4000)]
     assert all(0 <= share < 1 for share in shares)
     assert sum(share < 0.25 for share in shares) / 4000 == pytest.approx(0.25, abs=0.03)
-
-
-def test_only_regular_files_are_found(tmp_path):
-    (tmp_path / "a.txt").write_text("text")
-    (tmp_path / "broken.txt").symlink_to(tmp_path / "none")
-    (tmp_path / "link.txt").symlink_to(tmp_path / "a.txt")
-    os.mkfifo(tmp_path / "pipe.txt")
-    for source in (str(tmp_path), f"{tmp_path}/*.txt"):
-        assert [file.relative for file in find_files([source])] == ["a.txt", "link.txt"]
 
 
 def test_a_problem_can_be_printed_whatever_the_name_of_its_file(tmp_path):
@@ -355,7 +296,7 @@ def test_a_directory_is_searched_for_every_format_and_for_no_unfinished_archive(
     names += ["a.xz", "a.tar", "a.tar.gz", "a.tgz", "a.zip", "a.jsonl.zst.tar", "openwebtext.tar.xz"]
     for name in names:
         (tmp_path / name).touch()
-    assert sorted(found([str(tmp_path)])) == sorted([*names, "data.jsonl.zst"])
+    assert sorted(file.relative for file in find_files([str(tmp_path)])) == sorted([*names, "data.jsonl.zst"])
 
 
 def test_a_zip_file_in_a_tar_file_is_read(tmp_path):

@@ -16,9 +16,9 @@ import pytest
 
 from configs.errors import ConfigError, DataError
 from configs.schema import DatasetConfig
-from data.documents import find_files
 from data.prepare import NOT_THE_STDLIB, PreparedDataset, prepare_dataset
 from data.shards import list_shards
+from data.sources import find_files
 from data.tfrecords import read_examples
 from data.tokenizer import load_tokenizer
 from data.train_tokenizer import FILE_NAME, save_tokenizer, train_byte_level_bpe
@@ -238,6 +238,16 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(DataError) as error:
         prepare(dataset_of(tmp_path, cache_dir=f"{tmp_path}/file/cache"))
     assert str(error.value) == f"{tmp_path}/file/cache: cannot be written (Not a directory) -- set cache_dir elsewhere"
+
+
+def test_a_cache_in_a_bucket_is_refused_with_what_to_do(tmp_path):
+    write_documents(tmp_path / "texts")
+    with pytest.raises(DataError) as error:
+        prepare(dataset_of(tmp_path, cache_dir="gs://mine/cache"))
+    assert str(error.value) == (
+        "mine: cache_dir = gs://mine/cache -- raw text is prepared on the disk of this machine -- give a folder there, "
+        "or write tfrecords into the bucket with data/create_tfrecords.py --output_dir, and name them in path"
+    )
 
 
 def test_tfrecords_are_passed_through():

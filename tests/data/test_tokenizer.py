@@ -13,7 +13,7 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import models, pre_tokenizers
+from tokenizers import decoders, models, pre_tokenizers
 
 import data.tokenizer
 from configs.errors import ConfigError, DataError
@@ -40,6 +40,13 @@ def test_any_text_comes_back(text):
 @given(st.text(max_size=60))
 def test_byte_lengths_of_the_ids_add_up_to_the_bytes_of_the_text(text):
     assert TOKENIZER.token_byte_lengths()[TOKENIZER.encode(text)].sum() == len(text.encode("utf-8"))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.integers(0, 330), max_size=12))
+def test_bytes_of_any_ids_are_those_of_what_they_decode_to(ids):
+    told = b"".join(map(TOKENIZER.bytes_of, ids))
+    assert told.decode("utf-8", "replace") == TOKENIZER.decode(ids)
 
 
 @settings(max_examples=50, deadline=None)
@@ -120,6 +127,14 @@ def error_of(path: str) -> str:
     with pytest.raises(DataError) as error:
         load_tokenizer(path)
     return str(error.value)
+
+
+def test_bytes_in_a_text_where_tokens_are_words_or_bytes():
+    vocabulary = {"a": 0, "\u2581so": 1, "<0xE2>": 2, "<0x82>": 3, "<0xAC>": 4, "\u2581": 5}
+    backend = tokenizers.Tokenizer(models.BPE(vocabulary, [], byte_fallback=True))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
+    assert list(map(Tokenizer(backend).bytes_of, range(7))) == [b"a", b" so", b"\xe2", b"\x82", b"\xac", b" ", b""]
 
 
 def test_what_is_no_tokenizer_is_named(tmp_path):
@@ -214,10 +229,37 @@ PARTS = [
     ".",
     "1",
     "é",
+    "/",
+    "<\u0338",
+    "漢",
+    "ひ",
+    "\u3099",
+    "、",
+    "：",
 ]
 
 
-@pytest.mark.parametrize("tokenizer", [TOKENIZER, train_byte_level_bpe(SAMPLE * 5, 310, nfkc=True)])
+TOKENIZERS = [TOKENIZER, train_byte_level_bpe(SAMPLE * 5, 310, nfkc=True)]
+
+
+@pytest.mark.parametrize("tokenizer", TOKENIZERS)
+@settings(max_examples=150, deadline=None)
+@given(text=st.lists(st.sampled_from(PARTS), max_size=60).map("".join))
+def test_no_seam_changes_a_token(tokenizer, text):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data.tokenizer, "PIECE_CHARACTERS", 1)
+        assert tokenizer.encode_batch([text]) == [tokenizer.encode(text)]
+
+
+def test_text_without_spaces_is_cut_too(monkeypatch):
+    monkeypatch.setattr(data.tokenizer, "PIECE_CHARACTERS", 3)
+    assert TOKENIZER.pieces("漢漢漢漢、ひひひ：漢") == ["漢漢漢漢", "、ひひひ", "：漢"]
+    assert TOKENIZER.pieces('{"abcd":"efgh"}abc1') == ['{"abcd', '":"efgh', '"}abc', "1"]
+    monkeypatch.setattr(data.tokenizer, "LONGEST_WORD_CHARACTERS", 10)
+    assert TOKENIZER.pieces("é" * 25 + "1 é") == ["é" * 10, "é" * 10, "é" * 5 + "1", " é"]
+
+
+@pytest.mark.parametrize("tokenizer", TOKENIZERS)
 @settings(max_examples=150, deadline=None)
 @given(text=st.lists(st.sampled_from(PARTS), max_size=30).map("".join), characters=st.integers(1, 30))
 def test_the_end_of_a_text_has_the_tokens_of_the_whole(tokenizer, text, characters):

@@ -12,24 +12,16 @@ from hypothesis import strategies as st
 from meshtf import mtf, tf
 from models import losses
 from models.kernels import entmax as kernels
-from models.kernels.sampling import SamplingRule, filtered_logits, sample
+from models.kernels.sampling import SamplingRule
 from runtime.mesh import place
 from tests import tiny
+from tests.models import reference_sampling
+from tests.models.reference_sampling import Rows, assert_drawn_with
+from tests.models.reference_sampling import entmax as exact_entmax
 
 Devices = tuple[str, ...]
 ALPHA = 1.3
 MODEL = dataclasses.replace(tiny.MODEL, entmax_loss=True)
-
-
-def exact_entmax(logits: np.ndarray) -> np.ndarray:
-    """[..., V] -> [..., V]: tau by bisection."""
-    scaled = (ALPHA - 1.0) * (np.float64(logits) - logits.max(-1, keepdims=True))
-    low, high = np.full((*scaled.shape[:-1], 1), -1.0), np.zeros((*scaled.shape[:-1], 1))
-    for _ in range(60):
-        tau = (low + high) / 2
-        is_below = (np.maximum(scaled - tau, 0.0) ** (1.0 / (ALPHA - 1.0))).sum(-1, keepdims=True) > 1.0
-        low, high = np.where(is_below, tau, low), np.where(is_below, high, tau)
-    return np.maximum(scaled - low, 0.0) ** (1.0 / (ALPHA - 1.0))
 
 
 def exact_loss(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -137,46 +129,26 @@ def test_the_loss_of_bfloat16_logits_is_float32_and_its_gradient_bfloat16() -> N
 
 # ------------------------------------------------------------------------------------------------------------- sampling
 
-# The last two are out of reach of entmax, and the last but two is too at half the temperature.
-LOGITS = np.array([1.0, 0.2, 2.0, 0.6, 0.0, -3.0, -2.5])
-
-
-def drawn_probabilities(rule: SamplingRule) -> np.ndarray:
-    """By the definitions: entmax, then the likeliest tokens; float64 [V]."""
-    probabilities = exact_entmax(LOGITS / rule.temperature)
-    order = np.argsort(-probabilities)
-    before = np.cumsum(probabilities[order]) - probabilities[order]
-    kept = order[(before < rule.top_p) & (np.arange(len(order)) < (rule.top_k or len(order)))]
-    kept_only = np.where(np.isin(np.arange(len(order)), kept), probabilities, 0.0)
-    return kept_only / kept_only.sum()
+# The last three are out of reach of entmax, and the last but three is too at half the temperature.
+LOGITS = np.array([1.0, 0.2, 2.0, 0.6, 0.0, -3.0, -2.5, -4.0])
 
 
 @pytest.mark.parametrize(
     "rule",
     [
-        SamplingRule(1.0, 0, 1.0, entmax=True),
-        SamplingRule(0.5, 0, 1.0, entmax=True),
-        SamplingRule(1.0, 3, 1.0, entmax=True),
-        SamplingRule(1.0, 0, 0.7, entmax=True),
-        SamplingRule(1.0, 6, 0.9999999, entmax=True),
+        SamplingRule(entmax=True),
+        SamplingRule(0.5, entmax=True),
+        SamplingRule(top_k=3, entmax=True),
+        SamplingRule(top_p=0.7, entmax=True),
+        SamplingRule(top_k=6, top_p=0.9999999, entmax=True),
+        SamplingRule(min_p=0.2, entmax=True),
+        SamplingRule(typical_p=0.9, entmax=True),
     ],
     ids=str,
 )
 def test_tokens_come_with_their_probabilities(rule: SamplingRule) -> None:
-    n_rows, probabilities = 40_000, drawn_probabilities(rule)
-    repeated_BV = tf.constant(np.broadcast_to(LOGITS, (n_rows, len(LOGITS))), tf.float32)
-    counts = np.bincount(sample(rule)(repeated_BV, tf.constant(3), tf.range(n_rows)), minlength=len(LOGITS))
-    is_drawn = probabilities > 0.0
-    assert 1 < is_drawn.sum() < len(LOGITS) and counts[~is_drawn].sum() == 0
-    expected = n_rows * probabilities[is_drawn]
-    # The 99.9 % points of the chi-square distribution, by degrees of freedom.
-    bound = {1: 10.83, 2: 13.82, 3: 16.27, 4: 18.47}[int(is_drawn.sum()) - 1]
-    assert ((counts[is_drawn] - expected) ** 2 / expected).sum() < bound
-    np.testing.assert_allclose(
-        tf.nn.softmax(filtered_logits(rule, repeated_BV[:1]))[0], probabilities, rtol=1e-5, atol=1e-6
-    )
-
-
-def test_without_temperature_entmax_draws_the_likeliest() -> None:
-    logits = tf.constant(LOGITS[None], tf.float32)
-    assert sample(SamplingRule(0.0, 0, 1.0, entmax=True))(logits, tf.constant(1), tf.constant([0])).numpy() == [2]
+    expected = reference_sampling.probabilities(rule, LOGITS)
+    assert (expected == 0.0).any()
+    assert_drawn_with(Rows.repeated(LOGITS, rule, np.arange(2**15)).chosen()[0], expected)
+    probabilities, *_ = Rows.repeated(LOGITS, rule, np.arange(16)).probabilities()
+    np.testing.assert_allclose(probabilities, expected, rtol=1e-5, atol=1e-6)

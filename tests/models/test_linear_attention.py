@@ -211,11 +211,13 @@ def test_steps_after_a_prompt_equal_the_whole_sequence(devices: Devices, layout:
     n_prompt = 6
     queries, keys, values, _ = inputs_of(9)
     keys = keys * np.float32(scale)
-    prompt = [(SEQUENCE, x[:, :n_prompt]) for x in (keys, values)]
+    # What stands behind the prompt must leave no trace.
+    padded = [np.concatenate([x[:, :n_prompt], np.full_like(x[:, :2], 7.0)], 1) for x in (keys, values)]
+    prompt = [*((SEQUENCE, x) for x in padded), ("batch", np.full(len(keys), n_prompt, np.int32))]
     steps = [("batch heads features_per_head", x[:, at]) for at in range(n_prompt, 9) for x in (queries, keys, values)]
 
     def build(*tensors: mtf.Tensor) -> list[mtf.Tensor]:
-        state, rows, outputs = linear_state(*tensors[:2]), iter(tensors[2:]), []
+        state, rows, outputs = linear_state(*tensors[:3]), iter(tensors[3:]), []
         shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()}
         for row in zip(rows, rows, rows, strict=True):
             output, state = linear_attention_step(*row, state)

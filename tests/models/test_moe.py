@@ -18,7 +18,7 @@ from models.dims import Dims
 from models.kernels import noise as noise_kernels
 from models.kernels import routing as kernels
 from models.kernels.routing import RoutingRule
-from models.moe import MoeOutput, mixture_of_experts, routing_rule
+from models.moe import MoeOutput, claims_of_tokens, mixture_of_experts, routing_rule
 from models.ops.dropout import Noise
 from runtime.mesh import Placement, place
 from tests import tiny
@@ -239,8 +239,7 @@ def decoded(x: mtf.Tensor, config: ModelConfig, prompt_length: int) -> list[mtf.
             token,
             SCOPE,
             "h2/moe",
-            mixture.claims,
-            mtf.constant(x.mesh, position, dtype=tf.int32),
+            claims_of_tokens(mixture.claims, mtf.constant(x.mesh, position, [batch_dim], tf.int32)),
         )
         outputs.append(mixture.outputs)
     return outputs
@@ -303,7 +302,8 @@ def test_routing(rule: RoutingRule, seed: int, spread: float) -> None:
     """Of 3 rows of 11 tokens over 5 experts: every claim within the capacity has a slot, and no two have the same."""
     rows = np.array([7, 2, 5], np.int32)
     logits = np.random.default_rng(seed).normal(0.0, spread, (3, 11, 5)).astype(np.float32)
-    inputs = (logits, np.zeros((3, 5), np.int32), np.int32(0), np.int32(KEY), rows)
+    lengths = np.random.default_rng(seed).integers(1, 12, 3).astype(np.int32)
+    inputs = (logits, np.zeros((3, 5), np.int32), np.zeros(3, np.int32), lengths, np.int32(KEY), rows)
     outputs = [np.asarray(output) for output in kernels.route(rule)(*inputs)]
     experts, destinations, sources, claims, dropped = outputs
     n_slots = min(11, -(-11 // rule.group_size) * rule.capacity)
@@ -317,7 +317,8 @@ def test_routing(rule: RoutingRule, seed: int, spread: float) -> None:
         np.testing.assert_array_equal(experts[row], expected.experts)
         np.testing.assert_array_equal(destinations[row] >= 0, is_routed)
         np.testing.assert_array_equal(destinations[row][is_routed] // n_slots, expected.experts[is_routed])
-        np.testing.assert_array_equal(claims[row], expected.claims)
+        until = reference.routed(logits[row, : lengths[row]].astype(np.float64), row, by_claim)
+        np.testing.assert_array_equal(claims[row], until.claims)
         close(dropped[row], is_dropped.sum() / (expected.places >= 0).sum())
         filled = np.full(5 * n_slots, -1)
         filled[destinations[row][is_routed]] = np.arange(11 * rule.n_choices).reshape(experts[row].shape)[is_routed]
@@ -327,8 +328,9 @@ def test_routing(rule: RoutingRule, seed: int, spread: float) -> None:
 
 def test_a_threshold_of_0_claims_every_second_choice() -> None:
     rule = RoutingRule(n_choices=2, second_policy="random", second_threshold=0.0, group_size=8, capacity=8)
-    inputs = (np.zeros((1, 8, 4), np.int32), np.int32(0), np.int32(KEY), np.zeros(1, np.int32))
-    destinations = kernels.route(rule)(normal(1, 8, 4), inputs[0][:, 0], *inputs[1:])[1]
+    row = np.zeros(1, np.int32)
+    inputs = (np.zeros((1, 4), np.int32), row, row + 8, np.int32(KEY), row)
+    destinations = kernels.route(rule)(normal(1, 8, 4), *inputs)[1]
     assert np.asarray(destinations).min() >= 0
 
 

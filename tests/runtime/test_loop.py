@@ -16,8 +16,8 @@ import pytest
 
 from configs.errors import DataError, UserError
 from configs.schema import TrainingConfig
-from inputs import Batch
-from runtime.loop import NO_DATA, DivergedError, Observers, TrainingPosition, train
+from inputs import Batch, SkippedRecords
+from runtime.loop import NO_DATA, DivergedError, Explanation, Observers, TrainingPosition, train
 from runtime.progress import Progress
 from runtime.schedules import learning_rate
 from runtime.turns import OneAtATime, Step, noise_key
@@ -57,6 +57,8 @@ class Recorder:
     calls: list[tuple] = dataclasses.field(default_factory=list)
     told: list[tuple] = dataclasses.field(default_factory=list)
     greatest: Callable[[int], int] = lambda number: number
+    explanation: Explanation = Explanation()
+    full_speed: float | None = None
 
     def step(self, *arrays: np.ndarray) -> dict:
         tokens_BS, labels_BS, weights_BS, rate, number, key = arrays
@@ -74,8 +76,14 @@ class Recorder:
             after_save=lambda position: self.told.append(("pause", position)),
             progress=Progress(TRAINING.train_steps, 0, io.StringIO()),
             tell_problem=lambda problem: self.told.append(("problem", problem)),
+            explain_divergence=self.explain,
+            full_speed=self.full_speed,
             greatest=self.greatest,
         )
+
+    def explain(self, position: TrainingPosition, batch: Batch) -> Explanation:
+        self.told.append(("explain", position, int(batch.tokens_BS[0, 0])))
+        return self.explanation
 
     def train(self, start: TrainingPosition, steps_per_checkpoint: int, training: TrainingConfig = TRAINING) -> tuple:
         batches = batches_from(start.examples)
@@ -107,11 +115,18 @@ def test_metrics_come_every_iterations_steps_and_at_the_end() -> None:
     lines = recorder.of_kind("metrics")
     assert [step for step, _ in lines] == [4, 8, 10]
     for step, values in lines:
-        assert set(values) == {"loss", "grad_norm", "lr", "tokens_per_second", "data_wait"}
+        assert set(values) == {"loss", "grad_norm", "lr", "tokens_per_second", "data_wait", "data/skipped_share"}
         assert 0 <= values["data_wait"] <= 1
         assert (values["loss"], values["grad_norm"]) == (2.0 + step, 0.5)
         assert values["lr"] == learning_rate(step - 1, TRAINING)  # the one that this step was made with
         assert 0 < values["tokens_per_second"] < math.inf
+
+
+def test_the_share_of_the_peak_is_that_of_the_speed() -> None:
+    recorder = Recorder(full_speed=5e6)
+    recorder.train(BEGINNING, steps_per_checkpoint=3)
+    lines = recorder.of_kind("metrics")
+    assert all(values["mfu"] == values["tokens_per_second"] / 5e6 for _, values in lines) and len(lines) == 3
 
 
 def test_a_resumed_run_does_what_the_unbroken_one_did() -> None:
@@ -165,16 +180,27 @@ def test_a_signal_ends_training_after_its_step_with_one_checkpoint(number: int, 
 @pytest.mark.parametrize(("value", "shown"), [(math.nan, "nan"), (math.inf, "inf"), (-math.inf, "-inf")])
 @pytest.mark.parametrize("name", ["loss", "grad_norm"])
 def test_what_is_no_number_ends_training_and_saves_nothing(name: str, value: float, shown: str) -> None:
-    recorder = Recorder(**{"losses" if name == "loss" else "norms": {8: value}})
+    explanation = Explanation("records 3 to 4 of a.tfrecords", "the first of all is h0/q")
+    recorder = Recorder(**{"losses" if name == "loss" else "norms": {8: value}}, explanation=explanation)
     with pytest.raises(DivergedError) as error:
         recorder.train(BEGINNING, steps_per_checkpoint=3)
     assert str(error.value) == (
-        f"step 8, examples 14 to 15: {name} = {shown} -- training has diverged; checkpoints of before stay -- lower "
-        "lr, lengthen warmup_steps or set gradient_clipping, and start again"
+        f"step 8, examples 14 to 15 (records 3 to 4 of a.tfrecords): {name} = {shown} -- training has diverged: the "
+        "first of all is h0/q; the checkpoint of step 6 stays the newest -- lower lr, lengthen warmup_steps or set "
+        "gradient_clipping, and start again"
     )
+    assert recorder.of_kind("explain") == [(TrainingPosition(7, 14), 14)]
     assert isinstance(error.value, UserError)
     assert [position.step for (position,) in recorder.of_kind("save")] == [3, 6]
     assert [step for step, _ in recorder.of_kind("metrics")] == [4]
+
+
+def test_a_divergence_that_nobody_can_explain_is_told_all_the_same() -> None:
+    with pytest.raises(DivergedError) as error:
+        Recorder(losses={1: math.nan}).train(BEGINNING, steps_per_checkpoint=3)
+    start, _, _ = str(error.value).split(" -- ")
+    assert start == "step 1, examples 0 to 1: loss = nan"
+    assert " -- training has diverged; there is no checkpoint yet -- " in str(error.value)
 
 
 def test_wrong_data_end_training_with_what_was_reached_saved() -> None:
@@ -240,8 +266,11 @@ def test_a_process_without_data_tells_the_others_before_it_ends() -> None:
 def test_what_is_left_out_is_told() -> None:
     def batches() -> Iterator[Batch]:
         for number, batch in enumerate(batches_from(0)):
-            yield dataclasses.replace(batch, left_out=("record 7 is damaged",) if number == 2 else ())
+            left_out = ("record 7 is damaged",) if number == 2 else ()
+            yield dataclasses.replace(batch, left_out=left_out, skipped=SkippedRecords(2 * number + 2, number >= 2))
 
     recorder = Recorder()
     train(TRAINING, OneAtATime(recorder.step), batches(), BEGINNING, recorder.observers(), 100)
     assert recorder.of_kind("problem") == [("left out: record 7 is damaged",)]
+    shares = [values["data/skipped_share"] for _, values in recorder.of_kind("metrics")]
+    assert shares == [1 / 8, 1 / 16, 1 / 20]

@@ -168,6 +168,26 @@ def test_tensorboard_scalars_lie_where_gpt_neo_put_them(tmp_path: Path) -> None:
     assert events_of(tmp_path / "eval") == [(20, "loss", 1.75)]
 
 
+def test_histograms_hold_every_finite_number_once(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(1.0, 3.0, (50, 20)).astype(np.float32)
+    with MetricsWriter(str(tmp_path)) as metrics:
+        metrics.write("train", 10, {"loss": 2.5})
+        metrics.write_histogram(10, "weights/a", values)
+        metrics.write_histogram(10, "weights/b", np.array([[np.nan, 2.0], [np.inf, -1.0]]))
+        metrics.write_histogram(10, "weights/c", np.full(7, 0.25))
+        metrics.write_histogram(10, "weights/d", np.array([np.nan]))
+    (path,) = tmp_path.glob("events.out.tfevents.*")
+    events = tf.compat.v1.train.summary_iterator(str(path))
+    found = {v.tag: v.histo for event in events if event.step == 10 for v in event.summary.value if v.HasField("histo")}
+    assert [histogram.num for histogram in found.values()] == [1000, 2, 7, 0]
+    assert all(sum(histogram.bucket) == histogram.num for histogram in found.values())
+    assert (found["weights/b"].min, found["weights/b"].max, found["weights/b"].sum) == (-1.0, 2.0, 1.0)
+    below = np.cumsum(found["weights/a"].bucket)
+    for count, limit in list(zip(below, found["weights/a"].bucket_limit, strict=True))[:-1]:
+        assert count == (values < limit).sum()
+    assert [line for line in read_metrics(str(tmp_path)) if "weights/a" in line] == []
+
+
 def test_tensorboard_is_told_where_a_resumed_run_begins(tmp_path: Path) -> None:
     write_steps(tmp_path, range(31, 32), resume_step=30)
     (path,) = tmp_path.glob("events.out.tfevents.*")

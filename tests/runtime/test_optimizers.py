@@ -224,6 +224,36 @@ def test_adafactors_slots_have_the_names_and_shapes_of_mesh_tensorflow(devices: 
     assert {name for name in after if name.endswith("_slot_m")} == {f"{name}_slot_m" for name in SHAPES}
 
 
+# --------------------------------------------------------------------------------------------------- what is not finite
+
+
+@pytest.mark.parametrize(
+    ("opt_name", "mesh", "value"),
+    [
+        ("adam", MESHES[1], np.nan),
+        ("adamw", MESHES[0], np.inf),
+        ("adafactor", MESHES[1], -np.inf),
+        pytest.param("adam", MESHES[0], 1e30, id="too large to be squared"),
+    ],
+    ids=str,
+)
+def test_what_is_not_finite_changes_nothing(
+    devices: Devices, opt_name: str, mesh: tuple[str, str], value: float
+) -> None:
+    placement = place(tiny.mesh_config(*mesh), devices if mesh[0] else devices[:1])
+    training = dataclasses.replace(TRAINING, opt_name=opt_name, gradient_clipping=0.5 if opt_name == "adam" else None)
+    step = stepper(training, placement)
+    placement.store.initialize(seed=1)
+    step(np.array([RATE], np.float32), np.int32(0), *gradients_of(0))
+    before, spoilt = tiny.values_of(placement.store), gradients_of(1)
+    spoilt[5][3, 70] = value
+    (norm,) = step(np.array([RATE], np.float32), np.int32(1), *spoilt)
+    assert not np.isfinite(norm)
+    after = tiny.values_of(placement.store)
+    for name in before:
+        np.testing.assert_array_equal(after[name], before[name], err_msg=name)
+
+
 # ----------------------------------------------------------------------------------------------------------- gradients
 
 

@@ -1,46 +1,60 @@
-"""Samples as text."""
+"""Answers, gathered and written down."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
 from pathlib import Path
 
-import numpy as np
-import pytest
-
-from runtime.predictions import cut_at, format_samples, sample_texts, write_predictions
-
-EOS = 9
-
-
-def decode(ids: Sequence[int]) -> str:
-    return "".join("abcdefghi"[i] for i in ids)
+from models.kernels.sampling import SamplingRule
+from runtime.engine import Job
+from runtime.predictions import Answer, format_line, format_samples, joined, write_predictions, written_answers
+from runtime.scheduler import Ask, Delta, Scheduler
+from tests.runtime.test_scheduler import LETTERS, Script, bytes_of
 
 
-@pytest.mark.parametrize(
-    ("ids", "kept"),
-    [([1, 2, 3], [1, 2, 3]), ([1, 9, 2, 9], [1]), ([9, 9], []), ([], []), (np.array([4, 9]), [4])],
-)
-def test_a_row_ends_before_its_first_eos(ids: Sequence[int], kept: list[int]) -> None:
-    assert cut_at(ids, EOS) == kept
+def ask(text: str) -> Ask:
+    return Ask(Job(tuple(map(LETTERS.index, text)), SamplingRule(), 0, 100))
 
 
-def test_the_prompt_stands_before_each_sample_or_is_left_out() -> None:
-    prompt_S, written_BN = np.array([0, 1], np.int32), np.array([[2, 3, 4], [5, 9, 9]], np.int32)
-    assert sample_texts(prompt_S, written_BN, EOS, decode, with_prompt=True) == ["abcde", "abf"]
-    assert sample_texts(prompt_S, written_BN, EOS, decode, with_prompt=False) == ["cde", "f"]
+def test_news_of_an_answer_are_put_together() -> None:
+    deltas = [Delta("a", (1, 2), (-1.0, -2.0), ((), ()), None), Delta("b", (3,), (-3.0,), ((),), "length")]
+    assert joined(deltas) == Answer("ab", (1, 2, 3), (-1.0, -2.0, -3.0), "length")
 
 
-def test_an_eos_in_the_prompt_is_not_shown_and_ends_no_sample() -> None:
-    ids = sample_texts(np.array([0, EOS]), np.array([[2, EOS]]), EOS, lambda ids: repr(ids), with_prompt=True)
-    assert ids == ["[0, 2]"]
+def test_answers_come_in_the_order_of_the_asks_whichever_ends_first() -> None:
+    texts = ["abcdefgh" * 3, "a", "bc", "defdefdef", ""]
+    answers = written_answers(Scheduler(Script(2), bytes_of), [ask(text) for text in texts if text])
+    assert [answer.text for answer in answers] == [text for text in texts if text]
+
+
+def test_no_answer_waits_for_later_ones() -> None:
+    engine = Script(1)
+    answers = written_answers(Scheduler(engine, bytes_of), [ask("a"), ask("b"), ask("c")])
+    assert next(answers).text == "a"
+    assert len(engine.admitted) == 1
+
+
+def test_a_line_of_json_holds_all_that_is_known() -> None:
+    answer = Answer('ä"\n', (3, 4), (-0.5, -1.25), "stop")
+    line = format_line({"id": {"a": None}}, "der \u2028\u2029\x85", 2, answer)
+    assert line.splitlines(keepends=True) == [line] and line.endswith("\n") and "ä" in line
+    assert list(json.loads(line).items()) == [
+        ("id", {"a": None}),
+        ("prompt", "der \u2028\u2029\x85"),
+        ("text", 'ä"\n'),
+        ("tokens", [3, 4]),
+        ("log_probs", [-0.5, -1.25]),
+        ("reason", "stop"),
+        ("sample", 2),
+    ]
+    assert json.loads(format_line({}, (1, 2), 0, answer))["prompt"] == [1, 2]
 
 
 def test_samples_stand_in_the_frame_of_gpt_neo(tmp_path: Path) -> None:
     line = "=" * 40
     framed = f"{line} SAMPLE 0 {line}\n\none\ntwo\n\n{line}{line}\n\n{line} SAMPLE 1 {line}\n\nälter\n\n{line}{line}\n"
     assert format_samples(["one\ntwo", "älter"]) == framed
-    path = write_predictions(f"{tmp_path}/run", "exp7", 1234, ["one\ntwo", "älter"])
+    path = write_predictions(f"{tmp_path}/run", "exp7", 1234, ".txt", framed)
     assert path == f"{tmp_path}/run/predictions_exp7_1234.txt"
     assert Path(path).read_text(encoding="utf-8") == framed
     assert [file.name for file in (tmp_path / "run").iterdir()] == ["predictions_exp7_1234.txt"]

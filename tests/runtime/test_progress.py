@@ -35,6 +35,13 @@ def test_a_run_that_stops_early_leaves_its_last_step_in_the_log() -> None:
     assert log.getvalue().endswith(" left\n")
 
 
+def test_the_share_of_the_peak_is_shown_if_it_is_known() -> None:
+    log = io.StringIO()
+    with Progress(total_steps=1, first_step=0, stream=log) as progress:
+        progress.update(1, loss=2.0, tokens_per_second=1000, mfu=0.4567)
+    assert log.getvalue() == "step 1/1  loss 2.0000  1,000 tokens/s  mfu 45.7%\n"
+
+
 def test_nothing_done_writes_nothing() -> None:
     log = io.StringIO()
     Progress(total_steps=300, first_step=300, stream=log).close()

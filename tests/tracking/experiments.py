@@ -153,7 +153,7 @@ class MongoServer:
         program = str(Path(sys.executable).with_name("secantusd-py"))
         log = (self._folder / "mongo.log").open("ab")
         self._process = subprocess.Popen([program, *place, *self.options], stdout=log, stderr=log)
-        until(self._answers)
+        until(self._answers, 60)  # on a busy machine
 
     def _answers(self) -> bool:
         try:

@@ -10,7 +10,7 @@ from tracking.provenance import REPOSITORY, find_provenance, git_state, source_f
 def test_everything_that_makes_a_run_is_named() -> None:
     found = find_provenance("trial", [str(REPOSITORY / "configs" / "quickstart.json")])
     names = [name for name, _ in found.experiment["sources"]]
-    assert {"main.py", "verbs.py", "models/gpt2.py", "models/kernels/entmax.py", "configs/quickstart.json"} <= {*names}
+    assert {"main.py", "verbs/run.py", "models/kernels/entmax.py", "configs/quickstart.json"} <= {*names}
     assert len(names) == len(set(names)) and not any(name.startswith(("tests", ".")) for name in names)
     assert any(package.startswith("sacred==") for package in found.experiment["dependencies"])
     assert found.host["python_version"] == sys.version.split()[0] and found.host["memory_gib"] > 0

@@ -151,6 +151,19 @@ def test_text_without_frames_is_one_sample(tmp_path: Path) -> None:
     assert read_samples(tmp_path / "a.txt") == ["just text"]
 
 
+def test_answers_as_lines_of_json_are_samples(tmp_path: Path) -> None:
+    run = small_run(tmp_path)
+    lines = [
+        {"id": 7, "prompt": "def main", "text": "():\n", "tokens": [1]},
+        {"prompt": [5, 6], "text": HOSTILE},
+    ]
+    name = "predictions_3_20.jsonl"
+    (run.folder / name).write_text("".join(f"{json.dumps(line)}\n" for line in lines) + '["torn\n')
+    run = Run(run.folder, {**run.entry, "artifacts": [name]}, run.config, run.info)
+    rows = [["def main():\n"], [HOSTILE], ['["torn']]
+    assert page_data(run)["samples"] == {"steps": [20], "rows": rows, "n_steps": 1}
+
+
 @given(st.integers(0, 500), st.integers(2, 20))
 def test_of_many_steps_some_are_shown_evenly_with_both_ends(n_all: int, n_chosen: int) -> None:
     places = spread(n_all, n_chosen)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import functools
 import json
 import math
@@ -37,6 +38,29 @@ def restart_reasons(done: Done) -> list[str]:
 # ---------------------------------------------------------------------------------------------------------- recording
 
 
+def test_a_record_that_is_not_whole_at_the_end_is_called_so(here: Experiments) -> None:
+    stands_in_the_way = here.store / "1" / "metrics.json"
+    with meanwhile(lambda: until((here.store / "1" / "run.json").exists), stands_in_the_way.mkdir):
+        done = here.run("--seconds_per_step", "0.05")
+    assert (done.status, done.run.status) == (0, "COMPLETED")
+    assert done.said[-1] == (
+        f"run 1: its record in {done.run.folder} is not whole, as was said -- what was measured lies in "
+        f"{here.folder / 'model'} too"
+    )
+    assert " -- cannot be recorded now -- the run goes on, and this is tried again" in done.said[-3]
+
+
+def test_where_another_process_trains_nothing_is_recorded(here: Experiments) -> None:
+    """What that one measures would be taken for this run's own."""
+    (here.folder / "model").mkdir()
+    with (here.folder / "model" / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match=f"^model_path = {here.folder}/model -- another process trains here -- "):
+            here.run()
+    assert not here.store.exists()
+    assert here.run().status == 0
+
+
 def test_a_run_is_written_down_whole(here: Experiments, capfd: pytest.CaptureFixture[str]) -> None:
     done = here.run()
     run, said = done.run, capfd.readouterr()
@@ -51,11 +75,12 @@ def test_a_run_is_written_down_whole(here: Experiments, capfd: pytest.CaptureFix
     assert sorted(run.output(10**6)) == sorted(said.out + said.err)
 
 
-def test_samples_and_plots_are_artifacts(here: Experiments) -> None:
-    run = here.run().run
-    names = {"loss.png", *(f"predictions_1_{step}.txt" for step in (5, 10, 15, 20))}
+@pytest.mark.parametrize("ending", [".txt", ".jsonl"])
+def test_samples_and_plots_are_artifacts(here: Experiments, ending: str) -> None:
+    run = here.run("--ending", ending).run
+    names = {"loss.png", *(f"predictions_1_{step}{ending}" for step in (5, 10, 15, 20))}
     assert {path.name for path in run.artifacts} == names and len(run.artifacts) == len(names)
-    assert (run.folder / "predictions_1_15.txt").read_text() == "sample 15"
+    assert (run.folder / f"predictions_1_15{ending}").read_text() == "sample 15"
 
 
 def test_files_are_json_that_every_reader_takes(here: Experiments) -> None:
@@ -215,6 +240,13 @@ def test_a_child_that_hangs_is_ended_and_started_again(here: Experiments, deaf: 
     done = dataclasses.replace(here, patience=patience).run("--fail", "hang:13:1", *deaf)
     assert (done.status, restart_reasons(done)) == (0, ["no new step for 1 s since step 13"])
     assert series(done).steps.tolist() == list(range(1, 21))
+
+
+def test_the_step_that_a_child_hangs_at_is_the_last_measured_or_shown(here: Experiments) -> None:
+    """Progress is shown now and then only."""
+    patience = Patience(first_step_seconds=20.0, step_seconds=1.0, grace_seconds=0.5, pause_seconds=0.01)
+    done = dataclasses.replace(here, patience=patience).run("--fail", "hang:12:2", "--shown", "2")
+    assert restart_reasons(done) == ["no new step for 1 s since step 12"] * 2
 
 
 def test_a_child_that_always_hangs_at_the_start(here: Experiments) -> None:

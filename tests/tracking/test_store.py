@@ -74,3 +74,16 @@ def test_lines_by_metric() -> None:
     assert (found["train.loss"].steps.tolist(), found["train.loss"].times_seconds.tolist()) == ([1, 2], [5.0, 7.0])
     assert found["train.loss"].values[0] == 2.0 and math.isnan(found["train.loss"].values[1])
     assert found["eval.loss"].values.tolist() == [3.0]
+
+
+def test_artifacts_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    names = ["predictions_3_1000.txt", "loss.png", "predictions_3_9.txt", "eval_3.jsonl", "predictions_3_90.txt"]
+    path = write_run(tmp_path, 3) / "run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "artifacts": names}))
+    assert [artifact.name for artifact in find_run(tmp_path, "3").artifacts] == [
+        "eval_3.jsonl",
+        "loss.png",
+        "predictions_3_9.txt",
+        "predictions_3_90.txt",
+        "predictions_3_1000.txt",
+    ]

@@ -26,6 +26,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--fail", default="", help="how:step:times, as crash:7:1; step 0 is before anything")
     parser.add_argument("--status", type=int, default=1)
     parser.add_argument("--group", help="control group with a limit of memory")
+    parser.add_argument("--shown", type=int, default=1 << 30, help="the last step that progress shows")
+    parser.add_argument("--ending", default=".txt", help="of the files of samples")
     parser.add_argument("--deaf", action="store_true")
     parser.add_argument("--new", action="store_true")
     parser.add_argument("--yes", action="store_true")
@@ -115,7 +117,8 @@ class Trainer:
                 self._measure(file, step)
                 if step % self.arguments.steps_per_checkpoint == 0:
                     self._save(step)
-                    (self.folder / f"predictions_{self.arguments.sacred_id}_{step}.txt").write_text(f"sample {step}")
+                    name = f"predictions_{self.arguments.sacred_id}_{step}{self.arguments.ending}"
+                    (self.folder / name).write_text(f"sample {step}")
                 self._maybe_fail(step)
         self._save(step)
         if self.is_stopped:
@@ -134,7 +137,8 @@ class Trainer:
             line = {"step": step, "split": "eval", "time": round(time.time(), 3), "loss": 11.0 / step}
             file.write(json.dumps(line) + "\n")
         file.flush()
-        print(f"step {step}/{self.arguments.steps}  loss {loss}", file=sys.stderr, flush=True)
+        if step <= self.arguments.shown:
+            print(f"step {step}/{self.arguments.steps}  loss {loss}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ import uuid
 from collections.abc import Iterator
 
 from configs.errors import UserError
-from runtime import buckets
-from runtime.buckets import NOTHING, BucketError, OvertakenError, State
+from storage import buckets
+from storage.buckets import NOTHING, BucketError, OvertakenError, State
 
 RENEWAL_SECONDS = 20.0
 LEASE_SECONDS = 120.0  # longer than a network may fail
@@ -28,13 +28,18 @@ LONG_AGO_SECONDS = 900.0  # more than clocks differ by: nobody needs to wait for
 
 
 @contextlib.contextmanager
-def held(path: str, folder: str) -> Iterator[None]:
-    """Holds the lock at a path, of a folder that one process alone may write to.
+def held(path: str, refusal: str, remedy: str) -> Iterator[None]:
+    """Holds the lock at a path.
+
+    Args:
+      path: where the lock lies.
+      refusal: what to say of a place that another process holds.
+      remedy: and what to do then.
 
     Raises:
       UserError: another process holds it.
     """
-    generation = _take(path, folder)
+    generation = _take(path, refusal, remedy)
     stop = threading.Event()
     renewing = threading.Thread(target=_renew, args=(path, generation, stop), daemon=True)
     renewing.start()
@@ -46,15 +51,15 @@ def held(path: str, folder: str) -> Iterator[None]:
         buckets.delete(path, generation)
 
 
-def _take(path: str, folder: str) -> int:
+def _take(path: str, refusal: str, remedy: str) -> int:
     mine = json.dumps({**_this_process(), "lock": uuid.uuid4().hex}).encode()
     while True:
-        found = _abandoned(path, folder)
+        found = _abandoned(path, refusal, remedy)
         with contextlib.suppress(OvertakenError):  # somebody was faster: look again
             return buckets.replace(path, mine, found.generation)
 
 
-def _abandoned(path: str, folder: str) -> State:
+def _abandoned(path: str, refusal: str, remedy: str) -> State:
     """The lock that nobody holds, once that is sure.
 
     Raises:
@@ -73,10 +78,7 @@ def _abandoned(path: str, folder: str) -> State:
         )
         lives = _is_renewed(path, found)
     if lives:
-        raise UserError(
-            f"model_path = {folder} -- another process trains here, {_named(holder)} -- wait for it, or give another "
-            "model_path"
-        )
+        raise UserError(f"{refusal}, {_named(holder)} -- {remedy}")
     return found
 
 
@@ -97,7 +99,7 @@ def _renew(path: str, generation: int, stop: threading.Event) -> None:
         except BucketError:
             continue  # the lease outlives a network that fails for a while
         if not is_ours:
-            print(f"{path} -- another process has taken the run over -- this one ends", file=sys.stderr, flush=True)
+            print(f"{path} -- another process has taken its place -- this one ends", file=sys.stderr, flush=True)
             os.kill(os.getpid(), signal.SIGTERM)
             return
 

@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import functools
+import io
 import itertools
+import os
 import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from configs.errors import UserError
 
 SCHEME = "gs://"
 PART_SUFFIX = ".part"
+READ_BYTES = 1 << 24  # at once, of an object that is read in order
 REQUEST_SECONDS = 30.0
 PATIENCE_SECONDS = 300.0  # with a network, or a bucket, that does not answer
 PAUSES_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)  # before asking again; the last one is repeated
@@ -82,10 +86,14 @@ def look(path: str) -> State:
             blob.reload(**_ONCE)
         except NotFound:
             return NOTHING
-        notes = tuple(sorted((blob.metadata or {}).items()))
-        return State(blob.generation, blob.size, blob.updated.timestamp(), notes)
+        return _state_of(blob)
 
     return _patiently(path, ask)
+
+
+def _state_of(blob: Any) -> State:
+    notes = tuple(sorted((blob.metadata or {}).items()))
+    return State(blob.generation, blob.size, blob.updated.timestamp(), notes)
 
 
 def read(path: str, start: int = 0) -> bytes:
@@ -102,11 +110,65 @@ def read(path: str, start: int = 0) -> bytes:
     return _patiently(path, ask)
 
 
+def open_to_read(path: str) -> BinaryIO:
+    """Opens an object, which is read in parts as they are needed.
+
+    Raises:
+      FileNotFoundError: it is not there.
+      BucketError: while it is read, too: it is no longer the same.
+    """
+    return io.BufferedReader(_ObjectReader(path), READ_BYTES)
+
+
+class _ObjectReader(io.RawIOBase):
+    def __init__(self, path: str) -> None:
+        self._path, self._state, self._at = path, look(path), 0
+        if self._state == NOTHING:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._state.size_bytes}[whence]
+        return self._at
+
+    def readinto(self, buffer: memoryview) -> int:
+        end = min(self._at + len(buffer), self._state.size_bytes)
+        content = _patiently(self._path, lambda: self._ask(end)) if self._at < end else b""
+        buffer[: len(content)] = content
+        self._at += len(content)
+        return len(content)
+
+    def _ask(self, end: int) -> bytes:
+        from google.api_core.exceptions import NotFound, PreconditionFailed
+
+        try:
+            blob = _blob(self._path)
+            generation = self._state.generation
+            return blob.download_as_bytes(start=self._at, end=end - 1, if_generation_match=generation, **_ONCE)
+        except (NotFound, PreconditionFailed):
+            raise BucketError(
+                f"{self._path} -- has changed while it was read -- see that nothing writes it, and start again"
+            ) from None
+
+
 def names_in(folder: str) -> list[str]:
     """The names of all objects below a folder, from the folder on."""
+    return list(states_in(folder))
+
+
+def states_in(folder: str) -> dict[str, State]:
+    """The names of all objects below a folder, from the folder on, and what each is."""
     bucket, prefix = _split(f"{folder.rstrip('/')}/")
     found = _patiently(folder, lambda: list(_client().list_blobs(bucket, prefix=prefix, **_ONCE)))
-    return [blob.name.removeprefix(prefix) for blob in found]
+    return {blob.name.removeprefix(prefix): _state_of(blob) for blob in found}
 
 
 # ------------------------------------------------------------------------------------------------------------- changes

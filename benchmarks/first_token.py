@@ -1,0 +1,137 @@
+"""How long a person waits for the first text: of the program from its start, and of a server that runs already.
+
+benchmarks/generate.py measures it with `--start`, on a run of one step that is made in a temporary folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from serving.settings import KEY_VARIABLE
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+LISTENING = re.compile(r"listening on (http://\S+)")
+PROMPT = "def first_token(model: Model, prompt: str) -> str:"
+N_STARTS = 3
+N_REQUESTS = 3
+N_TOKENS = 8
+# Raw text enough for a tokenizer of the vocabulary.
+TEXTS = [f"{REPOSITORY}/{room}/**/*.py" for room in ("configs", "data", "models", "runtime", "serving", "tests")]
+
+
+@dataclasses.dataclass(frozen=True)
+class StartFigures:
+    """Medians, in seconds, until the first text is there.
+
+    Attributes:
+      program: from the start of `--interactive`, which is given a prompt at once.
+      warm_server: from a request, which is not the server's first, and nobody else asks.
+    """
+
+    program: float
+    warm_server: float
+
+
+def measure_start() -> StartFigures:
+    """Makes a run, and waits for its first texts."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = _make_run(Path(folder))
+        of_program = [_program_seconds(run) for _ in range(N_STARTS)]
+        with _server(run) as url:
+            _, *of_server = [_request_seconds(url) for _ in range(1 + N_REQUESTS)]
+    return StartFigures(statistics.median(of_program), statistics.median(of_server))
+
+
+def _make_run(folder: Path) -> Path:
+    """Trains for one step; returns the config."""
+    config = json.loads((REPOSITORY / "configs" / "benchmark_small.json").read_text())
+    del config["no_dataset"]
+    dataset = {"id": "sources", "n_vocab": config["n_vocab"], "text": TEXTS, "cache_dir": f"{folder}/data"}
+    dataset |= {"eos_id": 0, "padding_id": 1}
+    config |= {"train_steps": 1, "train_batch_size": 1, "model_path": f"{folder}/run", "datasets": [dataset]}
+    path = folder / "first_token.json"
+    path.write_text(json.dumps(config))
+    with _started(path) as process:
+        _ends_well(process)
+    return path
+
+
+@contextlib.contextmanager
+def _started(config: Path, *arguments: str) -> Iterator[subprocess.Popen]:
+    """The program on a run; what it says beside its output is shown where it fails."""
+    environment = {name: value for name, value in os.environ.items() if name != KEY_VARIABLE}
+    with open(config.with_suffix(".log"), "wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, str(REPOSITORY / "main.py"), "--model", str(config), *arguments],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+        )
+    try:
+        yield process
+    except EOFError:
+        raise SystemExit(config.with_suffix(".log").read_text()[-3000:]) from None
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def _ends_well(process: subprocess.Popen) -> None:
+    process.communicate()
+    if process.returncode != 0:
+        raise EOFError
+
+
+def _program_seconds(config: Path) -> float:
+    start = time.perf_counter()
+    with _started(config, "--interactive", "--never_end", "--max_new_tokens", str(N_TOKENS)) as process:
+        process.stdin.write(f"{PROMPT}\n".encode())
+        process.stdin.flush()
+        if not os.read(process.stdout.fileno(), 1):
+            raise EOFError
+        seconds = time.perf_counter() - start
+        _ends_well(process)
+    return seconds
+
+
+@contextlib.contextmanager
+def _server(config: Path) -> Iterator[str]:
+    """A server of a run, by its address."""
+    with _started(config, "--serve", "0") as process:
+        found = (LISTENING.search(line.decode()) for line in process.stdout)
+        address = next(filter(None, found), None)
+        if address is None:
+            raise EOFError
+        yield address.group(1)
+
+
+def _request_seconds(url: str) -> float:
+    fields = {"model": "first_token", "prompt": PROMPT, "stream": True, "max_tokens": N_TOKENS, "never_end": True}
+    request = urllib.request.Request(
+        f"{url}/v1/completions", json.dumps(fields).encode(), {"content-type": "application/json"}
+    )
+    start = time.perf_counter()
+    with urllib.request.urlopen(request) as answer:
+        seconds = [time.perf_counter() - start for line in answer if _has_text(line)]
+    return seconds[0]
+
+
+def _has_text(line: bytes) -> bool:
+    """Whether a line of a stream brings text."""
+    if not line.startswith(b"data: {"):
+        return False
+    choices: Sequence[dict[str, str]] = json.loads(line.removeprefix(b"data: "))["choices"]
+    return any(choice["text"] for choice in choices)

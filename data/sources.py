@@ -1,0 +1,189 @@
+"""Source files, on a disk or in a bucket: finding them, in natural order, and opening them.
+
+A data set of the same texts is the same wherever they lie: a file is known by its path below what was named.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import posixpath
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import BinaryIO
+
+from natsort import natsorted
+
+from configs.errors import DataError
+from storage import buckets
+from storage.buckets import SCHEME, State
+
+SUFFIXES = (".txt", ".py", ".md", ".jsonl", ".zst", ".xz", ".gz", ".tgz", ".tar", ".zip")
+"""Files that are read when a directory is named; a glob or a file named outright is read whatever its suffix."""
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file to read.
+
+    Attributes:
+        path: where it lies.
+        relative: its path below the directory that was named, with forward slashes: the same on every machine.
+        seen: its bytes, and a number that changes with them, if that is known without asking.
+    """
+
+    path: str
+    relative: str
+    seen: tuple[int, int] | None = None
+
+    def state(self) -> tuple[int, int]:
+        """Returns its bytes, and a number that changes with them: the time of the last change, or a generation.
+
+        Raises:
+            DataError: it is gone.
+        """
+        if self.seen is not None:
+            return self.seen
+        try:
+            state = os.stat(self.path)
+        except OSError as error:
+            raise cannot_read(self.path, error) from None
+        return state.st_size, state.st_mtime_ns
+
+
+def cannot_read(path: str, error: Exception) -> DataError:
+    """Returns the error that says so."""
+    reason = getattr(error, "strerror", None) or error
+    return DataError(f"{path}: cannot be read ({reason}) -- replace the file, or leave it out")
+
+
+def open_source(path: str) -> BinaryIO:
+    """Opens a file to read.
+
+    Raises:
+        OSError: it cannot be opened.
+        BucketError: its bucket cannot be reached.
+    """
+    return buckets.open_to_read(path) if path.startswith(SCHEME) else open(path, "rb")
+
+
+def find_files(
+    sources: Iterable[str], exclude: Sequence[str] = (), suffixes: tuple[str, ...] = SUFFIXES
+) -> list[SourceFile]:
+    """Lists the files of directories (with all below them), globs and single files, each file once.
+
+    Args:
+        sources: directories, globs (`**` crosses directories) and files; each one's files come in natural order.
+        exclude: patterns for the relative path, in which `*` also matches `/`: "test/*", "*/tests/*", "*.md".
+        suffixes: what is taken from a directory; hidden files and directories never are.
+
+    Raises:
+        DataError: a source has no file, or only excluded ones; or a folder may not be looked into.
+        BucketError: a bucket cannot be reached.
+    """
+    found = {}
+    for source in sources:
+        of_source = _objects_of if source.startswith(SCHEME) else _files_of
+        files = [file for file in of_source(source, suffixes, exclude) if not _is_excluded(file, exclude)]
+        if not files:
+            raise DataError(_nothing_found(source, exclude, suffixes))
+        for file in natsorted(files, key=lambda file: file.relative):
+            found.setdefault(file.path, file)
+    return list(found.values())
+
+
+def _is_excluded(file: SourceFile, exclude: Sequence[str]) -> bool:
+    return any(fnmatchcase(file.relative, pattern) for pattern in exclude)
+
+
+def _nothing_found(source: str, exclude: Sequence[str], suffixes: tuple[str, ...]) -> str:
+    is_folder = os.path.isdir(source) or (source.startswith(SCHEME) and not glob.has_magic(source))
+    looked_for = f" ending in {' '.join(suffixes)}" if is_folder else ""
+    left_out = f" outside {', '.join(exclude)}" if exclude else ""
+    return f"{source}: no file{looked_for} found{left_out} -- name a directory, a glob or a file that has text"
+
+
+# On a disk.
+
+
+def _files_of(source: str, suffixes: tuple[str, ...], exclude: Sequence[str]) -> Iterator[SourceFile]:
+    if os.path.isdir(source):
+        yield from _walk(source, suffixes, exclude)
+        return
+    is_named = os.path.isfile(source)  # its name may have the characters of a glob
+    root = os.path.dirname(source) or "." if is_named else _fixed_part(source)
+    for path in [source] if is_named else glob.iglob(source, recursive=True):
+        if os.path.isfile(path):  # no broken link, and no pipe, which could be waited for without end
+            yield SourceFile(path, _relative(path, root))
+
+
+def _walk(directory: str, suffixes: tuple[str, ...], exclude: Sequence[str]) -> Iterator[SourceFile]:
+    below, seen = [pattern for pattern in exclude if pattern.endswith("/*")], {os.path.realpath(directory)}
+    for folder, folders, names in os.walk(directory, followlinks=True, onerror=_refuse):
+        here = SourceFile(folder, _relative(folder, directory) + "/")
+        if _is_excluded(here, below):
+            folders.clear()  # everything below is excluded as well: not worth a look
+        shown = (name for name in sorted(folders) if not name.startswith("."))
+        folders[:] = [name for name in shown if _is_new(os.path.realpath(os.path.join(folder, name)), seen)]
+        for name in names:
+            path = os.path.join(folder, name)
+            if name.endswith(suffixes) and not name.startswith(".") and os.path.isfile(path):
+                yield SourceFile(path, _relative(path, directory))
+
+
+def _refuse(error: OSError) -> None:
+    raise cannot_read(error.filename, error)
+
+
+def _is_new(folder: str, seen: set[str]) -> bool:
+    """Notes a folder: links may lead to one again and again."""
+    is_new = folder not in seen
+    seen.add(folder)
+    return is_new
+
+
+def _fixed_part(pattern: str) -> str:
+    directory = os.path.dirname(pattern)
+    while glob.has_magic(directory):
+        directory = os.path.dirname(directory)
+    return directory or "."
+
+
+def _relative(path: str, root: str) -> str:
+    return os.path.relpath(path, root).replace(os.sep, "/")
+
+
+# In a bucket.
+
+
+def _objects_of(source: str, suffixes: tuple[str, ...], exclude: Sequence[str]) -> Iterator[SourceFile]:
+    if not source.endswith("/") and (state := buckets.look(source)) != buckets.NOTHING:
+        yield SourceFile(source, posixpath.basename(source), _seen(state))
+    elif glob.has_magic(source):
+        root = _fixed_part(source)
+        patterns = source.removeprefix(f"{root}/").split("/")
+        for name, state in _states_in(root).items():
+            if _matches(name.split("/"), patterns):
+                yield SourceFile(f"{root}/{name}", name, _seen(state))
+    else:
+        for name, state in _states_in(source.rstrip("/")).items():
+            if name.endswith(suffixes) and not any(part.startswith(".") for part in name.split("/")):
+                yield SourceFile(f"{source.rstrip('/')}/{name}", name, _seen(state))
+
+
+def _states_in(folder: str) -> Mapping[str, State]:
+    return {name: state for name, state in buckets.states_in(folder).items() if name and not name.endswith("/")}
+
+
+def _seen(state: State) -> tuple[int, int]:
+    return state.size_bytes, state.generation
+
+
+def _matches(parts: Sequence[str], patterns: Sequence[str]) -> bool:
+    if not patterns or not parts:
+        return not parts and all(pattern == "**" for pattern in patterns)
+    is_hidden = parts[0].startswith(".") and not patterns[0].startswith(".")
+    if patterns[0] == "**":
+        return _matches(parts, patterns[1:]) or (not is_hidden and _matches(parts[1:], patterns))
+    return not is_hidden and fnmatchcase(parts[0], patterns[0]) and _matches(parts[1:], patterns[1:])

@@ -1,0 +1,92 @@
+"""The paths of the server."""
+
+from __future__ import annotations
+
+import asyncio
+
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import ValidationError
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from serving.asks import understand
+from serving.completions import Answering, EventsResponse, Service, whole_response
+from serving.openapi import document
+from serving.protocol import CompletionRequest, Health, Model, ModelList
+from serving.refusals import invalid, not_json, unknown_model
+
+JSON_TYPE = "application/json"
+
+
+def _service(request: Request) -> Service:
+    return request.app.state.service
+
+
+def _check_model(name: str, service: Service) -> None:
+    if name != service.model.name:
+        raise unknown_model(name, service.model.name)
+
+
+async def complete(request: Request) -> Response:
+    """POST /v1/completions."""
+    service = _service(request)
+    service.desk.check_open()
+    wanted = _read(request.headers.get("content-type", ""), await request.body())
+    _check_model(wanted.model, service)
+    wish = await asyncio.to_thread(understand, wanted, service.model)  # since a long text takes a while to encode
+    answering = Answering(service, wish)
+    if wanted.stream:
+        return EventsResponse(answering, bool(wanted.stream_options and wanted.stream_options.include_usage))
+    return await whole_response(answering, request)
+
+
+def _read(content_type: str, body: bytes) -> CompletionRequest:
+    if content_type.partition(";")[0].strip().lower() != JSON_TYPE:
+        raise not_json(content_type)
+    try:
+        return CompletionRequest.model_validate_json(body)
+    except ValidationError as error:
+        raise invalid(error) from error
+
+
+def _model(service: Service) -> Model:
+    return Model(id=service.model.name, created=service.started)
+
+
+async def list_models(request: Request) -> Response:
+    """GET /v1/models."""
+    return JSONResponse(ModelList(data=[_model(_service(request))]).model_dump())
+
+
+async def show_model(request: Request) -> Response:
+    """GET /v1/models/{model}."""
+    service = _service(request)
+    _check_model(request.path_params["model"], service)
+    return JSONResponse(_model(service).model_dump())
+
+
+async def tell_health(request: Request) -> Response:
+    """GET /healthz."""
+    _service(request).desk.check_open()
+    return JSONResponse(Health().model_dump())
+
+
+async def tell_metrics(request: Request) -> Response:
+    """GET /metrics."""
+    return Response(_service(request).statistics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+async def show_document(request: Request) -> Response:
+    """GET /openapi.json."""
+    return JSONResponse(document(_service(request).model, request.app.state.has_key))
+
+
+ROUTES = [
+    Route("/v1/completions", complete, methods=["POST"]),
+    Route("/v1/models", list_models, methods=["GET"]),
+    Route("/v1/models/{model:path}", show_model, methods=["GET"]),
+    Route("/healthz", tell_health, methods=["GET"]),
+    Route("/metrics", tell_metrics, methods=["GET"]),
+    Route("/openapi.json", show_document, methods=["GET"]),
+]

@@ -1,0 +1,161 @@
+"""The choice of a token as its definitions have it, in NumPy and float64, one row at a time; and many draws at once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from meshtf import tf
+from models.kernels import sampling
+from models.kernels.sampling import SamplingRule
+
+ENTMAX_ALPHA = 1.3
+EOS = 3
+
+
+def entmax(logits: np.ndarray) -> np.ndarray:
+    """[..., V] -> [..., V]: tau by bisection."""
+    exponent = 1.0 / (ENTMAX_ALPHA - 1.0)
+    scaled = (ENTMAX_ALPHA - 1.0) * (np.float64(logits) - logits.max(-1, keepdims=True))
+    low, high = np.full((*scaled.shape[:-1], 1), -1.0), np.zeros((*scaled.shape[:-1], 1))
+    for _ in range(60):
+        tau = (low + high) / 2
+        is_below = (np.maximum(scaled - tau, 0.0) ** exponent).sum(-1, keepdims=True) > 1.0
+        low, high = np.where(is_below, tau, low), np.where(is_below, high, tau)
+    return np.maximum(scaled - low, 0.0) ** exponent
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """What a row holds: its tokens, of which the first `n_prompt` are the prompt."""
+
+    tokens: tuple[int, ...] = ()
+    n_prompt: int = 0
+
+
+def steered(rule: SamplingRule, logits: np.ndarray, text: Text) -> np.ndarray:
+    """Logits after penalties and bans, -inf where banned: [V] -> [V]."""
+    logits, tokens = np.array(logits, np.float64), text.tokens
+    for token in set(tokens):
+        penalty = rule.repetition_penalty
+        logits[token] *= penalty if logits[token] < 0 else 1.0 / penalty
+    for token in tokens[text.n_prompt :]:
+        logits[token] -= rule.frequency_penalty
+    for token in set(tokens[text.n_prompt :]):
+        logits[token] -= rule.presence_penalty
+    n_others = rule.no_repeat_ngram - 1
+    for end in range(n_others, len(tokens)) if rule.no_repeat_ngram else ():
+        if tokens[end - n_others : end] == tokens[len(tokens) - n_others :]:
+            logits[tokens[end]] = -np.inf
+    if rule.never_end:
+        logits[EOS] = -np.inf
+    return logits
+
+
+def nearest(distances: np.ndarray, probabilities: np.ndarray, share: float) -> tuple[np.ndarray, float]:
+    """The probabilities of the nearest tokens that together have this share, and how clear it is which those are."""
+    order = np.argsort(distances, kind="stable")
+    before = np.cumsum(probabilities[order]) - probabilities[order]
+    farthest = distances[order][before < share].max()
+    clearness = min(np.abs(before - share).min(), np.abs(distances[distances != farthest] - farthest).min(initial=1.0))
+    kept = np.where(distances <= farthest, probabilities, 0.0)
+    return kept / kept.sum(), clearness
+
+
+def probabilities_and_clearness(rule: SamplingRule, logits: np.ndarray) -> tuple[np.ndarray, float]:
+    """Of the tokens to be drawn, from steered logits; and how far the bounds of the filters are from any token."""
+    scaled = (logits - logits.max()) / rule.temperature
+    probabilities = entmax(scaled) if rule.entmax else np.exp(scaled) / np.exp(scaled).sum()
+    clearness = [1.0]
+    if rule.top_k:
+        probabilities = np.where(probabilities < np.sort(probabilities)[::-1][: rule.top_k][-1], 0.0, probabilities)
+        probabilities /= probabilities.sum()
+    if rule.top_p < 1.0:
+        probabilities, clear = nearest(-probabilities, probabilities, rule.top_p)
+        clearness.append(clear)
+    if rule.min_p > 0.0:
+        clearness.append(np.abs(probabilities / probabilities.max() - rule.min_p).min())
+        probabilities = np.where(probabilities < rule.min_p * probabilities.max(), 0.0, probabilities)
+        probabilities /= probabilities.sum()
+    if rule.typical_p < 1.0:
+        surprise = -np.log(np.where(probabilities > 0.0, probabilities, 1e-300))
+        distances = np.abs(surprise - (probabilities * surprise).sum())
+        probabilities, clear = nearest(distances, probabilities, rule.typical_p)
+        clearness.append(clear)
+    return probabilities, min(clearness)
+
+
+def probabilities(rule: SamplingRule, logits: np.ndarray, text: Text = Text()) -> np.ndarray:
+    """With which each token is drawn: [V] -> [V]."""
+    return probabilities_and_clearness(rule, steered(rule, logits, text))[0]
+
+
+# What the kernels give.
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """A batch of rows to choose tokens for: float32 [B, V], and of each row its rule, text and seed."""
+
+    logits: np.ndarray
+    rules: Sequence[SamplingRule]
+    texts: Sequence[Text]
+    seeds: np.ndarray
+
+    @staticmethod
+    def repeated(logits: np.ndarray, rule: SamplingRule, seeds: np.ndarray, text: Text = Text()) -> Rows:
+        n_rows = len(seeds)
+        repeated_BV = np.broadcast_to(np.float32(logits), (n_rows, len(logits)))
+        return Rows(repeated_BV, [rule] * n_rows, [text] * n_rows, np.int32(seeds))
+
+    def history(self, memory_length: int = 16) -> list[np.ndarray]:
+        """Tokens, the rest of them junk; lengths of prompts and of all."""
+        tokens = np.full((len(self.texts), memory_length), 1, np.int32)
+        for row, text in zip(tokens, self.texts, strict=True):
+            row[: len(text.tokens)] = text.tokens
+        n_prompts, lengths = ([f(text) for text in self.texts] for f in (lambda t: t.n_prompt, lambda t: len(t.tokens)))
+        return [tokens, np.int32(n_prompts), np.int32(lengths)]
+
+    def inputs(self, n_top: int = 0) -> list[np.ndarray]:
+        """What `sampling.choose` takes."""
+        counts = np.full(len(self.rules), n_top, np.int32)
+        return [self.logits, *sampling.rule_arrays(self.rules), self.seeds, counts, *self.history()]
+
+    def chosen(self, n_top: int = 0) -> list[np.ndarray]:
+        """Tokens, log-probabilities, and the likeliest tokens with theirs."""
+        return [output.numpy() for output in sampling.choose(EOS)(*map(tf.constant, self.inputs(n_top)))]
+
+    def probabilities(self) -> np.ndarray:
+        """With which the kernels draw each token, [B, V]."""
+        logits, floats, integers, _, _, *history = map(tf.constant, self.inputs())
+        return _probabilities(logits, floats, integers, history).numpy()
+
+
+@tf.function(jit_compile=True, autograph=False)
+def _probabilities(logits: tf.Tensor, floats: tf.Tensor, integers: tf.Tensor, history: list[tf.Tensor]) -> tf.Tensor:
+    settings = sampling.settings_of(floats, integers)
+    steered = sampling.steered_logits(settings, logits, sampling.History(*history), EOS)
+    weights = sampling.weights(settings, steered)
+    return weights / tf.reduce_sum(weights, -1, keepdims=True)
+
+
+# The 99.9 % points of the chi-square distribution, by degrees of freedom.
+CHI_SQUARE_BOUND = {1: 10.83, 2: 13.82, 3: 16.27, 4: 18.47, 5: 20.52, 6: 22.46, 7: 24.32, 63: 103.44}
+
+
+def assert_drawn_with(tokens: np.ndarray, probabilities: np.ndarray) -> None:
+    """Checks that tokens come as often as their probabilities say, by a chi-square test; and that they do not come as
+    often as if all that may come were equally likely.
+    """
+    counts, is_possible = np.bincount(tokens, minlength=len(probabilities)), probabilities > 0.0
+    assert is_possible.sum() > 1 and counts[~is_possible].sum() == 0
+    bound = CHI_SQUARE_BOUND[int(is_possible.sum()) - 1]
+    assert _chi_square(counts[is_possible], probabilities[is_possible]) < bound
+    assert _chi_square(counts[is_possible], np.full(is_possible.sum(), 1.0 / is_possible.sum())) > 10 * bound
+
+
+def _chi_square(counts: np.ndarray, probabilities: np.ndarray) -> float:
+    expected = probabilities * counts.sum()
+    return float(((counts - expected) ** 2 / expected).sum())

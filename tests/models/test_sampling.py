@@ -1,0 +1,335 @@
+"""The choice of the next token: penalties, bans and filters against their definitions, draws against exact
+probabilities, and rows that do not care for their place, their company and the mesh.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from meshtf import mtf, tf
+from models.kernels import noise, sampling
+from models.kernels.sampling import MAX_TOP, SamplingRule
+from models.ops.sampling import RowRules, choose
+from runtime.mesh import place
+from tests import tiny
+from tests.models import reference_sampling as reference
+from tests.models.reference_sampling import EOS, Rows, Text, assert_drawn_with
+
+LOGITS = np.array([1.0, -0.5, 2.0, 0.3, -2.0, 1.5, 0.0, -1.0])
+SOME = np.arange(64)  # seeds
+GREEDY = SamplingRule(temperature=0.0)
+N_VOCAB = len(LOGITS)
+N_ROWS = 16
+
+
+# --------------------------------------------------------------------------------------------------------- by hand
+
+
+@pytest.mark.parametrize(
+    ("rule", "kept"),
+    [
+        (SamplingRule(top_k=1), [2]),
+        (SamplingRule(top_k=3), [0, 2, 5]),
+        (SamplingRule(5.0, top_k=8), [0, 1, 2, 3, 4, 5, 6, 7]),
+        (SamplingRule(top_k=100), [0, 1, 2, 3, 4, 5, 6, 7]),
+        # The probabilities are .41 (token 2), .25 (5), .15 (0), .075 (3), .056 (6), .034 (1), .020 (7), .0075 (4).
+        (SamplingRule(top_p=0.0), [2]),
+        (SamplingRule(top_p=1e-6), [2]),
+        (SamplingRule(top_p=0.75), [0, 2, 5]),
+        (SamplingRule(top_k=2, top_p=0.99), [2, 5]),
+        (SamplingRule(0.2, top_p=0.75), [2]),
+        (SamplingRule(min_p=0.3), [0, 2, 5]),
+        (SamplingRule(min_p=0.4), [2, 5]),
+        (SamplingRule(min_p=1.0), [2]),
+        # The entropy is 1.61, nearest to the surprise of token 5, 1.39; then come 0 (1.89), 2 (.89) and 3 (2.59).
+        (SamplingRule(typical_p=0.0), [5]),
+        (SamplingRule(typical_p=1e-6), [5]),
+        (SamplingRule(typical_p=0.3), [0, 5]),
+        (SamplingRule(typical_p=0.5), [0, 2, 5]),
+        (SamplingRule(typical_p=0.85), [0, 2, 3, 5]),
+        # Of 2, 5 and 0 alone the entropy is 1.02.
+        (SamplingRule(top_k=3, typical_p=0.5), [2, 5]),
+    ],
+    ids=str,
+)
+def test_filters(rule: SamplingRule, kept: list[int]) -> None:
+    probabilities, *_ = Rows.repeated(LOGITS, rule, SOME[:N_ROWS]).probabilities()
+    assert np.flatnonzero(probabilities).tolist() == kept
+    expected = np.where(np.isin(np.arange(8), kept), np.exp(LOGITS / rule.temperature), 0.0)
+    np.testing.assert_allclose(probabilities, expected / expected.sum(), rtol=1e-5)
+
+
+def test_tokens_as_likely_as_the_last_that_a_filter_keeps_are_kept_with_it() -> None:
+    for rule in (SamplingRule(top_k=2), SamplingRule(top_p=0.6)):
+        probabilities, *_ = Rows.repeated(
+            np.array([1.0, 2.0, 1.0, 0.0, 1.0, -5, -5, -5]), rule, SOME[:N_ROWS]
+        ).probabilities()
+        assert np.flatnonzero(probabilities).tolist() == [0, 1, 2, 4]
+
+
+def test_a_token_that_is_the_least_bit_less_likely_than_the_last_is_not_kept() -> None:
+    logits = -np.array([0.0, 1.0, np.nextafter(np.float32(1.0), np.float32(2.0)), 9, 9, 9, 9, 9])
+    for rule in (SamplingRule(top_k=2), SamplingRule(top_p=0.6)):
+        probabilities, *_ = Rows.repeated(logits, rule, SOME[:N_ROWS]).probabilities()
+        assert np.flatnonzero(probabilities).tolist() == [0, 1]
+
+
+TEXT = Text((2, 4, 5, 2, 5, 5), n_prompt=3)  # 2, 5 and 5 were written
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        (SamplingRule(repetition_penalty=2.0), [1.0, -0.5, 1.0, 0.3, -4.0, 0.75, 0.0, -1.0]),
+        (SamplingRule(repetition_penalty=0.5), [1.0, -0.5, 4.0, 0.3, -1.0, 3.0, 0.0, -1.0]),
+        (SamplingRule(presence_penalty=0.5), [1.0, -0.5, 1.5, 0.3, -2.0, 1.0, 0.0, -1.0]),
+        (SamplingRule(frequency_penalty=0.5), [1.0, -0.5, 1.5, 0.3, -2.0, 0.5, 0.0, -1.0]),
+        (
+            SamplingRule(repetition_penalty=2.0, presence_penalty=0.25, frequency_penalty=-0.5),
+            [1.0, -0.5, 1.25, 0.3, -4.0, 1.5, 0.0, -1.0],
+        ),
+        (SamplingRule(no_repeat_ngram=1), [1.0, -0.5, None, 0.3, None, None, 0.0, -1.0]),
+        (SamplingRule(no_repeat_ngram=2), [1.0, -0.5, None, 0.3, -2.0, None, 0.0, -1.0]),
+        (SamplingRule(no_repeat_ngram=3), list(LOGITS)),
+        (SamplingRule(never_end=True), [1.0, -0.5, 2.0, None, -2.0, 1.5, 0.0, -1.0]),
+    ],
+    ids=str,
+)
+def test_penalties_and_bans(rule: SamplingRule, expected: list[float | None]) -> None:
+    probabilities, *_ = Rows.repeated(LOGITS, rule, SOME[:N_ROWS], TEXT).probabilities()
+    exact = np.exp([-np.inf if logit is None else logit for logit in expected])
+    np.testing.assert_allclose(probabilities, exact / exact.sum(), rtol=1e-5, atol=1e-9)
+    likeliest = Rows.repeated(LOGITS, dataclasses.replace(rule, temperature=0.0), SOME, TEXT)
+    assert set(likeliest.chosen()[0]) == {exact.argmax()}
+
+
+def test_a_longer_run_is_banned_by_its_last_token_only() -> None:
+    text = Text((7, 1, 2, 3, 1, 2, 4, 3, 1, 2), n_prompt=2)
+    banned = {n: np.flatnonzero(np.isinf(reference.steered(ngrams(n), LOGITS, text))).tolist() for n in range(1, 12)}
+    assert banned == {1: [1, 2, 3, 4, 7], 2: [3, 4], 3: [3, 4], 4: [4]} | {n: [] for n in range(5, 12)}
+    for n, expected in banned.items():
+        probabilities, *_ = Rows.repeated(LOGITS, ngrams(n), SOME[:N_ROWS], text).probabilities()
+        assert np.flatnonzero(probabilities == 0.0).tolist() == expected
+
+
+def ngrams(n: int) -> SamplingRule:
+    return SamplingRule(no_repeat_ngram=n)
+
+
+def test_where_everything_is_banned_any_token_may_come_but_the_end() -> None:
+    text, rule = Text(tuple(range(8)), n_prompt=8), SamplingRule(no_repeat_ngram=1, never_end=True)
+    assert set(Rows.repeated(LOGITS, rule, SOME, text).chosen()[0]) == {0, 1, 2, 4, 5, 6, 7}
+
+
+def test_the_likeliest_token_is_the_first_of_equal_ones_and_heeds_no_filter_and_no_seed() -> None:
+    rule = SamplingRule(0.0, top_k=1, typical_p=0.1, entmax=True)
+    assert set(Rows.repeated(np.array([0.0, 3.0, 1.0, 3.0, 2.0, 2.0, 2.0, 2.0]), rule, SOME).chosen()[0]) == {1}
+
+
+@pytest.mark.parametrize("temperature", [1e-5, 1e-30, 1e-38, 5e-324])
+def test_the_lowest_temperatures_give_the_likeliest_token_too(temperature: float) -> None:
+    for entmax in (False, True):
+        rule = SamplingRule(temperature, entmax=entmax)
+        assert set(Rows.repeated(LOGITS, rule, SOME).chosen()[0]) == {2}
+
+
+# -------------------------------------------------------------------------------------------------- by the definitions
+
+SHARES = st.one_of(st.just(1.0), st.floats(0.01, 1.0))
+PENALTIES = st.one_of(st.just(0.0), st.floats(-2.0, 2.0))
+RULES = st.builds(
+    SamplingRule,
+    temperature=st.floats(0.3, 3.0),
+    top_k=st.integers(0, N_VOCAB + 2),
+    top_p=SHARES,
+    typical_p=SHARES,
+    min_p=st.one_of(st.just(0.0), st.floats(0.0, 0.5)),
+    repetition_penalty=st.one_of(st.just(1.0), st.floats(0.5, 2.0)),
+    presence_penalty=PENALTIES,
+    frequency_penalty=PENALTIES,
+    no_repeat_ngram=st.integers(0, 4),
+    entmax=st.booleans(),
+    never_end=st.booleans(),
+)
+TEXTS = st.builds(
+    lambda tokens, n_prompt: Text(tuple(tokens), min(n_prompt, len(tokens))),
+    st.lists(st.integers(0, 5), max_size=16),
+    st.integers(0, 16),
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.lists(RULES, min_size=N_ROWS, max_size=N_ROWS),
+    st.lists(TEXTS, min_size=N_ROWS, max_size=N_ROWS),
+)
+def test_each_row_is_drawn_by_its_own_rule(seed: int, rules: list[SamplingRule], texts: list[Text]) -> None:
+    logits = np.random.default_rng(seed).normal(0.0, 2.0, (N_ROWS, N_VOCAB)).astype(np.float32)
+    actual = Rows(logits, rules, texts, np.zeros(N_ROWS, np.int32)).probabilities()
+    for row, rule, text, probabilities in zip(logits, rules, texts, actual, strict=True):
+        exact, clearness = reference.probabilities_and_clearness(rule, reference.steered(rule, row, text))
+        if clearness > 1e-4:  # else float32 may count the token at the bound either way
+            np.testing.assert_allclose(probabilities, exact, rtol=2e-4, atol=1e-6, err_msg=f"{rule} {text}")
+
+
+# --------------------------------------------------------------------------------------------------------------- draws
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        SamplingRule(),
+        SamplingRule(0.5),
+        SamplingRule(2.0, top_k=4),
+        SamplingRule(top_p=0.8),
+        SamplingRule(min_p=0.12),
+        SamplingRule(typical_p=0.85),
+        SamplingRule(repetition_penalty=1.5),
+        SamplingRule(presence_penalty=0.7),
+        SamplingRule(frequency_penalty=0.4),
+        SamplingRule(no_repeat_ngram=2),
+        SamplingRule(entmax=True),
+        SamplingRule(never_end=True),
+        SamplingRule(1.5, top_k=5, top_p=0.9),
+        SamplingRule(0.8, top_k=6, min_p=0.05, repetition_penalty=1.3, frequency_penalty=0.2),
+    ],
+    ids=str,
+)
+def test_tokens_come_with_their_probabilities(rule: SamplingRule) -> None:
+    for first_seed in (0, 2**31 - 2**15):
+        tokens = Rows.repeated(LOGITS, rule, np.arange(2**15) + first_seed, TEXT).chosen()[0]
+        assert_drawn_with(tokens, reference.probabilities(rule, LOGITS, TEXT))
+
+
+def first_clocks(seeds: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """What is drawn from LOGITS as they are."""
+    clocks = noise.exponential(tf.constant(seeds, tf.int32), tf.constant(positions, tf.int32), len(LOGITS))
+    return (np.exp(LOGITS) / clocks.numpy()).argmax(-1)
+
+
+def test_the_positions_of_one_seed_are_independent() -> None:
+    positions = np.arange(2**15)
+    tokens = first_clocks(np.full_like(positions, 12345), positions)
+    probabilities = reference.probabilities(SamplingRule(), LOGITS)
+    assert_drawn_with(tokens, probabilities)
+    assert_drawn_with(tokens[1:] * 8 + tokens[:-1], np.outer(probabilities, probabilities).ravel())
+
+
+@pytest.mark.parametrize("moved", [(1, 0), (0, 1), (1, 1), (1, -1)], ids=str)
+def test_seeds_and_positions_next_to_each_other_are_independent(moved: tuple[int, int]) -> None:
+    seeds, positions = np.divmod(np.arange(2**15), 128)
+    pairs = first_clocks(seeds + 7, positions + 7) * 8 + first_clocks(seeds + 7 + moved[0], positions + 7 + moved[1])
+    probabilities = reference.probabilities(SamplingRule(), LOGITS)
+    assert_drawn_with(pairs, np.outer(probabilities, probabilities).ravel())
+
+
+@pytest.mark.parametrize(("seeds", "apart"), [((20522, 12438), 1), ((51657, 18951), 3), ((38919, 7856), 4)], ids=str)
+def test_no_two_rows_share_numbers(seeds: tuple[int, int], apart: int) -> None:
+    """With 32 bits of key these seeds would have the same numbers at position 5, so many places apart."""
+    one, other = noise.exponential(tf.constant(seeds), tf.constant([5, 5]), 256).numpy()
+    assert (one[apart:] == other[:-apart]).mean() < 0.1
+    assert len(np.intersect1d(one, other)) < 5
+
+
+def test_clocks_are_exponential_down_to_the_rarest() -> None:
+    seeds = tf.range(4096)
+    clocks = noise.exponential(seeds, seeds % 7, 4096).numpy().ravel()
+    assert clocks.dtype == np.float32 and clocks.min() > 0.0 and np.isfinite(clocks).all()
+    for bound in (1e-6, 1e-4, 0.01, 0.5, 1.0, 3.0, 10.0):
+        share = -np.expm1(-bound)
+        assert abs((clocks < bound).sum() - share * clocks.size) < 5 * np.sqrt(share * (1 - share) * clocks.size), bound
+
+
+# ------------------------------------------------------------------------------------------------- place, company, mesh
+
+
+def mixed_rows() -> Rows:
+    """Rows with rules and texts of all kinds."""
+    rng = np.random.default_rng(3)
+    rules = [
+        GREEDY,
+        SamplingRule(),
+        SamplingRule(0.7, top_k=20, top_p=0.9),
+        SamplingRule(typical_p=0.5, never_end=True),
+        SamplingRule(1.2, min_p=0.1, repetition_penalty=1.3),
+        SamplingRule(entmax=True, presence_penalty=0.5),
+        SamplingRule(0.0, no_repeat_ngram=2, frequency_penalty=1.0),
+        SamplingRule(1.5, top_k=3),
+    ]
+    texts = [Text(tuple(rng.integers(0, 4, n).tolist()), n // 2) for n in range(4, 12)]
+    return Rows(rng.normal(0.0, 2.0, (8, 64)).astype(np.float32), rules, texts, np.arange(8, dtype=np.int32) * 3)
+
+
+def taken(rows: Rows, indices: list[int]) -> Rows:
+    rules, texts = ([values[index] for index in indices] for values in (rows.rules, rows.texts))
+    return Rows(rows.logits[indices], rules, texts, rows.seeds[indices])
+
+
+@pytest.mark.parametrize(
+    "indices", [[7, 6, 5, 4, 3, 2, 1, 0], [2, 2, 5, 1, 1, 1, 2, 5], [6] * 8, [3] * 8, [4] * 8, [2]], ids=str
+)
+def test_a_row_does_not_depend_on_its_place_and_its_company(indices: list[int]) -> None:
+    rows = mixed_rows()
+    for together, alone in zip(rows.chosen(n_top=2), taken(rows, indices).chosen(n_top=2), strict=True):
+        np.testing.assert_allclose(alone, together[indices], rtol=1e-6)
+
+
+def test_rows_with_one_seed_differ_by_length_only() -> None:
+    rows = Rows.repeated(np.zeros(64), SamplingRule(), np.full(8, 5))
+    tokens = dataclasses.replace(rows, texts=[Text((1, 2))] * 2 + [Text((1,) * n) for n in range(3, 9)]).chosen()[0]
+    assert tokens[0] == tokens[1] and len(set(tokens)) > 4
+
+
+@pytest.mark.parametrize(
+    "layout", ["batch:x,vocab:y,memory_length:y", pytest.param("vocab:x,memory_length:y", marks=pytest.mark.slow)]
+)
+def test_a_mesh_chooses_as_one_device(devices: tuple[str, ...], layout: str) -> None:
+    rows = mixed_rows()
+    names = ["batch vocab", "batch float_settings", "batch integer_settings", "batch", "batch"]
+    names += ["batch memory_length", "batch", "batch"]
+
+    def build(logits: mtf.Tensor, *others: mtf.Tensor) -> list[mtf.Tensor]:
+        choice = choose(logits, RowRules(*others[:4]), *others[4:], eos_id=EOS)
+        return [choice.tokens, choice.log_probs, choice.top_tokens, choice.top_log_probs]
+
+    placement = place(tiny.mesh_config("x:2,y:2", layout), devices)
+    on_mesh = tiny.evaluate(build, placement, *zip(names, rows.inputs(n_top=1), strict=True))
+    for actual, expected in zip(on_mesh, rows.chosen(n_top=1), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------------- log-probabilities
+
+
+@pytest.mark.parametrize("dtype", [tf.float32, tf.bfloat16])
+def test_log_probabilities_are_those_of_the_raw_logits(dtype: tf.DType) -> None:
+    rows = mixed_rows()
+    logits, *others = map(tf.constant, rows.inputs(n_top=3))
+    logits = tf.cast(logits, dtype)
+    tokens, log_probs, top_tokens, top_log_probs = (x.numpy() for x in sampling.choose(EOS)(logits, *others))
+    exact = np.float64(tf.cast(logits, tf.float32))
+    exact -= np.log(np.exp(exact).sum(-1, keepdims=True))
+    np.testing.assert_allclose(log_probs, np.take_along_axis(exact, tokens[:, None], 1)[:, 0], rtol=1e-5)
+    order = np.argsort(-exact, axis=-1, kind="stable")[:, :MAX_TOP]
+    np.testing.assert_array_equal(top_tokens, order)
+    np.testing.assert_allclose(top_log_probs, np.take_along_axis(exact, order, 1), rtol=1e-5)
+    as_float32 = dataclasses.replace(rows, logits=tf.cast(logits, tf.float32).numpy())
+    np.testing.assert_array_equal(tokens, as_float32.chosen()[0])
+
+
+def test_where_no_row_asks_the_likeliest_are_not_told() -> None:
+    assert not any(output.any() for output in mixed_rows().chosen()[2:])
+
+
+@pytest.mark.slow
+def test_a_vocabulary_may_be_smaller_than_what_is_told() -> None:
+    rows = Rows.repeated(np.array([0.0, 1.0, -1.0]), GREEDY, np.arange(2))
+    tokens, _, top_tokens, top_log_probs = rows.chosen(n_top=1)
+    assert top_tokens[0, :3].tolist() == [1, 0, 2] and np.isneginf(top_log_probs[:, 3:]).all()
+    np.testing.assert_array_equal(tokens, [1, 1])

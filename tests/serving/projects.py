@@ -1,0 +1,42 @@
+"""A model that was trained in a folder of its own, and is served from there."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from configs.load import load_config
+from data.tokenizer import Tokenizer, load_tokenizer
+from runtime.checkpoints import latest_checkpoint
+from runtime.weights import checkpoint_weights
+from tests import program
+from tests.models import reference
+from tests.serving.servers import Server, running
+
+SIZE = ("--set", "n_ctx=64", "--set", "n_layer=2")
+
+
+@dataclasses.dataclass(frozen=True)
+class Project:
+    """A folder with a model that was trained there."""
+
+    folder: Path
+
+    def serving(self, *arguments: str) -> contextlib.AbstractContextManager[Server]:
+        """The program as a server of it."""
+        return running(program.command(*SIZE, "--serve", "0", *arguments), self.folder, program.ENVIRONMENT)
+
+    def tokenizer(self) -> Tokenizer:
+        """That of the run."""
+        return load_tokenizer(str(self.folder / "runs" / "tiny" / "tokenizer.json"))
+
+    def log_probs(self, tokens: list[int]) -> np.ndarray:
+        """[sequence - 1, vocab]: what may follow each token but the last, in float64 from the checkpoint alone."""
+        model = load_config(str(self.folder / "tiny.json"), ["n_ctx=64", "n_layer=2"]).model
+        path = latest_checkpoint(str(self.folder / "runs" / "tiny"))
+        assert path is not None
+        values = {name: stored.read().astype(np.float64) for name, stored in checkpoint_weights(path).items()}
+        return np.log(reference.softmax(reference.logits(model, values, np.array([tokens]))[0, :-1]))

@@ -1,0 +1,343 @@
+"""What the server answers, to OpenAI's own client and to others; the engine writes what its prompts tell it to."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+
+from runtime.requests import sample_seed
+from tests.serving.scripted import EOS_ID, byte_tokenizer, log_prob, top_of
+from tests.serving.servers import Server, scripted
+
+TOKENIZER = byte_tokenizer()
+
+
+def ids(text: str) -> list[int]:
+    return TOKENIZER.encode(text)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with scripted("--seconds_per_token", 0.001) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def client(server: Server) -> openai.OpenAI:
+    return server.client()
+
+
+def complete(client: openai.OpenAI, prompt: Any = "abc", **fields: Any) -> Any:
+    return client.completions.create(model="scripted", prompt=prompt, **{"temperature": 0, **fields})
+
+
+def post(server: Server, **fields: Any) -> httpx2.Response:
+    return httpx2.post(f"{server.url}/v1/completions", json={"model": "scripted", **fields})
+
+
+# ------------------------------------------------------------------------------------------------------------- answers
+
+
+def test_a_text_is_gone_on_with(client: openai.OpenAI) -> None:
+    answer = complete(client, "abc", max_tokens=5)
+    (choice,) = answer.choices
+    assert (choice.text, choice.index, choice.finish_reason, choice.logprobs) == ("abcab", 0, "length", None)
+    assert (answer.object, answer.model) == ("text_completion", "scripted") and answer.id.startswith("cmpl-")
+    usage = answer.usage
+    assert (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens) == (3, 5, 8)
+
+
+def test_sixteen_tokens_are_written_where_no_number_is_given(client: openai.OpenAI) -> None:
+    assert complete(client, "ab").choices[0].text == "ab" * 8
+
+
+@pytest.mark.parametrize(
+    ("prompt", "texts", "n_read"),
+    [
+        ("xy", ["xyx"], 2),
+        (["xy", "z"], ["xyx", "zzz"], 3),
+        (ids("xyz"), ["xyz"], 3),
+        ([ids("xy"), ids("z")], ["xyx", "zzz"], 3),
+    ],
+)
+def test_every_form_of_a_prompt(client: openai.OpenAI, prompt: Any, texts: list[str], n_read: int) -> None:
+    answer = complete(client, prompt, max_tokens=3)
+    assert [choice.text for choice in answer.choices] == texts
+    assert [choice.index for choice in answer.choices] == list(range(len(answer.choices)))
+    assert answer.usage.prompt_tokens == n_read
+
+
+@pytest.mark.parametrize("prompt", ["", None])
+def test_an_empty_prompt_is_the_beginning_of_a_document(server: Server, prompt: str | None) -> None:
+    answer = post(server, prompt=prompt, never_end=True, max_tokens=2, echo=True, logprobs=0).json()
+    (choice,) = answer["choices"]
+    assert (choice["text"], choice["logprobs"]["tokens"]) == ("!!", ["!", "!"])
+    assert choice["logprobs"]["text_offset"] == [0, 1] and answer["usage"]["prompt_tokens"] == 1
+    ended = post(server, prompt=prompt, max_tokens=2).json()
+    assert (ended["choices"][0]["text"], ended["choices"][0]["finish_reason"]) == ("", "stop")
+    assert ended["usage"]["completion_tokens"] == 1
+
+
+def test_samples_of_each_prompt_stand_together_and_have_seeds_of_their_own(client: openai.OpenAI) -> None:
+    answer = complete(client, ["abcdefg", "hijklmn"], n=3, seed=7, max_tokens=4, temperature=1)
+    begins = [sample_seed(7, sample) % 7 for sample in range(3)]
+    expected = [(prompt * 2)[begin : begin + 4] for prompt in ("abcdefg", "hijklmn") for begin in begins]
+    assert [choice.text for choice in answer.choices] == expected
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (14, 24)
+
+
+def test_without_a_seed_answers_differ(client: openai.OpenAI) -> None:
+    texts = {complete(client, "abcdefghijklmnopqrstuvwxyz", temperature=1).choices[0].text for _ in range(8)}
+    assert len(texts) > 1
+
+
+def test_the_best_are_the_likeliest(client: openai.OpenAI) -> None:
+    """Letters that come late in the alphabet are less likely to the scripted engine."""
+    prompt = "abcdefghijklmnopqrstuvw"
+    every = complete(client, prompt, n=6, seed=1, max_tokens=3, temperature=1)
+    answer = complete(client, prompt, n=2, best_of=6, seed=1, max_tokens=3, temperature=1)
+    likely = sorted((choice.text for choice in every.choices), key=lambda text: sum(ids(text)))
+    assert [choice.text for choice in answer.choices] == likely[:2]
+    assert [choice.index for choice in answer.choices] == [0, 1] and answer.usage.completion_tokens == 18
+
+
+@pytest.mark.parametrize("stop", ["de", ["x", "de"], ["e", "de"]])
+def test_an_answer_ends_before_a_stop_string(client: openai.OpenAI, stop: Any) -> None:
+    answer = complete(client, "abcdef", stop=stop, max_tokens=30, logprobs=0)
+    (choice,) = answer.choices
+    assert (choice.text, choice.finish_reason) == ("abc", "stop")
+    assert choice.logprobs.tokens == ["a", "b", "c"] and answer.usage.completion_tokens == 3
+
+
+def test_a_prompt_is_echoed_with_its_scores(client: openai.OpenAI) -> None:
+    answer = complete(client, "hé", echo=True, logprobs=2, max_tokens=2)
+    (choice,) = answer.choices
+    (h, first, second), scores = ids("hé"), choice.logprobs
+    assert choice.text == "héh\ufffd"
+    assert scores.tokens == ["h", "bytes:\\xc3", "bytes:\\xa9", "h", "bytes:\\xc3"]
+    assert scores.token_logprobs == [None, *map(log_prob, (first, second, h, first))]
+    assert scores.text_offset == [0, 1, 1, 2, 3]
+    assert scores.top_logprobs[0] is None and [len(top) for top in scores.top_logprobs[1:]] == [3] * 4
+    likeliest = [value for _, value in top_of(second, 2)]
+    assert list(scores.top_logprobs[2].values()) == [*likeliest, log_prob(second)]
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (3, 2)
+
+
+def test_the_end_of_a_document_is_a_token_without_text(client: openai.OpenAI) -> None:
+    """As lm-evaluation-harness needs it, which leaves out the one token that was written after what it scores."""
+    (choice,) = complete(client, [[*ids("ab"), EOS_ID]], logprobs=2, max_tokens=9, echo=True).choices
+    scores = choice.logprobs
+    assert (choice.text, choice.finish_reason) == ("ab<|endoftext|>ab", "stop")
+    assert scores.tokens == ["a", "b", "<|endoftext|>", "a", "b", "<|endoftext|>"]
+    assert scores.text_offset == [0, 1, 2, 15, 16, 17] and scores.token_logprobs[-1] == log_prob(EOS_ID)
+    assert list(scores.top_logprobs[-1].values()) == [value for _, value in top_of(EOS_ID, 2)] + [log_prob(EOS_ID)]
+
+
+@pytest.mark.parametrize("echo", [True, False])
+def test_nothing_need_be_written(client: openai.OpenAI, echo: bool) -> None:
+    answer = complete(client, ["abc", "d"], max_tokens=0, echo=echo, logprobs=1)
+    assert [choice.text for choice in answer.choices] == (["abc", "d"] if echo else ["", ""])
+    assert {choice.finish_reason for choice in answer.choices} == {"length"}
+    assert [len(choice.logprobs.tokens) for choice in answer.choices] == ([3, 1] if echo else [0, 0])
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (4, 0)
+
+
+def test_a_token_that_is_among_the_likeliest_is_named_once(client: openai.OpenAI) -> None:
+    zero = complete(client, "a", logprobs=0, max_tokens=1).choices[0].logprobs
+    assert zero.top_logprobs == [{"a": log_prob(ids("a")[0])}] and zero.token_logprobs == [log_prob(ids("a")[0])]
+
+
+def test_a_context_may_be_filled(client: openai.OpenAI) -> None:
+    answer = complete(client, "a" * 100, max_tokens=28)
+    assert (answer.choices[0].text, answer.choices[0].finish_reason) == ("a" * 28, "length")
+    assert complete(client, "a" * 128, max_tokens=0, echo=True, logprobs=0).choices[0].text == "a" * 128
+
+
+# ----------------------------------------------------------------------------------------------------------- streaming
+
+
+def test_a_stream_holds_what_the_whole_answer_holds(client: openai.OpenAI) -> None:
+    fields = {"n": 3, "seed": 5, "temperature": 1, "logprobs": 3, "echo": True, "max_tokens": 30, "stop": ["ghi"]}
+    whole = complete(client, ["abcdéfghijk", "lmnop"], **fields)
+    chunks = list(complete(client, ["abcdéfghijk", "lmnop"], stream=True, **fields))
+    assert len({chunk.id for chunk in chunks}) == 1 and all(chunk.usage is None for chunk in chunks)
+    for choice in whole.choices:
+        parts = [part for chunk in chunks for part in chunk.choices if part.index == choice.index]
+        assert "".join(part.text for part in parts) == choice.text
+        assert [part.finish_reason for part in parts] == [None] * (len(parts) - 1) + [choice.finish_reason]
+        for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
+            joined = [value for part in parts for value in getattr(part.logprobs, name)]
+            assert joined == getattr(choice.logprobs, name)
+
+
+def test_a_stream_counts_if_it_is_asked_to(client: openai.OpenAI, server: Server) -> None:
+    *chunks, last = complete(client, "abc", max_tokens=20, stream=True, stream_options={"include_usage": True})
+    assert len(chunks) > 1 and all(chunk.usage is None for chunk in chunks)
+    assert (last.choices, last.usage.prompt_tokens, last.usage.completion_tokens) == ([], 3, 20)
+    said = post(server, prompt="abc", stream=True)
+    assert said.headers["content-type"].startswith("text/event-stream")
+    events = said.text.split("\n\n")
+    assert events[-2:] == ["data: [DONE]", ""]
+    assert all("usage" not in json.loads(event.removeprefix("data: ")) for event in events[:-2])
+
+
+def test_a_character_is_never_streamed_in_halves(client: openai.OpenAI) -> None:
+    chunks = list(complete(client, "aéß€😀", max_tokens=100, stream=True))
+    text = "".join(chunk.choices[0].text for chunk in chunks)
+    assert text.startswith("aéß€😀aéß€😀") and "\ufffd" not in text[:-1]
+    assert len(chunks) > 5
+
+
+# -------------------------------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "part"),
+    [
+        ({"temperature": 2.5}, "temperature", "2.5 -- Input should be less than or equal to 2 -- give 0 to 2;"),
+        ({"temperature": "1"}, "temperature", "should be a valid number"),
+        ({"top_p": 0}, "top_p", "give more than 0, to 1:"),
+        ({"n": 0}, "n", "give 1 to 128:"),
+        ({"n": True}, "n", "give 1 to 128:"),
+        ({"max_tokens": -1}, "max_tokens", "give 0 or more;"),
+        ({"max_tokens": 126}, "max_tokens", "with the prompt's 3 tokens is more than the context of 128 -- give less"),
+        ({"max_tokens": 10**400}, "max_tokens", "less than or equal to 1000000 -- give 0 or more;"),
+        ({"logprobs": 6}, "logprobs", "give 0 to 5:"),
+        ({"stop": ["a"] * 5}, "stop", "give a text, or up to 4 of them"),
+        ({"stop": ""}, "stop", "each of 1 to 1000 characters"),
+        ({"seed": 2**31}, "seed", "give 0 to 2147483647:"),
+        ({"presence_penalty": -2.1}, "presence_penalty", "give -2 to 2:"),
+        ({"repetition_penalty": 0}, "repetition_penalty", "give more than 0, to 100:"),
+        ({"logit_bias": {"5": 1}}, "logit_bias", "give null only"),
+        ({"suffix": "end"}, "suffix", "give null only"),
+        ({"best_of": 1, "n": 2}, "best_of", "is less than n = 2 --"),
+        ({"best_of": 2, "stream": True}, "best_of", "are known at the end only --"),
+        ({"stream_options": {"include_usage": True}}, "stream_options", "say nothing without stream --"),
+        ({"stream": True, "stream_options": {"usage": 1}}, "stream_options.usage", "is no field of a request --"),
+        ({"prompt": []}, "prompt", "give a text, a list of token ids,"),
+        ({"prompt": [[]]}, "prompt", "give a text, a list of token ids,"),
+        ({"prompt": [1, "a"]}, "prompt", "give a text, a list of token ids,"),
+        ({"prompt": [257]}, "prompt", "holds the id 257 -- give ids of 0 to 256"),
+        ({"prompt": [10**400]}, "prompt", "give a text, a list of token ids,"),
+        ({"prompt": [-1]}, "prompt", "give a text, a list of token ids,"),
+        ({"prompt": "a" * 129}, "max_tokens", "with the prompt's more than 128 tokens"),
+        ({"prompt": ["a"] * 100, "n": 100}, "prompt", "are 10000 sequences together -- ask for at most 260 at once"),
+        ({"temprature": 1}, "temprature", "'temprature' -- is no field of a request -- leave it out"),
+        ({"never_end": 1}, "never_end", "give true or false;"),
+    ],
+    ids=str,
+)
+def test_a_wrong_field_is_named_with_what_is_allowed(
+    server: Server, fields: dict[str, Any], param: str, part: str
+) -> None:
+    said = post(server, **{"prompt": "abc", **fields})
+    error = said.json()["error"]
+    assert (said.status_code, error["type"], error["param"]) == (400, "invalid_request_error", param)
+    assert part in error["message"] and error["message"].count(" -- ") == 2
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'"model"',
+        b"\xff\xfe",
+        b'{"model": "scripted", "prompt": "\\ud800"}',
+        b'{"model": "scripted", "temperature": NaN}',
+        b'{"model": "scripted", "temperature": 1e999}',
+        b'{"model": "scripted", "prompt": ' + b"[" * 100_000,
+        b'{"prompt": "a"}',
+    ],
+    ids=lambda body: repr(body[:30]),
+)
+def test_a_body_that_is_no_request_is_refused(server: Server, body: bytes) -> None:
+    said = httpx2.post(f"{server.url}/v1/completions", content=body, headers={"Content-Type": "application/json"})
+    assert said.status_code == 400 and said.json()["error"]["message"].count(" -- ") == 2
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [["a"] * 200_000 + [1], [1] * 200_000 + ["a"], [1.5] * 200_000, [["a"]] * 100_000, [{}] * 100_000],
+    ids=range(5),
+)
+def test_a_long_list_of_faults_keeps_nobody_waiting(server: Server, prompt: list[Any]) -> None:
+    began = time.monotonic()
+    said = post(server, prompt=prompt)
+    assert (said.status_code, said.json()["error"]["param"]) == (400, "prompt")
+    assert time.monotonic() - began < 2.0 and len(said.content) < 1000
+
+
+def test_errors_are_those_of_the_client(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match="model = 'gpt-4' -- is not served here -- give scripted") as unknown:
+        client.completions.create(model="gpt-4", prompt="a")
+    assert (unknown.value.code, unknown.value.param) == ("model_not_found", "model")
+    with pytest.raises(openai.BadRequestError, match="give 0 to 2"):
+        complete(client, temperature=3)
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("gpt-4")
+
+
+def test_a_page_in_a_browser_cannot_ask(server: Server) -> None:
+    """What it may send to any server without being allowed is of another type."""
+    said = httpx2.post(
+        f"{server.url}/v1/completions", content='{"model": "scripted"}', headers={"Content-Type": "text/plain"}
+    )
+    assert (said.status_code, said.json()["error"]["code"]) == (415, "not_json")
+
+
+def test_other_paths_and_methods_get_errors_of_the_same_form(server: Server) -> None:
+    for method, path, status in [("GET", "/", 404), ("GET", "/v1/completions", 405), ("DELETE", "/v1/models", 405)]:
+        said = httpx2.request(method, server.url + path)
+        assert (said.status_code, said.json()["error"]["code"]) == (status, "unknown_path")
+
+
+# ------------------------------------------------------------------------------------------------------ models, numbers
+
+
+def test_the_model_is_listed(client: openai.OpenAI) -> None:
+    (model,) = client.models.list().data
+    assert (model.id, model.object, model.owned_by) == ("scripted", "model", "neomesh")
+    assert client.models.retrieve("scripted") == model
+
+
+def numbers(server: Server) -> dict[str, float]:
+    said = httpx2.get(f"{server.url}/metrics")
+    assert said.headers["content-type"].startswith("text/plain; version=")
+    return {name: float(value) for name, value in re.findall(r"^([a-z_]+(?:{.*})?) (\S+)$", said.text, re.M)}
+
+
+def test_prometheus_reads_what_was_done(server: Server, client: openai.OpenAI) -> None:
+    before = numbers(server)
+    complete(client, ["abc", "de"], n=2, max_tokens=6, stop="c")
+    with pytest.raises(openai.BadRequestError):
+        complete(client, temperature=3)
+    after = numbers(server)
+
+    def grown(name: str) -> float:
+        return after.get(name, 0) - before.get(name, 0)
+
+    assert grown("neomesh_prompt_tokens_total") == 5 and grown("neomesh_completion_tokens_total") == 2 * 2 + 2 * 6
+    assert grown('neomesh_answers_total{end="stop"}') == 2 == grown('neomesh_answers_total{end="length"}')
+    assert grown('neomesh_requests_total{path="/v1/completions",status="200"}') == 1
+    assert grown('neomesh_requests_total{path="/v1/completions",status="400"}') == 1
+    assert grown("neomesh_first_text_seconds_count") == 1
+    assert (after["neomesh_rows"], after["neomesh_running"], after["neomesh_waiting"]) == (4, 0, 0)
+    assert after["process_resident_memory_bytes"] > 1e6
+
+
+def test_the_document_knows_the_model(server: Server) -> None:
+    said = httpx2.get(f"{server.url}/openapi.json").json()
+    fields = said["components"]["schemas"]["CompletionRequest"]["properties"]
+    assert fields["model"]["enum"] == ["scripted"]
+    assert {"type": "integer", "minimum": 0, "maximum": 128} in fields["max_tokens"]["anyOf"]
+    assert "security" not in said

@@ -1,0 +1,253 @@
+"""Who may ask and how much, and how a server ends; the engine writes what its prompts tell it to."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import json
+import re
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+
+from configs.errors import UserError
+from serving import settings
+from serving.app import serve
+from serving.model import ServedModel
+from serving.settings import ServingSettings, check_packages, key_from_environment
+from tests.serving.scripted import BREAKS, EOS_ID, ScriptedEngine, byte_tokenizer
+from tests.serving.servers import Server, scripted
+
+MODEL = ServedModel("scripted", ScriptedEngine(1, 128, 0.0), byte_tokenizer(), EOS_ID)
+SLOW = ("--rows", 1, "--seconds_per_token", 0.05)  # 120 tokens in 6 s
+
+
+def until(holds: Callable[[], bool], seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.02)
+
+
+def post(server: Server, **fields: Any) -> httpx2.Response:
+    body = {"model": "scripted", "prompt": "abc", "temperature": 0, **fields}
+    return httpx2.post(f"{server.url}/v1/completions", json=body, timeout=60)
+
+
+def number(server: Server, name: str) -> float:
+    found = re.search(rf"^{re.escape(name)} (\S+)$", httpx2.get(f"{server.url}/metrics").text, re.M)
+    return float(found.group(1)) if found else 0.0
+
+
+@contextlib.contextmanager
+def streaming(server: Server, **fields: Any) -> Iterator[Iterator[str]]:
+    """Lines of an answer that has begun."""
+    body = {"model": "scripted", "prompt": "abc", "temperature": 0, "stream": True, **fields}
+    with httpx2.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as said:
+        lines = said.iter_lines()
+        next(lines)
+        yield lines
+
+
+# ------------------------------------------------------------------------------------------------------------- the key
+
+
+def test_who_has_no_key_is_refused() -> None:
+    with scripted(NEOMESH_API_KEY="let me in") as server:
+        assert server.client("let me in").completions.create(model="scripted", prompt="ab").choices[0].text
+        for key in ("let me", "let me in!", "LET ME IN"):
+            with pytest.raises(openai.AuthenticationError):
+                server.client(key).models.list()
+        for path in ("/v1/models", "/metrics", "/openapi.json", "/nowhere"):
+            said = httpx2.get(server.url + path)
+            assert (said.status_code, said.headers["www-authenticate"]) == (401, "Bearer")
+            assert said.json()["error"]["code"] == "invalid_api_key"
+        odd = httpx2.get(f"{server.url}/v1/models", headers={"Authorization": "Bearer é€".encode()})
+        assert odd.status_code == 401
+        assert httpx2.get(f"{server.url}/healthz").json() == {"status": "ok"}
+        said = httpx2.get(f"{server.url}/openapi.json", headers={"Authorization": "bearer let me in"}).json()
+        assert "401" in said["paths"]["/v1/completions"]["post"]["responses"] and said["security"] == [{"key": []}]
+
+
+@pytest.mark.parametrize("key", ["", " ", " key", "k\ney", "schlüssel"])
+def test_a_key_that_no_header_carries_is_refused(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEOMESH_API_KEY", key)
+    with pytest.raises(UserError, match="^NEOMESH_API_KEY -- is empty, or .* -- set it "):
+        key_from_environment()
+
+
+def test_strangers_are_warned_of() -> None:
+    with scripted("--host", "0.0.0.0") as server:
+        assert server.said[0].startswith("warning: --host 0.0.0.0 -- anyone who reaches this machine may ask")
+        port = server.url.rpartition(":")[2]
+        assert httpx2.get(f"http://127.0.0.1:{port}/healthz").status_code == 200
+    with scripted("--host", "0.0.0.0", NEOMESH_API_KEY="key") as server:
+        assert len(server.said) == 1
+
+
+# ------------------------------------------------------------------------------------------------------ size and number
+
+
+def test_a_body_that_is_too_large_is_refused_and_the_next_is_not() -> None:
+    with scripted("--body_bytes", 10_000) as server:
+        for size in (9_000, 11_000, 100_000, 1_000_000):
+            said = post(server, prompt="a", user="x" * size)
+            assert said.status_code == (200 if size < 10_000 else 413)
+        assert "is larger than 10000 bytes" in said.json()["error"]["message"]
+        chunks = (b"x" * 4_000 for _ in range(10))
+        headers = {"Content-Type": "application/json"}
+        assert httpx2.post(f"{server.url}/v1/completions", content=chunks, headers=headers).status_code == 413
+        assert post(server, prompt="a").status_code == 200
+
+
+def test_a_body_that_does_not_come_is_not_waited_for() -> None:
+    with scripted("--body_seconds", 0.3) as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as link:
+            link.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+            assert link.recv(1000).startswith(b"HTTP/1.1 408 ")
+        assert post(server).status_code == 200
+
+
+def test_more_than_may_wait_is_refused_until_there_is_room() -> None:
+    with scripted(*SLOW, "--n_waiting", 2) as server, concurrent.futures.ThreadPoolExecutor() as threads:
+        with streaming(server, max_tokens=120):
+            waiting = [threads.submit(post, server, max_tokens=2) for _ in range(2)]
+            until(lambda: number(server, "neomesh_waiting") == 2)
+            said = post(server)
+            assert (said.status_code, said.json()["error"]["code"]) == (429, "queue_full")
+            assert int(said.headers["retry-after"]) >= 1
+            assert post(server, n=4).status_code == 400  # never is there room for so many
+            assert httpx2.get(f"{server.url}/healthz").status_code == 200
+        assert [one.result().json()["choices"][0]["text"] for one in waiting] == ["ab", "ab"]
+        assert post(server, max_tokens=1).status_code == 200
+
+
+def test_an_answer_that_takes_too_long_is_ended() -> None:
+    with scripted("--rows", 1, "--seconds_per_token", 0.02, "--answer_seconds", 0.8) as server:
+        said = post(server, max_tokens=120)
+        assert (said.status_code, said.json()["error"]["code"], "retry-after" in said.headers) == (503, "late", True)
+        with streaming(server, max_tokens=120) as lines:
+            *_, last, _ = lines
+        assert json.loads(last.removeprefix("data: "))["error"]["code"] == "late"
+        with pytest.raises(openai.APIError, match="took more than 0.8 seconds"):
+            list(server.client().completions.create(model="scripted", prompt="abc", max_tokens=120, stream=True))
+        until(lambda: number(server, "neomesh_running") == 0, 1.0)
+
+
+# ------------------------------------------------------------------------------------------------- clients that go away
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_what_nobody_waits_for_is_not_written(stream: bool) -> None:
+    with scripted(*SLOW) as server:
+        with pytest.raises(httpx2.ReadTimeout):
+            body = {"model": "scripted", "prompt": "a", "max_tokens": 120, "n": 3, "stream": stream}
+            with httpx2.stream("POST", f"{server.url}/v1/completions", json=body, timeout=0.3) as said:
+                for _ in said.iter_lines():
+                    raise httpx2.ReadTimeout("enough")
+        until(lambda: number(server, "neomesh_running") == 0 == number(server, "neomesh_waiting"), 2.0)
+        assert number(server, 'neomesh_answers_total{end="cancelled"}') == 3
+        assert post(server, max_tokens=1).status_code == 200
+
+
+def test_scores_that_nobody_waits_for_are_not_made() -> None:
+    with scripted("--seconds_per_token", 0.2) as server:
+        with pytest.raises(httpx2.ReadTimeout):
+            body = {"model": "scripted", "prompt": ["ab"] * 100, "max_tokens": 0, "echo": True, "logprobs": 1}
+            httpx2.post(f"{server.url}/v1/completions", json=body, timeout=0.5)
+        until(lambda: number(server, "neomesh_waiting") == 0, 3.0)
+
+
+def test_a_long_list_of_scores_keeps_nobody_waiting() -> None:
+    with scripted("--seconds_per_token", 0.01) as server, concurrent.futures.ThreadPoolExecutor() as threads:
+        listed = threads.submit(post, server, prompt=["ab"] * 150, max_tokens=0, echo=True, logprobs=1)
+        until(lambda: number(server, "neomesh_waiting") > 100)
+        assert post(server, max_tokens=16).status_code == 200 and not listed.done()
+        assert len(listed.result().json()["choices"]) == 150
+
+
+# ---------------------------------------------------------------------------------------------------------- the end
+
+
+@pytest.mark.parametrize("number_", [signal.SIGTERM, signal.SIGINT])
+def test_running_answers_are_given_whole_when_it_is_stopped(number_: int) -> None:
+    with scripted(*SLOW) as server:
+        with httpx2.Client(base_url=server.url) as other:
+            assert other.get("/healthz").status_code == 200
+            with streaming(server, max_tokens=30) as lines:
+                server.signal(number_)
+                until(lambda: other.get("/healthz").status_code == 503)
+                said = post(server)
+                assert (said.status_code, said.json()["error"]["code"]) == (503, "stopping")
+                assert list(lines)[-2:] == ["data: [DONE]", ""]
+        assert server.end() == 0
+        assert server.said[1:] == ["stopping; sequences that are still being written: 1"]
+
+
+def test_an_idle_server_stops_at_once() -> None:
+    with scripted() as server, server.client() as client:
+        client.models.list()
+        began = time.monotonic()
+        server.signal()
+        assert server.end() == 0 and time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("second", [True, False], ids=["two signals", "no grace"])
+def test_what_takes_too_long_is_cut_short_when_it_is_stopped(second: bool) -> None:
+    with (
+        scripted(*SLOW, "--grace_seconds", 60 if second else 0.5) as server,
+        streaming(server, max_tokens=120) as lines,
+    ):
+        server.signal(signal.SIGTERM)
+        if second:
+            until(lambda: any("stopping" in line for line in server.said))
+            server.signal(signal.SIGINT)
+        *_, last, _ = lines
+        assert json.loads(last.removeprefix("data: "))["error"]["code"] == "stopping"
+        assert server.end() == 128 + (signal.SIGINT if second else signal.SIGTERM)
+
+
+def test_a_fault_of_the_engine_ends_it_with_all_answers() -> None:
+    with scripted("--seconds_per_token", 0.05) as server:
+        with streaming(server, max_tokens=120) as lines:
+            said = post(server, prompt=BREAKS)
+            *_, last, _ = lines
+        assert json.loads(last.removeprefix("data: "))["error"]["code"] == "failed"
+        assert (said.status_code, said.json()["error"]["code"]) == (500, "failed")
+        assert server.end() == 1 and server.said[-1] == "RuntimeError: the engine was told to break"
+
+
+# ------------------------------------------------------------------------------------------------------- before it runs
+
+
+def test_a_port_in_use_is_told_of() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"^--serve {port} --host 127.0.0.1 -- cannot listen there: .*in use.* -- "):
+            serve(MODEL, ServingSettings(port=port))
+
+
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "192.0.2.1", "", "a" * 70])
+def test_a_host_that_is_not_here_is_told_of(host: str) -> None:
+    with pytest.raises(UserError, match=f"--serve 0 --host {host} -- cannot listen there: .* -- give another port"):
+        serve(MODEL, ServingSettings(port=0, host=host))
+
+
+@pytest.mark.parametrize("port", [-1, 65536])
+def test_a_number_that_is_no_port_is_told_of(port: int) -> None:
+    with pytest.raises(UserError, match=f"^--serve {port} -- is no port -- give one of 1 to 65535"):
+        ServingSettings(port=port)
+
+
+def test_a_package_that_is_missing_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_packages()
+    monkeypatch.setattr(settings, "PACKAGES", ("starlette", "no_such_package"))
+    with pytest.raises(UserError, match=r"\(no_such_package\) -- pip install -r requirements-serve.txt"):
+        check_packages()

@@ -1,0 +1,24 @@
+"""Many clients at once; the engine writes what its prompts tell it to."""
+
+from __future__ import annotations
+
+import asyncio
+
+from tests.serving.load import ask_alone, load, requests
+from tests.serving.servers import scripted
+
+PROMPTS = [
+    "the cat sat on a mat",
+    "é and ß and €",
+    ["one", "two prompts"],
+    "the end <| of it",
+    "abcdefghijklmnopqrstuvwxyz",
+]
+
+
+def test_nobody_gets_what_another_asked_for() -> None:
+    with scripted("--rows", 8, "--seconds_per_token", 0.0005, "--n_waiting", 1000) as server:
+        known = ask_alone(server, requests("scripted", PROMPTS, 48))
+        tally = asyncio.run(load(server, known, 32, 2.0))
+        assert tally.wrong == [] and tally.n_right > 50 and tally.n_left > 5
+        assert not any("Traceback" in line for line in server.said), server.said

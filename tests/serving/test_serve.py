@@ -1,0 +1,124 @@
+"""A trained model behind the server, started as a person starts it."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import openai
+import pytest
+
+from serving.choices import token_name
+from tests import program
+from tests.serving.load import Known, ask_alone, differs, load, requests
+from tests.serving.projects import SIZE, Project
+from tests.serving.servers import Server
+
+PROMPTS = ["the cat sat on a mat", "one dog", ["far from", "home while it run and saw the"], "", "far and"]
+
+
+@pytest.fixture(scope="module")
+def client(trained_server: Server) -> openai.OpenAI:
+    return trained_server.client(timeout=120)
+
+
+def test_scores_are_those_of_the_model(project: Project, client: openai.OpenAI) -> None:
+    """Of the echoed prompt and of what is written, whatever it is sampled with."""
+    text = "the cat saw one"
+    answer = client.completions.create(
+        model="tiny",
+        prompt=text,
+        echo=True,
+        logprobs=5,
+        temperature=0.7,
+        frequency_penalty=1.0,
+        max_tokens=12,
+        seed=3,
+        extra_body={"top_k": 5, "never_end": True},
+    )
+    tokenizer, scores = project.tokenizer(), answer.choices[0].logprobs
+    assert scores is not None and answer.choices[0].text.startswith(text)
+    names = {token_name(tokenizer.bytes_of(token)): token for token in range(tokenizer.n_vocab)}
+    tokens = [names[name] for name in scores.tokens]
+    assert tokens[: len(tokenizer.encode(text))] == tokenizer.encode(text) and len(tokens) > 12
+    expected = project.log_probs(tokens)
+    following = np.array(tokens[1:])[:, None]
+    np.testing.assert_allclose(scores.token_logprobs[1:], np.take_along_axis(expected, following, 1)[:, 0], atol=1e-4)
+    for place, top in enumerate(scores.top_logprobs[1:]):
+        likeliest = sorted(expected[place])[-5:]
+        np.testing.assert_allclose(sorted(top.values())[-5:], likeliest, atol=1e-4)
+        np.testing.assert_allclose([expected[place][names[name]] for name in top], list(top.values()), atol=1e-4)
+
+
+def test_the_likeliest_token_is_written_at_temperature_0(project: Project, client: openai.OpenAI) -> None:
+    tokenizer, prompt = project.tokenizer(), "while the dog"
+    answer = client.completions.create(model="tiny", prompt=prompt, temperature=0, max_tokens=10)
+    tokens = tokenizer.encode(prompt)
+    for _ in range(10):
+        tokens.append(int(project.log_probs([*tokens, 0])[-1].argmax()))
+    assert answer.choices[0].text == tokenizer.decode(tokens[len(tokenizer.encode(prompt)) :])
+
+
+@pytest.mark.slow
+def test_what_is_predicted_is_served(project: Project, client: openai.OpenAI) -> None:
+    """The same prompt, settings and seed give the same texts in both."""
+    (project.folder / "prompt.txt").write_text("the cat")
+    sampling = ("--temperature", "0.9", "--top_p", "0.95", "--seed", "11", "--n_samples", "3", "--max_new_tokens", "16")
+    done = program.run_process(
+        project.folder,
+        *SIZE,
+        "--predict",
+        "--prompt",
+        "prompt.txt",
+        *sampling,
+        "--set",
+        "remove_partial_sequences=true",
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    answer = client.completions.create(
+        model="tiny", prompt="the cat", temperature=0.9, top_p=0.95, seed=11, n=3, max_tokens=16
+    )
+    for choice in answer.choices:
+        assert f"\n{choice.text}\n" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def known(trained_server: Server) -> list[Known]:
+    return ask_alone(trained_server, requests("tiny", PROMPTS, 24))
+
+
+def test_nobody_gets_what_another_asked_for(trained_server: Server, known: list[Known]) -> None:
+    tally = asyncio.run(load(trained_server, known, 16, 4.0))
+    assert tally.wrong == [] and tally.n_right > 10
+
+
+@pytest.mark.slow
+def test_sixty_four_clients_for_two_minutes(project: Project) -> None:
+    with project.serving("--rows", "16") as server:
+        known = ask_alone(server, requests("tiny", PROMPTS, 64))
+        tally = asyncio.run(load(server, known, 64, 120.0))
+        assert tally.wrong == [] and tally.n_right > 200 and tally.n_left > 50
+        sizes = tally.memory_from(30.0)
+        print(f"{tally.n_right} right, {tally.n_left} left, {min(sizes):,.0f} to {max(sizes):,.0f} bytes")
+        assert max(sizes) < 1.05 * sizes[0]
+        assert not any("Traceback" in line for line in server.said)
+
+
+@pytest.mark.slow
+def test_a_mesh_answers_as_one_device(project: Project, known: list[Known]) -> None:
+    mesh = ("--cpu_devices", "4", "--set", "mesh_shape=x:2,y:2", "--set", "layout=batch:x,heads:y,vocab:y")
+    with project.serving(*mesh) as server:
+        for one, other in zip(known, ask_alone(server, [one.fields for one in known]), strict=True):
+            assert not differs(other.choices, one.choices), one.fields
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--serve", "70000"), "--serve 70000 -- is no port -- "),
+        (("--serve", "0", "--rows", "0"), "--rows 0 -- must be at least 1"),
+    ],
+)
+def test_what_cannot_be_served_is_told_of(project: Project, arguments: tuple[str, ...], said: str) -> None:
+    done = program.run_process(project.folder, *SIZE, *arguments)
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith(said), done.stderr[-2000:]

@@ -1,0 +1,442 @@
+"""Texts that continue prompts, as a person and as a program asks for them: files, standard input, the terminal."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import io
+import json
+import os
+import pty
+import re
+import select
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data.tokenizer import Tokenizer, load_tokenizer
+from main import main
+from runtime.team import ALONE
+from tests.program import ENVIRONMENT, command, run_process, write_project
+from verbs.screen import counted
+
+N_STEPS = 150
+TRAINED = ("--set", f"train_steps={N_STEPS}", "--set", "rotary_emb=true")
+KEPT = f"runs/tiny/predictions_nosacred_{N_STEPS}"
+
+Lines = list[dict[str, object]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project in which `runs/tiny` was trained, with positions that hold for any length."""
+    folder = tmp_path_factory.mktemp("project")
+    write_project(folder)
+    training = run_process(folder, *TRAINED)
+    assert training.returncode == 0, training.stderr
+    return folder
+
+
+@pytest.fixture
+def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def tokenizer(here: Path) -> Tokenizer:
+    return load_tokenizer("runs/tiny/tokenizer.json")
+
+
+def predict(*arguments: str) -> int:
+    return main(["--model", "tiny.json", *TRAINED, "--predict", *arguments])
+
+
+def as_lines(prompts: Sequence[dict[str, object]]) -> str:
+    return "".join(json.dumps(prompt) + "\n" for prompt in prompts)
+
+
+def parsed(lines: str) -> Lines:
+    return [json.loads(line) for line in lines.splitlines()]
+
+
+# Files of prompts. To build the programs takes seconds: there are two runs, whose answers several tests look at.
+
+WORDS = "the cat sat on a mat and saw one dog run far from home while it sat on a mat"
+PROMPTS = (
+    {"id": "a", "prompt": "the cat sat on a mat and", "seed": 3, "n_samples": 2},
+    {"id": 2, "prompt": "dog", "seed": 4, "temperature": 0, "max_new_tokens": 3},
+    {"id": None, "prompt": [], "seed": 5, "top_k": 3, "never_end": True},
+    {"prompt": [270, 271, 272, 273], "seed": 6, "repetition_penalty": 5.0, "max_new_tokens": 9},
+    {"prompt": "the cat", "seed": 7, "temperature": 0, "max_new_tokens": 1000},
+    {"prompt": WORDS, "seed": 8},
+    *[{"prompt": "the", "temperature": 2.0, "never_end": True}] * 3,
+    *[{"prompt": "a", "seed": 9, "temperature": 1.0, "never_end": True, "entmax_sampling": on} for on in (False, True)],
+)
+
+
+@pytest.fixture(scope="module")
+def from_file(folder: Path) -> subprocess.CompletedProcess[str]:
+    """The answers to `PROMPTS`, eight at once."""
+    (folder / "prompts.jsonl").write_text(as_lines(PROMPTS))
+    return run_process(folder, *TRAINED, "--predict", "--prompt", "prompts.jsonl", "--sacred_id", "file")
+
+
+@pytest.fixture(scope="module")
+def first(folder: Path, from_file: subprocess.CompletedProcess[str]) -> Lines:
+    assert from_file.returncode == 0, from_file.stderr
+    return parsed((folder / f"runs/tiny/predictions_file_{N_STEPS}.jsonl").read_text())
+
+
+def stops_in(text: str) -> list[str]:
+    """Stop strings of which two stand in a text and one does not."""
+    assert len(text) > 8
+    return [text[5:8], text[2:4] + "?", text[4:6]]
+
+
+@pytest.fixture(scope="module")
+def from_standard_input(folder: Path, first: Lines) -> subprocess.CompletedProcess[str]:
+    """The answers to some of the prompts the other way round and to others, one after the other."""
+    greedy, text = PROMPTS[4], first[5]["text"]
+    end = load_tokenizer(str(folder / "runs/tiny/tokenizer.json")).encode(WORDS)[-8:]
+    more = [{**greedy, "stop": stops_in(text)}, {**greedy, "stop": text[0]}, {"prompt": end, "seed": 8}]
+    asked = [*PROMPTS[4::-1], *more]
+    process = subprocess.run(
+        command(*TRAINED, "--predict", "--prompt", "-", "--rows", "1"),
+        input=as_lines(asked),
+        cwd=folder,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr
+    return process
+
+
+def test_every_prompt_of_a_file_is_answered_in_order_by_its_own_settings(first: Lines, tokenizer: Tokenizer) -> None:
+    assert [(line.get("id", "none"), line["prompt"], line["sample"]) for line in first] == [
+        ("a", "the cat sat on a mat and", 0),
+        ("a", "the cat sat on a mat and", 1),
+        (2, "dog", 0),
+        (None, [], 0),
+        ("none", [270, 271, 272, 273], 0),
+        ("none", "the cat", 0),
+        ("none", WORDS, 0),
+        *[("none", "the", 0)] * 3,
+        *[("none", "a", 0)] * 2,
+    ]
+    for line in first:
+        assert line["text"] == tokenizer.decode(line["tokens"])
+        assert len(line["log_probs"]) == len(line["tokens"])
+        assert all(-20 < log_prob <= 0 for log_prob in line["log_probs"])
+    assert len(first[2]["tokens"]) <= 3 and len(first[4]["tokens"]) <= 9
+    assert (len(first[3]["tokens"]), first[3]["reason"]) == (15, "length")  # all of n_ctx after the eos
+    assert first[0]["text"] != first[1]["text"] and first[10]["text"] != first[11]["text"]
+
+
+def test_without_a_seed_equal_prompts_have_answers_of_their_own(first: Lines) -> None:
+    assert len({line["text"] for line in first[7:10]}) == 3
+
+
+def test_an_answer_depends_on_no_company_and_no_place(
+    first: Lines, from_standard_input: subprocess.CompletedProcess[str]
+) -> None:
+    others = parsed(from_standard_input.stdout)[:6]
+    for line, other in zip(first[:6], [*others[4:], *others[3::-1]], strict=True):
+        np.testing.assert_allclose(other.pop("log_probs"), line["log_probs"], rtol=1e-4)
+        assert other == {key: value for key, value in line.items() if key != "log_probs"}
+
+
+def test_a_stop_string_cuts_the_text_that_there_would_be(
+    first: Lines, from_standard_input: subprocess.CompletedProcess[str]
+) -> None:
+    whole, (cut, empty) = first[5], parsed(from_standard_input.stdout)[6:8]
+    place = min(whole["text"].index(stop) for stop in stops_in(whole["text"]) if stop in whole["text"])
+    assert (cut["text"], cut["reason"]) == (whole["text"][:place], "stop")
+    assert cut["tokens"] == whole["tokens"][: len(cut["tokens"])] != whole["tokens"]
+    assert len(cut["log_probs"]) == len(cut["tokens"])
+    assert (empty["text"], empty["tokens"], empty["log_probs"], empty["reason"]) == ("", [], [], "stop")
+
+
+def test_standard_output_is_for_the_answers_alone_and_the_same_are_kept(
+    here: Path, from_standard_input: subprocess.CompletedProcess[str]
+) -> None:
+    assert Path(f"{KEPT}.jsonl").read_text() == from_standard_input.stdout
+    assert f"\nrestored runs/tiny/model.ckpt-{N_STEPS}\n" in from_standard_input.stderr
+    assert from_standard_input.stderr.endswith(f"\nwritten to {KEPT}.jsonl\n")
+
+
+def test_a_long_prompt_keeps_its_end(
+    first: Lines,
+    from_file: subprocess.CompletedProcess[str],
+    from_standard_input: subprocess.CompletedProcess[str],
+) -> None:
+    said = "--prompt prompts.jsonl: line 6: the prompt fills the context of 16 tokens: its last 8 are kept\n"
+    assert said in from_file.stdout
+    assert parsed(from_standard_input.stdout)[8]["text"] == first[6]["text"]
+
+
+def test_a_long_prompt_is_refused_if_that_is_asked(here: Path, tokenizer: Tokenizer, capsys) -> None:
+    ids = tokenizer.encode(WORDS)
+    lines = [{"prompt": ids[:n_ids], "prompt_overflow": "refuse"} for n_ids in (15, 16, 17)]
+    Path("long.jsonl").write_text(as_lines(lines))
+    before = sorted(here.rglob("*"))
+    assert predict("--prompt", "long.jsonl") == 2
+    assert capsys.readouterr().err == "".join(
+        f"--prompt long.jsonl: line {line} -- the prompt has more than the 15 tokens that leave room for one in n_ctx "
+        "= 16 -- shorten it, or set prompt_overflow to left\n"
+        for line in (2, 3)
+    )
+    assert sorted(here.rglob("*")) == before
+
+
+# Single texts.
+
+
+def test_a_text_has_the_samples_of_the_same_prompt_in_a_file(here: Path, first: Lines, capsys) -> None:
+    Path("prompt.txt").write_text("the cat sat on a mat and")
+    settings = ("--seed", "3", "--n_samples", "2", "--remove_partial_sequences")
+    assert predict("--prompt", "prompt.txt", *settings, "--output", "out/answers.jsonl") == 0
+    said = capsys.readouterr().out
+    framed = re.findall(r"={40} SAMPLE \d ={40}\n\n(.*?)\n\n={80}\n", said, re.DOTALL)
+    assert framed == [line["text"] for line in first[:2]]
+    assert said.endswith(f"written to {KEPT}.txt\nand to out/answers.jsonl\n")
+    assert [line["tokens"] for line in parsed(Path("out/answers.jsonl").read_text())] == [
+        line["tokens"] for line in first[:2]
+    ]
+
+
+@pytest.mark.slow
+def test_a_text_on_standard_input_may_be_answered_in_lines_too(here: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"the dog\n")))
+    assert predict("--prompt", "-", "--seed", "2", "--output", "-") == 0
+    out, err = capsys.readouterr()
+    (line,) = parsed(out)
+    assert (line["prompt"], "SAMPLE" in err) == ("the dog\n", False)
+    assert f"SAMPLE 0 {'=' * 40}\n\nthe dog\n{line['text']}\n\n" in Path(f"{KEPT}.txt").read_text()
+
+
+@pytest.mark.slow
+def test_prompts_of_a_file_are_answered_at_checkpoints_too(here: Path, capsys) -> None:
+    Path("two.jsonl").write_text(as_lines([{"prompt": "the", "id": 1}, {"prompt": "a", "n_samples": 2}]))
+    changes = ("--set", "model_path=runs/pausing", "--set", "train_steps=4", "--set", "predict_steps=1")
+    arguments = ("--prompt", "two.jsonl", "--steps_per_checkpoint", "2")
+    assert main(["--model", "tiny.json", *changes, *arguments]) == 0
+    for step in (2, 4):
+        kept = parsed(Path(f"runs/pausing/predictions_nosacred_{step}.jsonl").read_text())
+        assert [(line["prompt"], line["sample"]) for line in kept] == [("the", 0), ("a", 0), ("a", 1)]
+
+
+# How far it is.
+
+
+def test_answers_are_counted_at_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    with open(theirs, "w", encoding="utf-8") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        assert list(counted(iter("abc"), 3, ALONE)) == ["a", "b", "c"]
+        shown = ""
+        while select.select([ours], [], [], 0.1)[0]:
+            shown += os.read(ours, 1 << 16).decode()
+        assert "0/3" in shown and "3/3" in shown and "answers" in shown
+        assert list(counted(iter("a"), 1, ALONE)) == ["a"]
+        assert list(counted(iter("abc"), 3, dataclasses.replace(ALONE, index=1))) == ["a", "b", "c"]
+        assert select.select([ours], [], [], 0.1)[0] == []  # one answer needs no bar, and the first process has it
+    os.close(ours)
+
+
+# What a person can get wrong.
+
+REFUSALS: dict[str, tuple[Sequence[str], str]] = {
+    "a line that is wrong": (
+        ["--predict", "--prompt", "wrong.jsonl"],
+        "--prompt wrong.jsonl: line 2: top_p = 7 -- is out of range -- give a number in (0, 1]",
+    ),
+    "a folder for answers": (
+        ["--predict", "--output", "texts"],
+        "--output texts -- is a folder -- give a file, or - for standard output",
+    ),
+    "answers of another verb": (
+        ["--eval", "--output", "a"],
+        "--output a -- acts with --predict only -- leave it out, or give --predict",
+    ),
+    "standard input while training": (
+        ["--prompt", "-"],
+        "--prompt - -- only --predict reads standard input -- give a file, or --predict",
+    ),
+    "a prompt before the first one": (
+        ["--interactive", "--prompt", "a"],
+        "--prompt a -- --interactive is given its prompts later -- leave --prompt out",
+    ),
+    "a search line after line": (
+        ["--interactive", "--num_beams", "2"],
+        "num_beams = 2 -- a search shows nothing before its end -- set it to 1 with --interactive, or give --predict",
+    ),
+    "a host of no server": (
+        ["--predict", "--host", "0.0.0.0"],
+        "--host 0.0.0.0 -- acts with --serve only -- leave it out, or give --serve PORT",
+    ),
+    "no rows": (
+        ["--predict", "--rows", "0"],
+        "--rows 0 -- must be at least 1, with --predict or --serve -- give a number",
+    ),
+    "new and a server": (
+        ["--new", "--serve", "0"],
+        "--new -- starts training from the beginning -- leave out --serve",
+    ),
+    "a masked model's talk": (
+        ["--interactive", "--set", "mlm_training=true", "--set", "mlm_mask_id=2"],
+        "tiny: mlm_training = true -- a masked model writes no text -- leave --predict out, or give the config of a "
+        "causal model",
+    ),
+    "a server on a TPU": (
+        ["--serve", "0", "--tpu", "local"],
+        "--serve -- a TPU writes whole texts and cannot serve -- leave out --tpu",
+    ),
+    "a penalty": (
+        ["--predict", "--presence_penalty", "3"],
+        "--set: presence_penalty = 3 -- is out of range -- give a number in [-2, 2]",
+    ),
+    "a stop string": (
+        ["--predict", "--stop", "a", ""],
+        '--set: stop = ["a", ""] -- holds an empty string -- give strings of at least one character',
+    ),
+    "a server of many processes": (
+        ["--serve", "0", "--hosts", "127.0.0.1:1,127.0.0.1:2", "--host_index", "0"],
+        "--serve -- is for one process, which may have many devices -- leave out --hosts, TF_CONFIG and Slurm",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_one_message_and_nothing_written(here: Path, capsys: pytest.CaptureFixture[str], case: str) -> None:
+    arguments, message = REFUSALS[case]
+    Path("wrong.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b", "top_p": 7}\n')
+    before = sorted((path, path.stat().st_mtime_ns) for path in here.rglob("*"))
+    capsys.readouterr()
+    assert main(["--model", "tiny.json", *TRAINED, *arguments]) == 2
+    assert capsys.readouterr() == ("", f"{message}\n")
+    assert sorted((path, path.stat().st_mtime_ns) for path in here.rglob("*")) == before
+
+
+# Searches.
+
+
+@pytest.mark.slow
+def test_the_likeliest_texts_are_searched_for(here: Path, tokenizer: Tokenizer) -> None:
+    search = {"prompt": "the cat", "num_beams": 3, "n_samples": 3, "max_new_tokens": 6}
+    prompts = [
+        search,
+        {"prompt": "dog", "temperature": 0, "max_new_tokens": 3},
+        {**search, "stop": "a", "n_samples": 1},
+    ]
+    Path("beams.jsonl").write_text(as_lines(prompts))
+    assert predict("--prompt", "beams.jsonl") == 0
+    *best, drawn, cut = parsed(Path(f"{KEPT}.jsonl").read_text())
+    assert [line["sample"] for line in (*best, drawn, cut)] == [0, 1, 2, 0, 0]
+    assert all(line["text"] == tokenizer.decode(line["tokens"]) for line in best)
+    scores = [line["score"] for line in best]
+    assert scores == sorted(scores, reverse=True) and max(scores) < 0
+    assert len({line["text"] for line in best}) == 3 and not any("log_probs" in line for line in best)
+    assert drawn["prompt"] == "dog" and len(drawn["log_probs"]) == len(drawn["tokens"])
+    assert cut["text"] == best[0]["text"].partition("a")[0] and cut["score"] == pytest.approx(scores[0])
+    assert cut["reason"] == ("stop" if "a" in best[0]["text"] else best[0]["reason"])
+
+
+# Line after line.
+
+
+def test_lines_that_nobody_types_are_answered_one_by_one(here: Path, first: Lines, monkeypatch, capsys) -> None:
+    typed = b"the cat sat on a mat and\n\nthe cat sat on a mat and\r\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed)))
+    assert main(["--model", "tiny.json", *TRAINED, "--interactive", "--seed", "3"]) == 0
+    assert capsys.readouterr().out == f"{first[0]['text']}\n" * 2
+
+
+class Terminal:
+    """A process at a terminal of its own, with a home of its own; ended with the test."""
+
+    def __init__(self, arguments: Sequence[str], home: Path) -> None:
+        self.screen = ""
+        self.ours, theirs = pty.openpty()
+        environment = {**ENVIRONMENT, "HOME": str(home), "TERM": "dumb"}
+        self.process = subprocess.Popen(
+            command(*arguments),
+            env=environment,
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # so that Ctrl-C reaches it
+        )
+        os.close(theirs)
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self.ours)
+
+    def type(self, text: str) -> None:
+        os.write(self.ours, text.encode())
+
+    def more(self, seconds: float = 60.0) -> str:
+        """What appears next."""
+        if not self.screen:
+            assert select.select([self.ours], [], [], seconds)[0]
+            self.screen = os.read(self.ours, 1 << 16).decode("utf-8", "replace")
+        text, self.screen = self.screen, ""
+        return text
+
+    def until(self, text: str, seconds: float = 60.0) -> str:
+        """What appears, up to a text."""
+        end_seconds = time.monotonic() + seconds
+        while text not in self.screen:
+            assert select.select([self.ours], [], [], max(0.0, end_seconds - time.monotonic()))[0], self.screen
+            self.screen += os.read(self.ours, 1 << 16).decode("utf-8", "replace")
+        before, _, self.screen = self.screen.partition(text)
+        return before
+
+
+def records_dataset() -> str:
+    """An override by tfrecords, which need not be made again for another n_ctx."""
+    records = {"id": "records", "n_vocab": 300, "path": "datasets/words/*/train/*.tfrecords", "eos_id": 0}
+    return f"datasets={json.dumps([records | {'tokenizer_path': 'runs/tiny/tokenizer.json', 'padding_id': 1}])}"
+
+
+LONG = ("--set", "n_ctx=20000", "--set", records_dataset(), "--never_end", "--temperature", "0")
+
+
+@pytest.mark.slow
+def test_at_a_terminal_an_answer_is_stopped_and_the_program_goes_on(here: Path, tmp_path: Path) -> None:
+    with Terminal([*TRAINED, "--interactive", *LONG], tmp_path) as terminal:
+        terminal.until("Ctrl-D ends the program.")
+        terminal.until("> ")
+        terminal.type("the cat\n")
+        terminal.until("the cat\r\n")
+        streamed = terminal.more() + terminal.more()  # it comes in pieces
+        terminal.type("\x03")
+        streamed += terminal.until("> ")
+        assert len(streamed) < 40_000
+        terminal.type("never mind\x03")  # clears the line
+        terminal.until("> ")
+        terminal.type("\x1b[A")  # the line before, by readline
+        terminal.until("the cat")
+        terminal.type("\n")
+        terminal.until("\r\n")
+        time.sleep(0.2)
+        terminal.type("\x03")
+        terminal.until("> ")
+        terminal.type("\x04")
+        assert terminal.process.wait(timeout=30) == 0
+    assert (tmp_path / ".neomesh_history").read_text() == "the cat\n"  # what is repeated is kept once

@@ -1,0 +1,104 @@
+"""Texts that continue prompts: of a file, of many, or of standard input; once, or at each checkpoint of training."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Sequence
+from typing import TextIO
+
+from configs.errors import ConfigError
+from configs.schema import RunConfig
+from data.tokenizer import Tokenizer
+from runtime.files import write_text
+from runtime.mesh import Placement
+from runtime.predictions import format_line, format_samples, write_predictions
+from runtime.team import Team
+from verbs.author import MOST_ROWS, Author, Written, build_author, check_writes_text, tokenizer_of
+from verbs.options import Options
+from verbs.placing import place_run
+from verbs.prompts import STANDARD, FittedPrompts, Prompts, fit_prompts, read_prompts
+from verbs.screen import counted, say, speaking_aside
+from verbs.trained_weights import load_trained
+
+
+def predict(config: RunConfig, options: Options, team: Team) -> int:
+    """Continues prompts with the newest checkpoint; answers are shown, and kept in a file under the model path."""
+    check_writes_text(config)
+    _check_streams(options, team)
+    given = read_prompts(options.prompt_path, config)
+    team.check_same("the prompt", given.text)
+    with speaking_aside() if _is_piped(given, options, team) else contextlib.nullcontext() as pipe:
+        placement = place_run(config, options, team)
+        tokenizer = tokenizer_of(config, team)
+        fitted = fit_prompts(given.prompts, config, tokenizer, say)
+        author = build_author(config, placement, team, tokenizer, _n_rows(fitted, options))
+        position = load_trained(config, options, placement, tokenizer)
+        team.check_same("the run's position", repr(position))
+        written = _write(author, fitted, pipe)
+        if team.is_first:
+            if pipe is None and not given.are_lines:
+                say(format_samples(_texts(author, written)))
+            say(f"written to {_keep(author, given, written, options, position.step)}")
+            if options.output_path not in (None, STANDARD):
+                write_text(options.output_path, _lines(written))
+                say(f"and to {options.output_path}")
+    return 0
+
+
+def build_sampler(
+    config: RunConfig, options: Options, placement: Placement, team: Team, tokenizer: Tokenizer
+) -> Callable[[int], str]:
+    """Builds what continues the prompts with the weights of a step, and gives the path of the file that holds it."""
+    given = read_prompts(options.prompt_path, config)
+    fitted = fit_prompts(given.prompts, config, tokenizer, lambda warning: None)
+    author = build_author(config, placement, team, tokenizer, _n_rows(fitted, options))
+
+    def sample(step: int) -> str:
+        written = list(author.write(fitted))
+        return _keep(author, given, written, options, step) if team.is_first else ""
+
+    return sample
+
+
+def _check_streams(options: Options, team: Team) -> None:
+    """Finds what cannot be read or written before anything is computed."""
+    if options.prompt_path == STANDARD and team.size > 1:
+        raise ConfigError("--prompt - -- many processes cannot share one standard input -- give a file that all see")
+    if options.output_path is not None and os.path.isdir(options.output_path):
+        raise ConfigError(f"--output {options.output_path} -- is a folder -- give a file, or - for standard output")
+
+
+def _is_piped(given: Prompts, options: Options, team: Team) -> bool:
+    """Whether standard output is for the answers alone, as lines of JSON."""
+    is_answered_there = given.are_lines and options.prompt_path == STANDARD and options.output_path is None
+    return team.is_first and (options.output_path == STANDARD or is_answered_there)
+
+
+def _n_rows(fitted: FittedPrompts, options: Options) -> int:
+    return options.n_rows or min(fitted.n_answers, MOST_ROWS)
+
+
+def _write(author: Author, fitted: FittedPrompts, pipe: TextIO | None) -> list[Written]:
+    """All answers; each is a line for the pipe as soon as it is there."""
+    written = []
+    for each in counted(author.write(fitted), fitted.n_answers, author.team):
+        written.append(each)
+        if pipe is not None:
+            print(_lines([each]), end="", file=pipe, flush=True)
+    return written
+
+
+def _lines(written: Sequence[Written]) -> str:
+    return "".join(format_line(each.prompt.own, each.prompt.given, each.sample, each.answer) for each in written)
+
+
+def _texts(author: Author, written: Sequence[Written]) -> list[str]:
+    return [author.text_of(each) for each in written]
+
+
+def _keep(author: Author, given: Prompts, written: Sequence[Written], options: Options, step: int) -> str:
+    """Writes the answers of a step into the run's folder; returns the path."""
+    content = _lines(written) if given.are_lines else format_samples(_texts(author, written))
+    ending = ".jsonl" if given.are_lines else ".txt"
+    return write_predictions(author.config.model_path, options.sacred_id, step, ending, content)

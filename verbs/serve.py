@@ -1,0 +1,23 @@
+"""The model as a server."""
+
+from __future__ import annotations
+
+from configs.schema import RunConfig
+from runtime.team import Team
+from verbs.author import MOST_ROWS, build_author, check_writes_text, tokenizer_of
+from verbs.options import Options
+from verbs.placing import place_run
+from verbs.trained_weights import load_trained
+
+
+def serve(config: RunConfig, options: Options, team: Team) -> int:
+    """Answers requests with the newest checkpoint, until it is told to stop; returns the exit status."""
+    from serving.app import serve as serve_model  # here, for its packages are needed by this verb alone
+    from serving.model import ServedModel
+
+    check_writes_text(config)
+    placement = place_run(config, options, team)
+    tokenizer = tokenizer_of(config, team)
+    author = build_author(config, placement, team, tokenizer, options.n_rows or MOST_ROWS)
+    load_trained(config, options, placement, tokenizer)
+    return serve_model(ServedModel(config.name, author.engine, tokenizer, config.data.eos_id), options.serving)
