@@ -39,6 +39,8 @@ SAMPLING_FLAGS = {
     "prompt_overflow": ("WHAT", "of a prompt that fills the context: left keeps its end, refuse ends the program"),
     "cache_dtype": ("TYPE", "in which keys and values are kept: float32 or bfloat16"),
 }
+# Of these, what a server asks too: how much memory it takes.
+FLAGS_OF_A_SERVER = {"cache_dtype"}
 SAMPLING_SWITCHES = {
     "entmax_sampling": "sample from the entmax of the logits",
     "never_end": "never write the end of the text",
@@ -163,8 +165,8 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def _check_writing(arguments: argparse.Namespace, verb: str) -> None:
     """Checks the flags that only verbs that write text have."""
-    if arguments.tpu is not None and verb == "serve":
-        raise DeviceError("--serve -- a TPU writes whole texts and cannot serve -- leave out --tpu")
+    if verb == "serve":
+        _check_serving(arguments)
     if arguments.prompt and verb in ("interactive", "serve"):
         raise ConfigError(f"--prompt {arguments.prompt} -- --{verb} is given its prompts later -- leave --prompt out")
     if arguments.prompt == "-" and verb != "predict":
@@ -175,6 +177,15 @@ def _check_writing(arguments: argparse.Namespace, verb: str) -> None:
         raise ConfigError(f"--host {arguments.host} -- acts with --serve only -- leave it out, or give --serve PORT")
     if arguments.rows is not None and (arguments.rows < 1 or verb == "interactive"):
         raise ConfigError(f"--rows {arguments.rows} -- must be at least 1, with --predict or --serve -- give a number")
+
+
+def _check_serving(arguments: argparse.Namespace) -> None:
+    """Refuses what a server cannot be told."""
+    if arguments.tpu is not None:
+        raise DeviceError("--serve -- a TPU writes whole texts and cannot serve -- leave out --tpu")
+    for flag in ("stop", *SAMPLING_FLAGS, *SAMPLING_SWITCHES):
+        if getattr(arguments, flag) and flag not in FLAGS_OF_A_SERVER:
+            raise ConfigError(f"--{flag} -- each request says how it is answered -- leave it out with --serve")
 
 
 def verb_of(arguments: argparse.Namespace) -> str:

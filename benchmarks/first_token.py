@@ -72,21 +72,19 @@ def _make_run(folder: Path) -> Path:
 def _started(config: Path, *arguments: str) -> Iterator[subprocess.Popen]:
     """The program on a run; what it says beside its output is shown where it fails."""
     environment = {name: value for name, value in os.environ.items() if name != KEY_VARIABLE}
-    with open(config.with_suffix(".log"), "wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, str(REPOSITORY / "main.py"), "--model", str(config), *arguments],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-        )
-    try:
-        yield process
-    except EOFError:
-        raise SystemExit(config.with_suffix(".log").read_text()[-3000:]) from None
-    finally:
-        process.kill()
-        process.communicate()
+    command = [sys.executable, str(REPOSITORY / "main.py"), "--model", str(config), *arguments]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with (
+        open(config.with_suffix(".log"), "w+") as log,
+        subprocess.Popen(command, env=environment, stderr=log, **pipes) as process,
+    ):
+        try:
+            yield process
+        except EOFError:
+            log.seek(0)
+            raise SystemExit(log.read()[-3000:]) from None
+        finally:
+            process.kill()
 
 
 def _ends_well(process: subprocess.Popen) -> None:
@@ -125,11 +123,11 @@ def _request_seconds(url: str) -> float:
     )
     start = time.perf_counter()
     with urllib.request.urlopen(request) as answer:
-        seconds = [time.perf_counter() - start for line in answer if _has_text(line)]
+        seconds = [time.perf_counter() - start for line in answer if has_text(line)]
     return seconds[0]
 
 
-def _has_text(line: bytes) -> bool:
+def has_text(line: bytes) -> bool:
     """Whether a line of a stream brings text."""
     if not line.startswith(b"data: {"):
         return False

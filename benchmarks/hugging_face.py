@@ -29,9 +29,7 @@ def write(model: transformers.PreTrainedModel, asked: Mapping[str, object]) -> d
     start = time.perf_counter()
     prompts = torch.tensor(asked["prompts"])
     with torch.inference_mode():
-        texts = model.generate(
-            prompts, attention_mask=torch.ones_like(prompts), use_cache=True, **asked["settings"]
-        )
+        texts = model.generate(prompts, attention_mask=torch.ones_like(prompts), use_cache=True, **asked["settings"])
     tokens = texts[:, prompts.shape[1] :].tolist()
     return {"seconds": time.perf_counter() - start, "tokens": tokens}
 

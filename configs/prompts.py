@@ -38,7 +38,7 @@ class Prompt:
 def begins_as_prompts(text: str) -> bool:
     """Whether a text that may be a prompt itself is one of prompts: its first line is an object that has one."""
     try:
-        first = _parse_line(text.lstrip().partition("\n")[0])
+        first = _parse_line(text.removeprefix("\ufeff").lstrip().partition("\n")[0])
     except ValueError:
         return False
     return isinstance(first, dict) and "prompt" in first

@@ -11,7 +11,7 @@ from models.kernels.attention import AttentionRule
 from models.layer import Layer
 from models.ops.activations import bias_add
 from models.ops.attention import Attended, merged_attention, softmax_attention
-from models.ops.decoding import attend, cache_of_prompt
+from models.ops.decoding import attend, cache_of_prompt, cut_cache
 from models.ops.linear_attention import (
     causal_linear_attention,
     linear_attention,
@@ -21,8 +21,8 @@ from models.ops.linear_attention import (
 )
 from models.ops.mesh_operation import relabel
 
-# What a layer keeps from position to position, by name: keys and values [batch, heads, memory_length,
-# features_per_head], of local attention [batch, heads, window, features_per_head], or the sums of linear attention.
+# What a layer keeps from position to position, by name: blocks of keys and values [batch, heads, places,
+# features_per_head], of all positions or of those that a local layer sees, or the sums of linear attention.
 Cache = dict[str, mtf.Tensor]
 
 
@@ -161,7 +161,8 @@ def blank_cache(context: Context, layer: Layer) -> Cache:
     if layer.attention == "linear":
         return linear_state_of_nothing(context.mesh, [dims.batch, dims.heads, dims.features_per_head])
     shape = [dims.batch, dims.heads, _places(context, layer), dims.features_per_head]
-    return {name: mtf.zeros(context.mesh, shape, context.cache_dtype) for name in ("keys", "values")}
+    nothing = mtf.zeros(context.mesh, shape, context.cache_dtype)
+    return cut_cache(nothing, nothing)
 
 
 def prompt_attention(context: Context, x: mtf.Tensor, layer: Layer, lengths: mtf.Tensor) -> tuple[mtf.Tensor, Cache]:
@@ -177,7 +178,9 @@ def prompt_attention(context: Context, x: mtf.Tensor, layer: Layer, lengths: mtf
     if layer.attention == "linear":
         return y, linear_state(kept["keys"], kept["values"], lengths)
     places_dim = _places(context, layer)
-    return y, {name: cache_of_prompt(t, lengths, places_dim, context.cache_dtype) for name, t in kept.items()}
+    return y, cut_cache(
+        *(cache_of_prompt(kept[name], lengths, places_dim, context.cache_dtype) for name in ("keys", "values"))
+    )
 
 
 def one_position_attention(

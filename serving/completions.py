@@ -22,10 +22,9 @@ from serving.choices import ChoiceWriter, joined
 from serving.desk import Desk, News
 from serving.model import ServedModel
 from serving.protocol import Choice, Completion, Usage
-from serving.refusals import Refusal
+from serving.refusals import CLIENT_GONE, Refusal
 from serving.statistics import Statistics
 
-CLIENT_GONE = 499  # nobody reads it; only the statistics show it
 FORGOTTEN = "cancelled"
 NOTHING_WRITTEN = Delta("", (), (), (), "length")
 

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
 
 from serving.protocol import CompletionRequest, Error, ErrorAnswer
 
+CLIENT_GONE = 499  # nobody reads it; only the statistics show it
 RETRY_SECONDS = 1
 SHOWN_CHARACTERS = 60
 _UNIONS = {"prompt", "stop"}  # where each member of the union has its own complaint, which says little
@@ -153,9 +154,19 @@ async def of_refusal(request: Request, error: Exception) -> JSONResponse:
     return error.response()
 
 
+async def of_departure(request: Request, error: Exception) -> Response:
+    """What stands for an answer to a client that has gone before all of its body was there."""
+    return Response(status_code=CLIENT_GONE)
+
+
 async def of_fault(request: Request, error: Exception) -> JSONResponse:
     """The answer where the program fails; the fault itself goes to the log."""
     return broken().response()
 
 
-EXCEPTION_HANDLERS = {HTTPException: of_http, Refusal: of_refusal, Exception: of_fault}
+EXCEPTION_HANDLERS = {
+    HTTPException: of_http,
+    Refusal: of_refusal,
+    ClientDisconnect: of_departure,
+    Exception: of_fault,
+}

@@ -294,12 +294,19 @@ REFUSALS: dict[str, tuple[Sequence[str], str]] = {
     ),
     "a masked model's talk": (
         ["--interactive", "--set", "mlm_training=true", "--set", "mlm_mask_id=2"],
-        "tiny: mlm_training = true -- a masked model writes no text -- leave --predict out, or give the config of a "
-        "causal model",
+        "tiny: mlm_training = true -- a masked model writes no text -- give the config of a causal model",
     ),
     "a server on a TPU": (
         ["--serve", "0", "--tpu", "local"],
         "--serve -- a TPU writes whole texts and cannot serve -- leave out --tpu",
+    ),
+    "a server's temperature": (
+        ["--serve", "0", "--temperature", "0"],
+        "--temperature -- each request says how it is answered -- leave it out with --serve",
+    ),
+    "a server's stop string": (
+        ["--serve", "0", "--cache_dtype", "bfloat16", "--stop", "a"],
+        "--stop -- each request says how it is answered -- leave it out with --serve",
     ),
     "a penalty": (
         ["--predict", "--presence_penalty", "3"],

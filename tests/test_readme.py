@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
+import sys
+import urllib.parse
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import httpx2
 import pytest
 
 import run_experiment
 from configs.load import load_config
 from data import check_tfrecords, create_tfrecords, train_tokenizer
 from main import config_overrides, parse_arguments
+from serving.protocol import CompletionRequest
+from serving.routes import ROUTES
+from tests.serving.servers import scripted
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCUMENTS = ("README.md", "CONTRIBUTING.md")
 PYTHON = re.compile(r"(\.venv/bin/)?python3?(\.\d+)?")
+SERVED = "quickstart"
+ADDRESS = "http://127.0.0.1:8000"
 # Programs that are not the project's own.
 OTHERS = {"docker", "git", "cd", "source", "ls", "cat", "cp", "mkdir", "tail", "tensorboard", ".venv/bin/tensorboard"}
 
@@ -59,6 +68,23 @@ def check_experiment(arguments: Sequence[str]) -> None:
         check_main(others)
 
 
+def check_pip(arguments: Sequence[str]) -> None:
+    assert arguments[:2] == ("install", "-r") and all((REPOSITORY / file).exists() for file in arguments[2:])
+
+
+def body_of(arguments: Sequence[str]) -> str:
+    """What curl would send as JSON."""
+    said = dict(zip(arguments[1::2], arguments[2::2], strict=True))
+    assert set(said) == {"-H", "-d"} and said["-H"] == "Content-Type: application/json"
+    return said["-d"]
+
+
+def check_request(arguments: Sequence[str]) -> None:
+    """A request to a server that serves the model which the documents serve."""
+    assert urllib.parse.urlsplit(arguments[0]).path in {route.path for route in ROUTES}
+    assert CompletionRequest.model_validate_json(body_of(arguments)).model == SERVED
+
+
 def check_pytest(arguments: Sequence[str]) -> None:
     files = [argument for argument in arguments if "/" in argument]
     assert [file for file in files if not (REPOSITORY / file.split("::")[0]).exists()] == []
@@ -88,10 +114,13 @@ def check_python(arguments: Sequence[str]) -> None:
         check_script(arguments[0], arguments[1:])
 
 
+CHECKS: dict[str, Callable[[Sequence[str]], None]] = {"make": check_make, "pip": check_pip, "curl": check_request}
+
+
 def check(words: Sequence[str]) -> None:
     program, arguments = words[0], words[1:]
-    if program == "make":
-        check_make(arguments)
+    if program in CHECKS:
+        CHECKS[program](arguments)
     elif PYTHON.fullmatch(program):
         check_python(arguments)
     else:
@@ -114,6 +143,22 @@ def test_a_command_that_is_shown_can_be_run(document: str, words: tuple[str, ...
 
 def test_the_two_commands_are_shown() -> None:
     assert {("README.md", ("make", "quickstart")), ("README.md", ("make", "test"))} <= set(SHOWN)
+
+
+def test_requests_that_are_shown_are_answered() -> None:
+    """To the server of the tests, which goes on with a text by saying it again: it has another name and address."""
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    (request,) = (words[1:] for words in commands(text) if words[0] == "curl")
+    with scripted() as server:
+
+        def for_it(text: str) -> str:
+            return text.replace(ADDRESS, server.url).replace(SERVED, "scripted")
+
+        said = subprocess.run([sys.executable, "-c", for_it(program)], capture_output=True, text=True, timeout=60)
+        assert len(said.stdout) == 40 and set(said.stdout) <= set("def main"), said.stderr[-2000:]
+        answer = httpx2.post(for_it(request[0]), json=json.loads(for_it(body_of(request))))
+        assert len(answer.json()["choices"][0]["text"]) == 40
 
 
 def test_commands_are_found() -> None:
@@ -158,6 +203,10 @@ def test_commands_are_found() -> None:
         "python3 docs/generate_configuration.py --nonsense",
         "python3 nothing.py",
         "npm install",
+        "pip install -r requirements-nothing.txt",
+        """curl http://127.0.0.1:8000/v1/completion -H "Content-Type: application/json" -d '{"model": "quickstart"}'""",
+        """curl http://127.0.0.1:8000/v1/completions -H "Content-Type: application/json" -d '{"model": "other"}'""",
+        """curl http://127.0.0.1:8000/v1/completions -H "Content-Type: text/plain" -d '{"model": "quickstart"}'""",
     ],
 )
 def test_a_command_that_cannot_be_run_is_caught(command: str) -> None:

@@ -112,8 +112,7 @@ def check_writes_text(config: RunConfig) -> None:
     """
     if config.model.mlm_training:
         raise ConfigError(
-            f"{config.name}: mlm_training = true -- a masked model writes no text -- leave --predict out, or give the "
-            "config of a causal model"
+            f"{config.name}: mlm_training = true -- a masked model writes no text -- give the config of a causal model"
         )
 
 

@@ -66,28 +66,70 @@ def _write_position(cache: tf.Tensor, places: tf.Tensor, rows: tf.Tensor) -> tf.
     return tf.tensor_scatter_nd_update(cache, tf.stack([row, head, place], -1), tf.cast(rows, cache.dtype))
 
 
-@compiled
-def attend(
-    queries: tf.Tensor,
-    key: tf.Tensor,
-    value: tf.Tensor,
-    keys: tf.Tensor,
-    values: tf.Tensor,
-    positions: tf.Tensor,
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-    """(queries, key, value [B, H, D], keys, values [B, H, M, D], positions int32 [B]) -> (outputs [B, H, D], log_z
-    float32 [B, H], and the caches with this position in them): each row's position sees itself and those of the M - 1
-    before it that there are.
+Part = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
+
+
+def _attend_to_block(
+    queries: tf.Tensor, keys: tf.Tensor, values: tf.Tensor, is_seen: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Attention over a part of the places: largest logit [B, H], sum of exponentials [B, H] and values weighted by them
+    [B, H, D], all float32; `is_seen` is bool [B, M].
     """
-    n_places = keys.shape[2]
-    place = positions % n_places
-    keys, values = _write_position(keys, place, key), _write_position(values, place, value)
-    age = tf.math.floormod(positions[:, None] - tf.range(n_places), n_places)
     logits = tf.linalg.matvec(tf.cast(keys, queries.dtype), queries)
-    logits = tf.where((age <= positions[:, None])[:, None], tf.cast(logits, tf.float32), MASKED_LOGIT)
-    log_z = tf.reduce_logsumexp(logits, -1)
-    weights = tf.cast(tf.exp(logits - log_z[..., None]), queries.dtype)
-    return tf.linalg.matvec(tf.cast(values, queries.dtype), weights, transpose_a=True), log_z, keys, values
+    logits = tf.where(is_seen[:, None], tf.cast(logits, tf.float32), MASKED_LOGIT)
+    largest = tf.reduce_max(logits, -1)
+    weights = tf.exp(logits - largest[..., None])
+    weighted = tf.linalg.matvec(tf.cast(values, queries.dtype), tf.cast(weights, queries.dtype), transpose_a=True)
+    return largest, tf.reduce_sum(weights, -1), tf.cast(weighted, tf.float32)
+
+
+def _no_part(queries: tf.Tensor) -> Part:
+    """What a block gives in which no row sees anything."""
+    rows = queries.shape[:2]
+    return tf.fill(rows, MASKED_LOGIT), tf.zeros(rows), tf.zeros(queries.shape)
+
+
+def _merged(parts: list[Part]) -> tuple[tf.Tensor, tf.Tensor]:
+    """Outputs [B, H, D] and log_z [B, H] of all places, from those of the blocks."""
+    largest = functools.reduce(tf.maximum, [part[0] for part in parts])
+    scales = [tf.exp(part[0] - largest) for part in parts]
+    total = tf.add_n([scale * part[1] for scale, part in zip(scales, parts, strict=True)])
+    weighted = tf.add_n([scale[..., None] * part[2] for scale, part in zip(scales, parts, strict=True)])
+    return weighted / total[..., None], largest + tf.math.log(total)
+
+
+@functools.cache
+def attend(n_blocks: int) -> Kernel:
+    """(queries, key, value [B, H, D], positions int32 [B], blocks of keys [B, H, M of the block, D], as many of values)
+    -> (outputs [B, H, D], log_z float32 [B, H], the blocks with this position in them): each row's position sees itself
+    and those of the M - 1 before it that there are.
+
+    The cache lies in blocks so that those which no row has come to are not read: to read it is most of the work.
+    """
+
+    def kernel(
+        queries: tf.Tensor, key: tf.Tensor, value: tf.Tensor, positions: tf.Tensor, *cache: tf.Tensor
+    ) -> tuple[tf.Tensor, ...]:
+        blocks = list(zip(cache[:n_blocks], cache[n_blocks:], strict=True))
+        n_places = sum(keys.shape[2] for keys, _ in blocks)
+        place, last_written = positions % n_places, tf.reduce_max(tf.minimum(positions, n_places - 1))
+        written, parts, begin = [], [], 0
+        for keys, values in blocks:
+            size = keys.shape[2]
+            own = place - begin
+            own = tf.where((own >= 0) & (own < size), own, size)
+            keys, values = _write_position(keys, own, key), _write_position(values, own, value)
+            age = tf.math.floormod(positions[:, None] - begin - tf.range(size), n_places)
+            attend_here = functools.partial(_attend_to_block, queries, keys, values, age <= positions[:, None])
+            nothing = functools.partial(_no_part, queries)
+            parts.append(attend_here() if begin == 0 else tf.cond(last_written >= begin, attend_here, nothing))
+            written.append((keys, values))
+            begin += size
+        outputs, log_z = _merged(parts)
+        keys, values = zip(*written, strict=True)
+        return tf.cast(outputs, queries.dtype), log_z, *keys, *values
+
+    return compiled(kernel)
 
 
 @functools.cache

@@ -9,6 +9,9 @@ from models.kernels import decoding as kernels
 from models.ops.attention import Attended
 from models.ops.mesh_operation import MeshOperation, relabel, slice_start
 
+# Of the blocks that a cache is cut into: each costs a little in every turn, and the fuller ones save little.
+LEAST_PLACES, MOST_BLOCKS = 64, 8
+
 
 class WriteRows(MeshOperation):
     """whole [batch, places, ...], places [batch], rows [batch, ...] -> like whole."""
@@ -100,18 +103,19 @@ def cache_of_prompt(x: mtf.Tensor, lengths: mtf.Tensor, places_dim: mtf.Dimensio
 
 
 class Attend(MeshOperation):
-    """queries, key, value [batch, heads, features_per_head], keys, values [batch, heads, places, features_per_head],
-    positions [batch] -> outputs like queries, log_z [batch, heads], keys, values.
+    """queries, key, value [batch, heads, features_per_head], positions [batch], blocks of keys [batch, heads, places,
+    features_per_head], as many of values -> outputs like queries, log_z [batch, heads], and the blocks.
     """
 
     def __init__(self, inputs: Sequence[mtf.Tensor]):
-        queries, keys, values = inputs[0], *inputs[3:5]
-        kinds = [(x.shape, x.dtype) for x in (queries, keys, values)]
-        kinds.insert(1, (mtf.Shape(queries.shape.dims[:2]), tf.float32))
-        super().__init__(inputs, kinds, "attend")
+        queries, blocks = inputs[0], inputs[4:]
+        log_z = (mtf.Shape(queries.shape.dims[:2]), tf.float32)
+        super().__init__(
+            inputs, [(queries.shape, queries.dtype), log_z, *((x.shape, x.dtype) for x in blocks)], "attend"
+        )
 
     def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: object) -> Sequence[object]:
-        return mesh_impl.slicewise(kernels.attend, *inputs)
+        return mesh_impl.slicewise(kernels.attend((len(inputs) - 4) // 2), *inputs)
 
 
 def attend(
@@ -123,15 +127,41 @@ def attend(
       queries: [batch, heads, features_per_head]; batch and heads may be split.
       key: as queries.
       value: as queries.
-      cache: "keys" and "values" [batch, heads, places, features_per_head]; a position sees itself and as many before it
-        as there are places besides.
+      cache: as `cut_cache` gives it; a position sees itself and as many before it as there are places besides.
       positions: int32 [batch].
 
     Returns:
       As `softmax_attention`, of one position; and the new cache.
     """
-    outputs, log_z, keys, values = Attend([queries, key, value, cache["keys"], cache["values"], positions]).outputs
-    return (outputs, log_z), {"keys": keys, "values": values}
+    names = sorted(cache, key=_block_order)
+    outputs, log_z, *blocks = Attend([queries, key, value, positions, *(cache[name] for name in names)]).outputs
+    return (outputs, log_z), dict(zip(names, blocks, strict=True))
+
+
+def _block_order(name: str) -> tuple[str, int]:
+    """Keys before values, blocks by number."""
+    kind, number = name.split("_")
+    return kind, int(number)
+
+
+def cut_cache(keys: mtf.Tensor, values: mtf.Tensor) -> dict[str, mtf.Tensor]:
+    """A cache in blocks of places, so that what has not been reached need not be read.
+
+    Args:
+      keys: [batch, heads, places, features_per_head].
+      values: as keys.
+
+    Returns:
+      "keys_0", "keys_1", ... and "values_0", ...: each [batch, heads, places of the block, features_per_head].
+    """
+    places_dim = keys.shape.dims[2]
+    size = max(LEAST_PLACES, -(-places_dim.size // MOST_BLOCKS))
+    begins = range(0, places_dim.size, size)
+    return {
+        f"{kind}_{number}": mtf.slice(x, begin, min(size, places_dim.size - begin), places_dim.name)
+        for kind, x in (("keys", keys), ("values", values))
+        for number, begin in enumerate(begins)
+    }
 
 
 class Scores(MeshOperation):

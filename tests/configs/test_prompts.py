@@ -126,6 +126,7 @@ def test_no_prompt_at_all(text: str) -> None:
     [
         ('{"prompt": 3}\nrest', True),
         ('\n {"id": 1, "prompt": "a"}', True),
+        ('\ufeff{"prompt": "a"}', True),
         ('{"prompt": "a"', False),
         ('{"text": "a"}', False),
         ("Once", False),

@@ -169,8 +169,8 @@ def test_linear_layers_keep_their_sums_only(devices: tuple[str, ...]) -> None:
     held = {name: slices[0].shape for name, slices in writer.engine._held.slices.items()}
     heads, features = MODEL.n_head, MODEL.features_per_head
     assert held["cache_0/context"] == (4, heads, features, features)
-    assert held["cache_1/keys"] == (4, heads, 4, features)
-    assert held["cache_2/keys"] == (4, heads, 40, features)
+    assert held["cache_1/keys_0"] == (4, heads, 4, features)
+    assert held["cache_2/keys_0"] == (4, heads, 40, features)
     written = writer.write(jobs(GREEDY))
     for row, prompt in enumerate(PROMPTS):
         text = list(prompt)
@@ -181,7 +181,7 @@ def test_linear_layers_keep_their_sums_only(devices: tuple[str, ...]) -> None:
 
 def test_a_cache_of_bfloat16_changes_little(devices: tuple[str, ...], on_one_device: Writer) -> None:
     rough = writer_of(devices, cache_dtype="bfloat16")
-    assert rough.engine._held.slices["cache_0/keys"][0].dtype.name == "bfloat16"
+    assert rough.engine._held.slices["cache_0/keys_0"][0].dtype.name == "bfloat16"
     expected, actual = (writer.write(jobs(GREEDY, 2)) for writer in (on_one_device, rough))
     for row, piece in expected.items():
         np.testing.assert_allclose(actual[row].log_probs[0], piece.log_probs[0], 1e-4)  # of the prompt alone

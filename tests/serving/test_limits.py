@@ -115,6 +115,16 @@ def test_a_body_that_does_not_come_is_not_waited_for() -> None:
         assert post(server).status_code == 200
 
 
+def test_a_client_that_goes_in_the_middle_of_its_body_is_no_fault() -> None:
+    with scripted() as server:
+        address = server.url.removeprefix("http://").split(":")
+        with socket.create_connection((address[0], int(address[1]))) as link:
+            link.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        counted = 'neomesh_requests_total{path="/v1/completions",status="499"} 1.0'
+        until(lambda: counted in httpx2.get(f"{server.url}/metrics").text)
+        assert not any("Traceback" in line for line in server.said)
+
+
 def test_more_than_may_wait_is_refused_until_there_is_room() -> None:
     with scripted(*SLOW, "--n_waiting", 2) as server, concurrent.futures.ThreadPoolExecutor() as threads:
         with streaming(server, max_tokens=120):
