@@ -148,7 +148,8 @@ class GrowingObject:
 
     def write(self, content: bytes) -> None:
         """Appends, soon."""
-        self._waiting.append(content)
+        if content:  # of nothing it could not be seen that it has arrived
+            self._waiting.append(content)
 
     def flush(self) -> None:
         """Returns when all that was written is there.

@@ -33,6 +33,8 @@ def test_what_is_written_arrives_by_itself_and_at_the_end(trials: Cloud) -> None
     for number in range(3):
         growing.write(b"%d\n" % number)
     wait_for(trials, b"0\n1\n2\n")
+    growing.write(b"")  # nothing to wait for
+    growing.flush()
     growing.write(b"3\n")
     growing.close()
     assert trials.read("trials", "run/a") == b"0\n1\n2\n3\n"
@@ -45,7 +47,9 @@ def test_what_is_written_arrives_by_itself_and_at_the_end(trials: Cloud) -> None
 
 
 def test_nothing_is_made_of_nothing(trials: Cloud) -> None:
-    open_growing(A).close()
+    growing = open_growing(A)
+    growing.write(b"")
+    growing.close()
     assert trials.names("trials") == []
 
 
