@@ -100,7 +100,8 @@ class HeldRows:
 
     def state(self, mesh: mtf.Mesh, mesh_impl: DeviceMesh, batch_name: str, limits: mtf.Tensor) -> State:
         """The rows as tensors [batch, ...] of a graph, where that dimension may have another name."""
-        blank = _blank(self.decoder, mesh, mtf.Dimension(batch_name, self.n_rows))
+        # In a graph of its own: only names and shapes are wanted, and this one may not split so many rows.
+        blank = _blank(self.decoder, new_mesh()[1], mtf.Dimension("batch", self.n_rows))
 
         def imported(name: str, like: mtf.Tensor) -> mtf.Tensor:
             values = [tf.bitcast(variable.read_value(), like.dtype) for variable in self.slices[name]]
