@@ -67,8 +67,19 @@ def _list_local(folder: str) -> Iterator[Entry]:
 
 # ------------------------------------------------------------------------------------------------------------- buckets
 
-# What fails is tried again at the next look: meanwhile whoever looks has other things to do.
-_AT_ONCE: dict[str, Any] = {"timeout": 10.0, "retry": None}
+# What fails for longer is tried again at the next look: meanwhile whoever looks has other things to do.
+_PATIENCE_SECONDS = 2.0
+_REQUEST_SECONDS = 10.0
+
+
+def _soon() -> dict[str, Any]:
+    """How to ask: again at once where a connection that lay idle was closed, as servers do without a word."""
+    from google.cloud.storage.retry import DEFAULT_RETRY
+
+    return {
+        "timeout": _REQUEST_SECONDS,
+        "retry": DEFAULT_RETRY.with_delay(initial=0.05, maximum=0.5).with_timeout(_PATIENCE_SECONDS),
+    }
 
 
 @functools.cache
@@ -89,7 +100,7 @@ def _read_blob(path: str, offset: int) -> bytes:
 
     bucket, name = _split(path)
     try:
-        return _client().bucket(bucket).blob(name).download_as_bytes(start=offset, **_AT_ONCE)
+        return _client().bucket(bucket).blob(name).download_as_bytes(start=offset, **_soon())
     except (exceptions.NotFound, exceptions.RequestRangeNotSatisfiable):
         return b""
     except (exceptions.GoogleAPIError, GoogleAuthError) as error:
@@ -102,7 +113,7 @@ def _list_blobs(folder: str) -> Iterator[Entry]:
 
     bucket, prefix = _split(folder.rstrip("/") + "/")
     try:
-        for blob in _client().list_blobs(bucket, prefix=prefix, delimiter="/", **_AT_ONCE):
+        for blob in _client().list_blobs(bucket, prefix=prefix, delimiter="/", **_soon()):
             yield Entry(blob.name.removeprefix(prefix), (blob.generation, blob.size))
     except exceptions.NotFound:
         return

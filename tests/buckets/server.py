@@ -169,12 +169,7 @@ class _Visit(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
     server: _Proxy
 
-    def setup(self) -> None:
-        super().setup()
-        self._onward = http.client.HTTPConnection("127.0.0.1", self.server.server_port)
-
     def finish(self) -> None:
-        self._onward.close()
         with contextlib.suppress(OSError, ValueError):
             super().finish()
 
@@ -249,9 +244,12 @@ class _Visit(BaseHTTPRequestHandler):
         return answer
 
     def _tell(self, method: str, path: str, body: bytes, headers: dict[str, str]) -> Answer:
-        self._onward.request(method, path, body, {**headers, "Content-Length": str(len(body))})
-        answer = self._onward.getresponse()
-        return answer.status, answer.getheaders(), answer.read()
+        # One that is kept would be closed by the server after some of its errors, and the next request lost.
+        onward = http.client.HTTPConnection("127.0.0.1", self.server.server_port)
+        with contextlib.closing(onward):
+            onward.request(method, path, body, {**headers, "Content-Length": str(len(body))})
+            answer = onward.getresponse()
+            return answer.status, answer.getheaders(), answer.read()
 
     def _answer(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
         self.send_response_only(status)

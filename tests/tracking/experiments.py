@@ -168,10 +168,17 @@ class MongoServer:
             self._process = None
 
     def stop(self) -> None:
-        """Ends it so that it writes down all it has."""
-        self.send(signal.SIGTERM)
-        assert self._process is not None
-        self._process.wait(30)
+        """Ends it so that it writes down all it has; now and then it does not hear the first signal."""
+        process = self._process
+        assert process is not None
+
+        def has_ended() -> bool:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(10)
+            return process.returncode is not None
+
+        until(has_ended, 60)
         self._process = None
 
     def send(self, number: int) -> None:

