@@ -175,8 +175,11 @@ def _check_writing(arguments: argparse.Namespace, verb: str) -> None:
         raise ConfigError(f"--output {arguments.output} -- acts with --predict only -- leave it out, or give --predict")
     if arguments.host is not None and verb != "serve":
         raise ConfigError(f"--host {arguments.host} -- acts with --serve only -- leave it out, or give --serve PORT")
-    if arguments.rows is not None and (arguments.rows < 1 or verb == "interactive"):
-        raise ConfigError(f"--rows {arguments.rows} -- must be at least 1, with --predict or --serve -- give a number")
+    if arguments.rows is not None and (arguments.rows < 1 or not (verb in ("predict", "serve") or arguments.prompt)):
+        raise ConfigError(
+            f"--rows {arguments.rows} -- must be at least 1, and where texts are written: with --predict, --serve "
+            "or --prompt -- give such a number, or leave it out"
+        )
 
 
 def _check_serving(arguments: argparse.Namespace) -> None:

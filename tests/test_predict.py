@@ -10,6 +10,7 @@ import os
 import pty
 import re
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -234,6 +235,27 @@ def test_prompts_of_a_file_are_answered_at_checkpoints_too(here: Path, capsys) -
         assert [(line["prompt"], line["sample"]) for line in kept] == [("the", 0), ("a", 0), ("a", 1)]
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_a_stopped_program_keeps_what_is_answered(folder: Path, number: signal.Signals) -> None:
+    (folder / "many.jsonl").write_text(as_lines([{"prompt": "the cat", "never_end": True}] * 50_000))
+    whole = folder / f"runs/tiny/predictions_{number.name}_{N_STEPS}.jsonl"
+    whole.write_text("of a run before")
+    asked = command(*TRAINED, "--predict", "--prompt", "many.jsonl", "--sacred_id", number.name, "--output", "-")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(asked, cwd=folder, env=ENVIRONMENT, stdin=subprocess.DEVNULL, **pipes) as process:
+        begin = [process.stdout.readline() for _ in range(9)]
+        process.send_signal(number)
+        rest, said = process.communicate(timeout=60)
+    kept = whole.with_suffix(".partial.jsonl").read_text()
+    assert (process.returncode, whole.read_text()) == (130, "of a run before")
+    assert kept.startswith("".join(begin) + rest) and kept.endswith("\n")
+    n_kept = kept.count("\n")
+    assert said.splitlines()[-2:] == [
+        f"{n_kept} of 50000 answers written to {Path(os.path.relpath(whole, folder)).with_suffix('.partial.jsonl')}",
+        "interrupted",
+    ]
+
+
 # How far it is.
 
 
@@ -284,9 +306,19 @@ REFUSALS: dict[str, tuple[Sequence[str], str]] = {
         ["--predict", "--host", "0.0.0.0"],
         "--host 0.0.0.0 -- acts with --serve only -- leave it out, or give --serve PORT",
     ),
+    "a file where nothing can be": (
+        ["--predict", "--output", "tiny.json/answers/a"],
+        "--output tiny.json/answers/a -- nothing may be written into tiny.json -- give a file that can be written",
+    ),
     "no rows": (
         ["--predict", "--rows", "0"],
-        "--rows 0 -- must be at least 1, with --predict or --serve -- give a number",
+        "--rows 0 -- must be at least 1, and where texts are written: with --predict, --serve or --prompt -- give such "
+        "a number, or leave it out",
+    ),
+    "rows of no texts": (
+        ["--rows", "3"],
+        "--rows 3 -- must be at least 1, and where texts are written: with --predict, --serve or --prompt -- give such "
+        "a number, or leave it out",
     ),
     "new and a server": (
         ["--new", "--serve", "0"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Sequence
 from typing import TextIO
@@ -10,7 +11,8 @@ from typing import TextIO
 from configs.errors import ConfigError
 from configs.schema import RunConfig
 from data.tokenizer import Tokenizer
-from runtime.files import write_text
+from runtime.files import is_local, write_text
+from runtime.interrupts import sigterm_as_interrupt
 from runtime.mesh import Placement
 from runtime.predictions import format_line, format_samples, write_predictions
 from runtime.team import Team
@@ -20,6 +22,8 @@ from verbs.placing import place_run
 from verbs.prompts import STANDARD, FittedPrompts, Prompts, fit_prompts, read_prompts
 from verbs.screen import counted, say, speaking_aside
 from verbs.trained_weights import load_trained
+
+PARTIAL = ".partial"  # marks what was written before Ctrl-C; it takes no whole file's place
 
 
 def predict(config: RunConfig, options: Options, team: Team) -> int:
@@ -35,11 +39,12 @@ def predict(config: RunConfig, options: Options, team: Team) -> int:
         author = build_author(config, placement, team, tokenizer, _n_rows(fitted, options))
         position = load_trained(config, options, placement, tokenizer)
         team.check_same("the run's position", repr(position))
-        written = _write(author, fitted, pipe)
+        keep = functools.partial(_keep, author, given, options, position.step)
+        written = _write(author, fitted, pipe, lambda some: _keep_part(keep, some, fitted.n_answers, team))
         if team.is_first:
             if pipe is None and not given.are_lines:
                 say(format_samples(_texts(author, written)))
-            say(f"written to {_keep(author, given, written, options, position.step)}")
+            say(f"written to {keep(written)}")
             if options.output_path not in (None, STANDARD):
                 write_text(options.output_path, _lines(written))
                 say(f"and to {options.output_path}")
@@ -56,7 +61,7 @@ def build_sampler(
 
     def sample(step: int) -> str:
         written = list(author.write(fitted))
-        return _keep(author, given, written, options, step) if team.is_first else ""
+        return _keep(author, given, options, step, written) if team.is_first else ""
 
     return sample
 
@@ -65,8 +70,18 @@ def _check_streams(options: Options, team: Team) -> None:
     """Finds what cannot be read or written before anything is computed."""
     if options.prompt_path == STANDARD and team.size > 1:
         raise ConfigError("--prompt - -- many processes cannot share one standard input -- give a file that all see")
-    if options.output_path is not None and os.path.isdir(options.output_path):
-        raise ConfigError(f"--output {options.output_path} -- is a folder -- give a file, or - for standard output")
+    if options.output_path not in (None, STANDARD) and is_local(options.output_path) and team.is_first:
+        _check_output(options.output_path)
+
+
+def _check_output(path: str) -> None:
+    if os.path.isdir(path):
+        raise ConfigError(f"--output {path} -- is a folder -- give a file, or - for standard output")
+    folder = os.path.dirname(path) or "."
+    while not os.path.lexists(folder):  # it is made
+        folder = os.path.dirname(folder) or "."
+    if not (os.path.isdir(folder) and os.access(folder, os.W_OK)):
+        raise ConfigError(f"--output {path} -- nothing may be written into {folder} -- give a file that can be written")
 
 
 def _is_piped(given: Prompts, options: Options, team: Team) -> bool:
@@ -79,14 +94,26 @@ def _n_rows(fitted: FittedPrompts, options: Options) -> int:
     return options.n_rows or min(fitted.n_answers, MOST_ROWS)
 
 
-def _write(author: Author, fitted: FittedPrompts, pipe: TextIO | None) -> list[Written]:
-    """All answers; each is a line for the pipe as soon as it is there."""
+def _write(
+    author: Author, fitted: FittedPrompts, pipe: TextIO | None, keep_part: Callable[[list[Written]], None]
+) -> list[Written]:
+    """All answers; each is a line for the pipe as soon as it is there. Those that Ctrl-C or SIGTERM leaves are kept."""
     written = []
-    for each in counted(author.write(fitted), fitted.n_answers, author.team):
-        written.append(each)
-        if pipe is not None:
-            print(_lines([each]), end="", file=pipe, flush=True)
+    try:
+        with sigterm_as_interrupt():
+            for each in counted(author.write(fitted), fitted.n_answers, author.team):
+                written.append(each)
+                if pipe is not None:
+                    print(_lines([each]), end="", file=pipe, flush=True)
+    except KeyboardInterrupt:
+        keep_part(written)
+        raise
     return written
+
+
+def _keep_part(keep: Callable[..., str], written: Sequence[Written], n_answers: int, team: Team) -> None:
+    if team.is_first and written:
+        say(f"{len(written)} of {n_answers} answers written to {keep(written, PARTIAL)}")
 
 
 def _lines(written: Sequence[Written]) -> str:
@@ -97,8 +124,10 @@ def _texts(author: Author, written: Sequence[Written]) -> list[str]:
     return [author.text_of(each) for each in written]
 
 
-def _keep(author: Author, given: Prompts, written: Sequence[Written], options: Options, step: int) -> str:
-    """Writes the answers of a step into the run's folder; returns the path."""
+def _keep(
+    author: Author, given: Prompts, options: Options, step: int, written: Sequence[Written], mark: str = ""
+) -> str:
+    """Writes the answers of a step into the run's folder, with a mark before the name's ending; returns the path."""
     content = _lines(written) if given.are_lines else format_samples(_texts(author, written))
-    ending = ".jsonl" if given.are_lines else ".txt"
+    ending = mark + (".jsonl" if given.are_lines else ".txt")
     return write_predictions(author.config.model_path, options.sacred_id, step, ending, content)
