@@ -227,7 +227,9 @@ def _reach(bits: tf.Tensor, amounts: tf.Tensor, wanted: tf.Tensor) -> tf.Tensor:
         middle = low + (high - low) // 2
         held = tf.reduce_sum(tf.where(bits <= middle, amounts, 0.0), -1, keepdims=True)
         is_enough = (held >= wanted) & (held > 0.0)
-        return tf.where(is_enough, low, middle + 1), tf.where(is_enough, middle, high)
+        high = tf.where(is_enough, middle, high)
+        # Exactly enough: nothing that counts lies between here and the answer.
+        return tf.where(is_enough, tf.where(held == wanted, middle, low), middle + 1), high
 
     span = (tf.zeros(wanted.shape, tf.int32), tf.fill(wanted.shape, INFINITY_BITS))
     return tf.while_loop(lambda low, high: tf.reduce_any(low < high), halve, span)[1]
