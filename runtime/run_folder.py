@@ -85,12 +85,18 @@ def check_settings(config: RunConfig, tokenizer_json: str | None) -> None:
       CheckpointError: the weights would be read as those of another model, or the ids as those of another tokenizer.
     """
     _check_model(config)
-    path = posixpath.join(config.model_path, TOKENIZER_FILE)
-    if tokenizer_json is not None and tf.io.gfile.exists(path) and _read(path) != tokenizer_json.encode():
+    path = kept_tokenizer(config.model_path)
+    if tokenizer_json is not None and path is not None and _read(path) != tokenizer_json.encode():
         raise CheckpointError(
             f"{path} -- is not the tokenizer of the dataset now: its text or settings have changed since training "
             "began -- give another model_path, or --new to begin again"
         )
+
+
+def kept_tokenizer(model_path: str) -> str | None:
+    """The path of the tokenizer that the run was trained with; None: none is known."""
+    path = posixpath.join(model_path, TOKENIZER_FILE)
+    return path if tf.io.gfile.exists(path) else None
 
 
 def _read(path: str) -> bytes:

@@ -238,7 +238,7 @@ def test_prediction_writes_the_same_text_for_the_same_seed(here: Project, capsys
     process = run_process(here.folder, *arguments, "--seed", "3")
     assert (process.returncode, process.stderr) == (0, "")
     written = (here.run / "predictions_exp_300.txt").read_text()
-    assert process.stdout.splitlines()[2] == "restored runs/tiny/model.ckpt-300"
+    assert process.stdout.splitlines()[1] == "restored runs/tiny/model.ckpt-300"
     assert process.stdout.endswith(f"{written}\nwritten to runs/tiny/predictions_exp_300.txt\n")
     samples = re.findall(r"={40} SAMPLE \d ={40}\n\n(.*?)\n\n={80}\n", written, re.DOTALL)
     assert len(set(samples)) == 3 and all(sample.startswith("the cat sat") for sample in samples)
@@ -559,7 +559,7 @@ REFUSALS: dict[str, tuple[list[str], str]] = {
         "records: nothing to evaluate on -- give eval_path in a dataset config",
     ),
     "no tokenizer": (
-        ["--predict", *WITHOUT_DATA],
+        ["--predict", *WITHOUT_DATA, "--set", "model_path=runs/untrained"],
         "datasets = [] -- prediction needs a tokenizer -- name a dataset with a tokenizer_path in the model config",
     ),
     "tokenizer not there": (
@@ -757,14 +757,14 @@ def test_a_run_whose_checkpoint_is_torn_stays_as_it_is(
     for path in Path(copied_run).glob("model.ckpt-300.*"):
         path.unlink()
     said = call(capsys, "--predict", "--seed", "1", "--set", f"model_path={copied_run}")
-    assert (said.status, said.out.splitlines()[2]) == (0, f"restored {copied_run}/model.ckpt-200")
+    assert (said.status, said.out.splitlines()[1]) == (0, f"restored {copied_run}/model.ckpt-200")
 
 
 def test_another_tokenizer_is_refused(here: Project, copied_run: str, capsys: pytest.CaptureFixture[str]) -> None:
     tokenizer = Path(copied_run, "tokenizer.json")
     tokenizer.write_text(tokenizer.read_text().replace('"version": "1.0"', '"version": "1.0" '))
     before = snapshot(here.folder)
-    for arguments in (["--set", "train_steps=301"], ["--eval"], ["--predict"]):
+    for arguments in (["--set", "train_steps=301"], ["--eval"]):
         said = call(capsys, *arguments, "--set", f"model_path={copied_run}")
         assert (said.status, said.err) == (
             2,
@@ -772,6 +772,30 @@ def test_another_tokenizer_is_refused(here: Project, copied_run: str, capsys: py
             "changed since training began -- give another model_path, or --new to begin again\n",
         )
         assert snapshot(here.folder) == before
+
+
+def test_a_trained_model_needs_none_of_its_data(
+    here: Project, copied_run: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = {"id": "words", "n_vocab": 300, "text": "gone", "eos_id": 0, "padding_id": 1}
+    run = ("--set", f"model_path={copied_run}", "--set", f"datasets={json.dumps([gone])}")
+    asked = ("--predict", "--prompt", "texts/1.txt", "--seed", "1", "--temperature", "0")
+    texts = []
+    for changes in (run[:2], run):
+        assert call(capsys, *asked, *changes).status == 0
+        texts.append(Path(copied_run, "predictions_nosacred_300.txt").read_text())
+    assert texts[0] == texts[1]
+    assert call(capsys, "--export", "--export_format", "hf", "--export_dir", "exported", *run).status == 0
+    assert Path("exported", "tokenizer.json").read_text() == Path(copied_run, "tokenizer.json").read_text()
+    Path(copied_run, "tokenizer.json").write_text("{}")
+    said = call(capsys, *asked, *run)
+    assert said.status == 2 and said.err.startswith(f"{copied_run}/tokenizer.json: ")
+    Path(copied_run, "tokenizer.json").unlink()
+    said = call(capsys, *asked, *run)
+    assert (said.status, said.err) == (
+        2,
+        "gone: no file found -- name a directory, a glob or a file that has text\n",
+    )
 
 
 def test_a_run_is_deleted_only_once_the_new_one_can_start(

@@ -19,7 +19,7 @@ from runtime.requests import asks_of, sample_seed
 from runtime.scheduler import Ask, Scheduler
 from runtime.team import Team
 from verbs.prompts import FittedPrompts
-from verbs.run_data import RunData
+from verbs.run_data import trained_tokenizer
 
 MOST_ROWS = 8  # texts that are written at once, unless it is said how many
 
@@ -116,15 +116,14 @@ def check_writes_text(config: RunConfig) -> None:
         )
 
 
-def tokenizer_of(config: RunConfig, team: Team) -> Tokenizer:
-    """The tokenizer of the run, without which there is no text.
+def tokenizer_of(config: RunConfig, init_from: str | None, team: Team) -> Tokenizer:
+    """The tokenizer of the run, or of the datasets for weights of another run; without one there is no text.
 
     Raises:
       ConfigError: there is none.
     """
-    data = team.in_turn(lambda: RunData.of(config))
-    data.check_same(team)
-    tokenizer = data.tokenizer()
+    tokenizer = team.in_turn(lambda: trained_tokenizer(config, init_from))
+    team.check_same("the tokenizer", (tokenizer and tokenizer.to_json()) or "")
     if tokenizer is None:
         raise ConfigError(
             "datasets = [] -- prediction needs a tokenizer -- name a dataset with a tokenizer_path in the model config"

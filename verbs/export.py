@@ -7,7 +7,7 @@ from runtime import run_folder
 from runtime.export import export_saved_model, write_huggingface_folder
 from runtime.init_from import find_weights
 from verbs.options import Options
-from verbs.run_data import RunData
+from verbs.run_data import trained_tokenizer
 from verbs.screen import say
 from verbs.trained_weights import newest_checkpoint
 
@@ -15,7 +15,7 @@ from verbs.trained_weights import newest_checkpoint
 def export(config: RunConfig, options: Options) -> int:
     """Writes the model for other programs: TensorFlow's SavedModel, or a folder of Hugging Face's."""
     path = newest_checkpoint(config) if options.init_from is None else options.init_from
-    tokenizer = RunData.of(config).tokenizer()
+    tokenizer = trained_tokenizer(config, options.init_from)
     if options.init_from is None:
         run_folder.check_settings(config, tokenizer and tokenizer.to_json())
     weights, directory = find_weights(path), options.export.directory

@@ -41,7 +41,7 @@ def interact(config: RunConfig, options: Options, team: Team) -> int:
         )
     with contextlib.nullcontext(sys.stdout) if sys.stdout.isatty() else speaking_aside() as output:
         placement = place_run(config, options, team)
-        tokenizer = tokenizer_of(config, team)
+        tokenizer = tokenizer_of(config, options.init_from, team)
         author = build_author(config, placement, team, tokenizer, n_rows=1)
         load_trained(config, options, placement, tokenizer)
         if sys.stdin.isatty():

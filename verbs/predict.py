@@ -34,7 +34,7 @@ def predict(config: RunConfig, options: Options, team: Team) -> int:
     team.check_same("the prompt", given.text)
     with speaking_aside() if _is_piped(given, options, team) else contextlib.nullcontext() as pipe:
         placement = place_run(config, options, team)
-        tokenizer = tokenizer_of(config, team)
+        tokenizer = tokenizer_of(config, options.init_from, team)
         fitted = fit_prompts(given.prompts, config, tokenizer, say)
         author = build_author(config, placement, team, tokenizer, _n_rows(fitted, options))
         position = load_trained(config, options, placement, tokenizer)

@@ -12,6 +12,7 @@ from data.prepare import PreparedDataset, prepare_dataset
 from data.shards import list_shards
 from data.tokenizer import Tokenizer, check_special_ids, load_tokenizer
 from inputs import Batch
+from runtime import run_folder
 from runtime.team import Team
 from verbs.screen import say
 
@@ -66,11 +67,27 @@ class RunData:
         if not self.prepared or self.prepared[0].tokenizer_path is None:
             return None
         first = self.prepared[0]
-        tokenizer = load_tokenizer(first.tokenizer_path, first.tokenizer_is_pretrained)
-        for use in self.config.data.datasets:
-            check_special_ids(tokenizer, use.dataset)
-        _check_eos(self.config, tokenizer)
-        return tokenizer
+        return _checked(self.config, load_tokenizer(first.tokenizer_path, first.tokenizer_is_pretrained))
+
+
+def trained_tokenizer(config: RunConfig, init_from: str | None) -> Tokenizer | None:
+    """The tokenizer of a trained model: where its run has kept one, nothing of the data need be there any more.
+
+    Args:
+      config: of the run.
+      init_from: weights of another run, whose tokenizer is not known: then, as without a kept one, that of the
+        datasets.
+    """
+    kept = run_folder.kept_tokenizer(config.model_path) if init_from is None else None
+    return _checked(config, load_tokenizer(kept)) if kept else RunData.of(config).tokenizer()
+
+
+def _checked(config: RunConfig, tokenizer: Tokenizer) -> Tokenizer:
+    """Checks what the configs say of a tokenizer."""
+    for use in config.data.datasets:
+        check_special_ids(tokenizer, use.dataset)
+    _check_eos(config, tokenizer)
+    return tokenizer
 
 
 def _counts_of(pattern: str) -> list[tuple[str, int]]:

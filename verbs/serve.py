@@ -17,7 +17,7 @@ def serve(config: RunConfig, options: Options, team: Team) -> int:
 
     check_writes_text(config)
     placement = place_run(config, options, team)
-    tokenizer = tokenizer_of(config, team)
+    tokenizer = tokenizer_of(config, options.init_from, team)
     author = build_author(config, placement, team, tokenizer, options.n_rows or MOST_ROWS)
     load_trained(config, options, placement, tokenizer)
     return serve_model(ServedModel(config.name, author.engine, tokenizer, config.data.eos_id), options.serving)
