@@ -41,6 +41,7 @@ SAMPLING_FLAGS = {
 }
 # Of these, what a server asks too: how much memory it takes.
 FLAGS_OF_A_SERVER = {"cache_dtype"}
+LONGEST_SACRED_ID = 100  # a file's name holds some more
 SAMPLING_SWITCHES = {
     "entmax_sampling": "sample from the entmax of the logits",
     "never_end": "never write the end of the text",
@@ -153,6 +154,11 @@ def _check(arguments: argparse.Namespace) -> None:
         )
     if "/" in arguments.sacred_id:
         raise ConfigError(f"--sacred_id {arguments.sacred_id} -- holds a slash -- give a part of a file name")
+    if len(arguments.sacred_id.encode(errors="replace")) > LONGEST_SACRED_ID:
+        raise ConfigError(
+            f"--sacred_id {arguments.sacred_id} -- is too long for a part of a file name -- give at most "
+            f"{LONGEST_SACRED_ID} characters"
+        )
     if arguments.gpu_ids and arguments.cpu_devices is not None:
         raise DeviceError("--gpu_ids and --cpu_devices -- exclude each other -- give one of them")
     verb = verb_of(arguments)

@@ -130,6 +130,15 @@ def _parse_texts(value: Any) -> tuple[str, ...]:
     return tuple(_parse_text(item) for item in value)
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8: Python's may hold halves of characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _parse_stops(value: Any) -> tuple[str, ...]:
     """Blanks and line breaks alone are strings too."""
     given = [value] if isinstance(value, str) else [] if value is None else value
@@ -137,6 +146,8 @@ def _parse_stops(value: Any) -> tuple[str, ...]:
         raise ValueIssue("is not a string or a list of strings", 'write it as "a" or ["a", "b"]')
     if "" in given:
         raise ValueIssue("holds an empty string", "give strings of at least one character")
+    if not all(map(is_unicode, given)):
+        raise ValueIssue("holds half of a character (a surrogate)", "write the whole character")
     return tuple(given)
 
 
@@ -164,8 +175,8 @@ POSITIVE_FLOAT32 = number(">= 1e-37", lambda value: value >= 1e-37)
 SHARE_OR_ALL = number("in [0, 1]", lambda value: 0 <= value <= 1)
 TOP_P = number("in (0, 1]", lambda value: 0 < value <= 1)
 PENALTY = number("in [-2, 2]", lambda value: -2 <= value <= 2)
-PENALTY_FACTOR = number("in (0, 100]", lambda value: 0 < value <= 100)
-FINITE = number("of any size", lambda value: True)
+PENALTY_FACTOR = number("in [0.01, 100]", lambda value: 0.01 <= value <= 100)
+POWER = number("in [-8, 8]", lambda value: -8 <= value <= 8)
 STOPS = Kind("a string or a list of strings, none empty; null: none", _parse_stops, list)
 
 # Attention patterns: [[["global", "local"], 6]] is global, local, global, local ... over 12 layers.

@@ -6,11 +6,13 @@ Everything that is wrong with a file is collected and raised together, one line 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from configs.errors import ConfigError
+from configs.kinds import is_unicode
 from configs.load import override_prediction
 from configs.schema import PredictionConfig, RunConfig
 
@@ -82,8 +84,13 @@ def _parse_line(line: str) -> Any:
             raise ValueError("a key is given twice")
         return keys
 
+    def finite(digits: str) -> float:
+        if math.isinf(float(digits)):
+            raise ValueError(f"{digits} is more than numbers can be")
+        return float(digits)
+
     try:
-        return json.loads(line, parse_constant=unlike_json, object_pairs_hook=once_each)
+        return json.loads(line, parse_constant=unlike_json, parse_float=finite, object_pairs_hook=once_each)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 
@@ -96,6 +103,8 @@ def _prompt(place: str, line: str, config: RunConfig) -> Prompt:
     if not isinstance(keys, dict) or "prompt" not in keys:
         raise ConfigError(f"{place} -- is no object with a prompt -- write it as {EXAMPLE}")
     own = {key: keys.pop(key) for key in ("id",) if key in keys}
+    if not is_unicode(json.dumps(own, ensure_ascii=False)):
+        raise ConfigError(f"{place}: id -- holds half of a character (a surrogate) -- write the whole character")
     given = keys.pop("prompt")
     for issue in _find_prompt_issues(given, config.model.n_vocab):
         raise ConfigError(f"{place}: prompt -- {issue}")
@@ -112,12 +121,3 @@ def _find_prompt_issues(given: Any, n_vocab: int) -> Iterator[str]:
         yield "is neither a string nor a list of ids -- give one of them"
     elif wrong := [token for token in given if not 0 <= token < n_vocab]:
         yield f"holds the id {wrong[0]}, outside [0, {n_vocab}) -- give ids of the tokenizer"
-
-
-def is_unicode(text: str) -> bool:
-    """Whether a text can be written as UTF-8: Python's may hold halves of characters."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

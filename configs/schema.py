@@ -16,7 +16,6 @@ from configs.kinds import (
     ATTENTION,
     AXIAL,
     EVAL_TASKS,
-    FINITE,
     FLAG,
     LAYOUT,
     MESH_SHAPE,
@@ -26,6 +25,7 @@ from configs.kinds import (
     PENALTY_FACTOR,
     POSITIVE,
     POSITIVE_FLOAT32,
+    POWER,
     SHARE,
     SHARE_OR_ALL,
     STOPS,
@@ -433,7 +433,7 @@ class PredictionConfig:
         PENALTY, "Taken from the logit of a token as often as it was written; 0: none (OpenAI's API).", default=0.0
     )
     no_repeat_ngram: int = setting(
-        integer(0),
+        integer(0, 1_000_000),
         "No run of so many tokens comes twice in the prompt and the text; 0: any may (Paulus et al. 2018, A Deep "
         "Reinforced Model for Abstractive Summarization).",
         unit="tokens",
@@ -444,10 +444,13 @@ class PredictionConfig:
         STOPS, "Strings before the first of which a sample is cut, wherever its tokens begin and end.", default=()
     )
     num_beams: int = setting(
-        integer(1), "Beams of a search for the likeliest text, in place of sampling; 1: none.", unit="beams", default=1
+        integer(1, 1000),
+        "Beams of a search for the likeliest text, in place of sampling; 1: none.",
+        unit="beams",
+        default=1,
     )
     length_penalty: float = setting(
-        FINITE,
+        POWER,
         "Beams are compared by their log-probability over their length to this power: above 0 favours longer texts, as "
         "in Hugging Face's generate.",
         default=1.0,

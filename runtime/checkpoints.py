@@ -204,7 +204,7 @@ def _writing(path: str) -> Iterator[None]:
         yield
     except tf.errors.OpError as error:
         raise CheckpointError(
-            f"{path} -- cannot be written: {_first_line(error)} -- make room there, or give another model_path"
+            f"{path} -- cannot be written: {_first_line(error)} -- make room there, or give another path"
         ) from error
 
 

@@ -43,9 +43,7 @@ def writing_to(path: str) -> Iterator[None]:
         yield
     except (tf.errors.OpError, OSError) as error:
         reason = getattr(error, "message", str(error))
-        raise UserError(
-            f"{path} -- cannot be written: {reason} -- make room there, or give another model_path"
-        ) from error
+        raise UserError(f"{path} -- cannot be written: {reason} -- make room there, or give another path") from error
 
 
 def write_text(path: str, text: str) -> None:

@@ -24,6 +24,17 @@ def sigterm_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Lets neither Ctrl-C nor SIGTERM end what takes a moment and must be whole."""
+    previous = {number: signal.signal(number, signal.SIG_IGN) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
 class StopRequest:
     """A context manager that notes the first signal, and then gives Ctrl-C back to whom it was taken from.
 

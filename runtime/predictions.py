@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import itertools
 import json
 import posixpath
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -50,15 +52,23 @@ def joined(deltas: Sequence[Delta]) -> Answer:
 
 
 def written_answers(scheduler: Scheduler, asks: Iterable[Ask]) -> Iterator[Answer]:
-    """Yields the answers in the order of the asks, each as soon as it and those before it are there."""
-    told: list[list[Delta]] = []
-    for ask in asks:
-        told.append([])
-        scheduler.submit(ask, told[-1].append)
-    for deltas in told:
-        while not (deltas and deltas[-1].end):
+    """Yields the answers in the order of the asks, each as soon as it and those before it are there.
+
+    Asks are taken as rows become free, and not all at once: there may be any number of them.
+    """
+    coming, told = iter(asks), collections.deque[list[Delta]]()
+
+    def submit_some() -> None:
+        for ask in itertools.islice(coming, max(0, scheduler.n_rows - scheduler.n_waiting)):
+            told.append([])
+            scheduler.submit(ask, told[-1].append)
+
+    submit_some()
+    while told:
+        while not (told[0] and told[0][-1].end):
             scheduler.turn()
-        yield joined(deltas)
+            submit_some()
+        yield joined(told.popleft())
 
 
 def searched_answers(

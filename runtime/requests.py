@@ -4,7 +4,7 @@ same prompt, settings and seed give the same text in each.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from configs.errors import ConfigError
 from configs.prompts import Prompt
@@ -75,8 +75,8 @@ def n_new_tokens(tokens: Sequence[int], settings: PredictionConfig, n_ctx: int) 
     return min(settings.predict_max_steps or room, room)
 
 
-def asks_of(tokens: tuple[int, ...], settings: PredictionConfig, seed: int, n_ctx: int) -> list[Ask]:
-    """The samples of one prompt."""
+def asks_of(tokens: tuple[int, ...], settings: PredictionConfig, seed: int, n_ctx: int) -> Iterator[Ask]:
+    """The samples of one prompt, of which there may be more than memory holds."""
     rule, limit = rule_of(settings), n_new_tokens(tokens, settings, n_ctx)
-    seeds = [sample_seed(seed, number) for number in range(settings.predict_batch_size)]
-    return [Ask(Job(tokens, rule, own_seed, limit), settings.stop) for own_seed in seeds]
+    for number in range(settings.predict_batch_size):
+        yield Ask(Job(tokens, rule, sample_seed(seed, number), limit), settings.stop)

@@ -70,6 +70,11 @@ class Scheduler:
         self._tickets = itertools.count()
 
     @property
+    def n_rows(self) -> int:
+        """Asks that are answered at once."""
+        return self._engine.n_rows
+
+    @property
     def n_waiting(self) -> int:
         """Asks without a row."""
         return len(self._waiting)

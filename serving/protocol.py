@@ -93,7 +93,7 @@ class CompletionRequest(BaseModel):
         1.0, gt=0, le=1, description="more than 0, to 1: sample among the most typical tokens that hold this share"
     )
     repetition_penalty: float | None = Field(
-        1.0, gt=0, le=100, description="more than 0, to 100: divides what prompt and answer hold already"
+        1.0, ge=0.01, le=100, description="0.01 to 100: divides what prompt and answer hold already"
     )
     no_repeat_ngram: int | None = Field(
         0, ge=0, le=MAX_COUNT, description=f"0 to {MAX_COUNT}: no n tokens in a row come twice; 0: they may"

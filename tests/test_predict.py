@@ -245,15 +245,15 @@ def test_a_stopped_program_keeps_what_is_answered(folder: Path, number: signal.S
     with subprocess.Popen(asked, cwd=folder, env=ENVIRONMENT, stdin=subprocess.DEVNULL, **pipes) as process:
         begin = [process.stdout.readline() for _ in range(9)]
         process.send_signal(number)
+        time.sleep(0.01)
+        process.send_signal(number)  # impatient people press twice
         rest, said = process.communicate(timeout=60)
     kept = whole.with_suffix(".partial.jsonl").read_text()
-    assert (process.returncode, whole.read_text()) == (130, "of a run before")
+    assert process.returncode in (130, -number) and whole.read_text() == "of a run before"
     assert kept.startswith("".join(begin) + rest) and kept.endswith("\n")
     n_kept = kept.count("\n")
-    assert said.splitlines()[-2:] == [
-        f"{n_kept} of 50000 answers written to {Path(os.path.relpath(whole, folder)).with_suffix('.partial.jsonl')}",
-        "interrupted",
-    ]
+    path = Path(os.path.relpath(whole, folder)).with_suffix(".partial.jsonl")
+    assert f"{n_kept} of 50000 answers written to {path}" in said.splitlines()
 
 
 # How far it is.
@@ -305,6 +305,18 @@ REFUSALS: dict[str, tuple[Sequence[str], str]] = {
     "a host of no server": (
         ["--predict", "--host", "0.0.0.0"],
         "--host 0.0.0.0 -- acts with --serve only -- leave it out, or give --serve PORT",
+    ),
+    "the prompt's own file for answers": (
+        ["--predict", "--prompt", "prompt.txt", "--output", "./prompt.txt"],
+        "--output ./prompt.txt -- is the file of the prompt -- give another one for the answers",
+    ),
+    "no file for answers": (
+        ["--predict", "--output", ""],
+        "--output -- names no file -- give one, or - for standard output",
+    ),
+    "a name that no file can have": (
+        ["--predict", "--sacred_id", "a" * 101],
+        f"--sacred_id {'a' * 101} -- is too long for a part of a file name -- give at most 100 characters",
     ),
     "a file where nothing can be": (
         ["--predict", "--output", "tiny.json/answers/a"],
@@ -359,11 +371,28 @@ REFUSALS: dict[str, tuple[Sequence[str], str]] = {
 def test_one_message_and_nothing_written(here: Path, capsys: pytest.CaptureFixture[str], case: str) -> None:
     arguments, message = REFUSALS[case]
     Path("wrong.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b", "top_p": 7}\n')
+    Path("prompt.txt").write_text("the cat")
     before = sorted((path, path.stat().st_mtime_ns) for path in here.rglob("*"))
     capsys.readouterr()
     assert main(["--model", "tiny.json", *TRAINED, *arguments]) == 2
     assert capsys.readouterr() == ("", f"{message}\n")
     assert sorted((path, path.stat().st_mtime_ns) for path in here.rglob("*")) == before
+
+
+def test_answers_go_where_a_link_leads_and_into_a_pipe(here: Path) -> None:
+    asked = ["--prompt", "two.jsonl", "--output"]
+    Path("two.jsonl").write_text(as_lines([{"prompt": "the cat", "seed": 1, "n_samples": 2}]))
+    Path("answers.jsonl").write_text("of before")
+    os.symlink("answers.jsonl", "link")
+    os.mkfifo("pipe")
+    reader = subprocess.Popen(["cat", "pipe"], stdout=subprocess.PIPE, text=True)
+    try:
+        assert (predict(*asked, "link"), predict(*asked, "pipe")) == (0, 0)
+        piped, _ = reader.communicate(timeout=20)
+    finally:
+        reader.kill()
+    assert Path("link").is_symlink() and Path("pipe").is_fifo()
+    assert piped == Path("answers.jsonl").read_text() and len(parsed(piped)) == 2
 
 
 # Searches.
@@ -467,6 +496,7 @@ def test_at_a_terminal_an_answer_is_stopped_and_the_program_goes_on(here: Path, 
         terminal.type("\x03")
         streamed += terminal.until("> ")
         assert len(streamed) < 40_000
+        time.sleep(0.5)  # Python's readline misses a Ctrl-C between its prompt and its wait for keys
         terminal.type("never mind\x03")  # clears the line
         terminal.until("> ")
         terminal.type("\x1b[A")  # the line before, by readline

@@ -71,15 +71,14 @@ class Author:
             for sample, answer in enumerate(answers):
                 yield Written(prompt, tokens, sample, answer)
 
-    def _asks(self, fitted: FittedPrompts) -> list[Ask]:
+    def _asks(self, fitted: FittedPrompts) -> Iterator[Ask]:
         """Of all prompts whose answers are drawn."""
-        asks, secret = [], self.draw_seed()
+        secret = self.draw_seed()
         for place, (prompt, tokens) in enumerate(zip(fitted.prompts, fitted.ids, strict=True)):
             given = prompt.settings.predict_seed
             seed = sample_seed(secret, place) if given is None else given
             if not is_searched(prompt):
-                asks += asks_of(tokens, prompt.settings, seed, self.config.model.n_ctx)
-        return asks
+                yield from asks_of(tokens, prompt.settings, seed, self.config.model.n_ctx)
 
     def draw_seed(self) -> int:
         """A seed that nobody knows, the same in all processes."""

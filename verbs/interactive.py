@@ -13,7 +13,8 @@ from types import ModuleType
 from typing import TextIO
 
 from configs.errors import ConfigError, UserError
-from configs.prompts import Prompt, is_unicode
+from configs.kinds import is_unicode
+from configs.prompts import Prompt
 from configs.schema import RunConfig
 from runtime.requests import asks_of
 from runtime.scheduler import Ask, Scheduler
@@ -115,7 +116,7 @@ def _ask(author: Author, line: str) -> Ask:
     settings = dataclasses.replace(author.config.prediction, predict_batch_size=1)
     (tokens,) = fit_prompts([Prompt("the line", line, settings, {})], author.config, author.tokenizer, say).ids
     seed = author.draw_seed() if settings.predict_seed is None else settings.predict_seed
-    return asks_of(tokens, settings, seed, author.config.model.n_ctx)[0]
+    return next(asks_of(tokens, settings, seed, author.config.model.n_ctx))
 
 
 def _answer(author: Author, line: str, output: TextIO, is_stopped: threading.Event) -> None:

@@ -11,8 +11,8 @@ from typing import TextIO
 from configs.errors import ConfigError
 from configs.schema import RunConfig
 from data.tokenizer import Tokenizer
-from runtime.files import is_local, write_text
-from runtime.interrupts import sigterm_as_interrupt
+from runtime.files import is_local, write_text, writing_to
+from runtime.interrupts import sigterm_as_interrupt, uninterrupted
 from runtime.mesh import Placement
 from runtime.predictions import format_line, format_samples, write_predictions
 from runtime.team import Team
@@ -46,7 +46,7 @@ def predict(config: RunConfig, options: Options, team: Team) -> int:
                 say(format_samples(_texts(author, written)))
             say(f"written to {keep(written)}")
             if options.output_path not in (None, STANDARD):
-                write_text(options.output_path, _lines(written))
+                _write_output(options.output_path, _lines(written))
                 say(f"and to {options.output_path}")
     return 0
 
@@ -71,17 +71,34 @@ def _check_streams(options: Options, team: Team) -> None:
     if options.prompt_path == STANDARD and team.size > 1:
         raise ConfigError("--prompt - -- many processes cannot share one standard input -- give a file that all see")
     if options.output_path not in (None, STANDARD) and is_local(options.output_path) and team.is_first:
-        _check_output(options.output_path)
+        _check_output(options.output_path, options.prompt_path)
 
 
-def _check_output(path: str) -> None:
+def _check_output(path: str, prompt_path: str | None) -> None:
+    if not path:
+        raise ConfigError("--output -- names no file -- give one, or - for standard output")
     if os.path.isdir(path):
         raise ConfigError(f"--output {path} -- is a folder -- give a file, or - for standard output")
-    folder = os.path.dirname(path) or "."
-    while not os.path.lexists(folder):  # it is made
-        folder = os.path.dirname(folder) or "."
-    if not (os.path.isdir(folder) and os.access(folder, os.W_OK)):
-        raise ConfigError(f"--output {path} -- nothing may be written into {folder} -- give a file that can be written")
+    if prompt_path and os.path.exists(prompt_path) and os.path.exists(path) and os.path.samefile(path, prompt_path):
+        raise ConfigError(f"--output {path} -- is the file of the prompt -- give another one for the answers")
+    if os.path.exists(path) and not os.path.isfile(path):
+        may_be_written, place = os.access(path, os.W_OK), path
+    else:
+        place = os.path.dirname(os.path.realpath(path) if os.path.islink(path) else path) or "."
+        while not os.path.lexists(place):  # it is made
+            place = os.path.dirname(place) or "."
+        may_be_written = os.path.isdir(place) and os.access(place, os.W_OK)
+    if not may_be_written:
+        raise ConfigError(f"--output {path} -- nothing may be written into {place} -- give a file that can be written")
+
+
+def _write_output(path: str, text: str) -> None:
+    """Writes a file, in place of the one that a link leads to; a pipe or a device is written to."""
+    if not is_local(path) or os.path.isfile(path) or not os.path.exists(path):
+        write_text(os.path.realpath(path) if is_local(path) else path, text)
+        return
+    with writing_to(path), open(path, "w", encoding="utf-8") as file:
+        file.write(text)
 
 
 def _is_piped(given: Prompts, options: Options, team: Team) -> bool:
@@ -99,15 +116,16 @@ def _write(
 ) -> list[Written]:
     """All answers; each is a line for the pipe as soon as it is there. Those that Ctrl-C or SIGTERM leaves are kept."""
     written = []
-    try:
-        with sigterm_as_interrupt():
+    with sigterm_as_interrupt():
+        try:
             for each in counted(author.write(fitted), fitted.n_answers, author.team):
                 written.append(each)
                 if pipe is not None:
                     print(_lines([each]), end="", file=pipe, flush=True)
-    except KeyboardInterrupt:
-        keep_part(written)
-        raise
+        except KeyboardInterrupt:
+            with uninterrupted():  # people press Ctrl-C twice, and machines send SIGTERM more than once
+                keep_part(written)
+            raise
     return written
 
 

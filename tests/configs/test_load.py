@@ -296,7 +296,7 @@ WRONG = {
     "a typical_p of zero": ({"typical_p": 0}, "typical_p = 0 -- is out of range -- give a number in (0, 1]"),
     "a repetition_penalty of zero": (
         {"repetition_penalty": 0},
-        "repetition_penalty = 0 -- is out of range -- give a number in (0, 100]",
+        "repetition_penalty = 0 -- is out of range -- give a number in [0.01, 100]",
     ),
     "a presence_penalty that is too high": (
         {"presence_penalty": 2.5},
@@ -308,17 +308,17 @@ WRONG = {
     ),
     "a negative no_repeat_ngram": (
         {"no_repeat_ngram": -1},
-        "no_repeat_ngram = -1 -- is out of range -- give an integer >= 0",
+        "no_repeat_ngram = -1 -- is out of range -- give an integer from 0 to 1000000",
     ),
     "a stop that is no text": (
         {"stop": ["a", 1]},
         'stop = ["a", 1] -- is not a string or a list of strings -- write it as "a" or ["a", "b"]',
     ),
     "an empty stop": ({"stop": [""]}, 'stop = [""] -- holds an empty string -- give strings of at least one character'),
-    "no beam": ({"num_beams": 0}, "num_beams = 0 -- is out of range -- give an integer >= 1"),
+    "no beam": ({"num_beams": 0}, "num_beams = 0 -- is out of range -- give an integer from 1 to 1000"),
     "an infinite length_penalty": (
         {"length_penalty": float("inf")},
-        "length_penalty = Infinity -- is not a finite number -- give a number of any size",
+        "length_penalty = Infinity -- is not a finite number -- give a number in [-8, 8]",
     ),
     "an unknown cache_dtype": (
         {"cache_dtype": "float16"},

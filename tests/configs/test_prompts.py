@@ -60,6 +60,10 @@ def test_a_line_that_asks_for_a_search_need_not_take_sampling_back() -> None:
         ("hello", "is not JSON (Expecting value: line 1 column 1 (char 0)) -- correct the line, such as"),
         ('{"prompt": "a", "temperature": NaN}', "is not JSON (NaN is no number of JSON) -- correct the line, such as"),
         ('{"prompt": "a", "prompt": "b"}', "is not JSON (a key is given twice) -- correct the line, such as"),
+        (
+            '{"prompt": "a", "id": 1e400}',
+            "is not JSON (1e400 is more than numbers can be) -- correct the line, such as",
+        ),
         ("[" * 100_000, "is not JSON (it is nested too deeply) -- correct the line, such as"),
         ('["a"]', "is no object with a prompt -- write it as"),
         ('{"text": "a"}', "is no object with a prompt -- write it as"),
@@ -85,6 +89,18 @@ NO_PROMPT = "is neither a string nor a list of ids -- give one of them"
             ": prompt -- holds half of a character (a surrogate) -- write the whole character",
         ),
         ({"prompt": "a", "tempurature": 1}, ": tempurature = 1 -- is not a known key -- did you mean temperature?"),
+        (
+            {"prompt": "a", "id": {"b": "\ud83d"}},
+            ": id -- holds half of a character (a surrogate) -- write the whole character",
+        ),
+        (
+            {"prompt": "a", "stop": ["\ud83d"]},
+            ': stop = ["\ud83d"] -- holds half of a character (a surrogate) -- write the whole character',
+        ),
+        (
+            {"prompt": "a", "no_repeat_ngram": 10**7},
+            ": no_repeat_ngram = 10000000 -- is out of range -- give an integer from 0 to 1000000",
+        ),
         ({"prompt": "a", "top_p": 0}, ": top_p = 0 -- is out of range -- give a number in (0, 1]"),
         ({"prompt": "a", "top_k": 65}, ": top_k = 65 -- is more than n_vocab = 64 -- lower it; 0 turns it off"),
         ({"prompt": "a", "stop": ""}, ': stop = "" -- holds an empty string -- give strings of at least one character'),

@@ -216,8 +216,7 @@ def test_a_place_that_cannot_be_written_to(tmp_path: Path, small: VariableStore)
         save_steps(tmp_path / "file", small, [5])
     path = f"{tmp_path}/file"
     assert str(error.value) == (
-        f"{path}/model.ckpt-5 -- cannot be written: {path} is not a directory -- make room there, or give another "
-        "model_path"
+        f"{path}/model.ckpt-5 -- cannot be written: {path} is not a directory -- make room there, or give another path"
     )
     assert (tmp_path / "file").read_text() == "mine"
 

@@ -250,7 +250,7 @@ def test_a_full_disk_is_an_error_of_the_user_that_names_the_file(
     limit_file_sizes(300)
     message = written_until_full(tmp_path, {"loss": 1.0})
     assert message.startswith(f"{tmp_path / 'metrics.jsonl'} -- cannot be written: ")
-    assert message.endswith(" -- make room there, or give another model_path")
+    assert message.endswith(" -- make room there, or give another path")
     limit_file_sizes(10**9)
     assert steps_of(tmp_path) == list(range(1, 1 + len(steps_of(tmp_path)))) != []
 

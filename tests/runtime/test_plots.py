@@ -89,5 +89,5 @@ def test_a_place_that_takes_no_picture_is_named_and_nothing_is_left(tmp_path: Pa
     with pytest.raises(UserError) as error:
         plot_loss([line(1, 5.0)], str(tmp_path / name), title="tiny", guessing_loss=5.545, tokens_per_step=64)
     assert str(error.value).startswith(f"{tmp_path / name} -- cannot be written: ")
-    assert str(error.value).endswith(" -- make room there, or give another model_path")
+    assert str(error.value).endswith(" -- make room there, or give another path")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["file", "folder"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -32,6 +33,15 @@ def test_no_answer_waits_for_later_ones() -> None:
     answers = written_answers(Scheduler(engine, bytes_of), [ask("a"), ask("b"), ask("c")])
     assert next(answers).text == "a"
     assert len(engine.admitted) == 1
+
+
+def test_asks_are_taken_as_rows_become_free() -> None:
+    taken = itertools.count()
+    engine = Script(3)
+    answers = written_answers(Scheduler(engine, bytes_of), (ask("a") for _ in taken))
+    for _ in range(10):
+        next(answers)
+    assert next(taken) < 10 + 3 * engine.n_rows
 
 
 def test_a_line_of_json_holds_all_that_is_known() -> None:

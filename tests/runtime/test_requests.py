@@ -72,7 +72,7 @@ def test_a_context_of_one_token_has_no_room() -> None:
 
 def test_samples_of_a_prompt_differ_in_their_seeds_alone() -> None:
     settings = PredictionConfig(predict_batch_size=3, predict_max_steps=5, stop=("a", "b"), temperature=0.5)
-    asks = asks_of((1, 2), settings, seed=7, n_ctx=16)
+    asks = list(asks_of((1, 2), settings, seed=7, n_ctx=16))
     assert [ask.stops for ask in asks] == [("a", "b")] * 3
     assert [ask.job.seed for ask in asks] == [sample_seed(7, number) for number in range(3)]
     assert {dataclasses.replace(ask.job, seed=0) for ask in asks} == {dataclasses.replace(asks[0].job, seed=0)}
