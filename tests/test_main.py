@@ -784,8 +784,8 @@ def test_a_trained_model_needs_none_of_its_data(
         assert call(capsys, *asked, *changes).status == 0
         texts.append(Path(copied_run, "predictions_nosacred_300.txt").read_text())
     assert texts[0] == texts[1]
-    assert call(capsys, "--export", "--export_format", "hf", "--export_dir", "exported", *run).status == 0
-    assert Path("exported", "tokenizer.json").read_text() == Path(copied_run, "tokenizer.json").read_text()
+    assert call(capsys, "--export", "--export_format", "hf", "--export_dir", "exported_alone", *run).status == 0
+    assert Path("exported_alone", "tokenizer.json").read_text() == Path(copied_run, "tokenizer.json").read_text()
     Path(copied_run, "tokenizer.json").write_text("{}")
     said = call(capsys, *asked, *run)
     assert said.status == 2 and said.err.startswith(f"{copied_run}/tokenizer.json: ")

@@ -214,7 +214,7 @@ def test_a_character_is_never_streamed_in_halves(client: openai.OpenAI) -> None:
         ({"stop": ""}, "stop", "each of 1 to 1000 characters"),
         ({"seed": 2**31}, "seed", "give 0 to 2147483647:"),
         ({"presence_penalty": -2.1}, "presence_penalty", "give -2 to 2:"),
-        ({"repetition_penalty": 0}, "repetition_penalty", "give more than 0, to 100:"),
+        ({"repetition_penalty": 0}, "repetition_penalty", "give 0.01 to 100:"),
         ({"logit_bias": {"5": 1}}, "logit_bias", "give null only"),
         ({"suffix": "end"}, "suffix", "give null only"),
         ({"best_of": 1, "n": 2}, "best_of", "is less than n = 2 --"),
