@@ -17,11 +17,11 @@ import numpy as np
 
 from configs.errors import DataError
 from configs.schema import MAX_SEED, DataConfig, DatasetUse, RunConfig
-from data.draws import stream_state, uniform
-from data.masking import MaskingDraws, MaskingRules, example_ids, mask_tokens
-from data.mixture import Assignment, Mixture, assignments, mixture_of, read_examples, record_rules
-from data.reading import RecordRules, ahead, read_once
-from data.shards import list_shards, sort_shards
+from data.loading.counter_rng import stream_state, uniform
+from data.loading.masking import MaskingDraws, MaskingRules, example_ids, mask_tokens
+from data.loading.mixture import Assignment, Mixture, assignments, mixture_of, read_examples, record_rules
+from data.loading.reader import RecordRules, ahead, read_once
+from data.tfrecord.shards import list_shards, sort_shards
 
 BATCHES_AHEAD = 8
 FEW_ROWS = 1000  # fewer than these say nothing of a share

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from configs.errors import ConfigError, DeviceError, UserError
 from configs.load import load_config
 from configs.schema import PREDICTION_FLAGS
-from runtime.bucket_configs import on_disk
 from serving.settings import ServingSettings, check_packages, key_from_environment
+from storage.remote_configs import on_disk
 
 LOOPBACK = "127.0.0.1"
 
@@ -242,9 +242,9 @@ def _run(arguments: argparse.Namespace) -> int:
     with on_disk(arguments.model) as model:
         config = load_config(model, config_overrides(arguments), arguments.init_from)
     # Here, since TensorFlow takes seconds to load: a mistyped key is answered at once.
-    from verbs.new_run import may_forget
-    from verbs.options import Choice, Export, Options
-    from verbs.run import run
+    from commands.dispatch import run
+    from commands.new_run import may_forget
+    from commands.options import Choice, Export, Options
 
     options = Options(
         hosts=arguments.hosts,

@@ -21,8 +21,8 @@ from configs.errors import ConfigError, UserError
 from configs.load import load_config, resolved_json
 from main import config_overrides, verb_of
 from main import parse_arguments as parse_main_arguments
-from tracking.endings import Patience
-from tracking.store import DEFAULT_FOLDER, find_run
+from tracking.record.store import DEFAULT_FOLDER, find_run
+from tracking.supervise.exit_policy import Patience
 
 OTHER_PROCESSES = "other_processes"
 MAIN = Path(__file__).resolve().with_name("main.py")
@@ -186,7 +186,10 @@ def _run(own: argparse.Namespace, arguments: tuple[str, ...]) -> int:
     only_chooses = (parsed.auto_layout or parsed.auto_layout_and_mesh_shape) and not parsed.apply
     recreate_command = _recreate_command(own, parsed.tpu)
 
-    from tracking import mongo, provenance, recorder, session, supervisor  # here, for Sacred takes a second to load
+    from tracking import session
+    from tracking.mongodb import upload
+    from tracking.record import provenance, recorder
+    from tracking.supervise import supervisor  # here, for Sacred takes a second to load
 
     is_first = is_first_process(parsed.host_index, os.environ)
     orders = functools.partial(
@@ -196,7 +199,7 @@ def _run(own: argparse.Namespace, arguments: tuple[str, ...]) -> int:
         recreate_command=recreate_command,
     )
     about = recorder.About(verb, arguments, json.loads(resolved_json(config)), config.model_path)
-    mongo_url = mongo.find_url(own.mongo, Path(mongo.ENV_FILE))
+    mongo_url = upload.find_url(own.mongo, Path(upload.ENV_FILE))
     # A run of many processes is listed once; what the others said is kept aside.
     where = (own.store, mongo_url) if is_first else (own.store / OTHER_PROCESSES, None)
     plan = session.Plan((sys.executable, str(MAIN)), about, orders, *where)
@@ -210,7 +213,7 @@ def _patience(own: argparse.Namespace) -> Patience:
 
 
 def _sync(own: argparse.Namespace) -> int:
-    from tracking.syncing import sync
+    from tracking.mongodb.sync import sync
 
     sync(own.sync, own.store, own.mongo, say)
     return 0
@@ -218,11 +221,11 @@ def _sync(own: argparse.Namespace) -> int:
 
 def _look(own: argparse.Namespace) -> int:
     if own.report:
-        from tracking.report import write_report  # each only when it is asked for: they take a second to load
+        from tracking.view.report import write_report  # each only when it is asked for: they take a second to load
 
         _print(str(write_report(find_run(own.store, own.report))))
     elif own.tensorboard:
-        from tracking import tensorboard
+        from tracking.view import tensorboard
 
         tensorboard.show(own.store, own.tensorboard, say)
     else:
@@ -231,10 +234,11 @@ def _look(own: argparse.Namespace) -> int:
 
 
 def _show_table(own: argparse.Namespace) -> None:
-    from tracking import looking, mongo
+    from tracking.mongodb import upload
+    from tracking.view import queries
 
-    url = mongo.find_url(own.mongo, Path(mongo.ENV_FILE)) if own.mongo else None  # that of .env is for copies
-    _print(looking.compared(own.compare, own.store, url) if own.compare else looking.all_runs(own.store, url))
+    url = upload.find_url(own.mongo, Path(upload.ENV_FILE)) if own.mongo else None  # that of .env is for copies
+    _print(queries.compared(own.compare, own.store, url) if own.compare else queries.all_runs(own.store, url))
 
 
 def _print(text: str) -> None:

@@ -35,10 +35,10 @@ from configs.load import load_config
 from configs.schema import PRECISIONS, RunConfig
 from meshtf import tf
 from models.kernels.sampling import SamplingRule
-from runtime.engine import Engine, Job, build_engine
-from runtime.export import write_huggingface_folder
-from runtime.mesh import Placement, VariableSlices, choose_devices, place
-from runtime.weights import StoredTensor
+from runtime.checkpoint.export import write_huggingface_folder
+from runtime.checkpoint.weight_sources import StoredTensor
+from runtime.generation.engine import Engine, Job, build_engine
+from runtime.mesh.placement import Placement, VariableSlices, choose_devices, place
 
 N_PROMPT, N_NEW = 32, 200
 BATCH_SIZES = (1, 8, 64)

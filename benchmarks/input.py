@@ -25,12 +25,12 @@ import numpy as np
 from configs.errors import UserError
 from configs.load import load_config
 from configs.schema import MeshConfig, RunConfig
-from data.reading import RecordRules, Records
-from data.shards import Shard
-from data.tfrecords import write_examples
+from data.loading.reader import RecordRules, Records
+from data.tfrecord.records import write_examples
+from data.tfrecord.shards import Shard
 from inputs import training_batches
-from runtime.graph import build_train_step
-from runtime.mesh import choose_devices, place
+from runtime.mesh.placement import choose_devices, place
+from runtime.training.steps import build_train_step
 
 N_FILES, EXAMPLES_PER_FILE = 8, 1000
 N_SIMULATED_FILES = 10_000

@@ -32,7 +32,7 @@ import numpy as np
 from configs.schema import MeshConfig
 from meshtf import mtf, tf
 from models.ops.linear_attention import causal_linear_attention
-from runtime.mesh import place
+from runtime.mesh.placement import place
 
 SHAPE = {"batch": 2, "heads": 8, "features_per_head": 64}
 FACTOR = 8

@@ -2,11 +2,10 @@
 
     python3 benchmarks/plan.py
 
-Each config is estimated and trained for a few steps in processes of their own. Compared are the estimate of
-`runtime.plan.resident_bytes`, in which the program itself is a constant that was measured with models of next to no
-tensors, and the peak that the operating system saw (VmHWM) of a process that loads the config, builds the step, sets
-the variables and trains on random tokens. The error of the tensors alone is given beside it: that of both figures
-without the constant. The last line is a JSON object with the figures.
+Each config is estimated, and then trained for a few steps in a process of its own. The estimate is that of
+`runtime.planning.plan.resident_bytes`, where the program itself is a constant, measured with models of almost no
+tensors. The measurement is the peak resident memory that the operating system reports (VmHWM). The error without the
+constant is given too. The last line is a JSON object with the figures.
 """
 
 from __future__ import annotations
@@ -55,8 +54,8 @@ class Figures:
 def estimate(model: str, overrides: Sequence[str]) -> dict[str, int]:
     """What the plan says of one CPU device."""
     from configs.load import load_config
-    from runtime.plan import make_plan, resident_bytes
-    from runtime.plan_mesh import dry_placement
+    from runtime.planning.dry_run import dry_placement
+    from runtime.planning.plan import make_plan, resident_bytes
 
     config = load_config(model, overrides)
     plan = make_plan(config, dry_placement(config.mesh, 1))
@@ -68,8 +67,8 @@ def train(model: str, overrides: Sequence[str]) -> dict[str, int]:
     import numpy as np
 
     from configs.load import load_config
-    from runtime.graph import build_train_step
-    from runtime.mesh import place
+    from runtime.mesh.placement import place
+    from runtime.training.steps import build_train_step
 
     config = load_config(model, overrides)
     placement = place(config.mesh, ["/device:CPU:0"])

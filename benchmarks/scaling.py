@@ -61,8 +61,8 @@ def serve_steps(config: RunConfig, hosts: str, index: int) -> None:
     """Takes as many steps as each line of standard input says, and answers with the seconds that they took and the
     processor's seconds.
     """
-    from runtime.cluster import find_cluster
-    from runtime.meeting import joined  # after the thread counts are set, and not in the parent
+    from runtime.cluster.rendezvous import joined  # after the thread counts are set, and not in the parent
+    from runtime.cluster.spec import find_cluster
 
     cluster = find_cluster(hosts, index)
     if cluster is None:
@@ -73,9 +73,9 @@ def serve_steps(config: RunConfig, hosts: str, index: int) -> None:
 
 
 def _serve(config: RunConfig, index: int, n_processes: int, device: str) -> None:
-    from runtime.graph import build_train_step
-    from runtime.mesh import place
-    from runtime.spmd import place_process
+    from runtime.mesh.multi_process import place_process
+    from runtime.mesh.placement import place
+    from runtime.training.steps import build_train_step
 
     training = dataclasses.replace(config.training, train_batch_size=n_processes * config.training.train_batch_size)
     config = dataclasses.replace(config, training=training, mesh=MeshConfig())

@@ -19,16 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from configs.errors import DataError, UserError
+from data.check.plots import draw_reports
+from data.check.repair import check_free, describe_repaired, repair
+from data.check.scan import check_sound, describe_damages, format_report, inspect_dataset
+from data.check.validate import blocks_of, find_paths, sift
 from data.create_tfrecords import load_encoder
-from data.inspection import check_sound, describe_damages, format_report, inspect_dataset
-from data.inspection_picture import draw_reports
-from data.manifest import ENDING, Manifest, read_manifest
-from data.reading import RecordRules
-from data.repairing import check_free, describe_repaired, repair
-from data.sifting import blocks_of, find_paths, sift
+from data.loading.reader import RecordRules
+from data.preprocessing.manifest import ENDING, Manifest, read_manifest
 from meshtf import tf
 
 MOST_IDS = 1 << 20  # where no vocabulary is known: no tokenizer has so many

@@ -22,24 +22,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
 from tqdm import tqdm
 
 from configs.errors import DataError, UserError
-from data.chunking import Account, TextEncoder
-from data.routing import EVAL, TRAIN, Choice, Piece, Place, Router
-from data.sources import SourceFile, find_files
-from data.tokenizer import EOS_TOKEN, Tokenizer, load_tokenizer
-from data.tokenizing import Tagged, cut, encode_all
-from data.writing import check_writable, exists
+from data.preprocessing.encoding import Account, TextEncoder
+from data.preprocessing.parallel_encoding import Tagged, cut, encode_all
+from data.preprocessing.splits import EVAL, TRAIN, Choice, Piece, Place, Router
+from data.text.files import SourceFile, find_files
+from data.tokenization.tokenizer import EOS_TOKEN, Tokenizer, load_tokenizer
 from storage import buckets
+from storage.local_files import check_writable, exists
 
 if TYPE_CHECKING:  # the processes that encode import this module, and have no use for TensorFlow
-    from data.manifest import Manifest
-    from data.parts import Layout, PartWriter
-    from data.progress import Identity, Unfinished
+    from data.preprocessing.manifest import Manifest
+    from data.preprocessing.resume import Identity, Unfinished
+    from data.preprocessing.shard_writer import Layout, PartWriter
 
 GPT2 = "gpt2"
 LONGEST_CHUNK = 1 << 24  # an example is held in memory
@@ -129,9 +129,9 @@ def create_tfrecords(settings: Settings, tell: Callable[[str], None] = print) ->
         DataError: a setting, the tokenizer or an input cannot be used; files of that name are already there; or the
             place cannot be written to. The old files then stay as they are.
     """
-    from data.beam import load_beam
-    from data.manifest import manifest_path, read_manifest
-    from data.progress import Identity, alone, look_at
+    from data.preprocessing.apache_beam import load_beam
+    from data.preprocessing.manifest import manifest_path, read_manifest
+    from data.preprocessing.resume import Identity, alone, look_at
 
     _check_settings(settings)
     settings = replace(settings, output_dir=settings.output_dir.rstrip("/") or "/")
@@ -170,7 +170,7 @@ class _Work:
 
     def layout(self) -> Layout:
         """Returns how the tokens lie in the files."""
-        from data.parts import Layout
+        from data.preprocessing.shard_writer import Layout
 
         padding = self.separator if self.tokenizer.padding_id is None else self.tokenizer.padding_id
         settings = self.settings
@@ -178,7 +178,7 @@ class _Work:
 
 
 def _make_unless_made(work: _Work, tell: Callable[[str], None]) -> None:
-    from data.progress import carry_out_plan
+    from data.preprocessing.resume import carry_out_plan
 
     settings = work.settings
     done = carry_out_plan(settings.output_dir, settings.name)
@@ -198,8 +198,8 @@ def _prefixes(settings: Settings) -> tuple[str, str]:
 
 def _find_old_files(settings: Settings) -> list[str]:
     """Returns the tfrecords of this name: by the name, and what is held out by the manifest, which alone knows."""
-    from data.manifest import listed_files
-    from data.tfrecords import find_shards
+    from data.preprocessing.manifest import listed_files
+    from data.tfrecord.records import find_shards
 
     prefixes = _prefixes(settings) if settings.eval_fraction else [settings.name]
     files = [path for prefix in prefixes for path in find_shards(settings.output_dir, prefix)]
@@ -220,7 +220,7 @@ def _hash(tokenizer: Tokenizer) -> str:
 
 def _write(work: _Work, old_files: Sequence[str], tell: Callable[[str], None]) -> None:
     """Makes all files, and the plan that puts them in place of the old ones."""
-    from data.progress import open_unfinished, remove_unless_finished
+    from data.preprocessing.resume import open_unfinished, remove_unless_finished
 
     settings = work.settings
     folder = open_unfinished(settings.output_dir, settings.name, work.identity, tell)
@@ -233,8 +233,8 @@ def _write(work: _Work, old_files: Sequence[str], tell: Callable[[str], None]) -
 
 
 def _make(work: _Work, folder: Unfinished) -> Manifest:
-    from data.manifest import Manifest
-    from data.parts import PartWriter
+    from data.preprocessing.manifest import Manifest
+    from data.preprocessing.shard_writer import PartWriter
 
     settings, layout = work.settings, work.layout()
     names = (TRAIN, EVAL) if settings.eval_fraction else (TRAIN,)
@@ -282,7 +282,7 @@ def _encoded(
     settings = work.settings
     if settings.runner is None:
         return encode_all(texts, encoder, settings.processes)
-    from data.beam import read_encoded, run_pipeline
+    from data.preprocessing.apache_beam import read_encoded, run_pipeline
 
     ids_folder = f"{folder.folder}/encoded-{work.identity.digest()}"  # of other input, other ids
     run_pipeline(work.files, settings.text_key, encoder, ids_folder, settings.runner, settings.beam_options)
@@ -290,7 +290,7 @@ def _encoded(
 
 
 def _report(settings: Settings, manifest: Manifest) -> Report:
-    from data.manifest import manifest_path
+    from data.preprocessing.manifest import manifest_path
 
     parts = manifest.parts
     paths = {part: tuple(f"{settings.output_dir}/{file.name}" for file in parts[part].files) for part in parts}

@@ -16,17 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from tqdm import tqdm
 
 from configs.errors import DataError, UserError
-from data.documents import Document, explain, read_all_documents, share_below
-from data.sources import SUFFIXES, find_files
-from data.tokenizer import EOS_TOKEN, PADDING_TOKEN, Tokenizer
-from data.writing import check_writable, exists, write_text
+from data.text.documents import Document, explain, read_all_documents, share_below
+from data.text.files import SUFFIXES, find_files
+from data.tokenization.tokenizer import EOS_TOKEN, PADDING_TOKEN, Tokenizer
+from storage.local_files import check_writable, exists, write_text
 
 FILE_NAME = "byte-level-bpe.tokenizer.json"
 SMALLEST_VOCABULARY = 256 + 2  # every byte, and the two special tokens

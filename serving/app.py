@@ -15,14 +15,14 @@ from starlette.middleware import Middleware
 
 from configs.errors import UserError
 from serving.completions import Service
-from serving.desk import Desk
-from serving.guards import BodyGuard, CountGuard, KeyGuard
+from serving.errors import EXCEPTION_HANDLERS
+from serving.metrics import Statistics
+from serving.middleware import BodyGuard, CountGuard, KeyGuard
 from serving.model import ServedModel
-from serving.refusals import EXCEPTION_HANDLERS
+from serving.queue import Desk
 from serving.routes import ROUTES
-from serving.served_engine import warm
 from serving.settings import KEY_VARIABLE, ServingSettings
-from serving.statistics import Statistics
+from serving.token_engine import warm
 
 LAST_SECONDS = 2  # for what is written already to reach who has asked for it
 LOOK_SECONDS = 0.05

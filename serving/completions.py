@@ -15,15 +15,15 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from runtime.engine import Piece
-from runtime.scheduler import Delta
-from serving.asks import Prompt, Wish
-from serving.choices import ChoiceWriter, joined
-from serving.desk import Desk, News
+from runtime.generation.engine import Piece
+from runtime.generation.scheduler import Delta
+from serving.errors import CLIENT_GONE, Refusal
+from serving.metrics import Statistics
 from serving.model import ServedModel
 from serving.protocol import Choice, Completion, Usage
-from serving.refusals import CLIENT_GONE, Refusal
-from serving.statistics import Statistics
+from serving.queue import Desk, News
+from serving.request import Prompt, Wish
+from serving.response import ChoiceWriter, joined
 
 FORGOTTEN = "cancelled"
 NOTHING_WRITTEN = Delta("", (), (), (), "length")

@@ -6,8 +6,8 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
-from data.tokenizer import Tokenizer
-from runtime.engine import Engine
+from data.tokenization.tokenizer import Tokenizer
+from runtime.generation.engine import Engine
 
 
 @dataclasses.dataclass(frozen=True)

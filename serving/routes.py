@@ -10,11 +10,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from serving.asks import understand
 from serving.completions import Answering, EventsResponse, Service, whole_response
+from serving.errors import invalid, not_json, unknown_model
 from serving.openapi import document
 from serving.protocol import CompletionRequest, Health, Model, ModelList
-from serving.refusals import invalid, not_json, unknown_model
+from serving.request import understand
 
 JSON_TYPE = "application/json"
 

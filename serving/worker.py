@@ -7,10 +7,10 @@ import queue
 import threading
 from collections.abc import Callable
 
-from runtime.engine import Piece
-from runtime.scheduler import TURNS_AT_ONCE, Ask, Delta, Scheduler
+from runtime.generation.engine import Piece
+from runtime.generation.scheduler import TURNS_AT_ONCE, Ask, Delta, Scheduler
 from serving.model import ServedModel
-from serving.served_engine import ServedEngine
+from serving.token_engine import ServedEngine
 
 FIRST_TURNS = 1
 

@@ -14,8 +14,8 @@ from models import gpt2
 from models.context import Context
 from models.dims import Dims
 from models.losses import token_losses
-from runtime.init_from import load_initial_weights
-from runtime.mesh import place
+from runtime.checkpoint.init_from import load_initial_weights
+from runtime.mesh.placement import place
 from tests import tiny
 
 

@@ -23,8 +23,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from configs.load import load_config
 from configs.schema import ModelConfig
-from data.tokenizer import from_json
-from runtime.weights import find_checkpoint
+from data.tokenization.tokenizer import from_json
+from runtime.checkpoint.weight_sources import find_checkpoint
 from tests.answers import Answer, assert_equal, model_of, our_answer
 
 REPOSITORY = Path(__file__).parents[1]

@@ -15,11 +15,11 @@ from transformers.generation import logits_process as theirs
 
 from configs.schema import RunConfig
 from models.kernels.sampling import SamplingRule
-from runtime.beams import BeamWriter
-from runtime.engine import Engine, Job, Piece, build_engine
-from runtime.export import write_huggingface_folder
-from runtime.mesh import Placement, VariableSlices, VariableStore, place
-from runtime.weights import StoredTensor
+from runtime.checkpoint.export import write_huggingface_folder
+from runtime.checkpoint.weight_sources import StoredTensor
+from runtime.generation.beam_search import BeamWriter
+from runtime.generation.engine import Engine, Job, Piece, build_engine
+from runtime.mesh.placement import Placement, VariableSlices, VariableStore, place
 from tests import tiny
 from tests.models.reference_sampling import Rows, Text
 

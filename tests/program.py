@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from runtime.metrics import read_metrics
+from runtime.run.metrics import read_metrics
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 N_STEPS = 300

@@ -14,11 +14,11 @@ import pytest
 from configs.layout import find_layout_issues, parse_layout, parse_mesh_shape
 from configs.schema import ACTIVATIONS, MoeParams, PredictionConfig, RunConfig
 from models.kernels.sampling import SamplingRule
-from runtime.checkpoints import CheckpointWriter, restore
-from runtime.engine import Job, build_engine
-from runtime.graph import LoweredStep, build_train_step
-from runtime.loop import TrainingPosition
-from runtime.mesh import Placement, place
+from runtime.checkpoint.checkpoints import CheckpointWriter, restore
+from runtime.generation.engine import Job, build_engine
+from runtime.mesh.placement import Placement, place
+from runtime.training.loop import TrainingPosition
+from runtime.training.steps import LoweredStep, build_train_step
 from tests import tiny
 
 N_COMBINATIONS = 100

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from meshtf import tf
-from runtime.checkpoints import latest_checkpoint
-from runtime.metrics import read_metrics
+from runtime.checkpoint.checkpoints import latest_checkpoint
+from runtime.run.metrics import read_metrics
 from tests.program import run_process, write_project
 
 SETTINGS = ("--set", "log_weights=true", "--steps_per_checkpoint", "2", "--set", "model_path=runs/diverging")

@@ -15,9 +15,9 @@ import pytest
 from packaging.requirements import Requirement
 
 REPOSITORY = Path(__file__).parents[1]
-ROOMS = ("configs", "data", "models", "runtime", "serving", "storage", "tasks", "tracking", "verbs")
+ROOMS = ("configs", "data", "models", "runtime", "serving", "storage", "tasks", "tracking", "commands")
 FLOORS = {"configs": 0, "meshtf": 0, "storage": 0, "data": 1, "models": 1, "inputs": 2, "tasks": 2, "runtime": 2}
-FLOORS |= {"serving": 3, "verbs": 4, "main": 5, "tracking": 1, "run_experiment": 6}
+FLOORS |= {"serving": 3, "commands": 4, "main": 5, "tracking": 1, "run_experiment": 6}
 TENSORFLOW = {"tensorflow", "mesh_tensorflow"}
 
 

@@ -30,9 +30,9 @@ from configs.schema import (
     RunConfig,
     TrainingConfig,
 )
-from data.draws import draws
-from data.mixture import DRAWS_AT_ONCE, choose_datasets, count_choices
-from data.tfrecords import write_examples
+from data.loading.counter_rng import draws
+from data.loading.mixture import DRAWS_AT_ONCE, choose_datasets, count_choices
+from data.tfrecord.records import write_examples
 
 N_CTX = 4
 LENGTH = N_CTX + 1

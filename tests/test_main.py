@@ -21,11 +21,11 @@ from pathlib import Path
 import pytest
 
 from configs.load import load_config
-from data.tfrecords import read_examples, write_examples
-from data.tokenizer import load_tokenizer
+from data.tfrecord.records import read_examples, write_examples
+from data.tokenization.tokenizer import load_tokenizer
 from main import main
-from runtime import run_folder
-from runtime.metrics import read_metrics
+from runtime.run import directory as run_directory
+from runtime.run.metrics import read_metrics
 from tests.program import (
     DATASET,
     ENVIRONMENT,
@@ -814,7 +814,7 @@ def test_a_second_process_on_one_run_is_refused(
     here: Project, copied_run: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     changes = ("--set", f"model_path={copied_run}", "--set", "train_steps=400")
-    with run_folder.locked(copied_run):
+    with run_directory.locked(copied_run):
         before = snapshot(Path(copied_run))
         said = call(capsys, *changes)
         assert snapshot(Path(copied_run)) == before

@@ -22,11 +22,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.tokenizer import Tokenizer, load_tokenizer
+from commands.console import counted
+from data.tokenization.tokenizer import Tokenizer, load_tokenizer
 from main import main
-from runtime.team import ALONE
+from runtime.cluster.process_group import ALONE
 from tests.program import ENVIRONMENT, command, run_process, write_project
-from verbs.screen import counted
 
 N_STEPS = 150
 TRAINED = ("--set", f"train_steps={N_STEPS}", "--set", "rotary_emb=true")

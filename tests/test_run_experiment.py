@@ -15,9 +15,9 @@ import pytest
 
 from configs.load import load_config, resolved_json
 from run_experiment import is_first_process, main, parse_arguments
-from runtime.metrics import read_metrics
+from runtime.run.metrics import read_metrics
 from tests.program import ENVIRONMENT, REPOSITORY, count_lines, write_project
-from tracking.store import Run, list_runs, series_of
+from tracking.record.store import Run, list_runs, series_of
 
 PROGRAM = [sys.executable, str(REPOSITORY / "run_experiment.py"), "--model", "tiny.json"]
 

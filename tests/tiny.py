@@ -20,8 +20,8 @@ from configs.schema import (
     TrainingConfig,
 )
 from meshtf import mtf, tf
-from runtime.graph import build_train_step
-from runtime.mesh import Placement, VariableSlices, VariableStore, place
+from runtime.mesh.placement import Placement, VariableSlices, VariableStore, place
+from runtime.training.steps import build_train_step
 
 BATCH_SIZE = 8
 MODEL = ModelConfig(

@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from configs.errors import UserError
-from tracking.mirror import Mirror
-from tracking.mongo import describe_url
-from tracking.places import is_local, list_files
-from tracking.provenance import Provenance
-from tracking.recorder import About, Recorder
-from tracking.store import DEFAULT_FOLDER
-from tracking.supervisor import Orders, Outcome, StopOrders, supervise
+from tracking.mongodb.mirror import Mirror
+from tracking.mongodb.upload import describe_url
+from tracking.record.provenance import Provenance
+from tracking.record.recorder import About, Recorder
+from tracking.record.run_files import is_local, list_files
+from tracking.record.store import DEFAULT_FOLDER
+from tracking.supervise.supervisor import Orders, Outcome, StopOrders, supervise
 
 CHECKPOINT_STATE, LOCK_FILE = "checkpoint", "lock"
 LAST_COPY_SECONDS = 60.0

@@ -6,10 +6,9 @@ import time
 
 import pytest
 
-from runtime import files
-from runtime.files import GrowingObject, OwnFile, open_growing, write_bytes
-from storage import buckets
+from storage import buckets, files
 from storage.buckets import BucketError, OvertakenError
+from storage.files import GrowingObject, OwnFile, open_growing, write_bytes
 from tests.buckets.server import BROKEN_AFTER, BROKEN_BEFORE, Cloud
 
 A = "gs://trials/run/a"

@@ -13,11 +13,11 @@ import pytest
 from configs.errors import DataError
 from configs.schema import DatasetConfig
 from data import train_tokenizer
-from data.documents import read_all_documents
-from data.prepare import prepare_dataset
-from data.shards import list_shards
-from data.sources import find_files, open_source
-from data.tokenizer import from_json
+from data.preprocessing.prepare import prepare_dataset
+from data.text.documents import read_all_documents
+from data.text.files import find_files, open_source
+from data.tfrecord.shards import list_shards
+from data.tokenization.tokenizer import from_json
 from storage import buckets
 from storage.buckets import BucketError
 from tests.buckets.server import BROKEN_AFTER, BROKEN_BEFORE, Cloud

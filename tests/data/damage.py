@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.tfrecords import serialize_example, write_examples
+from data.tfrecord.records import serialize_example, write_examples
 from meshtf import tf
 
 N_CTX, N_VOCAB, EOS_ID = 4, 1000, 999

@@ -12,12 +12,12 @@ import pytest
 from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import models, pre_tokenizers
 
+from data.check.scan import BORDER
 from data.check_tfrecords import main
-from data.inspection import BORDER
-from data.shards import list_shards
-from data.tfrecords import read_examples, write_examples
+from data.tfrecord.records import read_examples, write_examples
+from data.tfrecord.shards import list_shards
+from tests.data.check.test_scan import write_with_manifest
 from tests.data.damage import write_damaged
-from tests.data.test_inspection import write_with_manifest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

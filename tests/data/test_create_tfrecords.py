@@ -20,19 +20,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import data.documents
-import data.routing
-import data.tokenizer
-import data.tokenizing
+import data.preprocessing.parallel_encoding
+import data.preprocessing.splits
+import data.text.documents
+import data.tokenization.tokenizer
 from configs.errors import DataError
 from configs.load import load_config
 from data.create_tfrecords import Report, Settings, create_tfrecords, describe, main, parse_arguments, to_json
-from data.documents import Document, fingerprint
-from data.duplicates import share_of
-from data.manifest import read_manifest
-from data.shards import list_shards
-from data.tfrecords import read_examples
-from data.tokenizer import Tokenizer, load_tokenizer
+from data.preprocessing.manifest import read_manifest
+from data.text.deduplication import share_of
+from data.text.documents import Document, fingerprint
+from data.tfrecord.records import read_examples
+from data.tfrecord.shards import list_shards
+from data.tokenization.tokenizer import Tokenizer, load_tokenizer
 from data.train_tokenizer import FILE_NAME, save_tokenizer, train_byte_level_bpe
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -54,7 +54,7 @@ def encoder_path(tmp_path: Path, tokenizer: Tokenizer) -> str:
 @pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets a few sentences be more than one batch."""
-    monkeypatch.setattr(data.tokenizing, "BATCH_CHARACTERS", 1000)
+    monkeypatch.setattr(data.preprocessing.parallel_encoding, "BATCH_CHARACTERS", 1000)
 
 
 def random_texts(number: int) -> list[str]:
@@ -399,10 +399,11 @@ def test_an_ended_run_goes_on_into_files_that_were_added_at_the_end(tmp_path, en
 
 RUN_AND_KILL = """
 import json, os, signal, sys, time
-import data.beam, data.parts, data.tokenizing  # with TensorFlow: once, not in every child
+# With TensorFlow, here once and not in every child.
+import data.preprocessing.apache_beam, data.preprocessing.parallel_encoding, data.preprocessing.shard_writer
 from data.create_tfrecords import Settings, create_tfrecords
 
-data.tokenizing.BATCH_CHARACTERS = 1000
+data.preprocessing.parallel_encoding.BATCH_CHARACTERS = 1000
 if __name__ == "__main__":
     for values, seconds in json.loads(sys.argv[1]):
         for killed in (True, False):
@@ -541,7 +542,7 @@ def test_two_processes_do_not_write_the_same_files(tmp_path, encoder_path, monke
         )
         yield Document("a", "token")
 
-    monkeypatch.setattr(data.routing, "read_documents", documents)
+    monkeypatch.setattr(data.preprocessing.splits, "read_documents", documents)
     assert create_tfrecords(settings).account.documents_kept == 1
 
 
@@ -586,15 +587,15 @@ def test_a_full_disk_is_told_and_no_reason_to_start_from_the_beginning(tmp_path,
     settings = settings_for(tmp_path, encoder_path, files_per=30)
     script = (
         "import resource, signal\n"
-        "import data.parts\n"
+        "import data.preprocessing.shard_writer\n"
         "from data.create_tfrecords import Settings, create_tfrecords\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "append = data.parts.PartWriter._append\n"
+        "append = data.preprocessing.shard_writer.PartWriter._append\n"
         "def fill_up(writer, example):\n"
         "    append(writer, example)\n"
         "    if writer._written == 1000:\n"
         "        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
-        "data.parts.PartWriter._append = fill_up\n"
+        "data.preprocessing.shard_writer.PartWriter._append = fill_up\n"
         f"create_tfrecords({settings!r})\n"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True)
@@ -647,9 +648,9 @@ def test_texts_may_stand_under_another_key(tmp_path, tokenizer, encoder_path):
 def test_a_long_text_is_shared_among_processes_and_stays_one_document(
     tmp_path, tokenizer, encoder_path, monkeypatch, flags
 ):
-    monkeypatch.setattr(data.tokenizer, "PIECE_CHARACTERS", 1000)
-    monkeypatch.setattr(data.routing, "LONGEST_BYTES", 5000)
-    monkeypatch.setattr(data.documents, "_PART_BYTES", 1501)
+    monkeypatch.setattr(data.tokenization.tokenizer, "PIECE_CHARACTERS", 1000)
+    monkeypatch.setattr(data.preprocessing.splits, "LONGEST_BYTES", 5000)
+    monkeypatch.setattr(data.text.documents, "_PART_BYTES", 1501)
     text = "token stream schöne\nWelt " * 1000
     (tmp_path / "texts").mkdir()
     for name in ("a.txt", "b.txt"):
@@ -701,7 +702,7 @@ def test_shares_and_numbers_that_cannot_be_are_told(tmp_path, encoder_path, valu
 def test_an_output_dir_that_is_a_file_is_told_before_anything_is_read(tmp_path, encoder_path, monkeypatch):
     write_lines(tmp_path / "texts", ["token"], files=1)
     (tmp_path / "out").touch()
-    monkeypatch.setattr(data.routing, "read_documents", lambda *file: pytest.fail("read"))
+    monkeypatch.setattr(data.preprocessing.splits, "read_documents", lambda *file: pytest.fail("read"))
     with pytest.raises(DataError, match=f"{tmp_path}/out: cannot be written "):
         create_tfrecords(settings_for(tmp_path, encoder_path))
 

@@ -19,10 +19,10 @@ import pytest
 
 import inputs
 from configs.errors import DataError
-from data.inspection import inspect_dataset
-from data.reading import RecordRules, Records, parse_records, read_once
-from data.shards import Shard, count_in_name, list_shards
-from data.tfrecords import read_examples, serialize_example
+from data.check.scan import inspect_dataset
+from data.loading.reader import RecordRules, Records, parse_records, read_once
+from data.tfrecord.records import read_examples, serialize_example
+from data.tfrecord.shards import Shard, count_in_name, list_shards
 from tests.data.damage import DAMAGES, EOS_ID, N_CTX, N_VOCAB, Expected, write_damaged, write_good
 from tests.test_inputs import run_config, use_of
 

@@ -13,7 +13,7 @@ import pytest
 
 import data.train_tokenizer
 from configs.errors import DataError
-from data.tokenizer import load_tokenizer
+from data.tokenization.tokenizer import load_tokenizer
 from data.train_tokenizer import FILE_NAME, Settings, main, train_byte_level_bpe, train_tokenizer
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -20,7 +20,7 @@ from models.kernels import activations as kernels
 from models.kernels.compile import compiled
 from models.ops.activations import bias_add, uniform_scalar
 from models.ops.dropout import Noise
-from runtime.mesh import Placement, place
+from runtime.mesh.placement import Placement, place
 from tests import tiny
 from tests.models.reference_activations import ACTIVATIONS as REFERENCES
 

@@ -8,7 +8,7 @@ import pytest
 from meshtf import mtf, tf
 from models.ops.attention import AttentionRule, merged_attention, softmax_attention
 from models.ops.dropout import Noise, dropout
-from runtime.mesh import Placement, place
+from runtime.mesh.placement import Placement, place
 from tests import tiny
 from tests.models import reference_attention as reference
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from configs.schema import MoeParams
 from meshtf import tf
 from models.kernels import beams as kernels
-from runtime.beams import BeamAnswer, BeamWriter
-from runtime.mesh import place
+from runtime.generation.beam_search import BeamAnswer, BeamWriter
+from runtime.mesh.placement import place
 from tests import tiny
 from tests.models import reference
 

@@ -11,7 +11,7 @@ from meshtf import mtf, tf
 from models import gpt2
 from models.context import Context
 from models.dims import Dims
-from runtime.mesh import place
+from runtime.mesh.placement import place
 from tests import tiny
 from tests.models.decoding import cached_logits
 

@@ -13,7 +13,7 @@ from meshtf import mtf, tf
 from models import losses
 from models.kernels import entmax as kernels
 from models.kernels.sampling import SamplingRule
-from runtime.mesh import place
+from runtime.mesh.placement import place
 from tests import tiny
 from tests.models import reference_sampling
 from tests.models.reference_sampling import Rows, assert_drawn_with

@@ -16,7 +16,7 @@ from models.context import Context
 from models.dims import Dims
 from models.ops.dropout import Noise
 from models.variables import SlicedVariable
-from runtime.mesh import place
+from runtime.mesh.placement import place
 from tests import tiny
 from tests.models import reference
 

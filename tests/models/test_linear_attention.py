@@ -17,7 +17,7 @@ from models.ops.linear_attention import (
     linear_attention_step,
     linear_state,
 )
-from runtime.mesh import Placement, place
+from runtime.mesh.placement import Placement, place
 from tests import tiny
 from tests.models import reference_attention as reference
 

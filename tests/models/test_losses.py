@@ -9,7 +9,7 @@ import pytest
 
 from meshtf import mtf
 from models import losses
-from runtime.mesh import place
+from runtime.mesh.placement import place
 from tests import tiny
 from tests.models import reference
 

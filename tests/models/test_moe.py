@@ -20,7 +20,7 @@ from models.kernels import routing as kernels
 from models.kernels.routing import RoutingRule
 from models.moe import MoeOutput, claims_of_tokens, mixture_of_experts, routing_rule
 from models.ops.dropout import Noise
-from runtime.mesh import Placement, place
+from runtime.mesh.placement import Placement, place
 from tests import tiny
 from tests.models import reference_moe as reference
 from tests.models.reference_moe import Weights

@@ -14,7 +14,7 @@ from models.ops.embedding import embedding_lookup
 from models.ops.gradients import global_norm
 from models.ops.mesh_operation import relabel
 from models.ops.norms import layer_norm
-from runtime.mesh import Placement, place
+from runtime.mesh.placement import Placement, place
 from tests import tiny
 from tests.models import reference
 

@@ -15,7 +15,7 @@ from meshtf import mtf, tf
 from models.kernels import noise, sampling
 from models.kernels.sampling import MAX_TOP, SamplingRule
 from models.ops.sampling import RowRules, choose
-from runtime.mesh import place
+from runtime.mesh.placement import place
 from tests import tiny
 from tests.models import reference_sampling as reference
 from tests.models.reference_sampling import EOS, Rows, Text, assert_drawn_with

@@ -23,14 +23,14 @@ import numpy as np
 from configs.errors import UserError
 from configs.schema import MoeParams, RunConfig
 from meshtf import mtf
-from runtime.checkpoints import CheckpointWriter, Writers, latest_checkpoint, restore
-from runtime.cluster import Cluster
-from runtime.graph import build_train_step
-from runtime.interrupts import StopRequest
-from runtime.loop import TrainingPosition
-from runtime.meeting import Membership, joined
-from runtime.mesh import Placement
-from runtime.spmd import place_process
+from runtime.checkpoint.checkpoints import CheckpointWriter, Writers, latest_checkpoint, restore
+from runtime.cluster.rendezvous import Membership, joined
+from runtime.cluster.spec import Cluster
+from runtime.mesh.multi_process import place_process
+from runtime.mesh.placement import Placement
+from runtime.training.loop import TrainingPosition
+from runtime.training.signals import StopRequest
+from runtime.training.steps import build_train_step
 from tests import tiny
 
 MIXTURE = MoeParams(moe_num_experts=4, moe_hidden_size=24, moe_gating="top_2", moe_group_size=16)

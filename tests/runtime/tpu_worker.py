@@ -18,14 +18,14 @@ import numpy as np
 from configs.errors import UserError
 from meshtf import tf
 from models.variables import SlicedVariable
-from runtime.checkpoints import CheckpointWriter, Writers, latest_checkpoint, restore
-from runtime.cluster import Cluster
-from runtime.loop import TrainingPosition
-from runtime.meeting import Membership, joined
-from runtime.mesh import DeviceMesh
-from runtime.spmd import FIRST_GROUP_KEY, Collectives, Group, ProcessPlacement, place_process
-from runtime.tpu_mesh import Numbers, Replica, ReplicaPlacement
-from runtime.tpu_step import take_steps
+from runtime.checkpoint.checkpoints import CheckpointWriter, Writers, latest_checkpoint, restore
+from runtime.cluster.rendezvous import Membership, joined
+from runtime.cluster.spec import Cluster
+from runtime.mesh.multi_process import FIRST_GROUP_KEY, Collectives, Group, ProcessPlacement, place_process
+from runtime.mesh.placement import DeviceMesh
+from runtime.mesh.tpu_mesh import Numbers, Replica, ReplicaPlacement
+from runtime.training.loop import TrainingPosition
+from runtime.training.tpu_steps import take_steps
 from tests import tiny
 from tests.runtime.spmd_worker import CASES, MATRIX, moved, own_inputs
 
@@ -40,18 +40,18 @@ class ProcessExchange:
         self._collectives = collectives
 
     def cross_replica_sum(self, x: tf.Tensor, groups: Numbers) -> tf.Tensor:
-        """See `runtime.tpu_mesh.Exchange`."""
+        """See `runtime.mesh.tpu_mesh.Exchange`."""
         return self._collectives.reduce(x, _group(self._members(groups)), "Add")
 
     def all_to_all(self, x: tf.Tensor, groups: Numbers, split_dimension: int, concat_dimension: int) -> tf.Tensor:
-        """See `runtime.tpu_mesh.Exchange`."""
+        """See `runtime.mesh.tpu_mesh.Exchange`."""
         members = self._members(groups)
         slices = tf.unstack(self._collectives.gather(x, _group(members), members))
         own = members.index(self._own)
         return tf.concat([tf.split(part, len(members), split_dimension)[own] for part in slices], concat_dimension)
 
     def collective_permute(self, x: tf.Tensor, pairs: Numbers) -> tf.Tensor:
-        """See `runtime.tpu_mesh.Exchange`."""
+        """See `runtime.mesh.tpu_mesh.Exchange`."""
         everyone = sorted({number for pair in pairs for number in pair})
         if self._own not in everyone:
             return tf.zeros_like(x)

@@ -10,10 +10,10 @@ import numpy as np
 from configs.schema import MeshConfig, RunConfig
 from meshtf import tf
 from models.variables import SlicedVariable
-from runtime.mesh import DeviceMesh
-from runtime.tpu import Tpu
-from runtime.tpu_mesh import PackedStore, TpuPlacement, place_on_tpu
-from runtime.tpu_step import TrainTurn, build_train_turn
+from runtime.mesh.placement import DeviceMesh
+from runtime.mesh.tpu_discovery import Tpu
+from runtime.mesh.tpu_mesh import PackedStore, TpuPlacement, place_on_tpu
+from runtime.training.tpu_steps import TrainTurn, build_train_turn
 
 # Chips along two sides of a torus.
 SLICES = {"v3-8": (2, 2), "v3-32": (4, 4), "v3-256": (8, 16)}

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from configs.load import load_config
-from data.tokenizer import Tokenizer, load_tokenizer
-from runtime.checkpoints import latest_checkpoint
-from runtime.weights import checkpoint_weights
+from data.tokenization.tokenizer import Tokenizer, load_tokenizer
+from runtime.checkpoint.checkpoints import latest_checkpoint
+from runtime.checkpoint.weight_sources import checkpoint_weights
 from tests import program
 from tests.models import reference
 from tests.serving.servers import Server, running

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from data.tokenizer import Tokenizer
-from runtime.engine import Job, Piece
+from data.tokenization.tokenizer import Tokenizer
+from runtime.generation.engine import Job, Piece
 from serving.app import serve
 from serving.model import ServedModel
 from serving.settings import ServingSettings, key_from_environment

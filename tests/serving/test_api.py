@@ -12,7 +12,7 @@ import httpx2
 import openai
 import pytest
 
-from runtime.requests import sample_seed
+from runtime.generation.requests import sample_seed
 from tests.serving.scripted import EOS_ID, byte_tokenizer, log_prob, top_of
 from tests.serving.servers import Server, scripted
 

@@ -8,7 +8,7 @@ import numpy as np
 import openai
 import pytest
 
-from serving.choices import token_name
+from serving.response import token_name
 from tests import program
 from tests.serving.load import Known, ask_alone, differs, load, requests
 from tests.serving.projects import SIZE, Project

@@ -20,12 +20,12 @@ from pymongo import MongoClient
 from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
-from tracking.endings import Patience
-from tracking.provenance import Provenance
-from tracking.recorder import About
+from tracking.record.provenance import Provenance
+from tracking.record.recorder import About
+from tracking.record.store import Run, find_run, list_runs
 from tracking.session import Plan, record_and_supervise
-from tracking.store import Run, find_run, list_runs
-from tracking.supervisor import Orders
+from tracking.supervise.exit_policy import Patience
+from tracking.supervise.supervisor import Orders
 
 TRAINER = Path(__file__).with_name("trainer.py")
 QUICK = Patience(first_step_seconds=20.0, step_seconds=20.0, grace_seconds=5.0, pause_seconds=0.01)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tracking.store import Run, find_run
+from tracking.record.store import Run, find_run
 
 ENTRY: dict[str, Any] = {
     "experiment": {

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tracking.mongo import find_url
+from tracking.mongodb.upload import find_url
 
 REPOSITORY = Path(__file__).parents[2]
 TEXT = (REPOSITORY / "docker-compose.yml").read_text(encoding="utf-8")

@@ -17,9 +17,9 @@ import pytest
 
 from configs.errors import UserError
 from tests.tracking.experiments import INTERRUPT, Done, Experiments, meanwhile, run_many_at_once, signal_self, until
-from tracking import recorder
-from tracking.endings import Patience
-from tracking.store import Series, series_of
+from tracking.record import recorder
+from tracking.record.store import Series, series_of
+from tracking.supervise.exit_policy import Patience
 
 
 @pytest.fixture

@@ -1,0 +1,27 @@
+"""The model for other programs."""
+
+from __future__ import annotations
+
+from commands.console import say
+from commands.options import Options
+from commands.run_data import trained_tokenizer
+from commands.trained_weights import newest_checkpoint
+from configs.schema import RunConfig
+from runtime.checkpoint.export import export_saved_model, write_huggingface_folder
+from runtime.checkpoint.init_from import find_weights
+from runtime.run import directory as run_directory
+
+
+def export(config: RunConfig, options: Options) -> int:
+    """Writes the model for other programs: TensorFlow's SavedModel, or a folder of Hugging Face's."""
+    path = newest_checkpoint(config) if options.init_from is None else options.init_from
+    tokenizer = trained_tokenizer(config, options.init_from)
+    if options.init_from is None:
+        run_directory.check_settings(config, tokenizer and tokenizer.to_json())
+    weights, directory = find_weights(path), options.export.directory
+    if options.export.format == "hf":
+        write_huggingface_folder(directory, config, weights, tokenizer and tokenizer.to_json())
+    else:
+        export_saved_model(directory, config, weights)
+    say(f"{path} is written to {directory}")
+    return 0

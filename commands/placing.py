@@ -1,0 +1,32 @@
+"""Where a run is computed, and which programs are built for that place."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from commands.console import say
+from commands.options import Options
+from configs.schema import RunConfig
+from runtime.cluster.process_group import Team
+from runtime.mesh.multi_process import place_process
+from runtime.mesh.placement import Placement, choose_devices, place
+from runtime.mesh.tpu_discovery import find_tpu
+from runtime.mesh.tpu_mesh import TpuPlacement, place_on_tpu
+from runtime.training import steps, tpu_steps
+
+
+def place_run(config: RunConfig, options: Options, team: Team) -> Placement:
+    """The devices that the command line names, or that are there, as the mesh of the config."""
+    if options.tpu is not None:
+        placement = place_on_tpu(config.mesh, find_tpu(options.tpu))
+    elif team.device is None:
+        placement = place(config.mesh, choose_devices(options.gpu_ids, options.n_cpu_devices))
+    else:
+        placement = place_process(config.mesh, team.index, team.size, team.device)
+    say(f"mesh: {placement.describe()}")
+    return placement
+
+
+def programs_for(placement: Placement) -> ModuleType:
+    """Where the programs for a placement are built."""
+    return tpu_steps if isinstance(placement, TpuPlacement) else steps

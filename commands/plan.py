@@ -1,0 +1,66 @@
+"""What a step costs before it runs, and the layout that should cost least."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import posixpath
+
+from commands.console import say
+from commands.options import Choice, Options
+from configs.errors import ConfigError
+from configs.layout import format_layout, format_mesh_shape
+from configs.schema import MeshConfig, RunConfig
+from meshtf import tf
+from runtime.cluster.spec import find_cluster
+from runtime.mesh.placement import choose_devices
+from runtime.planning.auto_layout import MACHINES, Machine, auto_layout, auto_layout_and_mesh_shape, machine_of
+from runtime.planning.diagram import draw_plan
+from runtime.planning.dry_run import dry_placement
+from runtime.planning.plan import format_plan, make_plan
+from runtime.run import directory as run_directory
+
+
+def _planned_devices(config: RunConfig, options: Options) -> tuple[int, Machine]:
+    """How many devices a plan is for, and what one can do: those of mesh_shape, which need not be there, or those
+    that are.
+    """
+    cluster = find_cluster(options.hosts, options.host_index)
+    devices = choose_devices(options.gpu_ids, options.n_cpu_devices)
+    if cluster is not None:
+        devices = devices[:1] * cluster.size
+    n_devices = math.prod(size for _, size in config.mesh.mesh_shape or (("all", len(devices)),))
+    return n_devices, machine_of(devices) if n_devices == len(devices) else MACHINES["TPU"]
+
+
+def plan(config: RunConfig, options: Options) -> int:
+    """Tells what a training step costs on the mesh of the config, whether its devices are there or not."""
+    n_devices, _ = _planned_devices(config, options)
+    planned = make_plan(config, dry_placement(config.mesh, n_devices))
+    say(format_plan(planned))
+    path = posixpath.join(config.model_path, run_directory.PLAN_PICTURE)
+    tf.io.gfile.makedirs(config.model_path)
+    draw_plan(planned, path)
+    say(f"drawn in {path}")
+    return 0
+
+
+def with_chosen_layout(config: RunConfig, options: Options, choice: Choice) -> RunConfig:
+    """The config with the layout, and the mesh if it may change, that should train fastest.
+
+    Raises:
+      UserError: there is no mesh to lay it over, or no layout fits into memory.
+    """
+    n_devices, machine = _planned_devices(config, options)
+    if choice.may_change_mesh:
+        mesh_shape, layout = auto_layout_and_mesh_shape(config, n_devices, machine)
+    elif config.mesh.mesh_shape is None:
+        raise ConfigError(
+            "--auto_layout -- the config has no mesh_shape -- give one, such as --set mesh_shape=x:4,y:2, or "
+            "--auto_layout_and_mesh_shape"
+        )
+    else:
+        mesh_shape = config.mesh.mesh_shape
+        layout = auto_layout(config, mesh_shape, machine)
+    say(f'"mesh_shape": "{format_mesh_shape(mesh_shape)}", "layout": "{format_layout(layout)}"')
+    return dataclasses.replace(config, mesh=MeshConfig(mesh_shape=mesh_shape, layout=layout))

@@ -1,0 +1,381 @@
+"""Reading the documents in source files: one after another, never all at once.
+
+A plain text file is one document, a line of a JSON Lines file is one, and each member of an archive is read by its own
+name. What compresses a file stands at the end of its name: `a.txt.gz` and `a.gz` are one document each, `a.jsonl.gz` is
+one a line. The archives of lm_dataformat are read as it wrote them (`.dat.zst`, `.json.zst`), whatever its own reader
+makes of them: a file that is cut off is an error, not the end.
+"""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import hashlib
+import io
+import json
+import lzma
+import re
+import shutil
+import sys
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import BinaryIO, TextIO
+
+import zstandard
+
+from data.text.files import SourceFile, cannot_read, open_source
+
+_DAMAGED = (
+    OSError,
+    EOFError,
+    ValueError,
+    RuntimeError,  # a zip file with a password, or of an unknown compression
+    lzma.LZMAError,
+    zlib.error,
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zstandard.ZstdError,
+)
+
+
+@dataclass(frozen=True)
+class Document:
+    """A document, or what keeps it from being one.
+
+    Attributes:
+        identity: relative path of its file, and its place there: the same on every machine.
+        text: its text, exactly as in the file; None if it cannot be read.
+        problem: why it cannot be read; None if it can.
+        long_text: its text where it is longer than was asked for; `text` is then None.
+    """
+
+    identity: str
+    text: str | None
+    problem: str | None = None
+    long_text: LongText | None = None
+
+
+@dataclass(frozen=True)
+class LongText:
+    """A text that is not held in memory but in a file, which goes away with this object.
+
+    Attributes:
+        file: the UTF-8 of the text.
+        digest: of it, as of any text; see `fingerprint`.
+    """
+
+    file: BinaryIO
+    digest: bytes
+
+    def parts(self) -> Iterator[str]:
+        """Yields the text in parts of a few MB."""
+        self.file.seek(0)
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        while content := self.file.read(_PART_BYTES):
+            yield decoder.decode(content)
+
+
+def fingerprint(text: str) -> bytes:
+    """Returns a hash of a text, [16] bytes: among 10^12 texts the chance that two share one is below 10^-14."""
+    return _fingerprint_of(text.encode("utf-8", "surrogateescape")).digest()
+
+
+def _fingerprint_of(content: bytes) -> hashlib.blake2b:
+    return hashlib.blake2b(content, digest_size=16)
+
+
+_PART_BYTES = 1 << 22
+
+
+def read_all_documents(files: Iterable[SourceFile], text_key: str = "text") -> Iterator[Document]:
+    """Yields the documents of several files, in their order.
+
+    Raises:
+        DataError: as `read_documents`.
+    """
+    for file in files:
+        yield from read_documents(file, text_key)
+
+
+def read_documents(file: SourceFile, text_key: str = "text", longest_bytes: int = sys.maxsize) -> Iterator[Document]:
+    """Yields the documents of one file; one that is not UTF-8 or not JSON comes with its problem in place of its text.
+
+    Args:
+        file: the file to read.
+        text_key: the key of a JSON Lines object that holds the text (a string, or a list of paragraphs).
+        longest_bytes: plain text of more is not held in memory.
+
+    Raises:
+        DataError: the file itself cannot be opened, or its compression or archive is damaged.
+    """
+    try:
+        with open_source(file.path) as stream:
+            yield from _read_stream(stream, _Place(file.relative, file.relative, text_key, longest_bytes))
+    except _DAMAGED as error:
+        raise cannot_read(file.path, error) from None
+
+
+def explain(document: Document) -> str:
+    """Says in a line that can be printed anywhere why a document cannot be read."""
+    # The name of a file need not be UTF-8.
+    return f"{document.identity}: {document.problem}".encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def share_below(identity: str) -> float:
+    """Maps a document's identity evenly onto [0, 1), the same on every machine, to draw a fixed share of documents."""
+    digest = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where in a file reading has got to: what documents are called there, and the name that says how to read on."""
+
+    identity: str
+    kind: str
+    text_key: str
+    longest_bytes: int
+
+    def without(self, suffix: str) -> _Place:
+        return replace(self, kind=self.kind.removesuffix(suffix))
+
+    def member(self, name: str) -> _Place:
+        return replace(self, identity=f"{self.identity}/{name}", kind=name)
+
+
+Reading = Callable[[BinaryIO, _Place], Iterator[Document]]
+
+
+def _read_stream(stream: BinaryIO, place: _Place) -> Iterator[Document]:
+    for suffix, read in _READERS.items():
+        if place.kind.endswith(suffix):
+            yield from read(stream, place)
+            return
+    yield _read_text(stream, place)
+
+
+def _read_text(stream: BinaryIO, place: _Place) -> Document:
+    head = bytearray()
+    while len(head) <= place.longest_bytes:
+        part = stream.read(1 << 20)
+        if not part:
+            return _document(place.identity, head)
+        head += part
+    file = tempfile.TemporaryFile()  # noqa: SIM115 (closed when the document is no longer needed)
+    file.write(head)
+    shutil.copyfileobj(stream, file)
+    return _check_long(place.identity, file)
+
+
+def _check_long(identity: str, file: BinaryIO) -> Document:
+    decoder, digest, length = codecs.getincrementaldecoder("utf-8")(), _fingerprint_of(b""), 0
+    file.seek(0)
+    while content := file.read(_PART_BYTES):
+        undecoded = len(decoder.getstate()[0])  # of a character that begins in the part before
+        try:
+            decoder.decode(content)
+        except UnicodeDecodeError as error:
+            return Document(identity, None, f"not UTF-8 at byte {length - undecoded + error.start}")
+        digest.update(content)
+        length += len(content)
+    if undecoded := len(decoder.getstate()[0]):
+        return Document(identity, None, f"not UTF-8 at byte {length - undecoded}")
+    return Document(identity, None, long_text=LongText(file, digest.digest()))
+
+
+def _read_json_lines(stream: BinaryIO, place: _Place) -> Iterator[Document]:
+    for number, line in enumerate(stream, start=1):
+        if line.strip():
+            yield _parse_line(line, f"{place.identity}:{number}", place.text_key)
+
+
+def _parse_line(line: bytes, identity: str, text_key: str) -> Document:
+    try:
+        value = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return Document(identity, None, _not_utf8(error))
+    except (ValueError, RecursionError) as error:  # the second: of lists in lists in lists
+        return Document(identity, None, f"not JSON: {error}")
+    return _document_of_value(value, identity, text_key)
+
+
+def _document_of_value(value: object, identity: str, text_key: str) -> Document:
+    text = value.get(text_key) if isinstance(value, dict) else value
+    if isinstance(text, list) and all(isinstance(paragraph, str) for paragraph in text):
+        text = "\n\n".join(text)  # lm_dataformat's reading of a list
+    if not isinstance(text, str):
+        return Document(identity, None, f"no text under the key {text_key!r}")
+    return _check_encodable(identity, text)
+
+
+def _check_encodable(identity: str, text: str) -> Document:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:  # JSON can escape half of a surrogate pair, which is no text
+        return Document(identity, None, f"half a surrogate pair at character {error.start}")
+    return Document(identity, text)
+
+
+def _document(identity: str, content: bytes | bytearray) -> Document:
+    try:
+        return Document(identity, content.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return Document(identity, None, _not_utf8(error))
+
+
+def _not_utf8(error: UnicodeDecodeError) -> str:
+    return f"not UTF-8 at byte {error.start}"
+
+
+def _read_tar(stream: BinaryIO, place: _Place) -> Iterator[Document]:
+    with tarfile.open(fileobj=stream, mode="r|") as archive:
+        for member in archive:
+            if member.isfile():
+                yield from _read_stream(archive.extractfile(member), place.member(member.name))
+
+
+def _read_zip(stream: BinaryIO, place: _Place) -> Iterator[Document]:
+    with _seekable(stream) as whole, zipfile.ZipFile(whole) as archive:
+        for member in archive.infolist():
+            if not member.is_dir():
+                with archive.open(member) as content:
+                    yield from _read_stream(content, place.member(member.filename))
+
+
+def _seekable(stream: BinaryIO) -> BinaryIO:
+    with suppress(AttributeError):  # a member of an archive that is read as a stream cannot even say so
+        if stream.seekable():
+            return stream
+    copy = tempfile.TemporaryFile()  # noqa: SIM115 (closed by who reads it)
+    shutil.copyfileobj(stream, copy)
+    copy.seek(0)
+    return copy
+
+
+def _decompressed(open_stream: Callable[[BinaryIO], BinaryIO], suffix: str, read_on: Reading = _read_stream) -> Reading:
+    def read(stream: BinaryIO, place: _Place) -> Iterator[Document]:
+        with open_stream(stream) as content:
+            yield from read_on(content, place.without(suffix))
+
+    return read
+
+
+def _read_json(stream: BinaryIO, place: _Place) -> Iterator[Document]:
+    """Reads one array of texts, as lm_dataformat writes, or JSON Lines under this name, as C4 has them."""
+    content = io.BufferedReader(stream)
+    if not content.peek(1 << 12).lstrip().startswith(b"["):
+        yield from _read_json_lines(content, place)
+        return
+    for number, value in enumerate(_array_elements(io.TextIOWrapper(content, encoding="utf-8", newline=""))):
+        yield _document_of_value(value, f"{place.identity}:{number}", place.text_key)
+
+
+_BETWEEN_ELEMENTS = re.compile(r"[\s,]*")
+_MOST_CHARACTERS = 1 << 30  # of an element: what is longer is not a text but a damaged file
+
+
+def _array_elements(text: TextIO) -> Iterator[object]:
+    """Yields the elements of a JSON array one by one, holding little more than one."""
+    decoder, buffer, at = json.JSONDecoder(), text.read(1 << 16), 0
+    at = buffer.index("[") + 1
+    while True:
+        at = _BETWEEN_ELEMENTS.match(buffer, at).end()
+        if buffer.startswith("]", at):
+            return
+        try:
+            value, end = decoder.raw_decode(buffer, at)
+        except ValueError:
+            end = len(buffer)
+        if end < len(buffer):  # else it may go on
+            yield value
+            at = end
+            continue
+        more = text.read(max(1 << 16, len(buffer) - at))
+        if not more or len(buffer) - at > _MOST_CHARACTERS:
+            raise ValueError(f"not JSON, or cut off, in the element that begins with {buffer[at : at + 40]!r}")
+        buffer, at = buffer[at:] + more, 0
+
+
+def _read_dat(stream: BinaryIO, place: _Place) -> Iterator[Document]:
+    """Reads lm_dataformat's `DatArchive`: before every text its length in bytes, as 16 digits."""
+    number = 0
+    while head := stream.read(16):
+        if not re.fullmatch(rb"[0-9]{16}", head):
+            raise ValueError(f"no length of a text before text {number}")
+        yield _document(f"{place.identity}:{number}", _read_exactly(stream, int(head)))
+        number += 1
+
+
+def _read_exactly(stream: BinaryIO, length: int) -> bytes:
+    content = bytearray()
+    while len(content) < length:
+        part = stream.read(min(length - len(content), 1 << 20))  # a damaged length must not reserve all memory
+        if not part:
+            raise EOFError("it ends in the middle of a text")
+        content += part
+    return bytes(content)
+
+
+def _read_xz(stream: BinaryIO, place: _Place) -> Iterator[Document]:
+    with io.BufferedReader(lzma.open(stream)) as content:
+        # OpenWebText's `*_data.xz` are tar archives although their names do not say so.
+        is_tar = content.peek(512)[257:262] == b"ustar"
+        read = _read_tar if is_tar else _read_stream
+        yield from read(content, place.without(".xz"))
+
+
+def _open_zstandard(stream: BinaryIO) -> BinaryIO:
+    return io.BufferedReader(_ZstandardFrames(stream))
+
+
+class _ZstandardFrames(io.RawIOBase):
+    """Decompresses all frames of a file; zstandard's own stream reader takes a file that is cut off for a whole one."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._frame = None
+        self._compressed = b""
+        self._text = memoryview(b"")  # slices of it copy nothing
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        while not self._text and self._advance():
+            pass
+        count = min(len(buffer), len(self._text))
+        buffer[:count] = self._text[:count]
+        self._text = self._text[count:]
+        return count
+
+    def _advance(self) -> bool:
+        compressed = self._compressed or self._stream.read(1 << 12)  # little: it can become 30,000 times as much
+        if not compressed:
+            if self._frame:
+                raise EOFError("it ends in the middle of a zstandard frame")
+            return False
+        self._frame = self._frame or zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
+        self._text = memoryview(self._frame.decompress(compressed))
+        self._compressed = self._frame.unused_data if self._frame.eof else b""
+        if self._frame.eof:
+            self._frame = None
+        return True
+
+
+_READERS: dict[str, Reading] = {
+    ".json.zst": _decompressed(_open_zstandard, ".json.zst", _read_json),
+    ".json.gz": _decompressed(gzip.open, ".json.gz", _read_json),
+    ".dat.zst": _decompressed(_open_zstandard, ".dat.zst", _read_dat),
+    ".zst": _decompressed(_open_zstandard, ".zst"),
+    ".tgz": _decompressed(gzip.open, ".tgz", _read_tar),
+    ".gz": _decompressed(gzip.open, ".gz"),
+    ".xz": _read_xz,
+    ".jsonl": _read_json_lines,
+    ".tar": _read_tar,
+    ".zip": _read_zip,
+}

@@ -1,0 +1,229 @@
+"""The one place that knows how token ids lie in a tfrecord file: writing, parsing in a graph, and reading on the host.
+
+A record is a `tf.train.Example` with one int64 feature, `text`; the file is not compressed; its name ends in the number
+of its records. Source: GPT-Neo, kept for its data sets. Paths may be local or `gs://`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+
+from configs.errors import DataError
+from data.tfrecord.framing import Frame, walk_frames
+from meshtf import RecordReader, tf
+from storage.local_files import cannot_write
+
+FEATURE = "text"
+SUFFIX = ".tfrecords"
+PARTIAL = ".partial"
+
+
+def write_examples(path: str, examples: Iterable[Sequence[int] | np.ndarray]) -> int:
+    """Writes one record per example, beside `path` first, so that `path` only ever names a finished file.
+
+    Args:
+        path: the file to write; an existing one is replaced.
+        examples: token ids, [n_ctx + 1] each.
+
+    Returns:
+        The number of examples written.
+
+    Raises:
+        DataError: the place cannot be written to.
+    """
+    partial = path + PARTIAL
+    with writing_to(path):
+        count = _write_partial(partial, examples)
+        tf.io.gfile.rename(partial, path, overwrite=True)
+    return count
+
+
+def write_shards(directory: str, name: str, examples: Iterable[np.ndarray], examples_per_file: int) -> list[str]:
+    """Writes examples to files named `{name}_{number of the file}_0_{number of its examples}.tfrecords`.
+
+    The 0 is GPT-Neo's number of a process: one process writes here, however many prepare the examples.
+
+    Args:
+        directory: where to write; it is made if it is missing.
+        name: what the names begin with.
+        examples: token ids, [n_ctx + 1] each; none gives no file.
+        examples_per_file: examples in each file but the last.
+
+    Returns:
+        The paths, in order.
+
+    Raises:
+        DataError: the directory cannot be written to.
+    """
+    with writing_to(directory):
+        tf.io.gfile.makedirs(directory)
+        paths = []
+        stream = iter(examples)
+        while (first := next(stream, None)) is not None:
+            start = f"{directory}/{name}_{len(paths)}_0"
+            here = itertools.chain([first], itertools.islice(stream, examples_per_file - 1))
+            count = _write_partial(start + PARTIAL, here)
+            paths.append(f"{start}_{count}{SUFFIX}")
+            tf.io.gfile.rename(start + PARTIAL, paths[-1], overwrite=True)
+    return paths
+
+
+def find_shards(directory: str, name: str) -> list[str]:
+    """Returns the paths that `write_shards` has written for a name, and no other name's."""
+    if not tf.io.gfile.isdir(directory):
+        return []
+    pattern = re.compile(rf"{re.escape(name)}_\d+_\d+_\d+{re.escape(SUFFIX)}")
+    return [f"{directory}/{file}" for file in sorted(tf.io.gfile.listdir(directory)) if pattern.fullmatch(file)]
+
+
+@contextmanager
+def side_folder(directory: str, name: str) -> Iterator[str]:
+    """Gives an empty folder in which to write the files of a name, and removes it at the end, whatever happens.
+
+    What a killed run has left there is removed first.
+
+    Raises:
+        DataError: the directory cannot be written to.
+    """
+    folder = f"{directory}/.{name}{PARTIAL}"
+    with writing_to(directory):
+        _remove_folder(folder)
+        tf.io.gfile.makedirs(folder)
+    try:
+        yield folder
+    finally:
+        with writing_to(directory):
+            _remove_folder(folder)
+
+
+def _remove_folder(folder: str) -> None:
+    if tf.io.gfile.exists(folder):
+        tf.io.gfile.rmtree(folder)
+
+
+@contextmanager
+def writing_to(place: str) -> Iterator[None]:
+    """Turns TensorFlow's errors into one that names the place.
+
+    Raises:
+        DataError: something could not be written.
+    """
+    try:
+        yield
+    except tf.errors.OpError as error:
+        raise cannot_write(place, error.message.splitlines()[0]) from None
+
+
+def _write_partial(path: str, examples: Iterable[Sequence[int] | np.ndarray]) -> int:
+    count = 0
+    try:
+        with tf.io.TFRecordWriter(path) as writer:
+            for example in examples:
+                writer.write(serialize_example(example))
+                count += 1
+    except BaseException:  # also Ctrl-C: what is half-written goes away with whatever stopped it
+        if tf.io.gfile.exists(path):
+            tf.io.gfile.remove(path)
+        raise
+    return count
+
+
+def serialize_example(ids: Sequence[int] | np.ndarray) -> bytes:
+    """Packs token ids, of any length, as the bytes of one record."""
+    values = tf.train.Int64List(value=np.asarray(ids, dtype=np.int64).tolist())
+    features = tf.train.Features(feature={FEATURE: tf.train.Feature(int64_list=values)})
+    return tf.train.Example(features=features).SerializeToString()
+
+
+def parse_example(serialized: tf.Tensor, length: int) -> tf.Tensor:
+    """Unpacks records inside a graph or a `tf.data` pipeline.
+
+    Args:
+        serialized: strings, [] or [batch].
+        length: ids that each record must hold, n_ctx + 1.
+
+    Returns:
+        int64 ids, [length] or [batch, length]. Running it on a record of another length or type is TensorFlow's
+        `InvalidArgumentError`; `read_examples` then finds the record and says what is wrong with it.
+    """
+    feature = tf.io.FixedLenFeature([length], tf.int64)
+    return tf.io.parse_example(serialized, {FEATURE: feature})[FEATURE]
+
+
+def read_examples(path: str) -> Iterator[np.ndarray]:
+    """Yields the int64 ids of each record, [length], reading on the host, in eager mode.
+
+    Raises:
+        DataError: the file cannot be read, ends in the middle of a record, is damaged, or a record is not GPT-Neo's.
+    """
+    for index, record in enumerate(read_records(path)):
+        yield decode_record(record, path, index)
+
+
+def read_records(path: str) -> Iterator[bytes]:
+    """Yields the bytes of each record.
+
+    Raises:
+        DataError: the file cannot be read, ends in the middle of a record, or is damaged.
+    """
+    count = 0
+    try:
+        reader = RecordReader(path)
+        for frame in walk_frames(path):
+            yield read_frame(reader, frame)
+            count += 1
+    except tf.errors.DataLossError:
+        raise damaged_record(path, count) from None
+    except tf.errors.OpError as error:
+        raise unreadable_file(path, error) from None
+
+
+def read_frame(reader: RecordReader, frame: Frame) -> bytes:
+    """Reads one record, or raises TensorFlow's `DataLossError`."""
+    if not frame.is_sound:  # never asked for: what its length says is taken at its word, and may be all of memory
+        raise tf.errors.DataLossError(None, None, "no sound record begins there")
+    return reader.read(frame.start)[0]
+
+
+def unreadable_file(path: str, error: tf.errors.OpError) -> DataError:
+    """Returns the error that says so."""
+    if isinstance(error, tf.errors.NotFoundError):
+        return DataError(f"{path}: no such file -- check the path")
+    reason = error.message.splitlines()[0]
+    return DataError(f"{path}: cannot be read ({reason}) -- check the path and who may read it")
+
+
+def damaged_record(path: str, index: int) -> DataError:
+    """Returns the error that names the record."""
+    return DataError(
+        f"{path}: record {index} is cut off or damaged -- copy the file again, or write it again with "
+        "data/create_tfrecords.py"
+    )
+
+
+def decode_record(record: bytes, path: str, index: int) -> np.ndarray:
+    """Unpacks one record on the host: int64 ids, [length].
+
+    Raises:
+        DataError: the record is not GPT-Neo's; `path` and `index` are named.
+    """
+    try:
+        feature = tf.train.Example.FromString(record).features.feature
+    except Exception as error:  # protobuf's own DecodeError is not reachable through TensorFlow's public names
+        raise DataError(f"{path}: record {index} is not a tf.train.Example ({error}) -- {_REWRITE}") from None
+    if FEATURE not in feature:
+        raise DataError(
+            f"{path}: record {index} has no feature {FEATURE!r}, only {sorted(feature) or 'none'} -- {_REWRITE}"
+        )
+    kind = feature[FEATURE].WhichOneof("kind")
+    if kind != "int64_list":
+        raise DataError(f"{path}: record {index}: feature {FEATURE!r} is {kind}, not int64_list -- {_REWRITE}")
+    return np.array(feature[FEATURE].int64_list.value, dtype=np.int64)
+
+
+_REWRITE = "write the file with data/create_tfrecords.py"

@@ -1,0 +1,334 @@
+"""Weights of GPT-Neo and GPT-2 in a folder of Hugging Face's, under the names of our variables, and back.
+
+One table, `tensors_of`, says which variables lie in which tensor; reading and writing both follow it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import os
+import re
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from safetensors import safe_open
+
+from configs.errors import CheckpointError, UserError
+from configs.huggingface import GPT_2, family_for, family_of, model_keys
+from configs.schema import ModelConfig, written_keys
+from configs.weights import config_beside, read_config
+from runtime.checkpoint.weight_sources import StoredTensor, Weights, finite, reading
+
+SAFETENSORS = "model.safetensors"
+PICKLE = "pytorch_model.bin"
+WEIGHT_FILES = (SAFETENSORS, f"{SAFETENSORS}.index.json", PICKLE, f"{PICKLE}.index.json")
+PREFIX = "transformer."
+FLOATING_POINT = ("F16", "BF16", "F32", "F64")  # as safetensors name them
+# The output layer under its two names; it is the token table, which it must equal.
+TIED = ("lm_head.weight", "lm_head.decoder.weight")
+MASKS = re.compile(r"h\.\d+\.attn\.(attention\.)?(bias|masked_bias)")  # constants, though kept as weights
+
+# The table.
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor of Hugging Face's.
+
+    Attributes:
+      name: without the prefix.
+      variables: ours in it, without `gpt2/`; several lie side by side along the last dimension.
+      dims: of each variable, a letter a dimension: V vocab, C n_ctx, E embd, F feed-forward.
+      is_transposed: whether the tensor is [out, in], as PyTorch's Linear keeps it; ours, and GPT-2's, are [in, out].
+    """
+
+    name: str
+    variables: tuple[str, ...]
+    dims: str
+    is_transposed: bool = False
+
+
+def _norm(theirs: str, ours: str) -> list[Tensor]:
+    return [Tensor(f"{theirs}.weight", (f"{ours}/g",), "E"), Tensor(f"{theirs}.bias", (f"{ours}/b",), "E")]
+
+
+def _gpt_2_attention(theirs: str, ours: str) -> list[Tensor]:
+    return [
+        Tensor(f"{theirs}.c_attn.weight", tuple(f"{ours}/{name}" for name in "qkv"), "EE"),
+        Tensor(f"{theirs}.c_attn.bias", tuple(f"{ours}/{name}_bias" for name in "qkv"), "E"),
+        Tensor(f"{theirs}.c_proj.weight", (f"{ours}/o",), "EE"),
+        Tensor(f"{theirs}.c_proj.bias", (f"{ours}/compute_output_bias/o_b",), "E"),
+    ]
+
+
+def _gpt_neo_attention(theirs: str, ours: str) -> list[Tensor]:
+    inner = f"{theirs}.attention"
+    return [
+        *(Tensor(f"{inner}.{name}_proj.weight", (f"{ours}/{name}",), "EE", is_transposed=True) for name in "qkv"),
+        Tensor(f"{inner}.out_proj.weight", (f"{ours}/o",), "EE", is_transposed=True),
+        Tensor(f"{inner}.out_proj.bias", (f"{ours}/compute_output_bias/o_b",), "E"),
+    ]
+
+
+def _feed_forward(theirs: str, ours: str, is_transposed: bool) -> list[Tensor]:
+    main = f"{ours}/conv1d_main"
+    return [
+        Tensor(f"{theirs}.c_fc.weight", (f"{main}/c_fc/kernel",), "EF", is_transposed),
+        Tensor(f"{theirs}.c_fc.bias", (f"{main}/c_fc/bias",), "F"),
+        Tensor(f"{theirs}.c_proj.weight", (f"{main}/c_proj/kernel",), "FE", is_transposed),
+        Tensor(f"{theirs}.c_proj.bias", (f"{main}/c_proj/bias",), "E"),
+    ]
+
+
+def tensors_of(model_type: str, n_layer: int) -> list[Tensor]:
+    """Every tensor of a model of Hugging Face's, GPT-Neo's or GPT-2's."""
+    is_gpt_2 = model_type == GPT_2.model_type
+    attention = _gpt_2_attention if is_gpt_2 else _gpt_neo_attention
+    tensors = [Tensor("wte.weight", ("wte",), "VE"), Tensor("wpe.weight", ("wpe",), "CE")]
+    for layer in range(n_layer):
+        theirs, ours = f"h.{layer}", f"h{layer}"
+        tensors += _norm(f"{theirs}.ln_1", f"{ours}/norm_1") + attention(f"{theirs}.attn", f"{ours}/attn")
+        tensors += _norm(f"{theirs}.ln_2", f"{ours}/norm_2")
+        tensors += _feed_forward(f"{theirs}.mlp", f"{ours}/mlp", is_transposed=not is_gpt_2)
+    return tensors + _norm("ln_f", "ln_f")
+
+
+def _shape(tensor: Tensor, keys: Mapping[str, Any]) -> tuple[int, ...]:
+    """The shape of one variable of the tensor, for the keys of a model config."""
+    sizes = {"V": keys["n_vocab"], "C": keys["n_ctx"], "E": keys["n_embd"], "F": 4 * keys["n_embd"]}
+    return tuple(sizes[dim] for dim in tensor.dims)
+
+
+def _their_shape(tensor: Tensor, keys: Mapping[str, Any]) -> tuple[int, ...]:
+    *rows, last = _shape(tensor, keys)
+    shape = (*rows, last * len(tensor.variables))
+    return shape[::-1] if tensor.is_transposed else shape
+
+
+# From their files to our variables.
+
+
+def is_huggingface_folder(path: str) -> bool:
+    """Whether a folder holds weights as Hugging Face's library writes them."""
+    return any(os.path.isfile(os.path.join(path, name)) for name in WEIGHT_FILES)
+
+
+def read_weights(folder: str) -> Weights:
+    """The variables of our model in a folder of Hugging Face's, under our names; nothing is read yet.
+
+    Raises:
+      ConfigError: its config.json describes a model that cannot be one of ours.
+      CheckpointError: a file is broken, or a tensor missing, unknown, given twice, of integers, or of another shape
+        than its config says; on reading, a tensor that holds NaN or infinity.
+    """
+    file = config_beside(folder)
+    hf_config = read_config(file)
+    keys, found = model_keys(hf_config, file), _find_tensors(folder)
+    weights: dict[str, StoredTensor] = {}
+    for tensor in tensors_of(family_of(hf_config, file).model_type, keys["n_layer"]):
+        if tensor.name not in found:
+            raise CheckpointError(
+                f"{folder} -- has no tensor {tensor.name} -- copy the folder again: its config.json describes a "
+                "model with it"
+            )
+        weights |= _split(tensor, found.pop(tensor.name), _shape(tensor, keys), _their_shape(tensor, keys))
+    _check_tied(found, weights["gpt2/wte"])
+    for stored in found.values():
+        raise CheckpointError(
+            f"{stored.place} -- is no tensor of the model that config.json describes -- give the config.json of "
+            "these weights, of a language model without another head"
+        )
+    return weights
+
+
+def _split(
+    tensor: Tensor, stored: StoredTensor, shape: tuple[int, ...], their_shape: tuple[int, ...]
+) -> dict[str, StoredTensor]:
+    """Our variables in a tensor of theirs."""
+    if stored.shape != their_shape:
+        raise CheckpointError(
+            f"{stored.place} -- is {list(stored.shape)} there and {list(their_shape)} by config.json -- give the "
+            "config.json of these weights"
+        )
+
+    def read(index: int) -> np.ndarray:
+        value = stored.read()
+        return np.split(value.T if tensor.is_transposed else value, len(tensor.variables), axis=-1)[index]
+
+    return {
+        f"gpt2/{name}": StoredTensor(stored.place, shape, lambda index=index: read(index))
+        for index, name in enumerate(tensor.variables)
+    }
+
+
+def _check_tied(found: dict[str, StoredTensor], token_table: StoredTensor) -> None:
+    """Takes the output layer out of what was found."""
+    for name in TIED:
+        output = found.pop(name, None)
+        if output and (output.shape != token_table.shape or not np.array_equal(output.read(), token_table.read())):
+            raise CheckpointError(
+                f"{output.place} -- differs from the token table -- give weights that tie the two: Neomesh's output "
+                "layer is the token table"
+            )
+
+
+def _find_tensors(folder: str) -> dict[str, StoredTensor]:
+    """Every tensor in the files of a folder that is a weight, by its name without the prefix."""
+    tensors: dict[str, StoredTensor] = {}
+    for file in _weight_files(folder):
+        opened = _open_safetensors(file) if file.endswith(".safetensors") else _open_pickle(file)
+        for full_name, stored in opened.items():
+            name = full_name.removeprefix(PREFIX)
+            if name in tensors:
+                raise CheckpointError(f"{stored.place} -- is given twice, as {tensors[name].place} too -- keep one")
+            tensors[name] = stored
+    return tensors
+
+
+def _is_weight(name: str) -> bool:
+    return not MASKS.fullmatch(name.removeprefix(PREFIX))
+
+
+def _check_dtype(place: str, dtype: str, is_floating_point: bool) -> None:
+    if not is_floating_point:
+        raise CheckpointError(f"{place} -- is of {dtype} -- give weights of floating-point numbers, not quantized")
+
+
+def _weight_files(folder: str) -> list[str]:
+    """The files with tensors; safetensors are preferred, as they are at Hugging Face's."""
+    name = next((name for name in WEIGHT_FILES if os.path.isfile(os.path.join(folder, name))), None)
+    if name is None:
+        raise CheckpointError(f"{folder} -- holds none of {', '.join(WEIGHT_FILES)} -- give a folder with weights")
+    path = os.path.join(folder, name)
+    if not name.endswith(".index.json"):
+        return [path]
+    with reading(path), open(path, encoding="utf-8") as file:
+        shards = _shards(json.load(file))
+    missing = next((shard for shard in shards if not os.path.isfile(os.path.join(folder, shard))), None)
+    if missing:
+        raise CheckpointError(f"{os.path.join(folder, missing)} -- is not there, but {name} names it -- copy it too")
+    return [os.path.join(folder, shard) for shard in shards]
+
+
+def _shards(index: Any) -> list[str]:
+    files = list(index["weight_map"].values())
+    if not all(isinstance(file, str) for file in files):
+        raise TypeError("weight_map names what is no file")
+    return sorted(set(files))
+
+
+def _open_safetensors(path: str) -> dict[str, StoredTensor]:
+    with reading(path):
+        opened = safe_open(path, framework="np")
+        slices = {name: opened.get_slice(name) for name in opened.keys() if _is_weight(name)}  # noqa: SIM118
+    for name, piece in slices.items():
+        _check_dtype(f"{path}: {name}", piece.get_dtype(), piece.get_dtype() in FLOATING_POINT)
+
+    def read(name: str) -> np.ndarray:
+        with reading(f"{path}: {name}"), np.errstate(over="ignore"):
+            return finite(f"{path}: {name}", opened.get_tensor(name).astype(np.float32, copy=False))
+
+    return {
+        name: StoredTensor(f"{path}: {name}", tuple(piece.get_shape()), lambda name=name: read(name))
+        for name, piece in slices.items()
+    }
+
+
+def _open_pickle(path: str) -> dict[str, StoredTensor]:
+    torch = _torch(path)
+    with reading(path):
+        # Files of PyTorch before 1.6 are no zip archives, and cannot be mapped: they are read whole.
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        tensors = {name: tensor for name, tensor in loaded.items() if _is_weight(name)}
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    for name, tensor in tensors.items():
+        _check_dtype(f"{path}: {name}", str(tensor.dtype), tensor.is_floating_point())
+
+    def read(name: str) -> np.ndarray:
+        with reading(f"{path}: {name}"):
+            return finite(f"{path}: {name}", tensors[name].float().numpy())
+
+    return {
+        name: StoredTensor(f"{path}: {name}", shape, lambda name=name: read(name)) for name, shape in shapes.items()
+    }
+
+
+def _torch(path: str) -> Any:
+    """PyTorch, which nothing else needs, and which is therefore no requirement."""
+    try:
+        return importlib.import_module("torch")
+    except ImportError:
+        raise UserError(
+            f"{path} -- is PyTorch's format, and PyTorch is not installed -- pip install torch, or give the folder "
+            f"with {SAFETENSORS}"
+        ) from None
+
+
+# From our variables to their file.
+
+
+def write_weights(path: str, weights: Weights, model: ModelConfig) -> None:
+    """Writes one safetensors file, a tensor at a time.
+
+    Args:
+      path: of the file.
+      weights: the variables of the model, by name; GPT-2's biases of queries, keys and values are 0 if it has none.
+      model: its settings, which fit an architecture of Hugging Face's.
+
+    Raises:
+      CheckpointError: a variable is missing, unknown or of another shape.
+    """
+    keys = written_keys(model)
+    tensors = tensors_of(family_for(model).model_type, model.n_layer)
+    parts = _parts(tensors, weights, keys)
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    begin = 0
+    for tensor in tensors:
+        shape = _their_shape(tensor, keys)
+        end = begin + 4 * math.prod(shape)
+        header[f"{PREFIX}{tensor.name}"] = {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
+        begin = end
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with open(path, "wb") as file:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        for tensor in tensors:
+            file.write(_join(tensor, [parts[name] for name in tensor.variables]).astype("<f4", order="C").data)
+
+
+def _parts(tensors: Sequence[Tensor], weights: Weights, keys: Mapping[str, Any]) -> dict[str, StoredTensor]:
+    """The variable behind every name of the table, checked."""
+    left, parts = dict(weights), {}
+    for tensor in tensors:
+        shape = _shape(tensor, keys)
+        for name in tensor.variables:
+            absent = _zeros(shape) if name.endswith(("/q_bias", "/k_bias", "/v_bias")) else None
+            parts[name] = left.pop(f"gpt2/{name}", absent)
+            _check_part(f"gpt2/{name}", parts[name], shape)
+    for stored in left.values():
+        raise CheckpointError(f"{stored.place} -- the model of the config lacks it -- give the config that was trained")
+    return parts
+
+
+def _zeros(shape: tuple[int, ...]) -> StoredTensor:
+    return StoredTensor("a bias of 0", shape, lambda: np.zeros(shape, np.float32))
+
+
+def _check_part(name: str, stored: StoredTensor | None, shape: tuple[int, ...]) -> None:
+    if stored is None:
+        raise CheckpointError(f"{name} -- is not among the weights -- give the config that was trained")
+    if stored.shape != shape:
+        raise CheckpointError(
+            f"{stored.place} -- is {list(stored.shape)} there and {list(shape)} by the config -- give the config that "
+            "was trained"
+        )
+
+
+def _join(tensor: Tensor, parts: Sequence[StoredTensor]) -> np.ndarray:
+    value = np.concatenate([part.read() for part in parts], axis=-1)
+    return value.T if tensor.is_transposed else value

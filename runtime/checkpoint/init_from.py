@@ -1,0 +1,79 @@
+"""The first values of a run from weights that another run, GPT-Neo or Hugging Face's library has written."""
+
+from __future__ import annotations
+
+import difflib
+
+from configs.errors import CheckpointError
+from configs.weights import no_weights, weights_at
+from runtime.checkpoint.huggingface import is_huggingface_folder, read_weights
+from runtime.checkpoint.weight_sources import Weights, checkpoint_weights, find_checkpoint
+from runtime.mesh.placement import VariableSlices, VariableStore
+
+REMEDY = "give the config of these weights, or other weights"
+
+
+def load_initial_weights(path: str, store: VariableStore) -> None:
+    """Sets the variables of the model, and nothing that an optimiser keeps.
+
+    What the config.json beside the weights says of their model is compared when the config of the run is loaded.
+
+    Args:
+      path: the prefix of a checkpoint of this project or of GPT-Neo, a folder of one, or a folder of Hugging Face's.
+      store: the variables of the run, of any layout.
+
+    Raises:
+      ConfigError: the config.json there cannot be used.
+      CheckpointError: there are no weights, they are another model's, or a file is broken. Nothing is set then, unless
+        a file breaks off in the middle, or a tensor holds what is no number.
+    """
+    set_weights(find_weights(path), store, path)
+
+
+def set_weights(weights: Weights, store: VariableStore, source: str) -> None:
+    """Sets the trainable variables of a store, each exactly once.
+
+    Args:
+      weights: by name.
+      store: of any layout.
+      source: where the weights come from, for messages.
+
+    Raises:
+      CheckpointError: a variable is missing, unknown or of another shape.
+    """
+    variables = {stored.name: stored for stored in store if stored.variable.trainable}
+    for stored in variables.values():
+        _check_variable(source, stored, weights)
+    for name, tensor in weights.items():
+        if name not in variables:
+            raise CheckpointError(f"{tensor.place} -- the model of the config lacks it -- {REMEDY}")
+    for name, stored in variables.items():
+        stored.assign_whole(weights[name].read())
+
+
+def find_weights(path: str) -> Weights:
+    """The weights at a path of any of the three kinds, or at one of their files.
+
+    Raises:
+      ConfigError: the path is empty.
+      CheckpointError: there are none, or they cannot be read.
+    """
+    place = weights_at(path)
+    if is_huggingface_folder(place):
+        return read_weights(place)
+    checkpoint = find_checkpoint(place)
+    if checkpoint is None:
+        raise no_weights(path)
+    return checkpoint_weights(checkpoint)
+
+
+def _check_variable(source: str, stored: VariableSlices, weights: Weights) -> None:
+    tensor = weights.get(stored.name)
+    if tensor is None:
+        nearest = difflib.get_close_matches(stored.name, weights, 1)
+        hint = f"; the nearest name there is {nearest[0]}" if nearest else ""
+        raise CheckpointError(f"{source} -- has no variable {stored.name}{hint} -- {REMEDY}")
+    if tensor.shape != stored.whole_shape:
+        raise CheckpointError(
+            f"{tensor.place} -- is {list(tensor.shape)} there and {list(stored.whole_shape)} by the config -- {REMEDY}"
+        )

@@ -1,0 +1,120 @@
+"""Weights as files hold them: tensors with a place and a shape, each read when it is wanted, so that a large model is
+never held twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import posixpath
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from configs.errors import CheckpointError
+from meshtf import tf
+from runtime.checkpoint.checkpoints import SLOT, STATE_FILE, checkpoint_step, latest_checkpoint
+
+INDEX = re.compile(r"-\d+\.index$")
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor of a file.
+
+    Attributes:
+      place: the file, and the tensor's name there.
+      shape: known without reading it.
+      read: gives it as float32.
+    """
+
+    place: str
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray]
+
+
+Weights = Mapping[str, StoredTensor]
+
+
+@contextlib.contextmanager
+def reading(place: str) -> Iterator[None]:
+    """Turns whatever the readers of files raise into one error that names the place.
+
+    Raises:
+      CheckpointError: the file there is cut off or broken.
+    """
+    try:
+        yield
+    except (CheckpointError, MemoryError):
+        raise
+    except Exception as error:  # each library has its own, torch's unpickler any at all
+        reason = (getattr(error, "message", None) or str(error) or type(error).__name__).strip().splitlines()[0]
+        raise CheckpointError(
+            f"{place} -- cannot be read: {reason} -- copy the file again, or give other weights"
+        ) from error
+
+
+def finite(place: str, value: np.ndarray) -> np.ndarray:
+    """The values of a tensor.
+
+    Raises:
+      CheckpointError: one of them is infinite or not a number.
+    """
+    if not np.isfinite(value).all():
+        raise CheckpointError(
+            f"{place} -- holds NaN or infinity -- give weights from before the training diverged, or copy the file "
+            "again"
+        )
+    return value
+
+
+def find_checkpoint(path: str) -> str | None:
+    """The prefix of a TensorFlow checkpoint: the path itself, or the newest of that folder; None: there is none.
+
+    Raises:
+      CheckpointError: the path cannot be read, or its file `checkpoint` names none that is there.
+    """
+    with reading(path):
+        if tf.io.gfile.exists(f"{path}.index"):
+            return path
+        names = tf.io.gfile.listdir(path) if tf.io.gfile.isdir(path) else []
+    prefixes = [posixpath.join(path, name.removesuffix(".index")) for name in names if INDEX.search(name)]
+    newest = max(prefixes, key=checkpoint_step, default=None)
+    return _named_checkpoint(path, newest) if STATE_FILE in names else newest
+
+
+def _named_checkpoint(path: str, newest: str | None) -> str | None:
+    """The checkpoint that the file `checkpoint` of a folder names."""
+    try:
+        return latest_checkpoint(path)
+    except CheckpointError:
+        remedy = "copy the checkpoint too" if newest is None else f"name one by its path, such as {newest}"
+        raise CheckpointError(
+            f"{posixpath.join(path, STATE_FILE)} -- names no checkpoint that is there -- {remedy}"
+        ) from None
+
+
+def checkpoint_weights(path: str) -> Weights:
+    """The model's variables in a TensorFlow checkpoint of this project or of GPT-Neo, by name; no optimiser slots.
+
+    GPT-Neo keeps them in bfloat16 for `precision` bfloat16.
+
+    Raises:
+      CheckpointError: it cannot be read.
+    """
+    with reading(path):
+        reader = tf.train.load_checkpoint(path)
+        shapes = reader.get_variable_to_shape_map()
+    names = sorted(name for name in shapes if name.startswith("gpt2/") and not SLOT.search(name))
+    return {name: _checkpoint_tensor(path, reader, name, shapes[name]) for name in names}
+
+
+def _checkpoint_tensor(path: str, reader: tf.train.CheckpointReader, name: str, shape: list[int]) -> StoredTensor:
+    place = f"{path}: {name}"
+
+    def read() -> np.ndarray:
+        with reading(place):
+            return finite(place, np.asarray(reader.get_tensor(name)).astype(np.float32))
+
+    return StoredTensor(place, tuple(shape), read)

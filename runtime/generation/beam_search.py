@@ -1,0 +1,116 @@
+"""Beam search by a run's model: the best texts that follow a prompt."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from configs.schema import RunConfig
+from meshtf import mtf, tf
+from models.beam import BeamSearch, Wish
+from runtime.generation.engine import Step, padded_length
+from runtime.mesh.placement import Placement
+from runtime.training.steps import LoweredStep, compile_step, id_spec, lower, new_mesh
+
+
+@dataclasses.dataclass(frozen=True)
+class BeamAnswer:
+    """One text that a search has found.
+
+    Attributes:
+      tokens: without the eos that ended it.
+      score: its log-probability, that of the eos included, / its length ** length_penalty.
+      end: why it ended: "stop", eos, or "length", all tokens are written.
+    """
+
+    tokens: tuple[int, ...]
+    score: float
+    end: str
+
+
+def build_beam_search(search: BeamSearch, placement: Placement, prompt_length: int) -> LoweredStep:
+    """A search for what follows a prompt.
+
+    Returns:
+      A step from (tokens int32 [1, sequence], lengths int32 [1], length_penalty float32, n_wanted int32), as `Wish` has
+      them, to tokens int32 [beams, new_tokens], lengths int32 [beams] and scores float32 [beams] of the texts that have
+      ended, best first; where there are fewer, their lengths are 0.
+    """
+    # The beams of one prompt change places in every turn, so that they stay together.
+    placement = placement.without("batch", "sequence", "memory_length")
+    mesh_impl = placement.implementation(search.n_beams)
+
+    def step(
+        tokens: tf.Tensor, lengths: tf.Tensor, length_penalty: tf.Tensor, n_wanted: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        graph, mesh = new_mesh()
+        batch_dim, prompt_dim = mtf.Dimension("batch", 1), mtf.Dimension("sequence", prompt_length)
+        wish = Wish(
+            mtf.import_tf_tensor(mesh, tokens, mtf.Shape([batch_dim, prompt_dim])),
+            mtf.import_tf_tensor(mesh, lengths, mtf.Shape([batch_dim])),
+            mtf.import_tf_tensor(mesh, length_penalty),
+            mtf.import_tf_tensor(mesh, n_wanted),
+        )
+        found = search.run(wish)
+        outputs = {"tokens": found.ended_tokens, "lengths": found.ended_lengths, "scores": found.ended_scores}
+        return lower(graph, mesh, mesh_impl, outputs)
+
+    scalar = tf.TensorSpec((), tf.float32)
+    signature = (id_spec(1, prompt_length), id_spec(1), scalar, id_spec())
+    return compile_step(step, *signature, by_xla=placement.shape.size == 1)
+
+
+def _answer(tokens: list[int], score: float, eos_id: int) -> BeamAnswer:
+    has_stopped = tokens[-1] == eos_id
+    return BeamAnswer(tuple(tokens[:-1] if has_stopped else tokens), score, "stop" if has_stopped else "length")
+
+
+class BeamWriter:
+    """What searches with a run's model; its programs are built once for prompts of about a length."""
+
+    def __init__(self, config: RunConfig, placement: Placement, meeting: Callable[[Step], Step] = lambda step: step):
+        """Prepares nothing yet.
+
+        Args:
+          config: of the run.
+          placement: where it lies.
+          meeting: makes of a step one in which the processes of a run wait for each other; see `Team.meeting`.
+        """
+        self._config, self._placement, self._meeting = config, placement, meeting
+
+    @functools.cache  # noqa: B019 -- a writer lives as long as its programs
+    def _program(self, prompt_length: int, n_beams: int, n_new_tokens: int) -> Step:
+        model, n_ctx = self._config.model, self._config.model.n_ctx
+        memory_length, kept_dtype = min(n_ctx, prompt_length + n_new_tokens), self._config.prediction.cache_dtype
+        search = BeamSearch(model, self._config.data.eos_id, n_beams, n_new_tokens, memory_length, kept_dtype)
+        return self._meeting(build_beam_search(search, self._placement, prompt_length))
+
+    def program(self, n_prompt_tokens: int, n_beams: int, n_new_tokens: int) -> Step:
+        """The program for a prompt; building the first one makes the model's variables, which weights are then read
+        into.
+        """
+        n_ctx = self._config.model.n_ctx
+        return self._program(padded_length(n_prompt_tokens, n_ctx), n_beams, padded_length(n_new_tokens, n_ctx))
+
+    def answers(
+        self, tokens: Sequence[int], n_beams: int, length_penalty: float, n_new_tokens: int, n_best: int
+    ) -> list[BeamAnswer]:
+        """The best texts that follow a prompt, best first.
+
+        Args:
+          tokens: the prompt, at least one.
+          n_beams: how many open texts are followed at a time.
+          length_penalty: texts are compared by their log-probability / their length ** length_penalty.
+          n_new_tokens: the most to write, at least 1; with the prompt they fit into n_ctx.
+          n_best: of so many texts; at most n_beams.
+        """
+        program = self.program(len(tokens), n_beams, n_new_tokens)
+        padded = np.zeros((1, padded_length(len(tokens), self._config.model.n_ctx)), np.int32)
+        padded[0, : len(tokens)] = tokens
+        found = program(padded, np.array([len(tokens)], np.int32), np.float32(length_penalty), np.int32(n_new_tokens))
+        ended = zip(found["tokens"].tolist(), found["lengths"].tolist(), found["scores"].tolist(), strict=True)
+        eos_id = self._config.data.eos_id
+        return [_answer(whole[:length], score, eos_id) for whole, length, score in ended if length][:n_best]

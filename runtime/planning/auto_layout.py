@@ -1,0 +1,252 @@
+"""Which mesh and layout suit a model: the candidates are planned, and the fastest that fits into memory is taken.
+
+mesh-TensorFlow's own `auto_mtf` minimises memory alone, by an integer program that needs `ortools`, over operations
+that it knows; it would leave a small model on an 8-fold mesh in eight identical copies, since all of them fit. Here a
+layout is a role for each axis of the mesh, from a short table of what is worth splitting together, so that all of them
+can be tried; what each costs comes from the same plan that `--plan` shows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import os
+from collections.abc import Iterator, Sequence
+
+from configs.errors import DeviceError
+from configs.layout import Layout, MeshShape, find_layout_issues, format_mesh_shape
+from configs.schema import MeshConfig, RunConfig
+from runtime.planning.dry_run import build_dry_step, dry_placement
+from runtime.planning.flops import flops_of_processor
+from runtime.planning.memory import estimate_memory
+from runtime.planning.plan import allocated_bytes, format_bytes
+
+# What an axis may be for: dimensions that are worth splitting over one axis together.
+ROLES: tuple[tuple[str, ...], ...] = (
+    ("batch",),
+    ("batch", "experts"),
+    ("heads", "intermediate_expanded", "vocab", "expert_hidden"),
+    ("heads", "intermediate_expanded", "vocab", "experts"),
+    ("embd", "memory_length"),
+    ("experts",),
+    (),
+)
+AXIS_NAMES = "xyz"
+MOST_AXES = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """What one device of a mesh can do; round figures, for only their ratios decide.
+
+    Attributes:
+      memory_bytes: for a step's tensors.
+      flops_per_second: in large matrix products.
+      bytes_per_second: sent to a neighbour.
+      transfer_seconds: that a collective takes at least.
+    """
+
+    memory_bytes: float
+    flops_per_second: float
+    bytes_per_second: float
+    transfer_seconds: float
+
+
+MACHINES = {
+    "TPU": Machine(16 << 30, 5e13, 7e10, 5e-6),  # a core of a TPU v3
+    "GPU": Machine(80 << 30, 2e14, 2e11, 1e-5),  # one of a server's, linked to each other
+    "CPU": Machine(4 << 30, 1e11, 5e9, 5e-5),  # some cores of a server
+}
+
+
+def machine_of(devices: Sequence[str]) -> Machine:
+    """The machine that devices such as "/device:CPU:0" are; CPUs of one process share its memory."""
+    kind = devices[0].split(":")[-2]
+    if kind != "CPU":
+        return MACHINES[kind]
+    memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / len(devices)
+    return dataclasses.replace(MACHINES[kind], memory_bytes=memory_bytes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What a layout costs a device in one step."""
+
+    seconds: float
+    memory_bytes: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """A mesh with a layout, and its cost."""
+
+    mesh_shape: MeshShape
+    layout: Layout
+    cost: Cost
+
+
+def auto_layout(config: RunConfig, mesh_shape: MeshShape, machine: Machine = MACHINES["TPU"]) -> Layout:
+    """The layout that trains fastest on a mesh, of those that fit into memory.
+
+    Args:
+      config: the run; its own mesh and layout do not matter.
+      mesh_shape: the axes.
+      machine: what one device can do.
+
+    Raises:
+      DeviceError: no layout fits.
+    """
+    return _fastest(config, [mesh_shape], machine).layout
+
+
+def auto_layout_and_mesh_shape(
+    config: RunConfig, n_devices: int, machine: Machine = MACHINES["TPU"]
+) -> tuple[MeshShape, Layout]:
+    """The mesh of so many devices and the layout that train fastest, of those that fit into memory.
+
+    Args:
+      config: the run; its own mesh and layout do not matter.
+      n_devices: how many there are.
+      machine: what one of them can do.
+
+    Raises:
+      DeviceError: no layout on any mesh fits.
+    """
+    choice = _fastest(config, list(mesh_shapes(n_devices)), machine)
+    return choice.mesh_shape, choice.layout
+
+
+def _fastest(config: RunConfig, shapes: Sequence[MeshShape], machine: Machine) -> Choice:
+    choices = [
+        Choice(shape, layout, cost_of(config, shape, layout, machine))
+        for shape in shapes
+        for layout in candidate_layouts(config, shape)
+    ]
+    smallest = min(choices, key=lambda choice: choice.cost.memory_bytes)
+    fitting = [choice for choice in choices if choice.cost.memory_bytes <= machine.memory_bytes]
+    if not fitting:
+        raise DeviceError(
+            f"{config.name} on {format_mesh_shape(smallest.mesh_shape)} -- needs "
+            f"{format_bytes(smallest.cost.memory_bytes)} a device at least, {format_bytes(machine.memory_bytes)} are "
+            "there -- use more devices, set recompute_grad, or lower tokens_per_mb_per_replica"
+        )
+    return min(fitting, key=lambda choice: choice.cost.seconds)
+
+
+# ---------------------------------------------------------------------------------------------------------- candidates
+
+
+def mesh_shapes(n_devices: int) -> Iterator[MeshShape]:
+    """Every mesh of so many devices with at most MOST_AXES axes, the larger first, for their order does not matter;
+    no axis but that of a single device has size 1.
+    """
+    yield (("x", n_devices),)
+    for n_axes in range(2, MOST_AXES + 1):
+        for sizes in itertools.combinations_with_replacement(reversed(_divisors(n_devices)), n_axes):
+            if math.prod(sizes) == n_devices:
+                yield tuple(zip(AXIS_NAMES, sizes, strict=False))
+
+
+def _divisors(number: int) -> list[int]:
+    return [divisor for divisor in range(2, number + 1) if number % divisor == 0]
+
+
+def candidate_layouts(config: RunConfig, mesh_shape: MeshShape) -> list[Layout]:
+    """Every layout that gives each axis one of ROLES and splits nothing that cannot be split, each once.
+
+    Along an axis that splits nothing all processors do the same: such layouts come only where there is no other.
+    """
+    sizes = _dimension_sizes(config)
+    layouts = []
+    for roles in itertools.product(ROLES, repeat=len(mesh_shape)):
+        layout = tuple(
+            (dimension, axis)
+            for (axis, n_processors), role in zip(mesh_shape, roles, strict=True)
+            for dimension in role
+            if dimension in sizes and sizes[dimension][1] % n_processors == 0
+        )
+        is_new = set(layout) not in [set(other) for other in layouts]
+        if is_new and _splits_each_once(layout) and not any(find_layout_issues(mesh_shape, layout, sizes)):
+            layouts.append(layout)
+    axes = {axis for axis, _ in mesh_shape}
+    return [layout for layout in layouts if {axis for _, axis in layout} == axes] or layouts
+
+
+def _splits_each_once(layout: Layout) -> bool:
+    return len({dimension for dimension, _ in layout}) == len(layout)
+
+
+def _dimension_sizes(config: RunConfig) -> dict[str, tuple[str, int]]:
+    """Of each dimension that the model has, the key and the size."""
+    model = config.model
+    sizes = {
+        "batch": ("train_batch_size", config.training.train_batch_size),
+        "sequence": ("n_ctx", model.n_ctx),
+        "memory_length": ("n_ctx", model.n_ctx),
+        "embd": ("n_embd", model.n_embd),
+        "heads": ("n_head", model.n_head),
+        "intermediate_expanded": ("4 n_embd", 4 * model.n_embd),
+        "vocab": ("n_vocab", model.n_vocab),
+    }
+    if model.moe_layers:
+        sizes["experts"] = ("moe_num_experts", model.moe_params.moe_num_experts)
+        sizes["expert_hidden"] = ("moe_hidden_size", model.moe_params.moe_hidden_size)
+    return sizes
+
+
+# ---------------------------------------------------------------------------------------------------------------- cost
+
+
+def cost_of(config: RunConfig, mesh_shape: MeshShape, layout: Layout, machine: Machine) -> Cost:
+    """What a step costs, from that of two models of fewer layers where all layers come in repetitions.
+
+    Args:
+      config: the run.
+      mesh_shape: the axes.
+      layout: one that `find_layout_issues` lets pass.
+      machine: what one device can do.
+    """
+    period, n_layer = _period(config), config.model.n_layer
+    if 3 * period > n_layer:
+        return _built_cost(config, mesh_shape, layout, machine)
+    once, twice = (
+        _built_cost(_first_layers(config, count), mesh_shape, layout, machine) for count in (period, 2 * period)
+    )
+    n_more = n_layer / period - 1
+    return Cost(
+        once.seconds + n_more * (twice.seconds - once.seconds),
+        once.memory_bytes + n_more * (twice.memory_bytes - once.memory_bytes),
+    )
+
+
+def _built_cost(config: RunConfig, mesh_shape: MeshShape, layout: Layout, machine: Machine) -> Cost:
+    n_devices = math.prod(size for _, size in mesh_shape)
+    step = build_dry_step(config, dry_placement(MeshConfig(mesh_shape=mesh_shape, layout=layout), n_devices))
+    sent_bytes = sum(transfer.sent_bytes for transfer in step.transfers)
+    seconds = flops_of_processor(step) / machine.flops_per_second + sent_bytes / machine.bytes_per_second
+    seconds += len(step.transfers) * machine.transfer_seconds
+    return Cost(seconds, allocated_bytes(estimate_memory(step), step.n_parts))
+
+
+def _kinds(config: RunConfig) -> list[tuple[str, bool]]:
+    model = config.model
+    return [(kind, index in model.moe_layers) for index, kind in enumerate(model.attention_types)]
+
+
+def _period(config: RunConfig) -> int:
+    """After how many layers they come again in the same order; all of them if they do not."""
+    kinds = _kinds(config)
+    periods = (count for count in range(1, len(kinds)) if len(kinds) % count == 0)
+    return next((count for count in periods if kinds == kinds[:count] * (len(kinds) // count)), len(kinds))
+
+
+def _first_layers(config: RunConfig, count: int) -> RunConfig:
+    model = config.model
+    shorter = dataclasses.replace(
+        model,
+        n_layer=count,
+        attention_types=model.attention_types[:count],
+        moe_layers=tuple(index for index in model.moe_layers if index < count),
+    )
+    return dataclasses.replace(config, model=shorter)

@@ -1,0 +1,148 @@
+"""A mesh of which one processor's program is built and never run, to see what a layout means for it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+from configs.schema import MeshConfig, RunConfig
+from meshtf import PlacementMeshImpl, mtf, tf
+from models.variables import SlicedVariable
+from runtime.mesh.placement import Placement, place
+from runtime.training.grad_accumulation import n_microbatches
+from runtime.training.steps import build_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Transfer:
+    """One collective of a step.
+
+    Attributes:
+      kind: "allreduce", "allconcat" or "alltoall".
+      axis: of the mesh.
+      sent_bytes: what one processor sends in the whole step, by a ring: of n processors, for a tensor of b bytes,
+        2 (n - 1) / n * b for an allreduce, (n - 1) * b for an allconcat of slices of b, (n - 1) / n * b for an
+        alltoall.
+    """
+
+    kind: str
+    axis: str
+    sent_bytes: float
+
+
+@dataclasses.dataclass(frozen=True)
+class DryStep:
+    """A training step of one processor, built and not run.
+
+    Attributes:
+      graph: all operations of the step.
+      mesh_impl: how they are laid out.
+      transfers: the collectives, those of a microbatch counted once for each.
+      n_parts: microbatches.
+      n_graph_nodes: of the processor's TensorFlow graph.
+    """
+
+    graph: mtf.Graph
+    mesh_impl: DryMesh
+    transfers: tuple[Transfer, ...]
+    n_parts: int
+    n_graph_nodes: int
+
+    def slice_bytes(self, tensor: mtf.Tensor) -> int:
+        """Bytes of one processor's slice."""
+        return self.mesh_impl.slice_size(tensor.shape) * tensor.dtype.size
+
+
+class DryMesh(PlacementMeshImpl):
+    """Lowers the program of processor 0 alone. Collectives are written down, and give slices of the right shape."""
+
+    def __init__(self, shape: mtf.Shape, layout_rules: mtf.LayoutRules, n_parts: int):
+        mtf.MeshImpl.__init__(self, shape, layout_rules)
+        self._devices = [""]
+        self._outer_graph: tf.Graph | None = None
+        self._n_parts = n_parts
+        self.graph: mtf.Graph | None = None
+        self.transfers: list[Transfer] = []
+
+    class LaidOutVariable:
+        """A placeholder for a slice; what is assigned to it is forgotten."""
+
+        def __init__(self, variable: SlicedVariable, mesh_impl: DryMesh):
+            mesh_impl.graph = variable.graph
+            piece = tf.compat.v1.placeholder(variable.value.dtype, mesh_impl.slice_shape(variable.shape))
+            self.laid_out_tensor = mesh_impl.LaidOutTensor([piece])
+
+        def assign(self, laid_out_value: object) -> None:
+            laid_out_value.to_laid_out_tensor()
+
+    def import_tf_tensor(self, x: mtf.Tensor, tf_x: tf.Tensor) -> object:
+        return self.LaidOutTensor([tf_x[tuple(map(slice, self.slice_shape(x.shape)))]])
+
+    def lay_out_rows(self, own_rows: tf.Tensor, shape: mtf.Shape) -> object:
+        self._outer_graph = tf.compat.v1.get_default_graph()
+        return self.LaidOutTensor([own_rows[tuple(map(slice, self.slice_shape(shape)))]])
+
+    def export_to_tf_tensor(self, x: mtf.Tensor, laid_out_x: object) -> tf.Tensor:
+        return laid_out_x.all_slices[0]
+
+    def laid_out_pnum(self) -> object:
+        return self.LaidOutTensor([0])
+
+    def allreduce(self, x: object, mesh_axes: Sequence[int], reduction_fn_string: str) -> object:
+        for axis in mesh_axes:
+            self._write_down("allreduce", axis, x, lambda n: 2 * (n - 1) / n)
+        return x.to_laid_out_tensor()
+
+    def allconcat(self, x: object, mesh_axis: int, concat_axis: int) -> object:
+        self._write_down("allconcat", mesh_axis, x, lambda n: n - 1)
+        return self._repeated(x, concat_axis, self.shape[mesh_axis].size)
+
+    def alltoall(self, x: object, mesh_axis: int, split_axis: int, concat_axis: int) -> object:
+        self._write_down("alltoall", mesh_axis, x, lambda n: (n - 1) / n)
+        n_processors = self.shape[mesh_axis].size
+        own = self.slicewise(lambda part: tf.split(part, n_processors, split_axis)[0], x)
+        return self._repeated(own, concat_axis, n_processors)
+
+    def _repeated(self, x: object, axis: int, count: int) -> object:
+        def repeat(part: tf.Tensor) -> tf.Tensor:
+            return tf.tile(part, [count if index == axis else 1 for index in range(part.shape.rank)])
+
+        return self.slicewise(repeat, x)
+
+    def _write_down(self, kind: str, axis: int, x: object, share: Callable[[int], float]) -> None:
+        piece = x.to_laid_out_tensor().all_slices[0]
+        # What is not in the outer graph is in the body of the loop over microbatches.
+        is_repeated = tf.compat.v1.get_default_graph() is not self._outer_graph
+        times = self._n_parts if is_repeated else 1
+        dim = self.shape[axis]
+        sent = times * share(dim.size) * piece.shape.num_elements() * piece.dtype.size
+        self.transfers.append(Transfer(kind, dim.name, sent))
+
+
+@dataclasses.dataclass(frozen=True)
+class _DryPlacement(Placement):
+    """A placement that gives one mesh, whatever it is asked for."""
+
+    mesh_impl: DryMesh
+
+    def implementation(self, batch_size: int) -> DryMesh:
+        return self.mesh_impl
+
+
+def dry_placement(mesh: MeshConfig, n_devices: int) -> Placement:
+    """The placement of a mesh over so many devices, of which none needs to be there."""
+    return place(mesh, [f"/device:{index}" for index in range(n_devices)])
+
+
+def build_dry_step(config: RunConfig, placement: Placement) -> DryStep:
+    """Builds the training step that `build_train_step` builds for a placement, for one processor, without running it.
+
+    Raises:
+      ConfigError: the batch is split over devices that do not divide it.
+    """
+    batch_size = config.training.train_batch_size
+    n_parts = n_microbatches(config, placement.axis_size("batch"))
+    mesh_impl = DryMesh(placement.shape, placement.rules(batch_size), n_parts)
+    dry = _DryPlacement(placement.shape, placement.layout, placement.devices, placement.store, mesh_impl)
+    step = build_train_step(config, dry)
+    return DryStep(mesh_impl.graph, mesh_impl, tuple(mesh_impl.transfers), n_parts, step.n_graph_nodes())

@@ -1,0 +1,205 @@
+"""What a training step costs, told before any of it runs: memory, floating-point operations and bytes sent."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+from configs.layout import TENSORS, Layout, MeshShape, format_layout, format_mesh_shape
+from configs.schema import ModelConfig, RunConfig
+from models.moe import routing_rule
+from models.variables import SlicedVariable
+from runtime.mesh.placement import Placement
+from runtime.planning.dry_run import DryStep, Transfer, build_dry_step
+from runtime.planning.flops import TokenFlops, flops_of_token
+from runtime.planning.memory import Memory, estimate_memory
+
+# Measured on CPUs (TensorFlow 2.21, Python 3.11) as resident memory, with models whose tensors are next to nothing:
+# what the program and its libraries take, and what graph, kernels and compiler take for each node of the graph.
+PROGRAM_BYTES = 727 << 20
+NODE_BYTES = 43 << 10
+# Measured with benchmarks/plan.py: what the allocator takes for each byte of tensors, for freed memory has gaps; those
+# of microbatches, which come and go several times in a step, leave more.
+ALLOCATOR_SHARE, ALLOCATOR_SHARE_OF_MICROBATCHES = 1.07, 1.15
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a config means on a mesh.
+
+    Attributes:
+      name: of the config.
+      mesh_shape: the axes; none on one device.
+      layout: which dimension is split over which axis.
+      tensors: names of those of `configs.layout.TENSORS` that the model has.
+      n_parameters: of the whole model.
+      n_active_parameters: without those of the experts that a token does not use.
+      n_parts: microbatches.
+      memories: of one device, by what is changed in the config: the first is that of the config itself.
+      flops: of one token.
+      sent_bytes: by one device in a step, by axis and kind of collective.
+      program_bytes: of a process with one device, besides tensors.
+    """
+
+    name: str
+    mesh_shape: MeshShape
+    layout: Layout
+    tensors: tuple[str, ...]
+    n_parameters: int
+    n_active_parameters: int
+    n_parts: int
+    memories: Mapping[str, Memory]
+    flops: TokenFlops
+    sent_bytes: Mapping[tuple[str, str], float]
+    program_bytes: int
+
+    @property
+    def memory(self) -> Memory:
+        return next(iter(self.memories.values()))
+
+
+def make_plan(config: RunConfig, placement: Placement) -> Plan:
+    """Builds the step for one processor, and counts.
+
+    Args:
+      config: the run.
+      placement: `plan_mesh.dry_placement` gives one for devices that are not there.
+    """
+    step = build_dry_step(config, placement)
+    others = {name: build_dry_step(other, placement) for name, other in _variants(config)}
+    parameters = [variable for variable in step.graph.all_variables if variable.trainable]
+    n_parameters = sum(variable.shape.size for variable in parameters)
+    return Plan(
+        name=config.name,
+        mesh_shape=tuple((dim.name, dim.size) for dim in placement.shape.dims),
+        layout=placement.layout,
+        tensors=tuple(_tensors_of(config.model)),
+        n_parameters=n_parameters,
+        n_active_parameters=n_parameters - _n_idle_parameters(config.model, parameters),
+        n_parts=step.n_parts,
+        memories={"as configured": estimate_memory(step)}
+        | {name: estimate_memory(other) for name, other in others.items()},
+        flops=flops_of_token(config.model),
+        sent_bytes=total_sent(step.transfers),
+        program_bytes=program_bytes(step),
+    )
+
+
+def _tensors_of(model: ModelConfig) -> Iterable[str]:
+    has_experts = bool(model.moe_layers)
+    for name, dimensions in TENSORS.items():
+        if has_experts or not {"experts", "expert_hidden"} & set(dimensions):
+            yield name
+
+
+def _variants(config: RunConfig) -> Iterable[tuple[str, RunConfig]]:
+    """What would need less memory, or more: the other way of `recompute_grad`, and the smallest microbatches."""
+    model, training = config.model, config.training
+    other_way = dataclasses.replace(model, recompute_grad=not model.recompute_grad)
+    yield f"recompute_grad = {str(not model.recompute_grad).lower()}", dataclasses.replace(config, model=other_way)
+    if training.tokens_per_mb_per_replica != model.n_ctx:
+        one_row = dataclasses.replace(training, tokens_per_mb_per_replica=model.n_ctx)
+        yield f"tokens_per_mb_per_replica = {model.n_ctx}", dataclasses.replace(config, training=one_row)
+
+
+def _n_idle_parameters(model: ModelConfig, parameters: Iterable[SlicedVariable]) -> int:
+    """Of the experts that one token does not use."""
+    if not model.moe_layers:
+        return 0
+    n_experts, n_used = model.moe_params.moe_num_experts, routing_rule(model, is_training=True).n_choices
+    of_experts = (variable.shape.size for variable in parameters if variable.shape.dims[:1] and _has_experts(variable))
+    return sum(size * (n_experts - n_used) // n_experts for size in of_experts)
+
+
+def _has_experts(variable: SlicedVariable) -> bool:
+    return variable.shape.dims[0].name == "experts"
+
+
+def total_sent(transfers: Iterable[Transfer]) -> dict[tuple[str, str], float]:
+    """Bytes that one processor sends in a step, by mesh axis and kind."""
+    totals: dict[tuple[str, str], float] = {}
+    for transfer in transfers:
+        key = (transfer.axis, transfer.kind)
+        totals[key] = totals.get(key, 0.0) + transfer.sent_bytes
+    return totals
+
+
+def program_bytes(step: DryStep) -> int:
+    """Resident memory of a process that runs such a step for one device, besides its tensors."""
+    return PROGRAM_BYTES + NODE_BYTES * step.n_graph_nodes
+
+
+def allocated_bytes(memory: Memory, n_parts: int) -> float:
+    """What the allocator takes for the tensors of a step in so many microbatches."""
+    return (ALLOCATOR_SHARE if n_parts == 1 else ALLOCATOR_SHARE_OF_MICROBATCHES) * memory.total
+
+
+def resident_bytes(plan: Plan) -> int:
+    """Peak resident memory of a process that trains on one CPU device: what the operating system would say."""
+    return plan.program_bytes + math.ceil(allocated_bytes(plan.memory, plan.n_parts))
+
+
+# ------------------------------------------------------------------------------------------------------------- as text
+
+
+def format_bytes(count: float) -> str:
+    """Returns a size in binary units with three digits or so: 1,610,612,736 is "1.50 GiB"."""
+    for unit, name in ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+        if abs(count) >= unit:
+            return f"{count / unit:,.{2 if count < 100 * unit else 0}f} {name}"
+    return f"{count:,.0f} B"
+
+
+def format_plan(plan: Plan) -> str:
+    """The plan as a table for a person."""
+    return "\n".join([*_model_lines(plan), "", *_memory_lines(plan), "", *_sent_lines(plan)])
+
+
+def _model_lines(plan: Plan) -> list[str]:
+    mesh, layout = format_mesh_shape(plan.mesh_shape) or "one device", format_layout(plan.layout) or "nothing split"
+    idle = "" if plan.n_active_parameters == plan.n_parameters else f", {plan.n_active_parameters:,} active in a token"
+    flops = plan.flops
+    parts = [f"{_giga(flops.forward)} forward", f"{_giga(flops.backward)} backward"]
+    if flops.recomputed:
+        parts.append(f"{_giga(flops.recomputed)} recomputed")
+    return [
+        f"{plan.name} on {mesh} ({layout})",
+        f"parameters     {plan.n_parameters:,}{idle}",
+        f"microbatches   {plan.n_parts}",
+        f"flops a token  {_giga(flops.total)} = {' + '.join(parts)}",
+    ]
+
+
+def _giga(count: float) -> str:
+    return f"{count / 1e9:,.4g} G"
+
+
+def _memory_lines(plan: Plan) -> list[str]:
+    kinds = [field.name for field in dataclasses.fields(Memory)]
+    rows = [["memory a device", *kinds, "total"]]
+    for name, memory in plan.memories.items():
+        rows.append([name, *(format_bytes(getattr(memory, kind)) for kind in kinds), format_bytes(memory.total)])
+    rows_of_cpu = f"a CPU process with one device: about {format_bytes(resident_bytes(plan))} resident, of which "
+    return [*_aligned(rows), f"{rows_of_cpu}{format_bytes(plan.program_bytes)} are the program"]
+
+
+def _sent_lines(plan: Plan) -> list[str]:
+    if not plan.sent_bytes:
+        return ["nothing is sent between devices"]
+    sizes = dict(plan.mesh_shape)
+    rows = [["sent by a device in a step", "axis", "size", "bytes"]]
+    for (axis, kind), sent in sorted(plan.sent_bytes.items()):
+        rows.append([kind, axis, str(sizes[axis]), format_bytes(sent)])
+    return _aligned(rows)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells as lines, the first column to the left and all others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in rows
+    ]

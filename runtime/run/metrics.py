@@ -1,0 +1,272 @@
+"""What a run measured, on disk: one JSON object a line for programs, TensorBoard scalars for people.
+
+`metrics.jsonl` is the record that everything else reads. A line is written whole and flushed, so that a killed run
+leaves at most one torn line at the end, which the next writer removes and every reader ignores.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import posixpath
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from configs.errors import DataError
+from meshtf import tf
+from storage.files import OwnFile, is_local, open_growing, writing_to
+
+METRICS_FILE = "metrics.jsonl"
+HISTOGRAM_BINS = 60
+EVENT_FOLDERS = {"train": "", "eval": "eval"}  # GPT-Neo's places, by split
+
+_NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+
+
+class MetricsWriter:
+    """Appends metrics to `metrics.jsonl` and to TensorBoard event files under a model path.
+
+    Attributes:
+      path: the metrics file.
+    """
+
+    def __init__(self, model_path: str, resume_step: int | None = None) -> None:
+        """Opens the record of a run for appending.
+
+        Args:
+          model_path: folder of the run, local or `gs://`; made if it is not there.
+          resume_step: the step that training goes on from. What an earlier process measured after it is measured again,
+            so those lines are dropped and TensorBoard is told to hide those points. None keeps every line.
+
+        Raises:
+          DataError: the file that is there cannot be read, or a line other than its last is not a metrics line.
+          UserError: there is no room, or no right to write there.
+        """
+        self.path = metrics_path(model_path)
+        self._model_path = model_path
+        self._resume_step = resume_step
+        self._events: dict[str, _EventFile] = {}
+        with writing_to(self.path):
+            tf.io.gfile.makedirs(model_path)
+            _repair(self.path, math.inf if resume_step is None else resume_step)
+        self._file = open_growing(self.path)
+
+    def write(self, split: str, step: int, values: Mapping[str, float]) -> None:
+        """Appends one line, and the same values as TensorBoard scalars.
+
+        Args:
+          split: "train" or "eval".
+          step: number of training steps made when the values were measured.
+          values: named scalars (Python or NumPy); non-finite ones become the strings "nan", "inf" and "-inf", for JSON
+            has no such numbers.
+
+        Raises:
+          UserError: there is no room, or no right to write there.
+        """
+        reserved = {"step", "split", "time"} & set(values)
+        assert not reserved, f"metrics may not be called {sorted(reserved)}"
+        line = {"step": int(step), "split": split, "time": round(time.time(), 3)}
+        line |= {name: _to_json(value) for name, value in values.items()}
+        self._file.write((json.dumps(line, allow_nan=False) + "\n").encode())
+        with writing_to(self._event_folder(split)):
+            self._write_events(split, step, values)
+
+    def write_histogram(self, step: int, name: str, values: np.ndarray) -> None:
+        """Appends how values are spread, for TensorBoard alone.
+
+        Args:
+          step: as of `write`.
+          name: under which they are shown.
+          values: of any shape; those that are not finite are left out.
+
+        Raises:
+          UserError: there is no room, or no right to write there.
+        """
+        with writing_to(self._model_path):
+            value = tf.compat.v1.Summary.Value(tag=name, histo=_histogram(values))
+            self._event_file("train").add(step=step, summary=tf.compat.v1.Summary(value=[value]))
+
+    def flush(self) -> None:
+        """Returns when all lines are there, also in a bucket, where they go every few seconds only.
+
+        Raises:
+          UserError: the bucket does not take them.
+        """
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes all files."""
+        self._file.close()
+        for split, writer in self._events.items():
+            with writing_to(self._event_folder(split)):
+                writer.close()
+
+    def __enter__(self) -> MetricsWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _write_events(self, split: str, step: int, values: Mapping[str, float]) -> None:
+        scalars = [tf.compat.v1.Summary.Value(tag=name, simple_value=float(value)) for name, value in values.items()]
+        self._event_file(split).add(step=int(step), summary=tf.compat.v1.Summary(value=scalars))
+
+    def _event_file(self, split: str) -> _EventFile:
+        """Made on first use, so that no empty one is left."""
+        if split not in self._events:
+            self._events[split] = _EventFile(self._event_folder(split), self._resume_step)
+        return self._events[split]
+
+    def _event_folder(self, split: str) -> str:
+        return posixpath.join(self._model_path, EVENT_FOLDERS[split])
+
+
+def _histogram(values: np.ndarray) -> tf.compat.v1.HistogramProto:
+    finite = np.asarray(values, np.float64).ravel()
+    finite = finite[np.isfinite(finite)]
+    counts, edges = np.histogram(finite, HISTOGRAM_BINS)
+    return tf.compat.v1.HistogramProto(
+        min=edges[0],
+        max=edges[-1],
+        num=len(finite),
+        sum=finite.sum(),
+        sum_squares=np.square(finite).sum(),
+        bucket_limit=edges[1:],
+        bucket=counts,
+    )
+
+
+class _EventFile:
+    """Appends to a new event file of TensorBoard, at once: TensorFlow's writer has a thread that errors are lost in."""
+
+    def __init__(self, folder: str, resume_step: int | None) -> None:
+        tf.io.gfile.makedirs(folder)
+        path = posixpath.join(folder, f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}")
+        self._records = tf.io.TFRecordWriter(path) if is_local(path) else _RecordsInBucket(path)
+        self.add(file_version="brain.Event:2")
+        if resume_step is not None:
+            start = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
+            self.add(step=resume_step + 1, session_log=start)
+
+    def add(self, **content: Any) -> None:
+        event = tf.compat.v1.Event(wall_time=time.time(), **content)
+        self._records.write(event.SerializeToString())
+        self._records.flush()
+
+    def close(self) -> None:
+        self._records.close()
+
+
+class _RecordsInBucket:
+    """Records on their way into a bucket: on a disk of this machine first, where TensorFlow's writer can append."""
+
+    def __init__(self, path: str) -> None:
+        with tempfile.TemporaryDirectory() as folder:  # an open file lives on without a name, however we end
+            here = posixpath.join(folder, "records")
+            self._writer, self._written = tf.io.TFRecordWriter(here), open(here, "rb")  # noqa: SIM115 (closed below)
+        self._object = open_growing(path)
+
+    def write(self, record: bytes) -> None:
+        self._writer.write(record)
+
+    def flush(self) -> None:
+        self._writer.flush()
+        self._object.write(self._written.read())
+
+    def close(self) -> None:
+        self.flush()
+        self._object.close()
+        self._writer.close()
+        self._written.close()
+
+
+def metrics_path(model_path: str) -> str:
+    """Returns the path of the metrics file of a run."""
+    return posixpath.join(model_path, METRICS_FILE)
+
+
+def read_metrics(model_path: str) -> list[dict[str, Any]]:
+    """Reads the metrics of a run, which may still be writing them.
+
+    Args:
+      model_path: folder of the run.
+
+    Returns:
+      One dict a line, in file order; non-finite values are floats again. Empty if the run has measured nothing. A torn
+      last line is left out.
+
+    Raises:
+      DataError: the file cannot be read, or a line other than its last is not a metrics line.
+    """
+    return [_from_json(line) for line in _read_lines(metrics_path(model_path))]
+
+
+def _read_lines(path: str) -> list[dict[str, Any]]:
+    """Returns the complete lines of a metrics file as they stand, without a torn last one."""
+    if not tf.io.gfile.exists(path):
+        return []
+    return _parse_lines(path, _read_bytes(path))
+
+
+def _parse_lines(path: str, content: bytes) -> list[dict[str, Any]]:
+    *complete, _torn = content.split(b"\n")
+    parsed = [_parse_line(text) for text in complete]
+    if parsed and parsed[-1] is None:  # a power cut may leave a last line of zero bytes with its end
+        parsed.pop()
+    for number, line in enumerate(parsed, start=1):
+        if line is None:
+            raise DataError(f"{path}: line {number} -- is not a metrics line -- remove that line and start again")
+    return parsed
+
+
+def _read_bytes(path: str) -> bytes:
+    try:
+        with tf.io.gfile.GFile(path, "rb") as file:
+            return file.read()
+    except tf.errors.OpError as error:
+        raise DataError(
+            f"{path} -- cannot be read: {error.message} -- move it away, or give another model_path"
+        ) from error
+
+
+def _parse_line(text: bytes) -> dict[str, Any] | None:
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not (isinstance(line, dict) and {"step", "split"} <= set(line)):
+        return None
+    measures = (value for name, value in line.items() if name != "split")
+    return line if isinstance(line["step"], int) and all(map(_is_measure, measures)) else None
+
+
+def _is_measure(value: Any) -> bool:
+    if isinstance(value, str):
+        return value in _NON_FINITE
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
+
+
+def _repair(path: str, last_step: float) -> None:
+    """Drops a torn last line and the lines after a step, replacing the file whole, and only if something is dropped."""
+    if not tf.io.gfile.exists(path):
+        return
+    file, found = OwnFile(path), _read_bytes(path)
+    kept = [line for line in _parse_lines(path, found) if line["step"] <= last_step]
+    content = "".join(json.dumps(line, allow_nan=False) + "\n" for line in kept)
+    if content.encode() != found:
+        file.write(content)
+
+
+def _to_json(value: float) -> float | str:
+    number = value.item() if hasattr(value, "item") else value
+    return number if math.isfinite(number) else str(float(number))
+
+
+def _from_json(line: dict[str, Any]) -> dict[str, Any]:
+    return {name: _NON_FINITE.get(value, value) if isinstance(value, str) else value for name, value in line.items()}

@@ -1,0 +1,114 @@
+"""Steps of training that are taken several at once, as a TPU does without leaving the device."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from configs.schema import TrainingConfig
+from runtime.training.lr_schedules import learning_rate
+
+Step = Callable[..., Mapping[str, np.ndarray]]
+
+
+class Skipped(Protocol):
+    """What has been left out of the data so far; `share` is that of the records for an example."""
+
+    @property
+    def share(self) -> float: ...
+
+
+class TrainingBatch(Protocol):
+    """Examples, and what was read with them: the number of the example that follows, how many of each dataset, and what
+    was left out.
+    """
+
+    tokens_BS: np.ndarray
+    labels_BS: np.ndarray
+    weights_BS: np.ndarray
+    next_example: int
+    taken: Mapping[str, int] | None
+    left_out: Sequence[str]
+    skipped: Skipped
+
+
+def noise_key(seed: int, step: int) -> np.int32:
+    """The key of the random numbers of one step: a function of seed and step, so that a resumed run draws the same."""
+    return np.int32(zlib.crc32(f"{seed}/{step}".encode()) & 0x7FFFFFFF)
+
+
+class Turns(Protocol):
+    """Takes several steps in one call.
+
+    Attributes:
+      n_steps: the most that one call takes.
+    """
+
+    n_steps: int
+
+    def __call__(self, *turn: np.ndarray) -> Mapping[str, np.ndarray]:
+        """From what each step takes to what each step gives: [steps, ...] all."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OneAtATime:
+    """Turns of a single step."""
+
+    step: Step
+    n_steps: int = 1
+
+    def __call__(self, *turn: np.ndarray) -> Mapping[str, np.ndarray]:
+        """Takes the one step."""
+        return {name: value[None] for name, value in self.step(*[values[0] for values in turn]).items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Taken:
+    """One step of a turn.
+
+    Attributes:
+      outputs: what it gave.
+      rate: the learning rate it was taken with.
+    """
+
+    outputs: Mapping[str, np.ndarray]
+    rate: float
+
+
+def length_of_turn(turns: Turns, step: int, train_steps: int, steps_per_checkpoint: int) -> int:
+    """How many steps to take next: no more than there are before the next checkpoint and the end, where the variables
+    must be those of that step.
+
+    Args:
+      turns: what takes them.
+      step: updates made.
+      train_steps: when training ends.
+      steps_per_checkpoint: steps between two checkpoints.
+    """
+    return min(turns.n_steps, train_steps - step, steps_per_checkpoint - step % steps_per_checkpoint)
+
+
+def take_turn(turns: Turns, batches: Sequence[TrainingBatch], step: int, training: TrainingConfig) -> list[Taken]:
+    """Takes a step with each batch.
+
+    Args:
+      turns: what takes them.
+      batches: as many as `length_of_turn` says, or fewer if the data end.
+      step: updates made before.
+      training: schedule and seed.
+    """
+    numbers = range(step, step + len(batches))
+    rates = [learning_rate(number, training) for number in numbers]
+    outputs = turns(
+        np.stack([batch.tokens_BS for batch in batches]),
+        np.stack([batch.labels_BS for batch in batches]),
+        np.stack([batch.weights_BS for batch in batches]),
+        np.array(rates, np.float32),
+        np.array(numbers, np.int32),
+        np.array([noise_key(training.seed, number) for number in numbers]),
+    )
+    return [Taken({name: values[index] for name, values in outputs.items()}, rate) for index, rate in enumerate(rates)]

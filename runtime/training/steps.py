@@ -1,0 +1,215 @@
+"""Builds the mesh graph of one step and lowers it to a TensorFlow function."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from configs.errors import ConfigError
+from configs.schema import ModelConfig, RunConfig
+from meshtf import mtf, tf
+from models import gpt2, losses
+from models.context import Context
+from models.dims import Dims
+from models.ops.dropout import Noise
+from runtime.mesh.placement import DeviceMesh, Placement
+from runtime.training import grad_accumulation
+from runtime.training.nan_diagnosis import watched_forward, watched_gradients
+from runtime.training.optimizers import build_update, gradient_norms
+
+Function = Callable[..., dict[str, tf.Tensor]]
+
+
+@dataclasses.dataclass(frozen=True)
+class LoweredStep:
+    """A compiled step.
+
+    Attributes:
+      function: takes host arrays, gives named tensors.
+    """
+
+    function: Function
+
+    def __call__(self, *arrays: np.ndarray) -> dict[str, np.ndarray]:
+        return {name: value.numpy() for name, value in self.function(*arrays).items()}
+
+    def n_graph_nodes(self) -> int:
+        """Nodes of the TensorFlow graph, those of the functions that it calls counted once each."""
+        graph = self.function.graph.as_graph_def()
+        return len(graph.node) + sum(len(function.node_def) for function in graph.library.function)
+
+
+def lower(
+    graph: mtf.Graph, mesh: mtf.Mesh, mesh_impl: DeviceMesh, outputs: dict[str, mtf.Tensor]
+) -> dict[str, tf.Tensor]:
+    """The outputs as whole TensorFlow tensors, by the graph laid out on the mesh."""
+    lowering = mtf.Lowering(graph, {mesh: mesh_impl}, autostack=False)
+    return {name: lowering.export_to_tf_tensor(tensor) for name, tensor in outputs.items()}
+
+
+def new_mesh() -> tuple[mtf.Graph, mtf.Mesh]:
+    """An empty graph, and the mesh that its tensors will lie on."""
+    graph = mtf.Graph()
+    return graph, mtf.Mesh(graph, "mesh")
+
+
+def compile_step(
+    function: Callable[..., dict[str, tf.Tensor]], *signature: tf.TensorSpec, by_xla: bool = False
+) -> LoweredStep:
+    """The function, traced for inputs of that signature; by XLA as a whole where one device runs it."""
+    return LoweredStep(tf.function(function, autograph=False, jit_compile=by_xla).get_concrete_function(*signature))
+
+
+def id_spec(*shape: int) -> tf.TensorSpec:
+    return tf.TensorSpec(shape, tf.int32)
+
+
+def _check_batch_splits(batch_size: int, n_processors: int) -> None:
+    """Checks what `load_config` leaves open, for a config may run on fewer devices than it was written for."""
+    if batch_size % n_processors:
+        raise ConfigError(
+            f"train_batch_size = {batch_size} -- is split over {n_processors} devices, which does not divide it -- "
+            "change train_batch_size, mesh_shape or the rule for batch in layout"
+        )
+
+
+def _training_outputs(
+    model: ModelConfig, features: dict[str, mtf.Tensor], key: mtf.Tensor, n_parts: int
+) -> dict[str, mtf.Tensor]:
+    """Losses of one microbatch, of a size that those of all parts add up to the batch's."""
+    batch_dim, sequence_dim = features["tokens"].shape.dims
+    dims = Dims.of(model, batch_dim.size, sequence_dim.size)
+    context = Context(key.mesh, model, dims, Noise(key, features["rows"]))
+    passed = gpt2.forward(context, features["tokens"])
+    token_losses = losses.token_losses(model, passed.logits, features["labels"])
+    loss = token_losses.training_loss(features["weights"], model.z_loss)
+    # Token weights add up over the parts; what experts say is a mean of each part.
+    for mixture in passed.mixtures.values():
+        loss += mixture.aux_loss / n_parts
+    reported = {f"moe/{place}/{name}": value / n_parts for place, name, value in _reports(passed.mixtures)}
+    return {"loss": loss, "token_loss": token_losses.mean(features["weights"]), **reported}
+
+
+def _reports(mixtures: dict[str, gpt2.MoeReport]) -> Iterator[tuple[str, str, mtf.Tensor]]:
+    for place, mixture in mixtures.items():
+        yield place, "dropped", mixture.dropped
+        yield place, "load", mixture.load
+
+
+def _scalars(outputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    """Vectors taken apart: the load of each expert is a metric of its own."""
+    vectors = {name for name, value in outputs.items() if value.shape.rank}
+    parts = {f"{name}/{index}": part for name in vectors for index, part in enumerate(tf.unstack(outputs[name]))}
+    return {name: value for name, value in outputs.items() if name not in vectors} | parts
+
+
+def _training_shape(config: RunConfig) -> mtf.Shape:
+    sizes = {"batch": config.training.train_batch_size, "sequence": config.model.n_ctx}
+    return mtf.Shape([mtf.Dimension(name, size) for name, size in sizes.items()])
+
+
+def _import_batch(mesh: mtf.Mesh, mesh_impl: DeviceMesh, shape: mtf.Shape, *own: tf.Tensor) -> dict[str, mtf.Tensor]:
+    """A batch of training, of which this process was given its own rows of tokens, labels and weights."""
+    features = {
+        name: mtf.import_laid_out_tensor(mesh, mesh_impl.lay_out_rows(own_rows, shape), shape, name=name)
+        for name, own_rows in zip(("tokens", "labels", "weights"), own, strict=True)
+    }
+    features["weights"] = losses.as_shares(features["weights"])
+    features["rows"] = mtf.mtf_range(mesh, shape.dims[0], tf.int32)
+    return features
+
+
+def _batch_signature(config: RunConfig, placement: Placement) -> list[tf.TensorSpec]:
+    """Of the tokens, labels and weights that a process is given."""
+    shape = (len(placement.own_rows(config.training.train_batch_size)), config.model.n_ctx)
+    return [id_spec(*shape), id_spec(*shape), tf.TensorSpec(shape, tf.float32)]
+
+
+def build_train_step(config: RunConfig, placement: Placement) -> LoweredStep:
+    """One step of training.
+
+    Returns:
+      A step from (tokens int32 [batch, sequence], labels int32 [batch, sequence], weights float32 [batch, sequence],
+      learning_rate float32, update_number int32, noise_key int32) to `loss` (in nats, the mean by the weights, before
+      the update), `grad_norm` (before clipping), of each mixture-of-experts layer `moe/{place}/dropped` and
+      `moe/{place}/load/{expert}`, and with `log_grads` `grads/norm/{variable}`; it updates the variables, unless
+      `grad_norm` is not finite. It is given the rows of the batch that are this process's own.
+    """
+    _check_batch_splits(config.training.train_batch_size, placement.axis_size("batch"))
+    mesh_impl = placement.implementation(config.training.train_batch_size)
+    n_parts = grad_accumulation.n_microbatches(config, placement.axis_size("batch"))
+
+    def step(
+        tokens: tf.Tensor,
+        labels: tf.Tensor,
+        weights: tf.Tensor,
+        learning_rate: tf.Tensor,
+        update_number: tf.Tensor,
+        noise_key: tf.Tensor,
+    ) -> dict[str, tf.Tensor]:
+        graph, mesh = new_mesh()
+        features = _import_batch(mesh, mesh_impl, _training_shape(config), tokens, labels, weights)
+        key = mtf.import_tf_tensor(mesh, noise_key)
+        gradients, outputs = grad_accumulation.gradients(
+            features, lambda part: _training_outputs(config.model, part, key, n_parts), n_parts
+        )
+        trainable = list(graph.trainable_variables)
+        schedule = [mtf.import_tf_tensor(mesh, scalar) for scalar in (learning_rate, update_number)]
+        norm = build_update(trainable, gradients, config.training, *schedule)
+        norms = gradient_norms(trainable, gradients) if config.training.log_grads else {}
+        del outputs["loss"]
+        reported = {"loss": outputs.pop("token_loss"), "grad_norm": norm, **outputs, **norms}
+        return _scalars(lower(graph, mesh, mesh_impl, reported))
+
+    return compile_step(step, *_batch_signature(config, placement), tf.TensorSpec((), tf.float32), id_spec(), id_spec())
+
+
+def build_diagnosis(config: RunConfig, placement: Placement) -> LoweredStep:
+    """The passes of a step of training without its update, each tensor watched.
+
+    Returns:
+      A step from (tokens, labels, weights, noise_key) of `build_train_step` to how many numbers are not finite, by the
+      names of `watched_forward` and `watched_gradients`.
+    """
+    mesh_impl = placement.implementation(config.training.train_batch_size)
+    n_parts = grad_accumulation.n_microbatches(config, placement.axis_size("batch"))
+
+    def step(tokens: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor, noise_key: tf.Tensor) -> dict[str, tf.Tensor]:
+        graph, mesh = new_mesh()
+        features = _import_batch(mesh, mesh_impl, _training_shape(config), tokens, labels, weights)
+        key = mtf.import_tf_tensor(mesh, noise_key)
+
+        def watched_outputs(part: dict[str, mtf.Tensor]) -> dict[str, mtf.Tensor]:
+            n_before = len(graph.operations)
+            outputs = _training_outputs(config.model, part, key, n_parts)
+            return {"loss": outputs["loss"], **watched_forward(graph.operations[n_before:])}
+
+        gradients, counts = grad_accumulation.gradients(features, watched_outputs, n_parts)
+        del counts["loss"]
+        counts |= watched_gradients(graph.trainable_variables, gradients)
+        return lower(graph, mesh, mesh_impl, counts)
+
+    return compile_step(step, *_batch_signature(config, placement), id_spec())
+
+
+def build_eval_step(config: RunConfig, placement: Placement) -> LoweredStep:
+    """Losses without dropout.
+
+    Returns:
+      A step from (tokens int32 [batch, sequence], labels int32 [batch, sequence]) to `token_loss`, each token's
+      nats, float32 [batch, sequence].
+    """
+    batch_size, length = config.evaluation.eval_batch_size, config.model.n_ctx
+    mesh_impl = placement.implementation(batch_size)
+
+    def step(tokens: tf.Tensor, labels: tf.Tensor) -> dict[str, tf.Tensor]:
+        graph, mesh = new_mesh()
+        dims = Dims.of(config.model, batch_size, length)
+        shape = mtf.Shape([dims.batch, dims.sequence])
+        logits = gpt2.logits(Context(mesh, config.model, dims), mtf.import_tf_tensor(mesh, tokens, shape))
+        token_losses = losses.token_losses(config.model, logits, mtf.import_tf_tensor(mesh, labels, shape))
+        return lower(graph, mesh, mesh_impl, {"token_loss": token_losses.loss})
+
+    return compile_step(step, id_spec(batch_size, length), id_spec(batch_size, length))

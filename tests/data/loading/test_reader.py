@@ -1,0 +1,263 @@
+"""Reading by number is checked against plain lists; every damage is made on real files."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from configs.errors import DataError
+from data.loading.reader import BLOCK_RECORDS, RecordRules, Records, ahead, read_once
+from data.tfrecord.records import write_examples
+from data.tfrecord.shards import Shard, list_shards, shuffle_shards
+from meshtf import tf
+from tests.data.tfrecord.test_shards import N_CTX, write_chunks
+
+RULES = RecordRules(n_ctx=N_CTX, n_vocab=1000)
+CHUNKS_OF = (5, 1, 0, 40, 3)
+N_RECORDS = sum(CHUNKS_OF)
+
+
+def numbers_of(rows) -> list[int]:
+    return [int(row[0]) for row in rows]
+
+
+def read_on(shards: Sequence[Shard], rules: RecordRules, start: int = 0) -> Iterator[np.ndarray]:
+    """Records one after the other, without end."""
+    records = Records(shards, rules)
+    return (records.read(np.array([number]))[0] for number in itertools.count(start))
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> list[Shard]:
+    folder = tmp_path_factory.mktemp("shards")
+    starts = [0, *itertools.accumulate(CHUNKS_OF)]
+    return [write_chunks(folder / f"part_{i}", starts[i], n) for i, n in enumerate(CHUNKS_OF)]
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.integers(0, 10**15), min_size=1, max_size=40))
+def test_any_records_can_be_read_in_any_order(shards, numbers):
+    assert numbers_of(Records(shards, RULES).read(np.array(numbers))) == [number % N_RECORDS for number in numbers]
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 2**31), epoch=st.integers(0, 10**9))
+def test_every_epoch_gives_every_record_once_in_the_order_of_seed_and_epoch(shards, seed, epoch):
+    numbers = np.arange(epoch * N_RECORDS, (epoch + 1) * N_RECORDS)
+    rows = numbers_of(Records(shards, RULES, seed).read(numbers))
+    order = shuffle_shards(shards, seed if epoch == 0 else f"{seed}/{epoch}")
+    starts = dict(zip(shards, itertools.accumulate(CHUNKS_OF, initial=0), strict=False))
+    assert rows == [number for shard in order for number in range(starts[shard], starts[shard] + shard.n_examples)]
+    assert sorted(rows) == list(range(N_RECORDS))
+
+
+def test_epochs_differ_where_files_are_shuffled(shards):
+    epochs = Records(shards, RULES, 1).read(np.arange(20 * N_RECORDS))
+    assert len({tuple(numbers_of(epochs[start : start + N_RECORDS])) for start in range(0, len(epochs), N_RECORDS)}) > 5
+
+
+def test_a_place_among_ten_thousand_files_costs_nothing(tmp_path):
+    here = write_chunks(tmp_path / "here", 0, 1000)
+    elsewhere = [Shard(f"{tmp_path}/{number}", 10**6) for number in range(9_999)]
+    records = Records([*elsewhere, here], RULES)
+    last = 10**5 * records.n_records - 1
+    assert numbers_of(records.read(np.array([last - 3, last]))) == [996, 999]
+
+
+def test_nothing_is_read_but_what_is_asked_for(tmp_path):
+    """Damage in the records of another process is no business of this one."""
+    shard = write_chunks(tmp_path / "a", 0, 20)
+    content = bytearray(Path(shard.path).read_bytes())
+    size = len(content) // 20
+    content[7 * size + 14] ^= 1
+    Path(shard.path).write_bytes(content)
+    records = Records([shard], RULES)
+    assert numbers_of(records.read(np.array([6, 8, 19]))) == [6, 8, 19]
+    with pytest.raises(DataError, match=f"^{shard.path}: record 7 is cut off or damaged"):
+        records.read(np.array([6, 7]))
+
+
+# Ahead.
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(), max_size=50), st.integers(1, 10))
+def test_work_comes_back_in_order(tasks, n_ahead):
+    assert list(ahead(lambda number: number + 1, tasks, n_ahead)) == [number + 1 for number in tasks]
+
+
+def test_work_runs_no_further_ahead_than_told():
+    begun = []
+    results = ahead(lambda number: begun.append(number) or number, itertools.count(), n_ahead=3)
+    assert [next(results), next(results)] == [0, 1]
+    deadline_seconds = time.monotonic() + 5.0
+    while len(begun) < 4 and time.monotonic() < deadline_seconds:
+        time.sleep(0.01)
+    time.sleep(0.05)
+    assert sorted(begun) == [0, 1, 2, 3]
+    results.close()
+    assert not any(thread.name.startswith("reading") for thread in threading.enumerate())
+
+
+def test_an_error_comes_where_its_result_would():
+    def work(number: int) -> int:
+        if number == 2:
+            raise DataError("two")
+        return number
+
+    results = ahead(work, itertools.count(), n_ahead=4)
+    assert [next(results), next(results)] == [0, 1]
+    with pytest.raises(DataError, match="two"):
+        next(results)
+
+
+# In order.
+
+
+def test_reading_once_gives_every_record_once(shards):
+    assert numbers_of(read_once(shards, RULES)) == list(range(sum(CHUNKS_OF)))
+
+
+def test_documents_keep_their_lengths(tmp_path):
+    documents = [list(range(length)) for length in (1, 70, 2, 5)] * 20
+    write_examples(str(tmp_path / "d"), documents)
+    rows = read_once([Shard(str(tmp_path / "d"), 80)], RecordRules(None, 1000))
+    assert [row.tolist() for row in rows] == documents
+
+
+def test_reading_works_while_the_caller_builds_a_graph(shards):
+    with tf.Graph().as_default() as graph:
+        assert numbers_of(itertools.islice(read_on(shards, RULES, 3), 4)) == [3, 4, 5, 6]
+        assert not graph.get_operations()
+
+
+# Damage.
+
+
+def message_of(rows) -> str:
+    with pytest.raises(DataError) as caught:
+        for _ in itertools.islice(rows, 1000):
+            pass
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("read", [read_on, read_once])
+@pytest.mark.parametrize(
+    ("record", "problem"),
+    [
+        ([1, 2, 3], "holds 3 ids, but n_ctx 3 needs 4 -- write the file again with --chunk_size 3"),
+        ([1, 2, 3, 1000], "holds the id 1000, outside [0, 1000) -- raise n_vocab, or use the tokenizer and dataset "),
+        ([1, -2, 3, 4], "holds the id -2, outside [0, 1000) -- raise n_vocab, or use the tokenizer and dataset "),
+        ([1, 2**40, 3, 4], "holds the id 1099511627776, outside [0, 1000) -- raise n_vocab, or use the tokenizer and "),
+    ],
+)
+def test_a_wrong_record_is_named(tmp_path, read, record, problem):
+    good = write_chunks(tmp_path / "a_good", 0, 40)
+    bad = Shard(str(tmp_path / "b_bad"), 5)
+    write_examples(bad.path, [[1] * 4] * 3 + [record] + [[1] * 4])
+    assert message_of(read([good, bad], RULES)).startswith(f"{bad.path}: record 3 {problem}")
+
+
+def test_an_empty_document_is_named(tmp_path):
+    bad = Shard(str(tmp_path / "bad"), 2)
+    write_examples(bad.path, [[1], []])
+    assert message_of(read_once([bad], RecordRules(None, 10))).startswith(f"{bad.path}: record 1")
+
+
+@pytest.mark.parametrize("read", [read_on, read_once])
+def test_a_truncated_file_is_named_with_the_record(tmp_path, read):
+    shard = write_chunks(tmp_path / "cut", 0, 50)
+    Path(shard.path).write_bytes(Path(shard.path).read_bytes()[:-9])
+    assert message_of(read([shard], RULES)).startswith(f"{shard.path}: record 49 is cut off or damaged")
+
+
+@pytest.mark.parametrize("read", [read_on, read_once])
+@pytest.mark.parametrize("named", [1, BLOCK_RECORDS, 100])
+@pytest.mark.parametrize("surplus", [-1, 1])
+def test_a_name_with_a_wrong_count_is_named_with_both_counts(tmp_path, read, named, surplus):
+    path = tmp_path / f"a_{named}.tfrecords"
+    write_chunks(path, 0, named + surplus)
+    others = [write_chunks(tmp_path / "b", 0, BLOCK_RECORDS)]
+    assert message_of(read([*list_shards(str(path)), *others], RULES)) == (
+        f"{path}: holds {named + surplus} examples, but its name says {named} -- copy it again if it was cut short, "
+        f"or rename it so that it ends in _{named + surplus}.tfrecords"
+    )
+
+
+@pytest.mark.parametrize("read", [read_on, read_once])
+def test_a_wrong_count_of_the_only_file_is_found(tmp_path, read):
+    path = tmp_path / "a_20.tfrecords"
+    write_chunks(path, 0, 19)
+    message = message_of(read(list_shards(str(path)), RULES))
+    assert message.startswith(f"{path}: holds 19 examples, but its name says 20")
+
+
+def test_a_wrong_count_shows_when_reading_begins_after_the_true_end(tmp_path):
+    path = tmp_path / "a_90.tfrecords"
+    write_chunks(path, 0, 10)
+    others = write_chunks(tmp_path / "b", 0, 3)
+    message = message_of(read_on([*list_shards(str(path)), others], RULES, 50))
+    assert message.startswith(f"{path}: holds 10 examples, but its name says 90")
+
+
+def test_damage_behind_the_last_record_is_found(tmp_path):
+    shard = write_chunks(tmp_path / "tail", 0, BLOCK_RECORDS)
+    with Path(shard.path).open("ab") as file:
+        file.write(b"torn" * 5)
+    assert message_of(read_once([shard], RULES)).startswith(f"{shard.path}: record {BLOCK_RECORDS} is cut off")
+
+
+def test_a_file_that_goes_away_is_named(tmp_path):
+    assert message_of(read_once([Shard(str(tmp_path / "gone"), 3)], RULES)) == (
+        f"{tmp_path / 'gone'}: no such file -- check the path"
+    )
+
+
+def test_another_n_ctx_is_advised_where_the_first_record_has_another_length_already(tmp_path):
+    shard = Shard(str(tmp_path / "short"), 2)
+    write_examples(shard.path, [[1, 2, 3]] * 2)
+    assert message_of(read_once([shard], RULES)) == (
+        f"{shard.path}: record 0 holds 3 ids, but n_ctx 3 needs 4 -- set n_ctx to 2, or write the file again with "
+        "--chunk_size 3"
+    )
+
+
+def test_a_folder_among_the_files_is_named(tmp_path):
+    (tmp_path / "a_3.tfrecords").mkdir()
+    message = message_of(read_once(list_shards(f"{tmp_path}/*"), RULES))
+    assert message.startswith(f"{tmp_path}/a_3.tfrecords: cannot be read (")
+    assert message.endswith(") -- check the path and who may read it")
+
+
+# Going on without what is damaged.
+
+
+def test_of_a_damaged_file_all_sound_records_can_be_read(tmp_path):
+    path = tmp_path / "a_6.tfrecords"
+    write_examples(str(path), [[0] * 4, [1] * 3, [2] * 4, [3, 3, 3, 5000], [4] * 4, [5] * 4])
+    content = bytearray(path.read_bytes())
+    content[-20] ^= 1  # in the ids of the last record
+    path.write_bytes(content)
+    read = Records(list_shards(str(path)), RULES).read_sound(np.arange(6))
+    assert [row.tolist() for row in read if not isinstance(row, DataError)] == [[0] * 4, [2] * 4, [4] * 4]
+    problems = [str(row) for row in read if isinstance(row, DataError)]
+    named = ["record 1 holds 3 ids, but", "record 3 holds the id 5000, outside", "record 5 is cut off or damaged"]
+    assert [problem.startswith(f"{path}: {text}") for problem, text in zip(problems, named, strict=True)] == [True] * 3
+
+
+def test_of_a_file_cut_short_all_but_the_rest_can_be_read(tmp_path):
+    path = tmp_path / "a_50.tfrecords"
+    write_chunks(path, 0, 50)
+    path.write_bytes(path.read_bytes()[:-200])
+    read = Records(list_shards(str(path)), RULES).read_sound(np.arange(50))
+    whole = [row for row in read if not isinstance(row, DataError)]
+    assert 40 < len(whole) < 50 and numbers_of(whole) == list(range(len(whole)))
+    assert str(read[49]).startswith(f"{path}: record 49 is cut off or damaged")

@@ -1,0 +1,313 @@
+"""Tests of data/prepare.py."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import signal
+import subprocess
+import sys
+import sysconfig
+import threading
+from pathlib import Path
+
+import pytest
+
+from configs.errors import ConfigError, DataError
+from configs.schema import DatasetConfig
+from data.preprocessing.prepare import NOT_THE_STDLIB, PreparedDataset, prepare_dataset
+from data.text.files import find_files
+from data.tfrecord.records import read_examples
+from data.tfrecord.shards import list_shards
+from data.tokenization.tokenizer import load_tokenizer
+from data.train_tokenizer import FILE_NAME, save_tokenizer, train_byte_level_bpe
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+N_CTX = 16
+
+
+def write_documents(folder: Path, number: int = 60) -> dict[str, str]:
+    folder.mkdir(exist_ok=True)
+    documents = {f"{n}.py": f"def function{n}(x):\n    return x + {n * 37}  # schön\n" * 3 for n in range(number)}
+    for name, text in documents.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return documents
+
+
+def dataset_of(tmp_path: Path, **values: object) -> DatasetConfig:
+    defaults = {"id": "mine", "n_vocab": 300, "text": (f"{tmp_path}/texts",), "eos_id": 0, "padding_id": 1}
+    return DatasetConfig(**(defaults | {"cache_dir": f"{tmp_path}/cache", "eval_fraction": 0.2} | values))
+
+
+def prepare(dataset: DatasetConfig, n_ctx: int = N_CTX) -> tuple[PreparedDataset, list[str]]:
+    lines: list[str] = []
+    return prepare_dataset(dataset, n_ctx, lines.append), lines
+
+
+def texts_of(pattern: str, prepared: PreparedDataset) -> list[str]:
+    """Joins the examples of the held-out part again, and cuts them at the ends of documents."""
+    tokenizer = load_tokenizer(prepared.tokenizer_path)
+    ids = [int(token) for path in sorted(glob.glob(pattern)) for example in read_examples(path) for token in example]
+    return tokenizer.decode([token for token in ids if token != 1]).split("<|endoftext|>")[:-1]
+
+
+def examples_of(pattern: str) -> list[tuple[int, ...]]:
+    return [tuple(map(int, example)) for path in sorted(glob.glob(pattern)) for example in read_examples(path)]
+
+
+def manifest_of(prepared: PreparedDataset) -> dict:
+    return json.loads((Path(prepared.tokenizer_path).parent / "manifest.json").read_text())
+
+
+def test_raw_text_becomes_a_tokenizer_and_two_parts_without_loss(tmp_path):
+    documents = write_documents(tmp_path / "texts")
+    prepared, lines = prepare(dataset_of(tmp_path))
+    tokenizer = load_tokenizer(prepared.tokenizer_path)
+    assert tokenizer.n_vocab == 300
+    held_out = texts_of(prepared.eval_pattern, prepared)
+    assert 3 <= len(held_out) <= 25
+    trained_on = [text for text in documents.values() if text not in held_out]
+    assert len(trained_on) + len(held_out) == 60
+
+    stream = [token for text in trained_on for token in [*tokenizer.encode(text), 0]]
+    stream += [1] * (-len(stream) % (N_CTX + 1))
+    cut = [tuple(stream[start : start + N_CTX + 1]) for start in range(0, len(stream), N_CTX + 1)]
+    assert sorted(examples_of(prepared.train_pattern)) == sorted(cut)
+    assert examples_of(prepared.train_pattern) != cut
+
+    manifest = manifest_of(prepared)
+    assert manifest["train"]["documents_kept"] == len(trained_on)
+    assert manifest["train"]["text_bytes"] == sum(len(text.encode()) for text in trained_on)
+    assert manifest["eval"]["documents_kept"] == len(held_out)
+    assert manifest["eval"]["text_tokens"] == sum(len(tokenizer.encode(text)) for text in held_out)
+    assert lines[0].startswith("mine: preparing 60 files of raw text in ")
+    assert lines[1] == "mine: trained a byte-level BPE tokenizer of 300 ids"
+    assert lines[2].startswith(f"mine: train: {len(trained_on)} documents, ")
+    assert len(glob.glob(prepared.train_pattern)) == len(glob.glob(prepared.eval_pattern)) == 1
+
+
+def test_the_tokenizer_never_sees_what_is_held_out(tmp_path):
+    documents = write_documents(tmp_path / "texts")
+    held_out = texts_of((first := prepare(dataset_of(tmp_path))[0]).eval_pattern, first)
+    for name, text in documents.items():
+        if text in held_out:
+            (tmp_path / "texts" / name).write_text("zqzqzqzq " * 50)
+    prepared, _ = prepare(dataset_of(tmp_path))
+    assert set(texts_of(prepared.eval_pattern, prepared)) == {"zqzqzqzq " * 50}
+    vocabulary = json.loads(Path(prepared.tokenizer_path).read_text())["model"]["vocab"]
+    assert not [token for token in vocabulary if "zq" in token]
+
+
+def test_the_parts_do_not_change_when_a_document_is_added(tmp_path):
+    write_documents(tmp_path / "texts")
+    before, _ = prepare(dataset_of(tmp_path))
+    (tmp_path / "texts" / "new.py").write_text("new = 1\n")
+    after, _ = prepare(dataset_of(tmp_path))
+    old, new = set(texts_of(before.eval_pattern, before)), set(texts_of(after.eval_pattern, after))
+    assert new - old <= {"new = 1\n"}
+    assert old <= new
+
+
+def test_what_was_made_is_fresh_until_text_or_settings_change(tmp_path):
+    write_documents(tmp_path / "texts")
+    first, _ = prepare(dataset_of(tmp_path))
+    again, lines = prepare(dataset_of(tmp_path))
+    assert again == first
+    assert lines == [f"mine: {os.path.dirname(first.tokenizer_path)} is fresh"]
+    for changed, n_ctx in [({"n_vocab": 290}, N_CTX), ({"eval_fraction": 0.5}, N_CTX), ({}, 8)]:
+        other, lines = prepare(dataset_of(tmp_path, **changed), n_ctx)
+        assert other != first
+        assert lines[0].startswith("mine: preparing ")
+    (tmp_path / "texts" / "7.py").write_text("changed = True\n")
+    other, lines = prepare(dataset_of(tmp_path))
+    assert other != first
+    assert lines[0].startswith("mine: preparing 60 files")
+
+
+def test_the_same_text_elsewhere_gives_the_same_files(tmp_path):
+    prepared = []
+    for place in ("a", "b"):
+        write_documents(tmp_path / place)
+        dataset = dataset_of(tmp_path, text=(f"{tmp_path}/{place}",), cache_dir=f"{tmp_path}/cache_{place}")
+        prepared.append(prepare(dataset)[0])
+    for part in ("train_pattern", "eval_pattern", "tokenizer_path"):
+        a, b = ([Path(path).read_bytes() for path in sorted(glob.glob(getattr(p, part)))] for p in prepared)
+        assert a == b != []
+
+
+def test_a_killed_preparation_leaves_nothing_that_is_taken_for_finished(tmp_path):
+    write_documents(tmp_path / "texts")
+    script = (
+        "import os, signal, sys\n"
+        "from configs.schema import DatasetConfig\n"
+        "from data.prepare import prepare_dataset\n"
+        "def report(line):\n"
+        "    if ': train: ' in line:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "text, cache = sys.argv[1:]\n"
+        "dataset = DatasetConfig(id='mine', n_vocab=300, text=(text,), eos_id=0, padding_id=1, cache_dir=cache,\n"
+        "                        eval_fraction=0.2)\n"
+        f"prepare_dataset(dataset, {N_CTX}, report)\n"
+    )
+    command = [sys.executable, "-c", script, f"{tmp_path}/texts", f"{tmp_path}/cache"]
+    assert subprocess.run(command, cwd=REPOSITORY).returncode == -signal.SIGKILL
+    (left,) = (name for name in os.listdir(tmp_path / "cache") if name != ".lock")
+    assert left.endswith(".partial")
+    prepared, lines = prepare(dataset_of(tmp_path))
+    assert lines[0].startswith("mine: preparing ")
+    assert f"{os.path.basename(os.path.dirname(prepared.tokenizer_path))}.partial" == left
+    assert left not in os.listdir(tmp_path / "cache")
+    assert prepare(dataset_of(tmp_path))[1] == [f"mine: {os.path.dirname(prepared.tokenizer_path)} is fresh"]
+
+
+def test_two_at_once_make_it_once(tmp_path):
+    write_documents(tmp_path / "texts")
+    results: list[tuple[PreparedDataset, list[str]]] = []
+    threads = [threading.Thread(target=lambda: results.append(prepare(dataset_of(tmp_path)))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results[0][0] == results[1][0] == results[2][0]
+    lines = [line for _, reported in results for line in reported]
+    assert sum(": preparing " in line for line in lines) == 1
+    assert len(os.listdir(tmp_path / "cache")) == 2
+
+
+def test_a_tokenizer_that_is_named_is_used(tmp_path):
+    write_documents(tmp_path / "texts")
+    path = str(tmp_path / FILE_NAME)
+    save_tokenizer(train_byte_level_bpe(["other text"] * 3, 265), path)
+    prepared, lines = prepare(dataset_of(tmp_path, tokenizer_path=path, n_vocab=265))
+    assert prepared.tokenizer_path == path
+    assert not [line for line in lines if "trained" in line]
+    assert sorted(set(sum(examples_of(prepared.train_pattern), ())))[-1] < 265
+    save_tokenizer(train_byte_level_bpe(["yet another text"] * 3, 265), path)
+    assert prepare(dataset_of(tmp_path, tokenizer_path=path, n_vocab=265))[1][0].startswith("mine: preparing ")
+
+
+def test_special_ids_that_disagree_with_the_tokenizer_are_refused(tmp_path):
+    write_documents(tmp_path / "texts")
+    with pytest.raises(ConfigError) as error:
+        prepare(dataset_of(tmp_path, eos_id=1, padding_id=0))
+    assert str(error.value).splitlines() == [
+        "mine: eos_id = 1 -- the tokenizer's <|endoftext|> is 0 -- set eos_id to 0",
+        "mine: padding_id = 0 -- the tokenizer's <|padding|> is 1 -- set padding_id to 1",
+    ]
+
+
+def test_undecodable_documents_are_reported(tmp_path):
+    write_documents(tmp_path / "texts")
+    (tmp_path / "texts" / "bad.py").write_bytes(b"caf\xe9")
+    prepared, lines = prepare(dataset_of(tmp_path))
+    assert "mine: left out bad.py: not UTF-8 at byte 3" in lines
+    manifest = manifest_of(prepared)
+    assert manifest["train"]["discarded_undecodable"] + manifest["eval"]["discarded_undecodable"] == 1
+
+
+MORE = "add documents, change eval_fraction, or set eval_fraction to 0 to hold out nothing"
+
+
+def test_at_least_one_document_is_held_out_of_two(tmp_path):
+    write_documents(tmp_path / "texts", number=2)
+    prepared, _ = prepare(dataset_of(tmp_path, eval_fraction=1e-9))
+    assert len(texts_of(prepared.eval_pattern, prepared)) == 1
+
+
+def test_one_document_cannot_be_split(tmp_path):
+    write_documents(tmp_path / "texts", number=1)
+    with pytest.raises(DataError) as error:
+        prepare(dataset_of(tmp_path))
+    assert str(error.value) == f"mine: the text is 1 document(s), and one has to be held out -- {MORE}"
+    prepared, _ = prepare(dataset_of(tmp_path, eval_fraction=0.0))
+    assert prepared.eval_pattern is None
+    assert len(examples_of(prepared.train_pattern)) > 1
+
+
+def test_nothing_left_to_train_on_is_an_error(tmp_path):
+    write_documents(tmp_path / "texts", number=3)
+    with pytest.raises(DataError) as error:
+        prepare(dataset_of(tmp_path, eval_fraction=0.999999))
+    assert str(error.value) == f"mine: no document with text is left for train -- {MORE}"
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path):
+    write_documents(tmp_path / "texts")
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError) as error:
+        prepare(dataset_of(tmp_path, cache_dir=f"{tmp_path}/file/cache"))
+    assert str(error.value) == f"{tmp_path}/file/cache: cannot be written (Not a directory) -- set cache_dir elsewhere"
+
+
+def test_a_cache_in_a_bucket_is_refused_with_what_to_do(tmp_path):
+    write_documents(tmp_path / "texts")
+    with pytest.raises(DataError) as error:
+        prepare(dataset_of(tmp_path, cache_dir="gs://mine/cache"))
+    assert str(error.value) == (
+        "mine: cache_dir = gs://mine/cache -- raw text is prepared on the disk of this machine -- give a folder there, "
+        "or write tfrecords into the bucket with data/create_tfrecords.py --output_dir, and name them in path"
+    )
+
+
+def test_tfrecords_are_passed_through():
+    dataset = DatasetConfig(
+        id="d",
+        n_vocab=9,
+        path="a/*.tfrecords",
+        eval_path="",
+        tokenizer_path="gpt2",
+        tokenizer_is_pretrained=True,
+        cache_dir="",
+    )
+    assert prepare(dataset) == (PreparedDataset("a/*.tfrecords", None, "gpt2", True), [])
+
+
+def test_the_python_standard_library_is_ordinary_code_without_packages_and_tests():
+    values = json.loads((REPOSITORY / "configs" / "dataset_configs" / "python_stdlib.json").read_text())
+    assert values["text"] == "{python_stdlib}"
+    files = find_files([sysconfig.get_path("stdlib")], (*values["text_exclude"], *NOT_THE_STDLIB))
+    names = {file.relative for file in files}
+    assert {"argparse.py", "json/decoder.py", "email/message.py"} <= names
+    assert not [name for name in names if {"site-packages", "dist-packages", "test", "tests"} & set(name.split("/"))]
+    assert 4e6 < sum(os.path.getsize(file.path) for file in files) < 20e6
+
+
+def test_text_that_cannot_be_read_gives_the_reason(tmp_path):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "bad.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(DataError) as error:
+        prepare(dataset_of(tmp_path))
+    assert str(error.value) == (
+        "mine: the text is 0 document(s) (left out: bad.txt: not UTF-8 at byte 3), and one has to be held out -- "
+        f"{MORE}"
+    )
+    with pytest.raises(DataError) as error:
+        prepare(dataset_of(tmp_path, eval_fraction=0.0))
+    assert str(error.value) == (
+        f"mine: no document with text is left for train (bad.txt: not UTF-8 at byte 3) -- {MORE}"
+    )
+
+
+def test_a_dataset_with_a_slash_in_its_name_is_refused(tmp_path):
+    with pytest.raises(DataError) as error:
+        prepare(dataset_of(tmp_path, id="a/b"))
+    assert str(error.value) == ("a/b: is no beginning of a file name -- name the dataset config without a slash")
+
+
+def test_a_file_in_the_way_is_named(tmp_path):
+    write_documents(tmp_path / "texts")
+    directory = Path(prepare(dataset_of(tmp_path))[0].tokenizer_path).parent
+    directory.rename(tmp_path / "away")
+    Path(f"{directory}.partial").touch()
+    with pytest.raises(DataError) as error:
+        prepare(dataset_of(tmp_path))
+    assert str(error.value) == (
+        f"{directory}.partial: cannot be written (File exists) -- choose another place, or make room there"
+    )
+
+
+def test_a_cache_dir_may_have_glob_characters(tmp_path):
+    write_documents(tmp_path / "texts")
+    prepared, _ = prepare(dataset_of(tmp_path, cache_dir=f"{tmp_path}/a[b]*"))
+    assert list_shards(prepared.train_pattern) and list_shards(prepared.eval_pattern)

@@ -1,0 +1,307 @@
+"""Tests of data/documents.py."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import lzma
+import os
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+import zstandard
+from lm_dataformat import Archive, DatArchive, JSONArchive
+
+import data.text.documents
+from configs.errors import DataError
+from data.text.documents import (
+    Document,
+    explain,
+    fingerprint,
+    read_all_documents,
+    read_documents,
+    share_below,
+)
+from data.text.files import SourceFile, find_files
+
+TEXTS = ["one\n", "zwei äöü\r\n\tend ", "三\u2028 <|endoftext|>"]
+NOT_UTF8 = b"caf\xe9"
+
+
+def read(path: Path, **settings: object) -> list[Document]:
+    return list(read_documents(SourceFile(str(path), path.name), **settings))
+
+
+def texts(path: Path) -> list[str | None]:
+    return [document.text for document in read(path)]
+
+
+def gzipped(content: bytes) -> bytes:
+    """Compresses without the time, which would give the cases another name in each test process."""
+    return gzip.compress(content, mtime=0)
+
+
+def json_lines() -> bytes:
+    return "".join(json.dumps({"text": text}) + "\n" for text in TEXTS).encode()
+
+
+def tar_bytes(members: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+MEMBERS = {f"{'long ' * 40}{n}.txt": text.encode() for n, text in enumerate(TEXTS)}
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.py", "a.md", "a.rst", "LICENSE"])
+def test_a_plain_file_is_one_document_to_the_last_byte(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(TEXTS[1].encode())
+    assert read(path) == [Document(name, TEXTS[1])]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl", json_lines()),
+        ("a.jsonl.zst", zstandard.compress(json_lines())),
+        ("two_frames.jsonl.zst", b"".join(zstandard.compress(line) for line in json_lines().splitlines(True))),
+        ("a.jsonl.gz", gzipped(json_lines())),
+        ("a.jsonl.xz", lzma.compress(json_lines())),
+        ("a.tar", tar_bytes(MEMBERS)),
+        ("a.tar.zst", zstandard.compress(tar_bytes(MEMBERS))),
+        ("a.tar.gz", gzipped(tar_bytes(MEMBERS))),
+        ("a.tar.xz", lzma.compress(tar_bytes(MEMBERS))),
+        ("urlsf_subset00_data.xz", lzma.compress(tar_bytes(MEMBERS))),
+        ("a.jsonl.tar.gz", gzipped(tar_bytes({"inner.jsonl.zst": zstandard.compress(json_lines())}))),
+    ],
+)
+def test_formats_of_many_documents(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content)
+    assert texts(path) == TEXTS
+
+
+def test_a_zip_file_gives_its_members(tmp_path):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.mkdir("folder") if hasattr(archive, "mkdir") else archive.writestr("folder/", "")
+        for name, content in MEMBERS.items():
+            archive.writestr(f"folder/{name}", content)
+    assert texts(path) == TEXTS
+    assert read(path)[0].identity == f"a.zip/folder/{next(iter(MEMBERS))}"
+
+
+def test_a_compressed_text_is_one_document(tmp_path):
+    path = tmp_path / "a.txt.xz"
+    path.write_bytes(lzma.compress(TEXTS[1].encode()))
+    assert texts(path) == [TEXTS[1]]
+
+
+@pytest.mark.parametrize(
+    ("archive", "suffix"), [(Archive, ".jsonl.zst"), (DatArchive, ".dat.zst"), (JSONArchive, ".json.zst")]
+)
+def test_what_lm_dataformat_writes_is_read(tmp_path, archive, suffix):
+    writer = archive(str(tmp_path))
+    for text in TEXTS:
+        writer.add_data(text)
+    writer.commit()
+    (path,) = tmp_path.glob(f"data_*{suffix}")
+    assert texts(path) == TEXTS
+
+
+def test_json_lines_in_their_various_shapes(tmp_path):
+    path = tmp_path / "a.jsonl"
+    lines = [
+        '{"text": "a"}',
+        '"b"',
+        "",
+        '{"text": ["c", "d"]}',
+        '{"text": 3}',
+        "{",
+        '{"other": "x"}',
+        '"\\ud800"',
+        "[1]",
+    ]
+    path.write_bytes("\n".join(lines).encode() + b'\n"caf\xe9"\n')
+    documents = read(path)
+    assert [document.text for document in documents] == ["a", "b", "c\n\nd"] + [None] * 6
+    assert [document.identity for document in documents] == [f"a.jsonl:{n}" for n in (1, 2, 4, 5, 6, 7, 8, 9, 10)]
+    problems = [document.problem for document in documents[3:]]
+    assert problems[0] == problems[2] == problems[4] == "no text under the key 'text'"
+    assert problems[1].startswith("not JSON: ")
+    assert problems[3] == "half a surrogate pair at character 0"
+    assert problems[5] == "not UTF-8 at byte 4"
+
+
+def test_the_text_may_stand_under_another_key(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "no", "content": "yes"}\n')
+    assert [document.text for document in read(path, text_key="content")] == ["yes"]
+
+
+def test_what_is_not_utf8_is_reported_and_the_rest_is_read(tmp_path):
+    (tmp_path / "a.txt").write_bytes(NOT_UTF8)
+    (tmp_path / "b.txt").write_bytes(b"good")
+    (tmp_path / "c.tar.gz").write_bytes(gzipped(tar_bytes({"x.txt": NOT_UTF8, "y.txt": b"also good"})))
+    assert list(read_all_documents(find_files([str(tmp_path)]))) == [
+        Document("a.txt", None, "not UTF-8 at byte 3"),
+        Document("b.txt", "good"),
+        Document("c.tar.gz/x.txt", None, "not UTF-8 at byte 3"),
+        Document("c.tar.gz/y.txt", "also good"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.zip", b"no zip file"),
+        ("a.tar.gz", b"no gzip file"),
+        ("a.tar.gz", gzipped(b"no tar file")),
+        ("a.tar.gz", gzipped(tar_bytes(MEMBERS))[:-30]),
+        ("a.xz", lzma.compress(json_lines())[:-9]),
+        ("a.jsonl.zst", b"no zstandard file"),
+        ("a.jsonl.zst", zstandard.compress(json_lines() * 1000)[:-9]),
+        ("a.json.zst", zstandard.compress(b'["one", "tw')),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(DataError) as error:
+        read(path)
+    assert str(error.value).startswith(f"{path}: cannot be read (")
+    assert str(error.value).endswith(") -- replace the file, or leave it out")
+
+
+def test_shares_are_fixed_and_even():
+    assert share_below("a.txt") == 0x18B7CB099A9E / 2**48  # printf a.txt | sha256sum
+    shares = [share_below(f"file{n}.py") for n in range(4000)]
+    assert all(0 <= share < 1 for share in shares)
+    assert sum(share < 0.25 for share in shares) / 4000 == pytest.approx(0.25, abs=0.03)
+
+
+def test_a_problem_can_be_printed_whatever_the_name_of_its_file(tmp_path):
+    with open(os.fsencode(tmp_path) + b"/caf\xe9.txt", "wb") as file:
+        file.write(NOT_UTF8)
+    (document,) = read_all_documents(find_files([str(tmp_path)]))
+    assert explain(document) == "caf\\udce9.txt: not UTF-8 at byte 3"
+
+
+def test_a_fingerprint_is_blake2b_of_the_utf8():
+    assert fingerprint("a.txt").hex() == "8c54ec7283e9a5145f2a4047f40504e9"  # printf a.txt | b2sum -l 128
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.txt.xz", "a.txt.zst"])
+def test_a_text_that_is_too_long_for_memory_is_read_in_parts(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(data.text.documents, "_PART_BYTES", 5)
+    text = "zwei äöü ➀ Wörter\r\n" * 20
+    compress = {"gz": gzipped, "xz": lzma.compress, "zst": zstandard.compress}
+    path = tmp_path / name
+    path.write_bytes(compress.get(name.split(".")[-1], bytes)(text.encode()))
+    length = len(text.encode())
+    assert read(path, longest_bytes=length) == [Document(name, text)]
+    (document,) = read(path, longest_bytes=length - 1)
+    assert (document.identity, document.text, document.problem) == (name, None, None)
+    assert document.long_text.digest == fingerprint(text)
+    for _ in range(2):
+        parts = list(document.long_text.parts())
+        assert "".join(parts) == text
+        assert len(parts) > 50
+
+
+@pytest.mark.parametrize(("end", "at"), [(b"\xe9x", 40), (b"x\xc3", 41), (b"\xf0\x9f\x98", 40)])
+def test_a_long_text_that_is_not_utf8_is_reported(tmp_path, monkeypatch, end, at):
+    monkeypatch.setattr(data.text.documents, "_PART_BYTES", 7)
+    path = tmp_path / "a.txt"
+    path.write_bytes("ä".encode() * 20 + end)
+    assert read(path, longest_bytes=9) == [Document("a.txt", None, f"not UTF-8 at byte {at}")]
+    assert read(path) == [Document("a.txt", None, f"not UTF-8 at byte {at}")]
+
+
+@pytest.mark.parametrize("suffix", [".json.zst", ".json.gz"])
+def test_an_array_of_texts_is_read_element_by_element(tmp_path, suffix):
+    compress = zstandard.compress if suffix == ".json.zst" else gzipped
+    path = tmp_path / f"a{suffix}"
+    values = [*TEXTS, "x" * 200_000, {"text": "under a key"}, 3, {"text": ["a", "b"]}]
+    path.write_bytes(compress(b" \n" + json.dumps(values, indent=1).encode()))
+    assert texts(path) == [*TEXTS, "x" * 200_000, "under a key", None, "a\n\nb"]
+    assert read(path)[5] == Document(f"a{suffix}:5", None, "no text under the key 'text'")
+
+
+def test_json_gz_may_be_json_lines_as_c4_has_them(tmp_path):
+    path = tmp_path / "c4-train.00000-of-01024.json.gz"
+    path.write_bytes(gzipped(json_lines()))
+    assert texts(path) == TEXTS
+
+
+@pytest.mark.parametrize("content", [b'["a", "b', b'["a", nothing]', b'["a"', b"[" + b" " * 100])
+def test_a_damaged_array_is_named(tmp_path, content):
+    path = tmp_path / "a.json.gz"
+    path.write_bytes(gzipped(content))
+    with pytest.raises(DataError, match="a.json.gz: cannot be read "):
+        read(path)
+
+
+@pytest.mark.parametrize("content", [b"0000000000000005abc", b"00000", b"9999999999999999abc", b"-000000000000001a"])
+def test_a_damaged_dat_archive_is_named(tmp_path, content):
+    path = tmp_path / "a.dat.zst"
+    path.write_bytes(zstandard.compress(b"0000000000000001x" + content))
+    with pytest.raises(DataError, match="a.dat.zst: cannot be read "):
+        read(path)
+
+
+def lm_archive(folder: Path) -> Path:
+    """Writes a `.jsonl.zst` as lm_dataformat does."""
+    writer = Archive(str(folder))
+    for text in TEXTS:
+        writer.add_data(text)
+    writer.commit()
+    (path,) = folder.glob("*.jsonl.zst")
+    return path
+
+
+def test_what_lm_dataformat_does_not_read_itself_is_read(tmp_path):
+    archive = lm_archive(tmp_path / "lm")
+    members = {"one.jsonl.zst": archive.read_bytes(), "two.jsonl.zst": archive.read_bytes()}
+    (tmp_path / "a.jsonl.zst.tar").write_bytes(tar_bytes(members))
+    assert texts(tmp_path / "a.jsonl.zst.tar") == TEXTS * 2  # its own reader: NameError
+    (tmp_path / "b.tar.gz").write_bytes(gzipped(tar_bytes(MEMBERS)))
+    assert texts(tmp_path / "b.tar.gz") == TEXTS  # long names in pax headers; its own reader: KeyError
+    (tmp_path / "c.txt.zst").write_bytes(zstandard.compress(TEXTS[1].encode()))
+    assert texts(tmp_path / "c.txt.zst") == [TEXTS[1]]  # its own reader leaves such files out
+    (tmp_path / "d.gz").write_bytes(gzipped(TEXTS[1].encode()))
+    assert texts(tmp_path / "d.gz") == [TEXTS[1]]  # its own reader makes a document of every line
+    (tmp_path / "openwebtext.tar.xz").write_bytes(
+        lzma.compress(tar_bytes({"owt/urlsf_subset00-1_data.xz": lzma.compress(tar_bytes(MEMBERS))}))
+    )
+    assert texts(tmp_path / "openwebtext.tar.xz") == TEXTS
+    assert texts(archive) == TEXTS
+    archive.write_bytes(archive.read_bytes()[:-3])
+    with pytest.raises(DataError, match="ends in the middle of a zstandard frame"):  # its own reader: the end
+        texts(archive)
+
+
+def test_a_directory_is_searched_for_every_format_and_for_no_unfinished_archive(tmp_path):
+    lm_archive(tmp_path).rename(tmp_path / "data.jsonl.zst")  # beside it lies current_chunk_incomplete
+    names = ["a.txt", "a.gz", "a.zst", "a.jsonl", "a.jsonl.gz", "a.json.gz", "a.json.zst", "a.dat.zst", "a.txt.zst"]
+    names += ["a.xz", "a.tar", "a.tar.gz", "a.tgz", "a.zip", "a.jsonl.zst.tar", "openwebtext.tar.xz"]
+    for name in names:
+        (tmp_path / name).touch()
+    assert sorted(file.relative for file in find_files([str(tmp_path)])) == sorted([*names, "data.jsonl.zst"])
+
+
+def test_a_zip_file_in_a_tar_file_is_read(tmp_path):
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr("a.txt", TEXTS[0])
+    (tmp_path / "a.tar.gz").write_bytes(gzipped(tar_bytes({"b.zip": content.getvalue()})))
+    assert texts(tmp_path / "a.tar.gz") == [TEXTS[0]]

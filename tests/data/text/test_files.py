@@ -1,0 +1,124 @@
+"""Tests of data/sources.py on a disk; those in a bucket are in tests/buckets."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from configs.errors import DataError
+from data.text.files import SourceFile, find_files
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+
+
+def make_tree(root: Path) -> None:
+    names = ["b2.txt", "b10.txt", "a/z.py", "a/test/t.py", "a/notes.xyz", ".hidden.txt", ".git/x.txt", "test/u.py"]
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(name)
+
+
+def found(sources: list[str], **settings: object) -> list[str]:
+    return [file.relative for file in find_files(sources, **settings)]
+
+
+def test_a_directory_is_read_with_all_below_it_in_natural_order(tmp_path):
+    make_tree(tmp_path)
+    assert found([str(tmp_path)]) == ["a/test/t.py", "a/z.py", "b2.txt", "b10.txt", "test/u.py"]
+    assert found([str(tmp_path)], suffixes=(".txt",)) == ["b2.txt", "b10.txt"]
+
+
+def test_patterns_leave_files_out(tmp_path):
+    make_tree(tmp_path)
+    assert found([str(tmp_path)], exclude=["test/*"]) == ["a/test/t.py", "a/z.py", "b2.txt", "b10.txt"]
+    assert found([str(tmp_path)], exclude=["*/test/*", "*2.txt"]) == ["a/z.py", "b10.txt", "test/u.py"]
+
+
+def test_a_glob_takes_any_suffix_and_keeps_the_path_below_its_fixed_part(tmp_path):
+    make_tree(tmp_path)
+    assert found([f"{tmp_path}/a/*"]) == ["notes.xyz", "z.py"]
+    assert found([f"{tmp_path}/**/*.py"]) == ["a/test/t.py", "a/z.py", "test/u.py"]
+    assert found([f"{tmp_path}/b2.txt"]) == ["b2.txt"]
+
+
+def test_a_file_named_twice_is_read_once(tmp_path):
+    make_tree(tmp_path)
+    assert found([f"{tmp_path}/b2.txt", f"{tmp_path}/*.txt"]) == ["b2.txt", "b10.txt"]
+
+
+def test_a_source_without_files_is_named(tmp_path):
+    os.mkdir(tmp_path / "empty")
+    with pytest.raises(DataError) as error:
+        find_files([f"{tmp_path}/empty"], suffixes=(".txt", ".py"))
+    assert str(error.value) == (
+        f"{tmp_path}/empty: no file ending in .txt .py found -- name a directory, a glob or a file that has text"
+    )
+    with pytest.raises(DataError) as error:
+        find_files([f"{tmp_path}/*.txt"], exclude=["a/*"])
+    assert str(error.value) == (
+        f"{tmp_path}/*.txt: no file found outside a/* -- name a directory, a glob or a file that has text"
+    )
+
+
+def test_only_regular_files_are_found(tmp_path):
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "broken.txt").symlink_to(tmp_path / "none")
+    (tmp_path / "link.txt").symlink_to(tmp_path / "a.txt")
+    os.mkfifo(tmp_path / "pipe.txt")
+    for source in (str(tmp_path), f"{tmp_path}/*.txt"):
+        assert [file.relative for file in find_files([source])] == ["a.txt", "link.txt"]
+
+
+def test_links_to_folders_are_followed_and_no_folder_is_read_twice(tmp_path):
+    make_tree(tmp_path / "texts")
+    (tmp_path / "elsewhere" / "deeper").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "deeper" / "e.txt").write_text("e")
+    (tmp_path / "texts" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "texts" / "a" / "up").symlink_to("..")
+    (tmp_path / "texts" / "a" / "again").symlink_to("../test")
+    expected = ["a/test/t.py", "a/z.py", "b2.txt", "b10.txt", "link/deeper/e.txt", "test/u.py"]
+    assert found([f"{tmp_path}/texts"]) == expected
+
+
+WITHOUT_RIGHTS = """
+import sys
+from configs.errors import DataError
+from data.sources import find_files
+
+try:
+    find_files(sys.argv[1:])
+except DataError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(os.getuid() == 0 and shutil.which("setpriv") is None, reason="this user may read everything")
+def test_a_folder_that_may_not_be_looked_into_is_not_passed_over(tmp_path):
+    make_tree(tmp_path)
+    (tmp_path / "a").chmod(0)
+    command = [sys.executable, "-c", WITHOUT_RIGHTS, str(tmp_path)]
+    if os.getuid() == 0:
+        taken = "-dac_override,-dac_read_search"
+        command = ["setpriv", f"--bounding-set={taken}", f"--inh-caps={taken}", *command]
+    try:
+        said = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    finally:
+        (tmp_path / "a").chmod(0o755)
+    assert said.stdout.startswith(f"{tmp_path}/a: cannot be read ("), said.stderr
+
+
+def test_a_file_named_outright_may_have_the_characters_of_a_glob(tmp_path):
+    for name in ("a[1].txt", "a1.txt"):
+        (tmp_path / name).write_text(name)
+    assert found([f"{tmp_path}/a[1].txt"]) == ["a[1].txt"]
+    assert found([f"{tmp_path}/a?.txt"]) == ["a1.txt"]
+
+
+def test_a_file_that_is_gone_is_named(tmp_path):
+    with pytest.raises(DataError, match=f"{tmp_path}/a.txt: cannot be read .* -- replace the file, or leave it out"):
+        SourceFile(f"{tmp_path}/a.txt", "a.txt").state()

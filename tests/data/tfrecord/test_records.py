@@ -1,0 +1,214 @@
+"""Tests of data/tfrecords.py."""
+
+from __future__ import annotations
+
+import os
+import signal
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from configs.errors import DataError
+from data.tfrecord.records import (
+    find_shards,
+    parse_example,
+    read_examples,
+    serialize_example,
+    side_folder,
+    write_examples,
+    write_shards,
+)
+from meshtf import tf
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+
+
+def read_frames(path: Path) -> list[bytes]:
+    """Reads TFRecord framing by hand: length (8), its checksum (4), data, its checksum (4)."""
+    content, frames = path.read_bytes(), []
+    while content:
+        (length,) = struct.unpack("<Q", content[:8])
+        frames.append(content[12 : 12 + length])
+        content = content[12 + length + 4 :]
+    return frames
+
+
+def test_a_record_is_an_example_with_one_int64_feature_called_text(tmp_path):
+    path = tmp_path / "a_0_0_2.tfrecords"
+    assert write_examples(str(path), [[1, 2, 300], np.array([0, 50256, 2**31], dtype=np.int64)]) == 2
+    first, second = (tf.train.Example.FromString(frame).features.feature for frame in read_frames(path))
+    assert list(first) == ["text"]
+    assert list(first["text"].int64_list.value) == [1, 2, 300]
+    assert list(second["text"].int64_list.value) == [0, 50256, 2**31]
+    assert os.listdir(tmp_path) == ["a_0_0_2.tfrecords"]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(0, 2**62), max_size=20))
+def test_serialized_ids_come_back(ids):
+    assert list(tf.train.Example.FromString(serialize_example(ids)).features.feature["text"].int64_list.value) == ids
+
+
+def test_reading_gives_what_was_written(tmp_path):
+    examples = np.random.default_rng(0).integers(0, 50257, (7, 5))
+    path = str(tmp_path / "a.tfrecords")
+    write_examples(path, examples)
+    read = list(read_examples(path))
+    assert all(ids.dtype == np.int64 for ids in read)
+    np.testing.assert_array_equal(read, examples)
+
+
+def test_parsing_in_a_pipeline_takes_single_records_and_batches():
+    records = [serialize_example([1, 2, 3]), serialize_example([4, 5, 6])]
+    dataset = tf.data.Dataset.from_tensor_slices(records)
+    single = list(dataset.map(lambda record: parse_example(record, 3)).as_numpy_iterator())
+    batched = list(dataset.batch(2).map(lambda batch: parse_example(batch, 3)).as_numpy_iterator())
+    np.testing.assert_array_equal(single, [[1, 2, 3], [4, 5, 6]])
+    np.testing.assert_array_equal(batched, [[[1, 2, 3], [4, 5, 6]]])
+
+
+def test_parsing_another_length_is_an_error():
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        parse_example(serialize_example([1, 2, 3]), 4)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    path = str(tmp_path / "none.tfrecords")
+    with pytest.raises(DataError) as error:
+        list(read_examples(path))
+    assert str(error.value) == f"{path}: no such file -- check the path"
+
+
+@pytest.mark.parametrize("cut_bytes", [1, 5, 20])
+def test_a_truncated_file_is_named_with_its_record(tmp_path, cut_bytes):
+    path = tmp_path / "a.tfrecords"
+    write_examples(str(path), [[1, 2, 3]] * 4)
+    path.write_bytes(path.read_bytes()[:-cut_bytes])
+    with pytest.raises(DataError) as error:
+        list(read_examples(str(path)))
+    assert str(error.value).startswith(f"{path}: record 3 is cut off or damaged -- ")
+
+
+def test_a_flipped_bit_is_noticed(tmp_path):
+    path = tmp_path / "a.tfrecords"
+    write_examples(str(path), [[1, 2, 3]] * 4)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 4 + 14] ^= 1  # in the data of record 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="record 1 is cut off or damaged"):
+        list(read_examples(str(path)))
+
+
+def float_feature() -> tf.train.Feature:
+    return tf.train.Feature(float_list=tf.train.FloatList(value=[1.0]))
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (b"no protocol buffer", "record 1 is not a tf.train.Example"),
+        (tf.train.Example().SerializeToString(), "record 1 has no feature 'text', only none"),
+        (
+            tf.train.Example(features=tf.train.Features(feature={"ids": float_feature()})).SerializeToString(),
+            "record 1 has no feature 'text', only ['ids']",
+        ),
+        (
+            tf.train.Example(features=tf.train.Features(feature={"text": float_feature()})).SerializeToString(),
+            "record 1: feature 'text' is float_list, not int64_list",
+        ),
+    ],
+)
+def test_a_foreign_record_is_named(tmp_path, record, message):
+    path = str(tmp_path / "a.tfrecords")
+    with tf.io.TFRecordWriter(path) as writer:
+        writer.write(serialize_example([1]))
+        writer.write(record)
+    with pytest.raises(DataError) as error:
+        list(read_examples(path))
+    assert str(error.value).startswith(f"{path}: {message}")
+    assert str(error.value).endswith(" -- write the file with data/create_tfrecords.py")
+
+
+def test_shards_carry_number_process_and_count_in_their_names(tmp_path):
+    paths = write_shards(str(tmp_path / "out"), "pile", (np.array([n, n]) for n in range(7)), 3)
+    names = [os.path.basename(path) for path in paths]
+    assert names == ["pile_0_0_3.tfrecords", "pile_1_0_3.tfrecords", "pile_2_0_1.tfrecords"]
+    assert sorted(os.listdir(tmp_path / "out")) == names
+    assert [ids[0] for path in paths for ids in read_examples(path)] == list(range(7))
+
+
+def test_no_examples_give_no_shard(tmp_path):
+    assert write_shards(str(tmp_path), "a", [], 3) == []
+    assert os.listdir(tmp_path) == []
+
+
+def test_only_the_shards_of_one_name_are_found(tmp_path):
+    for name in (
+        "a_0_0_1.tfrecords",
+        "a_1_0_12.tfrecords",
+        "a_b_0_0_1.tfrecords",
+        "a_2_0.partial",
+        "ba_0_0_1.tfrecords",
+    ):
+        (tmp_path / name).touch()
+    assert find_shards(str(tmp_path), "a") == [f"{tmp_path}/a_0_0_1.tfrecords", f"{tmp_path}/a_1_0_12.tfrecords"]
+    assert find_shards(str(tmp_path / "missing"), "a") == []
+
+
+def test_a_place_that_cannot_be_written_to_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError) as error:
+        write_shards(f"{tmp_path}/file/out", "a", [np.array([1])], 1)
+    assert str(error.value).startswith(f"{tmp_path}/file/out: cannot be written (")
+    assert str(error.value).endswith(") -- choose another place, or make room there")
+    with pytest.raises(DataError, match=f"{tmp_path}/none/a.tfrecords: cannot be written "):
+        write_examples(f"{tmp_path}/none/a.tfrecords", [[1]])
+
+
+def failing_examples():
+    yield np.array([1])
+    yield np.array([2])
+    raise KeyboardInterrupt
+
+
+def test_an_interrupted_write_leaves_only_finished_files(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        write_shards(str(tmp_path), "a", failing_examples(), 1)
+    assert sorted(os.listdir(tmp_path)) == ["a_0_0_1.tfrecords", "a_1_0_1.tfrecords"]
+    with pytest.raises(KeyboardInterrupt):
+        write_examples(str(tmp_path / "b.tfrecords"), failing_examples())
+    assert sorted(os.listdir(tmp_path)) == ["a_0_0_1.tfrecords", "a_1_0_1.tfrecords"]
+
+
+def test_a_killed_write_leaves_no_half_written_file_under_its_final_name(tmp_path):
+    script = (
+        "import itertools, os, signal, sys\n"
+        "from data.tfrecords import write_shards\n"
+        "def examples():\n"
+        "    yield from itertools.repeat([1] * 9, 25)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "write_shards(sys.argv[1], 'a', examples(), 10)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=REPOSITORY)
+    assert killed.returncode == -signal.SIGKILL
+    finished = find_shards(str(tmp_path), "a")
+    assert [os.path.basename(path) for path in finished] == ["a_0_0_10.tfrecords", "a_1_0_10.tfrecords"]
+    assert [len(list(read_examples(path))) for path in finished] == [10, 10]
+    assert set(os.listdir(tmp_path)) == {"a_0_0_10.tfrecords", "a_1_0_10.tfrecords", "a_2_0.partial"}
+
+
+def test_a_side_folder_is_empty_at_first_and_gone_at_last(tmp_path):
+    left_behind = tmp_path / ".a.partial" / "a_0_0_1.tfrecords"
+    left_behind.parent.mkdir()
+    left_behind.touch()
+    with side_folder(str(tmp_path), "a") as folder:
+        assert os.listdir(folder) == []
+        write_shards(folder, "a", [np.array([1])], 1)
+        assert find_shards(str(tmp_path), "a") == []
+    assert os.listdir(tmp_path) == []

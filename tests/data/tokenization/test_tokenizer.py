@@ -1,0 +1,297 @@
+"""Tests of data/tokenizer.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import decoders, models, pre_tokenizers
+
+import data.tokenization.tokenizer
+from configs.errors import ConfigError, DataError
+from configs.schema import DatasetConfig
+from data.tokenization.tokenizer import Tokenizer, check_special_ids, from_json, load_tokenizer
+from data.train_tokenizer import save_tokenizer, train_byte_level_bpe
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+SAMPLE = [
+    "def encode(self, text):\n    return self.ids[text]\n",
+    "schöne neue Welt <|endoftext|> 'tis",
+    "the end of the text",
+]
+TOKENIZER = train_byte_level_bpe(SAMPLE * 5, 310)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(max_size=60))
+def test_any_text_comes_back(text):
+    assert TOKENIZER.decode(TOKENIZER.encode(text)) == text
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(max_size=60))
+def test_byte_lengths_of_the_ids_add_up_to_the_bytes_of_the_text(text):
+    assert TOKENIZER.token_byte_lengths()[TOKENIZER.encode(text)].sum() == len(text.encode("utf-8"))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.integers(0, 330), max_size=12))
+def test_bytes_of_any_ids_are_those_of_what_they_decode_to(ids):
+    told = b"".join(map(TOKENIZER.bytes_of, ids))
+    assert told.decode("utf-8", "replace") == TOKENIZER.decode(ids)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.text(max_size=20), max_size=5))
+def test_a_batch_is_encoded_as_its_texts_are(texts):
+    assert TOKENIZER.encode_batch(texts) == [TOKENIZER.encode(text) for text in texts]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(alphabet="ab \n\r\t'\x85\x1c.1", max_size=80))
+def test_cutting_a_long_text_changes_no_token(text):
+    whole = TOKENIZER.encode(text)
+    piece_characters = data.tokenization.tokenizer.PIECE_CHARACTERS
+    data.tokenization.tokenizer.PIECE_CHARACTERS = 3
+    try:
+        assert "".join(TOKENIZER.pieces(text)) == text
+        assert TOKENIZER.encode_batch([text]) == [whole]
+    finally:
+        data.tokenization.tokenizer.PIECE_CHARACTERS = piece_characters
+
+
+def test_a_long_text_is_cut_at_line_breaks_between_words(monkeypatch):
+    monkeypatch.setattr(data.tokenization.tokenizer, "PIECE_CHARACTERS", 3)
+    assert TOKENIZER.pieces("abc\ndef\n\nghi\n jkl\nm") == ["abc\n", "def\n\nghi\n jkl\n", "m"]
+
+
+def test_special_tokens_have_ids_but_come_out_of_no_text():
+    assert (TOKENIZER.eos_id, TOKENIZER.padding_id) == (0, 1)
+    ids = TOKENIZER.encode("a<|endoftext|>b<|padding|>")
+    assert not {0, 1} & set(ids)
+    assert TOKENIZER.decode([0, *TOKENIZER.encode("a"), 1]) == "<|endoftext|>a<|padding|>"
+    assert list(TOKENIZER.token_byte_lengths()[:2]) == [0, 0]
+    assert TOKENIZER.token_byte_lengths().shape == (TOKENIZER.n_vocab,) == (310,)
+
+
+@pytest.mark.parametrize("copy", [lambda t: pickle.loads(pickle.dumps(t)), lambda t: from_json(t.to_json())])
+def test_a_copy_encodes_alike(copy):
+    text = SAMPLE[1]
+    assert copy(TOKENIZER).encode(text) == TOKENIZER.encode(text)
+
+
+def test_a_json_file_is_loaded(tmp_path):
+    path = str(tmp_path / "a" / "t.json")
+    save_tokenizer(TOKENIZER, path)
+    loaded = load_tokenizer(path)
+    assert loaded.encode(SAMPLE[0]) == TOKENIZER.encode(SAMPLE[0])
+    assert load_tokenizer(path, is_pretrained=True).n_vocab == 310
+    assert os.listdir(tmp_path / "a") == ["t.json"]
+
+
+def write_folder(folder: Path) -> None:
+    """Writes a byte-level BPE by hand: h e l o ! and the bytes of ' ' and 'é', two merges, end of text."""
+    letters = ["h", "e", "l", "o", "!", "Ġ", "Ã", "©"]
+    vocabulary = [*letters, "he", "ll", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(vocabulary)}))
+    (folder / "merges.txt").write_text("#version: 0.2\nh e\nl l\n")
+
+
+def test_a_folder_with_vocab_and_merges_is_loaded(tmp_path):
+    write_folder(tmp_path)
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert tokenizer.encode("hello hé!") == [8, 9, 3, 5, 0, 6, 7, 4]
+    assert tokenizer.decode([8, 9, 3, 5, 0, 6, 7, 4]) == "hello hé!"
+    assert (tokenizer.n_vocab, tokenizer.eos_id, tokenizer.padding_id) == (11, 10, None)
+    assert list(tokenizer.token_byte_lengths()) == [1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 0]
+    assert 10 not in tokenizer.encode("he<|endoftext|>")
+
+
+def test_bytes_are_counted_by_decoding_where_tokens_are_no_bytes():
+    backend = tokenizers.Tokenizer(models.WordLevel({"straße": 0, "a": 1, "[UNK]": 2}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.add_special_tokens(["[UNK]"])
+    backend.add_tokens(["zwölf"])
+    assert list(Tokenizer(backend).token_byte_lengths()) == [7, 1, 0, 6]
+
+
+def error_of(path: str) -> str:
+    with pytest.raises(DataError) as error:
+        load_tokenizer(path)
+    return str(error.value)
+
+
+def test_bytes_in_a_text_where_tokens_are_words_or_bytes():
+    vocabulary = {"a": 0, "\u2581so": 1, "<0xE2>": 2, "<0x82>": 3, "<0xAC>": 4, "\u2581": 5}
+    backend = tokenizers.Tokenizer(models.BPE(vocabulary, [], byte_fallback=True))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
+    assert list(map(Tokenizer(backend).bytes_of, range(7))) == [b"a", b" so", b"\xe2", b"\x82", b"\xac", b" ", b""]
+
+
+def test_what_is_no_tokenizer_is_named(tmp_path):
+    missing = f"{tmp_path}/none.json"
+    assert error_of(missing) == (
+        f"{missing}: no such tokenizer -- give a tokenizers JSON file (data/train_tokenizer.py makes one), or a folder "
+        "with vocab.json and merges.txt"
+    )
+    (tmp_path / "bad.json").write_text("{}")
+    assert error_of(f"{tmp_path}/bad.json").startswith(f"{tmp_path}/bad.json: not a tokenizers JSON file (")
+    assert error_of(str(tmp_path)) == (
+        f"{tmp_path}: has no vocab.json -- a tokenizer folder holds vocab.json and merges.txt"
+    )
+    (tmp_path / "vocab.json").write_text("[]")
+    (tmp_path / "merges.txt").write_text("")
+    assert error_of(str(tmp_path)).startswith(f"{tmp_path}: vocab.json and merges.txt are not a BPE (")
+
+
+def test_a_name_that_cannot_be_had_says_what_to_give_instead(tmp_path):
+    script = (
+        "from configs.errors import DataError\n"
+        "from data.tokenization.tokenizer import load_tokenizer\n"
+        "try:\n    load_tokenizer('no/such-tokenizer', is_pretrained=True)\n"
+        "except DataError as error:\n    print(error)\n"
+    )
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith(
+        "no/such-tokenizer: neither a file or folder here, nor found as a tokenizer at Hugging Face ("
+    )
+    assert done.stdout.endswith(") -- give a tokenizers JSON file, or a folder with vocab.json and merges.txt\n")
+
+
+def dataset(**values: object) -> DatasetConfig:
+    return DatasetConfig(**({"id": "d", "n_vocab": 310, "eos_id": 0, "padding_id": 1, "cache_dir": "c"} | values))
+
+
+def issues_of(tokenizer: Tokenizer, **values: object) -> list[str]:
+    with pytest.raises(ConfigError) as error:
+        check_special_ids(tokenizer, dataset(**values))
+    return str(error.value).splitlines()
+
+
+def test_ids_that_agree_pass():
+    check_special_ids(TOKENIZER, dataset())
+    check_special_ids(TOKENIZER, dataset(n_vocab=512))
+
+
+def test_a_padding_id_equal_to_n_vocab_means_no_padding_token(tmp_path):
+    write_folder(tmp_path)
+    tokenizer = load_tokenizer(str(tmp_path))
+    check_special_ids(tokenizer, dataset(n_vocab=11, eos_id=10, padding_id=11))
+    assert issues_of(tokenizer, n_vocab=11, eos_id=10, padding_id=12) == [
+        "d: padding_id = 12 -- the tokenizer has ids 0 to 10 only -- choose one of them, or n_vocab, 11, for no "
+        "padding token"
+    ]
+
+
+def test_every_disagreement_is_told_at_once():
+    assert issues_of(TOKENIZER, n_vocab=100, eos_id=1, padding_id=0) == [
+        "d: n_vocab = 100 -- the tokenizer has 310 ids -- set n_vocab to at least that",
+        "d: eos_id = 1 -- the tokenizer's <|endoftext|> is 0 -- set eos_id to 0",
+        "d: padding_id = 0 -- the tokenizer's <|padding|> is 1 -- set padding_id to 1",
+    ]
+    assert issues_of(TOKENIZER, n_vocab=400, eos_id=310)[0] == (
+        "d: eos_id = 310 -- the tokenizer has ids 0 to 309 only -- choose one of them"
+    )
+
+
+def test_a_long_text_without_line_breaks_is_cut_before_spaces_between_words(monkeypatch):
+    monkeypatch.setattr(data.tokenization.tokenizer, "PIECE_CHARACTERS", 3)
+    assert TOKENIZER.pieces("abc def  ghi jk\tlm nop") == ["abc", " def  ghi", " jk\tlm", " nop"]
+    assert TOKENIZER.pieces("abcdefghi") == ["abcdefghi"]
+
+
+PARTS = [
+    "the",
+    "end",
+    " ",
+    "\n",
+    "\t",
+    "'s",
+    "\xa0",
+    "\x85",
+    "\x1c",
+    "\xb4",
+    "\u037a",
+    "\u0301",
+    "\u3000",
+    ".",
+    "1",
+    "é",
+    "/",
+    "<\u0338",
+    "漢",
+    "ひ",
+    "\u3099",
+    "、",
+    "：",
+]
+
+
+TOKENIZERS = [TOKENIZER, train_byte_level_bpe(SAMPLE * 5, 310, nfkc=True)]
+
+
+@pytest.mark.parametrize("tokenizer", TOKENIZERS)
+@settings(max_examples=150, deadline=None)
+@given(text=st.lists(st.sampled_from(PARTS), max_size=60).map("".join))
+def test_no_seam_changes_a_token(tokenizer, text):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data.tokenization.tokenizer, "PIECE_CHARACTERS", 1)
+        assert tokenizer.encode_batch([text]) == [tokenizer.encode(text)]
+
+
+def test_text_without_spaces_is_cut_too(monkeypatch):
+    monkeypatch.setattr(data.tokenization.tokenizer, "PIECE_CHARACTERS", 3)
+    assert TOKENIZER.pieces("漢漢漢漢、ひひひ：漢") == ["漢漢漢漢", "、ひひひ", "：漢"]
+    assert TOKENIZER.pieces('{"abcd":"efgh"}abc1') == ['{"abcd', '":"efgh', '"}abc', "1"]
+    monkeypatch.setattr(data.tokenization.tokenizer, "LONGEST_WORD_CHARACTERS", 10)
+    assert TOKENIZER.pieces("é" * 25 + "1 é") == ["é" * 10, "é" * 10, "é" * 5 + "1", " é"]
+
+
+@pytest.mark.parametrize("tokenizer", TOKENIZERS)
+@settings(max_examples=150, deadline=None)
+@given(text=st.lists(st.sampled_from(PARTS), max_size=30).map("".join), characters=st.integers(1, 30))
+def test_the_end_of_a_text_has_the_tokens_of_the_whole(tokenizer, text, characters):
+    whole = tokenizer.encode(text)
+    end = tokenizer.encode(tokenizer._end(text, characters))
+    assert end == whole[len(whole) - len(end) :]
+
+
+def test_the_end_is_read_no_further_than_it_has_to(monkeypatch):
+    text = "zq " * 50_000
+    lengths = []
+    encode = Tokenizer.encode
+    monkeypatch.setattr(Tokenizer, "encode", lambda self, text: lengths.append(len(text)) or encode(self, text))
+    assert TOKENIZER.encode_end(text, 10) == encode(TOKENIZER, text)[-10:]
+    assert 4000 < lengths[0] <= 4096 and len(lengths) == 1
+
+
+def test_the_end_is_widened_until_it_holds_enough_tokens():
+    text = "a" * 5000 + " " + "the end of the text " * 2
+    prefixing = train_byte_level_bpe(["a" * 4096] * 2, 290)
+    for n_tokens in (1, 30, 60, 5000):
+        assert prefixing.encode_end(text, n_tokens) == prefixing.encode(text)[-n_tokens:]
+
+
+def test_pieces_are_encoded_a_few_at_a_time(monkeypatch):
+    text = " ".join(SAMPLE)
+    expected = TOKENIZER.encode(text)
+    monkeypatch.setattr(data.tokenization.tokenizer, "PIECE_CHARACTERS", 3)
+    monkeypatch.setattr(data.tokenization.tokenizer, "PIECES_AT_ONCE", 2)
+    assert TOKENIZER.encode_batch([text, "", text]) == [expected, [], expected]
+    assert list(data.tokenization.tokenizer._groups(["abc", "def", "g", "hij", "klm", "n"])) == [
+        ["abc", "def"],
+        ["g", "hij", "klm"],
+        ["n"],
+    ]

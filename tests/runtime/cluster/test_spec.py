@@ -1,0 +1,451 @@
+"""Which processes there are, and what is said when they cannot meet."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from configs.errors import UserError
+from meshtf import mtf
+from runtime.checkpoint.checkpoints import latest_checkpoint
+from runtime.cluster.heartbeat import CHECK_SECONDS, Patience, Pulse
+from runtime.cluster.rendezvous import _check_machine, _check_port_is_free
+from runtime.cluster.spec import Cluster, ClusterError, find_cluster
+from runtime.mesh.multi_process import _line
+from tests.runtime.mesh.test_multi_process import free_ports, last_words, start
+
+REPOSITORY = Path(__file__).parents[3]
+PROGRAM = """
+import sys
+from runtime.cluster import Cluster
+from runtime.meeting import joined
+try:
+    with joined(Cluster(tuple(sys.argv[1].split(",")), 0), wait_seconds=1.0):
+        pass
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+@pytest.fixture(autouse=True)
+def no_cluster_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name == "TF_CONFIG" or name.startswith("SLURM_")]:
+        monkeypatch.delenv(name)
+
+
+def refusal(hosts: str | None = None, host_index: int | None = None) -> str:
+    with pytest.raises(ClusterError) as error:
+        find_cluster(hosts, host_index)
+    assert isinstance(error.value, UserError)
+    return str(error.value)
+
+
+# By hand.
+
+
+def test_a_process_is_alone_unless_told_otherwise() -> None:
+    assert find_cluster(None, None) is None
+    assert find_cluster("a:2222", 0) is None
+
+
+def test_hosts_by_hand() -> None:
+    assert find_cluster("a:2222, 10.0.0.2:2223", 1) == Cluster(("a:2222", "10.0.0.2:2223"), 1)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "host_index", "message"),
+    [
+        (
+            "a:1,b:1",
+            None,
+            "--hosts -- is given without --host_index -- give both, as --hosts a:2222,b:2222 --host_index 0",
+        ),
+        (None, 1, "--host_index -- is given without --hosts -- give both, as --hosts a:2222,b:2222 --host_index 0"),
+        (
+            "a:1,b",
+            0,
+            "--hosts a:1,b --host_index 0 -- 'b' is not a name and a port -- give each process as "
+            "host:2222, apart by commas",
+        ),
+        (
+            "a:1,b:0",
+            0,
+            "--hosts a:1,b:0 --host_index 0 -- 'b:0' is not a name and a port -- give each process as "
+            "host:2222, apart by commas",
+        ),
+        (
+            "a:1,a:1",
+            0,
+            "--hosts a:1,a:1 --host_index 0 -- a:1 is there twice -- give each process a port of its own",
+        ),
+        (
+            "a:1,b:1",
+            2,
+            "--hosts a:1,b:1 --host_index 2 -- there is no process 2 among 2 -- count from 0 to 1",
+        ),
+    ],
+)
+def test_hosts_that_are_no_cluster(hosts: str | None, host_index: int | None, message: str) -> None:
+    assert refusal(hosts, host_index) == message
+
+
+def test_processes_of_one_machine_are_counted() -> None:
+    hosts = ("a:1", "b:1", "a:2", "b:2", "a:3")
+    assert [Cluster(hosts, index).local_rank() for index in range(5)] == [0, 0, 1, 1, 2]
+
+
+# TF_CONFIG.
+
+
+def set_tf_config(monkeypatch: pytest.MonkeyPatch, value: object) -> None:
+    monkeypatch.setenv("TF_CONFIG", value if isinstance(value, str) else json.dumps(value))
+
+
+WORKERS = {"worker": ["a:1", "b:1"]}
+
+
+@pytest.mark.parametrize(
+    ("jobs", "job", "index", "cluster"),
+    [
+        (WORKERS, "worker", 1, Cluster(("a:1", "b:1"), 1)),
+        (WORKERS, "worker", "1", Cluster(("a:1", "b:1"), 1)),
+        ({**WORKERS, "chief": ["c:1"]}, "chief", 0, Cluster(("c:1", "a:1", "b:1"), 0)),
+        ({**WORKERS, "chief": ["c:1"]}, "worker", 1, Cluster(("c:1", "a:1", "b:1"), 2)),
+        ({"chief": ["c:1"]}, "chief", 0, None),
+    ],
+)
+def test_tf_config(
+    monkeypatch: pytest.MonkeyPatch, jobs: dict, job: str, index: int | str, cluster: Cluster | None
+) -> None:
+    set_tf_config(monkeypatch, {"cluster": jobs, "task": {"type": job, "index": index}})
+    assert find_cluster(None, None) == cluster
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"cluster": {}}'])
+def test_tf_config_of_no_cluster(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    set_tf_config(monkeypatch, text)
+    assert find_cluster(None, None) is None
+
+
+def test_the_command_line_comes_before_tf_config(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_tf_config(monkeypatch, {"cluster": WORKERS, "task": {"type": "worker", "index": 1}})
+    assert find_cluster("x:1,y:1", 0) == Cluster(("x:1", "y:1"), 0)
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "3", "[]", '{"cluster": 3}', '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker"}}']
+)
+def test_tf_config_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    set_tf_config(monkeypatch, text)
+    message = refusal()
+    assert message.startswith(f"TF_CONFIG = {text} -- cannot be read: ")
+    assert message.endswith(
+        '-- write it as {"cluster": {"worker": ["a:2222", "b:2222"]}, "task": {"type": "worker", "index": 0}}'
+    )
+
+
+@pytest.mark.parametrize(
+    ("jobs", "job", "index", "message"),
+    [
+        (WORKERS, "worker", 2, "TF_CONFIG -- there is no worker 2 among 2 -- index counts from 0 within a job"),
+        (WORKERS, "chief", 0, "TF_CONFIG -- there is no chief 0 among 0 -- index counts from 0 within a job"),
+        ({**WORKERS, "ps": ["c:1"]}, "worker", 0, "TF_CONFIG -- has the job ps, which nothing is done by here"),
+        (WORKERS, "evaluator", 0, "TF_CONFIG -- has the job evaluator, which nothing is done by here"),
+        ({"worker": ["a:1", "b"]}, "worker", 0, "TF_CONFIG -- 'b' is not a name and a port"),
+    ],
+)
+def test_tf_config_that_is_no_cluster(
+    monkeypatch: pytest.MonkeyPatch, jobs: dict, job: str, index: int, message: str
+) -> None:
+    set_tf_config(monkeypatch, {"cluster": jobs, "task": {"type": job, "index": index}})
+    assert refusal().startswith(message)
+
+
+# Slurm.
+
+
+def set_slurm(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+
+
+def test_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_slurm(monkeypatch, PROCID="2", STEP_NUM_TASKS="3", STEP_NODELIST="node[01-02]", STEP_TASKS_PER_NODE="2,1")
+    assert find_cluster(None, None) == Cluster(("node01:2222", "node01:2223", "node02:2222"), 2)
+
+
+def test_one_task_of_slurm_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_slurm(monkeypatch, PROCID="0", STEP_NUM_TASKS="1", STEP_NODELIST="node01", STEP_TASKS_PER_NODE="1")
+    assert find_cluster(None, None) is None
+
+
+@pytest.mark.parametrize(
+    ("machines", "tasks", "hosts"),
+    [
+        ("n[9-10]", "1(x2)", "n9:2222,n10:2222"),  # in the order of Slurm, which is not that of text
+        ("n10,n9", "1,2", "n10:2222,n9:2222,n9:2223"),
+        ("n[1,08-10],m", "1(x3),2,1", "n1:2222,n08:2222,n09:2222,n10:2222,n10:2223,m:2222"),
+        ("r[1-2]n[1-2]x", "1(x4)", "r1n1x:2222,r1n2x:2222,r2n1x:2222,r2n2x:2222"),
+    ],
+)
+def test_machines_of_slurm(monkeypatch: pytest.MonkeyPatch, machines: str, tasks: str, hosts: str) -> None:
+    expected = tuple(hosts.split(","))
+    n_tasks = str(len(expected))
+    set_slurm(monkeypatch, PROCID="1", STEP_NUM_TASKS=n_tasks, STEP_NODELIST=machines, STEP_TASKS_PER_NODE=tasks)
+    assert find_cluster(None, None) == Cluster(expected, 1)
+
+
+def test_tasks_of_slurm_dealt_out_in_another_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_slurm(monkeypatch, PROCID="1", STEP_NUM_TASKS="4", STEP_NODELIST="n[1-2]", STEP_TASKS_PER_NODE="2(x2)")
+    monkeypatch.setenv("SLURMD_NODENAME", "n1")
+    assert find_cluster(None, None) == Cluster(("n1:2222", "n1:2223", "n2:2222", "n2:2223"), 1)
+    monkeypatch.setenv("SLURMD_NODENAME", "n2")
+    assert refusal() == (
+        "Slurm -- task 1 of 4 is not where its machines, filled one after the other, would have it -- start the "
+        "processes with srun --distribution=block, or give --hosts and --host_index"
+    )
+
+
+@pytest.mark.parametrize(
+    ("variables", "error"),
+    [
+        ({}, "KeyError: 'SLURM_PROCID'"),
+        ({"PROCID": "0"}, "KeyError: 'SLURM_STEP_NODELIST'"),
+        ({"PROCID": "x"}, "ValueError: invalid literal for int() with base 10: 'x'"),
+        (
+            {"PROCID": "0", "STEP_NODELIST": "n[1-x]", "STEP_TASKS_PER_NODE": "3"},
+            "ValueError: invalid literal for int() with base 10: 'x'",
+        ),
+    ],
+)
+def test_slurm_whose_variables_cannot_be_read(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], error: str
+) -> None:
+    set_slurm(monkeypatch, STEP_NUM_TASKS="3", **variables)
+    assert refusal() == (
+        f"Slurm -- its variables cannot be read: {error} -- start the processes with srun, or give --hosts and "
+        "--host_index"
+    )
+
+
+# Meeting.
+
+
+def test_a_port_in_use() -> None:
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ClusterError) as error:
+            _check_port_is_free(f"here:{port}")
+    assert str(error.value) == (
+        f"here:{port} -- port {port} cannot be used on this machine: Address already in use -- end the process that "
+        "uses it, or give another port"
+    )
+    _check_port_is_free(f"here:{port}")
+
+
+@pytest.mark.parametrize("here", ["127.0.0.1:2222", "localhost:2222"])
+def test_an_index_of_another_machine(here: str) -> None:
+    with pytest.raises(ClusterError) as error:
+        _check_machine(Cluster(("192.0.2.1:2222", here), 0))
+    assert str(error.value) == (
+        f"{here} -- is process 1 and on this machine, where process 0 (192.0.2.1:2222) was started, on the same port "
+        "-- start each process on its own machine, or give each a port of its own"
+    )
+
+
+@pytest.mark.parametrize("other", ["127.0.0.1:2223", "192.0.2.1:2222", "nowhere.invalid:2222"])
+def test_processes_that_are_elsewhere(other: str) -> None:
+    _check_machine(Cluster(("127.0.0.1:2222", other), 0))
+
+
+@pytest.mark.slow
+def test_a_process_that_does_not_come() -> None:
+    own, missing = (f"127.0.0.1:{port}" for port in free_ports(2))
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    run = subprocess.run(
+        [sys.executable, "-c", PROGRAM, f"{own},{missing}"], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert run.stdout == (
+        f"AbsenceError {missing} -- not there after 1 s of waiting -- start the same command there with its own "
+        "host_index, and see that a firewall lets this machine through\n"
+    )
+
+
+# Hanging.
+
+
+def rounds_until_broken(n_rounds: int, *pulses: Callable[[int], Pulse]) -> tuple[int, int] | None:
+    """The round in which patience ends, and with whom; each process is a function from the round to its pulse."""
+    patience = Patience(len(pulses))
+    for number in range(n_rounds):
+        hanging = patience.broken_by([dataclasses.astuple(pulse(number)) for pulse in pulses])
+        if hanging is not None:
+            return number, hanging
+    return None
+
+
+def ahead(number: int) -> Pulse:
+    return Pulse(7, 0, 30)
+
+
+@pytest.mark.parametrize("patience_seconds", [5, 30, 31, 600])
+def test_a_process_that_is_waited_for_hangs_when_its_time_is_over(patience_seconds: int) -> None:
+    number, hanging = rounds_until_broken(200, ahead, lambda number: Pulse(6, 3, patience_seconds))
+    assert hanging == 1
+    assert patience_seconds < number * CHECK_SECONDS <= patience_seconds + CHECK_SECONDS
+
+
+@pytest.mark.parametrize(
+    "pulse",
+    [
+        lambda number: Pulse(7, 0, 30),  # both wait, or work, side by side
+        lambda number: Pulse(6, number, 30),
+        lambda number: Pulse(6, number // 7, 30),
+        lambda number: Pulse(6, 0, 0),
+    ],
+)
+def test_a_process_that_does_not_hang(pulse: Callable[[int], Pulse]) -> None:
+    assert rounds_until_broken(200, ahead, pulse) is None
+
+
+def test_patience_begins_anew_with_each_sign_of_life() -> None:
+    number, hanging = rounds_until_broken(200, lambda number: Pulse(6, min(number, 50), 30), ahead)
+    assert (number, hanging) == (57, 0)
+
+
+def in_others(lost: int, processes: Sequence[subprocess.Popen], message: str) -> dict[int, str]:
+    """What the other processes should say; the message with {host} and {own}."""
+    host = processes[0].args[3].split(",")[lost]
+    return {own: message.format(host=host, own=own) for own in range(len(processes)) if own != lost}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("n_processes", "lost"), [(2, 0), (4, 2)])
+def test_a_process_that_hangs_ends_all_and_says_where(tmp_path: Path, n_processes: int, lost: int) -> None:
+    processes = start(n_processes, tmp_path, "forever")
+    assert last_words(processes, lost, signal.SIGUSR1) == in_others(
+        lost,
+        processes,
+        f"process {lost} ({{host}}) -- hangs: others wait for it, and it shows no life, so this process ({{own}}) ends "
+        "too -- see where it says that it hangs, and start all processes again: they go on from the last checkpoint",
+    )
+    said = processes[lost].stdout.read()
+    assert "and it shows no life; it is this process, and it ends from here:\n" in said
+    assert said.splitlines()[-3].endswith("in hang_in_python")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_process_in_which_no_python_runs(tmp_path: Path, lost: int) -> None:
+    processes = start(2, tmp_path, "forever")
+    assert last_words(processes, lost, signal.SIGUSR2) == in_others(
+        lost,
+        processes,
+        f"process {lost} ({{host}}) -- hangs so that no Python runs in it, so this process ({{own}}) ends too -- see "
+        "which shows where it hangs, end it, and start all processes again: they go on from the last checkpoint",
+    )
+    assert " in hang_with_python\n" in processes[lost].stdout.read()
+
+
+# Signals.
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signalled", [[0], [1], [0, 1]])
+def test_a_signal_to_any_process_stops_all_at_one_step(tmp_path: Path, signalled: Sequence[int]) -> None:
+    processes = start(2, tmp_path, "until_stopped")
+    try:
+        for process in processes:
+            assert any(line.startswith("step 2") for line in process.stdout)
+        for index in signalled:
+            processes[index].send_signal(signal.SIGTERM)
+        said = [process.communicate(timeout=60)[0].splitlines()[-1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert [process.returncode for process in processes] == [0, 0]
+    assert len(set(said)) == 1
+    verb, number = said[0].split()
+    assert verb == "saved"
+    assert latest_checkpoint(f"{tmp_path}/stopped").endswith(f"model.ckpt-{number}")
+
+
+# More than ten.
+
+
+def test_the_processes_along_an_axis_come_in_its_order() -> None:
+    shape = mtf.Shape([mtf.Dimension("x", 2), mtf.Dimension("y", 3), mtf.Dimension("z", 4)])
+    places = [mtf.pnum_to_processor_coordinates(shape, number) for number in range(shape.size)]
+    for number, axis in itertools.product(range(shape.size), range(3)):
+        along = [[*places[number][:axis], place, *places[number][axis + 1 :]] for place in range(2 + axis)]
+        assert _line(shape, number, axis) == [places.index(place) for place in along]
+
+
+@pytest.mark.slow
+def test_slices_of_twelve_processes_come_in_their_order(tmp_path: Path) -> None:
+    processes = start(12, tmp_path, "gathered")
+    try:
+        said = [process.communicate(timeout=300)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert [process.returncode for process in processes] == [0] * 12, "\n".join(text[-500:] for text in said)
+    for index in range(12):
+        whole = np.load(tmp_path / f"{index}.npz")["gathered/all"]
+        np.testing.assert_array_equal(whole, np.arange(24, dtype=np.float32).reshape(12, 2))
+
+
+@pytest.mark.parametrize(
+    "hosts", ["a:1 b:1", "a:1;b:1", "http://a:1,b:1", "user@a:1,b:1", "a/b:1,c:1", "a:1:2,b:1", "a:1,A:1", "a:1,a:01"]
+)
+def test_hosts_that_no_machine_has_or_that_are_one(hosts: str) -> None:
+    with pytest.raises(ClusterError, match="is not a name and a port|is there twice"):
+        find_cluster(hosts, 0)
+
+
+def test_hosts_by_address() -> None:
+    assert find_cluster("[::1]:2222,10.0.0.2:2222,n-1.cluster_a:3", 1).hosts[0] == "[::1]:2222"
+
+
+@pytest.mark.parametrize(
+    "workers", [None, [1, 2], [["a:1"], ["b:2"]], "a:1,b:2"], ids=["null", "numbers", "lists", "text"]
+)
+def test_workers_of_tf_config_that_are_no_list_of_texts(monkeypatch: pytest.MonkeyPatch, workers: object) -> None:
+    set_tf_config(monkeypatch, {"cluster": {"worker": workers}, "task": {"type": "worker", "index": 0}})
+    if workers is None:
+        assert find_cluster(None, None) is None
+        return
+    with pytest.raises(ClusterError, match="TF_CONFIG = .* -- cannot be read: TypeError: the hosts of worker are no"):
+        find_cluster(None, None)
+
+
+def test_jobs_of_tf_config_without_processes_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = {"worker": ["a:1", "b:1"], "ps": []}
+    set_tf_config(monkeypatch, {"cluster": jobs, "task": {"type": "worker", "index": 1}})
+    assert find_cluster(None, None) == Cluster(("a:1", "b:1"), 1)
+    set_tf_config(monkeypatch, {"cluster": jobs, "task": {"type": "worker", "index": 1.7}})
+    with pytest.raises(ClusterError, match="cannot be read: ValueError"):
+        find_cluster(None, None)
+
+
+@pytest.mark.parametrize("n_tasks", ["", "x"])
+def test_a_number_of_slurm_tasks_that_is_none(monkeypatch: pytest.MonkeyPatch, n_tasks: str) -> None:
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", n_tasks)
+    if not n_tasks:
+        assert find_cluster(None, None) is None
+        return
+    with pytest.raises(ClusterError, match="Slurm -- its variables cannot be read"):
+        find_cluster(None, None)

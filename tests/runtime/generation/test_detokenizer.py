@@ -1,0 +1,144 @@
+"""The text of answers, cut into tokens in every way."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from runtime.generation.detokenizer import AnswerText, Token
+
+
+def token(number: int) -> Token:
+    return Token(number, -float(number), ((number, -1.0),))
+
+
+def characters(data: bytes) -> list[int]:
+    """Number of the first byte of each character; bytes that are no UTF-8 are characters as Unicode counts them."""
+    places, place = [], 0
+    while place < len(data):
+        places.append(place)
+        for length in range(1, 5):
+            try:
+                if len(data[place : place + length].decode()) == 1:
+                    place += length
+                    break
+            except UnicodeDecodeError as error:
+                broken = error
+        else:
+            place += broken.end - broken.start
+    return places
+
+
+def expected(parts: Sequence[bytes], stops: Sequence[str]) -> tuple[str, list[int], bool]:
+    """The whole answer, from all its bytes at once: text, numbers of its tokens, whether it was cut."""
+    data = b"".join(parts)
+    text, places = data.decode("utf-8", "replace"), characters(data)
+    assert len(text) == len(places)
+    found = [text.index(stop) for stop in stops if stop in text]
+    cut = min(found, default=len(text))
+    begins = itertools.accumulate((len(part) for part in parts), initial=0)
+    of_character = [sum(place <= begin for place in places) - 1 for begin in begins]
+    numbers = [number for number in range(len(parts)) if of_character[number] < cut or not found]
+    return text[:cut], numbers, bool(found)
+
+
+def streamed(
+    parts: Sequence[bytes], stops: Sequence[str], takes: Sequence[int]
+) -> tuple[list[str], list[list[int]], bool]:
+    """What is given, text and numbers of tokens, when so many tokens come at once."""
+    answer, texts, numbers = AnswerText(stops), [], []
+    remaining = iter(enumerate(parts))
+    for n_tokens in [*takes, None]:  # at last, all that is left
+        for number, part in itertools.islice(remaining, n_tokens):
+            answer.add(token(number), part)
+        given = answer.take(is_last=n_tokens is None)
+        texts.append(given.text)
+        numbers.append([each.id for each in given.tokens])
+        if given.is_cut:
+            return texts, numbers, True
+    return texts, numbers, False
+
+
+def divided(data: bytes, cuts: Sequence[int]) -> list[bytes]:
+    places = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
+    return [data[begin:end] for begin, end in itertools.pairwise(places)]
+
+
+# Few letters, so that stop strings begin often; a character of each length in bytes; and bytes that are none.
+PIECES = [
+    b"a",
+    b"b",
+    b"c",
+    "ä".encode(),
+    "€".encode(),
+    "😀".encode(),
+    b"\xe2\x82",
+    b"\x80",
+    b"\xf0",
+    b"\xff",
+    b"\xed\xa0",
+]
+BYTES = st.lists(st.sampled_from(PIECES), max_size=12).map(b"".join)
+STOPS = st.lists(st.text("abcä€😀\ufffd", min_size=1, max_size=4), max_size=3)
+NUMBERS = st.lists(st.integers(0, 60), max_size=20)
+
+
+@settings(max_examples=1000, deadline=None)
+@given(data=BYTES, cuts=NUMBERS, stops=STOPS, takes=st.lists(st.integers(0, 3), max_size=10))
+def test_any_borders_give_the_text_of_the_whole(
+    data: bytes, cuts: list[int], stops: list[str], takes: list[int]
+) -> None:
+    parts = divided(data, cuts)
+    text, numbers, is_cut = expected(parts, stops)
+    texts, told, was_cut = streamed(parts, stops, takes)
+    assert ("".join(texts), sum(told, []), was_cut) == (text, numbers, is_cut)
+
+
+@settings(max_examples=500, deadline=None)
+@given(data=BYTES, cuts=NUMBERS, stops=STOPS)
+def test_tokens_are_told_with_the_text_in_which_they_begin(data: bytes, cuts: list[int], stops: list[str]) -> None:
+    parts = divided(data, cuts)
+    begins = [0, *itertools.accumulate(map(len, parts))]
+    places = characters(data)
+    texts, told, _ = streamed(parts, stops, [1] * len(parts))
+    for n_takes in range(len(texts) - 1):
+        n_given = len("".join(texts[: n_takes + 1]))
+        begun = [n for n in range(len(parts)) if sum(place <= begins[n] for place in places) <= n_given]
+        assert sum(told[: n_takes + 1], []) == begun
+
+
+@pytest.mark.parametrize(
+    ("parts", "stops", "texts"),
+    [
+        ([b"ab", b"cd"], ["bc"], ["a", ""]),
+        ([b"ab", b"xd"], ["bc"], ["a", "bxd", ""]),
+        ([b"a", b"b"], ["ab"], ["", ""]),  # the whole answer
+        ([b"xa", b"b", b"c"], ["b", "abcd"], ["x", "", "", "a"]),  # the later one counts once the other cannot come
+        ([b"xa", b"b", b"cd"], ["b", "abcd"], ["x", "", ""]),
+        ([b"a", b"a", b"b"], ["aab", "ab"], ["", "", ""]),
+        ([b"a", b"a", b"a", b"b"], ["aab"], ["", "", "a", ""]),
+        ([b"\xe2", b"\x82", b"\xac"], [], ["", "", "€", ""]),
+        ([b"\xe2", b"\x82"], [], ["", "", "\ufffd"]),
+        ([b"\xe2", b"a"], [], ["", "\ufffda", ""]),
+        ([b"x\xe2", b"\x82"], ["x\ufffd"], ["", "", ""]),
+        ([b"x", b"\xe2\x82", b"\xacy"], ["€"], ["x", "", ""]),
+        ([], ["a"], [""]),
+        ([b"", b"a", b""], ["b"], ["", "a", "", ""]),
+    ],
+)
+def test_what_is_given_at_each_token(parts: list[bytes], stops: list[str], texts: list[str]) -> None:
+    assert streamed(parts, stops, [1] * len(parts))[0] == texts
+
+
+def test_tokens_without_text_are_told_when_the_text_goes_on_or_ends() -> None:
+    assert streamed([b"", b"a", b"", b""], [], [1, 1, 1, 1])[1] == [[], [0, 1], [], [], [2, 3]]
+
+
+def test_what_is_told_of_a_token_goes_with_it() -> None:
+    answer = AnswerText(())
+    answer.add(token(7), b"a")
+    assert answer.take(is_last=True).tokens == (Token(7, -7.0, ((7, -1.0),)),)

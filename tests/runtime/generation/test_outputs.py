@@ -1,0 +1,70 @@
+"""Answers, gathered and written down."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+from models.kernels.sampling import SamplingRule
+from runtime.generation.engine import Job
+from runtime.generation.outputs import Answer, format_line, format_samples, joined, write_predictions, written_answers
+from runtime.generation.scheduler import Ask, Delta, Scheduler
+from tests.runtime.generation.test_scheduler import LETTERS, Script, bytes_of
+
+
+def ask(text: str) -> Ask:
+    return Ask(Job(tuple(map(LETTERS.index, text)), SamplingRule(), 0, 100))
+
+
+def test_news_of_an_answer_are_put_together() -> None:
+    deltas = [Delta("a", (1, 2), (-1.0, -2.0), ((), ()), None), Delta("b", (3,), (-3.0,), ((),), "length")]
+    assert joined(deltas) == Answer("ab", (1, 2, 3), (-1.0, -2.0, -3.0), "length")
+
+
+def test_answers_come_in_the_order_of_the_asks_whichever_ends_first() -> None:
+    texts = ["abcdefgh" * 3, "a", "bc", "defdefdef", ""]
+    answers = written_answers(Scheduler(Script(2), bytes_of), [ask(text) for text in texts if text])
+    assert [answer.text for answer in answers] == [text for text in texts if text]
+
+
+def test_no_answer_waits_for_later_ones() -> None:
+    engine = Script(1)
+    answers = written_answers(Scheduler(engine, bytes_of), [ask("a"), ask("b"), ask("c")])
+    assert next(answers).text == "a"
+    assert len(engine.admitted) == 1
+
+
+def test_asks_are_taken_as_rows_become_free() -> None:
+    taken = itertools.count()
+    engine = Script(3)
+    answers = written_answers(Scheduler(engine, bytes_of), (ask("a") for _ in taken))
+    for _ in range(10):
+        next(answers)
+    assert next(taken) < 10 + 3 * engine.n_rows
+
+
+def test_a_line_of_json_holds_all_that_is_known() -> None:
+    answer = Answer('ä"\n', (3, 4), (-0.5, -1.25), "stop")
+    line = format_line({"id": {"a": None}}, "der \u2028\u2029\x85", 2, answer)
+    assert line.splitlines(keepends=True) == [line] and line.endswith("\n") and "ä" in line
+    assert list(json.loads(line).items()) == [
+        ("id", {"a": None}),
+        ("prompt", "der \u2028\u2029\x85"),
+        ("text", 'ä"\n'),
+        ("tokens", [3, 4]),
+        ("log_probs", [-0.5, -1.25]),
+        ("reason", "stop"),
+        ("sample", 2),
+    ]
+    assert json.loads(format_line({}, (1, 2), 0, answer))["prompt"] == [1, 2]
+
+
+def test_samples_stand_in_the_frame_of_gpt_neo(tmp_path: Path) -> None:
+    line = "=" * 40
+    framed = f"{line} SAMPLE 0 {line}\n\none\ntwo\n\n{line}{line}\n\n{line} SAMPLE 1 {line}\n\nälter\n\n{line}{line}\n"
+    assert format_samples(["one\ntwo", "älter"]) == framed
+    path = write_predictions(f"{tmp_path}/run", "exp7", 1234, ".txt", framed)
+    assert path == f"{tmp_path}/run/predictions_exp7_1234.txt"
+    assert Path(path).read_text(encoding="utf-8") == framed
+    assert [file.name for file in (tmp_path / "run").iterdir()] == ["predictions_exp7_1234.txt"]

@@ -1,0 +1,96 @@
+"""From prompts and settings to jobs."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from configs.errors import ConfigError
+from configs.prompts import Prompt
+from configs.schema import PredictionConfig
+from models.kernels.sampling import SamplingRule
+from runtime.generation.requests import asks_of, fit_prompt, rule_of, sample_seed
+
+EOS = 9
+
+
+def fitted(n_ids: int, n_ctx: int = 16, **settings: object) -> tuple[tuple[int, ...], list[str]]:
+    """The ids that are kept, and what is said."""
+    said: list[str] = []
+    prompt = Prompt("here", "", PredictionConfig(**settings), {})
+    return fit_prompt(range(100, 100 + n_ids), prompt, n_ctx, EOS, said.append), said
+
+
+def test_every_control_of_the_settings_is_in_the_rule() -> None:
+    settings = PredictionConfig(
+        temperature=0.3,
+        top_k=5,
+        top_p=0.8,
+        typical_p=0.7,
+        min_p=0.1,
+        repetition_penalty=1.5,
+        presence_penalty=-0.5,
+        frequency_penalty=0.25,
+        no_repeat_ngram=4,
+        entmax_sampling=True,
+        never_end=True,
+    )
+    rule = rule_of(settings)
+    assert rule == SamplingRule(0.3, 5, 0.8, 0.7, 0.1, 1.5, -0.5, 0.25, 4, True, True)
+    defaults = rule_of(PredictionConfig(temperature=1.0))
+    assert defaults == SamplingRule()
+    assert all(getattr(rule, field.name) != getattr(defaults, field.name) for field in dataclasses.fields(rule))
+
+
+def test_a_prompt_is_kept_whole_if_that_leaves_room_for_a_token() -> None:
+    assert fitted(15) == (tuple(range(100, 115)), [])
+    assert fitted(1, predict_max_steps=1000) == ((100,), [])
+    assert fitted(0) == ((EOS,), [])
+
+
+@pytest.mark.parametrize(("limit", "n_kept"), [(None, 8), (3, 13), (8, 8), (100, 8), (1, 15)])
+def test_of_a_longer_one_the_end_is_kept_and_room_for_what_is_asked_up_to_half(limit: int | None, n_kept: int) -> None:
+    ids, said = fitted(16, predict_max_steps=limit)
+    assert ids == tuple(range(116 - n_kept, 116))
+    assert said == [f"here: the prompt fills the context of 16 tokens: its last {n_kept} are kept"]
+
+
+def test_a_longer_one_may_be_refused() -> None:
+    assert fitted(15, prompt_overflow="refuse")[0] == tuple(range(100, 115))
+    with pytest.raises(
+        ConfigError, match=r"^here -- the prompt has more than the 15 tokens that leave room for one in"
+    ):
+        fitted(16, prompt_overflow="refuse")
+
+
+def test_a_context_of_one_token_has_no_room() -> None:
+    assert fitted(1, n_ctx=2) == ((100,), [])
+    with pytest.raises(ConfigError, match="^n_ctx = 1 -- has no room for a prompt and a token"):
+        fitted(1, n_ctx=1)
+
+
+def test_samples_of_a_prompt_differ_in_their_seeds_alone() -> None:
+    settings = PredictionConfig(predict_batch_size=3, predict_max_steps=5, stop=("a", "b"), temperature=0.5)
+    asks = list(asks_of((1, 2), settings, seed=7, n_ctx=16))
+    assert [ask.stops for ask in asks] == [("a", "b")] * 3
+    assert [ask.job.seed for ask in asks] == [sample_seed(7, number) for number in range(3)]
+    assert {dataclasses.replace(ask.job, seed=0) for ask in asks} == {dataclasses.replace(asks[0].job, seed=0)}
+    assert (asks[0].job.tokens, asks[0].job.rule, asks[0].job.n_new_tokens) == ((1, 2), rule_of(settings), 5)
+
+
+@pytest.mark.parametrize(("limit", "n_new_tokens"), [(None, 14), (14, 14), (15, 14), (1, 1)])
+def test_no_more_is_asked_than_has_room(limit: int | None, n_new_tokens: int) -> None:
+    (ask,) = asks_of((1, 2), PredictionConfig(predict_max_steps=limit), seed=0, n_ctx=16)
+    assert ask.job.n_new_tokens == n_new_tokens
+
+
+def test_seeds_of_samples_stay_what_they_are() -> None:
+    """People keep seeds to have a text again."""
+    assert [sample_seed(0, 0), sample_seed(0, 1), sample_seed(1, 0), sample_seed(2**31 - 1, 10)] == [
+        1877947459,
+        417858773,
+        1848467060,
+        1909764006,
+    ]
+    assert len({sample_seed(seed, sample) for seed in range(100) for sample in range(100)}) == 10_000

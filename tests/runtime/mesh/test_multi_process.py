@@ -1,0 +1,366 @@
+"""Many processes give what one device gives: real processes, which meet on this machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from configs.errors import CheckpointError, DeviceError
+from meshtf import mtf
+from models.variables import SlicedVariable, normal
+from runtime.checkpoint import checkpoints
+from runtime.checkpoint.checkpoints import CheckpointWriter, Writers, latest_checkpoint, restore
+from runtime.cluster.spec import ClusterError
+from runtime.mesh.multi_process import group_of, place_process
+from runtime.mesh.placement import Placement, VariableSlices, place
+from runtime.training.loop import TrainingPosition
+from runtime.training.steps import build_train_step
+from tests import tiny
+from tests.runtime.spmd_worker import CASES, MATRIX, ONE_LAYER, Case
+
+REPOSITORY = Path(__file__).parents[3]
+FAST = "experts"
+OF_TWO = ("data", "model", "embd", "memory", "sequence", "shared")
+OF_FOUR = ("mixed", "mixed_experts", "mixed_embd", "whole_sequence")
+
+
+# Without other processes.
+
+
+@settings(max_examples=30)
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=3), st.data())
+def test_a_group_has_one_key_and_no_other_group_has_it(sizes: list[int], data: st.DataObject) -> None:
+    shape = mtf.Shape([mtf.Dimension(f"axis{index}", size) for index, size in enumerate(sizes)])
+    members: dict[int, set[tuple]] = {}
+    for mask in range(1, 2 ** len(sizes)):
+        axes = [axis for axis in range(len(sizes)) if mask >> axis & 1]
+        for processor in range(shape.size):
+            coordinates = mtf.pnum_to_processor_coordinates(shape, processor)
+            group = group_of(shape, processor, data.draw(st.permutations(axes)))
+            assert group.size == np.prod([sizes[axis] for axis in axes])
+            others = tuple(None if axis in axes else place for axis, place in enumerate(coordinates))
+            members.setdefault(group.key, set()).add(others)
+    assert all(len(groups) == 1 for groups in members.values())
+
+
+def n_nodes(n_processes: int, layout: str) -> int:
+    mesh = tiny.mesh_config(f"x:{n_processes}", layout)
+    config = tiny.run_config(mesh, ONE_LAYER, training={"train_batch_size": 512})
+    return build_train_step(config, place_process(config.mesh, 1, n_processes, "/device:CPU:0")).n_graph_nodes()
+
+
+def test_a_graph_does_not_grow_with_the_mesh() -> None:
+    two = n_nodes(2, "batch:x")
+    assert n_nodes(512, "batch:x") == pytest.approx(two, rel=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n_processes", [8, 64, 512])
+def test_a_graph_of_two_axes_does_not_grow_with_the_mesh(n_processes: int) -> None:
+    layout = "batch:x,heads:y,vocab:y,intermediate_expanded:y,embed_sequence:y"
+    counts = []
+    for size in (1, n_processes // 4):
+        model = {"n_head": 512, "n_embd": 512, "n_vocab": 512}
+        mesh = tiny.mesh_config(f"x:{2 * size},y:2", layout)
+        config = tiny.run_config(mesh, model, training={"train_batch_size": 512})
+        placement = place_process(config.mesh, 1, 4 * size, "/device:CPU:0")
+        counts.append(build_train_step(config, placement).n_graph_nodes())
+    assert counts[0] == pytest.approx(counts[1], rel=0.02)
+
+
+def test_a_mesh_of_another_number_of_processes() -> None:
+    with pytest.raises(DeviceError) as error:
+        place_process(tiny.mesh_config("x:4", "batch:x"), 0, 2, "/device:CPU:0")
+    assert str(error.value) == (
+        "mesh_shape = x:4 -- needs 4 processes, 2 are there -- give a mesh_shape whose sizes multiply to 2 "
+        "(--set mesh_shape=x:2), or that many processes"
+    )
+
+
+def test_a_process_says_which_it_is() -> None:
+    placement = place_process(tiny.mesh_config("", ""), 1, 2, "/device:CPU:0")
+    assert placement.describe() == "all:2 (batch:all) on CPU:0, process 1 of 2"
+
+
+# Checkpoints, each process writing its part.
+
+
+def writer_of(processor: int, folder: Path, barrier: Callable[[], None]) -> CheckpointWriter:
+    """The writer of one of two processes, whose variable is all 0."""
+    placement = place_process(tiny.mesh_config("x:2", "vocab:x"), processor, 2, "/device:CPU:0")
+    add_table(placement, whole=np.zeros((4, 6), np.float32))
+    return CheckpointWriter(str(folder), placement.store, Writers(processor, 2, barrier))
+
+
+def add_table(placement: Placement, whole: np.ndarray) -> VariableSlices:
+    dims = mtf.Shape([mtf.Dimension("embd", 4), mtf.Dimension("vocab", 6)])
+    variable = SlicedVariable(mtf.Mesh(mtf.Graph(), "mesh"), "gpt2/table", dims, normal(1.0), trainable=True)
+    stored = placement.store.slices_of(variable, placement.implementation(1))
+    stored.assign_whole(whole)
+    return stored
+
+
+def test_a_process_holds_its_own_slices_only() -> None:
+    whole = np.arange(24, dtype=np.float32).reshape(4, 6)
+    for processor, begin in enumerate([0, 3]):
+        placement = place_process(tiny.mesh_config("x:2,y:2", "vocab:x"), 2 * processor, 4, "/device:CPU:0")
+        stored = add_table(placement, whole)
+        (piece,) = stored.slices
+        np.testing.assert_array_equal(piece, whole[:, begin : begin + 3])
+        assert (stored.begins, stored.distinct_slices()) == (((0, begin),), [0])
+        copy = add_table(place_process(tiny.mesh_config("x:2,y:2", "vocab:x"), 2 * processor + 1, 4, "CPU:0"), whole)
+        assert (copy.begins, copy.distinct_slices()) == (((0, begin),), [])
+
+
+def test_a_process_lost_while_saving_leaves_the_checkpoint_before(tmp_path: Path, devices: tuple[str, ...]) -> None:
+    placement = place(tiny.mesh_config("", ""), devices[:1])
+    whole = np.arange(24, dtype=np.float32).reshape(4, 6)
+    stored = add_table(placement, whole)
+    path = CheckpointWriter(str(tmp_path), placement.store).save(TrainingPosition(1, 8))
+
+    def fail() -> None:
+        raise ClusterError("process 1 is lost")
+
+    with pytest.raises(ClusterError):
+        writer_of(0, tmp_path, fail).save(TrainingPosition(2, 16))
+    assert latest_checkpoint(str(tmp_path)) == path
+    stored.assign_whole(whole + 1)
+    assert restore(path, placement.store, 8) == TrainingPosition(1, 8)
+    np.testing.assert_array_equal(tiny.whole_value(stored), whole)
+    # What was left of the save does not hinder the next.
+    writers = [writer_of(processor, tmp_path, lambda: None) for processor in range(2)]
+    for writer in reversed(writers):
+        newest = writer.save(TrainingPosition(2, 16))
+    assert latest_checkpoint(str(tmp_path)) == newest
+    assert restore(newest, placement.store, 8) == TrainingPosition(2, 16)
+    assert not tiny.whole_value(stored).any()
+    assert not list(tmp_path.glob("*.parts"))
+
+
+def test_a_part_that_the_first_process_does_not_see_is_missed(
+    tmp_path: Path, devices: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoints, "SHOW_SECONDS", 0.0)
+    placement = place(tiny.mesh_config("", ""), devices[:1])
+    add_table(placement, np.ones((4, 6), np.float32))
+    path = CheckpointWriter(str(tmp_path / "shared"), placement.store).save(TrainingPosition(1, 8))
+    writer_of(1, tmp_path / "elsewhere", lambda: None).save(TrainingPosition(2, 16))
+    with pytest.raises(CheckpointError, match="the part of process 1 is not there, though it has been written"):
+        writer_of(0, tmp_path / "shared", lambda: None).save(TrainingPosition(2, 16))
+    assert latest_checkpoint(str(tmp_path / "shared")) == path
+
+
+# With other processes.
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def start(n_processes: int, folder: Path, *jobs: str) -> list[subprocess.Popen]:
+    hosts = ",".join(f"127.0.0.1:{port}" for port in free_ports(n_processes))
+    environment = {name: value for name, value in os.environ.items() if name != "TF_CONFIG"}
+    environment["PYTHONPATH"] = str(REPOSITORY)
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.runtime.spmd_worker", hosts, str(index), str(folder), *jobs],
+            cwd=REPOSITORY,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for index in range(n_processes)
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Expected:
+    """What one device makes of a model.
+
+    Attributes:
+      outputs: of the step.
+      after: all variables after it.
+      next_loss: of the step that follows.
+    """
+
+    outputs: Mapping[str, np.ndarray]
+    after: Mapping[str, np.ndarray]
+    next_loss: float
+
+
+def one_device(case: Case, folder: Path, device: str) -> Expected:
+    """Takes the step on one device, and writes the checkpoint that it begins with."""
+    config = case.config(mesh_shape="")
+    placement = place(config.mesh, [device])
+    step = build_train_step(dataclasses.replace(config, mesh=tiny.mesh_config("", "")), placement)
+    placement.store.initialize(seed=1)
+    tiny.disturb(placement.store)
+    CheckpointWriter(f"{folder}/start/{case.model}", placement.store).save(TrainingPosition(0, 0))
+    outputs = step(*tiny.step_inputs())
+    after = tiny.values_of(placement.store)
+    return Expected(outputs, after, float(step(*tiny.step_inputs())["loss"]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Together:
+    """What processes made together.
+
+    Attributes:
+      folder: with their checkpoints, and that of one device which they began with.
+      results: of each process.
+      expected: of one device, by model.
+    """
+
+    folder: Path
+    results: Sequence[Mapping[str, np.ndarray]]
+    expected: Mapping[str, Expected]
+
+
+def run_together(n_processes: int, folder: Path, device: str, *jobs: str) -> Together:
+    cases = {CASES[job].model: CASES[job] for job in jobs if job in CASES}
+    expected = {model: one_device(case, folder, device) for model, case in cases.items()}
+    processes = start(n_processes, folder, *jobs)
+    said = [process.communicate(timeout=600)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * n_processes, "\n".join(text[-2000:] for text in said)
+    return Together(folder, [dict(np.load(folder / f"{index}.npz")) for index in range(n_processes)], expected)
+
+
+def check_case(together: Together, name: str, device: str) -> None:
+    """Loss, norm, update and checkpoint of all processes are those of one device."""
+    case = CASES[name]
+    expected = together.expected[case.model]
+    for results in together.results:
+        for key, value in expected.outputs.items():
+            np.testing.assert_allclose(results[f"{name}/{key}"], value, rtol=1e-5, atol=1e-5, err_msg=key)
+        np.testing.assert_allclose(results[f"{name}/next_loss"], expected.next_loss, rtol=0, atol=1e-5)
+    config = case.config(mesh_shape="")
+    placement = place(config.mesh, [device])
+    build_train_step(config, placement)
+    path = latest_checkpoint(f"{together.folder}/{name}")
+    assert restore(path, placement.store, tiny.BATCH_SIZE) == TrainingPosition(1, tiny.BATCH_SIZE)
+    for key, value in tiny.values_of(placement.store).items():
+        tolerance = 1e-5 * np.abs(expected.after[key]).max() if "/adam_" in key else 1e-5
+        np.testing.assert_allclose(value, expected.after[key], rtol=0, atol=tolerance, err_msg=key)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory, devices: tuple[str, ...]) -> Together:
+    return run_together(2, tmp_path_factory.mktemp("pair"), devices[0], "moved", FAST)
+
+
+def test_slices_move_as_they_should(pair: Together) -> None:
+    shifted = np.zeros_like(MATRIX)
+    shifted[:-3] = MATRIX[3:]
+    expected = [MATRIX] * 3 + [MATRIX.sum(0), MATRIX.max(0), MATRIX.min(0), np.roll(MATRIX, 1, 0), shifted]
+    for results in pair.results:
+        for index, value in enumerate(expected):
+            np.testing.assert_allclose(results[f"moved/{index}"], value, rtol=0, atol=1e-6 if index == 3 else 0)
+
+
+def test_two_processes_train_as_one_device(pair: Together, devices: tuple[str, ...]) -> None:
+    check_case(pair, FAST, devices[0])
+
+
+def test_each_process_writes_its_own_part(pair: Together) -> None:
+    assert sorted(path.name for path in (pair.folder / FAST).iterdir()) == [
+        "checkpoint",
+        "model.ckpt-1.data-00000-of-00002",
+        "model.ckpt-1.data-00001-of-00002",
+        "model.ckpt-1.index",
+    ]
+
+
+@pytest.fixture(scope="module")
+def long_pair(tmp_path_factory: pytest.TempPathFactory, devices: tuple[str, ...]) -> Together:
+    return run_together(2, tmp_path_factory.mktemp("long_pair"), devices[0], *OF_TWO)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OF_TWO)
+def test_two_processes_with_any_layout(long_pair: Together, devices: tuple[str, ...], name: str) -> None:
+    check_case(long_pair, name, devices[0])
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory, devices: tuple[str, ...]) -> Together:
+    return run_together(4, tmp_path_factory.mktemp("four"), devices[0], *OF_FOUR)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OF_FOUR)
+def test_four_processes_on_two_axes(four: Together, devices: tuple[str, ...], name: str) -> None:
+    check_case(four, name, devices[0])
+
+
+@pytest.mark.slow
+def test_four_processes_on_one_axis(tmp_path: Path, devices: tuple[str, ...]) -> None:
+    together = run_together(4, tmp_path, devices[0], "moved", "four_data")
+    test_slices_move_as_they_should(together)
+    check_case(together, "four_data", devices[0])
+
+
+# When one is lost.
+
+
+def loss_of(lost: int, told_by: int, process: subprocess.Popen) -> str:
+    host = process.args[3].split(",")[lost]
+    return (
+        f"process {lost} ({host}) -- has ended, hangs or cannot be reached, so this process ({told_by}) ends too -- "
+        "see what it said last, and start all processes again: they go on from the last checkpoint"
+    )
+
+
+def last_words(processes: Sequence[subprocess.Popen], lost: int, how: signal.Signals) -> dict[int, str]:
+    """Waits until all train, loses one, and returns the last lines of the others, which must end within 60 s."""
+    try:
+        for process in processes:
+            assert any(line.startswith("step 2") for line in process.stdout)
+        processes[lost].send_signal(how)
+        deadline_seconds = time.monotonic() + 60
+        others = [index for index in range(len(processes)) if index != lost]
+        said = {}
+        for index in others:
+            text, _ = processes[index].communicate(timeout=deadline_seconds - time.monotonic())
+            said[index] = text.splitlines()[-1]
+        assert {processes[index].returncode for index in others} <= {2, 3}
+        return said
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [0, 1])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM])
+def test_a_lost_process_ends_the_other(tmp_path: Path, lost: int, how: signal.Signals) -> None:
+    processes = start(2, tmp_path, "forever")
+    assert last_words(processes, lost, how) == {1 - lost: loss_of(lost, 1 - lost, processes[0])}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_lost_process_ends_all_others(tmp_path: Path, how: signal.Signals) -> None:
+    processes = start(4, tmp_path, "forever")
+    said = last_words(processes, 2, how)
+    assert said[0] == loss_of(2, 0, processes[0])
+    # The others may hear of it by way of the first, which watches over all.
+    for index in (1, 3):
+        assert said[index] in (loss_of(2, index, processes[0]), loss_of(0, index, processes[0]))

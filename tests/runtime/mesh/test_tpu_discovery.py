@@ -1,0 +1,182 @@
+"""What is said when a TPU cannot be found, within seconds whoever does not answer."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from configs.errors import DeviceError
+from runtime.mesh.tpu_discovery import REACH_SECONDS, find_tpu
+
+REPOSITORY = Path(__file__).parents[3]
+SEE = "see that the TPU runs (gcloud compute tpus list), and that this machine is in its network"
+GIVE = "give the name of a TPU in the project and zone of this machine, or its address as grpc://10.0.0.2:8470"
+SERVER = """
+import socket, sys, time
+from meshtf import tf
+server = tf.distribute.Server({"worker": ["127.0.0.1:" + sys.argv[1]]}, job_name="worker", task_index=0)
+print("ready", flush=True)
+time.sleep(600)
+"""
+PROGRAM = """
+import sys
+from runtime.tpu import find_tpu
+try:
+    find_tpu(sys.argv[1], reach_seconds=20.0)
+except Exception as error:
+    print(type(error).__name__, error)
+    sys.exit(2)
+"""
+
+
+@pytest.fixture(autouse=True)
+def no_tpu_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("COLAB_TPU_ADDR", "TPU_NAME", "KUBE_GOOGLE_CLOUD_TPU_ENDPOINTS", "TPU_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@contextlib.contextmanager
+def black_hole() -> Iterator[int]:
+    """A port where connections are taken and nothing is ever said."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield listening.getsockname()[1]
+
+
+@contextlib.contextmanager
+def answering(words: bytes) -> Iterator[int]:
+    """A port where one who connects is told something, and then goodbye."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer() -> None:
+            with contextlib.suppress(OSError):
+                connection, _ = listening.accept()
+                with connection:
+                    connection.sendall(words)
+                    connection.recv(1000)
+
+        threading.Thread(target=answer, daemon=True).start()
+        yield listening.getsockname()[1]
+
+
+def closed_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return listening.getsockname()[1]
+
+
+def refusal(name: str, reach_seconds: float = 20.0) -> str:
+    begun_seconds = time.monotonic()
+    with pytest.raises(DeviceError) as error:
+        find_tpu(name, reach_seconds)
+    assert time.monotonic() - begun_seconds < reach_seconds + 2.0
+    return str(error.value)
+
+
+def test_the_longest_search_ends_within_half_a_minute() -> None:
+    assert REACH_SECONDS + 2.0 < 30.0
+
+
+def test_nobody_listens() -> None:
+    port = closed_port()
+    name = f"grpc://127.0.0.1:{port}"
+    assert refusal(name) == f"--tpu {name} -- 127.0.0.1:{port}: Connection refused -- {SEE}"
+
+
+def test_a_black_hole() -> None:
+    with black_hole() as port:
+        name = f"grpc://127.0.0.1:{port}"
+        assert refusal(name, 0.5) == f"--tpu {name} -- 127.0.0.1:{port}: no answer -- {SEE}"
+
+
+@pytest.mark.parametrize("words", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"220 a mail server\r\n", b"", b"\0\0\0\4"])
+def test_something_else_listens(words: bytes) -> None:
+    with answering(words) as port:
+        name = f"grpc://127.0.0.1:{port}"
+        said = f"--tpu {name} -- 127.0.0.1:{port}: no host of a TPU, for it does not speak gRPC -- {SEE}"
+        assert refusal(name) == said
+
+
+def test_the_second_host_does_not_answer() -> None:
+    with black_hole() as port, answering(b"\0\0\0\4\0\0\0\0\0") as first:
+        name = f"grpc://127.0.0.1:{first},127.0.0.1:{port}"
+        assert refusal(name, 0.5) == f"--tpu {name} -- 127.0.0.1:{port}: no answer -- {SEE}"
+
+
+def test_an_address_that_does_not_resolve() -> None:
+    said = refusal("grpc://no-such-host.invalid:8470")
+    start = "--tpu grpc://no-such-host.invalid:8470 -- no-such-host.invalid:8470: "
+    assert said.startswith(start) and said.endswith(f" -- {SEE}")
+    assert "resolution" in said or "not known" in said
+
+
+def test_an_address_that_is_none() -> None:
+    said = refusal("grpc://a:b")
+    assert said.startswith("--tpu grpc://a:b -- a:b: invalid literal") and said.endswith(f" -- {SEE}")
+
+
+def test_a_name_that_nobody_resolves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GCE_METADATA_HOST", f"127.0.0.1:{closed_port()}")
+    said = refusal("no-such-tpu")
+    start = "--tpu no-such-tpu -- Google Cloud tells no address for that name: <urlopen error "
+    assert said.startswith(start) and said.endswith(f"Connection refused> -- {GIVE}")
+
+
+def test_google_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    with black_hole() as port:
+        monkeypatch.setenv("GCE_METADATA_HOST", f"127.0.0.1:{port}")
+        said = f"--tpu my-tpu -- Google Cloud tells no address for that name: no answer within 0 s -- {GIVE}"
+        assert refusal("my-tpu", 0.2) == said
+
+
+def test_colab_outside_of_colab() -> None:
+    assert refusal("colab") == (
+        "--tpu colab -- COLAB_TPU_ADDR is not set: this is no Colab notebook with a TPU of its own -- choose a TPU as "
+        "the notebook's runtime; where the TPU is part of the machine, give --tpu local"
+    )
+
+
+def test_colab_tells_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    port = closed_port()
+    monkeypatch.setenv("COLAB_TPU_ADDR", f"127.0.0.1:{port}")
+    assert refusal("colab") == f"--tpu colab -- 127.0.0.1:{port}: Connection refused -- {SEE}"
+
+
+def ended(name: str) -> tuple[int, str]:
+    """Exit status and words of a process of its own: TensorFlow can be connected to one cluster only."""
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-c", PROGRAM, name]
+    run = subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    return run.returncode, run.stdout
+
+
+def test_no_tpu_on_this_machine() -> None:
+    assert ended("local") == (
+        2,
+        "DeviceError --tpu local -- TensorFlow finds no TPU on this machine -- on a TPU VM install tensorflow-tpu in "
+        "place of tensorflow; elsewhere give the TPU's name, or leave --tpu out to run on GPUs or the CPU\n",
+    )
+
+
+@pytest.mark.slow
+def test_a_server_of_tensorflow_without_a_tpu() -> None:
+    port = closed_port()
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-c", SERVER, str(port)]
+    with subprocess.Popen(command, env=environment, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout.readline() == "ready\n"
+            name = f"grpc://127.0.0.1:{port}"
+            said = (
+                f"DeviceError --tpu {name} -- what answers there has no TPU -- give the name or the address of a TPU\n"
+            )
+            assert ended(name) == (2, said)
+        finally:
+            server.kill()

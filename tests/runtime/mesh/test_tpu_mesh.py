@@ -1,0 +1,345 @@
+"""The program of a TPU, built for TPUs that are not there."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tensorflow.python.framework import kernels
+
+from configs.errors import ConfigError, DeviceError
+from configs.load import load_config
+from configs.schema import RunConfig
+from meshtf import mtf, tf
+from models.variables import SlicedVariable
+from runtime.checkpoint.checkpoints import CheckpointWriter, restore
+from runtime.mesh.multi_process import place_process
+from runtime.mesh.placement import DeviceMesh
+from runtime.mesh.placement import place as place_on_devices
+from runtime.mesh.tpu_discovery import Tpu
+from runtime.mesh.tpu_mesh import Numbers, Replica, ReplicaPlacement, groups_along, place_on_tpu
+from runtime.training import steps
+from runtime.training.loop import TrainingPosition
+from runtime.training.tpu_steps import (
+    TrainTurn,
+    _Destinations,
+    build_eval_step,
+    build_whole_texts,
+    steps_of_turn,
+    take_steps,
+)
+from tests import tiny
+from tests.runtime.spmd_worker import MIXTURE, MODELS, ONE_LAYER
+from tests.runtime.tpu_worker import turn_inputs
+from tests.runtime.tpus import SLICES, Built, place
+
+TOGETHER = {"CrossReplicaSum", "AllToAll", "CollectivePermute"}
+# Between the program and its cores.
+PLUMBING = {"Placeholder", "Const", "Identity", "NoOp", "TPUReplicatedInput", "TPUReplicatedOutput"}
+PLUMBING |= {"TPUCompilationResult"}
+LAYOUT = "batch:x,heads:y,vocab:y,intermediate_expanded:y"
+SHIPPED = (
+    "gpt2_small",
+    "gpt3_small_256",
+    "gpt3_medium_256",
+    "gpt3_large_256",
+    "gpt3_PAR_small_256",
+    "gpt3_XL_256_Pile",
+    "gpt3_2-7B_256",
+    "gpt3_6-7B_256",
+    "gpt3_13B_256",
+    "gpt3_13B_256_Pile",
+)
+
+
+# Groups.
+
+
+def differs_along(shape: mtf.Shape, axes: Sequence[int], one: int, other: int) -> bool:
+    """Whether two processors differ along these axes only, by the definition."""
+    places = [mtf.pnum_to_processor_coordinates(shape, number) for number in (one, other)]
+    return all(axis in axes or a == b for axis, (a, b) in enumerate(zip(*places, strict=True)))
+
+
+@settings(max_examples=50)
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=3), st.data())
+def test_groups_along_axes(sizes: list[int], data: st.DataObject) -> None:
+    shape = mtf.Shape([mtf.Dimension(f"axis{index}", size) for index, size in enumerate(sizes)])
+    axes = sorted(data.draw(st.sets(st.integers(0, len(sizes) - 1), min_size=1)))
+    groups = groups_along(shape, axes)
+    assert sorted(itertools.chain(*groups)) == list(range(shape.size))
+    assert len({len(group) for group in groups}) == 1
+    for group in groups:
+        assert group == [number for number in range(shape.size) if differs_along(shape, axes, group[0], number)]
+
+
+# The program.
+
+
+def check_operations(built: Built) -> None:
+    """Every core can compile what it is to run, and nothing but what passes it on is outside."""
+    inside = {node.op for node in built.replicated_nodes()} - TOGETHER - {"TPUReplicateMetadata"}
+    for operation in inside:
+        known = {kernel.device_type for kernel in kernels.get_registered_kernels_for_op(operation).kernel}
+        assert "XLA_CPU_JIT" in known, operation
+    assert {node.op for node in built.graph.node if "_tpu_replicate" not in node.attr} <= PLUMBING
+    for node in built.replicated_nodes():
+        assert not node.attr["_XlaMustCompile"].b, node.name
+
+
+def check_groups(built: Built) -> None:
+    """The groups are those of the mesh, as NumPy finds them."""
+    shape = built.placement.shape
+    numbers = np.arange(shape.size).reshape(shape.to_integer_list)
+    known = []
+    for n_axes in range(1, len(shape.dims) + 1):
+        for axes in itertools.combinations(range(len(shape.dims)), n_axes):
+            others = [axis for axis in range(len(shape.dims)) if axis not in axes]
+            group_size = int(np.prod([shape.dims[axis].size for axis in axes]))
+            known.append(numbers.transpose([*others, *axes]).reshape(-1, group_size).tolist())
+    found = [groups for kind in ("CrossReplicaSum", "AllToAll") for groups in built.constants_of(kind, 1)]
+    assert found
+    for groups in found:
+        assert groups in known
+        assert sorted(itertools.chain(*groups)) == list(range(shape.size))
+
+
+def check_slices(built: Built, config: RunConfig) -> None:
+    """Each variable is cut along the dimensions that the layout names, and comes in as one input of all cores."""
+    sizes, layout = dict(config.mesh.mesh_shape), dict(config.mesh.layout)
+    inputs = [node for node in built.graph.node if node.op == "TPUReplicatedInput" and node.attr["is_packed"].b]
+    assert len(inputs) == len(built.placement.store.variables)
+    for variable, shape in built.placement.store.variables.values():
+        assert shape == [dim.size // sizes.get(layout.get(dim.name, ""), 1) for dim in variable.shape.dims]
+
+
+def check(config: RunConfig, slice_name: str) -> Built:
+    """Builds the program, and checks all that can be seen in it."""
+    built = Built.of(config, slice_name)
+    check_operations(built)
+    check_groups(built)
+    check_slices(built, config)
+    return built
+
+
+@pytest.fixture(scope="module")
+def small() -> Built:
+    """For 8 cores, in microbatches, with layers computed again."""
+    training = {"tokens_per_mb_per_replica": tiny.MODEL.n_ctx}
+    return check(tiny.run_config(tiny.mesh_config("x:4,y:2", LAYOUT), {"recompute_grad": True}, training), "v3-8")
+
+
+def test_the_program_of_a_small_tpu(small: Built) -> None:
+    kinds = [node.op for node in small.replicated_nodes()]
+    assert kinds.count("While") == 2  # over the steps, and over the microbatches
+    assert {"CrossReplicaSum", "AllToAll"} <= set(kinds)
+
+
+def test_replicas_are_assigned_to_cores_in_order(small: Built) -> None:
+    (metadata,) = (node for node in small.graph.node if node.op == "TPUReplicateMetadata")
+    assert metadata.attr["num_replicas"].i == 8
+    coordinates = np.reshape(metadata.attr["device_assignment"].list.i, (8, 4))
+    np.testing.assert_array_equal(coordinates, small.placement.assignment.core_assignment[:, 0])
+    numbers = next(node for node in small.graph.node if node.op == "TPUReplicatedInput")
+    constants = {node.name: node for node in small.graph.node if node.op == "Const"}
+    values = [int(tf.make_ndarray(constants[name].attr["value"].tensor)) for name in numbers.input]
+    assert values == list(range(8))
+
+
+def test_experts_move_by_all_to_all() -> None:
+    mesh, model = tiny.mesh_config("x:4,y:2", "batch:x,experts:x,expert_hidden:y"), MODELS["one_mixture"]
+    check(tiny.run_config(mesh, model), "v3-8")
+
+
+def test_a_program_does_not_grow_with_the_tpu() -> None:
+    counts = []
+    for slice_name, mesh_shape in (("v3-8", "x:4,y:2"), ("v3-256", "x:128,y:2")):
+        config = tiny.run_config(tiny.mesh_config(mesh_shape, LAYOUT), ONE_LAYER, {"train_batch_size": 256})
+        counts.append(sum(1 for _ in Built.of(config, slice_name).replicated_nodes()))
+    assert counts[0] == pytest.approx(counts[1], rel=0.02)
+
+
+def fitted(name: str, slice_name: str) -> RunConfig:
+    """A shipped config with its mesh made to fit: as much of its last axis as there is, and the rest for the others."""
+    n_cores = int(slice_name.removeprefix("v3-"))
+    axes = load_config(name, [], None).mesh.mesh_shape
+    if len(axes) == 1:
+        return load_config(name, [f"mesh_shape={axes[0][0]}:{n_cores}"], None)
+    (first, _), (last, size) = axes
+    size = min(size, n_cores)
+    return load_config(name, [f"mesh_shape={first}:{n_cores // size},{last}:{size}"], None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHIPPED)
+def test_programs_of_the_shipped_configs(name: str) -> None:
+    counts = {
+        slice_name: sum(1 for _ in check(fitted(name, slice_name), slice_name).replicated_nodes())
+        for slice_name in SLICES
+    }
+    assert counts["v3-32"] == pytest.approx(counts["v3-256"], rel=0.02)
+
+
+def test_the_shipped_configs_are_all_known() -> None:
+    paths = (Path(__file__).parents[3] / "configs").glob("*.json")
+    with_mesh = [path.stem for path in paths if '"mesh_shape"' in path.read_text()]
+    assert sorted(with_mesh) == sorted(SHIPPED)
+
+
+def test_evaluation_and_generation_are_programs_too() -> None:
+    config = tiny.run_config(tiny.mesh_config("x:4,y:2", LAYOUT), ONE_LAYER)
+    placement = place(config.mesh, "v3-8")
+    steps = {"token_loss": build_eval_step(config, placement), "tokens": build_whole_texts(config, placement, 4, 16)}
+    for name, step in steps.items():
+        assert name in step.function.structured_outputs
+        built = Built(placement, step, step.function.graph.as_graph_def())
+        check_operations(built)
+        check_groups(built)
+    assert steps["token_loss"].function.structured_outputs["token_loss"].shape == (8, 16)
+    assert steps["tokens"].function.structured_outputs["tokens"].shape == (4, config.model.n_ctx)
+
+
+# As XLA compiles it.
+
+
+class Nobody:
+    """What a replica does with others, where there are none: tensors of the right shape."""
+
+    def cross_replica_sum(self, x: tf.Tensor, groups: Numbers) -> tf.Tensor:
+        """See `runtime.mesh.tpu_mesh.Exchange`."""
+        return x
+
+    def all_to_all(self, x: tf.Tensor, groups: Numbers, split_dimension: int, concat_dimension: int) -> tf.Tensor:
+        """See `runtime.mesh.tpu_mesh.Exchange`."""
+        return tf.concat(tf.split(x, len(groups[0]), split_dimension), concat_dimension)
+
+    def collective_permute(self, x: tf.Tensor, pairs: Numbers) -> tf.Tensor:
+        """See `runtime.mesh.tpu_mesh.Exchange`."""
+        return x
+
+
+PROGRAMS = {
+    "model": ({**tiny.ALL_DROPOUTS, "recompute_grad": True}, "x:2,y:2", LAYOUT, "adam"),
+    "embd": ({"precision": "bfloat16", "rotary_emb": True}, "x:2,y:2", "batch:x,embd:y", "adafactor"),
+    "memory": ({"num_mem_kv": 4}, "x:2,y:2", "memory_length:x,batch:y", "adamw"),
+    "linear": ({"attention_types": ("linear", "global")}, "x:4", "sequence:x", "adam"),
+    "experts": ({"moe_layers": (1,), "moe_params": MIXTURE}, "x:4", "batch:x,experts:x", "adam"),
+    "entmax": ({"entmax_loss": True}, "x:4", "batch:x", "adam"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_xla_compiles_a_program_whole(name: str, devices: tuple[str, ...]) -> None:
+    model, mesh_shape, layout, opt_name = PROGRAMS[name]
+    training = {"opt_name": opt_name, "tokens_per_mb_per_replica": tiny.MODEL.n_ctx}
+    config = tiny.run_config(tiny.mesh_config(mesh_shape, layout), model, training)
+    process = place_process(config.mesh, 0, 4, devices[0])
+    mesh_impl = process.implementation(tiny.BATCH_SIZE)
+
+    def handle_of(variable: SlicedVariable, _: DeviceMesh) -> tf.Tensor:
+        return process.store.slices_of(variable, mesh_impl).slices[0].handle
+
+    def run(processor: tf.Tensor, n_steps: tf.Tensor, *turn: tf.Tensor) -> dict[str, tf.Tensor]:
+        replica = Replica(processor, Nobody(), handle_of)
+        placement = ReplicaPlacement(process.shape, process.layout, process.devices, process.store, replica)
+        return take_steps(config, placement, n_steps, *turn)
+
+    number, inputs = tf.TensorSpec((), tf.int32), turn_inputs(process)
+    function = tf.function(run, jit_compile=True, autograph=False).get_concrete_function(number, number, *inputs)
+    process.store.initialize(seed=1)
+    loss = function(tf.constant(0), tf.constant(2), *map(tf.constant, inputs))["loss"].numpy()
+    assert loss[1] < loss[0] and loss[2] == 0
+
+
+# Variables and inputs.
+
+
+def test_slices_lie_on_their_cores_and_come_in_as_one(devices: tuple[str, ...], tmp_path: Path) -> None:
+    config = tiny.run_config(tiny.mesh_config("x:2,y:2", LAYOUT), ONE_LAYER)
+    coordinates = np.array([[(0, column, 0, core) for column in range(2) for core in range(2)]])
+    four_cores = Tpu(tf.tpu.experimental.Topology(None, [1, 2, 1, 2], coordinates), "worker")
+    placement = dataclasses.replace(place_on_tpu(config.mesh, four_cores), devices=devices)
+    step = build_eval_step(config, placement)
+    (table,) = (stored for stored in placement.store if stored.name == "gpt2/wte")
+    assert table.begins == ((0, 0), (32, 0), (0, 0), (32, 0))
+    assert [piece.device[-5:] for piece in table.slices] == [device[-5:] for device in devices]
+    packed = [node for node in step.function.graph.as_graph_def().node if "_composite_device" in node.attr]
+    assert len(packed) == len(list(placement.store))
+    placement.store.initialize(seed=1)
+    path = CheckpointWriter(str(tmp_path), placement.store).save(TrainingPosition(3, 24))
+    alone = place_on_devices(tiny.mesh_config("", ""), devices[:1])
+    steps.build_eval_step(config, alone)
+    assert restore(path, alone.store, 8) == TrainingPosition(3, 24)
+    expected = tiny.values_of(placement.store)
+    for name, value in tiny.values_of(alone.store).items():
+        np.testing.assert_array_equal(value, expected[name])
+
+
+def test_a_batch_that_the_mesh_does_not_divide() -> None:
+    config = tiny.run_config(tiny.mesh_config("x:4,y:2", LAYOUT), training={"train_batch_size": 6})
+    with pytest.raises(ConfigError, match="train_batch_size = 6 -- is split over 4 devices"):
+        Built.of(config, "v3-8")
+
+
+def test_each_host_is_sent_the_rows_of_its_cores_once() -> None:
+    placement = place(tiny.mesh_config("x:4,y:8", LAYOUT), "v3-32")
+    destinations = _Destinations.of(placement, 16)
+    assert len(set(destinations.rows)) == len(destinations.rows) == 4
+    for processor, place_of_rows in enumerate(destinations.of_processors):
+        host, rows = destinations.rows[place_of_rows]
+        assert host == placement.hosts[processor]
+        assert rows == range(4 * (processor // 8), 4 * (processor // 8) + 4)
+
+
+def test_a_turn_is_filled_up_and_cut_into_rows(devices: tuple[str, ...]) -> None:
+    destinations = _Destinations(((devices[1], range(0, 2)), (devices[2], range(2, 4))), (0, 1))
+    seen = {}
+
+    def run(n_taken: tf.Tensor, rows: list, *scalars: tf.Tensor) -> dict[str, tf.Tensor]:
+        seen.update(n_taken=int(n_taken), rows=rows, scalars=scalars)
+        return {"loss": scalars[0] * 2}
+
+    turn = TrainTurn(run, 3, destinations, devices[0])
+    tokens = np.arange(2 * 4 * 5, dtype=np.int32).reshape(2, 4, 5)
+    rates, numbers = np.array([0.5, 0.25], np.float32), np.array([7, 8], np.int32)
+    outputs = turn(tokens, tokens + 1, tokens * np.float32(0.5), rates, numbers, numbers + 1)
+    np.testing.assert_array_equal(outputs["loss"], [1.0, 0.5])
+    assert seen["n_taken"] == 2
+    for (device, rows), sent in zip(destinations.rows, seen["rows"], strict=True):
+        for part, whole in zip(sent, (tokens, tokens + 1, tokens * np.float32(0.5)), strict=True):
+            assert part.device.endswith(device[-5:]) and part.dtype == whole.dtype
+            np.testing.assert_array_equal(part, np.concatenate([whole, np.zeros_like(whole[:1])])[:, rows])
+    np.testing.assert_array_equal(seen["scalars"][2], [8, 9, 0])
+
+
+@settings(max_examples=50)
+@given(st.integers(1, 3000), st.integers(1, 4096), st.sampled_from([16, 1024, 2048, 1 << 20]))
+def test_a_turn_is_a_part_of_iterations_that_finds_room(iterations: int, batch_size: int, n_ctx: int) -> None:
+    config = tiny.run_config(None, {"n_ctx": n_ctx}, {"iterations": iterations, "train_batch_size": batch_size})
+    fitting = [n for n in range(1, iterations + 1) if iterations % n == 0 and n * batch_size * n_ctx <= 1 << 26]
+    assert steps_of_turn(config) == max(fitting, default=1)
+
+
+# What does not fit.
+
+
+def test_a_mesh_of_another_number_of_cores() -> None:
+    with pytest.raises(DeviceError) as error:
+        place(tiny.mesh_config("x:16", "batch:x"), "v3-8")
+    assert str(error.value) == (
+        "mesh_shape = x:16 -- needs 16 TPU cores, 8 are there -- give a mesh_shape whose sizes multiply to 8 "
+        "(--set mesh_shape=x:8), or that many TPU cores"
+    )
+
+
+def test_a_placement_says_where_it_lies() -> None:
+    placement = place(tiny.mesh_config("x:16,y:2", "batch:x,heads:y"), "v3-32")
+    assert placement.describe() == "x:16,y:2 (batch:x,heads:y) on 32 TPU cores of 4 hosts"
+    assert place(tiny.mesh_config("", ""), "v3-8").describe() == "all:8 (batch:all) on 8 TPU cores of 1 hosts"

@@ -1,0 +1,134 @@
+"""The choice of mesh and layout: what may be chosen, what is chosen, and that it works."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from configs.errors import DeviceError
+from configs.layout import find_layout_issues
+from configs.schema import MeshConfig, MoeParams, RunConfig
+from runtime.planning import auto_layout
+from runtime.planning.auto_layout import MACHINES, Machine, candidate_layouts, cost_of, machine_of, mesh_shapes
+from tests import tiny
+
+MESH = (("x", 2), ("y", 2))
+MIXTURE = {"moe_layers": (0,), "moe_params": MoeParams(moe_num_experts=4, moe_hidden_size=48)}
+# Work alone decides, as with links that cost nothing; or memory.
+FREE_LINKS = Machine(1e12, 1e9, 1e18, 0.0)
+DEAR_LINKS = Machine(1e12, 1e12, 1e6, 0.0)
+
+
+def config_of(**model: object) -> RunConfig:
+    return tiny.run_config(model={"n_layer": 1, "attention_types": ("global",), **model})
+
+
+# ---------------------------------------------------------------------------------------------------------- candidates
+
+
+@pytest.mark.parametrize("model", [{}, MIXTURE, {"n_head": 1}, {"n_vocab": 63}])
+def test_candidates_are_allowed_and_each_another(model: dict[str, object]) -> None:
+    config = config_of(**model)
+    layouts = candidate_layouts(config, MESH)
+    sizes = {"heads": ("n_head", config.model.n_head), "vocab": ("n_vocab", config.model.n_vocab)}
+    assert [issue for layout in layouts for issue in find_layout_issues(MESH, layout, sizes)] == []
+    assert len({frozenset(layout) for layout in layouts}) == len(layouts)
+    assert all({axis for _, axis in layout} == {axis for axis, _ in MESH} for layout in layouts)
+
+
+def test_candidates_hold_the_known_ways_to_split() -> None:
+    found = [set(layout) for layout in candidate_layouts(config_of(**MIXTURE), MESH)]
+    tensor_parallel = {("heads", "y"), ("intermediate_expanded", "y"), ("vocab", "y")}
+    assert {("batch", "x")} | tensor_parallel | {("expert_hidden", "y")} in found
+    assert {("batch", "x"), ("experts", "x")} | tensor_parallel | {("expert_hidden", "y")} in found
+    assert {("batch", "x"), ("embd", "y"), ("memory_length", "y")} in found
+
+
+def test_a_dense_model_has_no_experts_to_split() -> None:
+    dimensions = {dimension for layout in candidate_layouts(config_of(), MESH) for dimension, _ in layout}
+    assert not dimensions & {"experts", "expert_hidden"}
+
+
+@given(st.integers(1, 512))
+def test_mesh_shapes_use_every_device(n_devices: int) -> None:
+    shapes = list(mesh_shapes(n_devices))
+    assert shapes[0] == (("x", n_devices),)
+    assert len(set(shapes)) == len(shapes)
+    for shape in shapes:
+        sizes = [size for _, size in shape]
+        assert math.prod(sizes) == n_devices and sizes == sorted(sizes, reverse=True)
+        assert len(shape) == 1 or min(sizes) >= 2
+
+
+def test_mesh_shapes_of_eight() -> None:
+    assert list(mesh_shapes(8)) == [(("x", 8),), (("x", 4), ("y", 2))]
+
+
+# --------------------------------------------------------------------------------------------------------------- choice
+
+
+def test_with_free_links_all_work_is_divided() -> None:
+    layout = dict(auto_layout.auto_layout(config_of(), MESH, FREE_LINKS))
+    assert layout["batch"] != layout["heads"] == layout["intermediate_expanded"] == layout["vocab"]
+
+
+@pytest.mark.slow
+def test_with_dear_links_the_activations_stay_where_they_are() -> None:
+    layout = dict(auto_layout.auto_layout(config_of(n_ctx=64), (("x", 2),), DEAR_LINKS))
+    assert "heads" not in layout and "embd" not in layout
+
+
+def test_a_model_that_does_not_fit_whole_is_split() -> None:
+    config = config_of(n_embd=128)
+    whole, split = (
+        cost_of(config, (("x", 2),), layout, DEAR_LINKS).memory_bytes
+        for layout in ((("batch", "x"),), (("heads", "x"), ("intermediate_expanded", "x"), ("vocab", "x")))
+    )
+    assert split < whole
+    tight = dataclasses.replace(DEAR_LINKS, memory_bytes=(whole + split) / 2)
+    assert "heads" in dict(auto_layout.auto_layout(config, (("x", 2),), tight))
+
+
+def test_where_nothing_fits_the_least_that_is_needed_is_said() -> None:
+    tiny_machine = dataclasses.replace(FREE_LINKS, memory_bytes=2048)
+    with pytest.raises(DeviceError) as raised:
+        auto_layout.auto_layout(config_of(attention_types=("none",)), (("x", 2),), tiny_machine)
+    assert str(raised.value).startswith("tiny on x:2 -- needs ")
+    assert str(raised.value).endswith(
+        " a device at least, 2.00 KiB are there -- use more devices, set recompute_grad, or lower "
+        "tokens_per_mb_per_replica"
+    )
+
+
+@pytest.mark.slow
+def test_the_mesh_is_chosen_with_the_layout() -> None:
+    mesh_shape, layout = auto_layout.auto_layout_and_mesh_shape(config_of(), 16, FREE_LINKS)
+    assert math.prod(size for _, size in mesh_shape) == 16  # a batch of 8 cannot be divided by all of them
+    assert {axis for _, axis in layout} == {"x", "y"} == {axis for axis, _ in mesh_shape}
+
+
+def test_deep_models_cost_what_their_layers_cost() -> None:
+    config = config_of(n_layer=4, attention_types=("local",) * 4)
+    layout = (("batch", "x"), ("heads", "y"), ("intermediate_expanded", "y"))
+    machine = MACHINES["CPU"]
+    quick, built = (cost(config, MESH, layout, machine) for cost in (cost_of, auto_layout._built_cost))
+    assert quick.seconds == pytest.approx(built.seconds, rel=1e-3)
+    assert quick.memory_bytes == pytest.approx(built.memory_bytes, rel=0.05)
+
+
+def test_machines_are_known_by_their_devices() -> None:
+    assert machine_of(["/device:GPU:0", "/device:GPU:1"]) == MACHINES["GPU"]
+    one, two = (machine_of([f"/device:CPU:{index}" for index in range(count)]) for count in (1, 2))
+    assert one.memory_bytes == 2 * two.memory_bytes > 0
+
+
+@pytest.mark.slow
+def test_the_chosen_layout_trains(devices: tuple[str, ...]) -> None:
+    layout = auto_layout.auto_layout(tiny.run_config(), MESH, FREE_LINKS)
+    update = tiny.one_update(tiny.run_config(MeshConfig(mesh_shape=MESH, layout=layout)), devices)
+    np.testing.assert_allclose(update.loss, tiny.one_device_update(devices, has_dropout=False).loss, atol=1e-5)

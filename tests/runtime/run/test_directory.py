@@ -1,0 +1,115 @@
+"""What belongs to a run, and what may be deleted."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from configs.errors import CheckpointError, ConfigError, UserError
+from configs.schema import MoeParams, RunConfig
+from runtime.run import directory as run_directory
+from tests import tiny
+
+
+def test_only_what_training_writes_is_a_run(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["somebody's"]}))
+    (tmp_path / "weights.bin").write_text("precious")
+    assert not run_directory.is_run(str(tmp_path))
+    (tmp_path / "metrics.jsonl").write_text("")
+    assert run_directory.is_run(str(tmp_path))
+
+
+def test_deleting_leaves_the_lock_of_the_one_who_deletes(tmp_path: Path) -> None:
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "eval" / "events").write_text("")
+    (tmp_path / "checkpoint").write_text("")
+    with run_directory.locked(str(tmp_path)):
+        run_directory.delete_contents(str(tmp_path))
+        assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+
+
+def test_a_lock_is_free_again_afterwards(tmp_path: Path) -> None:
+    for _ in range(2):
+        with (
+            run_directory.locked(str(tmp_path)),
+            pytest.raises(UserError, match="another process trains here"),
+            run_directory.locked(str(tmp_path)),
+        ):
+            pass
+
+
+MASKED = {"mlm_training": True}
+MIXED = {"moe_layers": (1,)}
+
+
+def run_at(path: Path, model: dict[str, object], data: dict[str, object]) -> RunConfig:
+    config = tiny.run_config(model=model)
+    data_config = dataclasses.replace(config.data, **data)
+    return dataclasses.replace(config, model_path=str(path), data=data_config)
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "changed_model", "changed_data", "named"),
+    [
+        (MASKED, {"mlm_mask_id": 3}, MASKED, {"mlm_mask_id": 5}, "mlm_mask_id = 3"),
+        (MASKED, {"mlm_mask_id": 3}, MASKED, {"mlm_mask_id": 3, "mlm_cls_token_id": 4}, "mlm_cls_token_id = None"),
+        (MIXED, {}, {**MIXED, "moe_params": MoeParams(moe_gating="top_1")}, {}, "moe_gating = top_2"),
+        (MIXED, {}, {**MIXED, "moe_activation": "gelu"}, {}, "moe_activation = relu"),
+        ({}, {}, {"local_attention_radius": 4}, {}, "local_attention_radius = 5"),
+        ({}, {}, {"rotary_emb": True}, {}, "rotary_emb = False"),
+        # What nothing of the model reads may change.
+        (
+            {"attention_types": ("global",) * 2},
+            {},
+            {"attention_types": ("global",) * 2, "local_attention_radius": 9},
+            {},
+            None,
+        ),
+        ({}, {}, {"moe_activation": "gelu"}, {}, None),
+        ({}, {"mlm_mask_id": 3}, {}, {"mlm_mask_id": 5}, None),
+        # Room for more tokens is no other model.
+        (MIXED, {}, {**MIXED, "moe_params": MoeParams(moe_capacity_factor_eval=4.0)}, {}, None),
+    ],
+)
+def test_a_run_goes_on_with_the_model_that_it_has(
+    tmp_path: Path,
+    model: dict[str, object],
+    data: dict[str, object],
+    changed_model: dict[str, object],
+    changed_data: dict[str, object],
+    named: str | None,
+) -> None:
+    run_directory.keep_settings(run_at(tmp_path, model, data), None)
+    changed = run_at(tmp_path, changed_model, changed_data)
+    if named is None:
+        run_directory.check_settings(changed, None)
+        return
+    with pytest.raises(CheckpointError) as raised:
+        run_directory.check_settings(changed, None)
+    assert str(raised.value).startswith(f"{tmp_path}/config.json: {named} -- the run was trained with it")
+
+
+@pytest.mark.parametrize("weights", ["run", "run/model.ckpt-3", "run/../run/model.ckpt-3", "run/"])
+def test_weights_inside_a_run_that_is_deleted_are_refused(tmp_path: Path, weights: str) -> None:
+    with pytest.raises(ConfigError, match="lies in the run that --new deletes"):
+        run_directory.check_outside(f"{tmp_path}/run", f"{tmp_path}/{weights}")
+    run_directory.check_outside(f"{tmp_path}/run", f"{tmp_path}/runs/model.ckpt-3")
+
+
+@pytest.mark.parametrize("path", ["runs/[a]", "runs/a*", "runs/a?", "runs/a\\b"])
+def test_patterns_are_no_paths(path: str) -> None:
+    with pytest.raises(ConfigError):
+        run_directory.check_path(path)
+    run_directory.check_path("runs/a b-{c}")
+
+
+def test_other_clouds_are_no_paths() -> None:
+    with pytest.raises(ConfigError) as raised:
+        run_directory.check_path("s3://trials/run")
+    assert str(raised.value) == (
+        "model_path = s3://trials/run -- is neither a folder nor a bucket of Google Cloud Storage -- give a path of "
+        "this machine, or gs://BUCKET/FOLDER"
+    )

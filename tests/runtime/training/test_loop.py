@@ -1,0 +1,276 @@
+"""The training loop with a step and batches that only count."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import itertools
+import math
+import os
+import signal
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+import pytest
+
+from configs.errors import DataError, UserError
+from configs.schema import TrainingConfig
+from inputs import Batch, SkippedRecords
+from runtime.run.progress_bar import Progress
+from runtime.training.loop import NO_DATA, DivergedError, Explanation, Observers, TrainingPosition, train
+from runtime.training.lr_schedules import learning_rate
+from runtime.training.multi_step import OneAtATime, Step, noise_key
+
+TRAINING = TrainingConfig(
+    train_batch_size=2, train_steps=10, lr=1.0, lr_decay="linear", warmup_steps=4, iterations=4, seed=7
+)
+
+
+def batches_from(example: int) -> Iterator[Batch]:
+    """Batches of 2 x 3, whose first token is the number of the batch's first example."""
+    while True:
+        example += 2
+        tokens_BS = np.full((2, 3), example - 2, np.int32)
+        yield Batch(tokens_BS, tokens_BS + 1, np.full((2, 3), example, np.float32), example, None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Several:
+    """Takes the steps of a turn one after the other."""
+
+    step: Step
+    n_steps: int
+
+    def __call__(self, *turn: np.ndarray) -> Mapping[str, np.ndarray]:
+        taken = [self.step(*inputs) for inputs in zip(*turn, strict=True)]
+        return {name: np.stack([outputs[name] for outputs in taken]) for name in taken[0]}
+
+
+@dataclasses.dataclass
+class Recorder:
+    """Stands for the model and for all who are told; `losses` and `norms` override those of a call by its number."""
+
+    losses: Mapping[int, float] = dataclasses.field(default_factory=dict)
+    norms: Mapping[int, float] = dataclasses.field(default_factory=dict)
+    during_call: Callable[[int], None] = lambda number: None
+    calls: list[tuple] = dataclasses.field(default_factory=list)
+    told: list[tuple] = dataclasses.field(default_factory=list)
+    greatest: Callable[[int], int] = lambda number: number
+    explanation: Explanation = Explanation()
+    full_speed: float | None = None
+
+    def step(self, *arrays: np.ndarray) -> dict:
+        tokens_BS, labels_BS, weights_BS, rate, number, key = arrays
+        assert (rate.dtype, number.dtype, key.dtype) == (np.float32, np.int32, np.int32)
+        values = (tokens_BS[0, 0], labels_BS[0, 0], weights_BS[0, 0])
+        self.calls.append((*map(int, values), float(rate), int(number), int(key)))
+        self.during_call(len(self.calls))
+        loss = self.losses.get(len(self.calls), 2.0 + len(self.calls))
+        return {"loss": np.float32(loss), "grad_norm": np.float32(self.norms.get(len(self.calls), 0.5))}
+
+    def observers(self) -> Observers:
+        return Observers(
+            write_metrics=lambda step, values: self.told.append(("metrics", step, dict(values))),
+            save=lambda position: self.told.append(("save", position)),
+            after_save=lambda position: self.told.append(("pause", position)),
+            progress=Progress(TRAINING.train_steps, 0, io.StringIO()),
+            tell_problem=lambda problem: self.told.append(("problem", problem)),
+            explain_divergence=self.explain,
+            full_speed=self.full_speed,
+            greatest=self.greatest,
+        )
+
+    def explain(self, position: TrainingPosition, batch: Batch) -> Explanation:
+        self.told.append(("explain", position, int(batch.tokens_BS[0, 0])))
+        return self.explanation
+
+    def train(self, start: TrainingPosition, steps_per_checkpoint: int, training: TrainingConfig = TRAINING) -> tuple:
+        batches = batches_from(start.examples)
+        return train(training, OneAtATime(self.step), batches, start, self.observers(), steps_per_checkpoint)
+
+    def of_kind(self, kind: str) -> list[tuple]:
+        return [event[1:] for event in self.told if event[0] == kind]
+
+
+BEGINNING = TrainingPosition(0, 0)
+
+
+def test_each_step_gets_its_batch_rate_and_noise() -> None:
+    recorder = Recorder()
+    assert recorder.train(BEGINNING, steps_per_checkpoint=100) == (TrainingPosition(10, 20), None)
+    assert [call[:3] for call in recorder.calls] == [(2 * step, 2 * step + 1, 2 * step + 2) for step in range(10)]
+    # Linear to a tenth over the 10 steps, times the warm-up of 4.
+    expected = [(1 - 0.9 * step / 10) * min(step / 4, 1) for step in range(10)]
+    np.testing.assert_allclose([call[3] for call in recorder.calls], expected, rtol=1e-6)
+    keys = [zlib.crc32(b"7/%d" % step) & 0x7FFFFFFF for step in range(10)]
+    assert [call[4] for call in recorder.calls] == list(range(10))
+    assert [call[5] for call in recorder.calls] == keys
+    assert len(set(keys)) == 10
+
+
+def test_metrics_come_every_iterations_steps_and_at_the_end() -> None:
+    recorder = Recorder()
+    recorder.train(BEGINNING, steps_per_checkpoint=100)
+    lines = recorder.of_kind("metrics")
+    assert [step for step, _ in lines] == [4, 8, 10]
+    for step, values in lines:
+        assert set(values) == {"loss", "grad_norm", "lr", "tokens_per_second", "data_wait", "data/skipped_share"}
+        assert 0 <= values["data_wait"] <= 1
+        assert (values["loss"], values["grad_norm"]) == (2.0 + step, 0.5)
+        assert values["lr"] == learning_rate(step - 1, TRAINING)  # the one that this step was made with
+        assert 0 < values["tokens_per_second"] < math.inf
+
+
+def test_the_share_of_the_peak_is_that_of_the_speed() -> None:
+    recorder = Recorder(full_speed=5e6)
+    recorder.train(BEGINNING, steps_per_checkpoint=3)
+    lines = recorder.of_kind("metrics")
+    assert all(values["mfu"] == values["tokens_per_second"] / 5e6 for _, values in lines) and len(lines) == 3
+
+
+def test_a_resumed_run_does_what_the_unbroken_one_did() -> None:
+    unbroken, resumed = Recorder(), Recorder()
+    unbroken.train(BEGINNING, steps_per_checkpoint=100)
+    assert resumed.train(TrainingPosition(6, 12), steps_per_checkpoint=100)[0] == TrainingPosition(10, 20)
+    assert resumed.calls == unbroken.calls[6:]
+    assert [step for step, _ in resumed.of_kind("metrics")] == [8, 10]
+
+
+@pytest.mark.parametrize(
+    ("steps_per_checkpoint", "saved", "paused"),
+    [(3, [3, 6, 9, 10], [3, 6, 9]), (5, [5, 10], [5]), (10, [10], []), (100, [10], [])],
+)
+def test_a_checkpoint_every_so_many_steps_and_one_at_the_end(
+    steps_per_checkpoint: int, saved: list[int], paused: list[int]
+) -> None:
+    recorder = Recorder()
+    recorder.train(BEGINNING, steps_per_checkpoint)
+    assert recorder.of_kind("save") == [(TrainingPosition(step, 2 * step),) for step in saved]
+    assert recorder.of_kind("pause") == [(TrainingPosition(step, 2 * step),) for step in paused]
+    kinds = [kind for kind, *_ in recorder.told]
+    assert all(kinds[index - 1] == "save" for index, kind in enumerate(kinds) if kind == "pause")
+
+
+def test_steps_taken_several_at_once_are_told_as_one_at_a_time() -> None:
+    alone, together = Recorder(), Recorder()
+    alone.train(BEGINNING, steps_per_checkpoint=5)
+    turns = Several(together.step, 3)
+    train(TRAINING, turns, batches_from(0), BEGINNING, together.observers(), steps_per_checkpoint=5)
+    for _, values in [*alone.of_kind("metrics"), *together.of_kind("metrics")]:
+        del values["tokens_per_second"], values["data_wait"]
+    assert (together.calls, together.told) == (alone.calls, alone.told)
+
+
+def test_a_finished_run_trains_and_saves_nothing() -> None:
+    recorder = Recorder()
+    assert recorder.train(TrainingPosition(10, 20), steps_per_checkpoint=5) == (TrainingPosition(10, 20), None)
+    assert (recorder.calls, recorder.told) == ([], [])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("at", "saved"), [(5, [5]), (6, [6])], ids=["between", "at a checkpoint"])
+def test_a_signal_ends_training_after_its_step_with_one_checkpoint(number: int, at: int, saved: list[int]) -> None:
+    recorder = Recorder(during_call=lambda call: os.kill(os.getpid(), number) if call == at else None)
+    assert recorder.train(BEGINNING, steps_per_checkpoint=6) == (TrainingPosition(at, 2 * at), number)
+    assert recorder.of_kind("save") == [(TrainingPosition(step, 2 * step),) for step in saved]
+    assert len(recorder.calls) == at
+
+
+@pytest.mark.parametrize(("value", "shown"), [(math.nan, "nan"), (math.inf, "inf"), (-math.inf, "-inf")])
+@pytest.mark.parametrize("name", ["loss", "grad_norm"])
+def test_what_is_no_number_ends_training_and_saves_nothing(name: str, value: float, shown: str) -> None:
+    explanation = Explanation("records 3 to 4 of a.tfrecords", "the first of all is h0/q")
+    recorder = Recorder(**{"losses" if name == "loss" else "norms": {8: value}}, explanation=explanation)
+    with pytest.raises(DivergedError) as error:
+        recorder.train(BEGINNING, steps_per_checkpoint=3)
+    assert str(error.value) == (
+        f"step 8, examples 14 to 15 (records 3 to 4 of a.tfrecords): {name} = {shown} -- training has diverged: the "
+        "first of all is h0/q; the checkpoint of step 6 stays the newest -- lower lr, lengthen warmup_steps or set "
+        "gradient_clipping, and start again"
+    )
+    assert recorder.of_kind("explain") == [(TrainingPosition(7, 14), 14)]
+    assert isinstance(error.value, UserError)
+    assert [position.step for (position,) in recorder.of_kind("save")] == [3, 6]
+    assert [step for step, _ in recorder.of_kind("metrics")] == [4]
+
+
+def test_a_divergence_that_nobody_can_explain_is_told_all_the_same() -> None:
+    with pytest.raises(DivergedError) as error:
+        Recorder(losses={1: math.nan}).train(BEGINNING, steps_per_checkpoint=3)
+    start, _, _ = str(error.value).split(" -- ")
+    assert start == "step 1, examples 0 to 1: loss = nan"
+    assert " -- training has diverged; there is no checkpoint yet -- " in str(error.value)
+
+
+def test_wrong_data_end_training_with_what_was_reached_saved() -> None:
+    recorder = Recorder()
+
+    def broken() -> Iterator[Batch]:
+        yield next(batches_from(0))
+        raise DataError("file: record 1 is cut off")
+
+    with pytest.raises(DataError, match="^file: record 1 is cut off$"):
+        train(TRAINING, OneAtATime(recorder.step), broken(), BEGINNING, recorder.observers(), 5)
+    assert len(recorder.calls) == 1
+    assert recorder.of_kind("save") == [(TrainingPosition(1, 2),)]
+
+
+def test_noise_keys_differ_by_seed_and_step_and_fit_int32() -> None:
+    keys = {int(noise_key(seed, step)) for seed in range(20) for step in range(50)}
+    assert len(keys) == 1000 and min(keys) >= 0 and max(keys) < 2**31
+    assert noise_key(1, 23) != noise_key(12, 3)
+
+
+class Others:
+    """The other processes of a run: at their call number `at` they say `number`, before that 0."""
+
+    def __init__(self, at: int, number: int) -> None:
+        self.heard: list[int] = []
+        self._at = at
+        self._number = number
+
+    def greatest(self, number: int) -> int:
+        self.heard.append(number)
+        return max(number, self._number if len(self.heard) == self._at else 0)
+
+
+def test_a_signal_to_another_process_ends_this_one_at_the_same_step() -> None:
+    others = Others(at=4, number=signal.SIGTERM)
+    recorder = Recorder(greatest=others.greatest)
+    reached = TrainingPosition(3, 6)
+    assert recorder.train(BEGINNING, steps_per_checkpoint=100) == (reached, signal.SIGTERM)
+    assert recorder.of_kind("save") == [(reached,)]
+
+
+def test_another_process_without_data_ends_this_one_with_what_was_reached() -> None:
+    recorder = Recorder(greatest=Others(at=3, number=NO_DATA).greatest)
+    with pytest.raises(DataError, match="the data of another process cannot be read"):
+        recorder.train(BEGINNING, steps_per_checkpoint=100)
+    assert recorder.of_kind("save") == [(TrainingPosition(2, 4),)]
+
+
+def test_a_process_without_data_tells_the_others_before_it_ends() -> None:
+    def two_batches() -> Iterator[Batch]:
+        yield from itertools.islice(batches_from(0), 2)
+        raise DataError("record 7 is damaged")
+
+    others = Others(at=100, number=0)
+    recorder = Recorder(greatest=others.greatest)
+    with pytest.raises(DataError, match="record 7 is damaged"):
+        train(TRAINING, OneAtATime(recorder.step), two_batches(), BEGINNING, recorder.observers(), 100)
+    assert others.heard == [0, 0, NO_DATA]
+    assert recorder.of_kind("save") == [(TrainingPosition(2, 4),)]
+
+
+def test_what_is_left_out_is_told() -> None:
+    def batches() -> Iterator[Batch]:
+        for number, batch in enumerate(batches_from(0)):
+            left_out = ("record 7 is damaged",) if number == 2 else ()
+            yield dataclasses.replace(batch, left_out=left_out, skipped=SkippedRecords(2 * number + 2, number >= 2))
+
+    recorder = Recorder()
+    train(TRAINING, OneAtATime(recorder.step), batches(), BEGINNING, recorder.observers(), 100)
+    assert recorder.of_kind("problem") == [("left out: record 7 is damaged",)]
+    shares = [values["data/skipped_share"] for _, values in recorder.of_kind("metrics")]
+    assert shares == [1 / 8, 1 / 16, 1 / 20]

@@ -1,0 +1,72 @@
+"""Several steps at once are what the same steps are one after the other."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runtime.training.lr_schedules import learning_rate
+from runtime.training.multi_step import OneAtATime, length_of_turn, noise_key, take_turn
+from tests import tiny
+
+TRAINING = dataclasses.replace(tiny.TRAINING, train_steps=20, warmup_steps=8, lr_decay="linear", seed=3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    tokens_BS: np.ndarray
+    labels_BS: np.ndarray
+    weights_BS: np.ndarray
+    next_example: int
+
+
+def batches(count: int) -> list[Batch]:
+    values = [np.full((2, 3), number, np.int32) for number in range(count)]
+    return [Batch(value, value + 1, value.astype(np.float32), 0) for value in values]
+
+
+def step(*inputs: np.ndarray) -> Mapping[str, np.ndarray]:
+    """Tells what it was given."""
+    tokens, labels, weights, rate, number, key = inputs
+    assert (tokens.shape, labels.shape, weights.dtype) == ((2, 3), (2, 3), np.float32)
+    assert (rate.dtype, number.dtype, key.dtype) == (np.float32, np.int32, np.int32)
+    return {"loss": tokens.mean() + 10 * number + weights.sum(), "rate": rate, "key": key, "label": labels.max()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Several:
+    """Takes the steps of a turn one after the other."""
+
+    n_steps: int
+
+    def __call__(self, *turn: np.ndarray) -> Mapping[str, np.ndarray]:
+        taken = [step(*inputs) for inputs in zip(*turn, strict=True)]
+        return {name: np.stack([outputs[name] for outputs in taken]) for name in taken[0]}
+
+
+def test_each_step_of_a_turn_is_that_step() -> None:
+    many = batches(5)
+    together = take_turn(Several(5), many, 7, TRAINING)
+    alone = [take_turn(OneAtATime(step), [batch], 7 + index, TRAINING)[0] for index, batch in enumerate(many)]
+    assert [taken.outputs for taken in together] == [taken.outputs for taken in alone]
+    assert [taken.rate for taken in together] == [learning_rate(number, TRAINING) for number in range(7, 12)]
+    assert [taken.outputs["key"] for taken in together] == [noise_key(3, number) for number in range(7, 12)]
+
+
+@given(st.integers(1, 40), st.integers(1, 200), st.integers(1, 60))
+def test_turns_end_at_every_checkpoint_and_at_the_end(n_steps: int, train_steps: int, per_checkpoint: int) -> None:
+    ends, position = [0], 0
+    while position < train_steps:
+        position += length_of_turn(Several(n_steps), position, train_steps, per_checkpoint)
+        ends.append(position)
+    assert position == train_steps
+    assert {*range(0, train_steps, per_checkpoint)} <= {*ends}
+    assert all(0 < end - begin <= n_steps for begin, end in zip(ends, ends[1:], strict=False))
+
+
+def test_a_step_alone_is_a_turn_of_one() -> None:
+    assert length_of_turn(OneAtATime(step), 3, 20, 5) == 1

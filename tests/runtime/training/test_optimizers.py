@@ -1,0 +1,277 @@
+"""The update of variables: each optimiser against NumPy on several meshes, clipping, decay, and gradients' norms."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from configs.schema import TrainingConfig
+from meshtf import mtf
+from models import variables
+from runtime.mesh.placement import Placement, place
+from runtime.training.optimizers import build_update, gradient_norms
+from tests import tiny
+from tests.models import reference
+
+Devices = tuple[str, ...]
+Slots = dict[str, np.ndarray]
+
+# Dimensions and sizes of each variable. Adafactor factors two dimensions of at least 128: here the larger one comes
+# first, last, or is as large as the other; and there are variables with too small a dimension, with one and with none.
+SHAPES = {
+    "gpt2/wte": {"vocab": 160, "embd": 128},
+    "gpt2/wpe": {"embed_sequence": 127, "embd": 128},
+    "gpt2/ln_f/g": {"embd": 128},
+    "gpt2/h0/norm_1/g": {"embd": 128},
+    "gpt2/h0/norm_rezero_1/g": {},
+    "gpt2/h0/attn/q": {"embd": 128, "heads": 128},
+    "gpt2/h0/attn/compute_output_bias/o_b": {"embd": 128},
+    "gpt2/h0/mlp/conv1d_main/c_proj/bias": {"embd": 128},
+    "gpt2/h1/wi/kernel": {"experts": 2, "embd": 128, "intermediate_expanded": 132},
+}
+EXEMPT_FROM_ADAMS_DECAY = [name for name in SHAPES if "norm" in name or name.endswith(("o_b", "bias"))]
+VECTORS = [name for name, sizes in SHAPES.items() if len(sizes) < 2]
+
+NUMBERS = {"beta1": 0.8, "beta2": 0.9, "epsilon": 1e-3}
+TRAINING = TrainingConfig(train_batch_size=1, train_steps=1, weight_decay=0.3, **NUMBERS)
+RATE = 0.1
+MESHES = [("", ""), ("x:2,y:2", "vocab:x,embd:y,heads:x"), ("x:2,y:2", "intermediate_expanded:x,experts:y,heads:y")]
+
+
+def gradients_of(step: int) -> list[np.ndarray]:
+    """The first row of a table gets none, as a token that does not occur."""
+    generator = np.random.default_rng(step)
+    gradients = [np.float32(generator.normal(0.0, 0.1, tuple(sizes.values()))) for sizes in SHAPES.values()]
+    gradients[0][0] = 0.0
+    return gradients
+
+
+def initializer_of(name: str) -> variables.Initializer:
+    return variables.zeros if name.endswith(("bias", "o_b")) else variables.normal(0.3)
+
+
+def stepper(training: TrainingConfig, placement: Placement) -> Callable[..., list[np.ndarray]]:
+    """A function from (rate [1], update number, gradients) to the global norm; it updates the variables."""
+
+    def build(rate: mtf.Tensor, number: mtf.Tensor, *gradients: mtf.Tensor) -> list[mtf.Tensor]:
+        rate = mtf.reduce_sum(rate)
+        trainable = [
+            variables.get_variable(rate.mesh, name, gradient.shape, initializer_of(name)).operation
+            for name, gradient in zip(SHAPES, gradients, strict=True)
+        ]
+        return [build_update(trainable, gradients, training, rate, number)]
+
+    names = ["batch", "", *(" ".join(sizes) for sizes in SHAPES.values())]
+    values = [np.array([RATE], np.float32), np.array(0, np.int32), *gradients_of(0)]
+    return tiny.compiled(build, placement, *zip(names, values, strict=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class Updated:
+    """What some updates gave: the norms of the gradients, and the variables before and after."""
+
+    norms: list[float]
+    before: Slots
+    after: Slots
+
+
+def updated(training: TrainingConfig, devices: Devices, mesh: tuple[str, str], n_steps: int = 3) -> Updated:
+    placement = place(tiny.mesh_config(*mesh), devices if mesh[0] else devices[:1])
+    step = stepper(training, placement)
+    placement.store.initialize(seed=1)
+    before, rate = tiny.values_of(placement.store), np.array([RATE], np.float32)
+    norms = [float(step(rate, np.int32(number), *gradients_of(number))[0]) for number in range(n_steps)]
+    return Updated(norms, before, tiny.values_of(placement.store))
+
+
+def assert_updated(actual: Updated, expected_step: Callable[..., Slots], limit: float | None = None) -> None:
+    """Compares every variable and slot with a NumPy loop.
+
+    Args:
+      actual: what is to be right.
+      expected_step: from the name of a variable, its value and slots by suffix (the value's is empty), its gradient,
+        and the number of the update from 1, to the value and slots.
+      limit: of the global norm.
+    """
+    left = dict(actual.after)
+    scales = [1.0 if limit is None else min(1.0, limit / norm) for norm in actual.norms]
+    for place_of_it, name in enumerate(SHAPES):
+        expected = {"": np.float64(actual.before[name])}
+        for number, scale in enumerate(scales):
+            gradient = scale * np.float64(gradients_of(number)[place_of_it])
+            expected = expected_step(name, expected, gradient, number + 1)
+        for suffix, value in expected.items():
+            error = np.abs(left.pop(name + suffix) - value).max()
+            assert error <= 1e-5 * np.abs(value).max(), (name + suffix, error)
+    assert left == {}
+
+
+# ----------------------------------------------------------------------------------------------------------------- Adam
+
+
+def adam_step(name: str, held: Slots, gradient: np.ndarray, number: int) -> Slots:
+    decay = 0.0 if name in EXEMPT_FROM_ADAMS_DECAY else 0.3
+    moments = held.get("/adam_m", np.zeros(1)), held.get("/adam_v", np.zeros(1))
+    new = reference.adam_step(held[""], *moments, gradient, lr=RATE, decay=decay, **NUMBERS)
+    return dict(zip(("", "/adam_m", "/adam_v"), new, strict=True))
+
+
+@pytest.mark.parametrize("limit", [None, 0.5, 1e4], ids=["no limit", "above the limit", "below the limit"])
+def test_adam_with_clipping_and_decay(devices: Devices, limit: float | None) -> None:
+    result = updated(dataclasses.replace(TRAINING, gradient_clipping=limit), devices, MESHES[0])
+    for number, norm in enumerate(result.norms):
+        exact = np.sqrt(sum((np.float64(gradient) ** 2).sum() for gradient in gradients_of(number)))
+        assert abs(norm / exact - 1.0) < 1e-6 and 0.5 < exact < 1e4
+    assert_updated(result, adam_step, limit)
+
+
+# ---------------------------------------------------------------------------------------------------------------- AdamW
+
+
+def adamw_step(name: str, held: Slots, gradient: np.ndarray, number: int) -> Slots:
+    m = 0.8 * held.get("/adam_m", 0.0) + 0.2 * gradient
+    v = 0.9 * held.get("/adam_v", 0.0) + 0.1 * gradient**2
+    unbiased_m, unbiased_v = m / (1.0 - 0.8**number), v / (1.0 - 0.9**number)
+    decay = 0.0 if name in VECTORS else 0.3
+    value = held[""] - RATE * (unbiased_m / (np.sqrt(unbiased_v) + 1e-3) + decay * held[""])
+    return {"": value, "/adam_m": m, "/adam_v": v}
+
+
+@pytest.mark.parametrize("mesh", [*MESHES[:2], pytest.param(MESHES[2], marks=pytest.mark.slow)], ids=str)
+def test_adamw(devices: Devices, mesh: tuple[str, str]) -> None:
+    training = dataclasses.replace(TRAINING, opt_name="adamw", gradient_clipping=0.5)
+    assert_updated(updated(training, devices, mesh), adamw_step, 0.5)
+
+
+def test_adamws_first_step_is_the_rate_times_the_sign_of_the_gradient(devices: Devices) -> None:
+    numbers = {"beta1": 0.0, "beta2": 0.9999, "epsilon": 1e-12, "weight_decay": 0.0}
+    result = updated(dataclasses.replace(TRAINING, opt_name="adamw", **numbers), devices, MESHES[0], n_steps=1)
+    for name, gradient in zip(SHAPES, gradients_of(0), strict=True):
+        step = result.after[name] - result.before[name]
+        np.testing.assert_allclose(step, -RATE * np.sign(gradient), rtol=0, atol=1e-6, err_msg=name)
+
+
+# ------------------------------------------------------------------------------------------------------------ Adafactor
+
+
+def root_of_mean_square(x: np.ndarray) -> float:
+    return np.sqrt((x**2).mean())
+
+
+def second_moment(held: Slots, squares: np.ndarray, share: float) -> tuple[np.ndarray, Slots]:
+    """The estimate of each element's squared gradient, and the slots that it is made of."""
+    by_size = sorted(range(squares.ndim), key=lambda axis: -squares.shape[axis])
+    if squares.ndim < 2 or squares.shape[by_size[1]] < 128:
+        v = (1.0 - share) * held.get("_slot_v", 0.0) + share * squares
+        return v, {"_slot_v": v}
+    largest, second = by_size[:2]
+    vr = (1.0 - share) * held.get("_slot_vr", 0.0) + share * squares.mean(largest)
+    vc = (1.0 - share) * held.get("_slot_vc", 0.0) + share * squares.mean(second)
+    r = np.expand_dims(vr, largest)
+    return r / r.mean(second, keepdims=True) * np.expand_dims(vc, second), {"_slot_vr": vr, "_slot_vc": vc}
+
+
+def adafactor_step_of(training: TrainingConfig) -> Callable[..., Slots]:
+    def step(name: str, held: Slots, gradient: np.ndarray, number: int) -> Slots:
+        decay_rate = 1.0 - number**-0.8 if training.ada_decay_rate is None else training.ada_decay_rate
+        moment, slots = second_moment(held, gradient**2 + training.ada_epsilon1, 1.0 - decay_rate)
+        direction = gradient / np.sqrt(moment)
+        direction = direction / max(1.0, root_of_mean_square(direction))
+        update = direction * max(root_of_mean_square(held[""]), training.ada_epsilon2) * RATE
+        if training.beta1:
+            update = training.beta1 * held.get("_slot_m", 0.0) + (1.0 - training.beta1) * update
+            slots = slots | {"_slot_m": update}
+        decay = 0.0 if name in VECTORS else training.weight_decay
+        return {"": held[""] - update - RATE * decay * held[""], **slots}
+
+    return step
+
+
+ADAFACTORS = {
+    "with a mean of updates": {"beta1": 0.8},
+    "without one, decay rate given": {"beta1": 0.0, "ada_decay_rate": 0.7, "ada_epsilon1": 1e-4, "ada_epsilon2": 0.5},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "mesh"),
+    [
+        ("with a mean of updates", MESHES[0]),
+        ("without one, decay rate given", MESHES[1]),
+        pytest.param("with a mean of updates", MESHES[2], marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_adafactor(devices: Devices, name: str, mesh: tuple[str, str]) -> None:
+    training = dataclasses.replace(TRAINING, opt_name="adafactor", gradient_clipping=0.5, **ADAFACTORS[name])
+    assert_updated(updated(training, devices, mesh), adafactor_step_of(training), 0.5)
+
+
+def test_adafactors_slots_have_the_names_and_shapes_of_mesh_tensorflow(devices: Devices) -> None:
+    training = dataclasses.replace(TRAINING, opt_name="adafactor")
+    after = updated(training, devices, MESHES[0], n_steps=1).after
+    slots = {name: value.shape for name, value in after.items() if "_slot_v" in name and value.ndim != 1}
+    assert slots == {
+        "gpt2/wpe_slot_v": (127, 128),
+        "gpt2/h0/norm_rezero_1/g_slot_v": (),
+        "gpt2/h1/wi/kernel_slot_vr": (2, 128),
+        "gpt2/h1/wi/kernel_slot_vc": (2, 132),
+    }
+    assert after["gpt2/wte_slot_vr"].shape == (128,) and after["gpt2/wte_slot_vc"].shape == (160,)
+    assert {name for name in after if name.endswith("_slot_m")} == {f"{name}_slot_m" for name in SHAPES}
+
+
+# --------------------------------------------------------------------------------------------------- what is not finite
+
+
+@pytest.mark.parametrize(
+    ("opt_name", "mesh", "value"),
+    [
+        ("adam", MESHES[1], np.nan),
+        ("adamw", MESHES[0], np.inf),
+        ("adafactor", MESHES[1], -np.inf),
+        pytest.param("adam", MESHES[0], 1e30, id="too large to be squared"),
+    ],
+    ids=str,
+)
+def test_what_is_not_finite_changes_nothing(
+    devices: Devices, opt_name: str, mesh: tuple[str, str], value: float
+) -> None:
+    placement = place(tiny.mesh_config(*mesh), devices if mesh[0] else devices[:1])
+    training = dataclasses.replace(TRAINING, opt_name=opt_name, gradient_clipping=0.5 if opt_name == "adam" else None)
+    step = stepper(training, placement)
+    placement.store.initialize(seed=1)
+    step(np.array([RATE], np.float32), np.int32(0), *gradients_of(0))
+    before, spoilt = tiny.values_of(placement.store), gradients_of(1)
+    spoilt[5][3, 70] = value
+    (norm,) = step(np.array([RATE], np.float32), np.int32(1), *spoilt)
+    assert not np.isfinite(norm)
+    after = tiny.values_of(placement.store)
+    for name in before:
+        np.testing.assert_array_equal(after[name], before[name], err_msg=name)
+
+
+# ----------------------------------------------------------------------------------------------------------- gradients
+
+
+@pytest.mark.parametrize("mesh", MESHES[:2], ids=str)
+def test_the_norm_of_each_gradient(devices: Devices, mesh: tuple[str, str]) -> None:
+    names = []
+
+    def build(*gradients: mtf.Tensor) -> list[mtf.Tensor]:
+        trainable = [
+            variables.get_variable(gradient.mesh, name, gradient.shape, variables.ones).operation
+            for name, gradient in zip(SHAPES, gradients, strict=True)
+        ]
+        norms = gradient_norms(trainable, gradients)
+        names[:] = norms
+        return list(norms.values())
+
+    placement = place(tiny.mesh_config(*mesh), devices if mesh[0] else devices[:1])
+    dims = [" ".join(sizes) for sizes in SHAPES.values()]
+    norms = tiny.evaluate(build, placement, *zip(dims, gradients_of(0), strict=True))
+    assert names == [f"grads/norm/{name[5:]}" for name in SHAPES] and names[0] == "grads/norm/wte"
+    np.testing.assert_allclose(norms, [np.linalg.norm(np.float64(grad)) for grad in gradients_of(0)], rtol=1e-6)

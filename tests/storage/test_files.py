@@ -1,0 +1,50 @@
+"""Whole files, or none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from configs.errors import UserError
+from storage.files import write_text
+
+
+def test_a_file_is_written_whole_and_folders_are_made(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "deeper" / "file.txt"
+    write_text(str(path), "first, longer\n")
+    write_text(str(path), "zwölf\n")
+    assert path.read_bytes() == "zwölf\n".encode()
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_bare_name_lands_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_text("file.txt", "text")
+    assert (tmp_path / "file.txt").read_text() == "text"
+
+
+def test_what_was_half_written_before_does_no_harm(tmp_path: Path) -> None:
+    (tmp_path / "file.txt.part").write_text("torn")
+    write_text(str(tmp_path / "file.txt"), "whole")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"file.txt": "whole"}
+
+
+def test_a_folder_in_the_way_stays_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "file.txt" / "inner").mkdir(parents=True)
+    with pytest.raises(UserError) as error:
+        write_text(str(tmp_path / "file.txt"), "text")
+    assert str(error.value).startswith(f"{tmp_path}/file.txt -- cannot be written: ")
+    assert str(error.value).endswith(" -- make room there, or give another path")
+    assert (tmp_path / "file.txt" / "inner").is_dir()
+
+
+def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("mine")
+    with pytest.raises(UserError) as error:
+        write_text(str(tmp_path / "run" / "file.txt"), "text")
+    assert str(error.value) == (
+        f"{tmp_path}/run/file.txt -- cannot be written: {tmp_path}/run is not a directory -- make room there, or give "
+        "another path"
+    )
+    assert (tmp_path / "run").read_text() == "mine"

@@ -1,0 +1,126 @@
+"""The program itself, asked about runs."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import run_experiment
+from tests.tracking.experiments import until
+from tests.tracking.runs_on_disk import write_run
+from tests.tracking.view.test_report import write_samples
+
+PROGRAM = Path(run_experiment.__file__)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    write_run(tmp_path / "store", 3, {"lr": 0.1}, info={"model_path": str(tmp_path / "model")})
+    write_run(tmp_path / "store", 4, {"lr": 0.2})
+    return tmp_path / "store"
+
+
+def test_runs_are_listed_and_compared(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_experiment.main(["--list", "--store", str(store)]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["run", "---", "3", "4"]
+    assert run_experiment.main(["--compare", "4", "3", "4", "--store", str(store)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].split() == ["lr", "0.2", "0.1"]
+    assert run_experiment.main(["--list", "--store", str(store / "none")]) == 0
+    assert capsys.readouterr().out == f"no run is in {store / 'none'}\n"
+
+
+def test_a_report_is_written_and_its_place_said(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_experiment.main(["--report", "3", "--store", str(store)]) == 0
+    assert Path(capsys.readouterr().out.strip()).read_text().startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--compare", "3"], "--compare 3 -- compares two runs or more -- name another; see --list"),
+        (["--compare", "3", "3"], "--compare 3 3 -- compares two runs or more -- name another; see --list"),
+        (["--compare", "3", "5"], "run 5 -- is not in STORE -- the nearest is 4; another folder is given by --store"),
+        (["--report", "x"], "run x -- is not in STORE -- the nearest is 4; another folder is given by --store"),
+        (["--tensorboard", "5"], "run 5 -- is not in STORE -- the nearest is 4; another folder is given by --store"),
+        (["--list", "--report", "3"], "--list -- does not go together with --report -- give one of them"),
+        (["--list", "--model", "tiny"], "--list -- takes no other flags of main.py -- leave out --model"),
+        (
+            ["--report", "3", "--mongo", "h"],
+            "--mongo -- has no use here: --report reads the folder of the run -- leave it",
+        ),
+        (["--list", "--mongo", "h:x"], "--mongo h:x -- is no address of a MongoDB: "),
+    ],
+)
+def test_what_cannot_be_shown(
+    store: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert run_experiment.main([*arguments, "--store", str(store)]) == 2
+    heard = capsys.readouterr()
+    assert heard.out == "" and heard.err.startswith(message.replace("STORE", str(store)))
+    assert len(heard.err.splitlines()) == 1
+
+
+def test_a_reader_that_leaves_early_is_no_error(store: Path) -> None:
+    command = [sys.executable, str(PROGRAM), "--list", "--store", str(store)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait(60)) == ("", 0)
+
+
+# --------------------------------------------------------------------------------------------------------- TensorBoard
+
+
+@pytest.fixture
+def board(store: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """TensorBoard over run 3, and its address."""
+    (store.parent / "model").mkdir()
+    command = [sys.executable, str(PROGRAM), "--tensorboard", "3", "--store", str(store)]
+    environment = {"TMPDIR": str(store.parent), "PATH": "/usr/bin:/bin"}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    try:
+        said = process.stderr.readline()
+        assert said.startswith("TensorBoard shows run 3 at http://127.0.0.1:"), said
+        yield process, said.split(" at ")[1].split()[0]
+    finally:
+        process.kill()
+        process.wait()
+
+
+def ask(address: str, what: str) -> Any:
+    with urllib.request.urlopen(f"{address}data/plugin/text/{what}", timeout=20) as answer:
+        return json.load(answer)
+
+
+@pytest.mark.slow
+def test_tensorboard_shows_config_and_samples_also_those_that_come_later(
+    store: Path, board: tuple[subprocess.Popen[str], str]
+) -> None:
+    process, address = board
+    until(lambda: ask(address, "tags") == {"3 trial/texts": ["config"]})
+    (config,) = ask(address, "text?run=3%20trial/texts&tag=config")
+    assert config["step"] == 0 and '"lr": 0.1' in config["text"]
+    run = write_run(store.parent / "other", 3, {})
+    for step in (20, 40):
+        write_samples(run, step, ["<b>a</b> & b"])
+        (run.folder / f"predictions_3_{step}.txt").rename(store / "3" / f"predictions_3_{step}.txt")
+    entry = json.loads((store / "3" / "run.json").read_text())
+    entry["artifacts"] = ["predictions_3_20.txt", "predictions_3_40.txt"]
+    (store / "run.json.part").write_text(json.dumps(entry))
+    (store / "run.json.part").replace(store / "3" / "run.json")
+    until(lambda: "sample 0" in ask(address, "tags").get("3 trial/texts", []), 60)
+    samples = ask(address, "text?run=3%20trial/texts&tag=sample%200")
+    assert [sample["step"] for sample in samples] == [20, 40]
+    assert "&lt;b&gt;a&lt;/b&gt; &amp; b" in samples[0]["text"]
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 0
+    assert [path.name for path in store.parent.iterdir() if path.name.startswith("tensorboard_")] == []
+    with pytest.raises(OSError):
+        ask(address, "tags")

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from configs.errors import DataError, UserError
+from tests.tracking.experiments import Experiments, MongoServer
+from tests.tracking.runs_on_disk import write_run
+from tracking.mongodb import runs, upload
+from tracking.record.store import find_run, list_runs
+from tracking.view.table import (
+    MISSING,
+    comparison,
+    config_differences,
+    duration,
+    flatten,
+    format_number,
+    list_table,
+    shown,
+)
+
+
+def test_runs_are_listed_with_how_they_went(tmp_path: Path) -> None:
+    write_run(tmp_path, 9, {})
+    why = "step 5: loss = nan -- training has diverged; checkpoints of before stay -- lower lr"
+    write_run(tmp_path, 10, {}, {"status": "FAILED", "start_time": None}, {"reason": why, "latest": {}, "step": 0})
+    heading, rule, first, second = list_table(list_runs(tmp_path)).splitlines()
+    assert " ".join(heading.split()) == "run name status started (UTC) took step train loss eval loss tokens/s why"
+    assert set(rule) == {"-", " "} and len(rule) >= len(heading)
+    assert " ".join(first.split()) == "9 trial COMPLETED 2026-01-02 03:04 1:01:02 12,345 3.142 nan 12,346"
+    assert second.split()[:8] == ["10", "trial", "FAILED", "-", "-", "0", "-", "-"]
+    assert second.endswith(" step 5: loss = nan -- training has diverged; checkpoints of…")
+
+
+def test_columns_stand_under_each_other(tmp_path: Path) -> None:
+    for number, name in ((1, "short"), (200, "a longer name of a run")):
+        write_run(tmp_path, number, {}, {"experiment": {"name": name}})
+    heading, _, *rows = list_table(list_runs(tmp_path)).splitlines()
+    place = heading.index("status")
+    assert [row[place:].split()[0] for row in rows] == ["COMPLETED", "COMPLETED"]
+    assert [row[: heading.index("run") + 3] for row in rows] == ["  1", "200"]
+
+
+def test_no_runs_are_a_heading_only(tmp_path: Path) -> None:
+    assert len(list_table(list_runs(tmp_path)).splitlines()) == 2
+
+
+def test_what_differs_is_compared_and_nothing_else(tmp_path: Path) -> None:
+    same = {"n_ctx": 128, "datasets": [[{"id": "a", "n_vocab": 10}, 1.0]]}
+    write_run(tmp_path, 1, {**same, "lr": 0.1, "layers": ["global", "local"], "z_loss": None})
+    other = {**same, "lr": 0.2, "layers": ["global"], "datasets": [[{"id": "b", "n_vocab": 10}, 1.0]]}
+    write_run(tmp_path, 2, other)
+    runs = list_runs(tmp_path)
+    assert config_differences(runs) == [
+        ("datasets.0.0.id", ["a", "b"]),
+        ("lr", [0.1, 0.2]),
+        ("layers", [["global", "local"], ["global"]]),
+        ("z_loss", [None, MISSING]),
+    ]
+    facts, settings = (part.splitlines() for part in comparison(runs).split("\n\n"))
+    assert [line.split() for line in settings] == [
+        ["datasets.0.0.id", '"a"', '"b"'],
+        ["lr", "0.1", "0.2"],
+        ["layers", '["global",', '"local"]', '["global"]'],
+        ["z_loss", "null", "-"],
+    ]
+    assert ["run", "1", "2"] in [line.split() for line in facts]
+    assert ["commit", "0123456789ab+", "0123456789ab+"] in [line.split() for line in facts]
+
+
+def test_one_of_three_that_differs_is_enough(tmp_path: Path) -> None:
+    for number, rate in enumerate((0.1, 0.2, 0.1), start=1):
+        write_run(tmp_path, number, {"lr": rate})
+    assert config_differences(list_runs(tmp_path)) == [("lr", [0.1, 0.2, 0.1])]
+
+
+def test_runs_of_one_config_are_said_to_be(tmp_path: Path) -> None:
+    for number in (1, 2):
+        write_run(tmp_path, number, {"lr": 0.1})
+    assert comparison(list_runs(tmp_path)).endswith("\n(the configs are the same)")
+
+
+def test_nothing_of_a_long_setting_is_left_out(tmp_path: Path) -> None:
+    words = [" ".join(f"word{number}" for number in range(30)), "x" * 200]
+    for number, text in enumerate(words, start=1):
+        write_run(tmp_path, number, {"text": text})
+    shown_rows = comparison(list_runs(tmp_path)).split("\n\n")[1]
+    assert max(map(len, shown_rows.splitlines())) < 120
+    assert all(f"word{number}" in shown_rows for number in range(30)) and shown_rows.count("x") == 201  # of "text", one
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text("xyz", max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text("abc", min_size=1, max_size=3), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.text("abc", min_size=1, max_size=3), VALUES, max_size=4))
+def test_flat_settings_hold_no_settings(config: dict[str, object]) -> None:
+    for value in flatten(config).values():
+        assert not isinstance(value, dict) and "{" not in shown(value)
+
+
+@pytest.mark.parametrize(
+    "value, text",
+    [(0.0001234567, "0.0001235"), (999.96, "1000"), (12345.6, "12,346"), ("inf", "inf"), (0, "0"), (-2500, "-2,500")],
+)
+def test_numbers(value: float | str, text: str) -> None:
+    assert format_number(value) == text
+
+
+def test_duration_of_a_run_that_goes_on_counts_to_its_last_sign_of_life(tmp_path: Path) -> None:
+    assert duration(write_run(tmp_path, 1, {}, {"stop_time": "2026-01-03T04:04:05"})) == "25:00:00"
+    assert duration(write_run(tmp_path, 2, {}, {"status": "RUNNING"})) == "1:01:02"
+    assert duration(write_run(tmp_path, 3, {}, {"start_time": "2026-01-02T04:05:08"})) == "0:00:00"
+
+
+# -------------------------------------------------------------------------------------------------------- from MongoDB
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MongoServer]:
+    with MongoServer(tmp_path_factory.mktemp("server")) as server:
+        yield server
+
+
+def test_the_database_gives_the_same_tables_as_the_folder(tmp_path: Path, server: MongoServer) -> None:
+    here = Experiments(tmp_path, mongo_url=server.url)
+    here.run("--steps", "12")
+    here.run("--steps", "7", "--fail", "crash:3:9", model="other")
+    server.database().runs.insert_one({"_id": "by hand", "experiment": {"name": "of somebody else"}})
+    from_folder, from_mongo = list_runs(here.store), runs.list_runs(server.url)
+    assert [run.status for run in from_mongo] == ["COMPLETED", "FAILED"]
+    assert list_table(from_mongo) == list_table(from_folder)
+    assert runs.find_run(server.url, "2").info["reason"] == find_run(here.store, "2").info["reason"]
+    two = [runs.find_run(server.url, run_id) for run_id in ("1", "2")]
+    assert comparison(two) == comparison(from_folder)
+
+
+@pytest.mark.parametrize("run_id", ["77", "last", "9" * 40, "²"])
+def test_a_run_that_the_database_has_not(server: MongoServer, run_id: str) -> None:
+    with pytest.raises(DataError, match=rf"run {run_id} -- is not among the \d+ of MongoDB at .* -- see their numbers"):
+        runs.find_run(server.url, run_id)
+
+
+def test_a_database_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(upload.TIMEOUTS_MS, "serverSelectionTimeoutMS", 100)
+    with pytest.raises(UserError, match=r"MongoDB at 127.0.0.1:1/trials -- .* -- start it, or see who may read it"):
+        runs.list_runs("mongodb://name:secret@127.0.0.1:1/trials")

@@ -1,0 +1,355 @@
+"""Writes down a run in Sacred's file storage, while it runs.
+
+Sacred's own life-cycle of a run is not used: it writes all metrics anew at each heartbeat, and after its first error
+never writes again. Its file storage is, so that a run can be read by whatever reads Sacred's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import fnmatch
+import hashlib
+import json
+import math
+import os
+import secrets
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # Sacred imports pkg_resources, which warns whoever does
+    from sacred.observers import FileStorageObserver
+
+from configs.errors import UserError
+from tracking.record.metrics_tail import Line, MetricsTail, News, parse_lines
+from tracking.record.output import CapturedOutput
+from tracking.record.provenance import Provenance
+from tracking.record.run_files import is_local, list_files, read_from
+from tracking.record.store import (
+    METRICS_FILE,
+    OUTPUT_FILE,
+    RUN_FILE,
+    SACRED_METRICS_FILE,
+    Series,
+    read_lines,
+    series_of,
+    utc_now,
+)
+from tracking.supervise.supervisor import Outcome, Progress
+
+BEAT_SECONDS = 10.0
+ARTIFACT_SECONDS = 3.0
+BUCKET_SECONDS = 10.0  # between two looks into a bucket
+MAX_RESTARTS_KEPT = 200
+ARTIFACT_PATTERNS = ("predictions_{id}_*.txt", "predictions_{id}_*.jsonl", "eval_{id}.jsonl", "*.png")
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file beside and renames it, so that it is there whole or not at all."""
+    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        beside.write_bytes(content)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def finite(value: Any) -> Any:
+    """The same with non-finite numbers as text, for JSON has none."""
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class _SacredFiles(FileStorageObserver):
+    """Sacred's file storage, whose files are there whole or not at all."""
+
+    def save_json(self, obj: Any, filename: str) -> None:
+        text = json.dumps(finite(obj), sort_keys=True, indent=2, allow_nan=False)
+        write_whole(Path(self.dir, filename), text.encode())
+
+    def save_cout(self) -> None:
+        """What is said is written as it comes, and not at each heartbeat."""
+
+    def note_artifact(self, name: str) -> None:
+        """Tells that a file of the run's folder is one of its artifacts."""
+        if name not in self.run_entry["artifacts"]:
+            self.run_entry["artifacts"].append(name)
+            self.save_json(self.run_entry, RUN_FILE)
+
+    def find_or_save(self, filename: str, store_dir: Path) -> Path:
+        """Several runs may write the same source at once."""
+        content, source = Path(filename).read_bytes(), Path(filename)
+        digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
+        kept = Path(store_dir, f"{source.stem}_{digest}{source.suffix}")
+        if not kept.exists():
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(kept, content)
+        return kept
+
+
+@dataclasses.dataclass(frozen=True)
+class About:
+    """What is known of a run before it starts.
+
+    Attributes:
+      verb: what main.py is to do.
+      arguments: of the command line.
+      config: the resolved config.
+      model_path: where the run writes.
+    """
+
+    verb: str
+    arguments: tuple[str, ...]
+    config: Mapping[str, Any]
+    model_path: str
+
+
+class Recorder:
+    """One run being written down; the journal of its supervision.
+
+    What cannot be written is said once, and tried again: a full disk is no reason to end a run.
+
+    Attributes:
+      folder: of the run; its name is the run's number.
+    """
+
+    def __init__(self, store: Path, about: About, provenance: Provenance, say: Callable[[str], None]) -> None:
+        """Gives the run the next free number.
+
+        Raises:
+          UserError: the folder cannot be written, or the run's cannot be read.
+        """
+        self._about = about
+        self._say = say
+        self._files = _SacredFiles(store)
+        self._metrics = _MetricsCopy(about.model_path)
+        self._artifacts = _ArtifactCopies(about.model_path)
+        try:
+            self._begin(provenance)
+            self.folder = Path(self._files.dir)
+            self._output = CapturedOutput(self.folder / OUTPUT_FILE)
+        except OSError as error:
+            if self._files.dir is not None:
+                shutil.rmtree(self._files.dir, ignore_errors=True)
+            raise UserError(
+                f"--store {store} -- cannot be written: {error.strerror or error} -- make room there, or give another "
+                "folder"
+            ) from error
+        self._restarts: list[dict[str, object]] = []
+        self._reason = ""
+        self._trouble = ""
+        self._duties = [
+            _Duty(self._copy_metrics, 0.0 if is_local(about.model_path) else BUCKET_SECONDS),
+            _Duty(self._copy_artifacts, ARTIFACT_SECONDS if is_local(about.model_path) else 3 * BUCKET_SECONDS),
+            _Duty(self._beat, BEAT_SECONDS),
+        ]
+
+    def _begin(self, provenance: Provenance) -> None:
+        self._files.started_event(
+            ex_info=provenance.experiment,
+            command=self._about.verb,
+            host_info=provenance.host,
+            start_time=utc_now(),
+            config=dict(self._about.config),
+            meta_info={"arguments": list(self._about.arguments), "uid": secrets.token_hex(12)},
+            _id=None,
+        )
+
+    @property
+    def id(self) -> str:
+        return self.folder.name
+
+    def look(self) -> None:
+        """Takes in what the child has written since."""
+        for duty in self._duties:
+            if duty.is_due():
+                self._try(duty.do)
+
+    def progress(self) -> Progress:
+        """How far the run is by what the child has written."""
+        return self._metrics.progress
+
+    def keep_output(self, data: bytes) -> None:
+        """Takes in what the child says."""
+        self._output.append(data)
+
+    def last_lines(self, n_lines: int) -> list[str]:
+        """The last that it said."""
+        return self._output.last_lines(n_lines)
+
+    def note_restart(self, event: dict[str, object]) -> None:
+        """Writes down why and when the child is started again."""
+        self._restarts = [*self._restarts, event][-MAX_RESTARTS_KEPT:]
+        self._try(self._beat)
+
+    def finish(self, outcome: Outcome) -> bool:
+        """Writes down how the run ended; whether its record is whole."""
+        self._reason = outcome.reason
+        steps = (self._copy_metrics, self._copy_artifacts, self._beat, self._write_sacred_metrics)
+        done = [self._try(step) for step in (*steps, lambda: self._close(outcome))]
+        return all(done)
+
+    def _close(self, outcome: Outcome) -> None:
+        if outcome.status == "COMPLETED":
+            self._files.completed_event(utc_now(), self._metrics.latest)
+        elif outcome.status == "FAILED":
+            self._files.failed_event(utc_now(), [outcome.reason, *self.last_lines(50)])
+        else:
+            self._files.interrupted_event(utc_now(), outcome.status)
+
+    def _copy_metrics(self) -> None:
+        self._metrics.look(self.folder / METRICS_FILE)
+
+    def _copy_artifacts(self) -> None:
+        for name, content in self._artifacts.look(self.id):
+            write_whole(self.folder / name, content)
+            self._files.note_artifact(name)
+            self._artifacts.note_copied(name)
+
+    def _beat(self) -> None:
+        info = {
+            "model_path": self._about.model_path,
+            "step": max(0, self._metrics.progress.furthest_step),
+            "latest": self._metrics.latest,
+            "restarts": self._restarts,
+            "reason": self._reason,
+        }
+        self._files.heartbeat_event(info, "", utc_now(), self._metrics.latest)
+
+    def _write_sacred_metrics(self) -> None:
+        parts = (
+            f"{json.dumps(name)}: {json.dumps(_as_sacred(series))}"
+            for name, series in series_of(read_lines(self.folder)).items()
+        )
+        write_whole(self.folder / SACRED_METRICS_FILE, f"{{{', '.join(parts)}}}".encode())
+
+    def _try(self, step: Callable[[], None]) -> bool:
+        try:
+            step()
+            return True
+        except OSError as error:
+            if str(error) != self._trouble:
+                self._trouble = str(error)
+                self._say(
+                    f"run {self.id}: {error} -- cannot be recorded now -- the run goes on, and this is tried again"
+                )
+            return False
+
+
+class _Duty:
+    """Something to do now and then."""
+
+    def __init__(self, do: Callable[[], None], every_seconds: float) -> None:
+        self.do = do
+        self._every_seconds = every_seconds
+        self._next_seconds = time.monotonic()
+
+    def is_due(self) -> bool:
+        now_seconds = time.monotonic()
+        if now_seconds < self._next_seconds:
+            return False
+        self._next_seconds = now_seconds + self._every_seconds
+        return True
+
+
+class _MetricsCopy:
+    """The lines that this run measures, on their way into its record.
+
+    Attributes:
+      progress: how far the run is.
+      latest: by split, the last value of each metric and its step.
+    """
+
+    def __init__(self, model_path: str) -> None:
+        path = f"{model_path.rstrip('/')}/{METRICS_FILE}"
+        with _reading(path):
+            self._tail = MetricsTail(path, passes_over_present=True)
+        self.progress = Progress()
+        self.latest: dict[str, dict[str, float]] = {}
+        self._unwritten: list[bytes] = []
+        self._replaces_all = True
+        self._n_bytes = 0
+
+    def look(self, target: Path) -> None:
+        """Brings the copy up to date."""
+        self._take_in(self._tail.look())
+        if self._unwritten or self._replaces_all:
+            self._write(target)
+
+    def _take_in(self, news: News) -> None:
+        """Keeps what is new until it is written: a full disk may take it later."""
+        if news.replaces_all:
+            self._unwritten, self._replaces_all, self.latest = [], True, {}
+        self._unwritten += news.lines
+        for line in parse_lines(news.lines):
+            self._note(line)
+
+    def _note(self, line: Line) -> None:
+        self.latest[line.split] = {**self.latest.get(line.split, {}), **line.values, "step": line.step}
+        before = self.progress
+        self.progress = Progress(
+            max(before.furthest_step, line.step), max(before.newest_seconds, line.time_seconds), line.step
+        )
+
+    def _write(self, target: Path) -> None:
+        content = b"".join(line + b"\n" for line in self._unwritten)
+        if self._replaces_all:
+            write_whole(target, content)
+            self._n_bytes = 0
+        else:
+            with target.open("r+b") as file:
+                file.truncate(self._n_bytes)  # what a full disk took in part
+                file.seek(self._n_bytes)
+                file.write(content)
+        self._n_bytes += len(content)
+        self._unwritten, self._replaces_all = [], False
+
+
+class _ArtifactCopies:
+    """Samples and plots on their way into the record; those of earlier runs in the same folder are passed over."""
+
+    def __init__(self, model_path: str) -> None:
+        self._model_path = model_path.rstrip("/")
+        with _reading(model_path):
+            self._copied = {entry.name: entry.version for entry in list_files(self._model_path)}
+        self._found: dict[str, tuple[int, int]] = {}
+
+    def look(self, run_id: str) -> Iterator[tuple[str, bytes]]:
+        """Yields the name and content of what is new or has changed."""
+        patterns = [pattern.format(id=run_id) for pattern in ARTIFACT_PATTERNS]
+        for entry in list_files(self._model_path):
+            is_wanted = any(fnmatch.fnmatch(entry.name, pattern) for pattern in patterns)
+            if is_wanted and self._copied.get(entry.name) != entry.version:
+                self._found[entry.name] = entry.version
+                yield entry.name, read_from(f"{self._model_path}/{entry.name}", 0)
+
+    def note_copied(self, name: str) -> None:
+        """Tells that what was yielded lies in the record."""
+        self._copied[name] = self._found[name]
+
+
+@contextlib.contextmanager
+def _reading(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path} -- cannot be read: {error.strerror or error} -- see who may read it, or give another model_path"
+        ) from error
+
+
+def _as_sacred(series: Series) -> dict[str, list[Any]]:
+    times = [
+        datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc).replace(tzinfo=None).isoformat()
+        for seconds in series.times_seconds
+    ]
+    return {"steps": series.steps.tolist(), "values": series.values.tolist(), "timestamps": times}

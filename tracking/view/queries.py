@@ -1,0 +1,39 @@
+"""What can be asked about runs that are recorded, in a folder or in MongoDB."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from configs.errors import ConfigError
+from tracking.mongodb import runs
+from tracking.mongodb.upload import describe_url
+from tracking.record.store import Run, describe_broken, find_run, list_runs
+from tracking.view.table import comparison, list_table
+
+
+def all_runs(store: Path, mongo_url: str | None) -> str:
+    """A table of all runs of a folder or, if an address is given, of a database.
+
+    Raises:
+      UserError: the database cannot be read.
+    """
+    if mongo_url:
+        return _table(runs.list_runs(mongo_url), f"MongoDB at {describe_url(mongo_url)}")
+    return "\n".join([_table(list_runs(store), store), *describe_broken(store)])
+
+
+def _table(runs: Sequence[Run], place: object) -> str:
+    return list_table(runs) if runs else f"no run is in {place}"
+
+
+def compared(run_ids: Sequence[str], store: Path, mongo_url: str | None) -> str:
+    """A table of what tells runs apart.
+
+    Raises:
+      UserError: a run is not there, or there are not two of them.
+    """
+    chosen = list(dict.fromkeys(run_ids))
+    if len(chosen) < 2:
+        raise ConfigError(f"--compare {' '.join(run_ids)} -- compares two runs or more -- name another; see --list")
+    return comparison([runs.find_run(mongo_url, run_id) if mongo_url else find_run(store, run_id) for run_id in chosen])

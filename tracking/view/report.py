@@ -1,0 +1,285 @@
+"""A run as one page of HTML that needs nothing else: no network, no server, no library.
+
+What is shown is gathered here as plain data; `report.html` beside this file draws it. A run may have measured a million
+points and a screen has some thousand columns, so of each curve only those points are kept that can be seen: in every
+column the first, the last, the lowest and the highest. The page says how many that are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from configs.errors import UserError
+from tracking.record.recorder import finite, write_whole
+from tracking.record.store import Run, Series, series_of
+from tracking.view.table import duration, flatten, format_number, shown
+
+PAGE = Path(__file__).with_name("report.html")
+REPORT_FILE = "report.html"
+DATA_MARK = "RUN_DATA"
+MAX_COLUMNS, MIN_COLUMNS, COLUMNS_OF_ALL_CURVES = 800, 80, 24_000
+SMOOTHING_SHARE = 1 / 25
+MAX_SAMPLE_STEPS = 8
+MAX_SAMPLE, OUTPUT_BYTES = 6_000, 32 * 1024  # characters, bytes
+GIB = 2.0**30
+NAMED_BY_STEP = re.compile(r"predictions_.*_(\d+)\.(?:txt|jsonl)")
+SAMPLE_HEAD = re.compile(r"^=+ SAMPLE \d+ =+\n", re.MULTILINE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chart:
+    """What one picture shows.
+
+    Attributes:
+      title: above it.
+      unit: of the values; empty: none.
+      pattern: of the metrics that belong into it, as `train.loss`.
+      is_smoothed: whether a calm line is drawn over what training measured.
+    """
+
+    title: str
+    unit: str
+    pattern: str
+    is_smoothed: bool = False
+
+
+CHARTS = (
+    Chart("Loss", "nats a token", r".*\.loss", is_smoothed=True),
+    Chart("Learning rate", "", r".*\.(lr|learning_rate)"),
+    Chart("Gradient norm", "", r".*\.(grad|gradient)_norm"),
+    Chart("Throughput", "tokens a second", r".*\.tokens_per_second"),
+    Chart("Model flops utilisation", "share of the peak", r".*\.(mfu|.*flops_utili[sz]ation)"),
+    Chart("Waiting for data", "share of the time", r".*\.data_wait"),
+    Chart("Memory", "GiB", r".*(memory|_bytes|_gib).*"),
+    Chart("Records left out", "share of the examples", r".*\.data/skipped_share"),
+)
+
+
+def write_report(run: Run) -> Path:
+    """Writes the page into the run's folder; returns where.
+
+    Raises:
+      UserError: there is no room, or no right to write there.
+    """
+    text = json.dumps(finite(page_data(run)), separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    before, after = PAGE.read_text(encoding="utf-8").split(DATA_MARK)
+    path = run.folder / REPORT_FILE
+    try:
+        write_whole(path, f"{before}{text}{after}".encode())
+    except OSError as error:
+        raise UserError(f"{path} -- cannot be written: {error.strerror or error} -- make room there") from error
+    return path
+
+
+def page_data(run: Run) -> dict[str, Any]:
+    """Everything that the page shows."""
+    series = series_of(run.lines())
+    n_columns = max(MIN_COLUMNS, min(MAX_COLUMNS, COLUMNS_OF_ALL_CURVES // max(1, len(series))))
+    start_seconds = min((s.times_seconds[0] for s in series.values()), default=0.0)
+    charts = list(_charts(series, start_seconds, n_columns))
+    return {
+        "run": _about(run),
+        "tiles": list(_tiles(run, series)),
+        "tokens_per_step": _tokens_per_step(run.config),
+        "charts": charts,
+        "n_columns": n_columns,
+        "n_measured": sum(len(s.steps) for s in series.values()),
+        "n_drawn": sum(len(curve["steps"]) for chart in charts for curve in chart["curves"] if not curve["is_calm"]),
+        "samples": _samples(run.artifacts),
+        "config": [[key, shown(value)] for key, value in flatten(run.config).items()],
+        "environment": _environment(run.entry),
+        "restarts": _restarts(run, start_seconds),
+        "output": run.output(OUTPUT_BYTES),
+    }
+
+
+# --------------------------------------------------------------------------------------------------------------- curves
+
+
+def _charts(series: Mapping[str, Series], start_seconds: float, n_columns: int) -> Iterable[dict[str, Any]]:
+    """The known charts that have something to show, then one for each other metric."""
+    rest = dict(series)
+    for chart in CHARTS:
+        names = [name for name in rest if re.fullmatch(chart.pattern, name)]
+        curves = [curve for n in names for curve in _curves(n, rest.pop(n), chart, start_seconds, n_columns)]
+        if curves:
+            yield {"title": chart.title, "unit": chart.unit, "is_other": False, "curves": curves}
+    for name in sorted(rest):
+        curves = _curves(name, rest[name], Chart(name, "", ""), start_seconds, n_columns)
+        yield {"title": name, "unit": "", "is_other": True, "curves": curves}
+
+
+def _curves(name: str, series: Series, chart: Chart, start_seconds: float, n_columns: int) -> list[dict[str, Any]]:
+    """A metric as it was measured and, where that is wanted and there is enough of it, as a calm line."""
+    order = np.argsort(np.asarray(series.steps), kind="stable")
+    steps, values = np.asarray(series.steps)[order], np.asarray(series.values)[order]
+    seconds = np.maximum.accumulate(np.asarray(series.times_seconds)[order]) - start_seconds
+    values = values / GIB if name.endswith("_bytes") else values
+    is_finite = np.isfinite(values)
+    points = steps[is_finite], seconds[is_finite], values[is_finite]
+    lost = np.flatnonzero(~is_finite)[:MAX_COLUMNS]
+    not_finite = {"steps": steps[lost].tolist(), "seconds": seconds[lost].round(1).tolist()}
+    curve = {"name": name, "is_calm": False, "not_finite": not_finite, **_drawn(points, n_columns)}
+    if not (chart.is_smoothed and name.startswith("train.") and is_finite.sum() > 1 / SMOOTHING_SHARE):
+        return [curve]
+    calm = _drawn((*points[:2], smooth(points[2])), n_columns // 4)
+    return [curve, {"name": name, "is_calm": True, "not_finite": {"steps": [], "seconds": []}, **calm}]
+
+
+def _drawn(points: tuple[np.ndarray, np.ndarray, np.ndarray], n_columns: int) -> dict[str, list[float]]:
+    kept = visible_points(*points, n_columns)
+    steps, seconds, values = (of_all[kept] for of_all in points)
+    few_digits = [float(f"{value:.6g}") for value in values.tolist()]
+    return {"steps": steps.tolist(), "seconds": seconds.round(1).tolist(), "values": few_digits}
+
+
+def visible_points(steps: np.ndarray, seconds: np.ndarray, values: np.ndarray, n_columns: int) -> np.ndarray:
+    """Which of the points [point] can be seen on a screen of so many columns, over steps or over time; in order."""
+    return np.union1d(_extremes(steps, values, n_columns), _extremes(seconds, values, n_columns))
+
+
+def _extremes(places: np.ndarray, values: np.ndarray, n_columns: int) -> np.ndarray:
+    """The first, last, lowest and highest point of each column of a picture; `places` [point] do not fall."""
+    if len(places) == 0:
+        return np.zeros(0, int)
+    width = (places[-1] - places[0]) / n_columns or 1.0
+    columns = np.minimum(((places - places[0]) / width).astype(int), n_columns - 1)
+    firsts = np.flatnonzero(np.diff(columns, prepend=-1))
+    lasts = np.append(firsts[1:], len(columns)) - 1
+    by_value = np.lexsort((values, columns))  # the columns stay where they are: each is sorted by itself
+    return np.unique(np.concatenate([firsts, lasts, by_value[firsts], by_value[lasts]]))
+
+
+def smooth(values: np.ndarray) -> np.ndarray:
+    """The mean of values [point] over SMOOTHING_SHARE of all around each; over fewer at the beginning, where a loss
+    falls steeply.
+    """
+    index = np.arange(len(values))
+    before = np.minimum(round(SMOOTHING_SHARE * len(values) / 2), index)
+    after = np.minimum(before, len(values) - 1 - index)
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    return (sums[index + after + 1] - sums[index - before]) / (before + after + 1)
+
+
+def _tokens_per_step(config: Mapping[str, Any]) -> int | None:
+    sizes = config.get("train_batch_size"), config.get("n_ctx")
+    return math.prod(sizes) if all(type(size) is int for size in sizes) else None
+
+
+# --------------------------------------------------------------------------------------------------------- what else
+
+
+def _about(run: Run) -> dict[str, Any]:
+    started = run.time("start_time")
+    return {
+        "id": run.id,
+        "name": run.name,
+        "status": run.status,
+        "reason": str(run.info.get("reason") or ""),
+        "started": started.strftime("%Y-%m-%d %H:%M:%S UTC") if started else "",
+        "took": duration(run),
+        "host": str(run.entry.get("host", {}).get("hostname", "")),
+        "model_path": str(run.info.get("model_path", "")),
+        "command": " ".join([str(run.entry.get("command", "")), *run.entry.get("meta", {}).get("arguments", [])]),
+    }
+
+
+def _tiles(run: Run, series: Mapping[str, Series]) -> Iterable[list[str]]:
+    """Figures for the head of the page: name, value, what else there is to say."""
+    yield ["step", f"{int(run.info.get('step') or 0):,}", _share_of_steps(run)]
+    for name, title in (("train.loss", "training loss"), ("eval.loss", "evaluation loss")):
+        values = _finite_values(series.get(name))
+        if len(values):
+            yield [title, format_number(float(values[-1])), f"lowest {format_number(float(values.min()))}"]
+    speeds = _finite_values(series.get("train.tokens_per_second"))
+    if len(speeds):
+        yield ["tokens a second", format_number(float(np.median(speeds))), "median"]
+    shares = _finite_values(series.get("train.mfu"))
+    if len(shares):
+        yield ["flops utilisation", f"{float(np.median(shares)):.1%}", "median"]
+    n_restarts = len(run.info.get("restarts") or [])
+    yield ["took", duration(run), f"{n_restarts} restart{'s' * (n_restarts != 1)}"]
+
+
+def _share_of_steps(run: Run) -> str:
+    n_steps = run.config.get("train_steps")
+    return f"of {n_steps:,}" if type(n_steps) is int else ""
+
+
+def _finite_values(series: Series | None) -> np.ndarray:
+    values = np.asarray(series.values if series else [], float)
+    return values[np.isfinite(values)]
+
+
+def _samples(artifacts: Sequence[Path]) -> dict[str, Any]:
+    """What the model wrote: a column for each step that it did at, a row for each sample."""
+    found = {int(named[1]): path for path in artifacts if (named := NAMED_BY_STEP.fullmatch(path.name))}
+    chosen = [sorted(found)[place] for place in spread(len(found), MAX_SAMPLE_STEPS)]
+    columns = [read_samples(found[step]) for step in chosen]
+    n_rows = max(map(len, columns), default=0)
+    rows = [[column[row] if row < len(column) else "" for column in columns] for row in range(n_rows)]
+    return {"steps": chosen, "rows": rows, "n_steps": len(found)}
+
+
+def spread(n_all: int, n_chosen: int) -> list[int]:
+    """At most so many places of a row, evenly apart, with both ends."""
+    if n_all <= n_chosen:
+        return list(range(n_all))
+    return [round(place * (n_all - 1) / (n_chosen - 1)) for place in range(n_chosen)]
+
+
+def read_samples(path: Path) -> list[str]:
+    """The texts of a file of samples, without the lines around them; none if it cannot be read."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    if path.suffix == ".jsonl":
+        return [_answer(line)[:MAX_SAMPLE] for line in text.split("\n") if line.strip()]
+    texts = SAMPLE_HEAD.split(text)
+    texts = texts[1:] if len(texts) > 1 else texts
+    return [re.sub(r"\n=+\s*$", "", one).strip("\n")[:MAX_SAMPLE] for one in texts]
+
+
+def _answer(line: str) -> str:
+    """The text of a line of JSON after its prompt, if that is one; the line itself if it is no answer."""
+    try:
+        answer = json.loads(line)
+        prompt, text = answer["prompt"], answer["text"]
+    except (ValueError, TypeError, KeyError):
+        return line
+    return prompt + text if isinstance(prompt, str) and isinstance(text, str) else str(text)
+
+
+def _environment(entry: Mapping[str, Any]) -> dict[str, Any]:
+    experiment = entry["experiment"]
+    repositories = experiment.get("repositories") or []
+    return {
+        "host": [[key, shown(value)] for key, value in flatten(entry.get("host", {})).items()],
+        "git": [[key, shown(value)] for one in repositories for key, value in one.items() if key != "changed"],
+        "changed": [str(name) for one in repositories for name in one.get("changed") or []],
+        "packages": [str(package) for package in experiment.get("dependencies") or []],
+        "sources": [str(name) for name, *_ in experiment.get("sources") or []],
+    }
+
+
+def _restarts(run: Run, start_seconds: float) -> list[dict[str, Any]]:
+    return [
+        {
+            "number": event.get("restart"),
+            "time": str(event.get("time")),
+            "step": event.get("furthest_step"),
+            "seconds": round(datetime.datetime.fromisoformat(event["time"]).timestamp() - start_seconds, 1),
+            "reason": str(event.get("reason")),
+        }
+        for event in run.info.get("restarts") or []
+    ]

@@ -1,0 +1,148 @@
+"""TensorBoard over recorded runs: their curves as main.py writes them, and beside them the texts that it does not: the
+resolved config, and what the model wrote at each step.
+
+It is reached from this machine alone. What is made for it lies in a folder that is gone when it ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from configs.errors import UserError
+from tracking.record.run_files import is_local
+from tracking.record.store import Run, find_run
+from tracking.supervise.child import TETHER
+from tracking.supervise.supervisor import StopOrders
+from tracking.view.report import NAMED_BY_STEP, read_samples
+
+START_SECONDS = 120.0
+LOOK_SECONDS = 2.0
+END_SECONDS = 5.0
+ADDRESS = re.compile(r"http://\S+")
+
+
+def show(store: Path, run_ids: Sequence[str], say: Callable[[str], None]) -> None:
+    """Shows runs until it is told to stop; of those that go on, also what comes later.
+
+    Raises:
+      UserError: a run is not there, or TensorBoard is not, or it does not start.
+    """
+    runs = [find_run(store, run_id) for run_id in dict.fromkeys(run_ids)]
+    if importlib.util.find_spec("tensorboard") is None:
+        raise UserError("--tensorboard -- TensorBoard is not installed -- pip install -r requirements.txt")
+    with tempfile.TemporaryDirectory(prefix="tensorboard_") as made:
+        places = [_place(Path(made), run, say) for run in runs]
+        with _server(Path(made)) as (process, address):
+            say(f"TensorBoard shows {_names(runs)} at {address} until Ctrl-C")
+            _stay(process, places)
+
+
+def _stay(process: subprocess.Popen[str], places: Sequence[_Texts]) -> None:
+    with StopOrders() as stop:
+        while not stop.numbers:
+            for place in places:
+                place.bring_up_to_date()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(LOOK_SECONDS)
+            if process.poll() is not None and not stop.numbers:
+                raise UserError(f"TensorBoard -- has ended with exit status {process.returncode} -- start it again")
+
+
+def _names(runs: Sequence[Run]) -> str:
+    return f"run{'s' * (len(runs) > 1)} {', '.join(str(run.id) for run in runs)}"
+
+
+@contextlib.contextmanager
+def _server(folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The process and its address; a port that is free is its own choice."""
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--host", "127.0.0.1", "--port", "0"]
+    tethered = [sys.executable, str(TETHER), str(os.getpid()), *command, "--reload_multifile", "true"]
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    process = subprocess.Popen(
+        tethered, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace", env=environment
+    )
+    try:
+        yield process, _await_address(process)
+    finally:
+        process.terminate()
+        try:
+            process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _await_address(process: subprocess.Popen[str]) -> str:
+    """What it says once it can be reached; its further words are read so that it never waits for a reader."""
+    heard: list[str] = []
+    listener = threading.Thread(target=lambda: heard.extend(process.stderr or ()), daemon=True)
+    listener.start()
+    end_seconds = time.monotonic() + START_SECONDS
+    while time.monotonic() < end_seconds and listener.is_alive():
+        for line in list(heard):
+            if line.startswith("TensorBoard ") and (found := ADDRESS.search(line)):
+                return found[0]
+        time.sleep(0.05)
+    last = next((line.strip() for line in reversed(heard) if line.strip()), "it says nothing")
+    raise UserError(f"TensorBoard -- does not start: {last[:300]} -- mend that, or look at --report")
+
+
+# -------------------------------------------------------------------------------------------------- what it is shown
+
+
+def _place(made: Path, run: Run, say: Callable[[str], None]) -> _Texts:
+    """A folder for a run, with a way to where the run writes its curves."""
+    folder = made / f"{run.id} {re.sub(r'[^-+.,=()A-Za-z0-9_ ]', '_', run.name)[:60]}"
+    folder.mkdir()
+    model_path = str(run.info.get("model_path", ""))
+    if is_local(model_path):
+        (folder / "metrics").symlink_to(Path(model_path).resolve(), target_is_directory=True)
+    else:
+        say(f"run {run.id}: its curves lie in {model_path}; they are shown by tensorboard --logdir {model_path}")
+    return _Texts(folder / "texts", run)
+
+
+class _Texts:
+    """An event file with the texts of one run."""
+
+    def __init__(self, folder: Path, run: Run) -> None:
+        folder.mkdir()
+        self._path = folder / f"events.out.tfevents.{time.time():.6f}.texts"
+        self._run = run
+        self._written: set[str] = set()
+        self._write("config", 0, json.dumps(run.config, indent=2, ensure_ascii=False))
+
+    def bring_up_to_date(self) -> None:
+        """Adds the samples that have come since the last time."""
+        for path in find_run(self._run.folder.parent, self._run.folder.name).artifacts:
+            named = NAMED_BY_STEP.fullmatch(path.name)
+            if named and path.name not in self._written:
+                self._written.add(path.name)
+                for number, text in enumerate(read_samples(path)):
+                    self._write(f"sample {number}", int(named[1]), text)
+
+    def _write(self, tag: str, step: int, text: str) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event  # here, for only who asks for TensorBoard needs it
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.compat.proto.tensor_pb2 import TensorProto
+        from tensorboard.compat.proto.types_pb2 import DT_STRING
+        from tensorboard.plugins.text.metadata import create_summary_metadata
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        as_code = "".join(f"    {line}\n" for line in text.splitlines())  # Markdown, to be shown as it stands
+        tensor = TensorProto(dtype=DT_STRING, string_val=[as_code.encode()])
+        value = Summary.Value(tag=tag, tensor=tensor, metadata=create_summary_metadata("", ""))
+        with self._path.open("ab") as file:
+            event = Event(wall_time=time.time(), step=step, summary=Summary(value=[value]))
+            RecordWriter(file).write(event.SerializeToString())
