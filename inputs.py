@@ -19,7 +19,7 @@ from configs.errors import DataError
 from configs.schema import MAX_SEED, DataConfig, DatasetUse, RunConfig
 from data.loading.counter_rng import stream_state, uniform
 from data.loading.masking import MaskingDraws, MaskingRules, example_ids, mask_tokens
-from data.loading.mixture import Assignment, Mixture, assignments, mixture_of, read_examples, record_rules
+from data.loading.mixture import BatchIndices, Mixture, assignments, mixture_of, read_examples, record_rules
 from data.loading.reader import RecordRules, ahead, read_once
 from data.tfrecord.shards import list_shards, sort_shards
 
@@ -134,7 +134,7 @@ def evaluation_batches(
     uses = [(use, pattern) for use, pattern in zip(config.data.datasets, patterns, strict=True) if pattern]
     if not uses:
         names = ", ".join(use.dataset.id for use in config.data.datasets) or "no dataset"
-        raise DataError(f"{names}: nothing to evaluate on -- give eval_path in a dataset config")
+        raise DataError(f"{names}: nothing to evaluate on; give eval_path in a dataset config")
     rows = _EVALUATION_ROWS[config.data.input_fn](config, uses)
     lesson = _lesson(config, EVALUATION_SEED)
     return itertools.islice(_full_batches(rows, config.evaluation.eval_batch_size, lesson), max_batches)
@@ -161,7 +161,7 @@ def _arrays(taught: tuple[np.ndarray, np.ndarray, np.ndarray], n_rows: int) -> t
     )
 
 
-def _read_batch(mixture: Mixture, lesson: Lesson, length: int, assignment: Assignment) -> Batch:
+def _read_batch(mixture: Mixture, lesson: Lesson, length: int, assignment: BatchIndices) -> Batch:
     examples = read_examples(mixture, assignment)
     is_read_B = np.array([example.ids is not None for example in examples])
     nothing = np.zeros(length, dtype=np.int64)
@@ -179,8 +179,8 @@ def _within_bounds(batches: Iterator[Batch], data: DataConfig) -> Iterator[Batch
         skipped += SkippedRecords(len(batch.tokens_BS), len(batch.left_out))
         if skipped.n_records > data.max_bad_share * max(skipped.n_examples, FEW_ROWS):
             raise DataError(
-                f"on_bad_record = skip -- {skipped.n_records} records are left out beside {skipped.n_examples} "
-                f"examples, more than max_bad_share {data.max_bad_share:g} -- the last is {batch.left_out[-1]}"
+                f"on_bad_record = skip: {skipped.n_records} records are left out beside {skipped.n_examples} "
+                f"examples, more than max_bad_share {data.max_bad_share:g}; the last is {batch.left_out[-1]}"
             )
         yield replace(batch, skipped=skipped)
 
@@ -192,7 +192,7 @@ def _fill_up(values_BS: np.ndarray, n_rows: int, dtype: type) -> np.ndarray:
 def _check_labels(batch: Batch) -> Batch:
     if not batch.weights_BS.any() and not batch.left_out:
         raise DataError(
-            f"examples before number {batch.next_example}: hold no id that may be masked -- shorten "
+            f"examples before number {batch.next_example}: hold no id that may be masked; shorten "
             "mlm_mask_ignore_ids, or give other data"
         )
     return batch

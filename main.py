@@ -143,29 +143,27 @@ def _chooses(arguments: argparse.Namespace) -> bool:
 
 def _check(arguments: argparse.Namespace) -> None:
     if arguments.tpu is not None and (arguments.gpu_ids or arguments.cpu_devices is not None or arguments.hosts):
-        raise DeviceError(
-            "--tpu -- one process speaks to the whole TPU -- leave out --gpu_ids, --cpu_devices and --hosts"
-        )
+        raise DeviceError("--tpu: one process speaks to the whole TPU; leave out --gpu_ids, --cpu_devices and --hosts")
     if arguments.apply and not _chooses(arguments):
-        raise ConfigError("--apply -- has nothing to apply -- give --auto_layout or --auto_layout_and_mesh_shape too")
+        raise ConfigError("--apply: has nothing to apply; give --auto_layout or --auto_layout_and_mesh_shape too")
     if arguments.steps_per_checkpoint < 1:
         raise ConfigError(
-            f"--steps_per_checkpoint {arguments.steps_per_checkpoint} -- must be at least 1 -- give a number of steps"
+            f"--steps_per_checkpoint {arguments.steps_per_checkpoint}: must be at least 1; give a number of steps"
         )
     if "/" in arguments.sacred_id:
-        raise ConfigError(f"--sacred_id {arguments.sacred_id} -- holds a slash -- give a part of a file name")
+        raise ConfigError(f"--sacred_id {arguments.sacred_id}: holds a slash; give a part of a file name")
     if len(arguments.sacred_id.encode(errors="replace")) > LONGEST_SACRED_ID:
         raise ConfigError(
-            f"--sacred_id {arguments.sacred_id} -- is too long for a part of a file name -- give at most "
+            f"--sacred_id {arguments.sacred_id}: is too long for a part of a file name; give at most "
             f"{LONGEST_SACRED_ID} characters"
         )
     if arguments.gpu_ids and arguments.cpu_devices is not None:
-        raise DeviceError("--gpu_ids and --cpu_devices -- exclude each other -- give one of them")
+        raise DeviceError("--gpu_ids and --cpu_devices: exclude each other; give one of them")
     verb = verb_of(arguments)
     if arguments.new and verb != "train":
-        raise ConfigError(f"--new -- starts training from the beginning -- leave out --{verb}")
+        raise ConfigError(f"--new: starts training from the beginning; leave out --{verb}")
     if arguments.init_from is not None and arguments.check_dataset:
-        raise ConfigError("--init_from -- --check_dataset reads no weights -- leave out one of them")
+        raise ConfigError("--init_from: --check_dataset reads no weights; leave out one of them")
     _check_writing(arguments, verb)
 
 
@@ -174,27 +172,27 @@ def _check_writing(arguments: argparse.Namespace, verb: str) -> None:
     if verb == "serve":
         _check_serving(arguments)
     if arguments.prompt and verb in ("interactive", "serve"):
-        raise ConfigError(f"--prompt {arguments.prompt} -- --{verb} is given its prompts later -- leave --prompt out")
+        raise ConfigError(f"--prompt {arguments.prompt}: --{verb} is given its prompts later; leave --prompt out")
     if arguments.prompt == "-" and verb != "predict":
-        raise ConfigError("--prompt - -- only --predict reads standard input -- give a file, or --predict")
+        raise ConfigError("--prompt -: only --predict reads standard input; give a file, or --predict")
     if arguments.output is not None and verb != "predict":
-        raise ConfigError(f"--output {arguments.output} -- acts with --predict only -- leave it out, or give --predict")
+        raise ConfigError(f"--output {arguments.output}: acts with --predict only; leave it out, or give --predict")
     if arguments.host is not None and verb != "serve":
-        raise ConfigError(f"--host {arguments.host} -- acts with --serve only -- leave it out, or give --serve PORT")
+        raise ConfigError(f"--host {arguments.host}: acts with --serve only; leave it out, or give --serve PORT")
     if arguments.rows is not None and (arguments.rows < 1 or not (verb in ("predict", "serve") or arguments.prompt)):
         raise ConfigError(
-            f"--rows {arguments.rows} -- must be at least 1, and where texts are written: with --predict, --serve "
-            "or --prompt -- give such a number, or leave it out"
+            f"--rows {arguments.rows}: must be at least 1, and where texts are written: with --predict, --serve "
+            "or --prompt; give such a number, or leave it out"
         )
 
 
 def _check_serving(arguments: argparse.Namespace) -> None:
     """Refuses what a server cannot be told."""
     if arguments.tpu is not None:
-        raise DeviceError("--serve -- a TPU writes whole texts and cannot serve -- leave out --tpu")
+        raise DeviceError("--serve: a TPU writes whole texts and cannot serve; leave out --tpu")
     for flag in ("stop", *SAMPLING_FLAGS, *SAMPLING_SWITCHES):
         if getattr(arguments, flag) and flag not in FLAGS_OF_A_SERVER:
-            raise ConfigError(f"--{flag} -- each request says how it is answered -- leave it out with --serve")
+            raise ConfigError(f"--{flag}: each request says how it is answered; leave it out with --serve")
 
 
 def verb_of(arguments: argparse.Namespace) -> str:
@@ -207,7 +205,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     """Reads the command line.
 
     Raises:
-      UserError: flags that this version lacks, or that do not go together.
+        UserError: flags that this version lacks, or that do not go together.
     """
     parsed = _parser().parse_args(arguments)
     _check(parsed)
@@ -226,7 +224,7 @@ def _confirm(arguments: argparse.Namespace, question: str) -> bool:
     if arguments.yes:
         return True
     if not sys.stdin.isatty():
-        raise ConfigError(f"--new: {question} -- nobody is there to answer -- give --yes too")
+        raise ConfigError(f"--new: {question}: nobody is there to answer; give --yes too")
     return input(f"{question} [y/n] ").strip().lower() in ("y", "yes")
 
 
@@ -243,7 +241,7 @@ def _run(arguments: argparse.Namespace) -> int:
         config = load_config(model, config_overrides(arguments), arguments.init_from)
     # Here, since TensorFlow takes seconds to load: a mistyped key is answered at once.
     from commands.dispatch import run
-    from commands.new_run import may_forget
+    from commands.new_run import confirm_delete
     from commands.options import Choice, Export, Options
 
     options = Options(
@@ -263,7 +261,7 @@ def _run(arguments: argparse.Namespace) -> int:
         serving=serving,
         choice=Choice(arguments.auto_layout_and_mesh_shape, arguments.apply) if _chooses(arguments) else None,
     )
-    if arguments.new and not may_forget(config, lambda question: _confirm(arguments, question)):
+    if arguments.new and not confirm_delete(config, lambda question: _confirm(arguments, question)):
         return 0
     return run(verb_of(arguments), config, options)
 

@@ -108,27 +108,27 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[argparse.Na
     """Reads the command line: what is for this program, and what is for main.py.
 
     Raises:
-      UserError: flags that do not go together, or cannot be used.
+        UserError: flags that do not go together, or cannot be used.
     """
     own, others = _parser().parse_known_args(arguments)
     for name in ("initial_heartbeat_timeout", "heartbeat_timeout", "grace", "backoff", "max_restarts"):
         value = getattr(own, name)
         if not (math.isfinite(value) and value >= 0):
-            raise ConfigError(f"--{name} {value} -- is no number from 0 on -- give one")
+            raise ConfigError(f"--{name} {value}: is no number from 0 on; give one")
     _check_alone(own, others)
     if any(word.split("=")[0] == "--sacred_id" for word in others):
-        raise ConfigError("--sacred_id -- is the number of the run here -- leave it out")
+        raise ConfigError("--sacred_id: is the number of the run here; leave it out")
     return own, tuple(others)
 
 
 def _check_alone(own: argparse.Namespace, others: Sequence[str]) -> None:
     given = [f"--{name}" for name in WITHOUT_MAIN if getattr(own, name)]
     if len(given) > 1:
-        raise ConfigError(f"{given[0]} -- does not go together with {given[1]} -- give one of them")
+        raise ConfigError(f"{given[0]}: does not go together with {given[1]}; give one of them")
     if given and others:
-        raise ConfigError(f"{given[0]} -- takes no other flags of main.py -- leave out {others[0]}")
+        raise ConfigError(f"{given[0]}: takes no other flags of main.py; leave out {others[0]}")
     if own.mongo and given in (["--report"], ["--tensorboard"]):
-        raise ConfigError(f"--mongo -- has no use here: {given[0]} reads the folder of the run -- leave it out")
+        raise ConfigError(f"--mongo: has no use here: {given[0]} reads the folder of the run; leave it out")
 
 
 def _recreate_command(own: argparse.Namespace, tpu: str | None) -> tuple[str, ...]:
@@ -137,13 +137,13 @@ def _recreate_command(own: argparse.Namespace, tpu: str | None) -> tuple[str, ..
     if text is None:
         return ()
     if tpu is None:
-        raise ConfigError("--recreate_command -- is for TPUs -- give --tpu too, or leave it out")
+        raise ConfigError("--recreate_command: is for TPUs; give --tpu too, or leave it out")
     try:
         words = tuple(shlex.split(text))
     except ValueError as error:
-        raise ConfigError(f"--recreate_command {text} -- {error} -- quote it as in a shell") from error
+        raise ConfigError(f"--recreate_command {text}: {error}; quote it as in a shell") from error
     if not words or shutil.which(words[0]) is None:
-        raise ConfigError(f"--recreate_command {text} -- there is no such program -- install it, or give its path")
+        raise ConfigError(f"--recreate_command {text}: there is no such program; install it, or give its path")
     return words
 
 
@@ -165,11 +165,9 @@ def _check_recordable(parsed: argparse.Namespace) -> None:
     """Refuses what goes on as somebody outside says, which no restart can ask again."""
     verb = verb_of(parsed)
     if verb in WITHOUT_END:
-        raise ConfigError(
-            f"--{verb} -- goes on until it is told to stop, and is no run to record -- give it to main.py"
-        )
+        raise ConfigError(f"--{verb}: goes on until it is told to stop, and is no run to record; give it to main.py")
     if parsed.prompt == "-":
-        raise ConfigError("--prompt - -- after a restart standard input would be empty -- give a file")
+        raise ConfigError("--prompt -: after a restart standard input would be empty; give a file")
 
 
 def say(text: str) -> None:

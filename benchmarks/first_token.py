@@ -36,8 +36,8 @@ class StartFigures:
     """Medians, in seconds, until the first text is there.
 
     Attributes:
-      program: from the start of `--interactive`, which is given a prompt at once.
-      warm_server: from a request, which is not the server's first, and nobody else asks.
+        program: from the start of `--interactive`, which is given a prompt at once.
+        warm_server: from a request, which is not the server's first, and nobody else asks.
     """
 
     program: float

@@ -34,10 +34,10 @@ from configs.errors import ConfigError, UserError
 from configs.load import load_config
 from configs.schema import PRECISIONS, RunConfig
 from meshtf import tf
-from models.kernels.sampling import SamplingRule
+from models.kernels.sampling import SamplingParams
 from runtime.checkpoint.export import write_huggingface_folder
 from runtime.checkpoint.weight_sources import StoredTensor
-from runtime.generation.engine import Engine, Job, build_engine
+from runtime.generation.engine import ActiveSequence, Engine, build_engine
 from runtime.mesh.placement import Placement, VariableSlices, choose_devices, place
 
 N_PROMPT, N_NEW = 32, 200
@@ -46,10 +46,10 @@ NOISE = 0.05
 # What makes of the config a GPT-2: for it Hugging Face's library has fused attention on a CPU, and none for GPT-Neo.
 GPT2 = ("qkv_bias=true", "scale_attn_weights=true")
 # The same rule in the words of both sides.
-RULES: dict[str, tuple[SamplingRule, dict[str, object]]] = {
-    "greedy": (SamplingRule(temperature=0.0, never_end=True), {"do_sample": False}),
+RULES: dict[str, tuple[SamplingParams, dict[str, object]]] = {
+    "greedy": (SamplingParams(temperature=0.0, never_end=True), {"do_sample": False}),
     "sampling": (
-        SamplingRule(temperature=1.0, top_k=50, never_end=True),
+        SamplingParams(temperature=1.0, top_k=50, never_end=True),
         {"do_sample": True, "temperature": 1.0, "top_k": 50, "top_p": 1.0},
     ),
 }
@@ -65,10 +65,10 @@ class Figures:
     """What was measured at one batch size by one rule; speeds are medians in tokens a second of all rows together.
 
     Attributes:
-      ratio: of the speeds, ours to theirs: the median of `ratios`, which are those of each repeat in order.
-      ceiling: the speed that a product with as many weights would allow.
-      equal_rows: share of the rows in which both sides wrote the same tokens; None: they draw them.
-      their_threads: on how many theirs was faster.
+        ratio: of the speeds, ours to theirs: the median of `ratios`, which are those of each repeat in order.
+        ceiling: the speed that a product with as many weights would allow.
+        equal_rows: share of the rows in which both sides wrote the same tokens; None: they draw them.
+        their_threads: on how many theirs was faster.
     """
 
     rule: str
@@ -82,16 +82,13 @@ class Figures:
     their_threads: int
 
 
-# ----------------------------------------------------------------------------------------------------------- their side
-
-
 @dataclasses.dataclass(frozen=True)
 class Theirs:
     """Hugging Face's `generate`, in a process that waits to be told what to write.
 
     Attributes:
-      most_threads: how many PyTorch takes by itself.
-      versions: of its packages.
+        most_threads: how many PyTorch takes by itself.
+        versions: of its packages.
     """
 
     process: subprocess.Popen
@@ -126,19 +123,19 @@ def find_python(name: str) -> str:
     """The interpreter that can run Hugging Face's library.
 
     Raises:
-      UserError: it is not there, or lacks the packages.
+        UserError: it is not there, or lacks the packages.
     """
     remedy = "`make parity` makes .venv-parity; or name the Python of an environment with torch and transformers"
     python = shutil.which(name)
     if python is None:
-        raise UserError(f"--hugging_face {name} -- is no program -- {remedy}")
+        raise UserError(f"--hugging_face {name}: is no program; {remedy}")
     try:
         check = [python, "-c", CHECK_PACKAGES]
         missing = subprocess.run(check, env=_their_environment(), capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
-        raise UserError(f"--hugging_face {name} -- is no Python that runs -- {remedy}") from None
+        raise UserError(f"--hugging_face {name}: is no Python that runs; {remedy}") from None
     if missing := missing.split():
-        raise UserError(f"--hugging_face {name} -- lacks {' and '.join(missing)} -- {remedy}")
+        raise UserError(f"--hugging_face {name}: lacks {' and '.join(missing)}; {remedy}")
     return python
 
 
@@ -168,12 +165,11 @@ def _stored_tensor(stored: VariableSlices) -> StoredTensor:
     return StoredTensor(f"the variable {stored.name}", stored.whole_shape, lambda: stored.slices[0].numpy())
 
 
-# ------------------------------------------------------------------------------------------------ our side, the ceiling
-
-
 def written(engine: Engine, prompts: np.ndarray, rule: str) -> np.ndarray:
     """What our side writes, [batch, N_NEW]."""
-    jobs = {row: Job(tuple(prompt), RULES[rule][0], row, N_NEW) for row, prompt in enumerate(prompts.tolist())}
+    jobs = {
+        row: ActiveSequence(tuple(prompt), RULES[rule][0], row, N_NEW) for row, prompt in enumerate(prompts.tolist())
+    }
     engine.admit(jobs)
     pieces = engine.advance(N_NEW)
     for row in jobs:
@@ -204,9 +200,6 @@ def timed(function: Callable[[], object]) -> float:
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
-
-
-# -------------------------------------------------------------------------------------------------------------- figures
 
 
 def set_weights(placement: Placement) -> None:
@@ -282,13 +275,10 @@ def format_start(figures: StartFigures) -> str:
     )
 
 
-# --------------------------------------------------------------------------------------------------------- command line
-
-
 def parse_count(text: str) -> int:
     """The value of --repeats and --batch_sizes; anything else than a whole number above 0 is an error."""
     if not (text.isascii() and text.isdigit() and int(text) >= 1):
-        raise argparse.ArgumentTypeError(f"{text!r} is not an integer >= 1 -- give a whole number above 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer >= 1; give a whole number above 0")
     return int(text)
 
 
@@ -342,10 +332,10 @@ def check_length(config: RunConfig) -> None:
     """Refuses a context that what is written does not fit into.
 
     Raises:
-      ConfigError: it is too short.
+        ConfigError: it is too short.
     """
     if config.model.n_ctx < N_PROMPT + N_NEW:
-        raise ConfigError(f"n_ctx = {config.model.n_ctx} -- is too short -- set it to {N_PROMPT + N_NEW} or more")
+        raise ConfigError(f"n_ctx = {config.model.n_ctx}: is too short; set it to {N_PROMPT + N_NEW} or more")
 
 
 if __name__ == "__main__":

@@ -42,8 +42,8 @@ class Figures:
     """What was measured.
 
     Attributes:
-      ratio: tokens a second that come over those that the model takes; the median of the repeats.
-      seek_seconds: to the first records of step 10^6 among 10,000 files.
+        ratio: tokens a second that come over those that the model takes; the median of the repeats.
+        seek_seconds: to the first records of step 10^6 among 10,000 files.
     """
 
     model: str

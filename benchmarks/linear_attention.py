@@ -44,10 +44,10 @@ class Figures:
     """What was measured at one length.
 
     Attributes:
-      length: of the sequence.
-      peak_bytes: of memory.
-      first_seconds: of the first run, which compiles.
-      seconds: of a run after it.
+        length: of the sequence.
+        peak_bytes: of memory.
+        first_seconds: of the first run, which compiles.
+        seconds: of a run after it.
     """
 
     length: int

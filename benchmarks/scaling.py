@@ -40,9 +40,9 @@ class Figures:
     """What was measured.
 
     Attributes:
-      ratio: of the speeds: the median of `ratios`, which are those of each repeat in order.
-      apart_ratio: the same of two processes that train apart: what this machine has to give at most.
-      work_ratio: as `ratio`, of the processors' time: what it would be if the two never waited.
+        ratio: of the speeds: the median of `ratios`, which are those of each repeat in order.
+        apart_ratio: the same of two processes that train apart: what this machine has to give at most.
+        work_ratio: as `ratio`, of the processors' time: what it would be if the two never waited.
     """
 
     model: str
@@ -52,9 +52,6 @@ class Figures:
     ratios: tuple[float, ...]
     apart_ratio: float
     work_ratio: float
-
-
-# ------------------------------------------------------------------------------------------------- the timed processes
 
 
 def serve_steps(config: RunConfig, hosts: str, index: int) -> None:
@@ -92,9 +89,6 @@ def _serve(config: RunConfig, index: int, n_processes: int, device: str) -> None
         for _ in range(int(line)):
             step(*ids, weights, np.float32(1e-4), np.int32(0), np.int32(0))
         print(time.perf_counter() - start, time.process_time() - work_start, flush=True)
-
-
-# ----------------------------------------------------------------------------------------------------------- the parent
 
 
 @contextlib.contextmanager

@@ -49,8 +49,8 @@ class Speeds:
     """What was measured in turn; the ratios are medians of the repeats.
 
     Attributes:
-      ratio: ours, of the bare `encode_batch`.
-      ratio_fast: ours, of the bare `encode_batch_fast`, which keeps no offsets.
+        ratio: ours, of the bare `encode_batch`.
+        ratio_fast: ours, of the bare `encode_batch_fast`, which keeps no offsets.
     """
 
     text_megabytes: float

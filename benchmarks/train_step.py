@@ -54,8 +54,8 @@ def step_flops(config: RunConfig, attention_share: float) -> float:
     """Floating-point operations of a step's matrix products: 2 a multiply-add, forward once and backward twice.
 
     Args:
-      config: the run.
-      attention_share: of the square of queries and keys that is counted.
+        config: the run.
+        attention_share: of the square of queries and keys that is counted.
 
     Source: Chowdhery et al. 2022, PaLM, appendix B.
     """
@@ -146,7 +146,7 @@ def format_table(figures: Figures) -> str:
 def parse_steps(text: str) -> int:
     """The value of --steps; anything else than a whole number above 0 is an error of the command line."""
     if not (text.isascii() and text.isdigit() and int(text) >= 1):
-        raise argparse.ArgumentTypeError(f"{text!r} is not an integer >= 1 -- give the number of steps to time")
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer >= 1; give the number of steps to time")
     return int(text)
 
 

@@ -12,13 +12,14 @@ from configs.schema import RunConfig
 from data.check.plots import draw_reports
 from data.check.scan import check_sound, format_report, inspect_dataset
 from data.loading.mixture import record_rules
+from runtime.run import directory as run_directory
 
 
 def check_dataset(config: RunConfig, options: Options) -> int:
     """Reads every record of every dataset, shows and draws what is in them, and names all that is wrong."""
     data = RunData.of(config)
     if not data.prepared:
-        raise ConfigError("no dataset: nothing to check -- give datasets in the model config")
+        raise ConfigError("no dataset: nothing to check; give datasets in the model config")
     tokenizer = data.tokenizer()
     decode = tokenizer.decode if tokenizer else lambda ids: " ".join(map(str, ids))
     reports = {}

@@ -12,7 +12,7 @@ from typing import TextIO, TypeVar
 
 from tqdm import tqdm
 
-from runtime.cluster.process_group import Team
+from runtime.cluster.process_group import ProcessGroup
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -25,10 +25,10 @@ def say(text: str) -> None:
 
 
 @contextlib.contextmanager
-def only_first_speaks(team: Team) -> Iterator[None]:
+def only_first_speaks(group: ProcessGroup) -> Iterator[None]:
     """Keeps what is said, but errors, from being said as many times as there are processes."""
     with open(os.devnull, "w") as nobody, contextlib.ExitStack() as stack:
-        if not team.is_first:
+        if not group.is_first:
             stack.enter_context(contextlib.redirect_stdout(nobody))
         yield
 
@@ -41,9 +41,9 @@ def speaking_aside() -> Iterator[TextIO]:
         yield output
 
 
-def counted(items: Iterable[Item], n_items: int, team: Team) -> Iterator[Item]:
+def counted(items: Iterable[Item], n_items: int, group: ProcessGroup) -> Iterator[Item]:
     """Passes on answers, and shows on standard error how many there are: by a bar, or now and then by a line."""
-    if not team.is_first or n_items == 1:
+    if not group.is_first or n_items == 1:
         yield from items
     elif sys.stderr.isatty():
         yield from tqdm(items, total=n_items, unit=" answers", dynamic_ncols=True)

@@ -21,12 +21,12 @@ from configs.errors import DeviceError
 from configs.load import resolved_json
 from configs.schema import RunConfig
 from meshtf import tf
-from runtime.cluster.process_group import Team, assembled
+from runtime.cluster.process_group import ProcessGroup, assembled
 from runtime.cluster.spec import Cluster, find_cluster
 from runtime.run import directory as run_directory
 
 # Many processes do these together.
-VERBS_OF_ALL: dict[str, Callable[[RunConfig, Options, Team], int]] = {
+VERBS_OF_ALL: dict[str, Callable[[RunConfig, Options, ProcessGroup], int]] = {
     "train": train,
     "eval": evaluate,
     "predict": predict,
@@ -45,12 +45,12 @@ VERBS_OF_ONE: dict[str, Callable[[RunConfig, Options], int]] = {
 
 
 def _run_together(verb: str, config: RunConfig, options: Options, cluster: Cluster | None) -> int:
-    with assembled(cluster) as team, only_first_speaks(team):
-        team.check_same("the config", resolved_json(config))
-        team.check_same("the command line", repr(dataclasses.replace(options, hosts=None, host_index=None)))
+    with assembled(cluster) as group, only_first_speaks(group):
+        group.check_same("the config", resolved_json(config))
+        group.check_same("the command line", repr(dataclasses.replace(options, hosts=None, host_index=None)))
         if options.choice is not None:
             config = with_chosen_layout(config, options, options.choice)
-        return VERBS_OF_ALL[verb](config, options, team)
+        return VERBS_OF_ALL[verb](config, options, group)
 
 
 def _run_alone(verb: str, config: RunConfig, options: Options) -> int:
@@ -65,12 +65,12 @@ def _check_cluster(verb: str, options: Options) -> None:
     """Refuses what a process of many cannot be told."""
     if verb in VERBS_WITH_OTHERS:
         raise DeviceError(
-            f"--{verb} -- is for one process, which may have many devices -- leave out --hosts, TF_CONFIG and Slurm"
+            f"--{verb}: is for one process, which may have many devices; leave out --hosts, TF_CONFIG and Slurm"
         )
     if options.gpu_ids is not None or options.n_cpu_devices is not None or options.tpu is not None:
         raise DeviceError(
-            "--hosts, TF_CONFIG or Slurm -- a process of many has one device, the GPU of its rank on its machine or "
-            "the CPU -- leave out --gpu_ids, --cpu_devices and --tpu"
+            "--hosts, TF_CONFIG or Slurm: a process of many has one device, the GPU of its rank on its machine or "
+            "the CPU; leave out --gpu_ids, --cpu_devices and --tpu"
         )
 
 
@@ -78,7 +78,7 @@ def run(verb: str, config: RunConfig, options: Options) -> int:
     """Runs one verb; returns the exit status.
 
     Raises:
-      UserError: something that the user gave cannot be used.
+        UserError: something that the user gave cannot be used.
     """
     run_directory.check_path(config.model_path)
     if options.is_new and options.init_from is not None:
@@ -93,7 +93,7 @@ def run(verb: str, config: RunConfig, options: Options) -> int:
         return _run_alone(verb, config, options) if cluster is None or cluster.index == 0 else 0
     except tf.errors.ResourceExhaustedError as error:
         raise DeviceError(
-            f"{config.name}: out of memory -- the {verb} step does not fit -- {_remedy(verb)}, or split the model over "
+            f"{config.name}: out of memory: the {verb} step does not fit; {_remedy(verb)}, or split the model over "
             "more devices"
         ) from error
 

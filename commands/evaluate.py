@@ -14,8 +14,8 @@ from commands.trained_weights import load_trained
 from configs.schema import RunConfig
 from data.tokenization.tokenizer import Tokenizer
 from inputs import evaluation_batches
-from models.losses import loss_of_guessing
-from runtime.cluster.process_group import Team
+from models.losses import uniform_loss
+from runtime.cluster.process_group import ProcessGroup
 from runtime.run.metrics import MetricsWriter, read_metrics
 from runtime.run.plots import plot_loss
 from runtime.training.evaluation import TokenCounts
@@ -46,29 +46,29 @@ def plot_run(config: RunConfig) -> None:
         read_metrics(config.model_path),
         posixpath.join(config.model_path, "loss.png"),
         title=config.name,
-        guessing_loss=loss_of_guessing(config.model),
+        uniform_loss=uniform_loss(config.model),
         tokens_per_step=config.training.train_batch_size * config.model.n_ctx,
     )
 
 
-def evaluate(config: RunConfig, options: Options, team: Team) -> int:
+def evaluate(config: RunConfig, options: Options, group: ProcessGroup) -> int:
     """Measures the loss on the held-out part, all of it or `eval_steps` batches: of the newest checkpoint, for the
     metrics of the run; or of the weights of `--init_from`.
     """
-    placement = place_run(config, options, team)
-    data = team.in_turn(lambda: RunData.of(config))
-    data.check_same(team)
+    placement = place_run(config, options, group)
+    data = group.first_process_first(lambda: RunData.of(config))
+    data.check_same(group)
     tokenizer = data.tokenizer()
     batches = evaluation_batches(config, data.eval_patterns(), config.evaluation.eval_steps or None)
-    step = team.meeting(programs_for(placement).build_eval_step(config, placement))
+    step = group.synchronized(programs_for(placement).build_eval_step(config, placement))
     position = load_trained(config, options, placement, tokenizer)
-    team.check_same("the run's position", repr(position))
-    with team.promising():
-        measured = evaluate_batches(step, waited_for(team, batches), token_counts(config, tokenizer))
+    group.check_same("the run's position", repr(position))
+    with group.timeout():
+        measured = evaluate_batches(step, waited_for(group, batches), token_counts(config, tokenizer))
     say(f"step {position.step}: held-out {format_metrics(measured)}")
-    guessing = loss_of_guessing(config.model)
+    guessing = uniform_loss(config.model)
     say(f"the loss is {guessing - measured['loss']:.2f} under that of guessing, {guessing:.2f}")
-    if options.init_from is None and team.is_first:  # other weights are no part of the run
+    if options.init_from is None and group.is_first:  # other weights are no part of the run
         with MetricsWriter(config.model_path) as metrics:
             metrics.write("eval", position.step, measured)
         plot_run(config)

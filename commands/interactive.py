@@ -22,9 +22,9 @@ from configs.errors import ConfigError, UserError
 from configs.kinds import is_unicode
 from configs.prompts import Prompt
 from configs.schema import RunConfig
-from runtime.cluster.process_group import Team
+from runtime.cluster.process_group import ProcessGroup
 from runtime.generation.requests import asks_of
-from runtime.generation.scheduler import Ask, Scheduler
+from runtime.generation.scheduler import GenerationRequest, Scheduler
 
 MARK = "> "
 HISTORY = "~/.neomesh_history"
@@ -32,18 +32,18 @@ HISTORY_LINES = 1000
 TURNS_AT_ONCE = 2  # tokens that appear together
 
 
-def interact(config: RunConfig, options: Options, team: Team) -> int:
+def interact(config: RunConfig, options: Options, group: ProcessGroup) -> int:
     """Answers line after line, until they end. At a terminal Ctrl-C stops the answer that is being written."""
     check_writes_text(config)
     if config.prediction.num_beams > 1:
         raise ConfigError(
-            f"num_beams = {config.prediction.num_beams} -- a search shows nothing before its end -- set it to 1 with "
+            f"num_beams = {config.prediction.num_beams}: a search shows nothing before its end; set it to 1 with "
             "--interactive, or give --predict"
         )
     with contextlib.nullcontext(sys.stdout) if sys.stdout.isatty() else speaking_aside() as output:
-        placement = place_run(config, options, team)
-        tokenizer = tokenizer_of(config, options.init_from, team)
-        author = build_author(config, placement, team, tokenizer, n_rows=1)
+        placement = place_run(config, options, group)
+        tokenizer = tokenizer_of(config, options.init_from, group)
+        author = build_author(config, placement, group, tokenizer, n_rows=1)
         load_trained(config, options, placement, tokenizer)
         if sys.stdin.isatty():
             _talk(author, output)
@@ -89,7 +89,7 @@ def _lines_of_a_file() -> Iterator[str]:
             if line := line.rstrip("\r\n"):
                 yield line
     except UnicodeDecodeError as error:
-        raise UserError(f"standard input -- is not UTF-8 text: {error} -- give a prompt on each line") from error
+        raise UserError(f"standard input: is not UTF-8 text: {error}; give a prompt on each line") from error
 
 
 def _load_history() -> ModuleType | None:
@@ -110,9 +110,9 @@ def _save_history(history: ModuleType | None) -> None:
             history.write_history_file(os.path.expanduser(HISTORY))
 
 
-def _ask(author: Author, line: str) -> Ask:
+def _ask(author: Author, line: str) -> GenerationRequest:
     if not is_unicode(line):
-        raise UserError("the line -- is not UTF-8 text -- type it again")
+        raise UserError("the line: is not UTF-8 text; type it again")
     settings = dataclasses.replace(author.config.prediction, predict_batch_size=1)
     (tokens,) = fit_prompts([Prompt("the line", line, settings, {})], author.config, author.tokenizer, say).ids
     seed = author.draw_seed() if settings.predict_seed is None else settings.predict_seed

@@ -9,11 +9,11 @@ from configs.schema import RunConfig
 from runtime.run import directory as run_directory
 
 
-def may_forget(config: RunConfig, confirm: Callable[[str], bool]) -> bool:
+def confirm_delete(config: RunConfig, confirm: Callable[[str], bool]) -> bool:
     """Whether there is no run at `model_path`, or `confirm` says that it may be deleted.
 
     Raises:
-      UserError: what is there is no run.
+        UserError: what is there is no run.
     """
     path = config.model_path
     run_directory.check_path(path)
@@ -21,7 +21,7 @@ def may_forget(config: RunConfig, confirm: Callable[[str], bool]) -> bool:
         return True
     if not run_directory.is_run(path):
         raise UserError(
-            f"--new: model_path = {path} -- holds no run, so it is not deleted -- delete it yourself, or give another "
+            f"--new: model_path = {path}: holds no run, so it is not deleted; delete it yourself, or give another "
             "model_path"
         )
     return confirm(f"Delete the run in {path}?")

@@ -7,7 +7,7 @@ from types import ModuleType
 from commands.console import say
 from commands.options import Options
 from configs.schema import RunConfig
-from runtime.cluster.process_group import Team
+from runtime.cluster.process_group import ProcessGroup
 from runtime.mesh.multi_process import place_process
 from runtime.mesh.placement import Placement, choose_devices, place
 from runtime.mesh.tpu_discovery import find_tpu
@@ -15,14 +15,14 @@ from runtime.mesh.tpu_mesh import TpuPlacement, place_on_tpu
 from runtime.training import steps, tpu_steps
 
 
-def place_run(config: RunConfig, options: Options, team: Team) -> Placement:
+def place_run(config: RunConfig, options: Options, group: ProcessGroup) -> Placement:
     """The devices that the command line names, or that are there, as the mesh of the config."""
     if options.tpu is not None:
         placement = place_on_tpu(config.mesh, find_tpu(options.tpu))
-    elif team.device is None:
+    elif group.device is None:
         placement = place(config.mesh, choose_devices(options.gpu_ids, options.n_cpu_devices))
     else:
-        placement = place_process(config.mesh, team.index, team.size, team.device)
+        placement = place_process(config.mesh, group.index, group.size, group.device)
     say(f"mesh: {placement.describe()}")
     return placement
 

@@ -49,14 +49,14 @@ def with_chosen_layout(config: RunConfig, options: Options, choice: Choice) -> R
     """The config with the layout, and the mesh if it may change, that should train fastest.
 
     Raises:
-      UserError: there is no mesh to lay it over, or no layout fits into memory.
+        UserError: there is no mesh to lay it over, or no layout fits into memory.
     """
     n_devices, machine = _planned_devices(config, options)
     if choice.may_change_mesh:
         mesh_shape, layout = auto_layout_and_mesh_shape(config, n_devices, machine)
     elif config.mesh.mesh_shape is None:
         raise ConfigError(
-            "--auto_layout -- the config has no mesh_shape -- give one, such as --set mesh_shape=x:4,y:2, or "
+            "--auto_layout: the config has no mesh_shape; give one, such as --set mesh_shape=x:4,y:2, or "
             "--auto_layout_and_mesh_shape"
         )
     else:

@@ -17,7 +17,7 @@ from commands.trained_weights import load_trained
 from configs.errors import ConfigError
 from configs.schema import RunConfig
 from data.tokenization.tokenizer import Tokenizer
-from runtime.cluster.process_group import Team
+from runtime.cluster.process_group import ProcessGroup
 from runtime.generation.outputs import format_line, format_samples, write_predictions
 from runtime.mesh.placement import Placement
 from runtime.training.signals import sigterm_as_interrupt, uninterrupted
@@ -26,22 +26,22 @@ from storage.files import is_local, write_text, writing_to
 PARTIAL = ".partial"  # marks what was written before Ctrl-C; it takes no whole file's place
 
 
-def predict(config: RunConfig, options: Options, team: Team) -> int:
+def predict(config: RunConfig, options: Options, group: ProcessGroup) -> int:
     """Continues prompts with the newest checkpoint; answers are shown, and kept in a file under the model path."""
     check_writes_text(config)
-    _check_streams(options, team)
+    _check_streams(options, group)
     given = read_prompts(options.prompt_path, config)
-    team.check_same("the prompt", given.text)
-    with speaking_aside() if _is_piped(given, options, team) else contextlib.nullcontext() as pipe:
-        placement = place_run(config, options, team)
-        tokenizer = tokenizer_of(config, options.init_from, team)
+    group.check_same("the prompt", given.text)
+    with speaking_aside() if _is_piped(given, options, group) else contextlib.nullcontext() as pipe:
+        placement = place_run(config, options, group)
+        tokenizer = tokenizer_of(config, options.init_from, group)
         fitted = fit_prompts(given.prompts, config, tokenizer, say)
-        author = build_author(config, placement, team, tokenizer, _n_rows(fitted, options))
+        author = build_author(config, placement, group, tokenizer, _n_rows(fitted, options))
         position = load_trained(config, options, placement, tokenizer)
-        team.check_same("the run's position", repr(position))
+        group.check_same("the run's position", repr(position))
         keep = functools.partial(_keep, author, given, options, position.step)
-        written = _write(author, fitted, pipe, lambda some: _keep_part(keep, some, fitted.n_answers, team))
-        if team.is_first:
+        written = _write(author, fitted, pipe, lambda some: _keep_part(keep, some, fitted.n_answers, group))
+        if group.is_first:
             if pipe is None and not given.are_lines:
                 say(format_samples(_texts(author, written)))
             say(f"written to {keep(written)}")
@@ -52,35 +52,35 @@ def predict(config: RunConfig, options: Options, team: Team) -> int:
 
 
 def build_sampler(
-    config: RunConfig, options: Options, placement: Placement, team: Team, tokenizer: Tokenizer
+    config: RunConfig, options: Options, placement: Placement, group: ProcessGroup, tokenizer: Tokenizer
 ) -> Callable[[int], str]:
     """Builds what continues the prompts with the weights of a step, and gives the path of the file that holds it."""
     given = read_prompts(options.prompt_path, config)
     fitted = fit_prompts(given.prompts, config, tokenizer, lambda warning: None)
-    author = build_author(config, placement, team, tokenizer, _n_rows(fitted, options))
+    author = build_author(config, placement, group, tokenizer, _n_rows(fitted, options))
 
     def sample(step: int) -> str:
         written = list(author.write(fitted))
-        return _keep(author, given, options, step, written) if team.is_first else ""
+        return _keep(author, given, options, step, written) if group.is_first else ""
 
     return sample
 
 
-def _check_streams(options: Options, team: Team) -> None:
+def _check_streams(options: Options, group: ProcessGroup) -> None:
     """Finds what cannot be read or written before anything is computed."""
-    if options.prompt_path == STANDARD and team.size > 1:
-        raise ConfigError("--prompt - -- many processes cannot share one standard input -- give a file that all see")
-    if options.output_path not in (None, STANDARD) and is_local(options.output_path) and team.is_first:
+    if options.prompt_path == STANDARD and group.size > 1:
+        raise ConfigError("--prompt -: many processes cannot share one standard input; give a file that all see")
+    if options.output_path not in (None, STANDARD) and is_local(options.output_path) and group.is_first:
         _check_output(options.output_path, options.prompt_path)
 
 
 def _check_output(path: str, prompt_path: str | None) -> None:
     if not path:
-        raise ConfigError("--output -- names no file -- give one, or - for standard output")
+        raise ConfigError("--output: names no file; give one, or - for standard output")
     if os.path.isdir(path):
-        raise ConfigError(f"--output {path} -- is a folder -- give a file, or - for standard output")
+        raise ConfigError(f"--output {path}: is a folder; give a file, or - for standard output")
     if prompt_path and os.path.exists(prompt_path) and os.path.exists(path) and os.path.samefile(path, prompt_path):
-        raise ConfigError(f"--output {path} -- is the file of the prompt -- give another one for the answers")
+        raise ConfigError(f"--output {path}: is the file of the prompt; give another one for the answers")
     if os.path.exists(path) and not os.path.isfile(path):
         may_be_written, place = os.access(path, os.W_OK), path
     else:
@@ -89,7 +89,7 @@ def _check_output(path: str, prompt_path: str | None) -> None:
             place = os.path.dirname(place) or "."
         may_be_written = os.path.isdir(place) and os.access(place, os.W_OK)
     if not may_be_written:
-        raise ConfigError(f"--output {path} -- nothing may be written into {place} -- give a file that can be written")
+        raise ConfigError(f"--output {path}: nothing may be written into {place}; give a file that can be written")
 
 
 def _write_output(path: str, text: str) -> None:
@@ -101,10 +101,10 @@ def _write_output(path: str, text: str) -> None:
         file.write(text)
 
 
-def _is_piped(given: Prompts, options: Options, team: Team) -> bool:
+def _is_piped(given: Prompts, options: Options, group: ProcessGroup) -> bool:
     """Whether standard output is for the answers alone, as lines of JSON."""
     is_answered_there = given.are_lines and options.prompt_path == STANDARD and options.output_path is None
-    return team.is_first and (options.output_path == STANDARD or is_answered_there)
+    return group.is_first and (options.output_path == STANDARD or is_answered_there)
 
 
 def _n_rows(fitted: FittedPrompts, options: Options) -> int:
@@ -118,7 +118,7 @@ def _write(
     written = []
     with sigterm_as_interrupt():
         try:
-            for each in counted(author.write(fitted), fitted.n_answers, author.team):
+            for each in counted(author.write(fitted), fitted.n_answers, author.group):
                 written.append(each)
                 if pipe is not None:
                     print(_lines([each]), end="", file=pipe, flush=True)
@@ -129,8 +129,8 @@ def _write(
     return written
 
 
-def _keep_part(keep: Callable[..., str], written: Sequence[Written], n_answers: int, team: Team) -> None:
-    if team.is_first and written:
+def _keep_part(keep: Callable[..., str], written: Sequence[Written], n_answers: int, group: ProcessGroup) -> None:
+    if group.is_first and written:
         say(f"{len(written)} of {n_answers} answers written to {keep(written, PARTIAL)}")
 
 

@@ -22,9 +22,9 @@ class Prompts:
     """What `--prompt` names.
 
     Attributes:
-      text: all of it.
-      prompts: those in it.
-      are_lines: they are lines of JSON, and so are the answers.
+        text: all of it.
+        prompts: those in it.
+        are_lines: they are lines of JSON, and so are the answers.
     """
 
     text: str
@@ -50,8 +50,8 @@ def read_prompts(path: str | None, config: RunConfig) -> Prompts:
     prompt of our own.
 
     Raises:
-      UserError: the file cannot be read.
-      ConfigError: a line cannot be used.
+        UserError: the file cannot be read.
+        ConfigError: a line cannot be used.
     """
     text = DEFAULT_PROMPT if path is None else _read(path)
     are_lines = path is not None and (path.endswith(".jsonl") or (path == STANDARD and begins_as_prompts(text)))
@@ -67,9 +67,9 @@ def _read(path: str) -> str:
         with tf.io.gfile.GFile(path) as file:
             return file.read()
     except tf.errors.OpError as error:
-        raise UserError(f"--prompt {path} -- cannot be read: {error.message} -- give a text file") from error
+        raise UserError(f"--prompt {path}: cannot be read: {error.message}; give a text file") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"--prompt {path} -- is not UTF-8 text: {error} -- give a text file") from error
+        raise UserError(f"--prompt {path}: is not UTF-8 text: {error}; give a text file") from error
 
 
 def fit_prompts(
@@ -78,7 +78,7 @@ def fit_prompts(
     """Encodes prompts, and keeps what fits into the context; `warn` is told what does not.
 
     Raises:
-      ConfigError: some are too long and not to be cut, one line each.
+        ConfigError: some are too long and not to be cut, one line each.
     """
     n_ctx, fitted, issues = config.model.n_ctx, [], []
     for prompt in prompts:

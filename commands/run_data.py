@@ -13,7 +13,7 @@ from data.preprocessing.prepare import PreparedDataset, prepare_dataset
 from data.tfrecord.shards import list_shards
 from data.tokenization.tokenizer import Tokenizer, check_special_ids, load_tokenizer
 from inputs import Batch
-from runtime.cluster.process_group import Team
+from runtime.cluster.process_group import ProcessGroup
 from runtime.run import directory as run_directory
 
 DATA_SECONDS = 300  # that a process may wait for its data while others wait for it
@@ -40,7 +40,7 @@ class RunData:
         if missing or not self.prepared:
             named = ", ".join(missing) or "no dataset"
             raise ConfigError(
-                f"{named}: nothing to train on -- give datasets in the model config, and a path in each dataset config"
+                f"{named}: nothing to train on; give datasets in the model config, and a path in each dataset config"
             )
         patterns = [ready.train_pattern for ready in self.prepared]
         for pattern in patterns:
@@ -53,14 +53,14 @@ class RunData:
     def has_eval_part(self) -> bool:
         return any(self.eval_patterns())
 
-    def check_same(self, team: Team) -> None:
+    def check_same(self, group: ProcessGroup) -> None:
         """Finds processes that read other data, as a copy that is not finished, before they wait for each other."""
-        if team.size == 1:
+        if group.size == 1:
             return
         patterns = [pattern for ready in self.prepared for pattern in (ready.train_pattern, ready.eval_pattern)]
-        team.check_same("the data", repr([_counts_of(pattern) for pattern in patterns if pattern]))
+        group.check_same("the data", repr([_counts_of(pattern) for pattern in patterns if pattern]))
         tokenizer = self.tokenizer()
-        team.check_same("the tokenizer", (tokenizer and tokenizer.to_json()) or "")
+        group.check_same("the tokenizer", (tokenizer and tokenizer.to_json()) or "")
 
     def tokenizer(self) -> Tokenizer | None:
         """The tokenizer that the datasets share, checked against their configs; None: they name none."""
@@ -74,9 +74,9 @@ def trained_tokenizer(config: RunConfig, init_from: str | None) -> Tokenizer | N
     """The tokenizer of a trained model: where its run has kept one, nothing of the data need be there any more.
 
     Args:
-      config: of the run.
-      init_from: weights of another run, whose tokenizer is not known: then, as without a kept one, that of the
-        datasets.
+        config: of the run.
+        init_from: weights of another run, whose tokenizer is not known: then, as without a kept one, that of the
+            datasets.
     """
     kept = run_directory.kept_tokenizer(config.model_path) if init_from is None else None
     return _checked(config, load_tokenizer(kept)) if kept else RunData.of(config).tokenizer()
@@ -102,15 +102,15 @@ def _check_eos(config: RunConfig, tokenizer: Tokenizer) -> None:
     """Checks what a model config may say over its datasets' heads."""
     if tokenizer.eos_id not in (None, config.data.eos_id):
         raise ConfigError(
-            f"{config.name}: eos_id = {config.data.eos_id} -- the tokenizer's <|endoftext|> is {tokenizer.eos_id} -- "
+            f"{config.name}: eos_id = {config.data.eos_id}: the tokenizer's <|endoftext|> is {tokenizer.eos_id}; "
             "leave eos_id out of the model config"
         )
 
 
-def waited_for(team: Team, batches: Iterator[Batch]) -> Iterator[Batch]:
+def waited_for(group: ProcessGroup, batches: Iterator[Batch]) -> Iterator[Batch]:
     """Batches, for which a process is given more time than for a step: a disk or a network may be slow for a while."""
     while True:
-        with team.promising(DATA_SECONDS):
+        with group.timeout(DATA_SECONDS):
             batch = next(batches, None)
         if batch is None:
             return

@@ -28,10 +28,10 @@ from data.tokenization.tokenizer import Tokenizer
 from inputs import evaluation_batches, training_batches
 from meshtf import tf
 from runtime.checkpoint import checkpoints
-from runtime.cluster.process_group import Team
+from runtime.cluster.process_group import ProcessGroup
 from runtime.mesh.placement import Placement
 from runtime.mesh.tpu_mesh import TpuPlacement
-from runtime.planning.peak_flops import full_speed, own_peak, tpu_peak
+from runtime.planning.peak_flops import own_peak, peak_tokens_per_second, tpu_peak
 from runtime.run import directory as run_directory
 from runtime.run.metrics import MetricsWriter
 from runtime.run.progress_bar import Progress
@@ -40,82 +40,85 @@ from runtime.training import steps, tpu_steps
 from runtime.training.evaluation import evaluate as evaluate_batches
 from runtime.training.loop import Explanation, Observers, TrainingPosition
 from runtime.training.loop import train as train_loop
-from runtime.training.multi_step import OneAtATime, TrainingBatch, Turns, noise_key
+from runtime.training.multi_step import MultiStep, SingleStep, TrainingBatch, noise_key
 from runtime.training.nan_diagnosis import Diagnosis
 
 DIAGNOSIS_SECONDS = 1800  # that a process may take to look at a step that diverged
 SAVE_SECONDS = 1800  # that a process may take for its part of a checkpoint while others wait for it
 
 
-def _training(config: RunConfig, placement: Placement, team: Team) -> Turns:
+def _training(config: RunConfig, placement: Placement, group: ProcessGroup) -> MultiStep:
     """Steps of training: several at once on a TPU, and one at a time elsewhere."""
     if isinstance(placement, TpuPlacement):
         return tpu_steps.build_train_turn(config, placement)
-    return OneAtATime(team.meeting(steps.build_train_step(config, placement)))
+    return SingleStep(group.synchronized(steps.build_train_step(config, placement)))
 
 
-def train(config: RunConfig, options: Options, team: Team) -> int:
+def train(config: RunConfig, options: Options, group: ProcessGroup) -> int:
     """Trains from the newest checkpoint, or from the beginning, up to `train_steps`; returns the exit status."""
-    placement = place_run(config, options, team)
-    speed = _full_speed(config, placement, team)
-    data = team.in_turn(lambda: RunData.of(config))
+    placement = place_run(config, options, group)
+    speed = _peak_tokens_per_second(config, placement, group)
+    data = group.first_process_first(lambda: RunData.of(config))
     tokenizer, train_patterns = data.tokenizer(), data.train_patterns()
-    _check_pauses(config, options, data, team)
-    data.check_same(team)
-    turns = _training(config, placement, team)
+    _check_pauses(config, options, data, group)
+    data.check_same(group)
+    turns = _training(config, placement, group)
     begun_from = checkpoints.latest_checkpoint(config.model_path)
     position = _start(config, options, placement, tokenizer)
-    team.check_same("the run's position", repr(position))
+    group.check_same("the run's position", repr(position))
     if position.step >= config.training.train_steps:
         say(f"step {position.step} of {config.training.train_steps}: training is finished; raise train_steps to go on")
         return 0
     own_rows = placement.own_rows(config.training.train_batch_size)
     batches = training_batches(config, train_patterns, position.examples, position.taken, own_rows)
-    batches = waited_for(team, batches)
+    batches = waited_for(group, batches)
     batches = itertools.chain([next(batches)], batches)  # a wrong record is met here, before anything is written
-    team.barrier()  # by every process
-    with _folder_of_run(config, options, team, tokenizer, begun_from), _records(config, position.step, team) as records:
-        with _progress(config, position, team) as progress:
-            pause = _Pause(config, options, data, placement, team, tokenizer, records, progress.note)
+    group.barrier()  # by every process
+    with (
+        _folder_of_run(config, options, group, tokenizer, begun_from),
+        _records(config, position.step, group) as records,
+    ):
+        with _progress(config, position, group) as progress:
+            pause = _Pause(config, options, data, placement, group, tokenizer, records, progress.note)
             observers = Observers(
                 write_metrics=functools.partial(_write_measured, records.write, placement.devices),
-                save=_saver(config, placement, team, records.flush),
+                save=_saver(config, placement, group, records.flush),
                 after_save=pause,
                 progress=progress,
-                tell_problem=progress.note if team.is_first else functools.partial(print, file=sys.stderr),
-                explain_divergence=functools.partial(_explain_divergence, config, placement, team, train_patterns),
-                full_speed=speed,
-                greatest=team.greatest,
+                tell_problem=progress.note if group.is_first else functools.partial(print, file=sys.stderr),
+                explain_divergence=functools.partial(_explain_divergence, config, placement, group, train_patterns),
+                peak_tokens_per_second=speed,
+                all_reduce_max=group.all_reduce_max,
             )
-            with team.promising():
+            with group.timeout():
                 position, signal_number = train_loop(
                     config.training, turns, batches, position, observers, options.steps_per_checkpoint
                 )
                 if signal_number is None:
                     pause(position)
-        if team.is_first:
+        if group.is_first:
             plot_run(config)
-    return _farewell(config, position, signal_number)
+    return _exit_message(config, position, signal_number)
 
 
-def _full_speed(config: RunConfig, placement: Placement, team: Team) -> float | None:
+def _peak_tokens_per_second(config: RunConfig, placement: Placement, group: ProcessGroup) -> float | None:
     """Tokens a second of all devices of the run at their peak; None: it is not known."""
     if isinstance(placement, TpuPlacement):
         peak = tpu_peak(placement.shape.size, placement.assignment.topology.mesh_shape[-1])
     else:
-        team.barrier()  # processes that share a machine measure what is left to each while all compute
-        giga = team.greatest(int(own_peak(placement.devices, config.model.precision) / 1e9))
-        peak = giga * 1e9 * team.size
+        group.barrier()  # processes that share a machine measure what is left to each while all compute
+        giga = group.all_reduce_max(int(own_peak(placement.devices, config.model.precision) / 1e9))
+        peak = giga * 1e9 * group.size
     if peak is None:
         return None
     say(f"peak of the devices: {peak / 1e12:,.4g} TFLOP/s")
-    return full_speed(config.model, peak)
+    return peak_tokens_per_second(config.model, peak)
 
 
 def _explain_divergence(
     config: RunConfig,
     placement: Placement,
-    team: Team,
+    group: ProcessGroup,
     patterns: Sequence[str],
     position: TrainingPosition,
     batch: TrainingBatch,
@@ -127,9 +130,9 @@ def _explain_divergence(
         where = ""
     if isinstance(placement, TpuPlacement):
         return Explanation(where)  # a program of the TPU's own would be needed, compiled for minutes
-    with team.promising(DIAGNOSIS_SECONDS):
+    with group.timeout(DIAGNOSIS_SECONDS):
         try:
-            look = team.meeting(steps.build_diagnosis(config, placement))
+            look = group.synchronized(steps.build_diagnosis(config, placement))
             key = noise_key(config.training.seed, position.step)
             counts = look(batch.tokens_BS, batch.labels_BS, batch.weights_BS, key)
         except tf.errors.ResourceExhaustedError:
@@ -143,13 +146,13 @@ def _write_measured(write: Callable[..., None], devices: Sequence[str], step: in
 
 
 def _saver(
-    config: RunConfig, placement: Placement, team: Team, write_all_metrics: Callable[[], None]
+    config: RunConfig, placement: Placement, group: ProcessGroup, write_all_metrics: Callable[[], None]
 ) -> Callable[[TrainingPosition], str]:
     """What writes checkpoints, once the metrics are written: whoever goes on from one does not measure them again."""
-    writer = checkpoints.CheckpointWriter(config.model_path, placement.store, team.writers())
+    writer = checkpoints.CheckpointWriter(config.model_path, placement.store, group.writers())
 
     def save(position: TrainingPosition) -> str:
-        with team.promising(SAVE_SECONDS):
+        with group.timeout(SAVE_SECONDS):
             write_all_metrics()
             return writer.save(position)
 
@@ -158,41 +161,42 @@ def _saver(
 
 @contextlib.contextmanager
 def _folder_of_run(
-    config: RunConfig, options: Options, team: Team, tokenizer: Tokenizer | None, begun_from: str | None
+    config: RunConfig, options: Options, group: ProcessGroup, tokenizer: Tokenizer | None, begun_from: str | None
 ) -> Iterator[None]:
     """Takes the run's folder for this run alone, and begins it anew if that is asked for.
 
     Raises:
-      CheckpointError: since the weights were read, from the checkpoint `begun_from`, another process has trained there.
+        CheckpointError: since the weights were read, from the checkpoint `begun_from`, another process has trained
+            there.
     """
-    with run_directory.locked(config.model_path) if team.is_first else contextlib.nullcontext():
-        if team.is_first:
+    with run_directory.locked(config.model_path) if group.is_first else contextlib.nullcontext():
+        if group.is_first:
             if checkpoints.latest_checkpoint(config.model_path) != begun_from:
                 raise CheckpointError(
-                    f"model_path = {config.model_path} -- another process has trained here until now -- start the same "
+                    f"model_path = {config.model_path}: another process has trained here until now; start the same "
                     "command again to go on from there, or give another model_path"
                 )
             if options.is_new and run_directory.is_run(config.model_path):
                 run_directory.delete_contents(config.model_path)
                 say(f"deleted the run in {config.model_path}")
             run_directory.keep_settings(config, tokenizer and tokenizer.to_json())
-        team.barrier()
+        group.barrier()
         run_directory.check_kept(config)
         yield
 
 
 @contextlib.contextmanager
-def _progress(config: RunConfig, position: TrainingPosition, team: Team) -> Iterator[Progress]:
+def _progress(config: RunConfig, position: TrainingPosition, group: ProcessGroup) -> Iterator[Progress]:
     """What a person sees, of the first process only."""
     n_steps = config.training.train_steps
-    with open(os.devnull, "w") as nobody, Progress(n_steps, position.step, None if team.is_first else nobody) as shown:
+    with open(os.devnull, "w") as nobody, Progress(n_steps, position.step, None if group.is_first else nobody) as shown:
         yield shown
 
 
 @contextlib.contextmanager
-def _records(config: RunConfig, step: int | None, team: Team) -> Iterator[_Records]:
+def _records(config: RunConfig, step: int | None, group: ProcessGroup) -> Iterator[_Records]:
     """Where metrics are written: all processes measure the same ones, and the first writes them."""
-    if not team.is_first:
+    if not group.is_first:
         yield _Records(lambda *line: None, lambda *histogram: None, lambda: None)
         return
     with MetricsWriter(config.model_path, step) as writer:
@@ -208,7 +212,7 @@ class _Records:
     flush: Callable[[], None]
 
 
-def _check_pauses(config: RunConfig, options: Options, data: RunData, team: Team) -> None:
+def _check_pauses(config: RunConfig, options: Options, data: RunData, group: ProcessGroup) -> None:
     """Finds now what would otherwise end training at its first checkpoint."""
     for pattern in data.eval_patterns():
         if config.evaluation.eval_steps and pattern:
@@ -216,7 +220,7 @@ def _check_pauses(config: RunConfig, options: Options, data: RunData, team: Team
     tokenizer = data.tokenizer()
     if config.prediction.predict_steps and tokenizer is not None:
         given = read_prompts(options.prompt_path, config)
-        team.check_same("the prompt", given.text)
+        group.check_same("the prompt", given.text)
         fit_prompts(given.prompts, config, tokenizer, say)
 
 
@@ -232,7 +236,7 @@ def _start(config: RunConfig, options: Options, placement: Placement, tokenizer:
     return TrainingPosition(0, 0) if options.init_from is None else load_weights(config, placement, options.init_from)
 
 
-def _farewell(config: RunConfig, position: TrainingPosition, signal_number: int | None) -> int:
+def _exit_message(config: RunConfig, position: TrainingPosition, signal_number: int | None) -> int:
     if signal_number is not None:
         say(f"stopped at step {position.step}; the checkpoint is written: the same command goes on from here")
         return 128 + signal_number
@@ -250,7 +254,7 @@ class _Pause:
     options: Options
     data: RunData
     placement: Placement
-    team: Team
+    group: ProcessGroup
     tokenizer: Tokenizer | None
     records: _Records
     note: Callable[[str], None]
@@ -262,27 +266,27 @@ class _Pause:
             self.note(f"step {position.step}: held-out {format_metrics(measured)}")
         if self.config.prediction.predict_steps and self.tokenizer is not None:
             path = self._sample(position.step)
-            if self.team.is_first:
+            if self.group.is_first:
                 self.note(f"step {position.step}: samples in {path}")
-        if self.config.training.log_weights and self.team.is_first:
+        if self.config.training.log_weights and self.group.is_first:
             self._write_histograms(position)
 
     def _write_histograms(self, position: TrainingPosition) -> None:
         """Of the variables as they lie in the newest checkpoint: there each is whole, on whatever mesh."""
         names = [stored.name for stored in self.placement.store if stored.variable.trainable]
-        with self.team.promising(SAVE_SECONDS):
+        with self.group.timeout(SAVE_SECONDS):
             for name, value in checkpoints.read_variables(checkpoints.latest_checkpoint(self.config.model_path), names):
                 self.records.write_histogram(position.step, f"weights/{name.removeprefix('gpt2/')}", value)
 
     @functools.cached_property
     def _eval_step(self) -> Callable[..., dict[str, np.ndarray]]:
-        return self.team.meeting(programs_for(self.placement).build_eval_step(self.config, self.placement))
+        return self.group.synchronized(programs_for(self.placement).build_eval_step(self.config, self.placement))
 
     @functools.cached_property
     def _sample(self) -> Callable[[int], str]:
-        return build_sampler(self.config, self.options, self.placement, self.team, self.tokenizer)
+        return build_sampler(self.config, self.options, self.placement, self.group, self.tokenizer)
 
     def _measure(self) -> dict[str, float]:
         batches = evaluation_batches(self.config, self.data.eval_patterns(), self.config.evaluation.eval_steps)
         counts = token_counts(self.config, self.tokenizer)
-        return evaluate_batches(self._eval_step, waited_for(self.team, batches), counts)
+        return evaluate_batches(self._eval_step, waited_for(self.group, batches), counts)

@@ -18,7 +18,7 @@ def newest_checkpoint(config: RunConfig) -> str:
     path = checkpoints.latest_checkpoint(config.model_path)
     if path is None:
         raise CheckpointError(
-            f"model_path = {config.model_path} -- holds no checkpoint -- train first, or give the model_path of "
+            f"model_path = {config.model_path}: holds no checkpoint; train first, or give the model_path of "
             "a trained model"
         )
     return path

@@ -7,7 +7,7 @@ class UserError(ValueError):
     """Something the user gave cannot be used; the message says what, why, and what to do.
 
     Attributes:
-      exit_status: of a program that ends with it.
+        exit_status: of a program that ends with it.
     """
 
     exit_status = 2
@@ -34,6 +34,6 @@ class ValueIssue(ConfigError):
 
     def __init__(self, problem: str, remedy: str) -> None:
         """Keeps what is wrong (`problem`) and what to do (`remedy`) apart."""
-        super().__init__(f"{problem} -- {remedy}")
+        super().__init__(f"{problem}; {remedy}")
         self.problem = problem
         self.remedy = remedy

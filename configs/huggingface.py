@@ -111,7 +111,7 @@ def family_of(hf_config: Mapping[str, Any], file: str) -> Family:
     model_type = hf_config.get("model_type", GPT_2.model_type)
     if model_type not in list(FAMILIES):  # which, unlike the table, may be asked for a list
         raise ConfigError(
-            f"{file}: model_type = {json.dumps(model_type)} -- is another architecture -- give weights of GPT-Neo "
+            f"{file}: model_type = {json.dumps(model_type)}: is another architecture; give weights of GPT-Neo "
             "(gpt_neo) or GPT-2 (gpt2)"
         )
     return FAMILIES[model_type]
@@ -223,7 +223,7 @@ def _holds_only(names: Any, known: Sequence[str]) -> bool:
 
 def _lacking(key: str, value: Any, problem: str, remedy: str) -> str:
     text = json.dumps(value)
-    return f"{key} = {text if len(text) <= 80 else text[:77] + '...'} -- {problem} -- {remedy}"
+    return f"{key} = {text if len(text) <= 80 else text[:77] + '...'}: {problem}; {remedy}"
 
 
 def _attention_keys(hf_config: Mapping[str, Any], family: Family) -> dict[str, Any]:
@@ -287,13 +287,13 @@ def _attention_options(model: ModelConfig, family: Family) -> dict[str, Any]:
 
 
 def _find_misfits(model: ModelConfig, family: Family) -> Iterator[str]:
-    remedy = f"{family.architecture} lacks it -- export a SavedModel, or train without it"
+    remedy = f"{family.architecture} lacks it; export a SavedModel, or train without it"
     fitting = {"global"} if family is GPT_2 else {"global", "local"}
     if not fitting.issuperset(model.attention_types):
         others = sorted(set(model.attention_types) - fitting)
-        yield f"attention_types = {', '.join(others)} -- {remedy}"
+        yield f"attention_types = {', '.join(others)}; {remedy}"
     if model.activation_function not in ACTIVATIONS.values():
-        yield f"activation_function = {model.activation_function} -- {remedy}"
+        yield f"activation_function = {model.activation_function}; {remedy}"
     for key in OURS_ALONE:
         if getattr(model, key):
-            yield f"{key} = {json.dumps(getattr(model, key))} -- {remedy}"
+            yield f"{key} = {json.dumps(getattr(model, key))}; {remedy}"

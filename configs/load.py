@@ -1,7 +1,7 @@
 """Reads config files into typed settings, and writes settings back.
 
 Everything that is wrong with a config, its overrides and its dataset configs is collected and raised together, one line
-an issue: `file: key = value -- what is wrong -- what to do`.
+an issue: `file: key = value: what is wrong; what to do`.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Reading:
         """Notes an issue of a key, with the value and place that the user gave it."""
         given = self.given.get(key)
         place = f"{given.file}: {given.key} = {_shown(given.value)}" if given else f"{self.file}: {key}"
-        self.issues.append(f"{place} -- {issue}")
+        self.issues.append(f"{place}: {issue}")
 
 
 def load_config(model: str, overrides: Sequence[str] = (), weights: str | None = None) -> RunConfig:
@@ -175,7 +175,7 @@ def _find_model_config(model: str) -> Path:
     if not os.path.isfile(path):
         names = sorted(file.stem for file in CONFIGS_DIR.glob("*.json"))
         remedy = _did_you_mean(model, names, f"use {', '.join(names)}, or the path of a .json file")
-        raise ConfigError(f"{path} -- there is no config of this name -- {remedy}")
+        raise ConfigError(f"{path}: there is no config of this name; {remedy}")
     return path
 
 
@@ -202,7 +202,7 @@ def _read_file(path: Path, aliases: Mapping[str, str], issues: list[str]) -> dic
     """Reads the top-level keys of a JSON file; a file without any is an error of its own."""
     parsed = _parse_file(path, _read_text(path), issues)
     if not isinstance(parsed, dict):
-        raise ConfigError(f'{path} -- holds no JSON object -- write {{"key": value, ...}}')
+        raise ConfigError(f'{path}: holds no JSON object; write {{"key": value, ...}}')
     return _canonical([Given(key, value, str(path)) for key, value in parsed.items()], aliases, issues)
 
 
@@ -210,10 +210,10 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} -- is not UTF-8 text (byte {error.start}) -- save it as UTF-8") from None
+        raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"{path} -- cannot be read ({reason}) -- check the path") from None
+        raise ConfigError(f"{path}: cannot be read ({reason}); check the path") from None
 
 
 def _parse_file(path: Path, text: str, issues: list[str]) -> Any:
@@ -221,7 +221,7 @@ def _parse_file(path: Path, text: str, issues: list[str]) -> Any:
         seen: dict[str, Any] = {}
         for key, value in pairs:
             if key in seen:
-                issues.append(f"{path}: {key} = {_shown(value)} -- is given twice -- keep one of the two")
+                issues.append(f"{path}: {key} = {_shown(value)}: is given twice; keep one of the two")
             seen[key] = value
         return seen
 
@@ -229,9 +229,9 @@ def _parse_file(path: Path, text: str, issues: list[str]) -> Any:
         return json.loads(text, object_pairs_hook=collect)
     except json.JSONDecodeError as error:
         place = f"{path}: line {error.lineno} column {error.colno}"
-        raise ConfigError(f"{place} -- is not JSON ({error.msg}) -- correct the file there") from None
+        raise ConfigError(f"{place}: is not JSON ({error.msg}); correct the file there") from None
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} -- cannot be parsed ({error}) -- correct the file") from None
+        raise ConfigError(f"{path}: cannot be parsed ({error}); correct the file") from None
 
 
 def _canonical(all_given: Iterable[Given], aliases: Mapping[str, str], issues: list[str]) -> dict[str, Given]:
@@ -242,7 +242,7 @@ def _canonical(all_given: Iterable[Given], aliases: Mapping[str, str], issues: l
         other = canonical.get(name)
         if other and other.key != given.key and other.value != given.value:
             problem = f"is the same key as {other.key}, which is {_shown(other.value)}"
-            issues.append(f"{given.file}: {given.key} = {_shown(given.value)} -- {problem} -- keep one of the two")
+            issues.append(f"{given.file}: {given.key} = {_shown(given.value)}: {problem}; keep one of the two")
         canonical[name] = given
     return canonical
 
@@ -254,7 +254,7 @@ def _read_overrides(overrides: Sequence[str], issues: list[str]) -> dict[str, Gi
         if equals and key.strip():
             all_given.append(Given(key.strip(), _parse_override(text.strip()), OVERRIDES_FILE))
         else:
-            issues.append(f"{OVERRIDES_FILE}: {override} -- is not a key=value pair -- write key=value")
+            issues.append(f"{OVERRIDES_FILE}: {override}: is not a key=value pair; write key=value")
     return _canonical(all_given, schema.ALIASES, issues)
 
 

@@ -64,9 +64,9 @@ def parse_prompts(place: str, text: str, config: RunConfig) -> list[Prompt]:
         except ConfigError as error:
             issues.append(str(error))
     if len(issues) > MAX_ISSUES:
-        issues[MAX_ISSUES:] = [f"{place} -- {len(issues) - MAX_ISSUES} more lines are wrong -- correct them too"]
+        issues[MAX_ISSUES:] = [f"{place}: {len(issues) - MAX_ISSUES} more lines are wrong; correct them too"]
     if not prompts and not issues:
-        issues.append(f"{place} -- holds no prompt -- write one object a line, such as {EXAMPLE}")
+        issues.append(f"{place}: holds no prompt; write one object a line, such as {EXAMPLE}")
     if issues:
         raise ConfigError("\n".join(issues))
     return prompts
@@ -99,15 +99,15 @@ def _prompt(place: str, line: str, config: RunConfig) -> Prompt:
     try:
         keys = _parse_line(line)
     except ValueError as error:
-        raise ConfigError(f"{place} -- is not JSON ({error}) -- correct the line, such as {EXAMPLE}") from None
+        raise ConfigError(f"{place}: is not JSON ({error}); correct the line, such as {EXAMPLE}") from None
     if not isinstance(keys, dict) or "prompt" not in keys:
-        raise ConfigError(f"{place} -- is no object with a prompt -- write it as {EXAMPLE}")
+        raise ConfigError(f"{place}: is no object with a prompt; write it as {EXAMPLE}")
     own = {key: keys.pop(key) for key in ("id",) if key in keys}
     if not is_unicode(json.dumps(own, ensure_ascii=False)):
-        raise ConfigError(f"{place}: id -- holds half of a character (a surrogate) -- write the whole character")
+        raise ConfigError(f"{place}: id: holds half of a character (a surrogate); write the whole character")
     given = keys.pop("prompt")
     for issue in _find_prompt_issues(given, config.model.n_vocab):
-        raise ConfigError(f"{place}: prompt -- {issue}")
+        raise ConfigError(f"{place}: prompt; {issue}")
     settings = override_prediction(config, keys, place)
     return Prompt(place, given if isinstance(given, str) else tuple(given), settings, own)
 
@@ -116,8 +116,8 @@ def _find_prompt_issues(given: Any, n_vocab: int) -> Iterator[str]:
     """What keeps a value of JSON from being a prompt."""
     if isinstance(given, str):
         if not is_unicode(given):
-            yield "holds half of a character (a surrogate) -- write the whole character"
+            yield "holds half of a character (a surrogate); write the whole character"
     elif not isinstance(given, list) or not all(type(token) is int for token in given):
-        yield "is neither a string nor a list of ids -- give one of them"
+        yield "is neither a string nor a list of ids; give one of them"
     elif wrong := [token for token in given if not 0 <= token < n_vocab]:
-        yield f"holds the id {wrong[0]}, outside [0, {n_vocab}) -- give ids of the tokenizer"
+        yield f"holds the id {wrong[0]}, outside [0, {n_vocab}); give ids of the tokenizer"

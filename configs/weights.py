@@ -50,7 +50,7 @@ def weights_at(path: str) -> str:
         ConfigError: the path is empty.
     """
     if not path:
-        raise ConfigError("--init_from -- is empty -- give a path")
+        raise ConfigError("--init_from: is empty; give a path")
     if os.path.isdir(path):
         return path
     if path.endswith(FILES_OF_HUGGING_FACE) and os.path.isfile(path):
@@ -66,7 +66,7 @@ def config_beside(path: str) -> str:
 def no_weights(path: str) -> CheckpointError:
     """Returns the error of a path where no weights are."""
     return CheckpointError(
-        f"{path} -- holds no weights -- give a checkpoint (its path without .index), the folder of one, or a folder of "
+        f"{path}: holds no weights; give a checkpoint (its path without .index), the folder of one, or a folder of "
         "Hugging Face's"
     )
 
@@ -123,9 +123,9 @@ def read_config(file: str) -> dict[str, Any]:
         with open(file, encoding="utf-8-sig") as opened:
             config = json.load(opened)
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{file} -- cannot be read ({error}) -- copy the file again") from None
+        raise ConfigError(f"{file}: cannot be read ({error}); copy the file again") from None
     if not isinstance(config, dict):
-        raise ConfigError(f"{file} -- holds no JSON object -- copy the file again")
+        raise ConfigError(f"{file}: holds no JSON object; copy the file again")
     return config
 
 
@@ -133,8 +133,8 @@ def _check_names(config: Mapping[str, Any], file: str) -> None:
     """Raises an error for keys that no run of ours has: another version may have built another model by them."""
     unknown = [key for key in config if key not in KEYS_OF_A_RUN]
     if unknown:
-        problem = "is not a known key -- correct it, or use the version that wrote it"
-        raise ConfigError("\n".join(f"{file}: {key} = {json.dumps(config[key])} -- {problem}" for key in unknown))
+        problem = "is not a known key; correct it, or use the version that wrote it"
+        raise ConfigError("\n".join(f"{file}: {key} = {json.dumps(config[key])}; {problem}" for key in unknown))
 
 
 def _understood(keys: Mapping[str, Any], file: str, needed: Collection[str]) -> dict[str, Any]:
@@ -145,7 +145,7 @@ def _understood(keys: Mapping[str, Any], file: str, needed: Collection[str]) -> 
     """
     issues = {key: issue for key, value in keys.items() for issue in _find_value_issue(key, value)}
     needed_issues = [
-        f"{file}: {key} = {json.dumps(keys[key])} -- {issue}" for key, issue in issues.items() if key in needed
+        f"{file}: {key} = {json.dumps(keys[key])}; {issue}" for key, issue in issues.items() if key in needed
     ]
     if needed_issues:
         raise ConfigError("\n".join(needed_issues))

@@ -65,7 +65,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Terms:
+class RecordSpec:
     """How the records are to be read: by what the command line says, and else by what the files say.
 
     Attributes:
@@ -79,7 +79,7 @@ class Terms:
     decode: Callable[[Sequence[int]], str]
 
 
-def find_terms(settings: Settings, paths: Sequence[str]) -> Terms:
+def find_terms(settings: Settings, paths: Sequence[str]) -> RecordSpec:
     """Puts together what is known.
 
     Raises:
@@ -92,7 +92,7 @@ def find_terms(settings: Settings, paths: Sequence[str]) -> Terms:
     n_promised = manifest.tokenizer.get("n_vocab") if manifest else None
     n_vocab = _first_known(settings.n_vocab, tokenizer and tokenizer.n_vocab, n_promised, MOST_IDS)
     n_ctx = None if settings.documents else _n_ctx(settings, manifest, paths)
-    return Terms(RecordRules(n_ctx, n_vocab), eos_id, tokenizer.decode if tokenizer else _show_ids)
+    return RecordSpec(RecordRules(n_ctx, n_vocab), eos_id, tokenizer.decode if tokenizer else _show_ids)
 
 
 def _first_known(*values: int | None) -> int | None:
@@ -167,11 +167,11 @@ def _check_settings(settings: Settings) -> None:
     for key, smallest in least.items():
         value = getattr(settings, key)
         if value is not None and value < smallest:
-            raise DataError(f"--{key} {value} -- is too small -- give {smallest} or more")
+            raise DataError(f"--{key} {value}: is too small; give {smallest} or more")
     if settings.chunk_size is not None and settings.documents:
-        raise DataError("--chunk_size and --documents -- exclude each other -- give one of them")
+        raise DataError("--chunk_size and --documents: exclude each other; give one of them")
     if settings.repair_dir is not None and not settings.repair:
-        raise DataError("--repair_dir -- there is nothing to write there -- give --repair too")
+        raise DataError("--repair_dir: there is nothing to write there; give --repair too")
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> Settings:

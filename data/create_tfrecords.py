@@ -28,7 +28,7 @@ import numpy as np
 from tqdm import tqdm
 
 from configs.errors import DataError, UserError
-from data.preprocessing.encoding import Account, TextEncoder
+from data.preprocessing.encoding import PackingStats, TextEncoder
 from data.preprocessing.parallel_encoding import Tagged, cut, encode_all
 from data.preprocessing.splits import EVAL, TRAIN, Choice, Piece, Place, Router
 from data.text.files import SourceFile, find_files
@@ -108,12 +108,12 @@ class Report:
         dataset_config: the dataset config written, if one was asked for.
     """
 
-    account: Account
+    account: PackingStats
     files_read: int
     example_tokens: int
     tfrecords: tuple[str, ...]
     eval_tfrecords: tuple[str, ...]
-    eval_account: Account | None
+    eval_account: PackingStats | None
     manifest: str
     dataset_config: str | None
 
@@ -251,7 +251,7 @@ def _make(work: _Work, folder: Unfinished) -> Manifest:
     if not parts[TRAIN].files:
         account = parts[TRAIN].account
         reasons = "; ".join([describe_documents(account), *account.problems[:1]])
-        raise DataError(f"{settings.input_dir}: no text to write -- {reasons}")
+        raise DataError(f"{settings.input_dir}: no text to write; {reasons}")
     sizes = [size for _, size, _ in work.identity.input.states]
     tokenizer = {"path": settings.encoder_path, "n_vocab": work.tokenizer.n_vocab, "sha256": _hash(work.tokenizer)}
     inputs = {"files": len(sizes), "bytes": sum(sizes)}
@@ -309,7 +309,7 @@ def _report(settings: Settings, manifest: Manifest) -> Report:
 def _check_settings(settings: Settings) -> None:
     if not settings.name or "/" in settings.name or settings.name.startswith("."):
         raise DataError(
-            f"--name {settings.name!r} -- is no beginning of a file name that is shown -- give one without slashes and "
+            f"--name {settings.name!r}: is no beginning of a file name that is shown; give one without slashes and "
             "without a dot before it"
         )
     for key in ("input_dir", "output_dir", "write_dataset_config"):
@@ -317,13 +317,13 @@ def _check_settings(settings: Settings) -> None:
     smallest = {"files_per": 1, "chunk_size": 1, "minimum_size": 0, "processes": 0}
     for key, least in smallest.items():
         if getattr(settings, key) < least:
-            raise DataError(f"--{key} {getattr(settings, key)} -- is too small -- give {least} or more")
+            raise DataError(f"--{key} {getattr(settings, key)}: is too small; give {least} or more")
     if settings.chunk_size > LONGEST_CHUNK:
-        raise DataError(f"--chunk_size {settings.chunk_size} -- is too large -- give {LONGEST_CHUNK} or less")
+        raise DataError(f"--chunk_size {settings.chunk_size}: is too large; give {LONGEST_CHUNK} or less")
     if settings.max_documents is not None and settings.max_documents < 1:
-        raise DataError(f"--max_documents {settings.max_documents} -- is too small -- give 1 or more, or leave it out")
+        raise DataError(f"--max_documents {settings.max_documents}: is too small; give 1 or more, or leave it out")
     if not 0 <= settings.eval_fraction < 1:
-        raise DataError(f"--eval_fraction {settings.eval_fraction} -- is no share -- give 0 or more, and less than 1")
+        raise DataError(f"--eval_fraction {settings.eval_fraction}: is no share; give 0 or more, and less than 1")
 
 
 def _check_place(flag: str, path: str | None) -> None:
@@ -333,7 +333,7 @@ def _check_place(flag: str, path: str | None) -> None:
         buckets.check(path)
     elif "://" in path:
         raise DataError(
-            f"{flag} {path} -- is neither a path of this machine nor of a bucket of Google Cloud Storage -- give one "
+            f"{flag} {path}: is neither a path of this machine nor of a bucket of Google Cloud Storage; give one "
             f"of this machine, or {buckets.SCHEME}BUCKET/FOLDER"
         )
 
@@ -341,13 +341,13 @@ def _check_place(flag: str, path: str | None) -> None:
 def _separator(settings: Settings, tokenizer: Tokenizer) -> int:
     separator = tokenizer.eos_id if settings.separator is None else settings.separator
     if separator is None:
-        raise DataError(f"{settings.encoder_path}: has no {EOS_TOKEN} -- give the id between documents by --separator")
+        raise DataError(f"{settings.encoder_path}: has no {EOS_TOKEN}; give the id between documents by --separator")
     if not 0 <= separator < tokenizer.n_vocab:
-        raise DataError(f"--separator {separator} -- the tokenizer has {tokenizer.n_vocab} ids -- give a smaller one")
+        raise DataError(f"--separator {separator}: the tokenizer has {tokenizer.n_vocab} ids; give a smaller one")
     if settings.write_dataset_config and tokenizer.eos_id not in (None, separator):
         raise DataError(
-            f"--separator {separator} -- the tokenizer's {EOS_TOKEN} is {tokenizer.eos_id}, and no dataset config may "
-            "say otherwise -- leave out --separator, or --write_dataset_config"
+            f"--separator {separator}: the tokenizer's {EOS_TOKEN} is {tokenizer.eos_id}, and no dataset config may "
+            "say otherwise; leave out --separator, or --write_dataset_config"
         )
     return separator
 
@@ -357,7 +357,7 @@ def _check_free(settings: Settings, old_files: list[str]) -> None:
     in_the_way = [*old_files, *([config] if config and exists(config) else [])]
     if in_the_way and not settings.overwrite:
         raise DataError(
-            f"{in_the_way[0]}: already there -- choose another --name or --output_dir, or give --overwrite to replace "
+            f"{in_the_way[0]}: already there; choose another --name or --output_dir, or give --overwrite to replace "
             f"{len(in_the_way)} file(s)"
         )
 
@@ -388,7 +388,7 @@ def _absolute(path: str) -> str:
     return path if "://" in path else os.path.abspath(path)
 
 
-def describe_documents(account: Account) -> str:
+def describe_documents(account: PackingStats) -> str:
     """Says in one line how many documents were read, kept and discarded, and why."""
     discarded = {
         "undecodable": account.discarded_undecodable,
@@ -404,7 +404,7 @@ def describe_documents(account: Account) -> str:
     )
 
 
-def _describe_part(account: Account, tfrecords: Sequence[str], example_tokens: int) -> list[str]:
+def _describe_part(account: PackingStats, tfrecords: Sequence[str], example_tokens: int) -> list[str]:
     tokens = account.text_tokens + account.separator_tokens + account.padding_tokens
     written = f"{len(tfrecords):,} written, {tfrecords[0]} to {tfrecords[-1]}" if tfrecords else "none"
     return [
@@ -479,7 +479,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped: what was there is as it was -- the same command goes on from here", file=sys.stderr)
+        print("stopped: what was there is as it was; the same command goes on from here", file=sys.stderr)
         return 130
     print(describe(report))
     print(to_json(report))

@@ -74,7 +74,7 @@ def train_byte_level_bpe(
     """
     if vocab_size < SMALLEST_VOCABULARY:
         raise DataError(
-            f"vocab_size {vocab_size} is too small -- it has to hold 256 bytes and 2 special tokens -- take at least "
+            f"vocab_size {vocab_size} is too small: it has to hold 256 bytes and 2 special tokens; take at least "
             f"{SMALLEST_VOCABULARY}"
         )
     backend = tokenizers.Tokenizer(models.BPE())
@@ -129,9 +129,9 @@ def train_tokenizer(settings: Settings) -> str:
 
 def _check(settings: Settings, path: str) -> None:
     if not 0 < settings.sample_share <= 1:
-        raise DataError(f"sample_share {settings.sample_share} is no share -- give more than 0 and at most 1")
+        raise DataError(f"sample_share {settings.sample_share} is no share; give more than 0 and at most 1")
     if exists(path) and not settings.overwrite:
-        raise DataError(f"{path}: already there -- choose another --output_dir, or give --overwrite to replace it")
+        raise DataError(f"{path}: already there; choose another --output_dir, or give --overwrite to replace it")
 
 
 def _sample(documents: Iterable[Document], share: float) -> Iterator[str]:
@@ -148,7 +148,7 @@ def _some(texts: Iterator[str], source: str) -> Iterator[str]:
         found = found or bool(text)
         yield text
     if not found:
-        raise DataError(f"{source}: has no text to train on -- add text, or raise --sample_share")
+        raise DataError(f"{source}: has no text to train on; add text, or raise --sample_share")
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> Settings:

@@ -128,10 +128,10 @@ class Activation:
     """An activation function and what it needs besides x.
 
     Attributes:
-      function: of x and scalars: its parameters in order, then a random number if it is random.
-      parameters: names and first values of its trained scalars.
-      is_random: a number in (0, 1) is drawn for each use in each step of training.
-      is_over_features: not element-wise, but over the last dimension.
+        function: of x and scalars: its parameters in order, then a random number if it is random.
+        parameters: names and first values of its trained scalars.
+        is_random: a number in (0, 1) is drawn for each use in each step of training.
+        is_over_features: not element-wise, but over the last dimension.
     """
 
     function: Function
@@ -212,11 +212,11 @@ def activated(
     """Applies the activation of that name to x, or to x + bias.
 
     Args:
-      x: [..., features].
-      name: in the config.
-      scope: of the trained scalars `{scope}/activation/{parameter}` [], if it has any.
-      place: of the random number, if it uses one; no two places of a model are the same.
-      bias: [features].
+        x: [..., features].
+        name: in the config.
+        scope: of the trained scalars `{scope}/activation/{parameter}` [], if it has any.
+        place: of the random number, if it uses one; no two places of a model are the same.
+        bias: [features].
     """
     kind = ACTIVATIONS_BY_NAME[name]
     features = x.shape.dims[-1].name

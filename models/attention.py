@@ -11,7 +11,7 @@ from models.kernels.attention import AttentionRule
 from models.layer import Layer
 from models.ops.activations import bias_add
 from models.ops.attention import Attended, merged_attention, softmax_attention
-from models.ops.decoding import attend, cache_of_prompt, cut_cache
+from models.ops.decoding import attend, cache_of_prompt, split_cache
 from models.ops.linear_attention import (
     causal_linear_attention,
     linear_attention,
@@ -19,14 +19,14 @@ from models.ops.linear_attention import (
     linear_state,
     linear_state_of_nothing,
 )
-from models.ops.mesh_operation import relabel
+from models.ops.mesh_operation import redistribute
 
 # What a layer keeps from position to position, by name: blocks of keys and values [batch, heads, places,
 # features_per_head], of all positions or of those that a local layer sees, or the sums of linear attention.
 Cache = dict[str, mtf.Tensor]
 
 
-def _first_stds(context: Context) -> dict[str, float]:
+def _init_stds(context: Context) -> dict[str, float]:
     """Standard deviations of the first weights.
 
     GPT-Neo does not divide logits by sqrt(features_per_head); it has that in its first queries, and a released
@@ -44,7 +44,7 @@ def _projected(context: Context, x: mtf.Tensor, scope: str) -> list[mtf.Tensor]:
     dims = context.dims
     weights = [
         context.variable(f"{scope}/{name}", [dims.embd, dims.projected_heads], variables.normal(std))
-        for name, std in _first_stds(context).items()
+        for name, std in _init_stds(context).items()
     ]
     if x.shape.ndims == 2:
         shape = [*x.shape.dims[:-1], dims.projected_heads]
@@ -110,16 +110,16 @@ def _memory(context: Context, layer: Layer) -> list[mtf.Tensor]:
 # Whole sequences.
 
 
-def whole_sequence_attention(context: Context, x: mtf.Tensor, layer: Layer) -> tuple[mtf.Tensor, Cache]:
+def full_attention(context: Context, x: mtf.Tensor, layer: Layer) -> tuple[mtf.Tensor, Cache]:
     """Attention of every position of a sequence.
 
     Args:
-      x: [batch, sequence, embd], normalised.
-      layer: whose variables are `{scope}/attn/{q,k,v,o}` [embd, embd], `.../compute_output_bias/o_b` [embd], with
-        `qkv_bias` `.../{q,k,v}_bias` [embd], and with `num_mem_kv` `.../attention/{mem_k,mem_v}`.
+        x: [batch, sequence, embd], normalised.
+        layer: whose variables are `{scope}/attn/{q,k,v,o}` [embd, embd], `.../compute_output_bias/o_b` [embd], with
+            `qkv_bias` `.../{q,k,v}_bias` [embd], and with `num_mem_kv` `.../attention/{mem_k,mem_v}`.
 
     Returns:
-      [batch, sequence, embd], and the keys and values, with memory_length in place of sequence.
+        [batch, sequence, embd], and the keys and values, with memory_length in place of sequence.
 
     Source: Vaswani et al. 2017, Attention Is All You Need, section 3.2; local: Child et al. 2019, Sparse
     Transformers, section 4; linear: Katharopoulos et al. 2020, Transformers are RNNs, section 3, in GPT-Neo's form.
@@ -129,7 +129,7 @@ def whole_sequence_attention(context: Context, x: mtf.Tensor, layer: Layer) -> t
     if layer.attention == "linear":
         attend = causal_linear_attention if context.model.is_causal else linear_attention
         return _output(context, attend(queries, keys, values), layer), {"keys": keys, "values": values}
-    keys, values = (relabel(t, "sequence", "memory_length") for t in (keys, values))
+    keys, values = (redistribute(t, "sequence", "memory_length") for t in (keys, values))
     rate = context.model.attn_dropout if context.is_training else 0.0
     rule = AttentionRule(context.model.is_causal, _radius(context, layer), rate)
     attended = softmax_attention(queries, keys, values, rule, context.noise_of(f"{layer.place}/attn"))
@@ -153,8 +153,8 @@ def _places(context: Context, layer: Layer) -> mtf.Dimension:
     return memory_dim if radius is None else mtf.Dimension("window", min(radius, memory_dim.size))
 
 
-def blank_cache(context: Context, layer: Layer) -> Cache:
-    """The cache before any position, as `one_position_attention` takes it."""
+def empty_cache(context: Context, layer: Layer) -> Cache:
+    """The cache before any position, as `decode_attention` takes it."""
     dims = context.dims
     if layer.attention == "none":
         return {}
@@ -162,40 +162,40 @@ def blank_cache(context: Context, layer: Layer) -> Cache:
         return linear_state_of_nothing(context.mesh, [dims.batch, dims.heads, dims.features_per_head])
     shape = [dims.batch, dims.heads, _places(context, layer), dims.features_per_head]
     nothing = mtf.zeros(context.mesh, shape, context.cache_dtype)
-    return cut_cache(nothing, nothing)
+    return split_cache(nothing, nothing)
 
 
-def prompt_attention(context: Context, x: mtf.Tensor, layer: Layer, lengths: mtf.Tensor) -> tuple[mtf.Tensor, Cache]:
-    """As `whole_sequence_attention`, with the cache that `one_position_attention` goes on from.
+def prefill_attention(context: Context, x: mtf.Tensor, layer: Layer, lengths: mtf.Tensor) -> tuple[mtf.Tensor, Cache]:
+    """As `full_attention`, with the cache that `decode_attention` goes on from.
 
     Args:
-      context: whose memory_length is that of the cache.
-      x: [batch, sequence, embd], normalised.
-      layer: as in `whole_sequence_attention`.
-      lengths: int32 [batch]; what follows them in a row leaves no trace in the cache.
+        context: whose memory_length is that of the cache.
+        x: [batch, sequence, embd], normalised.
+        layer: as in `full_attention`.
+        lengths: int32 [batch]; what follows them in a row leaves no trace in the cache.
     """
-    y, kept = whole_sequence_attention(context, x, layer)
+    y, kept = full_attention(context, x, layer)
     if layer.attention == "linear":
         return y, linear_state(kept["keys"], kept["values"], lengths)
     places_dim = _places(context, layer)
-    return y, cut_cache(
+    return y, split_cache(
         *(cache_of_prompt(kept[name], lengths, places_dim, context.cache_dtype) for name in ("keys", "values"))
     )
 
 
-def one_position_attention(
+def decode_attention(
     context: Context, x: mtf.Tensor, layer: Layer, cache: Cache, positions: mtf.Tensor
 ) -> tuple[mtf.Tensor, Cache]:
     """Attention of one position of each row over the cache, to which its own key and value are added.
 
     Args:
-      x: [batch, embd], normalised.
-      layer: as in `whole_sequence_attention`.
-      cache: of this layer, valid before the positions.
-      positions: int32 [batch].
+        x: [batch, embd], normalised.
+        layer: as in `full_attention`.
+        cache: of this layer, valid before the positions.
+        positions: int32 [batch].
 
     Returns:
-      [batch, embd], and the new cache.
+        [batch, embd], and the new cache.
     """
     queries, key, value = _queries_keys_values(context, x, f"{layer.scope}/attn", positions)
     if layer.attention == "linear":

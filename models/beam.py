@@ -11,7 +11,7 @@ from models import gpt2
 from models.attention import Cache
 from models.context import Context
 from models.dims import Dims
-from models.kernels.beams import HOPELESS
+from models.kernels.beams import NEG_INF
 from models.ops.beams import Beams, rows_of, take_turn
 
 
@@ -20,10 +20,10 @@ class Wish:
     """What to search for.
 
     Attributes:
-      tokens: int32 [batch, sequence], the prompt in a batch of one row.
-      lengths: int32 [batch], how many of them are the prompt, at least 1.
-      length_penalty: float32 scalar; texts are compared by their log-probability / their length ** length_penalty.
-      n_wanted: int32 scalar; at so many new tokens every text ends; 1 ... n_new_tokens of the search.
+        tokens: int32 [batch, sequence], the prompt in a batch of one row.
+        lengths: int32 [batch], how many of them are the prompt, at least 1.
+        length_penalty: float32 scalar; texts are compared by their log-probability / their length ** length_penalty.
+        n_wanted: int32 scalar; at so many new tokens every text ends; 1 ... n_new_tokens of the search.
     """
 
     tokens: mtf.Tensor
@@ -56,12 +56,12 @@ class BeamSearch:
     """A model that searches.
 
     Attributes:
-      model: its settings.
-      eos_id: ends a text.
-      n_beams: how many open texts there are at a time, and ended ones at most.
-      n_new_tokens: the most that a text may have after its prompt.
-      memory_length: of the cache; every prompt with its new tokens fits in, the last of them apart.
-      kept_dtype: of keys and values in the cache; None: that of the activations.
+        model: its settings.
+        eos_id: ends a text.
+        n_beams: how many open texts there are at a time, and ended ones at most.
+        n_new_tokens: the most that a text may have after its prompt.
+        memory_length: of the cache; every prompt with its new tokens fits in, the last of them apart.
+        kept_dtype: of keys and values in the cache; None: that of the activations.
     """
 
     model: ModelConfig
@@ -105,10 +105,10 @@ class BeamSearch:
         return Beams(
             n_written=mtf.constant(mesh, 0, dtype=tf.int32),
             tokens=mtf.constant(mesh, self.eos_id, tokens, tf.int32),
-            log_probs=mtf.cast(is_other, tf.float32) * HOPELESS,
+            log_probs=mtf.cast(is_other, tf.float32) * NEG_INF,
             ended_tokens=mtf.constant(mesh, self.eos_id, tokens, tf.int32),
             ended_lengths=mtf.zeros(mesh, [beams_dim], tf.int32),
-            ended_scores=mtf.constant(mesh, HOPELESS, [beams_dim], tf.float32),
+            ended_scores=mtf.constant(mesh, NEG_INF, [beams_dim], tf.float32),
             is_open=mtf.constant(mesh, True, dtype=tf.bool),
         )
 

@@ -18,8 +18,8 @@ class Context:
     """The settings of one graph; nothing is ever written into it.
 
     Attributes:
-      noise: where dropout's random numbers come from; dropout happens only in training, so None everywhere else.
-      kept_dtype: of keys and values that are kept while decoding; None: that of the activations.
+        noise: where dropout's random numbers come from; dropout happens only in training, so None everywhere else.
+        kept_dtype: of keys and values that are kept while decoding; None: that of the activations.
     """
 
     mesh: mtf.Mesh

@@ -24,10 +24,10 @@ class Prompts:
     """What rows are to go on from, and how.
 
     Attributes:
-      tokens: int32 [batch, sequence].
-      lengths: int32 [batch], how many of them are the prompt, at least 1.
-      limits: int32 [batch], length at which each row ends; at most that of the cache.
-      rules: how each row's tokens are chosen.
+        tokens: int32 [batch, sequence].
+        lengths: int32 [batch], how many of them are the prompt, at least 1.
+        limits: int32 [batch], length at which each row ends; at most that of the cache.
+        rules: how each row's tokens are chosen.
     """
 
     tokens: mtf.Tensor
@@ -41,15 +41,15 @@ class Texts:
     """What the rows hold, and how far they are.
 
     Attributes:
-      tokens: int32 [batch, memory_length], prompt and written ones, valid before `lengths`.
-      log_probs: float32 [batch, memory_length], of the written ones; see `Choice`.
-      top_tokens: int32 [batch, memory_length, top], likewise.
-      top_log_probs: float32 [batch, memory_length, top], likewise.
-      lengths: int32 [batch].
-      prompt_lengths: int32 [batch].
-      limits: int32 [batch], length at which each row ends.
-      ended: int32 [batch], 1 once eos has been drawn; it is not written.
-      next_tokens: int32 [batch], that the model has not seen: the last of each text.
+        tokens: int32 [batch, memory_length], prompt and written ones, valid before `lengths`.
+        log_probs: float32 [batch, memory_length], of the written ones; see `Choice`.
+        top_tokens: int32 [batch, memory_length, top], likewise.
+        top_log_probs: float32 [batch, memory_length, top], likewise.
+        lengths: int32 [batch].
+        prompt_lengths: int32 [batch].
+        limits: int32 [batch], length at which each row ends.
+        ended: int32 [batch], 1 once eos has been drawn; it is not written.
+        next_tokens: int32 [batch], that the model has not seen: the last of each text.
     """
 
     tokens: mtf.Tensor
@@ -96,10 +96,10 @@ class Decoder:
     """A model that writes.
 
     Attributes:
-      model: its settings.
-      eos_id: ends a text.
-      memory_length: the most tokens of a text, its prompt among them.
-      kept_dtype: of keys and values in the cache; None: that of the activations.
+        model: its settings.
+        eos_id: ends a text.
+        memory_length: the most tokens of a text, its prompt among them.
+        kept_dtype: of keys and values in the cache; None: that of the activations.
     """
 
     model: ModelConfig
@@ -114,9 +114,9 @@ class Decoder:
         """Rows that hold nothing yet.
 
         Args:
-          rules: of the rows.
-          prompt_lengths: int32 [batch].
-          limits: int32 [batch].
+            rules: of the rows.
+            prompt_lengths: int32 [batch].
+            limits: int32 [batch].
         """
         mesh, batch_dim = limits.mesh, limits.shape.dims[0]
         context = self._context(mesh, batch_dim.size, 1)

@@ -13,8 +13,8 @@ class Dims:
     """Every dimension of one graph: a batch size and a length on top of the model's own sizes.
 
     Attributes:
-      projected_heads: all heads' features in one dimension, as the checkpoint keeps the attention weights.
-      memory_length: keys and values; as long as `sequence`, or as the cache when decoding.
+        projected_heads: all heads' features in one dimension, as the checkpoint keeps the attention weights.
+        memory_length: keys and values; as long as `sequence`, or as the cache when decoding.
     """
 
     batch: mtf.Dimension

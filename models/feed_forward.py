@@ -64,13 +64,13 @@ def feed_forward(context: Context, x: mtf.Tensor, scope: str, place: str) -> mtf
     """Two dense layers with the activation, or with a gated linear unit, between them.
 
     Args:
-      x: [..., embd], batch first.
-      scope: of the variables `{scope}/conv1d_main/c_fc/{kernel,bias}` [embd, intermediate_expanded], twice as wide with
-        mlp_glu, `.../c_proj/{kernel,bias}` and those of the activation.
-      place: of the random numbers; no two places of a model are the same, though they may share variables.
+        x: [..., embd], batch first.
+        scope: of the variables `{scope}/conv1d_main/c_fc/{kernel,bias}` [embd, intermediate_expanded], twice as wide
+            with mlp_glu, `.../c_proj/{kernel,bias}` and those of the activation.
+        place: of the random numbers; no two places of a model are the same, though they may share variables.
 
     Returns:
-      [..., embd].
+        [..., embd].
 
     Source: Vaswani et al. 2017, Attention Is All You Need, section 3.3; the scaled output layer is Radford et al.
     2019 (GPT-2), section 2.3.

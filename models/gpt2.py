@@ -13,10 +13,10 @@ from meshtf import mtf
 from models import positions, variables
 from models.attention import (
     Cache,
-    blank_cache,
-    one_position_attention,
-    prompt_attention,
-    whole_sequence_attention,
+    decode_attention,
+    empty_cache,
+    full_attention,
+    prefill_attention,
 )
 from models.context import Context
 from models.feed_forward import dense_std, feed_forward
@@ -46,8 +46,8 @@ class ForwardPass:
     """What a pass over whole sequences gives.
 
     Attributes:
-      logits: [batch, sequence, vocab].
-      mixtures: of each mixture-of-experts layer, by its place, as "h2".
+        logits: [batch, sequence, vocab].
+        mixtures: of each mixture-of-experts layer, by its place, as "h2".
     """
 
     logits: mtf.Tensor
@@ -124,7 +124,7 @@ def _training_block(context: Context, x: mtf.Tensor, layer: Layer) -> tuple[mtf.
             context,
             x,
             layer,
-            lambda h, layer: whole_sequence_attention(context, h, layer),
+            lambda h, layer: full_attention(context, h, layer),
             _mix_of_whole_sequences(context),
         )
         mixture = output.mixture
@@ -140,11 +140,11 @@ def forward(context: Context, tokens: mtf.Tensor) -> ForwardPass:
     """Every position of whole sequences.
 
     Args:
-      tokens: int32 [batch, sequence].
+        tokens: int32 [batch, sequence].
 
     Returns:
-      Logits [batch, sequence, vocab], whose row t depends on tokens 0 ... t only, unless the model is bidirectional;
-      and what the experts say.
+        Logits [batch, sequence, vocab], whose row t depends on tokens 0 ... t only, unless the model is bidirectional;
+        and what the experts say.
     """
     x = _embedded(context, tokens, positions.sequence_positions(context))
     mixtures = {}
@@ -171,7 +171,7 @@ def _kept(output: _BlockOutput) -> Cache:
 def blank_caches(context: Context) -> list[Cache]:
     """What each layer keeps before any position, as `next_logits` takes it."""
     return [
-        blank_cache(context, layer) | ({"claims": blank_claims(context)} if layer.is_mixture else {})
+        empty_cache(context, layer) | ({"claims": blank_claims(context)} if layer.is_mixture else {})
         for layer in layers(context.model)
     ]
 
@@ -180,12 +180,12 @@ def prompt_logits(context: Context, tokens: mtf.Tensor, lengths: mtf.Tensor) -> 
     """Logits after the prompts.
 
     Args:
-      context: whose memory_length is that of the caches.
-      tokens: int32 [batch, sequence].
-      lengths: int32 [batch], of each row's prompt, at least 1; any ids may follow it.
+        context: whose memory_length is that of the caches.
+        tokens: int32 [batch, sequence].
+        lengths: int32 [batch], of each row's prompt, at least 1; any ids may follow it.
 
     Returns:
-      [batch, vocab], and what each layer keeps.
+        [batch, vocab], and what each layer keeps.
     """
     x = _embedded(context, tokens, positions.sequence_positions(context))
     caches = []
@@ -194,7 +194,7 @@ def prompt_logits(context: Context, tokens: mtf.Tensor, lengths: mtf.Tensor) -> 
             context,
             x,
             layer,
-            lambda h, layer: prompt_attention(context, h, layer, lengths),
+            lambda h, layer: prefill_attention(context, h, layer, lengths),
             lambda h, layer: mixture_of_experts(
                 context, h, layer.scope, layer.place, claims_of_sequences(context, lengths)
             ),
@@ -210,12 +210,12 @@ def next_logits(
     """Logits after one more token of each row.
 
     Args:
-      tokens: int32 [batch].
-      places: int32 [batch], their positions.
-      caches: of each layer, valid before those positions.
+        tokens: int32 [batch].
+        places: int32 [batch], their positions.
+        caches: of each layer, valid before those positions.
 
     Returns:
-      [batch, vocab], and the caches with these positions added.
+        [batch, vocab], and the caches with these positions added.
     """
     x = _embedded(context, tokens, places)
     new_caches = []
@@ -224,7 +224,7 @@ def next_logits(
             context,
             x,
             layer,
-            lambda h, layer, cache=cache: one_position_attention(context, h, layer, cache, places),
+            lambda h, layer, cache=cache: decode_attention(context, h, layer, cache, places),
             lambda h, layer, cache=cache: mixture_of_experts(
                 context, h, layer.scope, layer.place, claims_of_tokens(cache["claims"], places)
             ),

@@ -12,11 +12,11 @@ class Layer:
     """Which layer it is, of what kind, and under which names.
 
     Attributes:
-      attention: a member of `attention_types`.
-      is_mixture: its feed-forward half is a mixture of experts.
-      scope: of its variables: "h3", or empty where all layers share one block's variables. GPT-Neo's names then begin
-        with `gpt2//`, kept for checkpoints.
-      place: a name of its own in any case, for random numbers.
+        attention: a member of `attention_types`.
+        is_mixture: its feed-forward half is a mixture of experts.
+        scope: of its variables: "h3", or empty where all layers share one block's variables. GPT-Neo's names then begin
+            with `gpt2//`, kept for checkpoints.
+        place: a name of its own in any case, for random numbers.
     """
 
     attention: str

@@ -17,8 +17,8 @@ class TokenLosses:
     """Losses of each token, float32 [batch, sequence].
 
     Attributes:
-      loss: of foretelling the label; the cross-entropy -log p(label), in nats, or the entmax loss.
-      log_z: log of the softmax's denominator; None with the entmax loss, which has none.
+        loss: of foretelling the label; the cross-entropy -log p(label), in nats, or the entmax loss.
+        log_z: log of the softmax's denominator; None with the entmax loss, which has none.
     """
 
     loss: mtf.Tensor
@@ -28,7 +28,7 @@ class TokenLosses:
         """The scalar mean of the tokens' losses.
 
         Args:
-          weights: float32 [batch, sequence], adding up to 1 over the whole batch.
+            weights: float32 [batch, sequence], adding up to 1 over the whole batch.
         """
         return mtf.reduce_sum(weights * self.loss)
 
@@ -36,8 +36,8 @@ class TokenLosses:
         """The scalar to minimise: the mean of loss + z_loss * log_z^2, which keeps the logits from drifting.
 
         Args:
-          weights: float32 [batch, sequence], adding up to 1 over the whole batch.
-          z_loss: has no effect with the entmax loss.
+            weights: float32 [batch, sequence], adding up to 1 over the whole batch.
+            z_loss: has no effect with the entmax loss.
 
         Source: Shazeer et al. 2018, Mesh-TensorFlow; the z-loss as in its `softmax_cross_entropy_with_logits`.
         """
@@ -50,13 +50,13 @@ def as_shares(weights: mtf.Tensor) -> mtf.Tensor:
     """How much each label counts, as shares that add up to 1; all 0 where none counts.
 
     Args:
-      weights: float32 [batch, sequence], >= 0.
+        weights: float32 [batch, sequence], >= 0.
     """
     total = mtf.broadcast(mtf.reduce_sum(weights), weights.shape)
     return mtf.cwise(tf.math.divide_no_nan, [weights, total])
 
 
-def loss_of_guessing(model: ModelConfig) -> float:
+def uniform_loss(model: ModelConfig) -> float:
     """The loss of a model that takes every token of the vocabulary for equally likely."""
     if not model.entmax_loss:
         return math.log(model.n_vocab)
@@ -67,9 +67,9 @@ def token_losses(model: ModelConfig, logits: mtf.Tensor, labels: mtf.Tensor) -> 
     """The losses that a model is trained with: entmax losses with `entmax_loss`, else cross-entropies.
 
     Args:
-      model: the model's settings.
-      logits: [batch, sequence, vocab].
-      labels: int32 [batch, sequence].
+        model: the model's settings.
+        logits: [batch, sequence, vocab].
+        labels: int32 [batch, sequence].
     """
     if model.entmax_loss:
         return TokenLosses(entmax_loss(logits, labels), log_z=None)

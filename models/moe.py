@@ -11,7 +11,7 @@ from models import variables
 from models.activations import activated
 from models.context import Context
 from models.kernels.routing import RoutingRule
-from models.ops.routing import Claims, Routing, chosen_logits, first_choices, from_experts, route, to_experts
+from models.ops.routing import ExpertCounts, Routing, chosen_logits, first_choices, from_experts, route, to_experts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,12 +19,12 @@ class MoeOutput:
     """What a mixture gives.
 
     Attributes:
-      outputs: like its input.
-      aux_loss: float32 scalar to add to the loss to minimise; a mean over the batch, with its coefficients in it.
-      dropped: float32 scalar, the share of a row's claims on experts that found no room, in the mean over the batch.
-      load: float32 [all_experts], the share of tokens whose first choice is each expert; adds up to 1.
-      claims: int32 [batch, all_experts], how many tokens of the last token's group claimed each expert: what the next
-        token needs.
+        outputs: like its input.
+        aux_loss: float32 scalar to add to the loss to minimise; a mean over the batch, with its coefficients in it.
+        dropped: float32 scalar, the share of a row's claims on experts that found no room, in the mean over the batch.
+        load: float32 [all_experts], the share of tokens whose first choice is each expert; adds up to 1.
+        claims: int32 [batch, all_experts], how many tokens of the last token's group claimed each expert: what the next
+            token needs.
     """
 
     outputs: mtf.Tensor
@@ -106,10 +106,10 @@ def _aux_loss(model: ModelConfig, logits: mtf.Tensor, log_z: mtf.Tensor, load: m
     """Load-balance loss and router z-loss, float32 scalar.
 
     Args:
-      model: for the coefficients.
-      logits: [batch, tokens, all_experts].
-      log_z: [batch, tokens], of the logits' softmax.
-      load: [batch, all_experts], shares of first choices.
+        model: for the coefficients.
+        logits: [batch, tokens, all_experts].
+        log_z: [batch, tokens], of the logits' softmax.
+        load: [batch, all_experts], shares of first choices.
 
     Source: Fedus et al. 2021, Switch Transformers, equations 4-6, for each row of the batch; Zoph et al. 2022,
     ST-MoE, equation 5.
@@ -154,14 +154,14 @@ def blank_claims(context: Context) -> mtf.Tensor:
     return mtf.zeros(context.mesh, [context.dims.batch, mtf.Dimension("all_experts", n_experts)], tf.int32)
 
 
-def claims_of_sequences(context: Context, lengths: mtf.Tensor) -> Claims:
+def claims_of_sequences(context: Context, lengths: mtf.Tensor) -> ExpertCounts:
     """What sequences find that begin at position 0, of which each row's first `lengths` tokens are there."""
-    return Claims(blank_claims(context), mtf.zeros_like(lengths), lengths)
+    return ExpertCounts(blank_claims(context), mtf.zeros_like(lengths), lengths)
 
 
-def claims_of_tokens(made: mtf.Tensor, positions: mtf.Tensor) -> Claims:
+def claims_of_tokens(made: mtf.Tensor, positions: mtf.Tensor) -> ExpertCounts:
     """What one token of each row finds, at its position."""
-    return Claims(made, positions, mtf.ones_like(positions))
+    return ExpertCounts(made, positions, mtf.ones_like(positions))
 
 
 def mixture_of_experts(
@@ -169,7 +169,7 @@ def mixture_of_experts(
     x: mtf.Tensor,
     scope: str,
     place: str,
-    claims: Claims | None = None,
+    claims: ExpertCounts | None = None,
 ) -> MoeOutput:
     """A feed-forward layer of many experts, of which each token uses the one or two that a router chooses.
 
@@ -180,13 +180,13 @@ def mixture_of_experts(
     earlier one's second, and generation differs from training.
 
     Args:
-      context: training has a capacity and a policy of its own, and dropout.
-      x: [batch, sequence, embd], whole sequences from position 0; or [batch, embd], one token of each.
-      scope: of the variables `{scope}/top_2_gating/kernel` [embd, all_experts], `{scope}/wi/kernel` [experts, embd,
-        expert_hidden] and `{scope}/wo/kernel` [experts, expert_hidden, embd].
-      place: of the random numbers; no two places of a model are the same.
-      claims: with one token: what those before it made; with sequences that fill a row up: how long they are; None:
-        the sequences are as long as they look.
+        context: training has a capacity and a policy of its own, and dropout.
+        x: [batch, sequence, embd], whole sequences from position 0; or [batch, embd], one token of each.
+        scope: of the variables `{scope}/top_2_gating/kernel` [embd, all_experts], `{scope}/wi/kernel` [experts, embd,
+            expert_hidden] and `{scope}/wo/kernel` [experts, expert_hidden, embd].
+        place: of the random numbers; no two places of a model are the same.
+        claims: with one token: what those before it made; with sequences that fill a row up: how long they are; None:
+            the sequences are as long as they look.
 
     Source: Shazeer et al. 2017, Outrageously Large Neural Networks; Lepikhin et al. 2020, GShard, section 2.2, for
     two experts, capacity and the random second one; Fedus et al. 2021, Switch Transformers, for one.

@@ -14,8 +14,8 @@ def layer_norm(context: Context, x: mtf.Tensor, scope: str) -> mtf.Tensor:
     """Layer normalisation over embd.
 
     Args:
-      x: [..., embd].
-      scope: of the variables `{scope}/g` [embd] and `{scope}/b` [embd].
+        x: [..., embd].
+        scope: of the variables `{scope}/g` [embd] and `{scope}/b` [embd].
 
     Source: Ba et al. 2016, Layer Normalization.
     """
@@ -29,8 +29,8 @@ def scale_norm(context: Context, x: mtf.Tensor, scope: str) -> mtf.Tensor:
     Salazar's ScaleNorm.
 
     Args:
-      x: [..., embd].
-      scope: of the variable `{scope}/g`, a scalar.
+        x: [..., embd].
+        scope: of the variable `{scope}/g`, a scalar.
 
     Source: GPT-Neo, kept for checkpoints.
     """

@@ -21,11 +21,11 @@ def embedded(context: Context, positions: mtf.Tensor) -> mtf.Tensor | None:
     """The learned embeddings of positions, or None where queries and keys are rotated instead.
 
     Args:
-      positions: int32 [sequence], from 0 on; or [batch], one of each row.
+        positions: int32 [sequence], from 0 on; or [batch], one of each row.
 
     Returns:
-      [sequence, embd] or [batch, embd], from the variable `wpe` [embed_sequence, embd] or from `axial_wpe_1` and
-      `axial_wpe_2`.
+        [sequence, embd] or [batch, embd], from the variable `wpe` [embed_sequence, embd] or from `axial_wpe_1` and
+        `axial_wpe_2`.
     """
     if context.model.rotary_emb:
         return None
@@ -67,8 +67,9 @@ def rotated(context: Context, x: mtf.Tensor, positions: mtf.Tensor) -> mtf.Tenso
     """Queries or keys turned by their positions; x itself without `rotary_emb`.
 
     Args:
-      x: [batch, sequence, heads, features_per_head], or [batch, heads, features_per_head] at one position of each row.
-      positions: int32 [sequence], or [batch].
+        x: [batch, sequence, heads, features_per_head], or [batch, heads, features_per_head] at one position of each
+            row.
+        positions: int32 [sequence], or [batch].
 
     Source: Su et al. 2021, RoFormer, section 3.2.2, with features i and i + features_per_head / 2 as a pair, as in
     GPT-Neo.

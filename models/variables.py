@@ -19,7 +19,7 @@ class SlicedVariable(mtf.Variable):
     lowered, and checkpoints are written from them.
 
     Attributes:
-      initial_value: a function of the seed that gives the whole first value, float32.
+        initial_value: a function of the seed that gives the whole first value, float32.
     """
 
     def __init__(self, mesh: mtf.Mesh, name: str, shape: mtf.Shape, initializer: Initializer, trainable: bool):
@@ -48,11 +48,11 @@ def get_variable(
     """The float32 value of the variable of that checkpoint name, made on first use.
 
     Args:
-      mesh: the mesh it lies on.
-      name: checkpoint name, as `gpt2/h0/attn/q`.
-      shape: dimensions, in the order of the checkpoint.
-      initializer: of the first value.
-      trainable: False for what the optimiser keeps.
+        mesh: the mesh it lies on.
+        name: checkpoint name, as `gpt2/h0/attn/q`.
+        shape: dimensions, in the order of the checkpoint.
+        initializer: of the first value.
+        trainable: False for what the optimiser keeps.
     """
     variable = mesh.graph.name_to_variable.get(name) or SlicedVariable(mesh, name, shape, initializer, trainable)
     assert variable.shape == shape, f"{name} was made with shape {variable.shape}, and is now wanted with {shape}"

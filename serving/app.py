@@ -19,7 +19,7 @@ from serving.errors import EXCEPTION_HANDLERS
 from serving.metrics import Statistics
 from serving.middleware import BodyGuard, CountGuard, KeyGuard
 from serving.model import ServedModel
-from serving.queue import Desk
+from serving.queue import RequestQueue
 from serving.routes import ROUTES
 from serving.settings import KEY_VARIABLE, ServingSettings
 from serving.token_engine import warm
@@ -35,7 +35,7 @@ def serve(model: ServedModel, settings: ServingSettings) -> int:
     them. The status is 0 where every answer was given whole.
 
     Raises:
-      UserError: it cannot listen where it should.
+        UserError: it cannot listen where it should.
     """
     with _listening(settings) as listener:
         warm(model.engine)
@@ -49,7 +49,7 @@ def _listening(settings: ServingSettings) -> socket.socket:
         listener = socket.create_server(address, family=family, backlog=1024)
     except (OSError, UnicodeError) as error:
         raise UserError(
-            f"--serve {settings.port} --host {settings.host} -- cannot listen there: {error} -- give another port, or "
+            f"--serve {settings.port} --host {settings.host}: cannot listen there: {error}; give another port, or "
             "0 for any that is free, and a name or an address of this machine"
         ) from error
     return listener
@@ -64,7 +64,7 @@ def _warn_of_strangers(listener: socket.socket, settings: ServingSettings) -> No
     host = listener.getsockname()[0]
     if settings.api_key is None and not ipaddress.ip_address(host.partition("%")[0]).is_loopback:
         print(
-            f"warning: --host {settings.host} -- anyone who reaches this machine may ask, for there is no key -- set "
+            f"warning: --host {settings.host}: anyone who reaches this machine may ask, for there is no key; set "
             f"{KEY_VARIABLE}",
             file=sys.stderr,
         )
@@ -87,10 +87,10 @@ class _Server(uvicorn.Server):
     """A server that goes on for a while when it is told to stop: running answers end, and others are refused.
 
     Attributes:
-      status: what the process ends with: 0, or 128 and the signal where an answer was cut short.
+        status: what the process ends with: 0, or 128 and the signal where an answer was cut short.
     """
 
-    def __init__(self, config: uvicorn.Config, desk: Desk, grace_seconds: float) -> None:
+    def __init__(self, config: uvicorn.Config, desk: RequestQueue, grace_seconds: float) -> None:
         super().__init__(config)
         self._desk = desk
         self._grace_seconds = grace_seconds
@@ -128,7 +128,7 @@ class _Server(uvicorn.Server):
 
 
 async def _serve(model: ServedModel, settings: ServingSettings, listener: socket.socket) -> int:
-    desk = Desk(model, settings, lambda: server.handle_failure())
+    desk = RequestQueue(model, settings, lambda: server.handle_failure())
     statistics = Statistics(desk, model.engine.n_rows, {route.endpoint: route.path for route in ROUTES})
     app = build_app(Service(model, desk, statistics, int(time.time())), settings)
     config = uvicorn.Config(

@@ -15,14 +15,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from runtime.generation.engine import Piece
+from runtime.generation.engine import TokenChunk
 from runtime.generation.scheduler import Delta
 from serving.errors import CLIENT_GONE, Refusal
 from serving.metrics import Statistics
 from serving.model import ServedModel
 from serving.protocol import Choice, Completion, Usage
-from serving.queue import Desk, News
-from serving.request import Prompt, Wish
+from serving.queue import RequestQueue, ResponseStream
+from serving.request import Prompt, SamplingRequest
 from serving.response import ChoiceWriter, joined
 
 FORGOTTEN = "cancelled"
@@ -36,7 +36,7 @@ class Service:
     """What answers are made with."""
 
     model: ServedModel
-    desk: Desk
+    desk: RequestQueue
     statistics: Statistics
     started: int
 
@@ -44,7 +44,7 @@ class Service:
 class _Sequence:
     """One of the sequences of a request as it grows."""
 
-    def __init__(self, prompt: Prompt, score: Piece | None, writer: ChoiceWriter) -> None:
+    def __init__(self, prompt: Prompt, score: TokenChunk | None, writer: ChoiceWriter) -> None:
         self._prompt = prompt
         self._score = score
         self._writer = writer
@@ -72,7 +72,7 @@ class _Sequence:
 class Answering:
     """One request being answered."""
 
-    def __init__(self, service: Service, wish: Wish) -> None:
+    def __init__(self, service: Service, wish: SamplingRequest) -> None:
         self._service = service
         self._wish = wish
         self._began = time.monotonic()
@@ -97,7 +97,7 @@ class Answering:
         """Sends the answer as it is written; its head goes first when there is something to send.
 
         Raises:
-          Refusal: before anything was sent.
+            Refusal: before anything was sent.
         """
         has_begun = False
         try:
@@ -134,14 +134,14 @@ class Answering:
             while any(sequence.end is None for sequence in self._sequences):
                 yield await self._next(news)
 
-    async def _next(self, news: News[Delta]) -> Choice:
+    async def _next(self, news: ResponseStream[Delta]) -> Choice:
         number, delta = await news.next()
         if self._is_first:
             self._service.statistics.count_first(time.monotonic() - self._began)
             self._is_first = False
         return self._sequences[number].grow(delta)
 
-    async def _scores(self) -> list[Piece | None]:
+    async def _scores(self) -> list[TokenChunk | None]:
         """Of each prompt; None: it has no second token, or nobody wants its scores."""
         if not self._wish.is_echoed or self._wish.n_top is None:
             return [None] * len(self._wish.prompts)
@@ -149,7 +149,7 @@ class Answering:
         scores = iter(await self._service.desk.scores(texts, self._wish.n_top))
         return [next(scores) if len(prompt.tokens) > 1 else None for prompt in self._wish.prompts]
 
-    def _begin(self, scores: list[Piece | None]) -> list[_Sequence]:
+    def _begin(self, scores: list[TokenChunk | None]) -> list[_Sequence]:
         wish, bytes_of = self._wish, self._service.model.bytes_of
         of_prompts = [pair for pair in zip(wish.prompts, scores, strict=True) for _ in range(wish.n_written)]
         return [

@@ -21,8 +21,8 @@ class Refusal(Exception):
     """A request that gets no answer, with what the client is told.
 
     Attributes:
-      status: of HTTP.
-      headers: of the answer.
+        status: of HTTP.
+        headers: of the answer.
     """
 
     def __init__(self, status: int, error: Error, headers: Mapping[str, str] | None = None) -> None:
@@ -47,60 +47,60 @@ def bad_request(message: str, param: str | None = None, code: str = "invalid_val
 
 def wrong_key() -> Refusal:
     """401, whether there is no key or another one."""
-    message = "Authorization -- is not this server's key -- send `Authorization: Bearer KEY`"
+    message = "Authorization: is not this server's key; send `Authorization: Bearer KEY`"
     error = Error(message=message, type="invalid_request_error", param=None, code="invalid_api_key")
     return Refusal(401, error, {"WWW-Authenticate": "Bearer"})
 
 
 def unknown_model(name: str, known: str) -> Refusal:
     """404: another model than the one that is served."""
-    message = f"model = {_shown(name)} -- is not served here -- give {known}"
+    message = f"model = {_shown(name)}: is not served here; give {known}"
     return Refusal(404, Error(message=message, type="invalid_request_error", param="model", code="model_not_found"))
 
 
 def slow_body(seconds: float) -> Refusal:
     """408: the body does not come."""
-    message = f"the body -- did not come within {seconds:g} seconds -- send it again"
+    message = f"the body: did not come within {seconds:g} seconds; send it again"
     error = Error(message=message, type="invalid_request_error", param=None, code="slow_body")
     return Refusal(408, error, {"Connection": "close"})
 
 
 def large_body(limit_bytes: int) -> Refusal:
     """413: the body is larger than what is read."""
-    message = f"the body -- is larger than {limit_bytes} bytes -- ask for less at a time"
+    message = f"the body: is larger than {limit_bytes} bytes; ask for less at a time"
     error = Error(message=message, type="invalid_request_error", param=None, code="request_too_large")
     return Refusal(413, error, {"Connection": "close"})
 
 
 def not_json(content_type: str) -> Refusal:
     """415: a body of another type, as a page in a browser may send without asking."""
-    message = f"Content-Type = {_shown(content_type)} -- is not application/json -- send JSON, and say so"
+    message = f"Content-Type = {_shown(content_type)}: is not application/json; send JSON, and say so"
     return Refusal(415, Error(message=message, type="invalid_request_error", param=None, code="not_json"))
 
 
 def full(n_open: int, n_most: int) -> Refusal:
     """429: too many sequences are being written or wait."""
-    message = f"the queue -- {n_open} of {n_most} sequences are being written or wait -- ask again later"
+    message = f"the queue: {n_open} of {n_most} sequences are being written or wait; ask again later"
     error = Error(message=message, type="rate_limit_error", param=None, code="queue_full")
     return Refusal(429, error, {"Retry-After": str(RETRY_SECONDS)})
 
 
 def broken() -> Refusal:
     """500: a fault of the program; the server's log holds it."""
-    message = "the server -- has failed -- its log says why"
+    message = "the server: has failed; its log says why"
     return Refusal(500, Error(message=message, type="server_error", param=None, code="failed"))
 
 
 def stopping() -> Refusal:
     """503: the server finishes what runs, and takes no more."""
-    message = "the server -- is being stopped -- ask again later"
+    message = "the server: is being stopped; ask again later"
     error = Error(message=message, type="server_error", param=None, code="stopping")
     return Refusal(503, error, {"Retry-After": str(RETRY_SECONDS), "Connection": "close"})
 
 
 def late(seconds: float) -> Refusal:
     """503: so many others are served that the answer was not done in time."""
-    message = f"the answer -- took more than {seconds:g} seconds -- ask again later, or for fewer tokens"
+    message = f"the answer: took more than {seconds:g} seconds; ask again later, or for fewer tokens"
     error = Error(message=message, type="server_error", param=None, code="late")
     return Refusal(503, error, {"Retry-After": str(RETRY_SECONDS)})
 
@@ -117,14 +117,14 @@ def invalid(error: ValidationError) -> Refusal:
     """400: the first thing that is wrong with a request's fields, and what is allowed."""
     first = error.errors(include_url=False, include_context=False)[0]
     if not first["loc"]:
-        return bad_request(f"the body -- {first['msg']} -- send an object as JSON", code="invalid_body")
+        return bad_request(f"the body: {first['msg']}; send an object as JSON", code="invalid_body")
     param = ".".join(map(str, first["loc"][:1] if first["loc"][0] in _UNIONS else first["loc"]))[:SHOWN_CHARACTERS]
     if first["type"] == "extra_forbidden":
-        return bad_request(f"{_shown(param)} -- is no field of a request -- leave it out", param, "unknown_field")
+        return bad_request(f"{_shown(param)}: is no field of a request; leave it out", param, "unknown_field")
     problem = "is none of what it can be" if param in _UNIONS else first["msg"]
     if first["type"] == "missing":
-        return bad_request(f"{param} -- is missing -- give {_allowed(first['loc'])}", param)
-    return bad_request(f"{param} = {_shown(first['input'])} -- {problem} -- give {_allowed(first['loc'])}", param)
+        return bad_request(f"{param}: is missing; give {_allowed(first['loc'])}", param)
+    return bad_request(f"{param} = {_shown(first['input'])}: {problem}; give {_allowed(first['loc'])}", param)
 
 
 def _allowed(place: tuple[int | str, ...]) -> str:
@@ -140,7 +140,7 @@ async def of_http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     what = f"{request.method} {_shown(request.url.path)}"
     answer = Error(
-        message=f"{what} -- {error.detail} -- see /openapi.json",
+        message=f"{what}: {error.detail}; see /openapi.json",
         type="invalid_request_error",
         param=None,
         code="unknown_path",

@@ -15,7 +15,7 @@ from prometheus_client import (
 )
 
 from serving.protocol import Usage
-from serving.queue import Desk
+from serving.queue import RequestQueue
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
@@ -23,7 +23,7 @@ SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 3
 class Statistics:
     """Numbers of one server."""
 
-    def __init__(self, desk: Desk, n_rows: int, paths: Mapping[Callable, str]) -> None:
+    def __init__(self, desk: RequestQueue, n_rows: int, paths: Mapping[Callable, str]) -> None:
         """Takes the names of what answers; requests that nothing answers are "other"."""
         self._paths = paths
         self._registry = registry = CollectorRegistry()

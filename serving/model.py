@@ -15,10 +15,10 @@ class ServedModel:
     """A model that clients can ask for.
 
     Attributes:
-      name: by which they do.
-      engine: writes; its rows are free, and nobody else uses it.
-      tokenizer: of the texts that it has learned from.
-      eos_id: stands between documents: it ends an answer, and an empty prompt is one.
+        name: by which they do.
+        engine: writes; its rows are free, and nobody else uses it.
+        tokenizer: of the texts that it has learned from.
+        eos_id: stands between documents: it ends an answer, and an empty prompt is one.
     """
 
     name: str

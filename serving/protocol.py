@@ -163,7 +163,7 @@ class Health(BaseModel):
 class Error(BaseModel):
     """Why there is no answer."""
 
-    message: str = Field(description="thing -- what is wrong -- what to do")
+    message: str = Field(description="thing: what is wrong; what to do")
     type: str
     param: str | None = Field(description="the field of the request that is wrong")
     code: str | None

@@ -10,18 +10,18 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, TypeVar
 
-from runtime.generation.engine import Piece
-from runtime.generation.scheduler import Ask, Delta
+from runtime.generation.engine import TokenChunk
+from runtime.generation.scheduler import Delta, GenerationRequest
 from serving.errors import Refusal, bad_request, broken, full, late, stopping
 from serving.model import ServedModel
 from serving.settings import ServingSettings
 from serving.worker import Forget, Worker
 
-What = TypeVar("What", Delta, Piece)
+What = TypeVar("What", Delta, TokenChunk)
 Start = Callable[[Callable[[What], None]], Forget]
 
 
-class News(Generic[What]):
+class ResponseStream(Generic[What]):
     """What comes of one request: each with the number of the part that it is of."""
 
     def __init__(self, n_parts: int) -> None:
@@ -40,7 +40,7 @@ class News(Generic[What]):
         """Waits for the next news.
 
         Raises:
-          Refusal: there is none to come.
+            Refusal: there is none to come.
         """
         news = await self._news.get()
         if isinstance(news, Refusal):
@@ -48,13 +48,13 @@ class News(Generic[What]):
         return news
 
 
-class Desk:
+class RequestQueue:
     """The one way from the event loop, whose thread calls all of it, to the worker.
 
     Attributes:
-      worker: entered as a context by who has made the desk.
-      failure: what has ended the worker; None: nothing.
-      is_closed: nothing more is taken.
+        worker: entered as a context by who has made the desk.
+        failure: what has ended the worker; None: nothing.
+        is_closed: nothing more is taken.
     """
 
     def __init__(self, model: ServedModel, settings: ServingSettings, on_failure: Callable[[], None]) -> None:
@@ -66,7 +66,7 @@ class Desk:
         self._answer_seconds = settings.answer_seconds
         self._on_failure = on_failure
         self._loop = asyncio.get_running_loop()
-        self._open: set[News] = set()
+        self._open: set[ResponseStream] = set()
 
     @property
     def n_open(self) -> int:
@@ -101,16 +101,16 @@ class Desk:
         self.check_open()
         if n_parts > self._n_most:
             raise bad_request(
-                f"prompt, n and best_of -- are {n_parts} sequences together -- ask for at most {self._n_most} at once",
+                f"prompt, n and best_of: are {n_parts} sequences together; ask for at most {self._n_most} at once",
                 "prompt",
             )
         if self.n_open + n_parts > self._n_most:
             raise full(self.n_open, self._n_most)
 
     @contextlib.contextmanager
-    def _news_of(self, starts: Sequence[Start]) -> Iterator[News]:
+    def _news_of(self, starts: Sequence[Start]) -> Iterator[ResponseStream]:
         self._check_room(len(starts))
-        news: News = News(len(starts))
+        news: ResponseStream = ResponseStream(len(starts))
         self._open.add(news)
         alarm = self._loop.call_later(self._answer_seconds, news.end, late(self._answer_seconds))
         forgets = [start(functools.partial(self._pass_on, news, number)) for number, start in enumerate(starts)]
@@ -122,25 +122,25 @@ class Desk:
             for forget in forgets:
                 forget()
 
-    def _pass_on(self, news: News, number: int, what: Delta | Piece) -> None:
+    def _pass_on(self, news: ResponseStream, number: int, what: Delta | TokenChunk) -> None:
         """Is called by the worker, in its thread."""
         self._loop.call_soon_threadsafe(news.put, number, what)
 
-    def writing(self, asks: Sequence[Ask]) -> contextlib.AbstractContextManager[News[Delta]]:
+    def writing(self, asks: Sequence[GenerationRequest]) -> contextlib.AbstractContextManager[ResponseStream[Delta]]:
         """The deltas of answers, which are forgotten at the end of the context.
 
         Raises:
-          Refusal: there is no room for so many, or nothing is taken any more.
+            Refusal: there is no room for so many, or nothing is taken any more.
         """
         return self._news_of([functools.partial(self.worker.write, ask) for ask in asks])
 
-    async def scores(self, texts: Sequence[tuple[int, ...]], n_top: int) -> list[Piece]:
+    async def scores(self, texts: Sequence[tuple[int, ...]], n_top: int) -> list[TokenChunk]:
         """The scores of each text's tokens from the second on.
 
         Raises:
-          Refusal: there is no room for so many, or nothing is taken any more, or they are not done in time.
+            Refusal: there is no room for so many, or nothing is taken any more, or they are not done in time.
         """
-        scores: dict[int, Piece] = {}
+        scores: dict[int, TokenChunk] = {}
         with self._news_of([functools.partial(self.worker.score, tokens, n_top) for tokens in texts]) as news:
             while len(scores) < len(texts):
                 number, piece = await news.next()

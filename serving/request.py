@@ -7,15 +7,15 @@ import secrets
 from collections.abc import Sequence
 
 from configs.schema import MAX_SEED
-from models.kernels.sampling import SamplingRule
-from runtime.generation.engine import Job
+from models.kernels.sampling import SamplingParams
+from runtime.generation.engine import ActiveSequence
 from runtime.generation.requests import sample_seed
-from runtime.generation.scheduler import Ask
+from runtime.generation.scheduler import GenerationRequest
 from serving.errors import Refusal, bad_request
 from serving.model import ServedModel
 from serving.protocol import DEFAULT_MAX_TOKENS, CompletionRequest
 
-_RULE_FIELDS = {field.name for field in dataclasses.fields(SamplingRule)} & set(CompletionRequest.model_fields)
+_RULE_FIELDS = {field.name for field in dataclasses.fields(SamplingParams)} & set(CompletionRequest.model_fields)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,9 +23,9 @@ class Prompt:
     """What an answer follows.
 
     Attributes:
-      text: as it is echoed.
-      tokens: as the model reads it: at least one.
-      is_empty: there is no text, and the token is the end of the document before.
+        text: as it is echoed.
+        tokens: as the model reads it: at least one.
+        is_empty: there is no text, and the token is the end of the document before.
     """
 
     text: str
@@ -39,19 +39,19 @@ class Prompt:
 
 
 @dataclasses.dataclass(frozen=True)
-class Wish:
+class SamplingRequest:
     """A request, understood.
 
     Attributes:
-      prompts: each is answered `n` times.
-      n: answers of each prompt that are given.
-      n_written: answers of each prompt that are written; the likeliest are given.
-      max_tokens: of each.
-      n_top: likeliest tokens at each place; None: no log-probabilities are wanted.
-      is_echoed: the prompt stands before the answer.
-      stops: strings before which an answer ends.
-      rule: how tokens are chosen.
-      seed: of all samples.
+        prompts: each is answered `n` times.
+        n: answers of each prompt that are given.
+        n_written: answers of each prompt that are written; the likeliest are given.
+        max_tokens: of each.
+        n_top: likeliest tokens at each place; None: no log-probabilities are wanted.
+        is_echoed: the prompt stands before the answer.
+        stops: strings before which an answer ends.
+        rule: how tokens are chosen.
+        seed: of all samples.
     """
 
     prompts: tuple[Prompt, ...]
@@ -61,7 +61,7 @@ class Wish:
     n_top: int | None
     is_echoed: bool
     stops: tuple[str, ...]
-    rule: SamplingRule
+    rule: SamplingParams
     seed: int
 
     @property
@@ -69,24 +69,24 @@ class Wish:
         """Whether it matters how likely answers are."""
         return self.n_top is not None or self.n_written > self.n
 
-    def asks(self) -> list[Ask]:
+    def asks(self) -> list[GenerationRequest]:
         """What is to be written: of the first prompt all samples, then of the next."""
         if self.max_tokens == 0:
             return []
         n_top = max(1, self.n_top or 0) if self.is_scored else 0
         jobs = [
-            Job(prompt.tokens, self.rule, sample_seed(self.seed, sample), self.max_tokens, n_top)
+            ActiveSequence(prompt.tokens, self.rule, sample_seed(self.seed, sample), self.max_tokens, n_top)
             for prompt in self.prompts
             for sample in range(self.n_written)
         ]
-        return [Ask(job, self.stops) for job in jobs]
+        return [GenerationRequest(job, self.stops) for job in jobs]
 
 
-def understand(request: CompletionRequest, model: ServedModel) -> Wish:
+def parse_request(request: CompletionRequest, model: ServedModel) -> SamplingRequest:
     """What a request wants of a model.
 
     Raises:
-      Refusal: fields do not go together, or not with the model.
+        Refusal: fields do not go together, or not with the model.
     """
     _check_together(request)
     max_tokens = DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
@@ -94,7 +94,7 @@ def understand(request: CompletionRequest, model: ServedModel) -> Wish:
     for prompt in prompts:
         _check_length(prompt, max_tokens, model.engine.n_ctx)
     n = request.n or 1
-    return Wish(
+    return SamplingRequest(
         prompts=prompts,
         n=n,
         n_written=request.best_of or n,
@@ -102,7 +102,7 @@ def understand(request: CompletionRequest, model: ServedModel) -> Wish:
         n_top=request.logprobs,
         is_echoed=bool(request.echo),
         stops=_stops(request.stop),
-        rule=SamplingRule(**request.model_dump(include=_RULE_FIELDS, exclude_none=True)),
+        rule=SamplingParams(**request.model_dump(include=_RULE_FIELDS, exclude_none=True)),
         seed=secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed,
     )
 
@@ -110,17 +110,15 @@ def understand(request: CompletionRequest, model: ServedModel) -> Wish:
 def _check_together(request: CompletionRequest) -> None:
     if request.best_of is not None and request.best_of < (request.n or 1):
         raise bad_request(
-            f"best_of = {request.best_of} -- is less than n = {request.n or 1} -- give n to 128, or null", "best_of"
+            f"best_of = {request.best_of}: is less than n = {request.n or 1}; give n to 128, or null", "best_of"
         )
     if request.best_of is not None and request.best_of > (request.n or 1) and request.stream:
         raise bad_request(
-            f"best_of = {request.best_of} -- the best are known at the end only -- leave out stream or best_of",
+            f"best_of = {request.best_of}: the best are known at the end only; leave out stream or best_of",
             "best_of",
         )
     if request.stream_options is not None and not request.stream:
-        raise bad_request(
-            "stream_options -- say nothing without stream -- give stream: true, or null", "stream_options"
-        )
+        raise bad_request("stream_options: say nothing without stream; give stream: true, or null", "stream_options")
 
 
 def _stops(stop: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -145,7 +143,7 @@ def _of_ids(ids: Sequence[int], model: ServedModel) -> Prompt:
     n_vocab = model.tokenizer.n_vocab
     wrong = next((token for token in ids if token >= n_vocab), None)
     if wrong is not None:
-        raise bad_request(f"prompt -- holds the id {wrong} -- give ids of 0 to {n_vocab - 1}", "prompt")
+        raise bad_request(f"prompt: holds the id {wrong}; give ids of 0 to {n_vocab - 1}", "prompt")
     return Prompt(model.tokenizer.decode(ids[: model.engine.n_ctx + 1]), tuple(ids))
 
 
@@ -157,7 +155,7 @@ def _check_length(prompt: Prompt, max_tokens: int, n_ctx: int) -> None:
 
 def _too_long(n_tokens: str, max_tokens: int, n_ctx: int) -> Refusal:
     return bad_request(
-        f"max_tokens = {max_tokens} -- with the prompt's {n_tokens} tokens is more than the context of {n_ctx} -- "
+        f"max_tokens = {max_tokens}: with the prompt's {n_tokens} tokens is more than the context of {n_ctx}; "
         "give less of one of them",
         "max_tokens",
         "context_length_exceeded",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Callable, Iterable, Sequence
 
-from runtime.generation.engine import Piece
+from runtime.generation.engine import TokenChunk
 from runtime.generation.scheduler import Delta
 from serving.protocol import Choice, LogProbs
 from serving.request import Prompt
@@ -32,7 +32,7 @@ class ChoiceWriter:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._offset = 0
 
-    def echo(self, prompt: Prompt, score: Piece | None) -> Choice:
+    def echo(self, prompt: Prompt, score: TokenChunk | None) -> Choice:
         """The prompt, with scores of its tokens from the second on; None: it has no second one."""
         log_probs = (None, *(score.log_probs if score else ()))
         top = ((), *(score.top if score else ()))

@@ -14,7 +14,7 @@ from serving.completions import Answering, EventsResponse, Service, whole_respon
 from serving.errors import invalid, not_json, unknown_model
 from serving.openapi import document
 from serving.protocol import CompletionRequest, Health, Model, ModelList
-from serving.request import understand
+from serving.request import parse_request
 
 JSON_TYPE = "application/json"
 
@@ -34,7 +34,7 @@ async def complete(request: Request) -> Response:
     service.desk.check_open()
     wanted = _read(request.headers.get("content-type", ""), await request.body())
     _check_model(wanted.model, service)
-    wish = await asyncio.to_thread(understand, wanted, service.model)  # since a long text takes a while to encode
+    wish = await asyncio.to_thread(parse_request, wanted, service.model)  # since a long text takes a while to encode
     answering = Answering(service, wish)
     if wanted.stream:
         return EventsResponse(answering, bool(wanted.stream_options and wanted.stream_options.include_usage))

@@ -7,8 +7,8 @@ import queue
 import threading
 from collections.abc import Callable
 
-from runtime.generation.engine import Piece
-from runtime.generation.scheduler import TURNS_AT_ONCE, Ask, Delta, Scheduler
+from runtime.generation.engine import TokenChunk
+from runtime.generation.scheduler import TURNS_AT_ONCE, Delta, GenerationRequest, Scheduler
 from serving.model import ServedModel
 from serving.token_engine import ServedEngine
 
@@ -43,13 +43,13 @@ class Worker:
         self._orders.put(self._stop)
         self._thread.join()
 
-    def write(self, ask: Ask, tell: Callable[[Delta], None]) -> Forget:
+    def write(self, ask: GenerationRequest, tell: Callable[[Delta], None]) -> Forget:
         """Wants an answer, of which the thread tells; returns what forgets it again."""
         tickets: list[int] = []
         self._orders.put(lambda: tickets.append(self._scheduler.submit(ask, tell)))
         return lambda: self._orders.put(lambda: self._scheduler.cancel(tickets[0]))
 
-    def score(self, tokens: tuple[int, ...], n_top: int, tell: Callable[[Piece], None]) -> Forget:
+    def score(self, tokens: tuple[int, ...], n_top: int, tell: Callable[[TokenChunk], None]) -> Forget:
         """Wants the scores of a text's tokens from the second on, which the thread tells; returns what forgets it."""
         is_wanted = [True]
 

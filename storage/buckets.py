@@ -47,10 +47,10 @@ class State:
     """What an object is at one moment.
 
     Attributes:
-      generation: Google's number of its content; 0: there is no object.
-      size_bytes: of the content.
-      updated_seconds: when its content or its notes changed, by Google's clock.
-      notes: the texts that hang on it; they change without the content.
+        generation: Google's number of its content; 0: there is no object.
+        size_bytes: of the content.
+        updated_seconds: when its content or its notes changed, by Google's clock.
+        notes: the texts that hang on it; they change without the content.
     """
 
     generation: int
@@ -62,14 +62,11 @@ class State:
 NOTHING = State(0)
 
 
-# ----------------------------------------------------------------------------------------------------------- questions
-
-
 def check(folder: str) -> None:
     """Asks for a folder, so that what stands between it and us is known before anything is done.
 
     Raises:
-      BucketError: the package or the credentials are missing, or the bucket, or the right to see it.
+        BucketError: the package or the credentials are missing, or the bucket, or the right to see it.
     """
     bucket, prefix = _split(f"{folder.rstrip('/')}/")
     _patiently(folder, lambda: list(_client().list_blobs(bucket, prefix=prefix, max_results=1, **_ONCE)))
@@ -114,8 +111,8 @@ def open_to_read(path: str) -> BinaryIO:
     """Opens an object, which is read in parts as they are needed.
 
     Raises:
-      FileNotFoundError: it is not there.
-      BucketError: while it is read, too: it is no longer the same.
+        FileNotFoundError: it is not there.
+        BucketError: while it is read, too: it is no longer the same.
     """
     return io.BufferedReader(_ObjectReader(path), READ_BYTES)
 
@@ -155,7 +152,7 @@ class _ObjectReader(io.RawIOBase):
             return blob.download_as_bytes(start=self._at, end=end - 1, if_generation_match=generation, **_ONCE)
         except (NotFound, PreconditionFailed):
             raise BucketError(
-                f"{self._path} -- has changed while it was read -- see that nothing writes it, and start again"
+                f"{self._path}: has changed while it was read; see that nothing writes it, and start again"
             ) from None
 
 
@@ -171,9 +168,6 @@ def states_in(folder: str) -> dict[str, State]:
     return {blob.name.removeprefix(prefix): _state_of(blob) for blob in found}
 
 
-# ------------------------------------------------------------------------------------------------------------- changes
-
-
 def write(path: str, content: bytes) -> None:
     """Writes an object; it is there whole or not at all."""
     _patiently(path, lambda: _blob(path).upload_from_string(content, **_ONCE))
@@ -183,7 +177,7 @@ def replace(path: str, content: bytes, generation: int) -> int:
     """Writes an object in place of that of a generation, 0 for none; returns its new generation.
 
     Raises:
-      OvertakenError: another generation is there.
+        OvertakenError: another generation is there.
     """
 
     def ask() -> int:
@@ -208,9 +202,9 @@ def append(path: str, tail: bytes, before: State) -> State:
     What others have appended since stays before it.
 
     Args:
-      path: the object, which may be missing.
-      tail: what to append.
-      before: what the object was when this process saw it last.
+        path: the object, which may be missing.
+        tail: what to append.
+        before: what the object was when this process saw it last.
     """
     part, known = _part_beside(path), before
     write(part, tail)
@@ -259,7 +253,7 @@ def note(path: str, notes: dict[str, str], generation: int) -> bool:
     """Hangs texts on an object of a generation, in one try; returns whether that one is there still.
 
     Raises:
-      BucketError: the bucket cannot be asked, now or at all.
+        BucketError: the bucket cannot be asked, now or at all.
     """
     with _explained(path):
         from google.api_core.exceptions import NotFound, PreconditionFailed
@@ -285,9 +279,6 @@ def delete(path: str, generation: int | None = None) -> None:
     _patiently(path, ask)
 
 
-# -------------------------------------------------------------------------------------------------------- google's side
-
-
 def _client() -> Any:
     return _client_of(threading.get_ident())
 
@@ -305,14 +296,14 @@ def _check_package(path: str) -> None:
         import google.cloud.storage  # noqa: F401 (whether it can be)
     except ImportError as error:
         raise BucketError(
-            f"{path} -- the package google-cloud-storage is not installed -- install the packages of requirements.txt"
+            f"{path}: the package google-cloud-storage is not installed; install the packages of requirements.txt"
         ) from error
 
 
 def _split(path: str) -> tuple[str, str]:
     bucket, _, name = path.removeprefix(SCHEME).partition("/")
     if not bucket:
-        raise BucketError(f"{path} -- names no bucket -- write it as {SCHEME}BUCKET/FOLDER")
+        raise BucketError(f"{path}: names no bucket; write it as {SCHEME}BUCKET/FOLDER")
     return bucket, name
 
 
@@ -355,7 +346,7 @@ def _explained(path: str) -> Iterator[None]:
     """Says to the user what Google's client says to us; what a caller can use is let through.
 
     Raises:
-      BucketError: with what to do.
+        BucketError: with what to do.
     """
     bucket, _ = _split(path)
     _check_package(path)
@@ -367,24 +358,24 @@ def _explained(path: str) -> Iterator[None]:
     except (UserError, exceptions.PreconditionFailed):
         raise
     except exceptions.NotFound as error:
-        raise BucketError(f"{path} -- there is no bucket {bucket} -- make it, or give another path") from error
+        raise BucketError(f"{path}: there is no bucket {bucket}; make it, or give another path") from error
     except exceptions.Forbidden as error:
         raise BucketError(
-            f"{path} -- your account may not do this: {_reason(error)} -- have the role Storage Object User given to "
+            f"{path}: your account may not do this: {_reason(error)}; have the role Storage Object User given to "
             f"it for the bucket {bucket}"
         ) from error
     except (exceptions.ServerError, exceptions.TooManyRequests, TransportError, OSError, _AgainError) as error:
         raise BucketError(
-            f"{path} -- does not answer: {_reason(error)} -- see to the network and start again: what was written "
+            f"{path}: does not answer: {_reason(error)}; see to the network and start again: what was written "
             "before is whole"
         ) from error
     except (GoogleAuthError, exceptions.Unauthorized) as error:
         raise BucketError(
-            f"{path} -- there are no credentials for Google Cloud that hold: {_reason(error)} -- run `gcloud auth "
+            f"{path}: there are no credentials for Google Cloud that hold: {_reason(error)}; run `gcloud auth "
             "application-default login`, or let GOOGLE_APPLICATION_CREDENTIALS name the key file of a service account"
         ) from error
     except (exceptions.GoogleAPIError, ValueError) as error:
-        raise BucketError(f"{path} -- cannot be used: {_reason(error)} -- give another path") from error
+        raise BucketError(f"{path}: cannot be used: {_reason(error)}; give another path") from error
 
 
 def _reason(error: Exception) -> str:
@@ -394,6 +385,5 @@ def _reason(error: Exception) -> str:
 
 def _overtaken(path: str) -> OvertakenError:
     return OvertakenError(
-        f"{path} -- another process has written it meanwhile -- let one process alone train here, and start that one "
-        "again"
+        f"{path}: another process has written it meanwhile; let one process alone train here, and start that one again"
     )

@@ -37,20 +37,20 @@ def writing_to(path: str) -> Iterator[None]:
     """Turns a full disk, or a place that takes no files, into an error for the user.
 
     Raises:
-      UserError: with the path.
+        UserError: with the path.
     """
     try:
         yield
     except (tf.errors.OpError, OSError) as error:
         reason = getattr(error, "message", str(error))
-        raise UserError(f"{path} -- cannot be written: {reason} -- make room there, or give another path") from error
+        raise UserError(f"{path}: cannot be written: {reason}; make room there, or give another path") from error
 
 
 def write_text(path: str, text: str) -> None:
     """Writes a file so that it is there whole or not at all; makes the folder.
 
     Raises:
-      UserError: there is no room, or no right to write there.
+        UserError: there is no room, or no right to write there.
     """
     write_bytes(path, text.encode())
 
@@ -87,7 +87,7 @@ class OwnFile:
         """Writes the file, whole or not at all.
 
         Raises:
-          UserError: it cannot be written, or another process has written it.
+            UserError: it cannot be written, or another process has written it.
         """
         if is_local(self._path):
             write_text(self._path, text)
@@ -102,7 +102,7 @@ class GrowingFile:
         """Opens it, and makes it if it is not there.
 
         Raises:
-          UserError: there is no room, or no right to write there.
+            UserError: there is no room, or no right to write there.
         """
         self._path = path
         with writing_to(path):
@@ -113,7 +113,7 @@ class GrowingFile:
         """Appends.
 
         Raises:
-          UserError: there is no room.
+            UserError: there is no room.
         """
         with writing_to(self._path):
             self._file.write(content)
@@ -153,7 +153,7 @@ class GrowingObject:
         """Returns when all that was written is there.
 
         Raises:
-          UserError: it cannot be written.
+            UserError: it cannot be written.
         """
         with self._sending:
             while self._on_its_way or self._waiting:

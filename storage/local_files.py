@@ -26,7 +26,7 @@ def writing(place: str) -> Iterator[None]:
 
 def cannot_write(place: str, reason: str) -> DataError:
     """Returns the error that says so."""
-    return DataError(f"{place}: cannot be written ({reason}) -- choose another place, or make room there")
+    return DataError(f"{place}: cannot be written ({reason}); choose another place, or make room there")
 
 
 def exists(path: str) -> bool:

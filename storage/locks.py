@@ -32,12 +32,12 @@ def held(path: str, refusal: str, remedy: str) -> Iterator[None]:
     """Holds the lock at a path.
 
     Args:
-      path: where the lock lies.
-      refusal: what to say of a place that another process holds.
-      remedy: and what to do then.
+        path: where the lock lies.
+        refusal: what to say of a place that another process holds.
+        remedy: and what to do then.
 
     Raises:
-      UserError: another process holds it.
+        UserError: another process holds it.
     """
     generation = _take(path, refusal, remedy)
     stop = threading.Event()
@@ -63,7 +63,7 @@ def _abandoned(path: str, refusal: str, remedy: str) -> State:
     """The lock that nobody holds, once that is sure.
 
     Raises:
-      UserError: somebody holds it.
+        UserError: somebody holds it.
     """
     found = buckets.look(path)
     if found == NOTHING:
@@ -78,7 +78,7 @@ def _abandoned(path: str, refusal: str, remedy: str) -> State:
         )
         lives = _is_renewed(path, found)
     if lives:
-        raise UserError(f"{refusal}, {_named(holder)} -- {remedy}")
+        raise UserError(f"{refusal}, {_named(holder)}; {remedy}")
     return found
 
 
@@ -99,12 +99,9 @@ def _renew(path: str, generation: int, stop: threading.Event) -> None:
         except BucketError:
             continue  # the lease outlives a network that fails for a while
         if not is_ours:
-            print(f"{path} -- another process has taken its place -- this one ends", file=sys.stderr, flush=True)
+            print(f"{path}: another process has taken its place; this one ends", file=sys.stderr, flush=True)
             os.kill(os.getpid(), signal.SIGTERM)
             return
-
-
-# ------------------------------------------------------------------------------------------------------------- holders
 
 
 def _this_process() -> dict[str, object]:

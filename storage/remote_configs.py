@@ -19,8 +19,8 @@ def on_disk(model: str) -> Iterator[str]:
     """Where a model config can be read: one in a bucket is copied, with the dataset configs beside it, for a while.
 
     Raises:
-      ConfigError: it is not there, or what is done with it raises one; the message names the place in the bucket.
-      BucketError: the bucket cannot be reached.
+        ConfigError: it is not there, or what is done with it raises one; the message names the place in the bucket.
+        BucketError: the bucket cannot be reached.
     """
     if not model.startswith(buckets.SCHEME):
         yield model
@@ -37,7 +37,7 @@ def on_disk(model: str) -> Iterator[str]:
 
 def _copy(source: str, target: str) -> None:
     if buckets.look(source) == buckets.NOTHING:
-        raise ConfigError(f"{source} -- cannot be read (No such object) -- check the path")
+        raise ConfigError(f"{source}: cannot be read (No such object); check the path")
     with open(target, "wb") as file:
         file.write(buckets.read(source))
 

@@ -45,10 +45,10 @@ def our_answer(weights: str | Path, model: ModelConfig, tokens: np.ndarray, devi
     """What Neomesh gives for weights of any of the kinds that `--init_from` takes.
 
     Args:
-      weights: their path.
-      model: its settings.
-      tokens: int32 [batch, sequence].
-      devices: of which the first is used.
+        weights: their path.
+        model: its settings.
+        tokens: int32 [batch, sequence].
+        devices: of which the first is used.
     """
 
     def build(tokens: mtf.Tensor, labels: mtf.Tensor) -> list[mtf.Tensor]:

@@ -14,11 +14,11 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.generation import logits_process as theirs
 
 from configs.schema import RunConfig
-from models.kernels.sampling import SamplingRule
+from models.kernels.sampling import SamplingParams
 from runtime.checkpoint.export import write_huggingface_folder
 from runtime.checkpoint.weight_sources import StoredTensor
 from runtime.generation.beam_search import BeamWriter
-from runtime.generation.engine import Engine, Job, Piece, build_engine
+from runtime.generation.engine import ActiveSequence, Engine, Piece, build_engine
 from runtime.mesh.placement import Placement, VariableSlices, VariableStore, place
 from tests import tiny
 from tests.models.reference_sampling import Rows, Text
@@ -94,7 +94,7 @@ def prompts(count: int) -> list[np.ndarray]:
     return [rng.integers(1, N_VOCAB, length, dtype=np.int32) for length in lengths]
 
 
-def written(engine: Engine, jobs: list[Job]) -> list[list[int]]:
+def written(engine: Engine, jobs: list[ActiveSequence]) -> list[list[int]]:
     """What the engine writes for each job, in as many rows as it has; the eos that ended a text as -1."""
     texts: dict[int, list[int]] = {number: [] for number in range(len(jobs))}
     waiting, rows = list(texts), {}
@@ -119,14 +119,14 @@ def ended_by_mark(piece: Piece) -> list[int]:
 @pytest.mark.parametrize(
     ("rule", "settings"),
     [
-        (SamplingRule(0.0), {}),
-        (SamplingRule(0.0, repetition_penalty=1.4), {"repetition_penalty": 1.4}),
-        (SamplingRule(0.0, no_repeat_ngram=2), {"no_repeat_ngram_size": 2}),
+        (SamplingParams(0.0), {}),
+        (SamplingParams(0.0, repetition_penalty=1.4), {"repetition_penalty": 1.4}),
+        (SamplingParams(0.0, no_repeat_ngram=2), {"no_repeat_ngram_size": 2}),
     ],
     ids=["greedy", "repetition penalty", "no repeated pair"],
 )
-def test_fifty_prompts_are_continued_alike(pair: Pair, rule: SamplingRule, settings: Mapping[str, object]) -> None:
-    jobs = [Job(tuple(prompt.tolist()), rule, 0, N_NEW) for prompt in prompts(50)]
+def test_fifty_prompts_are_continued_alike(pair: Pair, rule: SamplingParams, settings: Mapping[str, object]) -> None:
+    jobs = [ActiveSequence(tuple(prompt.tolist()), rule, 0, N_NEW) for prompt in prompts(50)]
     ours = written(pair.engine, jobs)
     n_ended = 0
     for job, text in zip(jobs, ours, strict=True):
@@ -158,7 +158,7 @@ def test_twenty_prompts_have_the_same_beams(pair: Pair, n_beams: int, length_pen
     assert "stop" in ends
 
 
-def their_probabilities(rule: SamplingRule, logits: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+def their_probabilities(rule: SamplingParams, logits: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     """[B, V], [B, M] -> [B, V], by transformers' own classes in its own order."""
     processors = [
         theirs.RepetitionPenaltyLogitsProcessor(rule.repetition_penalty),
@@ -179,7 +179,7 @@ def test_filters_and_penalties_leave_the_same_probabilities() -> None:
     rng = np.random.default_rng(0)
     for _ in range(40):
         logits, tokens = rng.normal(0.0, 2.0, (64, 50)).astype(np.float32), rng.integers(0, 6, (64, 12))
-        rule = SamplingRule(
+        rule = SamplingParams(
             temperature=rng.uniform(0.3, 2.0),
             top_k=int(rng.integers(0, 40)),
             top_p=rng.choice([1.0, rng.uniform(0.1, 1.0)]),

@@ -223,7 +223,7 @@ def test_evaluation_samples_and_the_other_verbs_read_and_write_in_the_bucket(fre
     other = fresh.run("--set", "n_head=4")
     assert (other.returncode, other.stderr) == (
         2,
-        f"{RUN}/config.json: n_head = 2 -- the run was trained with it, and the config says 4 -- give the config that "
+        f"{RUN}/config.json: n_head = 2: the run was trained with it, and the config says 4; give the config that "
         "was trained, or another model_path\n",
     )
     new = fresh.run("--new", "--yes", "--set", "train_steps=2")
@@ -249,7 +249,7 @@ def test_a_second_process_does_not_train_in_the_same_folder(fresh: Place) -> Non
             time.sleep(0.05)
         second = fresh.run(*STEPS)
         assert second.returncode == 2
-        assert second.stderr.startswith(f"model_path = {RUN} -- another process trains here, process {process.pid} of")
+        assert second.stderr.startswith(f"model_path = {RUN}: another process trains here, process {process.pid} of")
         waiting.set()
         process.communicate(timeout=120)
         assert process.returncode == 0
@@ -262,12 +262,12 @@ def test_a_second_process_does_not_train_in_the_same_folder(fresh: Place) -> Non
         (
             "data%2Ftrain",
             "gs://trials/data/train/*.tfrecords: cannot be read (",
-            " -- check the path and who may read it\n",
+            "; check the path and who may read it\n",
         ),
         (
             "runs%2Fother%2Fcheckpoint",
-            "gs://trials/runs/other/checkpoint -- cannot be read: ",
-            " -- see to the network and to who may read it, and start again\n",
+            "gs://trials/runs/other/checkpoint: cannot be read: ",
+            "; see to the network and to who may read it, and start again\n",
         ),
     ],
 )
@@ -285,7 +285,7 @@ def test_a_config_that_is_not_there_is_named(place: Place) -> None:
     assert (said.returncode, said.stdout, said.stderr) == (
         2,
         "",
-        "gs://trials/configs/none.json -- cannot be read (No such object) -- check the path\n",
+        "gs://trials/configs/none.json: cannot be read (No such object); check the path\n",
     )
 
 
@@ -293,4 +293,4 @@ def test_a_config_in_the_bucket_that_is_wrong_is_named_by_its_place(place: Place
     write_json(place.google, "configs/wrong.json", TINY | {"n_heads": 3})
     said = place.run("--model", "gs://trials/configs/wrong.json")
     assert said.returncode == 2
-    assert said.stderr == "gs://trials/configs/wrong.json: n_heads = 3 -- is not a known key -- did you mean n_head?\n"
+    assert said.stderr == "gs://trials/configs/wrong.json: n_heads = 3: is not a known key; did you mean n_head?\n"

@@ -15,7 +15,7 @@ from tests.program import run_process, write_project
 SETTINGS = ("--set", "log_weights=true", "--steps_per_checkpoint", "2", "--set", "model_path=runs/diverging")
 MESSAGE = re.compile(
     r"step (\d+), examples (\d+) to (\d+) \(datasets/words/\S+\.tfrecords: records? [\d, to]+\): (?:loss|grad_norm) = "
-    r"(?:nan|inf|-inf) -- training has diverged: (.*); (.*) -- lower lr, lengthen warmup_steps or set "
+    r"(?:nan|inf|-inf): training has diverged: (.*); (.*); lower lr, lengthen warmup_steps or set "
     r"gradient_clipping, and start again"
 )
 

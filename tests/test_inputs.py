@@ -272,7 +272,7 @@ def test_evaluation_without_held_out_data_is_an_error():
     config = run_config((use_of("a"), use_of("b")))
     with pytest.raises(DataError) as caught:
         inputs.evaluation_batches(config, [None, ""])
-    assert str(caught.value) == "a, b: nothing to evaluate on -- give eval_path in a dataset config"
+    assert str(caught.value) == "a, b: nothing to evaluate on; give eval_path in a dataset config"
 
 
 def test_evaluation_of_documents_has_every_id_but_the_first_as_a_label_once(folder):
@@ -559,7 +559,7 @@ def test_no_more_than_a_share_is_left_out(tmp_path):
             reached = batch.next_example
     assert reached == 2000
     assert str(raised.value).startswith(
-        "on_bad_record = skip -- 42 records are left out beside 2100 examples, more than max_bad_share 0.01 -- the last"
+        "on_bad_record = skip: 42 records are left out beside 2100 examples, more than max_bad_share 0.01; the last"
     )
 
 

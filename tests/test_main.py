@@ -377,8 +377,8 @@ def test_a_run_that_diverges_keeps_its_last_checkpoint(
     assert said.status == 2
     assert re.fullmatch(
         r"step 30\d, examples 12\d\d to 12\d\d \(datasets/words/\S+: records \d+ to \d+\): (loss|grad_norm) = "
-        r"(nan|inf) -- training has diverged: the first tensor that is not finite is .+; the checkpoint of step 300 "
-        r"stays the newest -- lower lr, lengthen warmup_steps or set gradient_clipping, and start again",
+        r"(nan|inf): training has diverged: the first tensor that is not finite is .+; the checkpoint of step 300 "
+        r"stays the newest; lower lr, lengthen warmup_steps or set gradient_clipping, and start again",
         said.err.splitlines()[-1],
     )
     assert max(int(path.stem.split("-")[1]) for path in Path(copied_run).glob("*.index")) == 300
@@ -425,203 +425,201 @@ def dataset_with(**changes: object) -> str:
 REFUSALS: dict[str, tuple[list[str], str]] = {
     "unknown key": (
         ["--set", "warmup_step=3"],
-        "--set: warmup_step = 3 -- is not a known key -- did you mean warmup_steps?",
+        "--set: warmup_step = 3: is not a known key; did you mean warmup_steps?",
     ),
-    "no pair": (["--set", "lr"], "--set: lr -- is not a key=value pair -- write key=value"),
+    "no pair": (["--set", "lr"], "--set: lr: is not a key=value pair; write key=value"),
     "wrong type": (
         ["--set", "lr=fast"],
-        '--set: lr = "fast" -- is a string, not a number -- give a number > 0, without quotes',
+        '--set: lr = "fast": is a string, not a number; give a number > 0, without quotes',
     ),
     "two issues": (
         ["--set", "train_steps=0", "--set", "n_head=3"],
-        "--set: train_steps = 0 -- is out of range -- give an integer >= 1\n"
-        "--set: n_head = 3 -- does not divide n_embd = 16 -- choose n_head and n_embd so that n_embd / n_head is whole",
+        "--set: train_steps = 0: is out of range; give an integer >= 1\n"
+        "--set: n_head = 3: does not divide n_embd = 16; choose n_head and n_embd so that n_embd / n_head is whole",
     ),
     "layout": (
         ["--set", "mesh_shape=x:2", "--set", "layout=batch:z"],
-        '--set: layout = "batch:z" -- batch:z names an axis that mesh_shape lacks -- use x, or add z to mesh_shape',
+        '--set: layout = "batch:z": batch:z names an axis that mesh_shape lacks; use x, or add z to mesh_shape',
     ),
     "temperature": (
         ["--predict", "--temperature", "-1"],
-        "--set: temperature = -1 -- is out of range -- give a number >= 0",
+        "--set: temperature = -1: is out of range; give a number >= 0",
     ),
-    "top_p": (["--predict", "--top_p", "0"], "--set: top_p = 0 -- is out of range -- give a number in (0, 1]"),
+    "top_p": (["--predict", "--top_p", "0"], "--set: top_p = 0: is out of range; give a number in (0, 1]"),
     "top_k": (
         ["--predict", "--top_k", "301"],
-        "--set: top_k = 301 -- is more than n_vocab = 300 -- lower it; 0 turns it off",
+        "--set: top_k = 301: is more than n_vocab = 300; lower it; 0 turns it off",
     ),
     "seed": (
         ["--predict", "--seed", "x"],
-        '--set: predict_seed = "x" -- is a string, not an integer -- give an integer from 0 to 2147483647, without '
-        "quotes",
+        '--set: predict_seed = "x": is a string, not an integer; give an integer from 0 to 2147483647, without quotes',
     ),
     "n_samples": (
         ["--predict", "--n_samples", "0"],
-        "--set: predict_batch_size = 0 -- is out of range -- give an integer >= 1",
+        "--set: predict_batch_size = 0: is out of range; give an integer >= 1",
     ),
     "a layout for no mesh": (
         ["--auto_layout"],
-        "--auto_layout -- the config has no mesh_shape -- give one, such as --set mesh_shape=x:4,y:2, or "
+        "--auto_layout: the config has no mesh_shape; give one, such as --set mesh_shape=x:4,y:2, or "
         "--auto_layout_and_mesh_shape",
     ),
     "nothing to apply": (
         ["--apply"],
-        "--apply -- has nothing to apply -- give --auto_layout or --auto_layout_and_mesh_shape too",
+        "--apply: has nothing to apply; give --auto_layout or --auto_layout_and_mesh_shape too",
     ),
     "weights that are not there": (
         ["--init_from", "nowhere", "--set", "model_path=runs/other"],
-        "nowhere -- holds no weights -- give a checkpoint (its path without .index), the folder of one, or a folder of "
+        "nowhere: holds no weights; give a checkpoint (its path without .index), the folder of one, or a folder of "
         "Hugging Face's",
     ),
     "other weights": (
         ["--init_from", "runs/tiny", "--set", "model_path=runs/other", "--set", "n_head=4", "--set", "n_ctx=8"],
-        "--set: n_head = 4 -- the weights were made with 2 (runs/tiny/config.json) -- leave n_head out\n"
-        "--set: n_ctx = 8 -- the weights were made with 16 (runs/tiny/config.json) -- leave n_ctx out",
+        "--set: n_head = 4: the weights were made with 2 (runs/tiny/config.json); leave n_head out\n"
+        "--set: n_ctx = 8: the weights were made with 16 (runs/tiny/config.json); leave n_ctx out",
     ),
     "weights of no use": (
         ["--check_dataset", "--init_from", "runs/tiny"],
-        "--init_from -- --check_dataset reads no weights -- leave out one of them",
+        "--init_from: --check_dataset reads no weights; leave out one of them",
     ),
     "an export into a full folder": (
         ["--export", "--export_dir", "texts"],
-        "{here}/texts -- is there already -- give a folder that is new or empty",
+        "{here}/texts: is there already; give a folder that is new or empty",
     ),
     "weights that are to be deleted": (
         ["--new", "--yes", "--init_from", "runs/tiny/model.ckpt-300"],
-        "--init_from runs/tiny/model.ckpt-300 -- lies in the run that --new deletes -- give another model_path, or "
+        "--init_from runs/tiny/model.ckpt-300: lies in the run that --new deletes; give another model_path, or "
         "leave --new out",
     ),
     "an export of nothing": (
         ["--export", "--set", "model_path=runs/other"],
-        "model_path = runs/other -- holds no checkpoint -- train first, or give the model_path of a trained model",
+        "model_path = runs/other: holds no checkpoint; train first, or give the model_path of a trained model",
     ),
     "a masked model's text": (
         ["--predict", "--set", "mlm_training=true", "--set", "mlm_mask_id=2"],
-        "tiny: mlm_training = true -- a masked model writes no text -- give the config of a causal model",
+        "tiny: mlm_training = true: a masked model writes no text; give the config of a causal model",
     ),
     "tpu": (
         ["--tpu", "colab"],
-        "--tpu colab -- COLAB_TPU_ADDR is not set: this is no Colab notebook with a TPU of its own -- choose a TPU as "
+        "--tpu colab: COLAB_TPU_ADDR is not set: this is no Colab notebook with a TPU of its own; choose a TPU as "
         "the notebook's runtime; where the TPU is part of the machine, give --tpu local",
     ),
     "steps_per_checkpoint": (
         ["--steps_per_checkpoint", "0"],
-        "--steps_per_checkpoint 0 -- must be at least 1 -- give a number of steps",
+        "--steps_per_checkpoint 0: must be at least 1; give a number of steps",
     ),
     "sacred_id": (
         ["--predict", "--sacred_id", "../mine"],
-        "--sacred_id ../mine -- holds a slash -- give a part of a file name",
+        "--sacred_id ../mine: holds a slash; give a part of a file name",
     ),
     "two kinds of devices": (
         ["--gpu_ids", "device:GPU:0", "--cpu_devices", "2"],
-        "--gpu_ids and --cpu_devices -- exclude each other -- give one of them",
+        "--gpu_ids and --cpu_devices: exclude each other; give one of them",
     ),
     "no devices": (
         ["--cpu_devices", "0"],
-        "--cpu_devices 0 -- must be at least 1 -- give the number of virtual CPU devices",
+        "--cpu_devices 0: must be at least 1; give the number of virtual CPU devices",
     ),
     "a device twice": (
         ["--eval", "--gpu_ids", "device:CPU:0", "device:CPU:0"],
-        "--gpu_ids device:CPU:0 device:CPU:0 -- a device is named twice -- name each once",
+        "--gpu_ids device:CPU:0 device:CPU:0: a device is named twice; name each once",
     ),
     "new and another verb": (
         ["--new", "--predict"],
-        "--new -- starts training from the beginning -- leave out --predict",
+        "--new: starts training from the beginning; leave out --predict",
     ),
     "new in a script": (
         ["--new"],
-        "--new: Delete the run in runs/tiny? -- nobody is there to answer -- give --yes too",
+        "--new: Delete the run in runs/tiny?: nobody is there to answer; give --yes too",
     ),
     "new where no run is": (
         ["--new", "--yes", "--set", "model_path=texts"],
-        "--new: model_path = texts -- holds no run, so it is not deleted -- delete it yourself, or give another "
-        "model_path",
+        "--new: model_path = texts: holds no run, so it is not deleted; delete it yourself, or give another model_path",
     ),
     "new with a wrong device": (
         ["--new", "--yes", "--gpu_ids", "device:GPU:99"],
-        "--gpu_ids device:GPU:99 -- no such device; GPUs that TensorFlow sees: none -- name one that is there, or "
+        "--gpu_ids device:GPU:99: no such device; GPUs that TensorFlow sees: none; name one that is there, or "
         "leave --gpu_ids out to run on what is there",
     ),
     "new without data": (
         ["--new", "--yes", "--set", records_dataset(path="nowhere/*.tfrecords")],
-        "nowhere/*.tfrecords: no file matches -- check the path in the dataset config (relative paths start at {here})",
+        "nowhere/*.tfrecords: no file matches; check the path in the dataset config (relative paths start at {here})",
     ),
     "nothing to train on": (
         WITHOUT_DATA,
-        "no dataset: nothing to train on -- give datasets in the model config, and a path in each dataset config",
+        "no dataset: nothing to train on; give datasets in the model config, and a path in each dataset config",
     ),
     "nothing to check": (
         ["--check_dataset", *WITHOUT_DATA],
-        "no dataset: nothing to check -- give datasets in the model config",
+        "no dataset: nothing to check; give datasets in the model config",
     ),
     "nothing to evaluate on": (
         ["--eval", "--set", records_dataset()],
-        "records: nothing to evaluate on -- give eval_path in a dataset config",
+        "records: nothing to evaluate on; give eval_path in a dataset config",
     ),
     "no tokenizer": (
         ["--predict", *WITHOUT_DATA, "--set", "model_path=runs/untrained"],
-        "datasets = [] -- prediction needs a tokenizer -- name a dataset with a tokenizer_path in the model config",
+        "datasets = []: prediction needs a tokenizer; name a dataset with a tokenizer_path in the model config",
     ),
     "tokenizer not there": (
         ["--set", records_dataset(tokenizer_path="nowhere.json")],
-        "nowhere.json: no such tokenizer -- give a tokenizers JSON file (data/train_tokenizer.py makes one), or a "
+        "nowhere.json: no such tokenizer; give a tokenizers JSON file (data/train_tokenizer.py makes one), or a "
         "folder with vocab.json and merges.txt",
     ),
     "special ids": (
         ["--set", records_dataset(eos_id=5)],
-        "records: eos_id = 5 -- the tokenizer's <|endoftext|> is 0 -- set eos_id to 0",
+        "records: eos_id = 5: the tokenizer's <|endoftext|> is 0; set eos_id to 0",
     ),
     "no text": (
         ["--set", dataset_with(text="nowhere")],
-        "nowhere: no file found -- name a directory, a glob or a file that has text",
+        "nowhere: no file found; name a directory, a glob or a file that has text",
     ),
     "no checkpoint to evaluate": (
         ["--eval", "--set", "model_path=runs/none"],
-        "model_path = runs/none -- holds no checkpoint -- train first, or give the model_path of a trained model",
+        "model_path = runs/none: holds no checkpoint; train first, or give the model_path of a trained model",
     ),
     "no checkpoint to predict from": (
         ["--predict", "--set", "model_path=runs/none"],
-        "model_path = runs/none -- holds no checkpoint -- train first, or give the model_path of a trained model",
+        "model_path = runs/none: holds no checkpoint; train first, or give the model_path of a trained model",
     ),
     "a deeper model": (
         ["--set", "n_layer=2"],
-        "runs/tiny/config.json: n_layer = 1 -- the run was trained with it, and the config says 2 -- give the config "
+        "runs/tiny/config.json: n_layer = 1: the run was trained with it, and the config says 2; give the config "
         "that was trained, or another model_path",
     ),
     "other heads, which no shape shows": (
         ["--eval", "--set", "n_head=1"],
-        "runs/tiny/config.json: n_head = 2 -- the run was trained with it, and the config says 1 -- give the config "
+        "runs/tiny/config.json: n_head = 2: the run was trained with it, and the config says 1; give the config "
         "that was trained, or another model_path",
     ),
     "a path that TensorFlow takes for a pattern": (
         ["--set", "model_path=runs/[a]"],
-        "model_path = runs/[a] -- holds [ ], which TensorFlow reads as a pattern -- give a path without",
+        "model_path = runs/[a]: holds [ ], which TensorFlow reads as a pattern; give a path without",
     ),
     "an end of text that is not the tokenizer's": (
         ["--check_dataset", "--set", "eos_id=5"],
-        "tiny: eos_id = 5 -- the tokenizer's <|endoftext|> is 0 -- leave eos_id out of the model config",
+        "tiny: eos_id = 5: the tokenizer's <|endoftext|> is 0; leave eos_id out of the model config",
     ),
     "a wider model": (
         ["--eval", "--set", "n_embd=32"],
-        "runs/tiny/model.ckpt-300 -- variable gpt2/wte is [300, 16] there and [300, 32] in the config -- give the "
+        "runs/tiny/model.ckpt-300: variable gpt2/wte is [300, 16] there and [300, 32] in the config; give the "
         "config that was trained, or another model_path",
     ),
     "prompt not there": (
         ["--predict", "--prompt", "nowhere.txt"],
-        "--prompt nowhere.txt -- cannot be read: nowhere.txt; No such file or directory -- give a text file",
+        "--prompt nowhere.txt: cannot be read: nowhere.txt; No such file or directory; give a text file",
     ),
     "prompt a folder": (
         ["--predict", "--prompt", "texts"],
-        "--prompt texts -- cannot be read: texts; Is a directory -- give a text file",
+        "--prompt texts: cannot be read: texts; Is a directory; give a text file",
     ),
     "prompt not text": (
         ["--predict", "--prompt", "runs/tiny/loss.png"],
-        "--prompt runs/tiny/loss.png -- is not UTF-8 text: 'utf-8' codec can't decode byte 0x89 in position 0: invalid "
-        "start byte -- give a text file",
+        "--prompt runs/tiny/loss.png: is not UTF-8 text: 'utf-8' codec can't decode byte 0x89 in position 0: invalid "
+        "start byte; give a text file",
     ),
     "a file for a folder": (
         ["--set", "model_path=tiny.json"],
-        "tiny.json/lock -- cannot be written: tiny.json is not a directory -- make room there, or give another path",
+        "tiny.json/lock: cannot be written: tiny.json is not a directory; make room there, or give another path",
     ),
 }
 
@@ -658,18 +656,18 @@ def test_a_command_line_of_another_form(
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("nowhere.json", None, "nowhere.json -- cannot be read (No such file or directory) -- check the path"),
+        ("nowhere.json", None, "nowhere.json: cannot be read (No such file or directory); check the path"),
         (
             "torn.json",
             '{"n_head": 2,',
-            "torn.json: line 1 column 14 -- is not JSON (Expecting property name enclosed in double quotes) -- correct "
+            "torn.json: line 1 column 14: is not JSON (Expecting property name enclosed in double quotes); correct "
             "the file there",
         ),
-        ("list.json", "[]", 'list.json -- holds no JSON object -- write {"key": value, ...}'),
+        ("list.json", "[]", 'list.json: holds no JSON object; write {"key": value, ...}'),
         (
             "quickstrat",
             None,
-            f"{REPOSITORY}/configs/quickstrat.json -- there is no config of this name -- did you mean quickstart?",
+            f"{REPOSITORY}/configs/quickstrat.json: there is no config of this name; did you mean quickstart?",
         ),
     ],
 )
@@ -699,23 +697,23 @@ WRONG_RECORDS = {
     "length": (
         [[2] * 17, [2] * 16],
         0,
-        "record 1 holds 16 ids, but n_ctx 16 needs 17 -- write the file again with --chunk_size 16",
+        "record 1 holds 16 ids, but n_ctx 16 needs 17; write the file again with --chunk_size 16",
     ),
     "vocabulary": (
         [[2] * 17, [2] * 16 + [300]],
         0,
-        "record 1 holds the id 300, outside [0, 300) -- raise n_vocab, or use the tokenizer and dataset config that "
+        "record 1 holds the id 300, outside [0, 300); raise n_vocab, or use the tokenizer and dataset config that "
         "the file was written with",
     ),
     "truncated": (
         [[2] * 17] * 2,
         9,
-        "record 1 is cut off or damaged -- copy the file again, or write it again with data/create_tfrecords.py",
+        "record 1 is cut off or damaged; copy the file again, or write it again with data/create_tfrecords.py",
     ),
     "count": (
         [[2] * 17] * 3,
         0,
-        "holds 3 examples, but its name says 2 -- copy it again if it was cut short, or rename it so that it ends in "
+        "holds 3 examples, but its name says 2; copy it again if it was cut short, or rename it so that it ends in "
         "_3.tfrecords",
     ),
 }
@@ -736,7 +734,7 @@ def test_a_wrong_record_is_named_and_nothing_is_written(
         assert (said.status, said.err) == (2, f"{path}: {problem}\n"), arguments
         assert snapshot(here.folder) == before
     said = call(capsys, "--check_dataset", "--set", records)
-    assert said.status == 2 and said.err.startswith(f"{path}: {problem.split(' -- ')[0]} -- ")
+    assert said.status == 2 and said.err.startswith(f"{path}: {problem.split(': ')[0]}; ")
     (here.run / "dataset.png").unlink()
 
 
@@ -748,9 +746,9 @@ def test_a_run_whose_checkpoint_is_torn_stays_as_it_is(
     for arguments in ([], ["--eval"], ["--predict"]):
         said = call(capsys, *arguments, "--set", f"model_path={copied_run}")
         assert said.status == 2
-        assert said.err.startswith(f"{copied_run}/model.ckpt-300 -- cannot be read: ")
+        assert said.err.startswith(f"{copied_run}/model.ckpt-300: cannot be read: ")
         assert said.err.endswith(
-            " -- remove this checkpoint's files to go on from the one before it, or give another model_path\n"
+            "; remove this checkpoint's files to go on from the one before it, or give another model_path\n"
         )
         assert snapshot(here.folder) == before
     for path in Path(copied_run).glob("model.ckpt-300.*"):
@@ -767,8 +765,8 @@ def test_another_tokenizer_is_refused(here: Project, copied_run: str, capsys: py
         said = call(capsys, *arguments, "--set", f"model_path={copied_run}")
         assert (said.status, said.err) == (
             2,
-            f"{copied_run}/tokenizer.json -- is not the tokenizer of the dataset now: its text or settings have "
-            "changed since training began -- give another model_path, or --new to begin again\n",
+            f"{copied_run}/tokenizer.json: is not the tokenizer of the dataset now: its text or settings have "
+            "changed since training began; give another model_path, or --new to begin again\n",
         )
         assert snapshot(here.folder) == before
 
@@ -793,7 +791,7 @@ def test_a_trained_model_needs_none_of_its_data(
     said = call(capsys, *asked, *run)
     assert (said.status, said.err) == (
         2,
-        "gone: no file found -- name a directory, a glob or a file that has text\n",
+        "gone: no file found; name a directory, a glob or a file that has text\n",
     )
 
 
@@ -820,7 +818,7 @@ def test_a_second_process_on_one_run_is_refused(
         assert snapshot(Path(copied_run)) == before
     assert (said.status, said.err) == (
         2,
-        f"model_path = {copied_run} -- another process trains here -- wait for it, or give another model_path\n",
+        f"model_path = {copied_run}: another process trains here; wait for it, or give another model_path\n",
     )
 
 
@@ -828,6 +826,6 @@ def test_what_does_not_fit_into_memory_is_said(here: Project, capsys: pytest.Cap
     said = call(capsys, "--predict", "--rows", "10000000000")
     assert said.status == 2
     assert said.err == (
-        "tiny: out of memory -- the predict step does not fit -- give fewer --rows, set cache_dtype to bfloat16, or "
+        "tiny: out of memory: the predict step does not fit; give fewer --rows, set cache_dtype to bfloat16, or "
         "split the model over more devices\n"
     )

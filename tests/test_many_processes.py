@@ -127,8 +127,7 @@ def test_processes_that_were_told_different_things_do_not_begin(folder: Path, of
     with Processes(folder, [[*common, "0"], [*common, "1", *of_second]], [{}, {}]) as processes:
         ended = processes.ended()
     message = (
-        f"{what} -- not the same in all 2 processes -- start each with the same command and files, but for "
-        "--host_index\n"
+        f"{what}: not the same in all 2 processes; start each with the same command and files, but for --host_index\n"
     )
     assert ended == [(2, "", message), (2, "", message)]
     assert not (folder / "runs/unequal").exists()
@@ -162,7 +161,7 @@ def test_processes_with_other_data_change_nothing(folder: Path, tmp_path: Path) 
         with together(folder, 2, *arguments, *verb, last=tmp_path / "copy") as processes:
             ended = processes.ended()
         assert [status for status, *_ in ended] == [2, 2], ended
-        assert all(re.match("the (data|tokenizer) -- not the same in all 2 processes", error) for *_, error in ended)
+        assert all(re.match("the (data|tokenizer): not the same in all 2 processes", error) for *_, error in ended)
     after = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
     assert {name: after.get(name) for name in before} == before
 
@@ -185,7 +184,7 @@ def wait_for_lines(path: Path, count: int, processes: Processes) -> None:
 
 def test_processes_and_virtual_devices_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--model", "quickstart", "--hosts", "a:1,b:1", "--host_index", "0", "--cpu_devices", "2"]) == 2
-    assert capsys.readouterr().err.startswith("--hosts, TF_CONFIG or Slurm -- a process of many has one device")
+    assert capsys.readouterr().err.startswith("--hosts, TF_CONFIG or Slurm: a process of many has one device")
 
 
 @pytest.fixture(scope="module")

@@ -191,8 +191,8 @@ def test_a_long_prompt_is_refused_if_that_is_asked(here: Path, tokenizer: Tokeni
     before = sorted(here.rglob("*"))
     assert predict("--prompt", "long.jsonl") == 2
     assert capsys.readouterr().err == "".join(
-        f"--prompt long.jsonl: line {line} -- the prompt has more than the 15 tokens that leave room for one in n_ctx "
-        "= 16 -- shorten it, or set prompt_overflow to left\n"
+        f"--prompt long.jsonl: line {line}: the prompt has more than the 15 tokens that leave room for one in n_ctx "
+        "= 16; shorten it, or set prompt_overflow to left\n"
         for line in (2, 3)
     )
     assert sorted(here.rglob("*")) == before
@@ -280,89 +280,89 @@ def test_answers_are_counted_at_a_terminal(monkeypatch: pytest.MonkeyPatch) -> N
 REFUSALS: dict[str, tuple[Sequence[str], str]] = {
     "a line that is wrong": (
         ["--predict", "--prompt", "wrong.jsonl"],
-        "--prompt wrong.jsonl: line 2: top_p = 7 -- is out of range -- give a number in (0, 1]",
+        "--prompt wrong.jsonl: line 2: top_p = 7: is out of range; give a number in (0, 1]",
     ),
     "a folder for answers": (
         ["--predict", "--output", "texts"],
-        "--output texts -- is a folder -- give a file, or - for standard output",
+        "--output texts: is a folder; give a file, or - for standard output",
     ),
     "answers of another verb": (
         ["--eval", "--output", "a"],
-        "--output a -- acts with --predict only -- leave it out, or give --predict",
+        "--output a: acts with --predict only; leave it out, or give --predict",
     ),
     "standard input while training": (
         ["--prompt", "-"],
-        "--prompt - -- only --predict reads standard input -- give a file, or --predict",
+        "--prompt -: only --predict reads standard input; give a file, or --predict",
     ),
     "a prompt before the first one": (
         ["--interactive", "--prompt", "a"],
-        "--prompt a -- --interactive is given its prompts later -- leave --prompt out",
+        "--prompt a: --interactive is given its prompts later; leave --prompt out",
     ),
     "a search line after line": (
         ["--interactive", "--num_beams", "2"],
-        "num_beams = 2 -- a search shows nothing before its end -- set it to 1 with --interactive, or give --predict",
+        "num_beams = 2: a search shows nothing before its end; set it to 1 with --interactive, or give --predict",
     ),
     "a host of no server": (
         ["--predict", "--host", "0.0.0.0"],
-        "--host 0.0.0.0 -- acts with --serve only -- leave it out, or give --serve PORT",
+        "--host 0.0.0.0: acts with --serve only; leave it out, or give --serve PORT",
     ),
     "the prompt's own file for answers": (
         ["--predict", "--prompt", "prompt.txt", "--output", "./prompt.txt"],
-        "--output ./prompt.txt -- is the file of the prompt -- give another one for the answers",
+        "--output ./prompt.txt: is the file of the prompt; give another one for the answers",
     ),
     "no file for answers": (
         ["--predict", "--output", ""],
-        "--output -- names no file -- give one, or - for standard output",
+        "--output: names no file; give one, or - for standard output",
     ),
     "a name that no file can have": (
         ["--predict", "--sacred_id", "a" * 101],
-        f"--sacred_id {'a' * 101} -- is too long for a part of a file name -- give at most 100 characters",
+        f"--sacred_id {'a' * 101}: is too long for a part of a file name; give at most 100 characters",
     ),
     "a file where nothing can be": (
         ["--predict", "--output", "tiny.json/answers/a"],
-        "--output tiny.json/answers/a -- nothing may be written into tiny.json -- give a file that can be written",
+        "--output tiny.json/answers/a: nothing may be written into tiny.json; give a file that can be written",
     ),
     "no rows": (
         ["--predict", "--rows", "0"],
-        "--rows 0 -- must be at least 1, and where texts are written: with --predict, --serve or --prompt -- give such "
+        "--rows 0: must be at least 1, and where texts are written: with --predict, --serve or --prompt; give such "
         "a number, or leave it out",
     ),
     "rows of no texts": (
         ["--rows", "3"],
-        "--rows 3 -- must be at least 1, and where texts are written: with --predict, --serve or --prompt -- give such "
+        "--rows 3: must be at least 1, and where texts are written: with --predict, --serve or --prompt; give such "
         "a number, or leave it out",
     ),
     "new and a server": (
         ["--new", "--serve", "0"],
-        "--new -- starts training from the beginning -- leave out --serve",
+        "--new: starts training from the beginning; leave out --serve",
     ),
     "a masked model's talk": (
         ["--interactive", "--set", "mlm_training=true", "--set", "mlm_mask_id=2"],
-        "tiny: mlm_training = true -- a masked model writes no text -- give the config of a causal model",
+        "tiny: mlm_training = true: a masked model writes no text; give the config of a causal model",
     ),
     "a server on a TPU": (
         ["--serve", "0", "--tpu", "local"],
-        "--serve -- a TPU writes whole texts and cannot serve -- leave out --tpu",
+        "--serve: a TPU writes whole texts and cannot serve; leave out --tpu",
     ),
     "a server's temperature": (
         ["--serve", "0", "--temperature", "0"],
-        "--temperature -- each request says how it is answered -- leave it out with --serve",
+        "--temperature: each request says how it is answered; leave it out with --serve",
     ),
     "a server's stop string": (
         ["--serve", "0", "--cache_dtype", "bfloat16", "--stop", "a"],
-        "--stop -- each request says how it is answered -- leave it out with --serve",
+        "--stop: each request says how it is answered; leave it out with --serve",
     ),
     "a penalty": (
         ["--predict", "--presence_penalty", "3"],
-        "--set: presence_penalty = 3 -- is out of range -- give a number in [-2, 2]",
+        "--set: presence_penalty = 3: is out of range; give a number in [-2, 2]",
     ),
     "a stop string": (
         ["--predict", "--stop", "a", ""],
-        '--set: stop = ["a", ""] -- holds an empty string -- give strings of at least one character',
+        '--set: stop = ["a", ""]: holds an empty string; give strings of at least one character',
     ),
     "a server of many processes": (
         ["--serve", "0", "--hosts", "127.0.0.1:1,127.0.0.1:2", "--host_index", "0"],
-        "--serve -- is for one process, which may have many devices -- leave out --hosts, TF_CONFIG and Slurm",
+        "--serve: is for one process, which may have many devices; leave out --hosts, TF_CONFIG and Slurm",
     ),
 }
 

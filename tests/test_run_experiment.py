@@ -136,36 +136,36 @@ def test_a_reader_who_leaves_ends_nothing(project: Path) -> None:
 REFUSALS = {
     "a typo in a key": (
         ["--set", "lerning_rate=1"],
-        "--set: lerning_rate = 1 -- is not a known key -- remove it; docs/configuration.md lists the keys",
+        "--set: lerning_rate = 1: is not a known key; remove it; docs/configuration.md lists the keys",
     ),
-    "a number of one's own": (["--sacred_id", "7"], "--sacred_id -- is the number of the run here -- leave it out"),
+    "a number of one's own": (["--sacred_id", "7"], "--sacred_id: is the number of the run here; leave it out"),
     "a heartbeat before now": (
         ["--heartbeat_timeout", "-1"],
-        "--heartbeat_timeout -1.0 -- is no number from 0 on -- give one",
+        "--heartbeat_timeout -1.0: is no number from 0 on; give one",
     ),
-    "no number": (["--grace", "nan"], "--grace nan -- is no number from 0 on -- give one"),
+    "no number": (["--grace", "nan"], "--grace nan: is no number from 0 on; give one"),
     "a server": (
         ["--serve", "0"],
-        "--serve -- goes on until it is told to stop, and is no run to record -- give it to main.py",
+        "--serve: goes on until it is told to stop, and is no run to record; give it to main.py",
     ),
     "a talk": (
         ["--interactive"],
-        "--interactive -- goes on until it is told to stop, and is no run to record -- give it to main.py",
+        "--interactive: goes on until it is told to stop, and is no run to record; give it to main.py",
     ),
     "prompts that come once": (
         ["--predict", "--prompt", "-"],
-        "--prompt - -- after a restart standard input would be empty -- give a file",
+        "--prompt -: after a restart standard input would be empty; give a file",
     ),
     "recreate what": (
         ["--recreate_command", "true"],
-        "--recreate_command -- is for TPUs -- give --tpu too, or leave it out",
+        "--recreate_command: is for TPUs; give --tpu too, or leave it out",
     ),
     "another database": (
         ["--mongo", "http://me:secret@host"],
-        "--mongo host -- is no address of a MongoDB: Invalid URI scheme: URI must begin with 'mongodb://' or "
-        "'mongodb+srv://' -- write it as mongodb://NAME:PASSWORD@HOST:27017/DATABASE",
+        "--mongo host: is no address of a MongoDB: Invalid URI scheme: URI must begin with 'mongodb://' or "
+        "'mongodb+srv://'; write it as mongodb://NAME:PASSWORD@HOST:27017/DATABASE",
     ),
-    "sync and train": (["--sync", "1"], "--sync -- takes no other flags of main.py -- leave out --model"),
+    "sync and train": (["--sync", "1"], "--sync: takes no other flags of main.py; leave out --model"),
 }
 
 

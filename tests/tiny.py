@@ -103,8 +103,8 @@ class Updated:
     """What one step of training gave.
 
     Attributes:
-      before: every variable before it.
-      after: and after it.
+        before: every variable before it.
+        after: and after it.
     """
 
     loss: float
@@ -150,9 +150,9 @@ def compiled(
     """A graph of mesh operations as a function of arrays; its variables are zeros still.
 
     Args:
-      build: from the inputs as mesh tensors to the outputs.
-      placement: where.
-      inputs: names of the dimensions, apart by blanks, and a value of the shape and type to come.
+        build: from the inputs as mesh tensors to the outputs.
+        placement: where.
+        inputs: names of the dimensions, apart by blanks, and a value of the shape and type to come.
     """
     shapes = [_shape(names, value) for names, value in inputs]
 

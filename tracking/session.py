@@ -25,11 +25,11 @@ class Plan:
     """What to run and where to record it.
 
     Attributes:
-      program: the words before the arguments, as the interpreter and main.py.
-      about: the run.
-      orders: gives what is to be run once the run has its number.
-      store: the folder of runs.
-      mongo_url: where they are copied to; None: nowhere.
+        program: the words before the arguments, as the interpreter and main.py.
+        about: the run.
+        orders: gives what is to be run once the run has its number.
+        store: the folder of runs.
+        mongo_url: where they are copied to; None: nowhere.
     """
 
     program: tuple[str, ...]
@@ -65,7 +65,7 @@ def _check_free(model_path: str) -> None:
     """Finds another training at the model path before anything is recorded: what that one measures would be, too.
 
     Raises:
-      UserError: there is one, on this machine; in a bucket only main.py can find it.
+        UserError: there is one, on this machine; in a bucket only main.py can find it.
     """
     if not is_local(model_path):
         return
@@ -74,7 +74,7 @@ def _check_free(model_path: str) -> None:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise UserError(
-            f"model_path = {model_path} -- another process trains here -- wait for it, or give another model_path"
+            f"model_path = {model_path}: another process trains here; wait for it, or give another model_path"
         ) from error
     except OSError:
         return  # main.py will say what is wrong
@@ -84,7 +84,7 @@ def record_and_supervise(plan: Plan, provenance: Provenance, say: Callable[[str]
     """Runs an experiment; returns the exit status.
 
     Raises:
-      UserError: the run cannot be recorded, or another one trains at its model path; nothing was started.
+        UserError: the run cannot be recorded, or another one trains at its model path; nothing was started.
     """
     if plan.about.verb == "train":
         _check_free(plan.about.model_path)
@@ -102,7 +102,7 @@ def record_and_supervise(plan: Plan, provenance: Provenance, say: Callable[[str]
     say(f"run {recorder.id}: {outcome.status}{restarts}: {outcome.reason}")
     if not is_whole:
         say(
-            f"run {recorder.id}: its record in {recorder.folder} is not whole, as was said -- what was measured lies "
+            f"run {recorder.id}: its record in {recorder.folder} is not whole, as was said; what was measured lies "
             f"in {plan.about.model_path} too"
         )
     if mirror:
@@ -116,4 +116,4 @@ def _finish_copy(mirror: Mirror, plan: Plan, run_id: str, say: Callable[[str], N
         say(f"run {run_id}: copied to MongoDB at {place} as run {mirror.mongo_id}")
         return
     store = "" if plan.store == Path(DEFAULT_FOLDER) else f" --store {plan.store}"
-    say(f"run {run_id}: not all of it is in MongoDB at {place} -- run_experiment.py --sync {run_id}{store} fills it in")
+    say(f"run {run_id}: not all of it is in MongoDB at {place}; run_experiment.py --sync {run_id}{store} fills it in")

@@ -43,7 +43,7 @@ def check_free(paths: Sequence[str], directory: str | None) -> None:
     """
     for folder in {_folder_for(path, directory) for path in paths}:
         if tf.io.gfile.exists(folder):
-            raise DataError(f"{folder}: already there -- remove it, or give another place by --repair_dir")
+            raise DataError(f"{folder}: already there; remove it, or give another place by --repair_dir")
 
 
 def repair(paths: Sequence[str], rules: RecordRules, directory: str | None = None) -> list[Repaired]:
@@ -108,7 +108,7 @@ def _write_file(source: str, rules: RecordRules, folder: str, beside: str) -> Re
         return Repaired(source, None, 0, n_lost)
     name = name_with_count(os.path.basename(source), n_kept)
     if tf.io.gfile.exists(f"{beside}/{name}"):
-        raise DataError(f"{source}: another file is called {name} already in {folder} -- repair them one by one")
+        raise DataError(f"{source}: another file is called {name} already in {folder}; repair them one by one")
     tf.io.gfile.rename(unfinished, f"{beside}/{name}")
     return Repaired(source, f"{folder}/{name}", n_kept, n_lost)
 

@@ -226,7 +226,7 @@ def _compare_with_manifest(path: str, entry: FileEntry) -> _Finding:
         fault = "has another checksum than its manifest says"
     else:
         return _Finding(path)
-    return _Finding(path, faults=(f"{path}: {fault} -- copy it again, or write the data set again",))
+    return _Finding(path, faults=(f"{path}: {fault}; copy it again, or write the data set again",))
 
 
 class _Scan:
@@ -268,7 +268,7 @@ class _Scan:
             self._entries |= {os.path.join(directory, name): entry for name, entry in entries.items()}
         for path in self._entries.keys() - set(paths):
             if any(fnmatch.fnmatchcase(path, pattern) for pattern in self._patterns):
-                fault = f"{path}: is not there, but its manifest lists it -- copy it again, or write the data set again"
+                fault = f"{path}: is not there, but its manifest lists it; copy it again, or write the data set again"
                 self._damage_of(path).faults.append(fault)
 
     def _damage_of(self, path: str) -> FileDamage:
@@ -290,7 +290,7 @@ def _count_faults(path: str, n_records: int, entry: FileEntry | None) -> list[st
     """Says where a name or a manifest promises another number of records."""
     promised = {"its name": count_in_name(path) or None, "its manifest": entry.examples if entry else None}
     return [
-        f"{path}: holds {n_records} examples, but {source} says {count} -- copy it again if it was cut short, or write "
+        f"{path}: holds {n_records} examples, but {source} says {count}; copy it again if it was cut short, or write "
         "it again"
         for source, count in promised.items()
         if count not in (None, n_records)

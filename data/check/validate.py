@@ -30,7 +30,7 @@ def find_paths(patterns: Sequence[str]) -> list[str]:
     for pattern in patterns:
         paths = glob_files(pattern)
         if not paths:
-            raise DataError(f"{pattern}: no file matches -- check the path (relative paths start at {os.getcwd()})")
+            raise DataError(f"{pattern}: no file matches; check the path (relative paths start at {os.getcwd()})")
         shards += sort_shards(Shard(path, count_in_name(path)) for path in paths)
     return list(dict.fromkeys(shard.path for shard in shards))
 
@@ -132,7 +132,7 @@ def what_it_is(path: str) -> str:
     with tf.io.gfile.GFile(path, "rb") as file:
         beginning = file.read(len(GZIP_BEGINNING))
     if not beginning:
-        return f"{path}: is empty -- copy it again, or remove it"
+        return f"{path}: is empty; copy it again, or remove it"
     if beginning == GZIP_BEGINNING:
-        return f"{path}: is compressed -- unpack it with gzip -d"
-    return f"{path}: record 0 is cut off or damaged, and no other one follows: is no tfrecord file -- remove it"
+        return f"{path}: is compressed; unpack it with gzip -d"
+    return f"{path}: record 0 is cut off or damaged, and no other one follows: is no tfrecord file; remove it"

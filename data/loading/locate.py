@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from configs.schema import RunConfig
-from data.loading.mixture import Assignment, assignments, mixture_of, record_rules, records_of
+from data.loading.mixture import BatchIndices, assignments, mixture_of, record_rules, records_of
 
 MAX_FILES = 4  # named in one message
 
@@ -30,7 +30,9 @@ def describe_batch(
     return "; ".join([*named, *more])
 
 
-def _records_of_batch(config: RunConfig, patterns: Sequence[str], assignment: Assignment) -> Iterator[tuple[str, int]]:
+def _records_of_batch(
+    config: RunConfig, patterns: Sequence[str], assignment: BatchIndices
+) -> Iterator[tuple[str, int]]:
     """The file and number of each record; of an example that is cut from documents, those of all its documents."""
     datasets = records_of(config, patterns)
     for dataset, example in zip(assignment.datasets_R.tolist(), assignment.examples_R.tolist(), strict=True):

@@ -116,7 +116,7 @@ def _source(config: RunConfig, number: int, records: Records) -> Source:
     if record_rules(config, use).n_ctx is not None:
         return functools.partial(_chunks, records, _may_skip(config))
     state = stream_state(config.training.seed, number + 1) if use.datatype == "documents_random" else None
-    cut = Cut(use.stitch, config.model.n_ctx + 1, config.data.eos_id, state)
+    cut = DocumentWindow(use.stitch, config.model.n_ctx + 1, config.data.eos_id, state)
     return lambda examples_R: [cut_documents(records, _may_skip(config), cut, int(example)) for example in examples_R]
 
 
@@ -131,7 +131,7 @@ def _chunks(records: Records, may_skip: bool, examples_R: np.ndarray) -> list[Ex
 
 
 @dataclass(frozen=True)
-class Cut:
+class DocumentWindow:
     """How examples are cut from documents.
 
     Attributes:
@@ -147,7 +147,7 @@ class Cut:
     state: int | None
 
 
-def cut_documents(records: Records, may_skip: bool, cut: Cut, example: int) -> Example:
+def cut_documents(records: Records, may_skip: bool, cut: DocumentWindow, example: int) -> Example:
     """Cuts example j out of documents j * stitch, ..., (j + 1) * stitch - 1, joined by eos.
 
     Where these are too short, the documents after them are joined too; example j + 1 takes those again. The place of
@@ -159,7 +159,7 @@ def cut_documents(records: Records, may_skip: bool, cut: Cut, example: int) -> E
     first, n_read, documents, problems = example * cut.stitch, 0, [], []
     while n_read < cut.stitch or _joined_length(documents) < cut.length:
         if not documents and n_read >= cut.stitch + records.n_records:
-            raise DataError(f"on_bad_record = skip -- no record can be used -- the last is {problems[-1]}")
+            raise DataError(f"on_bad_record = skip: no record can be used; the last is {problems[-1]}")
         n_more = cut.stitch if n_read == 0 else 1
         for ids in read(np.arange(first + n_read, first + n_read + n_more)):
             (problems if isinstance(ids, DataError) else documents).append(ids)
@@ -187,7 +187,7 @@ def _join(documents: Sequence[np.ndarray], eos_id: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Assignment:
+class BatchIndices:
     """What one process reads for one batch.
 
     Attributes:
@@ -207,7 +207,7 @@ class Assignment:
 
 def assignments(
     mixture: Mixture, training: TrainingConfig, start_example: int, taken: Mapping[str, int], own_rows: range
-) -> Iterator[Assignment]:
+) -> Iterator[BatchIndices]:
     """What is read for each batch, without end; arguments as of `inputs.training_batches`."""
     size, rows = training.train_batch_size, slice(own_rows.start, own_rows.stop)
     taken_D = np.array([taken.get(name, 0) for name in mixture.names], dtype=np.int64)
@@ -218,10 +218,10 @@ def assignments(
             examples_B[datasets_B == number] = taken_D[number] + np.arange(count)
             taken_D[number] += count
         after = dict(zip(mixture.names, taken_D.tolist(), strict=True))
-        yield Assignment(first + own_rows.start, datasets_B[rows], examples_B[rows], first + size, after)
+        yield BatchIndices(first + own_rows.start, datasets_B[rows], examples_B[rows], first + size, after)
 
 
-def read_examples(mixture: Mixture, assignment: Assignment) -> list[Example]:
+def read_examples(mixture: Mixture, assignment: BatchIndices) -> list[Example]:
     """Reads what is assigned, row by row."""
     rows = [Example(None)] * len(assignment.datasets_R)
     for number in np.unique(assignment.datasets_R):

@@ -206,7 +206,7 @@ def check_shard(shard: Shard, rules: RecordRules) -> None:
     if n_found != shard.n_examples:
         source = "its name says" if count_in_name(shard.path) else "were counted before"
         raise DataError(
-            f"{shard.path}: holds {n_found} examples, but {source} {shard.n_examples} -- copy it again if it was cut "
+            f"{shard.path}: holds {n_found} examples, but {source} {shard.n_examples}; copy it again if it was cut "
             f"short, or rename it so that it ends in _{n_found}.tfrecords"
         )
 
@@ -214,18 +214,18 @@ def check_shard(shard: Shard, rules: RecordRules) -> None:
 def _check_record(ids: np.ndarray, path: str, number: int, rules: RecordRules) -> None:
     where = f"{path}: record {number}"
     if not len(ids):
-        raise DataError(f"{where} holds no id -- write the file again with data/create_tfrecords.py")
+        raise DataError(f"{where} holds no id; write the file again with data/create_tfrecords.py")
     if rules.n_ctx is not None and len(ids) != rules.n_ctx + 1:
         # After records of the right length, another n_ctx would only make those the wrong ones.
         other_n_ctx = f"set n_ctx to {len(ids) - 1}, or " if number == 0 and len(ids) > 1 else ""
         raise DataError(
-            f"{where} holds {len(ids)} ids, but n_ctx {rules.n_ctx} needs {rules.n_ctx + 1} -- {other_n_ctx}"
+            f"{where} holds {len(ids)} ids, but n_ctx {rules.n_ctx} needs {rules.n_ctx + 1}: {other_n_ctx}"
             f"write the file again with --chunk_size {rules.n_ctx}"
         )
     outside = ids[(ids < 0) | (ids >= rules.n_vocab)]
     if len(outside):
         raise DataError(
-            f"{where} holds the id {outside[0]}, outside [0, {rules.n_vocab}) -- raise n_vocab, or use the tokenizer "
+            f"{where} holds the id {outside[0]}, outside [0, {rules.n_vocab}); raise n_vocab, or use the tokenizer "
             "and dataset config that the file was written with"
         )
 
@@ -237,4 +237,4 @@ def _explain(shard: Shard, rules: RecordRules) -> DataError:
             check_shard(shard, rules)
     except DataError as found:
         return found
-    return DataError(f"{shard.path}: has changed while it was read -- see that nothing writes to it, and start again")
+    return DataError(f"{shard.path}: has changed while it was read; see that nothing writes to it, and start again")

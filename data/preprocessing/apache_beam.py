@@ -37,13 +37,13 @@ def load_beam(runner: str) -> ModuleType:
         DataError: it is not installed, or has no such runner here.
     """
     if runner not in RUNNERS:
-        raise DataError(f"--runner {runner} -- is none of {', '.join(RUNNERS)} -- choose one, or leave it out")
+        raise DataError(f"--runner {runner}: is none of {', '.join(RUNNERS)}; choose one, or leave it out")
     try:
         return importlib.import_module("apache_beam")
     except ImportError:
         extra = "apache-beam[gcp]" if runner == "DataflowRunner" else "apache-beam"
         raise DataError(
-            f"--runner {runner} -- Apache Beam is not installed -- pip install '{extra}', or leave out --runner"
+            f"--runner {runner}: Apache Beam is not installed; pip install '{extra}', or leave out --runner"
         ) from None
 
 
@@ -75,7 +75,7 @@ def run_pipeline(
         raise
     except Exception as error:  # whatever a runner raises, its last line says what was wrong
         reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
-        raise DataError(f"--runner {runner} -- failed ({reason[0]}) -- see its log, and start again") from error
+        raise DataError(f"--runner {runner}: failed ({reason[0]}); see its log, and start again") from error
 
 
 def _batches(text_key: str, encoder: TextEncoder, numbered: tuple[int, SourceFile]) -> Iterator[Batch]:
@@ -123,7 +123,7 @@ def read_encoded(texts: Iterable[Tagged[Piece]], folder: str) -> Iterator[tuple[
             file_number, rest = place.file, _read_file(folder, place.file)
         found = next(((ids, count) for document, ids, count in rest if document == place.document), None)
         if found is None:
-            raise DataError(f"{folder}: has no ids of {item.tag.place} -- remove that folder, and start again")
+            raise DataError(f"{folder}: has no ids of {item.tag.place}; remove that folder, and start again")
         yield (item.tag, *found)
 
 

@@ -17,7 +17,7 @@ BATCH_CHARACTERS = 1 << 19
 
 
 @dataclass
-class Account:
+class PackingStats:
     """What became of the documents and tokens; it is filled in while they stream past.
 
     Attributes:
@@ -97,7 +97,7 @@ class TextEncoder:
         return detokenize_wikitext(text) if self.wikitext_detokenize else text
 
 
-def readable_texts(documents: Iterable[Document], account: Account) -> Iterator[str]:
+def readable_texts(documents: Iterable[Document], account: PackingStats) -> Iterator[str]:
     """Yields the texts of the documents that have one, and notes the others."""
     for document in documents:
         account.documents_read += 1
@@ -130,7 +130,7 @@ def encode_texts(
         yield from encoded
 
 
-def keep_documents(encoded: Iterable[EncodedText], minimum_tokens: int, account: Account) -> Iterator[np.ndarray]:
+def keep_documents(encoded: Iterable[EncodedText], minimum_tokens: int, account: PackingStats) -> Iterator[np.ndarray]:
     """Yields the ids of the documents that are not empty and have at least `minimum_tokens`, and notes the others."""
     for document in encoded:
         if not len(document.ids):
@@ -145,7 +145,7 @@ def keep_documents(encoded: Iterable[EncodedText], minimum_tokens: int, account:
 
 
 def join_documents(
-    documents: Iterable[np.ndarray], example_tokens: int, separator: int, padding: int, account: Account
+    documents: Iterable[np.ndarray], example_tokens: int, separator: int, padding: int, account: PackingStats
 ) -> Iterator[np.ndarray]:
     """Joins documents into one stream, a separator after each, and cuts it into examples of one length.
 
@@ -198,7 +198,7 @@ def shuffle_examples(examples: Iterable[np.ndarray], window_examples: int) -> It
     yield from window
 
 
-def _cut(stream: np.ndarray, example_tokens: int, account: Account) -> Iterator[np.ndarray]:
+def _cut(stream: np.ndarray, example_tokens: int, account: PackingStats) -> Iterator[np.ndarray]:
     for example in stream.reshape(-1, example_tokens):
         account.examples += 1
         yield example

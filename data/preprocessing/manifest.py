@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from configs.errors import DataError
-from data.preprocessing.encoding import Account
+from data.preprocessing.encoding import PackingStats
 from data.tfrecord.records import writing_to
 from meshtf import tf
 
@@ -46,7 +46,7 @@ class FileEntry:
 class Part:
     """The files to train on, or those that are held out, and what became of the documents that belong there."""
 
-    account: Account
+    account: PackingStats
     files: tuple[FileEntry, ...]
 
 
@@ -102,16 +102,16 @@ def read_manifest(path: str) -> Manifest:
         parts = {key: _part_of(part) for key, part in values.pop("parts").items()}
         return Manifest(parts=parts, **values)
     except tf.errors.NotFoundError:
-        raise DataError(f"{path}: no such file -- check the path") from None
+        raise DataError(f"{path}: no such file; check the path") from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(
-            f"{path}: is no manifest of a data set ({error}) -- remove it, and write the data set again with "
+            f"{path}: is no manifest of a data set ({error}); remove it, and write the data set again with "
             "data/create_tfrecords.py"
         ) from None
 
 
 def _part_of(values: Mapping[str, object]) -> Part:
-    return Part(Account(**values["account"]), tuple(FileEntry(**entry) for entry in values["files"]))
+    return Part(PackingStats(**values["account"]), tuple(FileEntry(**entry) for entry in values["files"]))
 
 
 def find_entries(directory: str) -> dict[str, FileEntry]:

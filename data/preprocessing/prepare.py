@@ -22,7 +22,7 @@ from functools import partial
 from configs.errors import DataError
 from configs.schema import DatasetConfig
 from data.preprocessing.encoding import (
-    Account,
+    PackingStats,
     TextEncoder,
     encode_texts,
     join_documents,
@@ -81,10 +81,10 @@ def prepare_dataset(dataset: DatasetConfig, n_ctx: int, report: Report = print) 
             dataset.path or None, dataset.eval_path or None, dataset.tokenizer_path, dataset.tokenizer_is_pretrained
         )
     if "/" in dataset.id:
-        raise DataError(f"{dataset.id}: is no beginning of a file name -- name the dataset config without a slash")
+        raise DataError(f"{dataset.id}: is no beginning of a file name; name the dataset config without a slash")
     if "://" in dataset.cache_dir:
         raise DataError(
-            f"{dataset.id}: cache_dir = {dataset.cache_dir} -- raw text is prepared on the disk of this machine -- "
+            f"{dataset.id}: cache_dir = {dataset.cache_dir}: raw text is prepared on the disk of this machine; "
             "give a folder there, or write tfrecords into the bucket with data/create_tfrecords.py --output_dir, and "
             "name them in path"
         )
@@ -150,7 +150,7 @@ def _lock(cache_dir: str, report: Report) -> Iterator[None]:
         os.makedirs(cache_dir, exist_ok=True)
         file = open(f"{cache_dir}/.lock", "w")  # noqa: SIM115 (closed below)
     except OSError as error:
-        raise DataError(f"{cache_dir}: cannot be written ({error.strerror}) -- set cache_dir elsewhere") from None
+        raise DataError(f"{cache_dir}: cannot be written ({error.strerror}); set cache_dir elsewhere") from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -214,14 +214,14 @@ class _Preparation:
         try:
             tokenizer = train_byte_level_bpe(texts, self.dataset.n_vocab)
         except DataError as error:
-            raise DataError(f"{self.dataset.id}: n_vocab = {self.dataset.n_vocab} -- {error}") from error
+            raise DataError(f"{self.dataset.id}: n_vocab = {self.dataset.n_vocab}; {error}") from error
         check_special_ids(tokenizer, self.dataset)
         save_tokenizer(tokenizer, f"{directory}/{FILE_NAME}")
         self.report(f"{self.dataset.id}: trained a byte-level BPE tokenizer of {tokenizer.n_vocab:,} ids")
         return tokenizer
 
-    def _write_part(self, directory: str, part: str, bound: float, tokenizer: Tokenizer) -> Account:
-        account = Account()
+    def _write_part(self, directory: str, part: str, bound: float, tokenizer: Tokenizer) -> PackingStats:
+        account = PackingStats()
         encoded = encode_texts(readable_texts(self._part(part, bound), account), partial(map, TextEncoder(tokenizer)))
         documents = keep_documents(encoded, 0, account)
         eos_id, padding_id = self.dataset.eos_id, self.dataset.padding_id
@@ -234,10 +234,10 @@ class _Preparation:
         self._report_part(part, account, paths)
         return account
 
-    def _report_part(self, part: str, account: Account, paths: list[str]) -> None:
+    def _report_part(self, part: str, account: PackingStats, paths: list[str]) -> None:
         if not paths:
             reason = f" ({account.problems[0]})" if account.problems else ""
-            raise DataError(f"{self.dataset.id}: no document with text is left for {part}{reason} -- {_MORE_DOCUMENTS}")
+            raise DataError(f"{self.dataset.id}: no document with text is left for {part}{reason}; {_MORE_DOCUMENTS}")
         for problem in account.problems:
             self.report(f"{self.dataset.id}: left out {problem}")
         self.report(
@@ -258,7 +258,7 @@ def _held_out_bound(documents: Iterable[Document], dataset: DatasetConfig) -> fl
     if len(smallest) < 2:
         left_out = f" (left out: {problems[0]})" if problems else ""
         raise DataError(
-            f"{dataset.id}: the text is {len(smallest)} document(s){left_out}, and one has to be held out -- "
+            f"{dataset.id}: the text is {len(smallest)} document(s){left_out}, and one has to be held out; "
             f"{_MORE_DOCUMENTS}"
         )
     lowest, next_lowest = smallest

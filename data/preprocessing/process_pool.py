@@ -55,7 +55,7 @@ def pool_of(
         yield executor
     except BrokenProcessPool:
         raise DataError(
-            f"--processes {processes} -- one of them was ended from outside, for want of memory perhaps -- start again "
+            f"--processes {processes}: one of them was ended from outside, for want of memory perhaps; start again "
             "with fewer"
         ) from None
     finally:

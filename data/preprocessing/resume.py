@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 
 from configs.errors import DataError
-from data.preprocessing.encoding import Account
+from data.preprocessing.encoding import PackingStats
 from data.preprocessing.manifest import FORMAT, FileEntry, Manifest, manifest_path, read_json, write_json
 from data.preprocessing.splits import Place
 from data.text.files import SourceFile
@@ -47,7 +47,7 @@ class Finished:
     entry: FileEntry
     following: Place
     offset: int
-    account: Account
+    account: PackingStats
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,11 @@ class Unfinished:
 
 
 def _finished_of(values: Mapping[str, object]) -> Finished:
-    entry, following, account = FileEntry(**values["entry"]), Place(**values["following"]), Account(**values["account"])
+    entry, following, account = (
+        FileEntry(**values["entry"]),
+        Place(**values["following"]),
+        PackingStats(**values["account"]),
+    )
     return Finished(entry, following, values["offset"], account)
 
 
@@ -254,7 +258,7 @@ def alone(directory: str, name: str) -> Iterator[None]:
     is_new = not os.path.exists(directory)
     with writing_to(directory):
         tf.io.gfile.makedirs(directory)
-    descriptor = _lock(path, f"{refusal} -- {remedy}")
+    descriptor = _lock(path, f"{refusal}; {remedy}")
     try:
         yield
     finally:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from data.preprocessing.encoding import MOST_PROBLEMS, Account
+from data.preprocessing.encoding import MOST_PROBLEMS, PackingStats
 from data.preprocessing.manifest import FileEntry, Part, checksum
 from data.preprocessing.resume import Finished, Unfinished
 from data.preprocessing.splits import Place
@@ -47,7 +47,7 @@ class PartWriter:
     def __init__(self, unfinished: Unfinished, part: str, prefix: str, layout: Layout) -> None:
         self._unfinished, self._part, self._prefix, self._layout = unfinished, part, prefix, layout
         finished = unfinished.finished(part)
-        last = finished[-1] if finished else Finished(FileEntry("", 0, 0, 0, 0, ""), Place(), 0, Account())
+        last = finished[-1] if finished else Finished(FileEntry("", 0, 0, 0, 0, ""), Place(), 0, PackingStats())
         self.start = last.following
         self._account = replace(last.account, problems=list(last.account.problems))
         # Lengths of the stream, in tokens: what an ended run wrote, what is written now, and what is joined.
@@ -59,7 +59,7 @@ class PartWriter:
         self._document = _OpenDocument(self.start, self._joined)
 
     def leave_out(self, reason: str, problem: str = "") -> None:
-        """Counts a document that is not written; `reason` is the end of a field of `Account`."""
+        """Counts a document that is not written; `reason` is the end of a field of `PackingStats`."""
         self._account.documents_read += 1
         field = f"discarded_{reason}"
         setattr(self._account, field, getattr(self._account, field) + 1)
@@ -118,13 +118,13 @@ class PartWriter:
         self._examples_in_file += 1
         self._written += len(example)
 
-    def _where_next(self) -> tuple[Place, int, Account]:
+    def _where_next(self) -> tuple[Place, int, PackingStats]:
         document = self._document
         if document.is_closed and self._written == self._joined:
             return document.place.following(), 0, self._account_with_document()
         return document.place, self._written - document.start, self._account
 
-    def _account_with_document(self) -> Account:
+    def _account_with_document(self) -> PackingStats:
         account, document = self._account, self._document
         return replace(
             account,
@@ -141,7 +141,7 @@ class PartWriter:
     def _partial_path(self) -> str:
         return self._start_of_path() + PARTIAL
 
-    def _finish_file(self, following: Place, offset: int, account: Account) -> None:
+    def _finish_file(self, following: Place, offset: int, account: PackingStats) -> None:
         path = f"{self._start_of_path()}_{self._examples_in_file}{SUFFIX}"
         with writing_to(self._unfinished.folder):
             self._file.close()

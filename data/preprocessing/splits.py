@@ -38,7 +38,7 @@ class Piece:
         part: TRAIN or EVAL.
         place: the document's.
         is_last: no more of the document follows.
-        reason: why it is left out: the end of a field of `Account`; empty if it is not.
+        reason: why it is left out: the end of a field of `PackingStats`; empty if it is not.
         problem: the same in words, if there is something to say.
     """
 

@@ -16,7 +16,7 @@ def fix_text(text: str) -> str:
     try:
         import ftfy  # optional: only needed by those who ask for this cleaning
     except ImportError:
-        raise DataError("ftfy is not installed -- run `pip install ftfy`, or leave --ftfy out") from None
+        raise DataError("ftfy is not installed; run `pip install ftfy`, or leave --ftfy out") from None
     return ftfy.fix_text(text, normalization="NFKC")
 
 

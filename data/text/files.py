@@ -55,7 +55,7 @@ class SourceFile:
 def cannot_read(path: str, error: Exception) -> DataError:
     """Returns the error that says so."""
     reason = getattr(error, "strerror", None) or error
-    return DataError(f"{path}: cannot be read ({reason}) -- replace the file, or leave it out")
+    return DataError(f"{path}: cannot be read ({reason}); replace the file, or leave it out")
 
 
 def open_source(path: str) -> BinaryIO:
@@ -101,7 +101,7 @@ def _nothing_found(source: str, exclude: Sequence[str], suffixes: tuple[str, ...
     is_folder = os.path.isdir(source) or (source.startswith(SCHEME) and not glob.has_magic(source))
     looked_for = f" ending in {' '.join(suffixes)}" if is_folder else ""
     left_out = f" outside {', '.join(exclude)}" if exclude else ""
-    return f"{source}: no file{looked_for} found{left_out} -- name a directory, a glob or a file that has text"
+    return f"{source}: no file{looked_for} found{left_out}; name a directory, a glob or a file that has text"
 
 
 # On a disk.

@@ -123,7 +123,7 @@ def _copy_of(path: str) -> BinaryIO:
         raise unreadable_file(path, error) from None
     except OSError as error:
         raise DataError(
-            f"{path}: cannot be copied to {folder} ({os.strerror(error.errno)}) -- make room there, or let TMPDIR name "
+            f"{path}: cannot be copied to {folder} ({os.strerror(error.errno)}); make room there, or let TMPDIR name "
             "another folder"
         ) from None
 

@@ -193,15 +193,15 @@ def read_frame(reader: RecordReader, frame: Frame) -> bytes:
 def unreadable_file(path: str, error: tf.errors.OpError) -> DataError:
     """Returns the error that says so."""
     if isinstance(error, tf.errors.NotFoundError):
-        return DataError(f"{path}: no such file -- check the path")
+        return DataError(f"{path}: no such file; check the path")
     reason = error.message.splitlines()[0]
-    return DataError(f"{path}: cannot be read ({reason}) -- check the path and who may read it")
+    return DataError(f"{path}: cannot be read ({reason}); check the path and who may read it")
 
 
 def damaged_record(path: str, index: int) -> DataError:
     """Returns the error that names the record."""
     return DataError(
-        f"{path}: record {index} is cut off or damaged -- copy the file again, or write it again with "
+        f"{path}: record {index} is cut off or damaged; copy the file again, or write it again with "
         "data/create_tfrecords.py"
     )
 
@@ -215,14 +215,14 @@ def decode_record(record: bytes, path: str, index: int) -> np.ndarray:
     try:
         feature = tf.train.Example.FromString(record).features.feature
     except Exception as error:  # protobuf's own DecodeError is not reachable through TensorFlow's public names
-        raise DataError(f"{path}: record {index} is not a tf.train.Example ({error}) -- {_REWRITE}") from None
+        raise DataError(f"{path}: record {index} is not a tf.train.Example ({error}); {_REWRITE}") from None
     if FEATURE not in feature:
         raise DataError(
-            f"{path}: record {index} has no feature {FEATURE!r}, only {sorted(feature) or 'none'} -- {_REWRITE}"
+            f"{path}: record {index} has no feature {FEATURE!r}, only {sorted(feature) or 'none'}; {_REWRITE}"
         )
     kind = feature[FEATURE].WhichOneof("kind")
     if kind != "int64_list":
-        raise DataError(f"{path}: record {index}: feature {FEATURE!r} is {kind}, not int64_list -- {_REWRITE}")
+        raise DataError(f"{path}: record {index}: feature {FEATURE!r} is {kind}, not int64_list; {_REWRITE}")
     return np.array(feature[FEATURE].int64_list.value, dtype=np.int64)
 
 

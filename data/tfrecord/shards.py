@@ -51,8 +51,7 @@ def list_shards(pattern: str) -> tuple[Shard, ...]:
     paths = glob_files(pattern)
     if not paths:
         raise DataError(
-            f"{pattern}: no file matches -- check the path in the dataset config "
-            f"(relative paths start at {os.getcwd()})"
+            f"{pattern}: no file matches; check the path in the dataset config (relative paths start at {os.getcwd()})"
         )
     uncounted = [path for path in paths if not count_in_name(path)]
     counts = {path: count_in_name(path) for path in paths} | _counts_of(uncounted)
@@ -67,7 +66,7 @@ def glob_files(pattern: str) -> list[str]:
     """
     try:
         if tf.io.gfile.isdir(pattern):
-            raise DataError(f"{pattern}: is a folder -- give a glob such as {pattern.rstrip('/')}/*.tfrecords")
+            raise DataError(f"{pattern}: is a folder; give a glob such as {pattern.rstrip('/')}/*.tfrecords")
         return [path for path in tf.io.gfile.glob(pattern) if not path.endswith(".json")]  # counts, manifests
     except tf.errors.NotFoundError:  # of a bucket
         return []
@@ -163,7 +162,7 @@ def shard_ends(shards: Sequence[Shard]) -> np.ndarray:
     ends_N = np.cumsum([shard.n_examples for shard in shards], dtype=np.int64)
     if not len(ends_N) or ends_N[-1] == 0:
         files = ", ".join(shard.path for shard in shards[:3]) or "no file"
-        raise DataError(f"{files}: the data set holds no record -- write it with data/create_tfrecords.py")
+        raise DataError(f"{files}: the data set holds no record; write it with data/create_tfrecords.py")
     return ends_N
 
 

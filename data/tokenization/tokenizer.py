@@ -206,7 +206,7 @@ def load_tokenizer(path_or_name: str, is_pretrained: bool = False) -> Tokenizer:
     if is_pretrained:
         return _load_file(_download(path_or_name))
     raise DataError(
-        f"{path_or_name}: no such tokenizer -- give a tokenizers JSON file (data/train_tokenizer.py makes one), or a "
+        f"{path_or_name}: no such tokenizer; give a tokenizers JSON file (data/train_tokenizer.py makes one), or a "
         "folder with vocab.json and merges.txt"
     )
 
@@ -219,9 +219,9 @@ def _load_object(path: str) -> Tokenizer:
             return from_json(file.read())
     except tf.errors.OpError as error:
         reason = error.message.splitlines()[0]
-        raise DataError(f"{path}: cannot be read ({reason}) -- check the path and who may read it") from None
+        raise DataError(f"{path}: cannot be read ({reason}); check the path and who may read it") from None
     except Exception as error:  # the library raises a bare Exception
-        raise DataError(f"{path}: not a tokenizers JSON file ({error}) -- give one") from None
+        raise DataError(f"{path}: not a tokenizers JSON file ({error}); give one") from None
 
 
 def _load_file(path: Path) -> Tokenizer:
@@ -229,7 +229,7 @@ def _load_file(path: Path) -> Tokenizer:
         return Tokenizer(tokenizers.Tokenizer.from_file(str(path)))
     except Exception as error:  # the library raises a bare Exception
         raise DataError(
-            f"{path}: not a tokenizers JSON file ({error}) -- give one, or the folder with vocab.json and merges.txt"
+            f"{path}: not a tokenizers JSON file ({error}); give one, or the folder with vocab.json and merges.txt"
         ) from None
 
 
@@ -238,11 +238,11 @@ def _load_folder(folder: Path) -> Tokenizer:
         return _load_file(folder / "tokenizer.json")
     for name in ("vocab.json", "merges.txt"):
         if not (folder / name).is_file():
-            raise DataError(f"{folder}: has no {name} -- a tokenizer folder holds vocab.json and merges.txt")
+            raise DataError(f"{folder}: has no {name}; a tokenizer folder holds vocab.json and merges.txt")
     try:
         model = models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
     except Exception as error:  # the library raises a bare Exception
-        raise DataError(f"{folder}: vocab.json and merges.txt are not a BPE ({error}) -- copy them again") from None
+        raise DataError(f"{folder}: vocab.json and merges.txt are not a BPE ({error}); copy them again") from None
     return Tokenizer(_byte_level(model))
 
 
@@ -261,7 +261,7 @@ def _download(name: str) -> Path:
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise DataError(
-            f"{name}: neither a file or folder here, nor found as a tokenizer at Hugging Face ({reason}) -- give a "
+            f"{name}: neither a file or folder here, nor found as a tokenizer at Hugging Face ({reason}); give a "
             "tokenizers JSON file, or a folder with vocab.json and merges.txt"
         ) from None
 
@@ -283,12 +283,12 @@ def _size_issues(tokenizer: Tokenizer, dataset: DatasetConfig) -> list[str]:
     size, known = tokenizer.n_vocab, f"the tokenizer has ids 0 to {tokenizer.n_vocab - 1} only"
     issues = []
     if size > dataset.n_vocab:
-        issues.append(f"n_vocab = {dataset.n_vocab} -- the tokenizer has {size} ids -- set n_vocab to at least that")
+        issues.append(f"n_vocab = {dataset.n_vocab}: the tokenizer has {size} ids; set n_vocab to at least that")
     if dataset.eos_id >= size:
-        issues.append(f"eos_id = {dataset.eos_id} -- {known} -- choose one of them")
+        issues.append(f"eos_id = {dataset.eos_id}: {known}; choose one of them")
     if dataset.padding_id >= size and dataset.padding_id != dataset.n_vocab:
         remedy = f"choose one of them, or n_vocab, {dataset.n_vocab}, for no padding token"
-        issues.append(f"padding_id = {dataset.padding_id} -- {known} -- {remedy}")
+        issues.append(f"padding_id = {dataset.padding_id}: {known}; {remedy}")
     return issues
 
 
@@ -298,7 +298,7 @@ def _name_issues(tokenizer: Tokenizer, dataset: DatasetConfig) -> list[str]:
         ("padding_id", dataset.padding_id, PADDING_TOKEN, tokenizer.padding_id),
     )
     return [
-        f"{key} = {given} -- the tokenizer's {token} is {actual} -- set {key} to {actual}"
+        f"{key} = {given}: the tokenizer's {token} is {actual}; set {key} to {actual}"
         for key, given, token, actual in named
         if actual is not None and given != actual
     ]

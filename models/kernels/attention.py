@@ -18,9 +18,9 @@ class AttentionRule:
     """Which positions see which, and how many weights are dropped.
 
     Attributes:
-      is_causal: position p sees no position behind it.
-      radius: position p sees only the positions less than `radius` away from it; None: however far.
-      dropout_rate: of the attention weights.
+        is_causal: position p sees no position behind it.
+        radius: position p sees only the positions less than `radius` away from it; None: however far.
+        dropout_rate: of the attention weights.
     """
 
     is_causal: bool
@@ -43,10 +43,10 @@ def _blocks(rule: AttentionRule, is_aligned: bool, n_queries: int, n_keys: int) 
     square where it is causal, or less where it is local.
 
     Args:
-      rule: what is seen.
-      is_aligned: queries and keys both begin at position 0 and are equally many.
-      n_queries: of this slice.
-      n_keys: of this slice.
+        rule: what is seen.
+        is_aligned: queries and keys both begin at position 0 and are equally many.
+        n_queries: of this slice.
+        n_keys: of this slice.
     """
     if not is_aligned:
         yield _Block(0, n_queries, 0, n_keys)

@@ -13,7 +13,7 @@ from models.kernels.compile import Kernel, compiled
 
 # What a score is lowered by so that everything else comes before it. Hugging Face's, so that also the hopeless come in
 # its order.
-HOPELESS = -1e9
+NEG_INF = -1e9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,13 +21,13 @@ class Beams:
     """What a search holds; of each beam, likeliest first.
 
     Attributes:
-      n_written: int32 scalar, the length of every open text.
-      tokens: int32 [N, L], the open texts.
-      log_probs: float32 [N], of them.
-      ended_tokens: int32 [N, L], the best texts that have ended, with the eos that ended them, best first.
-      ended_lengths: int32 [N]; 0: there is no such text yet.
-      ended_scores: float32 [N].
-      is_open: bool scalar: an open text may still become better than those that have ended.
+        n_written: int32 scalar, the length of every open text.
+        tokens: int32 [N, L], the open texts.
+        log_probs: float32 [N], of them.
+        ended_tokens: int32 [N, L], the best texts that have ended, with the eos that ended them, best first.
+        ended_lengths: int32 [N]; 0: there is no such text yet.
+        ended_scores: float32 [N].
+        is_open: bool scalar: an open text may still become better than those that have ended.
     """
 
     n_written: tf.Tensor
@@ -47,11 +47,11 @@ class _Candidates:
     """The likeliest continuations of all beams together, likeliest first.
 
     Attributes:
-      log_probs: float32 [C].
-      parents: int32 [C], the beam that each continues.
-      tokens: int32 [C, L], whole.
-      last: int32 [C], the token that each adds.
-      has_ended: bool [C].
+        log_probs: float32 [C].
+        parents: int32 [C], the beam that each continues.
+        tokens: int32 [C, L], whole.
+        last: int32 [C], the token that each adds.
+        has_ended: bool [C].
     """
 
     log_probs: tf.Tensor
@@ -81,11 +81,11 @@ def _with_ended(beams: Beams, candidates: _Candidates, length_penalty: tf.Tensor
     """
     n_beams = beams.log_probs.shape[0]
     length = beams.n_written + 1
-    is_likely = (tf.range(2 * n_beams) < n_beams) & (candidates.log_probs > HOPELESS / 2)
+    is_likely = (tf.range(2 * n_beams) < n_beams) & (candidates.log_probs > NEG_INF / 2)
     is_ending = candidates.has_ended & is_likely
     scores = candidates.log_probs / tf.cast(length, tf.float32) ** length_penalty
     held = (beams.ended_tokens, beams.ended_lengths, beams.ended_scores)
-    ending = (candidates.tokens, tf.where(is_ending, length, 0), scores + tf.where(is_ending, 0.0, HOPELESS))
+    ending = (candidates.tokens, tf.where(is_ending, length, 0), scores + tf.where(is_ending, 0.0, NEG_INF))
     everything = [tf.concat(parts, 0) for parts in zip(held, ending, strict=True)]
     best = tf.math.top_k(everything[-1], n_beams).indices
     return [tf.gather(part, best) for part in everything]
@@ -98,7 +98,7 @@ def _may_improve(
     all places for such are taken: bool scalar.
     """
     _, lengths, scores = ended
-    worst = tf.where(tf.reduce_all(lengths > 0), tf.reduce_min(scores), HOPELESS)
+    worst = tf.where(tf.reduce_all(lengths > 0), tf.reduce_min(scores), NEG_INF)
     return log_probs[0] / tf.cast(length, tf.float32) ** length_penalty > worst
 
 
@@ -117,7 +117,7 @@ def turn(eos_id: int) -> Kernel:
         beams = Beams(*state)
         candidates = _candidates(beams, logits, n_wanted, eos_id)
         ended = _with_ended(beams, candidates, length_penalty)
-        open_log_probs = candidates.log_probs + tf.where(candidates.has_ended, HOPELESS, 0.0)
+        open_log_probs = candidates.log_probs + tf.where(candidates.has_ended, NEG_INF, 0.0)
         log_probs, chosen = tf.math.top_k(open_log_probs, beams.log_probs.shape[0])
         tokens, parents, last = (
             tf.gather(part, chosen) for part in (candidates.tokens, candidates.parents, candidates.last)

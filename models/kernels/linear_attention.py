@@ -106,11 +106,11 @@ class _Chunks:
     """What the sums are made of, in chunks.
 
     Attributes:
-      features: [C, B, H, L, D], of the queries, each position's adding up to 1.
-      weights: [C, B, H, L, D], exp(key - reference of the chunk).
-      values: [C, B, H, L, D].
-      decays: [C, B, H, 1, D], exp(reference of the chunk - reference of the next one).
-      epsilon: [B, H, 1, D], over exp(reference of the first chunk).
+        features: [C, B, H, L, D], of the queries, each position's adding up to 1.
+        weights: [C, B, H, L, D], exp(key - reference of the chunk).
+        values: [C, B, H, L, D].
+        decays: [C, B, H, 1, D], exp(reference of the chunk - reference of the next one).
+        epsilon: [B, H, 1, D], over exp(reference of the first chunk).
     """
 
     features: tf.Tensor
@@ -147,13 +147,13 @@ def _scan(
     """Goes over the chunks.
 
     Args:
-      step: (sums, index of a chunk) -> (sums for the next one, results for this one).
-      order: of the chunks.
-      sums: for the first step.
-      likes: a tensor [C, ...] for each result, of its shape once those of all chunks are together.
+        step: (sums, index of a chunk) -> (sums for the next one, results for this one).
+        order: of the chunks.
+        sums: for the first step.
+        likes: a tensor [C, ...] for each result, of its shape once those of all chunks are together.
 
     Returns:
-      the results [C, ...].
+        the results [C, ...].
     """
     places = tf.constant(list(order))
 

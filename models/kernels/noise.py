@@ -33,13 +33,13 @@ def uniform(key: tf.Tensor, rows: tf.Tensor, starts: tf.Tensor, shape: tuple[int
     goes over the dimensions one by one, so that no index overflows, whatever the tensor's size.
 
     Args:
-      key: int32 scalar.
-      rows: int32 [batch], the place of each row in the whole batch.
-      starts: int32 [rank - 1], where this slice begins along the other dimensions.
-      shape: of this slice, batch first.
+        key: int32 scalar.
+        rows: int32 [batch], the place of each row in the whole batch.
+        starts: int32 [rank - 1], where this slice begins along the other dimensions.
+        shape: of this slice, batch first.
 
     Returns:
-      float32 tensor of that shape.
+        float32 tensor of that shape.
     """
     indices = [rows] + [starts[axis] + tf.range(size) for axis, size in enumerate(shape[1:])]
     bits = _mix(tf.cast(key, tf.uint32))

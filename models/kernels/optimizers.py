@@ -22,7 +22,7 @@ def _unless_spoilt(scale: tf.Tensor, new: Sequence[tf.Tensor], old: Sequence[tf.
 
 
 @compiled
-def unless_spoilt(scale: tf.Tensor, *tensors: tf.Tensor) -> tuple[tf.Tensor, ...]:
+def unless_nonfinite(scale: tf.Tensor, *tensors: tf.Tensor) -> tuple[tf.Tensor, ...]:
     """(gradient_scale, n new tensors, n old ones) -> the new, or the old where the scale is not finite."""
     n_tensors = len(tensors) // 2
     return _unless_spoilt(scale, tensors[:n_tensors], tensors[n_tensors:])
@@ -122,10 +122,10 @@ class AdafactorConstants:
     """The numbers of one Adafactor update that do not change from step to step.
 
     Attributes:
-      beta1: decay of the mean of updates; 0: no such mean is kept.
-      decay_rate: of the mean of squared gradients; None: 1 - t^-0.8 in update t.
-      epsilon1: added to squared gradients.
-      epsilon2: least scale of a variable.
+        beta1: decay of the mean of updates; 0: no such mean is kept.
+        decay_rate: of the mean of squared gradients; None: 1 - t^-0.8 in update t.
+        epsilon1: added to squared gradients.
+        epsilon2: least scale of a variable.
     """
 
     beta1: float
@@ -149,8 +149,8 @@ class Factors:
     """Of which two dimensions the second moment is kept as a product.
 
     Attributes:
-      axes: their places in the variable: the largest, then the second.
-      sizes: their whole sizes.
+        axes: their places in the variable: the largest, then the second.
+        sizes: their whole sizes.
     """
 
     axes: tuple[int, int]

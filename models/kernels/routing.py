@@ -20,11 +20,11 @@ class RoutingRule:
     """How tokens choose experts; fixed when the routing is compiled.
 
     Attributes:
-      n_choices: how many experts a token may claim.
-      second_policy: which second choices are claimed, a key of `SECOND_POLICIES`.
-      second_threshold: of the policies `threshold` and `random`.
-      group_size: so many tokens after one another share the capacity.
-      capacity: how many tokens of a group an expert takes; at most group_size.
+        n_choices: how many experts a token may claim.
+        second_policy: which second choices are claimed, a key of `SECOND_POLICIES`.
+        second_threshold: of the policies `threshold` and `random`.
+        group_size: so many tokens after one another share the capacity.
+        capacity: how many tokens of a group an expert takes; at most group_size.
     """
 
     n_choices: int

@@ -29,22 +29,23 @@ INFINITY_BITS = 0x7F800000  # of float32; those of smaller numbers from 0 on are
 
 
 @dataclasses.dataclass(frozen=True)
-class SamplingRule:
+class SamplingParams:
     """How the next token is chosen from its logits, in this order.
 
     Attributes:
-      temperature: divides the logits after the penalties; 0: the likeliest token, and no filter is asked.
-      top_k: only the k likeliest tokens; 0: all.
-      top_p: only the likeliest tokens that together hold this probability; 1: all.
-      typical_p: only the tokens whose surprise is nearest to the expected one, that together hold this probability;
-        1: all.
-      min_p: only tokens with at least this share of the likeliest one's probability; 0: all.
-      repetition_penalty: divides positive and multiplies negative logits of tokens of the prompt and the text; 1: none.
-      presence_penalty: is taken from the logits of tokens that were written; 0: none.
-      frequency_penalty: is taken from a token's logit as often as it was written; 0: none.
-      no_repeat_ngram: no run of so many tokens comes twice in the prompt and the text; 0: any may.
-      entmax: probabilities are the entmax of the logits, not their softmax.
-      never_end: the end of the text is never written.
+        temperature: divides the logits after the penalties; 0: the likeliest token, and no filter is asked.
+        top_k: only the k likeliest tokens; 0: all.
+        top_p: only the likeliest tokens that together hold this probability; 1: all.
+        typical_p: only the tokens whose surprise is nearest to the expected one, that together hold this probability;
+            1: all.
+        min_p: only tokens with at least this share of the likeliest one's probability; 0: all.
+        repetition_penalty: divides positive and multiplies negative logits of tokens of the prompt and the text; 1:
+            none.
+        presence_penalty: is taken from the logits of tokens that were written; 0: none.
+        frequency_penalty: is taken from a token's logit as often as it was written; 0: none.
+        no_repeat_ngram: no run of so many tokens comes twice in the prompt and the text; 0: any may.
+        entmax: probabilities are the entmax of the logits, not their softmax.
+        never_end: the end of the text is never written.
     """
 
     temperature: float = 1.0
@@ -72,7 +73,7 @@ FLOAT_SETTINGS = (
 INTEGER_SETTINGS = ("top_k", "no_repeat_ngram", "entmax", "never_end")
 
 
-def rule_arrays(rules: Sequence[SamplingRule]) -> tuple[np.ndarray, np.ndarray]:
+def rule_arrays(rules: Sequence[SamplingParams]) -> tuple[np.ndarray, np.ndarray]:
     """The rules of the rows as float32 [B, float_settings] and int32 [B, integer_settings]."""
     floats = [[getattr(rule, name) for name in FLOAT_SETTINGS] for rule in rules]
     integers = [[getattr(rule, name) for name in INTEGER_SETTINGS] for rule in rules]
@@ -84,7 +85,7 @@ Change = Callable[[tf.Tensor], tf.Tensor]
 
 
 def settings_of(floats: tf.Tensor, integers: tf.Tensor) -> Settings:
-    """What the rows ask for, by the names of `SamplingRule`: [B, 1] each."""
+    """What the rows ask for, by the names of `SamplingParams`: [B, 1] each."""
     columns = [*tf.split(floats, len(FLOAT_SETTINGS), 1), *tf.split(integers, len(INTEGER_SETTINGS), 1)]
     return dict(zip([*FLOAT_SETTINGS, *INTEGER_SETTINGS], columns, strict=True))
 
@@ -112,9 +113,9 @@ class History:
     """What the rows hold.
 
     Attributes:
-      tokens: int32 [B, M], valid before `lengths`.
-      prompt_lengths: int32 [B], how many of them are the prompt.
-      lengths: int32 [B].
+        tokens: int32 [B, M], valid before `lengths`.
+        prompt_lengths: int32 [B], how many of them are the prompt.
+        lengths: int32 [B].
     """
 
     tokens: tf.Tensor
@@ -208,9 +209,9 @@ def _nearest(distances: tf.Tensor, amounts: tf.Tensor, wanted: tf.Tensor) -> tf.
     """The tokens that are so near that together they hold the wanted amount, and no fewer: bool [B, V].
 
     Args:
-      distances: [B, V], from 0 to infinity.
-      amounts: [B, V], at least 0.
-      wanted: [B, 1]; where it is more than there is, all; at least one token even for 0.
+        distances: [B, V], from 0 to infinity.
+        amounts: [B, V], at least 0.
+        wanted: [B, 1]; where it is more than there is, all; at least one token even for 0.
     """
     n_rows, n_vocab = distances.shape
     bits = tf.bitcast(distances, tf.int32)

@@ -44,9 +44,9 @@ def activation(x: mtf.Tensor, function: kernels.Function, parameters: Sequence[m
     """function(x, *parameters), computed in float32 and given in x's dtype.
 
     Args:
-      x: [..., features].
-      function: of float32 TensorFlow tensors; element-wise, or over features, which must be whole then.
-      parameters: scalars.
+        x: [..., features].
+        function: of float32 TensorFlow tensors; element-wise, or over features, which must be whole then.
+        parameters: scalars.
     """
     return Activation(function, x, *parameters).outputs[0]
 
@@ -90,7 +90,7 @@ def bias_add(x: mtf.Tensor, bias: mtf.Tensor) -> mtf.Tensor:
     """x + bias, with a gradient that sums faster than mesh-TensorFlow's.
 
     Args:
-      x: [..., features].
-      bias: [features].
+        x: [..., features].
+        bias: [features].
     """
     return BiasAdd(x, bias).outputs[0]

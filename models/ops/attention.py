@@ -101,16 +101,16 @@ def softmax_attention(
     """Values weighted by the softmax of the products of queries and keys, which are not scaled.
 
     Args:
-      queries: [batch, sequence, heads, features_per_head].
-      keys: [batch, memory_length, heads, features_per_head], of as many positions as the queries where the rule speaks
-        of positions; the dimension may have another name.
-      values: as keys.
-      rule: what is seen, and the dropout of the weights.
-      noise: for the dropout.
+        queries: [batch, sequence, heads, features_per_head].
+        keys: [batch, memory_length, heads, features_per_head], of as many positions as the queries where the rule
+            speaks of positions; the dimension may have another name.
+        values: as keys.
+        rule: what is seen, and the dropout of the weights.
+        noise: for the dropout.
 
     Returns:
-      The outputs [batch, sequence, heads, features_per_head], and log_z float32 [batch, heads, sequence], the
-      logarithm of the sum of the exponentials, with which `merged_attention` goes on.
+        The outputs [batch, sequence, heads, features_per_head], and log_z float32 [batch, heads, sequence], the
+        logarithm of the sum of the exponentials, with which `merged_attention` goes on.
     """
     outputs, log_z = SoftmaxAttention([queries, keys, values, *noise.tensors()], rule).outputs
     return outputs, log_z
@@ -122,11 +122,11 @@ def merged_attention(one: Attended, other: Attended) -> Attended:
     Dropout stays right: each part has dropped its own weights, and log_z counts all of them.
 
     Args:
-      one: outputs [batch, ..., heads, features_per_head] and log_z float32, one for each row of features.
-      other: as one.
+        one: outputs [batch, ..., heads, features_per_head] and log_z float32, one for each row of features.
+        other: as one.
 
     Returns:
-      As one.
+        As one.
 
     Source: Dao et al. 2022, FlashAttention, section 3.1: how it merges blocks of keys.
     """

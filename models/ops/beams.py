@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from meshtf import mtf, tf
 from models.kernels import beams as kernels
-from models.ops.mesh_operation import MeshOperation, relabel
+from models.ops.mesh_operation import MeshOperation, redistribute
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,13 +15,13 @@ class Beams:
     """What a search holds, as `models.kernels.beams.Beams`: batch are the beams.
 
     Attributes:
-      n_written: int32 scalar.
-      tokens: int32 [batch, new_tokens].
-      log_probs: float32 [batch].
-      ended_tokens: int32 [batch, new_tokens].
-      ended_lengths: int32 [batch].
-      ended_scores: float32 [batch].
-      is_open: bool scalar.
+        n_written: int32 scalar.
+        tokens: int32 [batch, new_tokens].
+        log_probs: float32 [batch].
+        ended_tokens: int32 [batch, new_tokens].
+        ended_lengths: int32 [batch].
+        ended_scores: float32 [batch].
+        is_open: bool scalar.
     """
 
     n_written: mtf.Tensor
@@ -41,9 +41,9 @@ class Turn:
     """What a turn gives.
 
     Attributes:
-      parents: int32 [beams], the beam that each open text continues.
-      last: int32 [beams], the token that each adds.
-      beams: as they are after it.
+        parents: int32 [beams], the beam that each open text continues.
+        last: int32 [beams], the token that each adds.
+        beams: as they are after it.
     """
 
     parents: mtf.Tensor
@@ -68,13 +68,13 @@ def take_turn(logits: mtf.Tensor, beams: Beams, length_penalty: mtf.Tensor, n_wa
     """Adds a token to the open texts, and takes out those that end.
 
     Args:
-      logits: [batch, vocab], after the open texts; batch are the beams.
-      beams: before the turn.
-      length_penalty: float32 scalar; an ended text's score is its log-probability / its length ** length_penalty.
-      n_wanted: int32 scalar; at so many new tokens every text ends.
-      eos_id: ends a text.
+        logits: [batch, vocab], after the open texts; batch are the beams.
+        beams: before the turn.
+        length_penalty: float32 scalar; an ended text's score is its log-probability / its length ** length_penalty.
+        n_wanted: int32 scalar; at so many new tokens every text ends.
+        eos_id: ends a text.
     """
-    whole = relabel(relabel(logits, "batch", "beams"), "vocab", "whole")
+    whole = redistribute(redistribute(logits, "batch", "beams"), "vocab", "whole")
     parents, last, *after = TakeTurn([whole, length_penalty, n_wanted, *beams.tensors()], eos_id).outputs
     return Turn(parents, last, Beams(*after))
 
@@ -94,4 +94,4 @@ def rows_of(x: mtf.Tensor, places: mtf.Tensor) -> mtf.Tensor:
     """Rows of a tensor, in another order or more than once: x [batch, ...], int32 [beams] -> [batch, ...] of as many
     rows as there are beams.
     """
-    return relabel(RowsOf(mtf.rename_dimension(x, "batch", "whole"), places).outputs[0], "beams", "batch")
+    return redistribute(RowsOf(mtf.rename_dimension(x, "batch", "whole"), places).outputs[0], "beams", "batch")

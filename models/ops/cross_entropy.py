@@ -48,11 +48,11 @@ def softmax_statistics(logits: mtf.Tensor, labels: mtf.Tensor) -> tuple[mtf.Tens
     """What the cross-entropy is made of: -log softmax(logits)[label] = log_z - label_logit.
 
     Args:
-      logits: [batch, sequence, vocab]; vocab may be split.
-      labels: int32 [batch, sequence].
+        logits: [batch, sequence, vocab]; vocab may be split.
+        labels: int32 [batch, sequence].
 
     Returns:
-      log_z and label_logit, both float32 [batch, sequence].
+        log_z and label_logit, both float32 [batch, sequence].
     """
     log_z, label_logit = SoftmaxStatistics(logits, labels).outputs
     return log_z, label_logit

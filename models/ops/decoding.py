@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from meshtf import mtf, tf
 from models.kernels import decoding as kernels
 from models.ops.attention import Attended
-from models.ops.mesh_operation import MeshOperation, relabel, slice_start
+from models.ops.mesh_operation import MeshOperation, redistribute, slice_start
 
 # Of the blocks that a cache is cut into: each costs a little in every turn, and the fuller ones save little.
 LEAST_PLACES, MOST_BLOCKS = 64, 8
@@ -27,9 +27,9 @@ def write_rows(whole: mtf.Tensor, places: mtf.Tensor, rows: mtf.Tensor) -> mtf.T
     """Writes one piece into each row.
 
     Args:
-      whole: [batch, places, ...]; places whole.
-      places: int32 [batch]; where the row is to stay as it is, the number of places.
-      rows: [batch, ...].
+        whole: [batch, places, ...]; places whole.
+        places: int32 [batch]; where the row is to stay as it is, the number of places.
+        rows: [batch, ...].
     """
     return WriteRows([whole, places, rows]).outputs[0]
 
@@ -47,7 +47,7 @@ class RowsAt(MeshOperation):
 
 def rows_at(x: mtf.Tensor, places: mtf.Tensor) -> mtf.Tensor:
     """One piece of each row: x [batch, sequence, ...], places int32 [batch] -> [batch, ...]."""
-    return RowsAt([relabel(x, x.shape.dims[1].name, "whole"), places]).outputs[0]
+    return RowsAt([redistribute(x, x.shape.dims[1].name, "whole"), places]).outputs[0]
 
 
 class InsertRows(MeshOperation):
@@ -65,11 +65,11 @@ def insert_rows(whole: mtf.Tensor, rows: mtf.Tensor, places: mtf.Tensor) -> mtf.
     """Puts rows into a tensor of more rows.
 
     Args:
-      whole: [held_rows, ...]; held_rows may be split.
-      rows: [batch, ...], of the same sizes and layout behind batch.
-      places: int32 [batch], no two the same.
+        whole: [held_rows, ...]; held_rows may be split.
+        rows: [batch, ...], of the same sizes and layout behind batch.
+        places: int32 [batch], no two the same.
     """
-    pieces = [relabel(x, x.shape.dims[0].name, "whole") for x in (rows, places)]
+    pieces = [redistribute(x, x.shape.dims[0].name, "whole") for x in (rows, places)]
     return InsertRows([whole, *pieces]).outputs[0]
 
 
@@ -91,15 +91,15 @@ def cache_of_prompt(x: mtf.Tensor, lengths: mtf.Tensor, places_dim: mtf.Dimensio
     """Keys or values of a prompt, as `attend` goes on from them.
 
     Args:
-      x: [batch, sequence, heads, features_per_head]; batch and heads may be split.
-      lengths: int32 [batch], of the prompt in each row.
-      places_dim: of the cache; fewer than there are positions: only the last ones before the length are kept.
-      dtype: of the cache.
+        x: [batch, sequence, heads, features_per_head]; batch and heads may be split.
+        lengths: int32 [batch], of the prompt in each row.
+        places_dim: of the cache; fewer than there are positions: only the last ones before the length are kept.
+        dtype: of the cache.
 
     Returns:
-      [batch, heads, places, features_per_head].
+        [batch, heads, places, features_per_head].
     """
-    return CacheOfPrompt(relabel(x, x.shape.dims[1].name, "whole"), lengths, places_dim, dtype).outputs[0]
+    return CacheOfPrompt(redistribute(x, x.shape.dims[1].name, "whole"), lengths, places_dim, dtype).outputs[0]
 
 
 class Attend(MeshOperation):
@@ -124,14 +124,14 @@ def attend(
     """Softmax attention of one position of each row over the cache, to which its own key and value are added.
 
     Args:
-      queries: [batch, heads, features_per_head]; batch and heads may be split.
-      key: as queries.
-      value: as queries.
-      cache: as `cut_cache` gives it; a position sees itself and as many before it as there are places besides.
-      positions: int32 [batch].
+        queries: [batch, heads, features_per_head]; batch and heads may be split.
+        key: as queries.
+        value: as queries.
+        cache: as `split_cache` gives it; a position sees itself and as many before it as there are places besides.
+        positions: int32 [batch].
 
     Returns:
-      As `softmax_attention`, of one position; and the new cache.
+        As `softmax_attention`, of one position; and the new cache.
     """
     names = sorted(cache, key=_block_order)
     outputs, log_z, *blocks = Attend([queries, key, value, positions, *(cache[name] for name in names)]).outputs
@@ -144,15 +144,15 @@ def _block_order(name: str) -> tuple[str, int]:
     return kind, int(number)
 
 
-def cut_cache(keys: mtf.Tensor, values: mtf.Tensor) -> dict[str, mtf.Tensor]:
+def split_cache(keys: mtf.Tensor, values: mtf.Tensor) -> dict[str, mtf.Tensor]:
     """A cache in blocks of places, so that what has not been reached need not be read.
 
     Args:
-      keys: [batch, heads, places, features_per_head].
-      values: as keys.
+        keys: [batch, heads, places, features_per_head].
+        values: as keys.
 
     Returns:
-      "keys_0", "keys_1", ... and "values_0", ...: each [batch, heads, places of the block, features_per_head].
+        "keys_0", "keys_1", ... and "values_0", ...: each [batch, heads, places of the block, features_per_head].
     """
     places_dim = keys.shape.dims[2]
     size = max(LEAST_PLACES, -(-places_dim.size // MOST_BLOCKS))
@@ -179,12 +179,12 @@ def scores(logits: mtf.Tensor, tokens: mtf.Tensor, top_dim: mtf.Dimension) -> tu
     """How likely tokens are.
 
     Args:
-      logits: [batch, sequence, vocab].
-      tokens: int32 [batch, sequence], those that the logits are to foretell.
-      top_dim: as many of the likeliest tokens are told.
+        logits: [batch, sequence, vocab].
+        tokens: int32 [batch, sequence], those that the logits are to foretell.
+        top_dim: as many of the likeliest tokens are told.
 
     Returns:
-      log_probs float32 [batch, sequence], top_tokens int32 [batch, sequence, top], likeliest first, and their
-      top_log_probs float32.
+        log_probs float32 [batch, sequence], top_tokens int32 [batch, sequence, top], likeliest first, and their
+        top_log_probs float32.
     """
-    return tuple(Scores(relabel(logits, "vocab", "whole"), tokens, top_dim).outputs)
+    return tuple(Scores(redistribute(logits, "vocab", "whole"), tokens, top_dim).outputs)

@@ -15,8 +15,8 @@ class Noise:
     """Where the random numbers of one step come from.
 
     Attributes:
-      key: int32 scalar, new for each step.
-      rows: int32 [batch], the place of each row in the whole batch.
+        key: int32 scalar, new for each step.
+        rows: int32 [batch], the place of each row in the whole batch.
     """
 
     key: mtf.Tensor
@@ -45,8 +45,8 @@ def dropout(x: mtf.Tensor, rate: float, noise: Noise) -> mtf.Tensor:
     """Zeroes a share of the elements and divides the others by the share kept; the same elements on any mesh.
 
     Args:
-      x: [batch, ...].
-      rate: the share to zero, in [0, 1); 0 gives x.
-      noise: its key must differ from that of any other use in the same step.
+        x: [batch, ...].
+        rate: the share to zero, in [0, 1); 0 gives x.
+        noise: its key must differ from that of any other use in the same step.
     """
     return Dropout(x, noise.tensors(), rate).outputs[0] if rate else x

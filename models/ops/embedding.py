@@ -58,10 +58,10 @@ def embedding_lookup(table: mtf.Tensor, ids: mtf.Tensor) -> mtf.Tensor:
     """Rows of a table, with a gradient that adds rows up.
 
     Args:
-      table: [vocab, embd]; vocab, embd or neither may be split.
-      ids: int32 [...], each in [0, vocab).
+        table: [vocab, embd]; vocab, embd or neither may be split.
+        ids: int32 [...], each in [0, vocab).
 
     Returns:
-      [..., embd] in the table's dtype.
+        [..., embd] in the table's dtype.
     """
     return EmbeddingLookup(table, ids).outputs[0]

@@ -36,11 +36,11 @@ def entmax_loss(logits: mtf.Tensor, labels: mtf.Tensor) -> mtf.Tensor:
     """The loss whose gradient is entmax(logits) - one_hot(label).
 
     Args:
-      logits: [batch, sequence, vocab]; where vocab is split, every processor of that mesh axis is sent the whole
-        logits and computes the same, for each pass over them would need the sums of all.
-      labels: int32 [batch, sequence].
+        logits: [batch, sequence, vocab]; where vocab is split, every processor of that mesh axis is sent the whole
+            logits and computes the same, for each pass over them would need the sums of all.
+        labels: int32 [batch, sequence].
 
     Returns:
-      float32 [batch, sequence], at least 0.
+        float32 [batch, sequence], at least 0.
     """
     return EntmaxLoss(mtf.rename_dimension(logits, "vocab", "whole"), labels).outputs[0]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from meshtf import mtf, tf
 from models.kernels import linear_attention as kernels
 from models.kernels.compile import Kernel
-from models.ops.mesh_operation import MeshOperation, relabel
+from models.ops.mesh_operation import MeshOperation, redistribute
 
 
 class SliceKernel(MeshOperation):
@@ -38,8 +38,8 @@ class LinearAttention(MeshOperation):
 
 
 def _attended(inputs: Sequence[mtf.Tensor], kernel: Kernel, gradient_kernel: Kernel) -> mtf.Tensor:
-    whole = [relabel(x, "sequence", "whole") for x in inputs]
-    return relabel(LinearAttention(whole, kernel, gradient_kernel).outputs[0], "whole", "sequence")
+    whole = [redistribute(x, "sequence", "whole") for x in inputs]
+    return redistribute(LinearAttention(whole, kernel, gradient_kernel).outputs[0], "whole", "sequence")
 
 
 def causal_linear_attention(queries: mtf.Tensor, keys: mtf.Tensor, values: mtf.Tensor) -> mtf.Tensor:
@@ -49,12 +49,12 @@ def causal_linear_attention(queries: mtf.Tensor, keys: mtf.Tensor, values: mtf.T
     exp(k_s[d])).
 
     Args:
-      queries: [batch, sequence, heads, features_per_head]; batch and heads may be split.
-      keys: as queries.
-      values: as queries.
+        queries: [batch, sequence, heads, features_per_head]; batch and heads may be split.
+        keys: as queries.
+        values: as queries.
 
     Returns:
-      [batch, sequence, heads, features_per_head].
+        [batch, sequence, heads, features_per_head].
 
     Source: GPT-Neo, kept for checkpoints; Katharopoulos et al. 2020, Transformers are RNNs, section 3.
     """
@@ -92,18 +92,18 @@ def linear_state(keys: mtf.Tensor, values: mtf.Tensor, lengths: mtf.Tensor) -> d
     """The sums over a prompt that `linear_attention_step` goes on from.
 
     Args:
-      keys: [batch, sequence, heads, features_per_head]; batch and heads may be split.
-      values: as keys.
-      lengths: int32 [batch], of the prompt in each row; what follows it does not count.
+        keys: [batch, sequence, heads, features_per_head]; batch and heads may be split.
+        values: as keys.
+        lengths: int32 [batch], of the prompt in each row; what follows it does not count.
 
     Returns:
-      "context" [batch, heads, features_per_head, features_per_head_out], the sum of exp(k - largest) v; "total" [batch,
-      heads, features_per_head], that of exp(k - largest) and epsilon; "largest" [batch, heads, features_per_head]. All
-      float32.
+        "context" [batch, heads, features_per_head, features_per_head_out], the sum of exp(k - largest) v; "total"
+        [batch, heads, features_per_head], that of exp(k - largest) and epsilon; "largest" [batch, heads,
+        features_per_head]. All float32.
     """
     batch_dim, _, heads_dim, features_dim = keys.shape.dims
     shapes = _state_shapes(mtf.Shape([batch_dim, heads_dim, features_dim]))
-    whole = [relabel(x, "sequence", "whole") for x in (keys, values)]
+    whole = [redistribute(x, "sequence", "whole") for x in (keys, values)]
     return dict(zip(kernels.STATE, SliceKernel([*whole, lengths], shapes, kernels.linear_state).outputs, strict=True))
 
 
@@ -113,13 +113,13 @@ def linear_attention_step(
     """Causal linear attention of one position.
 
     Args:
-      queries: [batch, heads, features_per_head].
-      keys: as queries.
-      values: as queries.
-      state: of the positions before; see `linear_state`.
+        queries: [batch, heads, features_per_head].
+        keys: as queries.
+        values: as queries.
+        state: of the positions before; see `linear_state`.
 
     Returns:
-      [batch, heads, features_per_head], and the state with this position in it.
+        [batch, heads, features_per_head], and the state with this position in it.
     """
     inputs = [queries, keys, values, *(state[name] for name in kernels.STATE)]
     shapes = [(queries.shape, queries.dtype), *_state_shapes(keys.shape)]

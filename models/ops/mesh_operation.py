@@ -66,7 +66,7 @@ def lazy_sum(mesh_impl: mtf.MeshImpl, laid_out: object, dims: Sequence[mtf.Dimen
     return mtf.LazyAllreduceSum(mesh_impl, laid_out, axes) if axes else laid_out
 
 
-def relabel(x: mtf.Tensor, old_name: str, new_name: str) -> mtf.Tensor:
+def redistribute(x: mtf.Tensor, old_name: str, new_name: str) -> mtf.Tensor:
     """Renames a dimension, and moves the data if the two names are laid out differently.
 
     By way of a name that no layout splits: where both names are split, over different mesh axes, mesh-TensorFlow

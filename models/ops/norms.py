@@ -55,13 +55,13 @@ def layer_norm(x: mtf.Tensor, gain: mtf.Tensor, bias: mtf.Tensor, epsilon: float
     """Normalises the last dimension and applies an affine map.
 
     Args:
-      x: [..., embd].
-      gain: [embd].
-      bias: [embd].
-      epsilon: added to the variance.
+        x: [..., embd].
+        gain: [embd].
+        bias: [embd].
+        epsilon: added to the variance.
 
     Returns:
-      [..., embd] in x's dtype; statistics are float32.
+        [..., embd] in x's dtype; statistics are float32.
 
     Source: Ba et al. 2016, Layer Normalization, equation 4.
     """

@@ -26,7 +26,8 @@ def rotate(x: mtf.Tensor, angles: mtf.Tensor) -> mtf.Tensor:
     """Turns each pair of features i and i + features_per_head / 2 by its angle.
 
     Args:
-      x: [batch, sequence, heads, features_per_head], or without sequence.
-      angles: float32 [sequence, features_per_head / 2], or [batch, features_per_head / 2]; no gradient flows into them.
+        x: [batch, sequence, heads, features_per_head], or without sequence.
+        angles: float32 [sequence, features_per_head / 2], or [batch, features_per_head / 2]; no gradient flows into
+            them.
     """
     return Rotation(x, angles).outputs[0]

@@ -18,32 +18,32 @@ from models.ops.mesh_operation import MeshOperation, lazy_sum, slice_start
 
 
 @dataclasses.dataclass(frozen=True)
-class Routes:
+class DispatchIndices:
     """Where things go and what arrives, both int32.
 
     Attributes:
-      destinations: [batch, things, copies], expert * slots + slot; -1: nowhere.
-      sources: [all_experts, batch, slots], thing * copies + copy; -1: an empty slot.
+        destinations: [batch, things, copies], expert * slots + slot; -1: nowhere.
+        sources: [all_experts, batch, slots], thing * copies + copy; -1: an empty slot.
     """
 
     destinations: mtf.Tensor
     sources: mtf.Tensor
 
-    def of_copies(self) -> Routes:
+    def of_copies(self) -> DispatchIndices:
         """The same routes where each copy is a thing of its own: destinations [batch, things * copies, 1]."""
         batch_dim, things_dim, copies_dim = self.destinations.shape.dims
         dims = [batch_dim, mtf.Dimension("copies", things_dim.size * copies_dim.size), mtf.Dimension("one", 1)]
-        return Routes(mtf.reshape(self.destinations, dims), self.sources)
+        return DispatchIndices(mtf.reshape(self.destinations, dims), self.sources)
 
 
 @dataclasses.dataclass(frozen=True)
-class Claims:
+class ExpertCounts:
     """What the tokens at hand find in the experts.
 
     Attributes:
-      made: int32 [batch, all_experts], by the tokens before `positions` in their group; with several tokens 0.
-      positions: int32 [batch], of each row's first token; with several tokens 0.
-      lengths: int32 [batch], how many of the tokens are there; others may follow them, to fill a row up.
+        made: int32 [batch, all_experts], by the tokens before `positions` in their group; with several tokens 0.
+        positions: int32 [batch], of each row's first token; with several tokens 0.
+        lengths: int32 [batch], how many of the tokens are there; others may follow them, to fill a row up.
     """
 
     made: mtf.Tensor
@@ -59,13 +59,13 @@ class Routing:
     """What the router decided.
 
     Attributes:
-      experts: int32 [batch, tokens, choices], each token's choices, best first.
-      claims: int32 [batch, all_experts], made by the tokens of each row's last token's group.
-      dropped: float32 [batch], the share of the claims that found no room.
+        experts: int32 [batch, tokens, choices], each token's choices, best first.
+        claims: int32 [batch, all_experts], made by the tokens of each row's last token's group.
+        dropped: float32 [batch], the share of the claims that found no room.
     """
 
     experts: mtf.Tensor
-    routes: Routes
+    routes: DispatchIndices
     claims: mtf.Tensor
     dropped: mtf.Tensor
 
@@ -90,19 +90,19 @@ class Route(MeshOperation):
         return [None] * len(self.inputs)
 
 
-def route(logits: mtf.Tensor, claims: Claims, rule: RoutingRule, noise: Noise) -> Routing:
+def route(logits: mtf.Tensor, claims: ExpertCounts, rule: RoutingRule, noise: Noise) -> Routing:
     """Decides which token goes to which experts.
 
     Claims are taken in the order of the tokens, and those beyond an expert's capacity are dropped.
 
     Args:
-      logits: of the router, float32 [batch, tokens, all_experts]; tokens and all_experts whole.
-      claims: what the tokens find.
-      rule: how to decide.
-      noise: for the policy `random`.
+        logits: of the router, float32 [batch, tokens, all_experts]; tokens and all_experts whole.
+        claims: what the tokens find.
+        rule: how to decide.
+        noise: for the policy `random`.
     """
     experts, destinations, sources, claims, dropped = Route([logits, *claims.tensors(), *noise.tensors()], rule).outputs
-    return Routing(experts, Routes(destinations, sources), claims, dropped)
+    return Routing(experts, DispatchIndices(destinations, sources), claims, dropped)
 
 
 class FirstChoices(MeshOperation):
@@ -168,7 +168,7 @@ def _origin(mesh_impl: mtf.MeshImpl) -> object:
 class ToExperts(MeshOperation):
     """x [batch, things, features], destinations, sources -> [experts, expert_batch, slots, features]."""
 
-    def __init__(self, x: mtf.Tensor, routes: Routes, experts_dim: mtf.Dimension):
+    def __init__(self, x: mtf.Tensor, routes: DispatchIndices, experts_dim: mtf.Dimension):
         _, batch_dim, slots_dim = routes.sources.shape.dims
         expert_batch_dim = mtf.Dimension("expert_batch", batch_dim.size)
         shape = mtf.Shape([experts_dim, expert_batch_dim, slots_dim, x.shape.dims[-1]])
@@ -189,13 +189,13 @@ class ToExperts(MeshOperation):
         return (_exchange(mesh_impl, slots, axis, (0, 1), mesh_impl.slice_shape(shape)),)
 
     def gradient(self, grad_ys: Sequence[mtf.Tensor]) -> list[mtf.Tensor | None]:
-        return [FromExperts(grad_ys[0], Routes(*self.inputs[1:])).outputs[0], None, None]
+        return [FromExperts(grad_ys[0], DispatchIndices(*self.inputs[1:])).outputs[0], None, None]
 
 
 class FromExperts(MeshOperation):
     """slots [experts, expert_batch, slots, features], destinations, sources -> [batch, things, features]."""
 
-    def __init__(self, slots: mtf.Tensor, routes: Routes):
+    def __init__(self, slots: mtf.Tensor, routes: DispatchIndices):
         shape = mtf.Shape([*routes.destinations.shape.dims[:2], slots.shape.dims[-1]])
         super().__init__([slots, routes.destinations, routes.sources], [(shape, slots.dtype)], "from_experts")
 
@@ -215,7 +215,7 @@ class FromExperts(MeshOperation):
 
     def gradient(self, grad_ys: Sequence[mtf.Tensor]) -> list[mtf.Tensor | None]:
         experts_dim = self.inputs[0].shape.dims[0]
-        return [ToExperts(grad_ys[0], Routes(*self.inputs[1:]), experts_dim).outputs[0], None, None]
+        return [ToExperts(grad_ys[0], DispatchIndices(*self.inputs[1:]), experts_dim).outputs[0], None, None]
 
 
 def _exchange(
@@ -227,29 +227,29 @@ def _exchange(
     return mesh_impl.slicewise(lambda part: tf.reshape(part, slice_shape), moved)
 
 
-def to_experts(x: mtf.Tensor, routes: Routes, experts_dim: mtf.Dimension) -> mtf.Tensor:
+def to_experts(x: mtf.Tensor, routes: DispatchIndices, experts_dim: mtf.Dimension) -> mtf.Tensor:
     """Copies each thing into the slots that it goes to; empty slots are 0.
 
     Args:
-      x: [batch, things, features]; batch and features may be split.
-      routes: of those things.
-      experts_dim: may be split, also over the mesh axis of the batch: then the slots move between the processors,
-        and expert_batch, which is split like the batch otherwise, is whole.
+        x: [batch, things, features]; batch and features may be split.
+        routes: of those things.
+        experts_dim: may be split, also over the mesh axis of the batch: then the slots move between the processors, and
+            expert_batch, which is split like the batch otherwise, is whole.
 
     Returns:
-      [experts, expert_batch, slots, features].
+        [experts, expert_batch, slots, features].
     """
     return ToExperts(x, routes, experts_dim).outputs[0]
 
 
-def from_experts(slots: mtf.Tensor, routes: Routes) -> mtf.Tensor:
+def from_experts(slots: mtf.Tensor, routes: DispatchIndices) -> mtf.Tensor:
     """The sum of the slots that each thing went to, 0 for those that went nowhere; the way back of `to_experts`.
 
     Args:
-      slots: [experts, expert_batch, slots, features].
-      routes: of the things.
+        slots: [experts, expert_batch, slots, features].
+        routes: of the things.
 
     Returns:
-      [batch, things, features].
+        [batch, things, features].
     """
     return FromExperts(slots, routes).outputs[0]

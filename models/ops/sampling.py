@@ -15,10 +15,10 @@ class RowRules:
     """What each row asks for.
 
     Attributes:
-      floats: float32 [batch, float_settings], as `kernels.sampling.rule_arrays` gives them.
-      integers: int32 [batch, integer_settings], likewise.
-      seeds: int32 [batch], at least 0.
-      n_top: int32 [batch], how many of the likeliest tokens to tell.
+        floats: float32 [batch, float_settings], as `kernels.sampling.rule_arrays` gives them.
+        integers: int32 [batch, integer_settings], likewise.
+        seeds: int32 [batch], at least 0.
+        n_top: int32 [batch], how many of the likeliest tokens to tell.
     """
 
     floats: mtf.Tensor
@@ -35,10 +35,10 @@ class Choice:
     """The next token of each row.
 
     Attributes:
-      tokens: int32 [batch].
-      log_probs: float32 [batch], under the logits as they come: before temperature, penalties and filters.
-      top_tokens: int32 [batch, top], the likeliest ones, likeliest first; 0 when no row asks for any.
-      top_log_probs: float32 [batch, top], of them, likewise.
+        tokens: int32 [batch].
+        log_probs: float32 [batch], under the logits as they come: before temperature, penalties and filters.
+        top_tokens: int32 [batch, top], the likeliest ones, likeliest first; 0 when no row asks for any.
+        top_log_probs: float32 [batch, top], of them, likewise.
     """
 
     tokens: mtf.Tensor
@@ -71,12 +71,12 @@ def choose(
     """Chooses the next token of each row: a function of its logits, rule, seed and history only, on any mesh.
 
     Args:
-      logits: [batch, vocab].
-      rules: of the rows.
-      tokens: int32 [batch, memory_length], what each row holds, valid before `lengths`.
-      prompt_lengths: int32 [batch], how many of them are the prompt.
-      lengths: int32 [batch].
-      eos_id: ends a text.
+        logits: [batch, vocab].
+        rules: of the rows.
+        tokens: int32 [batch, memory_length], what each row holds, valid before `lengths`.
+        prompt_lengths: int32 [batch], how many of them are the prompt.
+        lengths: int32 [batch].
+        eos_id: ends a text.
     """
     whole_logits, whole_tokens = (mtf.rename_dimension(x, x.shape.dims[1].name, "whole") for x in (logits, tokens))
     inputs = [whole_logits, *rules.tensors(), whole_tokens, prompt_lengths, lengths]

@@ -43,9 +43,9 @@ class _State:
     """What the file `checkpoint` says.
 
     Attributes:
-      newest: path prefix of the checkpoint to go on from.
-      times_seconds: when each finished checkpoint was written, by path prefix, the newest last.
-      kept_for_good_seconds: when the last of those was written that stay for good.
+        newest: path prefix of the checkpoint to go on from.
+        times_seconds: when each finished checkpoint was written, by path prefix, the newest last.
+        kept_for_good_seconds: when the last of those was written that stay for good.
     """
 
     newest: str
@@ -60,8 +60,7 @@ def _read_state(model_path: str) -> _State | None:
         return _state_in(model_path, path) if tf.io.gfile.exists(path) else None
     except tf.errors.OpError as error:
         raise CheckpointError(
-            f"{path} -- cannot be read: {_first_line(error)} -- see to the network and to who may read it, and start "
-            "again"
+            f"{path}: cannot be read: {_first_line(error)}; see to the network and to who may read it, and start again"
         ) from error
 
 
@@ -71,7 +70,7 @@ def _state_in(model_path: str, path: str) -> _State:
     except ValueError:
         state = None
     if state is None:
-        raise CheckpointError(f"{path} -- names no checkpoint -- write it again, or remove it to begin from step 0")
+        raise CheckpointError(f"{path}: names no checkpoint; write it again, or remove it to begin from step 0")
     paths, times = list(state.all_model_checkpoint_paths), list(state.all_model_checkpoint_timestamps)
     known = dict(zip(paths, times, strict=True)) if len(paths) == len(times) else dict.fromkeys(paths, time.time())
     newest = state.model_checkpoint_path
@@ -84,14 +83,14 @@ def latest_checkpoint(model_path: str) -> str | None:
     """Path prefix of the newest finished checkpoint; None: nothing was saved there.
 
     Raises:
-      CheckpointError: the file `checkpoint` names none that is there: better to stop than to begin from step 0.
+        CheckpointError: the file `checkpoint` names none that is there: better to stop than to begin from step 0.
     """
     state = _read_state(model_path)
     if state is None:
         return None
     if not state.times_seconds:
         raise CheckpointError(
-            f"{posixpath.join(model_path, STATE_FILE)} -- names {state.newest}, which is not there -- put its files "
+            f"{posixpath.join(model_path, STATE_FILE)}: names {state.newest}, which is not there; put its files "
             f"back, or remove the file {STATE_FILE} to begin from step 0"
         )
     return list(state.times_seconds)[-1]
@@ -101,7 +100,7 @@ def checkpoint_step(path: str) -> int:
     """The step that a checkpoint was written at, from its name."""
     match = re.search(r"-(\d+)$", path)
     if match is None:
-        raise CheckpointError(f"{path} -- the name does not end in a step -- name checkpoints as model.ckpt-STEP")
+        raise CheckpointError(f"{path}: the name does not end in a step; name checkpoints as model.ckpt-STEP")
     return int(match.group(1))
 
 
@@ -110,9 +109,9 @@ class Writers:
     """The processes that write a checkpoint together, into a folder that all of them see.
 
     Attributes:
-      index: which of them this process is.
-      count: how many there are.
-      barrier: returns when every process has called it.
+        index: which of them this process is.
+        count: how many there are.
+        barrier: returns when every process has called it.
     """
 
     index: int
@@ -141,8 +140,8 @@ class CheckpointWriter:
         """Writes every variable and the position; returns the path prefix.
 
         Raises:
-          CheckpointError: it cannot be written; the one before it stays the newest.
-          UserError: another process writes there.
+            CheckpointError: it cannot be written; the one before it stays the newest.
+            UserError: another process writes there.
         """
         path = posixpath.join(self._model_path, f"model.ckpt-{position.step}")
         if self._writers.index == 0:
@@ -204,7 +203,7 @@ def _writing(path: str) -> Iterator[None]:
         yield
     except tf.errors.OpError as error:
         raise CheckpointError(
-            f"{path} -- cannot be written: {_first_line(error)} -- make room there, or give another path"
+            f"{path}: cannot be written: {_first_line(error)}; make room there, or give another path"
         ) from error
 
 
@@ -232,7 +231,7 @@ def _holds_entries(part: str, index: int) -> bool:
     """Whether a process had anything to write.
 
     Raises:
-      CheckpointError: what it wrote is not to be seen here, not even after a while, as a shared folder may need.
+        CheckpointError: what it wrote is not to be seen here, not even after a while, as a shared folder may need.
     """
     done = posixpath.join(posixpath.dirname(part), PART_DONE)
     deadline_seconds = time.monotonic() + SHOW_SECONDS
@@ -244,7 +243,7 @@ def _holds_entries(part: str, index: int) -> bool:
                 return has_entries
         if time.monotonic() > deadline_seconds:
             raise CheckpointError(
-                f"{part} -- the part of process {index} is not there, though it has been written -- give a model_path "
+                f"{part}: the part of process {index} is not there, though it has been written; give a model_path "
                 "in a folder that all machines share, or in a bucket"
             )
         time.sleep(0.5)
@@ -293,13 +292,13 @@ def restore(path: str, store: VariableStore, train_batch_size: int) -> TrainingP
     Variables may be of another floating type there: GPT-Neo keeps bfloat16 ones for `precision` bfloat16.
 
     Args:
-      path: prefix of the checkpoint.
-      store: the variables, of any layout.
-      train_batch_size: from which the examples read are reckoned for a checkpoint that does not know them, as GPT-
-        Neo's.
+        path: prefix of the checkpoint.
+        store: the variables, of any layout.
+        train_batch_size: from which the examples read are reckoned for a checkpoint that does not know them, as GPT-
+            Neo's.
 
     Raises:
-      CheckpointError: a variable is missing, has another shape, or a file cannot be read.
+        CheckpointError: a variable is missing, has another shape, or a file cannot be read.
     """
     try:
         reader = tf.train.load_checkpoint(path)
@@ -311,7 +310,7 @@ def restore(path: str, store: VariableStore, train_batch_size: int) -> TrainingP
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(
-            f"{path} -- cannot be read: {_first_line(error)} -- remove this checkpoint's files to go on from the one "
+            f"{path}: cannot be read: {_first_line(error)}; remove this checkpoint's files to go on from the one "
             "before it, or give another model_path"
         ) from error
 
@@ -320,7 +319,7 @@ def read_variables(path: str, names: Iterable[str]) -> Iterator[tuple[str, np.nd
     """Yields variables of a checkpoint, each whole.
 
     Raises:
-      CheckpointError: a file cannot be read.
+        CheckpointError: a file cannot be read.
     """
     try:
         reader = tf.train.load_checkpoint(path)
@@ -328,7 +327,7 @@ def read_variables(path: str, names: Iterable[str]) -> Iterator[tuple[str, np.nd
             yield name, reader.get_tensor(name)
     except (tf.errors.OpError, ValueError) as error:
         raise CheckpointError(
-            f"{path} -- cannot be read: {_first_line(error)} -- see whether the disk or the network fails"
+            f"{path}: cannot be read: {_first_line(error)}; see whether the disk or the network fails"
         ) from error
 
 
@@ -353,7 +352,7 @@ def _check_nothing_left(path: str, names: Iterable[str], store: VariableStore) -
     for name in sorted(names):
         if name.startswith("gpt2/") and not SLOT.search(name) and name not in known:
             raise CheckpointError(
-                f"{path} -- holds {name}, which the model of the config lacks -- give the config that was trained, or "
+                f"{path}: holds {name}, which the model of the config lacks; give the config that was trained, or "
                 "another model_path"
             )
 
@@ -363,21 +362,21 @@ def _check_variables(path: str, reader: tf.train.CheckpointReader, store: Variab
     for stored in store:
         if stored.name not in shapes and SLOT.search(stored.name):
             raise CheckpointError(
-                f"{path} -- has no {stored.name}, which the optimiser keeps -- give opt_name and beta1 as they were, "
+                f"{path}: has no {stored.name}, which the optimiser keeps; give opt_name and beta1 as they were, "
                 "or begin another run with --init_from"
             )
         if stored.name not in shapes:
             nearest = difflib.get_close_matches(stored.name, shapes, 1)
             hint = f"; the nearest name there is {nearest[0]}" if nearest else ""
             raise CheckpointError(
-                f"{path} -- has no variable {stored.name}{hint} -- the config must describe the model that was "
+                f"{path}: has no variable {stored.name}{hint}; the config must describe the model that was "
                 "trained; give that config, or another model_path"
             )
         there = tuple(shapes[stored.name])
         if there != stored.whole_shape:
             raise CheckpointError(
-                f"{path} -- variable {stored.name} is {list(there)} there and {list(stored.whole_shape)} in the config "
-                "-- give the config that was trained, or another model_path"
+                f"{path}: variable {stored.name} is {list(there)} there and {list(stored.whole_shape)} in the config "
+                "; give the config that was trained, or another model_path"
             )
     _check_nothing_left(path, shapes, store)
 

@@ -32,12 +32,12 @@ def _new_folder(directory: str) -> Iterator[str]:
     """A folder beside, which takes the name when all is written, so that it is there whole or not at all.
 
     Raises:
-      UserError: something is there already, or it cannot be written.
+        UserError: something is there already, or it cannot be written.
     """
     if not is_local(directory):
-        raise UserError(f"{directory} -- is in a bucket -- give a local folder, and copy it there afterwards")
+        raise UserError(f"{directory}: is in a bucket; give a local folder, and copy it there afterwards")
     if not directory or "\0" in directory:
-        raise UserError(f"{directory!r} -- is no path -- give a folder that is new or empty")
+        raise UserError(f"{directory!r}: is no path; give a folder that is new or empty")
     directory, target = os.path.abspath(directory), os.path.realpath(directory)  # a link stays one, to what is written
     _check_free(directory, target)
     try:
@@ -53,13 +53,13 @@ def _new_folder(directory: str) -> Iterator[str]:
     except (tf.errors.OpError, OSError) as error:
         reason = getattr(error, "message", str(error))
         raise UserError(
-            f"{directory} -- cannot be written: {reason} -- give another folder, or make room and get rights there"
+            f"{directory}: cannot be written: {reason}; give another folder, or make room and get rights there"
         ) from error
 
 
 def _check_free(directory: str, target: str) -> None:
     if os.path.lexists(target) and (not os.path.isdir(target) or os.listdir(target)):
-        raise UserError(f"{directory} -- is there already -- give a folder that is new or empty")
+        raise UserError(f"{directory}: is there already; give a folder that is new or empty")
 
 
 def _flush_folder(directory: str) -> None:
@@ -75,15 +75,15 @@ def write_huggingface_folder(directory: str, config: RunConfig, weights: Weights
     """Writes what `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained` load, in float32.
 
     Args:
-      directory: new or empty.
-      config: of the run.
-      weights: its variables, by name.
-      tokenizer_json: the text of a tokenizers JSON file; None: the run has no tokenizer.
+        directory: new or empty.
+        config: of the run.
+        weights: its variables, by name.
+        tokenizer_json: the text of a tokenizers JSON file; None: the run has no tokenizer.
 
     Raises:
-      ConfigError: Hugging Face's architectures lack options of the model.
-      CheckpointError: the weights are not those of the config.
-      UserError: the folder is not empty, or cannot be written.
+        ConfigError: Hugging Face's architectures lack options of the model.
+        CheckpointError: the weights are not those of the config.
+        UserError: the folder is not empty, or cannot be written.
     """
     hf_config = huggingface_config(config.model, config.data.eos_id)
     with _new_folder(directory) as folder:
@@ -126,13 +126,13 @@ def export_saved_model(directory: str, config: RunConfig, weights: Weights) -> N
     of masked language modelling does, takes exactly n_ctx.
 
     Args:
-      directory: new or empty.
-      config: of the run.
-      weights: its variables, by name.
+        directory: new or empty.
+        config: of the run.
+        weights: its variables, by name.
 
     Raises:
-      CheckpointError: the weights are not those of the config.
-      UserError: the folder is not empty, or cannot be written.
+        CheckpointError: the weights are not those of the config.
+        UserError: the folder is not empty, or cannot be written.
     """
     with _new_folder(directory) as folder:
         module = _Served(config.model)

@@ -41,10 +41,10 @@ class Tensor:
     """One tensor of Hugging Face's.
 
     Attributes:
-      name: without the prefix.
-      variables: ours in it, without `gpt2/`; several lie side by side along the last dimension.
-      dims: of each variable, a letter a dimension: V vocab, C n_ctx, E embd, F feed-forward.
-      is_transposed: whether the tensor is [out, in], as PyTorch's Linear keeps it; ours, and GPT-2's, are [in, out].
+        name: without the prefix.
+        variables: ours in it, without `gpt2/`; several lie side by side along the last dimension.
+        dims: of each variable, a letter a dimension: V vocab, C n_ctx, E embd, F feed-forward.
+        is_transposed: whether the tensor is [out, in], as PyTorch's Linear keeps it; ours, and GPT-2's, are [in, out].
     """
 
     name: str
@@ -122,9 +122,9 @@ def read_weights(folder: str) -> Weights:
     """The variables of our model in a folder of Hugging Face's, under our names; nothing is read yet.
 
     Raises:
-      ConfigError: its config.json describes a model that cannot be one of ours.
-      CheckpointError: a file is broken, or a tensor missing, unknown, given twice, of integers, or of another shape
-        than its config says; on reading, a tensor that holds NaN or infinity.
+        ConfigError: its config.json describes a model that cannot be one of ours.
+        CheckpointError: a file is broken, or a tensor missing, unknown, given twice, of integers, or of another shape
+            than its config says; on reading, a tensor that holds NaN or infinity.
     """
     file = config_beside(folder)
     hf_config = read_config(file)
@@ -133,14 +133,14 @@ def read_weights(folder: str) -> Weights:
     for tensor in tensors_of(family_of(hf_config, file).model_type, keys["n_layer"]):
         if tensor.name not in found:
             raise CheckpointError(
-                f"{folder} -- has no tensor {tensor.name} -- copy the folder again: its config.json describes a "
+                f"{folder}: has no tensor {tensor.name}; copy the folder again: its config.json describes a "
                 "model with it"
             )
         weights |= _split(tensor, found.pop(tensor.name), _shape(tensor, keys), _their_shape(tensor, keys))
     _check_tied(found, weights["gpt2/wte"])
     for stored in found.values():
         raise CheckpointError(
-            f"{stored.place} -- is no tensor of the model that config.json describes -- give the config.json of "
+            f"{stored.place}: is no tensor of the model that config.json describes; give the config.json of "
             "these weights, of a language model without another head"
         )
     return weights
@@ -152,7 +152,7 @@ def _split(
     """Our variables in a tensor of theirs."""
     if stored.shape != their_shape:
         raise CheckpointError(
-            f"{stored.place} -- is {list(stored.shape)} there and {list(their_shape)} by config.json -- give the "
+            f"{stored.place}: is {list(stored.shape)} there and {list(their_shape)} by config.json; give the "
             "config.json of these weights"
         )
 
@@ -172,7 +172,7 @@ def _check_tied(found: dict[str, StoredTensor], token_table: StoredTensor) -> No
         output = found.pop(name, None)
         if output and (output.shape != token_table.shape or not np.array_equal(output.read(), token_table.read())):
             raise CheckpointError(
-                f"{output.place} -- differs from the token table -- give weights that tie the two: Neomesh's output "
+                f"{output.place}: differs from the token table; give weights that tie the two: Neomesh's output "
                 "layer is the token table"
             )
 
@@ -185,7 +185,7 @@ def _find_tensors(folder: str) -> dict[str, StoredTensor]:
         for full_name, stored in opened.items():
             name = full_name.removeprefix(PREFIX)
             if name in tensors:
-                raise CheckpointError(f"{stored.place} -- is given twice, as {tensors[name].place} too -- keep one")
+                raise CheckpointError(f"{stored.place}: is given twice, as {tensors[name].place} too; keep one")
             tensors[name] = stored
     return tensors
 
@@ -196,14 +196,14 @@ def _is_weight(name: str) -> bool:
 
 def _check_dtype(place: str, dtype: str, is_floating_point: bool) -> None:
     if not is_floating_point:
-        raise CheckpointError(f"{place} -- is of {dtype} -- give weights of floating-point numbers, not quantized")
+        raise CheckpointError(f"{place}: is of {dtype}; give weights of floating-point numbers, not quantized")
 
 
 def _weight_files(folder: str) -> list[str]:
     """The files with tensors; safetensors are preferred, as they are at Hugging Face's."""
     name = next((name for name in WEIGHT_FILES if os.path.isfile(os.path.join(folder, name))), None)
     if name is None:
-        raise CheckpointError(f"{folder} -- holds none of {', '.join(WEIGHT_FILES)} -- give a folder with weights")
+        raise CheckpointError(f"{folder}: holds none of {', '.join(WEIGHT_FILES)}; give a folder with weights")
     path = os.path.join(folder, name)
     if not name.endswith(".index.json"):
         return [path]
@@ -211,7 +211,7 @@ def _weight_files(folder: str) -> list[str]:
         shards = _shards(json.load(file))
     missing = next((shard for shard in shards if not os.path.isfile(os.path.join(folder, shard))), None)
     if missing:
-        raise CheckpointError(f"{os.path.join(folder, missing)} -- is not there, but {name} names it -- copy it too")
+        raise CheckpointError(f"{os.path.join(folder, missing)}: is not there, but {name} names it; copy it too")
     return [os.path.join(folder, shard) for shard in shards]
 
 
@@ -264,7 +264,7 @@ def _torch(path: str) -> Any:
         return importlib.import_module("torch")
     except ImportError:
         raise UserError(
-            f"{path} -- is PyTorch's format, and PyTorch is not installed -- pip install torch, or give the folder "
+            f"{path}: is PyTorch's format, and PyTorch is not installed; pip install torch, or give the folder "
             f"with {SAFETENSORS}"
         ) from None
 
@@ -276,12 +276,12 @@ def write_weights(path: str, weights: Weights, model: ModelConfig) -> None:
     """Writes one safetensors file, a tensor at a time.
 
     Args:
-      path: of the file.
-      weights: the variables of the model, by name; GPT-2's biases of queries, keys and values are 0 if it has none.
-      model: its settings, which fit an architecture of Hugging Face's.
+        path: of the file.
+        weights: the variables of the model, by name; GPT-2's biases of queries, keys and values are 0 if it has none.
+        model: its settings, which fit an architecture of Hugging Face's.
 
     Raises:
-      CheckpointError: a variable is missing, unknown or of another shape.
+        CheckpointError: a variable is missing, unknown or of another shape.
     """
     keys = written_keys(model)
     tensors = tensors_of(family_for(model).model_type, model.n_layer)
@@ -311,7 +311,7 @@ def _parts(tensors: Sequence[Tensor], weights: Weights, keys: Mapping[str, Any])
             parts[name] = left.pop(f"gpt2/{name}", absent)
             _check_part(f"gpt2/{name}", parts[name], shape)
     for stored in left.values():
-        raise CheckpointError(f"{stored.place} -- the model of the config lacks it -- give the config that was trained")
+        raise CheckpointError(f"{stored.place}: the model of the config lacks it; give the config that was trained")
     return parts
 
 
@@ -321,10 +321,10 @@ def _zeros(shape: tuple[int, ...]) -> StoredTensor:
 
 def _check_part(name: str, stored: StoredTensor | None, shape: tuple[int, ...]) -> None:
     if stored is None:
-        raise CheckpointError(f"{name} -- is not among the weights -- give the config that was trained")
+        raise CheckpointError(f"{name}: is not among the weights; give the config that was trained")
     if stored.shape != shape:
         raise CheckpointError(
-            f"{stored.place} -- is {list(stored.shape)} there and {list(shape)} by the config -- give the config that "
+            f"{stored.place}: is {list(stored.shape)} there and {list(shape)} by the config; give the config that "
             "was trained"
         )
 

@@ -19,13 +19,13 @@ def load_initial_weights(path: str, store: VariableStore) -> None:
     What the config.json beside the weights says of their model is compared when the config of the run is loaded.
 
     Args:
-      path: the prefix of a checkpoint of this project or of GPT-Neo, a folder of one, or a folder of Hugging Face's.
-      store: the variables of the run, of any layout.
+        path: the prefix of a checkpoint of this project or of GPT-Neo, a folder of one, or a folder of Hugging Face's.
+        store: the variables of the run, of any layout.
 
     Raises:
-      ConfigError: the config.json there cannot be used.
-      CheckpointError: there are no weights, they are another model's, or a file is broken. Nothing is set then, unless
-        a file breaks off in the middle, or a tensor holds what is no number.
+        ConfigError: the config.json there cannot be used.
+        CheckpointError: there are no weights, they are another model's, or a file is broken. Nothing is set then,
+            unless a file breaks off in the middle, or a tensor holds what is no number.
     """
     set_weights(find_weights(path), store, path)
 
@@ -34,19 +34,19 @@ def set_weights(weights: Weights, store: VariableStore, source: str) -> None:
     """Sets the trainable variables of a store, each exactly once.
 
     Args:
-      weights: by name.
-      store: of any layout.
-      source: where the weights come from, for messages.
+        weights: by name.
+        store: of any layout.
+        source: where the weights come from, for messages.
 
     Raises:
-      CheckpointError: a variable is missing, unknown or of another shape.
+        CheckpointError: a variable is missing, unknown or of another shape.
     """
     variables = {stored.name: stored for stored in store if stored.variable.trainable}
     for stored in variables.values():
         _check_variable(source, stored, weights)
     for name, tensor in weights.items():
         if name not in variables:
-            raise CheckpointError(f"{tensor.place} -- the model of the config lacks it -- {REMEDY}")
+            raise CheckpointError(f"{tensor.place}: the model of the config lacks it; {REMEDY}")
     for name, stored in variables.items():
         stored.assign_whole(weights[name].read())
 
@@ -55,8 +55,8 @@ def find_weights(path: str) -> Weights:
     """The weights at a path of any of the three kinds, or at one of their files.
 
     Raises:
-      ConfigError: the path is empty.
-      CheckpointError: there are none, or they cannot be read.
+        ConfigError: the path is empty.
+        CheckpointError: there are none, or they cannot be read.
     """
     place = weights_at(path)
     if is_huggingface_folder(place):
@@ -72,8 +72,8 @@ def _check_variable(source: str, stored: VariableSlices, weights: Weights) -> No
     if tensor is None:
         nearest = difflib.get_close_matches(stored.name, weights, 1)
         hint = f"; the nearest name there is {nearest[0]}" if nearest else ""
-        raise CheckpointError(f"{source} -- has no variable {stored.name}{hint} -- {REMEDY}")
+        raise CheckpointError(f"{source}: has no variable {stored.name}{hint}; {REMEDY}")
     if tensor.shape != stored.whole_shape:
         raise CheckpointError(
-            f"{tensor.place} -- is {list(tensor.shape)} there and {list(stored.whole_shape)} by the config -- {REMEDY}"
+            f"{tensor.place}: is {list(tensor.shape)} there and {list(stored.whole_shape)} by the config; {REMEDY}"
         )

@@ -24,9 +24,9 @@ class StoredTensor:
     """One tensor of a file.
 
     Attributes:
-      place: the file, and the tensor's name there.
-      shape: known without reading it.
-      read: gives it as float32.
+        place: the file, and the tensor's name there.
+        shape: known without reading it.
+        read: gives it as float32.
     """
 
     place: str
@@ -42,7 +42,7 @@ def reading(place: str) -> Iterator[None]:
     """Turns whatever the readers of files raise into one error that names the place.
 
     Raises:
-      CheckpointError: the file there is cut off or broken.
+        CheckpointError: the file there is cut off or broken.
     """
     try:
         yield
@@ -51,7 +51,7 @@ def reading(place: str) -> Iterator[None]:
     except Exception as error:  # each library has its own, torch's unpickler any at all
         reason = (getattr(error, "message", None) or str(error) or type(error).__name__).strip().splitlines()[0]
         raise CheckpointError(
-            f"{place} -- cannot be read: {reason} -- copy the file again, or give other weights"
+            f"{place}: cannot be read: {reason}; copy the file again, or give other weights"
         ) from error
 
 
@@ -59,12 +59,11 @@ def finite(place: str, value: np.ndarray) -> np.ndarray:
     """The values of a tensor.
 
     Raises:
-      CheckpointError: one of them is infinite or not a number.
+        CheckpointError: one of them is infinite or not a number.
     """
     if not np.isfinite(value).all():
         raise CheckpointError(
-            f"{place} -- holds NaN or infinity -- give weights from before the training diverged, or copy the file "
-            "again"
+            f"{place}: holds NaN or infinity; give weights from before the training diverged, or copy the file again"
         )
     return value
 
@@ -73,7 +72,7 @@ def find_checkpoint(path: str) -> str | None:
     """The prefix of a TensorFlow checkpoint: the path itself, or the newest of that folder; None: there is none.
 
     Raises:
-      CheckpointError: the path cannot be read, or its file `checkpoint` names none that is there.
+        CheckpointError: the path cannot be read, or its file `checkpoint` names none that is there.
     """
     with reading(path):
         if tf.io.gfile.exists(f"{path}.index"):
@@ -91,7 +90,7 @@ def _named_checkpoint(path: str, newest: str | None) -> str | None:
     except CheckpointError:
         remedy = "copy the checkpoint too" if newest is None else f"name one by its path, such as {newest}"
         raise CheckpointError(
-            f"{posixpath.join(path, STATE_FILE)} -- names no checkpoint that is there -- {remedy}"
+            f"{posixpath.join(path, STATE_FILE)}: names no checkpoint that is there; {remedy}"
         ) from None
 
 
@@ -101,7 +100,7 @@ def checkpoint_weights(path: str) -> Weights:
     GPT-Neo keeps them in bfloat16 for `precision` bfloat16.
 
     Raises:
-      CheckpointError: it cannot be read.
+        CheckpointError: it cannot be read.
     """
     with reading(path):
         reader = tf.train.load_checkpoint(path)

@@ -31,14 +31,14 @@ N_MISSED_REPORTS = 6  # before it is known that Python stands still in one of th
 
 
 @dataclasses.dataclass
-class Pulse:
+class Heartbeat:
     """What a process tells the others about its main thread.
 
     Attributes:
-      n_meetings: it has come to.
-      n_signs: of life that it has given beside these.
-      patience_seconds: in which it promises the next of either; 0: none is promised.
-      is_leaving: whether it has nothing more to do with the others.
+        n_meetings: it has come to.
+        n_signs: of life that it has given beside these.
+        patience_seconds: in which it promises the next of either; 0: none is promised.
+        is_leaving: whether it has nothing more to do with the others.
     """
 
     n_meetings: int = 0
@@ -71,8 +71,8 @@ def _lost_process(watched: Iterable[int]) -> int | None:
 
 def _describe_loss(cluster: Cluster, index: int) -> str:
     return (
-        f"process {index} ({cluster.hosts[index]}) -- has ended, hangs or cannot be reached, so this process "
-        f"({cluster.index}) ends too -- see what it said last, and start all processes again: they go on from the last "
+        f"process {index} ({cluster.hosts[index]}): has ended, hangs or cannot be reached, so this process "
+        f"({cluster.index}) ends too; see what it said last, and start all processes again: they go on from the last "
         "checkpoint"
     )
 
@@ -86,9 +86,9 @@ def _end(message: str) -> None:
 
 
 @contextlib.contextmanager
-def watching(cluster: Cluster, pulse: Pulse) -> Iterator[None]:
+def watching(cluster: Cluster, pulse: Heartbeat) -> Iterator[None]:
     """Ends this process when another one is lost, or when any hangs."""
-    is_over, reports = threading.Event(), _Reports(cluster, pulse)
+    is_over, reports = threading.Event(), _HeartbeatExchange(cluster, pulse)
     watches = [
         threading.Thread(target=_watch, args=(cluster, reports, is_over), name="watch over the cluster", daemon=True),
         threading.Thread(target=reports.exchange, args=(is_over,), name="reports to the cluster", daemon=True),
@@ -106,7 +106,7 @@ def watching(cluster: Cluster, pulse: Pulse) -> Iterator[None]:
             thread.join()
 
 
-def _watch(cluster: Cluster, reports: _Reports, is_over: threading.Event) -> None:
+def _watch(cluster: Cluster, reports: _HeartbeatExchange, is_over: threading.Event) -> None:
     """Ends this process when another one is gone, or when Python stands still in another one."""
     watched = range(1, cluster.size) if cluster.index == 0 else [0]
     n_missed, n_before = 0, 0
@@ -123,14 +123,14 @@ def _watch(cluster: Cluster, reports: _Reports, is_over: threading.Event) -> Non
     faulthandler.cancel_dump_traceback_later()
 
 
-class _Reports:
+class _HeartbeatExchange:
     """What the processes tell each other about their main threads, every few seconds.
 
     Attributes:
-      n_rounds: how often all have told all.
+        n_rounds: how often all have told all.
     """
 
-    def __init__(self, cluster: Cluster, pulse: Pulse) -> None:
+    def __init__(self, cluster: Cluster, pulse: Heartbeat) -> None:
         self._cluster = cluster
         self._pulse = pulse
         self.n_rounds = 0
@@ -139,7 +139,7 @@ class _Reports:
         """Goes on until all leave, so that nobody waits for one that has left; or until one is gone, which is for the
         watch to say.
         """
-        tell_all, patience = _make_report(self._cluster), Patience(self._cluster.size)
+        tell_all, patience = _make_report(self._cluster), Timeouts(self._cluster.size)
         reports: list[list[int]] = []
         while not reports or not all(is_leaving for *_, is_leaving in reports):
             is_over.wait(CHECK_SECONDS)
@@ -166,7 +166,7 @@ def _make_report(cluster: Cluster) -> Callable[[tuple[int, ...]], list[list[int]
     return tell_all
 
 
-class Patience:
+class Timeouts:
     """Counts for how many rounds of reports the others have waited for a process without a sign of its life."""
 
     def __init__(self, n_processes: int) -> None:
@@ -174,7 +174,7 @@ class Patience:
         self._n_rounds = [0] * n_processes
 
     def broken_by(self, reports: Sequence[Sequence[int]]) -> int | None:
-        """The process, if any, that others have waited for longer than it promised; the fields of `Pulse` of each."""
+        """The process, if any, that others have waited for too long; the fields of `Heartbeat` of each."""
         farthest = max(n_meetings for n_meetings, *_ in reports)
         broken = None
         for index, (n_meetings, n_signs, patience_seconds, _) in enumerate(reports):
@@ -187,12 +187,12 @@ class Patience:
 
 
 def _describe_hang(cluster: Cluster, index: int) -> str:
-    hangs = f"process {index} ({cluster.hosts[index]}) -- hangs: others wait for it, and it shows no life"
+    hangs = f"process {index} ({cluster.hosts[index]}): hangs: others wait for it, and it shows no life"
     if index == cluster.index:
         stack = traceback.format_stack(sys._current_frames()[threading.main_thread().ident])
         return f"{hangs}; it is this process, and it ends from here:\n{''.join(stack)}"
     return (
-        f"{hangs}, so this process ({cluster.index}) ends too -- see where it says that it hangs, and start all "
+        f"{hangs}, so this process ({cluster.index}) ends too; see where it says that it hangs, and start all "
         "processes again: they go on from the last checkpoint"
     )
 
@@ -201,7 +201,7 @@ def _describe_standstill(cluster: Cluster) -> str:
     others = [f"process {index} ({host})" for index, host in enumerate(cluster.hosts) if index != cluster.index]
     suspects = others[0] if len(others) == 1 else f"one of the {len(others)} other processes"
     return (
-        f"{suspects} -- hangs so that no Python runs in it, so this process ({cluster.index}) ends too -- see which "
+        f"{suspects}: hangs so that no Python runs in it, so this process ({cluster.index}) ends too; see which "
         "shows where it hangs, end it, and start all processes again: they go on from the last checkpoint"
     )
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from configs.errors import DeviceError
 from meshtf import ServerDef, collective_ops, eager_context, tf
-from runtime.cluster.heartbeat import Pulse, answers, loss_told, task_name, watching
+from runtime.cluster.heartbeat import Heartbeat, answers, loss_told, task_name, watching
 from runtime.cluster.spec import JOB, AbsenceError, Cluster, ClusterError
 
 MEETING_KEY = 0  # of the group of all, below the keys of a mesh
@@ -26,22 +26,22 @@ class Membership:
     """This process in a cluster that has met.
 
     Attributes:
-      device: the device of this process.
-      greatest: of the numbers that the processes call it with, when all have called it; as of the signals that came, so
-        that all end at the same step.
+        device: the device of this process.
+        greatest: of the numbers that the processes call it with, when all have called it; as of the signals that came,
+            so that all end at the same step.
     """
 
     cluster: Cluster
     device: str
-    greatest: Callable[[int], int]
-    pulse: Pulse
+    all_reduce_max: Callable[[int], int]
+    pulse: Heartbeat
 
     def barrier(self) -> None:
         """Returns when every process has called it."""
-        self.greatest(0)
+        self.all_reduce_max(0)
 
-    def come_to_meeting(self) -> None:
-        """To be called before a step in which the processes wait for each other; `greatest` calls it itself."""
+    def synchronize(self) -> None:
+        """To be called before a step in which the processes wait for each other; `all_reduce_max` calls it itself."""
         self.pulse.n_meetings += 1
 
     def show_life(self) -> None:
@@ -49,7 +49,7 @@ class Membership:
         self.pulse.n_signs += 1
 
     @contextlib.contextmanager
-    def promising(self, seconds: int | None = PATIENCE_SECONDS) -> Iterator[None]:
+    def timeout(self, seconds: int | None = PATIENCE_SECONDS) -> Iterator[None]:
         """Promises to come to each next meeting, or else to show life, in this time; None: no one can tell.
 
         A process that others wait for and that breaks its promise hangs: it ends, and so do the others. Work of which
@@ -74,18 +74,18 @@ def joined(cluster: Cluster, wait_seconds: float = WAIT_SECONDS) -> Iterator[Mem
     exit status 3. One that hangs says where, and ends in the same way. At the end the processes wait for each other.
 
     Args:
-      cluster: the processes.
-      wait_seconds: how long to wait for the others to start.
+        cluster: the processes.
+        wait_seconds: how long to wait for the others to start.
 
     Raises:
-      ClusterError: the port is in use, a process does not come or is told to be another, or one is lost.
-      DeviceError: more processes than GPUs are on this machine.
+        ClusterError: the port is in use, a process does not come or is told to be another, or one is lost.
+        DeviceError: more processes than GPUs are on this machine.
     """
     device = _own_device(cluster)
     _check_machine(cluster)
     _start_server(cluster)
     _wait_for_all(cluster, wait_seconds)
-    pulse = Pulse()
+    pulse = Heartbeat()
     membership = Membership(cluster, device, _make_greatest(cluster, pulse), pulse)
     with watching(cluster, pulse), loss_told(cluster):
         membership.barrier()
@@ -101,8 +101,8 @@ def _own_device(cluster: Cluster) -> str:
         return "/device:GPU:0"  # whoever started the processes has given each its own
     if rank >= len(gpus):
         raise DeviceError(
-            f"--hosts -- {cluster.hosts[cluster.index]} is process {rank + 1} of its machine, which has {len(gpus)} "
-            "GPUs -- start no more processes than GPUs on a machine, or hide the GPUs with CUDA_VISIBLE_DEVICES="
+            f"--hosts: {cluster.hosts[cluster.index]} is process {rank + 1} of its machine, which has {len(gpus)} "
+            "GPUs; start no more processes than GPUs on a machine, or hide the GPUs with CUDA_VISIBLE_DEVICES="
         )
     tf.config.set_visible_devices(gpus[rank], "GPU")
     return "/device:GPU:0"
@@ -137,7 +137,7 @@ def _check_port_is_free(host: str) -> None:
             probe.bind(("", port))
         except OSError as error:
             raise ClusterError(
-                f"{host} -- port {port} cannot be used on this machine: {os.strerror(error.errno or 0)} -- end the "
+                f"{host}: port {port} cannot be used on this machine: {os.strerror(error.errno or 0)}; end the "
                 "process that uses it, or give another port"
             ) from error
 
@@ -149,8 +149,8 @@ def _check_machine(cluster: Cluster) -> None:
         is_same_port = index != cluster.index and host.rpartition(":")[2] == own.rpartition(":")[2]
         if is_same_port and _is_here(host):
             raise ClusterError(
-                f"{host} -- is process {index} and on this machine, where process {cluster.index} ({own}) was started, "
-                "on the same port -- start each process on its own machine, or give each a port of its own"
+                f"{host}: is process {index} and on this machine, where process {cluster.index} ({own}) was started, "
+                "on the same port; start each process on its own machine, or give each a port of its own"
             )
 
 
@@ -197,26 +197,26 @@ def _describe_absence(cluster: Cluster, missing: Sequence[str], wait_seconds: fl
     unknown = [host for host in missing if not _addresses(host)]
     if unknown:
         return (
-            f"{', '.join(unknown)} -- no such name is known on this machine after {wait_seconds:.0f} s of waiting -- "
+            f"{', '.join(unknown)}: no such name is known on this machine after {wait_seconds:.0f} s of waiting; "
             "correct the name, or give an address"
         )
     own = cluster.hosts[cluster.index]
     return (
-        f"{', '.join(missing)} -- not there after {wait_seconds:.0f} s of waiting -- start the same command there with "
+        f"{', '.join(missing)}: not there after {wait_seconds:.0f} s of waiting; start the same command there with "
         "its own host_index, and see that a firewall lets this machine through"
         + ("" if _is_here(own) else f"; the others look for this process at {own}, which is not on this machine")
     )
 
 
-def _make_greatest(cluster: Cluster, pulse: Pulse) -> Callable[[int], int]:
+def _make_greatest(cluster: Cluster, pulse: Heartbeat) -> Callable[[int], int]:
     @tf.function(autograph=False, input_signature=[tf.TensorSpec((), tf.int32)])
     def meet(number: tf.Tensor) -> tf.Tensor:
         with tf.device("/device:CPU:0"):
             return collective_ops.all_reduce_v2(number, cluster.size, MEETING_KEY, MEETING_KEY, "Max")
 
-    def greatest(number: int) -> int:
+    def all_reduce_max(number: int) -> int:
         pulse.n_meetings += 1
         with loss_told(cluster):
             return int(meet(tf.constant(number)).numpy())
 
-    return greatest
+    return all_reduce_max

@@ -31,8 +31,8 @@ class Cluster:
     """The processes of a run, of one device each.
 
     Attributes:
-      hosts: `name:port` of each; the first is the one that the others meet at.
-      index: which of them this process is.
+        hosts: `name:port` of each; the first is the one that the others meet at.
+        index: which of them this process is.
     """
 
     hosts: tuple[str, ...]
@@ -48,18 +48,15 @@ class Cluster:
         return machines[: self.index].count(machines[self.index])
 
 
-# ------------------------------------------------------------------------------------------------ who the processes are
-
-
 def find_cluster(hosts: str | None, host_index: int | None) -> Cluster | None:
     """The cluster that the command line gives, or else `TF_CONFIG`, or else Slurm; None: this process is alone.
 
     Args:
-      hosts: `name:port` of each process, apart by commas; None: not given.
-      host_index: which of them this process is, from 0; None: not given.
+        hosts: `name:port` of each process, apart by commas; None: not given.
+        host_index: which of them this process is, from 0; None: not given.
 
     Raises:
-      ClusterError: what is given does not describe a cluster.
+        ClusterError: what is given does not describe a cluster.
     """
     if hosts is not None or host_index is not None:
         return _cluster_by_hand(hosts, host_index)
@@ -75,10 +72,10 @@ def _checked(source: str, hosts: Sequence[str], index: int) -> Cluster | None:
     places = [_place_of(source, host) for host in hosts]
     repeated = [host for host, place in zip(hosts, places, strict=True) if places.count(place) > 1]
     if repeated:
-        raise ClusterError(f"{source} -- {repeated[0]} is there twice -- give each process a port of its own")
+        raise ClusterError(f"{source}: {repeated[0]} is there twice; give each process a port of its own")
     if not 0 <= index < len(hosts):
         raise ClusterError(
-            f"{source} -- there is no process {index} among {len(hosts)} -- count from 0 to {len(hosts) - 1}"
+            f"{source}: there is no process {index} among {len(hosts)}; count from 0 to {len(hosts) - 1}"
         )
     return Cluster(tuple(hosts), index) if len(hosts) > 1 else None
 
@@ -88,7 +85,7 @@ def _place_of(source: str, host: str) -> tuple[str, int]:
     found = HOST.fullmatch(host)
     if found is None or not 0 < int(found["port"]) < 65536:
         raise ClusterError(
-            f"{source} -- {host!r} is not a name and a port -- give each process as host:2222, apart by commas"
+            f"{source}: {host!r} is not a name and a port; give each process as host:2222, apart by commas"
         )
     return found["machine"].lower(), int(found["port"])
 
@@ -96,9 +93,7 @@ def _place_of(source: str, host: str) -> tuple[str, int]:
 def _cluster_by_hand(hosts: str | None, host_index: int | None) -> Cluster | None:
     if hosts is None or host_index is None:
         given, missing = ("--hosts", "--host_index") if host_index is None else ("--host_index", "--hosts")
-        raise ClusterError(
-            f"{given} -- is given without {missing} -- give both, as --hosts a:2222,b:2222 --host_index 0"
-        )
+        raise ClusterError(f"{given}: is given without {missing}; give both, as --hosts a:2222,b:2222 --host_index 0")
     return _checked(
         f"--hosts {hosts} --host_index {host_index}", [host.strip() for host in hosts.split(",")], host_index
     )
@@ -114,21 +109,19 @@ def _cluster_of_tf_config(text: str) -> Cluster | None:
         job, index = config["task"]["type"], int(str(config["task"]["index"]))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ClusterError(
-            f"TF_CONFIG = {text} -- cannot be read: {type(error).__name__}: {error} -- write it as "
+            f"TF_CONFIG = {text}: cannot be read: {type(error).__name__}: {error}; write it as "
             '{"cluster": {"worker": ["a:2222", "b:2222"]}, "task": {"type": "worker", "index": 0}}'
         ) from error
     for name in [*jobs, job]:
         if name not in ("chief", JOB):
             raise ClusterError(
-                f"TF_CONFIG -- has the job {name}, which nothing is done by here -- all processes train: name them "
+                f"TF_CONFIG: has the job {name}, which nothing is done by here; all processes train: name them "
                 "worker, or the first of them chief"
             )
     chiefs, workers = jobs.get("chief", []), jobs.get(JOB, [])
     n_of_job = len(chiefs if job == "chief" else workers)
     if not 0 <= index < n_of_job:
-        raise ClusterError(
-            f"TF_CONFIG -- there is no {job} {index} among {n_of_job} -- index counts from 0 within a job"
-        )
+        raise ClusterError(f"TF_CONFIG: there is no {job} {index} among {n_of_job}; index counts from 0 within a job")
     return _checked("TF_CONFIG", [*chiefs, *workers], index if job == "chief" else len(chiefs) + index)
 
 
@@ -149,15 +142,15 @@ def _cluster_of_slurm() -> Cluster | None:
         counts = _expand_counts(os.environ["SLURM_STEP_TASKS_PER_NODE"])
     except (ValueError, KeyError) as error:
         raise ClusterError(
-            f"Slurm -- its variables cannot be read: {type(error).__name__}: {error} -- start the processes with srun, "
+            f"Slurm: its variables cannot be read: {type(error).__name__}: {error}; start the processes with srun, "
             "or give --hosts and --host_index"
         ) from error
     tasks = [(name, rank) for name, count in zip(machines, counts, strict=False) for rank in range(count)]
     own_machine = os.environ.get("SLURMD_NODENAME")
     if len(tasks) != n_tasks or not 0 <= index < n_tasks or own_machine not in (None, tasks[index][0]):
         raise ClusterError(
-            f"Slurm -- task {index} of {n_tasks} is not where its machines, filled one after the other, would have it "
-            "-- start the processes with srun --distribution=block, or give --hosts and --host_index"
+            f"Slurm: task {index} of {n_tasks} is not where its machines, filled one after the other, would have it "
+            "; start the processes with srun --distribution=block, or give --hosts and --host_index"
         )
     return _checked("Slurm", [f"{name}:{SLURM_PORT + rank}" for name, rank in tasks], index)
 

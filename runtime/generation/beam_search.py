@@ -21,9 +21,9 @@ class BeamAnswer:
     """One text that a search has found.
 
     Attributes:
-      tokens: without the eos that ended it.
-      score: its log-probability, that of the eos included, / its length ** length_penalty.
-      end: why it ended: "stop", eos, or "length", all tokens are written.
+        tokens: without the eos that ended it.
+        score: its log-probability, that of the eos included, / its length ** length_penalty.
+        end: why it ended: "stop", eos, or "length", all tokens are written.
     """
 
     tokens: tuple[int, ...]
@@ -35,9 +35,9 @@ def build_beam_search(search: BeamSearch, placement: Placement, prompt_length: i
     """A search for what follows a prompt.
 
     Returns:
-      A step from (tokens int32 [1, sequence], lengths int32 [1], length_penalty float32, n_wanted int32), as `Wish` has
-      them, to tokens int32 [beams, new_tokens], lengths int32 [beams] and scores float32 [beams] of the texts that have
-      ended, best first; where there are fewer, their lengths are 0.
+        A step from (tokens int32 [1, sequence], lengths int32 [1], length_penalty float32, n_wanted int32), as `Wish`
+        has them, to tokens int32 [beams, new_tokens], lengths int32 [beams] and scores float32 [beams] of the texts
+        that have ended, best first; where there are fewer, their lengths are 0.
     """
     # The beams of one prompt change places in every turn, so that they stay together.
     placement = placement.without("batch", "sequence", "memory_length")
@@ -71,15 +71,18 @@ def _answer(tokens: list[int], score: float, eos_id: int) -> BeamAnswer:
 class BeamWriter:
     """What searches with a run's model; its programs are built once for prompts of about a length."""
 
-    def __init__(self, config: RunConfig, placement: Placement, meeting: Callable[[Step], Step] = lambda step: step):
+    def __init__(
+        self, config: RunConfig, placement: Placement, synchronized: Callable[[Step], Step] = lambda step: step
+    ):
         """Prepares nothing yet.
 
         Args:
-          config: of the run.
-          placement: where it lies.
-          meeting: makes of a step one in which the processes of a run wait for each other; see `Team.meeting`.
+            config: of the run.
+            placement: where it lies.
+            meeting: makes of a step one in which the processes of a run wait for each other; see
+                `ProcessGroup.meeting`.
         """
-        self._config, self._placement, self._meeting = config, placement, meeting
+        self._config, self._placement, self._meeting = config, placement, synchronized
 
     @functools.cache  # noqa: B019 -- a writer lives as long as its programs
     def _program(self, prompt_length: int, n_beams: int, n_new_tokens: int) -> Step:
@@ -101,11 +104,11 @@ class BeamWriter:
         """The best texts that follow a prompt, best first.
 
         Args:
-          tokens: the prompt, at least one.
-          n_beams: how many open texts are followed at a time.
-          length_penalty: texts are compared by their log-probability / their length ** length_penalty.
-          n_new_tokens: the most to write, at least 1; with the prompt they fit into n_ctx.
-          n_best: of so many texts; at most n_beams.
+            tokens: the prompt, at least one.
+            n_beams: how many open texts are followed at a time.
+            length_penalty: texts are compared by their log-probability / their length ** length_penalty.
+            n_new_tokens: the most to write, at least 1; with the prompt they fit into n_ctx.
+            n_best: of so many texts; at most n_beams.
         """
         program = self.program(len(tokens), n_beams, n_new_tokens)
         padded = np.zeros((1, padded_length(len(tokens), self._config.model.n_ctx)), np.int32)

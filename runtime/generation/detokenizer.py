@@ -16,9 +16,9 @@ class Token:
     """A token that was written, with what is told of it.
 
     Attributes:
-      id: of the token.
-      log_prob: its log-probability under the model itself.
-      top: the likeliest alternatives, (id, log-probability) each, likeliest first.
+        id: of the token.
+        log_prob: its log-probability under the model itself.
+        top: the likeliest alternatives, (id, log-probability) each, likeliest first.
     """
 
     id: int
@@ -31,9 +31,9 @@ class Given:
     """What is given now.
 
     Attributes:
-      text: goes on where the last one ended.
-      tokens: whose text begins in what was given so far, and that were not given yet.
-      is_cut: a stop string ends the answer here.
+        text: goes on where the last one ended.
+        tokens: whose text begins in what was given so far, and that were not given yet.
+        is_cut: a stop string ends the answer here.
     """
 
     text: str

@@ -14,7 +14,7 @@ from configs.schema import PredictionConfig
 from runtime.generation.beam_search import BeamAnswer, BeamWriter
 from runtime.generation.detokenizer import AnswerText, Token
 from runtime.generation.requests import n_new_tokens
-from runtime.generation.scheduler import Ask, Delta, Scheduler
+from runtime.generation.scheduler import Delta, GenerationRequest, Scheduler
 from storage.files import write_text
 
 FRAME = "=" * 40
@@ -27,11 +27,11 @@ class Answer:
     """One text that was written after a prompt.
 
     Attributes:
-      text: without the prompt.
-      tokens: those whose text begins in it.
-      log_probs: of each of them, under the model itself; None: it was searched for, and has a score.
-      reason: why it ends: "stop", at an end of text or a stop string, or "length".
-      score: by which it was found to be among the best, before a stop string cut it; None: it was drawn.
+        text: without the prompt.
+        tokens: those whose text begins in it.
+        log_probs: of each of them, under the model itself; None: it was searched for, and has a score.
+        reason: why it ends: "stop", at an end of text or a stop string, or "length".
+        score: by which it was found to be among the best, before a stop string cut it; None: it was drawn.
     """
 
     text: str
@@ -51,7 +51,7 @@ def joined(deltas: Sequence[Delta]) -> Answer:
     )
 
 
-def written_answers(scheduler: Scheduler, asks: Iterable[Ask]) -> Iterator[Answer]:
+def written_answers(scheduler: Scheduler, asks: Iterable[GenerationRequest]) -> Iterator[Answer]:
     """Yields the answers in the order of the asks, each as soon as it and those before it are there.
 
     Asks are taken as rows become free, and not all at once: there may be any number of them.
@@ -99,10 +99,10 @@ def format_line(own: Mapping[str, Any], prompt: str | Sequence[int], sample: int
     """One answer as a line of JSON.
 
     Args:
-      own: what the prompt's own line says that is given back.
-      prompt: as it was given.
-      sample: which of its answers this is, from 0.
-      answer: to it.
+        own: what the prompt's own line says that is given back.
+        prompt: as it was given.
+        sample: which of its answers this is, from 0.
+        answer: to it.
     """
     known = {"prompt": prompt, "text": answer.text, "tokens": answer.tokens}
     likely = {"log_probs": answer.log_probs} if answer.score is None else {"score": answer.score}

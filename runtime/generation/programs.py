@@ -76,7 +76,7 @@ def _as_kept(x: tf.Tensor) -> tf.Tensor:
 
 
 @dataclasses.dataclass(frozen=True)
-class HeldRows:
+class RowState:
     """What the rows of an engine hold, on the devices: a variable for each slice of each tensor of `State`, but its
     limits.
     """
@@ -87,7 +87,7 @@ class HeldRows:
     slices: Mapping[str, tuple[tf.Variable, ...]]
 
     @staticmethod
-    def of(decoder: Decoder, placement: Placement, n_rows: int) -> HeldRows:
+    def of(decoder: Decoder, placement: Placement, n_rows: int) -> RowState:
         placement = for_decoding(placement, n_rows)
         mesh_impl = placement.implementation(n_rows)
         blank = _blank(decoder, new_mesh()[1], mtf.Dimension("batch", n_rows)).named()
@@ -96,7 +96,7 @@ class HeldRows:
             for name, tensor in blank.items()
             if name != LIMITS
         }
-        return HeldRows(decoder, placement, n_rows, slices)
+        return RowState(decoder, placement, n_rows, slices)
 
     def state(self, mesh: mtf.Mesh, mesh_impl: DeviceMesh, batch_name: str, limits: mtf.Tensor) -> State:
         """The rows as tensors [batch, ...] of a graph, where that dimension may have another name."""
@@ -130,13 +130,13 @@ def _told(state: State) -> dict[str, mtf.Tensor]:
     return {name: getattr(state.texts, name) for name in TOLD}
 
 
-def build_admission(held: HeldRows, n_prompts: int, length: int) -> LoweredStep:
+def build_admission(held: RowState, n_prompts: int, length: int) -> LoweredStep:
     """Reads prompts, chooses the first token after each, and puts them into rows.
 
     Returns:
-      A step from (tokens int32 [batch, sequence], row numbers int32 [`ROW_NUMBERS`, batch], floats float32 [batch,
-      float_settings], integers int32 [batch, integer_settings], rows int32 [batch]), which gives nothing; a prompt
-      whose row does not exist is left out.
+        A step from (tokens int32 [batch, sequence], row numbers int32 [`ROW_NUMBERS`, batch], floats float32 [batch,
+        float_settings], integers int32 [batch, integer_settings], rows int32 [batch]), which gives nothing; a prompt
+        whose row does not exist is left out.
     """
     mesh_impl = held.placement.implementation(n_prompts)
 
@@ -155,12 +155,12 @@ def build_admission(held: HeldRows, n_prompts: int, length: int) -> LoweredStep:
     return compile_step(step, *signature, by_xla=held.placement.shape.size == 1)
 
 
-def build_advance(held: HeldRows) -> LoweredStep:
+def build_advance(held: RowState) -> LoweredStep:
     """Adds tokens to the rows.
 
     Returns:
-      A step from (the most tokens to add to a row, int32, limits int32 [batch]) to what `TOLD` names of `Texts`, whole.
-      Rows that have reached their limit stand still.
+        A step from (the most tokens to add to a row, int32, limits int32 [batch]) to what `TOLD` names of `Texts`,
+        whole. Rows that have reached their limit stand still.
     """
     mesh_impl = held.placement.implementation(held.n_rows)
 
@@ -180,7 +180,7 @@ def build_whole_texts(config: RunConfig, placement: Placement, n_rows: int, leng
     """Reads prompts and writes all that follows them, in one call that leaves nothing behind.
 
     Returns:
-      A step from what `build_admission` takes, without rows, to what `TOLD` names of `Texts`, whole.
+        A step from what `build_admission` takes, without rows, to what `TOLD` names of `Texts`, whole.
     """
     decoder, placement = decoder_of(config), for_decoding(placement, n_rows)
     mesh_impl = placement.implementation(n_rows)
@@ -198,8 +198,8 @@ def build_scores(config: RunConfig, placement: Placement, length: int) -> Lowere
     """How likely the tokens of one text are.
 
     Returns:
-      A step from (tokens int32 [batch 1, sequence]) to log_probs float32 [batch, sequence], top_tokens int32 [batch,
-      sequence, top] and top_log_probs float32 [batch, sequence, top], each of the token after that place.
+        A step from (tokens int32 [batch 1, sequence]) to log_probs float32 [batch, sequence], top_tokens int32 [batch,
+        sequence, top] and top_log_probs float32 [batch, sequence, top], each of the token after that place.
     """
     mesh_impl = placement.without("sequence", "memory_length").implementation(1)
 

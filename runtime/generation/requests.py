@@ -9,15 +9,15 @@ from collections.abc import Callable, Iterator, Sequence
 from configs.errors import ConfigError
 from configs.prompts import Prompt
 from configs.schema import PredictionConfig
-from models.kernels.sampling import SamplingRule
-from runtime.generation.engine import Job
-from runtime.generation.scheduler import Ask
+from models.kernels.sampling import SamplingParams
+from runtime.generation.engine import ActiveSequence
+from runtime.generation.scheduler import GenerationRequest
 from runtime.training.multi_step import noise_key
 
 
-def rule_of(settings: PredictionConfig) -> SamplingRule:
+def rule_of(settings: PredictionConfig) -> SamplingParams:
     """How each token is chosen."""
-    return SamplingRule(
+    return SamplingParams(
         temperature=settings.temperature,
         top_k=settings.top_k,
         top_p=settings.top_p,
@@ -45,24 +45,24 @@ def fit_prompt(
     """The ids of a prompt that the model is given, with room for at least one more.
 
     Args:
-      ids: of the prompt, or the last `n_ctx` of them; none: eos, which every text follows.
-      prompt: where they come from, and what to do where they are too many.
-      n_ctx: of the model.
-      eos_id: of its tokens.
-      warn: is told of what is left out.
+        ids: of the prompt, or the last `n_ctx` of them; none: eos, which every text follows.
+        prompt: where they come from, and what to do where they are too many.
+        n_ctx: of the model.
+        eos_id: of its tokens.
+        warn: is told of what is left out.
 
     Raises:
-      ConfigError: they are too many, and are not to be cut.
+        ConfigError: they are too many, and are not to be cut.
     """
     settings = prompt.settings
     if n_ctx < 2:
-        raise ConfigError(f"n_ctx = {n_ctx} -- has no room for a prompt and a token -- give a model with a longer one")
+        raise ConfigError(f"n_ctx = {n_ctx}: has no room for a prompt and a token; give a model with a longer one")
     if len(ids) < n_ctx:
         return tuple(ids) or (eos_id,)
     if settings.prompt_overflow == "refuse":
         raise ConfigError(
-            f"{prompt.place} -- the prompt has more than the {n_ctx - 1} tokens that leave room for one in n_ctx = "
-            f"{n_ctx} -- shorten it, or set prompt_overflow to left"
+            f"{prompt.place}: the prompt has more than the {n_ctx - 1} tokens that leave room for one in n_ctx = "
+            f"{n_ctx}; shorten it, or set prompt_overflow to left"
         )
     n_kept = n_ctx - min(settings.predict_max_steps or n_ctx, n_ctx // 2)
     warn(f"{prompt.place}: the prompt fills the context of {n_ctx} tokens: its last {n_kept} are kept")
@@ -75,8 +75,8 @@ def n_new_tokens(tokens: Sequence[int], settings: PredictionConfig, n_ctx: int) 
     return min(settings.predict_max_steps or room, room)
 
 
-def asks_of(tokens: tuple[int, ...], settings: PredictionConfig, seed: int, n_ctx: int) -> Iterator[Ask]:
+def asks_of(tokens: tuple[int, ...], settings: PredictionConfig, seed: int, n_ctx: int) -> Iterator[GenerationRequest]:
     """The samples of one prompt, of which there may be more than memory holds."""
     rule, limit = rule_of(settings), n_new_tokens(tokens, settings, n_ctx)
     for number in range(settings.predict_batch_size):
-        yield Ask(Job(tokens, rule, sample_seed(seed, number), limit), settings.stop)
+        yield GenerationRequest(ActiveSequence(tokens, rule, sample_seed(seed, number), limit), settings.stop)

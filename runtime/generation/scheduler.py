@@ -11,21 +11,21 @@ import itertools
 from collections.abc import Callable
 
 from runtime.generation.detokenizer import AnswerText, Token
-from runtime.generation.engine import Engine, Job, Piece
+from runtime.generation.engine import ActiveSequence, Engine, TokenChunk
 
 TURNS_AT_ONCE = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class Ask:
+class GenerationRequest:
     """One answer that somebody wants.
 
     Attributes:
-      job: its prompt, and how it is written.
-      stops: strings, none empty; the answer is cut before the first of them.
+        job: its prompt, and how it is written.
+        stops: strings, none empty; the answer is cut before the first of them.
     """
 
-    job: Job
+    job: ActiveSequence
     stops: tuple[str, ...] = ()
 
 
@@ -34,11 +34,11 @@ class Delta:
     """What is new of an answer.
 
     Attributes:
-      text: goes on where the last one ended, in whole characters, and is not taken back.
-      tokens: those whose text begins in what was given so far, and that were not told yet.
-      log_probs: of each of them, under the model itself.
-      top: the likeliest alternatives to each.
-      end: None: the answer goes on; "stop": at the end of the text or a stop string; "length": it has its tokens.
+        text: goes on where the last one ended, in whole characters, and is not taken back.
+        tokens: those whose text begins in what was given so far, and that were not told yet.
+        log_probs: of each of them, under the model itself.
+        top: the likeliest alternatives to each.
+        end: None: the answer goes on; "stop": at the end of the text or a stop string; "length": it has its tokens.
     """
 
     text: str
@@ -53,7 +53,7 @@ class _Answer:
     """An ask on its way."""
 
     ticket: int
-    ask: Ask
+    ask: GenerationRequest
     tell: Callable[[Delta], None]
     text: AnswerText
 
@@ -84,12 +84,12 @@ class Scheduler:
         """Asks with a row."""
         return len(self._running)
 
-    def submit(self, ask: Ask, tell: Callable[[Delta], None]) -> int:
+    def submit(self, ask: GenerationRequest, tell: Callable[[Delta], None]) -> int:
         """Puts an ask last in the queue; returns the ticket that cancels it.
 
         Args:
-          ask: what is wanted.
-          tell: is called with what is new of the answer, in order; the last time with its end.
+            ask: what is wanted.
+            tell: is called with what is new of the answer, in order; the last time with its end.
         """
         assert all(ask.stops), "an empty stop string"
         ticket = next(self._tickets)
@@ -107,7 +107,7 @@ class Scheduler:
         """Gives free rows to those who wait, writes up to `n_turns` tokens in each row, and tells them.
 
         Returns:
-          Whether there was anything to do.
+            Whether there was anything to do.
         """
         self._admit()
         if not self._running:
@@ -125,7 +125,7 @@ class Scheduler:
             self._engine.admit({row: answer.ask.job})
             self._running[row] = self._waiting.pop(answer.ticket)
 
-    def _report(self, row: int, answer: _Answer, piece: Piece) -> None:
+    def _report(self, row: int, answer: _Answer, piece: TokenChunk) -> None:
         for token in map(Token, piece.tokens, piece.log_probs, piece.top):
             answer.text.add(token, self._bytes_of(token.id))
         given = answer.text.take(is_last=piece.end is not None)

@@ -28,9 +28,9 @@ class Group:
     """Processes that differ along some mesh axes only.
 
     Attributes:
-      key: the same in each of them, and in no other group of that mesh; a process is part of one mesh as long as it
-        runs.
-      size: how many they are.
+        key: the same in each of them, and in no other group of that mesh; a process is part of one mesh as long as it
+            runs.
+        size: how many they are.
     """
 
     key: int
@@ -172,8 +172,8 @@ class ProcessPlacement(Placement):
     """Where a run of many processes lies, seen from one of them.
 
     Attributes:
-      processor: the number of this process, which is that of its processor in the mesh.
-      collectives: of all its graphs.
+        processor: the number of this process, which is that of its processor in the mesh.
+        collectives: of all its graphs.
     """
 
     processor: int
@@ -196,13 +196,13 @@ def place_process(mesh: MeshConfig, processor: int, n_processors: int, device: s
     """Lays the configured mesh over processes of one device each; a graph can be built before there are others.
 
     Args:
-      mesh: of the config; without a `mesh_shape` the batch is split over all processes.
-      processor: the number of this process.
-      n_processors: how many there are.
-      device: its device, as `/device:CPU:0`.
+        mesh: of the config; without a `mesh_shape` the batch is split over all processes.
+        processor: the number of this process.
+        n_processors: how many there are.
+        device: its device, as `/device:CPU:0`.
 
     Raises:
-      DeviceError: the mesh needs another number of processes than there are.
+        DeviceError: the mesh needs another number of processes than there are.
     """
     shape, layout = fit(mesh, n_processors, "processes")
     return ProcessPlacement(shape, layout, (device,), VariableStore(), processor, Collectives(device))

@@ -20,9 +20,9 @@ class VariableSlices:
     """One variable as it lies on the mesh.
 
     Attributes:
-      begins: where each slice begins in the whole; equal where processors hold the same slice.
-      slices: one float32 TensorFlow variable for each processor of this process.
-      are_first: whether no earlier processor of the mesh holds the same slice.
+        begins: where each slice begins in the whole; equal where processors hold the same slice.
+        slices: one float32 TensorFlow variable for each processor of this process.
+        are_first: whether no earlier processor of the mesh holds the same slice.
     """
 
     variable: SlicedVariable
@@ -105,7 +105,7 @@ class DeviceMesh(PlacementMeshImpl):
     """Mesh-TensorFlow's placement on devices of one process, with slices as the only variables.
 
     Attributes:
-      processors: the numbers of the mesh's processors that are devices of this process.
+        processors: the numbers of the mesh's processors that are devices of this process.
     """
 
     def __init__(self, shape: mtf.Shape, layout: mtf.LayoutRules, devices: Sequence[str], store: VariableStore):
@@ -179,11 +179,11 @@ def choose_devices(gpu_ids: Sequence[str] | None, n_cpu_devices: int | None) -> 
     """The devices to run on; to be called before TensorFlow runs anything.
 
     Args:
-      gpu_ids: as `device:GPU:0`; None: every GPU that is visible, or the CPU.
-      n_cpu_devices: how many virtual CPU devices to make instead; None: not asked for.
+        gpu_ids: as `device:GPU:0`; None: every GPU that is visible, or the CPU.
+        n_cpu_devices: how many virtual CPU devices to make instead; None: not asked for.
 
     Raises:
-      DeviceError: a device is not there.
+        DeviceError: a device is not there.
     """
     if n_cpu_devices is not None:
         return _virtual_cpu_devices(n_cpu_devices)
@@ -197,18 +197,18 @@ def choose_devices(gpu_ids: Sequence[str] | None, n_cpu_devices: int | None) -> 
         if name not in [*visible, "/device:CPU:0"]:
             there = ", ".join(device.lstrip("/") for device in visible) or "none"
             raise DeviceError(
-                f"--gpu_ids {name.lstrip('/')} -- no such device; GPUs that TensorFlow sees: {there} -- "
+                f"--gpu_ids {name.lstrip('/')}: no such device; GPUs that TensorFlow sees: {there}; "
                 "name one that is there, or leave --gpu_ids out to run on what is there"
             )
     if len(set(wanted)) < len(wanted):
-        raise DeviceError(f"--gpu_ids {' '.join(gpu_ids)} -- a device is named twice -- name each once")
+        raise DeviceError(f"--gpu_ids {' '.join(gpu_ids)}: a device is named twice; name each once")
     return wanted
 
 
 @functools.cache  # they can be made once only, before TensorFlow runs anything
 def _virtual_cpu_devices(count: int) -> tuple[str, ...]:
     if count < 1:
-        raise DeviceError(f"--cpu_devices {count} -- must be at least 1 -- give the number of virtual CPU devices")
+        raise DeviceError(f"--cpu_devices {count}: must be at least 1; give the number of virtual CPU devices")
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
     return tuple(f"/device:CPU:{index}" for index in range(count))
@@ -221,7 +221,7 @@ def place(mesh: MeshConfig, devices: Sequence[str]) -> Placement:
     `mesh_shape` the batch is split over all devices.
 
     Raises:
-      DeviceError: the mesh needs another number of devices than there are.
+        DeviceError: the mesh needs another number of devices than there are.
     """
     devices = tuple(devices)
     if len(devices) == 1:
@@ -233,14 +233,14 @@ def fit(mesh: MeshConfig, n_processors: int, kind: str) -> tuple[mtf.Shape, tupl
     """The shape and the layout of the configured mesh on so many processors, which `kind` names.
 
     Raises:
-      DeviceError: the mesh needs another number.
+        DeviceError: the mesh needs another number.
     """
     mesh_shape = mesh.mesh_shape or (("all", n_processors),)
     layout = mesh.layout if mesh.layout is not None else (("batch", mesh_shape[0][0]),)
     needed = int(np.prod([size for _, size in mesh_shape]))
     if needed != n_processors:
         raise DeviceError(
-            f"mesh_shape = {format_mesh_shape(mesh_shape)} -- needs {needed} {kind}, {n_processors} are there -- "
+            f"mesh_shape = {format_mesh_shape(mesh_shape)}: needs {needed} {kind}, {n_processors} are there; "
             f"give a mesh_shape whose sizes multiply to {n_processors} "
             f"(--set mesh_shape={mesh_shape[0][0]}:{n_processors}), or that many {kind}"
         )

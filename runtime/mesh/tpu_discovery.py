@@ -37,8 +37,8 @@ class Tpu:
     """A TPU that is ready.
 
     Attributes:
-      topology: where its cores lie, and which host each belongs to.
-      job: TensorFlow's, of the hosts.
+        topology: where its cores lie, and which host each belongs to.
+        job: TensorFlow's, of the hosts.
     """
 
     topology: tf.tpu.experimental.Topology
@@ -49,13 +49,13 @@ def find_tpu(name: str, reach_seconds: float = REACH_SECONDS, start_seconds: flo
     """Finds a TPU and starts it; what it held before is lost.
 
     Args:
-      name: of a TPU of Google Cloud; or the addresses of its hosts, as `grpc://10.0.0.2:8470`, apart by commas; or
-        `colab`, for that of a Colab notebook; or `local`, for one that is part of this machine.
-      reach_seconds: how long to look for it.
-      start_seconds: how long it may take to start once it is reached.
+        name: of a TPU of Google Cloud; or the addresses of its hosts, as `grpc://10.0.0.2:8470`, apart by commas; or
+            `colab`, for that of a Colab notebook; or `local`, for one that is part of this machine.
+        reach_seconds: how long to look for it.
+        start_seconds: how long it may take to start once it is reached.
 
     Raises:
-      DeviceError: there is none, or it does not answer.
+        DeviceError: there is none, or it does not answer.
     """
     deadline_seconds = time.monotonic() + reach_seconds
     # One second more, for what ends by itself says better why.
@@ -67,7 +67,7 @@ def find_tpu(name: str, reach_seconds: float = REACH_SECONDS, start_seconds: flo
         start_seconds,
         lambda: _started(name, resolver),
         DeviceError(
-            f"--tpu {name} -- is there, but has not started after {start_seconds:.0f} s -- see in Google Cloud's "
+            f"--tpu {name}: is there, but has not started after {start_seconds:.0f} s; see in Google Cloud's "
             "console that it is READY and that no other program uses it"
         ),
     )
@@ -91,9 +91,6 @@ def _within(seconds: float, action: Callable[[], Result], if_late: DeviceError) 
         raise if_late from None
 
 
-# ------------------------------------------------------------------------------------------------------------- finding
-
-
 def _resolved(name: str) -> tuple[Resolver, Sequence[str]]:
     """TensorFlow's description of the TPU, and `address:port` of its hosts; of one on this machine none."""
     if name == "local":
@@ -110,7 +107,7 @@ def _colab_address() -> str:
     address = os.environ.get(COLAB_VARIABLE)
     if not address:
         raise DeviceError(
-            f"--tpu colab -- {COLAB_VARIABLE} is not set: this is no Colab notebook with a TPU of its own -- choose a "
+            f"--tpu colab: {COLAB_VARIABLE} is not set: this is no Colab notebook with a TPU of its own; choose a "
             "TPU as the notebook's runtime; where the TPU is part of the machine, give --tpu local"
         )
     return f"grpc://{address.removeprefix('grpc://')}"
@@ -118,14 +115,14 @@ def _colab_address() -> str:
 
 def _unknown(name: str, problem: str) -> DeviceError:
     return DeviceError(
-        f"--tpu {name} -- Google Cloud tells no address for that name: {problem} -- give the name of a TPU in the "
+        f"--tpu {name}: Google Cloud tells no address for that name: {problem}; give the name of a TPU in the "
         "project and zone of this machine, or its address as grpc://10.0.0.2:8470"
     )
 
 
 def _silent(name: str, hosts: Sequence[str], problem: str) -> DeviceError:
     return DeviceError(
-        f"--tpu {name} -- {', '.join(hosts)}: {problem} -- see that the TPU runs (gcloud compute tpus list), and that "
+        f"--tpu {name}: {', '.join(hosts)}: {problem}; see that the TPU runs (gcloud compute tpus list), and that "
         "this machine is in its network"
     )
 
@@ -167,9 +164,6 @@ def _seconds_until(deadline_seconds: float) -> float:
     return max(deadline_seconds - time.monotonic(), 0.01)  # 0 would mean not to wait at all
 
 
-# ------------------------------------------------------------------------------------------------------------ starting
-
-
 def _started(name: str, resolver: Resolver) -> tf.tpu.experimental.Topology:
     with _refusals_told(name):
         return tf.tpu.experimental.initialize_tpu_system(resolver)
@@ -183,15 +177,15 @@ def _refusals_told(name: str) -> Iterator[None]:
     except tf.errors.NotFoundError as error:
         if name == "local":
             raise DeviceError(
-                "--tpu local -- TensorFlow finds no TPU on this machine -- on a TPU VM install tensorflow-tpu in place "
+                "--tpu local: TensorFlow finds no TPU on this machine; on a TPU VM install tensorflow-tpu in place "
                 "of tensorflow; elsewhere give the TPU's name, or leave --tpu out to run on GPUs or the CPU"
             ) from error
         raise DeviceError(
-            f"--tpu {name} -- what answers there has no TPU -- give the name or the address of a TPU"
+            f"--tpu {name}: what answers there has no TPU; give the name or the address of a TPU"
         ) from error
     except (tf.errors.OpError, RuntimeError, ValueError) as error:
         said = str(getattr(error, "message", error)).strip().splitlines()[:1]
         raise DeviceError(
-            f"--tpu {name} -- cannot be started: {' '.join(said)} -- see that it has the TensorFlow of this machine, "
+            f"--tpu {name}: cannot be started: {' '.join(said)}; see that it has the TensorFlow of this machine, "
             f"{tf.__version__}, and that no other program uses it"
         ) from error

@@ -24,9 +24,6 @@ Numbers = Sequence[Sequence[int]]
 REDUCTIONS = {"MAX": tf.reduce_max, "MIN": tf.reduce_min}
 
 
-# ------------------------------------------------------------------------------------------- what replicas do together
-
-
 class Exchange(Protocol):
     """All that replicas do together; everything else is made of these three. `groups` holds each replica once."""
 
@@ -70,17 +67,14 @@ def groups_along(shape: mtf.Shape, axes: Sequence[int]) -> list[list[int]]:
     return np.moveaxis(numbers, axes, behind).reshape(-1, group_size).tolist()
 
 
-# -------------------------------------------------------------------------------------------------------- the program
-
-
 @dataclasses.dataclass(frozen=True)
 class Replica:
     """What the program knows of the replica that runs it.
 
     Attributes:
-      processor: its number, an int32 scalar.
-      exchange: what it does with others.
-      handle_of: the handle of its own slice of a variable, which is made on first use.
+        processor: its number, an int32 scalar.
+        exchange: what it does with others.
+        handle_of: the handle of its own slice of a variable, which is made on first use.
     """
 
     processor: tf.Tensor
@@ -193,7 +187,7 @@ class ReplicaPlacement(Placement):
     """Where a run lies, seen from within its program.
 
     Attributes:
-      replica: the one that runs it.
+        replica: the one that runs it.
     """
 
     replica: Replica
@@ -206,9 +200,6 @@ class ReplicaPlacement(Placement):
         """As many rows as a replica needs of a batch; which ones they are, only whoever gives them knows."""
         batch_shape = mtf.Shape([mtf.Dimension("batch", batch_size)])
         return range(self.implementation(batch_size).slice_shape(batch_shape)[0])
-
-
-# --------------------------------------------------------------------------------------------------- on a TPU's cores
 
 
 class PackedStore(VariableStore):
@@ -232,9 +223,9 @@ class TpuPlacement(Placement):
     """Where a run on a TPU lies.
 
     Attributes:
-      store: see `PackedStore`.
-      assignment: of the processors, which are the replicas, to cores.
-      job: TensorFlow's, of the hosts of the cores.
+        store: see `PackedStore`.
+        assignment: of the processors, which are the replicas, to cores.
+        job: TensorFlow's, of the hosts of the cores.
     """
 
     store: PackedStore
@@ -273,11 +264,11 @@ def place_on_tpu(mesh: MeshConfig, tpu: Tpu) -> TpuPlacement:
     """Lays the configured mesh over the cores of a TPU.
 
     Args:
-      mesh: of the config; without a `mesh_shape` the batch is split over all cores.
-      tpu: as found.
+        mesh: of the config; without a `mesh_shape` the batch is split over all cores.
+        tpu: as found.
 
     Raises:
-      DeviceError: the mesh needs another number of cores than there are.
+        DeviceError: the mesh needs another number of cores than there are.
     """
     n_cores = tpu.topology.device_coordinates.shape[0] * tpu.topology.device_coordinates.shape[1]
     shape, layout = fit(mesh, n_cores, "TPU cores")

@@ -62,8 +62,8 @@ def cores_in_order(topology: tf.tpu.experimental.Topology, sizes: Sequence[int])
     Where a TPU lacks chips, or no tiles fit the mesh, the cores stand in the order of their coordinates.
 
     Args:
-      topology: of the TPU.
-      sizes: of the mesh axes, which multiply to the number of cores.
+        topology: of the TPU.
+        sizes: of the mesh axes, which multiply to the number of cores.
     """
     n_x, n_y, n_z, n_per_chip = (int(size) for size in topology.mesh_shape)
     *others, last = [size for size in sizes if size > 1] or [1]

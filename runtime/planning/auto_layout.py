@@ -41,10 +41,10 @@ class Machine:
     """What one device of a mesh can do; round figures, for only their ratios decide.
 
     Attributes:
-      memory_bytes: for a step's tensors.
-      flops_per_second: in large matrix products.
-      bytes_per_second: sent to a neighbour.
-      transfer_seconds: that a collective takes at least.
+        memory_bytes: for a step's tensors.
+        flops_per_second: in large matrix products.
+        bytes_per_second: sent to a neighbour.
+        transfer_seconds: that a collective takes at least.
     """
 
     memory_bytes: float
@@ -90,12 +90,12 @@ def auto_layout(config: RunConfig, mesh_shape: MeshShape, machine: Machine = MAC
     """The layout that trains fastest on a mesh, of those that fit into memory.
 
     Args:
-      config: the run; its own mesh and layout do not matter.
-      mesh_shape: the axes.
-      machine: what one device can do.
+        config: the run; its own mesh and layout do not matter.
+        mesh_shape: the axes.
+        machine: what one device can do.
 
     Raises:
-      DeviceError: no layout fits.
+        DeviceError: no layout fits.
     """
     return _fastest(config, [mesh_shape], machine).layout
 
@@ -106,12 +106,12 @@ def auto_layout_and_mesh_shape(
     """The mesh of so many devices and the layout that train fastest, of those that fit into memory.
 
     Args:
-      config: the run; its own mesh and layout do not matter.
-      n_devices: how many there are.
-      machine: what one of them can do.
+        config: the run; its own mesh and layout do not matter.
+        n_devices: how many there are.
+        machine: what one of them can do.
 
     Raises:
-      DeviceError: no layout on any mesh fits.
+        DeviceError: no layout on any mesh fits.
     """
     choice = _fastest(config, list(mesh_shapes(n_devices)), machine)
     return choice.mesh_shape, choice.layout
@@ -127,14 +127,11 @@ def _fastest(config: RunConfig, shapes: Sequence[MeshShape], machine: Machine) -
     fitting = [choice for choice in choices if choice.cost.memory_bytes <= machine.memory_bytes]
     if not fitting:
         raise DeviceError(
-            f"{config.name} on {format_mesh_shape(smallest.mesh_shape)} -- needs "
+            f"{config.name} on {format_mesh_shape(smallest.mesh_shape)}: needs "
             f"{format_bytes(smallest.cost.memory_bytes)} a device at least, {format_bytes(machine.memory_bytes)} are "
-            "there -- use more devices, set recompute_grad, or lower tokens_per_mb_per_replica"
+            "there; use more devices, set recompute_grad, or lower tokens_per_mb_per_replica"
         )
     return min(fitting, key=lambda choice: choice.cost.seconds)
-
-
-# ---------------------------------------------------------------------------------------------------------- candidates
 
 
 def mesh_shapes(n_devices: int) -> Iterator[MeshShape]:
@@ -195,17 +192,14 @@ def _dimension_sizes(config: RunConfig) -> dict[str, tuple[str, int]]:
     return sizes
 
 
-# ---------------------------------------------------------------------------------------------------------------- cost
-
-
 def cost_of(config: RunConfig, mesh_shape: MeshShape, layout: Layout, machine: Machine) -> Cost:
     """What a step costs, from that of two models of fewer layers where all layers come in repetitions.
 
     Args:
-      config: the run.
-      mesh_shape: the axes.
-      layout: one that `find_layout_issues` lets pass.
-      machine: what one device can do.
+        config: the run.
+        mesh_shape: the axes.
+        layout: one that `find_layout_issues` lets pass.
+        machine: what one device can do.
     """
     period, n_layer = _period(config), config.model.n_layer
     if 3 * period > n_layer:

@@ -29,11 +29,11 @@ def draw_plan(plan: Plan, path: str) -> None:
     """Draws a plan into a PNG file.
 
     Args:
-      plan: what to draw.
-      path: the PNG file, local or `gs://`; it is written beside and renamed.
+        plan: what to draw.
+        path: the PNG file, local or `gs://`; it is written beside and renamed.
 
     Raises:
-      UserError: the file cannot be written.
+        UserError: the file cannot be written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # here, for it takes long to import
     from matplotlib.figure import Figure
@@ -50,8 +50,8 @@ def cells(plan: Plan) -> tuple[list[str], list[list[str | None]]]:
     """What the upper half shows.
 
     Returns:
-      The dimensions of the columns, and a row for each of the model's tensors: of each dimension the axis it is split
-      over, "" where it is whole, None where the tensor lacks it.
+        The dimensions of the columns, and a row for each of the model's tensors: of each dimension the axis it is split
+        over, "" where it is whole, None where the tensor lacks it.
     """
     rules = dict(plan.layout)
     tensors = [TENSORS[name] for name in plan.tensors]

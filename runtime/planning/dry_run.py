@@ -18,11 +18,11 @@ class Transfer:
     """One collective of a step.
 
     Attributes:
-      kind: "allreduce", "allconcat" or "alltoall".
-      axis: of the mesh.
-      sent_bytes: what one processor sends in the whole step, by a ring: of n processors, for a tensor of b bytes,
-        2 (n - 1) / n * b for an allreduce, (n - 1) * b for an allconcat of slices of b, (n - 1) / n * b for an
-        alltoall.
+        kind: "allreduce", "allconcat" or "alltoall".
+        axis: of the mesh.
+        sent_bytes: what one processor sends in the whole step, by a ring: of n processors, for a tensor of b bytes, 2
+            (n - 1) / n * b for an allreduce, (n - 1) * b for an allconcat of slices of b, (n - 1) / n * b for an
+            alltoall.
     """
 
     kind: str
@@ -35,15 +35,15 @@ class DryStep:
     """A training step of one processor, built and not run.
 
     Attributes:
-      graph: all operations of the step.
-      mesh_impl: how they are laid out.
-      transfers: the collectives, those of a microbatch counted once for each.
-      n_parts: microbatches.
-      n_graph_nodes: of the processor's TensorFlow graph.
+        graph: all operations of the step.
+        mesh_impl: how they are laid out.
+        transfers: the collectives, those of a microbatch counted once for each.
+        n_parts: microbatches.
+        n_graph_nodes: of the processor's TensorFlow graph.
     """
 
     graph: mtf.Graph
-    mesh_impl: DryMesh
+    mesh_impl: AbstractMesh
     transfers: tuple[Transfer, ...]
     n_parts: int
     n_graph_nodes: int
@@ -53,7 +53,7 @@ class DryStep:
         return self.mesh_impl.slice_size(tensor.shape) * tensor.dtype.size
 
 
-class DryMesh(PlacementMeshImpl):
+class AbstractMesh(PlacementMeshImpl):
     """Lowers the program of processor 0 alone. Collectives are written down, and give slices of the right shape."""
 
     def __init__(self, shape: mtf.Shape, layout_rules: mtf.LayoutRules, n_parts: int):
@@ -67,7 +67,7 @@ class DryMesh(PlacementMeshImpl):
     class LaidOutVariable:
         """A placeholder for a slice; what is assigned to it is forgotten."""
 
-        def __init__(self, variable: SlicedVariable, mesh_impl: DryMesh):
+        def __init__(self, variable: SlicedVariable, mesh_impl: AbstractMesh):
             mesh_impl.graph = variable.graph
             piece = tf.compat.v1.placeholder(variable.value.dtype, mesh_impl.slice_shape(variable.shape))
             self.laid_out_tensor = mesh_impl.LaidOutTensor([piece])
@@ -123,9 +123,9 @@ class DryMesh(PlacementMeshImpl):
 class _DryPlacement(Placement):
     """A placement that gives one mesh, whatever it is asked for."""
 
-    mesh_impl: DryMesh
+    mesh_impl: AbstractMesh
 
-    def implementation(self, batch_size: int) -> DryMesh:
+    def implementation(self, batch_size: int) -> AbstractMesh:
         return self.mesh_impl
 
 
@@ -138,11 +138,11 @@ def build_dry_step(config: RunConfig, placement: Placement) -> DryStep:
     """Builds the training step that `build_train_step` builds for a placement, for one processor, without running it.
 
     Raises:
-      ConfigError: the batch is split over devices that do not divide it.
+        ConfigError: the batch is split over devices that do not divide it.
     """
     batch_size = config.training.train_batch_size
     n_parts = n_microbatches(config, placement.axis_size("batch"))
-    mesh_impl = DryMesh(placement.shape, placement.rules(batch_size), n_parts)
+    mesh_impl = AbstractMesh(placement.shape, placement.rules(batch_size), n_parts)
     dry = _DryPlacement(placement.shape, placement.layout, placement.devices, placement.store, mesh_impl)
     step = build_train_step(config, dry)
     return DryStep(mesh_impl.graph, mesh_impl, tuple(mesh_impl.transfers), n_parts, step.n_graph_nodes())

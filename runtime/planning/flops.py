@@ -16,7 +16,7 @@ from models.moe import routing_rule
 from models.ops.attention import SoftmaxAttention, SoftmaxAttentionGradient
 from models.ops.linear_attention import LinearAttention, SliceKernel
 from runtime.planning.dry_run import DryStep
-from runtime.training.grad_accumulation import PartsLoop
+from runtime.training.grad_accumulation import MicrobatchLoop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +24,7 @@ class TokenFlops:
     """Of one token, on all processors together.
 
     Attributes:
-      recomputed: of the forward pass, done again in the backward pass.
+        recomputed: of the forward pass, done again in the backward pass.
     """
 
     forward: float
@@ -95,9 +95,6 @@ def mean_seen(n_positions: int, radius: int, is_causal: bool) -> float:
     return (seen_before if is_causal else 2 * seen_before - n_positions) / n_positions
 
 
-# --------------------------------------------------------------------------------------------------- of one processor
-
-
 def flops_of_processor(step: DryStep) -> float:
     """What one processor does in a step as it is laid out: also what others do as well, and experts' empty places."""
     return _flops(step.graph.operations, step)
@@ -117,7 +114,7 @@ def _product(operation: mtf.Operation, step: DryStep) -> float:
     return 2.0 * _slice_size(dims, step) if is_product else 0.0
 
 
-def _loop(operation: PartsLoop, step: DryStep) -> float:
+def _loop(operation: MicrobatchLoop, step: DryStep) -> float:
     return operation.n_parts * _flops(operation.operations, step)
 
 
@@ -140,7 +137,7 @@ def _linear_products(count: int) -> Callable[[mtf.Operation, DryStep], float]:
 # The gradient of softmax attention computes the weights again, and has four products of its own.
 _FLOPS: dict[type, Callable[[mtf.Operation, DryStep], float]] = {
     mtf.EinsumOperation: _product,
-    PartsLoop: _loop,
+    MicrobatchLoop: _loop,
     SoftmaxAttention: _softmax_products(2),
     SoftmaxAttentionGradient: _softmax_products(5),
     LinearAttention: _linear_products(2),

@@ -18,7 +18,7 @@ from models.ops.gradients import GlobalNorm
 from models.ops.linear_attention import LinearAttention, SliceKernel
 from models.ops.norms import LayerNorm, LayerNormGradient
 from runtime.planning.dry_run import DryStep
-from runtime.training.grad_accumulation import PartsLoop
+from runtime.training.grad_accumulation import MicrobatchLoop
 from runtime.training.optimizers import AdafactorUpdate, AdamUpdate
 
 # Operations whose output is their input under another name.
@@ -38,10 +38,10 @@ class Memory:
     """Bytes of one processor at the fullest moment of a step.
 
     Attributes:
-      optimizer: what the optimiser keeps from step to step.
-      gradients: those of variables that are there at that moment.
-      activations: all other tensors: mostly what the forward pass keeps for the backward pass.
-      workspace: what the kernel that runs at that moment needs for itself.
+        optimizer: what the optimiser keeps from step to step.
+        gradients: those of variables that are there at that moment.
+        activations: all other tensors: mostly what the forward pass keeps for the backward pass.
+        workspace: what the kernel that runs at that moment needs for itself.
     """
 
     parameters: int
@@ -105,12 +105,12 @@ class _Walk:
                 return
 
     def _moment(self, operation: mtf.Operation, alive: Mapping[mtf.Tensor, int]) -> Memory:
-        if isinstance(operation, PartsLoop):
+        if isinstance(operation, MicrobatchLoop):
             return self._fullest_of_loop(operation, alive)
         gradients = sum(size for tensor, size in alive.items() if tensor in self.gradients)
         return Memory(0, 0, gradients, sum(alive.values()) - gradients, workspace_bytes(operation, self.step))
 
-    def _fullest_of_loop(self, loop: PartsLoop, alive: Mapping[mtf.Tensor, int]) -> Memory:
+    def _fullest_of_loop(self, loop: MicrobatchLoop, alive: Mapping[mtf.Tensor, int]) -> Memory:
         """Of the body, in which each gradient is added to the sum of those before it as soon as it is there."""
         return self.fullest(loop.operations, alive)
 
@@ -135,9 +135,6 @@ def _last_reads(operations: Sequence[mtf.Operation], owners: Mapping[mtf.Tensor,
     return {
         owners.get(tensor, tensor): index for index, operation in enumerate(operations) for tensor in operation.inputs
     }
-
-
-# ----------------------------------------------------------------------------------------------------------- workspace
 
 
 def _block_bytes(queries: Sequence[int], keys: Sequence[int]) -> int:

@@ -58,8 +58,8 @@ def own_peak(devices: Sequence[str], precision: str) -> float:
     """Operations a second of this process's devices together: GPUs as their maker says, or else as measured now.
 
     Args:
-      devices: as "/device:GPU:0"; CPUs of one process are one CPU.
-      precision: "float32" or "bfloat16", that of the activations.
+        devices: as "/device:GPU:0"; CPUs of one process are one CPU.
+        precision: "float32" or "bfloat16", that of the activations.
     """
     gpus = [device for device in devices if ":GPU:" in device]
     if not gpus:
@@ -109,7 +109,7 @@ def _fastest_seconds(action: Callable[[], object]) -> float:
     return fastest
 
 
-def full_speed(model: ModelConfig, peak: float) -> float:
+def peak_tokens_per_second(model: ModelConfig, peak: float) -> float:
     """Tokens a second of devices that do nothing but the model's own operations, at their peak.
 
     Of these what is computed once more to save memory is none, and attention counts the positions that are seen, not

@@ -29,17 +29,17 @@ class Plan:
     """What a config means on a mesh.
 
     Attributes:
-      name: of the config.
-      mesh_shape: the axes; none on one device.
-      layout: which dimension is split over which axis.
-      tensors: names of those of `configs.layout.TENSORS` that the model has.
-      n_parameters: of the whole model.
-      n_active_parameters: without those of the experts that a token does not use.
-      n_parts: microbatches.
-      memories: of one device, by what is changed in the config: the first is that of the config itself.
-      flops: of one token.
-      sent_bytes: by one device in a step, by axis and kind of collective.
-      program_bytes: of a process with one device, besides tensors.
+        name: of the config.
+        mesh_shape: the axes; none on one device.
+        layout: which dimension is split over which axis.
+        tensors: names of those of `configs.layout.TENSORS` that the model has.
+        n_parameters: of the whole model.
+        n_active_parameters: without those of the experts that a token does not use.
+        n_parts: microbatches.
+        memories: of one device, by what is changed in the config: the first is that of the config itself.
+        flops: of one token.
+        sent_bytes: by one device in a step, by axis and kind of collective.
+        program_bytes: of a process with one device, besides tensors.
     """
 
     name: str
@@ -63,8 +63,8 @@ def make_plan(config: RunConfig, placement: Placement) -> Plan:
     """Builds the step for one processor, and counts.
 
     Args:
-      config: the run.
-      placement: `plan_mesh.dry_placement` gives one for devices that are not there.
+        config: the run.
+        placement: `plan_mesh.dry_placement` gives one for devices that are not there.
     """
     step = build_dry_step(config, placement)
     others = {name: build_dry_step(other, placement) for name, other in _variants(config)}
@@ -138,9 +138,6 @@ def allocated_bytes(memory: Memory, n_parts: int) -> float:
 def resident_bytes(plan: Plan) -> int:
     """Peak resident memory of a process that trains on one CPU device: what the operating system would say."""
     return plan.program_bytes + math.ceil(allocated_bytes(plan.memory, plan.n_parts))
-
-
-# ------------------------------------------------------------------------------------------------------------- as text
 
 
 def format_bytes(count: float) -> str:

@@ -38,20 +38,20 @@ def check_path(model_path: str) -> None:
     """Refuses a path that cannot hold a run: TensorFlow takes it for a pattern, or a bucket cannot be reached.
 
     Raises:
-      ConfigError: the path holds a character of glob patterns, or is neither of this machine nor of a bucket.
-      BucketError: it is of a bucket, and what is missing is said.
+        ConfigError: the path holds a character of glob patterns, or is neither of this machine nor of a bucket.
+        BucketError: it is of a bucket, and what is missing is said.
     """
     special = sorted(set(model_path) & set("*?[]\\"))
     if special:
         raise ConfigError(
-            f"model_path = {model_path} -- holds {' '.join(special)}, which TensorFlow reads as a pattern -- "
+            f"model_path = {model_path}: holds {' '.join(special)}, which TensorFlow reads as a pattern; "
             "give a path without"
         )
     if is_local(model_path):
         return
     if not model_path.startswith(buckets.SCHEME):
         raise ConfigError(
-            f"model_path = {model_path} -- is neither a folder nor a bucket of Google Cloud Storage -- give a path of "
+            f"model_path = {model_path}: is neither a folder nor a bucket of Google Cloud Storage; give a path of "
             f"this machine, or {buckets.SCHEME}BUCKET/FOLDER"
         )
     buckets.check(model_path)
@@ -68,12 +68,12 @@ def check_kept(config: RunConfig) -> None:
     """Checks that this process sees what the first process of the run has written.
 
     Raises:
-      ConfigError: it does not: its folder is another one.
+        ConfigError: it does not: its folder is another one.
     """
     path = posixpath.join(config.model_path, CONFIG_FILE)
     if not tf.io.gfile.exists(path) or _read(path) != resolved_json(config).encode():
         raise ConfigError(
-            f"model_path = {config.model_path} -- this process does not see there what the first one has written -- "
+            f"model_path = {config.model_path}: this process does not see there what the first one has written; "
             "give a folder that all machines share, or a bucket"
         )
 
@@ -82,14 +82,14 @@ def check_settings(config: RunConfig, tokenizer_json: str | None) -> None:
     """Compares with what the run was trained with, as far as it is known.
 
     Raises:
-      CheckpointError: the weights would be read as those of another model, or the ids as those of another tokenizer.
+        CheckpointError: the weights would be read as those of another model, or the ids as those of another tokenizer.
     """
     _check_model(config)
     path = kept_tokenizer(config.model_path)
     if tokenizer_json is not None and path is not None and _read(path) != tokenizer_json.encode():
         raise CheckpointError(
-            f"{path} -- is not the tokenizer of the dataset now: its text or settings have changed since training "
-            "began -- give another model_path, or --new to begin again"
+            f"{path}: is not the tokenizer of the dataset now: its text or settings have changed since training "
+            "began; give another model_path, or --new to begin again"
         )
 
 
@@ -113,7 +113,7 @@ def _check_model(config: RunConfig) -> None:
         now = wanted.get(key, was)  # a key that only one of them reads follows from another that differs
         if was != now:
             raise CheckpointError(
-                f"{path}: {key} = {_shown(was)} -- the run was trained with it, and the config says {_shown(now)} -- "
+                f"{path}: {key} = {_shown(was)}: the run was trained with it, and the config says {_shown(now)}; "
                 "give the config that was trained, or another model_path"
             )
 
@@ -140,13 +140,12 @@ def check_outside(model_path: str, weights: str) -> None:
     """Refuses weights that lie in a run which is to be deleted.
 
     Raises:
-      ConfigError: they do.
+        ConfigError: they do.
     """
     run, path = (os.path.realpath(name) if is_local(name) else name.rstrip("/") for name in (model_path, weights))
     if path == run or path.startswith(f"{run}/"):
         raise ConfigError(
-            f"--init_from {weights} -- lies in the run that --new deletes -- give another model_path, or leave --new "
-            "out"
+            f"--init_from {weights}: lies in the run that --new deletes; give another model_path, or leave --new out"
         )
 
 
@@ -159,10 +158,10 @@ def locked(model_path: str) -> Iterator[None]:
     """Keeps other processes from training in the same folder: on a disk those of this machine, in a bucket all.
 
     Raises:
-      UserError: another process has it.
+        UserError: another process has it.
     """
     path = posixpath.join(model_path, LOCK_FILE)
-    taken = f"model_path = {model_path} -- another process trains here", "wait for it, or give another model_path"
+    taken = f"model_path = {model_path}: another process trains here", "wait for it, or give another model_path"
     if not is_local(model_path):
         with locks.held(path, *taken):
             yield
@@ -171,7 +170,7 @@ def locked(model_path: str) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise UserError(" -- ".join(taken)) from error
+            raise UserError(": ".join(taken)) from error
         yield
 
 
@@ -195,11 +194,11 @@ class Claim:
         """Checks that nobody has taken the run over.
 
         Raises:
-          UserError: somebody has.
+            UserError: somebody has.
         """
         if self._now() != self._generation:
             raise UserError(
-                f"model_path = {self._model_path} -- another process has taken the run over -- let that one go on, or "
+                f"model_path = {self._model_path}: another process has taken the run over; let that one go on, or "
                 "end it and start this one again"
             )
 

@@ -33,20 +33,20 @@ class MetricsWriter:
     """Appends metrics to `metrics.jsonl` and to TensorBoard event files under a model path.
 
     Attributes:
-      path: the metrics file.
+        path: the metrics file.
     """
 
     def __init__(self, model_path: str, resume_step: int | None = None) -> None:
         """Opens the record of a run for appending.
 
         Args:
-          model_path: folder of the run, local or `gs://`; made if it is not there.
-          resume_step: the step that training goes on from. What an earlier process measured after it is measured again,
-            so those lines are dropped and TensorBoard is told to hide those points. None keeps every line.
+            model_path: folder of the run, local or `gs://`; made if it is not there.
+            resume_step: the step that training goes on from. What an earlier process measured after it is measured
+                again, so those lines are dropped and TensorBoard is told to hide those points. None keeps every line.
 
         Raises:
-          DataError: the file that is there cannot be read, or a line other than its last is not a metrics line.
-          UserError: there is no room, or no right to write there.
+            DataError: the file that is there cannot be read, or a line other than its last is not a metrics line.
+            UserError: there is no room, or no right to write there.
         """
         self.path = metrics_path(model_path)
         self._model_path = model_path
@@ -61,13 +61,13 @@ class MetricsWriter:
         """Appends one line, and the same values as TensorBoard scalars.
 
         Args:
-          split: "train" or "eval".
-          step: number of training steps made when the values were measured.
-          values: named scalars (Python or NumPy); non-finite ones become the strings "nan", "inf" and "-inf", for JSON
-            has no such numbers.
+            split: "train" or "eval".
+            step: number of training steps made when the values were measured.
+            values: named scalars (Python or NumPy); non-finite ones become the strings "nan", "inf" and "-inf", for
+                JSON has no such numbers.
 
         Raises:
-          UserError: there is no room, or no right to write there.
+            UserError: there is no room, or no right to write there.
         """
         reserved = {"step", "split", "time"} & set(values)
         assert not reserved, f"metrics may not be called {sorted(reserved)}"
@@ -81,12 +81,12 @@ class MetricsWriter:
         """Appends how values are spread, for TensorBoard alone.
 
         Args:
-          step: as of `write`.
-          name: under which they are shown.
-          values: of any shape; those that are not finite are left out.
+            step: as of `write`.
+            name: under which they are shown.
+            values: of any shape; those that are not finite are left out.
 
         Raises:
-          UserError: there is no room, or no right to write there.
+            UserError: there is no room, or no right to write there.
         """
         with writing_to(self._model_path):
             value = tf.compat.v1.Summary.Value(tag=name, histo=_histogram(values))
@@ -96,7 +96,7 @@ class MetricsWriter:
         """Returns when all lines are there, also in a bucket, where they go every few seconds only.
 
         Raises:
-          UserError: the bucket does not take them.
+            UserError: the bucket does not take them.
         """
         self._file.flush()
 
@@ -195,14 +195,14 @@ def read_metrics(model_path: str) -> list[dict[str, Any]]:
     """Reads the metrics of a run, which may still be writing them.
 
     Args:
-      model_path: folder of the run.
+        model_path: folder of the run.
 
     Returns:
-      One dict a line, in file order; non-finite values are floats again. Empty if the run has measured nothing. A torn
-      last line is left out.
+        One dict a line, in file order; non-finite values are floats again. Empty if the run has measured nothing. A
+        torn last line is left out.
 
     Raises:
-      DataError: the file cannot be read, or a line other than its last is not a metrics line.
+        DataError: the file cannot be read, or a line other than its last is not a metrics line.
     """
     return [_from_json(line) for line in _read_lines(metrics_path(model_path))]
 
@@ -221,7 +221,7 @@ def _parse_lines(path: str, content: bytes) -> list[dict[str, Any]]:
         parsed.pop()
     for number, line in enumerate(parsed, start=1):
         if line is None:
-            raise DataError(f"{path}: line {number} -- is not a metrics line -- remove that line and start again")
+            raise DataError(f"{path}: line {number}: is not a metrics line; remove that line and start again")
     return parsed
 
 
@@ -230,9 +230,7 @@ def _read_bytes(path: str) -> bytes:
         with tf.io.gfile.GFile(path, "rb") as file:
             return file.read()
     except tf.errors.OpError as error:
-        raise DataError(
-            f"{path} -- cannot be read: {error.message} -- move it away, or give another model_path"
-        ) from error
+        raise DataError(f"{path}: cannot be read: {error.message}; move it away, or give another model_path") from error
 
 
 def _parse_line(text: bytes) -> dict[str, Any] | None:

@@ -22,21 +22,21 @@ _TRAIN_COLOR, _EVAL_COLOR, _REFERENCE_COLOR = "#2a6fb0", "#d1495b", "#7a7a7a"
 
 
 def plot_loss(
-    metrics: Sequence[dict[str, Any]], path: str, *, title: str, guessing_loss: float, tokens_per_step: int
+    metrics: Sequence[dict[str, Any]], path: str, *, title: str, uniform_loss: float, tokens_per_step: int
 ) -> None:
     """Draws training and evaluation loss against steps and tokens into a PNG file.
 
     Points whose loss is not finite are left out. The file is written beside and renamed.
 
     Args:
-      metrics: lines of `read_metrics`; those of split "train" and "eval" with a `loss` (nats a token) are drawn.
-      path: the PNG file, local or `gs://`.
-      title: name of the run.
-      guessing_loss: of a model that knows nothing, drawn for reference.
-      tokens_per_step: tokens of one training step, for the upper axis.
+        metrics: lines of `read_metrics`; those of split "train" and "eval" with a `loss` (nats a token) are drawn.
+        path: the PNG file, local or `gs://`.
+        title: name of the run.
+        uniform_loss: of a model that knows nothing, drawn for reference.
+        tokens_per_step: tokens of one training step, for the upper axis.
 
     Raises:
-      UserError: the file cannot be written.
+        UserError: the file cannot be written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # here, for it takes long to import
     from matplotlib.figure import Figure
@@ -44,7 +44,7 @@ def plot_loss(
     figure = Figure(figsize=(9, 5.4), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    _draw_reference(axes, guessing_loss)
+    _draw_reference(axes, uniform_loss)
     _draw_train(axes, *loss_points(metrics, "train"))
     _draw_eval(axes, *loss_points(metrics, "eval"))
     _label_axes(axes, title, tokens_per_step)
@@ -116,7 +116,7 @@ def write_png(figure: Figure, path: str) -> None:
     """Draws a figure into a file, which is written beside and renamed.
 
     Raises:
-      UserError: the file cannot be written.
+        UserError: the file cannot be written.
     """
     png = io.BytesIO()
     with warnings.catch_warnings():

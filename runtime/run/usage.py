@@ -17,7 +17,7 @@ def memory_in_use(devices: Sequence[str]) -> dict[str, float]:
     """Peaks of this process so far in GiB, by the metric's name: of the host's memory, and of the fullest of its GPUs.
 
     Args:
-      devices: of the run, as `/device:GPU:0`.
+        devices: of the run, as `/device:GPU:0`.
     """
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * PEAK_UNIT_BYTES / GIB
     gpus = [device.removeprefix("/device:") for device in devices if ":GPU:" in device and "/job:" not in device]

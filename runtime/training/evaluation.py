@@ -25,9 +25,9 @@ class TokenCounts:
     """What of the labels counts, and for how much text.
 
     Attributes:
-      has_likelihood: the loss is -log p(label), so that perplexity and bits per byte mean something.
-      padding_id: labels with this id only fill an example up, and are left out; None: there is no such id.
-      bytes_V: UTF-8 bytes that each id stands for, int [vocab]; None: not known.
+        has_likelihood: the loss is -log p(label), so that perplexity and bits per byte mean something.
+        padding_id: labels with this id only fill an example up, and are left out; None: there is no such id.
+        bytes_V: UTF-8 bytes that each id stands for, int [vocab]; None: not known.
     """
 
     has_likelihood: bool
@@ -41,16 +41,16 @@ def evaluate(
     """Measures the loss.
 
     Args:
-      step: from (tokens_BS, labels_BS) to `token_loss`, each token's nats, float32 [batch, sequence].
-      batches: a finite stream.
-      counts: which labels count.
+        step: from (tokens_BS, labels_BS) to `token_loss`, each token's nats, float32 [batch, sequence].
+        batches: a finite stream.
+        counts: which labels count.
 
     Returns:
-      `loss` (nats a token) and `tokens`; of a likelihood also `perplexity` (the loss's exponential) and, if the bytes
-      are known, `bits_per_byte` of the text.
+        `loss` (nats a token) and `tokens`; of a likelihood also `perplexity` (the loss's exponential) and, if the bytes
+        are known, `bits_per_byte` of the text.
 
     Raises:
-      DataError: no label counts.
+        DataError: no label counts.
     """
     total_nats, n_tokens, n_bytes = 0.0, 0, 0
     for batch in batches:
@@ -62,7 +62,7 @@ def evaluate(
             n_bytes += int(counts.bytes_V[batch.labels_BS[counted_BS]].sum())
     if n_tokens == 0:
         raise DataError(
-            f"nothing to evaluate: every label is padding_id {counts.padding_id}, or an id that is never masked -- "
+            f"nothing to evaluate: every label is padding_id {counts.padding_id}, or an id that is never masked; "
             "give held-out text, or the padding_id of the tokenizer"
         )
     loss = total_nats / n_tokens

@@ -37,10 +37,10 @@ def gradients(
     """The gradients of all trainable variables, and other outputs, summed over the parts of a batch.
 
     Args:
-      features: [batch, ...].
-      outputs_of: from the features of a part to float32 tensors without a batch dimension; that of `loss` is the one
-        whose gradients are taken.
-      n_parts: how many parts there are.
+        features: [batch, ...].
+        outputs_of: from the features of a part to float32 tensors without a batch dimension; that of `loss` is the one
+            whose gradients are taken.
+        n_parts: how many parts there are.
     """
     if n_parts == 1:
         return _part_gradients(dict(features), outputs_of)
@@ -67,9 +67,9 @@ def sum_over_parts(
     """The sums of what each part of a batch gives.
 
     Args:
-      features: [batch, ...].
-      build: adds the operations on one part to the graph, from its features to float32 tensors; called once.
-      n_parts: which divides the slices of batch.
+        features: [batch, ...].
+        build: adds the operations on one part to the graph, from its features to float32 tensors; called once.
+        n_parts: which divides the slices of batch.
     """
     mesh = next(iter(features.values())).mesh
     operations = mesh.graph.operations
@@ -80,7 +80,7 @@ def sum_over_parts(
     variables = [operation for operation in added if isinstance(operation, mtf.Variable)]
     operations[n_before:] = variables
     body = [operation for operation in added if operation not in variables]
-    return PartsLoop(number, body, terms, n_parts).outputs
+    return MicrobatchLoop(number, body, terms, n_parts).outputs
 
 
 class _PartNumber(mtf.Operation):
@@ -107,12 +107,12 @@ class _Part(MeshOperation):
         return (mesh_impl.slicewise(own_rows, x, number),)
 
 
-class PartsLoop(mtf.Operation):
+class MicrobatchLoop(mtf.Operation):
     """Sums over the parts of a batch of what its operations give for each.
 
     Attributes:
-      operations: on one part.
-      n_parts: how many there are.
+        operations: on one part.
+        n_parts: how many there are.
     """
 
     def __init__(
@@ -157,9 +157,6 @@ class PartsLoop(mtf.Operation):
 def _zeros(shape: Sequence[int]) -> Callable[[], tf.Tensor]:
     # `tf.zeros` would be folded into a constant, which lies beside the sums for as long as the program runs.
     return lambda: tf.raw_ops.Empty(shape=shape, dtype=tf.float32, init=True)
-
-
-# --------------------------------------------------------------------------------------------- sums that are put off
 
 
 def _unsent(laid_out: object) -> object:

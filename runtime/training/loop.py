@@ -13,7 +13,7 @@ import numpy as np
 from configs.errors import DataError, UserError
 from configs.schema import TrainingConfig
 from runtime.run.progress_bar import Progress
-from runtime.training.multi_step import Taken, TrainingBatch, Turns, length_of_turn, take_turn
+from runtime.training.multi_step import MultiStep, StepResult, TrainingBatch, length_of_turn, take_turn
 from runtime.training.signals import StopRequest
 
 
@@ -22,9 +22,9 @@ class TrainingPosition:
     """How far training is.
 
     Attributes:
-      step: updates made.
-      examples: training examples read.
-      taken: how many of them each dataset gave, by name; None: not known.
+        step: updates made.
+        examples: training examples read.
+        taken: how many of them each dataset gave, by name; None: not known.
     """
 
     step: int
@@ -53,15 +53,16 @@ class Observers:
     """Whom the loop tells what happened.
 
     Attributes:
-      write_metrics: takes the step and named values, every `iterations` steps.
-      save: writes a checkpoint.
-      after_save: what is done at a checkpoint in the middle of training, as evaluation and samples.
-      progress: what a person sees.
-      tell_problem: takes a line on a record that was left out.
-      explain_divergence: says, of the batch that a step from a position has failed on, where it lies and where what is
-        not finite arises; the variables are as before that step.
-      full_speed: tokens a second of a machine that did nothing but the model's operations; None: not known.
-      greatest: of the numbers that all processes of the run call it with, so that all end at the same step.
+        write_metrics: takes the step and named values, every `iterations` steps.
+        save: writes a checkpoint.
+        after_save: what is done at a checkpoint in the middle of training, as evaluation and samples.
+        progress: what a person sees.
+        tell_problem: takes a line on a record that was left out.
+        explain_divergence: says, of the batch that a step from a position has failed on, where it lies and where what
+            is not finite arises; the variables are as before that step.
+        peak_tokens_per_second: tokens a second of a machine that did nothing but the model's operations; None: not
+            known.
+        greatest: of the numbers that all processes of the run call it with, so that all end at the same step.
     """
 
     write_metrics: Callable[[int, Mapping[str, float]], None]
@@ -70,13 +71,13 @@ class Observers:
     progress: Progress
     tell_problem: Callable[[str], None]
     explain_divergence: Callable[[TrainingPosition, TrainingBatch], Explanation]
-    full_speed: float | None
-    greatest: Callable[[int], int] = lambda number: number
+    peak_tokens_per_second: float | None
+    all_reduce_max: Callable[[int], int] = lambda number: number
 
 
 def train(
     training: TrainingConfig,
-    turns: Turns,
+    turns: MultiStep,
     batches: Iterable[TrainingBatch],
     position: TrainingPosition,
     observers: Observers,
@@ -85,29 +86,29 @@ def train(
     """Trains up to `train_steps`, or until a signal comes; saves at the end either way.
 
     Args:
-      training: steps, schedule, seed.
-      turns: take steps from (tokens_BS, labels_BS, weights_BS, learning rate, number of the update, noise key) to at
-        least `loss`.
-      batches: from `position` on, without end.
-      position: where to start.
-      observers: whom to tell.
-      steps_per_checkpoint: steps between two checkpoints.
+        training: steps, schedule, seed.
+        turns: take steps from (tokens_BS, labels_BS, weights_BS, learning rate, number of the update, noise key) to at
+            least `loss`.
+        batches: from `position` on, without end.
+        position: where to start.
+        observers: whom to tell.
+        steps_per_checkpoint: steps between two checkpoints.
 
     Returns:
-      The last position, and the signal that ended training early or None.
+        The last position, and the signal that ended training early or None.
 
     Raises:
-      DivergedError: the loss is not finite; nothing is saved, so that the last checkpoint stays the newest.
-      DataError: there is no next batch, here or in another process of the run; what was reached is saved.
+        DivergedError: the loss is not finite; nothing is saved, so that the last checkpoint stays the newest.
+        DataError: there is no next batch, here or in another process of the run; what was reached is saved.
     """
-    keeper = _Keeper(observers.save, position)
-    supply = _Supply(batches)
-    speed = _Speed(observers.full_speed)
+    keeper = _CheckpointOnExit(observers.save, position)
+    supply = _BatchIterator(batches)
+    speed = _ThroughputMeter(observers.peak_tokens_per_second)
     with StopRequest() as stop, keeper:
         while position.step < training.train_steps:
             wanted = length_of_turn(turns, position.step, training.train_steps, steps_per_checkpoint)
             turn = speed.waiting_for(lambda wanted=wanted: supply.next_batches(wanted))
-            ending = observers.greatest(stop.signal_number or 0 if turn else NO_DATA)
+            ending = observers.all_reduce_max(stop.signal_number or 0 if turn else NO_DATA)
             if ending == NO_DATA:
                 raise supply.error
             if ending:
@@ -123,7 +124,7 @@ def train(
             if position.step % steps_per_checkpoint == 0 and position.step < training.train_steps:
                 keeper.save()
                 observers.after_save(position)
-                speed = _Speed(observers.full_speed)
+                speed = _ThroughputMeter(observers.peak_tokens_per_second)
     return position, None
 
 
@@ -132,8 +133,8 @@ def _tell(
     training: TrainingConfig,
     position: TrainingPosition,
     batch: TrainingBatch,
-    taken: Taken,
-    pace: Pace,
+    taken: StepResult,
+    pace: Throughput,
 ) -> None:
     """Tells of one step."""
     for problem in batch.left_out:
@@ -145,16 +146,16 @@ def _tell(
         observers.write_metrics(position.step, {**values, "lr": taken.rate, **pace.metrics(), **data})
 
 
-class _Supply:
+class _BatchIterator:
     """Batches, until there are none.
 
     Attributes:
-      error: why there are none, or what to say if only another process has none.
+        error: why there are none, or what to say if only another process has none.
     """
 
     def __init__(self, batches: Iterable[TrainingBatch]) -> None:
         self._batches = iter(batches)
-        self.error = DataError("the data of another process cannot be read -- it says why -- mend them and start again")
+        self.error = DataError("the data of another process cannot be read: it says why; mend them and start again")
 
     def next_batches(self, count: int) -> list[TrainingBatch]:
         """So many, or as many as there are still; once there are none, always none."""
@@ -167,12 +168,12 @@ class _Supply:
         return batches
 
 
-class _Keeper:
+class _CheckpointOnExit:
     """Saves what was reached when training ends, also when the data end it, but not twice and not a diverged model.
 
     Attributes:
-      reached: how far training is.
-      saved: how far what was saved is.
+        reached: how far training is.
+        saved: how far what was saved is.
     """
 
     def __init__(self, save: Callable[[TrainingPosition], object], saved: TrainingPosition) -> None:
@@ -183,7 +184,7 @@ class _Keeper:
         self._save(self.reached)
         self.saved = self.reached
 
-    def __enter__(self) -> _Keeper:
+    def __enter__(self) -> _CheckpointOnExit:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
@@ -192,14 +193,14 @@ class _Keeper:
 
 
 @dataclasses.dataclass(frozen=True)
-class Pace:
+class Throughput:
     """How fast training goes, as means that forget older steps.
 
     Attributes:
-      tokens_per_second: of all processes together.
-      data_wait: share of the time in which this process waits for its data.
-      mfu: model flops utilisation, the share of the devices' peak that the model's own operations take; None: the peak
-        is not known.
+        tokens_per_second: of all processes together.
+        data_wait: share of the time in which this process waits for its data.
+        mfu: model flops utilisation, the share of the devices' peak that the model's own operations take; None: the
+            peak is not known.
     """
 
     tokens_per_second: float
@@ -211,11 +212,11 @@ class Pace:
         return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
 
-class _Speed:
+class _ThroughputMeter:
     """Measures the pace."""
 
-    def __init__(self, full_speed: float | None) -> None:
-        self._full_speed = full_speed
+    def __init__(self, peak_tokens_per_second: float | None) -> None:
+        self._peak_tokens_per_second = peak_tokens_per_second
         self._last_seconds = time.perf_counter()
         self._waited_seconds = 0.0
         self._mean: tuple[float, float] | None = None
@@ -227,7 +228,7 @@ class _Speed:
         self._waited_seconds += time.perf_counter() - start_seconds
         return batches
 
-    def after(self, n_tokens: int) -> Pace:
+    def after(self, n_tokens: int) -> Throughput:
         now_seconds = time.perf_counter()
         took_seconds = now_seconds - self._last_seconds
         latest = n_tokens / took_seconds, self._waited_seconds / took_seconds
@@ -235,7 +236,11 @@ class _Speed:
         before = self._mean or latest
         self._mean = 0.9 * before[0] + 0.1 * latest[0], 0.9 * before[1] + 0.1 * latest[1]
         tokens_per_second, data_wait = self._mean
-        return Pace(tokens_per_second, data_wait, self._full_speed and tokens_per_second / self._full_speed)
+        return Throughput(
+            tokens_per_second,
+            data_wait,
+            self._peak_tokens_per_second and tokens_per_second / self._peak_tokens_per_second,
+        )
 
 
 def _check_finite(
@@ -260,6 +265,6 @@ def _divergence(
     where, why = told.where and f" ({told.where})", told.why and f": {told.why}"
     kept = f"the checkpoint of step {saved.step} stays the newest" if saved.step else "there is no checkpoint yet"
     return DivergedError(
-        f"{step}{where}: {what} -- training has diverged{why}; {kept} -- lower lr, lengthen warmup_steps or set "
+        f"{step}{where}: {what}: training has diverged{why}; {kept}; lower lr, lengthen warmup_steps or set "
         "gradient_clipping, and start again"
     )

@@ -20,11 +20,11 @@ def learning_rate(step: int, training: TrainingConfig) -> float:
     `step / warmup_steps`, so that step 0 has a rate of 0.
 
     Args:
-      step: number of steps already made, from 0.
-      training: the settings `lr`, `lr_decay`, `lr_decay_end` (None: `train_steps`) and `warmup_steps`.
+        step: number of steps already made, from 0.
+        training: the settings `lr`, `lr_decay`, `lr_decay_end` (None: `train_steps`) and `warmup_steps`.
 
     Returns:
-      The rate, in [0, lr].
+        The rate, in [0, lr].
 
     Source: GPT-Neo's schedule, kept so that its configs train the same.
     """

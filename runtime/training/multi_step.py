@@ -41,11 +41,11 @@ def noise_key(seed: int, step: int) -> np.int32:
     return np.int32(zlib.crc32(f"{seed}/{step}".encode()) & 0x7FFFFFFF)
 
 
-class Turns(Protocol):
+class MultiStep(Protocol):
     """Takes several steps in one call.
 
     Attributes:
-      n_steps: the most that one call takes.
+        n_steps: the most that one call takes.
     """
 
     n_steps: int
@@ -55,7 +55,7 @@ class Turns(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class OneAtATime:
+class SingleStep:
     """Turns of a single step."""
 
     step: Step
@@ -67,39 +67,41 @@ class OneAtATime:
 
 
 @dataclasses.dataclass(frozen=True)
-class Taken:
+class StepResult:
     """One step of a turn.
 
     Attributes:
-      outputs: what it gave.
-      rate: the learning rate it was taken with.
+        outputs: what it gave.
+        rate: the learning rate it was taken with.
     """
 
     outputs: Mapping[str, np.ndarray]
     rate: float
 
 
-def length_of_turn(turns: Turns, step: int, train_steps: int, steps_per_checkpoint: int) -> int:
+def length_of_turn(turns: MultiStep, step: int, train_steps: int, steps_per_checkpoint: int) -> int:
     """How many steps to take next: no more than there are before the next checkpoint and the end, where the variables
     must be those of that step.
 
     Args:
-      turns: what takes them.
-      step: updates made.
-      train_steps: when training ends.
-      steps_per_checkpoint: steps between two checkpoints.
+        turns: what takes them.
+        step: updates made.
+        train_steps: when training ends.
+        steps_per_checkpoint: steps between two checkpoints.
     """
     return min(turns.n_steps, train_steps - step, steps_per_checkpoint - step % steps_per_checkpoint)
 
 
-def take_turn(turns: Turns, batches: Sequence[TrainingBatch], step: int, training: TrainingConfig) -> list[Taken]:
+def take_turn(
+    turns: MultiStep, batches: Sequence[TrainingBatch], step: int, training: TrainingConfig
+) -> list[StepResult]:
     """Takes a step with each batch.
 
     Args:
-      turns: what takes them.
-      batches: as many as `length_of_turn` says, or fewer if the data end.
-      step: updates made before.
-      training: schedule and seed.
+        turns: what takes them.
+        batches: as many as `length_of_turn` says, or fewer if the data end.
+        step: updates made before.
+        training: schedule and seed.
     """
     numbers = range(step, step + len(batches))
     rates = [learning_rate(number, training) for number in numbers]
@@ -111,4 +113,6 @@ def take_turn(turns: Turns, batches: Sequence[TrainingBatch], step: int, trainin
         np.array(numbers, np.int32),
         np.array([noise_key(training.seed, number) for number in numbers]),
     )
-    return [Taken({name: values[index] for name, values in outputs.items()}, rate) for index, rate in enumerate(rates)]
+    return [
+        StepResult({name: values[index] for name, values in outputs.items()}, rate) for index, rate in enumerate(rates)
+    ]

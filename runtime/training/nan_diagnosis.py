@@ -65,9 +65,10 @@ class Diagnosis:
     """What is not finite in a step.
 
     Attributes:
-      first: the first tensor on the way from tokens to loss that is not, with its count; None: all of them are finite.
-      gradients: the variables whose gradients are not, in the order of the way back.
-      n_variables: how many have gradients.
+        first: the first tensor on the way from tokens to loss that is not, with its count; None: all of them are
+            finite.
+        gradients: the variables whose gradients are not, in the order of the way back.
+        n_variables: how many have gradients.
     """
 
     first: tuple[str, int] | None

@@ -134,7 +134,7 @@ class AdafactorUpdate(mtf.Operation):
         squares = [self._whole_sum_of_squares(mesh_impl, slices) for slices in (value, direction)]
         step = kernels.adafactor_step(self._constants, self._variable.shape.size)
         new_value, *means = mesh_impl.slicewise(step, rate, value, direction, *squares, *slots[n_moments:])
-        kept = mesh_impl.slicewise(kernels.unless_spoilt, scale, new_value, *moments, *means, value, *slots)
+        kept = mesh_impl.slicewise(kernels.unless_nonfinite, scale, new_value, *moments, *means, value, *slots)
         for variable, new in zip([self._variable, *self._slots], kept, strict=True):
             lowering.variables[variable].assign(new)
 
@@ -195,14 +195,14 @@ def build_update(
     Gradients whose norm is not finite change nothing: the variables stay as they were.
 
     Args:
-      trainable: the variables to update.
-      gradients: of each, of its shape.
-      training: the optimiser and its numbers, and gradient_clipping (None: no clipping).
-      learning_rate: float32 scalar.
-      update_number: int32 scalar, how many updates the variables have had; 0 for the first.
+        trainable: the variables to update.
+        gradients: of each, of its shape.
+        training: the optimiser and its numbers, and gradient_clipping (None: no clipping).
+        learning_rate: float32 scalar.
+        update_number: int32 scalar, how many updates the variables have had; 0 for the first.
 
     Returns:
-      The global norm of the gradients before clipping, a float32 scalar.
+        The global norm of the gradients before clipping, a float32 scalar.
     """
     norm = global_norm(gradients)
     limit = training.gradient_clipping
@@ -224,8 +224,8 @@ def gradient_norms(
     """The norm of each variable's gradient before clipping, float32 scalars, by the name of its metric.
 
     Args:
-      trainable: the variables.
-      gradients: of each, of its shape.
+        trainable: the variables.
+        gradients: of each, of its shape.
     """
     pairs = zip(trainable, gradients, strict=True)
     return {f"grads/norm/{variable.name.removeprefix('gpt2/')}": global_norm([grad]) for variable, grad in pairs}

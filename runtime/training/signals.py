@@ -39,7 +39,7 @@ class StopRequest:
     """A context manager that notes the first signal, and then gives Ctrl-C back to whom it was taken from.
 
     Attributes:
-      signal_number: of the signal received; None: none so far.
+        signal_number: of the signal received; None: none so far.
     """
 
     def __init__(self) -> None:

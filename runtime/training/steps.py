@@ -27,7 +27,7 @@ class LoweredStep:
     """A compiled step.
 
     Attributes:
-      function: takes host arrays, gives named tensors.
+        function: takes host arrays, gives named tensors.
     """
 
     function: Function
@@ -70,7 +70,7 @@ def _check_batch_splits(batch_size: int, n_processors: int) -> None:
     """Checks what `load_config` leaves open, for a config may run on fewer devices than it was written for."""
     if batch_size % n_processors:
         raise ConfigError(
-            f"train_batch_size = {batch_size} -- is split over {n_processors} devices, which does not divide it -- "
+            f"train_batch_size = {batch_size}: is split over {n_processors} devices, which does not divide it; "
             "change train_batch_size, mesh_shape or the rule for batch in layout"
         )
 
@@ -131,11 +131,11 @@ def build_train_step(config: RunConfig, placement: Placement) -> LoweredStep:
     """One step of training.
 
     Returns:
-      A step from (tokens int32 [batch, sequence], labels int32 [batch, sequence], weights float32 [batch, sequence],
-      learning_rate float32, update_number int32, noise_key int32) to `loss` (in nats, the mean by the weights, before
-      the update), `grad_norm` (before clipping), of each mixture-of-experts layer `moe/{place}/dropped` and
-      `moe/{place}/load/{expert}`, and with `log_grads` `grads/norm/{variable}`; it updates the variables, unless
-      `grad_norm` is not finite. It is given the rows of the batch that are this process's own.
+        A step from (tokens int32 [batch, sequence], labels int32 [batch, sequence], weights float32 [batch, sequence],
+        learning_rate float32, update_number int32, noise_key int32) to `loss` (in nats, the mean by the weights, before
+        the update), `grad_norm` (before clipping), of each mixture-of-experts layer `moe/{place}/dropped` and
+        `moe/{place}/load/{expert}`, and with `log_grads` `grads/norm/{variable}`; it updates the variables, unless
+        `grad_norm` is not finite. It is given the rows of the batch that are this process's own.
     """
     _check_batch_splits(config.training.train_batch_size, placement.axis_size("batch"))
     mesh_impl = placement.implementation(config.training.train_batch_size)
@@ -170,8 +170,8 @@ def build_diagnosis(config: RunConfig, placement: Placement) -> LoweredStep:
     """The passes of a step of training without its update, each tensor watched.
 
     Returns:
-      A step from (tokens, labels, weights, noise_key) of `build_train_step` to how many numbers are not finite, by the
-      names of `watched_forward` and `watched_gradients`.
+        A step from (tokens, labels, weights, noise_key) of `build_train_step` to how many numbers are not finite, by
+        the names of `watched_forward` and `watched_gradients`.
     """
     mesh_impl = placement.implementation(config.training.train_batch_size)
     n_parts = grad_accumulation.n_microbatches(config, placement.axis_size("batch"))
@@ -198,8 +198,8 @@ def build_eval_step(config: RunConfig, placement: Placement) -> LoweredStep:
     """Losses without dropout.
 
     Returns:
-      A step from (tokens int32 [batch, sequence], labels int32 [batch, sequence]) to `token_loss`, each token's
-      nats, float32 [batch, sequence].
+        A step from (tokens int32 [batch, sequence], labels int32 [batch, sequence]) to `token_loss`, each token's nats,
+        float32 [batch, sequence].
     """
     batch_size, length = config.evaluation.eval_batch_size, config.model.n_ctx
     mesh_impl = placement.implementation(batch_size)

@@ -24,9 +24,9 @@ def _replicate(
     """What the program gives, which is the same in every replica.
 
     Args:
-      placement: the cores.
-      program: from the placement as a replica sees it, and its inputs.
-      inputs_of: the inputs of a processor.
+        placement: the cores.
+        program: from the placement as a replica sees it, and its inputs.
+        inputs_of: the inputs of a processor.
     """
     replicas = range(placement.shape.size)
     outputs = tf.compat.v1.tpu.replicate(
@@ -35,9 +35,6 @@ def _replicate(
         device_assignment=placement.assignment,
     )
     return outputs[0]
-
-
-# ------------------------------------------------------------------------------------------------------------ training
 
 
 def steps_of_turn(config: RunConfig) -> int:
@@ -57,13 +54,13 @@ def take_steps(
     """The program of training: takes steps one after the other.
 
     Args:
-      config: of the run.
-      placement: of the replica.
-      n_steps: int32 scalar, how many, at most as many as the turn has room for.
-      turn: what a step of `build_train_step` takes, of all steps: [turn, ...].
+        config: of the run.
+        placement: of the replica.
+        n_steps: int32 scalar, how many, at most as many as the turn has room for.
+        turn: what a step of `build_train_step` takes, of all steps: [turn, ...].
 
     Returns:
-      What a step gives, of all steps: [turn]; 0 for those that were not taken.
+        What a step gives, of all steps: [turn]; 0 for those that were not taken.
     """
     step = steps.build_train_step(config, placement).function
     names = list(step.structured_outputs)
@@ -85,8 +82,8 @@ class _Destinations:
     """Where the rows of a batch must go: once to each host with a core that needs them.
 
     Attributes:
-      rows: the host, and the rows.
-      of_processors: which of them each processor reads.
+        rows: the host, and the rows.
+        of_processors: which of them each processor reads.
     """
 
     rows: tuple[tuple[str, range], ...]
@@ -108,11 +105,11 @@ class TrainTurn:
     """Steps of training in one call.
 
     Attributes:
-      function: takes the number of steps; tokens, labels and weights [turn, rows, sequence] for each destination; and
-        what of a step is the same for all processors [turn].
-      n_steps: the most that one call takes.
-      destinations: of the rows.
-      first_host: where calls begin.
+        function: takes the number of steps; tokens, labels and weights [turn, rows, sequence] for each destination; and
+            what of a step is the same for all processors [turn].
+        n_steps: the most that one call takes.
+        destinations: of the rows.
+        first_host: where calls begin.
     """
 
     function: Program
@@ -124,10 +121,10 @@ class TrainTurn:
         """Takes steps.
 
         Args:
-          turn: what a step of `build_train_step` takes, of at most `n_steps` steps: [steps, ...].
+            turn: what a step of `build_train_step` takes, of at most `n_steps` steps: [steps, ...].
 
         Returns:
-          What a step gives, of all steps: [steps].
+            What a step gives, of all steps: [steps].
         """
         n_taken = len(turn[0])
         tokens, labels, weights, *scalars = (self._filled_up(values) for values in turn)
@@ -170,15 +167,12 @@ def build_train_turn(config: RunConfig, placement: TpuPlacement) -> TrainTurn:
     return TrainTurn(function, n_steps, destinations, placement.first_host)
 
 
-# ---------------------------------------------------------------------------------------------- evaluation, generation
-
-
 @dataclasses.dataclass(frozen=True)
 class TpuStep(steps.LoweredStep):
     """A step that a TPU takes.
 
     Attributes:
-      first_host: where calls begin.
+        first_host: where calls begin.
     """
 
     first_host: str

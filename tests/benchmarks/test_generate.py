@@ -28,7 +28,7 @@ def test_counts_that_time_nothing_are_refused(
     flag: str, value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = refused(monkeypatch, capsys, f"{flag}={value}")
-    assert f"argument {flag}: {value!r} is not an integer >= 1 -- give a whole number above 0" in said
+    assert f"argument {flag}: {value!r} is not an integer >= 1; give a whole number above 0" in said
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_a_python_without_hugging_face_is_refused(
         python.write_text(content)
         python.chmod(0o755)
     said = refused(monkeypatch, capsys, "--hugging_face", str(python))
-    assert said.startswith(f"--hugging_face {python} -- {problem} -- `make parity` makes")
+    assert said.startswith(f"--hugging_face {python}: {problem}; `make parity` makes")
 
 
 def test_speeds_and_ratios_are_medians_of_the_turns() -> None:

@@ -42,8 +42,8 @@ class Request:
     """What a program asked for.
 
     Attributes:
-      method: of HTTP.
-      path: with its query.
+        method: of HTTP.
+        path: with its query.
     """
 
     method: str
@@ -63,10 +63,10 @@ class Cloud:
     """Google Cloud Storage as it is reached from this machine.
 
     Attributes:
-      environment: the variables that lead a program there.
-      client: of google-cloud-storage; it meets no weather.
-      weather: what happens to requests from now on.
-      requests: every request so far.
+        environment: the variables that lead a program there.
+        client: of google-cloud-storage; it meets no weather.
+        weather: what happens to requests from now on.
+        requests: every request so far.
     """
 
     environment: dict[str, str]
@@ -142,9 +142,6 @@ def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
             return
         time.sleep(0.02)
     raise AssertionError("the server of buckets did not start")
-
-
-# --------------------------------------------------------------------------------------------------------------- proxy
 
 
 class _Proxy(socketserver.ThreadingTCPServer):
@@ -265,9 +262,6 @@ class _Visit(BaseHTTPRequestHandler):
 
 def _error(message: str) -> bytes:
     return json.dumps({"error": {"message": message}}).encode()
-
-
-# --------------------------------------------------------------------------------------------------------- certificate
 
 
 def _certified(folder: Path) -> ssl.SSLContext:

@@ -59,7 +59,7 @@ def test_notes_hang_on_one_generation(trials: Cloud) -> None:
 def test_nobody_is_overwritten(trials: Cloud) -> None:
     generation = buckets.replace(A, b"mine", 0)
     for wrong in (0, generation - 1):
-        with pytest.raises(OvertakenError, match=f"{A} -- another process has written it meanwhile"):
+        with pytest.raises(OvertakenError, match=f"{A}: another process has written it meanwhile"):
             buckets.replace(A, b"yours", wrong)
     assert buckets.read(A) == b"mine"
     newer = buckets.replace(A, b"mine again", generation)
@@ -131,8 +131,6 @@ def test_a_network_that_fails_for_a_while_is_waited_for(trials: Cloud, capsys: p
     assert said.startswith(f"{A} does not answer (") and said.endswith("; asking again")
 
 
-# ------------------------------------------------------------------------------------------------------ what is refused
-
 QUESTIONS: dict[str, Callable[[str], object]] = {
     "check": buckets.check,
     "look": buckets.look,
@@ -158,40 +156,40 @@ def refusals(path: str, questions: Iterable[str]) -> set[str]:
 def test_no_permission(trials: Cloud) -> None:
     trials.weather = lambda request: 403
     for said in refusals(A, QUESTIONS):
-        assert said.startswith("gs://trials/run/") and " -- your account may not do this: " in said
-        assert said.endswith(" -- have the role Storage Object User given to it for the bucket trials")
+        assert said.startswith("gs://trials/run/") and ": your account may not do this: " in said
+        assert said.endswith(": have the role Storage Object User given to it for the bucket trials")
 
 
 def test_no_bucket(trials: Cloud) -> None:
     assert refusals("gs://nowhere/run", ["check", "write", "names_in"]) == {
-        "gs://nowhere/run -- there is no bucket nowhere -- make it, or give another path"
+        "gs://nowhere/run: there is no bucket nowhere; make it, or give another path"
     }
 
 
 @pytest.mark.parametrize("path", ["gs://", "gs:///run"])
 def test_no_name_of_a_bucket(trials: Cloud, path: str) -> None:
     for said in refusals(path, QUESTIONS):
-        assert said.endswith(" -- names no bucket -- write it as gs://BUCKET/FOLDER")
+        assert said.endswith(": names no bucket; write it as gs://BUCKET/FOLDER")
 
 
 def test_an_impossible_name_of_a_bucket(trials: Cloud) -> None:
     for said in refusals("gs://-a/run", QUESTIONS):
-        assert said.startswith("gs://-a/") and " -- cannot be used: " in said
-        assert said.endswith(" -- give another path")
+        assert said.startswith("gs://-a/") and ": cannot be used: " in said
+        assert said.endswith("; give another path")
 
 
 def test_nobody_answers(trials: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(buckets, "PATIENCE_SECONDS", 0.3)
     trials.weather = lambda request: BROKEN_BEFORE
     for said in refusals(A, QUESTIONS):
-        assert said.startswith("gs://trials/run/") and " -- does not answer: " in said
-        assert said.endswith(" -- see to the network and start again: what was written before is whole")
+        assert said.startswith("gs://trials/run/") and ": does not answer: " in said
+        assert said.endswith("; see to the network and start again: what was written before is whole")
 
 
 def test_credentials_that_do_not_hold(trials: Cloud) -> None:
     trials.weather = lambda request: 401
     for said in refusals(A, QUESTIONS):
-        assert " -- there are no credentials for Google Cloud that hold: " in said
+        assert ": there are no credentials for Google Cloud that hold: " in said
 
 
 def test_no_credentials(trials: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +197,7 @@ def test_no_credentials(trials: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/nowhere/key.json")
     for said in refusals(A, QUESTIONS):
         assert said.startswith("gs://trials/run/")
-        assert " -- there are no credentials for Google Cloud that hold: File /nowhere/key.json was not found" in said
+        assert ": there are no credentials for Google Cloud that hold: File /nowhere/key.json was not found" in said
         assert said.endswith("let GOOGLE_APPLICATION_CREDENTIALS name the key file of a service account")
 
 
@@ -208,5 +206,5 @@ def test_no_package(trials: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, name, None)
     for said in refusals(A, QUESTIONS):
         assert said.startswith("gs://trials/run/") and said.endswith(
-            " -- the package google-cloud-storage is not installed -- install the packages of requirements.txt"
+            ": the package google-cloud-storage is not installed; install the packages of requirements.txt"
         )

@@ -127,7 +127,7 @@ def test_all_of_it_in_a_bucket_gives_what_a_folder_gives(texts: Cloud, tmp_path:
     assert texts.read("trials", "p.png").startswith(b"\x89PNG")
     again = run(texts, creation())
     assert again.returncode == 2
-    assert re.fullmatch(f"{OUT}/t_0_0_30.tfrecords: already there -- choose another --name .*\n", again.stderr)
+    assert re.fullmatch(f"{OUT}/t_0_0_30.tfrecords: already there; choose another --name .*\n", again.stderr)
 
 
 def spoil(texts: Cloud, name: str) -> None:
@@ -199,7 +199,7 @@ def test_a_second_process_is_refused_and_the_first_goes_on(texts: Cloud, tmp_pat
     (second,) = seconds
     assert second.returncode == 2
     assert second.stderr.startswith(f"{OUT}/.t.partial: another process works there, process {process.pid} of ")
-    assert second.stderr.endswith(" -- wait for it, or choose another --name\n")
+    assert second.stderr.endswith("; wait for it, or choose another --name\n")
     check_whole(texts, tmp_path)
 
 
@@ -208,15 +208,15 @@ def test_a_second_process_is_refused_and_the_first_goes_on(texts: Cloud, tmp_pat
     [
         (
             {"output_dir": "gs://nowhere/out"},
-            "gs://nowhere/out -- there is no bucket nowhere -- make it, or give another",
+            "gs://nowhere/out: there is no bucket nowhere; make it, or give another",
         ),
         (
             {"output_dir": "s3://trials/out"},
-            "--output_dir s3://trials/out -- is neither a path of this machine nor of ",
+            "--output_dir s3://trials/out: is neither a path of this machine nor of ",
         ),
         ({"input_dir": "gs://trials/none"}, "gs://trials/none: no file ending in .txt "),
-        ({"write_dataset_config": "gs://nowhere/t.json"}, "gs://nowhere/t.json -- there is no bucket nowhere -- "),
-        ({}, f"{OUT}/.t.lock -- your account may not do this: "),
+        ({"write_dataset_config": "gs://nowhere/t.json"}, "gs://nowhere/t.json: there is no bucket nowhere; "),
+        ({}, f"{OUT}/.t.lock: your account may not do this: "),
     ],
 )
 def test_a_place_that_cannot_be_used_is_named(texts, tmp_path, capsys, flags, message) -> None:

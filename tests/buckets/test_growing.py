@@ -89,7 +89,7 @@ def test_a_file_is_there_whole_or_not_at_all(trials: Cloud, monkeypatch: pytest.
     monkeypatch.setattr(buckets, "PATIENCE_SECONDS", 0.1)
     write_bytes(A, b"before")
     trials.weather = lambda request: BROKEN_BEFORE
-    with pytest.raises(BucketError, match=f"{A} -- does not answer"):
+    with pytest.raises(BucketError, match=f"{A}: does not answer"):
         write_bytes(A, b"after")
     trials.weather = lambda request: None
     assert (trials.read("trials", "run/a"), trials.names("trials")) == (b"before", ["run/a"])

@@ -23,7 +23,7 @@ from tests.program import REPOSITORY
 
 FOLDER = "gs://trials/run"
 LOCK = f"{FOLDER}/lock"
-LOCK_ARGUMENTS = LOCK, f"{FOLDER} -- another process is here", "wait for it"
+LOCK_ARGUMENTS = LOCK, f"{FOLDER}: another process is here", "wait for it"
 HOLDER = """
 import sys, time
 from storage import bucket_lock
@@ -66,7 +66,7 @@ def test_the_lock_is_held_and_free_again(trials: Cloud) -> None:
             with pytest.raises(UserError) as raised, run_directory.locked(FOLDER):
                 pass
             assert str(raised.value).startswith(
-                f"model_path = {FOLDER} -- another process trains here, process {os.getpid()} of "
+                f"model_path = {FOLDER}: another process trains here, process {os.getpid()} of "
             )
             assert trials.names("trials") == ["run/lock"]
         assert trials.names("trials") == []
@@ -82,7 +82,7 @@ def test_a_run_is_deleted_but_for_the_lock(trials: Cloud) -> None:
 
 def test_a_run_needs_a_bucket_that_is_there(trials: Cloud) -> None:
     run_directory.check_path(FOLDER)
-    with pytest.raises(UserError, match="gs://nowhere/run -- there is no bucket nowhere -- make it"):
+    with pytest.raises(UserError, match="gs://nowhere/run: there is no bucket nowhere; make it"):
         run_directory.check_path("gs://nowhere/run")
 
 
@@ -155,8 +155,8 @@ def test_who_has_lost_the_lock_is_stopped_and_writes_no_more(trials: Cloud) -> N
         buckets.write(LOCK, ELSEWHERE)
         _, said = process.communicate(timeout=20)
         assert process.returncode == -signal.SIGTERM
-    assert said == f"{LOCK} -- another process has taken its place -- this one ends\n"
-    with pytest.raises(UserError, match=f"model_path = {FOLDER} -- another process has taken the run over"):
+    assert said == f"{LOCK}: another process has taken its place; this one ends\n"
+    with pytest.raises(UserError, match=f"model_path = {FOLDER}: another process has taken the run over"):
         claim.check()
     assert trials.read("trials", "run/lock") == ELSEWHERE
 

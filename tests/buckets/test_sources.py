@@ -56,7 +56,7 @@ def test_one_question_finds_all_files_and_what_they_are(tree: Cloud) -> None:
 
 
 def test_what_is_not_there_is_named(tree: Cloud) -> None:
-    with pytest.raises(DataError, match="gs://trials/none: no file ending in .* found -- name a directory, a glob or"):
+    with pytest.raises(DataError, match="gs://trials/none: no file ending in .* found; name a directory, a glob or"):
         find_files(["gs://trials/none"])
     with pytest.raises(BucketError, match="there is no bucket nowhere"):
         find_files(["gs://nowhere/texts"])
@@ -117,5 +117,5 @@ def test_an_object_that_is_replaced_while_it_is_read_is_no_mixture(
     with open_source("gs://trials/a") as file:
         assert file.read(10) == b"0" * 10
         trials.write("trials", "a", b"1" * 100)
-        with pytest.raises(BucketError, match="gs://trials/a -- has changed while it was read"):
+        with pytest.raises(BucketError, match="gs://trials/a: has changed while it was read"):
             file.read()

@@ -105,59 +105,59 @@ def test_what_cannot_be_ours_is_said_at_once() -> None:
             "activation_function": "gelu",
         }
     ) == [
-        "there/config.json: layer_norm_epsilon = 1e-06 -- only 1e-05 is known -- give weights trained without it",
-        "there/config.json: tie_word_embeddings = false -- only true is known -- give weights trained without it",
-        "there/config.json: scale_attn_by_inverse_layer_idx = true -- only false is known -- give weights trained "
+        "there/config.json: layer_norm_epsilon = 1e-06: only 1e-05 is known; give weights trained without it",
+        "there/config.json: tie_word_embeddings = false: only true is known; give weights trained without it",
+        "there/config.json: scale_attn_by_inverse_layer_idx = true: only false is known; give weights trained "
         "without it",
-        "there/config.json: reorder_and_upcast_attn = true -- only false is known -- give weights trained without it",
-        "there/config.json: add_cross_attention = true -- only false is known -- give weights trained without it",
-        "there/config.json: n_inner = 1000 -- only four times n_embd is known -- give weights trained without it",
-        'there/config.json: activation_function = "gelu" -- known are gelu_new, gelu_pytorch_tanh, gelu_fast, relu, '
-        "silu, swish, tanh, sigmoid, mish, linear -- give weights trained without it",
+        "there/config.json: reorder_and_upcast_attn = true: only false is known; give weights trained without it",
+        "there/config.json: add_cross_attention = true: only false is known; give weights trained without it",
+        "there/config.json: n_inner = 1000: only four times n_embd is known; give weights trained without it",
+        'there/config.json: activation_function = "gelu": known are gelu_new, gelu_pytorch_tanh, gelu_fast, relu, '
+        "silu, swish, tanh, sigmoid, mish, linear; give weights trained without it",
     ]
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt_neox", "gptj", None, 3, ["gpt2"], {}])
 def test_another_architecture(model_type: object) -> None:
     assert issues(GPT_NEO | {"model_type": model_type}) == [
-        f"there/config.json: model_type = {json.dumps(model_type)} -- is another architecture -- give weights of "
+        f"there/config.json: model_type = {json.dumps(model_type)}: is another architecture; give weights of "
         "GPT-Neo (gpt_neo) or GPT-2 (gpt2)"
     ]
 
 
 @pytest.mark.parametrize("size", [None, 0, -1, "768", 7.5, True, {"a": 1}, [1]])
 def test_a_broken_size(size: object) -> None:
-    said = f"n_embd = {json.dumps(size)} -- is no size -- copy the file again, it must give an integer >= 1"
+    said = f"n_embd = {json.dumps(size)}: is no size; copy the file again, it must give an integer >= 1"
     assert issues(GPT_2 | {"n_embd": size}) == [f"there/config.json: {said}"]
 
 
 @pytest.mark.parametrize("types", [None, "global", [[["global", "linear"], 12]], [["global", 24]], [[[], 1]]])
 def test_broken_attention_types(types: object) -> None:
     (said,) = issues(GPT_NEO | {"attention_types": types})
-    assert said.startswith(f"there/config.json: attention_types = {json.dumps(types)} -- is no list of [pattern, ")
+    assert said.startswith(f"there/config.json: attention_types = {json.dumps(types)}; is no list of [pattern, ")
 
 
 @pytest.mark.parametrize(
     ("config", "changed", "said"),
     [
-        (GPT_NEO, {"window_size": "7"}, "is no size -- copy the file again, it must give an integer >= 1"),
-        (GPT_NEO, {"window_size": None}, "is no size -- copy the file again, it must give an integer >= 1"),
-        (GPT_NEO, {"vocab_size": 1}, "is no size -- copy the file again, it must give an integer >= 2"),
-        (GPT_NEO, {"attention_types": [[["global"], 23]]}, "expands to 23 layers, not to num_layers -- "),
-        (GPT_NEO, {"attention_layers": ["global"] * 24}, "is not what attention_types expands to -- copy the file"),
-        (GPT_NEO, {"attention_layers": "global"}, "is not what attention_types expands to -- copy the file again"),
+        (GPT_NEO, {"window_size": "7"}, "is no size; copy the file again, it must give an integer >= 1"),
+        (GPT_NEO, {"window_size": None}, "is no size; copy the file again, it must give an integer >= 1"),
+        (GPT_NEO, {"vocab_size": 1}, "is no size; copy the file again, it must give an integer >= 2"),
+        (GPT_NEO, {"attention_types": [[["global"], 23]]}, "expands to 23 layers, not to num_layers: "),
+        (GPT_NEO, {"attention_layers": ["global"] * 24}, "is not what attention_types expands to; copy the file"),
+        (GPT_NEO, {"attention_layers": "global"}, "is not what attention_types expands to; copy the file again"),
         (GPT_NEO, {"activation_function": ["gelu_new"]}, "known are gelu_new, "),
         (GPT_NEO, {"activation_function": {}}, "known are gelu_new, "),
-        (GPT_NEO, {"intermediate_size": {}}, "only four times hidden_size is known -- "),
-        (GPT_NEO, {"architectures": ["GPTNeoForQuestionAnswering"]}, "known are GPTNeoForCausalLM, GPTNeoModel -- "),
-        (GPT_2, {"architectures": ["GPT2ForSequenceClassification"]}, "known are GPT2LMHeadModel, GPT2Model -- give "),
-        (GPT_2, {"architectures": "GPT2LMHeadModel"}, "known are GPT2LMHeadModel, GPT2Model -- give weights of a "),
-        (GPT_2, {"architectures": [["GPT2LMHeadModel"]]}, "known are GPT2LMHeadModel, GPT2Model -- give weights of a "),
-        (GPT_2, {"scale_attn_weights": "false"}, "is not true or false -- copy the file again"),
-        (GPT_2, {"scale_attn_weights": None}, "is not true or false -- copy the file again"),
-        (GPT_2, {"tie_word_embeddings": "true"}, "only true is known -- "),
-        (GPT_2, {"add_cross_attention": 0}, "only false is known -- "),
-        (GPT_2, {"quantization_config": {"bits": 4}}, "only plain numbers are known as weights -- give the weights "),
+        (GPT_NEO, {"intermediate_size": {}}, "only four times hidden_size is known: "),
+        (GPT_NEO, {"architectures": ["GPTNeoForQuestionAnswering"]}, "known are GPTNeoForCausalLM, GPTNeoModel: "),
+        (GPT_2, {"architectures": ["GPT2ForSequenceClassification"]}, "known are GPT2LMHeadModel, GPT2Model; give "),
+        (GPT_2, {"architectures": "GPT2LMHeadModel"}, "known are GPT2LMHeadModel, GPT2Model; give weights of a "),
+        (GPT_2, {"architectures": [["GPT2LMHeadModel"]]}, "known are GPT2LMHeadModel, GPT2Model; give weights of a "),
+        (GPT_2, {"scale_attn_weights": "false"}, "is not true or false; copy the file again"),
+        (GPT_2, {"scale_attn_weights": None}, "is not true or false; copy the file again"),
+        (GPT_2, {"tie_word_embeddings": "true"}, "only true is known: "),
+        (GPT_2, {"add_cross_attention": 0}, "only false is known: "),
+        (GPT_2, {"quantization_config": {"bits": 4}}, "only plain numbers are known as weights; give the weights "),
     ],
 )
 def test_a_value_that_contradicts_or_is_of_a_wrong_type(
@@ -166,7 +166,7 @@ def test_a_value_that_contradicts_or_is_of_a_wrong_type(
     ((key, value),) = changed.items()
     shown = json.dumps(value) if len(json.dumps(value)) <= 80 else json.dumps(value)[:77] + "..."
     (issue,) = issues(config | changed)
-    assert issue.startswith(f"there/config.json: {key} = {shown} -- {said}")
+    assert issue.startswith(f"there/config.json: {key} = {shown}; {said}")
 
 
 def test_what_says_the_same_is_taken() -> None:
@@ -266,8 +266,8 @@ def test_what_does_not_fit_is_said_at_once(options: dict[str, Any], names: list[
     with pytest.raises(ConfigError) as error:
         huggingface_config(ModelConfig(**SIZES, **options), eos_id=0)
     lines = str(error.value).splitlines()
-    assert [line.partition(" -- ")[0] for line in lines] == names
-    assert all(line.endswith(" lacks it -- export a SavedModel, or train without it") for line in lines)
+    assert [line.partition(": ")[0] for line in lines] == names
+    assert all(line.endswith(" lacks it; export a SavedModel, or train without it") for line in lines)
 
 
 def test_every_option_fits_or_is_refused() -> None:

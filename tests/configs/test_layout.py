@@ -66,7 +66,7 @@ def test_any_text_is_parsed_or_refused_with_a_message(text):
 def test_the_exact_message_of_a_bad_pair():
     with pytest.raises(ValueIssue) as caught:
         parse_mesh_shape("x:4,y:")
-    assert str(caught.value) == "'y:' is not a name:value pair -- write it as \"x:4,y:2\""
+    assert str(caught.value) == "'y:' is not a name:value pair; write it as \"x:4,y:2\""
 
 
 def test_an_unknown_dimension_is_answered_with_those_that_split_something():
@@ -76,7 +76,7 @@ def test_an_unknown_dimension_is_answered_with_those_that_split_something():
         "batch, sequence, memory_length, embd, heads, vocab, embed_sequence, intermediate_expanded, experts, "
         "expert_hidden"
     )
-    assert str(caught.value) == f"names no known dimension: 'zzz' -- use {listed}"
+    assert str(caught.value) == f"names no known dimension: 'zzz'; use {listed}"
 
 
 @settings(max_examples=100, deadline=None)

@@ -57,60 +57,60 @@ def test_a_line_that_asks_for_a_search_need_not_take_sampling_back() -> None:
 @pytest.mark.parametrize(
     ("line", "issue"),
     [
-        ("hello", "is not JSON (Expecting value: line 1 column 1 (char 0)) -- correct the line, such as"),
-        ('{"prompt": "a", "temperature": NaN}', "is not JSON (NaN is no number of JSON) -- correct the line, such as"),
-        ('{"prompt": "a", "prompt": "b"}', "is not JSON (a key is given twice) -- correct the line, such as"),
+        ("hello", "is not JSON (Expecting value: line 1 column 1 (char 0)); correct the line, such as"),
+        ('{"prompt": "a", "temperature": NaN}', "is not JSON (NaN is no number of JSON); correct the line, such as"),
+        ('{"prompt": "a", "prompt": "b"}', "is not JSON (a key is given twice); correct the line, such as"),
         (
             '{"prompt": "a", "id": 1e400}',
-            "is not JSON (1e400 is more than numbers can be) -- correct the line, such as",
+            "is not JSON (1e400 is more than numbers can be); correct the line, such as",
         ),
-        ("[" * 100_000, "is not JSON (it is nested too deeply) -- correct the line, such as"),
-        ('["a"]', "is no object with a prompt -- write it as"),
-        ('{"text": "a"}', "is no object with a prompt -- write it as"),
+        ("[" * 100_000, "is not JSON (it is nested too deeply); correct the line, such as"),
+        ('["a"]', "is no object with a prompt; write it as"),
+        ('{"text": "a"}', "is no object with a prompt; write it as"),
     ],
 )
 def test_a_line_that_is_no_prompt_is_named(line: str, issue: str) -> None:
-    assert issues_of(f'{{"prompt": "a"}}\n{line}') == [f'p.jsonl: line 2 -- {issue} {{"prompt": "Once upon a time"}}']
+    assert issues_of(f'{{"prompt": "a"}}\n{line}') == [f'p.jsonl: line 2; {issue} {{"prompt": "Once upon a time"}}']
 
 
-NO_PROMPT = "is neither a string nor a list of ids -- give one of them"
+NO_PROMPT = "is neither a string nor a list of ids; give one of them"
 
 
 @pytest.mark.parametrize(
     ("keys", "issue"),
     [
-        ({"prompt": None}, f": prompt -- {NO_PROMPT}"),
-        ({"prompt": [1, "a"]}, f": prompt -- {NO_PROMPT}"),
-        ({"prompt": [True]}, f": prompt -- {NO_PROMPT}"),
-        ({"prompt": [3, 64]}, ": prompt -- holds the id 64, outside [0, 64) -- give ids of the tokenizer"),
-        ({"prompt": [-1]}, ": prompt -- holds the id -1, outside [0, 64) -- give ids of the tokenizer"),
+        ({"prompt": None}, f": prompt; {NO_PROMPT}"),
+        ({"prompt": [1, "a"]}, f": prompt; {NO_PROMPT}"),
+        ({"prompt": [True]}, f": prompt; {NO_PROMPT}"),
+        ({"prompt": [3, 64]}, ": prompt: holds the id 64, outside [0, 64); give ids of the tokenizer"),
+        ({"prompt": [-1]}, ": prompt: holds the id -1, outside [0, 64); give ids of the tokenizer"),
         (
             {"prompt": "a\ud800"},
-            ": prompt -- holds half of a character (a surrogate) -- write the whole character",
+            ": prompt: holds half of a character (a surrogate); write the whole character",
         ),
-        ({"prompt": "a", "tempurature": 1}, ": tempurature = 1 -- is not a known key -- did you mean temperature?"),
+        ({"prompt": "a", "tempurature": 1}, ": tempurature = 1: is not a known key; did you mean temperature?"),
         (
             {"prompt": "a", "id": {"b": "\ud83d"}},
-            ": id -- holds half of a character (a surrogate) -- write the whole character",
+            ": id: holds half of a character (a surrogate); write the whole character",
         ),
         (
             {"prompt": "a", "stop": ["\ud83d"]},
-            ': stop = ["\ud83d"] -- holds half of a character (a surrogate) -- write the whole character',
+            ': stop = ["\ud83d"]: holds half of a character (a surrogate); write the whole character',
         ),
         (
             {"prompt": "a", "no_repeat_ngram": 10**7},
-            ": no_repeat_ngram = 10000000 -- is out of range -- give an integer from 0 to 1000000",
+            ": no_repeat_ngram = 10000000: is out of range; give an integer from 0 to 1000000",
         ),
-        ({"prompt": "a", "top_p": 0}, ": top_p = 0 -- is out of range -- give a number in (0, 1]"),
-        ({"prompt": "a", "top_k": 65}, ": top_k = 65 -- is more than n_vocab = 64 -- lower it; 0 turns it off"),
-        ({"prompt": "a", "stop": ""}, ': stop = "" -- holds an empty string -- give strings of at least one character'),
+        ({"prompt": "a", "top_p": 0}, ": top_p = 0: is out of range; give a number in (0, 1]"),
+        ({"prompt": "a", "top_k": 65}, ": top_k = 65: is more than n_vocab = 64; lower it; 0 turns it off"),
+        ({"prompt": "a", "stop": ""}, ': stop = "": holds an empty string; give strings of at least one character'),
         (
             {"prompt": "a", "seed": 1, "predict_seed": 2},
-            ": predict_seed = 2 -- is the same key as seed, which is 1 -- keep one of the two",
+            ": predict_seed = 2: is the same key as seed, which is 1; keep one of the two",
         ),
         (
             {"prompt": "a", "num_beams": 2, "temperature": 0.7, "top_k": 0},
-            ": temperature = 0.7 -- acts in sampling, and num_beams = 2 samples nothing -- leave one of them out",
+            ": temperature = 0.7: acts in sampling, and num_beams = 2 samples nothing; leave one of them out",
         ),
     ],
 )
@@ -120,20 +120,20 @@ def test_a_prompt_or_setting_that_cannot_be_used_is_named(keys: dict[str, object
 
 def test_every_wrong_line_is_named_up_to_a_few() -> None:
     lines = ['{"prompt": 1, "top_p": 0}', '{"prompt": "a", "top_p": 0, "min_p": 2}', '{"prompt": "a"}', "x"]
-    assert [issue.split(" -- ")[0] for issue in issues_of("\n".join(lines))] == [
+    assert [issue.split(": ")[0] for issue in issues_of("\n".join(lines))] == [
         "p.jsonl: line 1: prompt",
         "p.jsonl: line 2: top_p = 0",
         "p.jsonl: line 2: min_p = 2",
         "p.jsonl: line 4",
     ]
     many = issues_of("x\n" * (MAX_ISSUES + 5))
-    assert (len(many), many[-1]) == (MAX_ISSUES + 1, "p.jsonl -- 5 more lines are wrong -- correct them too")
+    assert (len(many), many[-1]) == (MAX_ISSUES + 1, "p.jsonl: 5 more lines are wrong; correct them too")
 
 
 @pytest.mark.parametrize("text", ["", "\n \n"])
 def test_no_prompt_at_all(text: str) -> None:
     assert issues_of(text) == [
-        'p.jsonl -- holds no prompt -- write one object a line, such as {"prompt": "Once upon a time"}'
+        'p.jsonl: holds no prompt; write one object a line, such as {"prompt": "Once upon a time"}'
     ]
 
 

@@ -78,10 +78,10 @@ def message(folder: Path, config: dict[str, Any]) -> str:
 @pytest.mark.parametrize(
     ("changed", "issue"),
     [
-        ({"n_head": None}, "n_head = null -- is not an integer -- give an integer >= 1"),
-        ({"n_ctx": "2048"}, 'n_ctx = "2048" -- is a string, not an integer -- give an integer >= 1, without quotes'),
-        ({"local_attention_radius": 0}, "local_attention_radius = 0 -- is out of range -- give an integer >= 1"),
-        ({"attention_types": "global"}, 'attention_types = "global" -- is not a list of [pattern, repeats] pairs -- '),
+        ({"n_head": None}, "n_head = null: is not an integer; give an integer >= 1"),
+        ({"n_ctx": "2048"}, 'n_ctx = "2048": is a string, not an integer; give an integer >= 1, without quotes'),
+        ({"local_attention_radius": 0}, "local_attention_radius = 0: is out of range; give an integer >= 1"),
+        ({"attention_types": "global"}, 'attention_types = "global": is not a list of [pattern, repeats] pairs; '),
     ],
 )
 def test_sizes_and_attention_must_be_understood(tmp_path: Path, changed: dict[str, Any], issue: str) -> None:
@@ -92,9 +92,9 @@ def test_sizes_and_attention_must_be_understood(tmp_path: Path, changed: dict[st
 @pytest.mark.parametrize(
     ("changed", "issue"),
     [
-        ({"scalenorm": 7}, "scalenorm = 7 -- is not true or false -- "),
-        ({"moe_layers": "all"}, 'moe_layers = "all" -- is not a list -- '),
-        ({"scale_norm": True}, "scale_norm = true -- is not a known key -- correct it, or use the version that "),
+        ({"scalenorm": 7}, "scalenorm = 7: is not true or false; "),
+        ({"moe_layers": "all"}, 'moe_layers = "all": is not a list; '),
+        ({"scale_norm": True}, "scale_norm = true: is not a known key; correct it, or use the version that "),
     ],
 )
 def test_all_of_a_config_of_ours_must_be_understood(tmp_path: Path, changed: dict[str, Any], issue: str) -> None:
@@ -121,7 +121,7 @@ def test_every_value_can_be_parsed_and_is_compared(tmp_path: Path, name: str) ->
         assert f": {key}" in str(error.value) and f"({folder}/config.json)" in str(error.value)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"window_size": "7", "n_positions": 0}))
-    with pytest.raises(ConfigError, match=" -- is no size -- copy the file again"):
+    with pytest.raises(ConfigError, match=": is no size; copy the file again"):
         load_config("quickstart", weights=str(folder))
 
 
@@ -171,13 +171,13 @@ def test_a_path_without_weights(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nowhere", tmp_path / "other", tmp_path / "other" / "notes.txt", "/dev/null"):
         with pytest.raises(CheckpointError) as error:
             initial_model_keys(str(path))
-        assert str(error.value).startswith(f"{path} -- holds no weights -- give a checkpoint ")
+        assert str(error.value).startswith(f"{path}: holds no weights; give a checkpoint ")
     (tmp_path / "config.json").write_text(json.dumps(GPT_NEO))
-    with pytest.raises(CheckpointError, match="config.json -- holds no weights"):
+    with pytest.raises(CheckpointError, match="config.json: holds no weights"):
         initial_model_keys(f"{tmp_path}/config.json")
     with pytest.raises(ConfigError) as empty:
         initial_model_keys("")
-    assert str(empty.value) == "--init_from -- is empty -- give a path"
+    assert str(empty.value) == "--init_from: is empty; give a path"
 
 
 def test_a_path_may_name_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,6 +202,4 @@ def test_a_broken_file_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text, errors="surrogateescape")
     with pytest.raises(ConfigError) as error:
         initial_model_keys(str(tmp_path))
-    assert str(error.value).startswith(f"{tmp_path}/config.json -- ") and str(error.value).endswith(
-        "copy the file again"
-    )
+    assert str(error.value).startswith(f"{tmp_path}/config.json: ") and str(error.value).endswith("copy the file again")

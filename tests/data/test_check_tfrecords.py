@@ -159,14 +159,14 @@ def test_a_name_that_two_files_would_have_ends_the_repair_and_leaves_nothing(tmp
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["{here}/none*"], "{here}/none*: no file matches -- check the path"),
-        (["{here}"], "{here}: is a folder -- give a glob such as {here}/*.tfrecords"),
-        (["{here}/*", "--chunk_size", "0"], "--chunk_size 0 -- is too small -- give 1 or more"),
-        (["{here}/*", "--n_vocab", "0"], "--n_vocab 0 -- is too small -- give 1 or more"),
-        (["{here}/*", "--processes", "-1"], "--processes -1 -- is too small -- give 0 or more"),
-        (["{here}/*", "--chunk_size", "4", "--documents"], "--chunk_size and --documents -- exclude each other -- "),
-        (["{here}/*", "--repair_dir", "x"], "--repair_dir -- there is nothing to write there -- give --repair too"),
-        (["{here}/*", "--repair", "--repair_dir", "{here}/there"], "{here}/there: already there -- remove it, or "),
+        (["{here}/none*"], "{here}/none*: no file matches; check the path"),
+        (["{here}"], "{here}: is a folder; give a glob such as {here}/*.tfrecords"),
+        (["{here}/*", "--chunk_size", "0"], "--chunk_size 0: is too small; give 1 or more"),
+        (["{here}/*", "--n_vocab", "0"], "--n_vocab 0: is too small; give 1 or more"),
+        (["{here}/*", "--processes", "-1"], "--processes -1: is too small; give 0 or more"),
+        (["{here}/*", "--chunk_size", "4", "--documents"], "--chunk_size and --documents: exclude each other; "),
+        (["{here}/*", "--repair_dir", "x"], "--repair_dir: there is nothing to write there; give --repair too"),
+        (["{here}/*", "--repair", "--repair_dir", "{here}/there"], "{here}/there: already there; remove it, or "),
         (["{here}/*.tfrecords", "--encoder_path", "{here}/none.json"], "{here}/none.json: "),
     ],
 )

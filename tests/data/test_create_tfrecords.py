@@ -169,7 +169,7 @@ def test_files_that_are_there_are_kept_unless_asked_otherwise(tmp_path, encoder_
     with pytest.raises(DataError) as error:
         create_tfrecords(settings_for(tmp_path, encoder_path))
     assert str(error.value) == (
-        f"{tmp_path}/out/t_0_0_1.tfrecords: already there -- choose another --name or --output_dir, or give "
+        f"{tmp_path}/out/t_0_0_1.tfrecords: already there; choose another --name or --output_dir, or give "
         f"--overwrite to replace {len(before) - 1} file(s)"
     )
     assert contents(tmp_path / "out") == before
@@ -185,7 +185,7 @@ def test_without_text_nothing_is_overwritten(tmp_path, encoder_path):
     with pytest.raises(DataError) as error:
         create_tfrecords(settings_for(tmp_path, encoder_path, input_dir=f"{tmp_path}/empty", overwrite=True))
     assert str(error.value) == (
-        f"{tmp_path}/empty: no text to write -- documents: 2 read = 0 kept + 2 discarded (0 undecodable, 2 empty, "
+        f"{tmp_path}/empty: no text to write; documents: 2 read = 0 kept + 2 discarded (0 undecodable, 2 empty, "
         "0 too short)"
     )
     assert contents(tmp_path / "out") == before
@@ -194,36 +194,36 @@ def test_without_text_nothing_is_overwritten(tmp_path, encoder_path):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"chunk_size": 0}, "--chunk_size 0 -- is too small -- give 1 or more"),
-        ({"files_per": 0}, "--files_per 0 -- is too small -- give 1 or more"),
-        ({"processes": -1}, "--processes -1 -- is too small -- give 0 or more"),
-        ({"chunk_size": 10**9}, "--chunk_size 1000000000 -- is too large -- give 16777216 or less"),
+        ({"chunk_size": 0}, "--chunk_size 0: is too small; give 1 or more"),
+        ({"files_per": 0}, "--files_per 0: is too small; give 1 or more"),
+        ({"processes": -1}, "--processes -1: is too small; give 0 or more"),
+        ({"chunk_size": 10**9}, "--chunk_size 1000000000: is too large; give 16777216 or less"),
         *[
             (
                 {"name": name},
-                f"--name '{name}' -- is no beginning of a file name that is shown -- give one without slashes and "
+                f"--name '{name}': is no beginning of a file name that is shown; give one without slashes and "
                 "without a dot before it",
             )
             for name in ("", "a/b", "..")
         ],
         (
             {"separator": 1, "write_dataset_config": "{tmp}/mine.json"},
-            "--separator 1 -- the tokenizer's <|endoftext|> is 0, and no dataset config may say otherwise -- leave out "
+            "--separator 1: the tokenizer's <|endoftext|> is 0, and no dataset config may say otherwise; leave out "
             "--separator, or --write_dataset_config",
         ),
         (
             {"write_dataset_config": "{tmp}/texts/part0.jsonl/mine.json"},
-            "{tmp}/texts/part0.jsonl/mine.json: cannot be written (File exists) -- choose another place, or make room "
+            "{tmp}/texts/part0.jsonl/mine.json: cannot be written (File exists); choose another place, or make room "
             "there",
         ),
-        ({"separator": 290}, "--separator 290 -- the tokenizer has 290 ids -- give a smaller one"),
+        ({"separator": 290}, "--separator 290: the tokenizer has 290 ids; give a smaller one"),
         (
             {"input_dir": "{tmp}/none"},
-            "{tmp}/none: no file found -- name a directory, a glob or a file that has text",
+            "{tmp}/none: no file found; name a directory, a glob or a file that has text",
         ),
         (
             {"encoder_path": "{tmp}/none.json"},
-            "{tmp}/none.json: no such tokenizer -- give a tokenizers JSON file (data/train_tokenizer.py makes one), or "
+            "{tmp}/none.json: no such tokenizer; give a tokenizers JSON file (data/train_tokenizer.py makes one), or "
             "a folder with vocab.json and merges.txt",
         ),
     ],
@@ -243,7 +243,7 @@ def test_a_tokenizer_without_an_end_of_text_needs_a_separator(tmp_path):
     write_lines(tmp_path / "texts", ["aba"], files=1)
     with pytest.raises(DataError) as error:
         create_tfrecords(settings_for(tmp_path, str(tmp_path)))
-    assert str(error.value) == f"{tmp_path}: has no <|endoftext|> -- give the id between documents by --separator"
+    assert str(error.value) == f"{tmp_path}: has no <|endoftext|>; give the id between documents by --separator"
     report = create_tfrecords(settings_for(tmp_path, str(tmp_path), separator=1, chunk_size=5))
     assert all_ids(report) == [0, 1, 0, 1, 1, 1]
 
@@ -313,14 +313,14 @@ def test_a_user_error_is_one_message_and_status_2(tmp_path, encoder_path, capsys
     assert main(flags) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err == f"{tmp_path}/none: no file found -- name a directory, a glob or a file that has text\n"
+    assert captured.err == f"{tmp_path}/none: no file found; name a directory, a glob or a file that has text\n"
 
 
 def test_a_dataset_config_that_is_there_is_kept(tmp_path, encoder_path):
     write_lines(tmp_path / "texts", ["token"], files=1)
     config = tmp_path / "mine.json"
     config.write_text("{}")
-    with pytest.raises(DataError, match=f"{config}: already there -- "):
+    with pytest.raises(DataError, match=f"{config}: already there; "):
         create_tfrecords(settings_for(tmp_path, encoder_path, write_dataset_config=str(config)))
     assert config.read_text() == "{}"
     assert not (tmp_path / "out").exists()
@@ -538,7 +538,7 @@ def test_two_processes_do_not_write_the_same_files(tmp_path, encoder_path, monke
         with pytest.raises(DataError) as error:
             create_tfrecords(settings)
         assert str(error.value) == (
-            f"{tmp_path}/out/.t.partial: another process works there -- wait for it, or choose another --name"
+            f"{tmp_path}/out/.t.partial: another process works there; wait for it, or choose another --name"
         )
         yield Document("a", "token")
 
@@ -687,10 +687,10 @@ def test_the_manifest_says_what_the_files_hold(tmp_path, tokenizer, encoder_path
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"max_documents": 0}, "--max_documents 0 -- is too small -- give 1 or more, or leave it out"),
-        ({"eval_fraction": 1.0}, "--eval_fraction 1.0 -- is no share -- give 0 or more, and less than 1"),
-        ({"eval_fraction": -0.1}, "--eval_fraction -0.1 -- is no share -- give 0 or more, and less than 1"),
-        ({"eval_fraction": float("nan")}, "--eval_fraction nan -- is no share -- give 0 or more, and less than 1"),
+        ({"max_documents": 0}, "--max_documents 0: is too small; give 1 or more, or leave it out"),
+        ({"eval_fraction": 1.0}, "--eval_fraction 1.0: is no share; give 0 or more, and less than 1"),
+        ({"eval_fraction": -0.1}, "--eval_fraction -0.1: is no share; give 0 or more, and less than 1"),
+        ({"eval_fraction": float("nan")}, "--eval_fraction nan: is no share; give 0 or more, and less than 1"),
     ],
 )
 def test_shares_and_numbers_that_cannot_be_are_told(tmp_path, encoder_path, values, message):

@@ -82,7 +82,7 @@ def test_bytes_under_a_right_checksum_are_ids_or_an_error(tmp_path):
 
 def test_a_file_that_must_be_counted_and_is_not_there_is_named(tmp_path):
     (tmp_path / "a.tfrecords").symlink_to(tmp_path / "gone")
-    with pytest.raises(DataError, match=f"^{tmp_path}/a.tfrecords: no such file -- "):
+    with pytest.raises(DataError, match=f"^{tmp_path}/a.tfrecords: no such file; "):
         list_shards(f"{tmp_path}/*")
 
 

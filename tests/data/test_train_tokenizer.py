@@ -55,7 +55,7 @@ def test_a_vocabulary_without_room_for_the_bytes_is_refused():
     with pytest.raises(DataError) as error:
         train_byte_level_bpe(TEXTS, 257)
     assert str(error.value) == (
-        "vocab_size 257 is too small -- it has to hold 256 bytes and 2 special tokens -- take at least 258"
+        "vocab_size 257 is too small: it has to hold 256 bytes and 2 special tokens; take at least 258"
     )
 
 
@@ -90,7 +90,7 @@ def test_a_tokenizer_that_is_there_is_kept_unless_asked_otherwise(tmp_path, caps
     before = (tmp_path / FILE_NAME).read_bytes()
     assert main([*flags[:-1], "285"]) == 2
     assert capsys.readouterr().err == (
-        f"{tmp_path}/{FILE_NAME}: already there -- choose another --output_dir, or give --overwrite to replace it\n"
+        f"{tmp_path}/{FILE_NAME}: already there; choose another --output_dir, or give --overwrite to replace it\n"
     )
     assert (tmp_path / FILE_NAME).read_bytes() == before
     assert main([*flags[:-1], "285", "--overwrite"]) == 0
@@ -124,10 +124,10 @@ def test_undecodable_documents_are_named(tmp_path, capsys):
     [
         (
             {"file_type": "md"},
-            "{base}: no file ending in .md found -- name a directory, a glob or a file that has text",
+            "{base}: no file ending in .md found; name a directory, a glob or a file that has text",
         ),
-        ({"sample_share": 0.0}, "sample_share 0.0 is no share -- give more than 0 and at most 1"),
-        ({"file_type": "py"}, "{base}: has no text to train on -- add text, or raise --sample_share"),
+        ({"sample_share": 0.0}, "sample_share 0.0 is no share; give more than 0 and at most 1"),
+        ({"file_type": "py"}, "{base}: has no text to train on; add text, or raise --sample_share"),
     ],
 )
 def test_each_error_says_what_to_do(tmp_path, settings, message):
@@ -148,7 +148,7 @@ def test_a_place_that_cannot_be_written_to_is_told_before_anything_is_read(tmp_p
     with pytest.raises(DataError) as error:
         train_tokenizer(Settings(base, 300, f"{tmp_path}/file", "txt"))
     assert str(error.value) == (
-        f"{tmp_path}/file/{FILE_NAME}: cannot be written (File exists) -- choose another place, or make room there"
+        f"{tmp_path}/file/{FILE_NAME}: cannot be written (File exists); choose another place, or make room there"
     )
 
 

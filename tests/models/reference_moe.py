@@ -30,7 +30,7 @@ class Rule:
     """How tokens choose experts.
 
     Attributes:
-      claims_second: of the row, the token and the second gate, whether the second choice becomes a claim.
+        claims_second: of the row, the token and the second gate, whether the second choice becomes a claim.
     """
 
     n_choices: int
@@ -44,8 +44,8 @@ class Routed:
     """What became of a row's choices, best first, for each of its tokens.
 
     Attributes:
-      places: [T, K], how many claims on the expert came before in the group; -1 where the choice was no claim.
-      claims: [X], in the group of the last token.
+        places: [T, K], how many claims on the expert came before in the group; -1 where the choice was no claim.
+        claims: [X], in the group of the last token.
     """
 
     experts: np.ndarray

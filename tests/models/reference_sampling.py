@@ -9,7 +9,7 @@ import numpy as np
 
 from meshtf import tf
 from models.kernels import sampling
-from models.kernels.sampling import SamplingRule
+from models.kernels.sampling import SamplingParams
 
 ENTMAX_ALPHA = 1.3
 EOS = 3
@@ -35,7 +35,7 @@ class Text:
     n_prompt: int = 0
 
 
-def steered(rule: SamplingRule, logits: np.ndarray, text: Text) -> np.ndarray:
+def steered(rule: SamplingParams, logits: np.ndarray, text: Text) -> np.ndarray:
     """Logits after penalties and bans, -inf where banned: [V] -> [V]."""
     logits, tokens = np.array(logits, np.float64), text.tokens
     for token in set(tokens):
@@ -64,7 +64,7 @@ def nearest(distances: np.ndarray, probabilities: np.ndarray, share: float) -> t
     return kept / kept.sum(), clearness
 
 
-def probabilities_and_clearness(rule: SamplingRule, logits: np.ndarray) -> tuple[np.ndarray, float]:
+def probabilities_and_clearness(rule: SamplingParams, logits: np.ndarray) -> tuple[np.ndarray, float]:
     """Of the tokens to be drawn, from steered logits; and how far the bounds of the filters are from any token."""
     scaled = (logits - logits.max()) / rule.temperature
     probabilities = entmax(scaled) if rule.entmax else np.exp(scaled) / np.exp(scaled).sum()
@@ -87,7 +87,7 @@ def probabilities_and_clearness(rule: SamplingRule, logits: np.ndarray) -> tuple
     return probabilities, min(clearness)
 
 
-def probabilities(rule: SamplingRule, logits: np.ndarray, text: Text = Text()) -> np.ndarray:
+def probabilities(rule: SamplingParams, logits: np.ndarray, text: Text = Text()) -> np.ndarray:
     """With which each token is drawn: [V] -> [V]."""
     return probabilities_and_clearness(rule, steered(rule, logits, text))[0]
 
@@ -100,12 +100,12 @@ class Rows:
     """A batch of rows to choose tokens for: float32 [B, V], and of each row its rule, text and seed."""
 
     logits: np.ndarray
-    rules: Sequence[SamplingRule]
+    rules: Sequence[SamplingParams]
     texts: Sequence[Text]
     seeds: np.ndarray
 
     @staticmethod
-    def repeated(logits: np.ndarray, rule: SamplingRule, seeds: np.ndarray, text: Text = Text()) -> Rows:
+    def repeated(logits: np.ndarray, rule: SamplingParams, seeds: np.ndarray, text: Text = Text()) -> Rows:
         n_rows = len(seeds)
         repeated_BV = np.broadcast_to(np.float32(logits), (n_rows, len(logits)))
         return Rows(repeated_BV, [rule] * n_rows, [text] * n_rows, np.int32(seeds))

@@ -44,8 +44,6 @@ def slope(function: Callable[[float], np.ndarray], step: float = 1e-6) -> np.nda
     return (function(step) - function(-step)) / (2 * step)
 
 
-# -------------------------------------------------------------------------------------------------------- the functions
-
 X = np.concatenate([normal(9, 8, std=2.0), [[0.0, 100.0, -100.0, 1e-3, -1e-3, 9.0, -9.0, 0.5]]]).astype(np.float32)
 DY = normal(*X.shape, seed=2)
 
@@ -132,18 +130,15 @@ def test_aria_is_finite_at_any_rate(x: float, rate: float) -> None:
     assert all(np.isfinite(value).all() for value in (y, *gradients))
 
 
-# ------------------------------------------------------------------------------------------------------------ on a mesh
-
-
 @dataclasses.dataclass(frozen=True)
 class Layer:
     """A layer on a mesh with disturbed variables.
 
     Attributes:
-      y: its output.
-      dx: the gradient for its input of the output times `dy`.
-      values: every variable, whole.
-      gradients: of each variable, by name.
+        y: its output.
+        dx: the gradient for its input of the output times `dy`.
+        values: every variable, whole.
+        gradients: of each variable, by name.
     """
 
     y: np.ndarray
@@ -258,9 +253,6 @@ def test_sum_of_rows() -> None:
     assert float(tf.cast(kernels.sum_of_rows(tf.ones((304, 1), tf.bfloat16)), tf.float32)[0]) == 304.0
 
 
-# --------------------------------------------------------------------------------------------------- the random scalar
-
-
 def random_slopes(devices: Devices, mesh_shape: str, layout: str, key: int | None, place: str) -> np.ndarray:
     """Of rrelu at -1, at every place of [batch, sequence, embd]."""
 
@@ -293,9 +285,6 @@ def test_uniform_scalars_are_uniform(devices: Devices) -> None:
 
     (number,) = tiny.evaluate(build, placed(devices, "x:4", "batch:x"), ("batch", np.arange(4, dtype=np.int32)))
     assert number == numbers[17]
-
-
-# --------------------------------------------------------------------------------------------------- feed-forward layer
 
 
 def expected_feed_forward(model: ModelConfig, values: dict[str, np.ndarray], x: np.ndarray) -> np.ndarray:

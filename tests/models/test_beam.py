@@ -48,8 +48,6 @@ def search(
     return ended
 
 
-# -------------------------------------------------------------------------------------------------------------- turns
-
 N_BEAMS, N_VOCAB, N_NEW = 3, 7, 6
 
 
@@ -58,7 +56,7 @@ def turns(table: np.ndarray, penalty: float, n_wanted: int) -> list[Ended]:
     V, V].
     """
     texts, last = np.zeros((N_BEAMS, N_NEW), np.int32), np.zeros(N_BEAMS, np.int32)
-    hopeless = np.full(N_BEAMS, kernels.HOPELESS, np.float32)
+    hopeless = np.full(N_BEAMS, kernels.NEG_INF, np.float32)
     state = [
         np.int32(0),
         texts,
@@ -104,9 +102,6 @@ def test_the_length_penalty_by_hand(penalty: float, best: tuple[int, ...]) -> No
 def test_there_are_no_more_texts_than_tokens_to_begin_with() -> None:
     table = np.full((N_NEW, 2, 2), 0.0, np.float32)
     assert sorted(text for _, text in turns(table, 1.0, 1)) == [(0,), (1,)]
-
-
-# ------------------------------------------------------------------------------------------------------------- searches
 
 
 @dataclasses.dataclass(frozen=True)

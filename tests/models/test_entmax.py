@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from meshtf import mtf, tf
 from models import losses
 from models.kernels import entmax as kernels
-from models.kernels.sampling import SamplingRule
+from models.kernels.sampling import SamplingParams
 from runtime.mesh.placement import place
 from tests import tiny
 from tests.models import reference_sampling
@@ -33,9 +33,6 @@ def exact_loss(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def normal(*shape: int, std: float = 1.0) -> np.ndarray:
     return np.random.default_rng([7, *shape]).normal(0.0, std, shape).astype(np.float32)
-
-
-# -------------------------------------------------------------------------------------------------------- probabilities
 
 
 @pytest.mark.parametrize("n_tokens", [2, 64, pytest.param(50257, marks=pytest.mark.slow)])
@@ -72,9 +69,6 @@ def test_entmax_meets_its_definition(thousandths: list[int]) -> None:
     tau = taus[probabilities.argmax()]
     np.testing.assert_allclose(taus[probabilities > 1e-6], tau, atol=2e-4)
     assert (taus <= tau + 2e-2).all()
-
-
-# ----------------------------------------------------------------------------------------------------------------- loss
 
 
 @pytest.mark.parametrize(
@@ -127,8 +121,6 @@ def test_the_loss_of_bfloat16_logits_is_float32_and_its_gradient_bfloat16() -> N
     np.testing.assert_allclose(tf.cast(d_logits, tf.float32), exact_entmax(exact) - np.eye(64)[labels], atol=2**-8)
 
 
-# ------------------------------------------------------------------------------------------------------------- sampling
-
 # The last three are out of reach of entmax, and the last but three is too at half the temperature.
 LOGITS = np.array([1.0, 0.2, 2.0, 0.6, 0.0, -3.0, -2.5, -4.0])
 
@@ -136,17 +128,17 @@ LOGITS = np.array([1.0, 0.2, 2.0, 0.6, 0.0, -3.0, -2.5, -4.0])
 @pytest.mark.parametrize(
     "rule",
     [
-        SamplingRule(entmax=True),
-        SamplingRule(0.5, entmax=True),
-        SamplingRule(top_k=3, entmax=True),
-        SamplingRule(top_p=0.7, entmax=True),
-        SamplingRule(top_k=6, top_p=0.9999999, entmax=True),
-        SamplingRule(min_p=0.2, entmax=True),
-        SamplingRule(typical_p=0.9, entmax=True),
+        SamplingParams(entmax=True),
+        SamplingParams(0.5, entmax=True),
+        SamplingParams(top_k=3, entmax=True),
+        SamplingParams(top_p=0.7, entmax=True),
+        SamplingParams(top_k=6, top_p=0.9999999, entmax=True),
+        SamplingParams(min_p=0.2, entmax=True),
+        SamplingParams(typical_p=0.9, entmax=True),
     ],
     ids=str,
 )
-def test_tokens_come_with_their_probabilities(rule: SamplingRule) -> None:
+def test_tokens_come_with_their_probabilities(rule: SamplingParams) -> None:
     expected = reference_sampling.probabilities(rule, LOGITS)
     assert (expected == 0.0).any()
     assert_drawn_with(Rows.repeated(LOGITS, rule, np.arange(2**15)).chosen()[0], expected)

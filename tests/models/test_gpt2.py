@@ -97,8 +97,6 @@ def test_places_and_steps_have_random_numbers_of_their_own(devices: tuple[str, .
     assert np.abs(agreement - 0.5).max() < 5 * 0.5 / np.sqrt(masks.shape[1])
 
 
-# ------------------------------------------------------------------------------------------------------------ variables
-
 BLOCK_SHAPES = {
     "norm_1/g": [32],
     "norm_1/b": [32],

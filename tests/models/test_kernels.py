@@ -27,9 +27,6 @@ def slope(function: object, x: np.ndarray, step: float = 1e-6) -> np.ndarray:
     return (function(x + step) - function(x - step)) / (2 * step)
 
 
-# -------------------------------------------------------------------------------------------------------- normalisation
-
-
 @pytest.mark.parametrize("mean", [0.0, 1000.0])
 def test_layer_norm(mean: float) -> None:
     x, gain, bias = normal(2, 3, 24) + np.float32(mean), normal(24, seed=1), normal(24, seed=2)
@@ -66,9 +63,6 @@ def test_layer_norm_of_bfloat16_has_float32_statistics() -> None:
     assert (y.dtype, mean.dtype, inverse_std.dtype) == (tf.bfloat16, tf.float32, tf.float32)
     close(mean, exact.mean(-1))
     close(tf.cast(y, tf.float32), reference.layer_norm(exact, 1.0, 0.0), 2**-8)
-
-
-# -------------------------------------------------------------------------------------------------------- cross-entropy
 
 
 def log_z_and_label_logit(logits: np.ndarray, labels: np.ndarray, n_slices: int) -> tuple[np.ndarray, np.ndarray]:
@@ -114,9 +108,6 @@ def test_cross_entropy_gradient_with_z_loss(n_slices: int) -> None:
         for index, part in enumerate(np.split(logits, n_slices, -1))
     ]
     close(np.concatenate(actual, -1), expected)
-
-
-# -------------------------------------------------------------------------------------------------------------- dropout
 
 
 def dropped(rate: float, key: int = 3, shape: tuple[int, ...] = (8, 64, 128)) -> np.ndarray:
@@ -172,9 +163,6 @@ def test_dropout_of_bfloat16_keeps_the_dtype_and_the_mask() -> None:
     y = noise.dropout(0.5)(tf.ones((8, 64, 128), tf.bfloat16), np.int32(3), rows, starts)
     assert y.dtype == tf.bfloat16
     np.testing.assert_array_equal(np.asarray(tf.cast(y, tf.float32)), dropped(0.5))
-
-
-# -------------------------------------------------------------------------------------------------------- sums and Adam
 
 
 def test_sums() -> None:

@@ -76,8 +76,6 @@ def assert_causal_results(inputs: list[np.ndarray], tolerance: float = 1e-5) -> 
         close(one, other, tolerance)
 
 
-# -------------------------------------------------------------------------------------------------------------- kernels
-
 LONG = 130  # three chunks, the last of them not full
 
 
@@ -175,9 +173,6 @@ def test_bfloat16_is_summed_in_float32(exact: Callable[..., np.ndarray]) -> None
     assert outputs.dtype == tf.bfloat16
     close(tf.cast(outputs, tf.float32), exact(*(np.asarray(tf.cast(x, tf.float64)) for x in inputs[:3])), 2**-8)
     assert {x.dtype for x in gradient_kernel(*inputs)} == {tf.bfloat16}
-
-
-# ----------------------------------------------------------------------------------------------------------- operations
 
 
 @pytest.mark.parametrize(

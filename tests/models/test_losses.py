@@ -50,4 +50,4 @@ def test_the_loss_of_guessing_is_that_of_equal_logits(devices: tuple[str, ...], 
 
     inputs = [("batch sequence vocab", np.full((2, 3, 8), 0.7, np.float32)), ("batch sequence", LABELS)]
     (each,) = tiny.evaluate(build, place(tiny.mesh_config("", ""), devices[:1]), *inputs)
-    np.testing.assert_allclose(each, losses.loss_of_guessing(model), rtol=1e-5)
+    np.testing.assert_allclose(each, losses.uniform_loss(model), rtol=1e-5)

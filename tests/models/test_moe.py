@@ -128,9 +128,6 @@ def numeric_gradient(function: Callable[[np.ndarray], float], at: np.ndarray, st
     return gradient
 
 
-# ------------------------------------------------------------------------------------------------ outputs and gradients
-
-
 @pytest.mark.parametrize(
     ("changes", "n_choices"),
     [({}, 2), (ROOM_FOR_ALL, 2), ({"moe_gating": "top_1"}, 1)],
@@ -160,9 +157,6 @@ def test_outputs_losses_and_gradients(devices: Devices, changes: dict[str, objec
         close(actual, numeric_gradient(loss_of, getattr(weights, name)))
     if changes is ROOM_FOR_ALL:
         close(results.outputs, reference.dense_mixture(exact, weights, n_choices))
-
-
-# ------------------------------------------------------------------------------------------------------------- the mesh
 
 
 LAYOUTS = [
@@ -223,9 +217,6 @@ def test_rows_of_the_experts_are_split_like_the_batch_unless_the_experts_are(dev
     assert axis("batch:y,experts:y", 4) is axis("batch:y,experts:x", 3) is axis("experts:x", 4) is None
 
 
-# ------------------------------------------------------------------------------------------------------------- decoding
-
-
 def decoded(x: mtf.Tensor, config: ModelConfig, prompt_length: int) -> list[mtf.Tensor]:
     """Outputs of a prompt, and then of one token after the other: [batch, prompt, embd], [batch, embd] ..."""
     batch_dim, sequence_dim, embd_dim = x.shape.dims
@@ -271,9 +262,6 @@ def test_no_token_depends_on_a_later_one(devices: Devices) -> None:
     for token in range(12):
         changed = np.concatenate([x[:, :token], other[:, token:]], 1)
         np.testing.assert_array_equal(function(changed, x).outputs[:, :token], results.outputs[:, :token])
-
-
-# -------------------------------------------------------------------------------------------------------------- routing
 
 
 ROUTING_RULES = [
@@ -348,9 +336,6 @@ def test_a_threshold_of_0_claims_every_second_choice() -> None:
 def test_capacity(changes: dict[str, object], training: int, evaluation: int) -> None:
     config = model(**({"moe_capacity_factor_train": 0.625, "moe_capacity_factor_eval": 0.625} | changes))
     assert (routing_rule(config, True).capacity, routing_rule(config, False).capacity) == (training, evaluation)
-
-
-# ---------------------------------------------------------------------------------- precision, dropout and first values
 
 
 def test_bfloat16_is_routed_in_float32(devices: Devices) -> None:

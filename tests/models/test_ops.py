@@ -12,7 +12,7 @@ from models.norms import LAYER_NORM_EPSILON
 from models.ops.dropout import Noise, dropout
 from models.ops.embedding import embedding_lookup
 from models.ops.gradients import global_norm
-from models.ops.mesh_operation import relabel
+from models.ops.mesh_operation import redistribute
 from models.ops.norms import layer_norm
 from runtime.mesh.placement import Placement, place
 from tests import tiny
@@ -47,9 +47,6 @@ def slope(function: Callable[[float], float], step: float = 1e-6) -> float:
     return (function(step) - function(-step)) / (2 * step)
 
 
-# ------------------------------------------------------------------------------------------------------------ embedding
-
-
 @pytest.mark.parametrize(
     ("mesh_shape", "layout"), [("x:4", "vocab:x"), ("x:2,y:2", "batch:x,embd:y"), ("x:2,y:2", "batch:x,vocab:y")]
 )
@@ -68,9 +65,6 @@ def test_embedding(devices: Devices, mesh_shape: str, layout: str) -> None:
     np.add.at(expected, ids, d_embedded)
     np.testing.assert_array_equal(embedded, table[ids])
     close(d_table, expected)
-
-
-# ----------------------------------------------------------------------------------------------------------- layer norm
 
 
 @pytest.mark.parametrize(("mesh_shape", "layout"), [("x:4", "embd:x"), ("x:2,y:2", "batch:x,embd:y")])
@@ -92,9 +86,6 @@ def test_layer_norm(devices: Devices, mesh_shape: str, layout: str) -> None:
     close(dx, expected)
     close(d_gain, (reference.layer_norm(exact, 1.0, 0.0) * dy).sum((0, 1)))
     close(d_bias, dy.sum((0, 1)))
-
-
-# -------------------------------------------------------------------------------------------------------------- dropout
 
 
 def dropout_and_gradient(placement: Placement, x: np.ndarray, dy: np.ndarray) -> list[np.ndarray]:
@@ -122,15 +113,12 @@ def test_dropout_with_rate_0_is_the_tensor_itself() -> None:
     assert dropout(x, 0.0, noise(mesh, x.shape.dims[0])) is x
 
 
-# ------------------------------------------------------------------------------------------------- relabel, global norm
-
-
 @pytest.mark.parametrize("layout", ["sequence:x", "memory_length:x", "sequence:x,memory_length:y"])
 def test_relabel_moves_no_value_to_another_place(devices: Devices, layout: str) -> None:
     x = np.arange(24, dtype=np.float32).reshape(2, 4, 3)
 
     def build(x: mtf.Tensor) -> list[mtf.Tensor]:
-        y = relabel(x, "sequence", "memory_length")
+        y = redistribute(x, "sequence", "memory_length")
         assert y.shape.dimension_names == ["batch", "memory_length", "embd"]
         return [y]
 

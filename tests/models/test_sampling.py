@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from meshtf import mtf, tf
 from models.kernels import noise, sampling
-from models.kernels.sampling import MAX_TOP, SamplingRule
+from models.kernels.sampling import MAX_TOP, SamplingParams
 from models.ops.sampling import RowRules, choose
 from runtime.mesh.placement import place
 from tests import tiny
@@ -22,42 +22,39 @@ from tests.models.reference_sampling import EOS, Rows, Text, assert_drawn_with
 
 LOGITS = np.array([1.0, -0.5, 2.0, 0.3, -2.0, 1.5, 0.0, -1.0])
 SOME = np.arange(64)  # seeds
-GREEDY = SamplingRule(temperature=0.0)
+GREEDY = SamplingParams(temperature=0.0)
 N_VOCAB = len(LOGITS)
 N_ROWS = 16
-
-
-# --------------------------------------------------------------------------------------------------------- by hand
 
 
 @pytest.mark.parametrize(
     ("rule", "kept"),
     [
-        (SamplingRule(top_k=1), [2]),
-        (SamplingRule(top_k=3), [0, 2, 5]),
-        (SamplingRule(5.0, top_k=8), [0, 1, 2, 3, 4, 5, 6, 7]),
-        (SamplingRule(top_k=100), [0, 1, 2, 3, 4, 5, 6, 7]),
+        (SamplingParams(top_k=1), [2]),
+        (SamplingParams(top_k=3), [0, 2, 5]),
+        (SamplingParams(5.0, top_k=8), [0, 1, 2, 3, 4, 5, 6, 7]),
+        (SamplingParams(top_k=100), [0, 1, 2, 3, 4, 5, 6, 7]),
         # The probabilities are .41 (token 2), .25 (5), .15 (0), .075 (3), .056 (6), .034 (1), .020 (7), .0075 (4).
-        (SamplingRule(top_p=0.0), [2]),
-        (SamplingRule(top_p=1e-6), [2]),
-        (SamplingRule(top_p=0.75), [0, 2, 5]),
-        (SamplingRule(top_k=2, top_p=0.99), [2, 5]),
-        (SamplingRule(0.2, top_p=0.75), [2]),
-        (SamplingRule(min_p=0.3), [0, 2, 5]),
-        (SamplingRule(min_p=0.4), [2, 5]),
-        (SamplingRule(min_p=1.0), [2]),
+        (SamplingParams(top_p=0.0), [2]),
+        (SamplingParams(top_p=1e-6), [2]),
+        (SamplingParams(top_p=0.75), [0, 2, 5]),
+        (SamplingParams(top_k=2, top_p=0.99), [2, 5]),
+        (SamplingParams(0.2, top_p=0.75), [2]),
+        (SamplingParams(min_p=0.3), [0, 2, 5]),
+        (SamplingParams(min_p=0.4), [2, 5]),
+        (SamplingParams(min_p=1.0), [2]),
         # The entropy is 1.61, nearest to the surprise of token 5, 1.39; then come 0 (1.89), 2 (.89) and 3 (2.59).
-        (SamplingRule(typical_p=0.0), [5]),
-        (SamplingRule(typical_p=1e-6), [5]),
-        (SamplingRule(typical_p=0.3), [0, 5]),
-        (SamplingRule(typical_p=0.5), [0, 2, 5]),
-        (SamplingRule(typical_p=0.85), [0, 2, 3, 5]),
+        (SamplingParams(typical_p=0.0), [5]),
+        (SamplingParams(typical_p=1e-6), [5]),
+        (SamplingParams(typical_p=0.3), [0, 5]),
+        (SamplingParams(typical_p=0.5), [0, 2, 5]),
+        (SamplingParams(typical_p=0.85), [0, 2, 3, 5]),
         # Of 2, 5 and 0 alone the entropy is 1.02.
-        (SamplingRule(top_k=3, typical_p=0.5), [2, 5]),
+        (SamplingParams(top_k=3, typical_p=0.5), [2, 5]),
     ],
     ids=str,
 )
-def test_filters(rule: SamplingRule, kept: list[int]) -> None:
+def test_filters(rule: SamplingParams, kept: list[int]) -> None:
     probabilities, *_ = Rows.repeated(LOGITS, rule, SOME[:N_ROWS]).probabilities()
     assert np.flatnonzero(probabilities).tolist() == kept
     expected = np.where(np.isin(np.arange(8), kept), np.exp(LOGITS / rule.temperature), 0.0)
@@ -65,7 +62,7 @@ def test_filters(rule: SamplingRule, kept: list[int]) -> None:
 
 
 def test_tokens_as_likely_as_the_last_that_a_filter_keeps_are_kept_with_it() -> None:
-    for rule in (SamplingRule(top_k=2), SamplingRule(top_p=0.6)):
+    for rule in (SamplingParams(top_k=2), SamplingParams(top_p=0.6)):
         probabilities, *_ = Rows.repeated(
             np.array([1.0, 2.0, 1.0, 0.0, 1.0, -5, -5, -5]), rule, SOME[:N_ROWS]
         ).probabilities()
@@ -74,7 +71,7 @@ def test_tokens_as_likely_as_the_last_that_a_filter_keeps_are_kept_with_it() -> 
 
 def test_a_token_that_is_the_least_bit_less_likely_than_the_last_is_not_kept() -> None:
     logits = -np.array([0.0, 1.0, np.nextafter(np.float32(1.0), np.float32(2.0)), 9, 9, 9, 9, 9])
-    for rule in (SamplingRule(top_k=2), SamplingRule(top_p=0.6)):
+    for rule in (SamplingParams(top_k=2), SamplingParams(top_p=0.6)):
         probabilities, *_ = Rows.repeated(logits, rule, SOME[:N_ROWS]).probabilities()
         assert np.flatnonzero(probabilities).tolist() == [0, 1]
 
@@ -85,22 +82,22 @@ TEXT = Text((2, 4, 5, 2, 5, 5), n_prompt=3)  # 2, 5 and 5 were written
 @pytest.mark.parametrize(
     ("rule", "expected"),
     [
-        (SamplingRule(repetition_penalty=2.0), [1.0, -0.5, 1.0, 0.3, -4.0, 0.75, 0.0, -1.0]),
-        (SamplingRule(repetition_penalty=0.5), [1.0, -0.5, 4.0, 0.3, -1.0, 3.0, 0.0, -1.0]),
-        (SamplingRule(presence_penalty=0.5), [1.0, -0.5, 1.5, 0.3, -2.0, 1.0, 0.0, -1.0]),
-        (SamplingRule(frequency_penalty=0.5), [1.0, -0.5, 1.5, 0.3, -2.0, 0.5, 0.0, -1.0]),
+        (SamplingParams(repetition_penalty=2.0), [1.0, -0.5, 1.0, 0.3, -4.0, 0.75, 0.0, -1.0]),
+        (SamplingParams(repetition_penalty=0.5), [1.0, -0.5, 4.0, 0.3, -1.0, 3.0, 0.0, -1.0]),
+        (SamplingParams(presence_penalty=0.5), [1.0, -0.5, 1.5, 0.3, -2.0, 1.0, 0.0, -1.0]),
+        (SamplingParams(frequency_penalty=0.5), [1.0, -0.5, 1.5, 0.3, -2.0, 0.5, 0.0, -1.0]),
         (
-            SamplingRule(repetition_penalty=2.0, presence_penalty=0.25, frequency_penalty=-0.5),
+            SamplingParams(repetition_penalty=2.0, presence_penalty=0.25, frequency_penalty=-0.5),
             [1.0, -0.5, 1.25, 0.3, -4.0, 1.5, 0.0, -1.0],
         ),
-        (SamplingRule(no_repeat_ngram=1), [1.0, -0.5, None, 0.3, None, None, 0.0, -1.0]),
-        (SamplingRule(no_repeat_ngram=2), [1.0, -0.5, None, 0.3, -2.0, None, 0.0, -1.0]),
-        (SamplingRule(no_repeat_ngram=3), list(LOGITS)),
-        (SamplingRule(never_end=True), [1.0, -0.5, 2.0, None, -2.0, 1.5, 0.0, -1.0]),
+        (SamplingParams(no_repeat_ngram=1), [1.0, -0.5, None, 0.3, None, None, 0.0, -1.0]),
+        (SamplingParams(no_repeat_ngram=2), [1.0, -0.5, None, 0.3, -2.0, None, 0.0, -1.0]),
+        (SamplingParams(no_repeat_ngram=3), list(LOGITS)),
+        (SamplingParams(never_end=True), [1.0, -0.5, 2.0, None, -2.0, 1.5, 0.0, -1.0]),
     ],
     ids=str,
 )
-def test_penalties_and_bans(rule: SamplingRule, expected: list[float | None]) -> None:
+def test_penalties_and_bans(rule: SamplingParams, expected: list[float | None]) -> None:
     probabilities, *_ = Rows.repeated(LOGITS, rule, SOME[:N_ROWS], TEXT).probabilities()
     exact = np.exp([-np.inf if logit is None else logit for logit in expected])
     np.testing.assert_allclose(probabilities, exact / exact.sum(), rtol=1e-5, atol=1e-9)
@@ -117,33 +114,31 @@ def test_a_longer_run_is_banned_by_its_last_token_only() -> None:
         assert np.flatnonzero(probabilities == 0.0).tolist() == expected
 
 
-def ngrams(n: int) -> SamplingRule:
-    return SamplingRule(no_repeat_ngram=n)
+def ngrams(n: int) -> SamplingParams:
+    return SamplingParams(no_repeat_ngram=n)
 
 
 def test_where_everything_is_banned_any_token_may_come_but_the_end() -> None:
-    text, rule = Text(tuple(range(8)), n_prompt=8), SamplingRule(no_repeat_ngram=1, never_end=True)
+    text, rule = Text(tuple(range(8)), n_prompt=8), SamplingParams(no_repeat_ngram=1, never_end=True)
     assert set(Rows.repeated(LOGITS, rule, SOME, text).chosen()[0]) == {0, 1, 2, 4, 5, 6, 7}
 
 
 def test_the_likeliest_token_is_the_first_of_equal_ones_and_heeds_no_filter_and_no_seed() -> None:
-    rule = SamplingRule(0.0, top_k=1, typical_p=0.1, entmax=True)
+    rule = SamplingParams(0.0, top_k=1, typical_p=0.1, entmax=True)
     assert set(Rows.repeated(np.array([0.0, 3.0, 1.0, 3.0, 2.0, 2.0, 2.0, 2.0]), rule, SOME).chosen()[0]) == {1}
 
 
 @pytest.mark.parametrize("temperature", [1e-5, 1e-30, 1e-38, 5e-324])
 def test_the_lowest_temperatures_give_the_likeliest_token_too(temperature: float) -> None:
     for entmax in (False, True):
-        rule = SamplingRule(temperature, entmax=entmax)
+        rule = SamplingParams(temperature, entmax=entmax)
         assert set(Rows.repeated(LOGITS, rule, SOME).chosen()[0]) == {2}
 
-
-# -------------------------------------------------------------------------------------------------- by the definitions
 
 SHARES = st.one_of(st.just(1.0), st.floats(0.01, 1.0))
 PENALTIES = st.one_of(st.just(0.0), st.floats(-2.0, 2.0))
 RULES = st.builds(
-    SamplingRule,
+    SamplingParams,
     temperature=st.floats(0.3, 3.0),
     top_k=st.integers(0, N_VOCAB + 2),
     top_p=SHARES,
@@ -169,7 +164,7 @@ TEXTS = st.builds(
     st.lists(RULES, min_size=N_ROWS, max_size=N_ROWS),
     st.lists(TEXTS, min_size=N_ROWS, max_size=N_ROWS),
 )
-def test_each_row_is_drawn_by_its_own_rule(seed: int, rules: list[SamplingRule], texts: list[Text]) -> None:
+def test_each_row_is_drawn_by_its_own_rule(seed: int, rules: list[SamplingParams], texts: list[Text]) -> None:
     logits = np.random.default_rng(seed).normal(0.0, 2.0, (N_ROWS, N_VOCAB)).astype(np.float32)
     actual = Rows(logits, rules, texts, np.zeros(N_ROWS, np.int32)).probabilities()
     for row, rule, text, probabilities in zip(logits, rules, texts, actual, strict=True):
@@ -178,30 +173,27 @@ def test_each_row_is_drawn_by_its_own_rule(seed: int, rules: list[SamplingRule],
             np.testing.assert_allclose(probabilities, exact, rtol=2e-4, atol=1e-6, err_msg=f"{rule} {text}")
 
 
-# --------------------------------------------------------------------------------------------------------------- draws
-
-
 @pytest.mark.parametrize(
     "rule",
     [
-        SamplingRule(),
-        SamplingRule(0.5),
-        SamplingRule(2.0, top_k=4),
-        SamplingRule(top_p=0.8),
-        SamplingRule(min_p=0.12),
-        SamplingRule(typical_p=0.85),
-        SamplingRule(repetition_penalty=1.5),
-        SamplingRule(presence_penalty=0.7),
-        SamplingRule(frequency_penalty=0.4),
-        SamplingRule(no_repeat_ngram=2),
-        SamplingRule(entmax=True),
-        SamplingRule(never_end=True),
-        SamplingRule(1.5, top_k=5, top_p=0.9),
-        SamplingRule(0.8, top_k=6, min_p=0.05, repetition_penalty=1.3, frequency_penalty=0.2),
+        SamplingParams(),
+        SamplingParams(0.5),
+        SamplingParams(2.0, top_k=4),
+        SamplingParams(top_p=0.8),
+        SamplingParams(min_p=0.12),
+        SamplingParams(typical_p=0.85),
+        SamplingParams(repetition_penalty=1.5),
+        SamplingParams(presence_penalty=0.7),
+        SamplingParams(frequency_penalty=0.4),
+        SamplingParams(no_repeat_ngram=2),
+        SamplingParams(entmax=True),
+        SamplingParams(never_end=True),
+        SamplingParams(1.5, top_k=5, top_p=0.9),
+        SamplingParams(0.8, top_k=6, min_p=0.05, repetition_penalty=1.3, frequency_penalty=0.2),
     ],
     ids=str,
 )
-def test_tokens_come_with_their_probabilities(rule: SamplingRule) -> None:
+def test_tokens_come_with_their_probabilities(rule: SamplingParams) -> None:
     for first_seed in (0, 2**31 - 2**15):
         tokens = Rows.repeated(LOGITS, rule, np.arange(2**15) + first_seed, TEXT).chosen()[0]
         assert_drawn_with(tokens, reference.probabilities(rule, LOGITS, TEXT))
@@ -216,7 +208,7 @@ def first_clocks(seeds: np.ndarray, positions: np.ndarray) -> np.ndarray:
 def test_the_positions_of_one_seed_are_independent() -> None:
     positions = np.arange(2**15)
     tokens = first_clocks(np.full_like(positions, 12345), positions)
-    probabilities = reference.probabilities(SamplingRule(), LOGITS)
+    probabilities = reference.probabilities(SamplingParams(), LOGITS)
     assert_drawn_with(tokens, probabilities)
     assert_drawn_with(tokens[1:] * 8 + tokens[:-1], np.outer(probabilities, probabilities).ravel())
 
@@ -225,7 +217,7 @@ def test_the_positions_of_one_seed_are_independent() -> None:
 def test_seeds_and_positions_next_to_each_other_are_independent(moved: tuple[int, int]) -> None:
     seeds, positions = np.divmod(np.arange(2**15), 128)
     pairs = first_clocks(seeds + 7, positions + 7) * 8 + first_clocks(seeds + 7 + moved[0], positions + 7 + moved[1])
-    probabilities = reference.probabilities(SamplingRule(), LOGITS)
+    probabilities = reference.probabilities(SamplingParams(), LOGITS)
     assert_drawn_with(pairs, np.outer(probabilities, probabilities).ravel())
 
 
@@ -246,21 +238,18 @@ def test_clocks_are_exponential_down_to_the_rarest() -> None:
         assert abs((clocks < bound).sum() - share * clocks.size) < 5 * np.sqrt(share * (1 - share) * clocks.size), bound
 
 
-# ------------------------------------------------------------------------------------------------- place, company, mesh
-
-
 def mixed_rows() -> Rows:
     """Rows with rules and texts of all kinds."""
     rng = np.random.default_rng(3)
     rules = [
         GREEDY,
-        SamplingRule(),
-        SamplingRule(0.7, top_k=20, top_p=0.9),
-        SamplingRule(typical_p=0.5, never_end=True),
-        SamplingRule(1.2, min_p=0.1, repetition_penalty=1.3),
-        SamplingRule(entmax=True, presence_penalty=0.5),
-        SamplingRule(0.0, no_repeat_ngram=2, frequency_penalty=1.0),
-        SamplingRule(1.5, top_k=3),
+        SamplingParams(),
+        SamplingParams(0.7, top_k=20, top_p=0.9),
+        SamplingParams(typical_p=0.5, never_end=True),
+        SamplingParams(1.2, min_p=0.1, repetition_penalty=1.3),
+        SamplingParams(entmax=True, presence_penalty=0.5),
+        SamplingParams(0.0, no_repeat_ngram=2, frequency_penalty=1.0),
+        SamplingParams(1.5, top_k=3),
     ]
     texts = [Text(tuple(rng.integers(0, 4, n).tolist()), n // 2) for n in range(4, 12)]
     return Rows(rng.normal(0.0, 2.0, (8, 64)).astype(np.float32), rules, texts, np.arange(8, dtype=np.int32) * 3)
@@ -281,7 +270,7 @@ def test_a_row_does_not_depend_on_its_place_and_its_company(indices: list[int]) 
 
 
 def test_rows_with_one_seed_differ_by_length_only() -> None:
-    rows = Rows.repeated(np.zeros(64), SamplingRule(), np.full(8, 5))
+    rows = Rows.repeated(np.zeros(64), SamplingParams(), np.full(8, 5))
     tokens = dataclasses.replace(rows, texts=[Text((1, 2))] * 2 + [Text((1,) * n) for n in range(3, 9)]).chosen()[0]
     assert tokens[0] == tokens[1] and len(set(tokens)) > 4
 
@@ -302,9 +291,6 @@ def test_a_mesh_chooses_as_one_device(devices: tuple[str, ...], layout: str) -> 
     on_mesh = tiny.evaluate(build, placement, *zip(names, rows.inputs(n_top=1), strict=True))
     for actual, expected in zip(on_mesh, rows.chosen(n_top=1), strict=True):
         np.testing.assert_allclose(actual, expected, rtol=1e-6)
-
-
-# ---------------------------------------------------------------------------------------------------- log-probabilities
 
 
 @pytest.mark.parametrize("dtype", [tf.float32, tf.bfloat16])

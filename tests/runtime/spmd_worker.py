@@ -150,9 +150,9 @@ def build_steps(membership: Membership) -> tuple[Placement, Callable[[], object]
 def train_forever(membership: Membership) -> None:
     """Says when each step is done."""
     _, step = build_steps(membership)
-    with membership.promising():
+    with membership.timeout():
         for number in itertools.count():
-            membership.come_to_meeting()
+            membership.synchronize()
             step()
             print("step", number, flush=True)
 
@@ -163,7 +163,7 @@ def train_until_stopped(membership: Membership, folder: Path) -> None:
     writers = Writers(membership.cluster.index, membership.cluster.size, membership.barrier)
     with StopRequest() as stop:
         for number in itertools.count():
-            if membership.greatest(stop.signal_number or 0):
+            if membership.all_reduce_max(stop.signal_number or 0):
                 break
             step()
             print("step", number, flush=True)

@@ -42,8 +42,8 @@ class Network:
     """Two machines with a cable between them.
 
     Attributes:
-      names: of the namespaces.
-      processes: started on them.
+        names: of the namespaces.
+        processes: started on them.
     """
 
     names: tuple[str, str]
@@ -115,8 +115,8 @@ def wait_for(process: subprocess.Popen, start_of_line: str, limit_seconds: float
 
 def loss_of(lost: int) -> str:
     return (
-        f"process {lost} ({HOSTS[lost]}) -- has ended, hangs or cannot be reached, so this process ({1 - lost}) ends "
-        "too -- see what it said last, and start all processes again: they go on from the last checkpoint"
+        f"process {lost} ({HOSTS[lost]}): has ended, hangs or cannot be reached, so this process ({1 - lost}) ends "
+        "too; see what it said last, and start all processes again: they go on from the last checkpoint"
     )
 
 
@@ -144,7 +144,7 @@ def test_a_machine_that_does_not_answer(network: Network) -> None:
     first = network.start_meeting(0, HOSTS, 0, 3.0)
     text, _ = first.communicate(timeout=60)
     assert text == (
-        f"{HOSTS[1]} -- not there after 3 s of waiting -- start the same command there with its own host_index, and "
+        f"{HOSTS[1]}: not there after 3 s of waiting; start the same command there with its own host_index, and "
         "see that a firewall lets this machine through\n"
     )
 
@@ -153,8 +153,8 @@ def test_machines_that_were_given_the_index_of_each_other(network: Network) -> N
     processes = [network.start_meeting(machine, HOSTS, 1 - machine, 60.0) for machine in (0, 1)]
     said = [process.communicate(timeout=60)[0] for process in processes]
     assert said == [
-        f"{HOSTS[machine]} -- is process {machine} and on this machine, where process {1 - machine} "
-        f"({HOSTS[1 - machine]}) was started, on the same port -- start each process on its own machine, or give each "
+        f"{HOSTS[machine]}: is process {machine} and on this machine, where process {1 - machine} "
+        f"({HOSTS[1 - machine]}) was started, on the same port; start each process on its own machine, or give each "
         "a port of its own\n"
         for machine in (0, 1)
     ]
@@ -165,7 +165,7 @@ def test_a_process_that_the_others_look_for_elsewhere(network: Network) -> None:
     first = network.start_meeting(0, [elsewhere, HOSTS[1]], 0, 60.0)
     second = network.start_meeting(1, [elsewhere, HOSTS[1]], 1, 3.0)
     text, _ = second.communicate(timeout=60)
-    assert text.startswith(f"{elsewhere} -- not there after 3 s of waiting -- start the same command there ")
+    assert text.startswith(f"{elsewhere}: not there after 3 s of waiting; start the same command there ")
     text, _ = first.communicate(timeout=60)
     assert text.splitlines()[-1] == loss_of(1)
 
@@ -180,6 +180,6 @@ def test_a_name_that_nobody_knows(network: Network) -> None:
     first = network.start_meeting(0, [HOSTS[0], "nowhere.invalid:2222"], 0, 2.0)
     text, _ = first.communicate(timeout=60)
     assert text == (
-        "nowhere.invalid:2222 -- no such name is known on this machine after 2 s of waiting -- correct the name, or "
+        "nowhere.invalid:2222: no such name is known on this machine after 2 s of waiting; correct the name, or "
         "give an address\n"
     )

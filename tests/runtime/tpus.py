@@ -31,7 +31,7 @@ class UnheldStore(PackedStore):
     """Names of variables that hold nothing, however large they are.
 
     Attributes:
-      variables: all that were asked for, with the shape of a slice.
+        variables: all that were asked for, with the shape of a slice.
     """
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class Built:
     """A program of training, as it would be sent to a TPU.
 
     Attributes:
-      graph: with all that it calls.
+        graph: with all that it calls.
     """
 
     placement: TpuPlacement

@@ -11,7 +11,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from data.tokenization.tokenizer import Tokenizer
-from runtime.generation.engine import Job, Piece
+from runtime.generation.engine import ActiveSequence, TokenChunk
 from serving.app import serve
 from serving.model import ServedModel
 from serving.settings import ServingSettings, key_from_environment
@@ -41,7 +41,7 @@ def top_of(token: int, n_top: int) -> tuple[tuple[int, float], ...]:
     return tuple(((token + 1 + i) % EOS_ID, -(i + 1) / 128) for i in range(n_top))
 
 
-def token_at(job: Job, place: int) -> int:
+def token_at(job: ActiveSequence, place: int) -> int:
     """The prompt over and over, from a place that the seed tells, and at temperature 0 from its beginning."""
     begin = job.seed if job.rule.temperature else 0
     token = job.tokens[(begin + place) % len(job.tokens)]
@@ -55,10 +55,10 @@ class ScriptedEngine:
     n_rows: int
     n_ctx: int
     seconds_per_token: float
-    jobs: dict[int, Job] = dataclasses.field(default_factory=dict)
+    jobs: dict[int, ActiveSequence] = dataclasses.field(default_factory=dict)
     written: dict[int, int] = dataclasses.field(default_factory=dict)
 
-    def admit(self, jobs: Mapping[int, Job]) -> None:
+    def admit(self, jobs: Mapping[int, ActiveSequence]) -> None:
         """Begins jobs."""
         assert not set(jobs) & set(self.jobs)
         if any(byte_text(job.tokens) == BREAKS for job in jobs.values()):
@@ -66,12 +66,12 @@ class ScriptedEngine:
         self.jobs |= jobs
         self.written |= dict.fromkeys(jobs, 0)
 
-    def advance(self, n_turns: int) -> dict[int, Piece]:
+    def advance(self, n_turns: int) -> dict[int, TokenChunk]:
         """Writes."""
         time.sleep(self.seconds_per_token * n_turns)
         return {row: self._advance(row, job, n_turns) for row, job in self.jobs.items()}
 
-    def _advance(self, row: int, job: Job, n_turns: int) -> Piece:
+    def _advance(self, row: int, job: ActiveSequence, n_turns: int) -> TokenChunk:
         begin, end = self.written[row], min(self.written[row] + n_turns, job.n_new_tokens)
         tokens = tuple(token_at(job, place) for place in range(begin, end))
         self.written[row] = end
@@ -83,15 +83,15 @@ class ScriptedEngine:
         """Frees a row."""
         del self.jobs[row], self.written[row]
 
-    def score(self, tokens: Sequence[int], n_top: int = 0) -> Piece:
+    def score(self, tokens: Sequence[int], n_top: int = 0) -> TokenChunk:
         """Scores a text."""
         time.sleep(self.seconds_per_token)
         return piece(tuple(tokens[1:]), n_top, None)
 
 
-def piece(tokens: tuple[int, ...], n_top: int, end: str | None) -> Piece:
+def piece(tokens: tuple[int, ...], n_top: int, end: str | None) -> TokenChunk:
     """Tokens with their scores."""
-    return Piece(tokens, tuple(map(log_prob, tokens)), tuple(top_of(token, n_top) for token in tokens), end)
+    return TokenChunk(tokens, tuple(map(log_prob, tokens)), tuple(top_of(token, n_top) for token in tokens), end)
 
 
 def byte_text(tokens: Sequence[int]) -> str:

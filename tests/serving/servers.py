@@ -31,7 +31,7 @@ class Server:
     """A process that serves.
 
     Attributes:
-      url: where it listens.
+        url: where it listens.
     """
 
     def __init__(self, process_id: int, wait: Callable[[float], int], output: Path) -> None:

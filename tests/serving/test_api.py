@@ -42,9 +42,6 @@ def post(server: Server, **fields: Any) -> httpx2.Response:
     return httpx2.post(f"{server.url}/v1/completions", json={"model": "scripted", **fields})
 
 
-# ------------------------------------------------------------------------------------------------------------- answers
-
-
 def test_a_text_is_gone_on_with(client: openai.OpenAI) -> None:
     answer = complete(client, "abc", max_tokens=5)
     (choice,) = answer.choices
@@ -160,9 +157,6 @@ def test_a_context_may_be_filled(client: openai.OpenAI) -> None:
     assert complete(client, "a" * 128, max_tokens=0, echo=True, logprobs=0).choices[0].text == "a" * 128
 
 
-# ----------------------------------------------------------------------------------------------------------- streaming
-
-
 def test_a_stream_holds_what_the_whole_answer_holds(client: openai.OpenAI) -> None:
     fields = {"n": 3, "seed": 5, "temperature": 1, "logprobs": 3, "echo": True, "max_tokens": 30, "stop": ["ghi"]}
     whole = complete(client, ["abcdéfghijk", "lmnop"], **fields)
@@ -195,20 +189,17 @@ def test_a_character_is_never_streamed_in_halves(client: openai.OpenAI) -> None:
     assert len(chunks) > 5
 
 
-# -------------------------------------------------------------------------------------------------------------- errors
-
-
 @pytest.mark.parametrize(
     ("fields", "param", "part"),
     [
-        ({"temperature": 2.5}, "temperature", "2.5 -- Input should be less than or equal to 2 -- give 0 to 2;"),
+        ({"temperature": 2.5}, "temperature", "2.5: Input should be less than or equal to 2; give 0 to 2;"),
         ({"temperature": "1"}, "temperature", "should be a valid number"),
         ({"top_p": 0}, "top_p", "give more than 0, to 1:"),
         ({"n": 0}, "n", "give 1 to 128:"),
         ({"n": True}, "n", "give 1 to 128:"),
         ({"max_tokens": -1}, "max_tokens", "give 0 or more;"),
-        ({"max_tokens": 126}, "max_tokens", "with the prompt's 3 tokens is more than the context of 128 -- give less"),
-        ({"max_tokens": 10**400}, "max_tokens", "less than or equal to 1000000 -- give 0 or more;"),
+        ({"max_tokens": 126}, "max_tokens", "with the prompt's 3 tokens is more than the context of 128; give less"),
+        ({"max_tokens": 10**400}, "max_tokens", "less than or equal to 1000000; give 0 or more;"),
         ({"logprobs": 6}, "logprobs", "give 0 to 5:"),
         ({"stop": ["a"] * 5}, "stop", "give a text, or up to 4 of them"),
         ({"stop": ""}, "stop", "each of 1 to 1000 characters"),
@@ -217,19 +208,19 @@ def test_a_character_is_never_streamed_in_halves(client: openai.OpenAI) -> None:
         ({"repetition_penalty": 0}, "repetition_penalty", "give 0.01 to 100:"),
         ({"logit_bias": {"5": 1}}, "logit_bias", "give null only"),
         ({"suffix": "end"}, "suffix", "give null only"),
-        ({"best_of": 1, "n": 2}, "best_of", "is less than n = 2 --"),
-        ({"best_of": 2, "stream": True}, "best_of", "are known at the end only --"),
-        ({"stream_options": {"include_usage": True}}, "stream_options", "say nothing without stream --"),
-        ({"stream": True, "stream_options": {"usage": 1}}, "stream_options.usage", "is no field of a request --"),
+        ({"best_of": 1, "n": 2}, "best_of", "is less than n = 2:"),
+        ({"best_of": 2, "stream": True}, "best_of", "are known at the end only:"),
+        ({"stream_options": {"include_usage": True}}, "stream_options", "say nothing without stream:"),
+        ({"stream": True, "stream_options": {"usage": 1}}, "stream_options.usage", "is no field of a request:"),
         ({"prompt": []}, "prompt", "give a text, a list of token ids,"),
         ({"prompt": [[]]}, "prompt", "give a text, a list of token ids,"),
         ({"prompt": [1, "a"]}, "prompt", "give a text, a list of token ids,"),
-        ({"prompt": [257]}, "prompt", "holds the id 257 -- give ids of 0 to 256"),
+        ({"prompt": [257]}, "prompt", "holds the id 257; give ids of 0 to 256"),
         ({"prompt": [10**400]}, "prompt", "give a text, a list of token ids,"),
         ({"prompt": [-1]}, "prompt", "give a text, a list of token ids,"),
         ({"prompt": "a" * 129}, "max_tokens", "with the prompt's more than 128 tokens"),
-        ({"prompt": ["a"] * 100, "n": 100}, "prompt", "are 10000 sequences together -- ask for at most 260 at once"),
-        ({"temprature": 1}, "temprature", "'temprature' -- is no field of a request -- leave it out"),
+        ({"prompt": ["a"] * 100, "n": 100}, "prompt", "are 10000 sequences together; ask for at most 260 at once"),
+        ({"temprature": 1}, "temprature", "'temprature': is no field of a request; leave it out"),
         ({"never_end": 1}, "never_end", "give true or false;"),
     ],
     ids=str,
@@ -240,7 +231,7 @@ def test_a_wrong_field_is_named_with_what_is_allowed(
     said = post(server, **{"prompt": "abc", **fields})
     error = said.json()["error"]
     assert (said.status_code, error["type"], error["param"]) == (400, "invalid_request_error", param)
-    assert part in error["message"] and error["message"].count(" -- ") == 2
+    assert part in error["message"] and error["message"].count(": ") == 2
 
 
 @pytest.mark.parametrize(
@@ -262,7 +253,7 @@ def test_a_wrong_field_is_named_with_what_is_allowed(
 )
 def test_a_body_that_is_no_request_is_refused(server: Server, body: bytes) -> None:
     said = httpx2.post(f"{server.url}/v1/completions", content=body, headers={"Content-Type": "application/json"})
-    assert said.status_code == 400 and said.json()["error"]["message"].count(" -- ") == 2
+    assert said.status_code == 400 and said.json()["error"]["message"].count(": ") == 2
 
 
 @pytest.mark.parametrize(
@@ -278,7 +269,7 @@ def test_a_long_list_of_faults_keeps_nobody_waiting(server: Server, prompt: list
 
 
 def test_errors_are_those_of_the_client(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.NotFoundError, match="model = 'gpt-4' -- is not served here -- give scripted") as unknown:
+    with pytest.raises(openai.NotFoundError, match="model = 'gpt-4': is not served here; give scripted") as unknown:
         client.completions.create(model="gpt-4", prompt="a")
     assert (unknown.value.code, unknown.value.param) == ("model_not_found", "model")
     with pytest.raises(openai.BadRequestError, match="give 0 to 2"):
@@ -299,9 +290,6 @@ def test_other_paths_and_methods_get_errors_of_the_same_form(server: Server) -> 
     for method, path, status in [("GET", "/", 404), ("GET", "/v1/completions", 405), ("DELETE", "/v1/models", 405)]:
         said = httpx2.request(method, server.url + path)
         assert (said.status_code, said.json()["error"]["code"]) == (status, "unknown_path")
-
-
-# ------------------------------------------------------------------------------------------------------ models, numbers
 
 
 def test_the_model_is_listed(client: openai.OpenAI) -> None:

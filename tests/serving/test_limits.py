@@ -55,9 +55,6 @@ def streaming(server: Server, **fields: Any) -> Iterator[Iterator[str]]:
         yield lines
 
 
-# ------------------------------------------------------------------------------------------------------------- the key
-
-
 def test_who_has_no_key_is_refused() -> None:
     with scripted(NEOMESH_API_KEY="let me in") as server:
         assert server.client("let me in").completions.create(model="scripted", prompt="ab").choices[0].text
@@ -78,20 +75,17 @@ def test_who_has_no_key_is_refused() -> None:
 @pytest.mark.parametrize("key", ["", " ", " key", "k\ney", "schlüssel"])
 def test_a_key_that_no_header_carries_is_refused(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NEOMESH_API_KEY", key)
-    with pytest.raises(UserError, match="^NEOMESH_API_KEY -- is empty, or .* -- set it "):
+    with pytest.raises(UserError, match="^NEOMESH_API_KEY: is empty, or .*; set it "):
         key_from_environment()
 
 
 def test_strangers_are_warned_of() -> None:
     with scripted("--host", "0.0.0.0") as server:
-        assert server.said[0].startswith("warning: --host 0.0.0.0 -- anyone who reaches this machine may ask")
+        assert server.said[0].startswith("warning: --host 0.0.0.0; anyone who reaches this machine may ask")
         port = server.url.rpartition(":")[2]
         assert httpx2.get(f"http://127.0.0.1:{port}/healthz").status_code == 200
     with scripted("--host", "0.0.0.0", NEOMESH_API_KEY="key") as server:
         assert len(server.said) == 1
-
-
-# ------------------------------------------------------------------------------------------------------ size and number
 
 
 def test_a_body_that_is_too_large_is_refused_and_the_next_is_not() -> None:
@@ -151,9 +145,6 @@ def test_an_answer_that_takes_too_long_is_ended() -> None:
         until(lambda: number(server, "neomesh_running") == 0, 1.0)
 
 
-# ------------------------------------------------------------------------------------------------- clients that go away
-
-
 @pytest.mark.parametrize("stream", [True, False])
 def test_what_nobody_waits_for_is_not_written(stream: bool) -> None:
     with scripted(*SLOW) as server:
@@ -181,9 +172,6 @@ def test_a_long_list_of_scores_keeps_nobody_waiting() -> None:
         until(lambda: number(server, "neomesh_waiting") > 100)
         assert post(server, max_tokens=16).status_code == 200 and not listed.done()
         assert len(listed.result().json()["choices"]) == 150
-
-
-# ---------------------------------------------------------------------------------------------------------- the end
 
 
 @pytest.mark.parametrize("number_", [signal.SIGTERM, signal.SIGINT])
@@ -234,30 +222,27 @@ def test_a_fault_of_the_engine_ends_it_with_all_answers() -> None:
         assert server.end() == 1 and server.said[-1] == "RuntimeError: the engine was told to break"
 
 
-# ------------------------------------------------------------------------------------------------------- before it runs
-
-
 def test_a_port_in_use_is_told_of() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(UserError, match=f"^--serve {port} --host 127.0.0.1 -- cannot listen there: .*in use.* -- "):
+        with pytest.raises(UserError, match=f"^--serve {port} --host 127.0.0.1: cannot listen there: .*in use.*; "):
             serve(MODEL, ServingSettings(port=port))
 
 
 @pytest.mark.parametrize("host", ["no.such.host.invalid", "192.0.2.1", "", "a" * 70])
 def test_a_host_that_is_not_here_is_told_of(host: str) -> None:
-    with pytest.raises(UserError, match=f"--serve 0 --host {host} -- cannot listen there: .* -- give another port"):
+    with pytest.raises(UserError, match=f"--serve 0 --host {host}: cannot listen there: .*; give another port"):
         serve(MODEL, ServingSettings(port=0, host=host))
 
 
 @pytest.mark.parametrize("port", [-1, 65536])
 def test_a_number_that_is_no_port_is_told_of(port: int) -> None:
-    with pytest.raises(UserError, match=f"^--serve {port} -- is no port -- give one of 1 to 65535"):
+    with pytest.raises(UserError, match=f"^--serve {port}: is no port; give one of 1 to 65535"):
         ServingSettings(port=port)
 
 
 def test_a_package_that_is_missing_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
     check_packages()
     monkeypatch.setattr(settings, "PACKAGES", ("starlette", "no_such_package"))
-    with pytest.raises(UserError, match=r"\(no_such_package\) -- pip install -r requirements-serve.txt"):
+    with pytest.raises(UserError, match=r"\(no_such_package\); pip install -r requirements-serve.txt"):
         check_packages()

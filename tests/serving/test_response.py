@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.generation.engine import Piece
+from runtime.generation.engine import TokenChunk
 from runtime.generation.scheduler import Delta
 from serving.request import Prompt
 from serving.response import ChoiceWriter, joined, token_name
@@ -22,7 +22,7 @@ def test_offsets_are_the_characters_in_which_tokens_begin(before: str, text: str
     """A byte is a token here, and a delta may end between any two of them."""
     writer = ChoiceWriter(0, bytes_of, 0)
     prompt, written = tuple(before.encode()), tuple(text.encode())
-    pieces = [writer.echo(Prompt(before, prompt), Piece(prompt[1:], prompt[1:], ((),) * len(prompt[1:]), None))]
+    pieces = [writer.echo(Prompt(before, prompt), TokenChunk(prompt[1:], prompt[1:], ((),) * len(prompt[1:]), None))]
     places = sorted({0, len(written), *(cut for cut in cuts if cut < len(written))})
     for begin, end in zip(places, places[1:] or places, strict=False):
         part = written[begin:end]

@@ -115,8 +115,8 @@ def test_a_mesh_answers_as_one_device(project: Project, known: list[Known]) -> N
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--serve", "70000"), "--serve 70000 -- is no port -- "),
-        (("--serve", "0", "--rows", "0"), "--rows 0 -- must be at least 1"),
+        (("--serve", "70000"), "--serve 70000: is no port; "),
+        (("--serve", "0", "--rows", "0"), "--rows 0: must be at least 1"),
     ],
 )
 def test_what_cannot_be_served_is_told_of(project: Project, arguments: tuple[str, ...], said: str) -> None:

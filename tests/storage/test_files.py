@@ -34,8 +34,8 @@ def test_a_folder_in_the_way_stays_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "file.txt" / "inner").mkdir(parents=True)
     with pytest.raises(UserError) as error:
         write_text(str(tmp_path / "file.txt"), "text")
-    assert str(error.value).startswith(f"{tmp_path}/file.txt -- cannot be written: ")
-    assert str(error.value).endswith(" -- make room there, or give another path")
+    assert str(error.value).startswith(f"{tmp_path}/file.txt: cannot be written: ")
+    assert str(error.value).endswith("; make room there, or give another path")
     assert (tmp_path / "file.txt" / "inner").is_dir()
 
 
@@ -44,7 +44,7 @@ def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         write_text(str(tmp_path / "run" / "file.txt"), "text")
     assert str(error.value) == (
-        f"{tmp_path}/run/file.txt -- cannot be written: {tmp_path}/run is not a directory -- make room there, or give "
+        f"{tmp_path}/run/file.txt: cannot be written: {tmp_path}/run is not a directory; make room there, or give "
         "another path"
     )
     assert (tmp_path / "run").read_text() == "mine"

@@ -135,8 +135,8 @@ class MongoServer:
     """A real server with a port and files of its own, which can be killed and started again.
 
     Attributes:
-      url: its address.
-      options: of the next start.
+        url: its address.
+        options: of the next start.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -35,19 +35,16 @@ def restart_reasons(done: Done) -> list[str]:
     return [restart["reason"] for restart in done.run.info["restarts"]]
 
 
-# ---------------------------------------------------------------------------------------------------------- recording
-
-
 def test_a_record_that_is_not_whole_at_the_end_is_called_so(here: Experiments) -> None:
     stands_in_the_way = here.store / "1" / "metrics.json"
     with meanwhile(lambda: until((here.store / "1" / "run.json").exists), stands_in_the_way.mkdir):
         done = here.run("--seconds_per_step", "0.05")
     assert (done.status, done.run.status) == (0, "COMPLETED")
     assert done.said[-1] == (
-        f"run 1: its record in {done.run.folder} is not whole, as was said -- what was measured lies in "
+        f"run 1: its record in {done.run.folder} is not whole, as was said; what was measured lies in "
         f"{here.folder / 'model'} too"
     )
-    assert " -- cannot be recorded now -- the run goes on, and this is tried again" in done.said[-3]
+    assert ": cannot be recorded now; the run goes on, and this is tried again" in done.said[-3]
 
 
 def test_where_another_process_trains_nothing_is_recorded(here: Experiments) -> None:
@@ -55,7 +52,7 @@ def test_where_another_process_trains_nothing_is_recorded(here: Experiments) -> 
     (here.folder / "model").mkdir()
     with (here.folder / "model" / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match=f"^model_path = {here.folder}/model -- another process trains here -- "):
+        with pytest.raises(UserError, match=f"^model_path = {here.folder}/model: another process trains here; "):
             here.run()
     assert not here.store.exists()
     assert here.run().status == 0
@@ -118,7 +115,7 @@ def test_runs_at_once_have_numbers_of_their_own(here: Experiments) -> None:
 
 def test_a_folder_that_cannot_be_written(here: Experiments) -> None:
     (here.folder / "experiments").write_text("a file")
-    with pytest.raises(UserError, match="--store .*experiments -- cannot be written: .* -- make room there, or give"):
+    with pytest.raises(UserError, match="--store .*experiments: cannot be written: .*; make room there, or give"):
         here.run()
     assert not (here.folder / "model").exists()
 
@@ -136,7 +133,7 @@ def test_a_disk_that_fills_up_ends_nothing(here: Experiments, monkeypatch: pytes
 
     with meanwhile(break_and_mend):
         done = here.run("--steps", "40", "--seconds_per_step", "0.05")
-    assert done.status == 0 and any("cannot be recorded now -- the run goes on" in line for line in done.said)
+    assert done.status == 0 and any("cannot be recorded now; the run goes on" in line for line in done.said)
     assert series(done).steps.tolist() == list(range(1, 41))
 
 
@@ -149,9 +146,6 @@ def test_what_a_full_disk_took_in_part_is_written_whole(here: Experiments) -> No
     with meanwhile(tear):
         done = here.run("--steps", "40", "--seconds_per_step", "0.02")
     assert (done.run.folder / "metrics.jsonl").read_bytes() == (here.folder / "model" / "metrics.jsonl").read_bytes()
-
-
-# -------------------------------------------------------------------------------------------------------- supervision
 
 
 def test_a_crash_is_mended_and_no_step_recorded_twice(here: Experiments) -> None:
@@ -308,9 +302,6 @@ def test_stopped_between_two_starts(here: Experiments) -> None:
     assert done.run.info["reason"].startswith("stopped by SIGINT between two starts; before: main.py crashed")
 
 
-# ------------------------------------------------------------------------------------------------ what is started anew
-
-
 def test_new_is_said_until_there_is_something_to_go_on_from(here: Experiments) -> None:
     here.run("--steps", "8")
     done = here.run("--new", "--fail", "crash:3:2")
@@ -331,5 +322,5 @@ def test_the_tpu_is_made_anew_before_a_restart(here: Experiments) -> None:
     done = dataclasses.replace(here, recreate_command=(str(script), "a b; c")).run("--fail", "crash:13:2")
     assert (here.folder / "log").read_text() == "recreated a b; c\n" * 2
     assert f"--recreate_command: {script} 'a b; c'" in done.said
-    assert any(f"{script} -- failed: has exit status 4 -- the run is started again" in line for line in done.said)
+    assert any(f"{script}: failed: has exit status 4; the run is started again" in line for line in done.said)
     assert done.run.status == "COMPLETED"

@@ -14,8 +14,8 @@ class ThinSeries:
     """Points of one metric, kept so that never more than a limit of them are.
 
     Attributes:
-      every: of how many points that came one is kept.
-      steps, values, times_seconds: of the points that are kept.
+        every: of how many points that came one is kept.
+        steps, values, times_seconds: of the points that are kept.
     """
 
     def __init__(self, max_points: int = MAX_POINTS) -> None:

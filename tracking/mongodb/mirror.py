@@ -26,7 +26,7 @@ class Mirror:
     """A thread that copies a run's folder to a database, again and again until it is over.
 
     Attributes:
-      mongo_id: the run's number in the database; None: it is not there yet.
+        mongo_id: the run's number in the database; None: it is not there yet.
     """
 
     def __init__(self, url: str, store: Path, run_id: str, say: Callable[[str], None]) -> None:
@@ -78,7 +78,7 @@ class Mirror:
 
     def _note_failure(self, error: BaseException) -> None:
         if self._n_failures == 0:
-            self._say(f"MongoDB at {describe_url(self._url)} -- {reason_of(error)} -- the run goes on without it")
+            self._say(f"MongoDB at {describe_url(self._url)}: {reason_of(error)}; the run goes on without it")
         self._n_failures += 1
 
     def _note_success(self) -> None:

@@ -26,7 +26,7 @@ def list_runs(url: str) -> list[Run]:
     """All runs of a database by number.
 
     Raises:
-      UserError: it cannot be read.
+        UserError: it cannot be read.
     """
     with _reading(url) as database:
         found = database.runs.find({"_id": {"$type": "number"}}, LEFT_OUT).sort("_id", 1)
@@ -37,8 +37,8 @@ def find_run(url: str, run_id: str) -> Run:
     """One run by its number in the database.
 
     Raises:
-      DataError: there is none of this number.
-      UserError: the database cannot be read.
+        DataError: there is none of this number.
+        UserError: the database cannot be read.
     """
     with _reading(url) as database:
         is_number = run_id.isdecimal() and int(run_id) < 2**63
@@ -46,12 +46,12 @@ def find_run(url: str, run_id: str) -> Run:
         if entry is None:
             n_runs = database.runs.count_documents({})
             raise DataError(
-                f"run {run_id} -- is not among the {n_runs} of MongoDB at {describe_url(url)} -- see their numbers by "
+                f"run {run_id}: is not among the {n_runs} of MongoDB at {describe_url(url)}; see their numbers by "
                 "--list --mongo URL"
             )
         run = _run(entry)
         if isinstance(run, str):
-            raise DataError(f"run {run_id} of MongoDB at {describe_url(url)} -- {run} -- mend it, or choose another")
+            raise DataError(f"run {run_id} of MongoDB at {describe_url(url)}: {run}; mend it, or choose another")
         return run
 
 
@@ -62,7 +62,7 @@ def _reading(url: str) -> Iterator[Database]:
         yield database
     except PyMongoError as error:
         raise UserError(
-            f"MongoDB at {describe_url(url)} -- {reason_of(error)} -- start it, or see who may read it"
+            f"MongoDB at {describe_url(url)}: {reason_of(error)}; start it, or see who may read it"
         ) from error
     finally:
         database.client.close()

@@ -41,14 +41,11 @@ OUTPUT_BYTES = 256 * 1024
 TIMEOUTS_MS = {"serverSelectionTimeoutMS": 3000, "connectTimeoutMS": 3000, "socketTimeoutMS": 30000}
 
 
-# ------------------------------------------------------------------------------------------------------- where it is
-
-
 def find_url(given: str | None, env_file: Path) -> str | None:
     """The address of the database: from the command line, or MONGO_URL in the environment or an .env file; or None.
 
     Raises:
-      ConfigError: it is no address of a MongoDB.
+        ConfigError: it is no address of a MongoDB.
     """
     url = given or os.environ.get(URL_VARIABLE) or _read_env(env_file).get(URL_VARIABLE)
     if not url:
@@ -59,7 +56,7 @@ def find_url(given: str | None, env_file: Path) -> str | None:
             parse_uri(url)
     except (PyMongoError, ValueError) as error:
         raise ConfigError(
-            f"{'--mongo' if given else URL_VARIABLE} {describe_url(url)} -- is no address of a MongoDB: {error} -- "
+            f"{'--mongo' if given else URL_VARIABLE} {describe_url(url)}: is no address of a MongoDB: {error}; "
             "write it as mongodb://NAME:PASSWORD@HOST:27017/DATABASE"
         ) from error
     return url
@@ -84,9 +81,6 @@ def connect(url: str) -> Database:
     return MongoClient(url, **TIMEOUTS_MS).get_default_database(DEFAULT_DATABASE)
 
 
-# --------------------------------------------------------------------------------------------------------- the copy
-
-
 class MongoCopy:
     """The copy of one run, brought up to date by each `push`."""
 
@@ -106,8 +100,8 @@ class MongoCopy:
         """Brings the copy up to date; returns the run's number in the database.
 
         Raises:
-          PyMongoError: the database cannot be reached, or refuses.
-          OSError: the folder cannot be read.
+            PyMongoError: the database cannot be reached, or refuses.
+            OSError: the folder cannot be read.
         """
         run = find_run(self._store, self._run_id)
         if self._mongo_id is None:
@@ -207,17 +201,14 @@ def bson_safe(value: Any) -> Any:
     return float(value) if is_too_great else value
 
 
-# ------------------------------------------------------------------------------------------------------------ metrics
-
-
 @dataclasses.dataclass
 class _MetricCopy:
     """One metric, and how much of it the database is known to hold.
 
     Attributes:
-      series: as it is to be there.
-      every: of the series that was sent; 0: none was.
-      n_sent: points that were sent.
+        series: as it is to be there.
+        every: of the series that was sent; 0: none was.
+        n_sent: points that were sent.
     """
 
     series: ThinSeries = dataclasses.field(default_factory=ThinSeries)

@@ -23,10 +23,10 @@ class Line(NamedTuple):
     """What was measured at one step; a tuple, for a long run has a million.
 
     Attributes:
-      split: what it was measured on, as "train" or "eval".
-      step: training steps made.
-      time_seconds: when, since 1970.
-      values: the measures by name; not all of them are finite.
+        split: what it was measured on, as "train" or "eval".
+        step: training steps made.
+        time_seconds: when, since 1970.
+        values: the measures by name; not all of them are finite.
     """
 
     split: str
@@ -40,8 +40,8 @@ class News:
     """What has come since the last look.
 
     Attributes:
-      lines: whole lines, without their ends.
-      replaces_all: whether they stand in place of all that was told before.
+        lines: whole lines, without their ends.
+        replaces_all: whether they stand in place of all that was told before.
     """
 
     lines: tuple[bytes, ...]
@@ -79,7 +79,7 @@ class MetricsTail:
         """Starts at the beginning of the file, or behind what is in it now: what an earlier run has measured.
 
         Raises:
-          OSError: the file cannot be read.
+            OSError: the file cannot be read.
         """
         self._path = path
         self._offset = 0
@@ -92,7 +92,7 @@ class MetricsTail:
         """The lines that are whole now and have not been told, or all lines if the file is no longer the same.
 
         Raises:
-          OSError: the file cannot be read.
+            OSError: the file cannot be read.
         """
         content = read_from(self._path, self._offset - len(self._last_line))
         is_replaced = not content.startswith(self._last_line)

@@ -33,8 +33,8 @@ def find_provenance(name: str, extra_sources: Sequence[str]) -> Provenance:
     """Looks at everything that a run called `name` is made with.
 
     Args:
-      name: of the experiment.
-      extra_sources: files outside the repository that it depends on, as a config of the user's own.
+        name: of the experiment.
+        extra_sources: files outside the repository that it depends on, as a config of the user's own.
     """
     paths = [*source_files(), *(Path(source).resolve() for source in extra_sources)]
     experiment = {

@@ -101,10 +101,10 @@ class About:
     """What is known of a run before it starts.
 
     Attributes:
-      verb: what main.py is to do.
-      arguments: of the command line.
-      config: the resolved config.
-      model_path: where the run writes.
+        verb: what main.py is to do.
+        arguments: of the command line.
+        config: the resolved config.
+        model_path: where the run writes.
     """
 
     verb: str
@@ -119,14 +119,14 @@ class Recorder:
     What cannot be written is said once, and tried again: a full disk is no reason to end a run.
 
     Attributes:
-      folder: of the run; its name is the run's number.
+        folder: of the run; its name is the run's number.
     """
 
     def __init__(self, store: Path, about: About, provenance: Provenance, say: Callable[[str], None]) -> None:
         """Gives the run the next free number.
 
         Raises:
-          UserError: the folder cannot be written, or the run's cannot be read.
+            UserError: the folder cannot be written, or the run's cannot be read.
         """
         self._about = about
         self._say = say
@@ -141,16 +141,18 @@ class Recorder:
             if self._files.dir is not None:
                 shutil.rmtree(self._files.dir, ignore_errors=True)
             raise UserError(
-                f"--store {store} -- cannot be written: {error.strerror or error} -- make room there, or give another "
+                f"--store {store}: cannot be written: {error.strerror or error}; make room there, or give another "
                 "folder"
             ) from error
         self._restarts: list[dict[str, object]] = []
         self._reason = ""
         self._trouble = ""
         self._duties = [
-            _Duty(self._copy_metrics, 0.0 if is_local(about.model_path) else BUCKET_SECONDS),
-            _Duty(self._copy_artifacts, ARTIFACT_SECONDS if is_local(about.model_path) else 3 * BUCKET_SECONDS),
-            _Duty(self._beat, BEAT_SECONDS),
+            _IntervalTimer(self._copy_metrics, 0.0 if is_local(about.model_path) else BUCKET_SECONDS),
+            _IntervalTimer(
+                self._copy_artifacts, ARTIFACT_SECONDS if is_local(about.model_path) else 3 * BUCKET_SECONDS
+            ),
+            _IntervalTimer(self._beat, BEAT_SECONDS),
         ]
 
     def _begin(self, provenance: Provenance) -> None:
@@ -239,13 +241,11 @@ class Recorder:
         except OSError as error:
             if str(error) != self._trouble:
                 self._trouble = str(error)
-                self._say(
-                    f"run {self.id}: {error} -- cannot be recorded now -- the run goes on, and this is tried again"
-                )
+                self._say(f"run {self.id}: {error}: cannot be recorded now; the run goes on, and this is tried again")
             return False
 
 
-class _Duty:
+class _IntervalTimer:
     """Something to do now and then."""
 
     def __init__(self, do: Callable[[], None], every_seconds: float) -> None:
@@ -265,8 +265,8 @@ class _MetricsCopy:
     """The lines that this run measures, on their way into its record.
 
     Attributes:
-      progress: how far the run is.
-      latest: by split, the last value of each metric and its step.
+        progress: how far the run is.
+        latest: by split, the last value of each metric and its step.
     """
 
     def __init__(self, model_path: str) -> None:
@@ -343,7 +343,7 @@ def _reading(path: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"{path} -- cannot be read: {error.strerror or error} -- see who may read it, or give another model_path"
+            f"{path}: cannot be read: {error.strerror or error}; see who may read it, or give another model_path"
         ) from error
 
 

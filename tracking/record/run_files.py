@@ -14,8 +14,8 @@ class Entry:
     """A file of a folder.
 
     Attributes:
-      name: within its folder.
-      version: differs whenever the content may.
+        name: within its folder.
+        version: differs whenever the content may.
     """
 
     name: str
@@ -31,7 +31,7 @@ def read_from(path: str, offset: int) -> bytes:
     """The bytes of a file behind an offset; none if the file is not there, or not that long.
 
     Raises:
-      OSError: it cannot be read.
+        OSError: it cannot be read.
     """
     return _read_local(path, offset) if is_local(path) else _read_blob(path, offset)
 
@@ -40,7 +40,7 @@ def list_files(folder: str) -> list[Entry]:
     """The files of a folder, not those of folders in it; none if it is not there.
 
     Raises:
-      OSError: it cannot be read.
+        OSError: it cannot be read.
     """
     return list(_list_local(folder) if is_local(folder) else _list_blobs(folder))
 
@@ -64,8 +64,6 @@ def _list_local(folder: str) -> Iterator[Entry]:
     except FileNotFoundError:
         return
 
-
-# ------------------------------------------------------------------------------------------------------------- buckets
 
 # What fails for longer is tried again at the next look: meanwhile whoever looks has other things to do.
 _PATIENCE_SECONDS = 2.0

@@ -44,10 +44,10 @@ class Run:
     """One run, without what it measured.
 
     Attributes:
-      folder: where it lies; its name is the run's number.
-      entry: what run.json holds.
-      config: the resolved config.
-      info: what info.json holds.
+        folder: where it lies; its name is the run's number.
+        entry: what run.json holds.
+        config: the resolved config.
+        info: what info.json holds.
     """
 
     folder: Path
@@ -79,11 +79,11 @@ class Run:
         """What tells it from every other run, also of other stores.
 
         Raises:
-          DataError: another program has recorded it.
+            DataError: another program has recorded it.
         """
         uid = self.entry.get("meta", {}).get("uid")
         if not isinstance(uid, str):
-            raise DataError(f"run {self.id} -- was not recorded by run_experiment.py -- only such runs can be copied")
+            raise DataError(f"run {self.id}: was not recorded by run_experiment.py; only such runs can be copied")
         return uid
 
     def time(self, key: str) -> datetime.datetime | None:
@@ -132,7 +132,7 @@ def list_runs(folder: Path) -> list[Run]:
 def describe_broken(folder: Path) -> list[str]:
     """What is wrong with each folder of a store that holds no run, though it should; a line each."""
     return [
-        f"{path} -- {problem} -- is left out: mend or remove it"
+        f"{path}: {problem}; is left out: mend or remove it"
         for path in _numbered(folder)
         if isinstance(problem := _read_run(path), str)
     ]
@@ -154,16 +154,16 @@ def find_run(folder: Path, run_id: str) -> Run:
     """One run by its number.
 
     Raises:
-      DataError: there is none of this number, or it cannot be read.
+        DataError: there is none of this number, or it cannot be read.
     """
     path = folder / run_id
     if not (run_id.isdecimal() and _has_begun(path)):
         raise DataError(
-            f"run {run_id} -- is not in {folder} -- {_nearest(folder, run_id)}; another folder is given by --store"
+            f"run {run_id}: is not in {folder}; {_nearest(folder, run_id)}; another folder is given by --store"
         )
     run = _read_run(path)
     if isinstance(run, str):
-        raise DataError(f"run {run_id} in {folder} -- {run} -- mend it, or remove the folder")
+        raise DataError(f"run {run_id} in {folder}: {run}; mend it, or remove the folder")
     return run
 
 

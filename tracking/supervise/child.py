@@ -33,15 +33,15 @@ class Child:
     """A process in a group of its own, so that Ctrl-C reaches it through its parent only.
 
     Attributes:
-      shown_step: the last step in what it says of its progress; None: none so far.
-      last_words: what it said last.
+        shown_step: the last step in what it says of its progress; None: none so far.
+        last_words: what it said last.
     """
 
     def __init__(self, command: Sequence[str], keep: Callable[[bytes], None]) -> None:
         """Starts it. What it says is passed on to this process's own output as it comes, and to `keep` by whole lines.
 
         Raises:
-          OSError: it cannot be started.
+            OSError: it cannot be started.
         """
         self.shown_step: int | None = None
         self.last_words = LastWords()

@@ -22,11 +22,11 @@ class Patience:
     """How long to wait for a child, and how often to start it again.
 
     Attributes:
-      first_step_seconds: for the first step after a start, which also prepares data and compiles.
-      step_seconds: for each further step.
-      grace_seconds: from asking a child to stop to killing it.
-      pause_seconds: before the first restart; each further one without progress waits twice as long.
-      max_restarts: of one run.
+        first_step_seconds: for the first step after a start, which also prepares data and compiles.
+        step_seconds: for each further step.
+        grace_seconds: from asking a child to stop to killing it.
+        pause_seconds: before the first restart; each further one without progress waits twice as long.
+        max_restarts: of one run.
     """
 
     first_step_seconds: float = 7200.0
@@ -41,10 +41,10 @@ class Ending:
     """How one child ended.
 
     Attributes:
-      status: what Sacred would call the run if nothing more were done.
-      reason: for people.
-      exit_status: of the child; a signal that killed it as a negative number, one that stopped the run as shells do.
-      may_go_on: whether starting it again may help.
+        status: what Sacred would call the run if nothing more were done.
+        reason: for people.
+        exit_status: of the child; a signal that killed it as a negative number, one that stopped the run as shells do.
+        may_go_on: whether starting it again may help.
     """
 
     status: str
@@ -71,10 +71,10 @@ def describe(exit_status: int, asked_to_stop: int | None, last_words: LastWords,
     """How a child ended by itself, or by a signal.
 
     Args:
-      exit_status: of the child; a signal that killed it as a negative number.
-      asked_to_stop: the signal by which the user stopped the run; None: nobody did.
-      last_words: what it said last.
-      memory: what is known of kills for memory.
+        exit_status: of the child; a signal that killed it as a negative number.
+        asked_to_stop: the signal by which the user stopped the run; None: nobody did.
+        last_words: what it said last.
+        memory: what is known of kills for memory.
     """
     if exit_status == 0:
         return Ending("COMPLETED", "finished", 0, False)
@@ -131,10 +131,10 @@ def next_move(ending: Ending, n_restarts: int, n_fruitless: int, patience: Patie
     """What to do after a child ended; None: nothing, the run is over.
 
     Args:
-      ending: how it ended.
-      n_restarts: made so far.
-      n_fruitless: endings in a row, this one too, since the run last came further than ever before.
-      patience: the limits.
+        ending: how it ended.
+        n_restarts: made so far.
+        n_fruitless: endings in a row, this one too, since the run last came further than ever before.
+        patience: the limits.
     """
     if not ending.may_go_on:
         return None
@@ -143,9 +143,6 @@ def next_move(ending: Ending, n_restarts: int, n_fruitless: int, patience: Patie
     if n_restarts >= patience.max_restarts:
         return GiveUp(f"given up after {n_restarts} restarts")
     return Restart(min(patience.pause_seconds * 2 ** max(0, n_fruitless - 1), MAX_PAUSE_SECONDS))
-
-
-# -------------------------------------------------------------------------------------------------------------- memory
 
 
 def count_memory_kills() -> int | None:
@@ -161,7 +158,7 @@ def memory_evidence(n_kills_before: int | None) -> str:
     """What is known of whether a child that was killed was killed for memory.
 
     Args:
-      n_kills_before: what `count_memory_kills` said when it was started.
+        n_kills_before: what `count_memory_kills` said when it was started.
     """
     n_kills = count_memory_kills()
     held = f"it had held {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20:.1f} GiB"

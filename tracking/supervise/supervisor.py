@@ -35,9 +35,9 @@ class Progress:
     """How far a run is.
 
     Attributes:
-      furthest_step: the highest step that was ever measured; -1: none was.
-      newest_seconds: when the newest measure was made, since 1970.
-      newest_step: and at which step; after a restart it may be lower than the furthest.
+        furthest_step: the highest step that was ever measured; -1: none was.
+        newest_seconds: when the newest measure was made, since 1970.
+        newest_step: and at which step; after a restart it may be lower than the furthest.
     """
 
     furthest_step: int = -1
@@ -69,10 +69,10 @@ class Orders:
     """What to run.
 
     Attributes:
-      command: gives the words of the command; called anew before each start.
-      patience: how long to wait.
-      watches_steps: whether a child that makes no steps is a hung one.
-      recreate_command: what to run before each restart; empty: nothing.
+        command: gives the words of the command; called anew before each start.
+        patience: how long to wait.
+        watches_steps: whether a child that makes no steps is a hung one.
+        recreate_command: what to run before each restart; empty: nothing.
     """
 
     command: Callable[[], Sequence[str]]
@@ -95,7 +95,7 @@ class StopOrders:
     """A context manager that notes signals to stop instead of dying of them.
 
     Attributes:
-      numbers: the signals that came, in order.
+        numbers: the signals that came, in order.
     """
 
     def __init__(self) -> None:
@@ -191,7 +191,7 @@ class _Supervision:
                     return
         if status != 0:
             failure = f"took over {RECREATE_LIMIT_SECONDS:.0f} s" if status is None else f"has exit status {status}"
-            self._say(f"--recreate_command {command[0]} -- failed: {failure} -- the run is started again all the same")
+            self._say(f"--recreate_command {command[0]}: failed: {failure}; the run is started again all the same")
 
     def _one_child(self) -> Ending:
         n_kills = count_memory_kills()

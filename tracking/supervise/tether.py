@@ -24,7 +24,7 @@ def main(arguments: Sequence[str]) -> None:
     try:
         os.execvp(command[0], command)
     except OSError as error:
-        sys.exit(f"{command[0]} -- cannot be started: {error.strerror}")
+        sys.exit(f"{command[0]}: cannot be started: {error.strerror}")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ def all_runs(store: Path, mongo_url: str | None) -> str:
     """A table of all runs of a folder or, if an address is given, of a database.
 
     Raises:
-      UserError: the database cannot be read.
+        UserError: the database cannot be read.
     """
     if mongo_url:
         return _table(runs.list_runs(mongo_url), f"MongoDB at {describe_url(mongo_url)}")
@@ -31,9 +31,9 @@ def compared(run_ids: Sequence[str], store: Path, mongo_url: str | None) -> str:
     """A table of what tells runs apart.
 
     Raises:
-      UserError: a run is not there, or there are not two of them.
+        UserError: a run is not there, or there are not two of them.
     """
     chosen = list(dict.fromkeys(run_ids))
     if len(chosen) < 2:
-        raise ConfigError(f"--compare {' '.join(run_ids)} -- compares two runs or more -- name another; see --list")
+        raise ConfigError(f"--compare {' '.join(run_ids)}: compares two runs or more; name another; see --list")
     return comparison([runs.find_run(mongo_url, run_id) if mongo_url else find_run(store, run_id) for run_id in chosen])

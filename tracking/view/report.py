@@ -40,10 +40,10 @@ class Chart:
     """What one picture shows.
 
     Attributes:
-      title: above it.
-      unit: of the values; empty: none.
-      pattern: of the metrics that belong into it, as `train.loss`.
-      is_smoothed: whether a calm line is drawn over what training measured.
+        title: above it.
+        unit: of the values; empty: none.
+        pattern: of the metrics that belong into it, as `train.loss`.
+        is_smoothed: whether a calm line is drawn over what training measured.
     """
 
     title: str
@@ -68,7 +68,7 @@ def write_report(run: Run) -> Path:
     """Writes the page into the run's folder; returns where.
 
     Raises:
-      UserError: there is no room, or no right to write there.
+        UserError: there is no room, or no right to write there.
     """
     text = json.dumps(finite(page_data(run)), separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     before, after = PAGE.read_text(encoding="utf-8").split(DATA_MARK)
@@ -76,7 +76,7 @@ def write_report(run: Run) -> Path:
     try:
         write_whole(path, f"{before}{text}{after}".encode())
     except OSError as error:
-        raise UserError(f"{path} -- cannot be written: {error.strerror or error} -- make room there") from error
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}; make room there") from error
     return path
 
 
@@ -100,9 +100,6 @@ def page_data(run: Run) -> dict[str, Any]:
         "restarts": _restarts(run, start_seconds),
         "output": run.output(OUTPUT_BYTES),
     }
-
-
-# --------------------------------------------------------------------------------------------------------------- curves
 
 
 def _charts(series: Mapping[str, Series], start_seconds: float, n_columns: int) -> Iterable[dict[str, Any]]:
@@ -173,9 +170,6 @@ def smooth(values: np.ndarray) -> np.ndarray:
 def _tokens_per_step(config: Mapping[str, Any]) -> int | None:
     sizes = config.get("train_batch_size"), config.get("n_ctx")
     return math.prod(sizes) if all(type(size) is int for size in sizes) else None
-
-
-# --------------------------------------------------------------------------------------------------------- what else
 
 
 def _about(run: Run) -> dict[str, Any]:

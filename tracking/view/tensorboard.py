@@ -36,11 +36,11 @@ def show(store: Path, run_ids: Sequence[str], say: Callable[[str], None]) -> Non
     """Shows runs until it is told to stop; of those that go on, also what comes later.
 
     Raises:
-      UserError: a run is not there, or TensorBoard is not, or it does not start.
+        UserError: a run is not there, or TensorBoard is not, or it does not start.
     """
     runs = [find_run(store, run_id) for run_id in dict.fromkeys(run_ids)]
     if importlib.util.find_spec("tensorboard") is None:
-        raise UserError("--tensorboard -- TensorBoard is not installed -- pip install -r requirements.txt")
+        raise UserError("--tensorboard: TensorBoard is not installed; pip install -r requirements.txt")
     with tempfile.TemporaryDirectory(prefix="tensorboard_") as made:
         places = [_place(Path(made), run, say) for run in runs]
         with _server(Path(made)) as (process, address):
@@ -56,7 +56,7 @@ def _stay(process: subprocess.Popen[str], places: Sequence[_Texts]) -> None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(LOOK_SECONDS)
             if process.poll() is not None and not stop.numbers:
-                raise UserError(f"TensorBoard -- has ended with exit status {process.returncode} -- start it again")
+                raise UserError(f"TensorBoard: has ended with exit status {process.returncode}; start it again")
 
 
 def _names(runs: Sequence[Run]) -> str:
@@ -95,10 +95,7 @@ def _await_address(process: subprocess.Popen[str]) -> str:
                 return found[0]
         time.sleep(0.05)
     last = next((line.strip() for line in reversed(heard) if line.strip()), "it says nothing")
-    raise UserError(f"TensorBoard -- does not start: {last[:300]} -- mend that, or look at --report")
-
-
-# -------------------------------------------------------------------------------------------------- what it is shown
+    raise UserError(f"TensorBoard: does not start: {last[:300]}; mend that, or look at --report")
 
 
 def _place(made: Path, run: Run, say: Callable[[str], None]) -> _Texts:

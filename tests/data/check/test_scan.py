@@ -135,7 +135,7 @@ def test_nothing_sound_at_all_is_a_report_too(tmp_path):
 
 @pytest.mark.parametrize("pattern", ["none*", ""])
 def test_a_glob_that_names_no_file_is_refused(tmp_path, pattern):
-    with pytest.raises(DataError, match=f"^{tmp_path}/{pattern}".replace("*", r"\*") + ".* -- "):
+    with pytest.raises(DataError, match=f"^{tmp_path}/{pattern}".replace("*", r"\*") + ".*: "):
         inspect_dataset([f"{tmp_path}/{pattern}"], 3, 100, EOS_ID, decode)
 
 
@@ -188,11 +188,11 @@ def test_files_are_compared_with_their_manifest(tmp_path):
     assert faults_of(tmp_path) == []
     write_examples(path, [[5, 5, 5, 5], *SECOND[1:]])
     assert faults_of(tmp_path) == [
-        f"{path}: has another checksum than its manifest says -- copy it again, or write the data set again"
+        f"{path}: has another checksum than its manifest says; copy it again, or write the data set again"
     ]
     write_examples(path, SECOND[:2])
     said = faults_of(tmp_path)
-    assert [fault.split(" -- ")[0].removeprefix(f"{path}: ") for fault in said] == [
+    assert [fault.split(": ")[0].removeprefix(f"{path}: ") for fault in said] == [
         "holds 2 examples, but its name says 3",
         "holds 2 examples, but its manifest says 3",
         f"has {Path(path).stat().st_size} bytes, but its manifest says {Path(path).stat().st_size // 2 * 3}",
@@ -203,7 +203,7 @@ def test_a_file_that_the_manifest_lists_must_be_there(tmp_path):
     path = write_with_manifest(tmp_path, SECOND)
     Path(path).rename(tmp_path / "other_3.tfrecords")
     (fault,) = faults_of(tmp_path)
-    assert fault.startswith(f"{path}: is not there, but its manifest lists it -- ")
+    assert fault.startswith(f"{path}: is not there, but its manifest lists it; ")
 
 
 def test_a_broken_manifest_is_named_and_ends_nothing(tmp_path):

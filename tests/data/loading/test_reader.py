@@ -153,10 +153,10 @@ def message_of(rows) -> str:
 @pytest.mark.parametrize(
     ("record", "problem"),
     [
-        ([1, 2, 3], "holds 3 ids, but n_ctx 3 needs 4 -- write the file again with --chunk_size 3"),
-        ([1, 2, 3, 1000], "holds the id 1000, outside [0, 1000) -- raise n_vocab, or use the tokenizer and dataset "),
-        ([1, -2, 3, 4], "holds the id -2, outside [0, 1000) -- raise n_vocab, or use the tokenizer and dataset "),
-        ([1, 2**40, 3, 4], "holds the id 1099511627776, outside [0, 1000) -- raise n_vocab, or use the tokenizer and "),
+        ([1, 2, 3], "holds 3 ids, but n_ctx 3 needs 4; write the file again with --chunk_size 3"),
+        ([1, 2, 3, 1000], "holds the id 1000, outside [0, 1000); raise n_vocab, or use the tokenizer and dataset "),
+        ([1, -2, 3, 4], "holds the id -2, outside [0, 1000); raise n_vocab, or use the tokenizer and dataset "),
+        ([1, 2**40, 3, 4], "holds the id 1099511627776, outside [0, 1000); raise n_vocab, or use the tokenizer and "),
     ],
 )
 def test_a_wrong_record_is_named(tmp_path, read, record, problem):
@@ -187,7 +187,7 @@ def test_a_name_with_a_wrong_count_is_named_with_both_counts(tmp_path, read, nam
     write_chunks(path, 0, named + surplus)
     others = [write_chunks(tmp_path / "b", 0, BLOCK_RECORDS)]
     assert message_of(read([*list_shards(str(path)), *others], RULES)) == (
-        f"{path}: holds {named + surplus} examples, but its name says {named} -- copy it again if it was cut short, "
+        f"{path}: holds {named + surplus} examples, but its name says {named}; copy it again if it was cut short, "
         f"or rename it so that it ends in _{named + surplus}.tfrecords"
     )
 
@@ -217,7 +217,7 @@ def test_damage_behind_the_last_record_is_found(tmp_path):
 
 def test_a_file_that_goes_away_is_named(tmp_path):
     assert message_of(read_once([Shard(str(tmp_path / "gone"), 3)], RULES)) == (
-        f"{tmp_path / 'gone'}: no such file -- check the path"
+        f"{tmp_path / 'gone'}: no such file; check the path"
     )
 
 
@@ -225,7 +225,7 @@ def test_another_n_ctx_is_advised_where_the_first_record_has_another_length_alre
     shard = Shard(str(tmp_path / "short"), 2)
     write_examples(shard.path, [[1, 2, 3]] * 2)
     assert message_of(read_once([shard], RULES)) == (
-        f"{shard.path}: record 0 holds 3 ids, but n_ctx 3 needs 4 -- set n_ctx to 2, or write the file again with "
+        f"{shard.path}: record 0 holds 3 ids, but n_ctx 3 needs 4; set n_ctx to 2, or write the file again with "
         "--chunk_size 3"
     )
 
@@ -234,7 +234,7 @@ def test_a_folder_among_the_files_is_named(tmp_path):
     (tmp_path / "a_3.tfrecords").mkdir()
     message = message_of(read_once(list_shards(f"{tmp_path}/*"), RULES))
     assert message.startswith(f"{tmp_path}/a_3.tfrecords: cannot be read (")
-    assert message.endswith(") -- check the path and who may read it")
+    assert message.endswith("); check the path and who may read it")
 
 
 # Going on without what is damaged.

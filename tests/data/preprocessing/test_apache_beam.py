@@ -67,7 +67,7 @@ def test_ids_that_are_missing_are_told(tmp_path):
     encoder = TextEncoder(train_byte_level_bpe(["token stream example"] * 5, 270))
     router = Router(find_files([f"{tmp_path}/texts"]), Choice(), {TRAIN: Place()})
     texts = router.texts(lambda document: cut(document, encoder), lambda n_files: None)
-    with pytest.raises(DataError, match="has no ids of .* -- remove that folder, and start again"):
+    with pytest.raises(DataError, match="has no ids of .*; remove that folder, and start again"):
         list(read_encoded(texts, str(tmp_path)))
 
 
@@ -75,7 +75,7 @@ def test_an_unknown_runner_is_told():
     with pytest.raises(DataError) as error:
         load_beam("SparkRunner")
     assert str(error.value) == (
-        "--runner SparkRunner -- is none of DirectRunner, DataflowRunner, FlinkRunner -- choose one, or leave it out"
+        "--runner SparkRunner: is none of DirectRunner, DataflowRunner, FlinkRunner; choose one, or leave it out"
     )
 
 
@@ -85,8 +85,7 @@ def test_without_beam_it_is_said_what_to_install_and_nothing_is_written(tmp_path
     with pytest.raises(DataError) as error:
         create_tfrecords(Settings(f"{tmp_path}/texts", output_dir=f"{tmp_path}/out", runner="DataflowRunner"))
     assert str(error.value) == (
-        "--runner DataflowRunner -- Apache Beam is not installed -- pip install 'apache-beam[gcp]', or leave out "
-        "--runner"
+        "--runner DataflowRunner: Apache Beam is not installed; pip install 'apache-beam[gcp]', or leave out --runner"
     )
     assert not (tmp_path / "out").exists()
 

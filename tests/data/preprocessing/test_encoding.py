@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from data.preprocessing.encoding import (
     BATCH_CHARACTERS,
     MOST_PROBLEMS,
-    Account,
     EncodedText,
+    PackingStats,
     TextEncoder,
     batch_texts,
     join_documents,
@@ -28,7 +28,7 @@ SEPARATOR, PADDING = 100, 101
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=30), max_size=12), st.integers(1, 9))
 def test_examples_are_the_joined_documents_cut_without_loss(documents, example_tokens):
-    account = Account()
+    account = PackingStats()
     arrays = [np.array(document, dtype=np.int32) for document in documents]
     examples = list(join_documents(arrays, example_tokens, SEPARATOR, PADDING, account))
     expected = [token for document in documents for token in [*document, SEPARATOR]]
@@ -44,7 +44,7 @@ def encoded(*lengths: int) -> list[EncodedText]:
 
 
 def test_short_and_empty_documents_are_left_out_and_counted():
-    account = Account()
+    account = PackingStats()
     kept = list(keep_documents(encoded(3, 0, 2, 5, 1), 3, account))
     assert [len(ids) for ids in kept] == [3, 5]
     assert (account.documents_kept, account.discarded_empty, account.discarded_short) == (2, 1, 2)
@@ -52,13 +52,13 @@ def test_short_and_empty_documents_are_left_out_and_counted():
 
 
 def test_without_a_minimum_only_empty_documents_are_left_out():
-    account = Account()
+    account = PackingStats()
     assert [len(ids) for ids in keep_documents(encoded(1, 0, 2), 0, account)] == [1, 2]
     assert (account.discarded_empty, account.discarded_short) == (1, 0)
 
 
 def test_undecodable_documents_are_counted_and_the_first_are_named():
-    account = Account()
+    account = PackingStats()
     documents = [Document("good", "text"), *(Document(f"bad{n}", None, "not UTF-8") for n in range(30))]
     assert list(readable_texts(documents, account)) == ["text"]
     assert (account.documents_read, account.discarded_undecodable) == (31, 30)
@@ -66,13 +66,13 @@ def test_undecodable_documents_are_counted_and_the_first_are_named():
 
 
 def test_an_account_that_does_not_add_up_is_noticed():
-    Account(documents_read=2, documents_kept=1, discarded_empty=1, text_tokens=7, separator_tokens=1, examples=2).check(
-        4
-    )
+    PackingStats(
+        documents_read=2, documents_kept=1, discarded_empty=1, text_tokens=7, separator_tokens=1, examples=2
+    ).check(4)
     with pytest.raises(AssertionError):
-        Account(documents_read=2, documents_kept=1).check(4)
+        PackingStats(documents_read=2, documents_kept=1).check(4)
     with pytest.raises(AssertionError):
-        Account(text_tokens=7, examples=2).check(4)
+        PackingStats(text_tokens=7, examples=2).check(4)
 
 
 def test_batches_hold_all_texts_in_order_and_are_bounded():

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from configs.errors import DataError
-from data.preprocessing.encoding import Account
+from data.preprocessing.encoding import PackingStats
 from data.preprocessing.manifest import (
     FileEntry,
     Manifest,
@@ -32,8 +32,8 @@ MANIFEST = Manifest(
     settings={"chunk_size": 3, "deduplicate": True},
     input={"files": 1, "bytes": 20},
     parts={
-        TRAIN: Part(Account(documents_read=3, documents_kept=3, problems=["x: not UTF-8"]), (TRAINING,)),
-        EVAL: Part(Account(documents_read=1, documents_kept=1), (HELD_OUT,)),
+        TRAIN: Part(PackingStats(documents_read=3, documents_kept=3, problems=["x: not UTF-8"]), (TRAINING,)),
+        EVAL: Part(PackingStats(documents_read=1, documents_kept=1), (HELD_OUT,)),
     },
 )
 
@@ -66,11 +66,11 @@ def test_what_is_no_manifest_is_named(tmp_path, text):
     with pytest.raises(DataError) as error:
         read_manifest(str(path))
     assert str(error.value).startswith(f"{path}: is no manifest of a data set (")
-    assert str(error.value).endswith(") -- remove it, and write the data set again with data/create_tfrecords.py")
+    assert str(error.value).endswith("); remove it, and write the data set again with data/create_tfrecords.py")
 
 
 def test_a_missing_manifest_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"none: no such file -- check the path"):
+    with pytest.raises(DataError, match=r"none: no such file; check the path"):
         read_manifest(str(tmp_path / "none"))
 
 

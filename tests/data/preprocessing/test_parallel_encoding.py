@@ -88,7 +88,7 @@ def test_a_process_that_is_ended_from_outside_is_told(tokenizer, monkeypatch):
         for _ in range(100_000):
             next(encoded)
     assert str(error.value) == (
-        "--processes 2 -- one of them was ended from outside, for want of memory perhaps -- start again with fewer"
+        "--processes 2: one of them was ended from outside, for want of memory perhaps; start again with fewer"
     )
 
 

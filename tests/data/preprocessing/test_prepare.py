@@ -192,8 +192,8 @@ def test_special_ids_that_disagree_with_the_tokenizer_are_refused(tmp_path):
     with pytest.raises(ConfigError) as error:
         prepare(dataset_of(tmp_path, eos_id=1, padding_id=0))
     assert str(error.value).splitlines() == [
-        "mine: eos_id = 1 -- the tokenizer's <|endoftext|> is 0 -- set eos_id to 0",
-        "mine: padding_id = 0 -- the tokenizer's <|padding|> is 1 -- set padding_id to 1",
+        "mine: eos_id = 1: the tokenizer's <|endoftext|> is 0; set eos_id to 0",
+        "mine: padding_id = 0: the tokenizer's <|padding|> is 1; set padding_id to 1",
     ]
 
 
@@ -219,7 +219,7 @@ def test_one_document_cannot_be_split(tmp_path):
     write_documents(tmp_path / "texts", number=1)
     with pytest.raises(DataError) as error:
         prepare(dataset_of(tmp_path))
-    assert str(error.value) == f"mine: the text is 1 document(s), and one has to be held out -- {MORE}"
+    assert str(error.value) == f"mine: the text is 1 document(s), and one has to be held out; {MORE}"
     prepared, _ = prepare(dataset_of(tmp_path, eval_fraction=0.0))
     assert prepared.eval_pattern is None
     assert len(examples_of(prepared.train_pattern)) > 1
@@ -229,7 +229,7 @@ def test_nothing_left_to_train_on_is_an_error(tmp_path):
     write_documents(tmp_path / "texts", number=3)
     with pytest.raises(DataError) as error:
         prepare(dataset_of(tmp_path, eval_fraction=0.999999))
-    assert str(error.value) == f"mine: no document with text is left for train -- {MORE}"
+    assert str(error.value) == f"mine: no document with text is left for train; {MORE}"
 
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path):
@@ -237,7 +237,7 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(DataError) as error:
         prepare(dataset_of(tmp_path, cache_dir=f"{tmp_path}/file/cache"))
-    assert str(error.value) == f"{tmp_path}/file/cache: cannot be written (Not a directory) -- set cache_dir elsewhere"
+    assert str(error.value) == f"{tmp_path}/file/cache: cannot be written (Not a directory); set cache_dir elsewhere"
 
 
 def test_a_cache_in_a_bucket_is_refused_with_what_to_do(tmp_path):
@@ -245,7 +245,7 @@ def test_a_cache_in_a_bucket_is_refused_with_what_to_do(tmp_path):
     with pytest.raises(DataError) as error:
         prepare(dataset_of(tmp_path, cache_dir="gs://mine/cache"))
     assert str(error.value) == (
-        "mine: cache_dir = gs://mine/cache -- raw text is prepared on the disk of this machine -- give a folder there, "
+        "mine: cache_dir = gs://mine/cache: raw text is prepared on the disk of this machine; give a folder there, "
         "or write tfrecords into the bucket with data/create_tfrecords.py --output_dir, and name them in path"
     )
 
@@ -279,20 +279,17 @@ def test_text_that_cannot_be_read_gives_the_reason(tmp_path):
     with pytest.raises(DataError) as error:
         prepare(dataset_of(tmp_path))
     assert str(error.value) == (
-        "mine: the text is 0 document(s) (left out: bad.txt: not UTF-8 at byte 3), and one has to be held out -- "
-        f"{MORE}"
+        f"mine: the text is 0 document(s) (left out: bad.txt: not UTF-8 at byte 3), and one has to be held out; {MORE}"
     )
     with pytest.raises(DataError) as error:
         prepare(dataset_of(tmp_path, eval_fraction=0.0))
-    assert str(error.value) == (
-        f"mine: no document with text is left for train (bad.txt: not UTF-8 at byte 3) -- {MORE}"
-    )
+    assert str(error.value) == (f"mine: no document with text is left for train (bad.txt: not UTF-8 at byte 3); {MORE}")
 
 
 def test_a_dataset_with_a_slash_in_its_name_is_refused(tmp_path):
     with pytest.raises(DataError) as error:
         prepare(dataset_of(tmp_path, id="a/b"))
-    assert str(error.value) == ("a/b: is no beginning of a file name -- name the dataset config without a slash")
+    assert str(error.value) == ("a/b: is no beginning of a file name; name the dataset config without a slash")
 
 
 def test_a_file_in_the_way_is_named(tmp_path):
@@ -303,7 +300,7 @@ def test_a_file_in_the_way_is_named(tmp_path):
     with pytest.raises(DataError) as error:
         prepare(dataset_of(tmp_path))
     assert str(error.value) == (
-        f"{directory}.partial: cannot be written (File exists) -- choose another place, or make room there"
+        f"{directory}.partial: cannot be written (File exists); choose another place, or make room there"
     )
 
 

@@ -38,7 +38,7 @@ def test_an_error_of_a_task_reaches_the_caller(processes):
 
 
 def test_a_process_that_is_ended_from_outside_is_an_error():
-    with pytest.raises(DataError, match="^--processes 2 -- one of them was ended from outside"):
+    with pytest.raises(DataError, match="^--processes 2: one of them was ended from outside"):
         list(in_order([functools.partial(os._exit, 3)], 2))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.preprocessing.encoding import Account
+from data.preprocessing.encoding import PackingStats
 from data.preprocessing.manifest import Part
 from data.preprocessing.resume import Identity, Input, Unfinished
 from data.preprocessing.shard_writer import Layout, PartWriter
@@ -62,7 +62,7 @@ def test_files_are_the_joined_documents_and_any_of_them_can_be_gone_on_from(docu
         padding = -len(expected) % layout.example_tokens
         assert stream_of(folder, part) == expected + [PADDING] * padding
         n_empty = sum(not ids for ids in whole)
-        assert part.account == Account(
+        assert part.account == PackingStats(
             documents_read=len(whole),
             documents_kept=len(kept),
             discarded_empty=n_empty,
@@ -107,5 +107,5 @@ def test_documents_left_out_are_counted_by_their_reason(tmp_path):
     writer.leave_out("duplicate")
     account = writer.finish(Place(1, 0, 2)).account
     assert account == replace(
-        Account(), documents_read=2, discarded_undecodable=1, discarded_duplicate=1, problems=["b: no text"]
+        PackingStats(), documents_read=2, discarded_undecodable=1, discarded_duplicate=1, problems=["b: no text"]
     )

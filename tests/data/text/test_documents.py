@@ -179,7 +179,7 @@ def test_a_damaged_file_is_named(tmp_path, name, content):
     with pytest.raises(DataError) as error:
         read(path)
     assert str(error.value).startswith(f"{path}: cannot be read (")
-    assert str(error.value).endswith(") -- replace the file, or leave it out")
+    assert str(error.value).endswith("); replace the file, or leave it out")
 
 
 def test_shares_are_fixed_and_even():

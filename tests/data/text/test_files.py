@@ -56,12 +56,12 @@ def test_a_source_without_files_is_named(tmp_path):
     with pytest.raises(DataError) as error:
         find_files([f"{tmp_path}/empty"], suffixes=(".txt", ".py"))
     assert str(error.value) == (
-        f"{tmp_path}/empty: no file ending in .txt .py found -- name a directory, a glob or a file that has text"
+        f"{tmp_path}/empty: no file ending in .txt .py found; name a directory, a glob or a file that has text"
     )
     with pytest.raises(DataError) as error:
         find_files([f"{tmp_path}/*.txt"], exclude=["a/*"])
     assert str(error.value) == (
-        f"{tmp_path}/*.txt: no file found outside a/* -- name a directory, a glob or a file that has text"
+        f"{tmp_path}/*.txt: no file found outside a/*; name a directory, a glob or a file that has text"
     )
 
 
@@ -120,5 +120,5 @@ def test_a_file_named_outright_may_have_the_characters_of_a_glob(tmp_path):
 
 
 def test_a_file_that_is_gone_is_named(tmp_path):
-    with pytest.raises(DataError, match=f"{tmp_path}/a.txt: cannot be read .* -- replace the file, or leave it out"):
+    with pytest.raises(DataError, match=f"{tmp_path}/a.txt: cannot be read .*; replace the file, or leave it out"):
         SourceFile(f"{tmp_path}/a.txt", "a.txt").state()

@@ -39,7 +39,7 @@ def test_threads_read_any_record_of_more_files_than_are_kept(tmp_path):
 def test_a_file_is_opened_once_and_again_when_it_was_not_there(tmp_path):
     files, shard = OpenFiles(), Shard(f"{tmp_path}/0.tfrecords", N_RECORDS)
     for _ in range(2):
-        with pytest.raises(DataError, match="0.tfrecords: no such file -- check the path"):
+        with pytest.raises(DataError, match="0.tfrecords: no such file; check the path"):
             files.file_of(shard)
     write_files(tmp_path)
     with ThreadPoolExecutor(8) as pool:

@@ -82,7 +82,7 @@ def test_a_missing_file_is_named(tmp_path):
     path = str(tmp_path / "none.tfrecords")
     with pytest.raises(DataError) as error:
         list(read_examples(path))
-    assert str(error.value) == f"{path}: no such file -- check the path"
+    assert str(error.value) == f"{path}: no such file; check the path"
 
 
 @pytest.mark.parametrize("cut_bytes", [1, 5, 20])
@@ -92,7 +92,7 @@ def test_a_truncated_file_is_named_with_its_record(tmp_path, cut_bytes):
     path.write_bytes(path.read_bytes()[:-cut_bytes])
     with pytest.raises(DataError) as error:
         list(read_examples(str(path)))
-    assert str(error.value).startswith(f"{path}: record 3 is cut off or damaged -- ")
+    assert str(error.value).startswith(f"{path}: record 3 is cut off or damaged; ")
 
 
 def test_a_flipped_bit_is_noticed(tmp_path):
@@ -132,7 +132,7 @@ def test_a_foreign_record_is_named(tmp_path, record, message):
     with pytest.raises(DataError) as error:
         list(read_examples(path))
     assert str(error.value).startswith(f"{path}: {message}")
-    assert str(error.value).endswith(" -- write the file with data/create_tfrecords.py")
+    assert str(error.value).endswith("; write the file with data/create_tfrecords.py")
 
 
 def test_shards_carry_number_process_and_count_in_their_names(tmp_path):
@@ -166,7 +166,7 @@ def test_a_place_that_cannot_be_written_to_is_named(tmp_path):
     with pytest.raises(DataError) as error:
         write_shards(f"{tmp_path}/file/out", "a", [np.array([1])], 1)
     assert str(error.value).startswith(f"{tmp_path}/file/out: cannot be written (")
-    assert str(error.value).endswith(") -- choose another place, or make room there")
+    assert str(error.value).endswith("); choose another place, or make room there")
     with pytest.raises(DataError, match=f"{tmp_path}/none/a.tfrecords: cannot be written "):
         write_examples(f"{tmp_path}/none/a.tfrecords", [[1]])
 

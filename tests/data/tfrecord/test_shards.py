@@ -102,7 +102,7 @@ def test_an_empty_glob_is_an_error():
     with pytest.raises(DataError) as caught:
         list_shards("no/such/*.tfrecords")
     assert str(caught.value) == (
-        "no/such/*.tfrecords: no file matches -- check the path in the dataset config "
+        "no/such/*.tfrecords: no file matches; check the path in the dataset config "
         f"(relative paths start at {os.getcwd()})"
     )
 
@@ -160,7 +160,7 @@ def test_a_data_set_without_records_is_an_error():
 def test_a_folder_in_place_of_a_glob_is_refused(tmp_path, slash):
     with pytest.raises(DataError) as error:
         list_shards(f"{tmp_path}{slash}")
-    assert str(error.value) == f"{tmp_path}{slash}: is a folder -- give a glob such as {tmp_path}/*.tfrecords"
+    assert str(error.value) == f"{tmp_path}{slash}: is a folder; give a glob such as {tmp_path}/*.tfrecords"
 
 
 def test_an_escaped_glob_finds_files_below_a_folder_with_glob_characters(tmp_path):

@@ -140,13 +140,13 @@ def test_bytes_in_a_text_where_tokens_are_words_or_bytes():
 def test_what_is_no_tokenizer_is_named(tmp_path):
     missing = f"{tmp_path}/none.json"
     assert error_of(missing) == (
-        f"{missing}: no such tokenizer -- give a tokenizers JSON file (data/train_tokenizer.py makes one), or a folder "
+        f"{missing}: no such tokenizer; give a tokenizers JSON file (data/train_tokenizer.py makes one), or a folder "
         "with vocab.json and merges.txt"
     )
     (tmp_path / "bad.json").write_text("{}")
     assert error_of(f"{tmp_path}/bad.json").startswith(f"{tmp_path}/bad.json: not a tokenizers JSON file (")
     assert error_of(str(tmp_path)) == (
-        f"{tmp_path}: has no vocab.json -- a tokenizer folder holds vocab.json and merges.txt"
+        f"{tmp_path}: has no vocab.json; a tokenizer folder holds vocab.json and merges.txt"
     )
     (tmp_path / "vocab.json").write_text("[]")
     (tmp_path / "merges.txt").write_text("")
@@ -167,7 +167,7 @@ def test_a_name_that_cannot_be_had_says_what_to_give_instead(tmp_path):
     assert done.stdout.startswith(
         "no/such-tokenizer: neither a file or folder here, nor found as a tokenizer at Hugging Face ("
     )
-    assert done.stdout.endswith(") -- give a tokenizers JSON file, or a folder with vocab.json and merges.txt\n")
+    assert done.stdout.endswith("); give a tokenizers JSON file, or a folder with vocab.json and merges.txt\n")
 
 
 def dataset(**values: object) -> DatasetConfig:
@@ -190,19 +190,19 @@ def test_a_padding_id_equal_to_n_vocab_means_no_padding_token(tmp_path):
     tokenizer = load_tokenizer(str(tmp_path))
     check_special_ids(tokenizer, dataset(n_vocab=11, eos_id=10, padding_id=11))
     assert issues_of(tokenizer, n_vocab=11, eos_id=10, padding_id=12) == [
-        "d: padding_id = 12 -- the tokenizer has ids 0 to 10 only -- choose one of them, or n_vocab, 11, for no "
+        "d: padding_id = 12: the tokenizer has ids 0 to 10 only; choose one of them, or n_vocab, 11, for no "
         "padding token"
     ]
 
 
 def test_every_disagreement_is_told_at_once():
     assert issues_of(TOKENIZER, n_vocab=100, eos_id=1, padding_id=0) == [
-        "d: n_vocab = 100 -- the tokenizer has 310 ids -- set n_vocab to at least that",
-        "d: eos_id = 1 -- the tokenizer's <|endoftext|> is 0 -- set eos_id to 0",
-        "d: padding_id = 0 -- the tokenizer's <|padding|> is 1 -- set padding_id to 1",
+        "d: n_vocab = 100: the tokenizer has 310 ids; set n_vocab to at least that",
+        "d: eos_id = 1: the tokenizer's <|endoftext|> is 0; set eos_id to 0",
+        "d: padding_id = 0: the tokenizer's <|padding|> is 1; set padding_id to 1",
     ]
     assert issues_of(TOKENIZER, n_vocab=400, eos_id=310)[0] == (
-        "d: eos_id = 310 -- the tokenizer has ids 0 to 309 only -- choose one of them"
+        "d: eos_id = 310: the tokenizer has ids 0 to 309 only; choose one of them"
     )
 
 

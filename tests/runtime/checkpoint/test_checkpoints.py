@@ -178,21 +178,21 @@ def test_examples_of_a_checkpoint_of_gpt_neo_are_its_steps_times_the_batch(
     path = write_foreign(tmp_path / "model.ckpt-7", wte)
     assert restore(path, small, train_batch_size=4) == TrainingPosition(7, 28)
     path = write_foreign(tmp_path / "renamed", wte)
-    assert message(path, small) == f"{path} -- the name does not end in a step -- name checkpoints as model.ckpt-STEP"
+    assert message(path, small) == f"{path}: the name does not end in a step; name checkpoints as model.ckpt-STEP"
 
 
 def test_a_variable_that_is_missing_or_of_another_shape(tmp_path: Path, devices: tuple[str, ...]) -> None:
     path = write_foreign(tmp_path / "model.ckpt-1", {"gpt2/h0/attn/q": np.zeros((4, 4), np.float32)})
     assert message(path, store_of(devices, {"gpt2/h1/attn/q": [4, 4]})) == (
-        f"{path} -- has no variable gpt2/h1/attn/q; the nearest name there is gpt2/h0/attn/q -- the config must "
+        f"{path}: has no variable gpt2/h1/attn/q; the nearest name there is gpt2/h0/attn/q; the config must "
         "describe the model that was trained; give that config, or another model_path"
     )
     assert message(path, store_of(devices, {"unlike/anything": [4]})) == (
-        f"{path} -- has no variable unlike/anything -- the config must describe the model that was trained; give that "
+        f"{path}: has no variable unlike/anything; the config must describe the model that was trained; give that "
         "config, or another model_path"
     )
     assert message(path, store_of(devices, {"gpt2/h0/attn/q": [4, 8]})) == (
-        f"{path} -- variable gpt2/h0/attn/q is [4, 4] there and [4, 8] in the config -- give the config that was "
+        f"{path}: variable gpt2/h0/attn/q is [4, 4] there and [4, 8] in the config; give the config that was "
         "trained, or another model_path"
     )
 
@@ -204,10 +204,8 @@ def test_a_truncated_checkpoint_is_named(tmp_path: Path, small: VariableStore, s
     path = str(tmp_path / "model.ckpt-5")
     os.truncate(path + suffix, kept_bytes)
     said = message(path, small)
-    assert said.startswith(f"{path} -- cannot be read: ") and "\n" not in said
-    assert said.endswith(
-        " -- remove this checkpoint's files to go on from the one before it, or give another model_path"
-    )
+    assert said.startswith(f"{path}: cannot be read: ") and "\n" not in said
+    assert said.endswith("; remove this checkpoint's files to go on from the one before it, or give another model_path")
 
 
 def test_a_place_that_cannot_be_written_to(tmp_path: Path, small: VariableStore) -> None:
@@ -216,7 +214,7 @@ def test_a_place_that_cannot_be_written_to(tmp_path: Path, small: VariableStore)
         save_steps(tmp_path / "file", small, [5])
     path = f"{tmp_path}/file"
     assert str(error.value) == (
-        f"{path}/model.ckpt-5 -- cannot be written: {path} is not a directory -- make room there, or give another path"
+        f"{path}/model.ckpt-5: cannot be written: {path} is not a directory; make room there, or give another path"
     )
     assert (tmp_path / "file").read_text() == "mine"
 
@@ -247,7 +245,7 @@ def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew_in_silence(tmp_pat
     with pytest.raises(CheckpointError) as error:
         latest_checkpoint(str(tmp_path))
     assert str(error.value) == (
-        f"{tmp_path}/checkpoint -- names {tmp_path}/model.ckpt-5, which is not there -- put its files back, or remove "
+        f"{tmp_path}/checkpoint: names {tmp_path}/model.ckpt-5, which is not there; put its files back, or remove "
         "the file checkpoint to begin from step 0"
     )
 
@@ -259,7 +257,7 @@ def test_a_state_file_that_names_nothing(tmp_path: Path, small: VariableStore, c
     with pytest.raises(CheckpointError) as error:
         latest_checkpoint(str(tmp_path))
     assert str(error.value) == (
-        f"{tmp_path}/checkpoint -- names no checkpoint -- write it again, or remove it to begin from step 0"
+        f"{tmp_path}/checkpoint: names no checkpoint; write it again, or remove it to begin from step 0"
     )
 
 

@@ -235,7 +235,7 @@ def test_options_that_do_not_fit_are_named(graph: Graph, tmp_path: Path) -> None
     model = dataclasses.replace(MODEL, attention_types=("linear", "global"), rotary_emb=True)
     with pytest.raises(ConfigError) as error:
         write_huggingface_folder(f"{tmp_path}/hf", run_of(model), graph.weights, None)
-    assert [line.split(" -- ")[0] for line in str(error.value).splitlines()] == [
+    assert [line.split(": ")[0] for line in str(error.value).splitlines()] == [
         "attention_types = linear",
         "rotary_emb = true",
     ]
@@ -249,7 +249,7 @@ def test_nothing_is_overwritten_and_nothing_half_written(graph: Graph, tmp_path:
     (taken / "mine").write_text("")
     with pytest.raises(UserError) as error:
         export(str(taken), run_of(MODEL), graph.weights)
-    assert str(error.value) == f"{taken} -- is there already -- give a folder that is new or empty"
+    assert str(error.value) == f"{taken}: is there already; give a folder that is new or empty"
     with pytest.raises(CheckpointError):
         export(f"{tmp_path}/new", run_of(MODEL), {**graph.weights, "gpt2/h7/attn/q": graph.weights["gpt2/wte"]})
     assert os.listdir(tmp_path) == ["taken"]
@@ -271,7 +271,7 @@ def test_a_link_stays_one(graph: Graph, tmp_path: Path) -> None:
         assert sorted(os.listdir(tmp_path / target)) == ["config.json", "model.safetensors"]
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     for name in ("link", "loop"):
-        with pytest.raises(UserError, match=f"/{name} -- is there already -- give a folder that is new or empty"):
+        with pytest.raises(UserError, match=f"/{name}: is there already; give a folder that is new or empty"):
             write_huggingface_folder(f"{tmp_path}/{name}", run_of(MODEL), graph.weights, None)
 
 
@@ -287,17 +287,17 @@ def test_of_two_exports_at_once_one_is_whole_and_one_fails(graph: Graph, tmp_pat
     slow = {**graph.weights, "gpt2/wte": dataclasses.replace(graph.weights["gpt2/wte"], read=read)}
     with pytest.raises(UserError) as error:
         write_huggingface_folder(directory, run_of(MODEL), slow, None)
-    assert str(error.value) == f"{directory} -- is there already -- give a folder that is new or empty"
+    assert str(error.value) == f"{directory}: is there already; give a folder that is new or empty"
     assert os.listdir(tmp_path) == ["hf"]
     assert len(os.listdir(directory)) == 4 and read_weights(directory).keys() == graph.weights.keys()
 
 
 def test_a_place_that_cannot_be_written_to(graph: Graph, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=" -- cannot be written: .* -- give another folder, or make room and "):
+    with pytest.raises(UserError, match=": cannot be written: .*; give another folder, or make room and "):
         write_huggingface_folder(f"{tmp_path}/file/hf", run_of(MODEL), graph.weights, None)
-    with pytest.raises(UserError, match="gs://bucket/hf -- is in a bucket -- give a local folder"):
+    with pytest.raises(UserError, match="gs://bucket/hf: is in a bucket; give a local folder"):
         write_huggingface_folder("gs://bucket/hf", run_of(MODEL), graph.weights, None)
     for path in (f"{tmp_path}/a\0b", ""):
-        with pytest.raises(UserError, match=" -- is no path -- give a folder that is new or empty"):
+        with pytest.raises(UserError, match=": is no path; give a folder that is new or empty"):
             write_huggingface_folder(path, run_of(MODEL), graph.weights, None)

@@ -108,7 +108,7 @@ def test_without_a_prefix_and_with_constants_and_the_tied_layer(tmp_path: Path) 
     with pytest.raises(CheckpointError) as error:
         read_weights(str(folder))
     assert str(error.value) == (
-        f"{folder}/model.safetensors: lm_head.weight -- differs from the token table -- give weights that tie the two: "
+        f"{folder}/model.safetensors: lm_head.weight: differs from the token table; give weights that tie the two: "
         "Neomesh's output layer is the token table"
     )
 
@@ -138,7 +138,7 @@ def test_several_shards(tmp_path: Path) -> None:
     assert_same(values(folder), values(GOLDEN / "gpt_2"))
     (folder / "model-00002-of-00002.safetensors").unlink()
     assert message(folder) == (
-        f"{folder}/model-00002-of-00002.safetensors -- is not there, but model.safetensors.index.json names it -- copy "
+        f"{folder}/model-00002-of-00002.safetensors: is not there, but model.safetensors.index.json names it; copy "
         "it too"
     )
 
@@ -158,14 +158,13 @@ def test_a_tensor_that_is_missing_unknown_or_of_another_shape(tmp_path: Path) ->
     name = "transformer.h.1.mlp.c_fc.weight"
     rewrite(folder, {key: value for key, value in tensors.items() if key != name})
     assert message(folder) == (
-        f"{folder} -- has no tensor h.1.mlp.c_fc.weight -- copy the folder again: its config.json describes a model "
-        "with it"
+        f"{folder}: has no tensor h.1.mlp.c_fc.weight; copy the folder again: its config.json describes a model with it"
     )
     rewrite(folder, tensors | {"score.weight": np.zeros((2, 16), np.float32)})
-    assert message(folder).startswith(f"{folder}/model.safetensors: score.weight -- is no tensor of the model that ")
+    assert message(folder).startswith(f"{folder}/model.safetensors: score.weight; is no tensor of the model that ")
     rewrite(folder, tensors | {name: tensors[name].T})
     assert message(folder) == (
-        f"{folder}/model.safetensors: {name} -- is [64, 16] there and [16, 64] by config.json -- give the config.json "
+        f"{folder}/model.safetensors: {name}: is [64, 16] there and [16, 64] by config.json; give the config.json "
         "of these weights"
     )
 
@@ -176,8 +175,8 @@ def test_a_file_that_is_cut_off(tmp_path: Path, kept_bytes: int) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:kept_bytes])
     said = message(folder)
-    assert said.startswith(f"{path} -- cannot be read: ") and "\n" not in said
-    assert said.endswith(" -- copy the file again, or give other weights")
+    assert said.startswith(f"{path}: cannot be read: ") and "\n" not in said
+    assert said.endswith("; copy the file again, or give other weights")
 
 
 def test_a_broken_index(tmp_path: Path) -> None:
@@ -185,7 +184,7 @@ def test_a_broken_index(tmp_path: Path) -> None:
     shard(folder)
     path = folder / "model.safetensors.index.json"
     path.write_text('{"weights": {}}')
-    assert message(folder).startswith(f"{path} -- cannot be read: ")
+    assert message(folder).startswith(f"{path}: cannot be read: ")
 
 
 def test_another_architecture(tmp_path: Path) -> None:
@@ -195,7 +194,7 @@ def test_another_architecture(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         read_weights(str(folder))
     lines = str(error.value).splitlines()
-    assert [line.split(" -- ")[0] for line in lines] == [
+    assert [line.split(": ")[0] for line in lines] == [
         f"{folder}/config.json: n_inner = 100",
         f'{folder}/config.json: activation_function = "gelu"',
     ]
@@ -207,7 +206,7 @@ def test_an_index_that_names_no_files(tmp_path: Path, weight_map: object) -> Non
     shard(folder)
     path = folder / "model.safetensors.index.json"
     path.write_text(json.dumps({"weight_map": weight_map}))
-    assert message(folder).startswith(f"{path} -- cannot be read: ")
+    assert message(folder).startswith(f"{path}: cannot be read: ")
 
 
 def test_a_tensor_that_is_given_twice(tmp_path: Path) -> None:
@@ -216,7 +215,7 @@ def test_a_tensor_that_is_given_twice(tmp_path: Path) -> None:
     rewrite(folder, tensors | {"wte.weight": tensors["transformer.wte.weight"] + 1})
     said, path = message(folder), f"{folder}/model.safetensors"
     places = [f"{path}: transformer.wte.weight", f"{path}: wte.weight"]
-    assert said in [f"{a} -- is given twice, as {b} too -- keep one" for a, b in (places, places[::-1])]
+    assert said in [f"{a}: is given twice, as {b} too; keep one" for a, b in (places, places[::-1])]
 
 
 @pytest.mark.parametrize(("dtype", "shown"), [(np.int64, "I64"), (np.uint8, "U8"), (np.bool_, "BOOL")])
@@ -225,7 +224,7 @@ def test_a_tensor_of_integers(tmp_path: Path, dtype: type, shown: str) -> None:
     tensors = load_file(folder / "model.safetensors")
     rewrite(folder, tensors | {name: tensors[name].astype(dtype)})
     assert message(folder) == (
-        f"{folder}/model.safetensors: {name} -- is of {shown} -- give weights of floating-point numbers, not quantized"
+        f"{folder}/model.safetensors: {name}: is of {shown}; give weights of floating-point numbers, not quantized"
     )
 
 
@@ -242,7 +241,7 @@ def test_a_tensor_that_holds_no_number(tmp_path: Path, value: float, dtype: type
     with pytest.raises(CheckpointError) as error:
         weights["gpt2/h1/attn/v"].read()
     assert str(error.value) == (
-        f"{folder}/model.safetensors: {name} -- holds NaN or infinity -- give weights from before the training "
+        f"{folder}/model.safetensors: {name}: holds NaN or infinity; give weights from before the training "
         "diverged, or copy the file again"
     )
 
@@ -263,7 +262,7 @@ def test_pickles_are_checked_likewise(tmp_path: Path, broken: str | None) -> Non
         assert_same(values(folder), values(GOLDEN / "gpt_2"))
         return
     said = {"integers": "is of torch.int64", "NaN": "holds NaN or infinity"}[broken]
-    assert message(folder).startswith(f"{folder}/pytorch_model.bin: {name} -- {said} -- ")
+    assert message(folder).startswith(f"{folder}/pytorch_model.bin: {name}: {said}; ")
 
 
 def test_pickles_need_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,7 +272,7 @@ def test_pickles_need_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(UserError) as error:
         read_weights(str(folder))
     assert str(error.value) == (
-        f"{folder}/pytorch_model.bin -- is PyTorch's format, and PyTorch is not installed -- pip install torch, or "
+        f"{folder}/pytorch_model.bin: is PyTorch's format, and PyTorch is not installed; pip install torch, or "
         "give the folder with model.safetensors"
     )
 

@@ -113,11 +113,11 @@ def test_a_state_that_names_what_is_not_there(trained: Trained, tmp_path: Path) 
     (trained.folder / "checkpoint").write_text('model_checkpoint_path: "model.ckpt-500"\n')
     with pytest.raises(CheckpointError) as error:
         find_weights(str(trained.folder))
-    problem = f"{trained.folder}/checkpoint -- names no checkpoint that is there"
-    assert str(error.value) == f"{problem} -- name one by its path, such as {trained.prefix}"
+    problem = f"{trained.folder}/checkpoint: names no checkpoint that is there"
+    assert str(error.value) == f"{problem}; name one by its path, such as {trained.prefix}"
     (tmp_path / "alone").mkdir()
     (tmp_path / "alone" / "checkpoint").write_text("nothing")
-    with pytest.raises(CheckpointError, match=" -- names no checkpoint that is there -- copy the checkpoint too$"):
+    with pytest.raises(CheckpointError, match=": names no checkpoint that is there; copy the checkpoint too$"):
         find_weights(f"{tmp_path}/alone")
 
 
@@ -151,30 +151,30 @@ def test_a_variable_that_is_missing_unknown_or_of_another_shape(
     remedy = "give the config of these weights, or other weights"
     without = {key: value for key, value in trained.weights.items() if key != name}
     path = write_checkpoint(tmp_path / "a" / "model.ckpt-1", without)
-    assert message(path, placement).startswith(f"{path} -- has no variable {name}; the nearest name there is gpt2/h1/")
-    assert message(path, placement).endswith(f" -- {remedy}")
+    assert message(path, placement).startswith(f"{path}: has no variable {name}; the nearest name there is gpt2/h1/")
+    assert message(path, placement).endswith(f"; {remedy}")
     path = write_checkpoint(tmp_path / "b" / "model.ckpt-1", trained.weights | {"gpt2/h2/attn/q": np.zeros(3)})
-    assert message(path, placement) == f"{path}: gpt2/h2/attn/q -- the model of the config lacks it -- {remedy}"
+    assert message(path, placement) == f"{path}: gpt2/h2/attn/q: the model of the config lacks it; {remedy}"
     path = write_checkpoint(tmp_path / "c" / "model.ckpt-1", trained.weights | {name: np.zeros((8, 16), np.float32)})
-    assert message(path, placement) == f"{path}: {name} -- is [8, 16] there and [8, 8] by the config -- {remedy}"
+    assert message(path, placement) == f"{path}: {name}: is [8, 16] there and [8, 8] by the config; {remedy}"
     for key, value in tiny.values_of(placement.store).items():
         np.testing.assert_array_equal(value, before[key], err_msg="nothing may be set by weights that do not fit")
 
 
 def test_a_place_without_weights_and_a_broken_file(trained: Trained, devices: tuple[str, ...], tmp_path: Path) -> None:
     placement = placed(devices)
-    assert message(tmp_path / "nowhere", placement).startswith(f"{tmp_path}/nowhere -- holds no weights -- give ")
+    assert message(tmp_path / "nowhere", placement).startswith(f"{tmp_path}/nowhere: holds no weights; give ")
     data = Path(f"{trained.prefix}.data-00000-of-00001")
     data.write_bytes(data.read_bytes()[:100])
     said = message(trained.prefix, placement)
-    assert said.startswith(f"{trained.prefix}") and " -- cannot be read: " in said and "\n" not in said
+    assert said.startswith(f"{trained.prefix}") and ": cannot be read: " in said and "\n" not in said
 
 
 @pytest.mark.parametrize("path", ["nothing://bucket/model.ckpt-1", ""])
 def test_a_path_that_cannot_be_asked(path: str) -> None:
     with pytest.raises(UserError) as error:
         find_weights(path)
-    assert str(error.value).startswith(f"{path} -- cannot be read: " if path else "--init_from -- is empty -- give ")
+    assert str(error.value).startswith(f"{path}: cannot be read: " if path else "--init_from: is empty; give ")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -182,7 +182,7 @@ def test_a_variable_that_holds_no_number(trained: Trained, tmp_path: Path, value
     broken = trained.weights["gpt2/wpe"].copy()
     broken[2, 3] = value
     path = write_checkpoint(tmp_path / "broken" / "model.ckpt-1", trained.weights | {"gpt2/wpe": broken})
-    with pytest.raises(CheckpointError, match=f"^{path}: gpt2/wpe -- holds NaN or infinity -- give weights "):
+    with pytest.raises(CheckpointError, match=f"^{path}: gpt2/wpe: holds NaN or infinity; give weights "):
         find_weights(path)["gpt2/wpe"].read()
 
 

@@ -19,7 +19,7 @@ import pytest
 from configs.errors import UserError
 from meshtf import mtf
 from runtime.checkpoint.checkpoints import latest_checkpoint
-from runtime.cluster.heartbeat import CHECK_SECONDS, Patience, Pulse
+from runtime.cluster.heartbeat import CHECK_SECONDS, Heartbeat, Timeouts
 from runtime.cluster.rendezvous import _check_machine, _check_port_is_free
 from runtime.cluster.spec import Cluster, ClusterError, find_cluster
 from runtime.mesh.multi_process import _line
@@ -69,30 +69,30 @@ def test_hosts_by_hand() -> None:
         (
             "a:1,b:1",
             None,
-            "--hosts -- is given without --host_index -- give both, as --hosts a:2222,b:2222 --host_index 0",
+            "--hosts: is given without --host_index; give both, as --hosts a:2222,b:2222 --host_index 0",
         ),
-        (None, 1, "--host_index -- is given without --hosts -- give both, as --hosts a:2222,b:2222 --host_index 0"),
+        (None, 1, "--host_index: is given without --hosts; give both, as --hosts a:2222,b:2222 --host_index 0"),
         (
             "a:1,b",
             0,
-            "--hosts a:1,b --host_index 0 -- 'b' is not a name and a port -- give each process as "
+            "--hosts a:1,b --host_index 0: 'b' is not a name and a port; give each process as "
             "host:2222, apart by commas",
         ),
         (
             "a:1,b:0",
             0,
-            "--hosts a:1,b:0 --host_index 0 -- 'b:0' is not a name and a port -- give each process as "
+            "--hosts a:1,b:0 --host_index 0: 'b:0' is not a name and a port; give each process as "
             "host:2222, apart by commas",
         ),
         (
             "a:1,a:1",
             0,
-            "--hosts a:1,a:1 --host_index 0 -- a:1 is there twice -- give each process a port of its own",
+            "--hosts a:1,a:1 --host_index 0: a:1 is there twice; give each process a port of its own",
         ),
         (
             "a:1,b:1",
             2,
-            "--hosts a:1,b:1 --host_index 2 -- there is no process 2 among 2 -- count from 0 to 1",
+            "--hosts a:1,b:1 --host_index 2: there is no process 2 among 2; count from 0 to 1",
         ),
     ],
 )
@@ -149,7 +149,7 @@ def test_the_command_line_comes_before_tf_config(monkeypatch: pytest.MonkeyPatch
 def test_tf_config_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     set_tf_config(monkeypatch, text)
     message = refusal()
-    assert message.startswith(f"TF_CONFIG = {text} -- cannot be read: ")
+    assert message.startswith(f"TF_CONFIG = {text}: cannot be read: ")
     assert message.endswith(
         '-- write it as {"cluster": {"worker": ["a:2222", "b:2222"]}, "task": {"type": "worker", "index": 0}}'
     )
@@ -158,11 +158,11 @@ def test_tf_config_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch, text: st
 @pytest.mark.parametrize(
     ("jobs", "job", "index", "message"),
     [
-        (WORKERS, "worker", 2, "TF_CONFIG -- there is no worker 2 among 2 -- index counts from 0 within a job"),
-        (WORKERS, "chief", 0, "TF_CONFIG -- there is no chief 0 among 0 -- index counts from 0 within a job"),
-        ({**WORKERS, "ps": ["c:1"]}, "worker", 0, "TF_CONFIG -- has the job ps, which nothing is done by here"),
-        (WORKERS, "evaluator", 0, "TF_CONFIG -- has the job evaluator, which nothing is done by here"),
-        ({"worker": ["a:1", "b"]}, "worker", 0, "TF_CONFIG -- 'b' is not a name and a port"),
+        (WORKERS, "worker", 2, "TF_CONFIG: there is no worker 2 among 2; index counts from 0 within a job"),
+        (WORKERS, "chief", 0, "TF_CONFIG: there is no chief 0 among 0; index counts from 0 within a job"),
+        ({**WORKERS, "ps": ["c:1"]}, "worker", 0, "TF_CONFIG: has the job ps, which nothing is done by here"),
+        (WORKERS, "evaluator", 0, "TF_CONFIG: has the job evaluator, which nothing is done by here"),
+        ({"worker": ["a:1", "b"]}, "worker", 0, "TF_CONFIG: 'b' is not a name and a port"),
     ],
 )
 def test_tf_config_that_is_no_cluster(
@@ -212,7 +212,7 @@ def test_tasks_of_slurm_dealt_out_in_another_order(monkeypatch: pytest.MonkeyPat
     assert find_cluster(None, None) == Cluster(("n1:2222", "n1:2223", "n2:2222", "n2:2223"), 1)
     monkeypatch.setenv("SLURMD_NODENAME", "n2")
     assert refusal() == (
-        "Slurm -- task 1 of 4 is not where its machines, filled one after the other, would have it -- start the "
+        "Slurm: task 1 of 4 is not where its machines, filled one after the other, would have it; start the "
         "processes with srun --distribution=block, or give --hosts and --host_index"
     )
 
@@ -234,8 +234,7 @@ def test_slurm_whose_variables_cannot_be_read(
 ) -> None:
     set_slurm(monkeypatch, STEP_NUM_TASKS="3", **variables)
     assert refusal() == (
-        f"Slurm -- its variables cannot be read: {error} -- start the processes with srun, or give --hosts and "
-        "--host_index"
+        f"Slurm: its variables cannot be read: {error}; start the processes with srun, or give --hosts and --host_index"
     )
 
 
@@ -248,7 +247,7 @@ def test_a_port_in_use() -> None:
         with pytest.raises(ClusterError) as error:
             _check_port_is_free(f"here:{port}")
     assert str(error.value) == (
-        f"here:{port} -- port {port} cannot be used on this machine: Address already in use -- end the process that "
+        f"here:{port}: port {port} cannot be used on this machine: Address already in use; end the process that "
         "uses it, or give another port"
     )
     _check_port_is_free(f"here:{port}")
@@ -259,8 +258,8 @@ def test_an_index_of_another_machine(here: str) -> None:
     with pytest.raises(ClusterError) as error:
         _check_machine(Cluster(("192.0.2.1:2222", here), 0))
     assert str(error.value) == (
-        f"{here} -- is process 1 and on this machine, where process 0 (192.0.2.1:2222) was started, on the same port "
-        "-- start each process on its own machine, or give each a port of its own"
+        f"{here}: is process 1 and on this machine, where process 0 (192.0.2.1:2222) was started, on the same port "
+        "; start each process on its own machine, or give each a port of its own"
     )
 
 
@@ -277,7 +276,7 @@ def test_a_process_that_does_not_come() -> None:
         [sys.executable, "-c", PROGRAM, f"{own},{missing}"], env=environment, capture_output=True, text=True, timeout=60
     )
     assert run.stdout == (
-        f"AbsenceError {missing} -- not there after 1 s of waiting -- start the same command there with its own "
+        f"AbsenceError {missing}: not there after 1 s of waiting; start the same command there with its own "
         "host_index, and see that a firewall lets this machine through\n"
     )
 
@@ -285,9 +284,9 @@ def test_a_process_that_does_not_come() -> None:
 # Hanging.
 
 
-def rounds_until_broken(n_rounds: int, *pulses: Callable[[int], Pulse]) -> tuple[int, int] | None:
+def rounds_until_broken(n_rounds: int, *pulses: Callable[[int], Heartbeat]) -> tuple[int, int] | None:
     """The round in which patience ends, and with whom; each process is a function from the round to its pulse."""
-    patience = Patience(len(pulses))
+    patience = Timeouts(len(pulses))
     for number in range(n_rounds):
         hanging = patience.broken_by([dataclasses.astuple(pulse(number)) for pulse in pulses])
         if hanging is not None:
@@ -295,13 +294,13 @@ def rounds_until_broken(n_rounds: int, *pulses: Callable[[int], Pulse]) -> tuple
     return None
 
 
-def ahead(number: int) -> Pulse:
-    return Pulse(7, 0, 30)
+def ahead(number: int) -> Heartbeat:
+    return Heartbeat(7, 0, 30)
 
 
 @pytest.mark.parametrize("patience_seconds", [5, 30, 31, 600])
 def test_a_process_that_is_waited_for_hangs_when_its_time_is_over(patience_seconds: int) -> None:
-    number, hanging = rounds_until_broken(200, ahead, lambda number: Pulse(6, 3, patience_seconds))
+    number, hanging = rounds_until_broken(200, ahead, lambda number: Heartbeat(6, 3, patience_seconds))
     assert hanging == 1
     assert patience_seconds < number * CHECK_SECONDS <= patience_seconds + CHECK_SECONDS
 
@@ -309,18 +308,18 @@ def test_a_process_that_is_waited_for_hangs_when_its_time_is_over(patience_secon
 @pytest.mark.parametrize(
     "pulse",
     [
-        lambda number: Pulse(7, 0, 30),  # both wait, or work, side by side
-        lambda number: Pulse(6, number, 30),
-        lambda number: Pulse(6, number // 7, 30),
-        lambda number: Pulse(6, 0, 0),
+        lambda number: Heartbeat(7, 0, 30),  # both wait, or work, side by side
+        lambda number: Heartbeat(6, number, 30),
+        lambda number: Heartbeat(6, number // 7, 30),
+        lambda number: Heartbeat(6, 0, 0),
     ],
 )
-def test_a_process_that_does_not_hang(pulse: Callable[[int], Pulse]) -> None:
+def test_a_process_that_does_not_hang(pulse: Callable[[int], Heartbeat]) -> None:
     assert rounds_until_broken(200, ahead, pulse) is None
 
 
 def test_patience_begins_anew_with_each_sign_of_life() -> None:
-    number, hanging = rounds_until_broken(200, lambda number: Pulse(6, min(number, 50), 30), ahead)
+    number, hanging = rounds_until_broken(200, lambda number: Heartbeat(6, min(number, 50), 30), ahead)
     assert (number, hanging) == (57, 0)
 
 
@@ -337,8 +336,8 @@ def test_a_process_that_hangs_ends_all_and_says_where(tmp_path: Path, n_processe
     assert last_words(processes, lost, signal.SIGUSR1) == in_others(
         lost,
         processes,
-        f"process {lost} ({{host}}) -- hangs: others wait for it, and it shows no life, so this process ({{own}}) ends "
-        "too -- see where it says that it hangs, and start all processes again: they go on from the last checkpoint",
+        f"process {lost} ({{host}}): hangs: others wait for it, and it shows no life, so this process ({{own}}) ends "
+        "too; see where it says that it hangs, and start all processes again: they go on from the last checkpoint",
     )
     said = processes[lost].stdout.read()
     assert "and it shows no life; it is this process, and it ends from here:\n" in said
@@ -352,7 +351,7 @@ def test_a_process_in_which_no_python_runs(tmp_path: Path, lost: int) -> None:
     assert last_words(processes, lost, signal.SIGUSR2) == in_others(
         lost,
         processes,
-        f"process {lost} ({{host}}) -- hangs so that no Python runs in it, so this process ({{own}}) ends too -- see "
+        f"process {lost} ({{host}}): hangs so that no Python runs in it, so this process ({{own}}) ends too; see "
         "which shows where it hangs, end it, and start all processes again: they go on from the last checkpoint",
     )
     assert " in hang_with_python\n" in processes[lost].stdout.read()
@@ -428,7 +427,7 @@ def test_workers_of_tf_config_that_are_no_list_of_texts(monkeypatch: pytest.Monk
     if workers is None:
         assert find_cluster(None, None) is None
         return
-    with pytest.raises(ClusterError, match="TF_CONFIG = .* -- cannot be read: TypeError: the hosts of worker are no"):
+    with pytest.raises(ClusterError, match="TF_CONFIG = .*: cannot be read: TypeError: the hosts of worker are no"):
         find_cluster(None, None)
 
 
@@ -447,5 +446,5 @@ def test_a_number_of_slurm_tasks_that_is_none(monkeypatch: pytest.MonkeyPatch, n
     if not n_tasks:
         assert find_cluster(None, None) is None
         return
-    with pytest.raises(ClusterError, match="Slurm -- its variables cannot be read"):
+    with pytest.raises(ClusterError, match="Slurm: its variables cannot be read"):
         find_cluster(None, None)

@@ -9,8 +9,16 @@ import numpy as np
 import pytest
 
 from configs.schema import PredictionConfig, RunConfig
-from models.kernels.sampling import SamplingRule
-from runtime.generation.engine import Engine, Job, Piece, WholeTextEngine, build_engine, padded_length, prompt_arrays
+from models.kernels.sampling import SamplingParams
+from runtime.generation.engine import (
+    ActiveSequence,
+    Engine,
+    TokenChunk,
+    WholeTextEngine,
+    build_engine,
+    padded_length,
+    prompt_arrays,
+)
 from runtime.generation.programs import build_whole_texts
 from runtime.mesh.placement import place
 from tests import tiny
@@ -21,7 +29,7 @@ MODEL = dataclasses.replace(
     tiny.MODEL, n_layer=3, n_ctx=40, attention_types=("global", "local", "none"), local_attention_radius=4
 )
 LINEAR = dataclasses.replace(MODEL, attention_types=("linear", "local", "global"))
-GREEDY, FREE = SamplingRule(temperature=0.0), SamplingRule()
+GREEDY, FREE = SamplingParams(temperature=0.0), SamplingParams()
 NO_EOS = MODEL.n_vocab  # an id that is never drawn
 PROMPTS = ((3, 1, 4, 15), (9,), tuple(range(1, 34)), (2, 7, 1, 8, 2, 8, 1, 8, 2, 8))
 
@@ -41,10 +49,10 @@ class Writer:
     engine: Engine
     values: dict[str, np.ndarray]
 
-    def write(self, jobs: Mapping[int, Job], n_turns: int = 100) -> dict[int, Piece]:
+    def write(self, jobs: Mapping[int, ActiveSequence], n_turns: int = 100) -> dict[int, TokenChunk]:
         """All that these jobs give, in rows of their own, so many turns at a time."""
         self.engine.admit(jobs)
-        pieces: dict[int, list[Piece]] = {row: [] for row in jobs}
+        pieces: dict[int, list[TokenChunk]] = {row: [] for row in jobs}
         while any(not parts or parts[-1].end is None for parts in pieces.values()):
             for row, piece in self.engine.advance(n_turns).items():
                 pieces[row].append(piece)
@@ -53,13 +61,13 @@ class Writer:
         return {row: joined(parts) for row, parts in pieces.items()}
 
 
-def joined(pieces: Sequence[Piece]) -> Piece:
+def joined(pieces: Sequence[TokenChunk]) -> TokenChunk:
     together = [sum((getattr(piece, name) for piece in pieces), ()) for name in ("tokens", "log_probs", "top")]
     assert all(piece.end is None for piece in pieces[:-1])
-    return Piece(*together, pieces[-1].end)
+    return TokenChunk(*together, pieces[-1].end)
 
 
-def assert_same(actual: Piece, expected: Piece) -> None:
+def assert_same(actual: TokenChunk, expected: TokenChunk) -> None:
     """The same text; the last bits of probabilities may depend on the row."""
     assert (actual.tokens, actual.end) == (expected.tokens, expected.end)
     np.testing.assert_allclose(actual.log_probs, expected.log_probs, 1e-4)
@@ -75,8 +83,8 @@ def writer_of(devices: Sequence[str], n_rows: int = 4, mesh: tuple[str, str] = (
     return Writer(engine, tiny.values_of(placement.store))
 
 
-def jobs(rule: SamplingRule, n_new_tokens: int = 7, n_top: int = 0) -> dict[int, Job]:
-    return {row: Job(prompt, rule, 5 + row, n_new_tokens, n_top) for row, prompt in enumerate(PROMPTS)}
+def jobs(rule: SamplingParams, n_new_tokens: int = 7, n_top: int = 0) -> dict[int, ActiveSequence]:
+    return {row: ActiveSequence(prompt, rule, 5 + row, n_new_tokens, n_top) for row, prompt in enumerate(PROMPTS)}
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +145,7 @@ def test_texts_come_and_go_while_others_are_written(on_one_device: Writer) -> No
 
 
 def test_seeds_differ(on_one_device: Writer) -> None:
-    same_prompt = {row: Job(PROMPTS[0], FREE, seed, 20) for row, seed in enumerate((0, 1, 2, 2**31 - 1))}
+    same_prompt = {row: ActiveSequence(PROMPTS[0], FREE, seed, 20) for row, seed in enumerate((0, 1, 2, 2**31 - 1))}
     assert len({piece.tokens for piece in on_one_device.write(same_prompt).values()}) == 4
 
 
@@ -155,7 +163,7 @@ def test_seeds_differ(on_one_device: Writer) -> None:
 def test_a_mesh_writes_the_texts_of_one_device(
     devices: tuple[str, ...], on_one_device: Writer, mesh: tuple[str, str], n_rows: int
 ) -> None:
-    on_mesh, steered = writer_of(devices, n_rows, mesh), SamplingRule(1.2, 9, 0.9, repetition_penalty=1.3)
+    on_mesh, steered = writer_of(devices, n_rows, mesh), SamplingParams(1.2, 9, 0.9, repetition_penalty=1.3)
     for rule in (FREE, steered):
         expected, actual = on_one_device.write(jobs(rule, n_top=2)), on_mesh.write(jobs(rule, n_top=2), 3)
         for row, piece in expected.items():

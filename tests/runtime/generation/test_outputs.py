@@ -6,15 +6,15 @@ import itertools
 import json
 from pathlib import Path
 
-from models.kernels.sampling import SamplingRule
-from runtime.generation.engine import Job
+from models.kernels.sampling import SamplingParams
+from runtime.generation.engine import ActiveSequence
 from runtime.generation.outputs import Answer, format_line, format_samples, joined, write_predictions, written_answers
-from runtime.generation.scheduler import Ask, Delta, Scheduler
+from runtime.generation.scheduler import Delta, GenerationRequest, Scheduler
 from tests.runtime.generation.test_scheduler import LETTERS, Script, bytes_of
 
 
-def ask(text: str) -> Ask:
-    return Ask(Job(tuple(map(LETTERS.index, text)), SamplingRule(), 0, 100))
+def ask(text: str) -> GenerationRequest:
+    return GenerationRequest(ActiveSequence(tuple(map(LETTERS.index, text)), SamplingParams(), 0, 100))
 
 
 def test_news_of_an_answer_are_put_together() -> None:

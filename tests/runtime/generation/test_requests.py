@@ -9,7 +9,7 @@ import pytest
 from configs.errors import ConfigError
 from configs.prompts import Prompt
 from configs.schema import PredictionConfig
-from models.kernels.sampling import SamplingRule
+from models.kernels.sampling import SamplingParams
 from runtime.generation.requests import asks_of, fit_prompt, rule_of, sample_seed
 
 EOS = 9
@@ -37,9 +37,9 @@ def test_every_control_of_the_settings_is_in_the_rule() -> None:
         never_end=True,
     )
     rule = rule_of(settings)
-    assert rule == SamplingRule(0.3, 5, 0.8, 0.7, 0.1, 1.5, -0.5, 0.25, 4, True, True)
+    assert rule == SamplingParams(0.3, 5, 0.8, 0.7, 0.1, 1.5, -0.5, 0.25, 4, True, True)
     defaults = rule_of(PredictionConfig(temperature=1.0))
-    assert defaults == SamplingRule()
+    assert defaults == SamplingParams()
     assert all(getattr(rule, field.name) != getattr(defaults, field.name) for field in dataclasses.fields(rule))
 
 
@@ -58,15 +58,13 @@ def test_of_a_longer_one_the_end_is_kept_and_room_for_what_is_asked_up_to_half(l
 
 def test_a_longer_one_may_be_refused() -> None:
     assert fitted(15, prompt_overflow="refuse")[0] == tuple(range(100, 115))
-    with pytest.raises(
-        ConfigError, match=r"^here -- the prompt has more than the 15 tokens that leave room for one in"
-    ):
+    with pytest.raises(ConfigError, match=r"^here: the prompt has more than the 15 tokens that leave room for one in"):
         fitted(16, prompt_overflow="refuse")
 
 
 def test_a_context_of_one_token_has_no_room() -> None:
     assert fitted(1, n_ctx=2) == ((100,), [])
-    with pytest.raises(ConfigError, match="^n_ctx = 1 -- has no room for a prompt and a token"):
+    with pytest.raises(ConfigError, match="^n_ctx = 1: has no room for a prompt and a token"):
         fitted(1, n_ctx=1)
 
 

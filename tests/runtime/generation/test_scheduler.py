@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.kernels.sampling import SamplingRule
-from runtime.generation.engine import Job, Piece
-from runtime.generation.scheduler import Ask, Delta, Scheduler
+from models.kernels.sampling import SamplingParams
+from runtime.generation.engine import ActiveSequence, TokenChunk
+from runtime.generation.scheduler import Delta, GenerationRequest, Scheduler
 
 EOS = 0
 LETTERS = "\0abcdefgh"
@@ -20,9 +20,9 @@ def bytes_of(token: int) -> bytes:
     return LETTERS[token].encode()
 
 
-def job(text: str, n_new_tokens: int = 100) -> Job:
+def job(text: str, n_new_tokens: int = 100) -> ActiveSequence:
     """A job whose prompt says what is written: an engine of `Script` repeats it."""
-    return Job(tuple(map(LETTERS.index, text)), SamplingRule(), 0, n_new_tokens)
+    return ActiveSequence(tuple(map(LETTERS.index, text)), SamplingParams(), 0, n_new_tokens)
 
 
 class Script:
@@ -30,21 +30,21 @@ class Script:
 
     def __init__(self, n_rows: int) -> None:
         self.n_rows = n_rows
-        self.jobs: dict[int, Job] = {}
+        self.jobs: dict[int, ActiveSequence] = {}
         self.n_written: dict[int, int] = {}
         self.ended: set[int] = set()
-        self.admitted: list[tuple[int, Job]] = []
+        self.admitted: list[tuple[int, ActiveSequence]] = []
 
-    def admit(self, jobs: Mapping[int, Job]) -> None:
+    def admit(self, jobs: Mapping[int, ActiveSequence]) -> None:
         assert jobs and not set(jobs) & set(self.jobs) and set(jobs) <= set(range(self.n_rows))
         self.jobs |= jobs
         self.n_written |= dict.fromkeys(jobs, 0)
         self.admitted += jobs.items()
 
-    def advance(self, n_turns: int) -> dict[int, Piece]:
+    def advance(self, n_turns: int) -> dict[int, TokenChunk]:
         return {row: self._written(row, job, n_turns) for row, job in self.jobs.items()}
 
-    def _written(self, row: int, job: Job, n_turns: int) -> Piece:
+    def _written(self, row: int, job: ActiveSequence, n_turns: int) -> TokenChunk:
         assert row not in self.ended, "a row that has ended must be released"
         begin, end = self.n_written[row], min(self.n_written[row] + n_turns, job.n_new_tokens)
         tokens, self.n_written[row] = job.tokens[begin:end], end
@@ -53,7 +53,7 @@ class Script:
             reason = "stop"
         if reason:
             self.ended.add(row)
-        return Piece(
+        return TokenChunk(
             tokens, tuple(-float(token) for token in tokens), tuple(((token, -1.0),) for token in tokens), reason
         )
 
@@ -101,7 +101,7 @@ def test_each_is_told_its_own_answer_whatever_the_company(
 ) -> None:
     scheduler, told = Scheduler(Script(n_rows), bytes_of), [Told() for _ in asks]
     for (text, stops, limit), each in zip(asks, told, strict=True):
-        scheduler.submit(Ask(job(text, limit), tuple(stops)), each)
+        scheduler.submit(GenerationRequest(job(text, limit), tuple(stops)), each)
     finish(scheduler, n_turns)
     for (text, stops, limit), each in zip(asks, told, strict=True):
         written = text[:limit]
@@ -119,7 +119,7 @@ def test_who_came_first_is_served_first_and_a_free_row_is_taken_at_once() -> Non
     engine = Script(2)
     scheduler = Scheduler(engine, bytes_of)
     for text in ("aa", "bbbbbbbb", "c", "dd"):
-        scheduler.submit(Ask(job(text)), Told())
+        scheduler.submit(GenerationRequest(job(text)), Told())
     assert (scheduler.n_waiting, scheduler.n_running) == (4, 0)
     scheduler.turn(1)
     assert (scheduler.n_waiting, scheduler.n_running) == (2, 2)
@@ -131,7 +131,7 @@ def test_who_came_first_is_served_first_and_a_free_row_is_taken_at_once() -> Non
 
 def test_text_comes_as_it_is_made_but_not_what_may_become_a_stop_string() -> None:
     scheduler, told = Scheduler(Script(1), bytes_of), Told()
-    scheduler.submit(Ask(job("abcde"), ("cdx",)), told)
+    scheduler.submit(GenerationRequest(job("abcde"), ("cdx",)), told)
     finish(scheduler, 1)
     assert [delta.text for delta in told.deltas] == ["a", "b", "cde", ""]
     assert [delta.tokens for delta in told.deltas] == [(1,), (2,), (3, 4, 5), ()]
@@ -141,14 +141,14 @@ def test_text_comes_as_it_is_made_but_not_what_may_become_a_stop_string() -> Non
 def test_nothing_to_do_is_said() -> None:
     scheduler = Scheduler(Script(1), bytes_of)
     assert not scheduler.turn()
-    scheduler.submit(Ask(job("a")), Told())
+    scheduler.submit(GenerationRequest(job("a")), Told())
     assert scheduler.turn() and not scheduler.turn()
 
 
 def test_what_is_cancelled_is_told_nothing_and_makes_room() -> None:
     engine = Script(1)
     scheduler, told = Scheduler(engine, bytes_of), [Told(), Told(), Told()]
-    tickets = [scheduler.submit(Ask(job("abcdefgh")), each) for each in told]
+    tickets = [scheduler.submit(GenerationRequest(job("abcdefgh")), each) for each in told]
     scheduler.turn(2)
     scheduler.cancel(tickets[0])
     scheduler.cancel(tickets[1])
@@ -165,9 +165,9 @@ def test_who_is_told_may_cancel_and_ask() -> None:
     def cancel_the_other(delta: Delta) -> None:
         scheduler.cancel(other)
         scheduler.cancel(own)
-        scheduler.submit(Ask(job("h")), told)
+        scheduler.submit(GenerationRequest(job("h")), told)
 
-    own = scheduler.submit(Ask(job("aaaa")), cancel_the_other)
-    other = scheduler.submit(Ask(job("bbbb")), told)
+    own = scheduler.submit(GenerationRequest(job("aaaa")), cancel_the_other)
+    other = scheduler.submit(GenerationRequest(job("bbbb")), told)
     finish(scheduler, 2)
     assert (told.text, told.end) == ("h", "stop")

@@ -84,7 +84,7 @@ def test_a_mesh_of_another_number_of_processes() -> None:
     with pytest.raises(DeviceError) as error:
         place_process(tiny.mesh_config("x:4", "batch:x"), 0, 2, "/device:CPU:0")
     assert str(error.value) == (
-        "mesh_shape = x:4 -- needs 4 processes, 2 are there -- give a mesh_shape whose sizes multiply to 2 "
+        "mesh_shape = x:4: needs 4 processes, 2 are there; give a mesh_shape whose sizes multiply to 2 "
         "(--set mesh_shape=x:2), or that many processes"
     )
 
@@ -195,9 +195,9 @@ class Expected:
     """What one device makes of a model.
 
     Attributes:
-      outputs: of the step.
-      after: all variables after it.
-      next_loss: of the step that follows.
+        outputs: of the step.
+        after: all variables after it.
+        next_loss: of the step that follows.
     """
 
     outputs: Mapping[str, np.ndarray]
@@ -223,9 +223,9 @@ class Together:
     """What processes made together.
 
     Attributes:
-      folder: with their checkpoints, and that of one device which they began with.
-      results: of each process.
-      expected: of one device, by model.
+        folder: with their checkpoints, and that of one device which they began with.
+        results: of each process.
+        expected: of one device, by model.
     """
 
     folder: Path
@@ -322,7 +322,7 @@ def test_four_processes_on_one_axis(tmp_path: Path, devices: tuple[str, ...]) ->
 def loss_of(lost: int, told_by: int, process: subprocess.Popen) -> str:
     host = process.args[3].split(",")[lost]
     return (
-        f"process {lost} ({host}) -- has ended, hangs or cannot be reached, so this process ({told_by}) ends too -- "
+        f"process {lost} ({host}): has ended, hangs or cannot be reached, so this process ({told_by}) ends too; "
         "see what it said last, and start all processes again: they go on from the last checkpoint"
     )
 

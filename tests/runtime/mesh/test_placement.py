@@ -43,21 +43,21 @@ def test_devices_by_name(name: str) -> None:
 @without_gpu
 def test_a_device_that_is_not_there() -> None:
     assert refusal(["device:GPU:3"], None) == (
-        "--gpu_ids device:GPU:3 -- no such device; GPUs that TensorFlow sees: none -- name one that is there, or leave "
+        "--gpu_ids device:GPU:3: no such device; GPUs that TensorFlow sees: none; name one that is there, or leave "
         "--gpu_ids out to run on what is there"
     )
 
 
 def test_a_device_named_twice() -> None:
     assert refusal(["device:CPU:0", "/device:CPU:0"], None) == (
-        "--gpu_ids device:CPU:0 /device:CPU:0 -- a device is named twice -- name each once"
+        "--gpu_ids device:CPU:0 /device:CPU:0: a device is named twice; name each once"
     )
 
 
 @pytest.mark.parametrize("count", [0, -2])
 def test_a_number_of_devices_below_one(count: int) -> None:
     assert refusal(None, count) == (
-        f"--cpu_devices {count} -- must be at least 1 -- give the number of virtual CPU devices"
+        f"--cpu_devices {count}: must be at least 1; give the number of virtual CPU devices"
     )
 
 
@@ -84,7 +84,7 @@ def test_a_mesh_without_a_layout_splits_the_batch_over_its_first_axis(devices: t
 
 def test_a_mesh_of_another_size(devices: tuple[str, ...]) -> None:
     assert refusal(tiny.mesh_config("x:4,y:2", "batch:x"), devices, of=place) == (
-        "mesh_shape = x:4,y:2 -- needs 8 devices, 4 are there -- give a mesh_shape whose sizes multiply to 4 "
+        "mesh_shape = x:4,y:2: needs 8 devices, 4 are there; give a mesh_shape whose sizes multiply to 4 "
         "(--set mesh_shape=x:4), or that many devices"
     )
 

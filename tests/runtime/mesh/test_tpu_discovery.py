@@ -87,58 +87,58 @@ def test_the_longest_search_ends_within_half_a_minute() -> None:
 def test_nobody_listens() -> None:
     port = closed_port()
     name = f"grpc://127.0.0.1:{port}"
-    assert refusal(name) == f"--tpu {name} -- 127.0.0.1:{port}: Connection refused -- {SEE}"
+    assert refusal(name) == f"--tpu {name}: 127.0.0.1:{port}: Connection refused; {SEE}"
 
 
 def test_a_black_hole() -> None:
     with black_hole() as port:
         name = f"grpc://127.0.0.1:{port}"
-        assert refusal(name, 0.5) == f"--tpu {name} -- 127.0.0.1:{port}: no answer -- {SEE}"
+        assert refusal(name, 0.5) == f"--tpu {name}: 127.0.0.1:{port}: no answer; {SEE}"
 
 
 @pytest.mark.parametrize("words", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"220 a mail server\r\n", b"", b"\0\0\0\4"])
 def test_something_else_listens(words: bytes) -> None:
     with answering(words) as port:
         name = f"grpc://127.0.0.1:{port}"
-        said = f"--tpu {name} -- 127.0.0.1:{port}: no host of a TPU, for it does not speak gRPC -- {SEE}"
+        said = f"--tpu {name}: 127.0.0.1:{port}: no host of a TPU, for it does not speak gRPC; {SEE}"
         assert refusal(name) == said
 
 
 def test_the_second_host_does_not_answer() -> None:
     with black_hole() as port, answering(b"\0\0\0\4\0\0\0\0\0") as first:
         name = f"grpc://127.0.0.1:{first},127.0.0.1:{port}"
-        assert refusal(name, 0.5) == f"--tpu {name} -- 127.0.0.1:{port}: no answer -- {SEE}"
+        assert refusal(name, 0.5) == f"--tpu {name}: 127.0.0.1:{port}: no answer; {SEE}"
 
 
 def test_an_address_that_does_not_resolve() -> None:
     said = refusal("grpc://no-such-host.invalid:8470")
-    start = "--tpu grpc://no-such-host.invalid:8470 -- no-such-host.invalid:8470: "
-    assert said.startswith(start) and said.endswith(f" -- {SEE}")
+    start = "--tpu grpc://no-such-host.invalid:8470: no-such-host.invalid:8470: "
+    assert said.startswith(start) and said.endswith(f"; {SEE}")
     assert "resolution" in said or "not known" in said
 
 
 def test_an_address_that_is_none() -> None:
     said = refusal("grpc://a:b")
-    assert said.startswith("--tpu grpc://a:b -- a:b: invalid literal") and said.endswith(f" -- {SEE}")
+    assert said.startswith("--tpu grpc://a:b: a:b: invalid literal") and said.endswith(f"; {SEE}")
 
 
 def test_a_name_that_nobody_resolves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GCE_METADATA_HOST", f"127.0.0.1:{closed_port()}")
     said = refusal("no-such-tpu")
-    start = "--tpu no-such-tpu -- Google Cloud tells no address for that name: <urlopen error "
-    assert said.startswith(start) and said.endswith(f"Connection refused> -- {GIVE}")
+    start = "--tpu no-such-tpu: Google Cloud tells no address for that name: <urlopen error "
+    assert said.startswith(start) and said.endswith(f"Connection refused>; {GIVE}")
 
 
 def test_google_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     with black_hole() as port:
         monkeypatch.setenv("GCE_METADATA_HOST", f"127.0.0.1:{port}")
-        said = f"--tpu my-tpu -- Google Cloud tells no address for that name: no answer within 0 s -- {GIVE}"
+        said = f"--tpu my-tpu: Google Cloud tells no address for that name: no answer within 0 s; {GIVE}"
         assert refusal("my-tpu", 0.2) == said
 
 
 def test_colab_outside_of_colab() -> None:
     assert refusal("colab") == (
-        "--tpu colab -- COLAB_TPU_ADDR is not set: this is no Colab notebook with a TPU of its own -- choose a TPU as "
+        "--tpu colab: COLAB_TPU_ADDR is not set: this is no Colab notebook with a TPU of its own; choose a TPU as "
         "the notebook's runtime; where the TPU is part of the machine, give --tpu local"
     )
 
@@ -146,7 +146,7 @@ def test_colab_outside_of_colab() -> None:
 def test_colab_tells_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
     port = closed_port()
     monkeypatch.setenv("COLAB_TPU_ADDR", f"127.0.0.1:{port}")
-    assert refusal("colab") == f"--tpu colab -- 127.0.0.1:{port}: Connection refused -- {SEE}"
+    assert refusal("colab") == f"--tpu colab: 127.0.0.1:{port}: Connection refused; {SEE}"
 
 
 def ended(name: str) -> tuple[int, str]:
@@ -160,7 +160,7 @@ def ended(name: str) -> tuple[int, str]:
 def test_no_tpu_on_this_machine() -> None:
     assert ended("local") == (
         2,
-        "DeviceError --tpu local -- TensorFlow finds no TPU on this machine -- on a TPU VM install tensorflow-tpu in "
+        "DeviceError --tpu local: TensorFlow finds no TPU on this machine; on a TPU VM install tensorflow-tpu in "
         "place of tensorflow; elsewhere give the TPU's name, or leave --tpu out to run on GPUs or the CPU\n",
     )
 
@@ -174,9 +174,7 @@ def test_a_server_of_tensorflow_without_a_tpu() -> None:
         try:
             assert server.stdout.readline() == "ready\n"
             name = f"grpc://127.0.0.1:{port}"
-            said = (
-                f"DeviceError --tpu {name} -- what answers there has no TPU -- give the name or the address of a TPU\n"
-            )
+            said = f"DeviceError --tpu {name}: what answers there has no TPU; give the name or the address of a TPU\n"
             assert ended(name) == (2, said)
         finally:
             server.kill()

@@ -284,7 +284,7 @@ def test_slices_lie_on_their_cores_and_come_in_as_one(devices: tuple[str, ...], 
 
 def test_a_batch_that_the_mesh_does_not_divide() -> None:
     config = tiny.run_config(tiny.mesh_config("x:4,y:2", LAYOUT), training={"train_batch_size": 6})
-    with pytest.raises(ConfigError, match="train_batch_size = 6 -- is split over 4 devices"):
+    with pytest.raises(ConfigError, match="train_batch_size = 6: is split over 4 devices"):
         Built.of(config, "v3-8")
 
 
@@ -334,7 +334,7 @@ def test_a_mesh_of_another_number_of_cores() -> None:
     with pytest.raises(DeviceError) as error:
         place(tiny.mesh_config("x:16", "batch:x"), "v3-8")
     assert str(error.value) == (
-        "mesh_shape = x:16 -- needs 16 TPU cores, 8 are there -- give a mesh_shape whose sizes multiply to 8 "
+        "mesh_shape = x:16: needs 16 TPU cores, 8 are there; give a mesh_shape whose sizes multiply to 8 "
         "(--set mesh_shape=x:8), or that many TPU cores"
     )
 

@@ -28,9 +28,6 @@ def config_of(**model: object) -> RunConfig:
     return tiny.run_config(model={"n_layer": 1, "attention_types": ("global",), **model})
 
 
-# ---------------------------------------------------------------------------------------------------------- candidates
-
-
 @pytest.mark.parametrize("model", [{}, MIXTURE, {"n_head": 1}, {"n_vocab": 63}])
 def test_candidates_are_allowed_and_each_another(model: dict[str, object]) -> None:
     config = config_of(**model)
@@ -69,9 +66,6 @@ def test_mesh_shapes_of_eight() -> None:
     assert list(mesh_shapes(8)) == [(("x", 8),), (("x", 4), ("y", 2))]
 
 
-# --------------------------------------------------------------------------------------------------------------- choice
-
-
 def test_with_free_links_all_work_is_divided() -> None:
     layout = dict(auto_layout.auto_layout(config_of(), MESH, FREE_LINKS))
     assert layout["batch"] != layout["heads"] == layout["intermediate_expanded"] == layout["vocab"]
@@ -98,9 +92,9 @@ def test_where_nothing_fits_the_least_that_is_needed_is_said() -> None:
     tiny_machine = dataclasses.replace(FREE_LINKS, memory_bytes=2048)
     with pytest.raises(DeviceError) as raised:
         auto_layout.auto_layout(config_of(attention_types=("none",)), (("x", 2),), tiny_machine)
-    assert str(raised.value).startswith("tiny on x:2 -- needs ")
+    assert str(raised.value).startswith("tiny on x:2: needs ")
     assert str(raised.value).endswith(
-        " a device at least, 2.00 KiB are there -- use more devices, set recompute_grad, or lower "
+        " a device at least, 2.00 KiB are there; use more devices, set recompute_grad, or lower "
         "tokens_per_mb_per_replica"
     )
 

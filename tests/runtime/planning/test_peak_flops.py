@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from configs.schema import ModelConfig
-from runtime.planning.peak_flops import TPU_VARIABLE, full_speed, known_gpu_peak, measured_peak, own_peak, tpu_peak
+from runtime.planning.peak_flops import (
+    TPU_VARIABLE,
+    known_gpu_peak,
+    measured_peak,
+    own_peak,
+    peak_tokens_per_second,
+    tpu_peak,
+)
 from tests import tiny
 
 
@@ -79,5 +86,5 @@ def test_full_speed_counts_the_models_own_operations() -> None:
     )
     weights = 3 * (4 * 8 * 8 + 2 * 8 * 32) + 50 * 8
     attention = 3 * 4 * 8 * np.mean([1, 2, 3, 4])
-    assert full_speed(model, 1e9) == pytest.approx(1e9 / (6 * weights + 3 * attention))
-    assert full_speed(tiny.MODEL, 2e9) == 2 * full_speed(tiny.MODEL, 1e9)
+    assert peak_tokens_per_second(model, 1e9) == pytest.approx(1e9 / (6 * weights + 3 * attention))
+    assert peak_tokens_per_second(tiny.MODEL, 2e9) == 2 * peak_tokens_per_second(tiny.MODEL, 1e9)

@@ -49,8 +49,6 @@ def sent(step: DryStep) -> dict[tuple[str, str], float]:
     return total_sent(step.transfers)
 
 
-# ----------------------------------------------------------------------------------------------- parameters and slots
-
 BLOCK = 4 * E * E + E + 2 * 2 * E + 2 * E * 4 * E + 4 * E + E  # projections, o_b, two norms, two kernels, their biases
 ENDS = V * E + S * E + 2 * E  # both tables and ln_f
 
@@ -83,11 +81,9 @@ def test_nothing_is_made_for_a_plan() -> None:
 
 
 def test_a_batch_that_the_mesh_does_not_divide_is_refused() -> None:
-    with pytest.raises(ConfigError, match="train_batch_size = 6 -- is split over 4 devices"):
+    with pytest.raises(ConfigError, match="train_batch_size = 6: is split over 4 devices"):
         dry_step(training={"train_batch_size": 6}, mesh_shape="x:4", layout="batch:x")
 
-
-# --------------------------------------------------------------------------------------------------------- activations
 
 # With many words the fullest moment is that of the loss: logits, twice for its kernel, and their exponentials.
 WORDS = 4096
@@ -142,9 +138,6 @@ def test_an_update_needs_the_gradients_that_are_left_and_new_values_beside_the_o
     memory = estimate_memory(dry_step({"n_embd": 256, "n_vocab": 8}, {"train_batch_size": 1}))
     kernel, small = 256 * 1024, 8 * 256 + 16 * 256 + 2 * 256  # wte, wpe and ln_f are updated last, and together
     assert (memory.gradients, memory.workspace) == (FLOAT * (2 * kernel + small), FLOAT * 3 * kernel)
-
-
-# ---------------------------------------------------------------------------------------------------------- operations
 
 
 def model_of(**changes: object) -> ModelConfig:
@@ -204,9 +197,6 @@ def test_positions_seen(n_positions: int, radius: int, is_causal: bool) -> None:
     assert mean_seen(n_positions, radius, is_causal) == pytest.approx(is_seen.sum() / n_positions)
 
 
-# ---------------------------------------------------------------------------------------------------------- bytes sent
-
-
 def test_one_device_sends_nothing() -> None:
     assert dry_step().transfers == ()
 
@@ -237,9 +227,6 @@ def test_experts_on_the_axis_of_the_batch_exchange_rows() -> None:
     rows = 4 * 4 * n_slots * (E + 1)  # experts, rows of a device, slots, features and the gate
     exchanged = sent(dry_step(model, **layout))["x", "alltoall"]
     assert exchanged == 1 / 2 * FLOAT * rows * 2 + 1 / 2 * FLOAT * 4 * 4 * n_slots * E * 2
-
-
-# ------------------------------------------------------------------------------------------------------- the whole plan
 
 
 @pytest.fixture(scope="module")

@@ -89,7 +89,7 @@ def test_a_run_goes_on_with_the_model_that_it_has(
         return
     with pytest.raises(CheckpointError) as raised:
         run_directory.check_settings(changed, None)
-    assert str(raised.value).startswith(f"{tmp_path}/config.json: {named} -- the run was trained with it")
+    assert str(raised.value).startswith(f"{tmp_path}/config.json: {named}; the run was trained with it")
 
 
 @pytest.mark.parametrize("weights", ["run", "run/model.ckpt-3", "run/../run/model.ckpt-3", "run/"])
@@ -110,6 +110,6 @@ def test_other_clouds_are_no_paths() -> None:
     with pytest.raises(ConfigError) as raised:
         run_directory.check_path("s3://trials/run")
     assert str(raised.value) == (
-        "model_path = s3://trials/run -- is neither a folder nor a bucket of Google Cloud Storage -- give a path of "
+        "model_path = s3://trials/run: is neither a folder nor a bucket of Google Cloud Storage; give a path of "
         "this machine, or gs://BUCKET/FOLDER"
     )

@@ -110,7 +110,7 @@ def test_a_damaged_line_in_the_middle_is_named_and_left(tmp_path: Path, damaged:
     first, _, third = path.read_text().splitlines(keepends=True)
     path.write_text(first + damaged + "\n" + third)
     before = path.read_bytes()
-    message = f"{path}: line 2 -- is not a metrics line -- remove that line and start again"
+    message = f"{path}: line 2: is not a metrics line; remove that line and start again"
     for use in (read_metrics, MetricsWriter):
         with pytest.raises(DataError) as error:
             use(str(tmp_path))
@@ -211,22 +211,22 @@ def test_a_folder_in_place_of_the_metrics_is_named(tmp_path: Path) -> None:
     for use in (read_metrics, MetricsWriter):
         with pytest.raises(DataError) as error:
             use(str(tmp_path))
-        assert str(error.value).startswith(f"{path} -- cannot be read: ")
-        assert str(error.value).endswith(" -- move it away, or give another model_path")
+        assert str(error.value).startswith(f"{path}: cannot be read: ")
+        assert str(error.value).endswith("; move it away, or give another model_path")
 
 
 def test_a_file_in_place_of_the_folder_of_events_is_named(tmp_path: Path) -> None:
     (tmp_path / "eval").write_text("")
     with MetricsWriter(str(tmp_path)) as metrics, pytest.raises(UserError) as error:
         metrics.write("eval", 1, {"loss": 3.0})
-    assert str(error.value).startswith(f"{tmp_path / 'eval'} -- cannot be written: ")
+    assert str(error.value).startswith(f"{tmp_path / 'eval'}: cannot be written: ")
 
 
 def test_a_file_in_place_of_the_model_path_is_named(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
     with pytest.raises(UserError) as error:
         MetricsWriter(str(tmp_path / "run"))
-    assert str(error.value).startswith(f"{tmp_path / 'run' / 'metrics.jsonl'} -- cannot be written: ")
+    assert str(error.value).startswith(f"{tmp_path / 'run' / 'metrics.jsonl'}: cannot be written: ")
 
 
 @pytest.fixture
@@ -249,8 +249,8 @@ def test_a_full_disk_is_an_error_of_the_user_that_names_the_file(
 ) -> None:
     limit_file_sizes(300)
     message = written_until_full(tmp_path, {"loss": 1.0})
-    assert message.startswith(f"{tmp_path / 'metrics.jsonl'} -- cannot be written: ")
-    assert message.endswith(" -- make room there, or give another path")
+    assert message.startswith(f"{tmp_path / 'metrics.jsonl'}: cannot be written: ")
+    assert message.endswith("; make room there, or give another path")
     limit_file_sizes(10**9)
     assert steps_of(tmp_path) == list(range(1, 1 + len(steps_of(tmp_path)))) != []
 
@@ -259,4 +259,4 @@ def test_a_full_disk_is_met_in_the_event_files_too(tmp_path: Path, limit_file_si
     limit_file_sizes(550)
     values = dict.fromkeys(string.ascii_letters, 1)  # 480 bytes as text, 620 as events
     message = written_until_full(tmp_path, values)
-    assert message.startswith(f"{tmp_path}/ -- cannot be written: ")
+    assert message.startswith(f"{tmp_path}/: cannot be written: ")

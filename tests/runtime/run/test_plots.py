@@ -62,7 +62,7 @@ def test_the_file_is_a_png_of_its_metrics_alone(tmp_path: Path) -> None:
     pictures = []
     for losses in ([5.0, 4.0], [5.0, 4.5], [5.0, 4.0]):
         metrics = [line(10 * (i + 1), loss) for i, loss in enumerate(losses)] + [line(20, 4.2, "eval")]
-        plot_loss(metrics, str(path), title="tiny", guessing_loss=5.545, tokens_per_step=64)
+        plot_loss(metrics, str(path), title="tiny", uniform_loss=5.545, tokens_per_step=64)
         pictures.append(path.read_bytes())
     assert pictures[0] == pictures[2] != pictures[1]
     assert pictures[0][:8] == b"\x89PNG\r\n\x1a\n" and struct.unpack(">II", pictures[0][16:24]) == (1170, 702)
@@ -70,7 +70,7 @@ def test_the_file_is_a_png_of_its_metrics_alone(tmp_path: Path) -> None:
 
 
 def test_one_point_and_no_evaluation_can_be_drawn(tmp_path: Path) -> None:
-    plot_loss([line(1, 5.0)], str(tmp_path / "loss.png"), title="tiny", guessing_loss=5.545, tokens_per_step=64)
+    plot_loss([line(1, 5.0)], str(tmp_path / "loss.png"), title="tiny", uniform_loss=5.545, tokens_per_step=64)
     assert (tmp_path / "loss.png").stat().st_size > 5000
 
 
@@ -78,7 +78,7 @@ def test_one_point_and_no_evaluation_can_be_drawn(tmp_path: Path) -> None:
 def test_any_name_can_stand_over_the_picture_without_a_warning(tmp_path: Path, title: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        plot_loss([line(1, 5.0)], str(tmp_path / "loss.png"), title=title, guessing_loss=5.545, tokens_per_step=64)
+        plot_loss([line(1, 5.0)], str(tmp_path / "loss.png"), title=title, uniform_loss=5.545, tokens_per_step=64)
     assert (tmp_path / "loss.png").exists()
 
 
@@ -87,7 +87,7 @@ def test_a_place_that_takes_no_picture_is_named_and_nothing_is_left(tmp_path: Pa
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError) as error:
-        plot_loss([line(1, 5.0)], str(tmp_path / name), title="tiny", guessing_loss=5.545, tokens_per_step=64)
-    assert str(error.value).startswith(f"{tmp_path / name} -- cannot be written: ")
-    assert str(error.value).endswith(" -- make room there, or give another path")
+        plot_loss([line(1, 5.0)], str(tmp_path / name), title="tiny", uniform_loss=5.545, tokens_per_step=64)
+    assert str(error.value).startswith(f"{tmp_path / name}: cannot be written: ")
+    assert str(error.value).endswith("; make room there, or give another path")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["file", "folder"]

@@ -114,6 +114,6 @@ def test_data_that_is_only_padding_cannot_be_evaluated() -> None:
     with pytest.raises(DataError) as error:
         evaluate(lambda tokens, labels: {"token_loss": np.ones((1, 2))}, [batch], TokenCounts(True, 7, None))
     assert str(error.value) == (
-        "nothing to evaluate: every label is padding_id 7, or an id that is never masked -- give held-out text, or the "
+        "nothing to evaluate: every label is padding_id 7, or an id that is never masked; give held-out text, or the "
         "padding_id of the tokenizer"
     )

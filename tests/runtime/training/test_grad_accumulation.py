@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from configs.schema import MoeParams, RunConfig
 from meshtf import mtf, tf
-from models.ops.mesh_operation import relabel
+from models.ops.mesh_operation import redistribute
 from models.ops.precision import rounded
 from runtime.mesh.multi_process import place_process
 from runtime.mesh.placement import Placement, place
@@ -23,9 +23,6 @@ Devices = tuple[str, ...]
 LAYOUTS = [("", ""), ("x:4", "batch:x"), ("x:2,y:2", "batch:x,heads:y"), ("x:2,y:2", "heads:x,batch:y")]
 ROWS = np.random.default_rng(5).normal(size=(16, 4)).astype(np.float32)
 WEIGHTS = np.random.default_rng(6).normal(size=(4, 6)).astype(np.float32)
-
-
-# ----------------------------------------------------------------------------------------------------------- how many
 
 
 def config_of(batch_size: int, n_ctx: int, tokens: int | None) -> RunConfig:
@@ -62,9 +59,6 @@ def test_a_microbatch_is_the_largest_that_divides_and_fits(
     assert per_replica == count * max(size for size in fitting if per_replica % size == 0)
 
 
-# --------------------------------------------------------------------------------------------------------------- sums
-
-
 def summed(
     devices: Devices, layout: tuple[str, str], n_parts: int, build: Callable[..., Sequence[mtf.Tensor]]
 ) -> list[np.ndarray]:
@@ -99,7 +93,7 @@ def linear_outputs(rows: mtf.Tensor, weights: mtf.Tensor) -> list[mtf.Tensor]:
     first, second = mtf.unstack(mtf.stack([sums, of_squares], "kinds"), dims[0])
     products = mtf.einsum([rows, weights], [batch_dim, *weights.shape.dims[1:]])  # a sum over heads
     of_both = mtf.reduce_sum(products, reduced_dim=batch_dim)
-    return [first + second * 3.0, relabel(second, "heads", "whole"), relabel(sums, "heads", "batch"), of_both]
+    return [first + second * 3.0, redistribute(second, "heads", "whole"), redistribute(sums, "heads", "batch"), of_both]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -126,9 +120,6 @@ def test_gradients_of_rounded_variables_are_summed_in_float32(devices: Devices) 
     placement = place(tiny.mesh_config("x:4", "batch:x"), devices)
     (total,) = tiny.evaluate(build, placement, ("batch heads", rows), ("heads", np.ones(1, np.float32)))
     assert total == 1.0 + 15 * small
-
-
-# ------------------------------------------------------------------------------------------------ memory and sending
 
 
 Nodes = Mapping[str, Sequence[tf.compat.v1.NodeDef]]

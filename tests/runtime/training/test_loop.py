@@ -20,7 +20,7 @@ from inputs import Batch, SkippedRecords
 from runtime.run.progress_bar import Progress
 from runtime.training.loop import NO_DATA, DivergedError, Explanation, Observers, TrainingPosition, train
 from runtime.training.lr_schedules import learning_rate
-from runtime.training.multi_step import OneAtATime, Step, noise_key
+from runtime.training.multi_step import SingleStep, Step, noise_key
 
 TRAINING = TrainingConfig(
     train_batch_size=2, train_steps=10, lr=1.0, lr_decay="linear", warmup_steps=4, iterations=4, seed=7
@@ -56,9 +56,9 @@ class Recorder:
     during_call: Callable[[int], None] = lambda number: None
     calls: list[tuple] = dataclasses.field(default_factory=list)
     told: list[tuple] = dataclasses.field(default_factory=list)
-    greatest: Callable[[int], int] = lambda number: number
+    all_reduce_max: Callable[[int], int] = lambda number: number
     explanation: Explanation = Explanation()
-    full_speed: float | None = None
+    peak_tokens_per_second: float | None = None
 
     def step(self, *arrays: np.ndarray) -> dict:
         tokens_BS, labels_BS, weights_BS, rate, number, key = arrays
@@ -77,8 +77,8 @@ class Recorder:
             progress=Progress(TRAINING.train_steps, 0, io.StringIO()),
             tell_problem=lambda problem: self.told.append(("problem", problem)),
             explain_divergence=self.explain,
-            full_speed=self.full_speed,
-            greatest=self.greatest,
+            peak_tokens_per_second=self.peak_tokens_per_second,
+            all_reduce_max=self.all_reduce_max,
         )
 
     def explain(self, position: TrainingPosition, batch: Batch) -> Explanation:
@@ -87,7 +87,7 @@ class Recorder:
 
     def train(self, start: TrainingPosition, steps_per_checkpoint: int, training: TrainingConfig = TRAINING) -> tuple:
         batches = batches_from(start.examples)
-        return train(training, OneAtATime(self.step), batches, start, self.observers(), steps_per_checkpoint)
+        return train(training, SingleStep(self.step), batches, start, self.observers(), steps_per_checkpoint)
 
     def of_kind(self, kind: str) -> list[tuple]:
         return [event[1:] for event in self.told if event[0] == kind]
@@ -123,7 +123,7 @@ def test_metrics_come_every_iterations_steps_and_at_the_end() -> None:
 
 
 def test_the_share_of_the_peak_is_that_of_the_speed() -> None:
-    recorder = Recorder(full_speed=5e6)
+    recorder = Recorder(peak_tokens_per_second=5e6)
     recorder.train(BEGINNING, steps_per_checkpoint=3)
     lines = recorder.of_kind("metrics")
     assert all(values["mfu"] == values["tokens_per_second"] / 5e6 for _, values in lines) and len(lines) == 3
@@ -185,8 +185,8 @@ def test_what_is_no_number_ends_training_and_saves_nothing(name: str, value: flo
     with pytest.raises(DivergedError) as error:
         recorder.train(BEGINNING, steps_per_checkpoint=3)
     assert str(error.value) == (
-        f"step 8, examples 14 to 15 (records 3 to 4 of a.tfrecords): {name} = {shown} -- training has diverged: the "
-        "first of all is h0/q; the checkpoint of step 6 stays the newest -- lower lr, lengthen warmup_steps or set "
+        f"step 8, examples 14 to 15 (records 3 to 4 of a.tfrecords): {name} = {shown}: training has diverged: the "
+        "first of all is h0/q; the checkpoint of step 6 stays the newest; lower lr, lengthen warmup_steps or set "
         "gradient_clipping, and start again"
     )
     assert recorder.of_kind("explain") == [(TrainingPosition(7, 14), 14)]
@@ -198,9 +198,9 @@ def test_what_is_no_number_ends_training_and_saves_nothing(name: str, value: flo
 def test_a_divergence_that_nobody_can_explain_is_told_all_the_same() -> None:
     with pytest.raises(DivergedError) as error:
         Recorder(losses={1: math.nan}).train(BEGINNING, steps_per_checkpoint=3)
-    start, _, _ = str(error.value).split(" -- ")
+    start, _, _ = str(error.value).split(": ")
     assert start == "step 1, examples 0 to 1: loss = nan"
-    assert " -- training has diverged; there is no checkpoint yet -- " in str(error.value)
+    assert ": training has diverged; there is no checkpoint yet; " in str(error.value)
 
 
 def test_wrong_data_end_training_with_what_was_reached_saved() -> None:
@@ -211,7 +211,7 @@ def test_wrong_data_end_training_with_what_was_reached_saved() -> None:
         raise DataError("file: record 1 is cut off")
 
     with pytest.raises(DataError, match="^file: record 1 is cut off$"):
-        train(TRAINING, OneAtATime(recorder.step), broken(), BEGINNING, recorder.observers(), 5)
+        train(TRAINING, SingleStep(recorder.step), broken(), BEGINNING, recorder.observers(), 5)
     assert len(recorder.calls) == 1
     assert recorder.of_kind("save") == [(TrainingPosition(1, 2),)]
 
@@ -230,21 +230,21 @@ class Others:
         self._at = at
         self._number = number
 
-    def greatest(self, number: int) -> int:
+    def all_reduce_max(self, number: int) -> int:
         self.heard.append(number)
         return max(number, self._number if len(self.heard) == self._at else 0)
 
 
 def test_a_signal_to_another_process_ends_this_one_at_the_same_step() -> None:
     others = Others(at=4, number=signal.SIGTERM)
-    recorder = Recorder(greatest=others.greatest)
+    recorder = Recorder(all_reduce_max=others.all_reduce_max)
     reached = TrainingPosition(3, 6)
     assert recorder.train(BEGINNING, steps_per_checkpoint=100) == (reached, signal.SIGTERM)
     assert recorder.of_kind("save") == [(reached,)]
 
 
 def test_another_process_without_data_ends_this_one_with_what_was_reached() -> None:
-    recorder = Recorder(greatest=Others(at=3, number=NO_DATA).greatest)
+    recorder = Recorder(all_reduce_max=Others(at=3, number=NO_DATA).all_reduce_max)
     with pytest.raises(DataError, match="the data of another process cannot be read"):
         recorder.train(BEGINNING, steps_per_checkpoint=100)
     assert recorder.of_kind("save") == [(TrainingPosition(2, 4),)]
@@ -256,9 +256,9 @@ def test_a_process_without_data_tells_the_others_before_it_ends() -> None:
         raise DataError("record 7 is damaged")
 
     others = Others(at=100, number=0)
-    recorder = Recorder(greatest=others.greatest)
+    recorder = Recorder(all_reduce_max=others.all_reduce_max)
     with pytest.raises(DataError, match="record 7 is damaged"):
-        train(TRAINING, OneAtATime(recorder.step), two_batches(), BEGINNING, recorder.observers(), 100)
+        train(TRAINING, SingleStep(recorder.step), two_batches(), BEGINNING, recorder.observers(), 100)
     assert others.heard == [0, 0, NO_DATA]
     assert recorder.of_kind("save") == [(TrainingPosition(2, 4),)]
 
@@ -270,7 +270,7 @@ def test_what_is_left_out_is_told() -> None:
             yield dataclasses.replace(batch, left_out=left_out, skipped=SkippedRecords(2 * number + 2, number >= 2))
 
     recorder = Recorder()
-    train(TRAINING, OneAtATime(recorder.step), batches(), BEGINNING, recorder.observers(), 100)
+    train(TRAINING, SingleStep(recorder.step), batches(), BEGINNING, recorder.observers(), 100)
     assert recorder.of_kind("problem") == [("left out: record 7 is damaged",)]
     shares = [values["data/skipped_share"] for _, values in recorder.of_kind("metrics")]
     assert shares == [1 / 8, 1 / 16, 1 / 20]

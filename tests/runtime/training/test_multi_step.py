@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.training.lr_schedules import learning_rate
-from runtime.training.multi_step import OneAtATime, length_of_turn, noise_key, take_turn
+from runtime.training.multi_step import SingleStep, length_of_turn, noise_key, take_turn
 from tests import tiny
 
 TRAINING = dataclasses.replace(tiny.TRAINING, train_steps=20, warmup_steps=8, lr_decay="linear", seed=3)
@@ -51,7 +51,7 @@ class Several:
 def test_each_step_of_a_turn_is_that_step() -> None:
     many = batches(5)
     together = take_turn(Several(5), many, 7, TRAINING)
-    alone = [take_turn(OneAtATime(step), [batch], 7 + index, TRAINING)[0] for index, batch in enumerate(many)]
+    alone = [take_turn(SingleStep(step), [batch], 7 + index, TRAINING)[0] for index, batch in enumerate(many)]
     assert [taken.outputs for taken in together] == [taken.outputs for taken in alone]
     assert [taken.rate for taken in together] == [learning_rate(number, TRAINING) for number in range(7, 12)]
     assert [taken.outputs["key"] for taken in together] == [noise_key(3, number) for number in range(7, 12)]
@@ -69,4 +69,4 @@ def test_turns_end_at_every_checkpoint_and_at_the_end(n_steps: int, train_steps:
 
 
 def test_a_step_alone_is_a_turn_of_one() -> None:
-    assert length_of_turn(OneAtATime(step), 3, 20, 5) == 1
+    assert length_of_turn(SingleStep(step), 3, 20, 5) == 1

@@ -91,10 +91,10 @@ def assert_updated(actual: Updated, expected_step: Callable[..., Slots], limit: 
     """Compares every variable and slot with a NumPy loop.
 
     Args:
-      actual: what is to be right.
-      expected_step: from the name of a variable, its value and slots by suffix (the value's is empty), its gradient,
-        and the number of the update from 1, to the value and slots.
-      limit: of the global norm.
+        actual: what is to be right.
+        expected_step: from the name of a variable, its value and slots by suffix (the value's is empty), its gradient,
+            and the number of the update from 1, to the value and slots.
+        limit: of the global norm.
     """
     left = dict(actual.after)
     scales = [1.0 if limit is None else min(1.0, limit / norm) for norm in actual.norms]
@@ -107,9 +107,6 @@ def assert_updated(actual: Updated, expected_step: Callable[..., Slots], limit: 
             error = np.abs(left.pop(name + suffix) - value).max()
             assert error <= 1e-5 * np.abs(value).max(), (name + suffix, error)
     assert left == {}
-
-
-# ----------------------------------------------------------------------------------------------------------------- Adam
 
 
 def adam_step(name: str, held: Slots, gradient: np.ndarray, number: int) -> Slots:
@@ -126,9 +123,6 @@ def test_adam_with_clipping_and_decay(devices: Devices, limit: float | None) -> 
         exact = np.sqrt(sum((np.float64(gradient) ** 2).sum() for gradient in gradients_of(number)))
         assert abs(norm / exact - 1.0) < 1e-6 and 0.5 < exact < 1e4
     assert_updated(result, adam_step, limit)
-
-
-# ---------------------------------------------------------------------------------------------------------------- AdamW
 
 
 def adamw_step(name: str, held: Slots, gradient: np.ndarray, number: int) -> Slots:
@@ -152,9 +146,6 @@ def test_adamws_first_step_is_the_rate_times_the_sign_of_the_gradient(devices: D
     for name, gradient in zip(SHAPES, gradients_of(0), strict=True):
         step = result.after[name] - result.before[name]
         np.testing.assert_allclose(step, -RATE * np.sign(gradient), rtol=0, atol=1e-6, err_msg=name)
-
-
-# ------------------------------------------------------------------------------------------------------------ Adafactor
 
 
 def root_of_mean_square(x: np.ndarray) -> float:
@@ -224,9 +215,6 @@ def test_adafactors_slots_have_the_names_and_shapes_of_mesh_tensorflow(devices: 
     assert {name for name in after if name.endswith("_slot_m")} == {f"{name}_slot_m" for name in SHAPES}
 
 
-# --------------------------------------------------------------------------------------------------- what is not finite
-
-
 @pytest.mark.parametrize(
     ("opt_name", "mesh", "value"),
     [
@@ -252,9 +240,6 @@ def test_what_is_not_finite_changes_nothing(
     after = tiny.values_of(placement.store)
     for name in before:
         np.testing.assert_array_equal(after[name], before[name], err_msg=name)
-
-
-# ----------------------------------------------------------------------------------------------------------- gradients
 
 
 @pytest.mark.parametrize("mesh", MESHES[:2], ids=str)

@@ -28,9 +28,6 @@ def trainable(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: value.astype(np.float64) for name, value in values.items() if "/adam_" not in name}
 
 
-# ----------------------------------------------------------------------------------------------------------------- loss
-
-
 def test_the_loss_is_the_mean_cross_entropy_without_z_loss(plain: tiny.Updated) -> None:
     tokens, labels = tiny.batch()
     cross_entropy, _ = reference.losses(reference.logits(tiny.MODEL, trainable(plain.before), tokens), labels)
@@ -80,9 +77,6 @@ def test_evaluation_sums_each_rows_cross_entropy_without_dropout(devices: Device
     np.testing.assert_allclose(step(tokens, labels)["token_loss"], cross_entropy, rtol=1e-5, atol=1e-6)
 
 
-# -------------------------------------------------------------------------------------------------------------- dropout
-
-
 def test_dropout_changes_with_the_noise_key_only(devices: Devices, with_dropout: tiny.Updated) -> None:
     config = tiny.run_config(model=tiny.ALL_DROPOUTS)
     placement = place(config.mesh, devices[:1])
@@ -94,9 +88,6 @@ def test_dropout_changes_with_the_noise_key_only(devices: Devices, with_dropout:
         losses.append(float(step(*tiny.step_inputs(key, rate=0.0))["loss"]))
     assert losses[0] == losses[1] == with_dropout.loss
     assert 1e-3 < abs(losses[2] - losses[0]) < 1.0
-
-
-# --------------------------------------------------------------------------------------------------------- microbatches
 
 
 @pytest.mark.parametrize(
@@ -111,9 +102,6 @@ def test_microbatches_change_nothing(devices: Devices, with_dropout: tiny.Update
 def test_recomputed_blocks_change_nothing(devices: Devices, with_dropout: tiny.Updated) -> None:
     config = tiny.run_config(model={**tiny.ALL_DROPOUTS, "recompute_grad": True})
     tiny.assert_same_update(tiny.one_update(config, devices), with_dropout)
-
-
-# ------------------------------------------------------------------------------------------------------------- bfloat16
 
 
 def test_bfloat16_activations_with_float32_variables(devices: Devices, plain: tiny.Updated) -> None:
@@ -132,6 +120,6 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused(devices: Devices) -> 
     with pytest.raises(ConfigError) as raised:
         build_train_step(config, place(config.mesh, devices))
     assert str(raised.value) == (
-        "train_batch_size = 6 -- is split over 4 devices, which does not divide it -- "
+        "train_batch_size = 6: is split over 4 devices, which does not divide it; "
         "change train_batch_size, mesh_shape or the rule for batch in layout"
     )

@@ -231,9 +231,6 @@ def test_a_series_is_thinned_out_the_same_however_it_comes(here: Experiments, se
     assert every == 4
 
 
-# ------------------------------------------------------------------------------------------------- when it is not there
-
-
 @pytest.mark.usefixtures("impatient")
 def test_absent_at_the_start_and_come_later(tmp_path: Path) -> None:
     late = MongoServer(tmp_path)
@@ -242,7 +239,7 @@ def test_absent_at_the_start_and_come_later(tmp_path: Path) -> None:
         done = here.run("--steps", "120", "--seconds_per_step", "0.02")
     try:
         said = [line for line in done.said if "MongoDB" in line]
-        assert said[0].endswith(" -- the run goes on without it"), said
+        assert said[0].endswith("; the run goes on without it"), said
         assert said[1].endswith(" is back: what it missed is filled in") and said[2].endswith(" as run 1")
         assert_same(here, late, 1)
     finally:
@@ -258,9 +255,9 @@ def test_absent_all_the_time_and_synced_later(tmp_path: Path, monkeypatch: pytes
     place = describe_url(late.url)
     assert (done.status, done.run.status) == (0, "COMPLETED")
     assert done.said[-1] == (
-        f"run 1: not all of it is in MongoDB at {place} -- run_experiment.py --sync 1 --store {here.store} fills it in"
+        f"run 1: not all of it is in MongoDB at {place}; run_experiment.py --sync 1 --store {here.store} fills it in"
     )
-    with pytest.raises(UserError, match=f"MongoDB at {place} -- .*Connection refused.* -- start it, or see who may"):
+    with pytest.raises(UserError, match=f"MongoDB at {place}: .*Connection refused.*; start it, or see who may"):
         sync(["1"], here.store, late.url, lambda text: None)
     with late:
         sync(["1"], here.store, late.url, lambda text: None)
@@ -313,7 +310,7 @@ def test_there_but_silent_for_a_while(tmp_path: Path, monkeypatch: pytest.Monkey
 
         with meanwhile(stop_and_go_on):
             done = here.run("--steps", "150", "--seconds_per_step", "0.02")
-        assert any(line.endswith("-- the run goes on without it") for line in done.said)
+        assert any(line.endswith("; the run goes on without it") for line in done.said)
         assert_same(here, server, 1)
     assert_never_paused(done, 150)
 
@@ -321,9 +318,6 @@ def test_there_but_silent_for_a_while(tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.slow
 def test_gone_for_half_a_minute(tmp_path: Path) -> None:
     outage(tmp_path, 30.0, 2000)
-
-
-# --------------------------------------------------------------------------------------------------------- where it is
 
 
 def test_the_address_comes_from_the_command_line_the_environment_or_a_file(
@@ -341,7 +335,7 @@ def test_the_address_comes_from_the_command_line_the_environment_or_a_file(
 
 @pytest.mark.parametrize("url", ["http://x", "mongodb://", "mongodb://a:b:c@host", "mongodb://host:port"])
 def test_no_address(url: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--mongo .* -- is no address of a MongoDB: .* -- write it as mongodb://NAME"):
+    with pytest.raises(ConfigError, match="--mongo .*: is no address of a MongoDB: .*; write it as mongodb://NAME"):
         find_url(url, tmp_path / ".env")
 
 
@@ -354,11 +348,9 @@ def test_passwords_are_not_shown() -> None:
 def test_sync_says_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MONGO_URL", raising=False)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(
-        ConfigError, match="--sync -- does not know which MongoDB -- give --mongo URL, or set MONGO_URL"
-    ):
+    with pytest.raises(ConfigError, match="--sync: does not know which MongoDB; give --mongo URL, or set MONGO_URL"):
         sync(["1"], tmp_path, None, lambda text: None)
-    with pytest.raises(DataError, match="run 1 -- is not in .* -- no run is in"):
+    with pytest.raises(DataError, match="run 1: is not in .*; no run is in"):
         sync(["1"], tmp_path, "mongodb://host", lambda text: None)
 
 

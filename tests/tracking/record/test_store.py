@@ -61,9 +61,7 @@ def test_a_run_that_was_left_behind_is_dead(tmp_path: Path) -> None:
 @pytest.mark.parametrize("run_id", ["3", "latest", "../7", ""])
 def test_a_run_that_is_not_there(tmp_path: Path, run_id: str) -> None:
     write_run(tmp_path, 7)
-    with pytest.raises(
-        DataError, match=f"run {run_id} -- is not in .* -- the nearest is 7; another folder is given by"
-    ):
+    with pytest.raises(DataError, match=f"run {run_id}: is not in .*; the nearest is 7; another folder is given by"):
         find_run(tmp_path, run_id)
 
 

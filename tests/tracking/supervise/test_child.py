@@ -93,7 +93,7 @@ def test_it_is_killed_when_it_does_not_listen() -> None:
 def test_a_program_that_is_not_there(capfd: pytest.CaptureFixture[str]) -> None:
     child = Child(["/no/such/program"], bytes)
     assert child.wait(10.0) == 1
-    assert capfd.readouterr().err == "/no/such/program -- cannot be started: No such file or directory\n"
+    assert capfd.readouterr().err == "/no/such/program: cannot be started: No such file or directory\n"
 
 
 def test_it_is_asked_to_stop_when_its_parent_is_killed(tmp_path: Path) -> None:

@@ -45,18 +45,18 @@ def test_a_report_is_written_and_its_place_said(store: Path, capsys: pytest.Capt
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--compare", "3"], "--compare 3 -- compares two runs or more -- name another; see --list"),
-        (["--compare", "3", "3"], "--compare 3 3 -- compares two runs or more -- name another; see --list"),
-        (["--compare", "3", "5"], "run 5 -- is not in STORE -- the nearest is 4; another folder is given by --store"),
-        (["--report", "x"], "run x -- is not in STORE -- the nearest is 4; another folder is given by --store"),
-        (["--tensorboard", "5"], "run 5 -- is not in STORE -- the nearest is 4; another folder is given by --store"),
-        (["--list", "--report", "3"], "--list -- does not go together with --report -- give one of them"),
-        (["--list", "--model", "tiny"], "--list -- takes no other flags of main.py -- leave out --model"),
+        (["--compare", "3"], "--compare 3: compares two runs or more; name another; see --list"),
+        (["--compare", "3", "3"], "--compare 3 3: compares two runs or more; name another; see --list"),
+        (["--compare", "3", "5"], "run 5: is not in STORE; the nearest is 4; another folder is given by --store"),
+        (["--report", "x"], "run x: is not in STORE; the nearest is 4; another folder is given by --store"),
+        (["--tensorboard", "5"], "run 5: is not in STORE; the nearest is 4; another folder is given by --store"),
+        (["--list", "--report", "3"], "--list: does not go together with --report; give one of them"),
+        (["--list", "--model", "tiny"], "--list: takes no other flags of main.py; leave out --model"),
         (
             ["--report", "3", "--mongo", "h"],
-            "--mongo -- has no use here: --report reads the folder of the run -- leave it",
+            "--mongo: has no use here: --report reads the folder of the run; leave it",
         ),
-        (["--list", "--mongo", "h:x"], "--mongo h:x -- is no address of a MongoDB: "),
+        (["--list", "--mongo", "h:x"], "--mongo h:x: is no address of a MongoDB: "),
     ],
 )
 def test_what_cannot_be_shown(
@@ -73,9 +73,6 @@ def test_a_reader_that_leaves_early_is_no_error(store: Path) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         process.stdout.close()
         assert (process.stderr.read(), process.wait(60)) == ("", 0)
-
-
-# --------------------------------------------------------------------------------------------------------- TensorBoard
 
 
 @pytest.fixture

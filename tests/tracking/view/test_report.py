@@ -83,9 +83,6 @@ def test_a_run_that_has_measured_nothing(tmp_path: Path) -> None:
     assert (data["charts"], data["n_measured"], data["tokens_per_step"], data["samples"]["rows"]) == ([], 0, None, [])
 
 
-# -------------------------------------------------------------------------------------------------------------- points
-
-
 def seen(steps: np.ndarray, values: np.ndarray, n_columns: int) -> list[tuple[float, ...]]:
     """What each column of a picture shows: the reference for what may be left out."""
     edges = np.minimum(((steps - steps[0]) / ((steps[-1] - steps[0]) / n_columns or 1.0)).astype(int), n_columns - 1)
@@ -122,9 +119,6 @@ def test_a_calm_line_is_the_mean_around_each_point() -> None:
         before = min(4, place)
         after = min(before, 199 - place)
         assert smoothed[place] == pytest.approx(values[place - before : place + after + 1].mean())
-
-
-# ------------------------------------------------------------------------------------------------------------- samples
 
 
 def write_samples(run: Run, step: int, texts: list[str]) -> str:
@@ -174,9 +168,6 @@ def test_of_many_steps_some_are_shown_evenly_with_both_ends(n_all: int, n_chosen
         assert len(gaps) == 0 or gaps.max() - gaps.min() <= 1
 
 
-# ---------------------------------------------------------------------------------------------------------------- page
-
-
 def embedded(page: str) -> dict[str, Any]:
     found = re.search(r'<script id="data" type="application/json">(.*?)</script>', page, re.S)
     assert found
@@ -210,7 +201,7 @@ def test_the_page_lies_with_the_run_and_is_made_anew(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     run = small_run(tmp_path)
     (run.folder / "report.html").mkdir()
-    with pytest.raises(UserError, match=r"report.html -- cannot be written: .* -- make room there"):
+    with pytest.raises(UserError, match=r"report.html: cannot be written: .*; make room there"):
         write_report(run)
 
 

@@ -26,14 +26,14 @@ from tracking.view.table import (
 
 def test_runs_are_listed_with_how_they_went(tmp_path: Path) -> None:
     write_run(tmp_path, 9, {})
-    why = "step 5: loss = nan -- training has diverged; checkpoints of before stay -- lower lr"
+    why = "step 5: loss = nan: training has diverged; checkpoints of before stay; lower lr"
     write_run(tmp_path, 10, {}, {"status": "FAILED", "start_time": None}, {"reason": why, "latest": {}, "step": 0})
     heading, rule, first, second = list_table(list_runs(tmp_path)).splitlines()
     assert " ".join(heading.split()) == "run name status started (UTC) took step train loss eval loss tokens/s why"
     assert set(rule) == {"-", " "} and len(rule) >= len(heading)
     assert " ".join(first.split()) == "9 trial COMPLETED 2026-01-02 03:04 1:01:02 12,345 3.142 nan 12,346"
     assert second.split()[:8] == ["10", "trial", "FAILED", "-", "-", "0", "-", "-"]
-    assert second.endswith(" step 5: loss = nan -- training has diverged; checkpoints of…")
+    assert second.endswith(" step 5: loss = nan; training has diverged; checkpoints of…")
 
 
 def test_columns_stand_under_each_other(tmp_path: Path) -> None:
@@ -122,9 +122,6 @@ def test_duration_of_a_run_that_goes_on_counts_to_its_last_sign_of_life(tmp_path
     assert duration(write_run(tmp_path, 3, {}, {"start_time": "2026-01-02T04:05:08"})) == "0:00:00"
 
 
-# -------------------------------------------------------------------------------------------------------- from MongoDB
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MongoServer]:
     with MongoServer(tmp_path_factory.mktemp("server")) as server:
@@ -146,11 +143,11 @@ def test_the_database_gives_the_same_tables_as_the_folder(tmp_path: Path, server
 
 @pytest.mark.parametrize("run_id", ["77", "last", "9" * 40, "²"])
 def test_a_run_that_the_database_has_not(server: MongoServer, run_id: str) -> None:
-    with pytest.raises(DataError, match=rf"run {run_id} -- is not among the \d+ of MongoDB at .* -- see their numbers"):
+    with pytest.raises(DataError, match=rf"run {run_id}: is not among the \d+ of MongoDB at .*; see their numbers"):
         runs.find_run(server.url, run_id)
 
 
 def test_a_database_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(upload.TIMEOUTS_MS, "serverSelectionTimeoutMS", 100)
-    with pytest.raises(UserError, match=r"MongoDB at 127.0.0.1:1/trials -- .* -- start it, or see who may read it"):
+    with pytest.raises(UserError, match=r"MongoDB at 127.0.0.1:1/trials: .*; start it, or see who may read it"):
         runs.list_runs("mongodb://name:secret@127.0.0.1:1/trials")
