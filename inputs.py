@@ -11,12 +11,13 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from configs.errors import DataError
 from configs.schema import MAX_SEED, DataConfig, DatasetUse, RunConfig
+from data.loading.batch import Batch, SkippedRecords
 from data.loading.counter_rng import stream_state, uniform
 from data.loading.masking import MaskingDraws, MaskingRules, example_ids, mask_tokens
 from data.loading.mixture import BatchIndices, Mixture, assignments, mixture_of, read_examples, record_rules
@@ -29,51 +30,6 @@ MASKING_DRAWS = range(1 << 32, (1 << 32) + 3)  # the streams of `MaskingDraws`, 
 EVALUATION_SEED = MAX_SEED + 1  # masks held-out text, the same in every run; no training has it
 
 
-@dataclass(frozen=True)
-class SkippedRecords:
-    """What one process has left out since it began to read.
-
-    Attributes:
-        n_examples: rows of its batches, those that could not be used among them.
-        n_records: records that were left out beside them.
-    """
-
-    n_examples: int = 0
-    n_records: int = 0
-
-    def __add__(self, other: SkippedRecords) -> SkippedRecords:
-        return SkippedRecords(self.n_examples + other.n_examples, self.n_records + other.n_records)
-
-    @property
-    def share(self) -> float:
-        """Records left out for an example, which `max_bad_share` bounds."""
-        return self.n_records / max(1, self.n_examples)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Examples as the model takes them.
-
-    Attributes:
-        tokens_BS: int32 ids, [batch, n_ctx].
-        labels_BS: int32 ids to be guessed, [batch, n_ctx]: those that follow each token, or those that masking hid.
-        weights_BS: float32, [batch, n_ctx]; 1 where a label counts, and 0 where not, as in rows that only fill a batch
-            up.
-        next_example: number of the example after the last one here; training goes on from it.
-        taken: how many examples each dataset has given until then, by its name in the mixture; None in evaluation.
-        left_out: why records were left out, a message each; their rows weigh nothing.
-        skipped: how many were until now, with those of this batch.
-    """
-
-    tokens_BS: np.ndarray
-    labels_BS: np.ndarray
-    weights_BS: np.ndarray
-    next_example: int
-    taken: Mapping[str, int] | None = None
-    left_out: tuple[str, ...] = ()
-    skipped: SkippedRecords = SkippedRecords()
-
-
 # From records [batch, n_ctx + 1] and the number of the first to tokens, labels, and whether each label counts.
 Lesson = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray, np.ndarray]]
 
@@ -82,7 +38,7 @@ def training_batches(
     config: RunConfig,
     patterns: Sequence[str],
     start_example: int = 0,
-    taken: Mapping[str, int] | None = None,
+    examples_per_dataset: Mapping[str, int] | None = None,
     own_rows: range | None = None,
 ) -> Iterator[Batch]:
     """Yields full batches, or a part of each, without end, from any example on.
@@ -96,8 +52,8 @@ def training_batches(
         config: the run; `training.train_batch_size` examples make a batch.
         patterns: one glob of tfrecords for each of `config.data.datasets`.
         start_example: number of examples that training has taken so far, >= 0.
-        taken: how many of them each dataset gave, as `Batch.taken` said; None: follows from the weights, if they have
-            never changed.
+        examples_per_dataset: how many of them each dataset gave, from `Batch`; None: computed from the weights, if
+            they have never changed.
         own_rows: the rows of each batch that are yielded, the part of one process of many, which reads nothing else;
             None: all.
 
@@ -107,9 +63,9 @@ def training_batches(
     mixture = mixture_of(config, patterns)
     every_row = range(config.training.train_batch_size)
     own_rows = own_rows or every_row
-    if taken is None:
-        taken = mixture.taken_by_weights(config.training.seed, start_example)
-    to_read = assignments(mixture, config.training, start_example, taken, own_rows)
+    if examples_per_dataset is None:
+        examples_per_dataset = mixture.examples_per_dataset(config.training.seed, start_example)
+    to_read = assignments(mixture, config.training, start_example, examples_per_dataset, own_rows)
     read = functools.partial(_read_batch, mixture, _lesson(config, config.training.seed), config.model.n_ctx + 1)
     batches = _within_bounds(ahead(read, to_read, BATCHES_AHEAD), config.data)
     # Of a part nothing can be said: another part may hold labels.
@@ -168,19 +124,19 @@ def _read_batch(mixture: Mixture, lesson: Lesson, length: int, assignment: Batch
     ids_BL = np.stack([nothing if example.ids is None else example.ids for example in examples])
     tokens_BS, labels_BS, counts_BS = lesson(ids_BL, assignment.first)
     taught = tokens_BS, labels_BS, counts_BS * is_read_B[:, None]
-    left_out = tuple(problem for example in examples for problem in example.problems)
-    return Batch(*_arrays(taught, len(examples)), assignment.next_example, assignment.taken, left_out)
+    problems = tuple(problem for example in examples for problem in example.problems)
+    return Batch(*_arrays(taught, len(examples)), assignment.next_example, assignment.examples_per_dataset, problems)
 
 
 def _within_bounds(batches: Iterator[Batch], data: DataConfig) -> Iterator[Batch]:
     """Counts what is left out, and ends where that is more than may be."""
     skipped = SkippedRecords()
     for batch in batches:
-        skipped += SkippedRecords(len(batch.tokens_BS), len(batch.left_out))
+        skipped += SkippedRecords(len(batch.tokens_BS), len(batch.problems))
         if skipped.n_records > data.max_bad_share * max(skipped.n_examples, FEW_ROWS):
             raise DataError(
                 f"on_bad_record = skip: {skipped.n_records} records are left out beside {skipped.n_examples} "
-                f"examples, more than max_bad_share {data.max_bad_share:g}; the last is {batch.left_out[-1]}"
+                f"examples, more than max_bad_share {data.max_bad_share:g}; the last is {batch.problems[-1]}"
             )
         yield replace(batch, skipped=skipped)
 
@@ -190,7 +146,7 @@ def _fill_up(values_BS: np.ndarray, n_rows: int, dtype: type) -> np.ndarray:
 
 
 def _check_labels(batch: Batch) -> Batch:
-    if not batch.weights_BS.any() and not batch.left_out:
+    if not batch.weights_BS.any() and not batch.problems:
         raise DataError(
             f"examples before number {batch.next_example}: hold no id that may be masked; shorten "
             "mlm_mask_ignore_ids, or give other data"

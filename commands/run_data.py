@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from commands.console import say
 from configs.errors import ConfigError, DataError
 from configs.schema import RunConfig
+from data.loading.batch import Batch
 from data.preprocessing.prepare import PreparedDataset, prepare_dataset
 from data.tfrecord.shards import list_shards
 from data.tokenization.tokenizer import Tokenizer, check_special_ids, load_tokenizer
-from inputs import Batch
 from runtime.cluster.process_group import ProcessGroup
 from runtime.run import directory as run_directory
 

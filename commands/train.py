@@ -22,6 +22,7 @@ from commands.run_data import RunData, waited_for
 from commands.trained_weights import load_weights, restore_latest
 from configs.errors import CheckpointError, DataError
 from configs.schema import RunConfig
+from data.loading.batch import Batch
 from data.loading.locate import describe_batch
 from data.tfrecord.shards import list_shards
 from data.tokenization.tokenizer import Tokenizer
@@ -40,7 +41,7 @@ from runtime.training import steps, tpu_steps
 from runtime.training.evaluation import evaluate as evaluate_batches
 from runtime.training.loop import Explanation, Observers, TrainingPosition
 from runtime.training.loop import train as train_loop
-from runtime.training.multi_step import MultiStep, SingleStep, TrainingBatch, noise_key
+from runtime.training.multi_step import MultiStep, SingleStep, noise_key
 from runtime.training.nan_diagnosis import Diagnosis
 
 DIAGNOSIS_SECONDS = 1800  # that a process may take to look at a step that diverged
@@ -70,7 +71,7 @@ def train(config: RunConfig, options: Options, group: ProcessGroup) -> int:
         say(f"step {position.step} of {config.training.train_steps}: training is finished; raise train_steps to go on")
         return 0
     own_rows = placement.own_rows(config.training.train_batch_size)
-    batches = training_batches(config, train_patterns, position.examples, position.taken, own_rows)
+    batches = training_batches(config, train_patterns, position.examples, position.examples_per_dataset, own_rows)
     batches = waited_for(group, batches)
     batches = itertools.chain([next(batches)], batches)  # a wrong record is met here, before anything is written
     group.barrier()  # by every process
@@ -121,11 +122,11 @@ def _explain_divergence(
     group: ProcessGroup,
     patterns: Sequence[str],
     position: TrainingPosition,
-    batch: TrainingBatch,
+    batch: Batch,
 ) -> Explanation:
     """Computes the step from a position once more, and looks for its examples."""
     try:
-        where = describe_batch(config, patterns, position.examples, position.taken)
+        where = describe_batch(config, patterns, position.examples, position.examples_per_dataset)
     except DataError:  # the files are gone; that is not what is to be told now
         where = ""
     if isinstance(placement, TpuPlacement):

@@ -30,6 +30,7 @@ from configs.schema import (
     RunConfig,
     TrainingConfig,
 )
+from data.loading.batch import SkippedRecords
 from data.loading.counter_rng import draws
 from data.loading.mixture import DRAWS_AT_ONCE, choose_datasets, count_choices
 from data.tfrecord.records import write_examples
@@ -456,13 +457,16 @@ def test_weights_may_change_from_run_to_run_and_no_example_is_lost_or_doubled(fo
     after = mixture_config((1.0, 4.0))
     patterns = [f"{folder}/a/*.tfrecords", f"{folder}/b/*.tfrecords"]
     begun = list(itertools.islice(inputs.training_batches(before, patterns), 5))
-    start = begun[-1].next_example, begun[-1].taken
+    start = begun[-1].next_example, begun[-1].examples_per_dataset
     gone_on = list(itertools.islice(inputs.training_batches(after, patterns, *start), 40))
     rows = first_ids([*begun, *gone_on])
     for chunks in (CHUNKS_A, CHUNKS_B):
         own = [row for row in rows if row in chunks]
         assert own == [chunks[number % len(chunks)] for number in range(len(own))]
-    assert gone_on[-1].taken == {"a": sum(row < 100 for row in rows), "b": sum(row >= 100 for row in rows)}
+    assert gone_on[-1].examples_per_dataset == {
+        "a": sum(row < 100 for row in rows),
+        "b": sum(row >= 100 for row in rows),
+    }
     n_later = 40 * 3
     assert sum(row >= 100 for row in rows[15:]) / n_later == pytest.approx(0.8, abs=5 * math.sqrt(0.16 / n_later))
 
@@ -489,7 +493,10 @@ def test_the_default_mode_keeps_the_weights_over_the_run(folder):
         own = [row for row in rows if row in set(chunks)]
         assert own == [chunks[number % len(chunks)] for number in range(len(own))]
         assert len(own) / 10**5 == pytest.approx(share, rel=0.01)
-    assert batches[-1].taken == {"a": sum(row < 100 for row in rows), "b": sum(row >= 100 for row in rows)}
+    assert batches[-1].examples_per_dataset == {
+        "a": sum(row < 100 for row in rows),
+        "b": sum(row >= 100 for row in rows),
+    }
     halves = [sum(row < 100 for row in half) / len(half) for half in (rows[: len(rows) // 2], rows[len(rows) // 2 :])]
     assert halves == pytest.approx([0.75, 0.75], rel=0.01)
 
@@ -499,7 +506,7 @@ def test_without_weights_the_default_mode_reads_all_datasets_as_one(folder):
     config = run_config([use_of("b"), use_of("a")], batch_size=len(CHUNKS_A) + len(CHUNKS_B))
     (batch,) = itertools.islice(inputs.training_batches(config, patterns), 1)
     assert first_ids([batch]) == [*CHUNKS_A, *CHUNKS_B]
-    assert batch.taken == {"all": len(CHUNKS_A) + len(CHUNKS_B)}
+    assert batch.examples_per_dataset == {"all": len(CHUNKS_A) + len(CHUNKS_B)}
 
 
 def test_shares_of_a_mixture_are_within_one_hundredth_of_the_weights():
@@ -541,14 +548,14 @@ def test_a_bad_record_stops_training_unless_it_may_be_skipped(tmp_path):
     with pytest.raises(DataError, match="record 5 holds the id 5000"):
         list(itertools.islice(inputs.training_batches(run_config(batch_size=4), [pattern]), 2))
     first, second = itertools.islice(inputs.training_batches(skipping(batch_size=4), [pattern]), 2)
-    assert first.left_out == () and first.weights_BS.all()
+    assert first.problems == () and first.weights_BS.all()
     assert second.weights_BS.tolist() == [[1.0] * 4, [0.0] * 4, [1.0] * 4, [1.0] * 4]
     assert second.tokens_BS[:, 0].tolist() == [4, 0, 6, 7]
-    (problem,) = second.left_out
+    (problem,) = second.problems
     assert problem.startswith(f"{tmp_path}/a_8.tfrecords: record 5 holds the id 5000, outside [0, 1000)")
     assert second.next_example == 8
-    assert (first.skipped, second.skipped) == (inputs.SkippedRecords(4, 0), inputs.SkippedRecords(8, 1))
-    assert (first.skipped + second.skipped).share == 1 / 12
+    assert (first.skipped, second.skipped) == (SkippedRecords(4, 0), SkippedRecords(8, 1))
+    assert (first.skipped + second.skipped).fraction == 1 / 12
 
 
 def test_no_more_than_a_share_is_left_out(tmp_path):
@@ -574,7 +581,7 @@ def test_bad_documents_are_passed_over(tmp_path):
     rows = real_rows(batches)
     assert all(len(row) == LENGTH and 5000 not in row for row in rows)
     assert {201 + 2, EOS_ID} <= set(rows[1])  # documents 2 and 3, of which 3 is left, and then 4
-    assert [len(batch.left_out) for batch in batches] == [1, 0, 1]
+    assert [len(batch.problems) for batch in batches] == [1, 0, 1]
 
 
 def test_fixed_documents_begin_at_the_beginning(folder):

@@ -14,14 +14,14 @@ MAX_FILES = 4  # named in one message
 
 
 def describe_batch(
-    config: RunConfig, patterns: Sequence[str], start_example: int, taken: Mapping[str, int] | None
+    config: RunConfig, patterns: Sequence[str], start_example: int, examples_per_dataset: Mapping[str, int] | None
 ) -> str:
     """The records of one batch, of all processes together, file by file; arguments as of `inputs.training_batches`."""
     mixture = mixture_of(config, patterns)
-    if taken is None:
-        taken = mixture.taken_by_weights(config.training.seed, start_example)
+    if examples_per_dataset is None:
+        examples_per_dataset = mixture.examples_per_dataset(config.training.seed, start_example)
     rows = range(config.training.train_batch_size)
-    assignment = next(assignments(mixture, config.training, start_example, taken, rows))
+    assignment = next(assignments(mixture, config.training, start_example, examples_per_dataset, rows))
     by_file: dict[str, list[int]] = {}
     for path, record in _records_of_batch(config, patterns, assignment):
         by_file.setdefault(path, []).append(record)

@@ -56,7 +56,7 @@ class Mixture:
     weights_D: np.ndarray
     sources: tuple[Source, ...]
 
-    def taken_by_weights(self, seed: int, n_examples: int) -> dict[str, int]:
+    def examples_per_dataset(self, seed: int, n_examples: int) -> dict[str, int]:
         """How many of the first examples each dataset gave, if the weights were always these."""
         counts_D = count_choices(self.weights_D, seed, n_examples)
         return dict(zip(self.names, counts_D.tolist(), strict=True))
@@ -195,29 +195,33 @@ class BatchIndices:
         datasets_R: the dataset of each of its rows.
         examples_R: and which example of that dataset it is.
         next_example: number of the example after the batch.
-        taken: from each dataset, with the batch.
+        examples_per_dataset: how many examples each dataset has given, with the batch.
     """
 
     first: int
     datasets_R: np.ndarray
     examples_R: np.ndarray
     next_example: int
-    taken: Mapping[str, int]
+    examples_per_dataset: Mapping[str, int]
 
 
 def assignments(
-    mixture: Mixture, training: TrainingConfig, start_example: int, taken: Mapping[str, int], own_rows: range
+    mixture: Mixture,
+    training: TrainingConfig,
+    start_example: int,
+    examples_per_dataset: Mapping[str, int],
+    own_rows: range,
 ) -> Iterator[BatchIndices]:
     """What is read for each batch, without end; arguments as of `inputs.training_batches`."""
     size, rows = training.train_batch_size, slice(own_rows.start, own_rows.stop)
-    taken_D = np.array([taken.get(name, 0) for name in mixture.names], dtype=np.int64)
+    counts_D = np.array([examples_per_dataset.get(name, 0) for name in mixture.names], dtype=np.int64)
     for first in itertools.count(start_example, size):
         datasets_B = choose_datasets(mixture.weights_D, training.seed, np.arange(first, first + size))
         examples_B = np.empty(size, dtype=np.int64)
-        for number, count in enumerate(np.bincount(datasets_B, minlength=len(taken_D))):
-            examples_B[datasets_B == number] = taken_D[number] + np.arange(count)
-            taken_D[number] += count
-        after = dict(zip(mixture.names, taken_D.tolist(), strict=True))
+        for number, count in enumerate(np.bincount(datasets_B, minlength=len(counts_D))):
+            examples_B[datasets_B == number] = counts_D[number] + np.arange(count)
+            counts_D[number] += count
+        after = dict(zip(mixture.names, counts_D.tolist(), strict=True))
         yield BatchIndices(first + own_rows.start, datasets_B[rows], examples_B[rows], first + size, after)
 
 

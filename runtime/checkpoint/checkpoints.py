@@ -29,7 +29,7 @@ STATE_FILE = "checkpoint"
 STEP_NAME = "global_step"
 # Hugging Face's converter passes over names that hold "global_step", and must not find a name that it does not know.
 EXAMPLES_NAME = "global_step_examples"
-TAKEN_PREFIX = "global_step_examples_of/"  # a dataset's name follows
+DATASET_EXAMPLES_PREFIX = "global_step_examples_of/"  # a dataset's name follows
 SLOT = re.compile(r"/adam_[mv]$|_slot_(vr|vc|v|m)$")  # what optimisers keep, also GPT-Neo's Adafactor
 LEFTOVER = re.compile(r"^model\.ckpt-.*\.tempstate\d+$|^\.[0-9a-f]{32}\.part$")
 KEPT = 10
@@ -279,10 +279,11 @@ def _distinct_slices(store: VariableStore) -> list[_Entry]:
 
 
 def _whole_scalars(position: TrainingPosition) -> list[_Entry]:
+    counts = position.examples_per_dataset or {}
     return [
         (STEP_NAME, "", tf.constant(position.step, tf.int64)),
         (EXAMPLES_NAME, "", tf.constant(position.examples, tf.int64)),
-        *[(TAKEN_PREFIX + name, "", tf.constant(n, tf.int64)) for name, n in (position.taken or {}).items()],
+        *[(DATASET_EXAMPLES_PREFIX + name, "", tf.constant(n, tf.int64)) for name, n in counts.items()],
     ]
 
 
@@ -335,9 +336,9 @@ def _position(path: str, reader: tf.train.CheckpointReader, train_batch_size: in
     step = int(reader.get_tensor(STEP_NAME)) if reader.has_tensor(STEP_NAME) else checkpoint_step(path)
     if not reader.has_tensor(EXAMPLES_NAME):
         return TrainingPosition(step, step * train_batch_size)
-    names = [name for name in reader.get_variable_to_shape_map() if name.startswith(TAKEN_PREFIX)]
-    taken = {name.removeprefix(TAKEN_PREFIX): int(reader.get_tensor(name)) for name in sorted(names)}
-    return TrainingPosition(step, int(reader.get_tensor(EXAMPLES_NAME)), taken or None)
+    names = [name for name in reader.get_variable_to_shape_map() if name.startswith(DATASET_EXAMPLES_PREFIX)]
+    counts = {name.removeprefix(DATASET_EXAMPLES_PREFIX): int(reader.get_tensor(name)) for name in sorted(names)}
+    return TrainingPosition(step, int(reader.get_tensor(EXAMPLES_NAME)), counts or None)
 
 
 def _first_line(error: Exception) -> str:

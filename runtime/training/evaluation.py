@@ -5,19 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol
 
 import numpy as np
 
 from configs.errors import DataError
-
-
-class EvaluationBatch(Protocol):
-    """Labels of weight 0 are not measured: they fill the last batch up, or stand beside the masked ones."""
-
-    tokens_BS: np.ndarray
-    labels_BS: np.ndarray
-    weights_BS: np.ndarray
+from data.loading.batch import Batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,13 +28,13 @@ class TokenCounts:
 
 
 def evaluate(
-    step: Callable[..., Mapping[str, np.ndarray]], batches: Iterable[EvaluationBatch], counts: TokenCounts
+    step: Callable[..., Mapping[str, np.ndarray]], batches: Iterable[Batch], counts: TokenCounts
 ) -> dict[str, float]:
     """Measures the loss.
 
     Args:
         step: from (tokens_BS, labels_BS) to `token_loss`, each token's nats, float32 [batch, sequence].
-        batches: a finite stream.
+        batches: a finite stream; labels of weight 0, such as padding, are not measured.
         counts: which labels count.
 
     Returns:

@@ -12,8 +12,9 @@ import numpy as np
 
 from configs.errors import DataError, UserError
 from configs.schema import TrainingConfig
+from data.loading.batch import Batch
 from runtime.run.progress_bar import Progress
-from runtime.training.multi_step import MultiStep, StepResult, TrainingBatch, length_of_turn, take_turn
+from runtime.training.multi_step import MultiStep, StepResult, length_of_turn, take_turn
 from runtime.training.signals import StopRequest
 
 
@@ -24,12 +25,12 @@ class TrainingPosition:
     Attributes:
         step: updates made.
         examples: training examples read.
-        taken: how many of them each dataset gave, by name; None: not known.
+        examples_per_dataset: how many of them each dataset gave, by name; None: not known.
     """
 
     step: int
     examples: int
-    taken: Mapping[str, int] | None = None
+    examples_per_dataset: Mapping[str, int] | None = None
 
 
 class DivergedError(UserError):
@@ -70,7 +71,7 @@ class Observers:
     after_save: Callable[[TrainingPosition], object]
     progress: Progress
     tell_problem: Callable[[str], None]
-    explain_divergence: Callable[[TrainingPosition, TrainingBatch], Explanation]
+    explain_divergence: Callable[[TrainingPosition, Batch], Explanation]
     peak_tokens_per_second: float | None
     all_reduce_max: Callable[[int], int] = lambda number: number
 
@@ -78,7 +79,7 @@ class Observers:
 def train(
     training: TrainingConfig,
     turns: MultiStep,
-    batches: Iterable[TrainingBatch],
+    batches: Iterable[Batch],
     position: TrainingPosition,
     observers: Observers,
     steps_per_checkpoint: int,
@@ -118,7 +119,7 @@ def train(
             pace = speed.after(n_tokens)
             for batch, taken in zip(turn, steps, strict=True):
                 _check_finite(taken.outputs, position, batch, observers, keeper.saved)
-                position = TrainingPosition(position.step + 1, batch.next_example, batch.taken)
+                position = TrainingPosition(position.step + 1, batch.next_example, batch.examples_per_dataset)
                 _tell(observers, training, position, batch, taken, pace)
             keeper.reached = position
             if position.step % steps_per_checkpoint == 0 and position.step < training.train_steps:
@@ -132,17 +133,17 @@ def _tell(
     observers: Observers,
     training: TrainingConfig,
     position: TrainingPosition,
-    batch: TrainingBatch,
+    batch: Batch,
     taken: StepResult,
     pace: Throughput,
 ) -> None:
     """Tells of one step."""
-    for problem in batch.left_out:
+    for problem in batch.problems:
         observers.tell_problem(f"left out: {problem}")
     observers.progress.update(position.step, float(taken.outputs["loss"]), pace.tokens_per_second, pace.mfu)
     if position.step % training.iterations == 0 or position.step == training.train_steps:
         values = {name: float(value) for name, value in taken.outputs.items()}
-        data = {"data/skipped_share": batch.skipped.share}
+        data = {"data/skipped_share": batch.skipped.fraction}
         observers.write_metrics(position.step, {**values, "lr": taken.rate, **pace.metrics(), **data})
 
 
@@ -153,13 +154,13 @@ class _BatchIterator:
         error: why there are none, or what to say if only another process has none.
     """
 
-    def __init__(self, batches: Iterable[TrainingBatch]) -> None:
+    def __init__(self, batches: Iterable[Batch]) -> None:
         self._batches = iter(batches)
         self.error = DataError("the data of another process cannot be read: it says why; mend them and start again")
 
-    def next_batches(self, count: int) -> list[TrainingBatch]:
+    def next_batches(self, count: int) -> list[Batch]:
         """So many, or as many as there are still; once there are none, always none."""
-        batches: list[TrainingBatch] = []
+        batches: list[Batch] = []
         try:
             for batch in itertools.islice(self._batches, count):
                 batches.append(batch)
@@ -221,7 +222,7 @@ class _ThroughputMeter:
         self._waited_seconds = 0.0
         self._mean: tuple[float, float] | None = None
 
-    def waiting_for(self, supply: Callable[[], list[TrainingBatch]]) -> list[TrainingBatch]:
+    def waiting_for(self, supply: Callable[[], list[Batch]]) -> list[Batch]:
         """What the supply gives."""
         start_seconds = time.perf_counter()
         batches = supply()
@@ -246,7 +247,7 @@ class _ThroughputMeter:
 def _check_finite(
     outputs: Mapping[str, np.ndarray],
     position: TrainingPosition,
-    batch: TrainingBatch,
+    batch: Batch,
     observers: Observers,
     saved: TrainingPosition,
 ) -> None:
@@ -257,7 +258,7 @@ def _check_finite(
 
 
 def _divergence(
-    what: str, position: TrainingPosition, batch: TrainingBatch, observers: Observers, saved: TrainingPosition
+    what: str, position: TrainingPosition, batch: Batch, observers: Observers, saved: TrainingPosition
 ) -> DivergedError:
     step = f"step {position.step + 1}, examples {position.examples} to {batch.next_example - 1}"
     observers.progress.note(f"{step}: {what}; looking for the reason")

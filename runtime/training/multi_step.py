@@ -10,30 +10,10 @@ from typing import Protocol
 import numpy as np
 
 from configs.schema import TrainingConfig
+from data.loading.batch import Batch
 from runtime.training.lr_schedules import learning_rate
 
 Step = Callable[..., Mapping[str, np.ndarray]]
-
-
-class Skipped(Protocol):
-    """What has been left out of the data so far; `share` is that of the records for an example."""
-
-    @property
-    def share(self) -> float: ...
-
-
-class TrainingBatch(Protocol):
-    """Examples, and what was read with them: the number of the example that follows, how many of each dataset, and what
-    was left out.
-    """
-
-    tokens_BS: np.ndarray
-    labels_BS: np.ndarray
-    weights_BS: np.ndarray
-    next_example: int
-    taken: Mapping[str, int] | None
-    left_out: Sequence[str]
-    skipped: Skipped
 
 
 def noise_key(seed: int, step: int) -> np.int32:
@@ -92,9 +72,7 @@ def length_of_turn(turns: MultiStep, step: int, train_steps: int, steps_per_chec
     return min(turns.n_steps, train_steps - step, steps_per_checkpoint - step % steps_per_checkpoint)
 
 
-def take_turn(
-    turns: MultiStep, batches: Sequence[TrainingBatch], step: int, training: TrainingConfig
-) -> list[StepResult]:
+def take_turn(turns: MultiStep, batches: Sequence[Batch], step: int, training: TrainingConfig) -> list[StepResult]:
     """Takes a step with each batch.
 
     Args:

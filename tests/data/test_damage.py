@@ -149,7 +149,7 @@ def training(path: str, on_bad_record: str, datatype: str) -> int:
     config = run_config((use_of("a", stitch=2, datatype=datatype),), "generic_text", batch_size=8)
     data = dataclasses.replace(config.data, on_bad_record=on_bad_record, max_bad_share=1.0)
     batches = inputs.training_batches(dataclasses.replace(config, data=data), [path])
-    return sum(len(batch.left_out) for batch in itertools.islice(batches, 3))
+    return sum(len(batch.problems) for batch in itertools.islice(batches, 3))
 
 
 READERS: dict[str, Callable[[str], object]] = {

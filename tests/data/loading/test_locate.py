@@ -38,12 +38,12 @@ def patterns(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.mark.parametrize("input_fn", ["sequential_input", "generic_text"])
 def test_every_example_of_a_batch_is_named(patterns: list[str], input_fn: str) -> None:
     config = run_config((use_of("a"), use_of("b", weight=3.0)), input_fn, shuffle=True, batch_size=7)
-    before, taken = 0, None
+    before, given = 0, None
     for batch in itertools.islice(training_batches(config, patterns), 9):
-        named = named_records(describe_batch(config, patterns, before, taken))
+        named = named_records(describe_batch(config, patterns, before, given))
         read = [int(list(read_examples(path))[number][0]) for path, number in named]
         assert set(read) == set(batch.tokens_BS[:, 0].tolist())
-        before, taken = batch.next_example, batch.taken
+        before, given = batch.next_example, batch.examples_per_dataset
 
 
 def test_all_documents_of_an_example_are_named(tmp_path: Path) -> None:

@@ -78,7 +78,11 @@ def test_names_and_shapes_are_those_of_gpt_neo(written: Written) -> None:
     model = gpt_neo_shapes(MODEL)
     moments = {f"{name}/{slot}": shape for name, shape in model.items() for slot in ("adam_m", "adam_v")}
     examples = "global_step_examples"
-    position = {"global_step": [], examples: [], **{f"{examples}_of/{name}": [] for name in POSITION.taken}}
+    position = {
+        "global_step": [],
+        examples: [],
+        **{f"{examples}_of/{name}": [] for name in POSITION.examples_per_dataset},
+    }
     assert dict(tf.train.list_variables(written.path)) == model | moments | position
     # Hugging Face's converter takes every name that holds neither "adam" nor "global_step" for a weight.
     weights = {name for name, _ in tf.train.list_variables(written.path) if "adam" not in name}

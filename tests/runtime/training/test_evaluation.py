@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs.errors import DataError
-from inputs import Batch
+from data.loading.batch import Batch
 from runtime.training.evaluation import TokenCounts, evaluate
 
 # Nats of each token of three rows, and the ids that they are nats of.

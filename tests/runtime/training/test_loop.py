@@ -16,7 +16,7 @@ import pytest
 
 from configs.errors import DataError, UserError
 from configs.schema import TrainingConfig
-from inputs import Batch, SkippedRecords
+from data.loading.batch import Batch, SkippedRecords
 from runtime.run.progress_bar import Progress
 from runtime.training.loop import NO_DATA, DivergedError, Explanation, Observers, TrainingPosition, train
 from runtime.training.lr_schedules import learning_rate
@@ -266,8 +266,8 @@ def test_a_process_without_data_tells_the_others_before_it_ends() -> None:
 def test_what_is_left_out_is_told() -> None:
     def batches() -> Iterator[Batch]:
         for number, batch in enumerate(batches_from(0)):
-            left_out = ("record 7 is damaged",) if number == 2 else ()
-            yield dataclasses.replace(batch, left_out=left_out, skipped=SkippedRecords(2 * number + 2, number >= 2))
+            problems = ("record 7 is damaged",) if number == 2 else ()
+            yield dataclasses.replace(batch, problems=problems, skipped=SkippedRecords(2 * number + 2, number >= 2))
 
     recorder = Recorder()
     train(TRAINING, SingleStep(recorder.step), batches(), BEGINNING, recorder.observers(), 100)
