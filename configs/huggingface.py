@@ -291,9 +291,9 @@ def _find_misfits(model: ModelConfig, family: Family) -> Iterator[str]:
     fitting = {"global"} if family is GPT_2 else {"global", "local"}
     if not fitting.issuperset(model.attention_types):
         others = sorted(set(model.attention_types) - fitting)
-        yield f"attention_types = {', '.join(others)}; {remedy}"
+        yield f"attention_types = {', '.join(others)}: {remedy}"
     if model.activation_function not in ACTIVATIONS.values():
-        yield f"activation_function = {model.activation_function}; {remedy}"
+        yield f"activation_function = {model.activation_function}: {remedy}"
     for key in OURS_ALONE:
         if getattr(model, key):
-            yield f"{key} = {json.dumps(getattr(model, key))}; {remedy}"
+            yield f"{key} = {json.dumps(getattr(model, key))}: {remedy}"

@@ -107,7 +107,7 @@ def _prompt(place: str, line: str, config: RunConfig) -> Prompt:
         raise ConfigError(f"{place}: id: holds half of a character (a surrogate); write the whole character")
     given = keys.pop("prompt")
     for issue in _find_prompt_issues(given, config.model.n_vocab):
-        raise ConfigError(f"{place}: prompt; {issue}")
+        raise ConfigError(f"{place}: prompt: {issue}")
     settings = override_prediction(config, keys, place)
     return Prompt(place, given if isinstance(given, str) else tuple(given), settings, own)
 

@@ -134,7 +134,7 @@ def _check_names(config: Mapping[str, Any], file: str) -> None:
     unknown = [key for key in config if key not in KEYS_OF_A_RUN]
     if unknown:
         problem = "is not a known key; correct it, or use the version that wrote it"
-        raise ConfigError("\n".join(f"{file}: {key} = {json.dumps(config[key])}; {problem}" for key in unknown))
+        raise ConfigError("\n".join(f"{file}: {key} = {json.dumps(config[key])}: {problem}" for key in unknown))
 
 
 def _understood(keys: Mapping[str, Any], file: str, needed: Collection[str]) -> dict[str, Any]:
@@ -145,7 +145,7 @@ def _understood(keys: Mapping[str, Any], file: str, needed: Collection[str]) -> 
     """
     issues = {key: issue for key, value in keys.items() for issue in _find_value_issue(key, value)}
     needed_issues = [
-        f"{file}: {key} = {json.dumps(keys[key])}; {issue}" for key, issue in issues.items() if key in needed
+        f"{file}: {key} = {json.dumps(keys[key])}: {issue}" for key, issue in issues.items() if key in needed
     ]
     if needed_issues:
         raise ConfigError("\n".join(needed_issues))

@@ -134,7 +134,7 @@ def test_a_broken_size(size: object) -> None:
 @pytest.mark.parametrize("types", [None, "global", [[["global", "linear"], 12]], [["global", 24]], [[[], 1]]])
 def test_broken_attention_types(types: object) -> None:
     (said,) = issues(GPT_NEO | {"attention_types": types})
-    assert said.startswith(f"there/config.json: attention_types = {json.dumps(types)}; is no list of [pattern, ")
+    assert said.startswith(f"there/config.json: attention_types = {json.dumps(types)}: is no list of [pattern, ")
 
 
 @pytest.mark.parametrize(
@@ -143,20 +143,20 @@ def test_broken_attention_types(types: object) -> None:
         (GPT_NEO, {"window_size": "7"}, "is no size; copy the file again, it must give an integer >= 1"),
         (GPT_NEO, {"window_size": None}, "is no size; copy the file again, it must give an integer >= 1"),
         (GPT_NEO, {"vocab_size": 1}, "is no size; copy the file again, it must give an integer >= 2"),
-        (GPT_NEO, {"attention_types": [[["global"], 23]]}, "expands to 23 layers, not to num_layers: "),
+        (GPT_NEO, {"attention_types": [[["global"], 23]]}, "expands to 23 layers, not to num_layers; "),
         (GPT_NEO, {"attention_layers": ["global"] * 24}, "is not what attention_types expands to; copy the file"),
         (GPT_NEO, {"attention_layers": "global"}, "is not what attention_types expands to; copy the file again"),
         (GPT_NEO, {"activation_function": ["gelu_new"]}, "known are gelu_new, "),
         (GPT_NEO, {"activation_function": {}}, "known are gelu_new, "),
-        (GPT_NEO, {"intermediate_size": {}}, "only four times hidden_size is known: "),
-        (GPT_NEO, {"architectures": ["GPTNeoForQuestionAnswering"]}, "known are GPTNeoForCausalLM, GPTNeoModel: "),
+        (GPT_NEO, {"intermediate_size": {}}, "only four times hidden_size is known; "),
+        (GPT_NEO, {"architectures": ["GPTNeoForQuestionAnswering"]}, "known are GPTNeoForCausalLM, GPTNeoModel; "),
         (GPT_2, {"architectures": ["GPT2ForSequenceClassification"]}, "known are GPT2LMHeadModel, GPT2Model; give "),
         (GPT_2, {"architectures": "GPT2LMHeadModel"}, "known are GPT2LMHeadModel, GPT2Model; give weights of a "),
         (GPT_2, {"architectures": [["GPT2LMHeadModel"]]}, "known are GPT2LMHeadModel, GPT2Model; give weights of a "),
         (GPT_2, {"scale_attn_weights": "false"}, "is not true or false; copy the file again"),
         (GPT_2, {"scale_attn_weights": None}, "is not true or false; copy the file again"),
-        (GPT_2, {"tie_word_embeddings": "true"}, "only true is known: "),
-        (GPT_2, {"add_cross_attention": 0}, "only false is known: "),
+        (GPT_2, {"tie_word_embeddings": "true"}, "only true is known; "),
+        (GPT_2, {"add_cross_attention": 0}, "only false is known; "),
         (GPT_2, {"quantization_config": {"bits": 4}}, "only plain numbers are known as weights; give the weights "),
     ],
 )
@@ -166,7 +166,7 @@ def test_a_value_that_contradicts_or_is_of_a_wrong_type(
     ((key, value),) = changed.items()
     shown = json.dumps(value) if len(json.dumps(value)) <= 80 else json.dumps(value)[:77] + "..."
     (issue,) = issues(config | changed)
-    assert issue.startswith(f"there/config.json: {key} = {shown}; {said}")
+    assert issue.startswith(f"there/config.json: {key} = {shown}: {said}")
 
 
 def test_what_says_the_same_is_taken() -> None:

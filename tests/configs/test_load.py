@@ -166,7 +166,7 @@ def test_who_asks_for_a_search_on_the_command_line_need_not_take_sampling_back(t
     path = write_configs(tmp_path, MODEL | {"temperature": 0.7, "top_p": 0.5, "never_end": True})
     config = load_config(path, ["num_beams=4"]).prediction
     assert (config.temperature, config.top_p, config.never_end, config.num_beams) == (0.9, 1.0, False, 4)
-    assert message_of(path, ("num_beams=4", "top_p=0.6")).startswith("--set: top_p = 0.6; acts in sampling, and num")
+    assert message_of(path, ("num_beams=4", "top_p=0.6")).startswith("--set: top_p = 0.6: acts in sampling, and num")
     assert load_config(path, ["num_beams=1"]).prediction.top_p == 0.5
 
 

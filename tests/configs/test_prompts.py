@@ -70,7 +70,7 @@ def test_a_line_that_asks_for_a_search_need_not_take_sampling_back() -> None:
     ],
 )
 def test_a_line_that_is_no_prompt_is_named(line: str, issue: str) -> None:
-    assert issues_of(f'{{"prompt": "a"}}\n{line}') == [f'p.jsonl: line 2; {issue} {{"prompt": "Once upon a time"}}']
+    assert issues_of(f'{{"prompt": "a"}}\n{line}') == [f'p.jsonl: line 2: {issue} {{"prompt": "Once upon a time"}}']
 
 
 NO_PROMPT = "is neither a string nor a list of ids; give one of them"
@@ -79,9 +79,9 @@ NO_PROMPT = "is neither a string nor a list of ids; give one of them"
 @pytest.mark.parametrize(
     ("keys", "issue"),
     [
-        ({"prompt": None}, f": prompt; {NO_PROMPT}"),
-        ({"prompt": [1, "a"]}, f": prompt; {NO_PROMPT}"),
-        ({"prompt": [True]}, f": prompt; {NO_PROMPT}"),
+        ({"prompt": None}, f": prompt: {NO_PROMPT}"),
+        ({"prompt": [1, "a"]}, f": prompt: {NO_PROMPT}"),
+        ({"prompt": [True]}, f": prompt: {NO_PROMPT}"),
         ({"prompt": [3, 64]}, ": prompt: holds the id 64, outside [0, 64); give ids of the tokenizer"),
         ({"prompt": [-1]}, ": prompt: holds the id -1, outside [0, 64); give ids of the tokenizer"),
         (
@@ -120,11 +120,11 @@ def test_a_prompt_or_setting_that_cannot_be_used_is_named(keys: dict[str, object
 
 def test_every_wrong_line_is_named_up_to_a_few() -> None:
     lines = ['{"prompt": 1, "top_p": 0}', '{"prompt": "a", "top_p": 0, "min_p": 2}', '{"prompt": "a"}', "x"]
-    assert [issue.split(": ")[0] for issue in issues_of("\n".join(lines))] == [
-        "p.jsonl: line 1: prompt",
-        "p.jsonl: line 2: top_p = 0",
-        "p.jsonl: line 2: min_p = 2",
-        "p.jsonl: line 4",
+    assert [issue.split(" is ")[0] for issue in issues_of("\n".join(lines))] == [
+        "p.jsonl: line 1: prompt:",
+        "p.jsonl: line 2: top_p = 0:",
+        "p.jsonl: line 2: min_p = 2:",
+        "p.jsonl: line 4:",
     ]
     many = issues_of("x\n" * (MAX_ISSUES + 5))
     assert (len(many), many[-1]) == (MAX_ISSUES + 1, "p.jsonl: 5 more lines are wrong; correct them too")
