@@ -144,7 +144,7 @@ def test_training_leaves_what_it_promises(project: Project) -> None:
     assert [line["step"] for line in lines] == list(range(1, N_STEPS + 1))
     assert {tuple(line) for line in lines} == {
         ("step", "split", "time", "loss", "grad_norm", "lr")
-        + ("tokens_per_second", "data_wait", "mfu", "data/skipped_share", "host_memory_gib")
+        + ("tokens_per_second", "data_wait", "mfu", "data/skipped_fraction", "host_memory_gib")
     }
     assert lines[0]["loss"] == pytest.approx(math.log(300), abs=0.1)
     assert lines[-1]["loss"] < lines[0]["loss"] - 2.5

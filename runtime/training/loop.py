@@ -143,7 +143,7 @@ def _tell(
     observers.progress.update(position.step, float(taken.outputs["loss"]), pace.tokens_per_second, pace.mfu)
     if position.step % training.iterations == 0 or position.step == training.train_steps:
         values = {name: float(value) for name, value in taken.outputs.items()}
-        data = {"data/skipped_share": batch.skipped.fraction}
+        data = {"data/skipped_fraction": batch.skipped.fraction}
         observers.write_metrics(position.step, {**values, "lr": taken.rate, **pace.metrics(), **data})
 
 

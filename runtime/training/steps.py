@@ -94,7 +94,7 @@ def _training_outputs(
 
 def _reports(mixtures: dict[str, gpt2.MoeReport]) -> Iterator[tuple[str, str, mtf.Tensor]]:
     for place, mixture in mixtures.items():
-        yield place, "dropped", mixture.dropped
+        yield place, "dropped_fraction", mixture.dropped
         yield place, "load", mixture.load
 
 
@@ -133,7 +133,7 @@ def build_train_step(config: RunConfig, placement: Placement) -> LoweredStep:
     Returns:
         A step from (tokens int32 [batch, sequence], labels int32 [batch, sequence], weights float32 [batch, sequence],
         learning_rate float32, update_number int32, noise_key int32) to `loss` (in nats, the mean by the weights, before
-        the update), `grad_norm` (before clipping), of each mixture-of-experts layer `moe/{place}/dropped` and
+        the update), `grad_norm` (before clipping), of each mixture-of-experts layer `moe/{place}/dropped_fraction` and
         `moe/{place}/load/{expert}`, and with `log_grads` `grads/norm/{variable}`; it updates the variables, unless
         `grad_norm` is not finite. It is given the rows of the batch that are this process's own.
     """

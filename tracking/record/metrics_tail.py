@@ -8,8 +8,10 @@ that no longer stands where it stood, the file is another one, and all of it is 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
+import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -17,6 +19,10 @@ from tracking.record.run_files import read_from
 
 MAX_SECONDS = 2.0**36  # since 1970, in the year 4147
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+_OLD_NAMES = (
+    (re.compile(r"data/skipped_share"), "data/skipped_fraction"),
+    (re.compile(r"(moe/.*)/dropped"), r"\1/dropped_fraction"),
+)
 
 
 class Line(NamedTuple):
@@ -51,12 +57,23 @@ class News:
         return bool(self.lines) or self.replaces_all
 
 
+@functools.cache
+def current_name(name: str) -> str:
+    """Returns the name that a metric has today; files of earlier versions hold others."""
+    for old, new in _OLD_NAMES:
+        if match := old.fullmatch(name):
+            return match.expand(new)
+    return name
+
+
 def parse_line(text: bytes) -> Line | None:
     """The measures of a line; None: it is none."""
     try:
         fields = json.loads(text)
         split, step, time_seconds = str(fields.pop("split")), int(fields.pop("step")), float(fields.pop("time", 0))
-        values = {name: value if type(value) is float else _number(value) for name, value in fields.items()}
+        values = {
+            current_name(name): value if type(value) is float else _number(value) for name, value in fields.items()
+        }
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return None
     is_possible = 0 <= step < 2**63 and 0 <= time_seconds < MAX_SECONDS

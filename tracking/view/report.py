@@ -60,7 +60,7 @@ CHARTS = (
     Chart("Model flops utilisation", "share of the peak", r".*\.(mfu|.*flops_utili[sz]ation)"),
     Chart("Waiting for data", "share of the time", r".*\.data_wait"),
     Chart("Memory", "GiB", r".*(memory|_bytes|_gib).*"),
-    Chart("Records left out", "share of the examples", r".*\.data/skipped_share"),
+    Chart("Skipped records", "fraction of the examples", r".*\.data/skipped_fraction"),
 )
 
 

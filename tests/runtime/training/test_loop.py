@@ -115,7 +115,7 @@ def test_metrics_come_every_iterations_steps_and_at_the_end() -> None:
     lines = recorder.of_kind("metrics")
     assert [step for step, _ in lines] == [4, 8, 10]
     for step, values in lines:
-        assert set(values) == {"loss", "grad_norm", "lr", "tokens_per_second", "data_wait", "data/skipped_share"}
+        assert set(values) == {"loss", "grad_norm", "lr", "tokens_per_second", "data_wait", "data/skipped_fraction"}
         assert 0 <= values["data_wait"] <= 1
         assert (values["loss"], values["grad_norm"]) == (2.0 + step, 0.5)
         assert values["lr"] == learning_rate(step - 1, TRAINING)  # the one that this step was made with
@@ -272,5 +272,5 @@ def test_what_is_left_out_is_told() -> None:
     recorder = Recorder()
     train(TRAINING, SingleStep(recorder.step), batches(), BEGINNING, recorder.observers(), 100)
     assert recorder.of_kind("problem") == [("left out: record 7 is damaged",)]
-    shares = [values["data/skipped_share"] for _, values in recorder.of_kind("metrics")]
-    assert shares == [1 / 8, 1 / 16, 1 / 20]
+    fractions = [values["data/skipped_fraction"] for _, values in recorder.of_kind("metrics")]
+    assert fractions == [1 / 8, 1 / 16, 1 / 20]

@@ -38,6 +38,14 @@ def test_a_line_is_read_as_it_was_measured() -> None:
     assert parse_line(b'{"step": 3, "split": "a", "time": 1}') == Line("a", 3, 1.0, {})
 
 
+def test_metrics_of_earlier_versions_have_their_present_names() -> None:
+    line = parse_line(
+        b'{"step": 1, "split": "train", "data/skipped_share": 0.25, "moe/h3/dropped": 0.5, "moe/h3/load/0": 1}'
+    )
+    assert line.values == {"data/skipped_fraction": 0.25, "moe/h3/dropped_fraction": 0.5, "moe/h3/load/0": 1.0}
+    assert parse_line(json.dumps({"step": 1, "split": "train", **line.values}).encode()).values == line.values
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -61,6 +61,14 @@ def test_every_measure_has_its_curve(tmp_path: Path) -> None:
     assert (data["n_measured"], data["n_drawn"], data["tokens_per_step"]) == (401, 400, 32)
 
 
+def test_metrics_of_earlier_versions_continue_the_same_curves(tmp_path: Path) -> None:
+    old = [train(step, **{"data/skipped_share": 0.5, "moe/h0/dropped": 0.25}) for step in (1, 2)]
+    new = [train(step, **{"data/skipped_fraction": 0.5, "moe/h0/dropped_fraction": 0.25}) for step in (3, 4)]
+    found = charts(page_data(write_run(tmp_path, 1, {}, metrics=[*old, *new])))
+    assert list(found) == ["Skipped records", "train.moe/h0/dropped_fraction"]
+    assert [chart["curves"][0]["steps"] for chart in found.values()] == [[1, 2, 3, 4], [1, 2, 3, 4]]
+
+
 def test_the_rest_of_the_page(tmp_path: Path) -> None:
     run = small_run(tmp_path, outer={"inner": [1, 2]})
     (run.folder / "cout.txt").write_text("the last words")
