@@ -1,7 +1,7 @@
 """The typed settings of a run: one frozen dataclass field a key, with its kind, default, unit and meaning.
 
-The keys are GPT-Neo's flat JSON keys. What one value may be is in `kinds.py`; how files become settings, and what
-values must hold together, is in `load.py`.
+The keys are GPT-Neo's flat JSON keys. What one value may be is in `kinds.py`; how files become settings and what
+values must satisfy together is in `load.py` and `cross_checks.py`.
 """
 
 from __future__ import annotations
