@@ -133,7 +133,7 @@ class Decoder:
             ended=nothing,
             next_tokens=nothing,
         )
-        return State(texts, rules, gpt2.blank_caches(context))
+        return State(texts, rules, gpt2.empty_caches(context))
 
     def begin(self, prompts: Prompts) -> State:
         """Reads the prompts and chooses each row's first token."""

@@ -21,13 +21,14 @@ from models.attention import (
 from models.context import Context
 from models.feed_forward import dense_std, feed_forward
 from models.layer import Layer, layers
-from models.moe import MoeOutput, blank_claims, claims_of_sequences, claims_of_tokens, mixture_of_experts
+from models.moe import MoeOutput, counts_before_sequences, counts_before_tokens, mixture_of_experts, no_expert_counts
 from models.norms import block_norm, layer_norm, residual_gain
 from models.ops.activations import bias_add
 from models.ops.decoding import rows_at
 from models.ops.embedding import embedding_lookup
 
 TOKEN_STD = 0.02
+EXPERT_COUNTS = "expert_counts"  # in a layer's cache, beside what its attention keeps
 Attend = Callable[[mtf.Tensor, Layer], tuple[mtf.Tensor, Cache]]
 Mix = Callable[[mtf.Tensor, Layer], MoeOutput]
 
@@ -86,8 +87,12 @@ class _BlockOutput:
     """x [..., embd], what the block keeps for the next position, and what its experts say."""
 
     x: mtf.Tensor
-    cache: Cache
+    attention_cache: Cache
     mixture: MoeOutput | None
+
+    def layer_cache(self) -> Cache:
+        """Returns the layer's cache: that of its attention and, with experts, how many tokens each has been sent."""
+        return _layer_cache(self.attention_cache, self.mixture.expert_counts if self.mixture else None)
 
 
 def _block(context: Context, x: mtf.Tensor, layer: Layer, attend: Attend, mix: Mix) -> _BlockOutput:
@@ -163,15 +168,20 @@ def logits(context: Context, tokens: mtf.Tensor) -> mtf.Tensor:
 # Decoding.
 
 
-def _kept(output: _BlockOutput) -> Cache:
-    """What a layer keeps for the next position: of attention, and the room that is taken in its experts."""
-    return output.cache | ({"claims": output.mixture.claims} if output.mixture else {})
+def _layer_cache(attention_cache: Cache, expert_counts: mtf.Tensor | None) -> Cache:
+    """The cache of a layer: that of its attention, and with experts also how many tokens each has taken."""
+    return attention_cache if expert_counts is None else attention_cache | {EXPERT_COUNTS: expert_counts}
 
 
-def blank_caches(context: Context) -> list[Cache]:
-    """What each layer keeps before any position, as `next_logits` takes it."""
+def _attention_cache(layer_cache: Cache) -> Cache:
+    """The part of a layer's cache that belongs to its attention."""
+    return {name: tensor for name, tensor in layer_cache.items() if name != EXPERT_COUNTS}
+
+
+def empty_caches(context: Context) -> list[Cache]:
+    """Returns the cache of each layer before any position, as `next_logits` takes it."""
     return [
-        empty_cache(context, layer) | ({"claims": blank_claims(context)} if layer.is_mixture else {})
+        _layer_cache(empty_cache(context, layer), no_expert_counts(context) if layer.is_mixture else None)
         for layer in layers(context.model)
     ]
 
@@ -196,11 +206,11 @@ def prompt_logits(context: Context, tokens: mtf.Tensor, lengths: mtf.Tensor) -> 
             layer,
             lambda h, layer: prefill_attention(context, h, layer, lengths),
             lambda h, layer: mixture_of_experts(
-                context, h, layer.scope, layer.place, claims_of_sequences(context, lengths)
+                context, h, layer.scope, layer.place, counts_before_sequences(context, lengths)
             ),
         )
         x = output.x
-        caches.append(_kept(output))
+        caches.append(output.layer_cache())
     return _logits(context, rows_at(x, lengths - 1)), caches
 
 
@@ -224,11 +234,11 @@ def next_logits(
             context,
             x,
             layer,
-            lambda h, layer, cache=cache: decode_attention(context, h, layer, cache, places),
+            lambda h, layer, cache=cache: decode_attention(context, h, layer, _attention_cache(cache), places),
             lambda h, layer, cache=cache: mixture_of_experts(
-                context, h, layer.scope, layer.place, claims_of_tokens(cache["claims"], places)
+                context, h, layer.scope, layer.place, counts_before_tokens(cache[EXPERT_COUNTS], places)
             ),
         )
         x = output.x
-        new_caches.append(_kept(output))
+        new_caches.append(output.layer_cache())
     return _logits(context, x), new_caches

@@ -23,15 +23,15 @@ class MoeOutput:
         aux_loss: float32 scalar to add to the loss to minimise; a mean over the batch, with its coefficients in it.
         dropped: float32 scalar, the share of a row's claims on experts that found no room, in the mean over the batch.
         load: float32 [all_experts], the share of tokens whose first choice is each expert; adds up to 1.
-        claims: int32 [batch, all_experts], how many tokens of the last token's group claimed each expert: what the next
-            token needs.
+        expert_counts: int32 [batch, all_experts], how many tokens of the last token's group each expert was sent;
+            the routing of the next token continues from them.
     """
 
     outputs: mtf.Tensor
     aux_loss: mtf.Tensor
     dropped: mtf.Tensor
     load: mtf.Tensor
-    claims: mtf.Tensor
+    expert_counts: mtf.Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,20 +148,20 @@ def _moved_through_experts(
     return from_experts(y * mtf.reshape(gates, y.shape.dims[:-1]), routes)
 
 
-def blank_claims(context: Context) -> mtf.Tensor:
+def no_expert_counts(context: Context) -> mtf.Tensor:
     """Those made before any token: int32 [batch, all_experts]."""
     n_experts = context.model.moe_params.moe_num_experts
     return mtf.zeros(context.mesh, [context.dims.batch, mtf.Dimension("all_experts", n_experts)], tf.int32)
 
 
-def claims_of_sequences(context: Context, lengths: mtf.Tensor) -> ExpertCounts:
+def counts_before_sequences(context: Context, lengths: mtf.Tensor) -> ExpertCounts:
     """What sequences find that begin at position 0, of which each row's first `lengths` tokens are there."""
-    return ExpertCounts(blank_claims(context), mtf.zeros_like(lengths), lengths)
+    return ExpertCounts(no_expert_counts(context), mtf.zeros_like(lengths), lengths)
 
 
-def claims_of_tokens(made: mtf.Tensor, positions: mtf.Tensor) -> ExpertCounts:
+def counts_before_tokens(expert_counts: mtf.Tensor, positions: mtf.Tensor) -> ExpertCounts:
     """What one token of each row finds, at its position."""
-    return ExpertCounts(made, positions, mtf.ones_like(positions))
+    return ExpertCounts(expert_counts, positions, mtf.ones_like(positions))
 
 
 def mixture_of_experts(
@@ -169,7 +169,7 @@ def mixture_of_experts(
     x: mtf.Tensor,
     scope: str,
     place: str,
-    claims: ExpertCounts | None = None,
+    counts: ExpertCounts | None = None,
 ) -> MoeOutput:
     """A feed-forward layer of many experts, of which each token uses the one or two that a router chooses.
 
@@ -185,22 +185,22 @@ def mixture_of_experts(
         scope: of the variables `{scope}/top_2_gating/kernel` [embd, all_experts], `{scope}/wi/kernel` [experts, embd,
             expert_hidden] and `{scope}/wo/kernel` [experts, expert_hidden, embd].
         place: of the random numbers; no two places of a model are the same.
-        claims: with one token: what those before it made; with sequences that fill a row up: how long they are; None:
-            the sequences are as long as they look.
+        counts: with one token, how many earlier tokens each expert was sent; with padded sequences, their lengths;
+            None: the sequences are not padded.
 
     Source: Shazeer et al. 2017, Outrageously Large Neural Networks; Lepikhin et al. 2020, GShard, section 2.2, for
     two experts, capacity and the random second one; Fedus et al. 2021, Switch Transformers, for one.
     """
     dims = _Dims.of(context.model, x.shape)
-    if claims is None:
-        assert x.shape.ndims == 3, "single tokens come with claims"
+    if counts is None:
+        assert x.shape.ndims == 3, "single tokens come with expert counts"
         lengths = mtf.constant(context.mesh, dims.tokens.size, [dims.batch], tf.int32)
-        claims = claims_of_sequences(context, lengths)
+        counts = counts_before_sequences(context, lengths)
     tokens = mtf.reshape(x, [dims.batch, dims.tokens, dims.embd])
     logits = _router_logits(context, tokens, dims, scope)
     log_z = mtf.reduce_logsumexp(logits, dims.all_experts)
     rule = routing_rule(context.model, context.is_training)
-    routing = route(logits, claims, rule, context.noise_of(f"{place}/second"))
+    routing = route(logits, counts, rule, context.noise_of(f"{place}/second"))
     gates = _gates(logits, log_z, routing.experts)
     y = mtf.reshape(_moved_through_experts(context, tokens, gates, routing, scope, place), x.shape)
     load = first_choices(routing.experts, dims.all_experts)
@@ -209,5 +209,5 @@ def mixture_of_experts(
         aux_loss=_aux_loss(context.model, logits, log_z, load),
         dropped=mtf.reduce_mean(routing.dropped),
         load=mtf.reduce_mean(load, reduced_dim=dims.batch),
-        claims=routing.claims,
+        expert_counts=routing.expert_counts,
     )

@@ -38,20 +38,20 @@ class DispatchIndices:
 
 @dataclasses.dataclass(frozen=True)
 class ExpertCounts:
-    """What the tokens at hand find in the experts.
+    """How many tokens each expert has been sent before those to be routed.
 
     Attributes:
-        made: int32 [batch, all_experts], by the tokens before `positions` in their group; with several tokens 0.
-        positions: int32 [batch], of each row's first token; with several tokens 0.
-        lengths: int32 [batch], how many of the tokens are there; others may follow them, to fill a row up.
+        sent: int32 [batch, all_experts], by the tokens before `positions` in their group; 0 for whole sequences.
+        positions: int32 [batch], of each row's first token; 0 for whole sequences.
+        lengths: int32 [batch], the tokens of each row; what follows them is padding.
     """
 
-    made: mtf.Tensor
+    sent: mtf.Tensor
     positions: mtf.Tensor
     lengths: mtf.Tensor
 
     def tensors(self) -> list[mtf.Tensor]:
-        return [self.made, self.positions, self.lengths]
+        return [self.sent, self.positions, self.lengths]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,13 +60,13 @@ class Routing:
 
     Attributes:
         experts: int32 [batch, tokens, choices], each token's choices, best first.
-        claims: int32 [batch, all_experts], made by the tokens of each row's last token's group.
+        expert_counts: int32 [batch, all_experts], tokens of the last token's group that were sent to each expert.
         dropped: float32 [batch], the share of the claims that found no room.
     """
 
     experts: mtf.Tensor
     routes: DispatchIndices
-    claims: mtf.Tensor
+    expert_counts: mtf.Tensor
     dropped: mtf.Tensor
 
 
@@ -90,19 +90,20 @@ class Route(MeshOperation):
         return [None] * len(self.inputs)
 
 
-def route(logits: mtf.Tensor, claims: ExpertCounts, rule: RoutingRule, noise: Noise) -> Routing:
+def route(logits: mtf.Tensor, counts: ExpertCounts, rule: RoutingRule, noise: Noise) -> Routing:
     """Decides which token goes to which experts.
 
     Claims are taken in the order of the tokens, and those beyond an expert's capacity are dropped.
 
     Args:
         logits: of the router, float32 [batch, tokens, all_experts]; tokens and all_experts whole.
-        claims: what the tokens find.
+        counts: how many tokens each expert has been sent before.
         rule: how to decide.
         noise: for the policy `random`.
     """
-    experts, destinations, sources, claims, dropped = Route([logits, *claims.tensors(), *noise.tensors()], rule).outputs
-    return Routing(experts, DispatchIndices(destinations, sources), claims, dropped)
+    inputs = [logits, *counts.tensors(), *noise.tensors()]
+    experts, destinations, sources, expert_counts, dropped = Route(inputs, rule).outputs
+    return Routing(experts, DispatchIndices(destinations, sources), expert_counts, dropped)
 
 
 class FirstChoices(MeshOperation):

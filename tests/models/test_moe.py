@@ -18,7 +18,7 @@ from models.dims import Dims
 from models.kernels import noise as noise_kernels
 from models.kernels import routing as kernels
 from models.kernels.routing import RoutingRule
-from models.moe import MoeOutput, claims_of_tokens, mixture_of_experts, routing_rule
+from models.moe import MoeOutput, counts_before_tokens, mixture_of_experts, routing_rule
 from models.ops.dropout import Noise
 from runtime.mesh.placement import Placement, place
 from tests import tiny
@@ -70,7 +70,7 @@ class Results:
     aux_loss: np.ndarray
     dropped: np.ndarray
     load: np.ndarray
-    claims: np.ndarray
+    expert_counts: np.ndarray
     d_x: np.ndarray
     d_router: np.ndarray
     d_wi: np.ndarray
@@ -78,7 +78,7 @@ class Results:
 
 
 def tensors(mixture: MoeOutput) -> list[mtf.Tensor]:
-    return [mixture.outputs, mixture.aux_loss, mixture.dropped, mixture.load, mixture.claims]
+    return [mixture.outputs, mixture.aux_loss, mixture.dropped, mixture.load, mixture.expert_counts]
 
 
 def compiled_mixture(
@@ -230,7 +230,7 @@ def decoded(x: mtf.Tensor, config: ModelConfig, prompt_length: int) -> list[mtf.
             token,
             SCOPE,
             "h2/moe",
-            claims_of_tokens(mixture.claims, mtf.constant(x.mesh, position, [batch_dim], tf.int32)),
+            counts_before_tokens(mixture.expert_counts, mtf.constant(x.mesh, position, [batch_dim], tf.int32)),
         )
         outputs.append(mixture.outputs)
     return outputs
