@@ -262,7 +262,7 @@ def test_a_second_process_does_not_train_in_the_same_folder(fresh: Place) -> Non
         (
             "data%2Ftrain",
             "gs://trials/data/train/*.tfrecords: cannot be read (",
-            "; check the path and who may read it\n",
+            "; check the path and its permissions\n",
         ),
         (
             "runs%2Fother%2Fcheckpoint",

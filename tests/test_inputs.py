@@ -31,8 +31,8 @@ from configs.schema import (
     TrainingConfig,
 )
 from data.loading.batch import SkippedRecords
-from data.loading.counter_rng import draws
-from data.loading.mixture import DRAWS_AT_ONCE, choose_datasets, count_choices
+from data.loading.counter_rng import random_bits
+from data.loading.position import CHOICES_AT_ONCE, choose_datasets, count_choices
 from data.tfrecord.records import write_examples
 
 N_CTX = 4
@@ -195,7 +195,7 @@ def expected_cut(example: int, state: int) -> list[int]:
 
 def test_the_generator_gives_the_published_numbers():
     published = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
-    assert draws(0, np.arange(3)).tolist() == published
+    assert random_bits(0, np.arange(3)).tolist() == published
 
 
 @pytest.mark.parametrize("seed", [1, 2**31 - 1])
@@ -222,7 +222,7 @@ def test_choices_are_counted_as_they_are_made(weights, seed, n_examples):
 
 
 def test_weights_are_the_shares_of_the_examples():
-    n_examples = 3 * DRAWS_AT_ONCE // 2
+    n_examples = 3 * CHOICES_AT_ONCE // 2
     shares = count_choices(np.array([3.0, 1.0, 2.0]), 1, n_examples) / n_examples
     np.testing.assert_allclose(shares, [1 / 2, 1 / 6, 1 / 3], atol=2e-3)
 
@@ -415,7 +415,7 @@ def test_a_batch_in_which_nothing_can_be_masked_is_refused(tmp_path):
     write_examples(f"{tmp_path}/a_1.tfrecords", [[0, IGNORED_ID, MASK_ID, 0, 5]])
     with pytest.raises(DataError) as raised:
         next(inputs.training_batches(masked_config(), [f"{tmp_path}/*"]))
-    assert "hold no id that may be masked" in str(raised.value)
+    assert "holds no id that may be masked" in str(raised.value)
 
 
 @pytest.mark.parametrize("is_masked", [False, True])
@@ -566,7 +566,7 @@ def test_no_more_than_a_share_is_left_out(tmp_path):
             reached = batch.next_example
     assert reached == 2000
     assert str(raised.value).startswith(
-        "on_bad_record = skip: 42 records are left out beside 2100 examples, more than max_bad_share 0.01; the last"
+        "on_bad_record = skip: 42 records skipped in 2100 examples, more than max_bad_share 0.01; the last one"
     )
 
 

@@ -708,7 +708,7 @@ WRONG_RECORDS = {
     "truncated": (
         [[2] * 17] * 2,
         9,
-        "record 1 is cut off or damaged; copy the file again, or write it again with data/create_tfrecords.py",
+        "record 1 is truncated or damaged; copy the file again, or write it again with data/create_tfrecords.py",
     ),
     "count": (
         [[2] * 17] * 3,

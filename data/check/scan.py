@@ -21,7 +21,7 @@ from data.check.validate import Block, blocks_of, find_paths, sift, what_it_is
 from data.loading.reader import RecordRules
 from data.preprocessing.manifest import FileEntry, checksum, find_entries
 from data.preprocessing.process_pool import in_order, processes_for
-from data.tfrecord.records import unreadable_file
+from data.tfrecord.records import unreadable_file_error
 from data.tfrecord.shards import count_in_name
 from meshtf import tf
 
@@ -219,7 +219,7 @@ def _compare_with_manifest(path: str, entry: FileEntry) -> _Finding:
     try:
         n_bytes, digest = checksum(path)
     except tf.errors.OpError as error:
-        return _Finding(path, faults=(str(unreadable_file(path, error)),))
+        return _Finding(path, faults=(str(unreadable_file_error(path, error)),))
     if n_bytes != entry.bytes:
         fault = f"has {n_bytes} bytes, but its manifest says {entry.bytes}"
     elif digest != entry.sha256:
@@ -250,7 +250,7 @@ class _Scan:
         n_records, has_sound, entry = 0, False, self._entries.get(path)
         for block in blocks_of(path):
             n_records += len(block.frames)
-            has_sound = has_sound or any(frame.is_sound for frame in block.frames)
+            has_sound = has_sound or any(frame.is_valid for frame in block.frames)
             if has_sound:
                 yield functools.partial(_examine, block, self._rules, self._eos_id)
         faults = _count_faults(path, n_records, entry) if has_sound else [what_it_is(path)]

@@ -12,7 +12,7 @@ import numpy as np
 from configs.errors import DataError
 from data.loading.reader import RecordRules, parse_record, parse_records
 from data.tfrecord.framing import Frame, walk_frames
-from data.tfrecord.records import damaged_record, read_frame, unreadable_file
+from data.tfrecord.records import damaged_record_error, read_frame, unreadable_file_error
 from data.tfrecord.shards import Shard, count_in_name, glob_files, on_host, sort_shards
 from meshtf import RecordReader, tf
 
@@ -68,7 +68,7 @@ def _frames_of(path: str) -> Iterator[Frame]:
     try:
         yield from walk_frames(path)
     except tf.errors.OpError as error:
-        raise unreadable_file(path, error) from None
+        raise unreadable_file_error(path, error) from None
 
 
 @dataclass(frozen=True)
@@ -110,9 +110,9 @@ def _read(block: Block) -> tuple[dict[int, bytes], dict[int, str]]:
             try:
                 read[number] = read_frame(reader, frame)
             except (tf.errors.DataLossError, IndexError):
-                problems[number] = str(damaged_record(block.path, number))
+                problems[number] = str(damaged_record_error(block.path, number))
     except tf.errors.OpError as error:
-        raise unreadable_file(block.path, error) from None
+        raise unreadable_file_error(block.path, error) from None
     return read, problems
 
 
@@ -135,4 +135,4 @@ def what_it_is(path: str) -> str:
         return f"{path}: is empty; copy it again, or remove it"
     if beginning == GZIP_BEGINNING:
         return f"{path}: is compressed; unpack it with gzip -d"
-    return f"{path}: record 0 is cut off or damaged, and no other one follows: is no tfrecord file; remove it"
+    return f"{path}: record 0 is truncated or damaged, and no other one follows: is no tfrecord file; remove it"

@@ -1,11 +1,11 @@
-"""Where the records of a tfrecord file lie, in a damaged file too.
+"""Finds the records of a tfrecord file, also in a damaged file.
 
-A record is framed: its length (8 bytes), a checksum of that (4), its content, and a checksum of that (4). A file is
-walked from head to head; where a head is damaged, the next sound one is searched for, so that one wrong bit costs one
-record and not all that follow.
+A record is framed: its length (8 bytes), a checksum of the length (4), its content, and a checksum of the content (4).
+The file is walked from header to header; after a damaged header the next valid one is searched for, so that one wrong
+bit costs one record and not all that follow.
 
-TensorFlow's own reader takes a length at its word, and ends the program where so much memory is not to be had: here no
-length is believed that the file cannot hold.
+TensorFlow's own reader trusts a damaged length, and aborts the program if it cannot allocate that much memory. Here a
+length that exceeds the file is damage.
 
 Shape suffixes: C candidates, W bytes of a window.
 """
@@ -21,106 +21,109 @@ import numpy as np
 
 from meshtf import tf
 
-HEAD = struct.Struct("<QI")
-FRAME_BYTES = 16  # of a record beside its content: its length (8), and two checksums (4 each)
+HEADER = struct.Struct("<QI")
+FRAME_BYTES = 16  # of a record besides its content: its length (8), and two checksums (4 each)
 WINDOW_BYTES = 4 << 20
 LENGTH_BYTES = 8
-POSSIBLE_LENGTH_BYTES = 5  # a record of a terabyte and more is none
+USED_LENGTH_BYTES = 5  # no record has a terabyte or more
 
-_POLYNOMIAL = 0x82F63B78  # CRC-32C, its bits reversed
+_POLYNOMIAL = 0x82F63B78  # CRC-32C, bit-reversed
 _MASK_DELTA = 0xA282EAD8
 
 
 @dataclass(frozen=True)
 class Frame:
-    """The place of a record, or of what should have been one.
+    """The location of a record, or of damaged bytes in its place.
 
     Attributes:
-        start: where it begins, in bytes.
-        is_sound: its head is as it was written, and its content ends before the file does.
+        start: offset of its first byte.
+        is_valid: its header is intact, and its content ends within the file.
     """
 
     start: int
-    is_sound: bool
+    is_valid: bool
 
 
 def walk_frames(path: str) -> Iterator[Frame]:
-    """Yields the place of every record; what is damaged, up to the next sound head, counts as one.
+    """Yields the frame of every record; damaged bytes, up to the next valid header, count as one record.
 
-    The contents and their checksums are not read. What TensorFlow has to complain of is raised as it is.
+    Contents and their checksums are not read. TensorFlow's errors are raised as they are.
     """
     size = tf.io.gfile.stat(path).length
     with tf.io.gfile.GFile(path, "rb") as file:
-        view, start = _View(file, size), 0
-        end = view.end_of_record(start)
+        window, start = _Window(file, size), 0
+        end = window.end_of_record(start)
         while start < size:
-            following = view.next_head(start + 1) if end is None else view.after_record(start, end)
+            following = window.next_header(start + 1) if end is None else window.after_record(start, end)
             yield Frame(start, end == following)
-            start, end = following, view.end_of_record(following)
+            start, end = following, window.end_of_record(following)
 
 
-class _View:
-    """A window on a file, which moves forward."""
+class _Window:
+    """A window on a file that moves forward."""
 
     def __init__(self, file: tf.io.gfile.GFile, size: int) -> None:
         self._file, self._size = file, size
-        self._begin, self._window = 0, b""
+        self._begin, self._content = 0, b""
 
     def end_of_record(self, start: int) -> int | None:
-        """Returns where the record that begins here ends; None: no sound one does."""
+        """Returns where the record that begins at `start` ends; None: no valid one begins there."""
         if start + FRAME_BYTES > self._size:
             return None
-        if not self._begin <= start <= self._begin + len(self._window) - HEAD.size:
+        if not self._begin <= start <= self._begin + len(self._content) - HEADER.size:
             self._move(start)
-        length, checksum = HEAD.unpack_from(self._window, start - self._begin)
+        length, checksum = HEADER.unpack_from(self._content, start - self._begin)
         end = start + FRAME_BYTES + length
         return end if end <= self._size and checksum == _checksum_of_length(length) else None
 
     def after_record(self, start: int, end: int) -> int:
-        """Returns where the next record begins; before the end, where a part of this one is missing."""
+        """Returns where the next record begins, which is before `end` if a part of this record is missing."""
         if end == self._size or self.end_of_record(end) is not None:
             return end
-        return min(end, self.next_head(start + 1))
+        return min(end, self.next_header(start + 1))
 
-    def next_head(self, start: int) -> int:
-        """Returns where the next sound record begins; the end of the file: there is none."""
+    def next_header(self, start: int) -> int:
+        """Returns where the next valid record begins, or the end of the file."""
         while start + FRAME_BYTES <= self._size:
             self._move(start)
-            for candidate in _heads_in(np.frombuffer(self._window, dtype=np.uint8)):
+            for candidate in _headers_in(np.frombuffer(self._content, dtype=np.uint8)):
                 if self.end_of_record(start + int(candidate)) is not None:
                     return start + int(candidate)
-            start += len(self._window) - HEAD.size + 1
+            start += len(self._content) - HEADER.size + 1
         return self._size
 
     def _move(self, start: int) -> None:
         self._file.seek(start)
-        self._begin, self._window = start, self._file.read(WINDOW_BYTES)
-        if len(self._window) < min(HEAD.size, self._size - start):
-            raise tf.errors.DataLossError(None, None, "the file has become shorter")
+        self._begin, self._content = start, self._file.read(WINDOW_BYTES)
+        if len(self._content) < min(HEADER.size, self._size - start):
+            raise tf.errors.DataLossError(None, None, "the file was truncated")
 
 
-def _heads_in(bytes_W: np.ndarray) -> np.ndarray:
-    """Returns the places, [C], at which 8 bytes are followed by their checksum."""
-    n_places = len(bytes_W) - HEAD.size + 1
-    is_candidate = np.zeros(n_places, dtype=bool)
-    for number in range(LENGTH_BYTES, HEAD.size):  # among zeros is no head: the checksum of zeros is another
-        is_candidate |= bytes_W[number : number + n_places] != 0
-    for number in range(POSSIBLE_LENGTH_BYTES, LENGTH_BYTES):
-        is_candidate &= bytes_W[number : number + n_places] == 0
-    (places_C,) = np.nonzero(is_candidate)
-    heads = bytes_W[places_C[:, None] + np.arange(HEAD.size)]
-    stored_C = np.ascontiguousarray(heads[:, LENGTH_BYTES:]).view("<u4")[:, 0]
-    return places_C[_masked_checksums(heads[:, :LENGTH_BYTES]) == stored_C]
+def _headers_in(bytes_W: np.ndarray) -> np.ndarray:
+    """Returns the offsets, [C], at which 8 bytes are followed by their checksum."""
+    n_offsets = len(bytes_W) - HEADER.size + 1
+    is_candidate = np.zeros(n_offsets, dtype=bool)
+    for number in range(LENGTH_BYTES, HEADER.size):  # zeros are no header: their checksum is not zero
+        is_candidate |= bytes_W[number : number + n_offsets] != 0
+    for number in range(USED_LENGTH_BYTES, LENGTH_BYTES):
+        is_candidate &= bytes_W[number : number + n_offsets] == 0
+    (offsets_C,) = np.nonzero(is_candidate)
+    headers = bytes_W[offsets_C[:, None] + np.arange(HEADER.size)]
+    stored_C = np.ascontiguousarray(headers[:, LENGTH_BYTES:]).view("<u4")[:, 0]
+    return offsets_C[_masked_checksums(headers[:, :LENGTH_BYTES]) == stored_C]
 
 
 @functools.lru_cache(maxsize=1 << 16)
 def _checksum_of_length(length: int) -> int:
-    head = np.frombuffer(struct.pack("<Q", length), dtype=np.uint8)
-    return int(_masked_checksums(head[None])[0])
+    header = np.frombuffer(struct.pack("<Q", length), dtype=np.uint8)
+    return int(_masked_checksums(header[None])[0])
 
 
 def _masked_checksums(lengths: np.ndarray) -> np.ndarray:
-    """CRC-32C of bytes [C, 8], turned and shifted as TFRecord stores it; Source: TensorFlow, lib/hash/crc32c.h."""
+    """Returns the CRC-32C of bytes [C, 8], masked as TFRecord stores it.
+
+    Source: TensorFlow, lib/hash/crc32c.h.
+    """
     checksums_C = np.full(len(lengths), 0xFFFFFFFF, dtype=np.uint32)
     for bytes_C in lengths.T:
         checksums_C = _TABLE[(checksums_C ^ bytes_C) & 0xFF] ^ (checksums_C >> 8)

@@ -1,7 +1,7 @@
-"""The one place that knows how token ids lie in a tfrecord file: writing, parsing in a graph, and reading on the host.
+"""The format of tfrecord files: writes token ids, parses them in a graph, and reads them on the host.
 
 A record is a `tf.train.Example` with one int64 feature, `text`; the file is not compressed; its name ends in the number
-of its records. Source: GPT-Neo, kept for its data sets. Paths may be local or `gs://`.
+of its records. Source: GPT-Neo, kept for its datasets. Paths may be local or `gs://`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PARTIAL = ".partial"
 
 
 def write_examples(path: str, examples: Iterable[Sequence[int] | np.ndarray]) -> int:
-    """Writes one record per example, beside `path` first, so that `path` only ever names a finished file.
+    """Writes one record per example, to a temporary name first, so that `path` only ever names a finished file.
 
     Args:
         path: the file to write; an existing one is replaced.
@@ -34,7 +34,7 @@ def write_examples(path: str, examples: Iterable[Sequence[int] | np.ndarray]) ->
         The number of examples written.
 
     Raises:
-        DataError: the place cannot be written to.
+        DataError: the file cannot be written.
     """
     partial = path + PARTIAL
     with writing_to(path):
@@ -46,12 +46,12 @@ def write_examples(path: str, examples: Iterable[Sequence[int] | np.ndarray]) ->
 def write_shards(directory: str, name: str, examples: Iterable[np.ndarray], examples_per_file: int) -> list[str]:
     """Writes examples to files named `{name}_{number of the file}_0_{number of its examples}.tfrecords`.
 
-    The 0 is GPT-Neo's number of a process: one process writes here, however many prepare the examples.
+    The 0 is GPT-Neo's process number: here one process writes, however many prepare the examples.
 
     Args:
-        directory: where to write; it is made if it is missing.
-        name: what the names begin with.
-        examples: token ids, [n_ctx + 1] each; none gives no file.
+        directory: where to write; created if it is missing.
+        name: beginning of the file names.
+        examples: token ids, [n_ctx + 1] each; without any, no file is written.
         examples_per_file: examples in each file but the last.
 
     Returns:
@@ -66,15 +66,15 @@ def write_shards(directory: str, name: str, examples: Iterable[np.ndarray], exam
         stream = iter(examples)
         while (first := next(stream, None)) is not None:
             start = f"{directory}/{name}_{len(paths)}_0"
-            here = itertools.chain([first], itertools.islice(stream, examples_per_file - 1))
-            count = _write_partial(start + PARTIAL, here)
+            of_file = itertools.chain([first], itertools.islice(stream, examples_per_file - 1))
+            count = _write_partial(start + PARTIAL, of_file)
             paths.append(f"{start}_{count}{SUFFIX}")
             tf.io.gfile.rename(start + PARTIAL, paths[-1], overwrite=True)
     return paths
 
 
 def find_shards(directory: str, name: str) -> list[str]:
-    """Returns the paths that `write_shards` has written for a name, and no other name's."""
+    """Returns the paths that `write_shards` has written for a name."""
     if not tf.io.gfile.isdir(directory):
         return []
     pattern = re.compile(rf"{re.escape(name)}_\d+_\d+_\d+{re.escape(SUFFIX)}")
@@ -82,10 +82,10 @@ def find_shards(directory: str, name: str) -> list[str]:
 
 
 @contextmanager
-def side_folder(directory: str, name: str) -> Iterator[str]:
-    """Gives an empty folder in which to write the files of a name, and removes it at the end, whatever happens.
+def staging_folder(directory: str, name: str) -> Iterator[str]:
+    """Yields an empty folder in which to write the files of a name, and removes it at the end in any case.
 
-    What a killed run has left there is removed first.
+    Leftovers of a killed run are removed first.
 
     Raises:
         DataError: the directory cannot be written to.
@@ -108,10 +108,10 @@ def _remove_folder(folder: str) -> None:
 
 @contextmanager
 def writing_to(place: str) -> Iterator[None]:
-    """Turns TensorFlow's errors into one that names the place.
+    """Turns TensorFlow's errors into one that names the file or folder.
 
     Raises:
-        DataError: something could not be written.
+        DataError: it cannot be written.
     """
     try:
         yield
@@ -126,7 +126,7 @@ def _write_partial(path: str, examples: Iterable[Sequence[int] | np.ndarray]) ->
             for example in examples:
                 writer.write(serialize_example(example))
                 count += 1
-    except BaseException:  # also Ctrl-C: what is half-written goes away with whatever stopped it
+    except BaseException:  # also Ctrl-C: a partial file is removed
         if tf.io.gfile.exists(path):
             tf.io.gfile.remove(path)
         raise
@@ -134,32 +134,32 @@ def _write_partial(path: str, examples: Iterable[Sequence[int] | np.ndarray]) ->
 
 
 def serialize_example(ids: Sequence[int] | np.ndarray) -> bytes:
-    """Packs token ids, of any length, as the bytes of one record."""
+    """Serializes token ids, any number of them, as one record."""
     values = tf.train.Int64List(value=np.asarray(ids, dtype=np.int64).tolist())
     features = tf.train.Features(feature={FEATURE: tf.train.Feature(int64_list=values)})
     return tf.train.Example(features=features).SerializeToString()
 
 
 def parse_example(serialized: tf.Tensor, length: int) -> tf.Tensor:
-    """Unpacks records inside a graph or a `tf.data` pipeline.
+    """Parses records inside a graph or a `tf.data` pipeline.
 
     Args:
-        serialized: strings, [] or [batch].
+        serialized: string tensor, [] or [batch].
         length: ids that each record must hold, n_ctx + 1.
 
     Returns:
-        int64 ids, [length] or [batch, length]. Running it on a record of another length or type is TensorFlow's
-        `InvalidArgumentError`; `read_examples` then finds the record and says what is wrong with it.
+        int64 ids, [length] or [batch, length]. A record of another length or type raises TensorFlow's
+        `InvalidArgumentError` when it is run; `read_examples` then finds the record and explains what is wrong.
     """
     feature = tf.io.FixedLenFeature([length], tf.int64)
     return tf.io.parse_example(serialized, {FEATURE: feature})[FEATURE]
 
 
 def read_examples(path: str) -> Iterator[np.ndarray]:
-    """Yields the int64 ids of each record, [length], reading on the host, in eager mode.
+    """Yields the int64 ids of each record, [length]; reads on the host, in eager mode.
 
     Raises:
-        DataError: the file cannot be read, ends in the middle of a record, is damaged, or a record is not GPT-Neo's.
+        DataError: the file cannot be read, is truncated or damaged, or holds a record of another format.
     """
     for index, record in enumerate(read_records(path)):
         yield decode_record(record, path, index)
@@ -169,7 +169,7 @@ def read_records(path: str) -> Iterator[bytes]:
     """Yields the bytes of each record.
 
     Raises:
-        DataError: the file cannot be read, ends in the middle of a record, or is damaged.
+        DataError: the file cannot be read, or is truncated or damaged.
     """
     count = 0
     try:
@@ -178,43 +178,43 @@ def read_records(path: str) -> Iterator[bytes]:
             yield read_frame(reader, frame)
             count += 1
     except tf.errors.DataLossError:
-        raise damaged_record(path, count) from None
+        raise damaged_record_error(path, count) from None
     except tf.errors.OpError as error:
-        raise unreadable_file(path, error) from None
+        raise unreadable_file_error(path, error) from None
 
 
 def read_frame(reader: RecordReader, frame: Frame) -> bytes:
     """Reads one record, or raises TensorFlow's `DataLossError`."""
-    if not frame.is_sound:  # never asked for: what its length says is taken at its word, and may be all of memory
-        raise tf.errors.DataLossError(None, None, "no sound record begins there")
+    if not frame.is_valid:  # TensorFlow would allocate whatever length the damaged header claims
+        raise tf.errors.DataLossError(None, None, "no valid record begins there")
     return reader.read(frame.start)[0]
 
 
-def unreadable_file(path: str, error: tf.errors.OpError) -> DataError:
-    """Returns the error that says so."""
+def unreadable_file_error(path: str, error: tf.errors.OpError) -> DataError:
+    """Returns the error for a file that TensorFlow cannot read."""
     if isinstance(error, tf.errors.NotFoundError):
         return DataError(f"{path}: no such file; check the path")
     reason = error.message.splitlines()[0]
-    return DataError(f"{path}: cannot be read ({reason}); check the path and who may read it")
+    return DataError(f"{path}: cannot be read ({reason}); check the path and its permissions")
 
 
-def damaged_record(path: str, index: int) -> DataError:
-    """Returns the error that names the record."""
+def damaged_record_error(path: str, index: int) -> DataError:
+    """Returns the error for a record that is truncated or fails its checksum."""
     return DataError(
-        f"{path}: record {index} is cut off or damaged; copy the file again, or write it again with "
+        f"{path}: record {index} is truncated or damaged; copy the file again, or write it again with "
         "data/create_tfrecords.py"
     )
 
 
 def decode_record(record: bytes, path: str, index: int) -> np.ndarray:
-    """Unpacks one record on the host: int64 ids, [length].
+    """Parses one record on the host and returns its int64 ids, [length].
 
     Raises:
-        DataError: the record is not GPT-Neo's; `path` and `index` are named.
+        DataError: the record has another format; the message names `path` and `index`.
     """
     try:
         feature = tf.train.Example.FromString(record).features.feature
-    except Exception as error:  # protobuf's own DecodeError is not reachable through TensorFlow's public names
+    except Exception as error:  # protobuf's own DecodeError is not part of TensorFlow's public API
         raise DataError(f"{path}: record {index} is not a tf.train.Example ({error}); {_REWRITE}") from None
     if FEATURE not in feature:
         raise DataError(

@@ -1,6 +1,6 @@
-"""The tfrecord files of a data set as one long row of records: counts, order, and the place of each record.
+"""The tfrecord files of a dataset: their record counts, their order, and the location of each record.
 
-Where a record lies is integer arithmetic over the counts of the files: it costs nothing, however much was read before.
+A record is located by integer arithmetic over the counts of the files, at no cost however much was read before.
 
 Shape suffixes: B records, N shards.
 """
@@ -20,7 +20,7 @@ import numpy as np
 from natsort import natsorted
 
 from configs.errors import DataError
-from data.tfrecord.records import read_records, unreadable_file
+from data.tfrecord.records import read_records, unreadable_file_error
 from meshtf import tf
 
 COUNTS_FILE = ".neomesh_counts.json"
@@ -36,17 +36,14 @@ class Shard:
     n_examples: int
 
 
-# Names and counts.
-
-
 def list_shards(pattern: str) -> tuple[Shard, ...]:
     """Finds the files of a glob, in natural order, with their counts.
 
-    The count is the number that ends the name (`_100.tfrecords`). A file without one, or with 0 there, as GPT-Neo's
-    demo file has, is counted once; the count is remembered in `.neomesh_counts.json` beside it, if that can be written.
+    The count is the number that ends the name (`_100.tfrecords`). A file without one, or with 0 there, as in
+    GPT-Neo's demo file, is counted once; the count is cached in `.neomesh_counts.json` beside it, if possible.
 
     Raises:
-        DataError: no file matches, the glob is a folder, or a file that must be counted is damaged.
+        DataError: no file matches, the glob names a folder, or a file that must be counted is damaged.
     """
     paths = glob_files(pattern)
     if not paths:
@@ -59,29 +56,29 @@ def list_shards(pattern: str) -> tuple[Shard, ...]:
 
 
 def glob_files(pattern: str) -> list[str]:
-    """Returns the paths that a glob matches, without what is kept beside tfrecords.
+    """Returns the paths that a glob matches, without the JSON files that are kept beside tfrecords.
 
     Raises:
-        DataError: the glob is a folder, or cannot be looked for.
+        DataError: the glob names a folder, or cannot be searched.
     """
     try:
         if tf.io.gfile.isdir(pattern):
             raise DataError(f"{pattern}: is a folder; give a glob such as {pattern.rstrip('/')}/*.tfrecords")
         return [path for path in tf.io.gfile.glob(pattern) if not path.endswith(".json")]  # counts, manifests
-    except tf.errors.NotFoundError:  # of a bucket
+    except tf.errors.NotFoundError:  # in a bucket
         return []
     except tf.errors.OpError as error:
-        raise unreadable_file(pattern, error) from None
+        raise unreadable_file_error(pattern, error) from None
 
 
 def count_in_name(path: str) -> int:
-    """Returns the count that the file's name carries; 0: none."""
+    """Returns the count at the end of a file's name, 0 if there is none."""
     match = _COUNT_IN_NAME.search(path)
     return int(match.group(1)) if match else 0
 
 
 def name_with_count(name: str, n_examples: int) -> str:
-    """Returns the name of a file with its count at the end, in place of the one that may be there."""
+    """Returns the name of a file with this count at its end, in place of any other."""
     return f"{_COUNT_IN_NAME.sub('', name).removesuffix('.tfrecords')}_{n_examples}.tfrecords"
 
 
@@ -93,21 +90,21 @@ def _counts_of(paths: Sequence[str]) -> dict[str, int]:
 
 
 def _counts_in_directory(directory: str, paths: Sequence[str]) -> dict[str, int]:
-    memory = os.path.join(directory, COUNTS_FILE)
-    remembered = _load_counts(memory)
-    entries = {os.path.basename(path): _count_entry(path, remembered) for path in paths}
-    if not entries.items() <= remembered.items():
-        _write_counts(memory, remembered | entries)
+    cache = os.path.join(directory, COUNTS_FILE)
+    cached = _load_counts(cache)
+    entries = {os.path.basename(path): _count_entry(path, cached) for path in paths}
+    if not entries.items() <= cached.items():
+        _write_counts(cache, cached | entries)
     return {path: entries[os.path.basename(path)]["n_examples"] for path in paths}
 
 
-def _count_entry(path: str, remembered: dict) -> dict:
+def _count_entry(path: str, cached: dict) -> dict:
     try:
         status = tf.io.gfile.stat(path)
     except tf.errors.OpError as error:
-        raise unreadable_file(path, error) from None
+        raise unreadable_file_error(path, error) from None
     identity = {"size_bytes": status.length, "mtime_nanoseconds": status.mtime_nsec}
-    entry = remembered.get(os.path.basename(path))
+    entry = cached.get(os.path.basename(path))
     if isinstance(entry, dict) and isinstance(entry.get("n_examples"), int) and identity.items() <= entry.items():
         return entry
     return identity | {"n_examples": _count_records(path, status.length, status.mtime_nsec)}
@@ -115,46 +112,43 @@ def _count_entry(path: str, remembered: dict) -> dict:
 
 @functools.cache
 def _count_records(path: str, size_bytes: int, mtime_nanoseconds: int) -> int:
-    """Reads the file through; size and time are the identity under which a count stays in memory."""
+    """Counts the records of a file, once for each size and time of change."""
     return sum(1 for _ in read_records(path))
 
 
-def _load_counts(memory: str) -> dict:
+def _load_counts(cache: str) -> dict:
     try:
-        with tf.io.gfile.GFile(memory) as file:
+        with tf.io.gfile.GFile(cache) as file:
             counts = json.loads(file.read())
     except (tf.errors.OpError, ValueError):
         return {}
     return counts if isinstance(counts, dict) else {}
 
 
-def _write_counts(memory: str, counts: dict) -> None:
-    """Writes beside and renames; a data set that cannot be written to is counted again by the next process."""
-    partial = f"{memory}.{os.getpid()}.partial"
+def _write_counts(cache: str, counts: dict) -> None:
+    """Replaces the cache; if the folder is not writable, the next process counts again."""
+    partial = f"{cache}.{os.getpid()}.partial"
     with contextlib.suppress(tf.errors.OpError):
         with tf.io.gfile.GFile(partial, "w") as file:
             file.write(json.dumps(counts, indent=1, sort_keys=True) + "\n")
-        tf.io.gfile.rename(partial, memory, overwrite=True)
-
-
-# Order and place.
+        tf.io.gfile.rename(partial, cache, overwrite=True)
 
 
 def sort_shards(shards: Iterable[Shard]) -> tuple[Shard, ...]:
-    """Sorts by path in natural order (`a_2` before `a_10`), whatever order the shards come in."""
+    """Sorts by path in natural order (`a_2` before `a_10`)."""
     by_path = sorted(shards, key=lambda shard: shard.path)
     return tuple(natsorted(by_path, key=lambda shard: shard.path))
 
 
 def shuffle_shards(shards: Sequence[Shard], seed: int | str) -> tuple[Shard, ...]:
-    """Shuffles as GPT-Neo does: Python's `random` from `seed`, the same in every version and process."""
+    """Shuffles as GPT-Neo does: with Python's `random`, the same in every version and process."""
     shuffled = list(shards)
     random.Random(seed).shuffle(shuffled)
     return tuple(shuffled)
 
 
 def shard_ends(shards: Sequence[Shard]) -> np.ndarray:
-    """Returns, for each shard, the number of records up to its end, int64 [N].
+    """Returns the number of records up to the end of each shard, int64 [N].
 
     Raises:
         DataError: there is no record at all.
@@ -162,16 +156,16 @@ def shard_ends(shards: Sequence[Shard]) -> np.ndarray:
     ends_N = np.cumsum([shard.n_examples for shard in shards], dtype=np.int64)
     if not len(ends_N) or ends_N[-1] == 0:
         files = ", ".join(shard.path for shard in shards[:3]) or "no file"
-        raise DataError(f"{files}: the data set holds no record; write it with data/create_tfrecords.py")
+        raise DataError(f"{files}: the dataset holds no record; write it with data/create_tfrecords.py")
     return ends_N
 
 
 def locate(ends_N: np.ndarray, records_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Finds where records lie, over any number of epochs.
+    """Locates records, over any number of epochs.
 
     Args:
-        ends_N: of `shard_ends`.
-        records_B: numbers of records >= 0; one past the last is the first of the next epoch.
+        ends_N: result of `shard_ends`.
+        records_B: numbers of records >= 0; the one after the last is the first of the next epoch.
 
     Returns:
         The number of the shard, [B], and that of the record in the shard, [B].
@@ -184,6 +178,6 @@ def locate(ends_N: np.ndarray, records_B: np.ndarray) -> tuple[np.ndarray, np.nd
 
 @contextlib.contextmanager
 def on_host() -> Iterator[None]:
-    """Runs TensorFlow eagerly on the host's processor, whatever graph and device the caller is at work on."""
+    """Runs TensorFlow eagerly on the CPU, whatever graph and device the caller is using."""
     with tf.__internal__.eager_context.eager_mode(), tf.device("/cpu:0"):
         yield

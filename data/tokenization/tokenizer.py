@@ -219,7 +219,7 @@ def _load_object(path: str) -> Tokenizer:
             return from_json(file.read())
     except tf.errors.OpError as error:
         reason = error.message.splitlines()[0]
-        raise DataError(f"{path}: cannot be read ({reason}); check the path and who may read it") from None
+        raise DataError(f"{path}: cannot be read ({reason}); check the path and its permissions") from None
     except Exception as error:  # the library raises a bare Exception
         raise DataError(f"{path}: not a tokenizers JSON file ({error}); give one") from None
 

@@ -69,7 +69,7 @@ def truncated(path: Path, n: int, draw: random.Random) -> Expected:
     at = draw.randrange(n)
     path.write_bytes(content[: draw.randrange(starts[at] + 1, starts[at + 1])])
     if at == 0:
-        return Expected([], "record 0 is cut off or damaged")
+        return Expected([], "record 0 is truncated or damaged")
     return Expected([at], None if at == n - 1 else f"holds {at + 1} examples, but its name says {n}")
 
 
@@ -119,7 +119,7 @@ def huge_length(path: Path, n: int, draw: random.Random) -> Expected:
     length = struct.pack("<Q", draw.choice([2**33, 2**43, 2**62, 2**64 - 1, 2**64 - 17]))
     head = length + struct.pack("<I", masked_checksum(length))
     path.write_bytes(content[: starts[at]] + head + content[starts[at] + HEAD_BYTES :])
-    return Expected([], "record 0 is cut off or damaged") if n == 1 else Expected([at])
+    return Expected([], "record 0 is truncated or damaged") if n == 1 else Expected([at])
 
 
 def masked_checksum(content: bytes) -> int:

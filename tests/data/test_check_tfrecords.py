@@ -59,7 +59,7 @@ def test_what_is_wrong_is_named_and_ends_with_2(tmp_path, capsys):
     status, out, err = run(capsys, f"{tmp_path}/*.tfrecords", "--picture", f"{tmp_path}/p.png")
     assert status == 2 and "examples                   11" in out
     lines = err.splitlines()
-    assert [line.split(" is cut off")[0] for line in lines[:2]] == [f"{bad}: record 3", f"{bad}: record 7"]
+    assert [line.split(" is truncated")[0] for line in lines[:2]] == [f"{bad}: record 3", f"{bad}: record 7"]
     assert lines[2:] == ["wrong: 2 records; files in which anything is wrong: 1"]
     picture = snapshot(tmp_path).pop(f"{tmp_path}/p.png")
     assert picture.startswith(b"\x89PNG") and {**before, f"{tmp_path}/p.png": picture} == snapshot(tmp_path)
@@ -107,7 +107,7 @@ def test_sound_records_are_written_beside_under_right_counts(tmp_path, capsys, g
         capsys, f"{tmp_path}/in/*.tfrecords", "--repair", *(["--repair_dir", str(folder)] if given else [])
     )
     assert (status, err) == (0, "")
-    assert f"{bad}: record 3 is cut off or damaged" in out
+    assert f"{bad}: record 3 is truncated or damaged" in out
     assert f"repaired: 11 records are kept, 2 are lost\nread {folder}/*.tfrecords\n" in out
     assert sorted(os.listdir(folder)) == ["a_0_0_5.tfrecords", "a_1_0_6.tfrecords"]
     assert os.listdir(folder.parent) == [folder.name] or not given

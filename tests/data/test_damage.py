@@ -20,7 +20,7 @@ import pytest
 import inputs
 from configs.errors import DataError
 from data.check.scan import inspect_dataset
-from data.loading.reader import RecordRules, Records, parse_records, read_once
+from data.loading.reader import RecordRules, Records, parse_records, read_epoch
 from data.tfrecord.records import read_examples, serialize_example
 from data.tfrecord.shards import Shard, count_in_name, list_shards
 from tests.data.damage import DAMAGES, EOS_ID, N_CTX, N_VOCAB, Expected, write_damaged, write_good
@@ -114,7 +114,7 @@ def test_no_damaged_file_ends_or_holds_up_a_reader(tmp_path, numbers):
     assert [outcome for outcome in outcomes if not outcome["ended"].startswith(("DataError", "read"))] == []
     unnamed = [o for o in outcomes if o["ended"].startswith("DataError") and o["path"] not in o["ended"]]
     assert unnamed == []
-    taken_for_sound = [o["path"] for o in outcomes if o["reader"] == "read_once" and o["ended"].startswith("read")]
+    taken_for_sound = [o["path"] for o in outcomes if o["reader"] == "read_epoch" and o["ended"].startswith("read")]
     assert taken_for_sound == []
 
 
@@ -155,10 +155,10 @@ def training(path: str, on_bad_record: str, datatype: str) -> int:
 READERS: dict[str, Callable[[str], object]] = {
     "read_examples": lambda path: sum(1 for _ in read_examples(path)),
     "counting": lambda path: list_shards(path)[0].n_examples,
-    "read_once": lambda path: sum(1 for _ in read_once([named(path)], RULES["chunks"])),
-    "read_once of documents": lambda path: sum(1 for _ in read_once([named(path)], RULES["documents"])),
+    "read_epoch": lambda path: sum(1 for _ in read_epoch([named(path)], RULES["chunks"])),
+    "read_epoch of documents": lambda path: sum(1 for _ in read_epoch([named(path)], RULES["documents"])),
     "read": lambda path: len(Records([named(path)], RULES["chunks"]).read(numbers_of(path))),
-    "read_sound": lambda path: len(Records([named(path)], RULES["chunks"]).read_sound(numbers_of(path))),
+    "try_read": lambda path: len(Records([named(path)], RULES["chunks"]).try_read(numbers_of(path))),
     "training, stop": lambda path: training(path, "stop", "chunks"),
     "training, skip": lambda path: training(path, "skip", "chunks"),
     "training on documents, stop": lambda path: training(path, "stop", "documents_random"),

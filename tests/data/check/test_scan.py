@@ -192,7 +192,7 @@ def test_files_are_compared_with_their_manifest(tmp_path):
     ]
     write_examples(path, SECOND[:2])
     said = faults_of(tmp_path)
-    assert [fault.split(": ")[0].removeprefix(f"{path}: ") for fault in said] == [
+    assert [fault.split("; ")[0].removeprefix(f"{path}: ") for fault in said] == [
         "holds 2 examples, but its name says 3",
         "holds 2 examples, but its manifest says 3",
         f"has {Path(path).stat().st_size} bytes, but its manifest says {Path(path).stat().st_size // 2 * 3}",

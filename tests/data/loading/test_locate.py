@@ -58,6 +58,6 @@ def test_of_many_files_some_are_named(tmp_path: Path) -> None:
         write_numbered(tmp_path, f"x_{number}", number, 1)
     config = run_config(batch_size=7)
     told = describe_batch(config, [f"{tmp_path}/*.tfrecords"], 0, None)
-    assert told.count("record 0") == 4 and told.endswith("; and 3 files more")
+    assert told.count("record 0") == 4 and told.endswith("; and 3 more files")
     more = dataclasses.replace(config, training=dataclasses.replace(config.training, train_batch_size=1))
     assert describe_batch(more, [f"{tmp_path}/*.tfrecords"], 3, None) == f"{tmp_path}/x_3_1.tfrecords: record 0"

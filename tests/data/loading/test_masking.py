@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.schema import DataConfig
-from data.loading.masking import MaskingDraws, MaskingRules, example_ids, mask_tokens
+from data.loading.masking import MaskingRules, MaskingSamples, example_ids, mask_tokens
 
 N_VOCAB = 20
 MASK_ID, CLS_ID, PADDING_ID = 19, 18, 3
@@ -27,15 +27,15 @@ def rules(mask_prob=0.15, same_prob=0.1, random_prob=0.2) -> MaskingRules:
     return MaskingRules.of(dataclasses.replace(DATA, **shares), N_VOCAB)
 
 
-def draws_like(ids_BS: np.ndarray, seed: int = 0) -> MaskingDraws:
-    return MaskingDraws(*np.random.default_rng(seed).random((3, *ids_BS.shape)))
+def samples_like(ids_BS: np.ndarray, seed: int = 0) -> MaskingSamples:
+    return MaskingSamples(*np.random.default_rng(seed).random((3, *ids_BS.shape)))
 
 
 def assert_share(n_hits: int, n_trials: int, share: float) -> None:
     assert abs(n_hits - n_trials * share) <= DEVIATIONS * math.sqrt(n_trials * share * (1 - share)) + 1e-9
 
 
-def expected_row(row: list[int], choice: list[float], fate: list[float], token: list[float], of: MaskingRules):
+def expected_row(row: list[int], choice: list[float], replacement: list[float], token: list[float], of: MaskingRules):
     """Masks one example in plain Python: the tokens, and the positions chosen."""
     ordinary = [place for place, token_id in enumerate(row) if token_id not in SPECIAL_IDS]
     chosen = [place for place in ordinary if choice[place] < of.mask_prob]
@@ -43,9 +43,9 @@ def expected_row(row: list[int], choice: list[float], fate: list[float], token: 
         chosen = [min(ordinary, key=lambda place: choice[place])]
     tokens = list(row)
     for place in chosen:
-        if fate[place] < of.same_prob:
+        if replacement[place] < of.same_prob:
             continue
-        is_random = fate[place] >= 1 - of.random_prob
+        is_random = replacement[place] >= 1 - of.random_prob
         tokens[place] = ORDINARY_IDS[int(token[place] * len(ORDINARY_IDS))] if is_random else MASK_ID
     return tokens, [place in chosen for place in range(len(row))]
 
@@ -60,10 +60,12 @@ def expected_row(row: list[int], choice: list[float], fate: list[float], token: 
 )
 def test_masking_is_what_its_rules_say_position_by_position(rows, shares, seed):
     ids_BS, of = np.array(rows), rules(*shares)
-    draws = draws_like(ids_BS, seed)
-    tokens_BS, chosen_BS = mask_tokens(ids_BS, draws, of)
+    samples = samples_like(ids_BS, seed)
+    tokens_BS, chosen_BS = mask_tokens(ids_BS, samples, of)
     for row, example in enumerate(rows):
-        numbers = [np.asarray(part)[row].tolist() for part in (draws.choice_BS, draws.fate_BS, draws.token_BS)]
+        numbers = [
+            np.asarray(part)[row].tolist() for part in (samples.choice_BS, samples.replacement_BS, samples.token_BS)
+        ]
         assert (tokens_BS[row].tolist(), chosen_BS[row].tolist()) == expected_row(example, *numbers, of)
     np.testing.assert_array_equal(ids_BS, rows)
 
@@ -74,7 +76,7 @@ def test_masking_is_what_its_rules_say_position_by_position(rows, shares, seed):
 )
 def test_each_share_is_exact_within_the_bounds_of_chance(mask_prob, same_prob, random_prob):
     ids_BS = np.random.default_rng(1).integers(0, N_VOCAB, (2000, 200))
-    tokens_BS, chosen_BS = mask_tokens(ids_BS, draws_like(ids_BS), rules(mask_prob, same_prob, random_prob))
+    tokens_BS, chosen_BS = mask_tokens(ids_BS, samples_like(ids_BS), rules(mask_prob, same_prob, random_prob))
     ordinary_BS = np.isin(ids_BS, ORDINARY_IDS)
     n_chosen = int(chosen_BS.sum())
     assert_share(n_chosen, int(ordinary_BS.sum()), mask_prob)
@@ -88,7 +90,7 @@ def test_each_share_is_exact_within_the_bounds_of_chance(mask_prob, same_prob, r
 
 def test_a_random_token_is_any_ordinary_one_with_the_same_chance():
     ids_BS = np.full((1000, 100), ORDINARY_IDS[0])
-    tokens_BS, _ = mask_tokens(ids_BS, draws_like(ids_BS), rules(1.0, 0.0, 1.0))
+    tokens_BS, _ = mask_tokens(ids_BS, samples_like(ids_BS), rules(1.0, 0.0, 1.0))
     counts = np.bincount(tokens_BS.ravel(), minlength=N_VOCAB)
     assert set(np.flatnonzero(counts)) == set(ORDINARY_IDS)
     for token_id in ORDINARY_IDS:
@@ -98,7 +100,7 @@ def test_a_random_token_is_any_ordinary_one_with_the_same_chance():
 def test_where_nothing_was_chosen_one_position_is_with_the_same_chance():
     row = [CLS_ID, 0, PADDING_ID, 1, IGNORED_IDS[0], 2, MASK_ID, 4]
     ids_BS = np.array([row] * 20_000)
-    _, chosen_BS = mask_tokens(ids_BS, draws_like(ids_BS), rules(mask_prob=0.0))
+    _, chosen_BS = mask_tokens(ids_BS, samples_like(ids_BS), rules(mask_prob=0.0))
     assert (chosen_BS.sum(axis=1) == 1).all()
     for place in (1, 3, 5, 7):
         assert_share(int(chosen_BS[:, place].sum()), len(ids_BS), 1 / 4)
@@ -106,14 +108,14 @@ def test_where_nothing_was_chosen_one_position_is_with_the_same_chance():
 
 def test_where_nothing_can_be_chosen_nothing_is():
     ids_BS = np.array([sorted(SPECIAL_IDS)] * 50)
-    tokens_BS, chosen_BS = mask_tokens(ids_BS, draws_like(ids_BS), rules(mask_prob=1.0))
+    tokens_BS, chosen_BS = mask_tokens(ids_BS, samples_like(ids_BS), rules(mask_prob=1.0))
     assert not chosen_BS.any()
     np.testing.assert_array_equal(tokens_BS, ids_BS)
 
 
 def test_the_last_id_is_reached_by_the_largest_draw():
     largest = np.full((1, 1), 1 - 2.0**-53)
-    tokens_BS, _ = mask_tokens(np.array([[0]]), MaskingDraws(largest, largest, largest), rules(random_prob=1.0))
+    tokens_BS, _ = mask_tokens(np.array([[0]]), MaskingSamples(largest, largest, largest), rules(random_prob=1.0))
     assert tokens_BS.tolist() == [[ORDINARY_IDS[-1]]]
 
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.errors import DataError
-from data.loading.reader import BLOCK_RECORDS, RecordRules, Records, ahead, read_once
+from data.loading.reader import BLOCK_RECORDS, RecordRules, Records, prefetch, read_epoch
 from data.tfrecord.records import write_examples
 from data.tfrecord.shards import Shard, list_shards, shuffle_shards
 from meshtf import tf
@@ -81,7 +81,7 @@ def test_nothing_is_read_but_what_is_asked_for(tmp_path):
     Path(shard.path).write_bytes(content)
     records = Records([shard], RULES)
     assert numbers_of(records.read(np.array([6, 8, 19]))) == [6, 8, 19]
-    with pytest.raises(DataError, match=f"^{shard.path}: record 7 is cut off or damaged"):
+    with pytest.raises(DataError, match=f"^{shard.path}: record 7 is truncated or damaged"):
         records.read(np.array([6, 7]))
 
 
@@ -91,12 +91,12 @@ def test_nothing_is_read_but_what_is_asked_for(tmp_path):
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.integers(), max_size=50), st.integers(1, 10))
 def test_work_comes_back_in_order(tasks, n_ahead):
-    assert list(ahead(lambda number: number + 1, tasks, n_ahead)) == [number + 1 for number in tasks]
+    assert list(prefetch(lambda number: number + 1, tasks, n_ahead)) == [number + 1 for number in tasks]
 
 
 def test_work_runs_no_further_ahead_than_told():
     begun = []
-    results = ahead(lambda number: begun.append(number) or number, itertools.count(), n_ahead=3)
+    results = prefetch(lambda number: begun.append(number) or number, itertools.count(), n_ahead=3)
     assert [next(results), next(results)] == [0, 1]
     deadline_seconds = time.monotonic() + 5.0
     while len(begun) < 4 and time.monotonic() < deadline_seconds:
@@ -113,7 +113,7 @@ def test_an_error_comes_where_its_result_would():
             raise DataError("two")
         return number
 
-    results = ahead(work, itertools.count(), n_ahead=4)
+    results = prefetch(work, itertools.count(), n_ahead=4)
     assert [next(results), next(results)] == [0, 1]
     with pytest.raises(DataError, match="two"):
         next(results)
@@ -123,13 +123,13 @@ def test_an_error_comes_where_its_result_would():
 
 
 def test_reading_once_gives_every_record_once(shards):
-    assert numbers_of(read_once(shards, RULES)) == list(range(sum(CHUNKS_OF)))
+    assert numbers_of(read_epoch(shards, RULES)) == list(range(sum(CHUNKS_OF)))
 
 
 def test_documents_keep_their_lengths(tmp_path):
     documents = [list(range(length)) for length in (1, 70, 2, 5)] * 20
     write_examples(str(tmp_path / "d"), documents)
-    rows = read_once([Shard(str(tmp_path / "d"), 80)], RecordRules(None, 1000))
+    rows = read_epoch([Shard(str(tmp_path / "d"), 80)], RecordRules(None, 1000))
     assert [row.tolist() for row in rows] == documents
 
 
@@ -149,7 +149,7 @@ def message_of(rows) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("read", [read_on, read_once])
+@pytest.mark.parametrize("read", [read_on, read_epoch])
 @pytest.mark.parametrize(
     ("record", "problem"),
     [
@@ -169,17 +169,17 @@ def test_a_wrong_record_is_named(tmp_path, read, record, problem):
 def test_an_empty_document_is_named(tmp_path):
     bad = Shard(str(tmp_path / "bad"), 2)
     write_examples(bad.path, [[1], []])
-    assert message_of(read_once([bad], RecordRules(None, 10))).startswith(f"{bad.path}: record 1")
+    assert message_of(read_epoch([bad], RecordRules(None, 10))).startswith(f"{bad.path}: record 1")
 
 
-@pytest.mark.parametrize("read", [read_on, read_once])
+@pytest.mark.parametrize("read", [read_on, read_epoch])
 def test_a_truncated_file_is_named_with_the_record(tmp_path, read):
     shard = write_chunks(tmp_path / "cut", 0, 50)
     Path(shard.path).write_bytes(Path(shard.path).read_bytes()[:-9])
-    assert message_of(read([shard], RULES)).startswith(f"{shard.path}: record 49 is cut off or damaged")
+    assert message_of(read([shard], RULES)).startswith(f"{shard.path}: record 49 is truncated or damaged")
 
 
-@pytest.mark.parametrize("read", [read_on, read_once])
+@pytest.mark.parametrize("read", [read_on, read_epoch])
 @pytest.mark.parametrize("named", [1, BLOCK_RECORDS, 100])
 @pytest.mark.parametrize("surplus", [-1, 1])
 def test_a_name_with_a_wrong_count_is_named_with_both_counts(tmp_path, read, named, surplus):
@@ -192,7 +192,7 @@ def test_a_name_with_a_wrong_count_is_named_with_both_counts(tmp_path, read, nam
     )
 
 
-@pytest.mark.parametrize("read", [read_on, read_once])
+@pytest.mark.parametrize("read", [read_on, read_epoch])
 def test_a_wrong_count_of_the_only_file_is_found(tmp_path, read):
     path = tmp_path / "a_20.tfrecords"
     write_chunks(path, 0, 19)
@@ -212,11 +212,11 @@ def test_damage_behind_the_last_record_is_found(tmp_path):
     shard = write_chunks(tmp_path / "tail", 0, BLOCK_RECORDS)
     with Path(shard.path).open("ab") as file:
         file.write(b"torn" * 5)
-    assert message_of(read_once([shard], RULES)).startswith(f"{shard.path}: record {BLOCK_RECORDS} is cut off")
+    assert message_of(read_epoch([shard], RULES)).startswith(f"{shard.path}: record {BLOCK_RECORDS} is truncated")
 
 
 def test_a_file_that_goes_away_is_named(tmp_path):
-    assert message_of(read_once([Shard(str(tmp_path / "gone"), 3)], RULES)) == (
+    assert message_of(read_epoch([Shard(str(tmp_path / "gone"), 3)], RULES)) == (
         f"{tmp_path / 'gone'}: no such file; check the path"
     )
 
@@ -224,7 +224,7 @@ def test_a_file_that_goes_away_is_named(tmp_path):
 def test_another_n_ctx_is_advised_where_the_first_record_has_another_length_already(tmp_path):
     shard = Shard(str(tmp_path / "short"), 2)
     write_examples(shard.path, [[1, 2, 3]] * 2)
-    assert message_of(read_once([shard], RULES)) == (
+    assert message_of(read_epoch([shard], RULES)) == (
         f"{shard.path}: record 0 holds 3 ids, but n_ctx 3 needs 4; set n_ctx to 2, or write the file again with "
         "--chunk_size 3"
     )
@@ -232,9 +232,9 @@ def test_another_n_ctx_is_advised_where_the_first_record_has_another_length_alre
 
 def test_a_folder_among_the_files_is_named(tmp_path):
     (tmp_path / "a_3.tfrecords").mkdir()
-    message = message_of(read_once(list_shards(f"{tmp_path}/*"), RULES))
+    message = message_of(read_epoch(list_shards(f"{tmp_path}/*"), RULES))
     assert message.startswith(f"{tmp_path}/a_3.tfrecords: cannot be read (")
-    assert message.endswith("); check the path and who may read it")
+    assert message.endswith("); check the path and its permissions")
 
 
 # Going on without what is damaged.
@@ -246,10 +246,10 @@ def test_of_a_damaged_file_all_sound_records_can_be_read(tmp_path):
     content = bytearray(path.read_bytes())
     content[-20] ^= 1  # in the ids of the last record
     path.write_bytes(content)
-    read = Records(list_shards(str(path)), RULES).read_sound(np.arange(6))
+    read = Records(list_shards(str(path)), RULES).try_read(np.arange(6))
     assert [row.tolist() for row in read if not isinstance(row, DataError)] == [[0] * 4, [2] * 4, [4] * 4]
     problems = [str(row) for row in read if isinstance(row, DataError)]
-    named = ["record 1 holds 3 ids, but", "record 3 holds the id 5000, outside", "record 5 is cut off or damaged"]
+    named = ["record 1 holds 3 ids, but", "record 3 holds the id 5000, outside", "record 5 is truncated or damaged"]
     assert [problem.startswith(f"{path}: {text}") for problem, text in zip(problems, named, strict=True)] == [True] * 3
 
 
@@ -257,7 +257,7 @@ def test_of_a_file_cut_short_all_but_the_rest_can_be_read(tmp_path):
     path = tmp_path / "a_50.tfrecords"
     write_chunks(path, 0, 50)
     path.write_bytes(path.read_bytes()[:-200])
-    read = Records(list_shards(str(path)), RULES).read_sound(np.arange(50))
+    read = Records(list_shards(str(path)), RULES).try_read(np.arange(50))
     whole = [row for row in read if not isinstance(row, DataError)]
     assert 40 < len(whole) < 50 and numbers_of(whole) == list(range(len(whole)))
-    assert str(read[49]).startswith(f"{path}: record 49 is cut off or damaged")
+    assert str(read[49]).startswith(f"{path}: record 49 is truncated or damaged")

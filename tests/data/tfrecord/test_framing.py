@@ -22,7 +22,7 @@ def write(path, records) -> list[int]:
     return list(itertools.accumulate((16 + len(record) for record in records), initial=0))[:-1]
 
 
-def sound(starts) -> list[Frame]:
+def valid(starts) -> list[Frame]:
     return [Frame(start, True) for start in starts]
 
 
@@ -31,12 +31,12 @@ def sound(starts) -> list[Frame]:
 def test_every_record_is_found(tmp_path_factory, records):
     path = tmp_path_factory.mktemp("frames") / "a"
     starts = write(path, records)
-    assert list(walk_frames(str(path))) == sound(starts)
+    assert list(walk_frames(str(path))) == valid(starts)
 
 
 def test_records_across_windows_are_found(tmp_path):
     starts = write(tmp_path / "a", [bytes(WINDOW_BYTES - 30), b"1", b"2" * 50, bytes(3 * WINDOW_BYTES), b"", b"3"])
-    assert list(walk_frames(f"{tmp_path}/a")) == sound(starts)
+    assert list(walk_frames(f"{tmp_path}/a")) == valid(starts)
 
 
 @pytest.mark.parametrize("size", [20, WINDOW_BYTES - 17, WINDOW_BYTES, 2 * WINDOW_BYTES + 5])

@@ -1,4 +1,4 @@
-"""Tests of data/open_files.py on a disk; that a file of a bucket is fetched once is in tests/buckets."""
+"""Random access to files on a disk; tests/buckets checks that a file in a bucket is downloaded once."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from configs.errors import DataError
-from data.tfrecord.random_access import FILES_KEPT, OpenFile, OpenFiles
+from data.tfrecord.random_access import MAX_OPEN_FILES, FileCache, IndexedFile
 from data.tfrecord.records import decode_record, write_examples
 from data.tfrecord.shards import Shard
 
-N_FILES, N_RECORDS = 3 * FILES_KEPT, 50
+N_FILES, N_RECORDS = 3 * MAX_OPEN_FILES, 50
 
 
 def write_files(folder: Path) -> list[Shard]:
@@ -24,37 +24,37 @@ def write_files(folder: Path) -> list[Shard]:
 
 
 def test_threads_read_any_record_of_more_files_than_are_kept(tmp_path):
-    shards, files = write_files(tmp_path), OpenFiles()
+    shards, files = write_files(tmp_path), FileCache()
     draw = np.random.default_rng(0)
     numbers = np.stack([draw.integers(0, N_FILES, 4000), draw.integers(0, N_RECORDS, 4000)], axis=1).tolist()
 
     def read(number: tuple[int, int]) -> list[int]:
         shard, record = number
-        return decode_record(files.file_of(shards[shard]).read(record), "", 0)[:2].tolist()
+        return decode_record(files.open(shards[shard]).read(record), "", 0)[:2].tolist()
 
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(read, numbers)) == numbers
 
 
 def test_a_file_is_opened_once_and_again_when_it_was_not_there(tmp_path):
-    files, shard = OpenFiles(), Shard(f"{tmp_path}/0.tfrecords", N_RECORDS)
+    files, shard = FileCache(), Shard(f"{tmp_path}/0.tfrecords", N_RECORDS)
     for _ in range(2):
         with pytest.raises(DataError, match="0.tfrecords: no such file; check the path"):
-            files.file_of(shard)
+            files.open(shard)
     write_files(tmp_path)
     with ThreadPoolExecutor(8) as pool:
-        assert len(set(pool.map(id, pool.map(files.file_of, [shard] * 100)))) == 1
+        assert len(set(pool.map(id, pool.map(files.open, [shard] * 100)))) == 1
 
 
-def test_a_file_that_is_cut_off_gives_what_is_whole(tmp_path):
+def test_a_file_that_is_cut_off_gives_what_is_complete(tmp_path):
     shard = write_files(tmp_path)[0]
     content = Path(shard.path).read_bytes()
-    assert OpenFile(shard).is_whole
-    assert not OpenFile(Shard(shard.path, N_RECORDS + 1)).is_whole
+    assert IndexedFile(shard).is_complete
+    assert not IndexedFile(Shard(shard.path, N_RECORDS + 1)).is_complete
     Path(shard.path).write_bytes(content[:-1])
-    file = OpenFile(shard)
-    assert not file.is_whole
+    file = IndexedFile(shard)
+    assert not file.is_complete
     assert decode_record(file.read(N_RECORDS - 2), "", 0)[1] == N_RECORDS - 2
     for record in (N_RECORDS - 1, N_RECORDS):
-        with pytest.raises(DataError, match=f"0.tfrecords: record {record} is cut off or damaged"):
+        with pytest.raises(DataError, match=f"0.tfrecords: record {record} is truncated or damaged"):
             file.read(record)

@@ -1,4 +1,4 @@
-"""Tests of data/tfrecords.py."""
+"""The format of tfrecord files, by hand."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from data.tfrecord.records import (
     parse_example,
     read_examples,
     serialize_example,
-    side_folder,
+    staging_folder,
     write_examples,
     write_shards,
 )
@@ -92,7 +92,7 @@ def test_a_truncated_file_is_named_with_its_record(tmp_path, cut_bytes):
     path.write_bytes(path.read_bytes()[:-cut_bytes])
     with pytest.raises(DataError) as error:
         list(read_examples(str(path)))
-    assert str(error.value).startswith(f"{path}: record 3 is cut off or damaged; ")
+    assert str(error.value).startswith(f"{path}: record 3 is truncated or damaged; ")
 
 
 def test_a_flipped_bit_is_noticed(tmp_path):
@@ -101,7 +101,7 @@ def test_a_flipped_bit_is_noticed(tmp_path):
     content = bytearray(path.read_bytes())
     content[len(content) // 4 + 14] ^= 1  # in the data of record 1
     path.write_bytes(content)
-    with pytest.raises(DataError, match="record 1 is cut off or damaged"):
+    with pytest.raises(DataError, match="record 1 is truncated or damaged"):
         list(read_examples(str(path)))
 
 
@@ -189,7 +189,7 @@ def test_an_interrupted_write_leaves_only_finished_files(tmp_path):
 def test_a_killed_write_leaves_no_half_written_file_under_its_final_name(tmp_path):
     script = (
         "import itertools, os, signal, sys\n"
-        "from data.tfrecords import write_shards\n"
+        "from data.tfrecord.records import write_shards\n"
         "def examples():\n"
         "    yield from itertools.repeat([1] * 9, 25)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -207,7 +207,7 @@ def test_a_side_folder_is_empty_at_first_and_gone_at_last(tmp_path):
     left_behind = tmp_path / ".a.partial" / "a_0_0_1.tfrecords"
     left_behind.parent.mkdir()
     left_behind.touch()
-    with side_folder(str(tmp_path), "a") as folder:
+    with staging_folder(str(tmp_path), "a") as folder:
         assert os.listdir(folder) == []
         write_shards(folder, "a", [np.array([1])], 1)
         assert find_shards(str(tmp_path), "a") == []

@@ -113,7 +113,7 @@ def test_counting_a_truncated_file_names_the_record(tmp_path, lost_bytes):
     write_chunks(path, 0, 6)
     record_bytes = path.stat().st_size // 6
     path.write_bytes(path.read_bytes()[: -lost_bytes(record_bytes)])
-    with pytest.raises(DataError, match=rf"^{path}: record 5 is cut off"):
+    with pytest.raises(DataError, match=rf"^{path}: record 5 is truncated"):
         list_shards(str(path))
 
 
@@ -152,7 +152,7 @@ def test_places_are_those_of_a_list_repeated_without_end(counts, numbers):
 
 
 def test_a_data_set_without_records_is_an_error():
-    with pytest.raises(DataError, match="^a, b: the data set holds no record"):
+    with pytest.raises(DataError, match="^a, b: the dataset holds no record"):
         shard_ends([Shard("a", 0), Shard("b", 0)])
 
 
