@@ -10,7 +10,13 @@ from typing import Any
 from configs.errors import ValueIssue
 from configs.layout import format_layout, format_mesh_shape, parse_layout, parse_mesh_shape
 
-ATTENTION_TYPES = ("global", "local", "linear", "none")
+# What each type of attention sees: the text of `attention_types`.
+ATTENTION_TYPES = {
+    "global": "all earlier tokens",
+    "local": "the last local_attention_radius",
+    "linear": "all earlier tokens, in time and memory linear in the length",
+    "none": "feed-forward only",
+}
 NUMBER_WORDS = ("nan", "inf", "infinity")
 MAX_PATTERN_REPEATS = 10_000
 
@@ -181,7 +187,7 @@ STOPS = Kind("a string or a list of strings, none empty; null: none", _parse_sto
 
 # Attention patterns: [[["global", "local"], 6]] is global, local, global, local ... over 12 layers.
 
-ATTENTION_TYPE = one_of(ATTENTION_TYPES)
+ATTENTION_TYPE = one_of(tuple(ATTENTION_TYPES))
 ATTENTION_EXAMPLE = 'write it as [[["global", "local"], 6]]'
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from configs.errors import ValueIssue
 from configs.kinds import (
     ATTENTION,
+    ATTENTION_TYPES,
     AXIAL,
     EVAL_TASKS,
     FLAG,
@@ -191,9 +192,8 @@ class ModelConfig:
     n_vocab: int = setting(integer(2), "Rows of the token table; at least the n_vocab of every dataset.", unit="tokens")
     attention_types: tuple[str, ...] = setting(
         ATTENTION,
-        "Attention of each layer: global (all earlier tokens), local (the last local_attention_radius), linear (all "
-        "earlier tokens, in time and memory linear in the length), none (feed-forward only). The expansion has n_layer "
-        "members.",
+        f"Attention of each layer: {', '.join(f'{name} ({seen})' for name, seen in ATTENTION_TYPES.items())}. The "
+        "expansion has n_layer members.",
         default=(),
         default_text="global in every layer",
     )

@@ -10,14 +10,9 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 from meshtf import mtf
-from models import positions, variables
-from models.attention import (
-    Cache,
-    decode_attention,
-    empty_cache,
-    full_attention,
-    prefill_attention,
-)
+from models import variables
+from models.attention import ATTENTION_KINDS, decode_attention, full_attention, prefill_attention
+from models.attention_kind import Cache
 from models.context import Context
 from models.feed_forward import dense_std, feed_forward
 from models.layer import Layer, layers
@@ -26,6 +21,7 @@ from models.norms import block_norm, layer_norm, residual_gain
 from models.ops.activations import bias_add
 from models.ops.decoding import rows_at
 from models.ops.embedding import embedding_lookup
+from models.positions import position_embeddings, sequence_positions
 
 TOKEN_STD = 0.02
 EXPERT_COUNTS = "expert_counts"  # in a layer's cache, beside what its attention keeps
@@ -59,11 +55,11 @@ def _token_table(context: Context) -> mtf.Tensor:
     return context.variable("wte", [context.dims.vocab, context.dims.embd], variables.normal(TOKEN_STD))
 
 
-def _embedded(context: Context, tokens: mtf.Tensor, places: mtf.Tensor) -> mtf.Tensor:
+def _embedded(context: Context, tokens: mtf.Tensor, positions: mtf.Tensor) -> mtf.Tensor:
     """Sum of token and position embeddings: [..., embd]; each has its own dropout, as in GPT-Neo."""
     rate = context.model.embed_dropout
     x = context.dropout(embedding_lookup(_token_table(context), tokens), rate, "wte")
-    embedded_positions = positions.embedded(context, places)
+    embedded_positions = position_embeddings(context, positions)
     if embedded_positions is None:
         return x
     if not (rate and context.is_training):
@@ -105,7 +101,7 @@ def _block(context: Context, x: mtf.Tensor, layer: Layer, attend: Attend, mix: M
     cache: Cache = {}
     if context.model.macaron:
         x = x + feed_forward(context, x, f"{layer.scope}/mlp_macaron", f"{layer.place}/mlp_macaron") * share
-    if layer.attention != "none":
+    if layer.has_attention:
         attended, cache = attend(block_norm(context, x, f"{layer.scope}/norm_1"), layer)
         x = x + residual_gain(context, attended, f"{layer.scope}/norm_rezero_1")
     normed = block_norm(context, x, f"{layer.scope}/norm_2")
@@ -129,7 +125,7 @@ def _training_block(context: Context, x: mtf.Tensor, layer: Layer) -> tuple[mtf.
             context,
             x,
             layer,
-            lambda h, layer: full_attention(context, h, layer),
+            lambda h, layer: (full_attention(context, h, layer), {}),
             _mix_of_whole_sequences(context),
         )
         mixture = output.mixture
@@ -151,7 +147,7 @@ def forward(context: Context, tokens: mtf.Tensor) -> ForwardPass:
         Logits [batch, sequence, vocab], whose row t depends on tokens 0 ... t only, unless the model is bidirectional;
         and what the experts say.
     """
-    x = _embedded(context, tokens, positions.sequence_positions(context))
+    x = _embedded(context, tokens, sequence_positions(context))
     mixtures = {}
     for layer in layers(context.model):
         x, mixture = _training_block(context, x, layer)
@@ -181,7 +177,10 @@ def _attention_cache(layer_cache: Cache) -> Cache:
 def empty_caches(context: Context) -> list[Cache]:
     """Returns the cache of each layer before any position, as `next_logits` takes it."""
     return [
-        _layer_cache(empty_cache(context, layer), no_expert_counts(context) if layer.is_mixture else None)
+        _layer_cache(
+            ATTENTION_KINDS[layer.attention].empty_cache(context, layer) if layer.has_attention else {},
+            no_expert_counts(context) if layer.is_mixture else None,
+        )
         for layer in layers(context.model)
     ]
 
@@ -197,7 +196,7 @@ def prompt_logits(context: Context, tokens: mtf.Tensor, lengths: mtf.Tensor) -> 
     Returns:
         [batch, vocab], and what each layer keeps.
     """
-    x = _embedded(context, tokens, positions.sequence_positions(context))
+    x = _embedded(context, tokens, sequence_positions(context))
     caches = []
     for layer in layers(context.model):
         output = _block(
@@ -215,28 +214,28 @@ def prompt_logits(context: Context, tokens: mtf.Tensor, lengths: mtf.Tensor) -> 
 
 
 def next_logits(
-    context: Context, tokens: mtf.Tensor, places: mtf.Tensor, caches: Sequence[Cache]
+    context: Context, tokens: mtf.Tensor, positions: mtf.Tensor, caches: Sequence[Cache]
 ) -> tuple[mtf.Tensor, list[Cache]]:
     """Logits after one more token of each row.
 
     Args:
         tokens: int32 [batch].
-        places: int32 [batch], their positions.
+        positions: int32 [batch], of those tokens.
         caches: of each layer, valid before those positions.
 
     Returns:
         [batch, vocab], and the caches with these positions added.
     """
-    x = _embedded(context, tokens, places)
+    x = _embedded(context, tokens, positions)
     new_caches = []
     for layer, cache in zip(layers(context.model), caches, strict=True):
         output = _block(
             context,
             x,
             layer,
-            lambda h, layer, cache=cache: decode_attention(context, h, layer, _attention_cache(cache), places),
+            lambda h, layer, cache=cache: decode_attention(context, h, layer, _attention_cache(cache), positions),
             lambda h, layer, cache=cache: mixture_of_experts(
-                context, h, layer.scope, layer.place, counts_before_tokens(cache[EXPERT_COUNTS], places)
+                context, h, layer.scope, layer.place, counts_before_tokens(cache[EXPERT_COUNTS], positions)
             ),
         )
         x = output.x

@@ -24,6 +24,11 @@ class Layer:
     scope: str
     place: str
 
+    @property
+    def has_attention(self) -> bool:
+        """False: the layer is its feed-forward half alone."""
+        return self.attention != "none"
+
 
 def layers(model: ModelConfig) -> list[Layer]:
     """The layers from the first to the last."""

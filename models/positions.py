@@ -17,7 +17,7 @@ def sequence_positions(context: Context) -> mtf.Tensor:
     return mtf.mtf_range(context.mesh, context.dims.sequence, tf.int32)
 
 
-def embedded(context: Context, positions: mtf.Tensor) -> mtf.Tensor | None:
+def position_embeddings(context: Context, positions: mtf.Tensor) -> mtf.Tensor | None:
     """The learned embeddings of positions, or None where queries and keys are rotated instead.
 
     Args:
@@ -63,7 +63,7 @@ def _axial(context: Context, positions: mtf.Tensor) -> mtf.Tensor:
     return (halves[0] + halves[1]) * 0.5
 
 
-def rotated(context: Context, x: mtf.Tensor, positions: mtf.Tensor) -> mtf.Tensor:
+def rotate_by_positions(context: Context, x: mtf.Tensor, positions: mtf.Tensor) -> mtf.Tensor:
     """Queries or keys turned by their positions; x itself without `rotary_emb`.
 
     Args:

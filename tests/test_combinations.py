@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from configs.kinds import ATTENTION_TYPES
 from configs.layout import find_layout_issues, parse_layout, parse_mesh_shape
 from configs.schema import ACTIVATIONS, MoeParams, PredictionConfig, RunConfig
 from models.kernels.sampling import SamplingParams
@@ -38,7 +39,7 @@ PROMPT = np.array([3, 1, 4, 15], np.int32)
 
 def draw_model(draw: random.Random) -> dict[str, object]:
     """Model settings that go together."""
-    kinds = tuple(draw.choices(("global", "local", "linear", "none"), k=2))
+    kinds = tuple(draw.choices(tuple(ATTENTION_TYPES), k=2))
     flags = ("mlp_glu", "macaron", "share_parameters", "no_weight_tie", "qkv_bias", "scale_attn_weights", "entmax_loss")
     flags += ("recompute_grad", "scale_by_depth", "scale_by_in")
     has_dropout = draw.random() < 0.3

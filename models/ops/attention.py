@@ -9,7 +9,7 @@ from meshtf import mtf, tf
 from models.kernels import attention as kernels
 from models.kernels.attention import AttentionRule
 from models.ops.dropout import Noise
-from models.ops.mesh_operation import MeshOperation, lazy_sum, mesh_axes, slice_starts
+from models.ops.mesh_operation import MeshOperation, lazy_sum, mesh_axes, slice_size, slice_starts
 
 Attended = tuple[mtf.Tensor, mtf.Tensor]
 
@@ -70,6 +70,10 @@ class SoftmaxAttention(MeshOperation):
         inputs = [*self.inputs, outputs, log_z, d_outputs, *d_log_z]
         return [*SoftmaxAttentionGradient(inputs, self._rule).outputs, None, None]
 
+    def flops(self, mesh_impl: mtf.MeshImpl) -> float:
+        """Two products: the logits and the outputs."""
+        return 2 * _product_flops(mesh_impl, *self.inputs[:2])
+
 
 class SoftmaxAttentionGradient(MeshOperation):
     """The forward inputs, the forward outputs, d_outputs and, if there is one, d_log_z -> d_queries, d_keys,
@@ -93,6 +97,15 @@ class SoftmaxAttentionGradient(MeshOperation):
             lazy_sum(mesh_impl, d_keys, [dims.sequence]),
             lazy_sum(mesh_impl, d_values, [dims.sequence]),
         )
+
+    def flops(self, mesh_impl: mtf.MeshImpl) -> float:
+        """Five products: the logits again, and four of the gradient."""
+        return 5 * _product_flops(mesh_impl, *self.inputs[:2])
+
+
+def _product_flops(mesh_impl: mtf.MeshImpl, queries: mtf.Tensor, keys: mtf.Tensor) -> float:
+    """Of one product of queries with keys, on one processor."""
+    return 2.0 * slice_size(mesh_impl, [*queries.shape.dims, keys.shape.dims[1]])
 
 
 def softmax_attention(

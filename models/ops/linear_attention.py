@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from meshtf import mtf, tf
 from models.kernels import linear_attention as kernels
 from models.kernels.compile import Kernel
-from models.ops.mesh_operation import MeshOperation, redistribute
+from models.ops.mesh_operation import MeshOperation, redistribute, slice_size
 
 
 class SliceKernel(MeshOperation):
@@ -34,7 +34,25 @@ class LinearAttention(MeshOperation):
 
     def gradient(self, grad_ys: Sequence[mtf.Tensor]) -> list[mtf.Tensor]:
         likes = [(x.shape, x.dtype) for x in self.inputs]
-        return SliceKernel([*self.inputs, grad_ys[0]], likes, self._gradient_kernel).outputs
+        return LinearAttentionGradient([*self.inputs, grad_ys[0]], likes, self._gradient_kernel).outputs
+
+    def flops(self, mesh_impl: mtf.MeshImpl) -> float:
+        """Two products: of the keys with the values, and of the queries with their sums."""
+        return 2 * _product_flops(mesh_impl, self.inputs[0])
+
+
+class LinearAttentionGradient(SliceKernel):
+    """The inputs of `LinearAttention` and d_outputs -> d_queries, d_keys, d_values."""
+
+    def flops(self, mesh_impl: mtf.MeshImpl) -> float:
+        """Six products: the sums of the forward pass again, and five of the gradient."""
+        return 6 * _product_flops(mesh_impl, self.inputs[0])
+
+
+def _product_flops(mesh_impl: mtf.MeshImpl, queries: mtf.Tensor) -> float:
+    """Of one product of linear attention in chunks, on one processor."""
+    dims = queries.shape.dims
+    return 2.0 * slice_size(mesh_impl, dims) * (dims[-1].size + kernels.CHUNK)
 
 
 def _attended(inputs: Sequence[mtf.Tensor], kernel: Kernel, gradient_kernel: Kernel) -> mtf.Tensor:
@@ -80,7 +98,7 @@ def _state_shapes(row: mtf.Shape) -> list[tuple[mtf.Shape, tf.DType]]:
     return [(context, tf.float32), (row, tf.float32), (row, tf.float32)]
 
 
-def linear_state_of_nothing(mesh: mtf.Mesh, dims: Sequence[mtf.Dimension]) -> dict[str, mtf.Tensor]:
+def empty_linear_state(mesh: mtf.Mesh, dims: Sequence[mtf.Dimension]) -> dict[str, mtf.Tensor]:
     """The shapes of `linear_state`, for keys [batch, heads, features_per_head] of one position; its values are read
     nowhere.
     """

@@ -9,7 +9,8 @@ backward, which costs as much as the logits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 
 from meshtf import mtf, tf
 
@@ -18,6 +19,11 @@ def mesh_axes(mesh_impl: mtf.MeshImpl, dims: Sequence[mtf.Dimension]) -> list[in
     """The mesh axes that any of these dimensions is split over."""
     axes = (mesh_impl.tensor_dimension_to_mesh_axis(dim) for dim in dims)
     return [axis for axis in axes if axis is not None]
+
+
+def slice_size(mesh_impl: mtf.MeshImpl, dims: Iterable[mtf.Dimension]) -> int:
+    """Returns the number of elements of a processor's slice; several dims may be split over one mesh axis."""
+    return math.prod(mesh_impl.slice_size(mtf.Shape([dim])) for dim in dims)
 
 
 def slice_starts(mesh_impl: mtf.MeshImpl, dims: Sequence[mtf.Dimension]) -> object:
@@ -56,6 +62,10 @@ class MeshOperation(mtf.Operation):
 
     def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: object) -> Sequence[object]:
         raise NotImplementedError
+
+    def flops(self, mesh_impl: mtf.MeshImpl) -> float:
+        """Returns the floating-point operations of one processor's matrix products; 0 where there are none."""
+        return 0.0
 
 
 def lazy_sum(mesh_impl: mtf.MeshImpl, laid_out: object, dims: Sequence[mtf.Dimension]) -> object:

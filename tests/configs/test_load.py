@@ -801,7 +801,7 @@ def test_the_resolved_config_of_a_shipped_model_loads_to_the_same(tmp_path, name
 RANDOM_CHANGES = st.fixed_dictionaries(
     {},
     optional={
-        "attention_types": st.lists(st.sampled_from(ATTENTION_TYPES), min_size=6, max_size=6).map(
+        "attention_types": st.lists(st.sampled_from(tuple(ATTENTION_TYPES)), min_size=6, max_size=6).map(
             lambda types: [[[name], 1] for name in types]
         ),
         "activation_fn": st.sampled_from(ACTIVATIONS),

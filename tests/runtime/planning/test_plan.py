@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from configs.errors import ConfigError, UserError
 from configs.schema import ModelConfig, MoeParams, RunConfig
+from models.softmax_attention import mean_seen
 from runtime.planning.diagram import cells, draw_plan
 from runtime.planning.dry_run import DryStep, build_dry_step, dry_placement
-from runtime.planning.flops import flops_of_processor, flops_of_token, mean_seen
+from runtime.planning.flops import flops_of_processor, flops_of_token
 from runtime.planning.memory import Memory, estimate_memory
 from runtime.planning.plan import Plan, format_bytes, format_plan, make_plan, resident_bytes, total_sent
 from tests import tiny

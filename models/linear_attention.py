@@ -1,0 +1,45 @@
+"""Linear attention: time and memory linear in the length, and a cache whose size does not depend on it.
+
+Source: Katharopoulos et al. 2020, Transformers are RNNs, section 3; Shen et al. 2021, Efficient Attention, section 3.2,
+where every position sees all; the normalisation is GPT-Neo's, kept for its checkpoints.
+"""
+
+from __future__ import annotations
+
+from configs.schema import ModelConfig
+from meshtf import mtf
+from models.attention_kind import QKV, AttentionKind, Cache
+from models.context import Context
+from models.layer import Layer
+from models.ops.linear_attention import (
+    causal_linear_attention,
+    empty_linear_state,
+    linear_attention,
+    linear_attention_step,
+    linear_state,
+)
+
+
+def _full(context: Context, layer: Layer, qkv: QKV) -> mtf.Tensor:
+    attention = causal_linear_attention if context.model.is_causal else linear_attention
+    return attention(qkv.queries, qkv.keys, qkv.values)
+
+
+def _prefill(context: Context, layer: Layer, qkv: QKV, lengths: mtf.Tensor) -> Cache:
+    return linear_state(qkv.keys, qkv.values, lengths)
+
+
+def _decode(context: Context, layer: Layer, qkv: QKV, cache: Cache, positions: mtf.Tensor) -> tuple[mtf.Tensor, Cache]:
+    return linear_attention_step(qkv.queries, qkv.keys, qkv.values, cache)
+
+
+def _empty_cache(context: Context, layer: Layer) -> Cache:
+    dims = context.dims
+    return empty_linear_state(context.mesh, [dims.batch, dims.heads, dims.features_per_head])
+
+
+def _flops(model: ModelConfig) -> float:
+    return 4.0 * model.n_embd * model.features_per_head
+
+
+LINEAR = AttentionKind(_full, _prefill, _decode, _empty_cache, _flops)
