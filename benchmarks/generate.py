@@ -37,7 +37,8 @@ from meshtf import tf
 from models.kernels.sampling import SamplingParams
 from runtime.checkpoint.export import write_huggingface_folder
 from runtime.checkpoint.weight_sources import StoredTensor
-from runtime.generation.engine import ActiveSequence, Engine, build_engine
+from runtime.generation.engine import Engine, build_engine
+from runtime.generation.requests import GenerationRequest
 from runtime.mesh.placement import Placement, VariableSlices, choose_devices, place
 
 N_PROMPT, N_NEW = 32, 200
@@ -167,14 +168,14 @@ def _stored_tensor(stored: VariableSlices) -> StoredTensor:
 
 def written(engine: Engine, prompts: np.ndarray, rule: str) -> np.ndarray:
     """What our side writes, [batch, N_NEW]."""
-    jobs = {
-        row: ActiveSequence(tuple(prompt), RULES[rule][0], row, N_NEW) for row, prompt in enumerate(prompts.tolist())
+    requests = {
+        row: GenerationRequest(tuple(prompt), RULES[rule][0], row, N_NEW) for row, prompt in enumerate(prompts.tolist())
     }
-    engine.admit(jobs)
-    pieces = engine.advance(N_NEW)
-    for row in jobs:
+    engine.prefill(requests)
+    chunks = engine.decode_steps(N_NEW)
+    for row in requests:
         engine.release(row)
-    return np.array([pieces[row].tokens for row in jobs])
+    return np.array([chunks[row].tokens for row in requests])
 
 
 def products(config: RunConfig, device: str, batch_size: int) -> Callable[[], object]:

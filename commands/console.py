@@ -1,4 +1,4 @@
-"""What is told to the person at the screen, by the first of many processes."""
+"""Output to the terminal; with many processes only the first one writes."""
 
 from __future__ import annotations
 
@@ -20,43 +20,44 @@ Item = TypeVar("Item")
 
 
 def say(text: str) -> None:
-    """Tells the person at the screen what is going on."""
+    """Prints a line at once."""
     print(text, flush=True)
 
 
 @contextlib.contextmanager
-def only_first_speaks(group: ProcessGroup) -> Iterator[None]:
-    """Keeps what is said, but errors, from being said as many times as there are processes."""
-    with open(os.devnull, "w") as nobody, contextlib.ExitStack() as stack:
+def mute_other_processes(group: ProcessGroup) -> Iterator[None]:
+    """Discards the standard output of all processes but the first; errors are still shown."""
+    with open(os.devnull, "w") as null, contextlib.ExitStack() as stack:
         if not group.is_first:
-            stack.enter_context(contextlib.redirect_stdout(nobody))
+            stack.enter_context(contextlib.redirect_stdout(null))
         yield
 
 
 @contextlib.contextmanager
-def speaking_aside() -> Iterator[TextIO]:
-    """Leaves standard output, which it gives, to what a program may read; all that is said goes to standard error."""
+def stdout_to_stderr() -> Iterator[TextIO]:
+    """Redirects prints to standard error and yields standard output, which is left to the results."""
     output = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):
         yield output
 
 
-def counted(items: Iterable[Item], n_items: int, group: ProcessGroup) -> Iterator[Item]:
-    """Passes on answers, and shows on standard error how many there are: by a bar, or now and then by a line."""
+def with_progress(items: Iterable[Item], n_items: int, group: ProcessGroup) -> Iterator[Item]:
+    """Yields the items and reports their number on standard error: a bar on a terminal, else a line now and then."""
     if not group.is_first or n_items == 1:
         yield from items
     elif sys.stderr.isatty():
         yield from tqdm(items, total=n_items, unit=" answers", dynamic_ncols=True)
     else:
-        yield from _counted_by_lines(items, n_items)
+        yield from _with_lines(items, n_items)
 
 
-def _counted_by_lines(items: Iterable[Item], n_items: int) -> Iterator[Item]:
-    told_seconds = math.inf  # until the first one, which also pays for set-up
+def _with_lines(items: Iterable[Item], n_items: int) -> Iterator[Item]:
+    reported_seconds = math.inf  # until the first item, whose time includes set-up
     for number, item in enumerate(items, start=1):
         yield item
         now_seconds = time.monotonic()
-        if now_seconds - told_seconds >= SECONDS_BETWEEN_LINES:
+        is_due = now_seconds - reported_seconds >= SECONDS_BETWEEN_LINES
+        if is_due:
             print(f"answer {number}/{n_items}", file=sys.stderr, flush=True)
-        if number == 1 or now_seconds - told_seconds >= SECONDS_BETWEEN_LINES:
-            told_seconds = now_seconds
+        if number == 1 or is_due:
+            reported_seconds = now_seconds

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Callable
 
 from commands.check_dataset import check_dataset
-from commands.console import only_first_speaks
+from commands.console import mute_other_processes
 from commands.evaluate import evaluate
 from commands.export import export
 from commands.interactive import interact
@@ -45,7 +45,7 @@ VERBS_OF_ONE: dict[str, Callable[[RunConfig, Options], int]] = {
 
 
 def _run_together(verb: str, config: RunConfig, options: Options, cluster: Cluster | None) -> int:
-    with assembled(cluster) as group, only_first_speaks(group):
+    with assembled(cluster) as group, mute_other_processes(group):
         group.check_same("the config", resolved_json(config))
         group.check_same("the command line", repr(dataclasses.replace(options, hosts=None, host_index=None)))
         if options.choice is not None:

@@ -1,4 +1,4 @@
-"""Prompts at the terminal, one line each, and answers that appear while they are written."""
+"""Continues lines that are typed at the terminal; text appears as it is generated."""
 
 from __future__ import annotations
 
@@ -12,64 +12,64 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import TextIO
 
-from commands.console import say, speaking_aside
+from commands.console import say, stdout_to_stderr
 from commands.options import Options
 from commands.placing import place_run
-from commands.prompts import fit_prompts
-from commands.text_generator import Author, build_author, check_writes_text, tokenizer_of
+from commands.prompts import encode_prompts
+from commands.text_generator import TextGenerator, build_text_generator, check_causal, load_run_tokenizer
 from commands.trained_weights import load_trained
 from configs.errors import ConfigError, UserError
 from configs.kinds import is_unicode
 from configs.prompts import Prompt
 from configs.schema import RunConfig
 from runtime.cluster.process_group import ProcessGroup
-from runtime.generation.requests import asks_of
-from runtime.generation.scheduler import GenerationRequest, Scheduler
+from runtime.generation.requests import GenerationRequest, sample_requests
+from runtime.generation.scheduler import Scheduler
 
 MARK = "> "
 HISTORY = "~/.neomesh_history"
 HISTORY_LINES = 1000
-TURNS_AT_ONCE = 2  # tokens that appear together
+DECODE_STEPS = 2  # tokens that appear together
 
 
 def interact(config: RunConfig, options: Options, group: ProcessGroup) -> int:
-    """Answers line after line, until they end. At a terminal Ctrl-C stops the answer that is being written."""
-    check_writes_text(config)
+    """Continues each line of standard input until it ends. On a terminal, Ctrl-C stops the current text."""
+    check_causal(config)
     if config.prediction.num_beams > 1:
         raise ConfigError(
-            f"num_beams = {config.prediction.num_beams}: a search shows nothing before its end; set it to 1 with "
-            "--interactive, or give --predict"
+            f"num_beams = {config.prediction.num_beams}: beam search has no text to show before it ends; set it to 1 "
+            "with --interactive, or use --predict"
         )
-    with contextlib.nullcontext(sys.stdout) if sys.stdout.isatty() else speaking_aside() as output:
+    with contextlib.nullcontext(sys.stdout) if sys.stdout.isatty() else stdout_to_stderr() as output:
         placement = place_run(config, options, group)
-        tokenizer = tokenizer_of(config, options.init_from, group)
-        author = build_author(config, placement, group, tokenizer, n_rows=1)
+        tokenizer = load_run_tokenizer(config, options.init_from, group)
+        generator = build_text_generator(config, placement, group, tokenizer, n_rows=1)
         load_trained(config, options, placement, tokenizer)
         if sys.stdin.isatty():
-            _talk(author, output)
+            _read_terminal(generator, output)
         else:
-            for line in _lines_of_a_file():
-                _answer(author, line, output, threading.Event())
+            for line in _piped_lines():
+                _generate(generator, line, output, threading.Event())
     return 0
 
 
-def _talk(author: Author, output: TextIO) -> None:
-    say("Type the beginning of a text. Ctrl-C stops an answer, Ctrl-D ends the program.")
+def _read_terminal(generator: TextGenerator, output: TextIO) -> None:
+    say("Type the beginning of a text. Ctrl-C stops the generated text, Ctrl-D exits.")
     history, is_stopped = _load_history(), threading.Event()
-    before = signal.signal(signal.SIGINT, lambda number, frame: is_stopped.set())
+    previous_handler = signal.signal(signal.SIGINT, lambda number, frame: is_stopped.set())
     try:
         while (line := _typed_line()) is not None:
             _save_history(history)
             is_stopped.clear()
             if line:
-                _answer(author, line, output, is_stopped)
+                _generate(generator, line, output, is_stopped)
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, previous_handler)
 
 
 def _typed_line() -> str | None:
-    """A line that is typed, nothing where Ctrl-C clears it; None: there are no more."""
-    noting = signal.getsignal(signal.SIGINT)
+    """Returns the next line typed, "" if Ctrl-C clears it, and None at the end of input."""
+    handler = signal.getsignal(signal.SIGINT)
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         return input(MARK)
@@ -80,10 +80,10 @@ def _typed_line() -> str | None:
         say("")
         return None
     finally:
-        signal.signal(signal.SIGINT, noting)
+        signal.signal(signal.SIGINT, handler)
 
 
-def _lines_of_a_file() -> Iterator[str]:
+def _piped_lines() -> Iterator[str]:
     try:
         for line in sys.stdin:
             if line := line.rstrip("\r\n"):
@@ -93,9 +93,9 @@ def _lines_of_a_file() -> Iterator[str]:
 
 
 def _load_history() -> ModuleType | None:
-    """Gives `input` the keys of readline, where Python has it, and what was typed before."""
+    """Gives `input` line editing and the lines typed in earlier sessions, if this Python has readline."""
     try:
-        import readline  # here, since it changes the terminal
+        import readline  # here, as it changes the terminal
     except ImportError:
         return None
     readline.set_history_length(HISTORY_LINES)
@@ -105,30 +105,31 @@ def _load_history() -> ModuleType | None:
 
 
 def _save_history(history: ModuleType | None) -> None:
-    with contextlib.suppress(OSError):  # a home that takes no files is no reason to stop
+    with contextlib.suppress(OSError):  # the home directory may be read-only
         if history is not None:
             history.write_history_file(os.path.expanduser(HISTORY))
 
 
-def _ask(author: Author, line: str) -> GenerationRequest:
+def _request(generator: TextGenerator, line: str) -> GenerationRequest:
     if not is_unicode(line):
         raise UserError("the line: is not UTF-8 text; type it again")
-    settings = dataclasses.replace(author.config.prediction, predict_batch_size=1)
-    (tokens,) = fit_prompts([Prompt("the line", line, settings, {})], author.config, author.tokenizer, say).ids
-    seed = author.draw_seed() if settings.predict_seed is None else settings.predict_seed
-    return next(asks_of(tokens, settings, seed, author.config.model.n_ctx))
+    config = generator.config
+    settings = dataclasses.replace(config.prediction, predict_batch_size=1)
+    (tokens,) = encode_prompts([Prompt("the line", line, settings, {})], config, generator.tokenizer, say).ids
+    seed = generator.random_seed() if settings.predict_seed is None else settings.predict_seed
+    return next(sample_requests(tokens, settings, seed, config.model.n_ctx))
 
 
-def _answer(author: Author, line: str, output: TextIO, is_stopped: threading.Event) -> None:
-    """Writes on from a line, until the answer ends or is stopped."""
+def _generate(generator: TextGenerator, line: str, output: TextIO, is_stopped: threading.Event) -> None:
+    """Continues a line until the text ends or is stopped."""
     try:
-        ask = _ask(author, line)
+        request = _request(generator, line)
     except UserError as error:
         say(str(error))
         return
-    scheduler = Scheduler(author.engine, author.tokenizer.bytes_of)
-    ticket = scheduler.submit(ask, lambda delta: print(delta.text, end="", file=output, flush=True))
-    while not is_stopped.is_set() and scheduler.turn(TURNS_AT_ONCE):
+    scheduler = Scheduler(generator.engine, generator.tokenizer.bytes_of)
+    request_id = scheduler.submit(request, lambda chunk: print(chunk.text, end="", file=output, flush=True))
+    while not is_stopped.is_set() and scheduler.step(DECODE_STEPS):
         pass
-    scheduler.cancel(ticket)
+    scheduler.cancel(request_id)
     print(file=output, flush=True)

@@ -1,4 +1,4 @@
-"""What `--prompt` names, read, encoded and fitted into the model's context."""
+"""Reads what `--prompt` names, encodes it, and fits it into the model's context."""
 
 from __future__ import annotations
 
@@ -7,62 +7,62 @@ import sys
 from collections.abc import Callable, Sequence
 
 from configs.errors import ConfigError, UserError
-from configs.prompts import Prompt, begins_as_prompts, parse_prompts
+from configs.prompts import Prompt, parse_prompts, starts_as_json_lines
 from configs.schema import RunConfig
 from data.tokenization.tokenizer import Tokenizer
 from meshtf import tf
 from runtime.generation.requests import fit_prompt
 
 DEFAULT_PROMPT = "In the beginning"
-STANDARD = "-"  # standard input, or output
+STDIO = "-"  # standard input or standard output
 
 
 @dataclasses.dataclass(frozen=True)
-class Prompts:
-    """What `--prompt` names.
+class PromptFile:
+    """The contents of the file that `--prompt` names.
 
     Attributes:
         text: all of it.
-        prompts: those in it.
-        are_lines: they are lines of JSON, and so are the answers.
+        prompts: the prompts in it.
+        is_jsonl: whether it holds JSON lines; the output then does too.
     """
 
     text: str
     prompts: Sequence[Prompt]
-    are_lines: bool
+    is_jsonl: bool
 
 
 @dataclasses.dataclass(frozen=True)
-class FittedPrompts:
-    """Prompts, and the ids of each that the model is given."""
+class EncodedPrompts:
+    """Prompts, and the token ids that the model is given for each."""
 
     prompts: Sequence[Prompt]
     ids: Sequence[tuple[int, ...]]
 
     @property
-    def n_answers(self) -> int:
-        """How many texts are asked for."""
+    def n_samples(self) -> int:
+        """Number of texts to generate."""
         return sum(prompt.settings.predict_batch_size for prompt in self.prompts)
 
 
-def read_prompts(path: str | None, config: RunConfig) -> Prompts:
-    """Reads one text, or prompts as lines of JSON if the name says so, or of standard input the first line; None: a
-    prompt of our own.
+def read_prompts(path: str | None, config: RunConfig) -> PromptFile:
+    """Reads a file as one prompt, or as JSON lines if its name ends in .jsonl. Standard input holds JSON lines if its
+    first line is one. None is the default prompt.
 
     Raises:
         UserError: the file cannot be read.
-        ConfigError: a line cannot be used.
+        ConfigError: a line is invalid.
     """
     text = DEFAULT_PROMPT if path is None else _read(path)
-    are_lines = path is not None and (path.endswith(".jsonl") or (path == STANDARD and begins_as_prompts(text)))
-    place = "standard input" if path == STANDARD else f"--prompt {path}"
-    prompts = parse_prompts(place, text, config) if are_lines else [Prompt(place, text, config.prediction, {})]
-    return Prompts(text, prompts, are_lines)
+    is_jsonl = path is not None and (path.endswith(".jsonl") or (path == STDIO and starts_as_json_lines(text)))
+    place = "standard input" if path == STDIO else f"--prompt {path}"
+    prompts = parse_prompts(place, text, config) if is_jsonl else [Prompt(place, text, config.prediction, {})]
+    return PromptFile(text, prompts, is_jsonl)
 
 
 def _read(path: str) -> str:
     try:
-        if path == STANDARD:
+        if path == STDIO:
             return sys.stdin.buffer.read().decode()
         with tf.io.gfile.GFile(path) as file:
             return file.read()
@@ -72,22 +72,22 @@ def _read(path: str) -> str:
         raise UserError(f"--prompt {path}: is not UTF-8 text: {error}; give a text file") from error
 
 
-def fit_prompts(
+def encode_prompts(
     prompts: Sequence[Prompt], config: RunConfig, tokenizer: Tokenizer, warn: Callable[[str], None]
-) -> FittedPrompts:
-    """Encodes prompts, and keeps what fits into the context; `warn` is told what does not.
+) -> EncodedPrompts:
+    """Encodes prompts and fits them into the context; calls `warn` for each that is truncated.
 
     Raises:
-        ConfigError: some are too long and not to be cut, one line each.
+        ConfigError: prompts are too long and may not be truncated; one line for each.
     """
-    n_ctx, fitted, issues = config.model.n_ctx, [], []
+    n_ctx, encoded, issues = config.model.n_ctx, [], []
     for prompt in prompts:
         given = prompt.given
         ids = tokenizer.encode_end(given, n_ctx) if isinstance(given, str) else given[-n_ctx:]
         try:
-            fitted.append(fit_prompt(ids, prompt, n_ctx, config.data.eos_id, warn))
+            encoded.append(fit_prompt(ids, prompt, n_ctx, config.data.eos_id, warn))
         except ConfigError as error:
             issues.append(str(error))
     if issues:
         raise ConfigError("\n".join(issues))
-    return FittedPrompts(prompts, fitted)
+    return EncodedPrompts(prompts, encoded)

@@ -1,4 +1,4 @@
-"""A model that writes, as the verbs that continue prompts share it."""
+"""Text generation with a trained model, shared by --predict, --interactive and --serve."""
 
 from __future__ import annotations
 
@@ -7,118 +7,121 @@ import itertools
 import secrets
 from collections.abc import Iterator
 
-from commands.prompts import FittedPrompts
+from commands.prompts import EncodedPrompts
 from commands.run_data import trained_tokenizer
 from configs.errors import ConfigError
 from configs.prompts import Prompt
 from configs.schema import RunConfig
 from data.tokenization.tokenizer import Tokenizer
 from runtime.cluster.process_group import ProcessGroup
-from runtime.generation.beam_search import BeamWriter
+from runtime.generation.beam_search import BeamSearcher
 from runtime.generation.engine import Engine, build_engine
-from runtime.generation.outputs import Answer, searched_answers, written_answers
-from runtime.generation.requests import asks_of, sample_seed
-from runtime.generation.scheduler import GenerationRequest, Scheduler
+from runtime.generation.outputs import GeneratedText, beam_search_texts, sampled_texts
+from runtime.generation.requests import GenerationRequest, sample_requests, sample_seed
+from runtime.generation.scheduler import Scheduler
 from runtime.mesh.placement import Placement
 
-MOST_ROWS = 8  # texts that are written at once, unless it is said how many
+DEFAULT_ROWS = 8  # texts that are generated at once, unless --rows says how many
 
 
 @dataclasses.dataclass(frozen=True)
-class Written:
-    """One answer.
+class Sample:
+    """One of the texts generated for a prompt.
 
     Attributes:
-        prompt: that it answers.
-        tokens: of the prompt, as the model was given them.
-        sample: which of the prompt's answers it is.
-        answer: the text that was written, and what is known of it.
+        prompt: as the user gave it.
+        tokens: the prompt as the model was given it.
+        number: which of the prompt's samples this is, from 0.
+        generated: the text.
     """
 
     prompt: Prompt
     tokens: tuple[int, ...]
-    sample: int
-    answer: Answer
+    number: int
+    generated: GeneratedText
 
 
 @dataclasses.dataclass(frozen=True)
-class Author:
-    """What answers prompts with the weights of the moment: its programs are built once.
+class TextGenerator:
+    """Continues prompts with the model's current weights; its programs are built once.
 
     Attributes:
-        config: of the run.
-        group: the processes that write together.
+        config: the run.
+        group: the processes that generate together.
         tokenizer: of the run.
-        engine: draws texts.
-        beams: searches for texts.
+        engine: generates samples.
+        searcher: runs beam search.
     """
 
     config: RunConfig
     group: ProcessGroup
     tokenizer: Tokenizer
     engine: Engine
-    beams: BeamWriter
+    searcher: BeamSearcher
 
-    def write(self, fitted: FittedPrompts) -> Iterator[Written]:
-        """Yields the answers in the order of the prompts and of their samples."""
-        drawn = written_answers(Scheduler(self.engine, self.tokenizer.bytes_of), self._asks(fitted))
-        for prompt, tokens in zip(fitted.prompts, fitted.ids, strict=True):
-            if is_searched(prompt):
+    def generate(self, encoded: EncodedPrompts) -> Iterator[Sample]:
+        """Yields the samples of each prompt, in the order of the prompts."""
+        sampled = sampled_texts(Scheduler(self.engine, self.tokenizer.bytes_of), self._requests(encoded))
+        for prompt, tokens in zip(encoded.prompts, encoded.ids, strict=True):
+            if uses_beam_search(prompt):
                 n_ctx, bytes_of = self.config.model.n_ctx, self.tokenizer.bytes_of
-                answers = searched_answers(self.beams, tokens, prompt.settings, n_ctx, bytes_of)
+                texts = beam_search_texts(self.searcher, tokens, prompt.settings, n_ctx, bytes_of)
             else:
-                answers = itertools.islice(drawn, prompt.settings.predict_batch_size)
-            for sample, answer in enumerate(answers):
-                yield Written(prompt, tokens, sample, answer)
+                texts = itertools.islice(sampled, prompt.settings.predict_batch_size)
+            for number, generated in enumerate(texts):
+                yield Sample(prompt, tokens, number, generated)
 
-    def _asks(self, fitted: FittedPrompts) -> Iterator[GenerationRequest]:
-        """Of all prompts whose answers are drawn."""
-        secret = self.draw_seed()
-        for place, (prompt, tokens) in enumerate(zip(fitted.prompts, fitted.ids, strict=True)):
+    def _requests(self, encoded: EncodedPrompts) -> Iterator[GenerationRequest]:
+        """Yields the requests of all prompts that do not use beam search."""
+        random_seed = self.random_seed()
+        for index, (prompt, tokens) in enumerate(zip(encoded.prompts, encoded.ids, strict=True)):
             given = prompt.settings.predict_seed
-            seed = sample_seed(secret, place) if given is None else given
-            if not is_searched(prompt):
-                yield from asks_of(tokens, prompt.settings, seed, self.config.model.n_ctx)
+            seed = sample_seed(random_seed, index) if given is None else given
+            if not uses_beam_search(prompt):
+                yield from sample_requests(tokens, prompt.settings, seed, self.config.model.n_ctx)
 
-    def draw_seed(self) -> int:
-        """A seed that nobody knows, the same in all processes."""
+    def random_seed(self) -> int:
+        """Returns a random seed, the same in all processes."""
         return self.group.all_reduce_max(secrets.randbits(31))
 
-    def text_of(self, written: Written) -> str:
-        """An answer after its prompt, or without it as the settings say; an eos in the prompt is not shown."""
+    def text_of(self, sample: Sample) -> str:
+        """Returns the prompt and its continuation, or the continuation alone if the settings say so. An eos in the
+        prompt is not shown.
+        """
         if self.config.prediction.remove_partial_sequences:
-            return written.answer.text
-        before = [token for token in written.tokens if token != self.config.data.eos_id]
-        return self.tokenizer.decode(before) + written.answer.text
+            return sample.generated.text
+        before = [token for token in sample.tokens if token != self.config.data.eos_id]
+        return self.tokenizer.decode(before) + sample.generated.text
 
 
-def build_author(
+def build_text_generator(
     config: RunConfig, placement: Placement, group: ProcessGroup, tokenizer: Tokenizer, n_rows: int
-) -> Author:
-    """Builds the programs that write `n_rows` texts at once."""
+) -> TextGenerator:
+    """Builds the programs that generate `n_rows` texts at once."""
     engine = build_engine(config, placement, n_rows, group.synchronized)
-    return Author(config, group, tokenizer, engine, BeamWriter(config, placement, group.synchronized))
+    return TextGenerator(config, group, tokenizer, engine, BeamSearcher(config, placement, group.synchronized))
 
 
-def is_searched(prompt: Prompt) -> bool:
-    """Whether a prompt's answers are the likeliest ones, and not drawn."""
+def uses_beam_search(prompt: Prompt) -> bool:
+    """Returns whether a prompt's continuations are found by beam search instead of sampling."""
     return prompt.settings.num_beams > 1
 
 
-def check_writes_text(config: RunConfig) -> None:
-    """Refuses a model that cannot go on from a prompt.
+def check_causal(config: RunConfig) -> None:
+    """Checks that the model can generate text.
 
     Raises:
         ConfigError: it was trained on masked tokens.
     """
     if config.model.mlm_training:
         raise ConfigError(
-            f"{config.name}: mlm_training = true: a masked model writes no text; give the config of a causal model"
+            f"{config.name}: mlm_training = true: a masked language model cannot generate text; give the config of a "
+            "causal model"
         )
 
 
-def tokenizer_of(config: RunConfig, init_from: str | None, group: ProcessGroup) -> Tokenizer:
-    """The tokenizer of the run, or of the datasets for weights of another run; without one there is no text.
+def load_run_tokenizer(config: RunConfig, init_from: str | None, group: ProcessGroup) -> Tokenizer:
+    """Returns the tokenizer of the run, or that of the datasets for weights of another run.
 
     Raises:
         ConfigError: there is none.

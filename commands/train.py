@@ -17,7 +17,7 @@ from commands.evaluate import format_metrics, plot_run, token_counts
 from commands.options import Options
 from commands.placing import place_run, programs_for
 from commands.predict import build_sampler
-from commands.prompts import fit_prompts, read_prompts
+from commands.prompts import encode_prompts, read_prompts
 from commands.run_data import RunData, waited_for
 from commands.trained_weights import load_weights, restore_latest
 from configs.errors import CheckpointError, DataError
@@ -222,7 +222,7 @@ def _check_pauses(config: RunConfig, options: Options, data: RunData, group: Pro
     if config.prediction.predict_steps and tokenizer is not None:
         given = read_prompts(options.prompt_path, config)
         group.check_same("the prompt", given.text)
-        fit_prompts(given.prompts, config, tokenizer, say)
+        encode_prompts(given.prompts, config, tokenizer, say)
 
 
 def _start(config: RunConfig, options: Options, placement: Placement, tokenizer: Tokenizer | None) -> TrainingPosition:

@@ -1,6 +1,6 @@
-"""Files of prompts: one JSON object a line, each with settings of its own.
+"""Prompt files: JSON lines, one prompt each, with optional settings of its own.
 
-Everything that is wrong with a file is collected and raised together, one line an issue, by the number of its line.
+All errors of a file are collected and raised together, one line each, with the number of the line.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ EXAMPLE = '{"prompt": "Once upon a time"}'
 
 @dataclass(frozen=True)
 class Prompt:
-    """What one text goes on from.
+    """A prompt.
 
     Attributes:
-        place: where it stands, for messages.
-        given: a text, or the ids of its tokens.
-        settings: how it is continued.
-        own: what the file says of it that is given back with the answers.
+        place: where it comes from, for messages.
+        given: a text, or token ids.
+        settings: how to continue it.
+        extra: other keys of its line, to repeat in the output.
     """
 
     place: str
     given: str | tuple[int, ...]
     settings: PredictionConfig
-    own: Mapping[str, Any]
+    extra: Mapping[str, Any]
 
 
-def begins_as_prompts(text: str) -> bool:
-    """Whether a text that may be a prompt itself is one of prompts: its first line is an object that has one."""
+def starts_as_json_lines(text: str) -> bool:
+    """Returns whether a text is a file of prompts rather than a prompt: its first line is an object with a prompt."""
     try:
         first = _parse_line(text.removeprefix("\ufeff").lstrip().partition("\n")[0])
     except ValueError:
@@ -47,15 +47,15 @@ def begins_as_prompts(text: str) -> bool:
 
 
 def parse_prompts(place: str, text: str, config: RunConfig) -> list[Prompt]:
-    """Reads the prompts of a file, in order; blank lines are none.
+    """Parses the prompts of a file, in order; blank lines are skipped.
 
     Args:
         place: the file, for messages.
-        text: all of it.
-        config: the run, whose settings hold where a line has none.
+        text: its contents.
+        config: the run, whose settings apply where a line sets none.
 
     Raises:
-        ConfigError: the message names every line that cannot be used, up to `MAX_ISSUES`.
+        ConfigError: lines are invalid; the message names up to `MAX_ISSUES` of them.
     """
     prompts, issues = [], []
     for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), start=1):
@@ -73,10 +73,10 @@ def parse_prompts(place: str, text: str, config: RunConfig) -> list[Prompt]:
 
 
 def _parse_line(line: str) -> Any:
-    """A line as JSON; a ValueError is what is wrong with it."""
+    """Parses a line of JSON; raises a ValueError that says what is wrong with it."""
 
     def unlike_json(name: str) -> None:
-        raise ValueError(f"{name} is no number of JSON")
+        raise ValueError(f"{name} is not a JSON number")
 
     def once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = dict(pairs)
@@ -86,7 +86,7 @@ def _parse_line(line: str) -> Any:
 
     def finite(digits: str) -> float:
         if math.isinf(float(digits)):
-            raise ValueError(f"{digits} is more than numbers can be")
+            raise ValueError(f"{digits} is too large")
         return float(digits)
 
     try:
@@ -102,18 +102,18 @@ def _prompt(place: str, line: str, config: RunConfig) -> Prompt:
         raise ConfigError(f"{place}: is not JSON ({error}); correct the line, such as {EXAMPLE}") from None
     if not isinstance(keys, dict) or "prompt" not in keys:
         raise ConfigError(f"{place}: is no object with a prompt; write it as {EXAMPLE}")
-    own = {key: keys.pop(key) for key in ("id",) if key in keys}
-    if not is_unicode(json.dumps(own, ensure_ascii=False)):
+    extra = {key: keys.pop(key) for key in ("id",) if key in keys}
+    if not is_unicode(json.dumps(extra, ensure_ascii=False)):
         raise ConfigError(f"{place}: id: holds half of a character (a surrogate); write the whole character")
     given = keys.pop("prompt")
     for issue in _find_prompt_issues(given, config.model.n_vocab):
         raise ConfigError(f"{place}: prompt: {issue}")
     settings = override_prediction(config, keys, place)
-    return Prompt(place, given if isinstance(given, str) else tuple(given), settings, own)
+    return Prompt(place, given if isinstance(given, str) else tuple(given), settings, extra)
 
 
 def _find_prompt_issues(given: Any, n_vocab: int) -> Iterator[str]:
-    """What keeps a value of JSON from being a prompt."""
+    """Yields what is wrong with the value of a prompt."""
     if isinstance(given, str):
         if not is_unicode(given):
             yield "holds half of a character (a surrogate); write the whole character"

@@ -1,4 +1,4 @@
-"""The server: from a model to answers over HTTP, until it is told to stop."""
+"""The HTTP server: listens, wires the application together, and shuts down gracefully."""
 
 from __future__ import annotations
 
@@ -15,135 +15,135 @@ from starlette.middleware import Middleware
 
 from configs.errors import UserError
 from serving.completions import Service
+from serving.engine import warm_up
 from serving.errors import EXCEPTION_HANDLERS
-from serving.metrics import Statistics
-from serving.middleware import BodyGuard, CountGuard, KeyGuard
+from serving.metrics import ServerMetrics
+from serving.middleware import ApiKeyMiddleware, BodyLimitMiddleware, MetricsMiddleware
 from serving.model import ServedModel
 from serving.queue import RequestQueue
 from serving.routes import ROUTES
 from serving.settings import KEY_VARIABLE, ServingSettings
-from serving.token_engine import warm
 
-LAST_SECONDS = 2  # for what is written already to reach who has asked for it
-LOOK_SECONDS = 0.05
+FLUSH_SECONDS = 2  # for the last responses to reach their clients
+POLL_SECONDS = 0.05
 
 
 def serve(model: ServedModel, settings: ServingSettings) -> int:
     """Answers requests until SIGTERM or Ctrl-C; returns the exit status.
 
-    The first signal lets running answers end, in the time that they may take, and refuses others; the second one ends
-    them. The status is 0 where every answer was given whole.
+    The first signal refuses new requests and lets running ones finish within the grace period; the second one ends
+    them. The status is 0 if every response was complete.
 
     Raises:
-        UserError: it cannot listen where it should.
+        UserError: the address cannot be listened on.
     """
-    with _listening(settings) as listener:
-        warm(model.engine)
+    with _listen(settings) as listener:
+        warm_up(model.engine)
         return asyncio.run(_serve(model, settings, listener))
 
 
-def _listening(settings: ServingSettings) -> socket.socket:
-    """A socket on which clients may already knock."""
+def _listen(settings: ServingSettings) -> socket.socket:
+    """Returns a socket to which clients can already connect."""
     try:
         family, _, _, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
         listener = socket.create_server(address, family=family, backlog=1024)
     except (OSError, UnicodeError) as error:
         raise UserError(
             f"--serve {settings.port} --host {settings.host}: cannot listen there: {error}; give another port, or "
-            "0 for any that is free, and a name or an address of this machine"
+            "0 for any free one, and a name or address of this machine"
         ) from error
     return listener
 
 
-def _describe(listener: socket.socket) -> str:
+def _url(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _warn_of_strangers(listener: socket.socket, settings: ServingSettings) -> None:
+def _warn_if_open(listener: socket.socket, settings: ServingSettings) -> None:
     host = listener.getsockname()[0]
     if settings.api_key is None and not ipaddress.ip_address(host.partition("%")[0]).is_loopback:
         print(
-            f"warning: --host {settings.host}: anyone who reaches this machine may ask, for there is no key; set "
-            f"{KEY_VARIABLE}",
+            f"warning: --host {settings.host}: anyone who reaches this machine can use the server, as there is no key; "
+            f"set {KEY_VARIABLE}",
             file=sys.stderr,
         )
 
 
 def build_app(service: Service, settings: ServingSettings) -> Starlette:
-    """The application that answers requests."""
-    key_guard = [] if settings.api_key is None else [Middleware(KeyGuard, settings.api_key)]
-    guards = [
-        Middleware(CountGuard, service.statistics.count_request),
-        *key_guard,
-        Middleware(BodyGuard, settings.body_bytes, settings.body_seconds),
+    """Returns the application that answers requests."""
+    api_key = [] if settings.api_key is None else [Middleware(ApiKeyMiddleware, settings.api_key)]
+    middleware = [
+        Middleware(MetricsMiddleware, service.metrics.count_request),
+        *api_key,
+        Middleware(BodyLimitMiddleware, settings.body_bytes, settings.body_seconds),
     ]
-    app = Starlette(routes=ROUTES, middleware=guards, exception_handlers=EXCEPTION_HANDLERS)
+    app = Starlette(routes=ROUTES, middleware=middleware, exception_handlers=EXCEPTION_HANDLERS)
     app.state.service, app.state.has_key = service, settings.api_key is not None
     return app
 
 
 class _Server(uvicorn.Server):
-    """A server that goes on for a while when it is told to stop: running answers end, and others are refused.
+    """A server that shuts down gracefully: running requests finish, and new ones are refused.
 
     Attributes:
-        status: what the process ends with: 0, or 128 and the signal where an answer was cut short.
+        status: the exit status: 0, or 128 + the signal if a response was cut off.
     """
 
-    def __init__(self, config: uvicorn.Config, desk: RequestQueue, grace_seconds: float) -> None:
+    def __init__(self, config: uvicorn.Config, queue: RequestQueue, grace_seconds: float) -> None:
         super().__init__(config)
-        self._desk = desk
+        self._queue = queue
         self._grace_seconds = grace_seconds
         self._loop = asyncio.get_running_loop()
         self._closing: asyncio.Task[None] | None = None
         self.status = 0
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Is called at every signal, between any two steps of the program."""
-        self._loop.call_soon_threadsafe(self._hear, sig)
+        """Handles a signal, which may arrive between any two instructions."""
+        self._loop.call_soon_threadsafe(self._on_signal, sig)
 
     def handle_failure(self) -> None:
-        """Ends it, since nothing can be answered any more."""
+        """Stops the server, as the engine is gone."""
         self.should_exit = True
 
-    def _hear(self, signal_number: int) -> None:
-        if self._desk.is_closed:
-            self._cut_short(signal_number)
+    def _on_signal(self, signal_number: int) -> None:
+        if self._queue.is_closed:
+            self._abort(signal_number)
             return
-        self._desk.is_closed = True
-        print(f"stopping; sequences that are still being written: {self._desk.n_open}", flush=True)
+        self._queue.is_closed = True
+        print(f"stopping; unfinished sequences: {self._queue.n_open}", flush=True)
         self._closing = asyncio.ensure_future(self._close(signal_number))
 
     async def _close(self, signal_number: int) -> None:
         end_seconds = self._loop.time() + self._grace_seconds
-        while self._desk.n_open and self._loop.time() < end_seconds:
-            await asyncio.sleep(LOOK_SECONDS)
-        self._cut_short(signal_number)
+        while self._queue.n_open and self._loop.time() < end_seconds:
+            await asyncio.sleep(POLL_SECONDS)
+        self._abort(signal_number)
 
-    def _cut_short(self, signal_number: int) -> None:
-        if self._desk.n_open:
+    def _abort(self, signal_number: int) -> None:
+        if self._queue.n_open:
             self.status = 128 + signal_number
-        self._desk.cut_short()
+        self._queue.abort()
         self.should_exit = True
 
 
 async def _serve(model: ServedModel, settings: ServingSettings, listener: socket.socket) -> int:
-    desk = RequestQueue(model, settings, lambda: server.handle_failure())
-    statistics = Statistics(desk, model.engine.n_rows, {route.endpoint: route.path for route in ROUTES})
-    app = build_app(Service(model, desk, statistics, int(time.time())), settings)
+    queue = RequestQueue(model, settings, lambda: server.handle_failure())
+    metrics = ServerMetrics(queue, model.engine.n_rows, {route.endpoint: route.path for route in ROUTES})
+    app = build_app(Service(model, queue, metrics, int(time.time())), settings)
     config = uvicorn.Config(
         app,
         lifespan="off",
         log_level="warning",
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=LAST_SECONDS,
+        timeout_graceful_shutdown=FLUSH_SECONDS,
     )
-    server = _Server(config, desk, settings.grace_seconds)
-    _warn_of_strangers(listener, settings)
-    print(f"listening on {_describe(listener)}", flush=True)
-    with desk.worker:
+    server = _Server(config, queue, settings.grace_seconds)
+    _warn_if_open(listener, settings)
+    print(f"listening on {_url(listener)}", flush=True)
+    with queue.worker:
         await server.serve(sockets=[listener])
-    if desk.failure is not None:
-        raise desk.failure
+    if queue.failure is not None:
+        raise queue.failure
     return server.status

@@ -1,4 +1,4 @@
-"""An answer to a request for completions: whole, or as events while it is written."""
+"""Answers a completions request: whole, or as server-sent events while the text is generated."""
 
 from __future__ import annotations
 
@@ -16,66 +16,74 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from runtime.generation.engine import TokenChunk
-from runtime.generation.scheduler import Delta
-from serving.errors import CLIENT_GONE, Refusal
-from serving.metrics import Statistics
+from runtime.generation.scheduler import TextChunk
+from serving.errors import CLIENT_CLOSED_REQUEST, ApiError
+from serving.metrics import ServerMetrics
 from serving.model import ServedModel
 from serving.protocol import Choice, Completion, Usage
 from serving.queue import RequestQueue, ResponseStream
-from serving.request import Prompt, SamplingRequest
-from serving.response import ChoiceWriter, joined
+from serving.request import EncodedPrompt, SamplingRequest
+from serving.response import ChoiceBuilder, join_choices
 
-FORGOTTEN = "cancelled"
-NOTHING_WRITTEN = Delta("", (), (), (), "length")
+CANCELLED = "cancelled"
+EMPTY_CHUNK = TextChunk("", (), (), (), "length")
 
 Result = TypeVar("Result")
 
 
 @dataclasses.dataclass(frozen=True)
 class Service:
-    """What answers are made with."""
+    """What all requests share.
+
+    Attributes:
+        model: the one that is served.
+        queue: the way to its engine.
+        metrics: counts requests and tokens.
+        started: when the server was started, in seconds since 1970.
+    """
 
     model: ServedModel
-    desk: RequestQueue
-    statistics: Statistics
+    queue: RequestQueue
+    metrics: ServerMetrics
     started: int
 
 
 class _Sequence:
-    """One of the sequences of a request as it grows."""
+    """One generated sequence of a request."""
 
-    def __init__(self, prompt: Prompt, score: TokenChunk | None, writer: ChoiceWriter) -> None:
+    def __init__(self, prompt: EncodedPrompt, score: TokenChunk | None, builder: ChoiceBuilder) -> None:
         self._prompt = prompt
         self._score = score
-        self._writer = writer
+        self._builder = builder
         self._sum_log_prob = 0.0
         self.n_tokens = 0
-        self.end: str | None = None
+        self.finish_reason: str | None = None
 
     def echo(self) -> Choice:
-        """The prompt."""
-        return self._writer.echo(self._prompt, self._score)
+        """Returns the prompt."""
+        return self._builder.echo(self._prompt, self._score)
 
-    def grow(self, delta: Delta) -> Choice:
-        """What is new."""
-        self._sum_log_prob += sum(delta.log_probs)
-        self.n_tokens += len(delta.tokens)
-        self.end = delta.end
-        return self._writer.written(delta)
+    def append(self, chunk: TextChunk) -> Choice:
+        """Adds a chunk and returns it."""
+        self._sum_log_prob += sum(chunk.log_probs)
+        self.n_tokens += len(chunk.tokens)
+        self.finish_reason = chunk.finish_reason
+        return self._builder.generated(chunk)
 
     @property
     def mean_log_prob(self) -> float:
-        """How likely it is, a token."""
+        """Mean log-probability of its tokens."""
         return self._sum_log_prob / max(1, self.n_tokens)
 
 
-class Answering:
-    """One request being answered."""
+class CompletionTask:
+    """Carries out one request."""
 
-    def __init__(self, service: Service, wish: SamplingRequest) -> None:
+    def __init__(self, service: Service, request: SamplingRequest) -> None:
+        """Prepares the answer to a request; generation starts with `whole` or `events`."""
         self._service = service
-        self._wish = wish
-        self._began = time.monotonic()
+        self._request = request
+        self._start_seconds = time.monotonic()
         self._is_first = True
         self._sequences: list[_Sequence] = []
         self._completion = functools.partial(
@@ -83,104 +91,105 @@ class Answering:
         )
 
     async def whole(self) -> Completion:
-        """The answer when all of it is written."""
-        pieces: dict[int, list[Choice]] = {}
-        async with contextlib.aclosing(self._pieces()) as written:
-            async for piece in written:
-                pieces.setdefault(piece.index, []).append(piece)
-        choices = [joined(pieces[number]) for number in self._best()]
+        """Returns the answer once all of it is generated."""
+        parts: dict[int, list[Choice]] = {}
+        async with contextlib.aclosing(self._parts()) as generated:
+            async for part in generated:
+                parts.setdefault(part.index, []).append(part)
+        choices = [join_choices(parts[number]) for number in self._best()]
         for index, choice in enumerate(choices):
             choice.index = index
         return self._completion(choices=choices, usage=self._usage())
 
     async def events(self, send: Send, has_usage: bool) -> None:
-        """Sends the answer as it is written; its head goes first when there is something to send.
+        """Sends the answer while it is generated; the response head is sent with the first event.
 
         Raises:
-            Refusal: before anything was sent.
+            ApiError: generation failed before anything was sent.
         """
         has_begun = False
         try:
-            async with contextlib.aclosing(self._pieces()) as written:
-                async for piece in written:
+            async with contextlib.aclosing(self._parts()) as generated:
+                async for part in generated:
                     if not has_begun:
                         await send(EVENTS_HEAD)
                         has_begun = True
-                    await send(_event(self._chunk([piece], has_usage)))
-        except Refusal as refusal:
+                    await send(_event(self._to_json([part], has_usage)))
+        except ApiError as error:
             if not has_begun:
                 raise
-            await send(_event(refusal.answer().model_dump_json()))
+            await send(_event(error.body().model_dump_json()))
         else:
             if has_usage:
                 await send(_event(self._completion(choices=[], usage=self._usage()).model_dump_json()))
             await send(_event("[DONE]"))
         await send({"type": "http.response.body", "body": b""})
 
-    def _chunk(self, choices: list[Choice], has_usage: bool) -> str:
-        # As OpenAI's: a stream that ends with the usage has the field everywhere, another one nowhere.
+    def _to_json(self, choices: list[Choice], has_usage: bool) -> str:
+        # As with OpenAI, all events of a stream that ends with the usage have the field, and others do not.
         return self._completion(choices=choices).model_dump_json(exclude=None if has_usage else {"usage"})
 
-    async def _pieces(self) -> AsyncIterator[Choice]:
-        """All that is written, as it comes: of each sequence in order, and of all sequences mixed."""
-        self._sequences = self._begin(await self._scores())
-        with self._service.desk.writing(self._wish.asks()) as news, self._counted():
-            if self._wish.is_echoed:
+    async def _parts(self) -> AsyncIterator[Choice]:
+        """Yields the parts of all sequences as they are generated; those of one sequence are in order."""
+        self._sequences = self._new_sequences(await self._scores())
+        with self._service.queue.generate(self._request.generation_requests()) as stream, self._counted():
+            if self._request.is_echoed:
                 for sequence in self._sequences:
                     yield sequence.echo()
-            if self._wish.max_tokens == 0:
+            if self._request.max_tokens == 0:
                 for sequence in self._sequences:
-                    yield sequence.grow(NOTHING_WRITTEN)
-            while any(sequence.end is None for sequence in self._sequences):
-                yield await self._next(news)
+                    yield sequence.append(EMPTY_CHUNK)
+            while any(sequence.finish_reason is None for sequence in self._sequences):
+                yield await self._next(stream)
 
-    async def _next(self, news: ResponseStream[Delta]) -> Choice:
-        number, delta = await news.next()
+    async def _next(self, stream: ResponseStream[TextChunk]) -> Choice:
+        number, chunk = await stream.next()
         if self._is_first:
-            self._service.statistics.count_first(time.monotonic() - self._began)
+            self._service.metrics.count_first_token(time.monotonic() - self._start_seconds)
             self._is_first = False
-        return self._sequences[number].grow(delta)
+        return self._sequences[number].append(chunk)
 
     async def _scores(self) -> list[TokenChunk | None]:
-        """Of each prompt; None: it has no second token, or nobody wants its scores."""
-        if not self._wish.is_echoed or self._wish.n_top is None:
-            return [None] * len(self._wish.prompts)
-        texts = [prompt.tokens for prompt in self._wish.prompts if len(prompt.tokens) > 1]
-        scores = iter(await self._service.desk.scores(texts, self._wish.n_top))
-        return [next(scores) if len(prompt.tokens) > 1 else None for prompt in self._wish.prompts]
+        """Returns the scores of each prompt; None if it has only one token, or no scores are requested."""
+        if not self._request.is_echoed or self._request.n_top is None:
+            return [None] * len(self._request.prompts)
+        texts = [prompt.tokens for prompt in self._request.prompts if len(prompt.tokens) > 1]
+        scores = iter(await self._service.queue.score(texts, self._request.n_top))
+        return [next(scores) if len(prompt.tokens) > 1 else None for prompt in self._request.prompts]
 
-    def _begin(self, scores: list[TokenChunk | None]) -> list[_Sequence]:
-        wish, bytes_of = self._wish, self._service.model.bytes_of
-        of_prompts = [pair for pair in zip(wish.prompts, scores, strict=True) for _ in range(wish.n_written)]
+    def _new_sequences(self, scores: list[TokenChunk | None]) -> list[_Sequence]:
+        request, bytes_of = self._request, self._service.model.bytes_of
+        of_prompts = [pair for pair in zip(request.prompts, scores, strict=True) for _ in range(request.n_generated)]
         return [
-            _Sequence(prompt, score, ChoiceWriter(number, bytes_of, wish.n_top))
+            _Sequence(prompt, score, ChoiceBuilder(number, bytes_of, request.n_top))
             for number, (prompt, score) in enumerate(of_prompts)
         ]
 
     @contextlib.contextmanager
     def _counted(self) -> Iterator[None]:
-        """Counts what was read and written, also of what is left before its end."""
+        """Counts the tokens and sequences of the request, also if it is cancelled."""
         try:
             yield
         finally:
-            self._service.statistics.count_tokens(self._usage())
+            self._service.metrics.count_tokens(self._usage())
             for sequence in self._sequences:
-                self._service.statistics.count_end(sequence.end or FORGOTTEN)
+                self._service.metrics.count_sequence(sequence.finish_reason or CANCELLED)
 
     def _best(self) -> list[int]:
-        """The sequences that are given, in the order of the prompts."""
-        n_written, best = self._wish.n_written, []
-        for first in range(0, len(self._sequences), n_written):
-            numbers = range(first, first + n_written)
-            if n_written > self._wish.n:
-                numbers = sorted(numbers, key=lambda number: -self._sequences[number].mean_log_prob)[: self._wish.n]
+        """Returns the numbers of the sequences to return, in the order of the prompts."""
+        n_generated, best = self._request.n_generated, []
+        for first in range(0, len(self._sequences), n_generated):
+            numbers = range(first, first + n_generated)
+            if n_generated > self._request.n:
+                ranked = sorted(numbers, key=lambda number: -self._sequences[number].mean_log_prob)
+                numbers = ranked[: self._request.n]
             best += numbers
         return best
 
     def _usage(self) -> Usage:
-        read = sum(len(prompt.tokens) for prompt in self._wish.prompts)
-        written = sum(sequence.n_tokens for sequence in self._sequences)
-        return Usage(prompt_tokens=read, completion_tokens=written, total_tokens=read + written)
+        n_prompt = sum(len(prompt.tokens) for prompt in self._request.prompts)
+        n_completion = sum(sequence.n_tokens for sequence in self._sequences)
+        return Usage(prompt_tokens=n_prompt, completion_tokens=n_completion, total_tokens=n_prompt + n_completion)
 
 
 EVENTS_HEAD = {
@@ -195,38 +204,39 @@ def _event(text: str) -> dict[str, Any]:
 
 
 class EventsResponse(Response):
-    """Server-sent events, until the answer or the client is gone."""
+    """A response of server-sent events, until the answer is complete or the client disconnects."""
 
-    def __init__(self, answering: Answering, has_usage: bool) -> None:
+    def __init__(self, task: CompletionTask, has_usage: bool) -> None:
+        """Takes the task that sends the events, and whether the last one holds the usage."""
         super().__init__(media_type="text/event-stream")
-        self._answering = answering
+        self._task = task
         self._has_usage = has_usage
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers one request."""
-        await unless_gone(receive, self._answering.events(send, self._has_usage))
+        """Sends the response."""
+        await unless_disconnected(receive, self._task.events(send, self._has_usage))
 
 
-async def whole_response(answering: Answering, request: Request) -> Response:
-    """The answer, once all of it is there."""
-    completion = await unless_gone(request.receive, answering.whole())
+async def whole_response(task: CompletionTask, request: Request) -> Response:
+    """Returns the response once the answer is complete."""
+    completion = await unless_disconnected(request.receive, task.whole())
     if completion is None:
-        return Response(status_code=CLIENT_GONE)
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
     return JSONResponse(completion.model_dump())
 
 
-async def unless_gone(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result | None:
-    """What work gives; None: the client has gone before, and the work is cancelled."""
-    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_gone(receive))
+async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result | None:
+    """Returns the result of the work; if the client disconnects first, cancels the work and returns None."""
+    working, disconnecting = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(receive))
     try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({working, disconnecting}, return_when=asyncio.FIRST_COMPLETED)
         return working.result() if working.done() else None
     finally:
-        for task in (working, leaving):
+        for task in (working, disconnecting):
             task.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
+        await asyncio.gather(working, disconnecting, return_exceptions=True)
 
 
-async def _gone(receive: Receive) -> None:
+async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -1,4 +1,4 @@
-"""Requests that get no answer, and what is sent instead: OpenAI's error objects."""
+"""Errors of requests, sent as OpenAI's error objects."""
 
 from __future__ import annotations
 
@@ -9,164 +9,166 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from serving.protocol import CompletionRequest, Error, ErrorAnswer
+from serving.protocol import CompletionRequest, Error, ErrorResponse
 
-CLIENT_GONE = 499  # nobody reads it; only the statistics show it
+CLIENT_CLOSED_REQUEST = 499  # nginx's code; seen in the metrics only
 RETRY_SECONDS = 1
 SHOWN_CHARACTERS = 60
-_UNIONS = {"prompt", "stop"}  # where each member of the union has its own complaint, which says little
+_UNIONS = {"prompt", "stop"}  # each member of the union has an error of its own, which says little
 
 
-class Refusal(Exception):
-    """A request that gets no answer, with what the client is told.
+class ApiError(Exception):
+    """An error that ends a request, with its HTTP response.
 
     Attributes:
-        status: of HTTP.
-        headers: of the answer.
+        status: the HTTP status.
+        error: the error object that the client gets.
+        headers: of the response.
     """
 
     def __init__(self, status: int, error: Error, headers: Mapping[str, str] | None = None) -> None:
+        """Takes the parts of the response."""
         super().__init__(error.message)
         self.status = status
         self.error = error
         self.headers = dict(headers or {})
 
-    def answer(self) -> ErrorAnswer:
-        """What is told."""
-        return ErrorAnswer(error=self.error)
+    def body(self) -> ErrorResponse:
+        """Returns the body of the response."""
+        return ErrorResponse(error=self.error)
 
     def response(self) -> JSONResponse:
-        """What is sent."""
-        return JSONResponse(self.answer().model_dump(), self.status, self.headers)
+        """Returns the whole response."""
+        return JSONResponse(self.body().model_dump(), self.status, self.headers)
 
 
-def bad_request(message: str, param: str | None = None, code: str = "invalid_value") -> Refusal:
-    """400: what the client can mend."""
-    return Refusal(400, Error(message=message, type="invalid_request_error", param=param, code=code))
+def bad_request(message: str, param: str | None = None, code: str = "invalid_value") -> ApiError:
+    """400: an invalid request."""
+    return ApiError(400, Error(message=message, type="invalid_request_error", param=param, code=code))
 
 
-def wrong_key() -> Refusal:
-    """401, whether there is no key or another one."""
+def wrong_key() -> ApiError:
+    """401: a missing or wrong key."""
     message = "Authorization: is not this server's key; send `Authorization: Bearer KEY`"
     error = Error(message=message, type="invalid_request_error", param=None, code="invalid_api_key")
-    return Refusal(401, error, {"WWW-Authenticate": "Bearer"})
+    return ApiError(401, error, {"WWW-Authenticate": "Bearer"})
 
 
-def unknown_model(name: str, known: str) -> Refusal:
-    """404: another model than the one that is served."""
-    message = f"model = {_shown(name)}: is not served here; give {known}"
-    return Refusal(404, Error(message=message, type="invalid_request_error", param="model", code="model_not_found"))
+def unknown_model(name: str, known: str) -> ApiError:
+    """404: a model that is not served."""
+    message = f"model = {_shown(name)}: is not served here; use {known}"
+    return ApiError(404, Error(message=message, type="invalid_request_error", param="model", code="model_not_found"))
 
 
-def slow_body(seconds: float) -> Refusal:
-    """408: the body does not come."""
-    message = f"the body: did not come within {seconds:g} seconds; send it again"
+def body_timed_out(seconds: float) -> ApiError:
+    """408: the body takes too long to arrive."""
+    message = f"the body: did not arrive within {seconds:g} seconds; send it again"
     error = Error(message=message, type="invalid_request_error", param=None, code="slow_body")
-    return Refusal(408, error, {"Connection": "close"})
+    return ApiError(408, error, {"Connection": "close"})
 
 
-def large_body(limit_bytes: int) -> Refusal:
-    """413: the body is larger than what is read."""
-    message = f"the body: is larger than {limit_bytes} bytes; ask for less at a time"
+def body_too_large(limit_bytes: int) -> ApiError:
+    """413: the body exceeds the limit."""
+    message = f"the body: is larger than {limit_bytes} bytes; send a smaller request"
     error = Error(message=message, type="invalid_request_error", param=None, code="request_too_large")
-    return Refusal(413, error, {"Connection": "close"})
+    return ApiError(413, error, {"Connection": "close"})
 
 
-def not_json(content_type: str) -> Refusal:
-    """415: a body of another type, as a page in a browser may send without asking."""
-    message = f"Content-Type = {_shown(content_type)}: is not application/json; send JSON, and say so"
-    return Refusal(415, Error(message=message, type="invalid_request_error", param=None, code="not_json"))
+def not_json(content_type: str) -> ApiError:
+    """415: a body of another type, which a web page in a browser may send without a preflight request."""
+    message = f"Content-Type = {_shown(content_type)}: is not application/json; send JSON with that type"
+    return ApiError(415, Error(message=message, type="invalid_request_error", param=None, code="not_json"))
 
 
-def full(n_open: int, n_most: int) -> Refusal:
-    """429: too many sequences are being written or wait."""
-    message = f"the queue: {n_open} of {n_most} sequences are being written or wait; ask again later"
+def queue_full(n_open: int, max_open: int) -> ApiError:
+    """429: too many sequences are running or waiting."""
+    message = f"the queue: {n_open} of {max_open} sequences are running or waiting; try again later"
     error = Error(message=message, type="rate_limit_error", param=None, code="queue_full")
-    return Refusal(429, error, {"Retry-After": str(RETRY_SECONDS)})
+    return ApiError(429, error, {"Retry-After": str(RETRY_SECONDS)})
 
 
-def broken() -> Refusal:
-    """500: a fault of the program; the server's log holds it."""
+def failed() -> ApiError:
+    """500: a fault of the program, which the server's log shows."""
     message = "the server: has failed; its log says why"
-    return Refusal(500, Error(message=message, type="server_error", param=None, code="failed"))
+    return ApiError(500, Error(message=message, type="server_error", param=None, code="failed"))
 
 
-def stopping() -> Refusal:
-    """503: the server finishes what runs, and takes no more."""
-    message = "the server: is being stopped; ask again later"
+def stopping() -> ApiError:
+    """503: the server finishes running requests and takes no new ones."""
+    message = "the server: is shutting down; try again later"
     error = Error(message=message, type="server_error", param=None, code="stopping")
-    return Refusal(503, error, {"Retry-After": str(RETRY_SECONDS), "Connection": "close"})
+    return ApiError(503, error, {"Retry-After": str(RETRY_SECONDS), "Connection": "close"})
 
 
-def late(seconds: float) -> Refusal:
-    """503: so many others are served that the answer was not done in time."""
-    message = f"the answer: took more than {seconds:g} seconds; ask again later, or for fewer tokens"
+def timed_out(seconds: float) -> ApiError:
+    """503: the answer was not finished in time."""
+    message = f"the answer: took more than {seconds:g} seconds; try again later, or ask for fewer tokens"
     error = Error(message=message, type="server_error", param=None, code="late")
-    return Refusal(503, error, {"Retry-After": str(RETRY_SECONDS)})
+    return ApiError(503, error, {"Retry-After": str(RETRY_SECONDS)})
 
 
 def _shown(value: object) -> str:
-    """A value as a message may hold it: short, and printable whatever the client has sent."""
+    """Returns a value as messages show it: short and printable."""
     if isinstance(value, (list, dict)):
         return "[...]" if isinstance(value, list) else "{...}"
     text = ascii(value[: SHOWN_CHARACTERS + 1]) if isinstance(value, str) else str(value)
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
 
 
-def invalid(error: ValidationError) -> Refusal:
-    """400: the first thing that is wrong with a request's fields, and what is allowed."""
+def invalid(error: ValidationError) -> ApiError:
+    """400: the first invalid field of a request, and what is allowed there."""
     first = error.errors(include_url=False, include_context=False)[0]
     if not first["loc"]:
         return bad_request(f"the body: {first['msg']}; send an object as JSON", code="invalid_body")
     param = ".".join(map(str, first["loc"][:1] if first["loc"][0] in _UNIONS else first["loc"]))[:SHOWN_CHARACTERS]
     if first["type"] == "extra_forbidden":
-        return bad_request(f"{_shown(param)}: is no field of a request; leave it out", param, "unknown_field")
-    problem = "is none of what it can be" if param in _UNIONS else first["msg"]
+        return bad_request(f"{_shown(param)}: is not a field of a request; leave it out", param, "unknown_field")
+    problem = "has the wrong type or value" if param in _UNIONS else first["msg"]
     if first["type"] == "missing":
         return bad_request(f"{param}: is missing; give {_allowed(first['loc'])}", param)
     return bad_request(f"{param} = {_shown(first['input'])}: {problem}; give {_allowed(first['loc'])}", param)
 
 
-def _allowed(place: tuple[int | str, ...]) -> str:
-    """What the schema says of the field at a place."""
+def _allowed(loc: tuple[int | str, ...]) -> str:
+    """Returns what the schema allows for the field at a location."""
     fields: Mapping[str, object] = CompletionRequest.model_fields
-    described = fields[str(place[0])].description
-    assert described is not None, "every field of a request tells what it may hold"
+    described = fields[str(loc[0])].description
+    assert described is not None, "every field of a request has a description"
     return described
 
 
-async def of_http(request: Request, error: Exception) -> JSONResponse:
-    """The answer to a path or a method that is not there."""
+async def handle_http_exception(request: Request, error: Exception) -> JSONResponse:
+    """Responds to an unknown path or method."""
     assert isinstance(error, HTTPException)
     what = f"{request.method} {_shown(request.url.path)}"
-    answer = Error(
+    body = Error(
         message=f"{what}: {error.detail}; see /openapi.json",
         type="invalid_request_error",
         param=None,
         code="unknown_path",
     )
-    return Refusal(error.status_code, answer, error.headers).response()
+    return ApiError(error.status_code, body, error.headers).response()
 
 
-async def of_refusal(request: Request, error: Exception) -> JSONResponse:
-    """The answer to what is refused."""
-    assert isinstance(error, Refusal)
+async def handle_api_error(request: Request, error: Exception) -> JSONResponse:
+    """Responds with an error."""
+    assert isinstance(error, ApiError)
     return error.response()
 
 
-async def of_departure(request: Request, error: Exception) -> Response:
-    """What stands for an answer to a client that has gone before all of its body was there."""
-    return Response(status_code=CLIENT_GONE)
+async def handle_disconnect(request: Request, error: Exception) -> Response:
+    """Responds to a client that disconnected before its body was complete; only the metrics see it."""
+    return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
-async def of_fault(request: Request, error: Exception) -> JSONResponse:
-    """The answer where the program fails; the fault itself goes to the log."""
-    return broken().response()
+async def handle_fault(request: Request, error: Exception) -> JSONResponse:
+    """Responds to a fault of the program, which goes to the log."""
+    return failed().response()
 
 
 EXCEPTION_HANDLERS = {
-    HTTPException: of_http,
-    Refusal: of_refusal,
-    ClientDisconnect: of_departure,
-    Exception: of_fault,
+    HTTPException: handle_http_exception,
+    ApiError: handle_api_error,
+    ClientDisconnect: handle_disconnect,
+    Exception: handle_fault,
 }

@@ -1,4 +1,4 @@
-"""What Prometheus reads: counts and times since the server was started."""
+"""Metrics for Prometheus: counts and times since the server was started."""
 
 from __future__ import annotations
 
@@ -20,61 +20,63 @@ from serving.queue import RequestQueue
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
 
-class Statistics:
-    """Numbers of one server."""
+class ServerMetrics:
+    """The metrics of one server."""
 
-    def __init__(self, desk: RequestQueue, n_rows: int, paths: Mapping[Callable, str]) -> None:
-        """Takes the names of what answers; requests that nothing answers are "other"."""
+    def __init__(self, queue: RequestQueue, n_rows: int, paths: Mapping[Callable, str]) -> None:
+        """Takes the path of each endpoint; requests without an endpoint count as "other"."""
         self._paths = paths
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         self._requests = Counter(
-            "neomesh_requests", "Requests by what they were answered with.", ("path", "status"), registry=registry
+            "neomesh_requests", "Requests by path and status.", ("path", "status"), registry=registry
         )
-        self._request_seconds = Histogram(
-            "neomesh_request_seconds",
-            "Seconds from a request to its end.",
+        self._request_latency_seconds = Histogram(
+            "neomesh_request_latency_seconds",
+            "Seconds from the start of a request to its end.",
             ("path",),
             registry=registry,
             buckets=SECONDS,
         )
-        self._first_seconds = Histogram(
-            "neomesh_first_text_seconds",
-            "Seconds from a request that is understood to the first of its text.",
+        self._time_to_first_token_seconds = Histogram(
+            "neomesh_time_to_first_token_seconds",
+            "Seconds from a valid request to its first token.",
             registry=registry,
             buckets=SECONDS,
         )
-        self._answers = Counter("neomesh_answers", "Sequences by how they ended.", ("end",), registry=registry)
+        self._sequences = Counter(
+            "neomesh_answers", "Sequences by the reason of their end.", ("end",), registry=registry
+        )
         self._prompt_tokens = Counter("neomesh_prompt_tokens", "Tokens of prompts.", registry=registry)
-        self._written_tokens = Counter("neomesh_completion_tokens", "Tokens of answers.", registry=registry)
-        Gauge("neomesh_rows", "Sequences that are written at a time.", registry=registry).set(n_rows)
-        Gauge("neomesh_running", "Sequences that are being written.", registry=registry).set_function(
-            lambda: desk.worker.n_running
+        self._completion_tokens = Counter("neomesh_completion_tokens", "Generated tokens.", registry=registry)
+        Gauge("neomesh_rows", "Sequences that can be generated at once.", registry=registry).set(n_rows)
+        Gauge("neomesh_num_requests_running", "Sequences that are being generated.", registry=registry).set_function(
+            lambda: queue.worker.n_running
         )
-        Gauge("neomesh_waiting", "Sequences that wait for a row, or for their scores.", registry=registry).set_function(
-            lambda: desk.worker.n_waiting
-        )
+        Gauge(
+            "neomesh_num_requests_waiting", "Sequences that wait for a row or for their scores.", registry=registry
+        ).set_function(lambda: queue.worker.n_waiting)
 
     def count_request(self, endpoint: Callable | None, status: int, seconds: float) -> None:
-        """Counts a request that is over."""
-        name = self._paths.get(endpoint, "other")
-        self._requests.labels(name, str(status)).inc()
-        self._request_seconds.labels(name).observe(seconds)
+        """Counts a request that has ended."""
+        path = self._paths.get(endpoint, "other")
+        self._requests.labels(path, str(status)).inc()
+        self._request_latency_seconds.labels(path).observe(seconds)
 
-    def count_first(self, seconds: float) -> None:
-        """Notes the time until the first text of a request."""
-        self._first_seconds.observe(seconds)
+    def count_first_token(self, seconds: float) -> None:
+        """Records the time to the first token of a request."""
+        self._time_to_first_token_seconds.observe(seconds)
 
-    def count_end(self, end: str, n: int = 1) -> None:
-        """Counts sequences that have ended."""
-        self._answers.labels(end).inc(n)
+    def count_sequence(self, end: str) -> None:
+        """Counts a sequence that has ended."""
+        self._sequences.labels(end).inc()
 
     def count_tokens(self, usage: Usage) -> None:
-        """Counts what a request has read and written."""
+        """Counts the tokens of a request."""
         self._prompt_tokens.inc(usage.prompt_tokens)
-        self._written_tokens.inc(usage.completion_tokens)
+        self._completion_tokens.inc(usage.completion_tokens)
 
     def text(self) -> bytes:
-        """All numbers, in Prometheus' text format."""
+        """Returns all metrics in Prometheus' text format."""
         return generate_latest(self._registry)

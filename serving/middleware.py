@@ -1,4 +1,4 @@
-"""What stands before the server's answers: the key, the size of a body and the time it takes, and the count of both."""
+"""Middleware: checks the API key, limits the size and time of request bodies, and records metrics."""
 
 from __future__ import annotations
 
@@ -10,104 +10,110 @@ from collections.abc import Callable
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.errors import Refusal, large_body, slow_body, wrong_key
+from serving.errors import ApiError, body_timed_out, body_too_large, wrong_key
 
-OPEN_PATHS = {"/healthz"}  # what a load balancer asks, which knows no key
-DRAIN_BODIES = 16  # so many limits' worth of a body that is too large are read, so that the client reads its refusal
+PUBLIC_PATHS = {"/healthz"}  # for load balancers, which have no key
+DRAIN_BODIES = (
+    16  # read up to so many times the limit of a body that is too large, so that the client gets the response
+)
 
 
-class KeyGuard:
-    """Refuses who does not send the key."""
+class ApiKeyMiddleware:
+    """Refuses requests without the API key."""
 
     def __init__(self, app: ASGIApp, key: str) -> None:
+        """Takes the application and the key that clients must send."""
         self._app = app
         self._expected = f"bearer {key}".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers one request."""
-        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS and not self._is_known(Headers(scope=scope)):
+        """Handles one request."""
+        is_guarded = scope["type"] == "http" and scope["path"] not in PUBLIC_PATHS
+        if is_guarded and not self._has_key(Headers(scope=scope)):
             await wrong_key().response()(scope, receive, send)
             return
         await self._app(scope, receive, send)
 
-    def _is_known(self, headers: Headers) -> bool:
+    def _has_key(self, headers: Headers) -> bool:
         scheme, _, key = headers.get("authorization", "").partition(" ")
-        # In a time that tells nothing of how many characters are right.
+        # In constant time, which does not reveal how many characters are right.
         return hmac.compare_digest(f"{scheme.lower()} {key.strip()}".encode("latin-1", "replace"), self._expected)
 
 
-class BodyGuard:
-    """Reads a request's body before anybody looks at it, as far as it may reach and in the time that it may take."""
+class BodyLimitMiddleware:
+    """Reads the request body before the application does, within limits on its size and time."""
 
     def __init__(self, app: ASGIApp, limit_bytes: int, limit_seconds: float) -> None:
+        """Takes the application and the limits."""
         self._app = app
         self._limit_bytes = limit_bytes
         self._limit_seconds = limit_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers one request; only a POST has a body that is read."""
+        """Handles one request; only the body of a POST is read."""
         if scope["type"] != "http" or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
         try:
             body = await asyncio.wait_for(self._read(receive), self._limit_seconds)
-        except asyncio.TimeoutError:  # another class than the builtin one on Python 3.10
-            await slow_body(self._limit_seconds).response()(scope, receive, send)
-        except Refusal as refusal:
-            await refusal.response()(scope, receive, send)
+        except asyncio.TimeoutError:  # not the builtin TimeoutError on Python 3.10
+            await body_timed_out(self._limit_seconds).response()(scope, receive, send)
+        except ApiError as error:
+            await error.response()(scope, receive, send)
         else:
-            await self._app(scope, _replayed(body, receive), send)
+            await self._app(scope, _replay(body, receive), send)
 
     async def _read(self, receive: Receive) -> bytes | None:
-        """The body; None: the client has gone."""
-        pieces, size = [], 0
+        """Returns the body; None if the client disconnects."""
+        parts, size = [], 0
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
                 return None
             size += len(message.get("body", b""))
             if size <= self._limit_bytes:
-                pieces.append(message.get("body", b""))
-            is_over = not message.get("more_body", False)
-            if size > self._limit_bytes and (is_over or size > DRAIN_BODIES * self._limit_bytes):
-                raise large_body(self._limit_bytes)
-            if is_over:
-                return b"".join(pieces)
+                parts.append(message.get("body", b""))
+            is_last = not message.get("more_body", False)
+            if size > self._limit_bytes and (is_last or size > DRAIN_BODIES * self._limit_bytes):
+                raise body_too_large(self._limit_bytes)
+            if is_last:
+                return b"".join(parts)
 
 
-def _replayed(body: bytes | None, receive: Receive) -> Receive:
-    """Gives a body that was read, and then what comes after it."""
-    waiting: list[Message] = [] if body is None else [{"type": "http.request", "body": body, "more_body": False}]
+def _replay(body: bytes | None, receive: Receive) -> Receive:
+    """Returns a channel that gives the body that was read, and then what follows it."""
+    pending: list[Message] = [] if body is None else [{"type": "http.request", "body": body, "more_body": False}]
 
     async def next_message() -> Message:
-        if waiting:
-            return waiting.pop()
+        if pending:
+            return pending.pop()
         return {"type": "http.disconnect"} if body is None else await receive()
 
     return next_message
 
 
-class CountGuard:
-    """Tells of each request what it was answered with, and how long that took."""
+class MetricsMiddleware:
+    """Reports the endpoint, status and duration of each request."""
 
-    def __init__(self, app: ASGIApp, tell: Callable[[Callable | None, int, float], None]) -> None:
+    def __init__(self, app: ASGIApp, on_end: Callable[[Callable | None, int, float], None]) -> None:
+        """Takes the application, and what is called at the end of each request."""
         self._app = app
-        self._tell = tell
+        self._on_end = on_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers one request."""
+        """Handles one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began, status = time.monotonic(), 500  # if there is no answer, the program has failed
+        start_seconds, status = time.monotonic(), 500  # unless the application responds
 
-        async def note_status(message: Message) -> None:
+        async def record_status(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
             await send(message)
 
         try:
-            await self._app(scope, receive, note_status)
+            await self._app(scope, receive, record_status)
         finally:
-            self._tell(scope.get("endpoint"), status, time.monotonic() - began)
+            self._on_end(scope.get("endpoint"), status, time.monotonic() - start_seconds)

@@ -1,4 +1,4 @@
-"""What is served: an engine, and what its tokens mean."""
+"""The model that is served: an engine and the meaning of its tokens."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class ServedModel:
     """A model that clients can ask for.
 
     Attributes:
-        name: by which they do.
-        engine: writes; its rows are free, and nobody else uses it.
-        tokenizer: of the texts that it has learned from.
-        eos_id: stands between documents: it ends an answer, and an empty prompt is one.
+        name: as clients name it.
+        engine: without active rows, and used by the server alone.
+        tokenizer: of the run.
+        eos_id: the token between documents: it ends a text, and stands for an empty prompt.
     """
 
     name: str
@@ -28,9 +28,9 @@ class ServedModel:
 
     @functools.cached_property
     def bytes_of(self) -> Callable[[int], bytes]:
-        """A token's bytes; those of a special one are its name."""
+        """Returns the bytes of a token; those of a special token are its name."""
         return functools.cache(self.tokenizer.bytes_of)
 
     def text_of(self, token: int) -> bytes:
-        """What a token adds to an answer: the eos that ends it is not read."""
+        """Returns the bytes that a token adds to a text: none for the eos that ends it."""
         return b"" if token == self.eos_id else self.bytes_of(token)

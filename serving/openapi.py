@@ -1,4 +1,4 @@
-"""The document that tells other programs what the server can be asked and what it answers."""
+"""The OpenAPI description of the server."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from serving.model import ServedModel
-from serving.protocol import Completion, CompletionRequest, ErrorAnswer, Health, Model, ModelList
+from serving.protocol import Completion, CompletionRequest, ErrorResponse, Health, Model, ModelList
 
 Schema = dict[str, Any]
 
-PLACE = "#/components/schemas/{model}"
-REQUESTS: tuple[type[BaseModel], ...] = (CompletionRequest,)
-ANSWERS: tuple[type[BaseModel], ...] = (Completion, ErrorAnswer, Health, Model, ModelList)
+REF_TEMPLATE = "#/components/schemas/{model}"
+REQUEST_MODELS: tuple[type[BaseModel], ...] = (CompletionRequest,)
+RESPONSE_MODELS: tuple[type[BaseModel], ...] = (Completion, ErrorResponse, Health, Model, ModelList)
 PROBLEMS = {
-    400: "A field holds what it may not, or the body is no JSON object.",
+    400: "A field is invalid, or the body is not a JSON object.",
     401: "The key is missing or wrong.",
-    404: "Another model is served.",
-    408: "The body did not come in time.",
+    404: "The model is not served.",
+    408: "The body did not arrive in time.",
     413: "The body is too large.",
-    415: "The body is not said to be application/json.",
-    429: "Too many sequences are being written or wait; Retry-After says when to ask again.",
+    415: "The content type is not application/json.",
+    429: "Too many sequences are running or waiting; Retry-After says when to try again.",
     500: "The server has failed.",
-    503: "The server is being stopped, or the answer took too long; Retry-After says when to ask again.",
+    503: "The server is shutting down, or the answer took too long; Retry-After says when to try again.",
 }
-RETRIED = {429, 503}
+RETRYABLE = {429, 503}
 TEXT = {"schema": {"type": "string"}}
 
 
-def document(model: ServedModel, has_key: bool) -> Schema:
-    """OpenAPI's description of a server of one model."""
+def openapi_document(model: ServedModel, has_key: bool) -> Schema:
+    """Returns the OpenAPI document for a server of this model."""
     components: Schema = {"schemas": _schemas(model)}
     described = {
         "openapi": "3.2.0",
-        "info": {"title": "Neomesh", "version": "1", "description": "Completions, as OpenAI's API gives them."},
+        "info": {"title": "Neomesh", "version": "1", "description": "Text completions in the format of OpenAI's API."},
         "paths": _paths(has_key),
         "components": components,
     }
@@ -47,10 +47,10 @@ def document(model: ServedModel, has_key: bool) -> Schema:
 
 
 def _schemas(model: ServedModel) -> Schema:
-    """The objects, with the limits that this model sets."""
-    asked = [(one, "validation") for one in REQUESTS]
-    answered = [(one, "serialization") for one in ANSWERS]
-    _, schema = models_json_schema([*asked, *answered], ref_template=PLACE)
+    """Returns the schemas of all objects, with the limits of this model."""
+    requests = [(one, "validation") for one in REQUEST_MODELS]
+    responses = [(one, "serialization") for one in RESPONSE_MODELS]
+    _, schema = models_json_schema([*requests, *responses], ref_template=REF_TEMPLATE)
     fields = schema["$defs"]["CompletionRequest"]["properties"]
     fields["model"]["enum"] = [model.name]
     _bound_integers(fields["prompt"], model.tokenizer.n_vocab - 1)
@@ -58,46 +58,59 @@ def _schemas(model: ServedModel) -> Schema:
     return schema["$defs"]
 
 
-def _bound_integers(schema: Schema, most: int) -> None:
+def _bound_integers(schema: Schema, maximum: int) -> None:
     if schema.get("type") == "integer":
-        schema["maximum"] = most
+        schema["maximum"] = maximum
     for inner in [*schema.get("anyOf", ()), *([schema["items"]] if "items" in schema else ())]:
-        _bound_integers(inner, most)
+        _bound_integers(inner, maximum)
 
 
 def _paths(has_key: bool) -> Schema:
     guarded = (401,) if has_key else ()
     name = {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
-    completion = _answer("What was written.", {**_json(Completion), "text/event-stream": {"itemSchema": _event()}})
+    completion = _answer("The completion.", {**_json(Completion), "text/event-stream": {"itemSchema": _event()}})
     problems = (400, *guarded, 404, 408, 413, 415, 429, 500, 503)
     return {
         "/v1/completions": {
             "post": {
-                **_operation("complete", "Go on with a text", completion, problems),
+                **_operation("create_completion", "Create a completion", completion, problems),
                 "requestBody": {"required": True, "content": _json(CompletionRequest)},
             }
         },
-        "/v1/models": {"get": _operation("list_models", "List the models", _answer("One.", _json(ModelList)), guarded)},
+        "/v1/models": {
+            "get": _operation("list_models", "List the models", _answer("The models.", _json(ModelList)), guarded)
+        },
         "/v1/models/{model}": {
             "get": {
-                **_operation("show_model", "Show a model", _answer("It.", _json(Model)), (*guarded, 404)),
+                **_operation("get_model", "Get the model", _answer("The model.", _json(Model)), (*guarded, 404)),
                 "parameters": [name],
             }
         },
         "/healthz": {
             "get": {
-                **_operation("tell_health", "Whether it serves", _answer("It does.", _json(Health)), (500, 503)),
+                **_operation(
+                    "get_health",
+                    "Check whether the server is ready",
+                    _answer("It is ready.", _json(Health)),
+                    (500, 503),
+                ),
                 "security": [],
             }
         },
         "/metrics": {
             "get": _operation(
-                "tell_metrics", "Numbers for Prometheus", _answer("Its text format.", {"text/plain": TEXT}), guarded
+                "get_metrics",
+                "Get the metrics for Prometheus",
+                _answer("The metrics as text.", {"text/plain": TEXT}),
+                guarded,
             )
         },
         "/openapi.json": {
             "get": _operation(
-                "show_document", "This", _answer("JSON.", {"application/json": {"schema": {"type": "object"}}}), guarded
+                "get_openapi",
+                "Get this document",
+                _answer("The document.", {"application/json": {"schema": {"type": "object"}}}),
+                guarded,
             )
         },
     }
@@ -109,14 +122,14 @@ def _operation(name: str, summary: str, answer: Schema, problems: tuple[int, ...
 
 
 def _event() -> Schema:
-    """One of the server-sent events of an answer: a piece of it, why there is no more, or its end."""
-    pieces = [
+    """Returns the schema of a server-sent event: a part of the completion, an error, or the end."""
+    payloads = [
         {"type": "string", "contentMediaType": "application/json", "contentSchema": _reference(model)}
-        for model in (Completion, ErrorAnswer)
+        for model in (Completion, ErrorResponse)
     ]
     return {
         "type": "object",
-        "properties": {"data": {"anyOf": [*pieces, {"const": "[DONE]"}]}},
+        "properties": {"data": {"anyOf": [*payloads, {"const": "[DONE]"}]}},
         "required": ["data"],
     }
 
@@ -126,8 +139,8 @@ def _answer(description: str, content: Mapping[str, Schema]) -> Schema:
 
 
 def _problem(status: int) -> Schema:
-    answer = _answer(PROBLEMS[status], _json(ErrorAnswer))
-    if status in RETRIED:
+    answer = _answer(PROBLEMS[status], _json(ErrorResponse))
+    if status in RETRYABLE:
         answer["headers"] = {"Retry-After": {"description": "seconds", "schema": {"type": "integer"}}}
     return answer
 
@@ -137,4 +150,4 @@ def _json(model: type[BaseModel]) -> Schema:
 
 
 def _reference(model: type[BaseModel]) -> Schema:
-    return {"$ref": PLACE.format(model=model.__name__)}
+    return {"$ref": REF_TEMPLATE.format(model=model.__name__)}

@@ -1,6 +1,4 @@
-"""Where requests hand in what they want: it counts what is on its way, refuses what is too much, and gives the news to
-who asked.
-"""
+"""The queue between the event loop and the worker: limits the number of open sequences and streams their chunks."""
 
 from __future__ import annotations
 
@@ -11,58 +9,60 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, TypeVar
 
 from runtime.generation.engine import TokenChunk
-from runtime.generation.scheduler import Delta, GenerationRequest
-from serving.errors import Refusal, bad_request, broken, full, late, stopping
+from runtime.generation.requests import GenerationRequest
+from runtime.generation.scheduler import TextChunk
+from serving.errors import ApiError, bad_request, failed, queue_full, stopping, timed_out
 from serving.model import ServedModel
 from serving.settings import ServingSettings
-from serving.worker import Forget, Worker
+from serving.worker import Cancel, Worker
 
-What = TypeVar("What", Delta, TokenChunk)
-Start = Callable[[Callable[[What], None]], Forget]
+Chunk = TypeVar("Chunk", TextChunk, TokenChunk)
+Start = Callable[[Callable[[Chunk], None]], Cancel]
 
 
-class ResponseStream(Generic[What]):
-    """What comes of one request: each with the number of the part that it is of."""
+class ResponseStream(Generic[Chunk]):
+    """The chunks of one HTTP request, each with the index of its sequence."""
 
-    def __init__(self, n_parts: int) -> None:
-        self.n_parts = n_parts
-        self._news: asyncio.Queue[tuple[int, What] | Refusal] = asyncio.Queue()
+    def __init__(self, n_sequences: int) -> None:
+        """Starts empty."""
+        self.n_sequences = n_sequences
+        self._chunks: asyncio.Queue[tuple[int, Chunk] | ApiError] = asyncio.Queue()
 
-    def put(self, number: int, what: What) -> None:
-        """Appends what is new of a part."""
-        self._news.put_nowait((number, what))
+    def put(self, index: int, chunk: Chunk) -> None:
+        """Appends a chunk of a sequence."""
+        self._chunks.put_nowait((index, chunk))
 
-    def end(self, refusal: Refusal) -> None:
-        """Ends it too early."""
-        self._news.put_nowait(refusal)
+    def fail(self, error: ApiError) -> None:
+        """Ends the stream with an error."""
+        self._chunks.put_nowait(error)
 
-    async def next(self) -> tuple[int, What]:
-        """Waits for the next news.
+    async def next(self) -> tuple[int, Chunk]:
+        """Waits for the next chunk.
 
         Raises:
-            Refusal: there is none to come.
+            ApiError: the stream has failed.
         """
-        news = await self._news.get()
-        if isinstance(news, Refusal):
-            raise news
-        return news
+        chunk = await self._chunks.get()
+        if isinstance(chunk, ApiError):
+            raise chunk
+        return chunk
 
 
 class RequestQueue:
-    """The one way from the event loop, whose thread calls all of it, to the worker.
+    """The only way from the event loop to the worker; all of it is called in the loop's thread.
 
     Attributes:
-        worker: entered as a context by who has made the desk.
-        failure: what has ended the worker; None: nothing.
-        is_closed: nothing more is taken.
+        worker: entered as a context by the owner of the queue.
+        failure: the exception that has ended the worker, if any.
+        is_closed: whether new requests are refused.
     """
 
     def __init__(self, model: ServedModel, settings: ServingSettings, on_failure: Callable[[], None]) -> None:
-        """Is made in the event loop; `on_failure` is called there."""
+        """Must be called in the event loop, which also calls `on_failure`."""
         self.failure: BaseException | None = None
         self.is_closed = False
-        self.worker = Worker(model, self._hear_failure)
-        self._n_most = model.engine.n_rows + settings.n_waiting
+        self.worker = Worker(model, self._on_worker_failure)
+        self._max_open = model.engine.n_rows + settings.n_waiting
         self._answer_seconds = settings.answer_seconds
         self._on_failure = on_failure
         self._loop = asyncio.get_running_loop()
@@ -70,79 +70,81 @@ class RequestQueue:
 
     @property
     def n_open(self) -> int:
-        """Sequences of all requests that are not answered yet."""
-        return sum(news.n_parts for news in self._open)
+        """Number of unfinished sequences of all requests."""
+        return sum(stream.n_sequences for stream in self._open)
 
-    def _hear_failure(self, failure: BaseException) -> None:
-        """Is told by the worker, in its thread, what has ended it."""
+    def _on_worker_failure(self, failure: BaseException) -> None:
+        """Called by the worker, in its thread."""
         self._loop.call_soon_threadsafe(self._fail, failure)
 
     def _fail(self, failure: BaseException) -> None:
         self.failure = failure
-        self._end_all(broken())
+        self._fail_all(failed())
         self._on_failure()
 
-    def _end_all(self, refusal: Refusal) -> None:
-        for news in self._open:
-            news.end(refusal)
+    def _fail_all(self, error: ApiError) -> None:
+        for stream in self._open:
+            stream.fail(error)
 
-    def cut_short(self) -> None:
-        """Ends all that is not answered yet."""
-        self._end_all(stopping())
+    def abort(self) -> None:
+        """Ends all unfinished requests."""
+        self._fail_all(stopping())
 
     def check_open(self) -> None:
-        """Raises a refusal if nothing is taken any more."""
+        """Raises an ApiError if requests are refused."""
         if self.failure is not None:
-            raise broken()
+            raise failed()
         if self.is_closed:
             raise stopping()
 
-    def _check_room(self, n_parts: int) -> None:
+    def _check_room(self, n_sequences: int) -> None:
         self.check_open()
-        if n_parts > self._n_most:
+        if n_sequences > self._max_open:
             raise bad_request(
-                f"prompt, n and best_of: are {n_parts} sequences together; ask for at most {self._n_most} at once",
+                f"prompt, n and best_of: ask for {n_sequences} sequences; ask for at most {self._max_open} at once",
                 "prompt",
             )
-        if self.n_open + n_parts > self._n_most:
-            raise full(self.n_open, self._n_most)
+        if self.n_open + n_sequences > self._max_open:
+            raise queue_full(self.n_open, self._max_open)
 
     @contextlib.contextmanager
-    def _news_of(self, starts: Sequence[Start]) -> Iterator[ResponseStream]:
+    def _stream(self, starts: Sequence[Start]) -> Iterator[ResponseStream]:
         self._check_room(len(starts))
-        news: ResponseStream = ResponseStream(len(starts))
-        self._open.add(news)
-        alarm = self._loop.call_later(self._answer_seconds, news.end, late(self._answer_seconds))
-        forgets = [start(functools.partial(self._pass_on, news, number)) for number, start in enumerate(starts)]
+        stream: ResponseStream = ResponseStream(len(starts))
+        self._open.add(stream)
+        timeout = self._loop.call_later(self._answer_seconds, stream.fail, timed_out(self._answer_seconds))
+        cancels = [start(functools.partial(self._on_chunk, stream, index)) for index, start in enumerate(starts)]
         try:
-            yield news
+            yield stream
         finally:
-            alarm.cancel()
-            self._open.remove(news)
-            for forget in forgets:
-                forget()
+            timeout.cancel()
+            self._open.remove(stream)
+            for cancel in cancels:
+                cancel()
 
-    def _pass_on(self, news: ResponseStream, number: int, what: Delta | TokenChunk) -> None:
-        """Is called by the worker, in its thread."""
-        self._loop.call_soon_threadsafe(news.put, number, what)
+    def _on_chunk(self, stream: ResponseStream, index: int, chunk: TextChunk | TokenChunk) -> None:
+        """Called by the worker, in its thread."""
+        self._loop.call_soon_threadsafe(stream.put, index, chunk)
 
-    def writing(self, asks: Sequence[GenerationRequest]) -> contextlib.AbstractContextManager[ResponseStream[Delta]]:
-        """The deltas of answers, which are forgotten at the end of the context.
+    def generate(
+        self, requests: Sequence[GenerationRequest]
+    ) -> contextlib.AbstractContextManager[ResponseStream[TextChunk]]:
+        """Returns the stream of the requests' chunks, a context whose end cancels what is unfinished.
 
         Raises:
-            Refusal: there is no room for so many, or nothing is taken any more.
+            ApiError: the queue is full or closed.
         """
-        return self._news_of([functools.partial(self.worker.write, ask) for ask in asks])
+        return self._stream([functools.partial(self.worker.generate, request) for request in requests])
 
-    async def scores(self, texts: Sequence[tuple[int, ...]], n_top: int) -> list[TokenChunk]:
-        """The scores of each text's tokens from the second on.
+    async def score(self, texts: Sequence[tuple[int, ...]], n_top: int) -> list[TokenChunk]:
+        """Returns the scores of each text's tokens, from the second on.
 
         Raises:
-            Refusal: there is no room for so many, or nothing is taken any more, or they are not done in time.
+            ApiError: the queue is full or closed, or the time is up.
         """
         scores: dict[int, TokenChunk] = {}
-        with self._news_of([functools.partial(self.worker.score, tokens, n_top) for tokens in texts]) as news:
+        with self._stream([functools.partial(self.worker.score, tokens, n_top) for tokens in texts]) as stream:
             while len(scores) < len(texts):
-                number, piece = await news.next()
-                scores[number] = piece
-        return [scores[number] for number in range(len(texts))]
+                index, chunk = await stream.next()
+                scores[index] = chunk
+        return [scores[index] for index in range(len(texts))]

@@ -1,4 +1,4 @@
-"""The paths of the server."""
+"""The endpoints of the server."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from serving.completions import Answering, EventsResponse, Service, whole_response
+from serving.completions import CompletionTask, EventsResponse, Service, whole_response
 from serving.errors import invalid, not_json, unknown_model
-from serving.openapi import document
+from serving.openapi import openapi_document
 from serving.protocol import CompletionRequest, Health, Model, ModelList
 from serving.request import parse_request
 
@@ -28,20 +28,21 @@ def _check_model(name: str, service: Service) -> None:
         raise unknown_model(name, service.model.name)
 
 
-async def complete(request: Request) -> Response:
+async def create_completion(request: Request) -> Response:
     """POST /v1/completions."""
     service = _service(request)
-    service.desk.check_open()
-    wanted = _read(request.headers.get("content-type", ""), await request.body())
-    _check_model(wanted.model, service)
-    wish = await asyncio.to_thread(parse_request, wanted, service.model)  # since a long text takes a while to encode
-    answering = Answering(service, wish)
-    if wanted.stream:
-        return EventsResponse(answering, bool(wanted.stream_options and wanted.stream_options.include_usage))
-    return await whole_response(answering, request)
+    service.queue.check_open()
+    fields = _parse(request.headers.get("content-type", ""), await request.body())
+    _check_model(fields.model, service)
+    # In a thread, as a long prompt takes a while to encode.
+    sampling_request = await asyncio.to_thread(parse_request, fields, service.model)
+    task = CompletionTask(service, sampling_request)
+    if fields.stream:
+        return EventsResponse(task, bool(fields.stream_options and fields.stream_options.include_usage))
+    return await whole_response(task, request)
 
 
-def _read(content_type: str, body: bytes) -> CompletionRequest:
+def _parse(content_type: str, body: bytes) -> CompletionRequest:
     if content_type.partition(";")[0].strip().lower() != JSON_TYPE:
         raise not_json(content_type)
     try:
@@ -59,34 +60,34 @@ async def list_models(request: Request) -> Response:
     return JSONResponse(ModelList(data=[_model(_service(request))]).model_dump())
 
 
-async def show_model(request: Request) -> Response:
+async def get_model(request: Request) -> Response:
     """GET /v1/models/{model}."""
     service = _service(request)
     _check_model(request.path_params["model"], service)
     return JSONResponse(_model(service).model_dump())
 
 
-async def tell_health(request: Request) -> Response:
+async def get_health(request: Request) -> Response:
     """GET /healthz."""
-    _service(request).desk.check_open()
+    _service(request).queue.check_open()
     return JSONResponse(Health().model_dump())
 
 
-async def tell_metrics(request: Request) -> Response:
+async def get_metrics(request: Request) -> Response:
     """GET /metrics."""
-    return Response(_service(request).statistics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+    return Response(_service(request).metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
-async def show_document(request: Request) -> Response:
+async def get_openapi(request: Request) -> Response:
     """GET /openapi.json."""
-    return JSONResponse(document(_service(request).model, request.app.state.has_key))
+    return JSONResponse(openapi_document(_service(request).model, request.app.state.has_key))
 
 
 ROUTES = [
-    Route("/v1/completions", complete, methods=["POST"]),
+    Route("/v1/completions", create_completion, methods=["POST"]),
     Route("/v1/models", list_models, methods=["GET"]),
-    Route("/v1/models/{model:path}", show_model, methods=["GET"]),
-    Route("/healthz", tell_health, methods=["GET"]),
-    Route("/metrics", tell_metrics, methods=["GET"]),
-    Route("/openapi.json", show_document, methods=["GET"]),
+    Route("/v1/models/{model:path}", get_model, methods=["GET"]),
+    Route("/healthz", get_health, methods=["GET"]),
+    Route("/metrics", get_metrics, methods=["GET"]),
+    Route("/openapi.json", get_openapi, methods=["GET"]),
 ]

@@ -1,4 +1,4 @@
-"""What a server is told beside the model: where it listens, who may ask, and how much."""
+"""Settings of the server: address, API key and limits."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ PACKAGES = ("starlette", "uvicorn", "pydantic", "prometheus_client")
 
 @dataclasses.dataclass(frozen=True)
 class ServingSettings:
-    """How a server behaves.
+    """Address, API key and limits of a server.
 
     Attributes:
-        port: where it listens; 0: any free one.
-        host: a name or an address of this machine; 0.0.0.0 is all of them.
-        api_key: what a client must send as `Authorization: Bearer KEY`; None: nothing.
-        n_waiting: sequences that may wait for a row; more are refused.
-        body_bytes: largest body of a request.
-        body_seconds: that a client may take to send it.
-        answer_seconds: that an answer may take, the wait for a row included.
-        grace_seconds: that running answers may take once the server is to stop.
+        port: the TCP port; 0: any free one.
+        host: a name or address of this machine; 0.0.0.0 for all of them.
+        api_key: the key that clients send as `Authorization: Bearer KEY`; None: no key is needed.
+        n_waiting: how many sequences may wait for a row; further ones are refused.
+        body_bytes: the largest request body.
+        body_seconds: time limit for receiving a request body.
+        answer_seconds: time limit for an answer, the wait for a row included.
+        grace_seconds: time limit for running answers when the server shuts down.
     """
 
     port: int
@@ -38,37 +38,37 @@ class ServingSettings:
     grace_seconds: float = 30.0
 
     def __post_init__(self) -> None:
-        """Refuses what can never be served.
+        """Checks the port.
 
         Raises:
-            ConfigError: a value is out of range.
+            ConfigError: it is out of range.
         """
         if not 0 <= self.port <= MAX_PORT:
             raise ConfigError(
-                f"--serve {self.port}: is no port; give one of 1 to {MAX_PORT}, or 0 for any that is free"
+                f"--serve {self.port}: is not a port; give one from 1 to {MAX_PORT}, or 0 for any free one"
             )
 
 
 def key_from_environment() -> str | None:
-    """The key that clients must send; None: the variable is not set, and anyone may ask.
+    """Returns the key that clients must send; None if the variable is not set, and no key is needed.
 
     Raises:
-        UserError: it is set to what no header can carry.
+        UserError: a header cannot carry the key.
     """
     key = os.environ.get(KEY_VARIABLE)
     if key is not None and (not key.isascii() or not key.isprintable() or not key.strip() or key != key.strip()):
         raise UserError(
-            f"{KEY_VARIABLE}: is empty, or holds spaces around it or characters that a header cannot carry; set it "
-            "to letters, digits and signs of ASCII, or unset it"
+            f"{KEY_VARIABLE}: is empty, starts or ends with spaces, or has characters that a header cannot carry; set "
+            "it to ASCII letters, digits and punctuation, or unset it"
         )
     return key
 
 
 def check_packages() -> None:
-    """Finds that a package is missing before a model is loaded for nothing.
+    """Checks that the server's packages are installed, before a model is loaded.
 
     Raises:
-        UserError: one is.
+        UserError: a package is missing.
     """
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:

@@ -17,8 +17,9 @@ from configs.schema import RunConfig
 from models.kernels.sampling import SamplingParams
 from runtime.checkpoint.export import write_huggingface_folder
 from runtime.checkpoint.weight_sources import StoredTensor
-from runtime.generation.beam_search import BeamWriter
-from runtime.generation.engine import ActiveSequence, Engine, Piece, build_engine
+from runtime.generation.beam_search import BeamSearcher
+from runtime.generation.engine import Engine, TokenChunk, build_engine
+from runtime.generation.requests import GenerationRequest
 from runtime.mesh.placement import Placement, VariableSlices, VariableStore, place
 from tests import tiny
 from tests.models.reference_sampling import Rows, Text
@@ -94,26 +95,26 @@ def prompts(count: int) -> list[np.ndarray]:
     return [rng.integers(1, N_VOCAB, length, dtype=np.int32) for length in lengths]
 
 
-def written(engine: Engine, jobs: list[ActiveSequence]) -> list[list[int]]:
-    """What the engine writes for each job, in as many rows as it has; the eos that ended a text as -1."""
-    texts: dict[int, list[int]] = {number: [] for number in range(len(jobs))}
+def written(engine: Engine, requests: list[GenerationRequest]) -> list[list[int]]:
+    """What the engine writes for each request, in as many rows as it has; the eos that ended a text as -1."""
+    texts: dict[int, list[int]] = {number: [] for number in range(len(requests))}
     waiting, rows = list(texts), {}
     while waiting or rows:
         free = [row for row in range(engine.n_rows) if row not in rows][: len(waiting)]
         taken = {row: waiting.pop(0) for row in free}
         if taken:
-            engine.admit({row: jobs[number] for row, number in taken.items()})
+            engine.prefill({row: requests[number] for row, number in taken.items()})
         rows |= taken
-        for row, piece in engine.advance(5).items():
-            texts[rows[row]] += ended_by_mark(piece)
-            if piece.end:
+        for row, chunk in engine.decode_steps(5).items():
+            texts[rows[row]] += ended_by_mark(chunk)
+            if chunk.finish_reason:
                 engine.release(row)
                 del rows[row]
     return list(texts.values())
 
 
-def ended_by_mark(piece: Piece) -> list[int]:
-    return [*piece.tokens, -1] if piece.end == "stop" else list(piece.tokens)
+def ended_by_mark(chunk: TokenChunk) -> list[int]:
+    return [*chunk.tokens, -1] if chunk.finish_reason == "stop" else list(chunk.tokens)
 
 
 @pytest.mark.parametrize(
@@ -126,20 +127,20 @@ def ended_by_mark(piece: Piece) -> list[int]:
     ids=["greedy", "repetition penalty", "no repeated pair"],
 )
 def test_fifty_prompts_are_continued_alike(pair: Pair, rule: SamplingParams, settings: Mapping[str, object]) -> None:
-    jobs = [ActiveSequence(tuple(prompt.tolist()), rule, 0, N_NEW) for prompt in prompts(50)]
-    ours = written(pair.engine, jobs)
+    requests = [GenerationRequest(tuple(prompt.tolist()), rule, 0, N_NEW) for prompt in prompts(50)]
+    ours = written(pair.engine, requests)
     n_ended = 0
-    for job, text in zip(jobs, ours, strict=True):
-        (expected,), _ = pair.generated(np.array(job.tokens), max_new_tokens=N_NEW, **settings)
+    for request, text in zip(requests, ours, strict=True):
+        (expected,), _ = pair.generated(np.array(request.prompt_tokens), max_new_tokens=N_NEW, **settings)
         assert [pair.eos_id if token == -1 else token for token in text] == expected
         n_ended += text[-1] == -1
-    print(f"{n_ended} of {len(jobs)} ended with eos")
+    print(f"{n_ended} of {len(requests)} ended with eos")
     assert n_ended > 0
 
 
 @pytest.mark.parametrize(("n_beams", "length_penalty"), [(4, 1.0), (3, 0.0), (5, -0.5), (2, 2.0)])
 def test_twenty_prompts_have_the_same_beams(pair: Pair, n_beams: int, length_penalty: float) -> None:
-    writer, ends = BeamWriter(pair.config, pair.placement), []
+    writer, ends = BeamSearcher(pair.config, pair.placement), []
     for prompt in prompts(20):
         expected, scores = pair.generated(
             prompt,
@@ -149,9 +150,12 @@ def test_twenty_prompts_have_the_same_beams(pair: Pair, n_beams: int, length_pen
             length_penalty=length_penalty,
             early_stopping=False,
         )
-        answers = writer.answers(prompt.tolist(), n_beams, length_penalty, N_NEW, n_beams)
-        ends += [answer.end for answer in answers]
-        texts = [[*answer.tokens, pair.eos_id] if answer.end == "stop" else list(answer.tokens) for answer in answers]
+        answers = writer.search(prompt.tolist(), n_beams, length_penalty, N_NEW, n_beams)
+        ends += [answer.finish_reason for answer in answers]
+        texts = [
+            [*answer.tokens, pair.eos_id] if answer.finish_reason == "stop" else list(answer.tokens)
+            for answer in answers
+        ]
         assert texts == expected
         np.testing.assert_allclose([answer.score for answer in answers], scores, rtol=1e-4)
     print({end: ends.count(end) for end in set(ends)})

@@ -16,7 +16,8 @@ from configs.layout import find_layout_issues, parse_layout, parse_mesh_shape
 from configs.schema import ACTIVATIONS, MoeParams, PredictionConfig, RunConfig
 from models.kernels.sampling import SamplingParams
 from runtime.checkpoint.checkpoints import CheckpointWriter, restore
-from runtime.generation.engine import ActiveSequence, build_engine
+from runtime.generation.engine import build_engine
+from runtime.generation.requests import GenerationRequest
 from runtime.mesh.placement import Placement, place
 from runtime.training.loop import TrainingPosition
 from runtime.training.steps import LoweredStep, build_train_step
@@ -121,10 +122,10 @@ class Run:
 
     def write(self) -> np.ndarray:
         engine = build_engine(self.config, self.placement, 2)
-        engine.admit(
-            {row: ActiveSequence(tuple(PROMPT.tolist()), SamplingParams(temperature=0.0), 0, 6) for row in range(2)}
+        engine.prefill(
+            {row: GenerationRequest(tuple(PROMPT.tolist()), SamplingParams(temperature=0.0), 0, 6) for row in range(2)}
         )
-        written = engine.advance(6)
+        written = engine.decode_steps(6)
         return np.array([written[row].tokens for row in range(2)])
 
 

@@ -496,7 +496,7 @@ REFUSALS: dict[str, tuple[list[str], str]] = {
     ),
     "a masked model's text": (
         ["--predict", "--set", "mlm_training=true", "--set", "mlm_mask_id=2"],
-        "tiny: mlm_training = true: a masked model writes no text; give the config of a causal model",
+        "tiny: mlm_training = true: a masked language model cannot generate text; give the config of a causal model",
     ),
     "tpu": (
         ["--tpu", "colab"],

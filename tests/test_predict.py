@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from commands.console import counted
+from commands.console import with_progress
 from data.tokenization.tokenizer import Tokenizer, load_tokenizer
 from main import main
 from runtime.cluster.process_group import ALONE
@@ -179,7 +179,7 @@ def test_a_long_prompt_keeps_its_end(
     from_file: subprocess.CompletedProcess[str],
     from_standard_input: subprocess.CompletedProcess[str],
 ) -> None:
-    said = "--prompt prompts.jsonl: line 6: the prompt fills the context of 16 tokens: its last 8 are kept\n"
+    said = "--prompt prompts.jsonl: line 6: the prompt does not fit into n_ctx = 16: only its last 8 tokens are used\n"
     assert said in from_file.stdout
     assert parsed(from_standard_input.stdout)[8]["text"] == first[6]["text"]
 
@@ -191,8 +191,8 @@ def test_a_long_prompt_is_refused_if_that_is_asked(here: Path, tokenizer: Tokeni
     before = sorted(here.rglob("*"))
     assert predict("--prompt", "long.jsonl") == 2
     assert capsys.readouterr().err == "".join(
-        f"--prompt long.jsonl: line {line}: the prompt has more than the 15 tokens that leave room for one in n_ctx "
-        "= 16; shorten it, or set prompt_overflow to left\n"
+        f"--prompt long.jsonl: line {line}: the prompt has more than 15 tokens and leaves no room for a new one in "
+        "n_ctx = 16; shorten it, or set prompt_overflow to left\n"
         for line in (2, 3)
     )
     assert sorted(here.rglob("*")) == before
@@ -264,13 +264,13 @@ def test_answers_are_counted_at_a_terminal(monkeypatch: pytest.MonkeyPatch) -> N
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     with open(theirs, "w", encoding="utf-8") as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
-        assert list(counted(iter("abc"), 3, ALONE)) == ["a", "b", "c"]
+        assert list(with_progress(iter("abc"), 3, ALONE)) == ["a", "b", "c"]
         shown = ""
         while select.select([ours], [], [], 0.1)[0]:
             shown += os.read(ours, 1 << 16).decode()
         assert "0/3" in shown and "3/3" in shown and "answers" in shown
-        assert list(counted(iter("a"), 1, ALONE)) == ["a"]
-        assert list(counted(iter("abc"), 3, dataclasses.replace(ALONE, index=1))) == ["a", "b", "c"]
+        assert list(with_progress(iter("a"), 1, ALONE)) == ["a"]
+        assert list(with_progress(iter("abc"), 3, dataclasses.replace(ALONE, index=1))) == ["a", "b", "c"]
         assert select.select([ours], [], [], 0.1)[0] == []  # one answer needs no bar, and the first process has it
     os.close(ours)
 
@@ -284,7 +284,7 @@ REFUSALS: dict[str, tuple[Sequence[str], str]] = {
     ),
     "a folder for answers": (
         ["--predict", "--output", "texts"],
-        "--output texts: is a folder; give a file, or - for standard output",
+        "--output texts: is a directory; give a file, or - for standard output",
     ),
     "answers of another verb": (
         ["--eval", "--output", "a"],
@@ -300,7 +300,8 @@ REFUSALS: dict[str, tuple[Sequence[str], str]] = {
     ),
     "a search line after line": (
         ["--interactive", "--num_beams", "2"],
-        "num_beams = 2: a search shows nothing before its end; set it to 1 with --interactive, or give --predict",
+        "num_beams = 2: beam search has no text to show before it ends; set it to 1 with --interactive, or use "
+        "--predict",
     ),
     "a host of no server": (
         ["--predict", "--host", "0.0.0.0"],
@@ -308,7 +309,7 @@ REFUSALS: dict[str, tuple[Sequence[str], str]] = {
     ),
     "the prompt's own file for answers": (
         ["--predict", "--prompt", "prompt.txt", "--output", "./prompt.txt"],
-        "--output ./prompt.txt: is the file of the prompt; give another one for the answers",
+        "--output ./prompt.txt: is the prompt file; give another file for the answers",
     ),
     "no file for answers": (
         ["--predict", "--output", ""],
@@ -320,7 +321,7 @@ REFUSALS: dict[str, tuple[Sequence[str], str]] = {
     ),
     "a file where nothing can be": (
         ["--predict", "--output", "tiny.json/answers/a"],
-        "--output tiny.json/answers/a: nothing may be written into tiny.json; give a file that can be written",
+        "--output tiny.json/answers/a: tiny.json is not writable; give a file that can be written",
     ),
     "no rows": (
         ["--predict", "--rows", "0"],
@@ -338,7 +339,7 @@ REFUSALS: dict[str, tuple[Sequence[str], str]] = {
     ),
     "a masked model's talk": (
         ["--interactive", "--set", "mlm_training=true", "--set", "mlm_mask_id=2"],
-        "tiny: mlm_training = true: a masked model writes no text; give the config of a causal model",
+        "tiny: mlm_training = true: a masked language model cannot generate text; give the config of a causal model",
     ),
     "a server on a TPU": (
         ["--serve", "0", "--tpu", "local"],
@@ -488,7 +489,7 @@ LONG = ("--set", "n_ctx=20000", "--set", records_dataset(), "--never_end", "--te
 @pytest.mark.slow
 def test_at_a_terminal_an_answer_is_stopped_and_the_program_goes_on(here: Path, tmp_path: Path) -> None:
     with Terminal([*TRAINED, "--interactive", *LONG], tmp_path) as terminal:
-        terminal.until("Ctrl-D ends the program.")
+        terminal.until("Ctrl-D exits.")
         terminal.until("> ")
         terminal.type("the cat\n")
         terminal.until("the cat\r\n")

@@ -51,7 +51,7 @@ def rows_at(x: mtf.Tensor, places: mtf.Tensor) -> mtf.Tensor:
 
 
 class InsertRows(MeshOperation):
-    """whole [held_rows, ...], rows [whole, ...], places [whole] -> like whole."""
+    """whole [cache_rows, ...], rows [whole, ...], places [whole] -> like whole."""
 
     def __init__(self, inputs: Sequence[mtf.Tensor]):
         super().__init__(inputs, [(inputs[0].shape, inputs[0].dtype)], "insert_rows")
@@ -65,7 +65,7 @@ def insert_rows(whole: mtf.Tensor, rows: mtf.Tensor, places: mtf.Tensor) -> mtf.
     """Puts rows into a tensor of more rows.
 
     Args:
-        whole: [held_rows, ...]; held_rows may be split.
+        whole: [cache_rows, ...]; cache_rows may be split.
         rows: [batch, ...], of the same sizes and layout behind batch.
         places: int32 [batch], no two the same.
     """

@@ -1,4 +1,4 @@
-"""Beam search by a run's model: the best texts that follow a prompt."""
+"""Beam search: the most likely texts that follow a prompt."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from runtime.training.steps import LoweredStep, compile_step, id_spec, lower, ne
 
 
 @dataclasses.dataclass(frozen=True)
-class BeamAnswer:
-    """One text that a search has found.
+class BeamHypothesis:
+    """One text that beam search has found.
 
     Attributes:
-        tokens: without the eos that ended it.
+        tokens: without the eos that ends it.
         score: its log-probability, that of the eos included, / its length ** length_penalty.
-        end: why it ended: "stop", eos, or "length", all tokens are written.
+        finish_reason: "stop" for eos, "length" for the token limit.
     """
 
     tokens: tuple[int, ...]
     score: float
-    end: str
+    finish_reason: str
 
 
 def build_beam_search(search: BeamSearch, placement: Placement, prompt_length: int) -> LoweredStep:
-    """A search for what follows a prompt.
+    """Builds the program that searches for the continuations of one prompt.
 
     Returns:
-        A step from (tokens int32 [1, sequence], lengths int32 [1], length_penalty float32, n_wanted int32), as `Wish`
-        has them, to tokens int32 [beams, new_tokens], lengths int32 [beams] and scores float32 [beams] of the texts
-        that have ended, best first; where there are fewer, their lengths are 0.
+        A step from (tokens int32 [1, sequence], lengths int32 [1], length_penalty float32, n_wanted int32), the fields
+        of `Wish`, to tokens int32 [beams, new_tokens], lengths int32 [beams] and scores float32 [beams] of the finished
+        texts, best first. If there are fewer, the remaining lengths are 0.
     """
-    # The beams of one prompt change places in every turn, so that they stay together.
+    # Every step reorders the beams of the prompt, so they are not split over processors.
     placement = placement.without("batch", "sequence", "memory_length")
     mesh_impl = placement.implementation(search.n_beams)
 
@@ -63,52 +63,45 @@ def build_beam_search(search: BeamSearch, placement: Placement, prompt_length: i
     return compile_step(step, *signature, by_xla=placement.shape.size == 1)
 
 
-def _answer(tokens: list[int], score: float, eos_id: int) -> BeamAnswer:
+def _hypothesis(tokens: list[int], score: float, eos_id: int) -> BeamHypothesis:
     has_stopped = tokens[-1] == eos_id
-    return BeamAnswer(tuple(tokens[:-1] if has_stopped else tokens), score, "stop" if has_stopped else "length")
+    return BeamHypothesis(tuple(tokens[:-1] if has_stopped else tokens), score, "stop" if has_stopped else "length")
 
 
-class BeamWriter:
-    """What searches with a run's model; its programs are built once for prompts of about a length."""
+class BeamSearcher:
+    """Runs beam search with a run's model. A program is built once for all prompts of similar length."""
 
     def __init__(
         self, config: RunConfig, placement: Placement, synchronized: Callable[[Step], Step] = lambda step: step
     ):
-        """Prepares nothing yet.
+        """Builds nothing yet; the arguments are those of `build_engine`."""
+        self._config, self._placement, self._synchronized = config, placement, synchronized
 
-        Args:
-            config: of the run.
-            placement: where it lies.
-            meeting: makes of a step one in which the processes of a run wait for each other; see
-                `ProcessGroup.meeting`.
-        """
-        self._config, self._placement, self._meeting = config, placement, synchronized
-
-    @functools.cache  # noqa: B019 -- a writer lives as long as its programs
+    @functools.cache  # noqa: B019 -- a searcher lives as long as its programs
     def _program(self, prompt_length: int, n_beams: int, n_new_tokens: int) -> Step:
         model, n_ctx = self._config.model, self._config.model.n_ctx
-        memory_length, kept_dtype = min(n_ctx, prompt_length + n_new_tokens), self._config.prediction.cache_dtype
-        search = BeamSearch(model, self._config.data.eos_id, n_beams, n_new_tokens, memory_length, kept_dtype)
-        return self._meeting(build_beam_search(search, self._placement, prompt_length))
+        memory_length, cache_dtype = min(n_ctx, prompt_length + n_new_tokens), self._config.prediction.cache_dtype
+        search = BeamSearch(model, self._config.data.eos_id, n_beams, n_new_tokens, memory_length, cache_dtype)
+        return self._synchronized(build_beam_search(search, self._placement, prompt_length))
 
     def program(self, n_prompt_tokens: int, n_beams: int, n_new_tokens: int) -> Step:
-        """The program for a prompt; building the first one makes the model's variables, which weights are then read
-        into.
+        """Returns the program for a prompt. Building the first one makes the model's variables, so weights are
+        restored after it.
         """
         n_ctx = self._config.model.n_ctx
         return self._program(padded_length(n_prompt_tokens, n_ctx), n_beams, padded_length(n_new_tokens, n_ctx))
 
-    def answers(
+    def search(
         self, tokens: Sequence[int], n_beams: int, length_penalty: float, n_new_tokens: int, n_best: int
-    ) -> list[BeamAnswer]:
-        """The best texts that follow a prompt, best first.
+    ) -> list[BeamHypothesis]:
+        """Returns the best continuations of a prompt, best first.
 
         Args:
-            tokens: the prompt, at least one.
-            n_beams: how many open texts are followed at a time.
-            length_penalty: texts are compared by their log-probability / their length ** length_penalty.
-            n_new_tokens: the most to write, at least 1; with the prompt they fit into n_ctx.
-            n_best: of so many texts; at most n_beams.
+            tokens: the prompt, at least one token.
+            n_beams: how many unfinished texts are followed at a time.
+            length_penalty: texts are ranked by log-probability / length ** length_penalty.
+            n_new_tokens: the most tokens of a continuation, at least 1; prompt and new tokens fit into n_ctx.
+            n_best: how many to return; at most n_beams.
         """
         program = self.program(len(tokens), n_beams, n_new_tokens)
         padded = np.zeros((1, padded_length(len(tokens), self._config.model.n_ctx)), np.int32)
@@ -116,4 +109,4 @@ class BeamWriter:
         found = program(padded, np.array([len(tokens)], np.int32), np.float32(length_penalty), np.int32(n_new_tokens))
         ended = zip(found["tokens"].tolist(), found["lengths"].tolist(), found["scores"].tolist(), strict=True)
         eos_id = self._config.data.eos_id
-        return [_answer(whole[:length], score, eos_id) for whole, length, score in ended if length][:n_best]
+        return [_hypothesis(whole[:length], score, eos_id) for whole, length, score in ended if length][:n_best]

@@ -1,6 +1,7 @@
-"""The text of an answer while its tokens come one by one: whole characters, cut before the first stop string.
+"""Incremental detokenizing: turns tokens into text as they arrive, in whole characters, up to the first stop string.
 
-What is given is never taken back, so what may yet become a stop string, or a character of several bytes, is held.
+Text that is returned is never taken back, so bytes that may yet become a character, and text that may yet become a
+stop string, are held until that is decided.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ from collections.abc import Sequence
 
 
 @dataclasses.dataclass(frozen=True)
-class Token:
-    """A token that was written, with what is told of it.
+class ScoredToken:
+    """A generated token.
 
     Attributes:
-        id: of the token.
+        id: its id in the vocabulary.
         log_prob: its log-probability under the model itself.
-        top: the likeliest alternatives, (id, log-probability) each, likeliest first.
+        top: the most likely tokens at its position as (id, log-probability), most likely first.
     """
 
     id: int
@@ -27,72 +28,72 @@ class Token:
 
 
 @dataclasses.dataclass(frozen=True)
-class Given:
-    """What is given now.
+class Detokenized:
+    """The text and tokens that are released by one call.
 
     Attributes:
-        text: goes on where the last one ended.
-        tokens: whose text begins in what was given so far, and that were not given yet.
-        is_cut: a stop string ends the answer here.
+        text: continues the text released before.
+        tokens: those whose text starts in what has been released and that were not returned before.
+        is_cut: whether a stop string ends the text here.
     """
 
     text: str
-    tokens: tuple[Token, ...]
+    tokens: tuple[ScoredToken, ...]
     is_cut: bool
 
 
 def _first_stop(text: str, stops: Sequence[str]) -> int:
-    """Where the first stop string in a text begins; the text's length: there is none."""
-    return min((place for stop in stops if (place := text.find(stop)) >= 0), default=len(text))
+    """Returns where the first stop string in a text starts; the text's length if there is none."""
+    return min((start for stop in stops if (start := text.find(stop)) >= 0), default=len(text))
 
 
-def _open_end(text: str, stops: Sequence[str]) -> int:
-    """Where the end of a text begins that may become a stop string; the text's length: it may not."""
+def _partial_stop(text: str, stops: Sequence[str]) -> int:
+    """Returns where an end of the text that may become a stop string starts; the text's length if none may."""
     longest = max(map(len, stops), default=0)
-    begins = range(max(0, len(text) - longest), len(text))
-    return next((place for place in begins if any(stop.startswith(text[place:]) for stop in stops)), len(text))
+    starts = range(max(0, len(text) - longest), len(text))
+    return next((start for start in starts if any(stop.startswith(text[start:]) for stop in stops)), len(text))
 
 
-def _n_ended(pending: bytes, text: bytes) -> int:
-    """How many characters of the bytes that are pending end, as broken ones do, where a text goes on from there."""
-    return max(0, len((pending + text[:1]).decode("utf-8", "replace")) - 1)
+def _n_completed(pending: bytes, new: bytes) -> int:
+    """Returns how many characters of the pending bytes turn out to be broken once the new bytes follow."""
+    return max(0, len((pending + new[:1]).decode("utf-8", "replace")) - 1)
 
 
-class AnswerText:
-    """The text of one answer. Bytes that are not UTF-8 become U+FFFD, as when all of them are decoded at once."""
+class Detokenizer:
+    """Decodes the tokens of one text. Invalid UTF-8 becomes U+FFFD, as if all bytes were decoded at once."""
 
-    def __init__(self, stops: Sequence[str]) -> None:
-        """Begins empty; none of the stop strings is."""
-        self._stops = tuple(stops)
+    def __init__(self, stop_strings: Sequence[str]) -> None:
+        """Starts with an empty text; no stop string may be empty."""
+        self._stop_strings = tuple(stop_strings)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
-        self._tokens: deque[tuple[int, Token]] = deque()  # with the place in `_held` where the text of each begins
+        self._tokens: deque[tuple[int, ScoredToken]] = deque()  # with the index in `_held` at which each starts
 
-    def add(self, token: Token, text: bytes) -> None:
-        """Adds a token and the bytes it stands for."""
+    def add(self, token: ScoredToken, token_bytes: bytes) -> None:
+        """Adds a token and its bytes."""
         pending, _ = self._decoder.getstate()
-        self._tokens.append((len(self._held) + _n_ended(pending, text), token))
-        self._held += self._decoder.decode(text)
+        self._tokens.append((len(self._held) + _n_completed(pending, token_bytes), token))
+        self._held += self._decoder.decode(token_bytes)
 
-    def take(self, is_last: bool) -> Given:
-        """Gives all that will not be taken back; at the last, what is left."""
+    def take(self, is_last: bool) -> Detokenized:
+        """Returns all new text that is certain; if no more tokens follow, everything that is left."""
         if is_last:
             self._held += self._decoder.decode(b"", final=True)
-        stop, open_end = _first_stop(self._held, self._stops), _open_end(self._held, self._stops)
-        if stop < len(self._held) and (is_last or stop <= open_end):
-            return Given(self._held[:stop], self._tokens_before(stop), True)
+        stop, partial_stop = _first_stop(self._held, self._stop_strings), _partial_stop(self._held, self._stop_strings)
+        if stop < len(self._held) and (is_last or stop <= partial_stop):
+            return Detokenized(self._held[:stop], self._tokens_before(stop), True)
         if is_last:
-            return Given(self._held, tuple(token for _, token in self._tokens), False)
-        return self._advance(min(stop, open_end))
+            return Detokenized(self._held, tuple(token for _, token in self._tokens), False)
+        return self._release(min(stop, partial_stop))
 
-    def _advance(self, place: int) -> Given:
-        given = Given(self._held[:place], self._tokens_before(place), False)
-        self._held = self._held[place:]
-        self._tokens = deque((start - place, token) for start, token in self._tokens)
-        return given
+    def _release(self, end: int) -> Detokenized:
+        released = Detokenized(self._held[:end], self._tokens_before(end), False)
+        self._held = self._held[end:]
+        self._tokens = deque((start - end, token) for start, token in self._tokens)
+        return released
 
-    def _tokens_before(self, place: int) -> tuple[Token, ...]:
-        given = []
-        while self._tokens and self._tokens[0][0] < place:
-            given.append(self._tokens.popleft()[1])
-        return tuple(given)
+    def _tokens_before(self, end: int) -> tuple[ScoredToken, ...]:
+        tokens = []
+        while self._tokens and self._tokens[0][0] < end:
+            tokens.append(self._tokens.popleft()[1])
+        return tuple(tokens)

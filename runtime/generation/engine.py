@@ -1,4 +1,7 @@
-"""Writes many texts side by side: rows of a batch, of which each may begin and end at any time."""
+"""Engines that generate texts side by side: each row of a batch is a text that may start and end at any time.
+
+The programs are in `programs`, and which request gets which row is decided in `scheduler`.
+"""
 
 from __future__ import annotations
 
@@ -11,247 +14,249 @@ import numpy as np
 
 from configs.schema import RunConfig
 from models.kernels.sampling import SamplingParams, rule_arrays
-from runtime.generation.programs import RowState, build_admission, build_advance, build_scores, decoder_of
+from runtime.generation.programs import RowState, build_decode_steps, build_decoder, build_prefill, build_scores
+from runtime.generation.requests import GenerationRequest
 from runtime.mesh.placement import Placement
 from runtime.mesh.tpu_mesh import TpuPlacement
 from runtime.training import tpu_steps
 
-SHORTEST_PROMPT = 32  # that a program is built for; longer ones by powers of two
+SHORTEST_PROMPT = 32  # programs are built for this length, and for powers of two above it
 
 Step = Callable[..., dict[str, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
-class ActiveSequence:
-    """One text to write.
-
-    Attributes:
-        tokens: the prompt, at least one and less than n_ctx.
-        rule: how tokens are chosen.
-        seed: the same one gives the same text, in whatever row, company or mesh.
-        n_new_tokens: the most to write, at least 1; with the prompt they fit into n_ctx.
-        n_top: of so many likeliest tokens the log-probabilities are told; at most `MAX_TOP`.
-    """
-
-    tokens: tuple[int, ...]
-    rule: SamplingParams
-    seed: int
-    n_new_tokens: int
-    n_top: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
 class TokenChunk:
-    """What a row has written since it was asked before.
+    """The tokens that a row has generated since the last call.
 
     Attributes:
-        tokens: without the eos that ended it.
-        log_probs: of each token under the model itself, before temperature, penalties and filters.
-        top: of each token the `n_top` likeliest ones at its place with their log-probabilities, likeliest first.
-        end: why nothing more comes: "stop", eos was chosen, or "length", all tokens are written; None: more may come.
+        tokens: without the eos that ends the text.
+        log_probs: of each token, under the model itself: before temperature, penalties and filters.
+        top: at each position the `n_top` most likely tokens with their log-probabilities, most likely first.
+        finish_reason: "stop" if eos was chosen, "length" if the token limit is reached; None: the text is not finished.
     """
 
     tokens: tuple[int, ...]
     log_probs: tuple[float, ...]
     top: tuple[tuple[tuple[int, float], ...], ...]
-    end: str | None
+    finish_reason: str | None
 
 
 class Engine(Protocol):
-    """What writes; one thread at a time may use it."""
+    """Generates texts in rows. Only one thread at a time may use it.
+
+    Attributes:
+        n_rows: how many texts are generated at once.
+        n_ctx: the most tokens of a text, its prompt included.
+    """
 
     n_rows: int
     n_ctx: int
 
-    def admit(self, jobs: Mapping[int, ActiveSequence]) -> None:
-        """Gives jobs to free rows."""
+    def prefill(self, requests: Mapping[int, GenerationRequest]) -> None:
+        """Assigns requests to free rows and reads their prompts."""
 
-    def advance(self, n_turns: int) -> dict[int, TokenChunk]:
-        """Lets every row that has a job write up to so many tokens; a row that has ended gives nothing more."""
+    def decode_steps(self, n_steps: int) -> dict[int, TokenChunk]:
+        """Generates up to `n_steps` tokens in every row whose text is not finished; returns them by row."""
 
     def release(self, row: int) -> None:
-        """Frees a row, whether it has ended or not."""
+        """Frees a row, whether its text is finished or not."""
 
     def score(self, tokens: Sequence[int], n_top: int = 0) -> TokenChunk:
-        """How likely the tokens of a text are, from the second one on."""
+        """Returns the log-probabilities of a text's tokens, from the second on."""
 
 
 def padded_length(n_tokens: int, n_ctx: int) -> int:
-    """The length of the program that reads so many tokens."""
+    """Returns the prompt length of the program that reads a prompt of `n_tokens`."""
     length = SHORTEST_PROMPT
     while length < n_tokens:
         length *= 2
     return min(length, n_ctx)
 
 
-def _n_padded_rows(n_jobs: int) -> int:
-    """Of the program that reads so many prompts: a power of two."""
-    return 1 << (n_jobs - 1).bit_length()
+def _n_padded_rows(n_requests: int) -> int:
+    """Returns the number of rows of the program that reads so many prompts: a power of two."""
+    return 1 << (n_requests - 1).bit_length()
 
 
-def prompt_arrays(jobs: Sequence[ActiveSequence], n_ctx: int) -> list[np.ndarray]:
-    """What the programs take of jobs: tokens, row numbers, floats and integers, as `build_admission` says; as many rows
-    as the next power of two, those without a job empty.
+def prompt_arrays(requests: Sequence[GenerationRequest], n_ctx: int) -> list[np.ndarray]:
+    """Returns the inputs of `build_prefill` for requests: tokens, row inputs, and sampling settings as floats and as
+    integers. The rows are padded to a power of two.
     """
-    n_rows = _n_padded_rows(len(jobs))
-    length = padded_length(max(len(job.tokens) for job in jobs), n_ctx)
-    tokens, row_numbers = np.zeros((n_rows, length), np.int32), np.zeros((4, n_rows), np.int32)
-    row_numbers[0] = 1
-    for row, job in enumerate(jobs):
-        tokens[row, : len(job.tokens)] = job.tokens
-        row_numbers[:, row] = len(job.tokens), len(job.tokens) + job.n_new_tokens, job.seed, job.n_top
-    rules = [job.rule for job in jobs] + [SamplingParams()] * (n_rows - len(jobs))
-    return [tokens, row_numbers, *rule_arrays(rules)]
+    n_rows = _n_padded_rows(len(requests))
+    length = padded_length(max(len(request.prompt_tokens) for request in requests), n_ctx)
+    tokens, row_inputs = np.zeros((n_rows, length), np.int32), np.zeros((4, n_rows), np.int32)
+    row_inputs[0] = 1
+    for row, request in enumerate(requests):
+        n_prompt_tokens = len(request.prompt_tokens)
+        tokens[row, :n_prompt_tokens] = request.prompt_tokens
+        row_inputs[:, row] = n_prompt_tokens, request.max_length, request.seed, request.n_top
+    sampling = [request.sampling for request in requests] + [SamplingParams()] * (n_rows - len(requests))
+    return [tokens, row_inputs, *rule_arrays(sampling)]
 
 
 @dataclasses.dataclass
-class _Row:
-    """A job and how far the host has been told."""
+class ActiveSequence:
+    """A request that has a row.
 
-    job: ActiveSequence
-    n_told: int
-    has_ended: bool = False
+    Attributes:
+        request: the request itself.
+        length: tokens of the text that the host has read back, prompt included.
+        is_finished: whether no more tokens follow.
+    """
 
-    @property
-    def limit(self) -> int:
-        return len(self.job.tokens) + self.job.n_new_tokens
+    request: GenerationRequest
+    length: int
+    is_finished: bool = False
 
-    def piece(self, told: Mapping[str, np.ndarray], row: int) -> TokenChunk:
-        """What is new of this row in what a program has told of all."""
-        length, ended = int(told["lengths"][row]), bool(told["ended"][row])
-        new = slice(self.n_told, length)
-        self.n_told = length
-        self.has_ended = ended or length == self.limit
+    @staticmethod
+    def of(request: GenerationRequest) -> ActiveSequence:
+        """Returns the sequence before its first new token."""
+        return ActiveSequence(request, len(request.prompt_tokens))
+
+    def next_chunk(self, outputs: Mapping[str, np.ndarray], row: int) -> TokenChunk:
+        """Returns what is new in the outputs of a program, in which the sequence has this row."""
+        length, has_stopped = int(outputs["lengths"][row]), bool(outputs["ended"][row])
+        new = slice(self.length, length)
+        self.length = length
+        self.is_finished = has_stopped or length == self.request.max_length
         return TokenChunk(
-            tuple(told["tokens"][row, new].tolist()),
-            tuple(told["log_probs"][row, new].tolist()),
-            _top(told["top_tokens"][row, new], told["top_log_probs"][row, new], self.job.n_top),
-            "stop" if ended else "length" if self.has_ended else None,
+            tuple(outputs["tokens"][row, new].tolist()),
+            tuple(outputs["log_probs"][row, new].tolist()),
+            _top(outputs["top_tokens"][row, new], outputs["top_log_probs"][row, new], self.request.n_top),
+            "stop" if has_stopped else "length" if self.is_finished else None,
         )
 
 
 def _top(tokens: np.ndarray, log_probs: np.ndarray, n_top: int) -> tuple[tuple[tuple[int, float], ...], ...]:
-    """[positions, top] twice -> of each position the first `n_top` pairs."""
+    """Returns the first `n_top` pairs at each position, from two arrays [positions, top]."""
     return tuple(
         tuple(zip(ids.tolist(), values.tolist(), strict=True))
         for ids, values in zip(tokens[:, :n_top], log_probs[:, :n_top], strict=True)
     )
 
 
-class CachedEngine:
-    """An engine whose rows stay on the devices between calls.
+class ContinuousBatchEngine:
+    """An engine whose rows, KV cache included, stay on the devices between calls.
 
     Attributes:
-        n_rows: texts that are written at once.
-        n_ctx: the most tokens of a text, its prompt among them.
+        n_rows: see `Engine`.
+        n_ctx: see `Engine`.
     """
 
     def __init__(self, config: RunConfig, placement: Placement, n_rows: int, synchronized: Callable[[Step], Step]):
+        """Builds the decoding program; see `build_engine`."""
         self.n_rows, self.n_ctx = n_rows, config.model.n_ctx
-        self._config, self._placement, self._meeting = config, placement, synchronized
-        self._held = RowState.of(decoder_of(config), placement, n_rows)
-        self._advance = synchronized(build_advance(self._held))
-        self._rows: dict[int, _Row] = {}
+        self._config, self._placement, self._synchronized = config, placement, synchronized
+        self._row_state = RowState.of(build_decoder(config), placement, n_rows)
+        self._decode_steps = synchronized(build_decode_steps(self._row_state))
+        self._active: dict[int, ActiveSequence] = {}
 
     @functools.cache  # noqa: B019 -- an engine lives as long as its programs
-    def _admission(self, n_prompts: int, length: int) -> Step:
-        return self._meeting(build_admission(self._held, n_prompts, length))
+    def _prefill(self, n_prompts: int, length: int) -> Step:
+        return self._synchronized(build_prefill(self._row_state, n_prompts, length))
 
     @functools.cache  # noqa: B019
     def _scores(self, length: int) -> Step:
-        return self._meeting(build_scores(self._config, self._placement, length))
+        return self._synchronized(build_scores(self._config, self._placement, length))
 
-    def admit(self, jobs: Mapping[int, ActiveSequence]) -> None:
-        """See `Engine.admit`."""
-        assert all(0 <= row < self.n_rows and row not in self._rows for row in jobs), "rows are taken"
-        arrays = prompt_arrays(list(jobs.values()), self.n_ctx)
+    def prefill(self, requests: Mapping[int, GenerationRequest]) -> None:
+        """See `Engine.prefill`."""
+        assert all(0 <= row < self.n_rows and row not in self._active for row in requests), "rows are taken"
+        arrays = prompt_arrays(list(requests.values()), self.n_ctx)
         n_prompts, length = arrays[0].shape
         rows = np.full(n_prompts, self.n_rows, np.int32)
-        rows[: len(jobs)] = list(jobs)
-        self._admission(n_prompts, length)(*arrays, rows)
-        self._rows |= {row: _Row(job, len(job.tokens)) for row, job in jobs.items()}
+        rows[: len(requests)] = list(requests)
+        self._prefill(n_prompts, length)(*arrays, rows)
+        self._active |= {row: ActiveSequence.of(request) for row, request in requests.items()}
 
-    def advance(self, n_turns: int) -> dict[int, TokenChunk]:
-        """See `Engine.advance`."""
-        going_on = {row: held for row, held in self._rows.items() if not held.has_ended}
-        if not going_on:
+    def decode_steps(self, n_steps: int) -> dict[int, TokenChunk]:
+        """See `Engine.decode_steps`."""
+        unfinished = _unfinished(self._active)
+        if not unfinished:
             return {}
         limits = np.zeros(self.n_rows, np.int32)
-        for row, held in going_on.items():
-            limits[row] = held.limit
-        told = self._advance(np.int32(n_turns), limits)
-        return {row: held.piece(told, row) for row, held in going_on.items()}
+        for row, sequence in unfinished.items():
+            limits[row] = sequence.request.max_length
+        outputs = self._decode_steps(np.int32(n_steps), limits)
+        return {row: sequence.next_chunk(outputs, row) for row, sequence in unfinished.items()}
 
     def release(self, row: int) -> None:
         """See `Engine.release`."""
-        del self._rows[row]
+        del self._active[row]
 
     def score(self, tokens: Sequence[int], n_top: int = 0) -> TokenChunk:
         """See `Engine.score`."""
         padded = np.zeros((1, padded_length(len(tokens), self.n_ctx)), np.int32)
         padded[0, : len(tokens)] = tokens
         scored = self._scores(padded.shape[1])(padded)
-        places = slice(0, len(tokens) - 1)
+        scored_positions = slice(0, len(tokens) - 1)
         return TokenChunk(
             tuple(tokens[1:]),
-            tuple(scored["log_probs"][0, places].tolist()),
-            _top(scored["top_tokens"][0, places], scored["top_log_probs"][0, places], n_top),
+            tuple(scored["log_probs"][0, scored_positions].tolist()),
+            _top(scored["top_tokens"][0, scored_positions], scored["top_log_probs"][0, scored_positions], n_top),
             None,
         )
 
 
-class WholeTextEngine:
-    """An engine that writes each text in one call, from the prompt to the end, as a TPU does: nothing is kept between
-    calls, and no text is begun before those of the call before have ended.
+def _unfinished(active: Mapping[int, ActiveSequence]) -> dict[int, ActiveSequence]:
+    return {row: sequence for row, sequence in active.items() if not sequence.is_finished}
+
+
+class StaticBatchEngine:
+    """An engine for TPUs that generates each text in one call, from prompt to end. It keeps nothing on the devices
+    between calls, and starts no text before all of the previous batch are finished.
 
     Attributes:
-        n_rows: texts that are written at once.
-        n_ctx: the most tokens of a text, its prompt among them.
+        n_rows: see `Engine`.
+        n_ctx: see `Engine`.
     """
 
     def __init__(self, n_ctx: int, n_rows: int, build: Callable[[int, int], Step]):
+        """Takes what builds the program of so many rows and a prompt length."""
         self.n_rows, self.n_ctx, self._build = n_rows, n_ctx, functools.lru_cache(maxsize=None)(build)
-        self._rows: dict[int, _Row] = {}
-        # The program of many short prompts: to build one makes the model's variables.
+        self._active: dict[int, ActiveSequence] = {}
+        # The program for a full batch of short prompts: building one makes the model's variables.
         self._build(_n_padded_rows(n_rows), padded_length(1, n_ctx))
 
-    def admit(self, jobs: Mapping[int, ActiveSequence]) -> None:
-        """See `Engine.admit`."""
-        self._rows |= {row: _Row(job, len(job.tokens)) for row, job in jobs.items()}
+    def prefill(self, requests: Mapping[int, GenerationRequest]) -> None:
+        """Assigns requests to rows; their prompts are read when they are decoded."""
+        self._active |= {row: ActiveSequence.of(request) for row, request in requests.items()}
 
-    def advance(self, n_turns: int) -> dict[int, TokenChunk]:
-        """See `Engine.advance`; however few are asked for, all tokens come at once."""
-        waiting = {row: held for row, held in self._rows.items() if not held.has_ended}
-        if not waiting:
+    def decode_steps(self, n_steps: int) -> dict[int, TokenChunk]:
+        """See `Engine.decode_steps`; generates all tokens of each text, whatever `n_steps` is."""
+        unfinished = _unfinished(self._active)
+        if not unfinished:
             return {}
-        arrays = prompt_arrays([held.job for held in waiting.values()], self.n_ctx)
-        told = self._build(*arrays[0].shape)(*arrays)
-        return {row: held.piece(told, place) for place, (row, held) in enumerate(waiting.items())}
+        arrays = prompt_arrays([sequence.request for sequence in unfinished.values()], self.n_ctx)
+        outputs = self._build(*arrays[0].shape)(*arrays)
+        return {row: sequence.next_chunk(outputs, i) for i, (row, sequence) in enumerate(unfinished.items())}
 
     def release(self, row: int) -> None:
         """See `Engine.release`."""
-        del self._rows[row]
+        del self._active[row]
 
     def score(self, tokens: Sequence[int], n_top: int = 0) -> TokenChunk:
-        """Not on a TPU, where no server runs."""
+        """Is not supported: no server runs on a TPU."""
         raise NotImplementedError("a TPU scores no texts")
 
 
 def build_engine(
     config: RunConfig, placement: Placement, n_rows: int, synchronized: Callable[[Step], Step] = lambda step: step
 ) -> Engine:
-    """What writes with a run's model; building it makes the model's variables, which weights are then read into.
+    """Builds the engine of a run's model. This makes the model's variables, so weights are restored after it.
 
     Args:
-        config: of the run.
-        placement: where it lies.
-        n_rows: texts that are written at once; each takes a cache of n_ctx positions.
-        meeting: makes of a step one in which the processes of a run wait for each other; see `ProcessGroup.meeting`.
+        config: the run.
+        placement: the devices and the layout.
+        n_rows: how many texts are generated at once; each takes a KV cache of n_ctx positions.
+        synchronized: wraps a step so that the processes of a run wait for one another; see
+            `ProcessGroup.synchronized`.
     """
     if isinstance(placement, TpuPlacement):
-        return WholeTextEngine(
+        return StaticBatchEngine(
             config.model.n_ctx,
             n_rows,
-            lambda *size: synchronized(tpu_steps.build_whole_texts(config, placement, *size)),
+            lambda *size: synchronized(tpu_steps.build_generate(config, placement, *size)),
         )
-    return CachedEngine(config, placement, n_rows, synchronized)
+    return ContinuousBatchEngine(config, placement, n_rows, synchronized)

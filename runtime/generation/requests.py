@@ -1,22 +1,47 @@
-"""From what somebody asks for to what the engine is told: the same for files, the terminal and the server, so that the
-same prompt, settings and seed give the same text in each.
+"""Generation requests, made alike for files, the terminal and the server: the same prompt, settings and seed give the
+same text in each.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
 from configs.errors import ConfigError
 from configs.prompts import Prompt
 from configs.schema import PredictionConfig
 from models.kernels.sampling import SamplingParams
-from runtime.generation.engine import ActiveSequence
-from runtime.generation.scheduler import GenerationRequest
 from runtime.training.multi_step import noise_key
 
 
-def rule_of(settings: PredictionConfig) -> SamplingParams:
-    """How each token is chosen."""
+@dataclasses.dataclass(frozen=True)
+class GenerationRequest:
+    """One text to generate.
+
+    Attributes:
+        prompt_tokens: at least one and fewer than n_ctx.
+        sampling: how tokens are chosen.
+        seed: the same seed gives the same text, whatever the row, the other requests or the mesh.
+        max_new_tokens: at least 1; prompt and new tokens fit into n_ctx.
+        n_top: how many of the most likely tokens to report at each position, at most `MAX_TOP`.
+        stop_strings: none of them empty; the text is cut before the first that occurs.
+    """
+
+    prompt_tokens: tuple[int, ...]
+    sampling: SamplingParams
+    seed: int
+    max_new_tokens: int
+    n_top: int = 0
+    stop_strings: tuple[str, ...] = ()
+
+    @property
+    def max_length(self) -> int:
+        """The most tokens of the text, its prompt included."""
+        return len(self.prompt_tokens) + self.max_new_tokens
+
+
+def sampling_params(settings: PredictionConfig) -> SamplingParams:
+    """Returns the sampling parameters that the settings give."""
     return SamplingParams(
         temperature=settings.temperature,
         top_k=settings.top_k,
@@ -33,8 +58,8 @@ def rule_of(settings: PredictionConfig) -> SamplingParams:
 
 
 def sample_seed(seed: int, sample: int) -> int:
-    """The seed of a prompt's sample of this number, from 0: of nothing else, so that it stays the same wherever the
-    prompt stands, and in whatever company.
+    """Returns the seed of a prompt's sample, counted from 0. It depends on nothing else, so a text stays the same
+    wherever its prompt stands in a file.
     """
     return int(noise_key(seed, sample))
 
@@ -42,41 +67,44 @@ def sample_seed(seed: int, sample: int) -> int:
 def fit_prompt(
     ids: Sequence[int], prompt: Prompt, n_ctx: int, eos_id: int, warn: Callable[[str], None]
 ) -> tuple[int, ...]:
-    """The ids of a prompt that the model is given, with room for at least one more.
+    """Returns the token ids that the model is given for a prompt, with room for at least one new token.
 
     Args:
-        ids: of the prompt, or the last `n_ctx` of them; none: eos, which every text follows.
-        prompt: where they come from, and what to do where they are too many.
-        n_ctx: of the model.
-        eos_id: of its tokens.
-        warn: is told of what is left out.
+        ids: those of the prompt, or the last `n_ctx` of them; if there are none, the model is given eos, as at the
+            start of a document.
+        prompt: supplies the settings that say how to handle overflow.
+        n_ctx: the model's context length.
+        eos_id: the id of the end-of-text token.
+        warn: called with a message if the prompt is truncated.
 
     Raises:
-        ConfigError: they are too many, and are not to be cut.
+        ConfigError: the prompt is too long and may not be truncated.
     """
     settings = prompt.settings
     if n_ctx < 2:
-        raise ConfigError(f"n_ctx = {n_ctx}: has no room for a prompt and a token; give a model with a longer one")
+        raise ConfigError(f"n_ctx = {n_ctx}: leaves no room for a prompt and a token; use a model with a longer one")
     if len(ids) < n_ctx:
         return tuple(ids) or (eos_id,)
     if settings.prompt_overflow == "refuse":
         raise ConfigError(
-            f"{prompt.place}: the prompt has more than the {n_ctx - 1} tokens that leave room for one in n_ctx = "
+            f"{prompt.place}: the prompt has more than {n_ctx - 1} tokens and leaves no room for a new one in n_ctx = "
             f"{n_ctx}; shorten it, or set prompt_overflow to left"
         )
     n_kept = n_ctx - min(settings.predict_max_steps or n_ctx, n_ctx // 2)
-    warn(f"{prompt.place}: the prompt fills the context of {n_ctx} tokens: its last {n_kept} are kept")
+    warn(f"{prompt.place}: the prompt does not fit into n_ctx = {n_ctx}: only its last {n_kept} tokens are used")
     return tuple(ids[-n_kept:])
 
 
-def n_new_tokens(tokens: Sequence[int], settings: PredictionConfig, n_ctx: int) -> int:
-    """How many tokens may follow a prompt: as many as are asked for and have room."""
+def max_new_tokens(tokens: Sequence[int], settings: PredictionConfig, n_ctx: int) -> int:
+    """Returns how many tokens may follow a prompt: as many as requested, within the context."""
     room = n_ctx - len(tokens)
     return min(settings.predict_max_steps or room, room)
 
 
-def asks_of(tokens: tuple[int, ...], settings: PredictionConfig, seed: int, n_ctx: int) -> Iterator[GenerationRequest]:
-    """The samples of one prompt, of which there may be more than memory holds."""
-    rule, limit = rule_of(settings), n_new_tokens(tokens, settings, n_ctx)
-    for number in range(settings.predict_batch_size):
-        yield GenerationRequest(ActiveSequence(tokens, rule, sample_seed(seed, number), limit), settings.stop)
+def sample_requests(
+    tokens: tuple[int, ...], settings: PredictionConfig, seed: int, n_ctx: int
+) -> Iterator[GenerationRequest]:
+    """Yields a request for each sample of a prompt, one by one: there may be more than fit into memory."""
+    sampling, limit = sampling_params(settings), max_new_tokens(tokens, settings, n_ctx)
+    for sample in range(settings.predict_batch_size):
+        yield GenerationRequest(tokens, sampling, sample_seed(seed, sample), limit, stop_strings=settings.stop)

@@ -1,7 +1,7 @@
-"""Who is written next: any number of asks on the rows of one engine, and the text of each as it grows.
+"""Continuous batching: schedules any number of requests onto the rows of one engine.
 
-An ask waits, in order, for a free row; rows are at different places of different answers, and one that ends makes room
-at once.
+Requests wait in order of arrival for a free row. Each row is at its own position of its own text, and a text that ends
+frees its row at once.
 """
 
 from __future__ import annotations
@@ -10,141 +10,133 @@ import dataclasses
 import itertools
 from collections.abc import Callable
 
-from runtime.generation.detokenizer import AnswerText, Token
-from runtime.generation.engine import ActiveSequence, Engine, TokenChunk
+from runtime.generation.detokenizer import Detokenizer, ScoredToken
+from runtime.generation.engine import Engine, TokenChunk
+from runtime.generation.requests import GenerationRequest
 
-TURNS_AT_ONCE = 8
-
-
-@dataclasses.dataclass(frozen=True)
-class GenerationRequest:
-    """One answer that somebody wants.
-
-    Attributes:
-        job: its prompt, and how it is written.
-        stops: strings, none empty; the answer is cut before the first of them.
-    """
-
-    job: ActiveSequence
-    stops: tuple[str, ...] = ()
+DECODE_STEPS = 8  # between two looks at the queue
 
 
 @dataclasses.dataclass(frozen=True)
-class Delta:
-    """What is new of an answer.
+class TextChunk:
+    """The next part of a generated text.
 
     Attributes:
-        text: goes on where the last one ended, in whole characters, and is not taken back.
-        tokens: those whose text begins in what was given so far, and that were not told yet.
-        log_probs: of each of them, under the model itself.
-        top: the likeliest alternatives to each.
-        end: None: the answer goes on; "stop": at the end of the text or a stop string; "length": it has its tokens.
+        text: whole characters, never taken back.
+        tokens: those whose text starts in this chunk or an earlier one and that have not been reported before.
+        log_probs: of each of these tokens, under the model itself.
+        top: the most likely alternatives to each.
+        finish_reason: "stop" for an end of text or a stop string, "length" for the token limit; None: the text is not
+            finished.
     """
 
     text: str
     tokens: tuple[int, ...]
     log_probs: tuple[float, ...]
     top: tuple[tuple[tuple[int, float], ...], ...]
-    end: str | None
+    finish_reason: str | None
 
 
 @dataclasses.dataclass(frozen=True)
-class _Answer:
-    """An ask on its way."""
+class _Sequence:
+    """A submitted request."""
 
-    ticket: int
-    ask: GenerationRequest
-    tell: Callable[[Delta], None]
-    text: AnswerText
+    request_id: int
+    request: GenerationRequest
+    on_chunk: Callable[[TextChunk], None]
+    detokenizer: Detokenizer
 
 
 class Scheduler:
-    """Shares an engine among asks; one thread calls all of it. Who is told may submit and cancel."""
+    """Shares an engine among requests. Only one thread may call it; callbacks may submit and cancel."""
 
     def __init__(self, engine: Engine, bytes_of: Callable[[int], bytes]) -> None:
-        """Takes an engine whose rows are free, and what a token's bytes are."""
+        """Takes an engine without active rows, and what gives the bytes of a token."""
         self._engine = engine
         self._bytes_of = bytes_of
-        self._waiting: dict[int, _Answer] = {}
-        self._running: dict[int, _Answer] = {}
-        self._tickets = itertools.count()
+        self._waiting: dict[int, _Sequence] = {}
+        self._running: dict[int, _Sequence] = {}  # by row
+        self._request_ids = itertools.count()
 
     @property
     def n_rows(self) -> int:
-        """Asks that are answered at once."""
+        """How many requests can run at once."""
         return self._engine.n_rows
 
     @property
     def n_waiting(self) -> int:
-        """Asks without a row."""
+        """Number of requests without a row."""
         return len(self._waiting)
 
     @property
     def n_running(self) -> int:
-        """Asks with a row."""
+        """Number of requests with a row."""
         return len(self._running)
 
-    def submit(self, ask: GenerationRequest, tell: Callable[[Delta], None]) -> int:
-        """Puts an ask last in the queue; returns the ticket that cancels it.
+    def submit(self, request: GenerationRequest, on_chunk: Callable[[TextChunk], None]) -> int:
+        """Appends a request to the queue.
 
         Args:
-            ask: what is wanted.
-            tell: is called with what is new of the answer, in order; the last time with its end.
-        """
-        assert all(ask.stops), "an empty stop string"
-        ticket = next(self._tickets)
-        self._waiting[ticket] = _Answer(ticket, ask, tell, AnswerText(ask.stops))
-        return ticket
-
-    def cancel(self, ticket: int) -> None:
-        """Forgets an ask, of which nothing more is told; one that has ended is forgotten already."""
-        self._waiting.pop(ticket, None)
-        for row, answer in list(self._running.items()):
-            if answer.ticket == ticket:
-                self._free(row)
-
-    def turn(self, n_turns: int = TURNS_AT_ONCE) -> bool:
-        """Gives free rows to those who wait, writes up to `n_turns` tokens in each row, and tells them.
+            request: the text to generate.
+            on_chunk: called with each chunk of the text in order; the last one has a `finish_reason`.
 
         Returns:
-            Whether there was anything to do.
+            The id that `cancel` takes.
         """
-        self._admit()
+        assert all(request.stop_strings), "an empty stop string"
+        request_id = next(self._request_ids)
+        self._waiting[request_id] = _Sequence(request_id, request, on_chunk, Detokenizer(request.stop_strings))
+        return request_id
+
+    def cancel(self, request_id: int) -> None:
+        """Drops a request, whose callback is not called again. Does nothing if it has finished."""
+        self._waiting.pop(request_id, None)
+        for row, sequence in list(self._running.items()):
+            if sequence.request_id == request_id:
+                self._free(row)
+
+    def step(self, n_steps: int = DECODE_STEPS) -> bool:
+        """Prefills free rows from the queue, decodes up to `n_steps` tokens in each row, and reports them.
+
+        Returns:
+            Whether any row was active.
+        """
+        self._prefill()
         if not self._running:
             return False
-        pieces = self._engine.advance(n_turns)
-        for row, answer in list(self._running.items()):
-            if self._running.get(row) is answer:  # another's `tell` may have cancelled it
-                self._report(row, answer, pieces[row])
+        chunks = self._engine.decode_steps(n_steps)
+        for row, sequence in list(self._running.items()):
+            if self._running.get(row) is sequence:  # the callback of another may have cancelled it
+                self._report(row, sequence, chunks[row])
         return True
 
-    def _admit(self) -> None:
+    def _prefill(self) -> None:
         free = [row for row in range(self._engine.n_rows) if row not in self._running]
-        for row, answer in zip(free, list(self._waiting.values()), strict=False):
+        for row, sequence in zip(free, list(self._waiting.values()), strict=False):
             # One at a time: a program for each number of prompts takes longer to compile than it saves.
-            self._engine.admit({row: answer.ask.job})
-            self._running[row] = self._waiting.pop(answer.ticket)
+            self._engine.prefill({row: sequence.request})
+            self._running[row] = self._waiting.pop(sequence.request_id)
 
-    def _report(self, row: int, answer: _Answer, piece: TokenChunk) -> None:
-        for token in map(Token, piece.tokens, piece.log_probs, piece.top):
-            answer.text.add(token, self._bytes_of(token.id))
-        given = answer.text.take(is_last=piece.end is not None)
-        end = "stop" if given.is_cut else piece.end
-        if end is not None:
+    def _report(self, row: int, sequence: _Sequence, chunk: TokenChunk) -> None:
+        for token in map(ScoredToken, chunk.tokens, chunk.log_probs, chunk.top):
+            sequence.detokenizer.add(token, self._bytes_of(token.id))
+        new = sequence.detokenizer.take(is_last=chunk.finish_reason is not None)
+        finish_reason = "stop" if new.is_cut else chunk.finish_reason
+        if finish_reason is not None:
             self._free(row)
-        if given.text or given.tokens or end is not None:
-            answer.tell(_delta(given.text, given.tokens, end))
+        if new.text or new.tokens or finish_reason is not None:
+            sequence.on_chunk(_text_chunk(new.text, new.tokens, finish_reason))
 
     def _free(self, row: int) -> None:
         del self._running[row]
         self._engine.release(row)
 
 
-def _delta(text: str, tokens: tuple[Token, ...], end: str | None) -> Delta:
-    return Delta(
+def _text_chunk(text: str, tokens: tuple[ScoredToken, ...], finish_reason: str | None) -> TextChunk:
+    return TextChunk(
         text,
         tuple(token.id for token in tokens),
         tuple(token.log_prob for token in tokens),
         tuple(token.top for token in tokens),
-        end,
+        finish_reason,
     )

@@ -199,10 +199,10 @@ def build_eval_step(config: RunConfig, placement: TpuPlacement) -> TpuStep:
     return _build(placement, lambda replica: steps.build_eval_step(config, replica), [ids, ids])
 
 
-def build_whole_texts(config: RunConfig, placement: TpuPlacement, n_rows: int, length: int) -> TpuStep:
-    """See `generation.build_whole_texts`."""
+def build_generate(config: RunConfig, placement: TpuPlacement, n_rows: int, length: int) -> TpuStep:
+    """See `generation.build_generate`."""
     return _build(
         placement,
-        lambda replica: programs.build_whole_texts(config, replica, n_rows, length),
+        lambda replica: programs.build_generate(config, replica, n_rows, length),
         programs.prompt_signature(n_rows, length),
     )

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from configs.errors import ConfigError
-from configs.prompts import MAX_ISSUES, begins_as_prompts, parse_prompts
+from configs.prompts import MAX_ISSUES, parse_prompts, starts_as_json_lines
 from configs.schema import PREDICTION_FLAGS, PredictionConfig, keys_of
 from tests import tiny
 
@@ -31,7 +31,7 @@ def test_prompts_have_settings_of_their_own_over_those_of_the_run() -> None:
     first, second, third = parse_prompts("p.jsonl", "\n".join(lines) + "\n", CONFIG)
     assert [prompt.place for prompt in (first, second, third)] == [f"p.jsonl: line {number}" for number in (1, 2, 4)]
     assert [prompt.given for prompt in (first, second, third)] == ["Once", (1, 2), ""]
-    assert [prompt.own for prompt in (first, second, third)] == [{}, {"id": {"a": [1, None]}}, {"id": None}]
+    assert [prompt.extra for prompt in (first, second, third)] == [{}, {"id": {"a": [1, None]}}, {"id": None}]
     assert first.settings == CONFIG.prediction
     assert second.settings == PredictionConfig(
         temperature=0.0, top_k=7, stop=("\n",), predict_seed=5, predict_batch_size=2
@@ -58,11 +58,11 @@ def test_a_line_that_asks_for_a_search_need_not_take_sampling_back() -> None:
     ("line", "issue"),
     [
         ("hello", "is not JSON (Expecting value: line 1 column 1 (char 0)); correct the line, such as"),
-        ('{"prompt": "a", "temperature": NaN}', "is not JSON (NaN is no number of JSON); correct the line, such as"),
+        ('{"prompt": "a", "temperature": NaN}', "is not JSON (NaN is not a JSON number); correct the line, such as"),
         ('{"prompt": "a", "prompt": "b"}', "is not JSON (a key is given twice); correct the line, such as"),
         (
             '{"prompt": "a", "id": 1e400}',
-            "is not JSON (1e400 is more than numbers can be); correct the line, such as",
+            "is not JSON (1e400 is too large); correct the line, such as",
         ),
         ("[" * 100_000, "is not JSON (it is nested too deeply); correct the line, such as"),
         ('["a"]', "is no object with a prompt; write it as"),
@@ -151,4 +151,4 @@ def test_no_prompt_at_all(text: str) -> None:
     ],
 )
 def test_a_text_is_one_of_prompts_by_its_first_line(text: str, is_one: bool) -> None:
-    assert begins_as_prompts(text) == is_one
+    assert starts_as_json_lines(text) == is_one

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from configs.schema import MoeParams
 from meshtf import tf
 from models.kernels import beams as kernels
-from runtime.generation.beam_search import BeamAnswer, BeamWriter
+from runtime.generation.beam_search import BeamHypothesis, BeamSearcher
 from runtime.mesh.placement import place
 from tests import tiny
 from tests.models import reference
@@ -108,7 +108,7 @@ def test_there_are_no_more_texts_than_tokens_to_begin_with() -> None:
 class Searcher:
     """A model that searches, and its variables."""
 
-    writer: BeamWriter
+    writer: BeamSearcher
     values: Mapping[str, np.ndarray]
 
 
@@ -118,7 +118,7 @@ def searcher_of(
     """Its variables are the same on any mesh."""
     config = tiny.run_config(tiny.mesh_config(*mesh), model=model)
     placement = place(config.mesh, devices if mesh[0] else devices[:1])
-    writer = BeamWriter(config, placement)
+    writer = BeamSearcher(config, placement)
     writer.program(len(PROMPT), n_beams, n_new_tokens=10)
     placement.store.initialize(seed=1)
     tiny.disturb(placement.store)
@@ -132,20 +132,22 @@ def on_one_device(devices: tuple[str, ...]) -> Searcher:
 
 def expected_answers(
     searcher: Searcher, model: Mapping[str, object], prompt: tuple[int, ...], penalty: float, n_new_tokens: int
-) -> list[BeamAnswer]:
+) -> list[BeamHypothesis]:
     config = tiny.run_config(model=model).model
 
     def next_logits(text: tuple[int, ...]) -> np.ndarray:
         return reference.logits(config, searcher.values, np.array([prompt + text]))[0, -1]
 
     return [
-        BeamAnswer(text[:-1], score, "stop") if text[-1] == EOS else BeamAnswer(text, score, "length")
+        BeamHypothesis(text[:-1], score, "stop") if text[-1] == EOS else BeamHypothesis(text, score, "length")
         for score, text in search(next_logits, EOS, 3, penalty, n_new_tokens)
     ]
 
 
-def assert_same(actual: Sequence[BeamAnswer], expected: Sequence[BeamAnswer]) -> None:
-    assert [(answer.tokens, answer.end) for answer in actual] == [(answer.tokens, answer.end) for answer in expected]
+def assert_same(actual: Sequence[BeamHypothesis], expected: Sequence[BeamHypothesis]) -> None:
+    assert [(answer.tokens, answer.finish_reason) for answer in actual] == [
+        (answer.tokens, answer.finish_reason) for answer in expected
+    ]
     np.testing.assert_allclose([answer.score for answer in actual], [answer.score for answer in expected], rtol=1e-4)
 
 
@@ -158,8 +160,8 @@ def test_answers_are_those_of_the_whole_model(
     on_one_device: Searcher, prompt: tuple[int, ...], penalty: float, n_new_tokens: int
 ) -> None:
     expected = expected_answers(on_one_device, {}, prompt, penalty, n_new_tokens)
-    assert_same(on_one_device.writer.answers(prompt, 3, penalty, n_new_tokens, 3), expected)
-    assert_same(on_one_device.writer.answers(prompt, 3, penalty, n_new_tokens, 1), expected[:1])
+    assert_same(on_one_device.writer.search(prompt, 3, penalty, n_new_tokens, 3), expected)
+    assert_same(on_one_device.writer.search(prompt, 3, penalty, n_new_tokens, 1), expected[:1])
 
 
 # Experts that take every token: in the whole model a later token takes no room from an earlier one.
@@ -179,7 +181,7 @@ MIXTURE = MoeParams(moe_num_experts=4, moe_hidden_size=16, moe_group_size=16, mo
 def test_every_kind_of_cache_follows_the_beams(devices: tuple[str, ...], model: Mapping[str, object]) -> None:
     searcher = searcher_of(devices, model=model)
     expected = expected_answers(searcher, model, PROMPT, 1.0, 10)
-    assert_same(searcher.writer.answers(PROMPT, 3, 1.0, 10, 3), expected)
+    assert_same(searcher.writer.search(PROMPT, 3, 1.0, 10, 3), expected)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +195,7 @@ def test_every_kind_of_cache_follows_the_beams(devices: tuple[str, ...], model: 
 def test_a_mesh_answers_as_one_device(devices: tuple[str, ...], on_one_device: Searcher, layout: str) -> None:
     on_mesh = searcher_of(devices, ("x:2,y:2", layout)).writer
     for prompt in (PROMPT, PROMPT[:2]):
-        actual, expected = (writer.answers(prompt, 3, 1.0, 8, 3) for writer in (on_mesh, on_one_device.writer))
+        actual, expected = (writer.search(prompt, 3, 1.0, 8, 3) for writer in (on_mesh, on_one_device.writer))
         assert_same(actual, expected)
 
 
@@ -204,7 +206,7 @@ def test_one_beam_writes_the_likeliest_token(devices: tuple[str, ...]) -> None:
     while len(text) < len(PROMPT) + 8 and text[-1] != EOS:
         logits = reference.logits(tiny.MODEL, searcher.values, np.array([text]))
         text.append(int(logits[0, -1].argmax()))
-    (answer,) = searcher.writer.answers(PROMPT, 1, 1.0, 8, 1)
+    (answer,) = searcher.writer.search(PROMPT, 1, 1.0, 8, 1)
     assert list(answer.tokens) == [token for token in text[len(PROMPT) :] if token != EOS]
 
 

@@ -11,7 +11,8 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from data.tokenization.tokenizer import Tokenizer
-from runtime.generation.engine import ActiveSequence, TokenChunk
+from runtime.generation.engine import TokenChunk
+from runtime.generation.requests import GenerationRequest
 from serving.app import serve
 from serving.model import ServedModel
 from serving.settings import ServingSettings, key_from_environment
@@ -41,11 +42,11 @@ def top_of(token: int, n_top: int) -> tuple[tuple[int, float], ...]:
     return tuple(((token + 1 + i) % EOS_ID, -(i + 1) / 128) for i in range(n_top))
 
 
-def token_at(job: ActiveSequence, place: int) -> int:
+def token_at(request: GenerationRequest, place: int) -> int:
     """The prompt over and over, from a place that the seed tells, and at temperature 0 from its beginning."""
-    begin = job.seed if job.rule.temperature else 0
-    token = job.tokens[(begin + place) % len(job.tokens)]
-    return IN_PLACE_OF_EOS if token == EOS_ID and job.rule.never_end else token
+    begin = request.seed if request.sampling.temperature else 0
+    token = request.prompt_tokens[(begin + place) % len(request.prompt_tokens)]
+    return IN_PLACE_OF_EOS if token == EOS_ID and request.sampling.never_end else token
 
 
 @dataclasses.dataclass
@@ -55,41 +56,41 @@ class ScriptedEngine:
     n_rows: int
     n_ctx: int
     seconds_per_token: float
-    jobs: dict[int, ActiveSequence] = dataclasses.field(default_factory=dict)
+    requests: dict[int, GenerationRequest] = dataclasses.field(default_factory=dict)
     written: dict[int, int] = dataclasses.field(default_factory=dict)
 
-    def admit(self, jobs: Mapping[int, ActiveSequence]) -> None:
-        """Begins jobs."""
-        assert not set(jobs) & set(self.jobs)
-        if any(byte_text(job.tokens) == BREAKS for job in jobs.values()):
-            raise RuntimeError("the engine was told to break")
-        self.jobs |= jobs
-        self.written |= dict.fromkeys(jobs, 0)
+    def prefill(self, requests: Mapping[int, GenerationRequest]) -> None:
+        """Begins requests."""
+        assert not set(requests) & set(self.requests)
+        if any(byte_text(request.prompt_tokens) == BREAKS for request in requests.values()):
+            raise RuntimeError("the prompt breaks the engine")
+        self.requests |= requests
+        self.written |= dict.fromkeys(requests, 0)
 
-    def advance(self, n_turns: int) -> dict[int, TokenChunk]:
+    def decode_steps(self, n_steps: int) -> dict[int, TokenChunk]:
         """Writes."""
-        time.sleep(self.seconds_per_token * n_turns)
-        return {row: self._advance(row, job, n_turns) for row, job in self.jobs.items()}
+        time.sleep(self.seconds_per_token * n_steps)
+        return {row: self._decode_row(row, request, n_steps) for row, request in self.requests.items()}
 
-    def _advance(self, row: int, job: ActiveSequence, n_turns: int) -> TokenChunk:
-        begin, end = self.written[row], min(self.written[row] + n_turns, job.n_new_tokens)
-        tokens = tuple(token_at(job, place) for place in range(begin, end))
+    def _decode_row(self, row: int, request: GenerationRequest, n_steps: int) -> TokenChunk:
+        begin, end = self.written[row], min(self.written[row] + n_steps, request.max_new_tokens)
+        tokens = tuple(token_at(request, place) for place in range(begin, end))
         self.written[row] = end
         if EOS_ID in tokens:
-            return piece(tokens[: tokens.index(EOS_ID)], job.n_top, "stop")
-        return piece(tokens, job.n_top, "length" if end == job.n_new_tokens else None)
+            return chunk(tokens[: tokens.index(EOS_ID)], request.n_top, "stop")
+        return chunk(tokens, request.n_top, "length" if end == request.max_new_tokens else None)
 
     def release(self, row: int) -> None:
         """Frees a row."""
-        del self.jobs[row], self.written[row]
+        del self.requests[row], self.written[row]
 
     def score(self, tokens: Sequence[int], n_top: int = 0) -> TokenChunk:
         """Scores a text."""
         time.sleep(self.seconds_per_token)
-        return piece(tuple(tokens[1:]), n_top, None)
+        return chunk(tuple(tokens[1:]), n_top, None)
 
 
-def piece(tokens: tuple[int, ...], n_top: int, end: str | None) -> TokenChunk:
+def chunk(tokens: tuple[int, ...], n_top: int, end: str | None) -> TokenChunk:
     """Tokens with their scores."""
     return TokenChunk(tokens, tuple(map(log_prob, tokens)), tuple(top_of(token, n_top) for token in tokens), end)
 

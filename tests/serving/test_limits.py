@@ -1,4 +1,4 @@
-"""Who may ask and how much, and how a server ends; the engine writes what its prompts tell it to."""
+"""The server's API key, limits and shutdown; the engine repeats the prompts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SLOW = ("--rows", 1, "--seconds_per_token", 0.05)  # 120 tokens in 6 s
 def until(holds: Callable[[], bool], seconds: float = 20.0) -> None:
     end = time.monotonic() + seconds
     while not holds():
-        assert time.monotonic() < end, "it never came"
+        assert time.monotonic() < end, "timed out"
         time.sleep(0.02)
 
 
@@ -47,7 +47,7 @@ def number(server: Server, name: str) -> float:
 
 @contextlib.contextmanager
 def streaming(server: Server, **fields: Any) -> Iterator[Iterator[str]]:
-    """Lines of an answer that has begun."""
+    """Yields the remaining lines of an answer that has started."""
     body = {"model": "scripted", "prompt": "abc", "temperature": 0, "stream": True, **fields}
     with httpx2.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as said:
         lines = said.iter_lines()
@@ -55,7 +55,7 @@ def streaming(server: Server, **fields: Any) -> Iterator[Iterator[str]]:
         yield lines
 
 
-def test_who_has_no_key_is_refused() -> None:
+def test_requests_without_the_key_are_refused() -> None:
     with scripted(NEOMESH_API_KEY="let me in") as server:
         assert server.client("let me in").completions.create(model="scripted", prompt="ab").choices[0].text
         for key in ("let me", "let me in!", "LET ME IN"):
@@ -73,15 +73,15 @@ def test_who_has_no_key_is_refused() -> None:
 
 
 @pytest.mark.parametrize("key", ["", " ", " key", "k\ney", "schlüssel"])
-def test_a_key_that_no_header_carries_is_refused(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_that_no_header_can_carry_is_refused(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NEOMESH_API_KEY", key)
-    with pytest.raises(UserError, match="^NEOMESH_API_KEY: is empty, or .*; set it "):
+    with pytest.raises(UserError, match="^NEOMESH_API_KEY: is empty, starts .*; set it "):
         key_from_environment()
 
 
-def test_strangers_are_warned_of() -> None:
+def test_a_server_open_to_the_network_without_a_key_warns() -> None:
     with scripted("--host", "0.0.0.0") as server:
-        assert server.said[0].startswith("warning: --host 0.0.0.0; anyone who reaches this machine may ask")
+        assert server.said[0].startswith("warning: --host 0.0.0.0: anyone who reaches this machine can use the server")
         port = server.url.rpartition(":")[2]
         assert httpx2.get(f"http://127.0.0.1:{port}/healthz").status_code == 200
     with scripted("--host", "0.0.0.0", NEOMESH_API_KEY="key") as server:
@@ -100,7 +100,7 @@ def test_a_body_that_is_too_large_is_refused_and_the_next_is_not() -> None:
         assert post(server, prompt="a").status_code == 200
 
 
-def test_a_body_that_does_not_come_is_not_waited_for() -> None:
+def test_a_body_that_does_not_arrive_times_out() -> None:
     with scripted("--body_seconds", 0.3) as server:
         host, port = server.url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port))) as link:
@@ -109,7 +109,7 @@ def test_a_body_that_does_not_come_is_not_waited_for() -> None:
         assert post(server).status_code == 200
 
 
-def test_a_client_that_goes_in_the_middle_of_its_body_is_no_fault() -> None:
+def test_a_client_that_disconnects_in_the_middle_of_its_body_causes_no_fault() -> None:
     with scripted() as server:
         address = server.url.removeprefix("http://").split(":")
         with socket.create_connection((address[0], int(address[1]))) as link:
@@ -119,21 +119,21 @@ def test_a_client_that_goes_in_the_middle_of_its_body_is_no_fault() -> None:
         assert not any("Traceback" in line for line in server.said)
 
 
-def test_more_than_may_wait_is_refused_until_there_is_room() -> None:
+def test_a_full_queue_refuses_requests_until_there_is_room() -> None:
     with scripted(*SLOW, "--n_waiting", 2) as server, concurrent.futures.ThreadPoolExecutor() as threads:
         with streaming(server, max_tokens=120):
             waiting = [threads.submit(post, server, max_tokens=2) for _ in range(2)]
-            until(lambda: number(server, "neomesh_waiting") == 2)
+            until(lambda: number(server, "neomesh_num_requests_waiting") == 2)
             said = post(server)
             assert (said.status_code, said.json()["error"]["code"]) == (429, "queue_full")
             assert int(said.headers["retry-after"]) >= 1
-            assert post(server, n=4).status_code == 400  # never is there room for so many
+            assert post(server, n=4).status_code == 400  # there can never be room for so many
             assert httpx2.get(f"{server.url}/healthz").status_code == 200
         assert [one.result().json()["choices"][0]["text"] for one in waiting] == ["ab", "ab"]
         assert post(server, max_tokens=1).status_code == 200
 
 
-def test_an_answer_that_takes_too_long_is_ended() -> None:
+def test_an_answer_that_takes_too_long_times_out() -> None:
     with scripted("--rows", 1, "--seconds_per_token", 0.02, "--answer_seconds", 0.8) as server:
         said = post(server, max_tokens=120)
         assert (said.status_code, said.json()["error"]["code"], "retry-after" in said.headers) == (503, "late", True)
@@ -142,51 +142,56 @@ def test_an_answer_that_takes_too_long_is_ended() -> None:
         assert json.loads(last.removeprefix("data: "))["error"]["code"] == "late"
         with pytest.raises(openai.APIError, match="took more than 0.8 seconds"):
             list(server.client().completions.create(model="scripted", prompt="abc", max_tokens=120, stream=True))
-        until(lambda: number(server, "neomesh_running") == 0, 1.0)
+        until(lambda: number(server, "neomesh_num_requests_running") == 0, 1.0)
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_what_nobody_waits_for_is_not_written(stream: bool) -> None:
+def test_a_request_is_cancelled_when_its_client_disconnects(stream: bool) -> None:
     with scripted(*SLOW) as server:
         with pytest.raises(httpx2.ReadTimeout):
             body = {"model": "scripted", "prompt": "a", "max_tokens": 120, "n": 3, "stream": stream}
             with httpx2.stream("POST", f"{server.url}/v1/completions", json=body, timeout=0.3) as said:
                 for _ in said.iter_lines():
                     raise httpx2.ReadTimeout("enough")
-        until(lambda: number(server, "neomesh_running") == 0 == number(server, "neomesh_waiting"), 2.0)
+        until(
+            lambda: (
+                number(server, "neomesh_num_requests_running") == 0 == number(server, "neomesh_num_requests_waiting")
+            ),
+            2.0,
+        )
         assert number(server, 'neomesh_answers_total{end="cancelled"}') == 3
         assert post(server, max_tokens=1).status_code == 200
 
 
-def test_scores_that_nobody_waits_for_are_not_made() -> None:
+def test_scoring_is_cancelled_when_its_client_disconnects() -> None:
     with scripted("--seconds_per_token", 0.2) as server:
         with pytest.raises(httpx2.ReadTimeout):
             body = {"model": "scripted", "prompt": ["ab"] * 100, "max_tokens": 0, "echo": True, "logprobs": 1}
             httpx2.post(f"{server.url}/v1/completions", json=body, timeout=0.5)
-        until(lambda: number(server, "neomesh_waiting") == 0, 3.0)
+        until(lambda: number(server, "neomesh_num_requests_waiting") == 0, 3.0)
 
 
-def test_a_long_list_of_scores_keeps_nobody_waiting() -> None:
+def test_a_long_list_to_score_does_not_hold_up_other_requests() -> None:
     with scripted("--seconds_per_token", 0.01) as server, concurrent.futures.ThreadPoolExecutor() as threads:
         listed = threads.submit(post, server, prompt=["ab"] * 150, max_tokens=0, echo=True, logprobs=1)
-        until(lambda: number(server, "neomesh_waiting") > 100)
+        until(lambda: number(server, "neomesh_num_requests_waiting") > 100)
         assert post(server, max_tokens=16).status_code == 200 and not listed.done()
         assert len(listed.result().json()["choices"]) == 150
 
 
-@pytest.mark.parametrize("number_", [signal.SIGTERM, signal.SIGINT])
-def test_running_answers_are_given_whole_when_it_is_stopped(number_: int) -> None:
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+def test_running_answers_finish_when_the_server_is_stopped(signal_number: int) -> None:
     with scripted(*SLOW) as server:
         with httpx2.Client(base_url=server.url) as other:
             assert other.get("/healthz").status_code == 200
             with streaming(server, max_tokens=30) as lines:
-                server.signal(number_)
+                server.signal(signal_number)
                 until(lambda: other.get("/healthz").status_code == 503)
                 said = post(server)
                 assert (said.status_code, said.json()["error"]["code"]) == (503, "stopping")
                 assert list(lines)[-2:] == ["data: [DONE]", ""]
         assert server.end() == 0
-        assert server.said[1:] == ["stopping; sequences that are still being written: 1"]
+        assert server.said[1:] == ["stopping; unfinished sequences: 1"]
 
 
 def test_an_idle_server_stops_at_once() -> None:
@@ -198,7 +203,7 @@ def test_an_idle_server_stops_at_once() -> None:
 
 
 @pytest.mark.parametrize("second", [True, False], ids=["two signals", "no grace"])
-def test_what_takes_too_long_is_cut_short_when_it_is_stopped(second: bool) -> None:
+def test_answers_are_cut_off_after_the_grace_period_or_a_second_signal(second: bool) -> None:
     with (
         scripted(*SLOW, "--grace_seconds", 60 if second else 0.5) as server,
         streaming(server, max_tokens=120) as lines,
@@ -212,17 +217,17 @@ def test_what_takes_too_long_is_cut_short_when_it_is_stopped(second: bool) -> No
         assert server.end() == 128 + (signal.SIGINT if second else signal.SIGTERM)
 
 
-def test_a_fault_of_the_engine_ends_it_with_all_answers() -> None:
+def test_a_fault_of_the_engine_ends_all_answers_and_the_server() -> None:
     with scripted("--seconds_per_token", 0.05) as server:
         with streaming(server, max_tokens=120) as lines:
             said = post(server, prompt=BREAKS)
             *_, last, _ = lines
         assert json.loads(last.removeprefix("data: "))["error"]["code"] == "failed"
         assert (said.status_code, said.json()["error"]["code"]) == (500, "failed")
-        assert server.end() == 1 and server.said[-1] == "RuntimeError: the engine was told to break"
+        assert server.end() == 1 and server.said[-1] == "RuntimeError: the prompt breaks the engine"
 
 
-def test_a_port_in_use_is_told_of() -> None:
+def test_a_port_in_use_is_reported() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=f"^--serve {port} --host 127.0.0.1: cannot listen there: .*in use.*; "):
@@ -230,14 +235,14 @@ def test_a_port_in_use_is_told_of() -> None:
 
 
 @pytest.mark.parametrize("host", ["no.such.host.invalid", "192.0.2.1", "", "a" * 70])
-def test_a_host_that_is_not_here_is_told_of(host: str) -> None:
+def test_a_host_of_another_machine_is_reported(host: str) -> None:
     with pytest.raises(UserError, match=f"--serve 0 --host {host}: cannot listen there: .*; give another port"):
         serve(MODEL, ServingSettings(port=0, host=host))
 
 
 @pytest.mark.parametrize("port", [-1, 65536])
-def test_a_number_that_is_no_port_is_told_of(port: int) -> None:
-    with pytest.raises(UserError, match=f"^--serve {port}: is no port; give one of 1 to 65535"):
+def test_an_invalid_port_is_refused(port: int) -> None:
+    with pytest.raises(UserError, match=f"^--serve {port}: is not a port; give one from 1 to 65535"):
         ServingSettings(port=port)
 
 

@@ -1,4 +1,4 @@
-"""Many clients at once; the engine writes what its prompts tell it to."""
+"""Many clients at once; the engine repeats the prompts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PROMPTS = [
 ]
 
 
-def test_nobody_gets_what_another_asked_for() -> None:
+def test_clients_get_their_own_answers() -> None:
     with scripted("--rows", 8, "--seconds_per_token", 0.0005, "--n_waiting", 1000) as server:
         known = ask_alone(server, requests("scripted", PROMPTS, 48))
         tally = asyncio.run(load(server, known, 32, 2.0))

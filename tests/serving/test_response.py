@@ -1,4 +1,4 @@
-"""Choices as OpenAI's clients read them, from deltas cut anywhere."""
+"""Choices as OpenAI's clients read them, from chunks cut anywhere."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.generation.engine import TokenChunk
-from runtime.generation.scheduler import Delta
-from serving.request import Prompt
-from serving.response import ChoiceWriter, joined, token_name
+from runtime.generation.scheduler import TextChunk
+from serving.request import EncodedPrompt
+from serving.response import ChoiceBuilder, join_choices, token_name
 
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=12)
 
@@ -18,18 +18,20 @@ def bytes_of(token: int) -> bytes:
 
 
 @given(before=TEXTS, text=TEXTS, cuts=st.lists(st.integers(0, 40), max_size=4))
-def test_offsets_are_the_characters_in_which_tokens_begin(before: str, text: str, cuts: list[int]) -> None:
-    """A byte is a token here, and a delta may end between any two of them."""
-    writer = ChoiceWriter(0, bytes_of, 0)
+def test_text_offsets_are_the_characters_in_which_tokens_start(before: str, text: str, cuts: list[int]) -> None:
+    """Each byte is a token, and a chunk may end between any two of them."""
+    builder = ChoiceBuilder(0, bytes_of, 0)
     prompt, written = tuple(before.encode()), tuple(text.encode())
-    pieces = [writer.echo(Prompt(before, prompt), TokenChunk(prompt[1:], prompt[1:], ((),) * len(prompt[1:]), None))]
-    places = sorted({0, len(written), *(cut for cut in cuts if cut < len(written))})
-    for begin, end in zip(places, places[1:] or places, strict=False):
-        part = written[begin:end]
-        pieces.append(writer.written(Delta("", part, part, ((),) * len(part), None)))
-    choice = joined([*pieces, writer.written(Delta(text, (), (), (), "stop"))])
+    parts = [
+        builder.echo(EncodedPrompt(before, prompt), TokenChunk(prompt[1:], prompt[1:], ((),) * len(prompt[1:]), None))
+    ]
+    ends = sorted({0, len(written), *(cut for cut in cuts if cut < len(written))})
+    for begin, end in zip(ends, ends[1:] or ends, strict=False):
+        tokens = written[begin:end]
+        parts.append(builder.generated(TextChunk("", tokens, tokens, ((),) * len(tokens), None)))
+    choice = join_choices([*parts, builder.generated(TextChunk(text, (), (), (), "stop"))])
     encoded = before.encode() + text.encode()
-    expected = [len(encoded[:place].decode(errors="ignore")) for place in range(len(encoded))]
+    expected = [len(encoded[:end].decode(errors="ignore")) for end in range(len(encoded))]
     assert choice.logprobs is not None and choice.logprobs.text_offset == expected
     assert choice.logprobs.token_logprobs == [None, *encoded[1:]] or not prompt
     assert (choice.text, choice.finish_reason) == (before + text, "stop")
@@ -44,7 +46,7 @@ def test_tokens_of_different_bytes_have_different_names(token: bytes) -> None:
         assert name.encode() == token
 
 
-def test_a_piece_without_scores_has_none() -> None:
-    writer = ChoiceWriter(3, bytes_of, None)
-    choice = joined([writer.written(Delta("ab", (97, 98), (-1.0, -2.0), ((), ()), "length"))])
+def test_a_chunk_without_scores_has_none() -> None:
+    builder = ChoiceBuilder(3, bytes_of, None)
+    choice = join_choices([builder.generated(TextChunk("ab", (97, 98), (-1.0, -2.0), ((), ()), "length"))])
     assert choice.model_dump() == {"text": "ab", "index": 3, "logprobs": None, "finish_reason": "length"}

@@ -1,4 +1,4 @@
-"""A trained model behind the server, started as a person starts it."""
+"""A trained model behind the server, started from the command line."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def client(trained_server: Server) -> openai.OpenAI:
 
 
 def test_scores_are_those_of_the_model(project: Project, client: openai.OpenAI) -> None:
-    """Of the echoed prompt and of what is written, whatever it is sampled with."""
+    """Both for the echoed prompt and the generated text, whatever the sampling parameters."""
     text = "the cat saw one"
     answer = client.completions.create(
         model="tiny",
@@ -44,13 +44,13 @@ def test_scores_are_those_of_the_model(project: Project, client: openai.OpenAI) 
     expected = project.log_probs(tokens)
     following = np.array(tokens[1:])[:, None]
     np.testing.assert_allclose(scores.token_logprobs[1:], np.take_along_axis(expected, following, 1)[:, 0], atol=1e-4)
-    for place, top in enumerate(scores.top_logprobs[1:]):
-        likeliest = sorted(expected[place])[-5:]
+    for position, top in enumerate(scores.top_logprobs[1:]):
+        likeliest = sorted(expected[position])[-5:]
         np.testing.assert_allclose(sorted(top.values())[-5:], likeliest, atol=1e-4)
-        np.testing.assert_allclose([expected[place][names[name]] for name in top], list(top.values()), atol=1e-4)
+        np.testing.assert_allclose([expected[position][names[name]] for name in top], list(top.values()), atol=1e-4)
 
 
-def test_the_likeliest_token_is_written_at_temperature_0(project: Project, client: openai.OpenAI) -> None:
+def test_temperature_0_gives_the_most_likely_token(project: Project, client: openai.OpenAI) -> None:
     tokenizer, prompt = project.tokenizer(), "while the dog"
     answer = client.completions.create(model="tiny", prompt=prompt, temperature=0, max_tokens=10)
     tokens = tokenizer.encode(prompt)
@@ -60,8 +60,8 @@ def test_the_likeliest_token_is_written_at_temperature_0(project: Project, clien
 
 
 @pytest.mark.slow
-def test_what_is_predicted_is_served(project: Project, client: openai.OpenAI) -> None:
-    """The same prompt, settings and seed give the same texts in both."""
+def test_predict_and_the_server_give_the_same_texts(project: Project, client: openai.OpenAI) -> None:
+    """For the same prompt, settings and seed."""
     (project.folder / "prompt.txt").write_text("the cat")
     sampling = ("--temperature", "0.9", "--top_p", "0.95", "--seed", "11", "--n_samples", "3", "--max_new_tokens", "16")
     done = program.run_process(
@@ -87,7 +87,7 @@ def known(trained_server: Server) -> list[Known]:
     return ask_alone(trained_server, requests("tiny", PROMPTS, 24))
 
 
-def test_nobody_gets_what_another_asked_for(trained_server: Server, known: list[Known]) -> None:
+def test_clients_get_their_own_answers(trained_server: Server, known: list[Known]) -> None:
     tally = asyncio.run(load(trained_server, known, 16, 4.0))
     assert tally.wrong == [] and tally.n_right > 10
 
@@ -115,10 +115,10 @@ def test_a_mesh_answers_as_one_device(project: Project, known: list[Known]) -> N
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--serve", "70000"), "--serve 70000: is no port; "),
+        (("--serve", "70000"), "--serve 70000: is not a port; "),
         (("--serve", "0", "--rows", "0"), "--rows 0: must be at least 1"),
     ],
 )
-def test_what_cannot_be_served_is_told_of(project: Project, arguments: tuple[str, ...], said: str) -> None:
+def test_invalid_serving_flags_are_refused(project: Project, arguments: tuple[str, ...], said: str) -> None:
     done = program.run_process(project.folder, *SIZE, *arguments)
     assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith(said), done.stderr[-2000:]

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.generation.detokenizer import AnswerText, Token
+from runtime.generation.detokenizer import Detokenizer, ScoredToken
 
 
-def token(number: int) -> Token:
-    return Token(number, -float(number), ((number, -1.0),))
+def token(number: int) -> ScoredToken:
+    return ScoredToken(number, -float(number), ((number, -1.0),))
 
 
 def characters(data: bytes) -> list[int]:
@@ -50,7 +50,7 @@ def streamed(
     parts: Sequence[bytes], stops: Sequence[str], takes: Sequence[int]
 ) -> tuple[list[str], list[list[int]], bool]:
     """What is given, text and numbers of tokens, when so many tokens come at once."""
-    answer, texts, numbers = AnswerText(stops), [], []
+    answer, texts, numbers = Detokenizer(stops), [], []
     remaining = iter(enumerate(parts))
     for n_tokens in [*takes, None]:  # at last, all that is left
         for number, part in itertools.islice(remaining, n_tokens):
@@ -94,8 +94,8 @@ def test_any_borders_give_the_text_of_the_whole(
 ) -> None:
     parts = divided(data, cuts)
     text, numbers, is_cut = expected(parts, stops)
-    texts, told, was_cut = streamed(parts, stops, takes)
-    assert ("".join(texts), sum(told, []), was_cut) == (text, numbers, is_cut)
+    texts, received, was_cut = streamed(parts, stops, takes)
+    assert ("".join(texts), sum(received, []), was_cut) == (text, numbers, is_cut)
 
 
 @settings(max_examples=500, deadline=None)
@@ -104,11 +104,11 @@ def test_tokens_are_told_with_the_text_in_which_they_begin(data: bytes, cuts: li
     parts = divided(data, cuts)
     begins = [0, *itertools.accumulate(map(len, parts))]
     places = characters(data)
-    texts, told, _ = streamed(parts, stops, [1] * len(parts))
+    texts, received, _ = streamed(parts, stops, [1] * len(parts))
     for n_takes in range(len(texts) - 1):
         n_given = len("".join(texts[: n_takes + 1]))
         begun = [n for n in range(len(parts)) if sum(place <= begins[n] for place in places) <= n_given]
-        assert sum(told[: n_takes + 1], []) == begun
+        assert sum(received[: n_takes + 1], []) == begun
 
 
 @pytest.mark.parametrize(
@@ -139,6 +139,6 @@ def test_tokens_without_text_are_told_when_the_text_goes_on_or_ends() -> None:
 
 
 def test_what_is_told_of_a_token_goes_with_it() -> None:
-    answer = AnswerText(())
+    answer = Detokenizer(())
     answer.add(token(7), b"a")
-    assert answer.take(is_last=True).tokens == (Token(7, -7.0, ((7, -1.0),)),)
+    assert answer.take(is_last=True).tokens == (ScoredToken(7, -7.0, ((7, -1.0),)),)

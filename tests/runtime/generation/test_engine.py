@@ -11,15 +11,15 @@ import pytest
 from configs.schema import PredictionConfig, RunConfig
 from models.kernels.sampling import SamplingParams
 from runtime.generation.engine import (
-    ActiveSequence,
     Engine,
+    StaticBatchEngine,
     TokenChunk,
-    WholeTextEngine,
     build_engine,
     padded_length,
     prompt_arrays,
 )
-from runtime.generation.programs import build_whole_texts
+from runtime.generation.programs import build_generate
+from runtime.generation.requests import GenerationRequest
 from runtime.mesh.placement import place
 from tests import tiny
 from tests.models import reference
@@ -49,22 +49,22 @@ class Writer:
     engine: Engine
     values: dict[str, np.ndarray]
 
-    def write(self, jobs: Mapping[int, ActiveSequence], n_turns: int = 100) -> dict[int, TokenChunk]:
-        """All that these jobs give, in rows of their own, so many turns at a time."""
-        self.engine.admit(jobs)
-        pieces: dict[int, list[TokenChunk]] = {row: [] for row in jobs}
-        while any(not parts or parts[-1].end is None for parts in pieces.values()):
-            for row, piece in self.engine.advance(n_turns).items():
-                pieces[row].append(piece)
-        for row in jobs:
+    def write(self, requests: Mapping[int, GenerationRequest], n_steps: int = 100) -> dict[int, TokenChunk]:
+        """All that these requests give, in rows of their own, so many turns at a time."""
+        self.engine.prefill(requests)
+        chunks: dict[int, list[TokenChunk]] = {row: [] for row in requests}
+        while any(not parts or parts[-1].end is None for parts in chunks.values()):
+            for row, chunk in self.engine.decode_steps(n_steps).items():
+                chunks[row].append(chunk)
+        for row in requests:
             self.engine.release(row)
-        return {row: joined(parts) for row, parts in pieces.items()}
+        return {row: join_chunks(parts) for row, parts in chunks.items()}
 
 
-def joined(pieces: Sequence[TokenChunk]) -> TokenChunk:
-    together = [sum((getattr(piece, name) for piece in pieces), ()) for name in ("tokens", "log_probs", "top")]
-    assert all(piece.end is None for piece in pieces[:-1])
-    return TokenChunk(*together, pieces[-1].end)
+def join_chunks(chunks: Sequence[TokenChunk]) -> TokenChunk:
+    together = [sum((getattr(chunk, name) for chunk in chunks), ()) for name in ("tokens", "log_probs", "top")]
+    assert all(chunk.finish_reason is None for chunk in chunks[:-1])
+    return TokenChunk(*together, chunks[-1].finish_reason)
 
 
 def assert_same(actual: TokenChunk, expected: TokenChunk) -> None:
@@ -83,8 +83,10 @@ def writer_of(devices: Sequence[str], n_rows: int = 4, mesh: tuple[str, str] = (
     return Writer(engine, tiny.values_of(placement.store))
 
 
-def jobs(rule: SamplingParams, n_new_tokens: int = 7, n_top: int = 0) -> dict[int, ActiveSequence]:
-    return {row: ActiveSequence(prompt, rule, 5 + row, n_new_tokens, n_top) for row, prompt in enumerate(PROMPTS)}
+def requests(sampling: SamplingParams, max_new_tokens: int = 7, n_top: int = 0) -> dict[int, GenerationRequest]:
+    return {
+        row: GenerationRequest(prompt, sampling, 5 + row, max_new_tokens, n_top) for row, prompt in enumerate(PROMPTS)
+    }
 
 
 @pytest.fixture(scope="module")
@@ -98,55 +100,57 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def test_without_temperature_it_is_the_likeliest_token_of_the_whole_model(on_one_device: Writer) -> None:
-    written = on_one_device.write(jobs(GREEDY, n_top=3))
+    written = on_one_device.write(requests(GREEDY, n_top=3))
     for row, prompt in enumerate(PROMPTS):
-        text, piece = list(prompt), written[row]
-        for token, log_prob, top in zip(piece.tokens, piece.log_probs, piece.top, strict=True):
+        text, chunk = list(prompt), written[row]
+        for token, log_prob, top in zip(chunk.tokens, chunk.log_probs, chunk.top, strict=True):
             log_probs = log_softmax(reference.logits(MODEL, on_one_device.values, np.array([text]))[0, -1])
             likeliest = np.argsort(-log_probs)[:3]
             assert token == likeliest[0] and [one for one, _ in top] == likeliest.tolist()
             np.testing.assert_allclose([log_prob, *(value for _, value in top)], log_probs[[token, *likeliest]], 1e-4)
             text.append(token)
-        assert (len(piece.tokens), piece.end) == (7, "length")
-    assert len({piece.tokens for piece in written.values()}) == 4
+        assert (len(chunk.tokens), chunk.finish_reason) == (7, "length")
+    assert len({chunk.tokens for chunk in written.values()}) == 4
 
 
-@pytest.mark.parametrize("n_turns", [1, 3])
-def test_texts_do_not_depend_on_how_often_they_are_asked_for(on_one_device: Writer, n_turns: int) -> None:
-    often, once = on_one_device.write(jobs(FREE), n_turns), on_one_device.write(jobs(FREE))
+@pytest.mark.parametrize("n_steps", [1, 3])
+def test_texts_do_not_depend_on_how_often_they_are_asked_for(on_one_device: Writer, n_steps: int) -> None:
+    often, once = on_one_device.write(requests(FREE), n_steps), on_one_device.write(requests(FREE))
     assert often == once  # to the last bit
 
 
 def test_a_text_is_the_same_in_any_row_and_company(on_one_device: Writer) -> None:
-    together = on_one_device.write(jobs(FREE))
-    for row, job in jobs(FREE).items():
-        assert_same(on_one_device.write({3 - row: job})[3 - row], together[row])
+    together = on_one_device.write(requests(FREE))
+    for row, request in requests(FREE).items():
+        assert_same(on_one_device.write({3 - row: request})[3 - row], together[row])
 
 
 def test_texts_come_and_go_while_others_are_written(on_one_device: Writer) -> None:
-    together = on_one_device.write(jobs(FREE))
-    engine, (first, second, third, _) = on_one_device.engine, jobs(FREE).values()
-    engine.admit({0: first, 2: third})
-    parts = [engine.advance(2)]
-    engine.admit({1: second})
-    parts.append(engine.advance(2))
+    together = on_one_device.write(requests(FREE))
+    engine, (first, second, third, _) = on_one_device.engine, requests(FREE).values()
+    engine.prefill({0: first, 2: third})
+    parts = [engine.decode_steps(2)]
+    engine.prefill({1: second})
+    parts.append(engine.decode_steps(2))
     engine.release(2)  # in its midst
-    parts.append(engine.advance(2))
-    engine.admit({2: first})
-    parts += [engine.advance(2) for _ in range(4)]
-    assert engine.advance(2) == {}
+    parts.append(engine.decode_steps(2))
+    engine.prefill({2: first})
+    parts += [engine.decode_steps(2) for _ in range(4)]
+    assert engine.decode_steps(2) == {}
     for row in (0, 1, 2):
         engine.release(row)
     again = [part[2] for part in parts[3:] if 2 in part]
-    assert_same(joined([part[0] for part in parts if 0 in part]), together[0])
-    assert_same(joined(again), together[0])
-    assert_same(joined([part[1] for part in parts if 1 in part]), together[1])
-    assert joined([part[2] for part in parts[:2]]).tokens == together[2].tokens[:5]  # one with its prompt, then 2 and 2
+    assert_same(join_chunks([part[0] for part in parts if 0 in part]), together[0])
+    assert_same(join_chunks(again), together[0])
+    assert_same(join_chunks([part[1] for part in parts if 1 in part]), together[1])
+    assert (
+        join_chunks([part[2] for part in parts[:2]]).tokens == together[2].tokens[:5]
+    )  # one with its prompt, then 2 and 2
 
 
 def test_seeds_differ(on_one_device: Writer) -> None:
-    same_prompt = {row: ActiveSequence(PROMPTS[0], FREE, seed, 20) for row, seed in enumerate((0, 1, 2, 2**31 - 1))}
-    assert len({piece.tokens for piece in on_one_device.write(same_prompt).values()}) == 4
+    same_prompt = {row: GenerationRequest(PROMPTS[0], FREE, seed, 20) for row, seed in enumerate((0, 1, 2, 2**31 - 1))}
+    assert len({chunk.tokens for chunk in on_one_device.write(same_prompt).values()}) == 4
 
 
 @pytest.mark.parametrize(
@@ -164,22 +168,25 @@ def test_a_mesh_writes_the_texts_of_one_device(
     devices: tuple[str, ...], on_one_device: Writer, mesh: tuple[str, str], n_rows: int
 ) -> None:
     on_mesh, steered = writer_of(devices, n_rows, mesh), SamplingParams(1.2, 9, 0.9, repetition_penalty=1.3)
-    for rule in (FREE, steered):
-        expected, actual = on_one_device.write(jobs(rule, n_top=2)), on_mesh.write(jobs(rule, n_top=2), 3)
-        for row, piece in expected.items():
-            assert_same(actual[row], piece)
+    for sampling in (FREE, steered):
+        expected, actual = (
+            on_one_device.write(requests(sampling, n_top=2)),
+            on_mesh.write(requests(sampling, n_top=2), 3),
+        )
+        for row, chunk in expected.items():
+            assert_same(actual[row], chunk)
 
 
 @pytest.mark.slow
 def test_linear_layers_keep_their_sums_only(devices: tuple[str, ...]) -> None:
     changes = {"attention_types": LINEAR.attention_types}
     writer = writer_of(devices, **changes)
-    held = {name: slices[0].shape for name, slices in writer.engine._held.slices.items()}
+    held = {name: slices[0].shape for name, slices in writer.engine._row_state.slices.items()}
     heads, features = MODEL.n_head, MODEL.features_per_head
     assert held["cache_0/context"] == (4, heads, features, features)
     assert held["cache_1/keys_0"] == (4, heads, 4, features)
     assert held["cache_2/keys_0"] == (4, heads, 40, features)
-    written = writer.write(jobs(GREEDY))
+    written = writer.write(requests(GREEDY))
     for row, prompt in enumerate(PROMPTS):
         text = list(prompt)
         for token in written[row].tokens:
@@ -189,49 +196,49 @@ def test_linear_layers_keep_their_sums_only(devices: tuple[str, ...]) -> None:
 
 def test_a_cache_of_bfloat16_changes_little(devices: tuple[str, ...], on_one_device: Writer) -> None:
     rough = writer_of(devices, cache_dtype="bfloat16")
-    assert rough.engine._held.slices["cache_0/keys_0"][0].dtype.name == "bfloat16"
-    expected, actual = (writer.write(jobs(GREEDY, 2)) for writer in (on_one_device, rough))
-    for row, piece in expected.items():
-        np.testing.assert_allclose(actual[row].log_probs[0], piece.log_probs[0], 1e-4)  # of the prompt alone
-        assert actual[row].tokens[0] == piece.tokens[0]
-        if actual[row].tokens[1] == piece.tokens[1]:
-            np.testing.assert_allclose(actual[row].log_probs[1], piece.log_probs[1], atol=0.05)
-    assert any(actual[row].tokens == piece.tokens for row, piece in expected.items())
+    assert rough.engine._row_state.slices["cache_0/keys_0"][0].dtype.name == "bfloat16"
+    expected, actual = (writer.write(requests(GREEDY, 2)) for writer in (on_one_device, rough))
+    for row, chunk in expected.items():
+        np.testing.assert_allclose(actual[row].log_probs[0], chunk.log_probs[0], 1e-4)  # of the prompt alone
+        assert actual[row].tokens[0] == chunk.tokens[0]
+        if actual[row].tokens[1] == chunk.tokens[1]:
+            np.testing.assert_allclose(actual[row].log_probs[1], chunk.log_probs[1], atol=0.05)
+    assert any(actual[row].tokens == chunk.tokens for row, chunk in expected.items())
 
 
 def test_a_row_ends_at_eos_and_the_others_go_on(devices: tuple[str, ...], on_one_device: Writer) -> None:
-    endless = on_one_device.write(jobs(FREE))
+    endless = on_one_device.write(requests(FREE))
     eos_id = endless[1].tokens[3]  # so that row 1 ends in the midst
-    written = writer_of(devices, eos_id=eos_id).write(jobs(FREE))
-    for row, piece in endless.items():
-        end = piece.tokens.index(eos_id) if eos_id in piece.tokens else 7
-        assert written[row].tokens == piece.tokens[:end]
+    written = writer_of(devices, eos_id=eos_id).write(requests(FREE))
+    for row, chunk in endless.items():
+        end = chunk.tokens.index(eos_id) if eos_id in chunk.tokens else 7
+        assert written[row].tokens == chunk.tokens[:end]
         assert written[row].end == ("stop" if end < 7 else "length")
-    assert written[1].end == "stop" and any(piece.end == "length" for piece in written.values())
+    assert written[1].end == "stop" and any(chunk.finish_reason == "length" for chunk in written.values())
 
 
 def test_scores_are_those_of_the_whole_model(on_one_device: Writer) -> None:
     for text in (PROMPTS[3], PROMPTS[2], tuple(range(40))):
-        piece = on_one_device.engine.score(text, 2)
+        chunk = on_one_device.engine.score(text, 2)
         log_probs = log_softmax(reference.logits(MODEL, on_one_device.values, np.array([text]))[0])[:-1]
-        assert piece.tokens == text[1:] and piece.end is None
-        np.testing.assert_allclose(piece.log_probs, log_probs[np.arange(len(text) - 1), text[1:]], 1e-3, 1e-5)
-        assert [[one for one, _ in top] for top in piece.top] == np.argsort(-log_probs)[:, :2].tolist()
+        assert chunk.tokens == text[1:] and chunk.finish_reason is None
+        np.testing.assert_allclose(chunk.log_probs, log_probs[np.arange(len(text) - 1), text[1:]], 1e-3, 1e-5)
+        assert [[one for one, _ in top] for top in chunk.top] == np.argsort(-log_probs)[:, :2].tolist()
 
 
 def test_whole_texts_are_those_that_the_cache_gives(devices: tuple[str, ...], on_one_device: Writer) -> None:
     config = run_config()
     placement = place(config.mesh, devices[:1])
-    engine = WholeTextEngine(40, 4, lambda *size: build_whole_texts(config, placement, *size))
+    engine = StaticBatchEngine(40, 4, lambda *size: build_generate(config, placement, *size))
     placement.store.initialize(seed=1)
     tiny.disturb(placement.store)
-    expected, actual = on_one_device.write(jobs(FREE)), Writer(engine, {}).write(jobs(FREE))
-    for row, piece in expected.items():
-        assert_same(actual[row], piece)
+    expected, actual = on_one_device.write(requests(FREE)), Writer(engine, {}).write(requests(FREE))
+    for row, chunk in expected.items():
+        assert_same(actual[row], chunk)
 
 
 def test_prompts_are_read_by_few_programs() -> None:
     assert [padded_length(n, 100) for n in (1, 32, 33, 64, 65, 100)] == [32, 32, 64, 64, 100, 100]
-    tokens, row_numbers, floats, integers = prompt_arrays(list(jobs(FREE, n_top=1).values())[:3], 40)
-    assert (tokens.shape, row_numbers.shape, len(floats), len(integers)) == ((4, 40), (4, 4), 4, 4)
-    assert row_numbers.tolist() == [[4, 1, 33, 1], [11, 8, 40, 0], [5, 6, 7, 0], [1, 1, 1, 0]]
+    tokens, row_inputs, floats, integers = prompt_arrays(list(requests(FREE, n_top=1).values())[:3], 40)
+    assert (tokens.shape, row_inputs.shape, len(floats), len(integers)) == ((4, 40), (4, 4), 4, 4)
+    assert row_inputs.tolist() == [[4, 1, 33, 1], [11, 8, 40, 0], [5, 6, 7, 0], [1, 1, 1, 0]]

@@ -7,45 +7,52 @@ import json
 from pathlib import Path
 
 from models.kernels.sampling import SamplingParams
-from runtime.generation.engine import ActiveSequence
-from runtime.generation.outputs import Answer, format_line, format_samples, joined, write_predictions, written_answers
-from runtime.generation.scheduler import Delta, GenerationRequest, Scheduler
-from tests.runtime.generation.test_scheduler import LETTERS, Script, bytes_of
+from runtime.generation.outputs import (
+    GeneratedText,
+    format_line,
+    format_samples,
+    join_chunks,
+    sampled_texts,
+    write_predictions,
+)
+from runtime.generation.requests import GenerationRequest
+from runtime.generation.scheduler import Scheduler, TextChunk
+from tests.runtime.generation.test_scheduler import LETTERS, EchoEngine, bytes_of
 
 
-def ask(text: str) -> GenerationRequest:
-    return GenerationRequest(ActiveSequence(tuple(map(LETTERS.index, text)), SamplingParams(), 0, 100))
+def request(text: str) -> GenerationRequest:
+    return GenerationRequest(tuple(map(LETTERS.index, text)), SamplingParams(), 0, 100)
 
 
 def test_news_of_an_answer_are_put_together() -> None:
-    deltas = [Delta("a", (1, 2), (-1.0, -2.0), ((), ()), None), Delta("b", (3,), (-3.0,), ((),), "length")]
-    assert joined(deltas) == Answer("ab", (1, 2, 3), (-1.0, -2.0, -3.0), "length")
+    chunks = [TextChunk("a", (1, 2), (-1.0, -2.0), ((), ()), None), TextChunk("b", (3,), (-3.0,), ((),), "length")]
+    assert join_chunks(chunks) == GeneratedText("ab", (1, 2, 3), (-1.0, -2.0, -3.0), "length")
 
 
 def test_answers_come_in_the_order_of_the_asks_whichever_ends_first() -> None:
     texts = ["abcdefgh" * 3, "a", "bc", "defdefdef", ""]
-    answers = written_answers(Scheduler(Script(2), bytes_of), [ask(text) for text in texts if text])
+    answers = sampled_texts(Scheduler(EchoEngine(2), bytes_of), [request(text) for text in texts if text])
     assert [answer.text for answer in answers] == [text for text in texts if text]
 
 
 def test_no_answer_waits_for_later_ones() -> None:
-    engine = Script(1)
-    answers = written_answers(Scheduler(engine, bytes_of), [ask("a"), ask("b"), ask("c")])
+    engine = EchoEngine(1)
+    answers = sampled_texts(Scheduler(engine, bytes_of), [request("a"), request("b"), request("c")])
     assert next(answers).text == "a"
-    assert len(engine.admitted) == 1
+    assert len(engine.prefilled) == 1
 
 
 def test_asks_are_taken_as_rows_become_free() -> None:
     taken = itertools.count()
-    engine = Script(3)
-    answers = written_answers(Scheduler(engine, bytes_of), (ask("a") for _ in taken))
+    engine = EchoEngine(3)
+    answers = sampled_texts(Scheduler(engine, bytes_of), (request("a") for _ in taken))
     for _ in range(10):
         next(answers)
     assert next(taken) < 10 + 3 * engine.n_rows
 
 
 def test_a_line_of_json_holds_all_that_is_known() -> None:
-    answer = Answer('ä"\n', (3, 4), (-0.5, -1.25), "stop")
+    answer = GeneratedText('ä"\n', (3, 4), (-0.5, -1.25), "stop")
     line = format_line({"id": {"a": None}}, "der \u2028\u2029\x85", 2, answer)
     assert line.splitlines(keepends=True) == [line] and line.endswith("\n") and "ä" in line
     assert list(json.loads(line).items()) == [

@@ -1,4 +1,4 @@
-"""From prompts and settings to jobs."""
+"""From prompts and settings to requests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from configs.errors import ConfigError
 from configs.prompts import Prompt
 from configs.schema import PredictionConfig
 from models.kernels.sampling import SamplingParams
-from runtime.generation.requests import asks_of, fit_prompt, rule_of, sample_seed
+from runtime.generation.requests import fit_prompt, sample_requests, sample_seed, sampling_params
 
 EOS = 9
 
@@ -36,11 +36,11 @@ def test_every_control_of_the_settings_is_in_the_rule() -> None:
         entmax_sampling=True,
         never_end=True,
     )
-    rule = rule_of(settings)
-    assert rule == SamplingParams(0.3, 5, 0.8, 0.7, 0.1, 1.5, -0.5, 0.25, 4, True, True)
-    defaults = rule_of(PredictionConfig(temperature=1.0))
+    sampling = sampling_params(settings)
+    assert sampling == SamplingParams(0.3, 5, 0.8, 0.7, 0.1, 1.5, -0.5, 0.25, 4, True, True)
+    defaults = sampling_params(PredictionConfig(temperature=1.0))
     assert defaults == SamplingParams()
-    assert all(getattr(rule, field.name) != getattr(defaults, field.name) for field in dataclasses.fields(rule))
+    assert all(getattr(sampling, field.name) != getattr(defaults, field.name) for field in dataclasses.fields(sampling))
 
 
 def test_a_prompt_is_kept_whole_if_that_leaves_room_for_a_token() -> None:
@@ -53,34 +53,40 @@ def test_a_prompt_is_kept_whole_if_that_leaves_room_for_a_token() -> None:
 def test_of_a_longer_one_the_end_is_kept_and_room_for_what_is_asked_up_to_half(limit: int | None, n_kept: int) -> None:
     ids, said = fitted(16, predict_max_steps=limit)
     assert ids == tuple(range(116 - n_kept, 116))
-    assert said == [f"here: the prompt fills the context of 16 tokens: its last {n_kept} are kept"]
+    assert said == [f"here: the prompt does not fit into n_ctx = 16: only its last {n_kept} tokens are used"]
 
 
 def test_a_longer_one_may_be_refused() -> None:
     assert fitted(15, prompt_overflow="refuse")[0] == tuple(range(100, 115))
-    with pytest.raises(ConfigError, match=r"^here: the prompt has more than the 15 tokens that leave room for one in"):
+    with pytest.raises(
+        ConfigError, match=r"^here: the prompt has more than 15 tokens and leaves no room for a new one in"
+    ):
         fitted(16, prompt_overflow="refuse")
 
 
 def test_a_context_of_one_token_has_no_room() -> None:
     assert fitted(1, n_ctx=2) == ((100,), [])
-    with pytest.raises(ConfigError, match="^n_ctx = 1: has no room for a prompt and a token"):
+    with pytest.raises(ConfigError, match="^n_ctx = 1: leaves no room for a prompt and a token"):
         fitted(1, n_ctx=1)
 
 
 def test_samples_of_a_prompt_differ_in_their_seeds_alone() -> None:
     settings = PredictionConfig(predict_batch_size=3, predict_max_steps=5, stop=("a", "b"), temperature=0.5)
-    asks = list(asks_of((1, 2), settings, seed=7, n_ctx=16))
-    assert [ask.stops for ask in asks] == [("a", "b")] * 3
-    assert [ask.job.seed for ask in asks] == [sample_seed(7, number) for number in range(3)]
-    assert {dataclasses.replace(ask.job, seed=0) for ask in asks} == {dataclasses.replace(asks[0].job, seed=0)}
-    assert (asks[0].job.tokens, asks[0].job.rule, asks[0].job.n_new_tokens) == ((1, 2), rule_of(settings), 5)
+    requests = list(sample_requests((1, 2), settings, seed=7, n_ctx=16))
+    assert [request.stop_strings for request in requests] == [("a", "b")] * 3
+    assert [request.seed for request in requests] == [sample_seed(7, number) for number in range(3)]
+    assert {dataclasses.replace(request, seed=0) for request in requests} == {dataclasses.replace(requests[0], seed=0)}
+    assert (requests[0].prompt_tokens, requests[0].sampling, requests[0].max_new_tokens) == (
+        (1, 2),
+        sampling_params(settings),
+        5,
+    )
 
 
-@pytest.mark.parametrize(("limit", "n_new_tokens"), [(None, 14), (14, 14), (15, 14), (1, 1)])
-def test_no_more_is_asked_than_has_room(limit: int | None, n_new_tokens: int) -> None:
-    (ask,) = asks_of((1, 2), PredictionConfig(predict_max_steps=limit), seed=0, n_ctx=16)
-    assert ask.job.n_new_tokens == n_new_tokens
+@pytest.mark.parametrize(("limit", "max_new_tokens"), [(None, 14), (14, 14), (15, 14), (1, 1)])
+def test_no_more_is_asked_than_has_room(limit: int | None, max_new_tokens: int) -> None:
+    (request,) = sample_requests((1, 2), PredictionConfig(predict_max_steps=limit), seed=0, n_ctx=16)
+    assert request.max_new_tokens == max_new_tokens
 
 
 def test_seeds_of_samples_stay_what_they_are() -> None:

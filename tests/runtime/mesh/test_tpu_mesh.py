@@ -30,7 +30,7 @@ from runtime.training.tpu_steps import (
     TrainTurn,
     _Destinations,
     build_eval_step,
-    build_whole_texts,
+    build_generate,
     steps_of_turn,
     take_steps,
 )
@@ -195,7 +195,7 @@ def test_the_shipped_configs_are_all_known() -> None:
 def test_evaluation_and_generation_are_programs_too() -> None:
     config = tiny.run_config(tiny.mesh_config("x:4,y:2", LAYOUT), ONE_LAYER)
     placement = place(config.mesh, "v3-8")
-    steps = {"token_loss": build_eval_step(config, placement), "tokens": build_whole_texts(config, placement, 4, 16)}
+    steps = {"token_loss": build_eval_step(config, placement), "tokens": build_generate(config, placement, 4, 16)}
     for name, step in steps.items():
         assert name in step.function.structured_outputs
         built = Built(placement, step, step.function.graph.as_graph_def())

@@ -1,0 +1,76 @@
+"""The engine as the server uses it: prompts are prefilled one by one, and an eos counts as a token of the text."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+from models.kernels.sampling import SamplingParams
+from runtime.generation.engine import Engine, TokenChunk
+from runtime.generation.requests import GenerationRequest
+
+
+@dataclasses.dataclass
+class _Row:
+    """The text of a row so far."""
+
+    request: GenerationRequest
+    new_tokens: tuple[int, ...] = ()
+
+
+class ServingEngine:
+    """Wraps an engine: prefills one prompt at a time, and reports the eos that ends a text like any token.
+
+    Prefilling several prompts at once would need a program for each number of prompts and length, which all clients
+    would wait for, and the last digits of a prompt's scores would depend on the other requests of the moment. Clients
+    that score an echoed prompt drop the last token, which they take for a generated one: there must be one.
+
+    Attributes:
+        n_rows: see `Engine`.
+        n_ctx: see `Engine`.
+    """
+
+    def __init__(self, engine: Engine, eos_id: int) -> None:
+        """Takes an engine without active rows, and the token that ends a text."""
+        self.n_rows, self.n_ctx = engine.n_rows, engine.n_ctx
+        self._engine = engine
+        self._eos_id = eos_id
+        self._rows: dict[int, _Row] = {}
+
+    def prefill(self, requests: Mapping[int, GenerationRequest]) -> None:
+        """See `Engine.prefill`."""
+        for row, request in requests.items():
+            self._engine.prefill({row: request})
+            self._rows[row] = _Row(request)
+
+    def decode_steps(self, n_steps: int) -> dict[int, TokenChunk]:
+        """See `Engine.decode_steps`; the score of an eos is nan for a request without `n_top`."""
+        chunks = self._engine.decode_steps(n_steps)
+        return {row: self._with_eos(self._rows[row], chunk) for row, chunk in chunks.items()}
+
+    def _with_eos(self, row: _Row, chunk: TokenChunk) -> TokenChunk:
+        row.new_tokens += chunk.tokens
+        if chunk.finish_reason != "stop":
+            return chunk
+        log_prob, top = math.nan, ()
+        if row.request.n_top:
+            scored = self._engine.score((*row.request.prompt_tokens, *row.new_tokens, self._eos_id), row.request.n_top)
+            log_prob, top = scored.log_probs[-1], scored.top[-1]
+        return TokenChunk((*chunk.tokens, self._eos_id), (*chunk.log_probs, log_prob), (*chunk.top, top), "stop")
+
+    def release(self, row: int) -> None:
+        """See `Engine.release`."""
+        self._engine.release(row)
+        del self._rows[row]
+
+    def score(self, tokens: Sequence[int], n_top: int = 0) -> TokenChunk:
+        """See `Engine.score`."""
+        return self._engine.score(tokens, n_top)
+
+
+def warm_up(engine: Engine) -> None:
+    """Builds the programs that nearly every request needs, before the first one arrives."""
+    engine.prefill({0: GenerationRequest((0,), SamplingParams(), 0, 1)})
+    engine.decode_steps(1)
+    engine.release(0)
