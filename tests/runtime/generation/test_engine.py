@@ -53,7 +53,7 @@ class Writer:
         """All that these requests give, in rows of their own, so many turns at a time."""
         self.engine.prefill(requests)
         chunks: dict[int, list[TokenChunk]] = {row: [] for row in requests}
-        while any(not parts or parts[-1].end is None for parts in chunks.values()):
+        while any(not parts or parts[-1].finish_reason is None for parts in chunks.values()):
             for row, chunk in self.engine.decode_steps(n_steps).items():
                 chunks[row].append(chunk)
         for row in requests:
@@ -69,7 +69,7 @@ def join_chunks(chunks: Sequence[TokenChunk]) -> TokenChunk:
 
 def assert_same(actual: TokenChunk, expected: TokenChunk) -> None:
     """The same text; the last bits of probabilities may depend on the row."""
-    assert (actual.tokens, actual.end) == (expected.tokens, expected.end)
+    assert (actual.tokens, actual.finish_reason) == (expected.tokens, expected.finish_reason)
     np.testing.assert_allclose(actual.log_probs, expected.log_probs, 1e-4)
     assert [[one for one, _ in top] for top in actual.top] == [[one for one, _ in top] for top in expected.top]
 
@@ -213,8 +213,8 @@ def test_a_row_ends_at_eos_and_the_others_go_on(devices: tuple[str, ...], on_one
     for row, chunk in endless.items():
         end = chunk.tokens.index(eos_id) if eos_id in chunk.tokens else 7
         assert written[row].tokens == chunk.tokens[:end]
-        assert written[row].end == ("stop" if end < 7 else "length")
-    assert written[1].end == "stop" and any(chunk.finish_reason == "length" for chunk in written.values())
+        assert written[row].finish_reason == ("stop" if end < 7 else "length")
+    assert written[1].finish_reason == "stop" and any(chunk.finish_reason == "length" for chunk in written.values())
 
 
 def test_scores_are_those_of_the_whole_model(on_one_device: Writer) -> None:
