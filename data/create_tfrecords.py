@@ -34,7 +34,7 @@ from data.preprocessing.splits import EVAL, TRAIN, Choice, Piece, Place, Router
 from data.text.files import SourceFile, find_files
 from data.tokenization.tokenizer import EOS_TOKEN, Tokenizer, load_tokenizer
 from storage import buckets
-from storage.local_files import check_writable, exists
+from storage.files import check_writable, exists
 
 if TYPE_CHECKING:  # the processes that encode import this module, and have no use for TensorFlow
     from data.preprocessing.manifest import Manifest

@@ -26,7 +26,7 @@ from configs.errors import DataError, UserError
 from data.text.documents import Document, explain, read_all_documents, share_below
 from data.text.files import SUFFIXES, find_files
 from data.tokenization.tokenizer import EOS_TOKEN, PADDING_TOKEN, Tokenizer
-from storage.local_files import check_writable, exists, write_text
+from storage.files import check_writable, exists, write_text
 
 FILE_NAME = "byte-level-bpe.tokenizer.json"
 SMALLEST_VOCABULARY = 256 + 2  # every byte, and the two special tokens
@@ -100,7 +100,7 @@ def save_tokenizer(tokenizer: Tokenizer, path: str) -> None:
     """Writes a tokenizers JSON file, beside `path` first; its directory is made if it is missing.
 
     Raises:
-        DataError: the place cannot be written to.
+        UserError: the place cannot be written to.
     """
     check_writable(path)
     write_text(path, tokenizer.to_json())

@@ -1,15 +1,13 @@
-"""Whole files, local or in a bucket, and files that grow."""
+"""Files on a disk or in a bucket: written whole or not at all, or appended to."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import posixpath
 import threading
 from collections.abc import Iterator
 
 from configs.errors import UserError
-from meshtf import tf
 from storage import buckets
 
 # Every append costs some requests.
@@ -17,12 +15,17 @@ SECONDS_BETWEEN_APPENDS = 20.0
 
 
 def is_local(path: str) -> bool:
-    """Whether a path is one of the file system, and not of a bucket."""
+    """Returns whether a path belongs to the file system, not to a bucket."""
     return "://" not in path
 
 
+def exists(path: str) -> bool:
+    """Returns whether there is a file or an object at a path."""
+    return os.path.exists(path) if is_local(path) else buckets.look(path) != buckets.NOTHING
+
+
 def flush_to_disk(path: str) -> None:
-    """Waits until a local file or folder would outlive a power cut."""
+    """Waits until a local file or folder would survive a power loss."""
     if not is_local(path):
         return
     descriptor = os.open(path, os.O_RDONLY)
@@ -33,53 +36,87 @@ def flush_to_disk(path: str) -> None:
 
 
 @contextlib.contextmanager
-def writing_to(path: str) -> Iterator[None]:
-    """Turns a full disk, or a place that takes no files, into an error for the user.
+def writing_to(path: str, errors: type[Exception] = OSError) -> Iterator[None]:
+    """Turns an error of the writer, such as a full disk, into one for the user.
+
+    Args:
+        path: the file or folder that is written.
+        errors: what the writer raises.
 
     Raises:
-        UserError: with the path.
+        UserError: names the path and the reason.
     """
     try:
         yield
-    except (tf.errors.OpError, OSError) as error:
-        reason = getattr(error, "message", str(error))
-        raise UserError(f"{path}: cannot be written: {reason}; make room there, or give another path") from error
+    except errors as error:
+        reason = getattr(error, "strerror", None) or getattr(error, "message", None) or str(error)
+        raise _cannot_write(path, reason.splitlines()[0]) from error
+
+
+def _cannot_write(path: str, reason: str) -> UserError:
+    return UserError(f"{path}: cannot be written: {reason}; make room there, or give another path")
+
+
+def check_writable(path: str) -> None:
+    """Makes the folder of a file and tries to write there, without touching what is at `path` already.
+
+    Of a bucket, only checks that it can be reached.
+
+    Raises:
+        UserError: the file could not be written.
+    """
+    if not is_local(path):
+        buckets.check(path.rpartition("/")[0])
+        return
+    if os.path.isdir(path):
+        raise _cannot_write(path, "it is a folder")
+    with writing_to(path):
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        with open(_beside(path), "w"):
+            pass
+        os.remove(_beside(path))
+
+
+def _beside(path: str) -> str:
+    return f"{path}.part"
 
 
 def write_text(path: str, text: str) -> None:
-    """Writes a file so that it is there whole or not at all; makes the folder.
-
-    Raises:
-        UserError: there is no room, or no right to write there.
-    """
+    """Writes a text file, as `write_bytes` does."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: str, content: bytes) -> None:
-    """As `write_text`: a local file is written beside and renamed, an object is there when all of it is."""
+    """Writes a file so that it is there whole or not at all, and makes its folder.
+
+    A local file is written beside `path` and renamed once it is on the disk.
+
+    Raises:
+        UserError: there is no room, or no permission to write there.
+    """
     if not is_local(path):
         buckets.write(path, content)
         return
-    beside = f"{path}.part"
+    folder, beside = os.path.dirname(path) or ".", _beside(path)
     with writing_to(path):
-        tf.io.gfile.makedirs(posixpath.dirname(path) or ".")
+        os.makedirs(folder, exist_ok=True)
         try:
-            with tf.io.gfile.GFile(beside, "wb") as file:
+            with open(beside, "wb") as file:
                 file.write(content)
             flush_to_disk(beside)
-            tf.io.gfile.rename(beside, path, overwrite=True)
-        except tf.errors.OpError:
-            with contextlib.suppress(tf.errors.OpError):
-                tf.io.gfile.remove(beside)
+            os.replace(beside, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.remove(beside)
             raise
-        flush_to_disk(posixpath.dirname(path) or ".")
+        flush_to_disk(folder)
 
 
 class OwnFile:
-    """A small file that one process alone rewrites: in a bucket, it finds out if another process does so too."""
+    """A small file with a single writer, which rewrites it; in a bucket, a second writer is detected."""
 
     def __init__(self, path: str) -> None:
-        """Takes the file as it is now for the one to rewrite."""
+        """Starts from the file as it is now."""
         self._path = path
         self._generation = 0 if is_local(path) else buckets.look(path).generation
 
@@ -96,21 +133,20 @@ class OwnFile:
 
 
 class GrowingFile:
-    """A local file that is appended to, at once."""
+    """A local file that is appended to immediately."""
 
     def __init__(self, path: str) -> None:
-        """Opens it, and makes it if it is not there.
+        """Opens the file, and creates it if it is missing.
 
         Raises:
-            UserError: there is no room, or no right to write there.
+            UserError: there is no room, or no permission to write there.
         """
         self._path = path
         with writing_to(path):
-            self._file = tf.io.gfile.GFile(path, "ab")
-            self._file.write(b"")  # which opens it
+            self._file = open(path, "ab")  # noqa: SIM115 (closed by `close`)
 
     def write(self, content: bytes) -> None:
-        """Appends.
+        """Appends to the file.
 
         Raises:
             UserError: there is no room.
@@ -120,60 +156,60 @@ class GrowingFile:
             self._file.flush()
 
     def flush(self) -> None:
-        """Returns when all that was written is there, as it is."""
+        """Returns at once: what was written is there already."""
 
     def close(self) -> None:
-        """Closes it."""
+        """Closes the file."""
         with writing_to(self._path):
             self._file.close()
 
 
 class GrowingObject:
-    """An object of a bucket that is appended to in the background, every `SECONDS_BETWEEN_APPENDS`.
+    """An object in a bucket that is appended to in the background, every `SECONDS_BETWEEN_APPENDS`.
 
-    A bucket that does not answer for a while holds nobody up; what is to be written waits here.
+    A bucket that is unavailable for a while blocks nobody; the content waits in memory.
     """
 
     def __init__(self, path: str) -> None:
-        """Takes the object as it is now, if it is there."""
+        """Starts from the object as it is now, if there is one."""
         self._path = path
         self._state = buckets.look(path)
         self._waiting: list[bytes] = []
-        self._on_its_way = b""  # the same at every try, or else what has arrived, but was not answered, came twice
+        self._in_flight = b""  # the same at every try, or content whose confirmation was lost would be appended twice
         self._sending, self._is_closed = threading.Lock(), threading.Event()
-        self._thread = threading.Thread(target=self._send_now_and_then, daemon=True)
+        self._thread = threading.Thread(target=self._send_periodically, daemon=True)
         self._thread.start()
 
     def write(self, content: bytes) -> None:
-        """Appends, soon."""
-        if content:  # of nothing it could not be seen that it has arrived
+        """Appends at the next send."""
+        if content:  # nobody could see that nothing has arrived
             self._waiting.append(content)
 
     def flush(self) -> None:
-        """Returns when all that was written is there.
+        """Returns when everything written has arrived.
 
         Raises:
             UserError: it cannot be written.
         """
         with self._sending:
-            while self._on_its_way or self._waiting:
+            while self._in_flight or self._waiting:
                 self._send()
 
     def close(self) -> None:
-        """As `flush`; nothing is written afterwards."""
+        """Flushes and stops; nothing may be written afterwards."""
         self._is_closed.set()
         self.flush()
         self._thread.join()
 
     def _send(self) -> None:
-        if not self._on_its_way:
-            n_parts = len(self._waiting)
-            self._on_its_way = b"".join(self._waiting[:n_parts])
-            del self._waiting[:n_parts]
-        self._state = buckets.append(self._path, self._on_its_way, self._state)
-        self._on_its_way = b""
+        if not self._in_flight:
+            count = len(self._waiting)
+            self._in_flight = b"".join(self._waiting[:count])
+            del self._waiting[:count]
+        self._state = buckets.append(self._path, self._in_flight, self._state)
+        self._in_flight = b""
 
-    def _send_now_and_then(self) -> None:
+    def _send_periodically(self) -> None:
         while not self._is_closed.wait(SECONDS_BETWEEN_APPENDS):
             with contextlib.suppress(buckets.BucketError):
                 self.flush()

@@ -1,12 +1,14 @@
-"""A lock in a bucket: an object that its holder renews, and that falls to others when it no longer does.
+"""Locks that processes hold while they write to a place: on a disk a lock of the system, in a bucket an object.
 
-The object's generation is the holder's: renewing changes only the notes that hang on the object. Whoever finds a holder
-waits to see it renew the lock; of one that was killed on this machine it is known at once that it will not.
+The object's generation identifies the holder; renewing the lock changes only the object's metadata. A process that
+finds a lock waits to see whether the holder still renews it. If the holder ran on this machine and was killed, the
+lock is free at once.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -20,25 +22,84 @@ from collections.abc import Iterator
 from configs.errors import UserError
 from storage import buckets
 from storage.buckets import NOTHING, BucketError, OvertakenError, State
+from storage.files import is_local, writing_to
 
 RENEWAL_SECONDS = 20.0
 LEASE_SECONDS = 120.0  # longer than a network may fail
 LOOK_SECONDS = 2.0
-LONG_AGO_SECONDS = 900.0  # more than clocks differ by: nobody needs to wait for a lock that has not changed for so long
+LONG_AGO_SECONDS = 900.0  # more than clocks differ by: a lock that has not changed for so long is free
+POLL_SECONDS = 0.1
 
 
 @contextlib.contextmanager
-def held(path: str, refusal: str, remedy: str) -> Iterator[None]:
-    """Holds the lock at a path.
+def locked(path: str, refusal: str, remedy: str, wait_seconds: float = 0.0) -> Iterator[None]:
+    """Holds the lock at a path. It is released when the process ends, however it ends.
 
     Args:
-        path: where the lock lies.
-        refusal: what to say of a place that another process holds.
-        remedy: and what to do then.
+        path: the file or object that is the lock. A file stays; its holder may delete it.
+        refusal: the first half of the error message: what another process does there.
+        remedy: the second half: what to do then.
+        wait_seconds: how long to wait for another process of this machine, which holds the lock of a disk.
 
     Raises:
-        UserError: another process holds it.
+        UserError: another process holds it, or it cannot be written.
     """
+    if is_local(path):
+        with _locked_file(path, f"{refusal}; {remedy}", wait_seconds):
+            yield
+    else:
+        with _locked_object(path, refusal, remedy):
+            yield
+
+
+def is_locked(path: str) -> bool:
+    """Returns whether a process of this machine holds the lock at a local path."""
+    try:
+        with open(path) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+@contextlib.contextmanager
+def _locked_file(path: str, refusal: str, wait_seconds: float) -> Iterator[None]:
+    with writing_to(path):
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        descriptor = _lock_file(path, refusal, wait_seconds)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock_file(path: str, refusal: str, wait_seconds: float) -> int:
+    deadline = time.monotonic() + wait_seconds
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(path, descriptor):
+                return descriptor
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise UserError(refusal) from None
+            time.sleep(POLL_SECONDS)
+        os.close(descriptor)
+
+
+def _is_at(path: str, descriptor: int) -> bool:
+    """Returns whether a path still names this open file: the last holder may have deleted it."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+@contextlib.contextmanager
+def _locked_object(path: str, refusal: str, remedy: str) -> Iterator[None]:
     generation = _take(path, refusal, remedy)
     stop = threading.Event()
     renewing = threading.Thread(target=_renew, args=(path, generation, stop), daemon=True)

@@ -619,7 +619,7 @@ REFUSALS: dict[str, tuple[list[str], str]] = {
     ),
     "a file for a folder": (
         ["--set", "model_path=tiny.json"],
-        "tiny.json/lock: cannot be written: tiny.json is not a directory; make room there, or give another path",
+        "tiny.json/lock: cannot be written: File exists; make room there, or give another path",
     ),
 }
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from configs.errors import UserError
+from storage.locks import is_locked
 from tracking.mongodb.mirror import Mirror
 from tracking.mongodb.upload import describe_url
 from tracking.record.provenance import Provenance
@@ -67,17 +68,10 @@ def _check_free(model_path: str) -> None:
     Raises:
         UserError: there is one, on this machine; in a bucket only main.py can find it.
     """
-    if not is_local(model_path):
-        return
-    try:
-        with Path(model_path, LOCK_FILE).open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+    if is_local(model_path) and is_locked(os.path.join(model_path, LOCK_FILE)):
         raise UserError(
             f"model_path = {model_path}: another process trains here; wait for it, or give another model_path"
-        ) from error
-    except OSError:
-        return  # main.py will say what is wrong
+        )
 
 
 def record_and_supervise(plan: Plan, provenance: Provenance, say: Callable[[str], None]) -> int:

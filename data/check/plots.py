@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from data.check.scan import BINS_PER_OCTAVE, DatasetReport
-from data.tfrecord.records import PARTIAL, writing_to
-from meshtf import tf
+from storage.files import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,7 +26,7 @@ def draw_reports(reports: Mapping[str, DatasetReport], path: str) -> None:
         path: the PNG file, local or `gs://`; it is written beside and renamed, and its folder is made.
 
     Raises:
-        DataError: the file cannot be written.
+        UserError: the file cannot be written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # here, for it takes long to import
     from matplotlib.figure import Figure
@@ -42,7 +41,7 @@ def draw_reports(reports: Mapping[str, DatasetReport], path: str) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
         figure.savefig(png, format="png")
-    _write(path, png.getvalue())
+    write_bytes(path, png.getvalue())
 
 
 def length_bars(report: DatasetReport) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -85,13 +84,3 @@ def _finish(axes: Axes, logarithmic: str) -> None:
         axes.set_yscale("log")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _write(path: str, content: bytes) -> None:
-    folder = path.rpartition("/")[0]
-    with writing_to(path):
-        if folder:
-            tf.io.gfile.makedirs(folder)
-        with tf.io.gfile.GFile(path + PARTIAL, "wb") as file:
-            file.write(content)
-        tf.io.gfile.rename(path + PARTIAL, path, overwrite=True)

@@ -12,9 +12,10 @@ from tqdm import tqdm
 from configs.errors import DataError
 from data.check.validate import blocks_of, sift
 from data.loading.reader import RecordRules
-from data.tfrecord.records import staging_folder, writing_to
+from data.tfrecord.records import staging_folder
 from data.tfrecord.shards import name_with_count
 from meshtf import tf
+from storage.files import writing_to
 
 FOLDER = "repaired"
 
@@ -74,7 +75,8 @@ def _folder_for(path: str, directory: str | None) -> str:
 
 def _write_folder(sources: Sequence[str], rules: RecordRules, folder: str) -> Iterator[Repaired]:
     """Writes beside first, so that the folder is there with all its files or, on a disk, not at all."""
-    with staging_folder(os.path.dirname(folder) or ".", os.path.basename(folder)) as beside, writing_to(folder):
+    parent, name = os.path.dirname(folder) or ".", os.path.basename(folder)
+    with staging_folder(parent, name) as beside, writing_to(folder, tf.errors.OpError):
         written = False
         for source in sources:
             result = _write_file(source, rules, folder, beside)

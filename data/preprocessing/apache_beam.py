@@ -15,14 +15,14 @@ from types import ModuleType
 
 import numpy as np
 
-from configs.errors import DataError
+from configs.errors import DataError, UserError
 from data.preprocessing.encoding import TextEncoder
 from data.preprocessing.parallel_encoding import EncodedBatch, Tagged, batch_texts, cut, encode_batch
 from data.preprocessing.splits import LONGEST_BYTES, Piece
 from data.text.documents import read_documents
 from data.text.files import SourceFile
-from data.tfrecord.records import writing_to
 from meshtf import tf
+from storage.files import write_bytes, writing_to
 
 RUNNERS = ("DirectRunner", "DataflowRunner", "FlinkRunner")
 
@@ -64,14 +64,14 @@ def run_pipeline(
         DataError: the pipeline came to no end.
     """
     beam = load_beam(runner)
-    with writing_to(folder):
+    with writing_to(folder, tf.errors.OpError):
         tf.io.gfile.makedirs(folder)
     try:
         with beam.Pipeline(runner=runner, argv=list(options)) as pipeline:
             numbered = pipeline | "files" >> beam.Create(list(enumerate(files)))
             batches = numbered | "shared files" >> beam.Reshuffle() | beam.FlatMap(partial(_batches, text_key, encoder))
             batches | "shared batches" >> beam.Reshuffle() | beam.Map(partial(_encode, folder, encoder))
-    except DataError:
+    except UserError:
         raise
     except Exception as error:  # whatever a runner raises, its last line says what was wrong
         reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
@@ -101,10 +101,7 @@ def _encode(folder: str, encoder: TextEncoder, batch: Batch) -> None:
         return
     encoded, content = encode_batch(encoder, texts), io.BytesIO()
     np.savez(content, documents=documents, ids=encoded.ids, ends=encoded.ends, text_bytes=encoded.text_bytes)
-    with writing_to(path):
-        with tf.io.gfile.GFile(f"{path}.partial", "wb") as file:
-            file.write(content.getvalue())
-        tf.io.gfile.rename(f"{path}.partial", path, overwrite=True)
+    write_bytes(path, content.getvalue())
 
 
 def read_encoded(texts: Iterable[Tagged[Piece]], folder: str) -> Iterator[tuple[Piece, np.ndarray | None, int]]:

@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 
 from configs.errors import DataError
 from data.preprocessing.encoding import PackingStats
-from data.tfrecord.records import writing_to
 from meshtf import tf
+from storage.files import write_text
 
 FORMAT = 1
 ENDING = ".manifest.json"
@@ -84,7 +84,7 @@ def write_manifest(directory: str, manifest: Manifest) -> None:
     """Writes it, beside its path first.
 
     Raises:
-        DataError: the directory cannot be written to.
+        UserError: the directory cannot be written to.
     """
     write_json(manifest_path(directory, manifest.name), manifest.to_json())
 
@@ -160,9 +160,6 @@ def write_json(path: str, value: Mapping[str, object]) -> None:
     """Writes a JSON file, beside its path first.
 
     Raises:
-        DataError: the place cannot be written to.
+        UserError: the place cannot be written to.
     """
-    with writing_to(path):
-        with tf.io.gfile.GFile(f"{path}.partial", "w") as file:
-            file.write(json.dumps(value, indent=2) + "\n")
-        tf.io.gfile.rename(f"{path}.partial", path, overwrite=True)
+    write_text(path, json.dumps(value, indent=2) + "\n")

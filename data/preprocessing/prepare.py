@@ -6,16 +6,15 @@ what is there is either complete and fits, or is not looked at.
 
 from __future__ import annotations
 
-import fcntl
 import glob
 import hashlib
 import heapq
 import json
+import math
 import os
 import shutil
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 
@@ -35,7 +34,8 @@ from data.text.files import SourceFile, find_files
 from data.tfrecord.records import write_shards
 from data.tokenization.tokenizer import Tokenizer, check_special_ids, load_tokenizer
 from data.train_tokenizer import FILE_NAME, save_tokenizer, train_byte_level_bpe
-from storage.local_files import write_text, writing
+from storage.files import write_text, writing_to
+from storage.locks import is_locked, locked
 
 LAYOUT_VERSION = 1  # a change of what is written, or of how, has to change it: old caches are then not used
 EXAMPLES_PER_FILE = 20_000
@@ -130,34 +130,20 @@ def _is_complete(directory: str) -> bool:
 
 def _make(directory: str, preparation: _Preparation) -> None:
     dataset, report = preparation.dataset, preparation.report
-    with _lock(dataset.cache_dir, report):
+    lock = f"{dataset.cache_dir}/.lock"
+    if is_locked(lock):
+        report(f"{dataset.cache_dir}: waiting for another process that prepares this text")
+    with locked(lock, lock, "", wait_seconds=math.inf):
         if _is_complete(directory):
             report(f"{dataset.id}: {directory} was made by another process meanwhile")
             return
         report(f"{dataset.id}: preparing {len(preparation.files):,} files of raw text in {directory}")
         unfinished = f"{directory}.partial"
-        with writing(unfinished):
+        with writing_to(unfinished):
             shutil.rmtree(unfinished, ignore_errors=True)  # left by a run that was killed
             os.makedirs(unfinished)
             preparation.write(unfinished)
             os.rename(unfinished, directory)
-
-
-@contextmanager
-def _lock(cache_dir: str, report: Report) -> Iterator[None]:
-    """Lets one process at a time prepare; the system gives the lock back when its holder ends, however it ends."""
-    try:
-        os.makedirs(cache_dir, exist_ok=True)
-        file = open(f"{cache_dir}/.lock", "w")  # noqa: SIM115 (closed below)
-    except OSError as error:
-        raise DataError(f"{cache_dir}: cannot be written ({error.strerror}); set cache_dir elsewhere") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            report(f"{cache_dir}: waiting for another process that prepares this text")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 @dataclass(frozen=True)

@@ -7,25 +7,21 @@ place; who finds the plan carries it out, however far its writer came.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 
-from configs.errors import DataError
 from data.preprocessing.encoding import PackingStats
 from data.preprocessing.manifest import FORMAT, FileEntry, Manifest, manifest_path, read_json, write_json
 from data.preprocessing.splits import Place
 from data.text.files import SourceFile
-from data.tfrecord.records import PARTIAL, writing_to
+from data.tfrecord.records import PARTIAL
 from meshtf import tf
-from storage import locks
-from storage.buckets import SCHEME
-from storage.local_files import cannot_write, write_text
+from storage.files import is_local, write_text, writing_to
+from storage.locks import locked
 
 # A process that is killed while it starts another leaves its lock to that one for a moment.
 LOCK_SECONDS = 3.0
@@ -134,7 +130,7 @@ class Unfinished:
         """Notes that a file of the folder is finished."""
         number = len(self.finished(part))
         input_digest = self._identity.input.digest(finished.following.file + 1)
-        with writing_to(self.folder):
+        with writing_to(self.folder, tf.errors.OpError):
             tf.io.gfile.makedirs(f"{self.folder}/{part}")
         write_json(self._record_path(part, number), {"input": input_digest, **asdict(finished)})
         self.finished(part).append(finished)
@@ -169,10 +165,10 @@ def open_unfinished(directory: str, name: str, identity: Identity, tell: Callabl
     """Gives the folder in which the files of a name are made; it stays there until `carry_out_plan`.
 
     Raises:
-        DataError: the directory cannot be written to.
+        UserError: the directory cannot be written to.
     """
     folder = folder_of(directory, name)
-    with writing_to(directory):
+    with writing_to(directory, tf.errors.OpError):
         tf.io.gfile.makedirs(folder)
     here = Unfinished(folder, identity)
     here.load(tell)
@@ -191,13 +187,13 @@ def carry_out_plan(directory: str, name: str) -> str | None:
         The digest of what the files were made from; None if there is no plan.
 
     Raises:
-        DataError: the directory cannot be written to.
+        UserError: the directory cannot be written to.
     """
     folder = folder_of(directory, name)
     plan = _read_if_there(f"{folder}/{PLAN}")
     if plan is None:
         return None
-    with writing_to(directory):
+    with writing_to(directory, tf.errors.OpError):
         for path in [plan["manifest_path"], *plan["old"]]:
             if tf.io.gfile.exists(path):
                 tf.io.gfile.remove(path)
@@ -208,7 +204,7 @@ def carry_out_plan(directory: str, name: str) -> str | None:
         write_text(plan["config"]["path"], json.dumps(plan["config"]["values"], indent=2) + "\n")
     write_json(plan["manifest_path"], plan["manifest"])
     _empty(folder, but=PLAN)  # which goes last: until then, all of this can be done again
-    with writing_to(directory):
+    with writing_to(directory, tf.errors.OpError):
         tf.io.gfile.rmtree(folder)
     return plan["identity"]
 
@@ -217,7 +213,7 @@ def remove_unless_finished(directory: str, name: str) -> None:
     """Removes the hidden folder if no file in it is finished: to go on from there would save nothing."""
     folder = folder_of(directory, name)
     if tf.io.gfile.isdir(folder) and not any(tf.io.gfile.isdir(f"{folder}/{n}") for n in tf.io.gfile.listdir(folder)):
-        with writing_to(directory):
+        with writing_to(directory, tf.errors.OpError):
             tf.io.gfile.rmtree(folder)
 
 
@@ -231,7 +227,7 @@ def _read_if_there(path: str) -> dict | None:
 
 
 def _empty(folder: str, but: str = "") -> None:
-    with writing_to(folder):
+    with writing_to(folder, tf.errors.OpError):
         for name in set(tf.io.gfile.listdir(folder)) - {but}:
             path = f"{folder}/{name.rstrip('/')}"
             remove = tf.io.gfile.rmtree if tf.io.gfile.isdir(path) else tf.io.gfile.remove
@@ -246,52 +242,20 @@ def alone(directory: str, name: str) -> Iterator[None]:
     """Keeps other processes from the files of a name; they are let in again when this one ends, however it ends.
 
     Raises:
-        DataError: the directory cannot be written to, or another process is at work there.
+        UserError: the directory cannot be written to, or another process is at work there.
         BucketError: its bucket cannot be reached.
     """
     path = f"{directory}/.{name}.lock"
-    refusal, remedy = f"{folder_of(directory, name)}: another process works there", _ANOTHER_NAME
-    if directory.startswith(SCHEME):
-        with locks.held(path, refusal, remedy):
+    is_new = is_local(path) and not os.path.exists(directory)
+    with locked(path, f"{folder_of(directory, name)}: another process works there", _ANOTHER_NAME, LOCK_SECONDS):
+        try:
             yield
-        return
-    is_new = not os.path.exists(directory)
-    with writing_to(directory):
-        tf.io.gfile.makedirs(directory)
-    descriptor = _lock(path, f"{refusal}; {remedy}")
-    try:
-        yield
-    finally:
-        with suppress(OSError):  # it is gone already; or the directory has files now, as it should have
-            os.remove(path)
-            if is_new:
-                os.rmdir(directory)
-        os.close(descriptor)
+        finally:
+            if is_local(path):
+                with suppress(OSError):  # the lock is gone, or the directory has files now, as it should
+                    os.remove(path)
+                    if is_new:
+                        os.rmdir(directory)
 
 
 _ANOTHER_NAME = "wait for it, or choose another --name"
-
-
-def _lock(path: str, refusal: str) -> int:
-    deadline_seconds = time.monotonic() + LOCK_SECONDS
-    while True:
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise cannot_write(path, error.strerror) from None
-        if _is_locked(descriptor, path):
-            return descriptor
-        os.close(descriptor)
-        if time.monotonic() > deadline_seconds:
-            raise DataError(refusal)
-        time.sleep(0.1)
-
-
-def _is_locked(descriptor: int, path: str) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))  # and not one that was removed meanwhile
-    except (BlockingIOError, FileNotFoundError):
-        return False
-    except OSError as error:
-        raise cannot_write(path, error.strerror) from None

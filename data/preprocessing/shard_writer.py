@@ -14,8 +14,9 @@ from data.preprocessing.encoding import MOST_PROBLEMS, PackingStats
 from data.preprocessing.manifest import FileEntry, Part, checksum
 from data.preprocessing.resume import Finished, Unfinished
 from data.preprocessing.splits import Place
-from data.tfrecord.records import PARTIAL, SUFFIX, serialize_example, writing_to
+from data.tfrecord.records import PARTIAL, SUFFIX, serialize_example
 from meshtf import tf
+from storage.files import writing_to
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class PartWriter:
                 self._finish_file(*self._where_next())
 
     def _append(self, example: np.ndarray) -> None:
-        with writing_to(self._unfinished.folder):
+        with writing_to(self._unfinished.folder, tf.errors.OpError):
             if self._file is None:
                 self._file = tf.io.TFRecordWriter(self._partial_path())
             self._file.write(serialize_example(example))
@@ -143,7 +144,7 @@ class PartWriter:
 
     def _finish_file(self, following: Place, offset: int, account: PackingStats) -> None:
         path = f"{self._start_of_path()}_{self._examples_in_file}{SUFFIX}"
-        with writing_to(self._unfinished.folder):
+        with writing_to(self._unfinished.folder, tf.errors.OpError):
             self._file.close()
             tf.io.gfile.rename(self._partial_path(), path, overwrite=True)
             n_bytes, digest = checksum(path)
@@ -181,7 +182,7 @@ class PartWriter:
     def abandon(self) -> None:
         """Closes the file that is not finished; the finished ones stay."""
         if self._file is not None:
-            with writing_to(self._unfinished.folder):
+            with writing_to(self._unfinished.folder, tf.errors.OpError):
                 self._file.close()
 
 

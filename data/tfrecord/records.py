@@ -16,7 +16,7 @@ import numpy as np
 from configs.errors import DataError
 from data.tfrecord.framing import Frame, walk_frames
 from meshtf import RecordReader, tf
-from storage.local_files import cannot_write
+from storage.files import writing_to
 
 FEATURE = "text"
 SUFFIX = ".tfrecords"
@@ -34,10 +34,10 @@ def write_examples(path: str, examples: Iterable[Sequence[int] | np.ndarray]) ->
         The number of examples written.
 
     Raises:
-        DataError: the file cannot be written.
+        UserError: the file cannot be written.
     """
     partial = path + PARTIAL
-    with writing_to(path):
+    with writing_to(path, tf.errors.OpError):
         count = _write_partial(partial, examples)
         tf.io.gfile.rename(partial, path, overwrite=True)
     return count
@@ -58,9 +58,9 @@ def write_shards(directory: str, name: str, examples: Iterable[np.ndarray], exam
         The paths, in order.
 
     Raises:
-        DataError: the directory cannot be written to.
+        UserError: the directory cannot be written to.
     """
-    with writing_to(directory):
+    with writing_to(directory, tf.errors.OpError):
         tf.io.gfile.makedirs(directory)
         paths = []
         stream = iter(examples)
@@ -88,35 +88,22 @@ def staging_folder(directory: str, name: str) -> Iterator[str]:
     Leftovers of a killed run are removed first.
 
     Raises:
-        DataError: the directory cannot be written to.
+        UserError: the directory cannot be written to.
     """
     folder = f"{directory}/.{name}{PARTIAL}"
-    with writing_to(directory):
+    with writing_to(directory, tf.errors.OpError):
         _remove_folder(folder)
         tf.io.gfile.makedirs(folder)
     try:
         yield folder
     finally:
-        with writing_to(directory):
+        with writing_to(directory, tf.errors.OpError):
             _remove_folder(folder)
 
 
 def _remove_folder(folder: str) -> None:
     if tf.io.gfile.exists(folder):
         tf.io.gfile.rmtree(folder)
-
-
-@contextmanager
-def writing_to(place: str) -> Iterator[None]:
-    """Turns TensorFlow's errors into one that names the file or folder.
-
-    Raises:
-        DataError: it cannot be written.
-    """
-    try:
-        yield
-    except tf.errors.OpError as error:
-        raise cannot_write(place, error.message.splitlines()[0]) from None
 
 
 def _write_partial(path: str, examples: Iterable[Sequence[int] | np.ndarray]) -> int:

@@ -19,9 +19,10 @@ from dataclasses import dataclass
 import numpy as np
 from natsort import natsorted
 
-from configs.errors import DataError
+from configs.errors import DataError, UserError
 from data.tfrecord.records import read_records, unreadable_file_error
 from meshtf import tf
+from storage.files import write_text
 
 COUNTS_FILE = ".neomesh_counts.json"
 
@@ -127,11 +128,8 @@ def _load_counts(cache: str) -> dict:
 
 def _write_counts(cache: str, counts: dict) -> None:
     """Replaces the cache; if the folder is not writable, the next process counts again."""
-    partial = f"{cache}.{os.getpid()}.partial"
-    with contextlib.suppress(tf.errors.OpError):
-        with tf.io.gfile.GFile(partial, "w") as file:
-            file.write(json.dumps(counts, indent=1, sort_keys=True) + "\n")
-        tf.io.gfile.rename(partial, cache, overwrite=True)
+    with contextlib.suppress(UserError):
+        write_text(cache, json.dumps(counts, indent=1, sort_keys=True) + "\n")
 
 
 def sort_shards(shards: Iterable[Shard]) -> tuple[Shard, ...]:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import posixpath
-from collections.abc import Iterator
-from typing import TextIO
 
 from configs.errors import CheckpointError, ConfigError, UserError
 from configs.load import load_config, resolved_json
 from configs.schema import RunConfig
 from meshtf import tf
 from storage import buckets, locks
-from storage.files import is_local, write_text, writing_to
+from storage.files import is_local, write_text
 from storage.remote_configs import on_disk
 
 CONFIG_FILE = "config.json"
@@ -153,31 +150,14 @@ def _shown(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-@contextlib.contextmanager
-def locked(model_path: str) -> Iterator[None]:
+def locked(model_path: str) -> contextlib.AbstractContextManager[None]:
     """Keeps other processes from training in the same folder: on a disk those of this machine, in a bucket all.
 
     Raises:
         UserError: another process has it.
     """
-    path = posixpath.join(model_path, LOCK_FILE)
-    taken = f"model_path = {model_path}: another process trains here", "wait for it, or give another model_path"
-    if not is_local(model_path):
-        with locks.held(path, *taken):
-            yield
-        return
-    with _open_lock(path) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(": ".join(taken)) from error
-        yield
-
-
-def _open_lock(path: str) -> TextIO:
-    with writing_to(path):
-        tf.io.gfile.makedirs(posixpath.dirname(path))
-        return open(path, "a")
+    path, refusal = posixpath.join(model_path, LOCK_FILE), f"model_path = {model_path}: another process trains here"
+    return locks.locked(path, refusal, "wait for it, or give another model_path")
 
 
 class Claim:

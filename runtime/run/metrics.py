@@ -52,7 +52,7 @@ class MetricsWriter:
         self._model_path = model_path
         self._resume_step = resume_step
         self._events: dict[str, _EventFile] = {}
-        with writing_to(self.path):
+        with writing_to(self.path, tf.errors.OpError):
             tf.io.gfile.makedirs(model_path)
             _repair(self.path, math.inf if resume_step is None else resume_step)
         self._file = open_growing(self.path)
@@ -74,7 +74,7 @@ class MetricsWriter:
         line = {"step": int(step), "split": split, "time": round(time.time(), 3)}
         line |= {name: _to_json(value) for name, value in values.items()}
         self._file.write((json.dumps(line, allow_nan=False) + "\n").encode())
-        with writing_to(self._event_folder(split)):
+        with writing_to(self._event_folder(split), tf.errors.OpError):
             self._write_events(split, step, values)
 
     def write_histogram(self, step: int, name: str, values: np.ndarray) -> None:
@@ -88,7 +88,7 @@ class MetricsWriter:
         Raises:
             UserError: there is no room, or no right to write there.
         """
-        with writing_to(self._model_path):
+        with writing_to(self._model_path, tf.errors.OpError):
             value = tf.compat.v1.Summary.Value(tag=name, histo=_histogram(values))
             self._event_file("train").add(step=step, summary=tf.compat.v1.Summary(value=[value]))
 
@@ -104,7 +104,7 @@ class MetricsWriter:
         """Closes all files."""
         self._file.close()
         for split, writer in self._events.items():
-            with writing_to(self._event_folder(split)):
+            with writing_to(self._event_folder(split), tf.errors.OpError):
                 writer.close()
 
     def __enter__(self) -> MetricsWriter:

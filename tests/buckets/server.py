@@ -44,10 +44,12 @@ class Request:
     Attributes:
         method: of HTTP.
         path: with its query.
+        name: of the object, where the body names it: a small upload.
     """
 
     method: str
     path: str
+    name: str = ""
 
 
 # What happens to a request instead of what it asks for: an HTTP status, or 0 for a connection that breaks before it, or
@@ -188,7 +190,9 @@ class _Visit(BaseHTTPRequestHandler):
         self.close_connection = False
 
     def _do_any(self) -> None:
-        request, body = Request(self.command, self.path), self._body()
+        body = self._body()
+        name = re.search(rb'"name": "([^"]*)"', body) if "uploadType=multipart" in self.path else None
+        request = Request(self.command, self.path, name[1].decode() if name else "")
         self.server.cloud.requests.append(request)
         fate = self.server.cloud.weather(request)
         if fate == BROKEN_BEFORE:

@@ -26,9 +26,9 @@ LOCK = f"{FOLDER}/lock"
 LOCK_ARGUMENTS = LOCK, f"{FOLDER}: another process is here", "wait for it"
 HOLDER = """
 import sys, time
-from storage import bucket_lock
-bucket_lock.RENEWAL_SECONDS = 0.1
-with bucket_lock.held(*sys.argv[1:]):
+from storage import locks
+locks.RENEWAL_SECONDS = 0.1
+with locks.locked(*sys.argv[1:]):
     print("held", flush=True)
     time.sleep(60)
 """

@@ -183,7 +183,7 @@ def test_a_place_that_cannot_be_written_to_is_named(tmp_path, capsys):
     write_two(tmp_path)
     (tmp_path / "file").touch()
     status, _, err = run(capsys, f"{tmp_path}/*.tfrecords", "--repair", "--repair_dir", f"{tmp_path}/file/new")
-    assert status == 2 and err.startswith(f"{tmp_path}/file: cannot be written (")
+    assert status == 2 and err.startswith(f"{tmp_path}/file: cannot be written: ")
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ import data.preprocessing.parallel_encoding
 import data.preprocessing.splits
 import data.text.documents
 import data.tokenization.tokenizer
-from configs.errors import DataError
+from configs.errors import DataError, UserError
 from configs.load import load_config
 from data.create_tfrecords import Report, Settings, create_tfrecords, describe, main, parse_arguments, to_json
 from data.preprocessing.manifest import read_manifest
@@ -213,8 +213,7 @@ def test_without_text_nothing_is_overwritten(tmp_path, encoder_path):
         ),
         (
             {"write_dataset_config": "{tmp}/texts/part0.jsonl/mine.json"},
-            "{tmp}/texts/part0.jsonl/mine.json: cannot be written (File exists); choose another place, or make room "
-            "there",
+            "{tmp}/texts/part0.jsonl/mine.json: cannot be written: File exists; make room there, or give another path",
         ),
         ({"separator": 290}, "--separator 290: the tokenizer has 290 ids; give a smaller one"),
         (
@@ -231,7 +230,7 @@ def test_without_text_nothing_is_overwritten(tmp_path, encoder_path):
 def test_each_error_says_what_to_do_and_writes_nothing(tmp_path, encoder_path, values, message):
     write_lines(tmp_path / "texts", ["token"], files=1)
     values = {key: value.format(tmp=tmp_path) if isinstance(value, str) else value for key, value in values.items()}
-    with pytest.raises(DataError) as error:
+    with pytest.raises(UserError) as error:
         create_tfrecords(settings_for(tmp_path, encoder_path, **values))
     assert str(error.value) == message.format(tmp=tmp_path)
     assert not (tmp_path / "out").exists()
@@ -471,7 +470,7 @@ def test_killed_at_any_moment_it_gives_what_an_unbroken_run_gives(tmp_path, enco
 
 KILL_AT_STEPS = """
 import json, os, shutil, signal, sys
-import data.beam, data.parts  # with TensorFlow: once, not in every child
+import data.preprocessing.apache_beam, data.preprocessing.shard_writer  # with TensorFlow: once, not in every child
 from data.create_tfrecords import Settings, create_tfrecords
 from meshtf import tf
 
@@ -483,8 +482,9 @@ def run(settings, last_step):
     child = os.fork()
     if child:
         return os.WIFSIGNALED(os.waitpid(child, 0)[1])
-    for name in ("rename", "remove", "rmtree"):
-        setattr(tf.io.gfile, name, stopping(last_step, getattr(tf.io.gfile, name)))
+    for module, names in ((tf.io.gfile, ("rename", "remove", "rmtree")), (os, ("replace", "remove"))):
+        for name in names:
+            setattr(module, name, stopping(last_step, getattr(module, name)))
     create_tfrecords(settings, tell=lambda line: None)
     os.write(pipe[1], b"%6d" % n_steps)
     os._exit(0)
@@ -535,7 +535,7 @@ def test_two_processes_do_not_write_the_same_files(tmp_path, encoder_path, monke
     settings = settings_for(tmp_path, encoder_path)
 
     def documents(*file: object) -> Iterator[Document]:
-        with pytest.raises(DataError) as error:
+        with pytest.raises(UserError) as error:
             create_tfrecords(settings)
         assert str(error.value) == (
             f"{tmp_path}/out/.t.partial: another process works there; wait for it, or choose another --name"
@@ -601,7 +601,7 @@ def test_a_full_disk_is_told_and_no_reason_to_start_from_the_beginning(tmp_path,
     done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True)
     message = done.stderr.splitlines()[-1]
     assert done.returncode == 1
-    assert message.startswith(f"configs.errors.DataError: {tmp_path}/out/.t.partial: cannot be written (")
+    assert message.startswith(f"configs.errors.UserError: {tmp_path}/out/.t.partial: cannot be written: ")
     told = []
     create_tfrecords(settings, tell=told.append)
     assert told == ["going on after 3 finished file(s) of an unfinished run"]
@@ -703,7 +703,7 @@ def test_an_output_dir_that_is_a_file_is_told_before_anything_is_read(tmp_path, 
     write_lines(tmp_path / "texts", ["token"], files=1)
     (tmp_path / "out").touch()
     monkeypatch.setattr(data.preprocessing.splits, "read_documents", lambda *file: pytest.fail("read"))
-    with pytest.raises(DataError, match=f"{tmp_path}/out: cannot be written "):
+    with pytest.raises(UserError, match=f"{tmp_path}/out/.t.lock: cannot be written: "):
         create_tfrecords(settings_for(tmp_path, encoder_path))
 
 

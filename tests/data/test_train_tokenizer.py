@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import data.train_tokenizer
-from configs.errors import DataError
+from configs.errors import DataError, UserError
 from data.tokenization.tokenizer import load_tokenizer
 from data.train_tokenizer import FILE_NAME, Settings, main, train_byte_level_bpe, train_tokenizer
 
@@ -145,10 +145,10 @@ def test_a_place_that_cannot_be_written_to_is_told_before_anything_is_read(tmp_p
     base = write_texts(tmp_path / "texts")
     (tmp_path / "file").touch()
     monkeypatch.setattr(data.train_tokenizer, "read_all_documents", lambda files: pytest.fail("read"))
-    with pytest.raises(DataError) as error:
+    with pytest.raises(UserError) as error:
         train_tokenizer(Settings(base, 300, f"{tmp_path}/file", "txt"))
     assert str(error.value) == (
-        f"{tmp_path}/file/{FILE_NAME}: cannot be written (File exists); choose another place, or make room there"
+        f"{tmp_path}/file/{FILE_NAME}: cannot be written: File exists; make room there, or give another path"
     )
 
 

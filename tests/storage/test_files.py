@@ -44,7 +44,6 @@ def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         write_text(str(tmp_path / "run" / "file.txt"), "text")
     assert str(error.value) == (
-        f"{tmp_path}/run/file.txt: cannot be written: {tmp_path}/run is not a directory; make room there, or give "
-        "another path"
+        f"{tmp_path}/run/file.txt: cannot be written: File exists; make room there, or give another path"
     )
     assert (tmp_path / "run").read_text() == "mine"

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs.errors import DataError
+from configs.errors import DataError, UserError
 from data.check.plots import draw_reports, frequencies_by_rank, length_bars
 from data.check.scan import (
     BINS_PER_OCTAVE,
@@ -275,5 +275,5 @@ def test_the_picture_shows_what_was_counted(tmp_path):
 
 def test_a_picture_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match=f"^{tmp_path}/file/p.png: cannot be written"):
+    with pytest.raises(UserError, match=f"^{tmp_path}/file/p.png: cannot be written"):
         draw_reports({"a": report_of("")}, f"{tmp_path}/file/p.png")

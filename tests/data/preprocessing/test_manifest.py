@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from configs.errors import DataError
+from configs.errors import DataError, UserError
 from data.preprocessing.encoding import PackingStats
 from data.preprocessing.manifest import (
     FileEntry,
@@ -76,7 +76,7 @@ def test_a_missing_manifest_is_named(tmp_path):
 
 def test_a_place_that_cannot_be_written_to_is_named(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match=r"file/a.manifest.json: cannot be written "):
+    with pytest.raises(UserError, match=r"file/a.manifest.json: cannot be written: "):
         write_manifest(f"{tmp_path}/file", MANIFEST)
 
 

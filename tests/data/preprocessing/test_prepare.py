@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from configs.errors import ConfigError, DataError
+from configs.errors import ConfigError, DataError, UserError
 from configs.schema import DatasetConfig
 from data.preprocessing.prepare import NOT_THE_STDLIB, PreparedDataset, prepare_dataset
 from data.text.files import find_files
@@ -141,7 +141,7 @@ def test_a_killed_preparation_leaves_nothing_that_is_taken_for_finished(tmp_path
     script = (
         "import os, signal, sys\n"
         "from configs.schema import DatasetConfig\n"
-        "from data.prepare import prepare_dataset\n"
+        "from data.preprocessing.prepare import prepare_dataset\n"
         "def report(line):\n"
         "    if ': train: ' in line:\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -235,9 +235,11 @@ def test_nothing_left_to_train_on_is_an_error(tmp_path):
 def test_a_cache_that_cannot_be_written_is_named(tmp_path):
     write_documents(tmp_path / "texts")
     (tmp_path / "file").touch()
-    with pytest.raises(DataError) as error:
+    with pytest.raises(UserError) as error:
         prepare(dataset_of(tmp_path, cache_dir=f"{tmp_path}/file/cache"))
-    assert str(error.value) == f"{tmp_path}/file/cache: cannot be written (Not a directory); set cache_dir elsewhere"
+    assert str(error.value) == (
+        f"{tmp_path}/file/cache/.lock: cannot be written: Not a directory; make room there, or give another path"
+    )
 
 
 def test_a_cache_in_a_bucket_is_refused_with_what_to_do(tmp_path):
@@ -297,10 +299,10 @@ def test_a_file_in_the_way_is_named(tmp_path):
     directory = Path(prepare(dataset_of(tmp_path))[0].tokenizer_path).parent
     directory.rename(tmp_path / "away")
     Path(f"{directory}.partial").touch()
-    with pytest.raises(DataError) as error:
+    with pytest.raises(UserError) as error:
         prepare(dataset_of(tmp_path))
     assert str(error.value) == (
-        f"{directory}.partial: cannot be written (File exists); choose another place, or make room there"
+        f"{directory}.partial: cannot be written: File exists; make room there, or give another path"
     )
 
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs.errors import DataError
+from configs.errors import DataError, UserError
 from data.tfrecord.records import (
     find_shards,
     parse_example,
@@ -163,11 +163,11 @@ def test_only_the_shards_of_one_name_are_found(tmp_path):
 
 def test_a_place_that_cannot_be_written_to_is_named(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(DataError) as error:
+    with pytest.raises(UserError) as error:
         write_shards(f"{tmp_path}/file/out", "a", [np.array([1])], 1)
-    assert str(error.value).startswith(f"{tmp_path}/file/out: cannot be written (")
-    assert str(error.value).endswith("); choose another place, or make room there")
-    with pytest.raises(DataError, match=f"{tmp_path}/none/a.tfrecords: cannot be written "):
+    assert str(error.value).startswith(f"{tmp_path}/file/out: cannot be written: ")
+    assert str(error.value).endswith("; make room there, or give another path")
+    with pytest.raises(UserError, match=f"{tmp_path}/none/a.tfrecords: cannot be written: "):
         write_examples(f"{tmp_path}/none/a.tfrecords", [[1]])
 
 
