@@ -16,6 +16,7 @@ import datetime
 import http.client
 import json
 import os
+import re
 import socket
 import socketserver
 import ssl
