@@ -39,7 +39,8 @@ from runtime.checkpoint.export import write_huggingface_folder
 from runtime.checkpoint.weight_sources import StoredTensor
 from runtime.generation.engine import Engine, build_engine
 from runtime.generation.requests import GenerationRequest
-from runtime.mesh.placement import Placement, VariableSlices, choose_devices, place
+from runtime.mesh.devices import choose_devices
+from runtime.mesh.placement import Placement, VariableSlices, place
 
 N_PROMPT, N_NEW = 32, 200
 BATCH_SIZES = (1, 8, 64)

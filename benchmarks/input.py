@@ -29,7 +29,8 @@ from data.loading.reader import RecordRules, Records
 from data.tfrecord.records import write_examples
 from data.tfrecord.shards import Shard
 from inputs import training_batches
-from runtime.mesh.placement import choose_devices, place
+from runtime.mesh.devices import choose_devices
+from runtime.mesh.placement import place
 from runtime.training.steps import build_train_step
 
 N_FILES, EXAMPLES_PER_FILE = 8, 1000

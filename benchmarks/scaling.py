@@ -58,15 +58,15 @@ def serve_steps(config: RunConfig, hosts: str, index: int) -> None:
     """Takes as many steps as each line of standard input says, and answers with the seconds that they took and the
     processor's seconds.
     """
-    from runtime.cluster.rendezvous import joined  # after the thread counts are set, and not in the parent
+    from runtime.cluster.rendezvous import connect  # after the thread counts are set, and not in the parent
     from runtime.cluster.spec import find_cluster
 
     cluster = find_cluster(hosts, index)
     if cluster is None:
         _serve(config, 0, 1, "/device:CPU:0")
         return
-    with joined(cluster) as membership:
-        _serve(config, cluster.index, cluster.size, membership.device)
+    with connect(cluster) as group:
+        _serve(config, cluster.index, cluster.size, group.device)
 
 
 def _serve(config: RunConfig, index: int, n_processes: int, device: str) -> None:

@@ -28,7 +28,8 @@ from configs.errors import UserError
 from configs.load import load_config
 from configs.schema import RunConfig
 from meshtf import tf
-from runtime.mesh.placement import choose_devices, place
+from runtime.mesh.devices import choose_devices
+from runtime.mesh.placement import place
 from runtime.training.steps import build_train_step
 
 CEILING_SIZE = 2048

@@ -21,7 +21,8 @@ from configs.errors import DeviceError
 from configs.load import resolved_json
 from configs.schema import RunConfig
 from meshtf import tf
-from runtime.cluster.process_group import ProcessGroup, assembled
+from runtime.cluster.process_group import ProcessGroup
+from runtime.cluster.rendezvous import connect
 from runtime.cluster.spec import Cluster, find_cluster
 from runtime.run import directory as run_directory
 
@@ -45,7 +46,7 @@ VERBS_OF_ONE: dict[str, Callable[[RunConfig, Options], int]] = {
 
 
 def _run_together(verb: str, config: RunConfig, options: Options, cluster: Cluster | None) -> int:
-    with assembled(cluster) as group, mute_other_processes(group):
+    with connect(cluster) as group, mute_other_processes(group):
         group.check_same("the config", resolved_json(config))
         group.check_same("the command line", repr(dataclasses.replace(options, hosts=None, host_index=None)))
         if options.choice is not None:

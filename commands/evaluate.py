@@ -8,7 +8,7 @@ import numpy as np
 
 from commands.console import say
 from commands.options import Options
-from commands.placing import place_run, programs_for
+from commands.placing import place_run
 from commands.run_data import RunData, waited_for
 from commands.trained_weights import load_trained
 from configs.schema import RunConfig
@@ -20,6 +20,7 @@ from runtime.run.metrics import MetricsWriter, read_metrics
 from runtime.run.plots import plot_loss
 from runtime.training.evaluation import TokenCounts
 from runtime.training.evaluation import evaluate as evaluate_batches
+from runtime.training.steps import build_eval_step
 
 
 def token_counts(config: RunConfig, tokenizer: Tokenizer | None) -> TokenCounts:
@@ -60,7 +61,7 @@ def evaluate(config: RunConfig, options: Options, group: ProcessGroup) -> int:
     data.check_same(group)
     tokenizer = data.tokenizer()
     batches = evaluation_batches(config, data.eval_patterns(), config.evaluation.eval_steps or None)
-    step = group.synchronized(programs_for(placement).build_eval_step(config, placement))
+    step = group.synchronized(build_eval_step(config, placement))
     position = load_trained(config, options, placement, tokenizer)
     group.check_same("the run's position", repr(position))
     with group.timeout():

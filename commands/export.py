@@ -7,8 +7,9 @@ from commands.options import Options
 from commands.run_data import trained_tokenizer
 from commands.trained_weights import newest_checkpoint
 from configs.schema import RunConfig
-from runtime.checkpoint.export import export_saved_model, write_huggingface_folder
+from runtime.checkpoint.export import write_huggingface_folder
 from runtime.checkpoint.init_from import find_weights
+from runtime.checkpoint.saved_model import export_saved_model
 from runtime.run import directory as run_directory
 
 

@@ -1,18 +1,16 @@
-"""Where a run is computed, and which programs are built for that place."""
+"""Where a run is computed."""
 
 from __future__ import annotations
-
-from types import ModuleType
 
 from commands.console import say
 from commands.options import Options
 from configs.schema import RunConfig
 from runtime.cluster.process_group import ProcessGroup
+from runtime.mesh.devices import choose_devices
 from runtime.mesh.multi_process import place_process
-from runtime.mesh.placement import Placement, choose_devices, place
+from runtime.mesh.placement import Placement, place
 from runtime.mesh.tpu_discovery import find_tpu
-from runtime.mesh.tpu_mesh import TpuPlacement, place_on_tpu
-from runtime.training import steps, tpu_steps
+from runtime.mesh.tpu_replicate import place_on_tpu
 
 
 def place_run(config: RunConfig, options: Options, group: ProcessGroup) -> Placement:
@@ -25,8 +23,3 @@ def place_run(config: RunConfig, options: Options, group: ProcessGroup) -> Place
         placement = place_process(config.mesh, group.index, group.size, group.device)
     say(f"mesh: {placement.describe()}")
     return placement
-
-
-def programs_for(placement: Placement) -> ModuleType:
-    """Where the programs for a placement are built."""
-    return tpu_steps if isinstance(placement, TpuPlacement) else steps

@@ -13,7 +13,7 @@ from configs.layout import format_layout, format_mesh_shape
 from configs.schema import MeshConfig, RunConfig
 from meshtf import tf
 from runtime.cluster.spec import find_cluster
-from runtime.mesh.placement import choose_devices
+from runtime.mesh.devices import choose_devices
 from runtime.planning.auto_layout import MACHINES, Machine, auto_layout, auto_layout_and_mesh_shape, machine_of
 from runtime.planning.diagram import draw_plan
 from runtime.planning.dry_run import dry_placement

@@ -7,6 +7,7 @@ import itertools
 import secrets
 from collections.abc import Iterator
 
+from commands.backend import backend_of
 from commands.prompts import EncodedPrompts
 from commands.run_data import trained_tokenizer
 from configs.errors import ConfigError
@@ -15,7 +16,7 @@ from configs.schema import RunConfig
 from data.tokenization.tokenizer import Tokenizer
 from runtime.cluster.process_group import ProcessGroup
 from runtime.generation.beam_search import BeamSearcher
-from runtime.generation.engine import Engine, build_engine
+from runtime.generation.engine import Engine
 from runtime.generation.outputs import GeneratedText, beam_search_texts, sampled_texts
 from runtime.generation.requests import GenerationRequest, sample_requests, sample_seed
 from runtime.generation.scheduler import Scheduler
@@ -98,7 +99,7 @@ def build_text_generator(
     config: RunConfig, placement: Placement, group: ProcessGroup, tokenizer: Tokenizer, n_rows: int
 ) -> TextGenerator:
     """Builds the programs that generate `n_rows` texts at once."""
-    engine = build_engine(config, placement, n_rows, group.synchronized)
+    engine = backend_of(placement).build_engine(config, placement, n_rows, group.synchronized)
     return TextGenerator(config, group, tokenizer, engine, BeamSearcher(config, placement, group.synchronized))
 
 

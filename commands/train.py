@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from commands.backend import backend_of
 from commands.console import say
 from commands.evaluate import format_metrics, plot_run, token_counts
 from commands.options import Options
-from commands.placing import place_run, programs_for
+from commands.placing import place_run
 from commands.predict import build_sampler
 from commands.prompts import encode_prompts, read_prompts
 from commands.run_data import RunData, waited_for
@@ -28,31 +29,23 @@ from data.tfrecord.shards import list_shards
 from data.tokenization.tokenizer import Tokenizer
 from inputs import evaluation_batches, training_batches
 from meshtf import tf
+from models.kernels.noise import noise_key
 from runtime.checkpoint import checkpoints
+from runtime.checkpoint.position import TrainingPosition
 from runtime.cluster.process_group import ProcessGroup
 from runtime.mesh.placement import Placement
-from runtime.mesh.tpu_mesh import TpuPlacement
-from runtime.planning.peak_flops import own_peak, peak_tokens_per_second, tpu_peak
+from runtime.planning.peak_flops import peak_tokens_per_second
 from runtime.run import directory as run_directory
-from runtime.run.metrics import MetricsWriter
+from runtime.run.metrics import MetricsWriter, memory_in_use
 from runtime.run.progress_bar import Progress
-from runtime.run.usage import memory_in_use
-from runtime.training import steps, tpu_steps
 from runtime.training.evaluation import evaluate as evaluate_batches
-from runtime.training.loop import Explanation, Observers, TrainingPosition
+from runtime.training.loop import Explanation, Observers
 from runtime.training.loop import train as train_loop
-from runtime.training.multi_step import MultiStep, SingleStep, noise_key
 from runtime.training.nan_diagnosis import Diagnosis
+from runtime.training.steps import build_eval_step
 
 DIAGNOSIS_SECONDS = 1800  # that a process may take to look at a step that diverged
 SAVE_SECONDS = 1800  # that a process may take for its part of a checkpoint while others wait for it
-
-
-def _training(config: RunConfig, placement: Placement, group: ProcessGroup) -> MultiStep:
-    """Steps of training: several at once on a TPU, and one at a time elsewhere."""
-    if isinstance(placement, TpuPlacement):
-        return tpu_steps.build_train_turn(config, placement)
-    return SingleStep(group.synchronized(steps.build_train_step(config, placement)))
 
 
 def train(config: RunConfig, options: Options, group: ProcessGroup) -> int:
@@ -63,7 +56,7 @@ def train(config: RunConfig, options: Options, group: ProcessGroup) -> int:
     tokenizer, train_patterns = data.tokenizer(), data.train_patterns()
     _check_pauses(config, options, data, group)
     data.check_same(group)
-    turns = _training(config, placement, group)
+    turns = backend_of(placement).build_training(config, placement, group)
     begun_from = checkpoints.latest_checkpoint(config.model_path)
     position = _start(config, options, placement, tokenizer)
     group.check_same("the run's position", repr(position))
@@ -104,12 +97,7 @@ def train(config: RunConfig, options: Options, group: ProcessGroup) -> int:
 
 def _peak_tokens_per_second(config: RunConfig, placement: Placement, group: ProcessGroup) -> float | None:
     """Tokens a second of all devices of the run at their peak; None: it is not known."""
-    if isinstance(placement, TpuPlacement):
-        peak = tpu_peak(placement.shape.size, placement.assignment.topology.mesh_shape[-1])
-    else:
-        group.barrier()  # processes that share a machine measure what is left to each while all compute
-        giga = group.all_reduce_max(int(own_peak(placement.devices, config.model.precision) / 1e9))
-        peak = giga * 1e9 * group.size
+    peak = backend_of(placement).peak_flops(config, placement, group)
     if peak is None:
         return None
     say(f"peak of the devices: {peak / 1e12:,.4g} TFLOP/s")
@@ -129,11 +117,12 @@ def _explain_divergence(
         where = describe_batch(config, patterns, position.examples, position.examples_per_dataset)
     except DataError:  # the files are gone; that is not what is to be told now
         where = ""
-    if isinstance(placement, TpuPlacement):
-        return Explanation(where)  # a program of the TPU's own would be needed, compiled for minutes
+    build_diagnosis = backend_of(placement).build_diagnosis
+    if build_diagnosis is None:
+        return Explanation(where)
     with group.timeout(DIAGNOSIS_SECONDS):
         try:
-            look = group.synchronized(steps.build_diagnosis(config, placement))
+            look = group.synchronized(build_diagnosis(config, placement))
             key = noise_key(config.training.seed, position.step)
             counts = look(batch.tokens_BS, batch.labels_BS, batch.weights_BS, key)
         except tf.errors.ResourceExhaustedError:
@@ -150,7 +139,7 @@ def _saver(
     config: RunConfig, placement: Placement, group: ProcessGroup, write_all_metrics: Callable[[], None]
 ) -> Callable[[TrainingPosition], str]:
     """What writes checkpoints, once the metrics are written: whoever goes on from one does not measure them again."""
-    writer = checkpoints.CheckpointWriter(config.model_path, placement.store, group.writers())
+    writer = checkpoints.CheckpointWriter(config.model_path, placement.store, group)
 
     def save(position: TrainingPosition) -> str:
         with group.timeout(SAVE_SECONDS):
@@ -281,7 +270,7 @@ class _Pause:
 
     @functools.cached_property
     def _eval_step(self) -> Callable[..., dict[str, np.ndarray]]:
-        return self.group.synchronized(programs_for(self.placement).build_eval_step(self.config, self.placement))
+        return self.group.synchronized(build_eval_step(self.config, self.placement))
 
     @functools.cached_property
     def _sample(self) -> Callable[[int], str]:

@@ -9,9 +9,9 @@ from configs.schema import RunConfig
 from data.tokenization.tokenizer import Tokenizer
 from runtime.checkpoint import checkpoints
 from runtime.checkpoint.init_from import load_initial_weights
+from runtime.checkpoint.position import TrainingPosition
 from runtime.mesh.placement import Placement
 from runtime.run import directory as run_directory
-from runtime.training.loop import TrainingPosition
 
 
 def newest_checkpoint(config: RunConfig) -> str:

@@ -13,7 +13,7 @@ DEVICES = pytest.StashKey[tuple[str, ...]]()
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Makes the virtual devices before any test runs TensorFlow; without a test that does, TensorFlow is not loaded."""
     if "meshtf" in sys.modules:
-        from runtime.mesh.placement import choose_devices
+        from runtime.mesh.devices import choose_devices
 
         session.config.stash[DEVICES] = choose_devices(None, N_DEVICES)
 

@@ -16,11 +16,12 @@ from configs.layout import find_layout_issues, parse_layout, parse_mesh_shape
 from configs.schema import ACTIVATIONS, MoeParams, PredictionConfig, RunConfig
 from models.kernels.sampling import SamplingParams
 from runtime.checkpoint.checkpoints import CheckpointWriter, restore
+from runtime.checkpoint.position import TrainingPosition
 from runtime.generation.engine import build_engine
 from runtime.generation.requests import GenerationRequest
+from runtime.mesh.lowering import LoweredStep
 from runtime.mesh.placement import Placement, place
-from runtime.training.loop import TrainingPosition
-from runtime.training.steps import LoweredStep, build_train_step
+from runtime.training.steps import build_train_step
 from tests import tiny
 
 N_COMBINATIONS = 100

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import functools
+import zlib
+
+import numpy as np
 
 from meshtf import tf
 from models.kernels.compile import Kernel, compiled
+
+
+def noise_key(seed: int, step: int) -> np.int32:
+    """Returns the random key of one step: a function of seed and step, so that a resumed run draws the same noise."""
+    return np.int32(zlib.crc32(f"{seed}/{step}".encode()) & 0x7FFFFFFF)
 
 
 def _mix(bits: tf.Tensor) -> tf.Tensor:

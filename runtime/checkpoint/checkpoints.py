@@ -14,15 +14,16 @@ import difflib
 import posixpath
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from configs.errors import CheckpointError
 from meshtf import tf
+from runtime.checkpoint.position import TrainingPosition
+from runtime.cluster.process_group import ALONE, ProcessGroup
 from runtime.mesh.placement import VariableSlices, VariableStore
 from runtime.run.directory import Claim
-from runtime.training.loop import TrainingPosition
 from storage.files import OwnFile, flush_to_disk, write_text
 
 STATE_FILE = "checkpoint"
@@ -104,36 +105,18 @@ def checkpoint_step(path: str) -> int:
     return int(match.group(1))
 
 
-@dataclasses.dataclass(frozen=True)
-class Writers:
-    """The processes that write a checkpoint together, into a folder that all of them see.
-
-    Attributes:
-        index: which of them this process is.
-        count: how many there are.
-        barrier: returns when every process has called it.
-    """
-
-    index: int
-    count: int
-    barrier: Callable[[], None]
-
-
-ALONE = Writers(0, 1, lambda: None)
-
-
 class CheckpointWriter:
     """Writes checkpoints of one run, and removes old ones: the last 10 stay, and one for each two hours."""
 
-    def __init__(self, model_path: str, store: VariableStore, writers: Writers = ALONE):
+    def __init__(self, model_path: str, store: VariableStore, group: ProcessGroup = ALONE) -> None:
         self._model_path = model_path
         self._store = store
-        self._writers = writers
+        self._group = group
         self._claim, self._state_file = Claim(model_path), OwnFile(posixpath.join(model_path, STATE_FILE))
         state = _read_state(model_path)
         self._times_seconds = dict(state.times_seconds) if state else {}
         self._kept_for_good_seconds = state.kept_for_good_seconds if state else time.time()
-        if writers.index == 0:
+        if group.is_first:
             _remove_leftovers(model_path)
 
     def save(self, position: TrainingPosition) -> str:
@@ -144,17 +127,17 @@ class CheckpointWriter:
             UserError: another process writes there.
         """
         path = posixpath.join(self._model_path, f"model.ckpt-{position.step}")
-        if self._writers.index == 0:
+        if self._group.is_first:
             self._claim.check()
         with _writing(path):
             tf.io.gfile.makedirs(self._model_path)
-            if self._writers.count == 1:
+            if self._group.size == 1:
                 _write_tensors(path, [*_whole_scalars(position), *_distinct_slices(self._store)])
             else:
-                _write_part(path, self._store, position, self._writers)
-            if self._writers.index == 0:
+                _write_part(path, self._store, position, self._group)
+            if self._group.is_first:
                 self._remember(path)
-            self._writers.barrier()
+            self._group.barrier()
         return path
 
     def _remember(self, path: str) -> None:
@@ -211,19 +194,19 @@ def _writing(path: str) -> Iterator[None]:
 _Entry = tuple[str, str, tf.Tensor]
 
 
-def _write_part(path: str, store: VariableStore, position: TrainingPosition, writers: Writers) -> None:
+def _write_part(path: str, store: VariableStore, position: TrainingPosition, group: ProcessGroup) -> None:
     """Writes the slices of this process; when all have done so, the first makes one checkpoint of them."""
-    parts = [f"{path}.parts/{index}-of-{writers.count}/part" for index in range(writers.count)]
-    folder = posixpath.dirname(parts[writers.index])
+    parts = [f"{path}.parts/{index}-of-{group.size}/part" for index in range(group.size)]
+    folder = posixpath.dirname(parts[group.index])
     if tf.io.gfile.exists(folder):
         tf.io.gfile.rmtree(folder)  # of a save that was cut short
     tf.io.gfile.makedirs(folder)
-    entries = [*_distinct_slices(store), *(_whole_scalars(position) if writers.index == 0 else [])]
+    entries = [*_distinct_slices(store), *(_whole_scalars(position) if group.is_first else [])]
     if entries:
-        _write_tensors(parts[writers.index], entries)
+        _write_tensors(parts[group.index], entries)
     write_text(f"{folder}/{PART_DONE}", str(len(entries)))
-    writers.barrier()
-    if writers.index == 0:
+    group.barrier()
+    if group.is_first:
         _merge([part for index, part in enumerate(parts) if _holds_entries(part, index)], path)
 
 

@@ -12,23 +12,15 @@ import tokenizers
 
 from configs.errors import UserError
 from configs.huggingface import huggingface_config
-from configs.schema import ModelConfig, RunConfig
-from meshtf import mtf, tf
-from models import gpt2
-from models.context import Context
-from models.dims import Dims
+from configs.schema import RunConfig
+from meshtf import tf
 from runtime.checkpoint.huggingface import SAFETENSORS, write_weights
-from runtime.checkpoint.init_from import set_weights
 from runtime.checkpoint.weight_sources import Weights
-from runtime.mesh.placement import Placement, VariableStore
 from storage.files import flush_to_disk, is_local
-
-INPUT_NAME = "input_example_tensor"
-SIGNATURE = "serving_default"
 
 
 @contextlib.contextmanager
-def _new_folder(directory: str) -> Iterator[str]:
+def new_folder(directory: str) -> Iterator[str]:
     """A folder beside, which takes the name when all is written, so that it is there whole or not at all.
 
     Raises:
@@ -68,9 +60,6 @@ def _flush_folder(directory: str) -> None:
             flush_to_disk(os.path.join(folder, name))
 
 
-# Hugging Face.
-
-
 def write_huggingface_folder(directory: str, config: RunConfig, weights: Weights, tokenizer_json: str | None) -> None:
     """Writes what `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained` load, in float32.
 
@@ -86,7 +75,7 @@ def write_huggingface_folder(directory: str, config: RunConfig, weights: Weights
         UserError: the folder is not empty, or cannot be written.
     """
     hf_config = huggingface_config(config.model, config.data.eos_id)
-    with _new_folder(directory) as folder:
+    with new_folder(directory) as folder:
         _write_json(folder, "config.json", hf_config)
         write_weights(os.path.join(folder, SAFETENSORS), weights, config.model)
         if tokenizer_json is not None:
@@ -113,83 +102,3 @@ def _write_json(folder: str, name: str, value: dict[str, object]) -> None:
 def _write_text(folder: str, name: str, text: str) -> None:
     with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
         file.write(text)
-
-
-# SavedModel.
-
-
-def export_saved_model(directory: str, config: RunConfig, weights: Weights) -> None:
-    """Writes a SavedModel with the variables in it; it runs on whatever device serves it.
-
-    Its signature `serving_default` takes `input_example_tensor`, int64 [batch, length], and gives `logits`, float32
-    [batch, length, vocab]. Batch and length are free, the length up to n_ctx; a model that sees later tokens, as one
-    of masked language modelling does, takes exactly n_ctx.
-
-    Args:
-        directory: new or empty.
-        config: of the run.
-        weights: its variables, by name.
-
-    Raises:
-        CheckpointError: the weights are not those of the config.
-        UserError: the folder is not empty, or cannot be written.
-    """
-    with _new_folder(directory) as folder:
-        module = _Served(config.model)
-        set_weights(weights, module.store, "the run")
-        tf.saved_model.save(module, folder, signatures={SIGNATURE: module.signature})
-
-
-class _Served(tf.Module):
-    """A model as one function of tokens, with its variables."""
-
-    def __init__(self, model: ModelConfig):
-        """Builds the graph; the variables are 0 still."""
-        super().__init__()
-        # A device without a name is any: the program that serves decides.
-        placement = Placement(mtf.Shape([]), (), ("",), VariableStore())
-        specification = tf.TensorSpec((None, None), tf.int64, name=INPUT_NAME)
-        function = tf.function(lambda tokens: _served_logits(model, placement, tokens), autograph=False)
-        self.signature = function.get_concrete_function(specification)
-        self.store = placement.store
-        self.saved_variables = [piece for stored in placement.store for piece in stored.slices]
-
-
-def _served_logits(model: ModelConfig, placement: Placement, tokens: tf.Tensor) -> dict[str, tf.Tensor]:
-    length = tf.shape(tokens)[1]
-    with tf.control_dependencies(_checks(model, tokens, length)):
-        # Padding after a row changes nothing before it: a causal model does not see it.
-        padded = tf.pad(tf.cast(tokens, tf.int32), [[0, 0], [0, model.n_ctx - length]])
-    padded.set_shape((None, model.n_ctx))
-    row_logits = tf.map_fn(
-        lambda row: _row_logits(model, placement, row), padded, fn_output_signature=tf.float32, parallel_iterations=1
-    )
-    return {"logits": row_logits[:, :length]}
-
-
-def _checks(model: ModelConfig, tokens: tf.Tensor, length: tf.Tensor) -> list[tf.Operation]:
-    if model.is_causal:
-        fits = tf.debugging.assert_less_equal(
-            length, model.n_ctx, f"{INPUT_NAME} is too long: the model takes at most n_ctx = {model.n_ctx} tokens"
-        )
-    else:
-        fits = tf.debugging.assert_equal(
-            length, model.n_ctx, f"{INPUT_NAME} has a wrong length: the model takes n_ctx = {model.n_ctx} tokens"
-        )
-    are_ids = tf.debugging.Assert(
-        tf.reduce_all((tokens >= 0) & (tokens < model.n_vocab)),
-        [f"{INPUT_NAME} holds what is no id: ids are 0 to n_vocab - 1 = {model.n_vocab - 1}"],
-    )
-    return [fits, are_ids]
-
-
-def _row_logits(model: ModelConfig, placement: Placement, tokens: tf.Tensor) -> tf.Tensor:
-    """Tokens int32 [sequence] -> float32 [sequence, vocab], by the mesh graph for one row."""
-    graph = mtf.Graph()
-    mesh = mtf.Mesh(graph, "mesh")
-    dims = Dims.of(model, 1, model.n_ctx)
-    context = Context(mesh, model, dims)
-    imported = mtf.import_tf_tensor(mesh, tokens[None], mtf.Shape([dims.batch, dims.sequence]))
-    logits = mtf.cast(gpt2.logits(context, imported), tf.float32)
-    lowering = mtf.Lowering(graph, {mesh: placement.implementation(1)}, autostack=False)
-    return lowering.export_to_tf_tensor(logits)[0]

@@ -1,4 +1,4 @@
-"""The processes that do one thing together, as the verbs see them: one alone, or all of a cluster."""
+"""The processes that run one command together, as commands see them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from runtime.checkpoint.checkpoints import Writers
-from runtime.cluster.rendezvous import joined
-from runtime.cluster.spec import Cluster, ClusterError
+from runtime.cluster.heartbeat import Heartbeat
+from runtime.cluster.spec import ClusterError
 
 Result = TypeVar("Result")
+
+TIMEOUT_SECONDS = 30  # for a process that others wait for and that makes no progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,44 +21,62 @@ class ProcessGroup:
     """This process among those that work together.
 
     Attributes:
-        index: which of them it is; the first, 0, is the one that speaks, and that writes what is written once.
-        size: how many they are.
-        device: of this process where there are many; None: one process may use every device.
-        greatest: of the int32 numbers that the processes call it with, once all have called it.
-        promising: see `Membership.promising`.
-        synchronize: see `Membership.synchronize`.
+        index: the rank of this process; process 0 logs, and writes shared files.
+        size: how many processes there are.
+        device: the device of this process; None: it may use every device.
+        all_reduce_max: returns the largest of the int32 numbers that the processes pass, once all have called it.
+        heartbeat: what this process reports to the others.
     """
 
     index: int
     size: int
-    device: str | None
-    all_reduce_max: Callable[[int], int]
-    timeout: Callable[..., contextlib.AbstractContextManager[None]]
-    synchronize: Callable[[], None]
+    device: str | None = None
+    all_reduce_max: Callable[[int], int] = lambda number: number
+    heartbeat: heartbeat = dataclasses.field(default_factory=Heartbeat)
 
     @property
     def is_first(self) -> bool:
+        """Whether this is the process that logs and writes shared files."""
         return self.index == 0
 
     def barrier(self) -> None:
         """Returns when every process has called it."""
         self.all_reduce_max(0)
 
-    def writers(self) -> Writers:
-        """Those who write a checkpoint."""
-        return Writers(self.index, self.size, self.barrier)
+    def synchronize(self) -> None:
+        """Marks a synchronization point; call it before a step that waits for other processes.
+
+        `all_reduce_max` calls it itself.
+        """
+        self.heartbeat.n_syncs += 1
 
     def synchronized(self, step: Callable[..., Result]) -> Callable[..., Result]:
-        """A step in which the processes wait for each other."""
+        """Wraps a step that waits for other processes, so that each call marks a synchronization point."""
 
-        def met(*arrays: object) -> Result:
+        def synchronized_step(*arrays: object) -> Result:
             self.synchronize()
             return step(*arrays)
 
-        return met
+        return synchronized_step
+
+    @contextlib.contextmanager
+    def timeout(self, seconds: int | None = TIMEOUT_SECONDS) -> Iterator[None]:
+        """Limits the time between two synchronization points; None: no limit.
+
+        A process that others wait for hangs once its time is over: it ends, and so do the others. Processes that all
+        work side by side may take longer, because none waits.
+        """
+        before = self.heartbeat.timeout_seconds
+        self.heartbeat.timeout_seconds = seconds or 0
+        self.heartbeat.n_beats += 1
+        try:
+            yield
+        finally:
+            self.heartbeat.timeout_seconds = before
+            self.heartbeat.n_beats += 1
 
     def first_process_first(self, action: Callable[[], Result]) -> Result:
-        """Does it in the first process, and then in the others, which find what the first has made."""
+        """Runs an action in the first process, then in the others, which find what the first has made."""
         with self.timeout(None):
             if not self.is_first:
                 self.barrier()
@@ -67,35 +86,18 @@ class ProcessGroup:
             return result
 
     def check_same(self, what: str, value: str) -> None:
-        """Finds processes that were told different things, before they wait for each other without end.
+        """Checks that all processes hold the same text, before a difference makes them wait for each other forever.
 
         Raises:
-            ClusterError: a text is not the same in all processes.
+            ClusterError: they do not.
         """
         number = zlib.crc32(value.encode()) & 0x7FFFFFFF
-        all_reduce_max, least = self.all_reduce_max(number), -self.all_reduce_max(-number)
-        if all_reduce_max != least:
+        largest, smallest = self.all_reduce_max(number), -self.all_reduce_max(-number)
+        if largest != smallest:
             raise ClusterError(
-                f"{what}: not the same in all {self.size} processes; start each with the same command and files, "
-                "but for --host_index"
+                f"{what}: differs between the {self.size} processes; start each with the same command and files, "
+                "except for --host_index"
             )
 
 
-ALONE = ProcessGroup(0, 1, None, lambda number: number, contextlib.nullcontext, lambda: None)
-
-
-@contextlib.contextmanager
-def assembled(cluster: Cluster | None) -> Iterator[ProcessGroup]:
-    """The processes of a cluster once they have met; None: this process alone. See `joined`."""
-    if cluster is None:
-        yield ALONE
-        return
-    with joined(cluster) as membership:
-        yield ProcessGroup(
-            cluster.index,
-            cluster.size,
-            membership.device,
-            membership.all_reduce_max,
-            membership.timeout,
-            membership.synchronize,
-        )
+ALONE = ProcessGroup(0, 1)

@@ -20,7 +20,7 @@ class ClusterError(UserError):
     """The processes of a run cannot find each other, or one is lost."""
 
 
-class AbsenceError(ClusterError):
+class PeerLostError(ClusterError):
     """Another process does not come, or is lost: to start all of them again may help."""
 
     exit_status = 3

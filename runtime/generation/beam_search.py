@@ -12,8 +12,8 @@ from configs.schema import RunConfig
 from meshtf import mtf, tf
 from models.beam import BeamSearch, Wish
 from runtime.generation.engine import Step, padded_length
+from runtime.mesh.lowering import LoweredStep, compile_step, id_spec, lower, new_mesh
 from runtime.mesh.placement import Placement
-from runtime.training.steps import LoweredStep, compile_step, id_spec, lower, new_mesh
 
 
 @dataclasses.dataclass(frozen=True)

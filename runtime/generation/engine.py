@@ -14,11 +14,16 @@ import numpy as np
 
 from configs.schema import RunConfig
 from models.kernels.sampling import SamplingParams, rule_arrays
-from runtime.generation.programs import RowState, build_decode_steps, build_decoder, build_prefill, build_scores
+from runtime.generation.programs import (
+    RowState,
+    build_decode_steps,
+    build_decoder,
+    build_generate,
+    build_prefill,
+    build_scores,
+)
 from runtime.generation.requests import GenerationRequest
 from runtime.mesh.placement import Placement
-from runtime.mesh.tpu_mesh import TpuPlacement
-from runtime.training import tpu_steps
 
 SHORTEST_PROMPT = 32  # programs are built for this length, and for powers of two above it
 
@@ -253,10 +258,13 @@ def build_engine(
         synchronized: wraps a step so that the processes of a run wait for one another; see
             `ProcessGroup.synchronized`.
     """
-    if isinstance(placement, TpuPlacement):
-        return StaticBatchEngine(
-            config.model.n_ctx,
-            n_rows,
-            lambda *size: synchronized(tpu_steps.build_generate(config, placement, *size)),
-        )
     return ContinuousBatchEngine(config, placement, n_rows, synchronized)
+
+
+def build_static_batch_engine(
+    config: RunConfig, placement: Placement, n_rows: int, synchronized: Callable[[Step], Step] = lambda step: step
+) -> Engine:
+    """Builds an engine whose programs keep nothing between calls, as a TPU needs; see `build_engine`."""
+    return StaticBatchEngine(
+        config.model.n_ctx, n_rows, lambda *size: synchronized(build_generate(config, placement, *size))
+    )

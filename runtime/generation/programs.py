@@ -17,8 +17,8 @@ from models.dims import Dims
 from models.kernels.sampling import FLOAT_SETTINGS, INTEGER_SETTINGS, MAX_TOP
 from models.ops.decoding import insert_rows, scores
 from models.ops.sampling import RowRules
+from runtime.mesh.lowering import LoweredStep, compile_step, id_spec, lower, new_mesh
 from runtime.mesh.placement import DeviceMesh, Placement
-from runtime.training.steps import LoweredStep, compile_step, id_spec, lower, new_mesh
 
 # Integer inputs of each row: prompt length, length at which it ends, seed, number of most likely tokens to report.
 ROW_INPUTS = ("lengths", "limits", "seeds", "n_top")
@@ -190,16 +190,15 @@ def build_generate(config: RunConfig, placement: Placement, n_rows: int, length:
     Returns:
         A step from the inputs of `build_prefill`, without rows, to the `EXPORTED` tensors of `Texts`, whole.
     """
-    decoder, placement = build_decoder(config), decoding_placement(placement, n_rows)
-    mesh_impl = placement.implementation(n_rows)
+    decoder = build_decoder(config)
 
-    def step(*prompts: tf.Tensor) -> dict[str, tf.Tensor]:
+    def step(own: Placement, *prompts: tf.Tensor) -> dict[str, tf.Tensor]:
         graph, mesh = new_mesh()
         n_steps = mtf.constant(mesh, decoder.memory_length, dtype=tf.int32)
         state = decoder.advance(decoder.begin(_import_prompts(mesh, *prompts)), n_steps)
-        return lower(graph, mesh, mesh_impl, _exported(state))
+        return lower(graph, mesh, own.implementation(n_rows), _exported(state))
 
-    return compile_step(step, *prompt_signature(n_rows, length), by_xla=placement.shape.size == 1)
+    return decoding_placement(placement, n_rows).compile(step, *prompt_signature(n_rows, length))
 
 
 def build_scores(config: RunConfig, placement: Placement, length: int) -> LoweredStep:

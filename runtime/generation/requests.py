@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from configs.errors import ConfigError
 from configs.prompts import Prompt
 from configs.schema import PredictionConfig
+from models.kernels.noise import noise_key
 from models.kernels.sampling import SamplingParams
-from runtime.training.multi_step import noise_key
 
 
 @dataclasses.dataclass(frozen=True)

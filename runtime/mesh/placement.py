@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -13,6 +12,9 @@ from configs.layout import format_mesh_shape
 from configs.schema import MeshConfig
 from meshtf import PlacementMeshImpl, mtf, tf
 from models.variables import SlicedVariable
+from runtime.mesh.lowering import LoweredStep, compile_step
+
+Program = Callable[..., dict[str, tf.Tensor]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +152,15 @@ class Placement:
         """The rows of a batch that this process needs: all of them."""
         return range(batch_size)
 
+    def compile(self, program: Program, *signature: tf.TensorSpec) -> LoweredStep:
+        """Compiles a program whose inputs and outputs every processor holds whole.
+
+        Args:
+            program: maps the placement, as the processors see it, and the inputs to named tensors.
+            signature: of the inputs.
+        """
+        return compile_step(lambda *inputs: program(self, *inputs), *signature)
+
     def rules(self, batch_size: int) -> mtf.LayoutRules:
         """What is split; a batch that the mesh does not divide is held whole by every processor."""
         sizes = {dim.name: dim.size for dim in self.shape.dims}
@@ -173,45 +184,6 @@ class Placement:
         rules = ",".join(f"{dim}:{axis}" for dim, axis in self.layout) or "nothing split"
         shape = ",".join(f"{dim.name}:{dim.size}" for dim in self.shape.dims) or "one device"
         return f"{shape} ({rules}) on {', '.join(device.removeprefix('/device:') for device in self.devices)}"
-
-
-def choose_devices(gpu_ids: Sequence[str] | None, n_cpu_devices: int | None) -> tuple[str, ...]:
-    """The devices to run on; to be called before TensorFlow runs anything.
-
-    Args:
-        gpu_ids: as `device:GPU:0`; None: every GPU that is visible, or the CPU.
-        n_cpu_devices: how many virtual CPU devices to make instead; None: not asked for.
-
-    Raises:
-        DeviceError: a device is not there.
-    """
-    if n_cpu_devices is not None:
-        return _virtual_cpu_devices(n_cpu_devices)
-    visible = [
-        f"/device:{device.device_type}:{index}" for index, device in enumerate(tf.config.list_physical_devices("GPU"))
-    ]
-    if gpu_ids is None:
-        return tuple(visible) or ("/device:CPU:0",)
-    wanted = tuple("/" + name.strip().lstrip("/") for name in gpu_ids)
-    for name in wanted:
-        if name not in [*visible, "/device:CPU:0"]:
-            there = ", ".join(device.lstrip("/") for device in visible) or "none"
-            raise DeviceError(
-                f"--gpu_ids {name.lstrip('/')}: no such device; GPUs that TensorFlow sees: {there}; "
-                "name one that is there, or leave --gpu_ids out to run on what is there"
-            )
-    if len(set(wanted)) < len(wanted):
-        raise DeviceError(f"--gpu_ids {' '.join(gpu_ids)}: a device is named twice; name each once")
-    return wanted
-
-
-@functools.cache  # they can be made once only, before TensorFlow runs anything
-def _virtual_cpu_devices(count: int) -> tuple[str, ...]:
-    if count < 1:
-        raise DeviceError(f"--cpu_devices {count}: must be at least 1; give the number of virtual CPU devices")
-    cpu = tf.config.list_physical_devices("CPU")[0]
-    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
-    return tuple(f"/device:CPU:{index}" for index in range(count))
 
 
 def place(mesh: MeshConfig, devices: Sequence[str]) -> Placement:

@@ -12,13 +12,10 @@ from typing import Protocol
 
 import numpy as np
 
-from configs.schema import MeshConfig
-from meshtf import enclosing_tpu_context, mtf, pack_eager_tensors, tf
+from meshtf import mtf, tf
 from models.ops.mesh_operation import slice_starts
 from models.variables import SlicedVariable
-from runtime.mesh.placement import DeviceMesh, Placement, VariableStore, fit
-from runtime.mesh.tpu_discovery import Tpu
-from runtime.mesh.tpu_topology import cores_in_order
+from runtime.mesh.placement import DeviceMesh, Placement
 
 Numbers = Sequence[Sequence[int]]
 REDUCTIONS = {"MAX": tf.reduce_max, "MIN": tf.reduce_min}
@@ -200,79 +197,3 @@ class ReplicaPlacement(Placement):
         """As many rows as a replica needs of a batch; which ones they are, only whoever gives them knows."""
         batch_shape = mtf.Shape([mtf.Dimension("batch", batch_size)])
         return range(self.implementation(batch_size).slice_shape(batch_shape)[0])
-
-
-class PackedStore(VariableStore):
-    """Variables of which all cores' slices are one input of a program, so that it does not grow with the TPU."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._packed: dict[str, tf.Tensor] = {}
-
-    def packed_handle(self, variable: SlicedVariable, mesh_impl: DeviceMesh) -> tf.Tensor:
-        """The handles of all slices of a variable as one; each core finds its own in it."""
-        if variable.name not in self._packed:
-            stored = self.slices_of(variable, mesh_impl)
-            with tf.init_scope():
-                self._packed[variable.name] = pack_eager_tensors([piece.handle for piece in stored.slices])
-        return self._packed[variable.name]
-
-
-@dataclasses.dataclass(frozen=True)
-class TpuPlacement(Placement):
-    """Where a run on a TPU lies.
-
-    Attributes:
-        store: see `PackedStore`.
-        assignment: of the processors, which are the replicas, to cores.
-        job: TensorFlow's, of the hosts of the cores.
-    """
-
-    store: PackedStore
-    assignment: tf.tpu.experimental.DeviceAssignment
-    job: str
-
-    @property
-    def hosts(self) -> tuple[str, ...]:
-        """The CPU of the host of each processor's core."""
-        return tuple(self.assignment.host_device(processor, job=self.job) for processor in range(self.shape.size))
-
-    @property
-    def first_host(self) -> str:
-        """The CPU from which programs are started."""
-        return f"/job:{self.job}/replica:0/task:0/device:CPU:0"
-
-    def within(self, processor: tf.Tensor) -> ReplicaPlacement:
-        """The placement as the replicated program sees it; to be called while it is built."""
-
-        def handle_of(variable: SlicedVariable, mesh_impl: DeviceMesh) -> tf.Tensor:
-            packed = self.store.packed_handle(variable, mesh_impl)
-            return enclosing_tpu_context().get_replicated_var_handle(
-                variable.name, handle_id=variable.name, vars_=[packed], is_packed=True
-            )
-
-        replica = Replica(processor, TpuExchange(), handle_of)
-        return ReplicaPlacement(self.shape, self.layout, self.devices, self.store, replica)
-
-    def describe(self) -> str:
-        rules = ",".join(f"{dim}:{axis}" for dim, axis in self.layout) or "nothing split"
-        shape = ",".join(f"{dim.name}:{dim.size}" for dim in self.shape.dims) or "one core"
-        return f"{shape} ({rules}) on {self.shape.size} TPU cores of {len(set(self.hosts))} hosts"
-
-
-def place_on_tpu(mesh: MeshConfig, tpu: Tpu) -> TpuPlacement:
-    """Lays the configured mesh over the cores of a TPU.
-
-    Args:
-        mesh: of the config; without a `mesh_shape` the batch is split over all cores.
-        tpu: as found.
-
-    Raises:
-        DeviceError: the mesh needs another number of cores than there are.
-    """
-    n_cores = tpu.topology.device_coordinates.shape[0] * tpu.topology.device_coordinates.shape[1]
-    shape, layout = fit(mesh, n_cores, "TPU cores")
-    cores = cores_in_order(tpu.topology, [dim.size for dim in shape.dims])
-    assignment = tf.tpu.experimental.DeviceAssignment(tpu.topology, cores[:, None])
-    devices = tuple(assignment.tpu_device(processor, job=tpu.job) for processor in range(n_cores))
-    return TpuPlacement(shape, layout, devices, PackedStore(), assignment, tpu.job)

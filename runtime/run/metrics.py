@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import math
 import posixpath
+import resource
 import socket
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,9 @@ from storage.files import OwnFile, is_local, open_growing, writing_to
 METRICS_FILE = "metrics.jsonl"
 HISTOGRAM_BINS = 60
 EVENT_FOLDERS = {"train": "", "eval": "eval"}  # GPT-Neo's places, by split
+
+GIB = 2.0**30
+PEAK_UNIT_BYTES = 1 if sys.platform == "darwin" else 1024  # of `getrusage`
 
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
@@ -268,3 +272,17 @@ def _to_json(value: float) -> float | str:
 
 def _from_json(line: dict[str, Any]) -> dict[str, Any]:
     return {name: _NON_FINITE.get(value, value) if isinstance(value, str) else value for name, value in line.items()}
+
+
+def memory_in_use(devices: Sequence[str]) -> dict[str, float]:
+    """Returns the peak memory of this process in GiB, by metric name: host memory, and that of its fullest GPU.
+
+    Args:
+        devices: those of the run, as `/device:GPU:0`.
+    """
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * PEAK_UNIT_BYTES / GIB
+    gpus = [device.removeprefix("/device:") for device in devices if ":GPU:" in device and "/job:" not in device]
+    if not gpus:
+        return {"host_memory_gib": peak}
+    fullest = max(tf.config.experimental.get_memory_info(gpu)["peak"] for gpu in gpus) / GIB
+    return {"host_memory_gib": peak, "device_memory_gib": fullest}

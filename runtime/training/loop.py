@@ -13,24 +13,10 @@ import numpy as np
 from configs.errors import DataError, UserError
 from configs.schema import TrainingConfig
 from data.loading.batch import Batch
+from runtime.checkpoint.position import TrainingPosition
 from runtime.run.progress_bar import Progress
 from runtime.training.multi_step import MultiStep, StepResult, length_of_turn, take_turn
 from runtime.training.signals import StopRequest
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainingPosition:
-    """How far training is.
-
-    Attributes:
-        step: updates made.
-        examples: training examples read.
-        examples_per_dataset: how many of them each dataset gave, by name; None: not known.
-    """
-
-    step: int
-    examples: int
-    examples_per_dataset: Mapping[str, int] | None = None
 
 
 class DivergedError(UserError):

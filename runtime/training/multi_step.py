@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
@@ -11,14 +10,10 @@ import numpy as np
 
 from configs.schema import TrainingConfig
 from data.loading.batch import Batch
+from models.kernels.noise import noise_key
 from runtime.training.lr_schedules import learning_rate
 
 Step = Callable[..., Mapping[str, np.ndarray]]
-
-
-def noise_key(seed: int, step: int) -> np.int32:
-    """The key of the random numbers of one step: a function of seed and step, so that a resumed run draws the same."""
-    return np.int32(zlib.crc32(f"{seed}/{step}".encode()) & 0x7FFFFFFF)
 
 
 class MultiStep(Protocol):

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator
-
-import numpy as np
+from collections.abc import Iterator
 
 from configs.errors import ConfigError
 from configs.schema import ModelConfig, RunConfig
@@ -14,56 +11,11 @@ from models import gpt2, losses
 from models.context import Context
 from models.dims import Dims
 from models.ops.dropout import Noise
+from runtime.mesh.lowering import LoweredStep, compile_step, id_spec, lower, new_mesh
 from runtime.mesh.placement import DeviceMesh, Placement
 from runtime.training import grad_accumulation
 from runtime.training.nan_diagnosis import watched_forward, watched_gradients
 from runtime.training.optimizers import build_update, gradient_norms
-
-Function = Callable[..., dict[str, tf.Tensor]]
-
-
-@dataclasses.dataclass(frozen=True)
-class LoweredStep:
-    """A compiled step.
-
-    Attributes:
-        function: takes host arrays, gives named tensors.
-    """
-
-    function: Function
-
-    def __call__(self, *arrays: np.ndarray) -> dict[str, np.ndarray]:
-        return {name: value.numpy() for name, value in self.function(*arrays).items()}
-
-    def n_graph_nodes(self) -> int:
-        """Nodes of the TensorFlow graph, those of the functions that it calls counted once each."""
-        graph = self.function.graph.as_graph_def()
-        return len(graph.node) + sum(len(function.node_def) for function in graph.library.function)
-
-
-def lower(
-    graph: mtf.Graph, mesh: mtf.Mesh, mesh_impl: DeviceMesh, outputs: dict[str, mtf.Tensor]
-) -> dict[str, tf.Tensor]:
-    """The outputs as whole TensorFlow tensors, by the graph laid out on the mesh."""
-    lowering = mtf.Lowering(graph, {mesh: mesh_impl}, autostack=False)
-    return {name: lowering.export_to_tf_tensor(tensor) for name, tensor in outputs.items()}
-
-
-def new_mesh() -> tuple[mtf.Graph, mtf.Mesh]:
-    """An empty graph, and the mesh that its tensors will lie on."""
-    graph = mtf.Graph()
-    return graph, mtf.Mesh(graph, "mesh")
-
-
-def compile_step(
-    function: Callable[..., dict[str, tf.Tensor]], *signature: tf.TensorSpec, by_xla: bool = False
-) -> LoweredStep:
-    """The function, traced for inputs of that signature; by XLA as a whole where one device runs it."""
-    return LoweredStep(tf.function(function, autograph=False, jit_compile=by_xla).get_concrete_function(*signature))
-
-
-def id_spec(*shape: int) -> tf.TensorSpec:
-    return tf.TensorSpec(shape, tf.int32)
 
 
 def _check_batch_splits(batch_size: int, n_processors: int) -> None:
@@ -202,14 +154,13 @@ def build_eval_step(config: RunConfig, placement: Placement) -> LoweredStep:
         float32 [batch, sequence].
     """
     batch_size, length = config.evaluation.eval_batch_size, config.model.n_ctx
-    mesh_impl = placement.implementation(batch_size)
 
-    def step(tokens: tf.Tensor, labels: tf.Tensor) -> dict[str, tf.Tensor]:
+    def step(own: Placement, tokens: tf.Tensor, labels: tf.Tensor) -> dict[str, tf.Tensor]:
         graph, mesh = new_mesh()
         dims = Dims.of(config.model, batch_size, length)
         shape = mtf.Shape([dims.batch, dims.sequence])
         logits = gpt2.logits(Context(mesh, config.model, dims), mtf.import_tf_tensor(mesh, tokens, shape))
         token_losses = losses.token_losses(config.model, logits, mtf.import_tf_tensor(mesh, labels, shape))
-        return lower(graph, mesh, mesh_impl, {"token_loss": token_losses.loss})
+        return lower(graph, mesh, own.implementation(batch_size), {"token_loss": token_losses.loss})
 
-    return compile_step(step, id_spec(batch_size, length), id_spec(batch_size, length))
+    return placement.compile(step, id_spec(batch_size, length), id_spec(batch_size, length))

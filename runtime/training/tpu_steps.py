@@ -1,40 +1,20 @@
-"""Training, evaluation and generation on a TPU: each is one program, replicated over the cores."""
+"""Training on a TPU: one program takes many steps, replicated over the cores."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from configs.schema import RunConfig
 from meshtf import mtf, tf
-from runtime.generation import programs
-from runtime.mesh.tpu_mesh import ReplicaPlacement, TpuPlacement
+from runtime.mesh.placement import Program
+from runtime.mesh.tpu_mesh import ReplicaPlacement
+from runtime.mesh.tpu_replicate import TpuPlacement
 from runtime.training import steps
 
 # Of a turn; they wait on the host that reads them, and on the cores, at 12 bytes a token.
 MOST_TOKENS = 1 << 26
-Program = Callable[..., dict[str, tf.Tensor]]
-
-
-def _replicate(
-    placement: TpuPlacement, program: Program, inputs_of: Callable[[int], Sequence[tf.Tensor]]
-) -> dict[str, tf.Tensor]:
-    """What the program gives, which is the same in every replica.
-
-    Args:
-        placement: the cores.
-        program: from the placement as a replica sees it, and its inputs.
-        inputs_of: the inputs of a processor.
-    """
-    replicas = range(placement.shape.size)
-    outputs = tf.compat.v1.tpu.replicate(
-        lambda processor, *inputs: program(placement.within(processor), *inputs),
-        [[tf.constant(processor), *inputs_of(processor)] for processor in replicas],
-        device_assignment=placement.assignment,
-    )
-    return outputs[0]
 
 
 def steps_of_turn(config: RunConfig) -> int:
@@ -156,7 +136,7 @@ def build_train_turn(config: RunConfig, placement: TpuPlacement) -> TrainTurn:
         def program(replica: ReplicaPlacement, *inputs: tf.Tensor) -> dict[str, tf.Tensor]:
             return take_steps(config, replica, *inputs)
 
-        return _replicate(placement, program, inputs_of)
+        return placement.replicate(program, inputs_of)
 
     rows = [
         [tf.TensorSpec((n_steps, len(own), length), dtype) for dtype in (tf.int32, tf.int32, tf.float32)]
@@ -165,44 +145,3 @@ def build_train_turn(config: RunConfig, placement: TpuPlacement) -> TrainTurn:
     scalars = [tf.TensorSpec((n_steps,), dtype) for dtype in (tf.float32, tf.int32, tf.int32)]
     function = tf.function(run, autograph=False).get_concrete_function(tf.TensorSpec((), tf.int32), rows, *scalars)
     return TrainTurn(function, n_steps, destinations, placement.first_host)
-
-
-@dataclasses.dataclass(frozen=True)
-class TpuStep(steps.LoweredStep):
-    """A step that a TPU takes.
-
-    Attributes:
-        first_host: where calls begin.
-    """
-
-    first_host: str
-
-    def __call__(self, *arrays: np.ndarray) -> dict[str, np.ndarray]:
-        with tf.device(self.first_host):
-            return super().__call__(*arrays)
-
-
-def _build(
-    placement: TpuPlacement, build: Callable[[ReplicaPlacement], steps.LoweredStep], signature: Sequence[tf.TensorSpec]
-) -> TpuStep:
-    """A step whose inputs every core gets whole."""
-
-    def run(*inputs: tf.Tensor) -> dict[str, tf.Tensor]:
-        return _replicate(placement, lambda replica, *own: build(replica).function(*own), lambda processor: inputs)
-
-    return TpuStep(tf.function(run, autograph=False).get_concrete_function(*signature), placement.first_host)
-
-
-def build_eval_step(config: RunConfig, placement: TpuPlacement) -> TpuStep:
-    """See `graph.build_eval_step`."""
-    ids = steps.id_spec(config.evaluation.eval_batch_size, config.model.n_ctx)
-    return _build(placement, lambda replica: steps.build_eval_step(config, replica), [ids, ids])
-
-
-def build_generate(config: RunConfig, placement: TpuPlacement, n_rows: int, length: int) -> TpuStep:
-    """See `generation.build_generate`."""
-    return _build(
-        placement,
-        lambda replica: programs.build_generate(config, replica, n_rows, length),
-        programs.prompt_signature(n_rows, length),
-    )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from runtime.mesh.placement import choose_devices
+from runtime.mesh.devices import choose_devices
 from tests import tiny
 from tests.runtime.spmd_worker import MODELS
 

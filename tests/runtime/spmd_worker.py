@@ -23,12 +23,13 @@ import numpy as np
 from configs.errors import UserError
 from configs.schema import MoeParams, RunConfig
 from meshtf import mtf
-from runtime.checkpoint.checkpoints import CheckpointWriter, Writers, latest_checkpoint, restore
-from runtime.cluster.rendezvous import Membership, joined
+from runtime.checkpoint.checkpoints import CheckpointWriter, latest_checkpoint, restore
+from runtime.checkpoint.position import TrainingPosition
+from runtime.cluster.process_group import ProcessGroup
+from runtime.cluster.rendezvous import connect
 from runtime.cluster.spec import Cluster
 from runtime.mesh.multi_process import place_process
 from runtime.mesh.placement import Placement
-from runtime.training.loop import TrainingPosition
 from runtime.training.signals import StopRequest
 from runtime.training.steps import build_train_step
 from tests import tiny
@@ -85,17 +86,16 @@ def own_inputs(placement: Placement) -> tuple:
     return *[whole[rows.start : rows.stop] for whole in of_batch], rate, number, key
 
 
-def train_once(name: str, membership: Membership, folder: Path) -> dict[str, np.ndarray]:
+def train_once(name: str, group: ProcessGroup, folder: Path) -> dict[str, np.ndarray]:
     """One update from the checkpoint, a checkpoint of what it made, and the loss of the next."""
-    case, cluster = CASES[name], membership.cluster
+    case = CASES[name]
     config = case.config()
-    placement = place_process(config.mesh, cluster.index, cluster.size, membership.device)
+    placement = place_process(config.mesh, group.index, group.size, group.device)
     step = build_train_step(config, placement)
     restore(latest_checkpoint(f"{folder}/start/{case.model}"), placement.store, tiny.BATCH_SIZE)
     inputs = own_inputs(placement)
     outputs = step(*inputs)
-    writers = Writers(cluster.index, cluster.size, membership.barrier)
-    CheckpointWriter(f"{folder}/{name}", placement.store, writers).save(TrainingPosition(1, tiny.BATCH_SIZE))
+    CheckpointWriter(f"{folder}/{name}", placement.store, group).save(TrainingPosition(1, tiny.BATCH_SIZE))
     return {**outputs, "next_loss": step(*inputs)["loss"]}
 
 
@@ -115,59 +115,53 @@ def moved(x: mtf.Tensor) -> list[mtf.Tensor]:
     ]
 
 
-def move(membership: Membership) -> dict[str, np.ndarray]:
+def move(group: ProcessGroup) -> dict[str, np.ndarray]:
     """What `moved` gives."""
-    cluster = membership.cluster
-    mesh = tiny.mesh_config(f"x:{cluster.size}", "batch:x,heads:x")
-    placement = place_process(mesh, cluster.index, cluster.size, membership.device)
+    mesh = tiny.mesh_config(f"x:{group.size}", "batch:x,heads:x")
+    placement = place_process(mesh, group.index, group.size, group.device)
     outputs = tiny.evaluate(moved, placement, ("batch columns", MATRIX))
     return {str(index): output for index, output in enumerate(outputs)}
 
 
-def gather(membership: Membership) -> dict[str, np.ndarray]:
+def gather(group: ProcessGroup) -> dict[str, np.ndarray]:
     """What each process makes of slices of all."""
-    cluster = membership.cluster
-    placement = place_process(
-        tiny.mesh_config(f"x:{cluster.size}", "batch:x"), cluster.index, cluster.size, membership.device
-    )
-    numbers = np.arange(2 * cluster.size, dtype=np.float32).reshape(cluster.size, 2)
+    placement = place_process(tiny.mesh_config(f"x:{group.size}", "batch:x"), group.index, group.size, group.device)
+    numbers = np.arange(2 * group.size, dtype=np.float32).reshape(group.size, 2)
     (output,) = tiny.evaluate(
         lambda x: [mtf.rename_dimension(x, "batch", "joined")], placement, ("batch columns", numbers)
     )
     return {"all": output}
 
 
-def build_steps(membership: Membership) -> tuple[Placement, Callable[[], object]]:
+def build_steps(group: ProcessGroup) -> tuple[Placement, Callable[[], object]]:
     """A small model over all processes, and what trains it by one step."""
-    cluster = membership.cluster
-    config = dataclasses.replace(CASES["data"], mesh_shape=f"x:{cluster.size}").config()
-    placement = place_process(config.mesh, cluster.index, cluster.size, membership.device)
+    config = dataclasses.replace(CASES["data"], mesh_shape=f"x:{group.size}").config()
+    placement = place_process(config.mesh, group.index, group.size, group.device)
     step = build_train_step(config, placement)
     placement.store.initialize(seed=1)
     return placement, lambda: step(*own_inputs(placement))
 
 
-def train_forever(membership: Membership) -> None:
+def train_forever(group: ProcessGroup) -> None:
     """Says when each step is done."""
-    _, step = build_steps(membership)
-    with membership.timeout():
+    _, step = build_steps(group)
+    with group.timeout():
         for number in itertools.count():
-            membership.synchronize()
+            group.synchronize()
             step()
             print("step", number, flush=True)
 
 
-def train_until_stopped(membership: Membership, folder: Path) -> None:
+def train_until_stopped(group: ProcessGroup, folder: Path) -> None:
     """Trains until a signal comes to one of the processes, and saves what was reached."""
-    placement, step = build_steps(membership)
-    writers = Writers(membership.cluster.index, membership.cluster.size, membership.barrier)
+    placement, step = build_steps(group)
     with StopRequest() as stop:
         for number in itertools.count():
-            if membership.all_reduce_max(stop.signal_number or 0):
+            if group.all_reduce_max(stop.signal_number or 0):
                 break
             step()
             print("step", number, flush=True)
-        CheckpointWriter(f"{folder}/stopped", placement.store, writers).save(TrainingPosition(number, 0))
+        CheckpointWriter(f"{folder}/stopped", placement.store, group).save(TrainingPosition(number, 0))
     print("saved", number, flush=True)
 
 
@@ -188,14 +182,14 @@ def main() -> int:
     signal.signal(signal.SIGUSR1, hang_in_python)
     signal.signal(signal.SIGUSR2, hang_with_python)
     try:
-        with joined(Cluster(tuple(hosts.split(",")), int(index)), wait_seconds=60.0) as membership:
+        with connect(Cluster(tuple(hosts.split(",")), int(index)), wait_seconds=60.0) as group:
             if jobs == ["forever"]:
-                train_forever(membership)
+                train_forever(group)
             if jobs == ["until_stopped"]:
-                train_until_stopped(membership, Path(folder))
-            results = {"moved": move(membership)} if "moved" in jobs else {}
-            results |= {"gathered": gather(membership)} if "gathered" in jobs else {}
-            results |= {name: train_once(name, membership, Path(folder)) for name in jobs if name in CASES}
+                train_until_stopped(group, Path(folder))
+            results = {"moved": move(group)} if "moved" in jobs else {}
+            results |= {"gathered": gather(group)} if "gathered" in jobs else {}
+            results |= {name: train_once(name, group, Path(folder)) for name in jobs if name in CASES}
             arrays = {f"{job}/{key}": value for job, values in results.items() for key, value in values.items()}
             np.savez(f"{folder}/{index}.npz", **arrays)
     except UserError as error:

@@ -20,12 +20,12 @@ HOSTS = tuple(f"{address}:2222" for address in ADDRESSES)
 NOBODY = "02:00:00:00:00:99"
 PROGRAM = """
 import sys
-from runtime.cluster import Cluster, ClusterError
-from runtime.meeting import joined
+from runtime.cluster.spec import Cluster, ClusterError
+from runtime.cluster.rendezvous import connect
 hosts, index, wait_seconds = sys.argv[1:]
 try:
-    with joined(Cluster(tuple(hosts.split(",")), int(index)), float(wait_seconds)):
-        print("met")
+    with connect(Cluster(tuple(hosts.split(",")), int(index)), float(wait_seconds)):
+        print("connected")
 except ClusterError as error:
     print(error)
 """
@@ -115,8 +115,8 @@ def wait_for(process: subprocess.Popen, start_of_line: str, limit_seconds: float
 
 def loss_of(lost: int) -> str:
     return (
-        f"process {lost} ({HOSTS[lost]}): has ended, hangs or cannot be reached, so this process ({1 - lost}) ends "
-        "too; see what it said last, and start all processes again: they go on from the last checkpoint"
+        f"process {lost} ({HOSTS[lost]}): ended, hangs or is unreachable, so this process ({1 - lost}) ends "
+        "too; see its last output, then restart all processes: they resume from the last checkpoint"
     )
 
 
@@ -133,7 +133,7 @@ def test_two_machines_that_are_cut_off_from_each_other(network: Network, tmp_pat
 
 def test_a_machine_that_comes_late(network: Network, tmp_path: Path) -> None:
     first = network.start_training(0, tmp_path)
-    wait_for(first, f"waiting for {HOSTS[1]}, 60 s at most", 60)
+    wait_for(first, f"waiting up to 60 s for {HOSTS[1]}", 60)
     second = network.start_training(1, tmp_path)
     for process in (first, second):
         wait_for(process, "step 2", 120)
@@ -144,8 +144,8 @@ def test_a_machine_that_does_not_answer(network: Network) -> None:
     first = network.start_meeting(0, HOSTS, 0, 3.0)
     text, _ = first.communicate(timeout=60)
     assert text == (
-        f"{HOSTS[1]}: not there after 3 s of waiting; start the same command there with its own host_index, and "
-        "see that a firewall lets this machine through\n"
+        f"{HOSTS[1]}: not there after 3 s; start the same command there with its own --host_index, and check that no "
+        "firewall blocks this machine\n"
     )
 
 
@@ -153,9 +153,9 @@ def test_machines_that_were_given_the_index_of_each_other(network: Network) -> N
     processes = [network.start_meeting(machine, HOSTS, 1 - machine, 60.0) for machine in (0, 1)]
     said = [process.communicate(timeout=60)[0] for process in processes]
     assert said == [
-        f"{HOSTS[machine]}: is process {machine} and on this machine, where process {1 - machine} "
-        f"({HOSTS[1 - machine]}) was started, on the same port; start each process on its own machine, or give each "
-        "a port of its own\n"
+        f"{HOSTS[machine]}: process {machine} is on this machine, where process {1 - machine} "
+        f"({HOSTS[1 - machine]}) was started with the same port; start each process on its own machine, or give each "
+        "its own port\n"
         for machine in (0, 1)
     ]
 
@@ -165,7 +165,7 @@ def test_a_process_that_the_others_look_for_elsewhere(network: Network) -> None:
     first = network.start_meeting(0, [elsewhere, HOSTS[1]], 0, 60.0)
     second = network.start_meeting(1, [elsewhere, HOSTS[1]], 1, 3.0)
     text, _ = second.communicate(timeout=60)
-    assert text.startswith(f"{elsewhere}: not there after 3 s of waiting; start the same command there ")
+    assert text.startswith(f"{elsewhere}: not there after 3 s; start the same command there ")
     text, _ = first.communicate(timeout=60)
     assert text.splitlines()[-1] == loss_of(1)
 
@@ -173,13 +173,12 @@ def test_a_process_that_the_others_look_for_elsewhere(network: Network) -> None:
 def test_a_process_that_is_not_where_its_own_name_says(network: Network) -> None:
     first = network.start_meeting(0, ["10.213.7.3:2222", HOSTS[1]], 0, 3.0)
     text, _ = first.communicate(timeout=60)
-    assert text.endswith("; the others look for this process at 10.213.7.3:2222, which is not on this machine\n")
+    assert text.endswith("; the others look for this process at 10.213.7.3:2222, which is another machine\n")
 
 
 def test_a_name_that_nobody_knows(network: Network) -> None:
     first = network.start_meeting(0, [HOSTS[0], "nowhere.invalid:2222"], 0, 2.0)
     text, _ = first.communicate(timeout=60)
     assert text == (
-        "nowhere.invalid:2222: no such name is known on this machine after 2 s of waiting; correct the name, or "
-        "give an address\n"
+        "nowhere.invalid:2222: unknown host on this machine, after 2 s; correct the name, or give an address\n"
     )

@@ -18,13 +18,14 @@ import numpy as np
 from configs.errors import UserError
 from meshtf import tf
 from models.variables import SlicedVariable
-from runtime.checkpoint.checkpoints import CheckpointWriter, Writers, latest_checkpoint, restore
-from runtime.cluster.rendezvous import Membership, joined
+from runtime.checkpoint.checkpoints import CheckpointWriter, latest_checkpoint, restore
+from runtime.checkpoint.position import TrainingPosition
+from runtime.cluster.process_group import ProcessGroup
+from runtime.cluster.rendezvous import connect
 from runtime.cluster.spec import Cluster
 from runtime.mesh.multi_process import FIRST_GROUP_KEY, Collectives, Group, ProcessPlacement, place_process
 from runtime.mesh.placement import DeviceMesh
 from runtime.mesh.tpu_mesh import Numbers, Replica, ReplicaPlacement
-from runtime.training.loop import TrainingPosition
 from runtime.training.tpu_steps import take_steps
 from tests import tiny
 from tests.runtime.spmd_worker import CASES, MATRIX, moved, own_inputs
@@ -89,11 +90,11 @@ def turn_inputs(process: ProcessPlacement) -> list[np.ndarray]:
     return [*others, rates, numbers, keys]
 
 
-def train(name: str, membership: Membership, folder: Path) -> dict[str, np.ndarray]:
+def train(name: str, group: ProcessGroup, folder: Path) -> dict[str, np.ndarray]:
     """Takes the steps, and saves the model between the first and the others."""
-    case, cluster = CASES[name], membership.cluster
+    case = CASES[name]
     config = case.config()
-    process = place_process(config.mesh, cluster.index, cluster.size, membership.device)
+    process = place_process(config.mesh, group.index, group.size, group.device)
     inputs = turn_inputs(process)
 
     def run(processor: tf.Tensor, n_steps: tf.Tensor, *turn: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -101,22 +102,20 @@ def train(name: str, membership: Membership, folder: Path) -> dict[str, np.ndarr
 
     function = tf.function(run, autograph=False)
     function = function.get_concrete_function(tf.TensorSpec((), tf.int32), tf.TensorSpec((), tf.int32), *inputs)
-    number = tf.constant(cluster.index)
+    number = tf.constant(group.index)
     restore(latest_checkpoint(f"{folder}/start/{case.model}"), process.store, tiny.BATCH_SIZE)
     first = function(number, tf.constant(1), *map(tf.constant, inputs))
-    writers = Writers(cluster.index, cluster.size, membership.barrier)
-    CheckpointWriter(f"{folder}/{name}", process.store, writers).save(TrainingPosition(1, tiny.BATCH_SIZE))
+    CheckpointWriter(f"{folder}/{name}", process.store, group).save(TrainingPosition(1, tiny.BATCH_SIZE))
     others = function(number, tf.constant(N_STEPS), *map(tf.constant, inputs))
     outputs = {key: value[0] for key, value in first.items()}
     return {**outputs, "first_losses": first["loss"], "next_losses": others["loss"]}
 
 
-def move(membership: Membership) -> dict[str, np.ndarray]:
+def move(group: ProcessGroup) -> dict[str, np.ndarray]:
     """What `moved` gives."""
-    cluster = membership.cluster
-    mesh = tiny.mesh_config(f"x:{cluster.size}", "batch:x,heads:x")
-    process = place_process(mesh, cluster.index, cluster.size, membership.device)
-    placement = as_replica(process, tf.constant(cluster.index))
+    mesh = tiny.mesh_config(f"x:{group.size}", "batch:x,heads:x")
+    process = place_process(mesh, group.index, group.size, group.device)
+    placement = as_replica(process, tf.constant(group.index))
     outputs = tiny.evaluate(moved, placement, ("batch columns", MATRIX))
     return {str(index): output for index, output in enumerate(outputs)}
 
@@ -125,9 +124,9 @@ def main() -> int:
     """Does the jobs; returns the exit status."""
     hosts, index, folder, *jobs = sys.argv[1:]
     try:
-        with joined(Cluster(tuple(hosts.split(",")), int(index)), wait_seconds=60.0) as membership:
-            results = {"moved": move(membership)} if "moved" in jobs else {}
-            results |= {name: train(name, membership, Path(folder)) for name in jobs if name in CASES}
+        with connect(Cluster(tuple(hosts.split(",")), int(index)), wait_seconds=60.0) as group:
+            results = {"moved": move(group)} if "moved" in jobs else {}
+            results |= {name: train(name, group, Path(folder)) for name in jobs if name in CASES}
             arrays = {f"{job}/{key}": value for job, values in results.items() for key, value in values.items()}
             np.savez(f"{folder}/{index}.npz", **arrays)
     except UserError as error:

@@ -12,7 +12,7 @@ from meshtf import tf
 from models.variables import SlicedVariable
 from runtime.mesh.placement import DeviceMesh
 from runtime.mesh.tpu_discovery import Tpu
-from runtime.mesh.tpu_mesh import PackedStore, TpuPlacement, place_on_tpu
+from runtime.mesh.tpu_replicate import PackedStore, TpuPlacement, place_on_tpu
 from runtime.training.tpu_steps import TrainTurn, build_train_turn
 
 # Chips along two sides of a torus.

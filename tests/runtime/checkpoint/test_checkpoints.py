@@ -19,8 +19,8 @@ from configs.schema import ModelConfig
 from meshtf import mtf, tf
 from models.variables import SlicedVariable, zeros
 from runtime.checkpoint.checkpoints import CheckpointWriter, checkpoint_step, latest_checkpoint, restore
+from runtime.checkpoint.position import TrainingPosition
 from runtime.mesh.placement import VariableStore, place
-from runtime.training.loop import TrainingPosition
 from runtime.training.steps import build_train_step
 from tests import tiny
 

@@ -22,9 +22,10 @@ from meshtf import mtf, tf
 from models import gpt2
 from models.context import Context
 from models.dims import Dims
-from runtime.checkpoint.export import export_saved_model, write_huggingface_folder
+from runtime.checkpoint.export import write_huggingface_folder
 from runtime.checkpoint.huggingface import read_weights
 from runtime.checkpoint.init_from import set_weights
+from runtime.checkpoint.saved_model import export_saved_model
 from runtime.checkpoint.weight_sources import StoredTensor, Weights
 from runtime.mesh.placement import VariableStore, place
 from tests import tiny

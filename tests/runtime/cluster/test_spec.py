@@ -28,10 +28,10 @@ from tests.runtime.mesh.test_multi_process import free_ports, last_words, start
 REPOSITORY = Path(__file__).parents[3]
 PROGRAM = """
 import sys
-from runtime.cluster import Cluster
-from runtime.meeting import joined
+from runtime.cluster.spec import Cluster
+from runtime.cluster.rendezvous import connect
 try:
-    with joined(Cluster(tuple(sys.argv[1].split(",")), 0), wait_seconds=1.0):
+    with connect(Cluster(tuple(sys.argv[1].split(",")), 0), wait_seconds=1.0):
         pass
 except Exception as error:
     print(type(error).__name__, error)
@@ -151,7 +151,7 @@ def test_tf_config_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch, text: st
     message = refusal()
     assert message.startswith(f"TF_CONFIG = {text}: cannot be read: ")
     assert message.endswith(
-        '-- write it as {"cluster": {"worker": ["a:2222", "b:2222"]}, "task": {"type": "worker", "index": 0}}'
+        '; write it as {"cluster": {"worker": ["a:2222", "b:2222"]}, "task": {"type": "worker", "index": 0}}'
     )
 
 
@@ -258,8 +258,8 @@ def test_an_index_of_another_machine(here: str) -> None:
     with pytest.raises(ClusterError) as error:
         _check_machine(Cluster(("192.0.2.1:2222", here), 0))
     assert str(error.value) == (
-        f"{here}: is process 1 and on this machine, where process 0 (192.0.2.1:2222) was started, on the same port "
-        "; start each process on its own machine, or give each a port of its own"
+        f"{here}: process 1 is on this machine, where process 0 (192.0.2.1:2222) was started with the same port; "
+        "start each process on its own machine, or give each its own port"
     )
 
 
@@ -276,8 +276,8 @@ def test_a_process_that_does_not_come() -> None:
         [sys.executable, "-c", PROGRAM, f"{own},{missing}"], env=environment, capture_output=True, text=True, timeout=60
     )
     assert run.stdout == (
-        f"AbsenceError {missing}: not there after 1 s of waiting; start the same command there with its own "
-        "host_index, and see that a firewall lets this machine through\n"
+        f"PeerLostError {missing}: not there after 1 s; start the same command there with its own --host_index, "
+        "and check that no firewall blocks this machine\n"
     )
 
 
@@ -288,7 +288,7 @@ def rounds_until_broken(n_rounds: int, *pulses: Callable[[int], Heartbeat]) -> t
     """The round in which patience ends, and with whom; each process is a function from the round to its pulse."""
     patience = Timeouts(len(pulses))
     for number in range(n_rounds):
-        hanging = patience.broken_by([dataclasses.astuple(pulse(number)) for pulse in pulses])
+        hanging = patience.expired([dataclasses.astuple(pulse(number)) for pulse in pulses])
         if hanging is not None:
             return number, hanging
     return None
@@ -336,11 +336,11 @@ def test_a_process_that_hangs_ends_all_and_says_where(tmp_path: Path, n_processe
     assert last_words(processes, lost, signal.SIGUSR1) == in_others(
         lost,
         processes,
-        f"process {lost} ({{host}}): hangs: others wait for it, and it shows no life, so this process ({{own}}) ends "
-        "too; see where it says that it hangs, and start all processes again: they go on from the last checkpoint",
+        f"process {lost} ({{host}}): hangs: the others wait for it, and it makes no progress, so this process ({{own}})"
+        " ends too; see the stack that it prints, then restart all processes: they resume from the last checkpoint",
     )
     said = processes[lost].stdout.read()
-    assert "and it shows no life; it is this process, and it ends from here:\n" in said
+    assert "and it makes no progress; it is this process, which ends here:\n" in said
     assert said.splitlines()[-3].endswith("in hang_in_python")
 
 
@@ -351,8 +351,8 @@ def test_a_process_in_which_no_python_runs(tmp_path: Path, lost: int) -> None:
     assert last_words(processes, lost, signal.SIGUSR2) == in_others(
         lost,
         processes,
-        f"process {lost} ({{host}}): hangs so that no Python runs in it, so this process ({{own}}) ends too; see "
-        "which shows where it hangs, end it, and start all processes again: they go on from the last checkpoint",
+        f"process {lost} ({{host}}): hangs outside Python, so this process ({{own}}) ends too; see which process "
+        "prints its stack, kill it, then restart all processes: they resume from the last checkpoint",
     )
     assert " in hang_with_python\n" in processes[lost].stdout.read()
 

@@ -21,11 +21,12 @@ from configs.errors import CheckpointError, DeviceError
 from meshtf import mtf
 from models.variables import SlicedVariable, normal
 from runtime.checkpoint import checkpoints
-from runtime.checkpoint.checkpoints import CheckpointWriter, Writers, latest_checkpoint, restore
+from runtime.checkpoint.checkpoints import CheckpointWriter, latest_checkpoint, restore
+from runtime.checkpoint.position import TrainingPosition
+from runtime.cluster.process_group import ProcessGroup
 from runtime.cluster.spec import ClusterError
 from runtime.mesh.multi_process import group_of, place_process
 from runtime.mesh.placement import Placement, VariableSlices, place
-from runtime.training.loop import TrainingPosition
 from runtime.training.steps import build_train_step
 from tests import tiny
 from tests.runtime.spmd_worker import CASES, MATRIX, ONE_LAYER, Case
@@ -101,7 +102,8 @@ def writer_of(processor: int, folder: Path, barrier: Callable[[], None]) -> Chec
     """The writer of one of two processes, whose variable is all 0."""
     placement = place_process(tiny.mesh_config("x:2", "vocab:x"), processor, 2, "/device:CPU:0")
     add_table(placement, whole=np.zeros((4, 6), np.float32))
-    return CheckpointWriter(str(folder), placement.store, Writers(processor, 2, barrier))
+    group = ProcessGroup(processor, 2, all_reduce_max=lambda number: barrier() or number)
+    return CheckpointWriter(str(folder), placement.store, group)
 
 
 def add_table(placement: Placement, whole: np.ndarray) -> VariableSlices:
@@ -322,8 +324,8 @@ def test_four_processes_on_one_axis(tmp_path: Path, devices: tuple[str, ...]) ->
 def loss_of(lost: int, told_by: int, process: subprocess.Popen) -> str:
     host = process.args[3].split(",")[lost]
     return (
-        f"process {lost} ({host}): has ended, hangs or cannot be reached, so this process ({told_by}) ends too; "
-        "see what it said last, and start all processes again: they go on from the last checkpoint"
+        f"process {lost} ({host}): ended, hangs or is unreachable, so this process ({told_by}) ends too; see its "
+        "last output, then restart all processes: they resume from the last checkpoint"
     )
 
 

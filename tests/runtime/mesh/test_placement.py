@@ -8,7 +8,8 @@ import pytest
 from configs.errors import DeviceError
 from meshtf import mtf, tf
 from models.variables import SlicedVariable, normal
-from runtime.mesh.placement import VariableStore, choose_devices, place
+from runtime.mesh.devices import choose_devices
+from runtime.mesh.placement import VariableStore, place
 from tests import tiny
 
 N_GPUS = len(tf.config.list_physical_devices("GPU"))

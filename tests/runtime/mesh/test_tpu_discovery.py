@@ -29,7 +29,7 @@ time.sleep(600)
 """
 PROGRAM = """
 import sys
-from runtime.tpu import find_tpu
+from runtime.mesh.tpu_discovery import find_tpu
 try:
     find_tpu(sys.argv[1], reach_seconds=20.0)
 except Exception as error:

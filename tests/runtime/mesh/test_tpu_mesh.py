@@ -19,18 +19,19 @@ from configs.schema import RunConfig
 from meshtf import mtf, tf
 from models.variables import SlicedVariable
 from runtime.checkpoint.checkpoints import CheckpointWriter, restore
+from runtime.checkpoint.position import TrainingPosition
+from runtime.generation.programs import build_generate
 from runtime.mesh.multi_process import place_process
 from runtime.mesh.placement import DeviceMesh
 from runtime.mesh.placement import place as place_on_devices
 from runtime.mesh.tpu_discovery import Tpu
-from runtime.mesh.tpu_mesh import Numbers, Replica, ReplicaPlacement, groups_along, place_on_tpu
+from runtime.mesh.tpu_mesh import Numbers, Replica, ReplicaPlacement, groups_along
+from runtime.mesh.tpu_replicate import place_on_tpu
 from runtime.training import steps
-from runtime.training.loop import TrainingPosition
+from runtime.training.steps import build_eval_step
 from runtime.training.tpu_steps import (
     TrainTurn,
     _Destinations,
-    build_eval_step,
-    build_generate,
     steps_of_turn,
     take_steps,
 )

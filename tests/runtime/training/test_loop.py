@@ -17,10 +17,12 @@ import pytest
 from configs.errors import DataError, UserError
 from configs.schema import TrainingConfig
 from data.loading.batch import Batch, SkippedRecords
+from models.kernels.noise import noise_key
+from runtime.checkpoint.position import TrainingPosition
 from runtime.run.progress_bar import Progress
-from runtime.training.loop import NO_DATA, DivergedError, Explanation, Observers, TrainingPosition, train
+from runtime.training.loop import NO_DATA, DivergedError, Explanation, Observers, train
 from runtime.training.lr_schedules import learning_rate
-from runtime.training.multi_step import SingleStep, Step, noise_key
+from runtime.training.multi_step import SingleStep, Step
 
 TRAINING = TrainingConfig(
     train_batch_size=2, train_steps=10, lr=1.0, lr_decay="linear", warmup_steps=4, iterations=4, seed=7

@@ -9,8 +9,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models.kernels.noise import noise_key
 from runtime.training.lr_schedules import learning_rate
-from runtime.training.multi_step import SingleStep, length_of_turn, noise_key, take_turn
+from runtime.training.multi_step import SingleStep, length_of_turn, take_turn
 from tests import tiny
 
 TRAINING = dataclasses.replace(tiny.TRAINING, train_steps=20, warmup_steps=8, lr_decay="linear", seed=3)

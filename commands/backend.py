@@ -1,0 +1,61 @@
+"""What is computed in another way on a TPU than on other devices."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from configs.schema import RunConfig
+from runtime.cluster.process_group import ProcessGroup
+from runtime.generation.engine import Engine, Step, build_engine, build_static_batch_engine
+from runtime.mesh.lowering import LoweredStep
+from runtime.mesh.placement import Placement
+from runtime.mesh.tpu_replicate import TpuPlacement
+from runtime.planning.peak_flops import own_peak, tpu_peak
+from runtime.training.multi_step import MultiStep, SingleStep
+from runtime.training.steps import build_diagnosis, build_train_step
+from runtime.training.tpu_steps import build_train_turn
+
+
+@dataclasses.dataclass(frozen=True)
+class Backend:
+    """The builders for one kind of placement.
+
+    Attributes:
+        build_training: builds what takes training steps.
+        build_engine: builds the engine that generates `n_rows` texts at once.
+        peak_flops: operations per second of all devices of the run; None: unknown.
+        build_diagnosis: builds the step that locates NaN; None: it would take minutes to compile.
+    """
+
+    build_training: Callable[[RunConfig, Placement, ProcessGroup], MultiStep]
+    build_engine: Callable[[RunConfig, Placement, int, Callable[[Step], Step]], Engine]
+    peak_flops: Callable[[RunConfig, Placement, ProcessGroup], float | None]
+    build_diagnosis: Callable[[RunConfig, Placement], LoweredStep] | None
+
+
+def _device_training(config: RunConfig, placement: Placement, group: ProcessGroup) -> MultiStep:
+    return SingleStep(group.synchronized(build_train_step(config, placement)))
+
+
+def _tpu_training(config: RunConfig, placement: TpuPlacement, group: ProcessGroup) -> MultiStep:
+    return build_train_turn(config, placement)
+
+
+def _device_peak(config: RunConfig, placement: Placement, group: ProcessGroup) -> float:
+    group.barrier()  # processes that share a machine measure its speed while all compute
+    giga = group.all_reduce_max(int(own_peak(placement.devices, config.model.precision) / 1e9))
+    return giga * 1e9 * group.size
+
+
+def _tpu_peak(config: RunConfig, placement: TpuPlacement, group: ProcessGroup) -> float | None:
+    return tpu_peak(placement.shape.size, placement.assignment.topology.mesh_shape[-1])
+
+
+DEVICES = Backend(_device_training, build_engine, _device_peak, build_diagnosis)
+TPU = Backend(_tpu_training, build_static_batch_engine, _tpu_peak, None)
+
+
+def backend_of(placement: Placement) -> Backend:
+    """Returns the builders for a placement."""
+    return TPU if isinstance(placement, TpuPlacement) else DEVICES
