@@ -84,7 +84,11 @@ mtf.Tensor.__hash__ = lambda tensor: zlib.crc32(tensor.name.encode())
 
 pack_eager_tensors = _ops.pack_eager_tensors
 
+# A tensor as its slices on the processors of a mesh; each implementation of a mesh has a class of its own for it.
+LaidOut = object
+
 __all__ = [
+    "LaidOut",
     "PlacementMeshImpl",
     "RecordReader",
     "ServerDef",

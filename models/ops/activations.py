@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from meshtf import mtf, tf
+from meshtf import LaidOut, mtf, tf
 from models.kernels import activations as kernels
 from models.ops.dropout import Noise
 from models.ops.mesh_operation import MeshOperation, lazy_sum
@@ -17,7 +17,7 @@ class Activation(MeshOperation):
         self._function = function
         super().__init__([x, *others], [(x.shape, x.dtype)], "activation")
 
-    def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: object) -> Sequence[object]:
+    def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: LaidOut) -> Sequence[LaidOut]:
         return (mesh_impl.slicewise(kernels.activation(self._function), *inputs),)
 
     def gradient(self, grad_ys: Sequence[mtf.Tensor]) -> list[mtf.Tensor]:
@@ -31,7 +31,7 @@ class ActivationGradient(MeshOperation):
         self._function = function
         super().__init__([dy, *inputs], [(x.shape, x.dtype) for x in inputs], "activation_gradient")
 
-    def lower_slices(self, mesh_impl: mtf.MeshImpl, *laid_out: object) -> Sequence[object]:
+    def lower_slices(self, mesh_impl: mtf.MeshImpl, *laid_out: LaidOut) -> Sequence[LaidOut]:
         gradients = mesh_impl.slicewise(kernels.activation_gradient(self._function), *laid_out)
         dims = self.inputs[0].shape.dims
         return [
@@ -69,7 +69,7 @@ class BiasAdd(MeshOperation):
     def __init__(self, x: mtf.Tensor, bias: mtf.Tensor):
         super().__init__([x, bias], [(x.shape, x.dtype)], "bias_add")
 
-    def lower_slices(self, mesh_impl: mtf.MeshImpl, x: object, bias: object) -> Sequence[object]:
+    def lower_slices(self, mesh_impl: mtf.MeshImpl, x: LaidOut, bias: LaidOut) -> Sequence[LaidOut]:
         return (mesh_impl.slicewise(tf.add, x, bias),)
 
     def gradient(self, grad_ys: Sequence[mtf.Tensor]) -> list[mtf.Tensor]:
@@ -82,7 +82,7 @@ class BiasGradient(MeshOperation):
     def __init__(self, dy: mtf.Tensor, bias: mtf.Tensor):
         super().__init__([dy], [(bias.shape, bias.dtype)], "bias_gradient")
 
-    def lower_slices(self, mesh_impl: mtf.MeshImpl, dy: object) -> Sequence[object]:
+    def lower_slices(self, mesh_impl: mtf.MeshImpl, dy: LaidOut) -> Sequence[LaidOut]:
         return (lazy_sum(mesh_impl, mesh_impl.slicewise(kernels.sum_of_rows, dy), self.inputs[0].shape.dims[:-1]),)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from meshtf import mtf, tf
+from meshtf import LaidOut, mtf, tf
 from models.kernels import attention as kernels
 from models.kernels.attention import AttentionRule
 from models.ops.dropout import Noise
@@ -29,7 +29,7 @@ class _AttentionDims:
     def is_aligned(self, mesh_impl: mtf.MeshImpl) -> bool:
         return self.sequence.size == self.memory.size and not mesh_axes(mesh_impl, [self.sequence, self.memory])
 
-    def starts(self, mesh_impl: mtf.MeshImpl) -> object:
+    def starts(self, mesh_impl: mtf.MeshImpl) -> LaidOut:
         return slice_starts(mesh_impl, [self.heads, self.sequence, self.memory])
 
 
@@ -43,8 +43,8 @@ class SoftmaxAttention(MeshOperation):
         super().__init__(inputs, [(inputs[0].shape, inputs[0].dtype), (log_z_shape, tf.float32)], "softmax_attention")
 
     def lower_slices(
-        self, mesh_impl: mtf.MeshImpl, queries: object, keys: object, values: object, key: object, rows: object
-    ) -> Sequence[object]:
+        self, mesh_impl: mtf.MeshImpl, queries: LaidOut, keys: LaidOut, values: LaidOut, key: LaidOut, rows: LaidOut
+    ) -> Sequence[LaidOut]:
         dims = _AttentionDims.of(*self.inputs[:2])
         starts, axes = dims.starts(mesh_impl), mesh_axes(mesh_impl, [dims.memory])
         if not axes:
@@ -85,8 +85,8 @@ class SoftmaxAttentionGradient(MeshOperation):
         super().__init__(inputs, [(x.shape, x.dtype) for x in inputs[:3]], "softmax_attention_gradient")
 
     def lower_slices(
-        self, mesh_impl: mtf.MeshImpl, queries: object, keys: object, values: object, *others: object
-    ) -> Sequence[object]:
+        self, mesh_impl: mtf.MeshImpl, queries: LaidOut, keys: LaidOut, values: LaidOut, *others: LaidOut
+    ) -> Sequence[LaidOut]:
         dims = _AttentionDims.of(*self.inputs[:2])
         kernel = kernels.attention_gradient(self._rule, dims.is_aligned(mesh_impl))
         d_queries, d_keys, d_values = mesh_impl.slicewise(

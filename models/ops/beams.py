@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from meshtf import mtf, tf
+from meshtf import LaidOut, mtf, tf
 from models.kernels import beams as kernels
 from models.ops.mesh_operation import MeshOperation, redistribute
 
@@ -60,7 +60,7 @@ class TakeTurn(MeshOperation):
         kept = [(x.shape, x.dtype) for x in inputs[3:]]
         super().__init__(inputs, [(each, tf.int32), (each, tf.int32), *kept], "take_turn")
 
-    def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: object) -> Sequence[object]:
+    def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: LaidOut) -> Sequence[LaidOut]:
         return mesh_impl.slicewise(kernels.turn(self._eos_id), *inputs)
 
 
@@ -86,7 +86,7 @@ class RowsOf(MeshOperation):
         shape = mtf.Shape(places.shape.dims + x.shape.dims[1:])
         super().__init__([x, places], [(shape, x.dtype)], "rows_of")
 
-    def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: object) -> Sequence[object]:
+    def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: LaidOut) -> Sequence[LaidOut]:
         return (mesh_impl.slicewise(kernels.rows_of, *inputs),)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from meshtf import mtf, tf
+from meshtf import LaidOut, mtf, tf
 from models.kernels import cross_entropy as kernels
 from models.ops.mesh_operation import MeshOperation, mesh_axes, slice_start
 
@@ -17,7 +17,7 @@ class SoftmaxStatistics(MeshOperation):
     def __init__(self, logits: mtf.Tensor, labels: mtf.Tensor):
         super().__init__([logits, labels], [(labels.shape, tf.float32)] * 2, "softmax_statistics")
 
-    def lower_slices(self, mesh_impl: mtf.MeshImpl, logits: object, labels: object) -> Sequence[object]:
+    def lower_slices(self, mesh_impl: mtf.MeshImpl, logits: LaidOut, labels: LaidOut) -> Sequence[LaidOut]:
         vocab_dim = self.inputs[0].shape.dims[-1]
         axes = mesh_axes(mesh_impl, [vocab_dim])
         largest = mesh_impl.allreduce(mesh_impl.slicewise(kernels.largest_logit, logits), axes, "MAX")
@@ -39,7 +39,7 @@ class SoftmaxStatisticsGradient(MeshOperation):
     def __init__(self, logits: mtf.Tensor, *others: mtf.Tensor):
         super().__init__([logits, *others], [(logits.shape, logits.dtype)], "softmax_statistics_gradient")
 
-    def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: object) -> Sequence[object]:
+    def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: LaidOut) -> Sequence[LaidOut]:
         start = slice_start(mesh_impl, self.inputs[0].shape.dims[-1])
         return (mesh_impl.slicewise(kernels.cross_entropy_gradient, *inputs, start),)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from meshtf import mtf, tf
+from meshtf import LaidOut, mtf, tf
 from models.kernels import decoding as kernels
 from models.ops.attention import Attended
 from models.ops.mesh_operation import MeshOperation, redistribute, slice_start
@@ -19,7 +19,7 @@ class WriteRows(MeshOperation):
     def __init__(self, inputs: Sequence[mtf.Tensor]):
         super().__init__(inputs, [(inputs[0].shape, inputs[0].dtype)], "write_rows")
 
-    def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: object) -> Sequence[object]:
+    def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: LaidOut) -> Sequence[LaidOut]:
         return (mesh_impl.slicewise(kernels.write_rows, *inputs),)
 
 
@@ -41,7 +41,7 @@ class RowsAt(MeshOperation):
         batch_dim, _, *rest = inputs[0].shape.dims
         super().__init__(inputs, [(mtf.Shape([batch_dim, *rest]), inputs[0].dtype)], "rows_at")
 
-    def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: object) -> Sequence[object]:
+    def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: LaidOut) -> Sequence[LaidOut]:
         return (mesh_impl.slicewise(kernels.rows_at, *inputs),)
 
 
@@ -56,7 +56,7 @@ class InsertRows(MeshOperation):
     def __init__(self, inputs: Sequence[mtf.Tensor]):
         super().__init__(inputs, [(inputs[0].shape, inputs[0].dtype)], "insert_rows")
 
-    def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: object) -> Sequence[object]:
+    def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: LaidOut) -> Sequence[LaidOut]:
         start = slice_start(mesh_impl, self.inputs[0].shape.dims[0])
         return (mesh_impl.slicewise(kernels.insert_rows, *inputs, start),)
 
@@ -81,7 +81,7 @@ class CacheOfPrompt(MeshOperation):
         shape = mtf.Shape([batch_dim, heads_dim, places_dim, features_dim])
         super().__init__([x, lengths], [(shape, dtype)], "cache_of_prompt")
 
-    def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: object) -> Sequence[object]:
+    def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: LaidOut) -> Sequence[LaidOut]:
         output = self.outputs[0]
         kernel = kernels.cache_of_prompt(output.shape.dims[2].size, output.dtype.name)
         return (mesh_impl.slicewise(kernel, *inputs),)
@@ -114,7 +114,7 @@ class Attend(MeshOperation):
             inputs, [(queries.shape, queries.dtype), log_z, *((x.shape, x.dtype) for x in blocks)], "attend"
         )
 
-    def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: object) -> Sequence[object]:
+    def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: LaidOut) -> Sequence[LaidOut]:
         return mesh_impl.slicewise(kernels.attend((len(inputs) - 4) // 2), *inputs)
 
 
@@ -171,7 +171,7 @@ class Scores(MeshOperation):
         top = tokens.shape + [top_dim]
         super().__init__([logits, tokens], [(tokens.shape, tf.float32), (top, tf.int32), (top, tf.float32)], "scores")
 
-    def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: object) -> Sequence[object]:
+    def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: LaidOut) -> Sequence[LaidOut]:
         return mesh_impl.slicewise(kernels.scores(self.outputs[1].shape.dims[-1].size), *inputs)
 
 

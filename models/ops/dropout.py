@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from meshtf import mtf
+from meshtf import LaidOut, mtf
 from models.kernels import noise as kernels
 from models.ops.mesh_operation import MeshOperation, slice_starts
 
@@ -33,7 +33,7 @@ class Dropout(MeshOperation):
         self._rate = rate
         super().__init__([x, *noise], [(x.shape, x.dtype)], "dropout")
 
-    def lower_slices(self, mesh_impl: mtf.MeshImpl, x: object, key: object, rows: object) -> Sequence[object]:
+    def lower_slices(self, mesh_impl: mtf.MeshImpl, x: LaidOut, key: LaidOut, rows: LaidOut) -> Sequence[LaidOut]:
         starts = slice_starts(mesh_impl, self.inputs[0].shape.dims[1:])
         return (mesh_impl.slicewise(kernels.dropout(self._rate), x, key, rows, starts),)
 

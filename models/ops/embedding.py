@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from meshtf import mtf, tf
+from meshtf import LaidOut, mtf, tf
 from models.kernels import cross_entropy as kernels
 from models.ops.mesh_operation import MeshOperation, lazy_sum, mesh_axes, slice_start
 
@@ -15,7 +15,7 @@ class EmbeddingLookup(MeshOperation):
     def __init__(self, table: mtf.Tensor, ids: mtf.Tensor):
         super().__init__([table, ids], [(ids.shape + [table.shape.dims[1]], table.dtype)], "embedding_lookup")
 
-    def lower_slices(self, mesh_impl: mtf.MeshImpl, table: object, ids: object) -> Sequence[object]:
+    def lower_slices(self, mesh_impl: mtf.MeshImpl, table: LaidOut, ids: LaidOut) -> Sequence[LaidOut]:
         vocab_dim = self.inputs[0].shape.dims[0]
         axes = mesh_axes(mesh_impl, [vocab_dim])
         if not axes:
@@ -34,7 +34,7 @@ class EmbeddingGradient(MeshOperation):
     def __init__(self, ids: mtf.Tensor, d_embedded: mtf.Tensor, table_shape: mtf.Shape):
         super().__init__([ids, d_embedded], [(table_shape, d_embedded.dtype)], "embedding_gradient")
 
-    def lower_slices(self, mesh_impl: mtf.MeshImpl, ids: object, d_embedded: object) -> Sequence[object]:
+    def lower_slices(self, mesh_impl: mtf.MeshImpl, ids: LaidOut, d_embedded: LaidOut) -> Sequence[LaidOut]:
         table_shape = self.outputs[0].shape
         n_rows = mesh_impl.slice_shape(table_shape)[0]
 

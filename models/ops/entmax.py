@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from meshtf import mtf, tf
+from meshtf import LaidOut, mtf, tf
 from models.kernels import entmax as kernels
 from models.ops.mesh_operation import MeshOperation
 
@@ -15,7 +15,7 @@ class EntmaxLoss(MeshOperation):
     def __init__(self, logits: mtf.Tensor, labels: mtf.Tensor):
         super().__init__([logits, labels], [(labels.shape, tf.float32)] * 2, "entmax_loss")
 
-    def lower_slices(self, mesh_impl: mtf.MeshImpl, logits: object, labels: object) -> Sequence[object]:
+    def lower_slices(self, mesh_impl: mtf.MeshImpl, logits: LaidOut, labels: LaidOut) -> Sequence[LaidOut]:
         return mesh_impl.slicewise(kernels.entmax_loss, logits, labels)
 
     def gradient(self, grad_ys: Sequence[mtf.Tensor | None]) -> list[mtf.Tensor | None]:
@@ -28,7 +28,7 @@ class EntmaxLossGradient(MeshOperation):
     def __init__(self, logits: mtf.Tensor, labels: mtf.Tensor, tau: mtf.Tensor, d_loss: mtf.Tensor):
         super().__init__([logits, labels, tau, d_loss], [(logits.shape, logits.dtype)], "entmax_loss_gradient")
 
-    def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: object) -> Sequence[object]:
+    def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: LaidOut) -> Sequence[LaidOut]:
         return (mesh_impl.slicewise(kernels.entmax_loss_gradient, *inputs),)
 
 

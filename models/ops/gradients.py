@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from meshtf import mtf, tf
+from meshtf import LaidOut, mtf, tf
 from models.kernels import gradients as kernels
 from models.ops.mesh_operation import MeshOperation, mesh_axes
 
@@ -15,8 +15,8 @@ class GlobalNorm(MeshOperation):
     def __init__(self, tensors: Sequence[mtf.Tensor]):
         super().__init__(tensors, [(mtf.Shape([]), tf.float32)], "global_norm")
 
-    def lower_slices(self, mesh_impl: mtf.MeshImpl, *laid_out: object) -> Sequence[object]:
-        by_axes: dict[tuple[int, ...], list[object]] = {}
+    def lower_slices(self, mesh_impl: mtf.MeshImpl, *laid_out: LaidOut) -> Sequence[LaidOut]:
+        by_axes: dict[tuple[int, ...], list[LaidOut]] = {}
         for tensor, slices in zip(self.inputs, laid_out, strict=True):
             by_axes.setdefault(tuple(sorted(mesh_axes(mesh_impl, tensor.shape.dims))), []).append(slices)
         sums = [

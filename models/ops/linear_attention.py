@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from meshtf import mtf, tf
+from meshtf import LaidOut, mtf, tf
 from models.kernels import linear_attention as kernels
 from models.kernels.compile import Kernel
 from models.ops.mesh_operation import MeshOperation, redistribute, slice_size
@@ -17,7 +17,7 @@ class SliceKernel(MeshOperation):
         self._kernel = kernel
         super().__init__(inputs, outputs, kernel.__name__)
 
-    def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: object) -> Sequence[object]:
+    def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: LaidOut) -> Sequence[LaidOut]:
         return mesh_impl.slicewise(self._kernel, *inputs)
 
 
@@ -29,7 +29,7 @@ class LinearAttention(MeshOperation):
         self._gradient_kernel = gradient_kernel
         super().__init__(inputs, [(inputs[0].shape, inputs[0].dtype)], "linear_attention")
 
-    def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: object) -> Sequence[object]:
+    def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: LaidOut) -> Sequence[LaidOut]:
         return (mesh_impl.slicewise(self._kernel, *inputs),)
 
     def gradient(self, grad_ys: Sequence[mtf.Tensor]) -> list[mtf.Tensor]:

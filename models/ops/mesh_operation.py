@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from meshtf import mtf, tf
+from meshtf import LaidOut, mtf, tf
 
 
 def mesh_axes(mesh_impl: mtf.MeshImpl, dims: Sequence[mtf.Dimension]) -> list[int]:
@@ -26,7 +26,7 @@ def slice_size(mesh_impl: mtf.MeshImpl, dims: Iterable[mtf.Dimension]) -> int:
     return math.prod(mesh_impl.slice_size(mtf.Shape([dim])) for dim in dims)
 
 
-def slice_starts(mesh_impl: mtf.MeshImpl, dims: Sequence[mtf.Dimension]) -> object:
+def slice_starts(mesh_impl: mtf.MeshImpl, dims: Sequence[mtf.Dimension]) -> LaidOut:
     """Laid-out int32 [len(dims)]: where each processor's slice begins along these dimensions."""
     axes = [mesh_impl.tensor_dimension_to_mesh_axis(dim) for dim in dims]
     sizes = [
@@ -41,7 +41,7 @@ def slice_starts(mesh_impl: mtf.MeshImpl, dims: Sequence[mtf.Dimension]) -> obje
     return mesh_impl.slicewise(stack, *[mesh_impl.laid_out_pcoord(axis) for axis in axes if axis is not None])
 
 
-def slice_start(mesh_impl: mtf.MeshImpl, dim: mtf.Dimension) -> object:
+def slice_start(mesh_impl: mtf.MeshImpl, dim: mtf.Dimension) -> LaidOut:
     """Laid-out int32 scalar: where each processor's slice begins along one dimension."""
     return mesh_impl.slicewise(lambda starts: starts[0], slice_starts(mesh_impl, [dim]))
 
@@ -60,7 +60,7 @@ class MeshOperation(mtf.Operation):
         for output, laid_out in zip(self.outputs, self.lower_slices(lowering.mesh_impl(self), *inputs), strict=True):
             lowering.set_tensor_lowering(output, laid_out)
 
-    def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: object) -> Sequence[object]:
+    def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: LaidOut) -> Sequence[LaidOut]:
         raise NotImplementedError
 
     def flops(self, mesh_impl: mtf.MeshImpl) -> float:
@@ -68,7 +68,7 @@ class MeshOperation(mtf.Operation):
         return 0.0
 
 
-def lazy_sum(mesh_impl: mtf.MeshImpl, laid_out: object, dims: Sequence[mtf.Dimension]) -> object:
+def lazy_sum(mesh_impl: mtf.MeshImpl, laid_out: LaidOut, dims: Sequence[mtf.Dimension]) -> LaidOut:
     """A sum over dims of which each processor holds its part; the allreduce is put off, so that sums of sums are
     reduced once.
     """

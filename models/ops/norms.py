@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from meshtf import mtf, tf
+from meshtf import LaidOut, mtf, tf
 from models.kernels import norms as kernels
 from models.ops.mesh_operation import MeshOperation, lazy_sum, mesh_axes
 
@@ -17,7 +17,7 @@ class LayerNorm(MeshOperation):
         rows = mtf.Shape(x.shape.dims[:-1])
         super().__init__([x, gain, bias], [(x.shape, x.dtype), (rows, tf.float32), (rows, tf.float32)], "layer_norm")
 
-    def lower_slices(self, mesh_impl: mtf.MeshImpl, x: object, gain: object, bias: object) -> Sequence[object]:
+    def lower_slices(self, mesh_impl: mtf.MeshImpl, x: LaidOut, gain: LaidOut, bias: LaidOut) -> Sequence[LaidOut]:
         embd_dim = self.inputs[0].shape.dims[-1]
         axes = mesh_axes(mesh_impl, [embd_dim])
         if not axes:
@@ -43,7 +43,7 @@ class LayerNormGradient(MeshOperation):
         outputs = [(x.shape, x.dtype), (gain.shape, gain.dtype), (gain.shape, gain.dtype)]
         super().__init__([x, mean, inverse_std, gain, dy], outputs, "layer_norm_gradient")
 
-    def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: object) -> Sequence[object]:
+    def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: LaidOut) -> Sequence[LaidOut]:
         *row_dims, embd_dim = self.inputs[0].shape.dims
         sums = mesh_impl.slicewise(kernels.layer_norm_gradient_sums, *inputs)
         sums = [mesh_impl.allreduce(part, mesh_axes(mesh_impl, [embd_dim]), "SUM") for part in sums]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from meshtf import mtf, tf
+from meshtf import LaidOut, mtf, tf
 from models.ops.mesh_operation import MeshOperation
 
 
@@ -14,7 +14,7 @@ class Rounded(MeshOperation):
     def __init__(self, x: mtf.Tensor, dtype: tf.DType):
         super().__init__([x], [(x.shape, dtype)], "rounded")
 
-    def lower_slices(self, mesh_impl: mtf.MeshImpl, x: object) -> Sequence[object]:
+    def lower_slices(self, mesh_impl: mtf.MeshImpl, x: LaidOut) -> Sequence[LaidOut]:
         dtype = self.outputs[0].dtype
         return (mesh_impl.slicewise(lambda x: tf.cast(x, dtype), x),)
 
@@ -28,7 +28,7 @@ class Widened(MeshOperation):
     def __init__(self, x: mtf.Tensor):
         super().__init__([x], [(x.shape, tf.float32)], "widened")
 
-    def lower_slices(self, mesh_impl: mtf.MeshImpl, x: object) -> Sequence[object]:
+    def lower_slices(self, mesh_impl: mtf.MeshImpl, x: LaidOut) -> Sequence[LaidOut]:
         return (mesh_impl.slicewise(lambda x: tf.cast(x, tf.float32), x),)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from meshtf import mtf
+from meshtf import LaidOut, mtf
 from models.kernels import rotation as kernels
 from models.ops.mesh_operation import MeshOperation
 
@@ -15,7 +15,7 @@ class Rotation(MeshOperation):
     def __init__(self, x: mtf.Tensor, angles: mtf.Tensor):
         super().__init__([x, angles], [(x.shape, x.dtype)], "rotation")
 
-    def lower_slices(self, mesh_impl: mtf.MeshImpl, x: object, angles: object) -> Sequence[object]:
+    def lower_slices(self, mesh_impl: mtf.MeshImpl, x: LaidOut, angles: LaidOut) -> Sequence[LaidOut]:
         return (mesh_impl.slicewise(kernels.rotate, x, angles),)
 
     def gradient(self, grad_ys: Sequence[mtf.Tensor]) -> list[mtf.Tensor | None]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from meshtf import mtf, tf
+from meshtf import LaidOut, mtf, tf
 from models.kernels import routing as kernels
 from models.kernels.routing import RoutingRule
 from models.ops.dropout import Noise
@@ -83,7 +83,7 @@ class Route(MeshOperation):
         integers = [(shape, tf.int32) for shape in (choices, choices, sources, inputs[1].shape)]
         super().__init__(inputs, [*integers, (mtf.Shape([batch_dim]), tf.float32)], "route")
 
-    def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: object) -> Sequence[object]:
+    def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: LaidOut) -> Sequence[LaidOut]:
         return mesh_impl.slicewise(kernels.route(self._rule), *inputs)
 
     def gradient(self, grad_ys: Sequence[mtf.Tensor | None]) -> list[None]:
@@ -112,7 +112,7 @@ class FirstChoices(MeshOperation):
     def __init__(self, experts: mtf.Tensor, experts_dim: mtf.Dimension):
         super().__init__([experts], [(mtf.Shape([experts.shape.dims[0], experts_dim]), tf.float32)], "first_choices")
 
-    def lower_slices(self, mesh_impl: mtf.MeshImpl, experts: object) -> Sequence[object]:
+    def lower_slices(self, mesh_impl: mtf.MeshImpl, experts: LaidOut) -> Sequence[LaidOut]:
         n_experts = self.outputs[0].shape.dims[1].size
         return (mesh_impl.slicewise(kernels.first_choices(n_experts), experts),)
 
@@ -131,7 +131,7 @@ class ChosenLogits(MeshOperation):
     def __init__(self, logits: mtf.Tensor, experts: mtf.Tensor):
         super().__init__([logits, experts], [(experts.shape, logits.dtype)], "chosen_logits")
 
-    def lower_slices(self, mesh_impl: mtf.MeshImpl, logits: object, experts: object) -> Sequence[object]:
+    def lower_slices(self, mesh_impl: mtf.MeshImpl, logits: LaidOut, experts: LaidOut) -> Sequence[LaidOut]:
         return (mesh_impl.slicewise(kernels.chosen_logits, logits, experts),)
 
     def gradient(self, grad_ys: Sequence[mtf.Tensor]) -> list[mtf.Tensor | None]:
@@ -145,7 +145,7 @@ class ChosenLogitsGradient(MeshOperation):
     def __init__(self, logits: mtf.Tensor, experts: mtf.Tensor, d_chosen: mtf.Tensor):
         super().__init__([experts, d_chosen], [(logits.shape, logits.dtype)], "chosen_logits_gradient")
 
-    def lower_slices(self, mesh_impl: mtf.MeshImpl, experts: object, d_chosen: object) -> Sequence[object]:
+    def lower_slices(self, mesh_impl: mtf.MeshImpl, experts: LaidOut, d_chosen: LaidOut) -> Sequence[LaidOut]:
         n_experts = self.outputs[0].shape.dims[-1].size
         return (mesh_impl.slicewise(kernels.chosen_logits_gradient(n_experts), experts, d_chosen),)
 
@@ -161,7 +161,7 @@ def _exchange_axis(mesh_impl: mtf.MeshImpl, batch_dim: mtf.Dimension, experts_di
     return axis if axis == mesh_impl.tensor_dimension_to_mesh_axis(batch_dim) else None
 
 
-def _origin(mesh_impl: mtf.MeshImpl) -> object:
+def _origin(mesh_impl: mtf.MeshImpl) -> LaidOut:
     """Where the experts begin on a processor that has rows for all of them: laid-out 0."""
     return slice_start(mesh_impl, mtf.Dimension("all_experts", 1))
 
@@ -176,8 +176,8 @@ class ToExperts(MeshOperation):
         super().__init__([x, routes.destinations, routes.sources], [(shape, x.dtype)], "to_experts")
 
     def lower_slices(
-        self, mesh_impl: mtf.MeshImpl, x: object, destinations: object, sources: object
-    ) -> Sequence[object]:
+        self, mesh_impl: mtf.MeshImpl, x: LaidOut, destinations: LaidOut, sources: LaidOut
+    ) -> Sequence[LaidOut]:
         shape, n_copies = self.outputs[0].shape, self.inputs[1].shape.dims[-1].size
         experts_dim = shape.dims[0]
         axis = _exchange_axis(mesh_impl, self.inputs[0].shape.dims[0], experts_dim)
@@ -201,8 +201,8 @@ class FromExperts(MeshOperation):
         super().__init__([slots, routes.destinations, routes.sources], [(shape, slots.dtype)], "from_experts")
 
     def lower_slices(
-        self, mesh_impl: mtf.MeshImpl, slots: object, destinations: object, sources: object
-    ) -> Sequence[object]:
+        self, mesh_impl: mtf.MeshImpl, slots: LaidOut, destinations: LaidOut, sources: LaidOut
+    ) -> Sequence[LaidOut]:
         experts_dim, expert_batch_dim, *row_dims = self.inputs[0].shape.dims
         batch_dim = self.outputs[0].shape.dims[0]
         axis = _exchange_axis(mesh_impl, batch_dim, experts_dim)
@@ -220,8 +220,8 @@ class FromExperts(MeshOperation):
 
 
 def _exchange(
-    mesh_impl: mtf.MeshImpl, slots: object, axis: int, dims: tuple[int, int], slice_shape: Sequence[int]
-) -> object:
+    mesh_impl: mtf.MeshImpl, slots: LaidOut, axis: int, dims: tuple[int, int], slice_shape: Sequence[int]
+) -> LaidOut:
     """Splits the first of the two dimensions over the mesh axis and joins the second, by an all-to-all."""
     moved = mesh_impl.alltoall(slots, axis, *dims)
     # Its parts have shapes that TensorFlow does not know before it runs.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from meshtf import mtf, tf
+from meshtf import LaidOut, mtf, tf
 from models.kernels import sampling as kernels
 from models.ops.mesh_operation import MeshOperation
 
@@ -56,7 +56,7 @@ class Choose(MeshOperation):
         each, top = mtf.Shape([batch_dim]), mtf.Shape([batch_dim, mtf.Dimension("top", kernels.MAX_TOP)])
         super().__init__(inputs, [(each, tf.int32), (each, tf.float32), (top, tf.int32), (top, tf.float32)], "choose")
 
-    def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: object) -> Sequence[object]:
+    def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: LaidOut) -> Sequence[LaidOut]:
         return mesh_impl.slicewise(kernels.choose(self._eos_id), *inputs)
 
 

@@ -13,7 +13,7 @@ import itertools
 from collections.abc import Sequence
 
 from configs.schema import MeshConfig
-from meshtf import collective_ops, mtf, tf
+from meshtf import LaidOut, collective_ops, mtf, tf
 from runtime.mesh.placement import DeviceMesh, Placement, VariableStore, fit
 
 # Keys below are of what is not part of a mesh, as the barrier of all processes.
@@ -87,15 +87,15 @@ class ProcessMesh(DeviceMesh):
         self._coordinates = mtf.pnum_to_processor_coordinates(placement.shape, placement.processor)
         self._collectives = placement.collectives
 
-    def laid_out_pnum(self) -> object:
+    def laid_out_pnum(self) -> LaidOut:
         """The number of this processor, a constant."""
         return self.slicewise(lambda: tf.constant(self._processor, tf.int32))
 
-    def laid_out_pcoord(self, mesh_axis: int) -> object:
+    def laid_out_pcoord(self, mesh_axis: int) -> LaidOut:
         """Where this processor is along an axis, a constant."""
         return self.slicewise(lambda: tf.constant(self._coordinates[mesh_axis], tf.int32))
 
-    def allreduce(self, x: object, mesh_axes: Sequence[int], reduction_fn_string: str) -> object:
+    def allreduce(self, x: LaidOut, mesh_axes: Sequence[int], reduction_fn_string: str) -> LaidOut:
         """SUM, MAX or MIN over the processors along these axes."""
         group = group_of(self.shape, self._processor, mesh_axes)
         if group.size == 1:
@@ -103,11 +103,11 @@ class ProcessMesh(DeviceMesh):
         merge_operation = MERGE_OPERATIONS[reduction_fn_string]
         return self.slicewise(lambda own: self._collectives.reduce(own, group, merge_operation), x)
 
-    def allconcat(self, x: object, mesh_axis: int, concat_axis: int) -> object:
+    def allconcat(self, x: LaidOut, mesh_axis: int, concat_axis: int) -> LaidOut:
         """The slices along a mesh axis, joined along a dimension."""
         return self.slicewise(lambda parts: _join(parts, concat_axis), self._gather(x, mesh_axis))
 
-    def alltoall(self, x: object, mesh_axis: int, split_axis: int, concat_axis: int) -> object:
+    def alltoall(self, x: LaidOut, mesh_axis: int, split_axis: int, concat_axis: int) -> LaidOut:
         """Splits one dimension over a mesh axis and joins another.
 
         Each process is sent all parts of all slices: between CPUs TensorFlow has nothing that sends only what is kept.
@@ -119,23 +119,23 @@ class ProcessMesh(DeviceMesh):
 
         return self.slicewise(own_parts, self._gather(x, mesh_axis))
 
-    def receive(self, x: object, mesh_axis: int, source_pcoord: Sequence[int | None]) -> object:
+    def receive(self, x: LaidOut, mesh_axis: int, source_pcoord: Sequence[int | None]) -> LaidOut:
         """The slice of another processor along a mesh axis; of None zeros."""
         source = source_pcoord[self._coordinates[mesh_axis]]
         parts = self._gather(x, mesh_axis)  # by all, for all take part
         return self.slicewise(lambda parts: tf.zeros_like(parts[0]) if source is None else parts[source], parts)
 
-    def _gather(self, x: object, mesh_axis: int) -> object:
+    def _gather(self, x: LaidOut, mesh_axis: int) -> LaidOut:
         group = group_of(self.shape, self._processor, [mesh_axis])
         members = _line(self.shape, self._processor, mesh_axis)
         return self.slicewise(lambda own: self._collectives.gather(own, group, members), x)
 
-    def import_tf_tensor(self, x: mtf.Tensor, tf_x: tf.Tensor) -> object:
+    def import_tf_tensor(self, x: mtf.Tensor, tf_x: tf.Tensor) -> LaidOut:
         """This processor's slice of a whole tensor."""
         region = self.region(x.shape)
         return self.slicewise(lambda whole: whole[region], tf_x)
 
-    def lay_out_rows(self, own_rows: tf.Tensor, shape: mtf.Shape) -> object:
+    def lay_out_rows(self, own_rows: tf.Tensor, shape: mtf.Shape) -> LaidOut:
         """This processor's slice of its own rows."""
         _, *rest = self.region(shape)
         return self.slicewise(lambda rows: rows[(slice(None), *rest)], own_rows)
@@ -145,7 +145,7 @@ class ProcessMesh(DeviceMesh):
         begins, sizes = self.slice_begin(shape, self._processor), self.slice_shape(shape)
         return tuple(slice(begin, begin + size) for begin, size in zip(begins, sizes, strict=True))
 
-    def export_to_tf_tensor(self, x: mtf.Tensor, laid_out_x: object) -> tf.Tensor:
+    def export_to_tf_tensor(self, x: mtf.Tensor, laid_out_x: LaidOut) -> tf.Tensor:
         """The whole tensor, in every process."""
         for dimension, axis in enumerate(self.tensor_layout(x.shape).tensor_axis_to_mesh_axis):
             if axis is not None:

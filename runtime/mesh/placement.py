@@ -10,7 +10,7 @@ import numpy as np
 from configs.errors import DeviceError
 from configs.layout import format_mesh_shape
 from configs.schema import MeshConfig
-from meshtf import PlacementMeshImpl, mtf, tf
+from meshtf import LaidOut, PlacementMeshImpl, mtf, tf
 from models.variables import SlicedVariable
 from runtime.mesh.lowering import LoweredStep, compile_step
 
@@ -115,7 +115,7 @@ class DeviceMesh(PlacementMeshImpl):
         self.store = store
         self.processors: Sequence[int] = range(self.size)
 
-    def lay_out_rows(self, own_rows: tf.Tensor, shape: mtf.Shape) -> object:
+    def lay_out_rows(self, own_rows: tf.Tensor, shape: mtf.Shape) -> LaidOut:
         """Lays out a tensor [batch, ...], of which this process was given its `Placement.own_rows`."""
         return self.LaidOutTensor(self.make_slices(own_rows, shape))
 
@@ -127,7 +127,7 @@ class DeviceMesh(PlacementMeshImpl):
             self._slices = mesh_impl.store.slices_of(variable, mesh_impl).slices
             self.laid_out_tensor = mesh_impl.LaidOutTensor(list(self._slices))
 
-        def assign(self, laid_out_value: object) -> None:
+        def assign(self, laid_out_value: LaidOut) -> None:
             for device, piece, value in zip(
                 self._mesh_impl.devices, self._slices, laid_out_value.all_slices, strict=True
             ):

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from meshtf import mtf, tf
+from meshtf import LaidOut, mtf, tf
 from models.ops.mesh_operation import slice_starts
 from models.variables import SlicedVariable
 from runtime.mesh.placement import DeviceMesh, Placement
@@ -95,12 +95,12 @@ class TpuMesh(DeviceMesh):
             value.set_shape(mesh_impl.slice_shape(variable.shape))
             self.laid_out_tensor = mesh_impl.LaidOutTensor([value])
 
-        def assign(self, laid_out_value: object) -> None:
+        def assign(self, laid_out_value: LaidOut) -> None:
             """Sets the slice."""
             (value,) = laid_out_value.to_laid_out_tensor().all_slices
             tf.raw_ops.AssignVariableOp(resource=self._handle, value=value)
 
-    def slicewise(self, fn: Callable[..., object], *inputs: object) -> object:
+    def slicewise(self, fn: Callable[..., object], *inputs: LaidOut) -> LaidOut:
         """Calls the function once, on this processor's slices."""
         laid_out = mtf.convert_args_to_laid_out_tensors(inputs)
         result = fn(*[x.all_slices[0] if isinstance(x, self.LaidOutTensor) else x for x in laid_out])
@@ -108,16 +108,16 @@ class TpuMesh(DeviceMesh):
             return tuple(self.LaidOutTensor([part]) for part in result)
         return self.LaidOutTensor([result])
 
-    def laid_out_pnum(self) -> object:
+    def laid_out_pnum(self) -> LaidOut:
         """The number of this processor."""
         return self.LaidOutTensor([self.replica.processor])
 
-    def laid_out_pcoord(self, mesh_axis: int) -> object:
+    def laid_out_pcoord(self, mesh_axis: int) -> LaidOut:
         """Where this processor is along an axis."""
         stride = mtf.list_product([dim.size for dim in self.shape.dims[mesh_axis + 1 :]])
         return self.LaidOutTensor([self.replica.processor // stride % self.shape.dims[mesh_axis].size])
 
-    def allreduce(self, x: object, mesh_axes: Sequence[int], reduction_fn_string: str) -> object:
+    def allreduce(self, x: LaidOut, mesh_axes: Sequence[int], reduction_fn_string: str) -> LaidOut:
         """SUM, MAX or MIN over the processors along these axes."""
         groups = groups_along(self.shape, mesh_axes)
         if len(groups[0]) == 1:
@@ -127,7 +127,7 @@ class TpuMesh(DeviceMesh):
         reduction = REDUCTIONS[reduction_fn_string]
         return self.slicewise(lambda own: reduction(self._gathered(own[None], groups, 0), 0), x)
 
-    def allconcat(self, x: object, mesh_axis: int, concat_axis: int) -> object:
+    def allconcat(self, x: LaidOut, mesh_axis: int, concat_axis: int) -> LaidOut:
         """The slices along a mesh axis, joined along a dimension."""
         groups = groups_along(self.shape, [mesh_axis])
         return self.slicewise(lambda own: self._gathered(own, groups, concat_axis), x)
@@ -137,12 +137,12 @@ class TpuMesh(DeviceMesh):
         times = [len(groups[0]) if axis == dimension else 1 for axis in range(own.shape.rank)]
         return self.replica.exchange.all_to_all(tf.tile(own, times), groups, dimension, dimension)
 
-    def alltoall(self, x: object, mesh_axis: int, split_axis: int, concat_axis: int) -> object:
+    def alltoall(self, x: LaidOut, mesh_axis: int, split_axis: int, concat_axis: int) -> LaidOut:
         """Splits one dimension over a mesh axis and joins another."""
         groups = groups_along(self.shape, [mesh_axis])
         return self.slicewise(lambda own: self.replica.exchange.all_to_all(own, groups, split_axis, concat_axis), x)
 
-    def receive(self, x: object, mesh_axis: int, source_pcoord: Sequence[int | None]) -> object:
+    def receive(self, x: LaidOut, mesh_axis: int, source_pcoord: Sequence[int | None]) -> LaidOut:
         """The slice of another processor along a mesh axis; of None zeros. No two may ask for the same."""
         rows = groups_along(self.shape, [mesh_axis])
         pairs = [
@@ -155,23 +155,23 @@ class TpuMesh(DeviceMesh):
             return self.slicewise(tf.zeros_like, x)
         return self.slicewise(lambda own: self.replica.exchange.collective_permute(own, pairs), x)
 
-    def import_tf_tensor(self, x: mtf.Tensor, tf_x: tf.Tensor) -> object:
+    def import_tf_tensor(self, x: mtf.Tensor, tf_x: tf.Tensor) -> LaidOut:
         """This processor's slice of a whole tensor."""
         return self._cut(tf_x, x.shape)
 
-    def lay_out_rows(self, own_rows: tf.Tensor, shape: mtf.Shape) -> object:
+    def lay_out_rows(self, own_rows: tf.Tensor, shape: mtf.Shape) -> LaidOut:
         """This processor's slice of its own rows."""
         batch_dim, *rest = shape.dims
         n_rows = self.slice_shape(mtf.Shape([batch_dim]))[0]
         return self._cut(own_rows, mtf.Shape([mtf.Dimension("own_rows", n_rows), *rest]))
 
-    def _cut(self, whole: tf.Tensor, shape: mtf.Shape) -> object:
+    def _cut(self, whole: tf.Tensor, shape: mtf.Shape) -> LaidOut:
         if self.tensor_layout(shape).is_fully_replicated:
             return self.LaidOutTensor([whole])
         sizes = self.slice_shape(shape)
         return self.slicewise(lambda starts: tf.slice(whole, starts, sizes), slice_starts(self, shape.dims))
 
-    def export_to_tf_tensor(self, x: mtf.Tensor, laid_out_x: object) -> tf.Tensor:
+    def export_to_tf_tensor(self, x: mtf.Tensor, laid_out_x: LaidOut) -> tf.Tensor:
         """The whole tensor, in every replica."""
         for dimension, axis in enumerate(self.tensor_layout(x.shape).tensor_axis_to_mesh_axis):
             if axis is not None:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 from configs.schema import MeshConfig, RunConfig
-from meshtf import PlacementMeshImpl, mtf, tf
+from meshtf import LaidOut, PlacementMeshImpl, mtf, tf
 from models.variables import SlicedVariable
 from runtime.mesh.placement import Placement, place
 from runtime.training.grad_accumulation import n_microbatches
@@ -72,44 +72,44 @@ class AbstractMesh(PlacementMeshImpl):
             piece = tf.compat.v1.placeholder(variable.value.dtype, mesh_impl.slice_shape(variable.shape))
             self.laid_out_tensor = mesh_impl.LaidOutTensor([piece])
 
-        def assign(self, laid_out_value: object) -> None:
+        def assign(self, laid_out_value: LaidOut) -> None:
             laid_out_value.to_laid_out_tensor()
 
-    def import_tf_tensor(self, x: mtf.Tensor, tf_x: tf.Tensor) -> object:
+    def import_tf_tensor(self, x: mtf.Tensor, tf_x: tf.Tensor) -> LaidOut:
         return self.LaidOutTensor([tf_x[tuple(map(slice, self.slice_shape(x.shape)))]])
 
-    def lay_out_rows(self, own_rows: tf.Tensor, shape: mtf.Shape) -> object:
+    def lay_out_rows(self, own_rows: tf.Tensor, shape: mtf.Shape) -> LaidOut:
         self._outer_graph = tf.compat.v1.get_default_graph()
         return self.LaidOutTensor([own_rows[tuple(map(slice, self.slice_shape(shape)))]])
 
-    def export_to_tf_tensor(self, x: mtf.Tensor, laid_out_x: object) -> tf.Tensor:
+    def export_to_tf_tensor(self, x: mtf.Tensor, laid_out_x: LaidOut) -> tf.Tensor:
         return laid_out_x.all_slices[0]
 
-    def laid_out_pnum(self) -> object:
+    def laid_out_pnum(self) -> LaidOut:
         return self.LaidOutTensor([0])
 
-    def allreduce(self, x: object, mesh_axes: Sequence[int], reduction_fn_string: str) -> object:
+    def allreduce(self, x: LaidOut, mesh_axes: Sequence[int], reduction_fn_string: str) -> LaidOut:
         for axis in mesh_axes:
             self._write_down("allreduce", axis, x, lambda n: 2 * (n - 1) / n)
         return x.to_laid_out_tensor()
 
-    def allconcat(self, x: object, mesh_axis: int, concat_axis: int) -> object:
+    def allconcat(self, x: LaidOut, mesh_axis: int, concat_axis: int) -> LaidOut:
         self._write_down("allconcat", mesh_axis, x, lambda n: n - 1)
         return self._repeated(x, concat_axis, self.shape[mesh_axis].size)
 
-    def alltoall(self, x: object, mesh_axis: int, split_axis: int, concat_axis: int) -> object:
+    def alltoall(self, x: LaidOut, mesh_axis: int, split_axis: int, concat_axis: int) -> LaidOut:
         self._write_down("alltoall", mesh_axis, x, lambda n: (n - 1) / n)
         n_processors = self.shape[mesh_axis].size
         own = self.slicewise(lambda part: tf.split(part, n_processors, split_axis)[0], x)
         return self._repeated(own, concat_axis, n_processors)
 
-    def _repeated(self, x: object, axis: int, count: int) -> object:
+    def _repeated(self, x: LaidOut, axis: int, count: int) -> LaidOut:
         def repeat(part: tf.Tensor) -> tf.Tensor:
             return tf.tile(part, [count if index == axis else 1 for index in range(part.shape.rank)])
 
         return self.slicewise(repeat, x)
 
-    def _write_down(self, kind: str, axis: int, x: object, share: Callable[[int], float]) -> None:
+    def _write_down(self, kind: str, axis: int, x: LaidOut, share: Callable[[int], float]) -> None:
         piece = x.to_laid_out_tensor().all_slices[0]
         # What is not in the outer graph is in the body of the loop over microbatches.
         is_repeated = tf.compat.v1.get_default_graph() is not self._outer_graph

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from configs.schema import RunConfig
-from meshtf import mtf, tf
+from meshtf import LaidOut, mtf, tf
 from models.ops.mesh_operation import MeshOperation
 from models.ops.precision import Widened
 
@@ -100,7 +100,7 @@ class _Part(MeshOperation):
         rows_dim = mtf.Dimension(batch_dim.name, batch_dim.size // n_parts)
         super().__init__([x, number], [(mtf.Shape([rows_dim, *rest]), x.dtype)], "part")
 
-    def lower_slices(self, mesh_impl: mtf.MeshImpl, x: object, number: object) -> Sequence[object]:
+    def lower_slices(self, mesh_impl: mtf.MeshImpl, x: LaidOut, number: LaidOut) -> Sequence[LaidOut]:
         def own_rows(x: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
             return tf.reshape(x, [-1, self._n_parts, *x.shape[1:]])[:, number]
 
@@ -129,7 +129,7 @@ class MicrobatchLoop(mtf.Operation):
     def lower(self, lowering: mtf.Lowering) -> None:
         mesh_impl = lowering.mesh_impl(self)
 
-        def add_part(number: tf.Tensor, *sums: list[tf.Tensor]) -> list[object]:
+        def add_part(number: tf.Tensor, *sums: list[tf.Tensor]) -> list[LaidOut]:
             self._lower_part(lowering, number)
             pairs = zip(self._terms, map(mesh_impl.LaidOutTensor, sums), strict=True)
             new_sums = [mesh_impl.slicewise(tf.add, _unsent(lowering.tensors[term]), total) for term, total in pairs]
@@ -159,12 +159,12 @@ def _zeros(shape: Sequence[int]) -> Callable[[], tf.Tensor]:
     return lambda: tf.raw_ops.Empty(shape=shape, dtype=tf.float32, init=True)
 
 
-def _unsent(laid_out: object) -> object:
+def _unsent(laid_out: LaidOut) -> LaidOut:
     """What each processor has to add to a sum over processors, or simply what it has."""
     return laid_out.laid_out_input if isinstance(laid_out, mtf.LazyAllreduceSum) else laid_out.to_laid_out_tensor()
 
 
-def _summed_like(term: object, total: object) -> object:
+def _summed_like(term: LaidOut, total: LaidOut) -> LaidOut:
     """A total of `_unsent` terms as what it stands for."""
     is_put_off = isinstance(term, mtf.LazyAllreduceSum)
     return mtf.LazyAllreduceSum(term.mesh_impl, total, term.mesh_axes) if is_put_off else total

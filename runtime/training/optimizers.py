@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 
 from configs.schema import TrainingConfig
-from meshtf import mtf, tf
+from meshtf import LaidOut, mtf, tf
 from models import variables
 from models.kernels import optimizers as kernels
 from models.kernels.compile import Kernel
@@ -138,13 +138,13 @@ class AdafactorUpdate(mtf.Operation):
         for variable, new in zip([self._variable, *self._slots], kept, strict=True):
             lowering.variables[variable].assign(new)
 
-    def _plain_direction(self, mesh_impl: mtf.MeshImpl, *inputs: object) -> Sequence[object]:
+    def _plain_direction(self, mesh_impl: mtf.MeshImpl, *inputs: LaidOut) -> Sequence[LaidOut]:
         """The normalised gradient, and v."""
         return mesh_impl.slicewise(kernels.adafactor_direction(self._constants), *inputs)
 
     def _factored_direction(
-        self, mesh_impl: mtf.MeshImpl, scale: object, number: object, gradient: object, vr: object, vc: object
-    ) -> Sequence[object]:
+        self, mesh_impl: mtf.MeshImpl, scale: LaidOut, number: LaidOut, gradient: LaidOut, vr: LaidOut, vc: LaidOut
+    ) -> Sequence[LaidOut]:
         """The normalised gradient, vr and vc."""
         dims = self._variable.shape.dims
         places = tuple(dims.index(dim) for dim in self._factored)
@@ -157,7 +157,7 @@ class AdafactorUpdate(mtf.Operation):
         direction = kernels.adafactor_factored_direction(factors)
         return mesh_impl.slicewise(direction, scale, gradient, vr, vc, vr_sum), vr, vc
 
-    def _whole_sum_of_squares(self, mesh_impl: mtf.MeshImpl, slices: object) -> object:
+    def _whole_sum_of_squares(self, mesh_impl: mtf.MeshImpl, slices: LaidOut) -> LaidOut:
         axes = mesh_axes(mesh_impl, self._variable.shape.dims)
         return mesh_impl.allreduce(mesh_impl.slicewise(sum_of_squares, slices), axes, "SUM")
 
