@@ -240,8 +240,7 @@ def _run(arguments: argparse.Namespace) -> int:
     with on_disk(arguments.model) as model:
         config = load_config(model, config_overrides(arguments), arguments.init_from)
     # Here, since TensorFlow takes seconds to load: a mistyped key is answered at once.
-    from commands.dispatch import run
-    from commands.new_run import confirm_delete
+    from commands.dispatch import confirm_delete, run
     from commands.options import Choice, Export, Options
 
     options = Options(

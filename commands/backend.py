@@ -14,7 +14,7 @@ from runtime.mesh.tpu_replicate import TpuPlacement
 from runtime.planning.peak_flops import own_peak, tpu_peak
 from runtime.training.multi_step import MultiStep, SingleStep
 from runtime.training.steps import build_diagnosis, build_train_step
-from runtime.training.tpu_steps import build_train_turn
+from runtime.training.tpu_steps import build_device_loop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ def _device_training(config: RunConfig, placement: Placement, group: ProcessGrou
 
 
 def _tpu_training(config: RunConfig, placement: TpuPlacement, group: ProcessGroup) -> MultiStep:
-    return build_train_turn(config, placement)
+    return build_device_loop(config, placement)
 
 
 def _device_peak(config: RunConfig, placement: Placement, group: ProcessGroup) -> float:

@@ -17,7 +17,7 @@ from commands.plan import plan, with_chosen_layout
 from commands.predict import predict
 from commands.serve import serve
 from commands.train import train
-from configs.errors import DeviceError
+from configs.errors import DeviceError, UserError
 from configs.load import resolved_json
 from configs.schema import RunConfig
 from meshtf import tf
@@ -43,6 +43,24 @@ VERBS_OF_ONE: dict[str, Callable[[RunConfig, Options], int]] = {
     "export": export,
     "plan": plan,
 }
+
+
+def confirm_delete(config: RunConfig, confirm: Callable[[str], bool]) -> bool:
+    """Returns whether `--new` may proceed: `model_path` holds no run, or `confirm` agrees to its deletion.
+
+    Raises:
+        UserError: `model_path` holds something else.
+    """
+    path = config.model_path
+    run_directory.check_path(path)
+    if run_directory.is_empty(path):
+        return True
+    if not run_directory.is_run(path):
+        raise UserError(
+            f"--new: model_path = {path}: holds no run, so it is not deleted; delete it yourself, or give another "
+            "model_path"
+        )
+    return confirm(f"Delete the run in {path}?")
 
 
 def _run_together(verb: str, config: RunConfig, options: Options, cluster: Cluster | None) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from commands.console import say
 from commands.options import Options
 from commands.run_data import trained_tokenizer
-from commands.trained_weights import newest_checkpoint
+from commands.run_setup import newest_checkpoint
 from configs.schema import RunConfig
 from runtime.checkpoint.export import write_huggingface_folder
 from runtime.checkpoint.init_from import find_weights

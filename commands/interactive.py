@@ -14,10 +14,9 @@ from typing import TextIO
 
 from commands.console import say, stdout_to_stderr
 from commands.options import Options
-from commands.placing import place_run
 from commands.prompts import encode_prompts
-from commands.text_generator import TextGenerator, build_text_generator, check_causal, load_run_tokenizer
-from commands.trained_weights import load_trained
+from commands.run_setup import load_trained, set_up_for_generation
+from commands.text_generator import TextGenerator, build_text_generator, check_causal
 from configs.errors import ConfigError, UserError
 from configs.kinds import is_unicode
 from configs.prompts import Prompt
@@ -41,10 +40,9 @@ def interact(config: RunConfig, options: Options, group: ProcessGroup) -> int:
             "with --interactive, or use --predict"
         )
     with contextlib.nullcontext(sys.stdout) if sys.stdout.isatty() else stdout_to_stderr() as output:
-        placement = place_run(config, options, group)
-        tokenizer = load_run_tokenizer(config, options.init_from, group)
-        generator = build_text_generator(config, placement, group, tokenizer, n_rows=1)
-        load_trained(config, options, placement, tokenizer)
+        run = set_up_for_generation(config, options, group)
+        generator = build_text_generator(run, n_rows=1)
+        load_trained(run)
         if sys.stdin.isatty():
             _read_terminal(generator, output)
         else:
@@ -113,9 +111,9 @@ def _save_history(history: ModuleType | None) -> None:
 def _request(generator: TextGenerator, line: str) -> GenerationRequest:
     if not is_unicode(line):
         raise UserError("the line: is not UTF-8 text; type it again")
-    config = generator.config
+    config = generator.run.config
     settings = dataclasses.replace(config.prediction, predict_batch_size=1)
-    (tokens,) = encode_prompts([Prompt("the line", line, settings, {})], config, generator.tokenizer, say).ids
+    (tokens,) = encode_prompts([Prompt("the line", line, settings, {})], config, generator.run.tokenizer, say).ids
     seed = generator.random_seed() if settings.predict_seed is None else settings.predict_seed
     return next(sample_requests(tokens, settings, seed, config.model.n_ctx))
 
@@ -127,7 +125,7 @@ def _generate(generator: TextGenerator, line: str, output: TextIO, is_stopped: t
     except UserError as error:
         say(str(error))
         return
-    scheduler = Scheduler(generator.engine, generator.tokenizer.bytes_of)
+    scheduler = Scheduler(generator.engine, generator.run.tokenizer.bytes_of)
     request_id = scheduler.submit(request, lambda chunk: print(chunk.text, end="", file=output, flush=True))
     while not is_stopped.is_set() and scheduler.step(DECODE_STEPS):
         pass

@@ -10,23 +10,13 @@ from typing import TextIO
 
 from commands.console import say, stdout_to_stderr, with_progress
 from commands.options import Options
-from commands.placing import place_run
 from commands.prompts import STDIO, EncodedPrompts, PromptFile, encode_prompts, read_prompts
-from commands.text_generator import (
-    DEFAULT_ROWS,
-    Sample,
-    TextGenerator,
-    build_text_generator,
-    check_causal,
-    load_run_tokenizer,
-)
-from commands.trained_weights import load_trained
+from commands.run_setup import Run, load_trained, set_up_for_generation
+from commands.text_generator import DEFAULT_ROWS, Sample, TextGenerator, build_text_generator, check_causal
 from configs.errors import ConfigError
 from configs.schema import RunConfig
-from data.tokenization.tokenizer import Tokenizer
 from runtime.cluster.process_group import ProcessGroup
 from runtime.generation.outputs import format_line, format_samples, write_predictions
-from runtime.mesh.placement import Placement
 from runtime.training.signals import sigterm_as_interrupt, uninterrupted
 from storage.files import is_local, write_text, writing_to
 
@@ -40,13 +30,12 @@ def predict(config: RunConfig, options: Options, group: ProcessGroup) -> int:
     given = read_prompts(options.prompt_path, config)
     group.check_same("the prompt", given.text)
     with stdout_to_stderr() if _is_piped(given, options, group) else contextlib.nullcontext() as pipe:
-        placement = place_run(config, options, group)
-        tokenizer = load_run_tokenizer(config, options.init_from, group)
-        encoded = encode_prompts(given.prompts, config, tokenizer, say)
-        generator = build_text_generator(config, placement, group, tokenizer, _n_rows(encoded, options))
-        position = load_trained(config, options, placement, tokenizer)
+        run = set_up_for_generation(config, options, group)
+        encoded = encode_prompts(given.prompts, config, run.tokenizer, say)
+        generator = build_text_generator(run, _n_rows(encoded, options))
+        position = load_trained(run)
         group.check_same("the run's position", repr(position))
-        save = functools.partial(_save, generator, given, options, position.step)
+        save = functools.partial(_save, generator, given, position.step)
         samples = _generate(generator, encoded, pipe, lambda some: _save_partial(save, some, encoded.n_samples, group))
         if group.is_first:
             if pipe is None and not given.is_jsonl:
@@ -58,19 +47,17 @@ def predict(config: RunConfig, options: Options, group: ProcessGroup) -> int:
     return 0
 
 
-def build_sampler(
-    config: RunConfig, options: Options, placement: Placement, group: ProcessGroup, tokenizer: Tokenizer
-) -> Callable[[int], str]:
+def build_sampler(run: Run) -> Callable[[int], str]:
     """Returns a function that continues the prompts with the weights of a step, writes the texts to the run directory
     and returns their path.
     """
-    given = read_prompts(options.prompt_path, config)
-    encoded = encode_prompts(given.prompts, config, tokenizer, lambda warning: None)
-    generator = build_text_generator(config, placement, group, tokenizer, _n_rows(encoded, options))
+    given = read_prompts(run.options.prompt_path, run.config)
+    encoded = encode_prompts(given.prompts, run.config, run.tokenizer, lambda warning: None)
+    generator = build_text_generator(run, _n_rows(encoded, run.options))
 
     def sample(step: int) -> str:
         samples = list(generator.generate(encoded))
-        return _save(generator, given, options, step, samples) if group.is_first else ""
+        return _save(generator, given, step, samples) if run.group.is_first else ""
 
     return sample
 
@@ -132,7 +119,7 @@ def _generate(
     samples = []
     with sigterm_as_interrupt():
         try:
-            for sample in with_progress(generator.generate(encoded), encoded.n_samples, generator.group):
+            for sample in with_progress(generator.generate(encoded), encoded.n_samples, generator.run.group):
                 samples.append(sample)
                 if pipe is not None:
                     print(_lines([sample]), end="", file=pipe, flush=True)
@@ -156,10 +143,9 @@ def _texts(generator: TextGenerator, samples: Sequence[Sample]) -> list[str]:
     return [generator.text_of(sample) for sample in samples]
 
 
-def _save(
-    generator: TextGenerator, given: PromptFile, options: Options, step: int, samples: Sequence[Sample], mark: str = ""
-) -> str:
+def _save(generator: TextGenerator, given: PromptFile, step: int, samples: Sequence[Sample], mark: str = "") -> str:
     """Writes the samples of a step to the run directory, with a mark before the file's extension; returns the path."""
     content = _lines(samples) if given.is_jsonl else format_samples(_texts(generator, samples))
     ending = mark + (".jsonl" if given.is_jsonl else ".txt")
-    return write_predictions(generator.config.model_path, options.sacred_id, step, ending, content)
+    run = generator.run
+    return write_predictions(run.config.model_path, run.options.sacred_id, step, ending, content)

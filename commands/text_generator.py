@@ -7,20 +7,16 @@ import itertools
 import secrets
 from collections.abc import Iterator
 
-from commands.backend import backend_of
 from commands.prompts import EncodedPrompts
-from commands.run_data import trained_tokenizer
+from commands.run_setup import Run
 from configs.errors import ConfigError
 from configs.prompts import Prompt
 from configs.schema import RunConfig
-from data.tokenization.tokenizer import Tokenizer
-from runtime.cluster.process_group import ProcessGroup
 from runtime.generation.beam_search import BeamSearcher
 from runtime.generation.engine import Engine
 from runtime.generation.outputs import GeneratedText, beam_search_texts, sampled_texts
 from runtime.generation.requests import GenerationRequest, sample_requests, sample_seed
 from runtime.generation.scheduler import Scheduler
-from runtime.mesh.placement import Placement
 
 DEFAULT_ROWS = 8  # texts that are generated at once, unless --rows says how many
 
@@ -47,25 +43,21 @@ class TextGenerator:
     """Continues prompts with the model's current weights; its programs are built once.
 
     Attributes:
-        config: the run.
-        group: the processes that generate together.
-        tokenizer: of the run.
+        run: its config, processes and tokenizer.
         engine: generates samples.
         searcher: runs beam search.
     """
 
-    config: RunConfig
-    group: ProcessGroup
-    tokenizer: Tokenizer
+    run: Run
     engine: Engine
     searcher: BeamSearcher
 
     def generate(self, encoded: EncodedPrompts) -> Iterator[Sample]:
         """Yields the samples of each prompt, in the order of the prompts."""
-        sampled = sampled_texts(Scheduler(self.engine, self.tokenizer.bytes_of), self._requests(encoded))
+        sampled = sampled_texts(Scheduler(self.engine, self.run.tokenizer.bytes_of), self._requests(encoded))
         for prompt, tokens in zip(encoded.prompts, encoded.ids, strict=True):
             if uses_beam_search(prompt):
-                n_ctx, bytes_of = self.config.model.n_ctx, self.tokenizer.bytes_of
+                n_ctx, bytes_of = self.run.config.model.n_ctx, self.run.tokenizer.bytes_of
                 texts = beam_search_texts(self.searcher, tokens, prompt.settings, n_ctx, bytes_of)
             else:
                 texts = itertools.islice(sampled, prompt.settings.predict_batch_size)
@@ -79,28 +71,26 @@ class TextGenerator:
             given = prompt.settings.predict_seed
             seed = sample_seed(random_seed, index) if given is None else given
             if not uses_beam_search(prompt):
-                yield from sample_requests(tokens, prompt.settings, seed, self.config.model.n_ctx)
+                yield from sample_requests(tokens, prompt.settings, seed, self.run.config.model.n_ctx)
 
     def random_seed(self) -> int:
         """Returns a random seed, the same in all processes."""
-        return self.group.all_reduce_max(secrets.randbits(31))
+        return self.run.group.all_reduce_max(secrets.randbits(31))
 
     def text_of(self, sample: Sample) -> str:
         """Returns the prompt and its continuation, or the continuation alone if the settings say so. An eos in the
         prompt is not shown.
         """
-        if self.config.prediction.remove_partial_sequences:
+        if self.run.config.prediction.remove_partial_sequences:
             return sample.generated.text
-        before = [token for token in sample.tokens if token != self.config.data.eos_id]
-        return self.tokenizer.decode(before) + sample.generated.text
+        before = [token for token in sample.tokens if token != self.run.config.data.eos_id]
+        return self.run.tokenizer.decode(before) + sample.generated.text
 
 
-def build_text_generator(
-    config: RunConfig, placement: Placement, group: ProcessGroup, tokenizer: Tokenizer, n_rows: int
-) -> TextGenerator:
+def build_text_generator(run: Run, n_rows: int) -> TextGenerator:
     """Builds the programs that generate `n_rows` texts at once."""
-    engine = backend_of(placement).build_engine(config, placement, n_rows, group.synchronized)
-    return TextGenerator(config, group, tokenizer, engine, BeamSearcher(config, placement, group.synchronized))
+    engine = run.backend.build_engine(run.config, run.placement, n_rows, run.group.synchronized)
+    return TextGenerator(run, engine, BeamSearcher(run.config, run.placement, run.group.synchronized))
 
 
 def uses_beam_search(prompt: Prompt) -> bool:
@@ -119,18 +109,3 @@ def check_causal(config: RunConfig) -> None:
             f"{config.name}: mlm_training = true: a masked language model cannot generate text; give the config of a "
             "causal model"
         )
-
-
-def load_run_tokenizer(config: RunConfig, init_from: str | None, group: ProcessGroup) -> Tokenizer:
-    """Returns the tokenizer of the run, or that of the datasets for weights of another run.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    tokenizer = group.first_process_first(lambda: trained_tokenizer(config, init_from))
-    group.check_same("the tokenizer", (tokenizer and tokenizer.to_json()) or "")
-    if tokenizer is None:
-        raise ConfigError(
-            "datasets = []: prediction needs a tokenizer; name a dataset with a tokenizer_path in the model config"
-        )
-    return tokenizer

@@ -15,8 +15,8 @@ from tests.program import run_process, write_project
 SETTINGS = ("--set", "log_weights=true", "--steps_per_checkpoint", "2", "--set", "model_path=runs/diverging")
 MESSAGE = re.compile(
     r"step (\d+), examples (\d+) to (\d+) \(datasets/words/\S+\.tfrecords: records? [\d, to]+\): (?:loss|grad_norm) = "
-    r"(?:nan|inf|-inf): training has diverged: (.*); (.*); lower lr, lengthen warmup_steps or set "
-    r"gradient_clipping, and start again"
+    r"(?:nan|inf|-inf): training has diverged: (.*); (.*); lower lr, raise warmup_steps or set "
+    r"gradient_clipping, and run again"
 )
 
 
@@ -41,7 +41,7 @@ def test_the_last_good_checkpoint_stays_and_training_goes_on_from_it(project: Pa
     ended = run_process(project, *SETTINGS, "--set", "lr=1e30")
     *_, kept = MESSAGE.fullmatch(ended.stderr.splitlines()[-1]).groups()
     run = project / "runs/diverging"
-    assert (ended.returncode, kept) == (2, "the checkpoint of step 4 stays the newest")
+    assert (ended.returncode, kept) == (2, "the newest checkpoint is that of step 4")
     assert latest_checkpoint(str(run)) == str(run / "model.ckpt-4")
     assert run_process(project, *SETTINGS, "--set", "train_steps=8").returncode == 0
     assert [line["step"] for line in read_metrics(str(run)) if line["split"] == "train"] == list(range(1, 9))

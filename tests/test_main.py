@@ -171,7 +171,7 @@ def stopped(folder: Path, n_lines: float, number: int | None) -> tuple[int, str]
     return process.returncode, out.splitlines()[-1]
 
 
-SAYS_STOPPED = re.compile(r"stopped at step (\d+); the checkpoint is written: the same command goes on from here")
+SAYS_STOPPED = re.compile(r"stopped at step (\d+); the checkpoint is saved: run the same command again to resume")
 
 
 @pytest.mark.parametrize(
@@ -208,12 +208,12 @@ def test_evaluation_measures_all_that_is_held_out_on_any_mesh(
     assert (measured["step"], measured["split"], measured["tokens"]) == (N_STEPS, "eval", n_tokens)
     assert 1.0 < measured["loss"] < 3.0
     assert measured["perplexity"] == pytest.approx(math.exp(measured["loss"]))
-    under_guessing = math.log(300) - measured["loss"]
+    below_uniform = math.log(300) - measured["loss"]
     assert said.out.splitlines()[-3:] == [
         f"restored {copied_run}/model.ckpt-300",
         f"step 300: held-out loss {measured['loss']:.4f}  perplexity {measured['perplexity']:.4f}  "
         f"tokens {n_tokens}  bits_per_byte {measured['bits_per_byte']:.4f}",
-        f"the loss is {under_guessing:.2f} under that of guessing, 5.70",
+        f"loss {measured['loss']:.2f}, {below_uniform:.2f} below the uniform baseline (5.70)",
     ]
     # In another process, on a mesh, from a file whose name does not tell how many examples it holds.
     shutil.copy(here.tfrecords("eval"), here.folder / "uncounted.tfrecords")
@@ -280,12 +280,12 @@ def test_a_run_begins_with_weights_and_then_goes_on_by_itself(
 ) -> None:
     arguments = ["--init_from", exported, "--set", "model_path=runs/from", "--set", "lr_decay=null"]
     said = call(capsys, *arguments, "--set", "train_steps=3")
-    assert said.status == 0 and f"weights of {exported}\n" in said.out
+    assert said.status == 0 and f"loaded weights from {exported}\n" in said.out
     first = read_metrics("runs/from")[0]
     assert first["step"] == 1 and first["loss"] < read_metrics(str(here.run))[10]["loss"]
     said = call(capsys, *arguments, "--set", "train_steps=5")
-    assert "restored runs/from/model.ckpt-3\n" in said.out and "weights of" not in said.out
-    assert f"--init_from {exported} is left alone: the run has begun, and goes on by itself\n" in said.out
+    assert "restored runs/from/model.ckpt-3\n" in said.out and "loaded weights" not in said.out
+    assert f"--init_from {exported}: ignored, since the run resumes from its own checkpoint\n" in said.out
     config = {key: value for key, value in TINY.items() if key not in MODEL_KEYS}
     (here.folder / "from.json").write_text(json.dumps(config | {"model_path": "runs/from"}))
     assert main(["--model", "from.json", "--eval"]) == 0  # the run knows the model that its config leaves out
@@ -346,7 +346,7 @@ def test_a_finished_run_says_how_to_go_on(here: Project, capsys: pytest.CaptureF
     before = snapshot(here.folder)
     said = call(capsys)
     assert said.status == 0
-    assert said.out.splitlines()[-1] == "step 300 of 300: training is finished; raise train_steps to go on"
+    assert said.out.splitlines()[-1] == "step 300 of 300: training is finished; raise train_steps to train on"
     assert snapshot(here.folder) == before
 
 
@@ -377,8 +377,8 @@ def test_a_run_that_diverges_keeps_its_last_checkpoint(
     assert said.status == 2
     assert re.fullmatch(
         r"step 30\d, examples 12\d\d to 12\d\d \(datasets/words/\S+: records \d+ to \d+\): (loss|grad_norm) = "
-        r"(nan|inf): training has diverged: the first tensor that is not finite is .+; the checkpoint of step 300 "
-        r"stays the newest; lower lr, lengthen warmup_steps or set gradient_clipping, and start again",
+        r"(nan|inf): training has diverged: the first tensor that is not finite is .+; the newest checkpoint is "
+        r"that of step 300; lower lr, raise warmup_steps or set gradient_clipping, and run again",
         said.err.splitlines()[-1],
     )
     assert max(int(path.stem.split("-")[1]) for path in Path(copied_run).glob("*.index")) == 300

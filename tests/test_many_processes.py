@@ -140,7 +140,7 @@ def test_a_signal_to_one_process_ends_all_at_the_same_step_and_the_run_goes_on(f
         processes.all[1].send_signal(signal.SIGTERM)
         (status, out, error), second = processes.ended()
     assert (status, second) == (143, (143, "", "")), error
-    step = int(re.search(r"stopped at step (\d+); the checkpoint is written", out)[1])
+    step = int(re.search(r"stopped at step (\d+); the checkpoint is saved", out)[1])
     assert (folder / f"runs/stopped/model.ckpt-{step}.index").exists()
     with together(folder, 2, *arguments) as processes:
         (status, out, error), _ = processes.ended()

@@ -108,7 +108,7 @@ def test_ctrl_c_writes_a_checkpoint_and_the_same_command_goes_on(project: Path) 
     run = newest(project)
     reached = run.info["step"]
     assert (process.returncode, run.status) == (130, "INTERRUPTED"), err
-    stopped = f"stopped at step {reached}; the checkpoint is written: the same command goes on from here"
+    stopped = f"stopped at step {reached}; the checkpoint is saved: run the same command again to resume"
     assert run.info["reason"] == f"stopped by SIGINT: {stopped}" and out.splitlines()[-1] == stopped
     assert recorded_losses(run) == losses(project, "runs/broken")
     go_on = start(project, *settings[:-1], f"train_steps={reached + 5}")

@@ -1,12 +1,14 @@
-"""The training loop. It knows batches, a step, and where to report; no model, no dataset, no TensorFlow."""
+"""The training loop. It knows batches, a step and hooks; no model, no dataset, no TensorFlow.
+
+What happens at a checkpoint, beside saving it, is in `commands/checkpoint_hooks.py`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 import math
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -15,137 +17,146 @@ from configs.schema import TrainingConfig
 from data.loading.batch import Batch
 from runtime.checkpoint.position import TrainingPosition
 from runtime.run.progress_bar import Progress
-from runtime.training.multi_step import MultiStep, StepResult, length_of_turn, take_turn
+from runtime.training.multi_step import MultiStep, StepResult, next_step_count, run_steps
 from runtime.training.signals import StopRequest
+from runtime.training.throughput import Throughput, ThroughputMeter
 
 
 class DivergedError(UserError):
-    """The loss is no longer a number."""
+    """The loss or the gradient norm is not finite."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Explanation:
-    """Of a step that failed: where its batch lies in the data, and why it failed; both may be empty."""
+class DivergenceReport:
+    """What is known about a step that diverged; either part may be empty.
 
-    where: str = ""
-    why: str = ""
+    Attributes:
+        records: the records of its batch.
+        cause: the first tensor that is not finite.
+    """
+
+    records: str = ""
+    cause: str = ""
 
 
-# What a process says instead of a signal's number when it has no more data.
+# Takes the place of a signal's number in the processes' agreement to stop: a process has no more data.
 NO_DATA = 128
 
 
 @dataclasses.dataclass(frozen=True)
-class Observers:
-    """Whom the loop tells what happened.
+class Hooks:
+    """The calls that the training loop makes.
 
     Attributes:
-        write_metrics: takes the step and named values, every `iterations` steps.
-        save: writes a checkpoint.
-        after_save: what is done at a checkpoint in the middle of training, as evaluation and samples.
-        progress: what a person sees.
-        tell_problem: takes a line on a record that was left out.
-        explain_divergence: says, of the batch that a step from a position has failed on, where it lies and where what
-            is not finite arises; the variables are as before that step.
-        peak_tokens_per_second: tokens a second of a machine that did nothing but the model's operations; None: not
-            known.
-        greatest: of the numbers that all processes of the run call it with, so that all end at the same step.
+        write_metrics: takes the step and values by metric name, every `iterations` steps.
+        save_checkpoint: saves the variables.
+        after_checkpoint: called in turn after each checkpoint but the last, such as evaluation and samples.
+        progress: shows loss and speed.
+        warn: takes a message about a skipped record.
+        diagnose: takes the position before a step that diverged, and its batch; the variables are as before that step.
+        peak_tokens_per_second: throughput at full utilisation; None if unknown.
+        all_reduce_max: the maximum over all processes, so that all stop at the same step.
     """
 
     write_metrics: Callable[[int, Mapping[str, float]], None]
-    save: Callable[[TrainingPosition], object]
-    after_save: Callable[[TrainingPosition], object]
+    save_checkpoint: Callable[[TrainingPosition], object]
+    after_checkpoint: Sequence[Callable[[TrainingPosition], None]]
     progress: Progress
-    tell_problem: Callable[[str], None]
-    explain_divergence: Callable[[TrainingPosition, Batch], Explanation]
+    warn: Callable[[str], None]
+    diagnose: Callable[[TrainingPosition, Batch], DivergenceReport]
     peak_tokens_per_second: float | None
     all_reduce_max: Callable[[int], int] = lambda number: number
+
+    def run_after_checkpoint(self, position: TrainingPosition) -> None:
+        """Runs every hook of `after_checkpoint`."""
+        for hook in self.after_checkpoint:
+            hook(position)
 
 
 def train(
     training: TrainingConfig,
-    turns: MultiStep,
+    multi_step: MultiStep,
     batches: Iterable[Batch],
     position: TrainingPosition,
-    observers: Observers,
+    hooks: Hooks,
     steps_per_checkpoint: int,
 ) -> tuple[TrainingPosition, int | None]:
-    """Trains up to `train_steps`, or until a signal comes; saves at the end either way.
+    """Trains up to `train_steps` or until a signal arrives; saves a checkpoint at the end either way.
 
     Args:
-        training: steps, schedule, seed.
-        turns: take steps from (tokens_BS, labels_BS, weights_BS, learning rate, number of the update, noise key) to at
-            least `loss`.
-        batches: from `position` on, without end.
+        training: steps, learning rate schedule, seed.
+        multi_step: runs steps from (tokens_BS, labels_BS, weights_BS, learning rate, update number, noise key) to
+            at least `loss` and `grad_norm`.
+        batches: endless, starting at `position`.
         position: where to start.
-        observers: whom to tell.
+        hooks: what to call.
         steps_per_checkpoint: steps between two checkpoints.
 
     Returns:
-        The last position, and the signal that ended training early or None.
+        The last position, and the signal that stopped training early, or None.
 
     Raises:
-        DivergedError: the loss is not finite; nothing is saved, so that the last checkpoint stays the newest.
-        DataError: there is no next batch, here or in another process of the run; what was reached is saved.
+        DivergedError: the loss is not finite; nothing is saved, so the last checkpoint stays the newest.
+        DataError: there is no next batch, here or in another process; the position reached is saved.
     """
-    keeper = _CheckpointOnExit(observers.save, position)
-    supply = _BatchIterator(batches)
-    speed = _ThroughputMeter(observers.peak_tokens_per_second)
-    with StopRequest() as stop, keeper:
+    checkpoint = _CheckpointOnExit(hooks.save_checkpoint, position)
+    loader = _BatchLoader(batches)
+    meter = ThroughputMeter(hooks.peak_tokens_per_second)
+    with StopRequest() as stop, checkpoint:
         while position.step < training.train_steps:
-            wanted = length_of_turn(turns, position.step, training.train_steps, steps_per_checkpoint)
-            turn = speed.waiting_for(lambda wanted=wanted: supply.next_batches(wanted))
-            ending = observers.all_reduce_max(stop.signal_number or 0 if turn else NO_DATA)
-            if ending == NO_DATA:
-                raise supply.error
-            if ending:
-                return position, ending
-            steps = take_turn(turns, turn, position.step, training)
-            n_tokens = (turn[-1].next_example - position.examples) * turn[-1].tokens_BS.shape[1]
-            pace = speed.after(n_tokens)
-            for batch, taken in zip(turn, steps, strict=True):
-                _check_finite(taken.outputs, position, batch, observers, keeper.saved)
+            with meter.waiting_for_data():
+                loaded = loader.load(
+                    next_step_count(multi_step, position.step, training.train_steps, steps_per_checkpoint)
+                )
+            stop_code = hooks.all_reduce_max(stop.signal_number or 0 if loaded else NO_DATA)
+            if stop_code == NO_DATA:
+                raise loader.error
+            if stop_code:
+                return position, stop_code
+            results = run_steps(multi_step, loaded, position.step, training)
+            throughput = meter.update((loaded[-1].next_example - position.examples) * loaded[-1].tokens_BS.shape[1])
+            for batch, result in zip(loaded, results, strict=True):
+                _check_finite(result.outputs, position, batch, hooks, checkpoint.saved)
                 position = TrainingPosition(position.step + 1, batch.next_example, batch.examples_per_dataset)
-                _tell(observers, training, position, batch, taken, pace)
-            keeper.reached = position
+                _report_step(hooks, training, position, batch, result, throughput)
+            checkpoint.reached = position
             if position.step % steps_per_checkpoint == 0 and position.step < training.train_steps:
-                keeper.save()
-                observers.after_save(position)
-                speed = _ThroughputMeter(observers.peak_tokens_per_second)
+                checkpoint.save()
+                hooks.run_after_checkpoint(position)
+                meter = ThroughputMeter(hooks.peak_tokens_per_second)
     return position, None
 
 
-def _tell(
-    observers: Observers,
+def _report_step(
+    hooks: Hooks,
     training: TrainingConfig,
     position: TrainingPosition,
     batch: Batch,
-    taken: StepResult,
-    pace: Throughput,
+    result: StepResult,
+    throughput: Throughput,
 ) -> None:
-    """Tells of one step."""
     for problem in batch.problems:
-        observers.tell_problem(f"left out: {problem}")
-    observers.progress.update(position.step, float(taken.outputs["loss"]), pace.tokens_per_second, pace.mfu)
+        hooks.warn(f"skipped: {problem}")
+    hooks.progress.update(position.step, float(result.outputs["loss"]), throughput.tokens_per_second, throughput.mfu)
     if position.step % training.iterations == 0 or position.step == training.train_steps:
-        values = {name: float(value) for name, value in taken.outputs.items()}
-        data = {"data/skipped_fraction": batch.skipped.fraction}
-        observers.write_metrics(position.step, {**values, "lr": taken.rate, **pace.metrics(), **data})
+        outputs = {name: float(value) for name, value in result.outputs.items()}
+        skipped = {"data/skipped_fraction": batch.skipped.fraction}
+        hooks.write_metrics(position.step, {**outputs, "lr": result.learning_rate, **throughput.metrics(), **skipped})
 
 
-class _BatchIterator:
-    """Batches, until there are none.
+class _BatchLoader:
+    """Loads batches until the data fail.
 
     Attributes:
-        error: why there are none, or what to say if only another process has none.
+        error: why there are no more batches, here or, unless this process has failed, in another.
     """
 
     def __init__(self, batches: Iterable[Batch]) -> None:
         self._batches = iter(batches)
-        self.error = DataError("the data of another process cannot be read: it says why; mend them and start again")
+        self.error = DataError("data: another process cannot read its data; see its message, then run again")
 
-    def next_batches(self, count: int) -> list[Batch]:
-        """So many, or as many as there are still; once there are none, always none."""
+    def load(self, count: int) -> list[Batch]:
+        """Returns `count` batches, fewer before a failure, and none after it."""
         batches: list[Batch] = []
         try:
             for batch in itertools.islice(self._batches, count):
@@ -156,11 +167,11 @@ class _BatchIterator:
 
 
 class _CheckpointOnExit:
-    """Saves what was reached when training ends, also when the data end it, but not twice and not a diverged model.
+    """Saves a checkpoint when training ends, even by a data error; never twice, and no model that diverged.
 
     Attributes:
-        reached: how far training is.
-        saved: how far what was saved is.
+        reached: the position of the variables.
+        saved: the position of the newest checkpoint.
     """
 
     def __init__(self, save: Callable[[TrainingPosition], object], saved: TrainingPosition) -> None:
@@ -179,79 +190,27 @@ class _CheckpointOnExit:
             self.save()
 
 
-@dataclasses.dataclass(frozen=True)
-class Throughput:
-    """How fast training goes, as means that forget older steps.
-
-    Attributes:
-        tokens_per_second: of all processes together.
-        data_wait: share of the time in which this process waits for its data.
-        mfu: model flops utilisation, the share of the devices' peak that the model's own operations take; None: the
-            peak is not known.
-    """
-
-    tokens_per_second: float
-    data_wait: float
-    mfu: float | None
-
-    def metrics(self) -> dict[str, float]:
-        """By name; without what is not known."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
-
-
-class _ThroughputMeter:
-    """Measures the pace."""
-
-    def __init__(self, peak_tokens_per_second: float | None) -> None:
-        self._peak_tokens_per_second = peak_tokens_per_second
-        self._last_seconds = time.perf_counter()
-        self._waited_seconds = 0.0
-        self._mean: tuple[float, float] | None = None
-
-    def waiting_for(self, supply: Callable[[], list[Batch]]) -> list[Batch]:
-        """What the supply gives."""
-        start_seconds = time.perf_counter()
-        batches = supply()
-        self._waited_seconds += time.perf_counter() - start_seconds
-        return batches
-
-    def after(self, n_tokens: int) -> Throughput:
-        now_seconds = time.perf_counter()
-        took_seconds = now_seconds - self._last_seconds
-        latest = n_tokens / took_seconds, self._waited_seconds / took_seconds
-        self._last_seconds, self._waited_seconds = now_seconds, 0.0
-        before = self._mean or latest
-        self._mean = 0.9 * before[0] + 0.1 * latest[0], 0.9 * before[1] + 0.1 * latest[1]
-        tokens_per_second, data_wait = self._mean
-        return Throughput(
-            tokens_per_second,
-            data_wait,
-            self._peak_tokens_per_second and tokens_per_second / self._peak_tokens_per_second,
-        )
-
-
 def _check_finite(
     outputs: Mapping[str, np.ndarray],
     position: TrainingPosition,
     batch: Batch,
-    observers: Observers,
+    hooks: Hooks,
     saved: TrainingPosition,
 ) -> None:
-    """Checks a step from a position: if it was no update, none must follow, and nothing is saved any more."""
     for name in ("loss", "grad_norm"):
         if not math.isfinite(outputs[name]):
-            raise _divergence(f"{name} = {float(outputs[name])}", position, batch, observers, saved)
+            raise _divergence(f"{name} = {float(outputs[name])}", position, batch, hooks, saved)
 
 
 def _divergence(
-    what: str, position: TrainingPosition, batch: Batch, observers: Observers, saved: TrainingPosition
+    what: str, position: TrainingPosition, batch: Batch, hooks: Hooks, saved: TrainingPosition
 ) -> DivergedError:
     step = f"step {position.step + 1}, examples {position.examples} to {batch.next_example - 1}"
-    observers.progress.note(f"{step}: {what}; looking for the reason")
-    told = observers.explain_divergence(position, batch)
-    where, why = told.where and f" ({told.where})", told.why and f": {told.why}"
-    kept = f"the checkpoint of step {saved.step} stays the newest" if saved.step else "there is no checkpoint yet"
+    hooks.progress.note(f"{step}: {what}; tracing it to its first tensor")
+    report = hooks.diagnose(position, batch)
+    records, cause = report.records and f" ({report.records})", report.cause and f": {report.cause}"
+    newest = f"the newest checkpoint is that of step {saved.step}" if saved.step else "there is no checkpoint yet"
     return DivergedError(
-        f"{step}{where}: {what}: training has diverged{why}; {kept}; lower lr, lengthen warmup_steps or set "
-        "gradient_clipping, and start again"
+        f"{step}{records}: {what}: training has diverged{cause}; {newest}; lower lr, raise warmup_steps or set "
+        "gradient_clipping, and run again"
     )

@@ -1,4 +1,4 @@
-"""Steps of training that are taken several at once, as a TPU does without leaving the device."""
+"""Training steps, one or several in a call: a TPU runs many without returning to the host."""
 
 from __future__ import annotations
 
@@ -17,68 +17,67 @@ Step = Callable[..., Mapping[str, np.ndarray]]
 
 
 class MultiStep(Protocol):
-    """Takes several steps in one call.
+    """Runs several training steps in one call.
 
     Attributes:
-        n_steps: the most that one call takes.
+        max_steps: the most steps of one call.
     """
 
-    n_steps: int
+    max_steps: int
 
-    def __call__(self, *turn: np.ndarray) -> Mapping[str, np.ndarray]:
-        """From what each step takes to what each step gives: [steps, ...] all."""
+    def __call__(self, *inputs: np.ndarray) -> Mapping[str, np.ndarray]:
+        """Maps the inputs of the steps to their outputs, all stacked: [steps, ...]."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SingleStep:
-    """Turns of a single step."""
+    """A training step as a `MultiStep` of one."""
 
     step: Step
-    n_steps: int = 1
+    max_steps: int = 1
 
-    def __call__(self, *turn: np.ndarray) -> Mapping[str, np.ndarray]:
-        """Takes the one step."""
-        return {name: value[None] for name, value in self.step(*[values[0] for values in turn]).items()}
+    def __call__(self, *inputs: np.ndarray) -> Mapping[str, np.ndarray]:
+        """Runs one step on inputs [1, ...]."""
+        return {name: value[None] for name, value in self.step(*[values[0] for values in inputs]).items()}
 
 
 @dataclasses.dataclass(frozen=True)
 class StepResult:
-    """One step of a turn.
+    """The result of one training step.
 
     Attributes:
-        outputs: what it gave.
-        rate: the learning rate it was taken with.
+        outputs: by name, see `build_train_step`.
+        learning_rate: used in the step.
     """
 
     outputs: Mapping[str, np.ndarray]
-    rate: float
+    learning_rate: float
 
 
-def length_of_turn(turns: MultiStep, step: int, train_steps: int, steps_per_checkpoint: int) -> int:
-    """How many steps to take next: no more than there are before the next checkpoint and the end, where the variables
-    must be those of that step.
+def next_step_count(multi_step: MultiStep, step: int, train_steps: int, steps_per_checkpoint: int) -> int:
+    """Returns how many steps to run in the next call: it ends at the next checkpoint or the end of training.
 
     Args:
-        turns: what takes them.
-        step: updates made.
-        train_steps: when training ends.
+        multi_step: runs them.
+        step: updates made so far.
+        train_steps: updates of the whole training.
         steps_per_checkpoint: steps between two checkpoints.
     """
-    return min(turns.n_steps, train_steps - step, steps_per_checkpoint - step % steps_per_checkpoint)
+    return min(multi_step.max_steps, train_steps - step, steps_per_checkpoint - step % steps_per_checkpoint)
 
 
-def take_turn(turns: MultiStep, batches: Sequence[Batch], step: int, training: TrainingConfig) -> list[StepResult]:
-    """Takes a step with each batch.
+def run_steps(multi_step: MultiStep, batches: Sequence[Batch], step: int, training: TrainingConfig) -> list[StepResult]:
+    """Trains on each batch in turn, in one call.
 
     Args:
-        turns: what takes them.
-        batches: as many as `length_of_turn` says, or fewer if the data end.
-        step: updates made before.
-        training: schedule and seed.
+        multi_step: runs the steps.
+        batches: at most `max_steps`.
+        step: updates made so far.
+        training: learning rate schedule and seed.
     """
     numbers = range(step, step + len(batches))
     rates = [learning_rate(number, training) for number in numbers]
-    outputs = turns(
+    outputs = multi_step(
         np.stack([batch.tokens_BS for batch in batches]),
         np.stack([batch.labels_BS for batch in batches]),
         np.stack([batch.weights_BS for batch in batches]),

@@ -26,7 +26,7 @@ from runtime.cluster.spec import Cluster
 from runtime.mesh.multi_process import FIRST_GROUP_KEY, Collectives, Group, ProcessPlacement, place_process
 from runtime.mesh.placement import DeviceMesh
 from runtime.mesh.tpu_mesh import Numbers, Replica, ReplicaPlacement
-from runtime.training.tpu_steps import take_steps
+from runtime.training.tpu_steps import run_device_loop
 from tests import tiny
 from tests.runtime.spmd_worker import CASES, MATRIX, moved, own_inputs
 
@@ -98,7 +98,7 @@ def train(name: str, group: ProcessGroup, folder: Path) -> dict[str, np.ndarray]
     inputs = turn_inputs(process)
 
     def run(processor: tf.Tensor, n_steps: tf.Tensor, *turn: tf.Tensor) -> dict[str, tf.Tensor]:
-        return take_steps(config, as_replica(process, processor), n_steps, *turn)
+        return run_device_loop(config, as_replica(process, processor), n_steps, *turn)
 
     function = tf.function(run, autograph=False)
     function = function.get_concrete_function(tf.TensorSpec((), tf.int32), tf.TensorSpec((), tf.int32), *inputs)

@@ -13,7 +13,7 @@ from models.variables import SlicedVariable
 from runtime.mesh.placement import DeviceMesh
 from runtime.mesh.tpu_discovery import Tpu
 from runtime.mesh.tpu_replicate import PackedStore, TpuPlacement, place_on_tpu
-from runtime.training.tpu_steps import TrainTurn, build_train_turn
+from runtime.training.tpu_steps import DeviceLoop, build_device_loop
 
 # Chips along two sides of a torus.
 SLICES = {"v3-8": (2, 2), "v3-32": (4, 4), "v3-256": (8, 16)}
@@ -64,14 +64,14 @@ class Built:
     """
 
     placement: TpuPlacement
-    turn: TrainTurn
+    turn: DeviceLoop
     graph: tf.compat.v1.GraphDef
 
     @staticmethod
     def of(config: RunConfig, slice_name: str) -> Built:
         """Builds it."""
         placement = place(config.mesh, slice_name)
-        turn = build_train_turn(config, placement)
+        turn = build_device_loop(config, placement)
         return Built(placement, turn, turn.function.graph.as_graph_def())
 
     def replicated_nodes(self) -> Iterator[tf.compat.v1.NodeDef]:

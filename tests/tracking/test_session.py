@@ -257,7 +257,7 @@ def test_stopped_with_a_checkpoint(here: Experiments, number: int, status: int) 
     last_step = series(done).steps[-1]
     assert (done.status, done.run.status) == (status, "INTERRUPTED")
     name = signal.Signals(number).name
-    assert done.run.info["reason"] == f"stopped by {name}: stopped at step {last_step}; the checkpoint is written"
+    assert done.run.info["reason"] == f"stopped by {name}: stopped at step {last_step}; the checkpoint is saved"
     assert (here.folder / "model" / "checkpoint").read_text() == str(last_step)
     assert signal.getsignal(number) == (signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 

@@ -122,7 +122,7 @@ class Trainer:
                 self._maybe_fail(step)
         self._save(step)
         if self.is_stopped:
-            print(f"stopped at step {step}; the checkpoint is written", flush=True)
+            print(f"stopped at step {step}; the checkpoint is saved", flush=True)
             return 128 + signal.SIGTERM
         (self.folder / "loss.png").write_bytes(b"\x89PNG a plot")
         print(f"trained to step {step}", flush=True)

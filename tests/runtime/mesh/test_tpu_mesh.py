@@ -30,10 +30,10 @@ from runtime.mesh.tpu_replicate import place_on_tpu
 from runtime.training import steps
 from runtime.training.steps import build_eval_step
 from runtime.training.tpu_steps import (
-    TrainTurn,
+    DeviceLoop,
     _Destinations,
-    steps_of_turn,
-    take_steps,
+    run_device_loop,
+    steps_per_loop,
 )
 from tests import tiny
 from tests.runtime.spmd_worker import MIXTURE, MODELS, ONE_LAYER
@@ -250,7 +250,7 @@ def test_xla_compiles_a_program_whole(name: str, devices: tuple[str, ...]) -> No
     def run(processor: tf.Tensor, n_steps: tf.Tensor, *turn: tf.Tensor) -> dict[str, tf.Tensor]:
         replica = Replica(processor, Nobody(), handle_of)
         placement = ReplicaPlacement(process.shape, process.layout, process.devices, process.store, replica)
-        return take_steps(config, placement, n_steps, *turn)
+        return run_device_loop(config, placement, n_steps, *turn)
 
     number, inputs = tf.TensorSpec((), tf.int32), turn_inputs(process)
     function = tf.function(run, jit_compile=True, autograph=False).get_concrete_function(number, number, *inputs)
@@ -303,16 +303,16 @@ def test_a_turn_is_filled_up_and_cut_into_rows(devices: tuple[str, ...]) -> None
     destinations = _Destinations(((devices[1], range(0, 2)), (devices[2], range(2, 4))), (0, 1))
     seen = {}
 
-    def run(n_taken: tf.Tensor, rows: list, *scalars: tf.Tensor) -> dict[str, tf.Tensor]:
-        seen.update(n_taken=int(n_taken), rows=rows, scalars=scalars)
+    def run(n_steps: tf.Tensor, rows: list, *scalars: tf.Tensor) -> dict[str, tf.Tensor]:
+        seen.update(n_steps=int(n_steps), rows=rows, scalars=scalars)
         return {"loss": scalars[0] * 2}
 
-    turn = TrainTurn(run, 3, destinations, devices[0])
+    loop = DeviceLoop(run, 3, destinations, devices[0])
     tokens = np.arange(2 * 4 * 5, dtype=np.int32).reshape(2, 4, 5)
     rates, numbers = np.array([0.5, 0.25], np.float32), np.array([7, 8], np.int32)
-    outputs = turn(tokens, tokens + 1, tokens * np.float32(0.5), rates, numbers, numbers + 1)
+    outputs = loop(tokens, tokens + 1, tokens * np.float32(0.5), rates, numbers, numbers + 1)
     np.testing.assert_array_equal(outputs["loss"], [1.0, 0.5])
-    assert seen["n_taken"] == 2
+    assert seen["n_steps"] == 2
     for (device, rows), sent in zip(destinations.rows, seen["rows"], strict=True):
         for part, whole in zip(sent, (tokens, tokens + 1, tokens * np.float32(0.5)), strict=True):
             assert part.device.endswith(device[-5:]) and part.dtype == whole.dtype
@@ -325,7 +325,7 @@ def test_a_turn_is_filled_up_and_cut_into_rows(devices: tuple[str, ...]) -> None
 def test_a_turn_is_a_part_of_iterations_that_finds_room(iterations: int, batch_size: int, n_ctx: int) -> None:
     config = tiny.run_config(None, {"n_ctx": n_ctx}, {"iterations": iterations, "train_batch_size": batch_size})
     fitting = [n for n in range(1, iterations + 1) if iterations % n == 0 and n * batch_size * n_ctx <= 1 << 26]
-    assert steps_of_turn(config) == max(fitting, default=1)
+    assert steps_per_loop(config) == max(fitting, default=1)
 
 
 # What does not fit.

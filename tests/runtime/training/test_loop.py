@@ -20,7 +20,7 @@ from data.loading.batch import Batch, SkippedRecords
 from models.kernels.noise import noise_key
 from runtime.checkpoint.position import TrainingPosition
 from runtime.run.progress_bar import Progress
-from runtime.training.loop import NO_DATA, DivergedError, Explanation, Observers, train
+from runtime.training.loop import NO_DATA, DivergedError, DivergenceReport, Hooks, train
 from runtime.training.lr_schedules import learning_rate
 from runtime.training.multi_step import SingleStep, Step
 
@@ -42,24 +42,24 @@ class Several:
     """Takes the steps of a turn one after the other."""
 
     step: Step
-    n_steps: int
+    max_steps: int
 
-    def __call__(self, *turn: np.ndarray) -> Mapping[str, np.ndarray]:
-        taken = [self.step(*inputs) for inputs in zip(*turn, strict=True)]
+    def __call__(self, *inputs: np.ndarray) -> Mapping[str, np.ndarray]:
+        taken = [self.step(*arrays) for arrays in zip(*inputs, strict=True)]
         return {name: np.stack([outputs[name] for outputs in taken]) for name in taken[0]}
 
 
 @dataclasses.dataclass
 class Recorder:
-    """Stands for the model and for all who are told; `losses` and `norms` override those of a call by its number."""
+    """Stands for the model and for all who are events; `losses` and `norms` override those of a call by its number."""
 
     losses: Mapping[int, float] = dataclasses.field(default_factory=dict)
     norms: Mapping[int, float] = dataclasses.field(default_factory=dict)
     during_call: Callable[[int], None] = lambda number: None
     calls: list[tuple] = dataclasses.field(default_factory=list)
-    told: list[tuple] = dataclasses.field(default_factory=list)
+    events: list[tuple] = dataclasses.field(default_factory=list)
     all_reduce_max: Callable[[int], int] = lambda number: number
-    explanation: Explanation = Explanation()
+    report: DivergenceReport = DivergenceReport()
     peak_tokens_per_second: float | None = None
 
     def step(self, *arrays: np.ndarray) -> dict:
@@ -71,28 +71,28 @@ class Recorder:
         loss = self.losses.get(len(self.calls), 2.0 + len(self.calls))
         return {"loss": np.float32(loss), "grad_norm": np.float32(self.norms.get(len(self.calls), 0.5))}
 
-    def observers(self) -> Observers:
-        return Observers(
-            write_metrics=lambda step, values: self.told.append(("metrics", step, dict(values))),
-            save=lambda position: self.told.append(("save", position)),
-            after_save=lambda position: self.told.append(("pause", position)),
+    def hooks(self) -> Hooks:
+        return Hooks(
+            write_metrics=lambda step, values: self.events.append(("metrics", step, dict(values))),
+            save_checkpoint=lambda position: self.events.append(("save", position)),
+            after_checkpoint=[lambda position: self.events.append(("hook", position))],
             progress=Progress(TRAINING.train_steps, 0, io.StringIO()),
-            tell_problem=lambda problem: self.told.append(("problem", problem)),
-            explain_divergence=self.explain,
+            warn=lambda problem: self.events.append(("problem", problem)),
+            diagnose=self.diagnose,
             peak_tokens_per_second=self.peak_tokens_per_second,
             all_reduce_max=self.all_reduce_max,
         )
 
-    def explain(self, position: TrainingPosition, batch: Batch) -> Explanation:
-        self.told.append(("explain", position, int(batch.tokens_BS[0, 0])))
-        return self.explanation
+    def diagnose(self, position: TrainingPosition, batch: Batch) -> DivergenceReport:
+        self.events.append(("diagnose", position, int(batch.tokens_BS[0, 0])))
+        return self.report
 
     def train(self, start: TrainingPosition, steps_per_checkpoint: int, training: TrainingConfig = TRAINING) -> tuple:
         batches = batches_from(start.examples)
-        return train(training, SingleStep(self.step), batches, start, self.observers(), steps_per_checkpoint)
+        return train(training, SingleStep(self.step), batches, start, self.hooks(), steps_per_checkpoint)
 
     def of_kind(self, kind: str) -> list[tuple]:
-        return [event[1:] for event in self.told if event[0] == kind]
+        return [event[1:] for event in self.events if event[0] == kind]
 
 
 BEGINNING = TrainingPosition(0, 0)
@@ -140,34 +140,34 @@ def test_a_resumed_run_does_what_the_unbroken_one_did() -> None:
 
 
 @pytest.mark.parametrize(
-    ("steps_per_checkpoint", "saved", "paused"),
+    ("steps_per_checkpoint", "saved", "hooked"),
     [(3, [3, 6, 9, 10], [3, 6, 9]), (5, [5, 10], [5]), (10, [10], []), (100, [10], [])],
 )
 def test_a_checkpoint_every_so_many_steps_and_one_at_the_end(
-    steps_per_checkpoint: int, saved: list[int], paused: list[int]
+    steps_per_checkpoint: int, saved: list[int], hooked: list[int]
 ) -> None:
     recorder = Recorder()
     recorder.train(BEGINNING, steps_per_checkpoint)
     assert recorder.of_kind("save") == [(TrainingPosition(step, 2 * step),) for step in saved]
-    assert recorder.of_kind("pause") == [(TrainingPosition(step, 2 * step),) for step in paused]
-    kinds = [kind for kind, *_ in recorder.told]
-    assert all(kinds[index - 1] == "save" for index, kind in enumerate(kinds) if kind == "pause")
+    assert recorder.of_kind("hook") == [(TrainingPosition(step, 2 * step),) for step in hooked]
+    kinds = [kind for kind, *_ in recorder.events]
+    assert all(kinds[index - 1] == "save" for index, kind in enumerate(kinds) if kind == "hook")
 
 
 def test_steps_taken_several_at_once_are_told_as_one_at_a_time() -> None:
     alone, together = Recorder(), Recorder()
     alone.train(BEGINNING, steps_per_checkpoint=5)
     turns = Several(together.step, 3)
-    train(TRAINING, turns, batches_from(0), BEGINNING, together.observers(), steps_per_checkpoint=5)
+    train(TRAINING, turns, batches_from(0), BEGINNING, together.hooks(), steps_per_checkpoint=5)
     for _, values in [*alone.of_kind("metrics"), *together.of_kind("metrics")]:
         del values["tokens_per_second"], values["data_wait"]
-    assert (together.calls, together.told) == (alone.calls, alone.told)
+    assert (together.calls, together.events) == (alone.calls, alone.events)
 
 
 def test_a_finished_run_trains_and_saves_nothing() -> None:
     recorder = Recorder()
     assert recorder.train(TrainingPosition(10, 20), steps_per_checkpoint=5) == (TrainingPosition(10, 20), None)
-    assert (recorder.calls, recorder.told) == ([], [])
+    assert (recorder.calls, recorder.events) == ([], [])
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -182,16 +182,16 @@ def test_a_signal_ends_training_after_its_step_with_one_checkpoint(number: int, 
 @pytest.mark.parametrize(("value", "shown"), [(math.nan, "nan"), (math.inf, "inf"), (-math.inf, "-inf")])
 @pytest.mark.parametrize("name", ["loss", "grad_norm"])
 def test_what_is_no_number_ends_training_and_saves_nothing(name: str, value: float, shown: str) -> None:
-    explanation = Explanation("records 3 to 4 of a.tfrecords", "the first of all is h0/q")
-    recorder = Recorder(**{"losses" if name == "loss" else "norms": {8: value}}, explanation=explanation)
+    report = DivergenceReport("records 3 to 4 of a.tfrecords", "the first of all is h0/q")
+    recorder = Recorder(**{"losses" if name == "loss" else "norms": {8: value}}, report=report)
     with pytest.raises(DivergedError) as error:
         recorder.train(BEGINNING, steps_per_checkpoint=3)
     assert str(error.value) == (
         f"step 8, examples 14 to 15 (records 3 to 4 of a.tfrecords): {name} = {shown}: training has diverged: the "
-        "first of all is h0/q; the checkpoint of step 6 stays the newest; lower lr, lengthen warmup_steps or set "
-        "gradient_clipping, and start again"
+        "first of all is h0/q; the newest checkpoint is that of step 6; lower lr, raise warmup_steps or set "
+        "gradient_clipping, and run again"
     )
-    assert recorder.of_kind("explain") == [(TrainingPosition(7, 14), 14)]
+    assert recorder.of_kind("diagnose") == [(TrainingPosition(7, 14), 14)]
     assert isinstance(error.value, UserError)
     assert [position.step for (position,) in recorder.of_kind("save")] == [3, 6]
     assert [step for step, _ in recorder.of_kind("metrics")] == [4]
@@ -200,8 +200,8 @@ def test_what_is_no_number_ends_training_and_saves_nothing(name: str, value: flo
 def test_a_divergence_that_nobody_can_explain_is_told_all_the_same() -> None:
     with pytest.raises(DivergedError) as error:
         Recorder(losses={1: math.nan}).train(BEGINNING, steps_per_checkpoint=3)
-    start, _, _ = str(error.value).split(": ")
-    assert start == "step 1, examples 0 to 1: loss = nan"
+    start, value, _ = str(error.value).split(": ")
+    assert (start, value) == ("step 1, examples 0 to 1", "loss = nan")
     assert ": training has diverged; there is no checkpoint yet; " in str(error.value)
 
 
@@ -213,7 +213,7 @@ def test_wrong_data_end_training_with_what_was_reached_saved() -> None:
         raise DataError("file: record 1 is cut off")
 
     with pytest.raises(DataError, match="^file: record 1 is cut off$"):
-        train(TRAINING, SingleStep(recorder.step), broken(), BEGINNING, recorder.observers(), 5)
+        train(TRAINING, SingleStep(recorder.step), broken(), BEGINNING, recorder.hooks(), 5)
     assert len(recorder.calls) == 1
     assert recorder.of_kind("save") == [(TrainingPosition(1, 2),)]
 
@@ -247,7 +247,7 @@ def test_a_signal_to_another_process_ends_this_one_at_the_same_step() -> None:
 
 def test_another_process_without_data_ends_this_one_with_what_was_reached() -> None:
     recorder = Recorder(all_reduce_max=Others(at=3, number=NO_DATA).all_reduce_max)
-    with pytest.raises(DataError, match="the data of another process cannot be read"):
+    with pytest.raises(DataError, match="another process cannot read its data"):
         recorder.train(BEGINNING, steps_per_checkpoint=100)
     assert recorder.of_kind("save") == [(TrainingPosition(2, 4),)]
 
@@ -260,7 +260,7 @@ def test_a_process_without_data_tells_the_others_before_it_ends() -> None:
     others = Others(at=100, number=0)
     recorder = Recorder(all_reduce_max=others.all_reduce_max)
     with pytest.raises(DataError, match="record 7 is damaged"):
-        train(TRAINING, SingleStep(recorder.step), two_batches(), BEGINNING, recorder.observers(), 100)
+        train(TRAINING, SingleStep(recorder.step), two_batches(), BEGINNING, recorder.hooks(), 100)
     assert others.heard == [0, 0, NO_DATA]
     assert recorder.of_kind("save") == [(TrainingPosition(2, 4),)]
 
@@ -272,7 +272,7 @@ def test_what_is_left_out_is_told() -> None:
             yield dataclasses.replace(batch, problems=problems, skipped=SkippedRecords(2 * number + 2, number >= 2))
 
     recorder = Recorder()
-    train(TRAINING, SingleStep(recorder.step), batches(), BEGINNING, recorder.observers(), 100)
-    assert recorder.of_kind("problem") == [("left out: record 7 is damaged",)]
-    fractions = [values["data/skipped_fraction"] for _, values in recorder.of_kind("metrics")]
-    assert fractions == [1 / 8, 1 / 16, 1 / 20]
+    train(TRAINING, SingleStep(recorder.step), batches(), BEGINNING, recorder.hooks(), 100)
+    assert recorder.of_kind("problem") == [("skipped: record 7 is damaged",)]
+    shares = [values["data/skipped_fraction"] for _, values in recorder.of_kind("metrics")]
+    assert shares == [1 / 8, 1 / 16, 1 / 20]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from models.kernels.noise import noise_key
 from runtime.training.lr_schedules import learning_rate
-from runtime.training.multi_step import SingleStep, length_of_turn, take_turn
+from runtime.training.multi_step import SingleStep, next_step_count, run_steps
 from tests import tiny
 
 TRAINING = dataclasses.replace(tiny.TRAINING, train_steps=20, warmup_steps=8, lr_decay="linear", seed=3)
@@ -42,19 +42,19 @@ def step(*inputs: np.ndarray) -> Mapping[str, np.ndarray]:
 class Several:
     """Takes the steps of a turn one after the other."""
 
-    n_steps: int
+    max_steps: int
 
-    def __call__(self, *turn: np.ndarray) -> Mapping[str, np.ndarray]:
-        taken = [step(*inputs) for inputs in zip(*turn, strict=True)]
+    def __call__(self, *inputs: np.ndarray) -> Mapping[str, np.ndarray]:
+        taken = [step(*arrays) for arrays in zip(*inputs, strict=True)]
         return {name: np.stack([outputs[name] for outputs in taken]) for name in taken[0]}
 
 
 def test_each_step_of_a_turn_is_that_step() -> None:
     many = batches(5)
-    together = take_turn(Several(5), many, 7, TRAINING)
-    alone = [take_turn(SingleStep(step), [batch], 7 + index, TRAINING)[0] for index, batch in enumerate(many)]
+    together = run_steps(Several(5), many, 7, TRAINING)
+    alone = [run_steps(SingleStep(step), [batch], 7 + index, TRAINING)[0] for index, batch in enumerate(many)]
     assert [taken.outputs for taken in together] == [taken.outputs for taken in alone]
-    assert [taken.rate for taken in together] == [learning_rate(number, TRAINING) for number in range(7, 12)]
+    assert [taken.learning_rate for taken in together] == [learning_rate(number, TRAINING) for number in range(7, 12)]
     assert [taken.outputs["key"] for taken in together] == [noise_key(3, number) for number in range(7, 12)]
 
 
@@ -62,7 +62,7 @@ def test_each_step_of_a_turn_is_that_step() -> None:
 def test_turns_end_at_every_checkpoint_and_at_the_end(n_steps: int, train_steps: int, per_checkpoint: int) -> None:
     ends, position = [0], 0
     while position < train_steps:
-        position += length_of_turn(Several(n_steps), position, train_steps, per_checkpoint)
+        position += next_step_count(Several(n_steps), position, train_steps, per_checkpoint)
         ends.append(position)
     assert position == train_steps
     assert {*range(0, train_steps, per_checkpoint)} <= {*ends}
@@ -70,4 +70,4 @@ def test_turns_end_at_every_checkpoint_and_at_the_end(n_steps: int, train_steps:
 
 
 def test_a_step_alone_is_a_turn_of_one() -> None:
-    assert length_of_turn(SingleStep(step), 3, 20, 5) == 1
+    assert next_step_count(SingleStep(step), 3, 20, 5) == 1

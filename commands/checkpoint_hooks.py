@@ -1,0 +1,97 @@
+"""What happens at a checkpoint once it is saved: evaluation, samples, and histograms of the weights."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+
+from commands.console import say
+from commands.evaluate import build_evaluator, format_metrics
+from commands.predict import build_sampler
+from commands.prompts import encode_prompts, read_prompts
+from commands.run_data import RunData
+from commands.run_setup import Run
+from data.tfrecord.shards import list_shards
+from inputs import evaluation_batches
+from runtime.checkpoint import checkpoints
+from runtime.checkpoint.position import TrainingPosition
+from runtime.run.metrics import MetricsWriter
+
+SAVE_SECONDS = 1800  # that a process may take for its part of a checkpoint while others wait for it
+
+CheckpointHook = Callable[[TrainingPosition], None]
+
+
+def checkpoint_hooks(
+    run: Run, data: RunData, metrics: MetricsWriter | None, note: Callable[[str], None]
+) -> Iterator[CheckpointHook]:
+    """Yields the hooks that the config asks for, in the order in which they run.
+
+    Args:
+        run: whose checkpoints they are.
+        data: its datasets.
+        metrics: gets evaluation results and histograms; None where another process writes them.
+        note: shows a line without disturbing the progress bar.
+    """
+    if run.config.evaluation.eval_steps and data.has_eval_part():
+        yield _evaluation_hook(run, data, metrics, note)
+    if run.config.prediction.predict_steps and run.tokenizer is not None:
+        yield _sample_hook(run, note)
+    if run.config.training.log_weights and run.group.is_first:
+        yield _histogram_hook(run, metrics)
+
+
+def check_hook_inputs(run: Run, data: RunData) -> None:
+    """Checks held-out data and prompts at the start, so that training does not fail at its first checkpoint.
+
+    Raises:
+        UserError: they cannot be used.
+    """
+    for pattern in data.eval_patterns():
+        if run.config.evaluation.eval_steps and pattern:
+            list_shards(pattern)
+    if run.config.prediction.predict_steps and run.tokenizer is not None:
+        given = read_prompts(run.options.prompt_path, run.config)
+        run.group.check_same("the prompt", given.text)
+        encode_prompts(given.prompts, run.config, run.tokenizer, say)
+
+
+# Programs are built at the first checkpoint, not before the first step.
+
+
+def _evaluation_hook(
+    run: Run, data: RunData, metrics: MetricsWriter | None, note: Callable[[str], None]
+) -> CheckpointHook:
+    evaluator = functools.cache(lambda: build_evaluator(run))
+
+    def evaluate(position: TrainingPosition) -> None:
+        batches = evaluation_batches(run.config, data.eval_patterns(), run.config.evaluation.eval_steps)
+        measured = evaluator()(batches)
+        if metrics is not None:
+            metrics.write("eval", position.step, measured)
+        note(f"step {position.step}: held-out {format_metrics(measured)}")
+
+    return evaluate
+
+
+def _sample_hook(run: Run, note: Callable[[str], None]) -> CheckpointHook:
+    sampler = functools.cache(lambda: build_sampler(run))
+
+    def sample(position: TrainingPosition) -> None:
+        path = sampler()(position.step)
+        if run.group.is_first:
+            note(f"step {position.step}: samples in {path}")
+
+    return sample
+
+
+def _histogram_hook(run: Run, metrics: MetricsWriter) -> CheckpointHook:
+    def write_histograms(position: TrainingPosition) -> None:
+        names = [stored.name for stored in run.placement.store if stored.variable.trainable]
+        # Read from the checkpoint, where each variable is whole on any mesh.
+        path = checkpoints.latest_checkpoint(run.config.model_path)
+        with run.group.timeout(SAVE_SECONDS):
+            for name, value in checkpoints.read_variables(path, names):
+                metrics.write_histogram(position.step, f"weights/{name.removeprefix('gpt2/')}", value)
+
+    return write_histograms

@@ -1,0 +1,127 @@
+"""Sets up a run: its devices, its tokenizer, its datasets and its weights."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from commands.backend import Backend, backend_of
+from commands.console import say
+from commands.options import Options
+from commands.run_data import RunData, trained_tokenizer
+from configs.errors import CheckpointError, ConfigError
+from configs.schema import RunConfig
+from data.tokenization.tokenizer import Tokenizer
+from runtime.checkpoint import checkpoints
+from runtime.checkpoint.init_from import load_initial_weights
+from runtime.checkpoint.position import TrainingPosition
+from runtime.cluster.process_group import ProcessGroup
+from runtime.mesh.devices import choose_devices
+from runtime.mesh.multi_process import place_process
+from runtime.mesh.placement import Placement, place
+from runtime.mesh.tpu_discovery import find_tpu
+from runtime.mesh.tpu_replicate import place_on_tpu
+from runtime.run import directory as run_directory
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What the parts of a command share.
+
+    Attributes:
+        config: the resolved config.
+        options: the command-line flags that are not config keys.
+        group: the processes of the run.
+        placement: the mesh of devices and the variables on it.
+        tokenizer: None if the datasets name none.
+    """
+
+    config: RunConfig
+    options: Options
+    group: ProcessGroup
+    placement: Placement
+    tokenizer: Tokenizer | None
+
+    @property
+    def tokenizer_json(self) -> str | None:
+        """The tokenizer as its file's text."""
+        return self.tokenizer and self.tokenizer.to_json()
+
+    @property
+    def backend(self) -> Backend:
+        """What depends on the kind of devices."""
+        return backend_of(self.placement)
+
+
+def set_up_with_data(
+    config: RunConfig, options: Options, group: ProcessGroup, placement: Placement
+) -> tuple[Run, RunData]:
+    """Sets up a run that reads its datasets; prepares them where needed."""
+    data = group.first_process_first(lambda: RunData.of(config))
+    return Run(config, options, group, placement, data.tokenizer()), data
+
+
+def set_up_for_generation(config: RunConfig, options: Options, group: ProcessGroup) -> Run:
+    """Sets up a run that generates text, which needs no data: a trained run keeps its tokenizer.
+
+    Raises:
+        ConfigError: there is no tokenizer.
+    """
+    placement = place_run(config, options, group)
+    tokenizer = group.first_process_first(lambda: trained_tokenizer(config, options.init_from))
+    group.check_same("the tokenizer", (tokenizer and tokenizer.to_json()) or "")
+    if tokenizer is None:
+        raise ConfigError(
+            "datasets = []: prediction needs a tokenizer; name a dataset with a tokenizer_path in the model config"
+        )
+    return Run(config, options, group, placement, tokenizer)
+
+
+def place_run(config: RunConfig, options: Options, group: ProcessGroup) -> Placement:
+    """Lays the config's mesh over the devices given on the command line, or over all there are."""
+    if options.tpu is not None:
+        placement = place_on_tpu(config.mesh, find_tpu(options.tpu))
+    elif group.device is None:
+        placement = place(config.mesh, choose_devices(options.gpu_ids, options.n_cpu_devices))
+    else:
+        placement = place_process(config.mesh, group.index, group.size, group.device)
+    say(f"mesh: {placement.describe()}")
+    return placement
+
+
+def newest_checkpoint(config: RunConfig) -> str:
+    """Returns the path of the newest checkpoint in `model_path`.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    path = checkpoints.latest_checkpoint(config.model_path)
+    if path is None:
+        raise CheckpointError(
+            f"model_path = {config.model_path}: holds no checkpoint; train first, or give the model_path of "
+            "a trained model"
+        )
+    return path
+
+
+def load_trained(run: Run) -> TrainingPosition:
+    """Loads the weights of `--init_from`, or else of the newest checkpoint."""
+    if run.options.init_from is not None:
+        return load_init_from(run)
+    run_directory.check_settings(run.config, run.tokenizer_json)
+    return restore_latest(run)
+
+
+def load_init_from(run: Run) -> TrainingPosition:
+    """Loads the weights of `--init_from`; training starts from step 0."""
+    path = run.options.init_from
+    load_initial_weights(path, run.placement.store)
+    say(f"loaded weights from {path}")
+    return TrainingPosition(0, 0)
+
+
+def restore_latest(run: Run) -> TrainingPosition:
+    """Restores the newest checkpoint."""
+    path = newest_checkpoint(run.config)
+    position = checkpoints.restore(path, run.placement.store, run.config.training.train_batch_size)
+    say(f"restored {path}")
+    return position
