@@ -8,22 +8,9 @@ from typing import Any
 from configs.errors import ValueIssue
 from configs.layout import find_layout_issues
 from configs.reader import CrossCheck, KeyedIssues
-from configs.schema import DatasetConfig, PredictionConfig, keys_of
+from configs.schema import PREDICTION_KEYS, SAMPLING_KEYS, DatasetConfig, keys_of
 
 RAW_TEXT_KEYS = ("text_exclude", "eval_fraction", "text_key")
-NO_BEAM_KEYS = (
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "typical_p",
-    "entmax_sampling",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "no_repeat_ngram",
-    "never_end",
-)
 MASKED_ID_KEYS = ("mlm_mask_id", "mlm_cls_token_id", "mlm_mask_ignore_ids", "n_vocab")
 
 
@@ -119,8 +106,8 @@ def _find_beam_issues(values: Mapping[str, Any]) -> KeyedIssues:
     n_beams = values["num_beams"]
     if n_beams == 1:
         return
-    for key in NO_BEAM_KEYS:
-        if values[key] not in (0, keys_of(PredictionConfig)[key].default):  # a temperature of 0 samples nothing either
+    for key in SAMPLING_KEYS:
+        if values[key] not in (0, PREDICTION_KEYS[key].default):  # a temperature of 0 samples nothing either
             yield (
                 key,
                 ValueIssue(f"acts in sampling, and num_beams = {n_beams} samples nothing", "leave one of them out"),
@@ -195,7 +182,7 @@ def _find_padding_issues(values: Mapping[str, Any]) -> KeyedIssues:
 
 PREDICTION_CHECKS: tuple[CrossCheck, ...] = (
     (("top_k", "n_vocab"), _find_top_k_issues),
-    (("num_beams", "predict_batch_size", *NO_BEAM_KEYS), _find_beam_issues),
+    (("num_beams", "predict_batch_size", *SAMPLING_KEYS), _find_beam_issues),
 )
 RUN_CHECKS: tuple[CrossCheck, ...] = (
     (("n_head", "n_embd"), _find_head_issues),

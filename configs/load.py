@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from configs import schema
-from configs.cross_checks import NO_BEAM_KEYS, PREDICTION_CHECKS, RUN_CHECKS
+from configs.cross_checks import PREDICTION_CHECKS, RUN_CHECKS
 from configs.datasets import check_datasets, load_datasets, special_ids
 from configs.errors import ConfigError, ValueIssue
 from configs.reader import ConfigReader, RawValue, did_you_mean, raise_issues, read_file, rename_aliases, shown
@@ -25,10 +25,6 @@ CONFIGS_DIR = Path(__file__).resolve().parent
 OVERRIDES_FILE = "--set"
 
 RUN_FIELDS = {name: key for group in (RunConfig, *schema.GROUPS.values()) for name, key in keys_of(group).items()}
-# What one prompt may have otherwise than another.
-PROMPT_KEYS = tuple(
-    key for key in keys_of(PredictionConfig) if key not in ("predict_steps", "cache_dtype", "remove_partial_sequences")
-)
 
 
 def load_config(model: str, overrides: Sequence[str] = (), weights: str | None = None) -> RunConfig:
@@ -76,9 +72,9 @@ def override_prediction(config: RunConfig, keys: Mapping[str, Any], place: str) 
     """
     issues: list[str] = []
     raw_values = [RawValue(key, value, place) for key, value in keys.items()]
-    raw = rename_aliases(raw_values, schema.PREDICTION_FLAGS, issues)
+    raw = rename_aliases(raw_values, schema.FLAGS, issues)
     reader = ConfigReader(place, raw, issues=issues)
-    fields = {key: RUN_FIELDS[key] for key in PROMPT_KEYS}
+    fields = {key: RUN_FIELDS[key] for key in schema.PROMPT_KEYS}
     reader.check_names(fields)
     reader.parse(fields)
     changed = {key: RUN_FIELDS[key].default for key in _reset_by(raw)} | reader.values
@@ -147,7 +143,7 @@ def _parse_override(text: str) -> Any:
 def _reset_by(raw: Mapping[str, RawValue]) -> tuple[str, ...]:
     """Returns the keys that these values set back to their defaults: beam search switches sampling off."""
     n_beams = raw["num_beams"].value if "num_beams" in raw else 1
-    return NO_BEAM_KEYS if isinstance(n_beams, int) and n_beams > 1 else ()
+    return schema.SAMPLING_KEYS if isinstance(n_beams, int) and n_beams > 1 else ()
 
 
 def _without_overridden(raw: Mapping[str, RawValue], overriding: Mapping[str, RawValue]) -> dict[str, RawValue]:

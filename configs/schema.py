@@ -101,17 +101,36 @@ DATATYPES = ("chunks", "documents_fixed", "documents_random")
 
 ALIASES = {"activation_fn": "activation_function", "n_positions": "n_ctx"}
 
-# Shorter names of three settings of prediction, as flags and in files of prompts.
-PREDICTION_FLAGS = {"seed": "predict_seed", "n_samples": "predict_batch_size", "max_new_tokens": "predict_max_steps"}
-
 DATASET_INERT_KEYS = {"lambada_tokens_path": "acts with the evaluation task lambada only"}
 
 MAX_SEED = 2**31 - 1
 
 
-def setting(kind: Kind, doc: str, *, unit: str = "", default: Any = MISSING, default_text: str = "") -> Any:
-    """Declares one key; `default_text` names a default that depends on other keys and is filled in on loading."""
+def setting(
+    kind: Kind,
+    doc: str,
+    *,
+    unit: str = "",
+    default: Any = MISSING,
+    default_text: str = "",
+    source: str = "",
+    flag: str = "",
+    sampling: bool = False,
+) -> Any:
+    """Declares one key of a config file.
+
+    Args:
+        kind: the values that it may have.
+        doc: its meaning in one sentence, for `docs/configuration.md` and the help text of its flag.
+        unit: of its value.
+        default: its value if the file lacks it; required if absent.
+        default_text: names a default that depends on other keys and is filled in on loading.
+        source: the paper or program that the setting comes from.
+        flag: the flag of main.py that sets the key, such as `--seed N`; one without a value sets it to true.
+        sampling: the key shapes how a token is sampled, so beam search excludes it.
+    """
     metadata = {"kind": kind, "doc": doc, "unit": unit, "default_text": default_text}
+    metadata |= {"source": source, "flag": flag, "sampling": sampling}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -121,11 +140,8 @@ def keys_of(config_class: type) -> dict[str, dataclasses.Field]:
 
 
 def is_required(field: dataclasses.Field) -> bool:
-    """Says whether a file must give this key."""
+    """Returns whether a file must give this key."""
     return field.default is MISSING and not field.metadata["default_text"]
-
-
-# Mixture of experts: GPT-Neo keeps its settings in a JSON object of their own.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,34 +150,34 @@ class MoeParams:
 
     moe_num_experts: int = setting(integer(2), "Experts of a layer.", unit="experts", default=16)
     moe_hidden_size: int = setting(integer(1), "Width of an expert's hidden layer.", unit="features", default=4096)
-    moe_gating: str = setting(one_of(MOE_GATINGS), "How many experts a token asks for: one or two.", default="top_2")
+    moe_gating: str = setting(one_of(MOE_GATINGS), "Experts that a token is sent to: one or two.", default="top_2")
     moe_group_size: int = setting(
-        integer(1), "Tokens of a row that share the experts' room; n_ctx at most.", unit="tokens", default=1024
+        integer(1), "Tokens of a row that share the experts' capacity; at most n_ctx.", unit="tokens", default=1024
     )
     moe_capacity_factor_train: float = setting(
         POSITIVE,
-        "Room of an expert in training, over its equal share of the choices of a group's tokens.",
+        "Capacity of an expert in training, relative to an equal share of its group's tokens.",
         default=1.25,
     )
-    moe_capacity_factor_eval: float = setting(
-        POSITIVE, "Room of an expert in evaluation and generation, likewise.", default=2.0
+    moe_capacity_factor_eval: float = setting(POSITIVE, "The same in evaluation and generation.", default=2.0)
+    moe_min_expert_capacity: int = setting(integer(1), "Smallest capacity of an expert.", unit="tokens", default=1)
+    moe_loss_coef: float = setting(
+        NON_NEGATIVE, "Weight of the loss that balances the load of the experts.", default=1e-2
     )
-    moe_min_expert_capacity: int = setting(integer(1), "Least room of an expert.", unit="tokens", default=1)
-    moe_loss_coef: float = setting(NON_NEGATIVE, "Weight of the loss that balances the experts' load.", default=1e-2)
     moe_z_loss: float = setting(NON_NEGATIVE, "Weight of the squared log-partition of the router.", default=1e-3)
     moe_second_policy_train: str = setting(
         one_of(SECOND_POLICIES_TRAIN),
-        "Which second choices count in training: all, none, those whose gate exceeds the threshold, or each with "
-        "probability gate / threshold (random).",
+        "Which tokens reach their second expert in training: all, none, those whose gate exceeds the threshold, or "
+        "each with probability gate / threshold (random).",
         default="random",
     )
     moe_second_policy_eval: str = setting(
-        one_of(SECOND_POLICIES_EVAL), "Which second choices count in evaluation and generation.", default="all"
+        one_of(SECOND_POLICIES_EVAL), "The same in evaluation and generation.", default="all"
     )
     moe_second_threshold_train: float = setting(SHARE, "The threshold in training.", default=0.2)
     moe_second_threshold_eval: float = setting(SHARE, "The threshold in evaluation and generation.", default=0.2)
     moe_dropout_rate: float = setting(
-        SHARE, "Dropout of what the experts add to the residual, in training.", unit="probability", default=0.0
+        SHARE, "Dropout of the experts' output, in training.", unit="probability", default=0.0
     )
 
 
@@ -178,8 +194,6 @@ def _parse_moe_params(value: Any) -> MoeParams:
 
 MOE_PARAMS = Kind("an object, see below; null: all defaults", _parse_moe_params, lambda params: written_keys(params))
 
-# The settings.
-
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -188,12 +202,14 @@ class ModelConfig:
     n_head: int = setting(integer(1), "Attention heads of a layer; divides n_embd.", unit="heads")
     n_embd: int = setting(integer(1), "Width of the residual stream.", unit="features")
     n_layer: int = setting(integer(1), "Blocks of attention and feed-forward.", unit="layers")
-    n_ctx: int = setting(integer(1), "Length of the context; a training example holds one more.", unit="tokens")
-    n_vocab: int = setting(integer(2), "Rows of the token table; at least the n_vocab of every dataset.", unit="tokens")
+    n_ctx: int = setting(integer(1), "Length of the context; a training example holds one token more.", unit="tokens")
+    n_vocab: int = setting(
+        integer(2), "Rows of the token embedding; at least the n_vocab of every dataset.", unit="tokens"
+    )
     attention_types: tuple[str, ...] = setting(
         ATTENTION,
         f"Attention of each layer: {', '.join(f'{name} ({seen})' for name, seen in ATTENTION_TYPES.items())}. The "
-        "expansion has n_layer members.",
+        "pattern expands to n_layer layers.",
         default=(),
         default_text="global in every layer",
     )
@@ -206,41 +222,41 @@ class ModelConfig:
         default="gelu",
     )
     rotary_emb: bool = setting(
-        SWITCH, "Rotates queries and keys by their positions, in place of position embeddings.", default=False
+        SWITCH, "Rotary position embeddings of queries and keys, in place of learned ones.", default=False
     )
     axial_pos_emb: tuple[int, int] | None = setting(
         unless_off(AXIAL, None),
-        "Sizes of two smaller position tables; position p has the mean of rows p // second and p % second.",
+        "Sizes of two smaller position embeddings; position p gets the mean of rows p // second and p % second.",
         default=None,
     )
     num_mem_kv: int = setting(
         unless_off(integer(0), 0),
-        "Learned keys and values that every position of a global layer sees.",
+        "Learned keys and values that every position of a global layer attends to.",
         unit="keys",
         default=0,
     )
     qkv_bias: bool = setting(SWITCH, "Biases of queries, keys and values, as in GPT-2.", default=False)
     scale_attn_weights: bool = setting(
         SWITCH,
-        "Divides attention logits by sqrt(n_embd / n_head), as in GPT-2; GPT-Neo has it in its first weights instead.",
+        "Divides attention logits by sqrt(n_embd / n_head), as in GPT-2; GPT-Neo scales its initial weights instead.",
         default=False,
     )
     mlp_glu: bool = setting(
         SWITCH,
-        "Gated feed-forward layers: one half of 8 n_embd features times the activation of the other.",
+        "Gated feed-forward layers: half of the 8 n_embd features times the activation of the other half.",
         default=False,
     )
     macaron: bool = setting(
-        SWITCH, "Half of a feed-forward layer before attention and half of one after it.", default=False
+        SWITCH, "Puts half of a feed-forward layer before attention and half of one after it.", default=False
     )
-    scalenorm: bool = setting(SWITCH, "Norms of blocks have one gain for all features, and no bias.", default=False)
+    scalenorm: bool = setting(SWITCH, "The norms of blocks have one gain for all features and no bias.", default=False)
     rezero: bool = setting(
-        SWITCH, "Blocks have no norms; what they add is multiplied by a gain that begins at 0.", default=False
+        SWITCH, "Blocks have no norms; their output is multiplied by a gain that starts at 0.", default=False
     )
     share_parameters: bool = setting(SWITCH, "All layers share one block's variables.", default=False)
     no_weight_tie: bool = setting(
         SWITCH,
-        "An output layer of its own in place of the token table, and, as in GPT-Neo, no final norm.",
+        "A separate output layer in place of the token embedding, and, as in GPT-Neo, no final norm.",
         default=False,
     )
     moe_layers: tuple[int, ...] = setting(
@@ -248,35 +264,27 @@ class ModelConfig:
         "Layers, counted from 0, whose feed-forward layer is a mixture of experts.",
         default=(),
     )
-    moe_params: MoeParams = setting(MOE_PARAMS, "The mixture of experts.", default=MoeParams())
+    moe_params: MoeParams = setting(MOE_PARAMS, "Settings of the mixture of experts.", default=MoeParams())
     moe_activation: str = setting(one_of(ACTIVATIONS), "Activation of the experts.", default="relu")
     mlm_training: bool = setting(
         SWITCH,
-        "Trains on masked tokens, which are seen from both sides, in place of the next token; such a model writes no "
-        "text.",
+        "Masked language modelling with bidirectional attention, in place of the next token; such a model generates "
+        "no text.",
         default=False,
     )
     entmax_loss: bool = setting(
         SWITCH, "Trains with the entmax loss (alpha 1.3) in place of cross-entropy and z_loss.", default=False
     )
-    embed_dropout: float = setting(
-        SHARE, "Dropout of token and of position embeddings.", unit="probability", default=0.0
-    )
+    embed_dropout: float = setting(SHARE, "Dropout of token and position embeddings.", unit="probability", default=0.0)
     res_dropout: float = setting(
-        SHARE, "Dropout of what attention and feed-forward add to the residual.", unit="probability", default=0.0
+        SHARE, "Dropout of the outputs of attention and feed-forward layers.", unit="probability", default=0.0
     )
     attn_dropout: float = setting(SHARE, "Dropout of attention weights.", unit="probability", default=0.0)
     scale_by_depth: bool = setting(FLAG, "Divides the initial c_proj kernels by sqrt(n_layer).", default=False)
     scale_by_in: bool = setting(FLAG, "Divides the initial dense kernels by sqrt(fan-in).", default=False)
-    precision: str = setting(
-        one_of(PRECISIONS), "Type of the activations; the variables stay float32.", default="float32"
-    )
-    recompute_grad: bool = setting(
-        FLAG, "Computes each block again in the backward pass, to save memory.", default=False
-    )
-    z_loss: float = setting(
-        NON_NEGATIVE, "Weight of the squared log-partition that is added to the training loss.", default=1e-4
-    )
+    precision: str = setting(one_of(PRECISIONS), "Type of the activations; variables stay float32.", default="float32")
+    recompute_grad: bool = setting(FLAG, "Recomputes each block in the backward pass, to save memory.", default=False)
+    z_loss: float = setting(NON_NEGATIVE, "Weight of the squared log-partition in the training loss.", default=1e-4)
 
     def __post_init__(self) -> None:
         """Fills in the attention of every layer when none is given."""
@@ -296,17 +304,19 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """The optimiser, its schedule, and the size of a step."""
+    """The optimizer, its schedule, and the size of a step."""
 
-    train_batch_size: int = setting(integer(1), "Examples of a training step, over all devices.", unit="examples")
+    train_batch_size: int = setting(
+        integer(1), "Examples of a training step, on all devices together.", unit="examples"
+    )
     train_steps: int = setting(integer(1), "Step at which training ends.", unit="steps")
-    lr: float = setting(POSITIVE, "Highest learning rate, reached at the end of the warm-up.", default=6e-4)
+    lr: float = setting(POSITIVE, "Peak learning rate, reached at the end of the warm-up.", default=6e-4)
     lr_decay: str | None = setting(
-        optional(one_of(LR_DECAYS)), "Shape of the decay to a tenth of lr; null: constant.", default=None
+        optional(one_of(LR_DECAYS)), "Decay of the learning rate to a tenth of lr; null: constant.", default=None
     )
     lr_decay_end: int | None = setting(
         optional(integer(1)),
-        "Step at which the decay ends; the rate stays there afterwards.",
+        "Step at which the decay ends; the rate stays constant afterwards.",
         unit="steps",
         default=None,
         default_text="`train_steps`",
@@ -314,201 +324,264 @@ class TrainingConfig:
     warmup_steps: int = setting(integer(0), "Steps over which the rate grows linearly from 0.", unit="steps", default=0)
     opt_name: str = setting(
         one_of(OPTIMIZERS),
-        "The optimiser: adam is GPT-Neo's, without bias correction; adamw has it; adafactor keeps factored second "
+        "The optimizer: adam is GPT-Neo's, without bias correction; adamw has it; adafactor factors the second "
         "moments.",
         default="adam",
     )
-    beta1: float = setting(SHARE, "Decay of the mean of gradients; with adafactor 0 saves its memory.", default=0.9)
-    beta2: float = setting(SHARE, "Adam: decay of the mean of squared gradients.", default=0.95)
-    epsilon: float = setting(POSITIVE_FLOAT32, "Adam: added to the root of the second moment.", default=1e-8)
+    beta1: float = setting(SHARE, "Decay of the first moment; with adafactor, 0 saves its memory.", default=0.9)
+    beta2: float = setting(SHARE, "Adam: decay of the second moment.", default=0.95)
+    epsilon: float = setting(POSITIVE_FLOAT32, "Adam: added to the square root of the second moment.", default=1e-8)
     ada_epsilon1: float = setting(POSITIVE_FLOAT32, "Adafactor: added to squared gradients.", default=1e-30)
-    ada_epsilon2: float = setting(POSITIVE_FLOAT32, "Adafactor: least scale of a variable.", default=1e-3)
+    ada_epsilon2: float = setting(POSITIVE_FLOAT32, "Adafactor: smallest scale of a variable.", default=1e-3)
     ada_decay_rate: float | None = setting(
         optional(SHARE),
-        "Adafactor: decay of the mean of squared gradients; null: 1 - step^-0.8.",
+        "Adafactor: decay of the second moment; null: 1 - step^-0.8.",
         default=None,
     )
     weight_decay: float = setting(
         NON_NEGATIVE,
-        "Decoupled decay of the weights, times the rate; adam exempts biases, the norms of blocks and the parameters "
-        "of activations, adamw and adafactor every vector.",
+        "Decoupled weight decay, times the learning rate; adam exempts biases, the norms of blocks and the parameters "
+        "of activations, adamw and adafactor exempt every vector.",
         default=0.0,
     )
     gradient_clipping: float | None = setting(
-        optional(POSITIVE), "Largest global norm of the gradients; null: no clipping.", default=None
+        optional(POSITIVE), "Maximum global norm of the gradients; null: no clipping.", default=None
     )
     iterations: int = setting(integer(1), "Steps between two lines of metrics.", unit="steps", default=10)
     tokens_per_mb_per_replica: int | None = setting(
         optional(integer(1)),
-        "Largest microbatch of one replica; less than n_ctx means one sequence, and the size is lowered until it "
-        "divides the replica's batch; null: the whole batch at once.",
+        "Gradient accumulation: largest microbatch of one replica. Less than n_ctx means one sequence; the size is "
+        "lowered until it divides the replica's batch; null: the whole batch at once.",
         unit="tokens",
         default=None,
     )
-    log_grads: bool = setting(SWITCH, "Writes the norm of each variable's gradient to the metrics.", default=False)
+    log_grads: bool = setting(SWITCH, "Logs the gradient norm of each variable.", default=False)
     log_weights: bool = setting(
         SWITCH, "Writes a histogram of each variable for TensorBoard at each checkpoint.", default=False
     )
     seed: int = setting(
-        integer(0, MAX_SEED), "Seed of the initial variables, dropout and the order of files.", default=1
+        integer(0, MAX_SEED), "Seed of the initial variables, of dropout and of the order of files.", default=1
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """What is measured on held-out data."""
+    """Evaluation on held-out data."""
 
     eval_batch_size: int = setting(
         integer(1), "Examples of an evaluation batch.", unit="examples", default_text="`train_batch_size`"
     )
     eval_steps: int = setting(
-        integer(0), "Most batches of one evaluation; 0: none while training.", unit="batches", default=0
+        integer(0),
+        "Maximum number of batches of one evaluation; 0: no evaluation while training.",
+        unit="batches",
+        default=0,
     )
-    eval_tasks: tuple[str, ...] = setting(EVAL_TASKS, "Evaluation tasks besides held-out loss.", default=())
+    eval_tasks: tuple[str, ...] = setting(EVAL_TASKS, "Evaluation tasks besides the held-out loss.", default=())
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictionConfig:
-    """How text is sampled."""
+    """Text generation."""
 
-    predict_batch_size: int = setting(integer(1), "Samples written for one prompt.", unit="samples", default=1)
+    predict_batch_size: int = setting(
+        integer(1), "Samples of each prompt.", unit="samples", default=1, flag="--n_samples N"
+    )
     predict_steps: int = setting(
         integer(0), "Above 0: also sample at each checkpoint while training.", unit="batches", default=0
     )
     predict_max_steps: int | None = setting(
         optional(integer(1)),
-        "Most new tokens of a sample, as far as n_ctx has room after the prompt; null: until it is full.",
+        "Maximum number of new tokens of a sample; null: until n_ctx is full.",
         unit="tokens",
         default=None,
+        flag="--max_new_tokens N",
     )
     prompt_overflow: str = setting(
         one_of(PROMPT_OVERFLOWS),
-        "What happens to a prompt that fills n_ctx: left leaves out tokens on its left and keeps the last ones, refuse "
-        "ends the program.",
+        "What to do with a prompt that fills n_ctx: left keeps its end, refuse stops with an error.",
         default="left",
+        flag="--prompt_overflow WHAT",
     )
-    remove_partial_sequences: bool = setting(FLAG, "Leaves the prompt out of the written text.", default=False)
+    remove_partial_sequences: bool = setting(
+        FLAG, "Leaves the prompt out of the output.", default=False, flag="--remove_partial_sequences"
+    )
     temperature: float = setting(
-        NON_NEGATIVE, "Divides the logits before sampling; 0: always the likeliest token.", default=0.9
+        NON_NEGATIVE,
+        "Divides the logits before sampling; 0: always the most likely token.",
+        default=0.9,
+        flag="--temperature T",
+        sampling=True,
     )
     top_k: int = setting(
         integer(0),
-        "Samples among the k likeliest tokens; 0: among all (Fan et al. 2018, Hierarchical Neural Story Generation).",
+        "Samples from the k most likely tokens only; 0: from all.",
         unit="tokens",
         default=0,
+        source="Fan et al. 2018, Hierarchical Neural Story Generation",
+        flag="--top_k K",
+        sampling=True,
     )
     top_p: float = setting(
         TOP_P,
-        "Samples among the likeliest tokens that hold this share; 1: among all (Holtzman et al. 2020, The Curious Case "
-        "of Neural Text Degeneration).",
+        "Samples from the most likely tokens that together have this probability; 1: from all.",
         unit="probability",
         default=1.0,
+        source="Holtzman et al. 2020, The Curious Case of Neural Text Degeneration",
+        flag="--top_p P",
+        sampling=True,
     )
     min_p: float = setting(
         SHARE_OR_ALL,
-        "Samples among tokens that have at least this share of the likeliest one's probability; 0: among all (Nguyen "
-        "et al. 2024, Min-p Sampling).",
+        "Samples from tokens with at least this fraction of the most likely token's probability; 0: from all.",
         default=0.0,
+        source="Nguyen et al. 2024, Min-p Sampling",
+        flag="--min_p P",
+        sampling=True,
     )
     typical_p: float = setting(
         TOP_P,
-        "Samples among the tokens whose surprise is nearest to the expected one and that hold this share; 1: among all "
-        "(Meister et al. 2023, Locally Typical Sampling).",
+        "Samples from the tokens whose surprise is closest to the entropy and that together have this probability; 1: "
+        "from all.",
         unit="probability",
         default=1.0,
+        source="Meister et al. 2023, Locally Typical Sampling",
+        flag="--typical_p P",
+        sampling=True,
     )
     entmax_sampling: bool = setting(
-        SWITCH, "Samples from the entmax (alpha 1.3) of the logits in place of their softmax.", default=False
+        SWITCH,
+        "Samples from the entmax (alpha 1.3) of the logits in place of their softmax.",
+        default=False,
+        flag="--entmax_sampling",
+        sampling=True,
     )
     repetition_penalty: float = setting(
         PENALTY_FACTOR,
-        "Divides the positive and multiplies the negative logits of tokens of the prompt and the text; 1: none (Keskar "
-        "et al. 2019, CTRL).",
+        "Above 1: discourages repeated tokens; divides the positive and multiplies the negative logits of tokens of "
+        "the prompt and the sample.",
         default=1.0,
+        source="Keskar et al. 2019, CTRL",
+        flag="--repetition_penalty X",
+        sampling=True,
     )
     presence_penalty: float = setting(
-        PENALTY, "Taken from the logit of a token that was written already; 0: none (OpenAI's API).", default=0.0
+        PENALTY,
+        "Subtracted from the logit of each token that the sample holds already; 0: none.",
+        default=0.0,
+        source="OpenAI's API",
+        flag="--presence_penalty X",
+        sampling=True,
     )
     frequency_penalty: float = setting(
-        PENALTY, "Taken from the logit of a token as often as it was written; 0: none (OpenAI's API).", default=0.0
+        PENALTY,
+        "Subtracted from the logit of a token once for each time that the sample holds it; 0: none.",
+        default=0.0,
+        source="OpenAI's API",
+        flag="--frequency_penalty X",
+        sampling=True,
     )
     no_repeat_ngram: int = setting(
         integer(0, 1_000_000),
-        "No run of so many tokens comes twice in the prompt and the text; 0: any may (Paulus et al. 2018, A Deep "
-        "Reinforced Model for Abstractive Summarization).",
+        "Never repeats a run of this many tokens of the prompt and the sample; 0: off.",
         unit="tokens",
         default=0,
+        source="Paulus et al. 2018, A Deep Reinforced Model for Abstractive Summarization",
+        flag="--no_repeat_ngram N",
+        sampling=True,
     )
-    never_end: bool = setting(FLAG, "The end of the text is never written, so that a sample is full.", default=False)
+    never_end: bool = setting(
+        FLAG,
+        "Never generates the end of the text, so that every sample has its full length.",
+        default=False,
+        flag="--never_end",
+        sampling=True,
+    )
     stop: tuple[str, ...] = setting(
-        STOPS, "Strings before the first of which a sample is cut, wherever its tokens begin and end.", default=()
+        STOPS, "Ends a sample before the first of these strings.", default=(), flag="--stop TEXT"
     )
     num_beams: int = setting(
         integer(1, 1000),
-        "Beams of a search for the likeliest text, in place of sampling; 1: none.",
+        "Beams of a beam search, which replaces sampling; 1: off.",
         unit="beams",
         default=1,
+        flag="--num_beams N",
     )
     length_penalty: float = setting(
         POWER,
-        "Beams are compared by their log-probability over their length to this power: above 0 favours longer texts, as "
-        "in Hugging Face's generate.",
+        "Beam search: divides log-probabilities by the length to this power; above 0 favours longer texts.",
         default=1.0,
+        source="as in Hugging Face's generate",
+        flag="--length_penalty X",
     )
     cache_dtype: str | None = setting(
         optional(one_of(PRECISIONS)),
-        "Type in which keys and values are kept while text is written; null: that of the activations.",
+        "Type of the cached keys and values: float32 or bfloat16; null: that of the activations.",
         default=None,
+        flag="--cache_dtype TYPE",
     )
     predict_seed: int | None = setting(
         optional(integer(0, MAX_SEED)),
-        "Seed of sampling: a number repeats the text; null: new text each time.",
+        "Seed of sampling: the same number gives the same text; null: new text each time.",
         default=None,
+        flag="--seed N",
     )
+
+
+PREDICTION_KEYS = keys_of(PredictionConfig)
+# The keys of flags, by the name of the flag without its dashes.
+FLAGS = {
+    field.metadata["flag"].partition(" ")[0].removeprefix("--"): key
+    for key, field in PREDICTION_KEYS.items()
+    if field.metadata["flag"]
+}
+# The keys that each prompt of a file may set for itself.
+PROMPT_KEYS = tuple(key for key in FLAGS.values() if key not in ("cache_dtype", "remove_partial_sequences"))
+SAMPLING_KEYS = tuple(key for key, field in PREDICTION_KEYS.items() if field.metadata["sampling"])
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetConfig:
-    """One dataset: tfrecords (`path`) or raw text (`text`), and its tokenizer. The id is the stem of its file."""
+    """One dataset, tfrecords (`path`) or raw text (`text`), and its tokenizer; the id is the stem of its file."""
 
     id: str
     n_vocab: int = setting(
-        integer(2), "Ids of the tokenizer; for raw text without tokenizer_path the size to train.", unit="tokens"
+        integer(2), "Size of the tokenizer; for raw text without tokenizer_path, the size to train.", unit="tokens"
     )
     path: str | None = setting(PATH, "Glob of the tfrecords to train on.", default=None)
     eval_path: str | None = setting(PATH, "Glob of the tfrecords to evaluate on.", default=None)
     tokenizer_path: str | None = setting(
         PATH,
-        "A tokenizers JSON file, a folder with vocab.json and merges.txt, or a Hugging Face name; raw text without one "
-        "gets a tokenizer of its own.",
+        "A tokenizers JSON file, a folder with vocab.json and merges.txt, or a Hugging Face name. For raw text without "
+        "one, a tokenizer is trained.",
         default=None,
     )
     tokenizer_is_pretrained: bool = setting(
-        FLAG, "tokenizer_path may be the Hugging Face name of a pretrained tokenizer.", default=False
+        FLAG, "tokenizer_path is the Hugging Face name of a pretrained tokenizer.", default=False
     )
     eos_id: int = setting(integer(0), "Id that ends a document.", default=1)
     padding_id: int = setting(
-        integer(0), "Id of padding; n_vocab itself is allowed, for a padding token added to the tokenizer.", default=0
+        integer(0), "Id of padding; n_vocab itself means a padding token that was added to the tokenizer.", default=0
     )
     text: tuple[str, ...] = setting(
         TEXTS,
-        "Raw text: directories or globs of .txt, .md, .py, .jsonl, .jsonl.zst, .xz, .tar.gz or .zip; {python_stdlib} "
-        "is the interpreter's standard library.",
+        "Raw text: folders or globs of .txt, .md, .py, .jsonl, .jsonl.zst, .xz, .tar.gz or .zip files; {python_stdlib} "
+        "is Python's standard library.",
         default=(),
     )
-    text_exclude: tuple[str, ...] = setting(TEXTS, "Globs of raw text to leave out.", default=())
+    text_exclude: tuple[str, ...] = setting(TEXTS, "Globs of raw text to exclude.", default=())
     eval_fraction: float = setting(
-        SHARE, "Raw text: share of the documents held out for evaluation.", unit="share of documents", default=0.05
+        SHARE, "Raw text: fraction of the documents held out for evaluation.", unit="fraction", default=0.05
     )
     cache_dir: str = setting(
-        TEXT, "Where the tokenizer and tfrecords made from raw text are kept.", default_text="`datasets/<id>`"
+        TEXT, "Raw text: folder of the tokenizer and the tfrecords made from it.", default_text="`datasets/<id>`"
     )
-    text_key: str = setting(TEXT, "Raw text: the key of a .jsonl record that holds the document.", default="text")
+    text_key: str = setting(TEXT, "Raw text: key of a .jsonl record that holds the document.", default="text")
 
 
 @dataclass(frozen=True)
 class DatasetUse:
-    """One dataset of a run, with GPT-Neo's mixing figures; stitch and datatype act with `generic_text` only."""
+    """A dataset of a run, with GPT-Neo's mixing settings; stitch and datatype act with `generic_text` only."""
 
     dataset: DatasetConfig
     stitch: int | None = None
@@ -518,7 +591,7 @@ class DatasetUse:
 
 @dataclass(frozen=True)
 class DatasetEntry:
-    """One member of the key `datasets`, before its dataset config is read: an id, or the config itself."""
+    """A member of the key `datasets` before its dataset config is loaded: an id, or the config itself."""
 
     source: str | Mapping[str, Any]
     stitch: int | None = None
@@ -540,7 +613,7 @@ def _parse_source(source: Any) -> str | Mapping[str, Any]:
 
 
 def _check_dataset_id(dataset_id: str) -> None:
-    """Refuses an id that is no plain name, for it names a file and a folder."""
+    """Rejects an id that is not a plain name, since it names a file and a folder."""
     if not dataset_id.strip(" .") or "/" in dataset_id or "\\" in dataset_id:
         raise ValueIssue(f"the dataset id {dataset_id!r} is no plain name", "give one without slashes, such as pile")
 
@@ -582,60 +655,67 @@ DATASETS = Kind("a list of ids, or of [id, stitch, datatype, weight]", _parse_da
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Which data is read, and how."""
+    """The training data."""
 
     datasets: tuple[DatasetUse, ...] = setting(
         DATASETS,
-        "The datasets: ids of files in dataset_configs/ beside this file or in configs/; a dataset config written out "
-        "with its id may stand in place of an id. Required unless no_dataset. stitch: documents joined to cut one "
-        "example from; datatype: chunks (records of n_ctx + 1 ids), documents_fixed (an example is the beginning of "
-        "stitch documents joined) or documents_random (a random part of them); weight: relative share of the examples, "
-        "1 where none is given.",
+        "The datasets: ids of files in dataset_configs/ beside this file or in configs/, or dataset configs with their "
+        "ids. Required unless no_dataset. stitch: documents that are joined to cut one example from; "
+        "datatype: chunks (records of n_ctx + 1 ids), documents_fixed (an example is the beginning of stitch joined "
+        "documents) or documents_random (a random part of them); weight: relative share of the examples, 1 if absent.",
         default=(),
     )
     input_fn: str = setting(
         one_of(INPUT_FNS),
-        "sequential_input reads fixed-length chunks: each from a dataset drawn by weight, or, where no entry of "
-        "datasets gives one, those of all datasets as if they were one, as GPT-Neo always did; it does not use stitch "
-        "and datatype. generic_text honours all three.",
+        "sequential_input reads fixed-length chunks, each from a dataset that is sampled by weight; if no entry of "
+        "datasets has a weight, all datasets are read as one, as in GPT-Neo. It ignores stitch and datatype. "
+        "generic_text uses all three.",
         default="sequential_input",
     )
     shuffle_input_filenames: bool = setting(
-        FLAG, "Shuffles the order of training files, by seed and epoch; the order in a file stays.", default=True
+        FLAG,
+        "Shuffles the order of training files by seed and epoch; records keep their order within a file.",
+        default=True,
     )
     on_bad_record: str = setting(
         one_of(("stop", "skip")),
-        "What training does at a record that cannot be used: stop and name it, or skip it, name it, and go on.",
+        "What training does at a record that it cannot use: stop and name it, or skip it and warn.",
         default="stop",
     )
     max_bad_share: float = setting(
-        SHARE, "With on_bad_record skip: the share of bad records above which training stops.", default=0.01
+        SHARE, "With on_bad_record skip: fraction of bad records above which training stops.", default=0.01
     )
-    no_dataset: bool = setting(FLAG, "The run reads no dataset and has no tokenizer.", default=False)
+    no_dataset: bool = setting(FLAG, "The run has neither dataset nor tokenizer.", default=False)
     eos_id: int = setting(
         integer(0), "Id that ends a document; less than n_vocab.", default=1, default_text="the datasets', else 1"
     )
     padding_id: int = setting(
         integer(0),
-        "Id that fills an example up; not counted in evaluation. n_vocab itself (a padding token added to the "
-        "tokenizer, outside the token table) means that eos_id fills it up.",
+        "Id that fills up an example; not counted in evaluation. n_vocab itself (a padding token that was added to the "
+        "tokenizer, outside the token embedding) means eos_id.",
         default=0,
         default_text="the datasets', else 0",
     )
     mlm_mask_id: int | None = setting(
-        optional(integer(0)), "Masked training: the id in place of masked tokens; required with it.", default=None
+        optional(integer(0)), "Masked training: id that replaces masked tokens; required.", default=None
     )
     mlm_cls_token_id: int | None = setting(
-        optional(integer(0)), "Masked training: an id to begin every example with; null: none.", default=None
+        optional(integer(0)), "Masked training: id at the start of every example; null: none.", default=None
     )
     mlm_mask_prob: float = setting(
-        TOP_P, "Masked training: share of the tokens that are predicted.", unit="probability", default=0.15
+        TOP_P, "Masked training: fraction of the tokens that are predicted.", unit="probability", default=0.15
     )
     mlm_same_token_prob: float = setting(
-        SHARE, "Masked training: share of the predicted tokens that stay.", unit="probability", default=0.10
+        SHARE,
+        "Masked training: fraction of the predicted tokens that are left unchanged.",
+        unit="probability",
+        default=0.10,
     )
     mlm_random_token_prob: float = setting(
-        SHARE, "Masked training: share of them that become any token.", unit="probability", default=0.0
+        SHARE,
+        "Masked training: fraction of the predicted tokens that are replaced by random ones.",
+        unit="probability",
+        default=0.0,
     )
     mlm_mask_ignore_ids: tuple[int, ...] = setting(
         unless_off(integers(integer(0), "[0, 5]"), ()), "Masked training: ids that are never predicted.", default=()
@@ -644,10 +724,12 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """The mesh of devices, and which tensor dimension is split over which mesh axis."""
+    """The mesh of devices, and the mesh axis that each tensor dimension is split over."""
 
     mesh_shape: MeshShape | None = setting(
-        MESH_SHAPE, "Axes of the device mesh and their sizes; none: all visible devices, batch split.", default=None
+        MESH_SHAPE,
+        "Axes of the device mesh and their sizes; none: the batch is split over all visible devices.",
+        default=None,
     )
     layout: Layout | None = setting(
         LAYOUT, "Dimensions of tensors and the mesh axes they are split over.", default=None
@@ -656,7 +738,7 @@ class MeshConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Everything that one run is told, checked as a whole."""
+    """All settings of one run, checked together."""
 
     name: str = setting(TEXT, "Name of the run.", default_text="the stem of the file")
     model_path: str = setting(TEXT, "Directory of checkpoints, metrics and samples.")

@@ -59,11 +59,17 @@ def default_of(field: dataclasses.Field) -> str:
     return f"`{json.dumps(field.metadata['kind'].write(field.default))}`"
 
 
+def meaning_of(field: dataclasses.Field) -> str:
+    """Returns the sentence on a key, with its source and its flag."""
+    doc, source, flag = (field.metadata[part] for part in ("doc", "source", "flag"))
+    return doc + (f" Source: {source}." if source else "") + (f" Flag: `{flag}`." if flag else "")
+
+
 def key_rows(config_class: type) -> Iterator[list[str]]:
     """Yields one row of the table of keys for each key of a config class."""
     for name, field in schema.keys_of(config_class).items():
-        kind, doc, unit = (field.metadata[part] for part in ("kind", "doc", "unit"))
-        yield [f"`{name}`", kind.description, default_of(field), unit, doc]
+        kind, unit = field.metadata["kind"], field.metadata["unit"]
+        yield [f"`{name}`", kind.description, default_of(field), unit, meaning_of(field)]
 
 
 def key_section(title: str, config_class: type) -> Iterator[str]:

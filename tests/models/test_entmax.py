@@ -128,13 +128,13 @@ LOGITS = np.array([1.0, 0.2, 2.0, 0.6, 0.0, -3.0, -2.5, -4.0])
 @pytest.mark.parametrize(
     "rule",
     [
-        SamplingParams(entmax=True),
-        SamplingParams(0.5, entmax=True),
-        SamplingParams(top_k=3, entmax=True),
-        SamplingParams(top_p=0.7, entmax=True),
-        SamplingParams(top_k=6, top_p=0.9999999, entmax=True),
-        SamplingParams(min_p=0.2, entmax=True),
-        SamplingParams(typical_p=0.9, entmax=True),
+        SamplingParams(entmax_sampling=True),
+        SamplingParams(0.5, entmax_sampling=True),
+        SamplingParams(top_k=3, entmax_sampling=True),
+        SamplingParams(top_p=0.7, entmax_sampling=True),
+        SamplingParams(top_k=6, top_p=0.9999999, entmax_sampling=True),
+        SamplingParams(min_p=0.2, entmax_sampling=True),
+        SamplingParams(typical_p=0.9, entmax_sampling=True),
     ],
     ids=str,
 )
