@@ -44,7 +44,7 @@ class SamplingParams:
         presence_penalty: is taken from the logits of tokens that were written; 0: none.
         frequency_penalty: is taken from a token's logit as often as it was written; 0: none.
         no_repeat_ngram: no run of so many tokens comes twice in the prompt and the text; 0: any may.
-        entmax: probabilities are the entmax of the logits, not their softmax.
+        entmax_sampling: probabilities are the entmax of the logits, not their softmax.
         never_end: the end of the text is never written.
     """
 
@@ -57,20 +57,13 @@ class SamplingParams:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     no_repeat_ngram: int = 0
-    entmax: bool = False
+    entmax_sampling: bool = False
     never_end: bool = False
 
 
-FLOAT_SETTINGS = (
-    "temperature",
-    "top_p",
-    "typical_p",
-    "min_p",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-)
-INTEGER_SETTINGS = ("top_k", "no_repeat_ngram", "entmax", "never_end")
+_TYPES = {field.name: type(field.default) for field in dataclasses.fields(SamplingParams)}
+FLOAT_SETTINGS = tuple(name for name, value_type in _TYPES.items() if value_type is float)
+INTEGER_SETTINGS = tuple(name for name, value_type in _TYPES.items() if value_type is not float)
 
 
 def rule_arrays(rules: Sequence[SamplingParams]) -> tuple[np.ndarray, np.ndarray]:
@@ -202,7 +195,7 @@ def _distances(settings: Settings, logits: tf.Tensor) -> tf.Tensor:
     """From the likeliest token down, so that no temperature takes a logit out of range."""
     temperature = tf.maximum(settings["temperature"], LOWEST_TEMPERATURE)
     distances = (tf.reduce_max(logits, -1, keepdims=True) - logits) / temperature
-    return _changed(distances, (settings["entmax"] > 0, _entmax_distances))
+    return _changed(distances, (settings["entmax_sampling"] > 0, _entmax_distances))
 
 
 def _nearest(distances: tf.Tensor, amounts: tf.Tensor, wanted: tf.Tensor) -> tf.Tensor:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from configs.errors import ConfigError
 from configs.prompts import Prompt
-from configs.schema import PredictionConfig
+from configs.schema import SAMPLING_KEYS, PredictionConfig
 from models.kernels.noise import noise_key
 from models.kernels.sampling import SamplingParams
 
@@ -42,19 +42,7 @@ class GenerationRequest:
 
 def sampling_params(settings: PredictionConfig) -> SamplingParams:
     """Returns the sampling parameters that the settings give."""
-    return SamplingParams(
-        temperature=settings.temperature,
-        top_k=settings.top_k,
-        top_p=settings.top_p,
-        typical_p=settings.typical_p,
-        min_p=settings.min_p,
-        repetition_penalty=settings.repetition_penalty,
-        presence_penalty=settings.presence_penalty,
-        frequency_penalty=settings.frequency_penalty,
-        no_repeat_ngram=settings.no_repeat_ngram,
-        entmax=settings.entmax_sampling,
-        never_end=settings.never_end,
-    )
+    return SamplingParams(**{key: getattr(settings, key) for key in SAMPLING_KEYS})
 
 
 def sample_seed(seed: int, sample: int) -> int:

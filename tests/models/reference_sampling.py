@@ -67,7 +67,7 @@ def nearest(distances: np.ndarray, probabilities: np.ndarray, share: float) -> t
 def probabilities_and_clearness(rule: SamplingParams, logits: np.ndarray) -> tuple[np.ndarray, float]:
     """Of the tokens to be drawn, from steered logits; and how far the bounds of the filters are from any token."""
     scaled = (logits - logits.max()) / rule.temperature
-    probabilities = entmax(scaled) if rule.entmax else np.exp(scaled) / np.exp(scaled).sum()
+    probabilities = entmax(scaled) if rule.entmax_sampling else np.exp(scaled) / np.exp(scaled).sum()
     clearness = [1.0]
     if rule.top_k:
         probabilities = np.where(probabilities < np.sort(probabilities)[::-1][: rule.top_k][-1], 0.0, probabilities)

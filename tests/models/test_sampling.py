@@ -124,14 +124,14 @@ def test_where_everything_is_banned_any_token_may_come_but_the_end() -> None:
 
 
 def test_the_likeliest_token_is_the_first_of_equal_ones_and_heeds_no_filter_and_no_seed() -> None:
-    rule = SamplingParams(0.0, top_k=1, typical_p=0.1, entmax=True)
+    rule = SamplingParams(0.0, top_k=1, typical_p=0.1, entmax_sampling=True)
     assert set(Rows.repeated(np.array([0.0, 3.0, 1.0, 3.0, 2.0, 2.0, 2.0, 2.0]), rule, SOME).chosen()[0]) == {1}
 
 
 @pytest.mark.parametrize("temperature", [1e-5, 1e-30, 1e-38, 5e-324])
 def test_the_lowest_temperatures_give_the_likeliest_token_too(temperature: float) -> None:
     for entmax in (False, True):
-        rule = SamplingParams(temperature, entmax=entmax)
+        rule = SamplingParams(temperature, entmax_sampling=entmax)
         assert set(Rows.repeated(LOGITS, rule, SOME).chosen()[0]) == {2}
 
 
@@ -148,7 +148,7 @@ RULES = st.builds(
     presence_penalty=PENALTIES,
     frequency_penalty=PENALTIES,
     no_repeat_ngram=st.integers(0, 4),
-    entmax=st.booleans(),
+    entmax_sampling=st.booleans(),
     never_end=st.booleans(),
 )
 TEXTS = st.builds(
@@ -186,7 +186,7 @@ def test_each_row_is_drawn_by_its_own_rule(seed: int, rules: list[SamplingParams
         SamplingParams(presence_penalty=0.7),
         SamplingParams(frequency_penalty=0.4),
         SamplingParams(no_repeat_ngram=2),
-        SamplingParams(entmax=True),
+        SamplingParams(entmax_sampling=True),
         SamplingParams(never_end=True),
         SamplingParams(1.5, top_k=5, top_p=0.9),
         SamplingParams(0.8, top_k=6, min_p=0.05, repetition_penalty=1.3, frequency_penalty=0.2),
@@ -247,7 +247,7 @@ def mixed_rows() -> Rows:
         SamplingParams(0.7, top_k=20, top_p=0.9),
         SamplingParams(typical_p=0.5, never_end=True),
         SamplingParams(1.2, min_p=0.1, repetition_penalty=1.3),
-        SamplingParams(entmax=True, presence_penalty=0.5),
+        SamplingParams(entmax_sampling=True, presence_penalty=0.5),
         SamplingParams(0.0, no_repeat_ngram=2, frequency_penalty=1.0),
         SamplingParams(1.5, top_k=3),
     ]
