@@ -1,230 +1,289 @@
-"""The command line: trains, evaluates, or lets a model write. `python3 main.py --help` lists what can be said."""
+"""The command line: trains, evaluates, serves or exports a model, or generates text with it (`main.py --help`)."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 from configs.errors import ConfigError, DeviceError, UserError
 from configs.load import load_config
-from configs.schema import PREDICTION_FLAGS
+from configs.schema import FLAGS, PREDICTION_KEYS
 from serving.settings import ServingSettings, check_packages, key_from_environment
 from storage.remote_configs import on_disk
 
 LOOPBACK = "127.0.0.1"
-
 EXPORT_FORMATS = ("saved_model", "hf")
-# Flags that ask for something else than training.
-VERBS = ("eval", "predict", "interactive", "serve", "check_dataset", "export", "plan")
-# Flags that set a key of the config for one call: those with a value, and switches.
-SAMPLING_FLAGS = {
-    "temperature": ("T", "0: always the likeliest token"),
-    "top_k": ("K", "sample among the K likeliest tokens"),
-    "top_p": ("P", "sample among the likeliest tokens that hold this share"),
-    "min_p": ("P", "sample among tokens with at least this share of the likeliest one's probability"),
-    "typical_p": ("P", "sample among the most typical tokens that hold this share"),
-    "repetition_penalty": ("X", "above 1: write again what stands there already less often"),
-    "presence_penalty": ("X", "taken from the logit of a token that was written"),
-    "frequency_penalty": ("X", "taken from the logit of a token as often as it was written"),
-    "no_repeat_ngram": ("N", "no run of N tokens comes twice"),
-    "num_beams": ("N", "search for the likeliest text with so many beams, in place of sampling"),
-    "length_penalty": ("X", "of the search: above 0 favours longer texts"),
-    "seed": ("N", "the same number gives the same text"),
-    "n_samples": ("N", "samples of one prompt"),
-    "max_new_tokens": ("N", "most new tokens of a sample"),
-    "prompt_overflow": ("WHAT", "of a prompt that fills the context: left keeps its end, refuse ends the program"),
-    "cache_dtype": ("TYPE", "in which keys and values are kept: float32 or bfloat16"),
-}
-# Of these, what a server asks too: how much memory it takes.
-FLAGS_OF_A_SERVER = {"cache_dtype"}
-LONGEST_SACRED_ID = 100  # a file's name holds some more
-SAMPLING_SWITCHES = {
-    "entmax_sampling": "sample from the entmax of the logits",
-    "never_end": "never write the end of the text",
-    "remove_partial_sequences": "leave the prompt out of the written text",
-}
+COMMANDS = ("train", "eval", "predict", "interactive", "serve", "check_dataset", "plan", "export")
+SERVER_FLAGS = ("cache_dtype",)  # settings of generation that hold for a whole server
+MAX_SACRED_ID_BYTES = 100  # leaves room for the rest of a file name
+
+PROGRAM = "python3 main.py --model quickstart"
+USAGE = "main.py --model NAME [COMMAND] [FLAG ...]"
+DESCRIPTION = """Trains a GPT-like model on a mesh of devices, evaluates it, or generates text
+with it. docs/configuration.md lists the keys of a config."""
+
+
+class CommandAction(argparse.Action):
+    """Chooses what the program does; two different commands are an error."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: str = ""
+    ) -> None:
+        """Sets `command`, and the value of the flag if it takes one."""
+        if namespace.command not in ("train", self.dest):
+            raise argparse.ArgumentError(self, f"not allowed with argument --{namespace.command}")
+        namespace.command = self.dest
+        if self.nargs is None:
+            setattr(namespace, self.dest, values)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="main.py", description="Train a GPT-like model over a mesh of devices, evaluate it, or let it write."
+        "main.py", USAGE, DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter, add_help=False
     )
-    parser.add_argument("--model", required=True, help="a name (configs/NAME.json) or the path of a .json file")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the config; may be repeated"
-    )
-    verbs = parser.add_mutually_exclusive_group()
-    verbs.add_argument("--eval", action="store_true", help="measure the loss on held-out data")
-    verbs.add_argument("--predict", action="store_true", help="continue prompts")
-    verbs.add_argument("--interactive", action="store_true", help="continue what is typed, line after line")
-    verbs.add_argument("--serve", type=int, metavar="PORT", help="answer requests over HTTP; 0: at any free port")
-    verbs.add_argument(
-        "--check_dataset", action="store_true", help="read every record of the datasets and show what is in them"
-    )
-    verbs.add_argument("--plan", action="store_true", help="tell what a step costs in memory, operations and traffic")
-    verbs.add_argument("--export", action="store_true", help="write the model for other programs")
-    _add_running_flags(parser.add_argument_group("running"))
-    _add_export_flags(parser.add_argument_group("with --export"))
-    _add_prompt_flags(parser.add_argument_group("with --predict"))
-    _add_sampling_flags(parser.add_argument_group("with --predict and --interactive"))
+    parser.set_defaults(command="train")
+    _add_general_flags(parser.add_argument_group("general"))
+    _add_train_flags(parser.add_argument_group("train (no command)", f"{PROGRAM} --steps_per_checkpoint 300"))
+    evaluate = parser.add_argument_group("evaluate", f"{PROGRAM} --eval")
+    _add_command(evaluate, "eval", "Measures the loss of the newest checkpoint on held-out data.")
+    _add_predict_flags(parser.add_argument_group("predict", f"{PROGRAM} --predict --prompt prompt.txt --top_p 0.9"))
+    interactive = parser.add_argument_group("interactive", f"{PROGRAM} --interactive --temperature 0.7")
+    _add_command(interactive, "interactive", "Continues prompts that are typed at the terminal.")
+    _add_serve_flags(parser.add_argument_group("serve", f"{PROGRAM} --serve 8000 --rows 16"))
+    check = parser.add_argument_group("check dataset", f"{PROGRAM} --check_dataset")
+    _add_command(check, "check_dataset", "Reads every record of the datasets, and shows what they hold.")
+    _add_plan_flags(parser.add_argument_group("plan", f"{PROGRAM} --plan --set mesh_shape=x:4,y:2"))
+    _add_export_flags(parser.add_argument_group("export", f"{PROGRAM} --export --export_format hf"))
+    _add_generation_flags(parser.add_argument_group("text generation (predict, interactive, samples while training)"))
+    _add_device_flags(parser.add_argument_group("devices"))
     return parser
 
 
-def _add_running_flags(group: argparse._ArgumentGroup) -> None:
+def _add_command(group: argparse._ArgumentGroup, name: str, meaning: str) -> None:
+    group.add_argument(f"--{name}", action=CommandAction, nargs=0, default=argparse.SUPPRESS, help=meaning)
+
+
+def _add_general_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("-h", "--help", action="help", help="Shows this text.")
     group.add_argument(
-        "--gpu_ids", nargs="+", metavar="DEVICE", help="as device:GPU:0; left out: every GPU, or the CPU"
-    )
-    group.add_argument("--cpu_devices", type=int, metavar="N", help="make N virtual CPU devices, to try a mesh")
-    group.add_argument(
-        "--tpu", metavar="NAME", help="a TPU of Google Cloud, its address as grpc://10.0.0.2:8470, colab, or local"
+        "--model", required=True, metavar="NAME", help="A config of configs/, or the path of a .json file."
     )
     group.add_argument(
-        "--hosts", metavar="A:PORT,B:PORT", help="every process of a run of many; each is started by this same command"
-    )
-    group.add_argument("--host_index", type=int, metavar="N", help="which of --hosts this process is, from 0")
-    choices = group.add_mutually_exclusive_group()
-    choices.add_argument("--auto_layout", action="store_true", help="choose a layout for the config's mesh_shape")
-    choices.add_argument(
-        "--auto_layout_and_mesh_shape", action="store_true", help="choose mesh_shape and layout for as many devices"
-    )
-    group.add_argument("--apply", action="store_true", help="go on with what was chosen, not only show it")
-    group.add_argument(
-        "--steps_per_checkpoint", type=int, default=5000, help="steps between checkpoints (default 5000)"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="Overrides a key of the config; may be repeated.",
     )
     group.add_argument(
         "--init_from",
         metavar="PATH",
-        help="weights to begin with: a checkpoint of a run or of GPT-Neo, or a folder of Hugging Face's",
+        help="Initial weights: a checkpoint of this program or of GPT-Neo, or a folder of Hugging Face's.",
     )
-    group.add_argument("--new", action="store_true", help="delete the run at model_path first, after asking")
-    group.add_argument("--yes", action="store_true", help="answer yes to what --new asks")
-    group.add_argument("--sacred_id", default="nosacred", help="stands in the names of output files")
+    group.add_argument("--sacred_id", default="nosacred", metavar="ID", help="Part of the names of output files.")
 
 
-def _add_export_flags(group: argparse._ArgumentGroup) -> None:
+def _add_train_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--export_format",
-        choices=EXPORT_FORMATS,
-        default="saved_model",
-        help="saved_model: TensorFlow's; hf: a folder for Hugging Face's transformers (default saved_model)",
+        "--steps_per_checkpoint", type=int, default=5000, metavar="N", help="Steps between checkpoints (default: 5000)."
     )
-    group.add_argument("--export_dir", default="export", metavar="DIR", help="a new or empty folder (default export)")
+    group.add_argument("--new", action="store_true", help="Deletes the run at model_path first, after a question.")
+    group.add_argument("--yes", action="store_true", help="Answers yes to the question of --new.")
 
 
-def _add_prompt_flags(group: argparse._ArgumentGroup) -> None:
+def _add_predict_flags(group: argparse._ArgumentGroup) -> None:
+    _add_command(group, "predict", "Continues prompts.")
     group.add_argument(
         "--prompt",
         default="",
         metavar="FILE",
-        help="text file to continue, or FILE.jsonl with a prompt and its settings on each line; -: standard input",
+        help="A text file, or FILE.jsonl with a prompt and its settings on each line; -: standard input.",
     )
     group.add_argument(
-        "--output", metavar="FILE", help="file for the answers as lines of JSON; -: standard output, for them alone"
+        "--output", metavar="FILE", help="Writes the answers as lines of JSON; -: to standard output, and nothing else."
     )
-    group.add_argument("--rows", type=int, metavar="N", help="texts that are written at once; with --serve too")
-    group.add_argument("--host", default=None, help=f"with --serve: where it listens (default {LOOPBACK})")
 
 
-def _add_sampling_flags(group: argparse._ArgumentGroup) -> None:
-    for flag, (metavar, meaning) in SAMPLING_FLAGS.items():
-        group.add_argument(f"--{flag}", metavar=metavar, help=meaning)
-    for switch, meaning in SAMPLING_SWITCHES.items():
-        group.add_argument(f"--{switch}", action="store_true", help=meaning)
-    group.add_argument("--stop", nargs="+", metavar="TEXT", help="end a sample before the first of these")
+def _add_serve_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--serve",
+        action=CommandAction,
+        type=int,
+        metavar="PORT",
+        help="Answers requests over HTTP, in OpenAI's format; port 0: any free port.",
+    )
+    group.add_argument("--host", help=f"Address to listen on (default: {LOOPBACK}).")
 
 
-def _chooses(arguments: argparse.Namespace) -> bool:
+def _add_plan_flags(group: argparse._ArgumentGroup) -> None:
+    _add_command(group, "plan", "Estimates the memory, operations and traffic of a training step.")
+    layouts = group.add_mutually_exclusive_group()
+    layouts.add_argument("--auto_layout", action="store_true", help="Chooses a layout for the config's mesh_shape.")
+    layouts.add_argument("--auto_layout_and_mesh_shape", action="store_true", help="Chooses the mesh_shape too.")
+    group.add_argument(
+        "--apply", action="store_true", help="Runs the command with the chosen layout, instead of only showing it."
+    )
+
+
+def _add_export_flags(group: argparse._ArgumentGroup) -> None:
+    _add_command(group, "export", "Writes the model for other programs.")
+    group.add_argument(
+        "--export_format",
+        choices=EXPORT_FORMATS,
+        default="saved_model",
+        help="saved_model: TensorFlow's; hf: a folder for Hugging Face's transformers (default: saved_model).",
+    )
+    group.add_argument("--export_dir", default="export", metavar="DIR", help="A new or empty folder (default: export).")
+
+
+def _add_generation_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--rows", type=int, metavar="N", help="Samples that are generated at once; with --predict or --serve."
+    )
+    for flag, key in FLAGS.items():
+        metadata = PREDICTION_KEYS[key].metadata
+        metavar = metadata["flag"].partition(" ")[2]
+        if not metavar:
+            group.add_argument(f"--{flag}", action="store_true", help=metadata["doc"])
+        else:
+            n_values = "+" if isinstance(PREDICTION_KEYS[key].default, tuple) else None
+            group.add_argument(f"--{flag}", nargs=n_values, metavar=metavar, help=metadata["doc"])
+
+
+def _add_device_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--gpu_ids", nargs="+", metavar="DEVICE", help="Such as device:GPU:0; default: all GPUs, or the CPU."
+    )
+    group.add_argument("--cpu_devices", type=int, metavar="N", help="Makes N virtual CPU devices, to try out a mesh.")
+    group.add_argument(
+        "--tpu", metavar="NAME", help="A Cloud TPU, its address such as grpc://10.0.0.2:8470, colab, or local."
+    )
+    group.add_argument(
+        "--hosts", metavar="A:PORT,B:PORT", help="All processes of a run; each is started with the same command."
+    )
+    group.add_argument("--host_index", type=int, metavar="N", help="Index of this process in --hosts, from 0.")
+
+
+def _chooses_layout(arguments: argparse.Namespace) -> bool:
     return arguments.auto_layout or arguments.auto_layout_and_mesh_shape
 
 
-def _check(arguments: argparse.Namespace) -> None:
-    if arguments.tpu is not None and (arguments.gpu_ids or arguments.cpu_devices is not None or arguments.hosts):
-        raise DeviceError("--tpu: one process speaks to the whole TPU; leave out --gpu_ids, --cpu_devices and --hosts")
-    if arguments.apply and not _chooses(arguments):
-        raise ConfigError("--apply: has nothing to apply; give --auto_layout or --auto_layout_and_mesh_shape too")
-    if arguments.steps_per_checkpoint < 1:
-        raise ConfigError(
-            f"--steps_per_checkpoint {arguments.steps_per_checkpoint}: must be at least 1; give a number of steps"
-        )
-    if "/" in arguments.sacred_id:
-        raise ConfigError(f"--sacred_id {arguments.sacred_id}: holds a slash; give a part of a file name")
-    if len(arguments.sacred_id.encode(errors="replace")) > LONGEST_SACRED_ID:
-        raise ConfigError(
-            f"--sacred_id {arguments.sacred_id}: is too long for a part of a file name; give at most "
-            f"{LONGEST_SACRED_ID} characters"
-        )
-    if arguments.gpu_ids and arguments.cpu_devices is not None:
-        raise DeviceError("--gpu_ids and --cpu_devices: exclude each other; give one of them")
-    verb = verb_of(arguments)
-    if arguments.new and verb != "train":
-        raise ConfigError(f"--new: starts training from the beginning; leave out --{verb}")
-    if arguments.init_from is not None and arguments.check_dataset:
-        raise ConfigError("--init_from: --check_dataset reads no weights; leave out one of them")
-    _check_writing(arguments, verb)
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """A combination of flags that is rejected.
+
+    Attributes:
+        applies: whether a command line holds it.
+        message: the error message, with the flags as format fields.
+        error: the class of the error.
+    """
+
+    applies: Callable[[argparse.Namespace], bool]
+    message: str
+    error: type[UserError] = ConfigError
 
 
-def _check_writing(arguments: argparse.Namespace, verb: str) -> None:
-    """Checks the flags that only verbs that write text have."""
-    if verb == "serve":
-        _check_serving(arguments)
-    if arguments.prompt and verb in ("interactive", "serve"):
-        raise ConfigError(f"--prompt {arguments.prompt}: --{verb} is given its prompts later; leave --prompt out")
-    if arguments.prompt == "-" and verb != "predict":
-        raise ConfigError("--prompt -: only --predict reads standard input; give a file, or --predict")
-    if arguments.output is not None and verb != "predict":
-        raise ConfigError(f"--output {arguments.output}: acts with --predict only; leave it out, or give --predict")
-    if arguments.host is not None and verb != "serve":
-        raise ConfigError(f"--host {arguments.host}: acts with --serve only; leave it out, or give --serve PORT")
-    if arguments.rows is not None and (arguments.rows < 1 or not (verb in ("predict", "serve") or arguments.prompt)):
-        raise ConfigError(
-            f"--rows {arguments.rows}: must be at least 1, and where texts are written: with --predict, --serve "
-            "or --prompt; give such a number, or leave it out"
-        )
+def _not_with(flag: str, commands: Collection[str], message: str, error: type[UserError] = ConfigError) -> Rule:
+    def applies(arguments: argparse.Namespace) -> bool:
+        return getattr(arguments, flag) not in (None, False) and arguments.command in commands
+
+    return Rule(applies, message, error)
 
 
-def _check_serving(arguments: argparse.Namespace) -> None:
-    """Refuses what a server cannot be told."""
-    if arguments.tpu is not None:
-        raise DeviceError("--serve: a TPU writes whole texts and cannot serve; leave out --tpu")
-    for flag in ("stop", *SAMPLING_FLAGS, *SAMPLING_SWITCHES):
-        if getattr(arguments, flag) and flag not in FLAGS_OF_A_SERVER:
-            raise ConfigError(f"--{flag}: each request says how it is answered; leave it out with --serve")
+def _only_with(flag: str, command: str, message: str) -> Rule:
+    return _not_with(flag, [other for other in COMMANDS if other != command], message)
 
 
-def verb_of(arguments: argparse.Namespace) -> str:
-    """What a command line asks for."""
-    asked = (verb for verb in VERBS if getattr(arguments, verb) is not None and getattr(arguments, verb) is not False)
-    return next(asked, "train")  # a port may be 0
+RULES = (
+    Rule(
+        lambda a: a.tpu is not None and bool(a.gpu_ids or a.cpu_devices is not None or a.hosts),
+        "--tpu: a single process uses the whole TPU; leave out --gpu_ids, --cpu_devices and --hosts",
+        DeviceError,
+    ),
+    Rule(
+        lambda a: a.apply and not _chooses_layout(a),
+        "--apply: has nothing to apply; give --auto_layout or --auto_layout_and_mesh_shape too",
+    ),
+    Rule(
+        lambda a: a.steps_per_checkpoint < 1,
+        "--steps_per_checkpoint {steps_per_checkpoint}: must be at least 1; give a number of steps",
+    ),
+    Rule(lambda a: "/" in a.sacred_id, "--sacred_id {sacred_id}: contains a slash; give a part of a file name"),
+    Rule(
+        lambda a: len(a.sacred_id.encode(errors="replace")) > MAX_SACRED_ID_BYTES,
+        "--sacred_id {sacred_id}: is too long for a part of a file name; give at most "
+        f"{MAX_SACRED_ID_BYTES} characters",
+    ),
+    Rule(
+        lambda a: bool(a.gpu_ids) and a.cpu_devices is not None,
+        "--gpu_ids and --cpu_devices: exclude each other; give one of them",
+        DeviceError,
+    ),
+    _only_with("new", "train", "--new: starts training from the beginning; leave out --{command}"),
+    _not_with("init_from", ["check_dataset"], "--init_from: --check_dataset reads no weights; leave out one of them"),
+    _not_with(
+        "tpu", ["serve"], "--serve: a TPU generates whole texts only and cannot serve; leave out --tpu", DeviceError
+    ),
+    *(
+        _not_with(flag, ["serve"], f"--{flag}: each request has its own settings; leave it out with --serve")
+        for flag in FLAGS
+        if flag not in SERVER_FLAGS
+    ),
+    Rule(
+        lambda a: bool(a.prompt) and a.command in ("interactive", "serve"),
+        "--prompt {prompt}: --{command} gets its prompts later; leave --prompt out",
+    ),
+    Rule(
+        lambda a: a.prompt == "-" and a.command != "predict",
+        "--prompt -: only --predict reads standard input; give a file, or --predict",
+    ),
+    _only_with("output", "predict", "--output {output}: works with --predict only; leave it out, or give --predict"),
+    _only_with("host", "serve", "--host {host}: works with --serve only; leave it out, or give --serve PORT"),
+    Rule(
+        lambda a: a.rows is not None and (a.rows < 1 or not (a.command in ("predict", "serve") or a.prompt)),
+        "--rows {rows}: must be at least 1, and needs --predict, --serve or --prompt; give such a number, or leave it "
+        "out",
+    ),
+)
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Reads the command line.
+    """Parses the command line; `command` of the result is one of `COMMANDS`.
 
     Raises:
-        UserError: flags that this version lacks, or that do not go together.
+        UserError: flags cannot be used, or do not go together.
     """
     parsed = _parser().parse_args(arguments)
-    _check(parsed)
+    for rule in RULES:
+        if rule.applies(parsed):
+            raise rule.error(rule.message.format_map(vars(parsed)))
     return parsed
 
 
 def config_overrides(arguments: argparse.Namespace) -> list[str]:
-    """The keys of the config that a command line sets, as `load_config` takes them."""
-    given = {PREDICTION_FLAGS.get(flag, flag): getattr(arguments, flag) for flag in SAMPLING_FLAGS}
-    given |= {switch: "true" for switch in SAMPLING_SWITCHES if getattr(arguments, switch)}
-    given["stop"] = arguments.stop and json.dumps(arguments.stop)
-    return [*arguments.set, *(f"{key}={value}" for key, value in given.items() if value is not None)]
+    """Returns the keys of the config that a command line sets, as `load_config` takes them."""
+    given = {key: getattr(arguments, flag) for flag, key in FLAGS.items()}
+    return [
+        *arguments.set,
+        *(f"{key}={_override(value)}" for key, value in given.items() if value not in (None, False)),
+    ]
+
+
+def _override(value: str | list[str] | bool) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _confirm(arguments: argparse.Namespace, question: str) -> bool:
     if arguments.yes:
         return True
     if not sys.stdin.isatty():
-        raise ConfigError(f"--new: {question}: nobody is there to answer; give --yes too")
+        raise ConfigError(f"--new: {question}: standard input is no terminal to answer at; give --yes too")
     return input(f"{question} [y/n] ").strip().lower() in ("y", "yes")
 
 
@@ -239,10 +298,11 @@ def _run(arguments: argparse.Namespace) -> int:
     serving = _serving(arguments)
     with on_disk(arguments.model) as model:
         config = load_config(model, config_overrides(arguments), arguments.init_from)
-    # Here, since TensorFlow takes seconds to load: a mistyped key is answered at once.
+    # TensorFlow takes seconds to load, so errors of the command line and the config come first.
     from commands.dispatch import confirm_delete, run
-    from commands.options import Choice, Export, Options
+    from commands.options import Export, LayoutSearch, Options
 
+    search = LayoutSearch(arguments.auto_layout_and_mesh_shape, arguments.apply)
     options = Options(
         hosts=arguments.hosts,
         host_index=arguments.host_index,
@@ -258,22 +318,22 @@ def _run(arguments: argparse.Namespace) -> int:
         init_from=arguments.init_from,
         export=Export(arguments.export_format, arguments.export_dir),
         serving=serving,
-        choice=Choice(arguments.auto_layout_and_mesh_shape, arguments.apply) if _chooses(arguments) else None,
+        layout_search=search if _chooses_layout(arguments) else None,
     )
     if arguments.new and not confirm_delete(config, lambda question: _confirm(arguments, question)):
         return 0
-    return run(verb_of(arguments), config, options)
+    return run(arguments.command, config, options)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the program; returns its exit status: 2 for what the user can mend, 3 where another process is lost."""
+    """Runs the program; returns its exit status: 2 for a mistake of the user, 3 if another process is lost."""
     try:
         return _run(parse_arguments(arguments))
     except UserError as error:
         print(error, file=sys.stderr)
         return error.exit_status
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it exits
         return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from configs.errors import ConfigError, UserError
 from configs.load import load_config, resolved_json
-from main import config_overrides, verb_of
+from main import config_overrides
 from main import parse_arguments as parse_main_arguments
 from tracking.record.store import DEFAULT_FOLDER, find_run
 from tracking.supervise.exit_policy import Patience
@@ -163,9 +163,8 @@ def is_first_process(host_index: int | None, environment: Mapping[str, str]) -> 
 
 def _check_recordable(parsed: argparse.Namespace) -> None:
     """Refuses what goes on as somebody outside says, which no restart can ask again."""
-    verb = verb_of(parsed)
-    if verb in WITHOUT_END:
-        raise ConfigError(f"--{verb}: goes on until it is told to stop, and is no run to record; give it to main.py")
+    if parsed.command in WITHOUT_END:
+        raise ConfigError(f"--{parsed.command}: runs until it is stopped, and is no run to record; give it to main.py")
     if parsed.prompt == "-":
         raise ConfigError("--prompt -: after a restart standard input would be empty; give a file")
 
@@ -180,7 +179,6 @@ def _run(own: argparse.Namespace, arguments: tuple[str, ...]) -> int:
     parsed = parse_main_arguments(arguments)
     _check_recordable(parsed)
     config = load_config(parsed.model, config_overrides(parsed), parsed.init_from)
-    verb = verb_of(parsed)
     only_chooses = (parsed.auto_layout or parsed.auto_layout_and_mesh_shape) and not parsed.apply
     recreate_command = _recreate_command(own, parsed.tpu)
 
@@ -193,10 +191,10 @@ def _run(own: argparse.Namespace, arguments: tuple[str, ...]) -> int:
     orders = functools.partial(
         supervisor.Orders,
         patience=_patience(own),
-        watches_steps=verb == "train" and not only_chooses and is_first,
+        watches_steps=parsed.command == "train" and not only_chooses and is_first,
         recreate_command=recreate_command,
     )
-    about = recorder.About(verb, arguments, json.loads(resolved_json(config)), config.model_path)
+    about = recorder.About(parsed.command, arguments, json.loads(resolved_json(config)), config.model_path)
     mongo_url = upload.find_url(own.mongo, Path(upload.ENV_FILE))
     # A run of many processes is listed once; what the others said is kept aside.
     where = (own.store, mongo_url) if is_first else (own.store / OTHER_PROCESSES, None)

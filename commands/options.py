@@ -1,4 +1,4 @@
-"""What the command line says beside the config."""
+"""The settings of the command line that are not keys of the config."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from serving.settings import ServingSettings
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """What to write for other programs: in which format, into which folder."""
+    """The format and the folder of an export."""
 
     format: str
     directory: str
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
-    """That a layout is to be chosen.
+class LayoutSearch:
+    """The search for a layout.
 
     Attributes:
-        may_change_mesh: the mesh_shape is chosen too.
-        is_applied: the verb goes on with it; else it is only shown.
+        may_change_mesh: mesh_shape is chosen too.
+        is_applied: the command runs with the result, which else is only shown.
     """
 
     may_change_mesh: bool
@@ -30,24 +30,24 @@ class Choice:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What the command line says beside the config.
+    """The settings of the command line that are not keys of the config.
 
     Attributes:
-        hosts: the processes of a run of many, apart by commas; None: not given.
-        host_index: which of them this one is; None: not given.
-        tpu: the TPU to run on; None: none.
-        gpu_ids: devices by name; None: what is there.
-        n_cpu_devices: virtual CPU devices to make; None: none.
-        steps_per_checkpoint: steps between checkpoints.
-        sacred_id: stands in the names of output files.
-        prompt_path: file of what is continued, "-" for standard input; None: a prompt of our own.
-        output_path: file that gets the answers as lines of JSON, "-" for standard output; None: none.
-        n_rows: texts that are written at once; None: as many as are asked for, up to a few.
-        is_new: delete the run at the model path before training, once all else is known to be right.
-        init_from: weights to begin with, or to use in place of the newest checkpoint; None: none.
-        export: what to write with the verb export.
-        serving: how the verb serve behaves; None: it is another verb.
-        choice: of a layout; None: that of the config is taken.
+        hosts: the processes of the run, separated by commas; None: not given.
+        host_index: the index of this process in `hosts`; None: not given.
+        tpu: the TPU; None: none.
+        gpu_ids: the names of devices; None: the default ones.
+        n_cpu_devices: the number of virtual CPU devices to make; None: none.
+        steps_per_checkpoint: the steps between checkpoints.
+        sacred_id: a part of the names of output files.
+        prompt_path: the file of prompts, "-" for standard input; None: a default prompt.
+        output_path: the file for the answers as lines of JSON, "-" for standard output; None: none.
+        n_rows: the number of samples generated at once; None: as many as are needed, up to a limit.
+        is_new: delete the run at model_path before training, once everything else has been checked.
+        init_from: the initial weights, or those to use in place of the newest checkpoint; None: none.
+        export: the settings of the command export.
+        serving: the settings of the command serve; None for other commands.
+        layout_search: how to choose a layout; None: the config's layout is used.
     """
 
     hosts: str | None
@@ -64,4 +64,4 @@ class Options:
     init_from: str | None
     export: Export
     serving: ServingSettings | None
-    choice: Choice | None
+    layout_search: LayoutSearch | None

@@ -7,7 +7,7 @@ import math
 import posixpath
 
 from commands.console import say
-from commands.options import Choice, Options
+from commands.options import LayoutSearch, Options
 from configs.errors import ConfigError
 from configs.layout import format_layout, format_mesh_shape
 from configs.schema import MeshConfig, RunConfig
@@ -45,14 +45,14 @@ def plan(config: RunConfig, options: Options) -> int:
     return 0
 
 
-def with_chosen_layout(config: RunConfig, options: Options, choice: Choice) -> RunConfig:
+def with_chosen_layout(config: RunConfig, options: Options, search: LayoutSearch) -> RunConfig:
     """The config with the layout, and the mesh if it may change, that should train fastest.
 
     Raises:
         UserError: there is no mesh to lay it over, or no layout fits into memory.
     """
     n_devices, machine = _planned_devices(config, options)
-    if choice.may_change_mesh:
+    if search.may_change_mesh:
         mesh_shape, layout = auto_layout_and_mesh_shape(config, n_devices, machine)
     elif config.mesh.mesh_shape is None:
         raise ConfigError(

@@ -202,7 +202,7 @@ def test_a_network_that_fails_for_a_minute_is_waited_for(fresh: Place) -> None:
 
 
 @pytest.mark.slow
-def test_evaluation_samples_and_the_other_verbs_read_and_write_in_the_bucket(fresh: Place) -> None:
+def test_evaluation_samples_and_the_other_commands_read_and_write_in_the_bucket(fresh: Place) -> None:
     trained = fresh.run(*STEPS, "--set", "eval_steps=2", "--set", "predict_steps=16")
     assert trained.returncode == 0, trained.stderr
     noted = [line for line in trained.stderr.splitlines() if not PROGRESS.fullmatch(line)]

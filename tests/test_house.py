@@ -127,7 +127,7 @@ def test_linked_files_exist(document: str) -> None:
     assert [link for link in links if not (REPOSITORY / link).exists()] == []
 
 
-def test_quickstart_runs_the_four_verbs_and_shows_them() -> None:
+def test_quickstart_runs_the_four_commands_and_shows_them() -> None:
     recipe = (REPOSITORY / "Makefile").read_text().split("\nquickstart:")[1].split("\n\n")[0].splitlines()[1:]
     assert [line.removeprefix("\t$(PY) main.py --model quickstart").split() for line in recipe] == [
         ["--check_dataset"],

@@ -23,7 +23,7 @@ import pytest
 from configs.load import load_config
 from data.tfrecord.records import read_examples, write_examples
 from data.tokenization.tokenizer import load_tokenizer
-from main import main
+from main import COMMANDS, main, parse_arguments
 from runtime.run import directory as run_directory
 from runtime.run.metrics import read_metrics
 from tests.program import (
@@ -109,7 +109,7 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
     }
 
 
-# The verbs.
+# The commands.
 
 
 def test_training_shows_a_few_lines_and_nothing_of_tensorflow(project: Project) -> None:
@@ -509,7 +509,7 @@ REFUSALS: dict[str, tuple[list[str], str]] = {
     ),
     "sacred_id": (
         ["--predict", "--sacred_id", "../mine"],
-        "--sacred_id ../mine: holds a slash; give a part of a file name",
+        "--sacred_id ../mine: contains a slash; give a part of a file name",
     ),
     "two kinds of devices": (
         ["--gpu_ids", "device:GPU:0", "--cpu_devices", "2"],
@@ -523,13 +523,13 @@ REFUSALS: dict[str, tuple[list[str], str]] = {
         ["--eval", "--gpu_ids", "device:CPU:0", "device:CPU:0"],
         "--gpu_ids device:CPU:0 device:CPU:0: a device is named twice; name each once",
     ),
-    "new and another verb": (
+    "new and another command": (
         ["--new", "--predict"],
         "--new: starts training from the beginning; leave out --predict",
     ),
     "new in a script": (
         ["--new"],
-        "--new: Delete the run in runs/tiny?: nobody is there to answer; give --yes too",
+        "--new: Delete the run in runs/tiny?: standard input is no terminal to answer at; give --yes too",
     ),
     "new where no run is": (
         ["--new", "--yes", "--set", "model_path=texts"],
@@ -651,6 +651,19 @@ def test_a_command_line_of_another_form(
     assert (said.status, said.out) == (2, "")
     assert said.err.startswith("usage: main.py ") and said.err.endswith(f"\nmain.py: error: {message}\n")
     assert snapshot(here.folder) == before
+
+
+def test_the_help_text_has_an_example_of_each_command(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as end:
+        main(["--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80
+    examples = re.findall(r"^  python3 main.py (.*)$", text, re.MULTILINE)
+    assert [parse_arguments(example.split()).command for example in examples] == list(COMMANDS)
 
 
 @pytest.mark.parametrize(

@@ -157,8 +157,8 @@ def test_processes_with_other_data_change_nothing(folder: Path, tmp_path: Path) 
     shutil.copytree(folder / "runs/alone", run)
     before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
     arguments = (*STEPS, *MEASURED, "--set", f"model_path={run}")
-    for verb in (["--new", "--yes"], ["--eval"]):
-        with together(folder, 2, *arguments, *verb, last=tmp_path / "copy") as processes:
+    for flags in (["--new", "--yes"], ["--eval"]):
+        with together(folder, 2, *arguments, *flags, last=tmp_path / "copy") as processes:
             ended = processes.ended()
         assert [status for status, *_ in ended] == [2, 2], ended
         assert all(re.match("the (data|tokenizer): not the same in all 2 processes", error) for *_, error in ended)
@@ -184,7 +184,7 @@ def wait_for_lines(path: Path, count: int, processes: Processes) -> None:
 
 def test_processes_and_virtual_devices_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--model", "quickstart", "--hosts", "a:1,b:1", "--host_index", "0", "--cpu_devices", "2"]) == 2
-    assert capsys.readouterr().err.startswith("--hosts, TF_CONFIG or Slurm: a process of many has one device")
+    assert capsys.readouterr().err.startswith("--hosts, TF_CONFIG or Slurm: each process has one device")
 
 
 @pytest.fixture(scope="module")

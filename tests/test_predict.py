@@ -286,9 +286,9 @@ REFUSALS: dict[str, tuple[Sequence[str], str]] = {
         ["--predict", "--output", "texts"],
         "--output texts: is a directory; give a file, or - for standard output",
     ),
-    "answers of another verb": (
+    "answers of another command": (
         ["--eval", "--output", "a"],
-        "--output a: acts with --predict only; leave it out, or give --predict",
+        "--output a: works with --predict only; leave it out, or give --predict",
     ),
     "standard input while training": (
         ["--prompt", "-"],
@@ -296,7 +296,7 @@ REFUSALS: dict[str, tuple[Sequence[str], str]] = {
     ),
     "a prompt before the first one": (
         ["--interactive", "--prompt", "a"],
-        "--prompt a: --interactive is given its prompts later; leave --prompt out",
+        "--prompt a: --interactive gets its prompts later; leave --prompt out",
     ),
     "a search line after line": (
         ["--interactive", "--num_beams", "2"],
@@ -305,7 +305,7 @@ REFUSALS: dict[str, tuple[Sequence[str], str]] = {
     ),
     "a host of no server": (
         ["--predict", "--host", "0.0.0.0"],
-        "--host 0.0.0.0: acts with --serve only; leave it out, or give --serve PORT",
+        "--host 0.0.0.0: works with --serve only; leave it out, or give --serve PORT",
     ),
     "the prompt's own file for answers": (
         ["--predict", "--prompt", "prompt.txt", "--output", "./prompt.txt"],
@@ -325,13 +325,11 @@ REFUSALS: dict[str, tuple[Sequence[str], str]] = {
     ),
     "no rows": (
         ["--predict", "--rows", "0"],
-        "--rows 0: must be at least 1, and where texts are written: with --predict, --serve or --prompt; give such "
-        "a number, or leave it out",
+        "--rows 0: must be at least 1, and needs --predict, --serve or --prompt; give such a number, or leave it out",
     ),
     "rows of no texts": (
         ["--rows", "3"],
-        "--rows 3: must be at least 1, and where texts are written: with --predict, --serve or --prompt; give such "
-        "a number, or leave it out",
+        "--rows 3: must be at least 1, and needs --predict, --serve or --prompt; give such a number, or leave it out",
     ),
     "new and a server": (
         ["--new", "--serve", "0"],
@@ -343,15 +341,15 @@ REFUSALS: dict[str, tuple[Sequence[str], str]] = {
     ),
     "a server on a TPU": (
         ["--serve", "0", "--tpu", "local"],
-        "--serve: a TPU writes whole texts and cannot serve; leave out --tpu",
+        "--serve: a TPU generates whole texts only and cannot serve; leave out --tpu",
     ),
     "a server's temperature": (
         ["--serve", "0", "--temperature", "0"],
-        "--temperature: each request says how it is answered; leave it out with --serve",
+        "--temperature: each request has its own settings; leave it out with --serve",
     ),
     "a server's stop string": (
         ["--serve", "0", "--cache_dtype", "bfloat16", "--stop", "a"],
-        "--stop: each request says how it is answered; leave it out with --serve",
+        "--stop: each request has its own settings; leave it out with --serve",
     ),
     "a penalty": (
         ["--predict", "--presence_penalty", "3"],
@@ -363,7 +361,7 @@ REFUSALS: dict[str, tuple[Sequence[str], str]] = {
     ),
     "a server of many processes": (
         ["--serve", "0", "--hosts", "127.0.0.1:1,127.0.0.1:2", "--host_index", "0"],
-        "--serve: is for one process, which may have many devices; leave out --hosts, TF_CONFIG and Slurm",
+        "--serve: runs in a single process, which may have many devices; leave out --hosts, TF_CONFIG and Slurm",
     ),
 }
 

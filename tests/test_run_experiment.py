@@ -146,11 +146,11 @@ REFUSALS = {
     "no number": (["--grace", "nan"], "--grace nan: is no number from 0 on; give one"),
     "a server": (
         ["--serve", "0"],
-        "--serve: goes on until it is told to stop, and is no run to record; give it to main.py",
+        "--serve: runs until it is stopped, and is no run to record; give it to main.py",
     ),
     "a talk": (
         ["--interactive"],
-        "--interactive: goes on until it is told to stop, and is no run to record; give it to main.py",
+        "--interactive: runs until it is stopped, and is no run to record; give it to main.py",
     ),
     "prompts that come once": (
         ["--predict", "--prompt", "-"],

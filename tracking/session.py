@@ -80,7 +80,7 @@ def record_and_supervise(plan: Plan, provenance: Provenance, say: Callable[[str]
     Raises:
         UserError: the run cannot be recorded, or another one trains at its model path; nothing was started.
     """
-    if plan.about.verb == "train":
+    if plan.about.command == "train":
         _check_free(plan.about.model_path)
     recorder = Recorder(plan.store, plan.about, provenance, say)
     say(f"run {recorder.id}: recorded in {recorder.folder}")

@@ -101,13 +101,13 @@ class About:
     """What is known of a run before it starts.
 
     Attributes:
-        verb: what main.py is to do.
+        command: what main.py is to do.
         arguments: of the command line.
         config: the resolved config.
         model_path: where the run writes.
     """
 
-    verb: str
+    command: str
     arguments: tuple[str, ...]
     config: Mapping[str, Any]
     model_path: str
@@ -158,7 +158,7 @@ class Recorder:
     def _begin(self, provenance: Provenance) -> None:
         self._files.started_event(
             ex_info=provenance.experiment,
-            command=self._about.verb,
+            command=self._about.command,
             host_info=provenance.host,
             start_time=utc_now(),
             config=dict(self._about.config),
