@@ -1,4 +1,4 @@
-"""Texts that continue prompts, as a person and as a program asks for them: files, standard input, the terminal."""
+"""--predict and --interactive, with prompts from files, standard input and the terminal."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Lines = list[dict[str, object]]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project in which `runs/tiny` was trained, with positions that hold for any length."""
+    """A project with a trained `runs/tiny`, whose rotary positions allow any length."""
     folder = tmp_path_factory.mktemp("project")
     write_project(folder)
     training = run_process(folder, *TRAINED)
@@ -68,7 +68,7 @@ def parsed(lines: str) -> Lines:
     return [json.loads(line) for line in lines.splitlines()]
 
 
-# Files of prompts. To build the programs takes seconds: there are two runs, whose answers several tests look at.
+# Prompt files. Building the programs takes seconds, so several tests share the output of two runs.
 
 WORDS = "the cat sat on a mat and saw one dog run far from home while it sat on a mat"
 PROMPTS = (
@@ -85,7 +85,7 @@ PROMPTS = (
 
 @pytest.fixture(scope="module")
 def from_file(folder: Path) -> subprocess.CompletedProcess[str]:
-    """The answers to `PROMPTS`, eight at once."""
+    """Continues `PROMPTS`, eight at once."""
     (folder / "prompts.jsonl").write_text(as_lines(PROMPTS))
     return run_process(folder, *TRAINED, "--predict", "--prompt", "prompts.jsonl", "--sacred_id", "file")
 
@@ -97,14 +97,14 @@ def first(folder: Path, from_file: subprocess.CompletedProcess[str]) -> Lines:
 
 
 def stops_in(text: str) -> list[str]:
-    """Stop strings of which two stand in a text and one does not."""
+    """Returns stop strings: two that occur in a text and one that does not."""
     assert len(text) > 8
     return [text[5:8], text[2:4] + "?", text[4:6]]
 
 
 @pytest.fixture(scope="module")
 def from_standard_input(folder: Path, first: Lines) -> subprocess.CompletedProcess[str]:
-    """The answers to some of the prompts the other way round and to others, one after the other."""
+    """Continues some of the prompts in reverse order, and others, one at a time."""
     greedy, text = PROMPTS[4], first[5]["text"]
     end = load_tokenizer(str(folder / "runs/tiny/tokenizer.json")).encode(WORDS)[-8:]
     more = [{**greedy, "stop": stops_in(text)}, {**greedy, "stop": text[0]}, {"prompt": end, "seed": 8}]
@@ -121,7 +121,7 @@ def from_standard_input(folder: Path, first: Lines) -> subprocess.CompletedProce
     return process
 
 
-def test_every_prompt_of_a_file_is_answered_in_order_by_its_own_settings(first: Lines, tokenizer: Tokenizer) -> None:
+def test_every_prompt_of_a_file_is_continued_in_order_with_its_own_settings(first: Lines, tokenizer: Tokenizer) -> None:
     assert [(line.get("id", "none"), line["prompt"], line["sample"]) for line in first] == [
         ("a", "the cat sat on a mat and", 0),
         ("a", "the cat sat on a mat and", 1),
@@ -142,11 +142,11 @@ def test_every_prompt_of_a_file_is_answered_in_order_by_its_own_settings(first: 
     assert first[0]["text"] != first[1]["text"] and first[10]["text"] != first[11]["text"]
 
 
-def test_without_a_seed_equal_prompts_have_answers_of_their_own(first: Lines) -> None:
+def test_without_a_seed_equal_prompts_get_different_texts(first: Lines) -> None:
     assert len({line["text"] for line in first[7:10]}) == 3
 
 
-def test_an_answer_depends_on_no_company_and_no_place(
+def test_a_text_depends_neither_on_other_prompts_nor_on_their_order(
     first: Lines, from_standard_input: subprocess.CompletedProcess[str]
 ) -> None:
     others = parsed(from_standard_input.stdout)[:6]
@@ -155,18 +155,16 @@ def test_an_answer_depends_on_no_company_and_no_place(
         assert other == {key: value for key, value in line.items() if key != "log_probs"}
 
 
-def test_a_stop_string_cuts_the_text_that_there_would_be(
-    first: Lines, from_standard_input: subprocess.CompletedProcess[str]
-) -> None:
+def test_a_stop_string_cuts_the_text(first: Lines, from_standard_input: subprocess.CompletedProcess[str]) -> None:
     whole, (cut, empty) = first[5], parsed(from_standard_input.stdout)[6:8]
-    place = min(whole["text"].index(stop) for stop in stops_in(whole["text"]) if stop in whole["text"])
-    assert (cut["text"], cut["reason"]) == (whole["text"][:place], "stop")
+    start = min(whole["text"].index(stop) for stop in stops_in(whole["text"]) if stop in whole["text"])
+    assert (cut["text"], cut["reason"]) == (whole["text"][:start], "stop")
     assert cut["tokens"] == whole["tokens"][: len(cut["tokens"])] != whole["tokens"]
     assert len(cut["log_probs"]) == len(cut["tokens"])
     assert (empty["text"], empty["tokens"], empty["log_probs"], empty["reason"]) == ("", [], [], "stop")
 
 
-def test_standard_output_is_for_the_answers_alone_and_the_same_are_kept(
+def test_standard_output_holds_the_json_lines_only_and_a_file_the_same(
     here: Path, from_standard_input: subprocess.CompletedProcess[str]
 ) -> None:
     assert Path(f"{KEPT}.jsonl").read_text() == from_standard_input.stdout
@@ -184,7 +182,7 @@ def test_a_long_prompt_keeps_its_end(
     assert parsed(from_standard_input.stdout)[8]["text"] == first[6]["text"]
 
 
-def test_a_long_prompt_is_refused_if_that_is_asked(here: Path, tokenizer: Tokenizer, capsys) -> None:
+def test_a_long_prompt_is_refused_on_request(here: Path, tokenizer: Tokenizer, capsys) -> None:
     ids = tokenizer.encode(WORDS)
     lines = [{"prompt": ids[:n_ids], "prompt_overflow": "refuse"} for n_ids in (15, 16, 17)]
     Path("long.jsonl").write_text(as_lines(lines))
@@ -201,7 +199,7 @@ def test_a_long_prompt_is_refused_if_that_is_asked(here: Path, tokenizer: Tokeni
 # Single texts.
 
 
-def test_a_text_has_the_samples_of_the_same_prompt_in_a_file(here: Path, first: Lines, capsys) -> None:
+def test_a_text_file_gives_the_samples_of_the_same_prompt_in_json(here: Path, first: Lines, capsys) -> None:
     Path("prompt.txt").write_text("the cat sat on a mat and")
     settings = ("--seed", "3", "--n_samples", "2", "--remove_partial_sequences")
     assert predict("--prompt", "prompt.txt", *settings, "--output", "out/answers.jsonl") == 0
@@ -215,7 +213,7 @@ def test_a_text_has_the_samples_of_the_same_prompt_in_a_file(here: Path, first: 
 
 
 @pytest.mark.slow
-def test_a_text_on_standard_input_may_be_answered_in_lines_too(here: Path, monkeypatch, capsys) -> None:
+def test_a_text_on_standard_input_may_give_json_lines(here: Path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"the dog\n")))
     assert predict("--prompt", "-", "--seed", "2", "--output", "-") == 0
     out, err = capsys.readouterr()
@@ -225,7 +223,7 @@ def test_a_text_on_standard_input_may_be_answered_in_lines_too(here: Path, monke
 
 
 @pytest.mark.slow
-def test_prompts_of_a_file_are_answered_at_checkpoints_too(here: Path, capsys) -> None:
+def test_prompts_of_a_file_are_continued_at_checkpoints(here: Path, capsys) -> None:
     Path("two.jsonl").write_text(as_lines([{"prompt": "the", "id": 1}, {"prompt": "a", "n_samples": 2}]))
     changes = ("--set", "model_path=runs/pausing", "--set", "train_steps=4", "--set", "predict_steps=1")
     arguments = ("--prompt", "two.jsonl", "--steps_per_checkpoint", "2")
@@ -236,10 +234,10 @@ def test_prompts_of_a_file_are_answered_at_checkpoints_too(here: Path, capsys) -
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
-def test_a_stopped_program_keeps_what_is_answered(folder: Path, number: signal.Signals) -> None:
+def test_an_interrupted_program_saves_the_finished_texts(folder: Path, number: signal.Signals) -> None:
     (folder / "many.jsonl").write_text(as_lines([{"prompt": "the cat", "never_end": True}] * 50_000))
     whole = folder / f"runs/tiny/predictions_{number.name}_{N_STEPS}.jsonl"
-    whole.write_text("of a run before")
+    whole.write_text("of an earlier run")
     asked = command(*TRAINED, "--predict", "--prompt", "many.jsonl", "--sacred_id", number.name, "--output", "-")
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(asked, cwd=folder, env=ENVIRONMENT, stdin=subprocess.DEVNULL, **pipes) as process:
@@ -249,17 +247,17 @@ def test_a_stopped_program_keeps_what_is_answered(folder: Path, number: signal.S
         process.send_signal(number)  # impatient people press twice
         rest, said = process.communicate(timeout=60)
     kept = whole.with_suffix(".partial.jsonl").read_text()
-    assert process.returncode in (130, -number) and whole.read_text() == "of a run before"
+    assert process.returncode in (130, -number) and whole.read_text() == "of an earlier run"
     assert kept.startswith("".join(begin) + rest) and kept.endswith("\n")
     n_kept = kept.count("\n")
     path = Path(os.path.relpath(whole, folder)).with_suffix(".partial.jsonl")
     assert f"{n_kept} of 50000 answers written to {path}" in said.splitlines()
 
 
-# How far it is.
+# Progress.
 
 
-def test_answers_are_counted_at_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_shows_a_progress_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     with open(theirs, "w", encoding="utf-8") as terminal:
@@ -271,22 +269,24 @@ def test_answers_are_counted_at_a_terminal(monkeypatch: pytest.MonkeyPatch) -> N
         assert "0/3" in shown and "3/3" in shown and "answers" in shown
         assert list(with_progress(iter("a"), 1, ALONE)) == ["a"]
         assert list(with_progress(iter("abc"), 3, dataclasses.replace(ALONE, index=1))) == ["a", "b", "c"]
-        assert select.select([ours], [], [], 0.1)[0] == []  # one answer needs no bar, and the first process has it
+        assert (
+            select.select([ours], [], [], 0.1)[0] == []
+        )  # a single text needs no bar, and only the first process shows one
     os.close(ours)
 
 
-# What a person can get wrong.
+# User errors.
 
 REFUSALS: dict[str, tuple[Sequence[str], str]] = {
     "a line that is wrong": (
         ["--predict", "--prompt", "wrong.jsonl"],
         "--prompt wrong.jsonl: line 2: top_p = 7: is out of range; give a number in (0, 1]",
     ),
-    "a folder for answers": (
+    "a directory as output": (
         ["--predict", "--output", "texts"],
         "--output texts: is a directory; give a file, or - for standard output",
     ),
-    "answers of another command": (
+    "output of another command": (
         ["--eval", "--output", "a"],
         "--output a: works with --predict only; leave it out, or give --predict",
     ),
@@ -294,32 +294,32 @@ REFUSALS: dict[str, tuple[Sequence[str], str]] = {
         ["--prompt", "-"],
         "--prompt -: only --predict reads standard input; give a file, or --predict",
     ),
-    "a prompt before the first one": (
+    "a prompt file with --interactive": (
         ["--interactive", "--prompt", "a"],
         "--prompt a: --interactive gets its prompts later; leave --prompt out",
     ),
-    "a search line after line": (
+    "beam search with --interactive": (
         ["--interactive", "--num_beams", "2"],
         "num_beams = 2: beam search has no text to show before it ends; set it to 1 with --interactive, or use "
         "--predict",
     ),
-    "a host of no server": (
+    "a host without a server": (
         ["--predict", "--host", "0.0.0.0"],
         "--host 0.0.0.0: works with --serve only; leave it out, or give --serve PORT",
     ),
-    "the prompt's own file for answers": (
+    "the prompt file as output": (
         ["--predict", "--prompt", "prompt.txt", "--output", "./prompt.txt"],
         "--output ./prompt.txt: is the prompt file; give another file for the answers",
     ),
-    "no file for answers": (
+    "an empty output path": (
         ["--predict", "--output", ""],
         "--output: names no file; give one, or - for standard output",
     ),
-    "a name that no file can have": (
+    "a name too long for a file": (
         ["--predict", "--sacred_id", "a" * 101],
         f"--sacred_id {'a' * 101}: is too long for a part of a file name; give at most 100 characters",
     ),
-    "a file where nothing can be": (
+    "an output below a file": (
         ["--predict", "--output", "tiny.json/answers/a"],
         "--output tiny.json/answers/a: tiny.json is not writable; give a file that can be written",
     ),
@@ -327,7 +327,7 @@ REFUSALS: dict[str, tuple[Sequence[str], str]] = {
         ["--predict", "--rows", "0"],
         "--rows 0: must be at least 1, and needs --predict, --serve or --prompt; give such a number, or leave it out",
     ),
-    "rows of no texts": (
+    "rows without texts": (
         ["--rows", "3"],
         "--rows 3: must be at least 1, and needs --predict, --serve or --prompt; give such a number, or leave it out",
     ),
@@ -335,7 +335,7 @@ REFUSALS: dict[str, tuple[Sequence[str], str]] = {
         ["--new", "--serve", "0"],
         "--new: starts training from the beginning; leave out --serve",
     ),
-    "a masked model's talk": (
+    "a masked model": (
         ["--interactive", "--set", "mlm_training=true", "--set", "mlm_mask_id=2"],
         "tiny: mlm_training = true: a masked language model cannot generate text; give the config of a causal model",
     ),
@@ -367,7 +367,9 @@ REFUSALS: dict[str, tuple[Sequence[str], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSALS)
-def test_one_message_and_nothing_written(here: Path, capsys: pytest.CaptureFixture[str], case: str) -> None:
+def test_an_error_gives_one_message_and_writes_nothing(
+    here: Path, capsys: pytest.CaptureFixture[str], case: str
+) -> None:
     arguments, message = REFUSALS[case]
     Path("wrong.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b", "top_p": 7}\n')
     Path("prompt.txt").write_text("the cat")
@@ -378,10 +380,10 @@ def test_one_message_and_nothing_written(here: Path, capsys: pytest.CaptureFixtu
     assert sorted((path, path.stat().st_mtime_ns) for path in here.rglob("*")) == before
 
 
-def test_answers_go_where_a_link_leads_and_into_a_pipe(here: Path) -> None:
+def test_output_follows_a_link_and_goes_into_a_pipe(here: Path) -> None:
     asked = ["--prompt", "two.jsonl", "--output"]
     Path("two.jsonl").write_text(as_lines([{"prompt": "the cat", "seed": 1, "n_samples": 2}]))
-    Path("answers.jsonl").write_text("of before")
+    Path("answers.jsonl").write_text("of an earlier run")
     os.symlink("answers.jsonl", "link")
     os.mkfifo("pipe")
     reader = subprocess.Popen(["cat", "pipe"], stdout=subprocess.PIPE, text=True)
@@ -394,11 +396,11 @@ def test_answers_go_where_a_link_leads_and_into_a_pipe(here: Path) -> None:
     assert piped == Path("answers.jsonl").read_text() and len(parsed(piped)) == 2
 
 
-# Searches.
+# Beam search.
 
 
 @pytest.mark.slow
-def test_the_likeliest_texts_are_searched_for(here: Path, tokenizer: Tokenizer) -> None:
+def test_beam_search_finds_the_most_likely_texts(here: Path, tokenizer: Tokenizer) -> None:
     search = {"prompt": "the cat", "num_beams": 3, "n_samples": 3, "max_new_tokens": 6}
     prompts = [
         search,
@@ -407,13 +409,13 @@ def test_the_likeliest_texts_are_searched_for(here: Path, tokenizer: Tokenizer) 
     ]
     Path("beams.jsonl").write_text(as_lines(prompts))
     assert predict("--prompt", "beams.jsonl") == 0
-    *best, drawn, cut = parsed(Path(f"{KEPT}.jsonl").read_text())
-    assert [line["sample"] for line in (*best, drawn, cut)] == [0, 1, 2, 0, 0]
+    *best, sampled, cut = parsed(Path(f"{KEPT}.jsonl").read_text())
+    assert [line["sample"] for line in (*best, sampled, cut)] == [0, 1, 2, 0, 0]
     assert all(line["text"] == tokenizer.decode(line["tokens"]) for line in best)
     scores = [line["score"] for line in best]
     assert scores == sorted(scores, reverse=True) and max(scores) < 0
     assert len({line["text"] for line in best}) == 3 and not any("log_probs" in line for line in best)
-    assert drawn["prompt"] == "dog" and len(drawn["log_probs"]) == len(drawn["tokens"])
+    assert sampled["prompt"] == "dog" and len(sampled["log_probs"]) == len(sampled["tokens"])
     assert cut["text"] == best[0]["text"].partition("a")[0] and cut["score"] == pytest.approx(scores[0])
     assert cut["reason"] == ("stop" if "a" in best[0]["text"] else best[0]["reason"])
 
@@ -458,7 +460,7 @@ class Terminal:
         os.write(self.ours, text.encode())
 
     def more(self, seconds: float = 60.0) -> str:
-        """What appears next."""
+        """Returns what appears next."""
         if not self.screen:
             assert select.select([self.ours], [], [], seconds)[0]
             self.screen = os.read(self.ours, 1 << 16).decode("utf-8", "replace")
@@ -466,7 +468,7 @@ class Terminal:
         return text
 
     def until(self, text: str, seconds: float = 60.0) -> str:
-        """What appears, up to a text."""
+        """Returns what appears up to a text."""
         end_seconds = time.monotonic() + seconds
         while text not in self.screen:
             assert select.select([self.ours], [], [], max(0.0, end_seconds - time.monotonic()))[0], self.screen
@@ -476,7 +478,7 @@ class Terminal:
 
 
 def records_dataset() -> str:
-    """An override by tfrecords, which need not be made again for another n_ctx."""
+    """Returns an override that uses the tfrecords, which need no preprocessing for another n_ctx."""
     records = {"id": "records", "n_vocab": 300, "path": "datasets/words/*/train/*.tfrecords", "eos_id": 0}
     return f"datasets={json.dumps([records | {'tokenizer_path': 'runs/tiny/tokenizer.json', 'padding_id': 1}])}"
 
@@ -485,13 +487,13 @@ LONG = ("--set", "n_ctx=20000", "--set", records_dataset(), "--never_end", "--te
 
 
 @pytest.mark.slow
-def test_at_a_terminal_an_answer_is_stopped_and_the_program_goes_on(here: Path, tmp_path: Path) -> None:
+def test_ctrl_c_at_a_terminal_stops_the_text_and_not_the_program(here: Path, tmp_path: Path) -> None:
     with Terminal([*TRAINED, "--interactive", *LONG], tmp_path) as terminal:
         terminal.until("Ctrl-D exits.")
         terminal.until("> ")
         terminal.type("the cat\n")
         terminal.until("the cat\r\n")
-        streamed = terminal.more() + terminal.more()  # it comes in pieces
+        streamed = terminal.more() + terminal.more()  # it comes in chunks
         terminal.type("\x03")
         streamed += terminal.until("> ")
         assert len(streamed) < 40_000
@@ -507,4 +509,4 @@ def test_at_a_terminal_an_answer_is_stopped_and_the_program_goes_on(here: Path, 
         terminal.until("> ")
         terminal.type("\x04")
         assert terminal.process.wait(timeout=30) == 0
-    assert (tmp_path / ".neomesh_history").read_text() == "the cat\n"  # what is repeated is kept once
+    assert (tmp_path / ".neomesh_history").read_text() == "the cat\n"  # a repeated line is kept once

@@ -1,4 +1,4 @@
-"""What tests of a trained model behind a server share."""
+"""Fixtures for tests of a trained model behind a server."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.serving.servers import Server
 
 @pytest.fixture(scope="session")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A small model."""
+    """Trains a small model."""
     folder = tmp_path_factory.mktemp("project")
     program.write_project(folder)
     done = program.run_process(folder, *SIZE, "--set", "train_steps=150")
@@ -23,6 +23,6 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 @pytest.fixture(scope="session")
 def trained_server(project: Project) -> Iterator[Server]:
-    """A server of it."""
+    """Serves it."""
     with project.serving() as server:
         yield server

@@ -1,4 +1,4 @@
-"""Many clients at once, each of which knows what it must be answered."""
+"""Many clients at once that know the right answers."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ import httpx2
 
 from tests.serving.servers import Server
 
-GONE_SHARE = 0.15  # of the requests are left in the middle
-TOLERANCE = 1e-4  # of log-probabilities: sums are made in another order in other company
+DISCONNECT_SHARE = 0.15  # of the requests are abandoned
+TOLERANCE = 1e-4  # of log-probabilities: the order of sums depends on the batch
 
 
 @dataclasses.dataclass(frozen=True)
 class Known:
-    """A request and what it is answered when nobody else asks."""
+    """A request and its answer when there are no others."""
 
     fields: dict[str, Any]
     choices: list[dict[str, Any]]
@@ -30,20 +30,20 @@ class Known:
 
 @dataclasses.dataclass
 class Tally:
-    """What has come of a load."""
+    """The outcome of a load test."""
 
     n_right: int = 0
-    n_left: int = 0
+    n_disconnected: int = 0
     wrong: list[str] = dataclasses.field(default_factory=list)
     memory_bytes: list[tuple[float, float]] = dataclasses.field(default_factory=list)
 
     def memory_from(self, seconds: float) -> list[float]:
-        """What the server held, from so many seconds on."""
+        """Returns the sizes of the server's memory from so many seconds on."""
         return [size for at, size in self.memory_bytes if at >= seconds]
 
 
 def requests(model: str, prompts: Sequence[Any], n_requests: int) -> list[dict[str, Any]]:
-    """Requests of all kinds, each with a seed."""
+    """Returns requests of all kinds, each with a seed."""
     draw = random.Random(5)
     settings = (
         {"temperature": 0},
@@ -73,19 +73,19 @@ def requests(model: str, prompts: Sequence[Any], n_requests: int) -> list[dict[s
     ]
 
 
-def ask_alone(server: Server, asked: Sequence[dict[str, Any]]) -> list[Known]:
-    """What each is answered when nobody else asks."""
+def send_alone(server: Server, requests: Sequence[dict[str, Any]]) -> list[Known]:
+    """Sends the requests one after the other; returns them with their answers."""
     known = []
     with httpx2.Client(base_url=server.url, timeout=120) as client:
-        for fields in asked:
-            said = client.post("/v1/completions", json=fields)
-            assert said.status_code == 200, said.text
-            known.append(Known(fields, said.json()["choices"], said.json()["usage"]))
+        for fields in requests:
+            response = client.post("/v1/completions", json=fields)
+            assert response.status_code == 200, response.text
+            known.append(Known(fields, response.json()["choices"], response.json()["usage"]))
     return known
 
 
 def differs(choices: list[dict[str, Any]], expected: list[dict[str, Any]]) -> bool:
-    """Whether an answer is another one, in more than the last digits of its scores."""
+    """Returns whether answers differ in more than the last digits of their scores."""
     given = sorted(choices, key=lambda choice: choice["index"])
     if [_exact(one) for one in given] != [_exact(one) for one in expected]:
         return True
@@ -103,11 +103,11 @@ def _scores(choices: list[dict[str, Any]]) -> list[float]:
 
 
 async def load(server: Server, known: Sequence[Known], n_clients: int, seconds: float) -> Tally:
-    """Lets so many clients ask at once, for so long."""
+    """Lets so many clients send requests at once, for so long."""
     tally, end = Tally(), time.monotonic() + seconds
     limits = httpx2.Limits(max_connections=None, max_keepalive_connections=n_clients)
     async with httpx2.AsyncClient(base_url=server.url, timeout=300, limits=limits) as client:
-        clients = [_ask_on(client, random.Random(number), known, tally, end) for number in range(n_clients)]
+        clients = [_run_client(client, random.Random(number), known, tally, end) for number in range(n_clients)]
         await asyncio.gather(_watch_memory(client, tally, end), *clients)
     return tally
 
@@ -115,60 +115,60 @@ async def load(server: Server, known: Sequence[Known], n_clients: int, seconds: 
 async def _watch_memory(client: httpx2.AsyncClient, tally: Tally, end: float) -> None:
     began = time.monotonic()
     while time.monotonic() < end:
-        said = (await client.get("/metrics")).text
-        size = re.search(r"^process_resident_memory_bytes (\S+)$", said, re.M)
+        response = (await client.get("/metrics")).text
+        size = re.search(r"^process_resident_memory_bytes (\S+)$", response, re.M)
         assert size is not None
         tally.memory_bytes.append((time.monotonic() - began, float(size.group(1))))
         await asyncio.sleep(1.0)
 
 
-async def _ask_on(
+async def _run_client(
     client: httpx2.AsyncClient, draw: random.Random, known: Sequence[Known], tally: Tally, end: float
 ) -> None:
     while time.monotonic() < end:
         one, kind = draw.choice(known), draw.random()
-        if kind < GONE_SHARE:
-            await _ask_and_leave(client, one, draw.random() * 0.3)
-            tally.n_left += 1
+        if kind < DISCONNECT_SHARE:
+            await _send_and_disconnect(client, one, draw.random() * 0.3)
+            tally.n_disconnected += 1
             continue
-        choices, usage = await (_ask_streamed(client, one) if kind < 0.5 else _ask_whole(client, one))
+        choices, usage = await (_send_streamed(client, one) if kind < 0.5 else _send(client, one))
         if differs(choices, one.choices) or usage != one.usage:
             tally.wrong.append(f"{one.fields}\n  alone {one.choices} {one.usage}\n  here  {choices} {usage}")
         else:
             tally.n_right += 1
 
 
-async def _ask_and_leave(client: httpx2.AsyncClient, one: Known, seconds: float) -> None:
+async def _send_and_disconnect(client: httpx2.AsyncClient, one: Known, seconds: float) -> None:
     try:
         await client.post("/v1/completions", json=one.fields, timeout=max(0.01, seconds))
     except httpx2.TimeoutException:
         return
 
 
-async def _ask_whole(client: httpx2.AsyncClient, one: Known) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    said = await client.post("/v1/completions", json=one.fields)
-    assert said.status_code == 200, said.text
-    return said.json()["choices"], said.json()["usage"]
+async def _send(client: httpx2.AsyncClient, one: Known) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    response = await client.post("/v1/completions", json=one.fields)
+    assert response.status_code == 200, response.text
+    return response.json()["choices"], response.json()["usage"]
 
 
-async def _ask_streamed(client: httpx2.AsyncClient, one: Known) -> tuple[list[dict[str, Any]], dict[str, int]]:
+async def _send_streamed(client: httpx2.AsyncClient, one: Known) -> tuple[list[dict[str, Any]], dict[str, int]]:
     fields = {**one.fields, "stream": True, "stream_options": {"include_usage": True}}
-    async with client.stream("POST", "/v1/completions", json=fields) as said:
-        assert said.status_code == 200, await said.aread()
-        events = [line.removeprefix("data: ") async for line in said.aiter_lines() if line]
+    async with client.stream("POST", "/v1/completions", json=fields) as response:
+        assert response.status_code == 200, await response.aread()
+        events = [line.removeprefix("data: ") async for line in response.aiter_lines() if line]
     assert events.pop() == "[DONE]"
     chunks = [json.loads(event) for event in events]
     usage = chunks.pop()["usage"]
     choices: dict[int, dict[str, Any]] = {}
-    for (piece,) in (chunk["choices"] for chunk in chunks):
-        _append(choices.setdefault(piece["index"], {"index": piece["index"], "text": "", "logprobs": None}), piece)
+    for (part,) in (chunk["choices"] for chunk in chunks):
+        _append(choices.setdefault(part["index"], {"index": part["index"], "text": "", "logprobs": None}), part)
     return list(choices.values()), usage
 
 
-def _append(choice: dict[str, Any], piece: dict[str, Any]) -> None:
-    choice["text"] += piece["text"]
-    choice["finish_reason"] = piece["finish_reason"]
-    if piece["logprobs"] is not None:
-        scores = choice["logprobs"] = choice["logprobs"] or {name: [] for name in piece["logprobs"]}
-        for name, values in piece["logprobs"].items():
+def _append(choice: dict[str, Any], part: dict[str, Any]) -> None:
+    choice["text"] += part["text"]
+    choice["finish_reason"] = part["finish_reason"]
+    if part["logprobs"] is not None:
+        scores = choice["logprobs"] = choice["logprobs"] or {name: [] for name in part["logprobs"]}
+        for name, values in part["logprobs"].items():
             scores[name] += values

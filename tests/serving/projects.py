@@ -1,4 +1,4 @@
-"""A model that was trained in a folder of its own, and is served from there."""
+"""A model that is trained in a folder of its own and served from there."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ SIZE = ("--set", "n_ctx=64", "--set", "n_layer=2")
 
 @dataclasses.dataclass(frozen=True)
 class Project:
-    """A folder with a model that was trained there."""
+    """A folder with a trained model."""
 
     folder: Path
 
     def serving(self, *arguments: str) -> contextlib.AbstractContextManager[Server]:
-        """The program as a server of it."""
+        """Starts a server of the model."""
         return running(program.command(*SIZE, "--serve", "0", *arguments), self.folder, program.ENVIRONMENT)
 
     def tokenizer(self) -> Tokenizer:
-        """That of the run."""
+        """Returns the tokenizer of the run."""
         return load_tokenizer(str(self.folder / "runs" / "tiny" / "tokenizer.json"))
 
     def log_probs(self, tokens: list[int]) -> np.ndarray:
-        """[sequence - 1, vocab]: what may follow each token but the last, in float64 from the checkpoint alone."""
+        """Returns log-probabilities by the checkpoint after each token but the last, float64 [sequence - 1, vocab]."""
         model = load_config(str(self.folder / "tiny.json"), ["n_ctx=64", "n_layer=2"]).model
         path = latest_checkpoint(str(self.folder / "runs" / "tiny"))
         assert path is not None

@@ -1,4 +1,4 @@
-"""A server whose engine writes what its prompts tell it to, for tests of all but the model."""
+"""A server whose engine repeats its prompts, for tests of everything but the model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BREAKS = "break the engine"
 
 
 def byte_tokenizer() -> Tokenizer:
-    """A token a byte."""
+    """Returns a tokenizer with a token for each byte."""
     backend = tokenizers.Tokenizer(models.BPE({letter: number for number, letter in enumerate(BYTES)}, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -33,70 +33,72 @@ def byte_tokenizer() -> Tokenizer:
 
 
 def log_prob(token: int) -> float:
-    """What every token is worth, wherever it stands."""
+    """Returns the log-probability of a token, which is the same everywhere."""
     return -token / 128
 
 
 def top_of(token: int, n_top: int) -> tuple[tuple[int, float], ...]:
-    """So many tokens, of which the given one is none."""
+    """Returns the most likely tokens at the position of a token, which is none of them."""
     return tuple(((token + 1 + i) % EOS_ID, -(i + 1) / 128) for i in range(n_top))
 
 
-def token_at(request: GenerationRequest, place: int) -> int:
-    """The prompt over and over, from a place that the seed tells, and at temperature 0 from its beginning."""
+def token_at(request: GenerationRequest, index: int) -> int:
+    """Returns a token of the repeated prompt, from an offset given by the seed, or 0 for temperature 0."""
     begin = request.seed if request.sampling.temperature else 0
-    token = request.prompt_tokens[(begin + place) % len(request.prompt_tokens)]
+    token = request.prompt_tokens[(begin + index) % len(request.prompt_tokens)]
     return IN_PLACE_OF_EOS if token == EOS_ID and request.sampling.never_end else token
 
 
 @dataclasses.dataclass
 class ScriptedEngine:
-    """Writes each prompt over and over; an eos in it ends the answer."""
+    """Repeats each prompt; an eos in it ends the text."""
 
     n_rows: int
     n_ctx: int
     seconds_per_token: float
     requests: dict[int, GenerationRequest] = dataclasses.field(default_factory=dict)
-    written: dict[int, int] = dataclasses.field(default_factory=dict)
+    n_generated: dict[int, int] = dataclasses.field(default_factory=dict)
 
     def prefill(self, requests: Mapping[int, GenerationRequest]) -> None:
-        """Begins requests."""
+        """Starts requests."""
         assert not set(requests) & set(self.requests)
         if any(byte_text(request.prompt_tokens) == BREAKS for request in requests.values()):
             raise RuntimeError("the prompt breaks the engine")
         self.requests |= requests
-        self.written |= dict.fromkeys(requests, 0)
+        self.n_generated |= dict.fromkeys(requests, 0)
 
     def decode_steps(self, n_steps: int) -> dict[int, TokenChunk]:
-        """Writes."""
+        """Repeats the prompts."""
         time.sleep(self.seconds_per_token * n_steps)
         return {row: self._decode_row(row, request, n_steps) for row, request in self.requests.items()}
 
     def _decode_row(self, row: int, request: GenerationRequest, n_steps: int) -> TokenChunk:
-        begin, end = self.written[row], min(self.written[row] + n_steps, request.max_new_tokens)
-        tokens = tuple(token_at(request, place) for place in range(begin, end))
-        self.written[row] = end
+        begin, end = self.n_generated[row], min(self.n_generated[row] + n_steps, request.max_new_tokens)
+        tokens = tuple(token_at(request, index) for index in range(begin, end))
+        self.n_generated[row] = end
         if EOS_ID in tokens:
             return chunk(tokens[: tokens.index(EOS_ID)], request.n_top, "stop")
         return chunk(tokens, request.n_top, "length" if end == request.max_new_tokens else None)
 
     def release(self, row: int) -> None:
         """Frees a row."""
-        del self.requests[row], self.written[row]
+        del self.requests[row], self.n_generated[row]
 
     def score(self, tokens: Sequence[int], n_top: int = 0) -> TokenChunk:
-        """Scores a text."""
+        """Returns scripted scores."""
         time.sleep(self.seconds_per_token)
         return chunk(tuple(tokens[1:]), n_top, None)
 
 
-def chunk(tokens: tuple[int, ...], n_top: int, end: str | None) -> TokenChunk:
-    """Tokens with their scores."""
-    return TokenChunk(tokens, tuple(map(log_prob, tokens)), tuple(top_of(token, n_top) for token in tokens), end)
+def chunk(tokens: tuple[int, ...], n_top: int, finish_reason: str | None) -> TokenChunk:
+    """Returns tokens with their scores."""
+    return TokenChunk(
+        tokens, tuple(map(log_prob, tokens)), tuple(top_of(token, n_top) for token in tokens), finish_reason
+    )
 
 
 def byte_text(tokens: Sequence[int]) -> str:
-    """The text of tokens."""
+    """Returns the text of tokens."""
     return byte_tokenizer().decode(tokens)
 
 
@@ -111,8 +113,8 @@ def main(arguments: Sequence[str]) -> int:
     for name in ("body_seconds", "answer_seconds", "grace_seconds"):
         parser.add_argument(f"--{name}", type=float)
     parser.add_argument("--host", default="127.0.0.1")
-    said = vars(parser.parse_args(arguments))
-    engine = ScriptedEngine(said.pop("rows"), said.pop("n_ctx"), said.pop("seconds_per_token"))
-    given = {name: value for name, value in said.items() if value is not None}
+    flags = vars(parser.parse_args(arguments))
+    engine = ScriptedEngine(flags.pop("rows"), flags.pop("n_ctx"), flags.pop("seconds_per_token"))
+    given = {name: value for name, value in flags.items() if value is not None}
     settings = ServingSettings(port=0, api_key=key_from_environment(), **given)
     return serve(ServedModel("scripted", engine, byte_tokenizer(), EOS_ID), settings)

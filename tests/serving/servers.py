@@ -1,4 +1,4 @@
-"""Servers in processes of their own, and clients of them."""
+"""Starts servers in processes of their own, with clients for them."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ LISTENING = re.compile(r"listening on (http://\S+)")
 KEY = "NEOMESH_API_KEY"
 START_SECONDS = 120
 END_SECONDS = 60
-# Each server is a process; they come from one that has imported TensorFlow, which takes seconds, once.
+# Servers are forked from a process that has imported TensorFlow once, as that takes seconds.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["tests.serving.scripted"])
 
 
 class Server:
-    """A process that serves.
+    """A server process.
 
     Attributes:
-        url: where it listens.
+        url: its address.
     """
 
     def __init__(self, process_id: int, wait: Callable[[float], int], output: Path) -> None:
-        """Takes what waits for its end so many seconds, and gives its status."""
+        """Takes a function that waits up to so many seconds for the process to end, and returns its exit status."""
         self.process_id = process_id
         self._wait = wait
         self._output = output
         self.url = ""
 
     @property
-    def said(self) -> list[str]:
-        """Its lines of output and errors, so far."""
+    def lines(self) -> list[str]:
+        """The lines that it has printed so far, errors included."""
         return self._output.read_text().splitlines()
 
     def wait_until_listening(self) -> None:
-        """Returns when clients may come."""
+        """Waits until clients can connect."""
         end = time.monotonic() + START_SECONDS
         while not (found := LISTENING.search(self._output.read_text())):
             assert time.monotonic() < end and not self.has_ended(), self._output.read_text()[-3000:]
@@ -55,28 +55,28 @@ class Server:
         self.url = found.group(1)
 
     def has_ended(self) -> bool:
-        """Whether it is no more."""
+        """Returns whether the process has ended."""
         with contextlib.suppress(TimeoutError):
             self._wait(0.0)
             return True
         return False
 
     def signal(self, number: int = signal.SIGTERM) -> None:
-        """Sends it a signal."""
+        """Sends a signal to the process."""
         os.kill(self.process_id, number)
 
     def end(self) -> int:
-        """Waits for its end; returns its status."""
+        """Waits for the process to end; returns its exit status."""
         return self._wait(END_SECONDS)
 
     def kill(self) -> None:
-        """Ends it, whatever it does."""
+        """Kills the process if it still runs."""
         if not self.has_ended():
             self.signal(signal.SIGKILL)
             self.end()
 
     def client(self, key: str = "none", **options: object) -> openai.OpenAI:
-        """OpenAI's own client."""
+        """Returns OpenAI's own client."""
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, **{"max_retries": 0, **options})
 
 
@@ -91,7 +91,7 @@ def _watched(server: Server) -> Iterator[Server]:
 
 @contextlib.contextmanager
 def running(command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> Iterator[Server]:
-    """A server of a command, that is ended with the context."""
+    """Runs a command that serves, and ends it with the context."""
     with tempfile.NamedTemporaryFile("w") as output:
         process = subprocess.Popen(
             command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
@@ -109,10 +109,10 @@ def running(command: Sequence[str], folder: Path, environment: Mapping[str, str]
 
 @contextlib.contextmanager
 def scripted(*arguments: object, **environment: str) -> Iterator[Server]:
-    """A server of the scripted engine, that is ended with the context."""
+    """Runs a server with the scripted engine, and ends it with the context."""
     with tempfile.NamedTemporaryFile("w") as output:
         words = tuple(map(str, arguments))
-        process = PROCESSES.Process(target=_become_scripted, args=(words, environment, output.name))
+        process = PROCESSES.Process(target=_serve_scripted, args=(words, environment, output.name))
         process.start()
 
         def wait(seconds: float) -> int:
@@ -126,8 +126,8 @@ def scripted(*arguments: object, **environment: str) -> Iterator[Server]:
             yield server
 
 
-def _become_scripted(arguments: tuple[str, ...], environment: Mapping[str, str], output: str) -> None:
-    """Is what a new process does."""
+def _serve_scripted(arguments: tuple[str, ...], environment: Mapping[str, str], output: str) -> None:
+    """Runs in the new process."""
     file = os.open(output, os.O_WRONLY | os.O_APPEND)
     os.dup2(file, sys.stdout.fileno())
     os.dup2(file, sys.stderr.fileno())

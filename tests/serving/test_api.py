@@ -180,9 +180,9 @@ def test_a_stream_ends_with_the_usage_on_request(client: openai.OpenAI, server: 
     *chunks, last = complete(client, "abc", max_tokens=20, stream=True, stream_options={"include_usage": True})
     assert len(chunks) > 1 and all(chunk.usage is None for chunk in chunks)
     assert (last.choices, last.usage.prompt_tokens, last.usage.completion_tokens) == ([], 3, 20)
-    said = post(server, prompt="abc", stream=True)
-    assert said.headers["content-type"].startswith("text/event-stream")
-    events = said.text.split("\n\n")
+    response = post(server, prompt="abc", stream=True)
+    assert response.headers["content-type"].startswith("text/event-stream")
+    events = response.text.split("\n\n")
     assert events[-2:] == ["data: [DONE]", ""]
     assert all("usage" not in json.loads(event.removeprefix("data: ")) for event in events[:-2])
 
@@ -241,9 +241,9 @@ def test_a_character_is_never_split_between_chunks(client: openai.OpenAI) -> Non
 def test_an_invalid_field_is_named_with_the_allowed_values(
     server: Server, fields: dict[str, Any], param: str, part: str
 ) -> None:
-    said = post(server, **{"prompt": "abc", **fields})
-    error = said.json()["error"]
-    assert (said.status_code, error["type"], error["param"]) == (400, "invalid_request_error", param)
+    response = post(server, **{"prompt": "abc", **fields})
+    error = response.json()["error"]
+    assert (response.status_code, error["type"], error["param"]) == (400, "invalid_request_error", param)
     assert part in error["message"] and has_error_form(error["message"])
 
 
@@ -265,8 +265,8 @@ def test_an_invalid_field_is_named_with_the_allowed_values(
     ids=lambda body: repr(body[:30]),
 )
 def test_an_invalid_body_is_refused(server: Server, body: bytes) -> None:
-    said = httpx2.post(f"{server.url}/v1/completions", content=body, headers={"Content-Type": "application/json"})
-    assert said.status_code == 400 and has_error_form(said.json()["error"]["message"])
+    response = httpx2.post(f"{server.url}/v1/completions", content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code == 400 and has_error_form(response.json()["error"]["message"])
 
 
 @pytest.mark.parametrize(
@@ -276,9 +276,9 @@ def test_an_invalid_body_is_refused(server: Server, body: bytes) -> None:
 )
 def test_a_long_list_of_errors_is_answered_at_once(server: Server, prompt: list[Any]) -> None:
     began = time.monotonic()
-    said = post(server, prompt=prompt)
-    assert (said.status_code, said.json()["error"]["param"]) == (400, "prompt")
-    assert time.monotonic() - began < 2.0 and len(said.content) < 1000
+    response = post(server, prompt=prompt)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "prompt")
+    assert time.monotonic() - began < 2.0 and len(response.content) < 1000
 
 
 def test_the_client_raises_its_own_exceptions(client: openai.OpenAI) -> None:
@@ -293,16 +293,16 @@ def test_the_client_raises_its_own_exceptions(client: openai.OpenAI) -> None:
 
 def test_a_page_in_a_browser_cannot_send_requests(server: Server) -> None:
     """The content types that it may send without a preflight request are refused."""
-    said = httpx2.post(
+    response = httpx2.post(
         f"{server.url}/v1/completions", content='{"model": "scripted"}', headers={"Content-Type": "text/plain"}
     )
-    assert (said.status_code, said.json()["error"]["code"]) == (415, "not_json")
+    assert (response.status_code, response.json()["error"]["code"]) == (415, "not_json")
 
 
 def test_other_paths_and_methods_get_errors_of_the_same_form(server: Server) -> None:
     for method, path, status in [("GET", "/", 404), ("GET", "/v1/completions", 405), ("DELETE", "/v1/models", 405)]:
-        said = httpx2.request(method, server.url + path)
-        assert (said.status_code, said.json()["error"]["code"]) == (status, "unknown_path")
+        response = httpx2.request(method, server.url + path)
+        assert (response.status_code, response.json()["error"]["code"]) == (status, "unknown_path")
 
 
 def test_the_model_is_listed(client: openai.OpenAI) -> None:
@@ -312,9 +312,9 @@ def test_the_model_is_listed(client: openai.OpenAI) -> None:
 
 
 def numbers(server: Server) -> dict[str, float]:
-    said = httpx2.get(f"{server.url}/metrics")
-    assert said.headers["content-type"].startswith("text/plain; version=")
-    return {name: float(value) for name, value in re.findall(r"^([a-z_]+(?:{.*})?) (\S+)$", said.text, re.M)}
+    response = httpx2.get(f"{server.url}/metrics")
+    assert response.headers["content-type"].startswith("text/plain; version=")
+    return {name: float(value) for name, value in re.findall(r"^([a-z_]+(?:{.*})?) (\S+)$", response.text, re.M)}
 
 
 def test_metrics_count_requests_sequences_and_tokens(server: Server, client: openai.OpenAI) -> None:
@@ -338,8 +338,8 @@ def test_metrics_count_requests_sequences_and_tokens(server: Server, client: ope
 
 
 def test_the_openapi_document_has_the_limits_of_the_model(server: Server) -> None:
-    said = httpx2.get(f"{server.url}/openapi.json").json()
-    fields = said["components"]["schemas"]["CompletionRequest"]["properties"]
+    response = httpx2.get(f"{server.url}/openapi.json").json()
+    fields = response["components"]["schemas"]["CompletionRequest"]["properties"]
     assert fields["model"]["enum"] == ["scripted"]
     assert {"type": "integer", "minimum": 0, "maximum": 128} in fields["max_tokens"]["anyOf"]
-    assert "security" not in said
+    assert "security" not in response

@@ -1,7 +1,7 @@
-"""lm-evaluation-harness's `local-completions`, really run against a server: its own numbers are those of the model.
+"""Runs lm-evaluation-harness's `local-completions` against a server: its scores equal those of the model.
 
-It is no requirement of the tests, for it brings many packages: `pip install "lm-eval[api]==0.4.13" transformers` into
-an environment of its own, and LM_EVAL=/path/to/bin/lm_eval.
+It is not installed with the tests, as it needs many packages: `pip install "lm-eval[api]==0.4.13" transformers` into
+an environment of its own, and set LM_EVAL=/path/to/bin/lm_eval.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ metric_list: [{metric: exact_match}]
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(LM_EVAL is None, reason="lm_eval is not installed; LM_EVAL can say where it is"),
+    pytest.mark.skipif(LM_EVAL is None, reason="lm_eval is not installed; set LM_EVAL to its path"),
 ]
 
 
 def evaluate(server: Server, project: Project, folder: Path, tokenized: bool) -> dict[str, list[dict[str, Any]]]:
-    """Runs both tasks; returns what was noted of each document, by task."""
+    """Runs both tasks; returns the logged samples by task."""
     rows = [{"context": context, "choices": CHOICES} for context in CONTEXTS]
     (folder / "data.json").write_text("\n".join(map(json.dumps, rows)))
     for name, task in (("choose", CHOOSE), ("write", WRITE)):
@@ -84,7 +84,7 @@ def evaluate(server: Server, project: Project, folder: Path, tokenized: bool) ->
 
 
 def log_likelihood(project: Project, context: str, continuation: str) -> tuple[float, bool]:
-    """Of a continuation, in float64, and whether it is what would be written at temperature 0."""
+    """Returns the log-likelihood of a continuation in float64, and whether it is the greedy one."""
     tokenizer = project.tokenizer()
     n_context, tokens = len(tokenizer.encode(context)), tokenizer.encode(context + continuation)
     expected = project.log_probs(tokens)[n_context - 1 :]
@@ -93,8 +93,8 @@ def log_likelihood(project: Project, context: str, continuation: str) -> tuple[f
     return float(chosen.sum()), bool((expected.argmax(-1) == following).all())
 
 
-def written(project: Project, context: str) -> str:
-    """What is written at temperature 0 before a full stop."""
+def greedy(project: Project, context: str) -> str:
+    """Returns the greedy continuation up to a full stop."""
     tokenizer = project.tokenizer()
     tokens = tokenizer.encode(context)
     n_context = len(tokens)
@@ -104,7 +104,7 @@ def written(project: Project, context: str) -> str:
 
 
 @pytest.mark.parametrize("tokenized", [True, False], ids=["ids", "texts"])
-def test_its_numbers_are_those_of_the_model(
+def test_its_scores_are_those_of_the_model(
     trained_server: Server, project: Project, tmp_path: Path, tokenized: bool
 ) -> None:
     samples = evaluate(trained_server, project, tmp_path, tokenized)
@@ -114,4 +114,4 @@ def test_its_numbers_are_those_of_the_model(
             score, is_greedy = log_likelihood(project, sample["doc"]["context"], choice)
             assert abs(float(given[0]) - score) < 1e-3 and given[1] in (is_greedy, str(is_greedy))
     for sample in samples["write"]:
-        assert sample["resps"] == [[written(project, sample["doc"]["context"])]]
+        assert sample["resps"] == [[greedy(project, sample["doc"]["context"])]]

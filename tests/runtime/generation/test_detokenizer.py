@@ -1,4 +1,4 @@
-"""The text of answers, cut into tokens in every way."""
+"""Detokenizing texts that are cut into tokens in every way."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ def token(number: int) -> ScoredToken:
 
 
 def characters(data: bytes) -> list[int]:
-    """Number of the first byte of each character; bytes that are no UTF-8 are characters as Unicode counts them."""
-    places, place = [], 0
-    while place < len(data):
-        places.append(place)
+    """Returns the index of the first byte of each character; invalid UTF-8 counts as Unicode recommends."""
+    starts, start = [], 0
+    while start < len(data):
+        starts.append(start)
         for length in range(1, 5):
             try:
-                if len(data[place : place + length].decode()) == 1:
-                    place += length
+                if len(data[start : start + length].decode()) == 1:
+                    start += length
                     break
             except UnicodeDecodeError as error:
                 broken = error
         else:
-            place += broken.end - broken.start
-    return places
+            start += broken.end - broken.start
+    return starts
 
 
 def expected(parts: Sequence[bytes], stops: Sequence[str]) -> tuple[str, list[int], bool]:
-    """The whole answer, from all its bytes at once: text, numbers of its tokens, whether it was cut."""
+    """Decodes all bytes at once: text, numbers of its tokens, whether it was cut."""
     data = b"".join(parts)
-    text, places = data.decode("utf-8", "replace"), characters(data)
-    assert len(text) == len(places)
+    text, starts = data.decode("utf-8", "replace"), characters(data)
+    assert len(text) == len(starts)
     found = [text.index(stop) for stop in stops if stop in text]
     cut = min(found, default=len(text))
     begins = itertools.accumulate((len(part) for part in parts), initial=0)
-    of_character = [sum(place <= begin for place in places) - 1 for begin in begins]
+    of_character = [sum(start <= begin for start in starts) - 1 for begin in begins]
     numbers = [number for number in range(len(parts)) if of_character[number] < cut or not found]
     return text[:cut], numbers, bool(found)
 
@@ -49,13 +49,13 @@ def expected(parts: Sequence[bytes], stops: Sequence[str]) -> tuple[str, list[in
 def streamed(
     parts: Sequence[bytes], stops: Sequence[str], takes: Sequence[int]
 ) -> tuple[list[str], list[list[int]], bool]:
-    """What is given, text and numbers of tokens, when so many tokens come at once."""
-    answer, texts, numbers = Detokenizer(stops), [], []
+    """Returns the released texts and token numbers, taking so many tokens at a time."""
+    detokenizer, texts, numbers = Detokenizer(stops), [], []
     remaining = iter(enumerate(parts))
     for n_tokens in [*takes, None]:  # at last, all that is left
         for number, part in itertools.islice(remaining, n_tokens):
-            answer.add(token(number), part)
-        given = answer.take(is_last=n_tokens is None)
+            detokenizer.add(token(number), part)
+        given = detokenizer.take(is_last=n_tokens is None)
         texts.append(given.text)
         numbers.append([each.id for each in given.tokens])
         if given.is_cut:
@@ -64,12 +64,12 @@ def streamed(
 
 
 def divided(data: bytes, cuts: Sequence[int]) -> list[bytes]:
-    places = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
-    return [data[begin:end] for begin, end in itertools.pairwise(places)]
+    starts = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
+    return [data[begin:end] for begin, end in itertools.pairwise(starts)]
 
 
-# Few letters, so that stop strings begin often; a character of each length in bytes; and bytes that are none.
-PIECES = [
+# Few letters, so that stop strings start often; characters of each length in bytes; and invalid bytes.
+PARTS = [
     b"a",
     b"b",
     b"c",
@@ -82,33 +82,33 @@ PIECES = [
     b"\xff",
     b"\xed\xa0",
 ]
-BYTES = st.lists(st.sampled_from(PIECES), max_size=12).map(b"".join)
+BYTES = st.lists(st.sampled_from(PARTS), max_size=12).map(b"".join)
 STOPS = st.lists(st.text("abcä€😀\ufffd", min_size=1, max_size=4), max_size=3)
 NUMBERS = st.lists(st.integers(0, 60), max_size=20)
 
 
 @settings(max_examples=1000, deadline=None)
 @given(data=BYTES, cuts=NUMBERS, stops=STOPS, takes=st.lists(st.integers(0, 3), max_size=10))
-def test_any_borders_give_the_text_of_the_whole(
+def test_any_token_boundaries_give_the_same_text(
     data: bytes, cuts: list[int], stops: list[str], takes: list[int]
 ) -> None:
     parts = divided(data, cuts)
     text, numbers, is_cut = expected(parts, stops)
-    texts, received, was_cut = streamed(parts, stops, takes)
-    assert ("".join(texts), sum(received, []), was_cut) == (text, numbers, is_cut)
+    texts, released, was_cut = streamed(parts, stops, takes)
+    assert ("".join(texts), sum(released, []), was_cut) == (text, numbers, is_cut)
 
 
 @settings(max_examples=500, deadline=None)
 @given(data=BYTES, cuts=NUMBERS, stops=STOPS)
-def test_tokens_are_told_with_the_text_in_which_they_begin(data: bytes, cuts: list[int], stops: list[str]) -> None:
+def test_tokens_are_released_with_the_text_in_which_they_start(data: bytes, cuts: list[int], stops: list[str]) -> None:
     parts = divided(data, cuts)
     begins = [0, *itertools.accumulate(map(len, parts))]
-    places = characters(data)
-    texts, received, _ = streamed(parts, stops, [1] * len(parts))
+    starts = characters(data)
+    texts, released, _ = streamed(parts, stops, [1] * len(parts))
     for n_takes in range(len(texts) - 1):
         n_given = len("".join(texts[: n_takes + 1]))
-        begun = [n for n in range(len(parts)) if sum(place <= begins[n] for place in places) <= n_given]
-        assert sum(received[: n_takes + 1], []) == begun
+        begun = [n for n in range(len(parts)) if sum(start <= begins[n] for start in starts) <= n_given]
+        assert sum(released[: n_takes + 1], []) == begun
 
 
 @pytest.mark.parametrize(
@@ -116,8 +116,8 @@ def test_tokens_are_told_with_the_text_in_which_they_begin(data: bytes, cuts: li
     [
         ([b"ab", b"cd"], ["bc"], ["a", ""]),
         ([b"ab", b"xd"], ["bc"], ["a", "bxd", ""]),
-        ([b"a", b"b"], ["ab"], ["", ""]),  # the whole answer
-        ([b"xa", b"b", b"c"], ["b", "abcd"], ["x", "", "", "a"]),  # the later one counts once the other cannot come
+        ([b"a", b"b"], ["ab"], ["", ""]),  # the whole text
+        ([b"xa", b"b", b"c"], ["b", "abcd"], ["x", "", "", "a"]),  # the later one counts once the other is ruled out
         ([b"xa", b"b", b"cd"], ["b", "abcd"], ["x", "", ""]),
         ([b"a", b"a", b"b"], ["aab", "ab"], ["", "", ""]),
         ([b"a", b"a", b"a", b"b"], ["aab"], ["", "", "a", ""]),
@@ -130,15 +130,15 @@ def test_tokens_are_told_with_the_text_in_which_they_begin(data: bytes, cuts: li
         ([b"", b"a", b""], ["b"], ["", "a", "", ""]),
     ],
 )
-def test_what_is_given_at_each_token(parts: list[bytes], stops: list[str], texts: list[str]) -> None:
+def test_text_released_after_each_token(parts: list[bytes], stops: list[str], texts: list[str]) -> None:
     assert streamed(parts, stops, [1] * len(parts))[0] == texts
 
 
-def test_tokens_without_text_are_told_when_the_text_goes_on_or_ends() -> None:
+def test_tokens_without_text_are_released_with_the_next_text_or_at_the_end() -> None:
     assert streamed([b"", b"a", b"", b""], [], [1, 1, 1, 1])[1] == [[], [0, 1], [], [], [2, 3]]
 
 
-def test_what_is_told_of_a_token_goes_with_it() -> None:
-    answer = Detokenizer(())
-    answer.add(token(7), b"a")
-    assert answer.take(is_last=True).tokens == (ScoredToken(7, -7.0, ((7, -1.0),)),)
+def test_a_token_keeps_its_scores() -> None:
+    detokenizer = Detokenizer(())
+    detokenizer.add(token(7), b"a")
+    assert detokenizer.take(is_last=True).tokens == (ScoredToken(7, -7.0, ((7, -1.0),)),)

@@ -1,4 +1,4 @@
-"""Answers, gathered and written down."""
+"""Collecting and formatting generated texts."""
 
 from __future__ import annotations
 
@@ -24,36 +24,36 @@ def request(text: str) -> GenerationRequest:
     return GenerationRequest(tuple(map(LETTERS.index, text)), SamplingParams(), 0, 100)
 
 
-def test_news_of_an_answer_are_put_together() -> None:
+def test_chunks_are_joined() -> None:
     chunks = [TextChunk("a", (1, 2), (-1.0, -2.0), ((), ()), None), TextChunk("b", (3,), (-3.0,), ((),), "length")]
     assert join_chunks(chunks) == GeneratedText("ab", (1, 2, 3), (-1.0, -2.0, -3.0), "length")
 
 
-def test_answers_come_in_the_order_of_the_asks_whichever_ends_first() -> None:
+def test_texts_come_in_the_order_of_the_requests_whichever_ends_first() -> None:
     texts = ["abcdefgh" * 3, "a", "bc", "defdefdef", ""]
-    answers = sampled_texts(Scheduler(EchoEngine(2), bytes_of), [request(text) for text in texts if text])
-    assert [answer.text for answer in answers] == [text for text in texts if text]
+    generated_texts = sampled_texts(Scheduler(EchoEngine(2), bytes_of), [request(text) for text in texts if text])
+    assert [generated.text for generated in generated_texts] == [text for text in texts if text]
 
 
-def test_no_answer_waits_for_later_ones() -> None:
+def test_no_text_waits_for_later_ones() -> None:
     engine = EchoEngine(1)
-    answers = sampled_texts(Scheduler(engine, bytes_of), [request("a"), request("b"), request("c")])
-    assert next(answers).text == "a"
+    generated_texts = sampled_texts(Scheduler(engine, bytes_of), [request("a"), request("b"), request("c")])
+    assert next(generated_texts).text == "a"
     assert len(engine.prefilled) == 1
 
 
-def test_asks_are_taken_as_rows_become_free() -> None:
+def test_requests_are_taken_as_rows_become_free() -> None:
     taken = itertools.count()
     engine = EchoEngine(3)
-    answers = sampled_texts(Scheduler(engine, bytes_of), (request("a") for _ in taken))
+    generated_texts = sampled_texts(Scheduler(engine, bytes_of), (request("a") for _ in taken))
     for _ in range(10):
-        next(answers)
+        next(generated_texts)
     assert next(taken) < 10 + 3 * engine.n_rows
 
 
-def test_a_line_of_json_holds_all_that_is_known() -> None:
-    answer = GeneratedText('ä"\n', (3, 4), (-0.5, -1.25), "stop")
-    line = format_line({"id": {"a": None}}, "der \u2028\u2029\x85", 2, answer)
+def test_a_json_line_holds_prompt_text_tokens_and_scores() -> None:
+    generated = GeneratedText('ä"\n', (3, 4), (-0.5, -1.25), "stop")
+    line = format_line({"id": {"a": None}}, "der \u2028\u2029\x85", 2, generated)
     assert line.splitlines(keepends=True) == [line] and line.endswith("\n") and "ä" in line
     assert list(json.loads(line).items()) == [
         ("id", {"a": None}),
@@ -64,10 +64,10 @@ def test_a_line_of_json_holds_all_that_is_known() -> None:
         ("reason", "stop"),
         ("sample", 2),
     ]
-    assert json.loads(format_line({}, (1, 2), 0, answer))["prompt"] == [1, 2]
+    assert json.loads(format_line({}, (1, 2), 0, generated))["prompt"] == [1, 2]
 
 
-def test_samples_stand_in_the_frame_of_gpt_neo(tmp_path: Path) -> None:
+def test_samples_are_framed_as_by_gpt_neo(tmp_path: Path) -> None:
     line = "=" * 40
     framed = f"{line} SAMPLE 0 {line}\n\none\ntwo\n\n{line}{line}\n\n{line} SAMPLE 1 {line}\n\nälter\n\n{line}{line}\n"
     assert format_samples(["one\ntwo", "älter"]) == framed

@@ -1,4 +1,4 @@
-"""From prompts and settings to requests."""
+"""Building generation requests from prompts and settings."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ EOS = 9
 
 
 def fitted(n_ids: int, n_ctx: int = 16, **settings: object) -> tuple[tuple[int, ...], list[str]]:
-    """The ids that are kept, and what is said."""
-    said: list[str] = []
+    """Returns the ids that are kept, and the warnings."""
+    warnings: list[str] = []
     prompt = Prompt("here", "", PredictionConfig(**settings), {})
-    return fit_prompt(range(100, 100 + n_ids), prompt, n_ctx, EOS, said.append), said
+    return fit_prompt(range(100, 100 + n_ids), prompt, n_ctx, EOS, warnings.append), warnings
 
 
-def test_every_control_of_the_settings_is_in_the_rule() -> None:
+def test_every_sampling_setting_is_passed_on() -> None:
     settings = PredictionConfig(
         temperature=0.3,
         top_k=5,
@@ -43,20 +43,22 @@ def test_every_control_of_the_settings_is_in_the_rule() -> None:
     assert all(getattr(sampling, field.name) != getattr(defaults, field.name) for field in dataclasses.fields(sampling))
 
 
-def test_a_prompt_is_kept_whole_if_that_leaves_room_for_a_token() -> None:
+def test_a_prompt_is_kept_whole_if_it_leaves_room_for_a_token() -> None:
     assert fitted(15) == (tuple(range(100, 115)), [])
     assert fitted(1, predict_max_steps=1000) == ((100,), [])
     assert fitted(0) == ((EOS,), [])
 
 
 @pytest.mark.parametrize(("limit", "n_kept"), [(None, 8), (3, 13), (8, 8), (100, 8), (1, 15)])
-def test_of_a_longer_one_the_end_is_kept_and_room_for_what_is_asked_up_to_half(limit: int | None, n_kept: int) -> None:
-    ids, said = fitted(16, predict_max_steps=limit)
+def test_a_longer_prompt_keeps_its_end_and_leaves_room_for_new_tokens_up_to_half(
+    limit: int | None, n_kept: int
+) -> None:
+    ids, warnings = fitted(16, predict_max_steps=limit)
     assert ids == tuple(range(116 - n_kept, 116))
-    assert said == [f"here: the prompt does not fit into n_ctx = 16: only its last {n_kept} tokens are used"]
+    assert warnings == [f"here: the prompt does not fit into n_ctx = 16: only its last {n_kept} tokens are used"]
 
 
-def test_a_longer_one_may_be_refused() -> None:
+def test_a_longer_prompt_may_be_refused() -> None:
     assert fitted(15, prompt_overflow="refuse")[0] == tuple(range(100, 115))
     with pytest.raises(
         ConfigError, match=r"^here: the prompt has more than 15 tokens and leaves no room for a new one in"
@@ -70,7 +72,7 @@ def test_a_context_of_one_token_has_no_room() -> None:
         fitted(1, n_ctx=1)
 
 
-def test_samples_of_a_prompt_differ_in_their_seeds_alone() -> None:
+def test_samples_of_a_prompt_differ_in_their_seeds_only() -> None:
     settings = PredictionConfig(predict_batch_size=3, predict_max_steps=5, stop=("a", "b"), temperature=0.5)
     requests = list(sample_requests((1, 2), settings, seed=7, n_ctx=16))
     assert [request.stop_strings for request in requests] == [("a", "b")] * 3
@@ -84,13 +86,13 @@ def test_samples_of_a_prompt_differ_in_their_seeds_alone() -> None:
 
 
 @pytest.mark.parametrize(("limit", "max_new_tokens"), [(None, 14), (14, 14), (15, 14), (1, 1)])
-def test_no_more_is_asked_than_has_room(limit: int | None, max_new_tokens: int) -> None:
+def test_new_tokens_are_limited_by_the_context(limit: int | None, max_new_tokens: int) -> None:
     (request,) = sample_requests((1, 2), PredictionConfig(predict_max_steps=limit), seed=0, n_ctx=16)
     assert request.max_new_tokens == max_new_tokens
 
 
-def test_seeds_of_samples_stay_what_they_are() -> None:
-    """People keep seeds to have a text again."""
+def test_seeds_of_samples_never_change() -> None:
+    """Users keep seeds to reproduce a text."""
     assert [sample_seed(0, 0), sample_seed(0, 1), sample_seed(1, 0), sample_seed(2**31 - 1, 10)] == [
         1877947459,
         417858773,

@@ -1,4 +1,4 @@
-"""Asks on the rows of an engine that writes what it is received to: who is served when, and what each is received."""
+"""Scheduling requests onto the rows of an engine that repeats their prompts: the order, and the chunks of each."""
 
 from __future__ import annotations
 
@@ -28,28 +28,28 @@ def request(text: str, max_new_tokens: int = 100, stop_strings: tuple[str, ...] 
 
 
 class EchoEngine:
-    """An engine whose rows write their prompts, an eos after them."""
+    """An engine that generates each prompt again, followed by an eos."""
 
     def __init__(self, n_rows: int) -> None:
         self.n_rows = n_rows
         self.requests: dict[int, GenerationRequest] = {}
-        self.n_written: dict[int, int] = {}
+        self.n_generated: dict[int, int] = {}
         self.ended: set[int] = set()
         self.prefilled: list[tuple[int, GenerationRequest]] = []
 
     def prefill(self, requests: Mapping[int, GenerationRequest]) -> None:
         assert requests and not set(requests) & set(self.requests) and set(requests) <= set(range(self.n_rows))
         self.requests |= requests
-        self.n_written |= dict.fromkeys(requests, 0)
+        self.n_generated |= dict.fromkeys(requests, 0)
         self.prefilled += requests.items()
 
     def decode_steps(self, n_steps: int) -> dict[int, TokenChunk]:
-        return {row: self._written(row, request, n_steps) for row, request in self.requests.items()}
+        return {row: self._chunk(row, request, n_steps) for row, request in self.requests.items()}
 
-    def _written(self, row: int, request: GenerationRequest, n_steps: int) -> TokenChunk:
+    def _chunk(self, row: int, request: GenerationRequest, n_steps: int) -> TokenChunk:
         assert row not in self.ended, "a row that has ended must be released"
-        begin, end = self.n_written[row], min(self.n_written[row] + n_steps, request.max_new_tokens)
-        tokens, self.n_written[row] = request.prompt_tokens[begin:end], end
+        begin, end = self.n_generated[row], min(self.n_generated[row] + n_steps, request.max_new_tokens)
+        tokens, self.n_generated[row] = request.prompt_tokens[begin:end], end
         reason = "length" if end == request.max_new_tokens else None
         if end > len(request.prompt_tokens):
             reason = "stop"
@@ -66,7 +66,7 @@ class EchoEngine:
 
 @dataclasses.dataclass
 class Received:
-    """Everything that one was received."""
+    """A callback that keeps the chunks of one request."""
 
     chunks: list[TextChunk] = dataclasses.field(default_factory=list)
 
@@ -98,7 +98,7 @@ STOPS = st.lists(st.text("abcd", min_size=1, max_size=3), max_size=2)
     n_rows=st.integers(1, 4),
     n_steps=st.integers(1, 9),
 )
-def test_each_is_told_its_own_answer_whatever_the_company(
+def test_each_request_gets_its_own_text_whatever_else_is_running(
     requests: Sequence[tuple[str, list[str], int]], n_rows: int, n_steps: int
 ) -> None:
     scheduler, received = Scheduler(EchoEngine(n_rows), bytes_of), [Received() for _ in requests]
@@ -117,7 +117,7 @@ def test_each_is_told_its_own_answer_whatever_the_company(
     assert (scheduler.n_waiting, scheduler.n_running) == (0, 0)
 
 
-def test_who_came_first_is_served_first_and_a_free_row_is_taken_at_once() -> None:
+def test_requests_run_in_order_of_arrival_and_fill_a_free_row_at_once() -> None:
     engine = EchoEngine(2)
     scheduler = Scheduler(engine, bytes_of)
     for text in ("aa", "bbbbbbbb", "c", "dd"):
@@ -131,7 +131,7 @@ def test_who_came_first_is_served_first_and_a_free_row_is_taken_at_once() -> Non
     assert engine.requests == {}
 
 
-def test_text_comes_as_it_is_made_but_not_what_may_become_a_stop_string() -> None:
+def test_text_is_released_at_once_unless_it_may_become_a_stop_string() -> None:
     scheduler, received = Scheduler(EchoEngine(1), bytes_of), Received()
     scheduler.submit(request("abcde", stop_strings=("cdx",)), received)
     finish(scheduler, 1)
@@ -140,14 +140,14 @@ def test_text_comes_as_it_is_made_but_not_what_may_become_a_stop_string() -> Non
     assert [chunk.finish_reason for chunk in received.chunks] == [None, None, None, "stop"]
 
 
-def test_nothing_to_do_is_said() -> None:
+def test_step_returns_whether_there_was_work() -> None:
     scheduler = Scheduler(EchoEngine(1), bytes_of)
     assert not scheduler.step()
     scheduler.submit(request("a"), Received())
     assert scheduler.step() and not scheduler.step()
 
 
-def test_what_is_cancelled_is_told_nothing_and_makes_room() -> None:
+def test_a_cancelled_request_gets_no_more_chunks_and_frees_its_row() -> None:
     engine = EchoEngine(1)
     scheduler, received = Scheduler(engine, bytes_of), [Received(), Received(), Received()]
     request_ids = [scheduler.submit(request("abcdefgh"), each) for each in received]
@@ -161,7 +161,7 @@ def test_what_is_cancelled_is_told_nothing_and_makes_room() -> None:
         scheduler.cancel(request_id)  # all have ended
 
 
-def test_who_is_told_may_cancel_and_ask() -> None:
+def test_a_callback_may_cancel_and_submit() -> None:
     scheduler, received = Scheduler(EchoEngine(3), bytes_of), Received()
 
     def cancel_the_other(chunk: TextChunk) -> None:
