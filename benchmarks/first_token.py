@@ -1,6 +1,6 @@
-"""How long a person waits for the first text: of the program from its start, and of a server that runs already.
+"""Time to the first token: of the program from its start, and of a warm server.
 
-benchmarks/generate.py measures it with `--start`, on a run of one step that is made in a temporary folder.
+benchmarks/generate.py measures it with `--start`, on a model trained for one step in a temporary directory.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ PROMPT = "def first_token(model: Model, prompt: str) -> str:"
 N_STARTS = 3
 N_REQUESTS = 3
 N_TOKENS = 8
-# Raw text enough for a tokenizer of the vocabulary.
+# Enough raw text for a tokenizer with the model's vocabulary.
 TEXTS = [f"{REPOSITORY}/{room}/**/*.py" for room in ("configs", "data", "models", "runtime", "serving", "tests")]
 
 
 @dataclasses.dataclass(frozen=True)
 class StartFigures:
-    """Medians, in seconds, until the first text is there.
+    """Median seconds until the first text appears.
 
     Attributes:
-        program: from the start of `--interactive`, which is given a prompt at once.
-        warm_server: from a request, which is not the server's first, and nobody else asks.
+        program: from the start of `--interactive`, with a prompt waiting on standard input.
+        warm_server: from a request to an idle server that has answered one before.
     """
 
     program: float
@@ -45,17 +45,17 @@ class StartFigures:
 
 
 def measure_start() -> StartFigures:
-    """Makes a run, and waits for its first texts."""
+    """Trains a model and measures both times."""
     with tempfile.TemporaryDirectory() as folder:
         run = _make_run(Path(folder))
-        of_program = [_program_seconds(run) for _ in range(N_STARTS)]
+        program_seconds = [_program_seconds(run) for _ in range(N_STARTS)]
         with _server(run) as url:
-            _, *of_server = [_request_seconds(url) for _ in range(1 + N_REQUESTS)]
-    return StartFigures(statistics.median(of_program), statistics.median(of_server))
+            _, *server_seconds = [_request_seconds(url) for _ in range(1 + N_REQUESTS)]
+    return StartFigures(statistics.median(program_seconds), statistics.median(server_seconds))
 
 
 def _make_run(folder: Path) -> Path:
-    """Trains for one step; returns the config."""
+    """Trains for one step; returns the path of the config."""
     config = json.loads((REPOSITORY / "configs" / "benchmark_small.json").read_text())
     del config["no_dataset"]
     dataset = {"id": "sources", "n_vocab": config["n_vocab"], "text": TEXTS, "cache_dir": f"{folder}/data"}
@@ -64,13 +64,13 @@ def _make_run(folder: Path) -> Path:
     path = folder / "first_token.json"
     path.write_text(json.dumps(config))
     with _started(path) as process:
-        _ends_well(process)
+        _check_exit(process)
     return path
 
 
 @contextlib.contextmanager
 def _started(config: Path, *arguments: str) -> Iterator[subprocess.Popen]:
-    """The program on a run; what it says beside its output is shown where it fails."""
+    """Starts the program on a run; its standard error is shown if it fails."""
     environment = {name: value for name, value in os.environ.items() if name != KEY_VARIABLE}
     command = [sys.executable, str(REPOSITORY / "main.py"), "--model", str(config), *arguments]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
@@ -87,7 +87,7 @@ def _started(config: Path, *arguments: str) -> Iterator[subprocess.Popen]:
             process.kill()
 
 
-def _ends_well(process: subprocess.Popen) -> None:
+def _check_exit(process: subprocess.Popen) -> None:
     process.communicate()
     if process.returncode != 0:
         raise EOFError
@@ -101,13 +101,13 @@ def _program_seconds(config: Path) -> float:
         if not os.read(process.stdout.fileno(), 1):
             raise EOFError
         seconds = time.perf_counter() - start
-        _ends_well(process)
+        _check_exit(process)
     return seconds
 
 
 @contextlib.contextmanager
 def _server(config: Path) -> Iterator[str]:
-    """A server of a run, by its address."""
+    """Serves a run; yields the address."""
     with _started(config, "--serve", "0") as process:
         found = (LISTENING.search(line.decode()) for line in process.stdout)
         address = next(filter(None, found), None)
@@ -122,13 +122,13 @@ def _request_seconds(url: str) -> float:
         f"{url}/v1/completions", json.dumps(fields).encode(), {"content-type": "application/json"}
     )
     start = time.perf_counter()
-    with urllib.request.urlopen(request) as answer:
-        seconds = [time.perf_counter() - start for line in answer if has_text(line)]
+    with urllib.request.urlopen(request) as response:
+        seconds = [time.perf_counter() - start for line in response if has_text(line)]
     return seconds[0]
 
 
 def has_text(line: bytes) -> bool:
-    """Whether a line of a stream brings text."""
+    """Returns whether a line of a stream holds text."""
     if not line.startswith(b"data: {"):
         return False
     choices: Sequence[dict[str, str]] = json.loads(line.removeprefix(b"data: "))["choices"]

@@ -1,12 +1,12 @@
-"""How fast a model writes, against Hugging Face's `generate` with its cache on the same weights and machine.
+"""Compares generation speed with Hugging Face's `generate`, on the same weights and machine.
 
     python3 benchmarks/generate.py --hugging_face .venv-parity/bin/python --start
 
-Each side reads prompts of 32 tokens and writes 200 more in every row, the likeliest ones and then sampled ones, and no
-text ends early. Hugging Face's library runs in a process of the Python that is named (`make parity` makes one), on one
-thread or on as many as PyTorch takes by itself, whichever is faster at that batch. The two sides take turns, and the
-one whose turn it is not waits, so that a machine that slows down slows both. The ceiling is what a product with a
-matrix of as many weights would allow, timed in the same turns. The last line is a JSON object with the figures.
+Both sides read prompts of 32 tokens and generate 200 tokens in every row, first greedily and then by sampling; no text
+ends early. Hugging Face's library runs in a process of the given Python (`make parity` makes one), on one thread or on
+PyTorch's default number of threads, whichever is faster at that batch size. The two sides take turns and idle while
+they wait, so that a machine that slows down slows both. The ceiling is the speed of a product with a matrix of as many
+weights, timed in the same turns. The last line is a JSON object with the figures.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ from runtime.mesh.placement import Placement, VariableSlices, place
 N_PROMPT, N_NEW = 32, 200
 BATCH_SIZES = (1, 8, 64)
 NOISE = 0.05
-# What makes of the config a GPT-2: for it Hugging Face's library has fused attention on a CPU, and none for GPT-Neo.
+# Turns the config into a GPT-2, for which Hugging Face's library has fused attention on a CPU; it has none for GPT-Neo.
 GPT2 = ("qkv_bias=true", "scale_attn_weights=true")
-# The same rule in the words of both sides.
+# The same sampling parameters, as both sides name them.
 RULES: dict[str, tuple[SamplingParams, dict[str, object]]] = {
     "greedy": (SamplingParams(temperature=0.0, never_end=True), {"do_sample": False}),
     "sampling": (
@@ -64,13 +64,18 @@ print(*(name for name in ("torch", "transformers") if find_spec(name) is None))
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
-    """What was measured at one batch size by one rule; speeds are medians in tokens a second of all rows together.
+    """The measurements at one batch size with one rule.
 
     Attributes:
-        ratio: of the speeds, ours to theirs: the median of `ratios`, which are those of each repeat in order.
-        ceiling: the speed that a product with as many weights would allow.
-        equal_rows: share of the rows in which both sides wrote the same tokens; None: they draw them.
-        their_threads: on how many theirs was faster.
+        rule: greedy or sampling.
+        batch_size: number of rows.
+        ours: our speed: median tokens a second of all rows together.
+        theirs: that of Hugging Face.
+        ratio: the median of `ratios`.
+        ratios: our speed divided by theirs in each repeat.
+        ceiling: speed of a matrix product with as many weights.
+        equal_rows: share of the rows in which both sides generated the same tokens; None when sampling.
+        their_threads: the number of threads on which theirs was faster.
     """
 
     rule: str
@@ -86,56 +91,57 @@ class Figures:
 
 @dataclasses.dataclass(frozen=True)
 class Theirs:
-    """Hugging Face's `generate`, in a process that waits to be told what to write.
+    """Hugging Face's `generate` in a process that waits for requests.
 
     Attributes:
-        most_threads: how many PyTorch takes by itself.
+        process: the process.
+        default_threads: the number of threads that PyTorch uses by default.
         versions: of its packages.
     """
 
     process: subprocess.Popen
-    most_threads: int
+    default_threads: int
     versions: Mapping[str, str]
 
-    def write(self, prompts: np.ndarray, rule: str, n_threads: int) -> tuple[float, np.ndarray]:
-        """The seconds that it takes, and the tokens [batch, N_NEW]."""
+    def generate(self, prompts: np.ndarray, rule: str, n_threads: int) -> tuple[float, np.ndarray]:
+        """Returns the seconds taken and the new tokens [batch, N_NEW]."""
         settings = RULES[rule][1] | {"max_new_tokens": N_NEW}
-        asked = {"prompts": prompts.tolist(), "n_threads": n_threads, "settings": settings}
-        print(json.dumps(asked), file=self.process.stdin, flush=True)
-        answer = _answer_of(self.process)
-        return answer["seconds"], np.array(answer["tokens"])
+        request = {"prompts": prompts.tolist(), "n_threads": n_threads, "settings": settings}
+        print(json.dumps(request), file=self.process.stdin, flush=True)
+        response = _response_of(self.process)
+        return response["seconds"], np.array(response["tokens"])
 
     def best_threads(self, prompts: np.ndarray, rule: str) -> int:
-        """The number of threads on which it is faster; both are warm then."""
+        """Returns the number of threads on which it is faster; warms up both."""
         seconds = {}
-        for n_threads in {1, self.most_threads}:
-            self.write(prompts, rule, n_threads)
-            seconds[n_threads] = self.write(prompts, rule, n_threads)[0]
+        for n_threads in {1, self.default_threads}:
+            self.generate(prompts, rule, n_threads)
+            seconds[n_threads] = self.generate(prompts, rule, n_threads)[0]
         return min(seconds, key=seconds.__getitem__)
 
 
-def _answer_of(process: subprocess.Popen) -> dict:
+def _response_of(process: subprocess.Popen) -> dict:
     line = process.stdout.readline()
     if not line:
-        raise SystemExit("Hugging Face's process has ended; what it said stands above")
+        raise SystemExit("Hugging Face's process has ended; its output is above")
     return json.loads(line)
 
 
 def find_python(name: str) -> str:
-    """The interpreter that can run Hugging Face's library.
+    """Returns the path of a Python that can run Hugging Face's library.
 
     Raises:
-        UserError: it is not there, or lacks the packages.
+        UserError: it does not exist, or lacks the packages.
     """
     remedy = "`make parity` makes .venv-parity; or name the Python of an environment with torch and transformers"
     python = shutil.which(name)
     if python is None:
-        raise UserError(f"--hugging_face {name}: is no program; {remedy}")
+        raise UserError(f"--hugging_face {name}: is not a program; {remedy}")
     try:
         check = [python, "-c", CHECK_PACKAGES]
         missing = subprocess.run(check, env=_their_environment(), capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
-        raise UserError(f"--hugging_face {name}: is no Python that runs; {remedy}") from None
+        raise UserError(f"--hugging_face {name}: is not a working Python; {remedy}") from None
     if missing := missing.split():
         raise UserError(f"--hugging_face {name}: lacks {' and '.join(missing)}; {remedy}")
     return python
@@ -148,7 +154,7 @@ def _their_environment() -> dict[str, str]:
 
 @contextlib.contextmanager
 def started(python: str, config: RunConfig, placement: Placement) -> Iterator[Theirs]:
-    """Their side with our weights; its process is ended with the context."""
+    """Starts Hugging Face's side with our weights; its process ends with the context."""
     with tempfile.TemporaryDirectory() as folder:
         weights = {stored.name: _stored_tensor(stored) for stored in placement.store}
         write_huggingface_folder(f"{folder}/model", config, weights, None)
@@ -156,19 +162,19 @@ def started(python: str, config: RunConfig, placement: Placement) -> Iterator[Th
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         with subprocess.Popen(command, env=_their_environment(), **pipes) as process:
             try:
-                versions = _answer_of(process)
+                versions = _response_of(process)
                 yield Theirs(process, versions.pop("n_threads"), versions)
             finally:
                 process.kill()
 
 
 def _stored_tensor(stored: VariableSlices) -> StoredTensor:
-    """A variable of one device."""
+    """Returns a variable of one device."""
     return StoredTensor(f"the variable {stored.name}", stored.whole_shape, lambda: stored.slices[0].numpy())
 
 
-def written(engine: Engine, prompts: np.ndarray, rule: str) -> np.ndarray:
-    """What our side writes, [batch, N_NEW]."""
+def generate(engine: Engine, prompts: np.ndarray, rule: str) -> np.ndarray:
+    """Returns the tokens that our side generates, [batch, N_NEW]."""
     requests = {
         row: GenerationRequest(tuple(prompt), RULES[rule][0], row, N_NEW) for row, prompt in enumerate(prompts.tolist())
     }
@@ -180,8 +186,8 @@ def written(engine: Engine, prompts: np.ndarray, rule: str) -> np.ndarray:
 
 
 def products(config: RunConfig, device: str, batch_size: int) -> Callable[[], object]:
-    """A function that multiplies as much as the weights of a model do that writes: what it reads beside them, and
-    attention, are left out.
+    """Returns a function that does the matrix products of generation with all weights, without attention and other
+    memory traffic.
     """
     model = config.model
     n_attention = sum(kind != "none" for kind in model.attention_types)
@@ -198,14 +204,14 @@ def products(config: RunConfig, device: str, batch_size: int) -> Callable[[], ob
 
 
 def timed(function: Callable[[], object]) -> float:
-    """Seconds that a call takes."""
+    """Returns the seconds that a call takes."""
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
 
 
 def set_weights(placement: Placement) -> None:
-    """Gives the variables first values and noise, with which the next token depends on all before it."""
+    """Initializes the variables and adds noise, so that the next token depends on all before it."""
     placement.store.initialize(seed=1)
     rng = np.random.default_rng(1)
     for stored in placement.store:
@@ -215,7 +221,7 @@ def set_weights(placement: Placement) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-    """What is compared: the engine of a batch size, and their process."""
+    """The two sides: an engine of one batch size, and Hugging Face's process."""
 
     config: RunConfig
     device: str
@@ -223,17 +229,17 @@ class Bench:
     theirs: Theirs
 
     def measure(self, rule: str, n_repeats: int) -> Figures:
-        """Warms all up, and times them in turn."""
+        """Warms up both sides and times them in turn."""
         batch_size = self.engine.n_rows
         prompts = np.random.default_rng(0).integers(0, self.config.model.n_vocab, (batch_size, N_PROMPT))
         multiply = products(self.config, self.device, batch_size)
         multiply()
-        our_tokens = written(self.engine, prompts, rule)
+        our_tokens = generate(self.engine, prompts, rule)
         n_threads = self.theirs.best_threads(prompts, rule)
         turns = []
         for _ in range(n_repeats):
-            our_seconds = timed(lambda: written(self.engine, prompts, rule))
-            their_seconds, their_tokens = self.theirs.write(prompts, rule, n_threads)
+            our_seconds = timed(lambda: generate(self.engine, prompts, rule))
+            their_seconds, their_tokens = self.theirs.generate(prompts, rule, n_threads)
             turns.append((our_seconds, their_seconds, timed(multiply)))
         equal_rows = float((our_tokens == their_tokens).all(1).mean()) if rule == "greedy" else None
         return figures_of(turns, rule, batch_size, equal_rows, n_threads)
@@ -242,14 +248,14 @@ class Bench:
 def figures_of(
     turns: Sequence[tuple[float, float, float]], rule: str, batch_size: int, equal_rows: float | None, n_threads: int
 ) -> Figures:
-    """Of the seconds of our side, theirs and the product in each repeat."""
+    """Returns the figures, from the seconds of our side, theirs and the product in each repeat."""
     ours, theirs, ceiling = (batch_size * N_NEW / statistics.median(column) for column in zip(*turns, strict=True))
     ratios = tuple(their_seconds / our_seconds for our_seconds, their_seconds, _ in turns)
     return Figures(rule, batch_size, ours, theirs, statistics.median(ratios), ratios, ceiling, equal_rows, n_threads)
 
 
 def measure(config: RunConfig, device: str, python: str, arguments: argparse.Namespace) -> Iterator[Figures]:
-    """Yields what both sides do with one set of weights, at each batch size by each rule."""
+    """Yields the figures of both sides with the same weights, for each rule at each batch size."""
     placement = place(config.mesh, [device])
     engines = [build_engine(config, placement, batch_size) for batch_size in arguments.batch_sizes]
     set_weights(placement)
@@ -261,7 +267,7 @@ def measure(config: RunConfig, device: str, python: str, arguments: argparse.Nam
 
 
 def format_row(figures: Figures) -> str:
-    """A line of the table under HEAD; speeds in tokens a second."""
+    """Returns a line of the table under HEAD; speeds are in tokens a second."""
     equal = "" if figures.equal_rows is None else f"{figures.equal_rows:.0%}"
     return (
         f"{figures.rule:<10}{figures.batch_size:>5}{figures.ours:>10,.0f}{figures.theirs:>10,.0f}"
@@ -270,39 +276,39 @@ def format_row(figures: Figures) -> str:
 
 
 def format_start(figures: StartFigures) -> str:
-    """Two lines for a person."""
+    """Returns the figures as two lines of text."""
     return (
-        f"first text of the program     {figures.program:>8.2f} s\n"
-        f"first text of a warm server   {figures.warm_server:>8.4f} s"
+        f"time to first token: program      {figures.program:>8.2f} s\n"
+        f"time to first token: warm server  {figures.warm_server:>8.4f} s"
     )
 
 
 def parse_count(text: str) -> int:
-    """The value of --repeats and --batch_sizes; anything else than a whole number above 0 is an error."""
+    """Parses a value of --repeats or --batch_sizes, a whole number above 0."""
     if not (text.isascii() and text.isdigit() and int(text) >= 1):
         raise argparse.ArgumentTypeError(f"{text!r} is not an integer >= 1; give a whole number above 0")
     return int(text)
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Compare how fast a model writes with Hugging Face's generate.")
+    parser = argparse.ArgumentParser(description="Compare generation speed with Hugging Face's generate.")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the config")
     parser.add_argument("--gpu_ids", nargs=1, metavar="DEVICE", help="one device for our side, as device:GPU:0")
-    parser.add_argument("--cache_dtype", choices=PRECISIONS, help="in which our side keeps keys and values")
+    parser.add_argument("--cache_dtype", choices=PRECISIONS, help="type of our KV cache")
     parser.add_argument("--batch_sizes", type=parse_count, nargs="+", default=BATCH_SIZES, metavar="N")
-    parser.add_argument("--repeats", type=parse_count, default=5, help="times that each is timed (default 5)")
+    parser.add_argument("--repeats", type=parse_count, default=5, help="measurements of each side (default 5)")
     parser.add_argument(
         "--hugging_face",
         default=str(REPOSITORY / ".venv-parity" / "bin" / "python"),
         metavar="PYTHON",
         help="with torch and transformers (default .venv-parity/bin/python, which `make parity` makes)",
     )
-    parser.add_argument("--start", action="store_true", help="measure also how long the first text takes")
+    parser.add_argument("--start", action="store_true", help="also measure the time to the first token")
     return parser.parse_args()
 
 
 def report(config: RunConfig, device: str, python: str, arguments: argparse.Namespace) -> dict[str, object]:
-    """Measures all that is asked for and shows it; returns the figures."""
+    """Measures and prints everything; returns the figures."""
     results: dict[str, object] = {"written": []}
     for figures in measure(config, device, python, arguments):
         print(format_row(figures), flush=True)
@@ -331,10 +337,10 @@ def main() -> int:
 
 
 def check_length(config: RunConfig) -> None:
-    """Refuses a context that what is written does not fit into.
+    """Checks that prompt and new tokens fit into the context.
 
     Raises:
-        ConfigError: it is too short.
+        ConfigError: they do not.
     """
     if config.model.n_ctx < N_PROMPT + N_NEW:
         raise ConfigError(f"n_ctx = {config.model.n_ctx}: is too short; set it to {N_PROMPT + N_NEW} or more")

@@ -1,7 +1,7 @@
-"""Hugging Face's `generate` in a process of its own: what benchmarks/generate.py compares with, and starts.
+"""Runs Hugging Face's `generate` in a process of its own, which benchmarks/generate.py starts.
 
-It needs torch and transformers, and nothing of ours. Each line of standard input is a JSON object that says what to
-write; each answer is another one, on standard output.
+It needs torch and transformers, and nothing of Neomesh. Each line of standard input is a request as a JSON object, and
+each line of standard output the response to one.
 """
 
 from __future__ import annotations
@@ -16,32 +16,32 @@ import transformers
 
 
 def load(folder: str) -> transformers.PreTrainedModel:
-    """The model of a folder, in float32; it knows of no token that ends a text, so it looks for none."""
+    """Loads the model of a directory in float32, without an end-of-text token."""
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     model.generation_config.eos_token_id = None
-    model.generation_config.pad_token_id = 0  # of rows that have ended, which there are none of
+    model.generation_config.pad_token_id = 0  # for rows that have ended, of which there are none
     return model
 
 
-def write(model: transformers.PreTrainedModel, asked: Mapping[str, object]) -> dict[str, object]:
-    """What the model writes after `prompts`, [batch, length], on `n_threads`, and the seconds that it takes."""
-    torch.set_num_threads(asked["n_threads"])
+def generate(model: transformers.PreTrainedModel, request: Mapping[str, object]) -> dict[str, object]:
+    """Returns the tokens generated after `prompts` [batch, length] on `n_threads`, and the seconds taken."""
+    torch.set_num_threads(request["n_threads"])
     start = time.perf_counter()
-    prompts = torch.tensor(asked["prompts"])
+    prompts = torch.tensor(request["prompts"])
     with torch.inference_mode():
-        texts = model.generate(prompts, attention_mask=torch.ones_like(prompts), use_cache=True, **asked["settings"])
+        texts = model.generate(prompts, attention_mask=torch.ones_like(prompts), use_cache=True, **request["settings"])
     tokens = texts[:, prompts.shape[1] :].tolist()
     return {"seconds": time.perf_counter() - start, "tokens": tokens}
 
 
 def main() -> None:
-    """Tells of itself, and then answers each line until they end."""
+    """Prints the versions, and then answers each line of input."""
     torch.manual_seed(0)
     model = load(sys.argv[1])
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     print(json.dumps(versions | {"n_threads": torch.get_num_threads()}), flush=True)
     for line in sys.stdin:
-        print(json.dumps(write(model, json.loads(line))), flush=True)
+        print(json.dumps(generate(model, json.loads(line))), flush=True)
 
 
 if __name__ == "__main__":

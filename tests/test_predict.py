@@ -420,10 +420,10 @@ def test_beam_search_finds_the_most_likely_texts(here: Path, tokenizer: Tokenize
     assert cut["reason"] == ("stop" if "a" in best[0]["text"] else best[0]["reason"])
 
 
-# Line after line.
+# --interactive.
 
 
-def test_lines_that_nobody_types_are_answered_one_by_one(here: Path, first: Lines, monkeypatch, capsys) -> None:
+def test_piped_lines_are_continued_one_by_one(here: Path, first: Lines, monkeypatch, capsys) -> None:
     typed = b"the cat sat on a mat and\n\nthe cat sat on a mat and\r\n"
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed)))
     assert main(["--model", "tiny.json", *TRAINED, "--interactive", "--seed", "3"]) == 0
@@ -431,7 +431,7 @@ def test_lines_that_nobody_types_are_answered_one_by_one(here: Path, first: Line
 
 
 class Terminal:
-    """A process at a terminal of its own, with a home of its own; ended with the test."""
+    """A process with a terminal and a home directory of its own, killed with the context."""
 
     def __init__(self, arguments: Sequence[str], home: Path) -> None:
         self.screen = ""

@@ -1,4 +1,4 @@
-"""The benchmark of generation: what its command line refuses, and its arithmetic."""
+"""The generation benchmark: errors of its command line, and its arithmetic."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmarks.generate import N_NEW, figures_of, main
 
 
 def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The last line that the benchmark says when it ends with status 2."""
+    """Returns the last line of the errors of a benchmark that exits with status 2."""
     monkeypatch.setattr(sys, "argv", ["generate.py", *arguments])
     try:
         status = main()
@@ -24,19 +24,19 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 
 @pytest.mark.parametrize("flag", ["--repeats", "--batch_sizes"])
 @pytest.mark.parametrize("value", ["0", "-3", "1.5", "many", ""])
-def test_counts_that_time_nothing_are_refused(
+def test_counts_below_1_are_refused(
     flag: str, value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = refused(monkeypatch, capsys, f"{flag}={value}")
-    assert f"argument {flag}: {value!r} is not an integer >= 1; give a whole number above 0" in said
+    message = refused(monkeypatch, capsys, f"{flag}={value}")
+    assert f"argument {flag}: {value!r} is not an integer >= 1; give a whole number above 0" in message
 
 
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (None, "is no program"),
-        ("#!/bin/sh\nexit 3\n", "is no Python that runs"),
-        ("not a program at all", "is no Python that runs"),
+        (None, "is not a program"),
+        ("#!/bin/sh\nexit 3\n", "is not a working Python"),
+        ("not a program at all", "is not a working Python"),
         (f"#!/bin/sh\nexec '{sys.executable}' -I -S \"$@\"\n", "lacks torch and transformers"),
     ],
 )
@@ -51,11 +51,11 @@ def test_a_python_without_hugging_face_is_refused(
     if content is not None:
         python.write_text(content)
         python.chmod(0o755)
-    said = refused(monkeypatch, capsys, "--hugging_face", str(python))
-    assert said.startswith(f"--hugging_face {python}: {problem}; `make parity` makes")
+    message = refused(monkeypatch, capsys, "--hugging_face", str(python))
+    assert message.startswith(f"--hugging_face {python}: {problem}; `make parity` makes")
 
 
-def test_speeds_and_ratios_are_medians_of_the_turns() -> None:
+def test_speeds_and_ratios_are_medians_of_the_repeats() -> None:
     turns = [(1.0, 6.0, 0.5), (2.0, 8.0, 0.25), (4.0, 40.0, 0.125)]
     figures = figures_of(turns, "greedy", 8, 1.0, 2)
     assert figures.ratios == (6.0, 4.0, 10.0) and figures.ratio == 6.0
@@ -72,5 +72,5 @@ def test_speeds_and_ratios_are_medians_of_the_turns() -> None:
         (b'data: {"choices": [{"index": 0, "text": " a"}]}\n', True),
     ],
 )
-def test_the_first_text_of_a_stream_is_found(line: bytes, expected: bool) -> None:
+def test_lines_of_a_stream_with_text_are_recognized(line: bytes, expected: bool) -> None:
     assert has_text(line) == expected
