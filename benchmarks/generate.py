@@ -186,9 +186,7 @@ def generate(engine: Engine, prompts: np.ndarray, rule: str) -> np.ndarray:
 
 
 def products(config: RunConfig, device: str, batch_size: int) -> Callable[[], object]:
-    """Returns a function that does the matrix products of generation with all weights, without attention and other
-    memory traffic.
-    """
+    """Returns a function that does the matrix products of generation with all weights, and no attention."""
     model = config.model
     n_attention = sum(kind != "none" for kind in model.attention_types)
     n_columns = (4 * n_attention + 8 * model.n_layer) * model.n_embd + model.n_vocab
@@ -291,6 +289,7 @@ def parse_count(text: str) -> int:
 
 
 def parse_arguments() -> argparse.Namespace:
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description="Compare generation speed with Hugging Face's generate.")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the config")
     parser.add_argument("--gpu_ids", nargs=1, metavar="DEVICE", help="one device for our side, as device:GPU:0")

@@ -48,9 +48,7 @@ def predict(config: RunConfig, options: Options, group: ProcessGroup) -> int:
 
 
 def build_sampler(run: Run) -> Callable[[int], str]:
-    """Returns a function that continues the prompts with the weights of a step, writes the texts to the run directory
-    and returns their path.
-    """
+    """Returns a function that continues the prompts at a step of training and returns the path of the texts."""
     given = read_prompts(run.options.prompt_path, run.config)
     encoded = encode_prompts(given.prompts, run.config, run.tokenizer, lambda warning: None)
     generator = build_text_generator(run, _n_rows(encoded, run.options))
@@ -113,8 +111,9 @@ def _generate(
     pipe: TextIO | None,
     save_partial: Callable[[list[Sample]], None],
 ) -> list[Sample]:
-    """Returns all samples, and writes each to the pipe as soon as it is finished. Ctrl-C and SIGTERM save those that
-    are finished by then.
+    """Returns all samples, and writes each to the pipe as soon as it is finished.
+
+    Ctrl-C and SIGTERM save those that are finished by then.
     """
     samples = []
     with sigterm_as_interrupt():

@@ -46,8 +46,11 @@ class EncodedPrompts:
 
 
 def read_prompts(path: str | None, config: RunConfig) -> PromptFile:
-    """Reads a file as one prompt, or as JSON lines if its name ends in .jsonl. Standard input holds JSON lines if its
-    first line is one. None is the default prompt.
+    """Reads a prompt, or prompts as JSON lines if the name ends in .jsonl or the first line of standard input is one.
+
+    Args:
+        path: the file, "-" for standard input, or None for the default prompt.
+        config: the run, whose settings apply where a line sets none.
 
     Raises:
         UserError: the file cannot be read.

@@ -78,9 +78,7 @@ class TextGenerator:
         return self.run.group.all_reduce_max(secrets.randbits(31))
 
     def text_of(self, sample: Sample) -> str:
-        """Returns the prompt and its continuation, or the continuation alone if the settings say so. An eos in the
-        prompt is not shown.
-        """
+        """Returns the prompt, without any eos, and its continuation; or the latter alone if the settings say so."""
         if self.run.config.prediction.remove_partial_sequences:
             return sample.generated.text
         before = [token for token in sample.tokens if token != self.run.config.data.eos_id]

@@ -85,8 +85,9 @@ class BeamSearcher:
         return self._synchronized(build_beam_search(search, self._placement, prompt_length))
 
     def program(self, n_prompt_tokens: int, n_beams: int, n_new_tokens: int) -> Step:
-        """Returns the program for a prompt. Building the first one makes the model's variables, so weights are
-        restored after it.
+        """Returns the program for a prompt.
+
+        The first one makes the model's variables, so it must be built before weights are restored.
         """
         n_ctx = self._config.model.n_ctx
         return self._program(padded_length(n_prompt_tokens, n_ctx), n_beams, padded_length(n_new_tokens, n_ctx))

@@ -85,9 +85,7 @@ def _n_padded_rows(n_requests: int) -> int:
 
 
 def prompt_arrays(requests: Sequence[GenerationRequest], n_ctx: int) -> list[np.ndarray]:
-    """Returns the inputs of `build_prefill` for requests: tokens, row inputs, and sampling settings as floats and as
-    integers. The rows are padded to a power of two.
-    """
+    """Returns the inputs of `build_prefill` for requests, without the rows; padded to a power of two requests."""
     n_rows = _n_padded_rows(len(requests))
     length = padded_length(max(len(request.prompt_tokens) for request in requests), n_ctx)
     tokens, row_inputs = np.zeros((n_rows, length), np.int32), np.zeros((4, n_rows), np.int32)
@@ -209,8 +207,9 @@ def _unfinished(active: Mapping[int, ActiveSequence]) -> dict[int, ActiveSequenc
 
 
 class StaticBatchEngine:
-    """An engine for TPUs that generates each text in one call, from prompt to end. It keeps nothing on the devices
-    between calls, and starts no text before all of the previous batch are finished.
+    """An engine for TPUs that generates each text in one call, from prompt to end.
+
+    It keeps nothing on the devices between calls, and starts no text before the previous batch is finished.
 
     Attributes:
         n_rows: see `Engine`.
@@ -243,13 +242,15 @@ class StaticBatchEngine:
 
     def score(self, tokens: Sequence[int], n_top: int = 0) -> TokenChunk:
         """Is not supported: no server runs on a TPU."""
-        raise NotImplementedError("a TPU scores no texts")
+        raise NotImplementedError("scoring texts is not supported on a TPU")
 
 
 def build_engine(
     config: RunConfig, placement: Placement, n_rows: int, synchronized: Callable[[Step], Step] = lambda step: step
 ) -> Engine:
-    """Builds the engine of a run's model. This makes the model's variables, so weights are restored after it.
+    """Builds the engine of a run's model.
+
+    This makes the model's variables, so it must be done before weights are restored.
 
     Args:
         config: the run.

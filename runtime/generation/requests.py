@@ -1,5 +1,6 @@
-"""Generation requests, made alike for files, the terminal and the server: the same prompt, settings and seed give the
-same text in each.
+"""Generation requests, which files, the terminal and the server make alike.
+
+The same prompt, settings and seed give the same text in each.
 """
 
 from __future__ import annotations
@@ -46,8 +47,9 @@ def sampling_params(settings: PredictionConfig) -> SamplingParams:
 
 
 def sample_seed(seed: int, sample: int) -> int:
-    """Returns the seed of a prompt's sample, counted from 0. It depends on nothing else, so a text stays the same
-    wherever its prompt stands in a file.
+    """Returns the seed of a prompt's sample, counted from 0.
+
+    It depends on nothing else, so a text stays the same wherever its prompt stands in a file.
     """
     return int(noise_key(seed, sample))
 
