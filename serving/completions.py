@@ -15,8 +15,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
+from runtime.generation.detokenizer import TextChunk
 from runtime.generation.engine import TokenChunk
-from runtime.generation.scheduler import TextChunk
 from serving.errors import CLIENT_CLOSED_REQUEST, ApiError
 from serving.metrics import ServerMetrics
 from serving.model import ServedModel

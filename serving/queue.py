@@ -8,9 +8,9 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, TypeVar
 
+from runtime.generation.detokenizer import TextChunk
 from runtime.generation.engine import TokenChunk
 from runtime.generation.requests import GenerationRequest
-from runtime.generation.scheduler import TextChunk
 from serving.errors import ApiError, bad_request, failed, queue_full, stopping, timed_out
 from serving.model import ServedModel
 from serving.settings import ServingSettings

@@ -5,8 +5,8 @@ from __future__ import annotations
 import codecs
 from collections.abc import Callable, Iterable, Sequence
 
+from runtime.generation.detokenizer import TextChunk
 from runtime.generation.engine import TokenChunk
-from runtime.generation.scheduler import TextChunk
 from serving.protocol import Choice, LogProbs
 from serving.request import EncodedPrompt
 

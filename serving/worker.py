@@ -7,9 +7,10 @@ import queue
 import threading
 from collections.abc import Callable
 
+from runtime.generation.detokenizer import TextChunk
 from runtime.generation.engine import TokenChunk
 from runtime.generation.requests import GenerationRequest
-from runtime.generation.scheduler import DECODE_STEPS, Scheduler, TextChunk
+from runtime.generation.scheduler import DECODE_STEPS, Scheduler
 from serving.engine import ServingEngine
 from serving.model import ServedModel
 

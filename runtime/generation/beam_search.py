@@ -73,7 +73,7 @@ class BeamSearcher:
 
     def __init__(
         self, config: RunConfig, placement: Placement, synchronized: Callable[[Step], Step] = lambda step: step
-    ):
+    ) -> None:
         """Builds nothing yet; the arguments are those of `build_engine`."""
         self._config, self._placement, self._synchronized = config, placement, synchronized
 

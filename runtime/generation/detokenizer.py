@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import dataclasses
+import math
 from collections import deque
 from collections.abc import Sequence
 
@@ -28,18 +29,23 @@ class ScoredToken:
 
 
 @dataclasses.dataclass(frozen=True)
-class Detokenized:
-    """The text and tokens that are released by one call.
+class TextChunk:
+    """The next part of a generated text.
 
     Attributes:
-        text: continues the text released before.
-        tokens: those whose text starts in what has been released and that were not returned before.
-        is_cut: whether a stop string ends the text here.
+        text: whole characters, never taken back.
+        tokens: those whose text starts in this chunk or an earlier one and that have not been reported before.
+        log_probs: of each of these tokens, under the model itself.
+        top: the most likely tokens at the position of each.
+        finish_reason: "stop" for an end of text or a stop string, "length" for the token limit; None: the text is not
+            finished.
     """
 
     text: str
-    tokens: tuple[ScoredToken, ...]
-    is_cut: bool
+    tokens: tuple[int, ...]
+    log_probs: tuple[float, ...]
+    top: tuple[tuple[tuple[int, float], ...], ...]
+    finish_reason: str | None
 
 
 def _first_stop(text: str, stops: Sequence[str]) -> int:
@@ -75,25 +81,31 @@ class Detokenizer:
         self._tokens.append((len(self._held) + _n_completed(pending, token_bytes), token))
         self._held += self._decoder.decode(token_bytes)
 
-    def take(self, is_last: bool) -> Detokenized:
-        """Returns all new text that is certain; if no more tokens follow, everything that is left."""
-        if is_last:
+    def take(self, finish_reason: str | None) -> TextChunk:
+        """Returns all new text that is certain.
+
+        Args:
+            finish_reason: why no more tokens follow, in which case all of the text is certain; None: more follow.
+        """
+        if finish_reason is not None:
             self._held += self._decoder.decode(b"", final=True)
-        stop, partial_stop = _first_stop(self._held, self._stop_strings), _partial_stop(self._held, self._stop_strings)
-        if stop < len(self._held) and (is_last or stop <= partial_stop):
-            return Detokenized(self._held[:stop], self._tokens_before(stop), True)
-        if is_last:
-            return Detokenized(self._held, tuple(token for _, token in self._tokens), False)
-        return self._release(min(stop, partial_stop))
+        stop, certain, tokens_end = _first_stop(self._held, self._stop_strings), len(self._held), math.inf
+        if finish_reason is None:
+            certain = tokens_end = _partial_stop(self._held, self._stop_strings)
+        if stop < len(self._held) and stop <= certain:
+            return self._release(stop, stop, "stop")
+        return self._release(certain, tokens_end, finish_reason)
 
-    def _release(self, end: int) -> Detokenized:
-        released = Detokenized(self._held[:end], self._tokens_before(end), False)
-        self._held = self._held[end:]
-        self._tokens = deque((start - end, token) for start, token in self._tokens)
-        return released
-
-    def _tokens_before(self, end: int) -> tuple[ScoredToken, ...]:
+    def _release(self, end: int, tokens_end: float, finish_reason: str | None) -> TextChunk:
         tokens = []
-        while self._tokens and self._tokens[0][0] < end:
+        while self._tokens and self._tokens[0][0] < tokens_end:
             tokens.append(self._tokens.popleft()[1])
-        return tuple(tokens)
+        self._tokens = deque((start - end, token) for start, token in self._tokens)
+        text, self._held = self._held[:end], self._held[end:]
+        return TextChunk(
+            text,
+            tuple(token.id for token in tokens),
+            tuple(token.log_prob for token in tokens),
+            tuple(token.top for token in tokens),
+            finish_reason,
+        )

@@ -147,7 +147,9 @@ class ContinuousBatchEngine:
         n_ctx: see `Engine`.
     """
 
-    def __init__(self, config: RunConfig, placement: Placement, n_rows: int, synchronized: Callable[[Step], Step]):
+    def __init__(
+        self, config: RunConfig, placement: Placement, n_rows: int, synchronized: Callable[[Step], Step]
+    ) -> None:
         """Builds the decoding program; see `build_engine`."""
         self.n_rows, self.n_ctx = n_rows, config.model.n_ctx
         self._config, self._placement, self._synchronized = config, placement, synchronized
@@ -216,7 +218,7 @@ class StaticBatchEngine:
         n_ctx: see `Engine`.
     """
 
-    def __init__(self, n_ctx: int, n_rows: int, build: Callable[[int, int], Step]):
+    def __init__(self, n_ctx: int, n_rows: int, build: Callable[[int, int], Step]) -> None:
         """Takes what builds the program of so many rows and a prompt length."""
         self.n_rows, self.n_ctx, self._build = n_rows, n_ctx, functools.lru_cache(maxsize=None)(build)
         self._active: dict[int, ActiveSequence] = {}

@@ -12,9 +12,9 @@ from typing import Any
 
 from configs.schema import PredictionConfig
 from runtime.generation.beam_search import BeamHypothesis, BeamSearcher
-from runtime.generation.detokenizer import Detokenizer, ScoredToken
+from runtime.generation.detokenizer import Detokenizer, ScoredToken, TextChunk
 from runtime.generation.requests import GenerationRequest, max_new_tokens
-from runtime.generation.scheduler import Scheduler, TextChunk
+from runtime.generation.scheduler import Scheduler
 from storage.files import write_text
 
 FRAME = "=" * 40
@@ -88,9 +88,8 @@ def _detokenize(found: BeamHypothesis, stops: Sequence[str], bytes_of: Callable[
     detokenizer = Detokenizer(stops)
     for token in found.tokens:
         detokenizer.add(ScoredToken(token, 0.0, ()), bytes_of(token))
-    whole = detokenizer.take(is_last=True)
-    ids = tuple(token.id for token in whole.tokens)
-    return GeneratedText(whole.text, ids, None, "stop" if whole.is_cut else found.finish_reason, found.score)
+    whole = detokenizer.take(found.finish_reason)
+    return GeneratedText(whole.text, whole.tokens, None, whole.finish_reason, found.score)
 
 
 def format_samples(texts: Sequence[str]) -> str:

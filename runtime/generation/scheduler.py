@@ -10,31 +10,11 @@ import dataclasses
 import itertools
 from collections.abc import Callable
 
-from runtime.generation.detokenizer import Detokenizer, ScoredToken
+from runtime.generation.detokenizer import Detokenizer, ScoredToken, TextChunk
 from runtime.generation.engine import Engine, TokenChunk
 from runtime.generation.requests import GenerationRequest
 
 DECODE_STEPS = 8  # between two looks at the queue
-
-
-@dataclasses.dataclass(frozen=True)
-class TextChunk:
-    """The next part of a generated text.
-
-    Attributes:
-        text: whole characters, never taken back.
-        tokens: those whose text starts in this chunk or an earlier one and that have not been reported before.
-        log_probs: of each of these tokens, under the model itself.
-        top: the most likely alternatives to each.
-        finish_reason: "stop" for an end of text or a stop string, "length" for the token limit; None: the text is not
-            finished.
-    """
-
-    text: str
-    tokens: tuple[int, ...]
-    log_probs: tuple[float, ...]
-    top: tuple[tuple[tuple[int, float], ...], ...]
-    finish_reason: str | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,23 +100,12 @@ class Scheduler:
     def _report(self, row: int, sequence: _Sequence, chunk: TokenChunk) -> None:
         for token in map(ScoredToken, chunk.tokens, chunk.log_probs, chunk.top):
             sequence.detokenizer.add(token, self._bytes_of(token.id))
-        new = sequence.detokenizer.take(is_last=chunk.finish_reason is not None)
-        finish_reason = "stop" if new.is_cut else chunk.finish_reason
-        if finish_reason is not None:
+        new = sequence.detokenizer.take(chunk.finish_reason)
+        if new.finish_reason is not None:
             self._free(row)
-        if new.text or new.tokens or finish_reason is not None:
-            sequence.on_chunk(_text_chunk(new.text, new.tokens, finish_reason))
+        if new.text or new.tokens or new.finish_reason is not None:
+            sequence.on_chunk(new)
 
     def _free(self, row: int) -> None:
         del self._running[row]
         self._engine.release(row)
-
-
-def _text_chunk(text: str, tokens: tuple[ScoredToken, ...], finish_reason: str | None) -> TextChunk:
-    return TextChunk(
-        text,
-        tuple(token.id for token in tokens),
-        tuple(token.log_prob for token in tokens),
-        tuple(token.top for token in tokens),
-        finish_reason,
-    )

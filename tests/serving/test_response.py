@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from runtime.generation.detokenizer import TextChunk
 from runtime.generation.engine import TokenChunk
-from runtime.generation.scheduler import TextChunk
 from serving.request import EncodedPrompt
 from serving.response import ChoiceBuilder, join_choices, token_name
 

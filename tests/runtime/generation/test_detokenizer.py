@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.generation.detokenizer import Detokenizer, ScoredToken
+from runtime.generation.detokenizer import Detokenizer, ScoredToken, TextChunk
 
 
 def token(number: int) -> ScoredToken:
@@ -55,10 +55,10 @@ def streamed(
     for n_tokens in [*takes, None]:  # at last, all that is left
         for number, part in itertools.islice(remaining, n_tokens):
             detokenizer.add(token(number), part)
-        given = detokenizer.take(is_last=n_tokens is None)
+        given = detokenizer.take("length" if n_tokens is None else None)
         texts.append(given.text)
-        numbers.append([each.id for each in given.tokens])
-        if given.is_cut:
+        numbers.append(list(given.tokens))
+        if given.finish_reason == "stop":
             return texts, numbers, True
     return texts, numbers, False
 
@@ -141,4 +141,4 @@ def test_tokens_without_text_are_released_with_the_next_text_or_at_the_end() -> 
 def test_a_token_keeps_its_scores() -> None:
     detokenizer = Detokenizer(())
     detokenizer.add(token(7), b"a")
-    assert detokenizer.take(is_last=True).tokens == (ScoredToken(7, -7.0, ((7, -1.0),)),)
+    assert detokenizer.take("length") == TextChunk("a", (7,), (-7.0,), (((7, -1.0),),), "length")

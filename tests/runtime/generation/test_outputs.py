@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from models.kernels.sampling import SamplingParams
+from runtime.generation.detokenizer import TextChunk
 from runtime.generation.outputs import (
     GeneratedText,
     format_line,
@@ -16,7 +17,7 @@ from runtime.generation.outputs import (
     write_predictions,
 )
 from runtime.generation.requests import GenerationRequest
-from runtime.generation.scheduler import Scheduler, TextChunk
+from runtime.generation.scheduler import Scheduler
 from tests.runtime.generation.test_scheduler import LETTERS, EchoEngine, bytes_of
 
 

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.kernels.sampling import SamplingParams
+from runtime.generation.detokenizer import TextChunk
 from runtime.generation.engine import TokenChunk
 from runtime.generation.requests import GenerationRequest
-from runtime.generation.scheduler import Scheduler, TextChunk
+from runtime.generation.scheduler import Scheduler
 
 EOS = 0
 LETTERS = "\0abcdefgh"
