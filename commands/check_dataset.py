@@ -1,4 +1,4 @@
-"""What is in the datasets of a run."""
+"""`--check_dataset`: reads and validates every record of the datasets of a run."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from commands.run_data import RunData
 from configs.errors import ConfigError
 from configs.schema import RunConfig
 from data.check.plots import draw_reports
-from data.check.scan import check_sound, format_report, inspect_dataset
+from data.check.report import check_no_errors, format_report
+from data.check.scan import scan_dataset
 from data.loading.mixture import record_rules
 from runtime.run import directory as run_directory
 
 
 def check_dataset(config: RunConfig, options: Options) -> int:
-    """Reads every record of every dataset, shows and draws what is in them, and names all that is wrong."""
+    """Prints and plots statistics of every dataset, and raises an error that names every invalid record."""
     data = RunData.of(config)
     if not data.prepared:
         raise ConfigError("no dataset: nothing to check; give datasets in the model config")
@@ -26,7 +27,7 @@ def check_dataset(config: RunConfig, options: Options) -> int:
     for use, ready in zip(config.data.datasets, data.prepared, strict=True):
         for part, pattern in (("training", ready.train_pattern), ("evaluation", ready.eval_pattern)):
             if pattern:
-                report = inspect_dataset(
+                report = scan_dataset(
                     [pattern], record_rules(config, use).n_ctx, config.model.n_vocab, config.data.eos_id, decode
                 )
                 reports[f"{use.dataset.id}, {part}: {pattern}"] = report
@@ -34,5 +35,5 @@ def check_dataset(config: RunConfig, options: Options) -> int:
     path = posixpath.join(config.model_path, run_directory.DATASET_PICTURE)
     draw_reports(reports, path)
     say(f"drawn in {path}")
-    check_sound([damage for report in reports.values() for damage in report.damages])
+    check_no_errors([errors for report in reports.values() for errors in report.errors])
     return 0

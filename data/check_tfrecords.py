@@ -1,9 +1,9 @@
-"""Checks every record of tfrecord files, and repairs what can be repaired.
+"""Checks every record of tfrecord files, and copies the valid ones to new files.
 
     python data/check_tfrecords.py 'tfrecords/mine_*.tfrecords' --encoder_path tokenizers/mine.json
 
-What is not said is taken from the manifest beside the files, or from the records. Ends with status 0 if everything is
-sound or, with --repair, if what is sound is kept; and with 2 if anything is wrong.
+Settings that are not given come from the manifest beside the files, or from the records. Exits with status 0 if every
+record is valid or, with --repair, if the valid ones were copied; and with 2 otherwise.
 """
 
 from __future__ import annotations
@@ -24,32 +24,33 @@ if __name__ == "__main__":
 from configs.errors import DataError, UserError
 from data.check.plots import draw_reports
 from data.check.repair import check_free, describe_repaired, repair
-from data.check.scan import check_sound, describe_damages, format_report, inspect_dataset
-from data.check.validate import blocks_of, find_paths, sift
+from data.check.report import check_no_errors, format_errors, format_report
+from data.check.scan import scan_dataset
+from data.check.validate import find_paths, split_into_blocks, validate_block
 from data.create_tfrecords import load_encoder
 from data.loading.reader import RecordRules
 from data.preprocessing.manifest import ENDING, Manifest, read_manifest
 from meshtf import tf
 
-MOST_IDS = 1 << 20  # where no vocabulary is known: no tokenizer has so many
-FILES_LOOKED_AT = 8
+MAX_VOCAB = 1 << 20  # if the vocabulary is not known: no tokenizer has as many ids
+FILES_SAMPLED = 8
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the command line asks for.
+    """The command line.
 
     Attributes:
-        globs: of the files.
-        encoder_path: tokenizers JSON file, folder or Hugging Face name, to show text and to know the vocabulary.
-        chunk_size: an example holds one id more; None: as the manifest says, or as most records are.
+        globs: which files to check.
+        encoder_path: tokenizers JSON file, folder or Hugging Face name; decodes text and gives the vocabulary.
+        chunk_size: an example holds chunk_size + 1 ids; None: from the manifest, or from the most common length.
         documents: each record is a document, of any length.
-        n_vocab: every id is below; None: as tokenizer or manifest say.
-        separator: id between documents; None: as tokenizer or manifest say.
-        picture: PNG file to draw; None: none.
-        repair: whether to write the sound records anew.
-        repair_dir: where to, a folder that is not there; None: into `repaired` beside each file.
-        processes: that read; 0 for as many as are worth it.
+        n_vocab: every id is below it; None: from tokenizer or manifest.
+        separator: id between documents; None: from tokenizer or manifest.
+        picture: PNG file to plot into, or None.
+        repair: whether to copy the valid records.
+        repair_dir: a new folder to copy them to; None: `repaired` beside each file.
+        processes: number of reading processes; 0: by the number of cores and bytes.
     """
 
     globs: tuple[str, ...]
@@ -66,11 +67,11 @@ class Settings:
 
 @dataclass(frozen=True)
 class RecordSpec:
-    """How the records are to be read: by what the command line says, and else by what the files say.
+    """How to read and show the records: from the command line, or else from the files.
 
     Attributes:
-        rules: for every record.
-        eos_id: between documents; None: not known.
+        rules: what makes a record valid.
+        eos_id: id between documents; None: not known.
         decode: token ids to text.
     """
 
@@ -79,18 +80,18 @@ class RecordSpec:
     decode: Callable[[Sequence[int]], str]
 
 
-def find_terms(settings: Settings, paths: Sequence[str]) -> RecordSpec:
-    """Puts together what is known.
+def find_record_spec(settings: Settings, paths: Sequence[str]) -> RecordSpec:
+    """Combines command line, tokenizer, manifest and records, in this order.
 
     Raises:
         DataError: the tokenizer cannot be used.
     """
     tokenizer = load_encoder(settings.encoder_path) if settings.encoder_path is not None else None
     manifest = _manifest(paths)
-    promised = manifest.settings.get("separator") if manifest else None
-    eos_id = _first_known(settings.separator, tokenizer and tokenizer.eos_id, promised)
-    n_promised = manifest.tokenizer.get("n_vocab") if manifest else None
-    n_vocab = _first_known(settings.n_vocab, tokenizer and tokenizer.n_vocab, n_promised, MOST_IDS)
+    manifest_eos_id = manifest.settings.get("separator") if manifest else None
+    eos_id = _first_known(settings.separator, tokenizer and tokenizer.eos_id, manifest_eos_id)
+    manifest_n_vocab = manifest.tokenizer.get("n_vocab") if manifest else None
+    n_vocab = _first_known(settings.n_vocab, tokenizer and tokenizer.n_vocab, manifest_n_vocab, MAX_VOCAB)
     n_ctx = None if settings.documents else _n_ctx(settings, manifest, paths)
     return RecordSpec(RecordRules(n_ctx, n_vocab), eos_id, tokenizer.decode if tokenizer else _show_ids)
 
@@ -104,7 +105,7 @@ def _show_ids(ids: Sequence[int]) -> str:
 
 
 def _manifest(paths: Sequence[str]) -> Manifest | None:
-    """Returns what lists a file of the first folder; a broken one is the check's business."""
+    """Returns the manifest that lists a file of the first folder; the scan reports a broken one."""
     folder = os.path.dirname(paths[0])
     names = {os.path.basename(path) for path in paths if os.path.dirname(path) == folder}
     for manifest_name in sorted(name for name in tf.io.gfile.listdir(folder or ".") if name.endswith(ENDING)):
@@ -120,74 +121,79 @@ def _manifest(paths: Sequence[str]) -> Manifest | None:
 def _n_ctx(settings: Settings, manifest: Manifest | None, paths: Sequence[str]) -> int:
     if settings.chunk_size is not None:
         return settings.chunk_size
-    return (manifest.example_tokens if manifest else _commonest_length(paths)) - 1
+    return (manifest.example_tokens if manifest else _most_common_length(paths)) - 1
 
 
-def _commonest_length(paths: Sequence[str]) -> int:
-    """Returns the length of most records of the first files."""
+def _most_common_length(paths: Sequence[str]) -> int:
+    """Returns the most common length of the first records."""
     lengths: collections.Counter[int] = collections.Counter()
-    for path in paths[:FILES_LOOKED_AT]:
+    for path in paths[:FILES_SAMPLED]:
         try:
-            for block in itertools.islice(blocks_of(path), 1):
-                lengths.update(len(ids) for ids in sift(block, RecordRules(None, MOST_IDS)).rows)
-        except DataError:  # the check's business
+            for block in itertools.islice(split_into_blocks(path), 1):
+                lengths.update(len(ids) for ids in validate_block(block, RecordRules(None, MAX_VOCAB)).rows)
+        except DataError:  # the scan reports it
             continue
     return lengths.most_common(1)[0][0] if lengths else 1
 
 
-def check_tfrecords(settings: Settings, tell: Callable[[str], None] = print) -> None:
-    """Checks, draws and repairs; call it under `if __name__ == "__main__"`.
+def check_tfrecords(settings: Settings, say: Callable[[str], None] = print) -> None:
+    """Checks, plots and repairs; call it under `if __name__ == "__main__"`.
 
     Raises:
-        DataError: something is wrong and is not to be repaired, or what was asked for cannot be done.
+        DataError: there are errors and `repair` is not set, or the settings cannot be followed.
     """
     _check_settings(settings)
     paths = find_paths(settings.globs)
     if settings.repair:
         check_free(paths, settings.repair_dir)
-    terms = find_terms(settings, paths)
-    n_ctx, n_vocab = terms.rules.n_ctx, terms.rules.n_vocab
-    tell(f"checked for {'documents' if n_ctx is None else f'examples of {n_ctx + 1} ids'}, ids below {n_vocab:,}")
-    report = inspect_dataset(settings.globs, n_ctx, n_vocab, terms.eos_id, terms.decode, settings.processes)
-    tell(format_report(report))
+    spec = find_record_spec(settings, paths)
+    n_ctx, n_vocab = spec.rules.n_ctx, spec.rules.n_vocab
+    say(f"checking {'documents' if n_ctx is None else f'examples of {n_ctx + 1} ids'}, ids below {n_vocab:,}")
+    report = scan_dataset(settings.globs, n_ctx, n_vocab, spec.eos_id, spec.decode, settings.processes)
+    say(format_report(report))
     if settings.picture:
         draw_reports({", ".join(settings.globs): report}, settings.picture)
-        tell(f"drawn in {settings.picture}")
+        say(f"drawn in {settings.picture}")
     if not settings.repair:
-        check_sound(report.damages)
-    elif not report.damages:
-        tell("nothing is wrong: nothing is repaired")
+        check_no_errors(report.errors)
+    elif not report.errors:
+        say("no errors: nothing to repair")
     else:
-        tell(describe_damages(report.damages))
-        tell(describe_repaired(repair(paths, terms.rules, settings.repair_dir)))
+        say(format_errors(report.errors))
+        say(describe_repaired(repair(paths, spec.rules, settings.repair_dir)))
 
 
 def _check_settings(settings: Settings) -> None:
-    least = {"chunk_size": 1, "n_vocab": 1, "separator": 0, "processes": 0}
-    for key, smallest in least.items():
+    minimum = {"chunk_size": 1, "n_vocab": 1, "separator": 0, "processes": 0}
+    for key, smallest in minimum.items():
         value = getattr(settings, key)
         if value is not None and value < smallest:
             raise DataError(f"--{key} {value}: is too small; give {smallest} or more")
     if settings.chunk_size is not None and settings.documents:
-        raise DataError("--chunk_size and --documents: exclude each other; give one of them")
+        raise DataError("--chunk_size and --documents: cannot be combined; give one of them")
     if settings.repair_dir is not None and not settings.repair:
-        raise DataError("--repair_dir: there is nothing to write there; give --repair too")
+        raise DataError("--repair_dir: has no effect without --repair; give --repair too")
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> Settings:
-    """Reads the command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description="Checks every record of tfrecord files.")
     add = parser.add_argument
-    add("globs", nargs="+", metavar="GLOB", help="files, or globs in quotation marks")
+    add("globs", nargs="+", metavar="GLOB", help="files, or quoted globs")
     add("--encoder_path", metavar="PATH", help="tokenizer: JSON file, folder or Hugging Face name")
-    add("--chunk_size", type=int, metavar="N", help="examples hold N + 1 ids (default: as the manifest or most are)")
+    add(
+        "--chunk_size",
+        type=int,
+        metavar="N",
+        help="examples hold N + 1 ids (default: from the manifest, or the most common length)",
+    )
     add("--documents", action="store_true", help="each record is a document, of any length")
-    add("--n_vocab", type=int, metavar="N", help="ids are below N (default: as tokenizer or manifest say)")
-    add("--separator", type=int, metavar="ID", help="id between documents (default: as tokenizer or manifest say)")
-    add("--picture", metavar="FILE", help="draw document lengths and token frequencies into this PNG file")
-    add("--repair", action="store_true", help="write the sound records anew, beside, with right counts in the names")
-    add("--repair_dir", metavar="DIR", help="where to (default: into repaired/ beside each file)")
-    add("--processes", type=int, default=0, help="processes that read; 0 for as many as are worth it")
+    add("--n_vocab", type=int, metavar="N", help="ids are below N (default: from tokenizer or manifest)")
+    add("--separator", type=int, metavar="ID", help="id between documents (default: from tokenizer or manifest)")
+    add("--picture", metavar="FILE", help="plot document lengths and token frequencies into this PNG file")
+    add("--repair", action="store_true", help="copy the valid records to new files, named by their counts")
+    add("--repair_dir", metavar="DIR", help="new folder for the copies (default: repaired/ beside each file)")
+    add("--processes", type=int, default=0, help="reading processes (default 0: by the number of cores and bytes)")
     values = vars(parser.parse_args(arguments))
     return Settings(**values | {"globs": tuple(values["globs"])})
 
@@ -200,7 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at exit
         return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -747,7 +747,7 @@ def test_a_wrong_record_is_named_and_nothing_is_written(
         assert (said.status, said.err) == (2, f"{path}: {problem}\n"), arguments
         assert snapshot(here.folder) == before
     said = call(capsys, "--check_dataset", "--set", records)
-    assert said.status == 2 and said.err.startswith(f"{path}: {problem.split(': ')[0]}; ")
+    assert said.status == 2 and said.err.startswith(f"{path}: {problem.split('; ')[0]}; ")
     (here.run / "dataset.png").unlink()
 
 

@@ -1,4 +1,4 @@
-"""Writing the sound records of damaged tfrecord files into a folder beside them, under names with the right counts."""
+"""Copies the valid records of tfrecord files to another folder, under names with the right counts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from tqdm import tqdm
 
 from configs.errors import DataError
-from data.check.validate import blocks_of, sift
+from data.check.validate import split_into_blocks, validate_block
 from data.loading.reader import RecordRules
 from data.tfrecord.records import staging_folder
 from data.tfrecord.shards import name_with_count
@@ -21,13 +21,14 @@ FOLDER = "repaired"
 
 
 @dataclass(frozen=True)
-class Repaired:
-    """What became of a file.
+class RepairedFile:
+    """The result for one file.
 
     Attributes:
-        path: where its sound records are now; None: it has none.
-        n_kept: these.
-        n_lost: the others, as far as they can be counted.
+        source: the file.
+        path: where its valid records are now; None: it has none.
+        n_kept: number of valid records.
+        n_lost: number of invalid records, as far as they can be counted.
     """
 
     source: str
@@ -37,26 +38,26 @@ class Repaired:
 
 
 def check_free(paths: Sequence[str], directory: str | None) -> None:
-    """Finds out whether there is a place for what will be repaired.
+    """Checks that the folders to write to do not exist yet.
 
     Raises:
-        DataError: a folder is there already.
+        DataError: one of them exists.
     """
     for folder in {_folder_for(path, directory) for path in paths}:
         if tf.io.gfile.exists(folder):
-            raise DataError(f"{folder}: already there; remove it, or give another place by --repair_dir")
+            raise DataError(f"{folder}: already exists; remove it, or give another folder by --repair_dir")
 
 
-def repair(paths: Sequence[str], rules: RecordRules, directory: str | None = None) -> list[Repaired]:
-    """Copies the sound records of all files, the sound files among them, and touches nothing that is there.
+def repair(paths: Sequence[str], rules: RecordRules, directory: str | None = None) -> list[RepairedFile]:
+    """Copies the valid records of all files, also of those without errors, and changes no existing file.
 
     Args:
-        paths: of `find_paths`.
-        rules: what a sound record obeys.
-        directory: where to write, a folder that is not there; None: into `repaired` in the folder of each file.
+        paths: result of `find_paths`.
+        rules: what makes a record valid.
+        directory: a new folder to write to; None: `repaired` in the folder of each file.
 
     Raises:
-        DataError: there is no place to write to, or two files would have one name there.
+        DataError: the folder exists or cannot be written, or two files would get the same name.
     """
     check_free(paths, directory)
     repaired = []
@@ -73,53 +74,53 @@ def _folder_for(path: str, directory: str | None) -> str:
     return directory.rstrip("/") if directory else os.path.join(os.path.dirname(path), FOLDER)
 
 
-def _write_folder(sources: Sequence[str], rules: RecordRules, folder: str) -> Iterator[Repaired]:
-    """Writes beside first, so that the folder is there with all its files or, on a disk, not at all."""
+def _write_folder(sources: Sequence[str], rules: RecordRules, folder: str) -> Iterator[RepairedFile]:
+    """Writes to a staging folder first, so that on a disk the folder appears with all its files or not at all."""
     parent, name = os.path.dirname(folder) or ".", os.path.basename(folder)
-    with staging_folder(parent, name) as beside, writing_to(folder, tf.errors.OpError):
+    with staging_folder(parent, name) as staging, writing_to(folder, tf.errors.OpError):
         written = False
         for source in sources:
-            result = _write_file(source, rules, folder, beside)
+            result = _write_file(source, rules, folder, staging)
             written = written or result.path is not None
             yield result
         if written:
-            _put_in_place(beside, folder)
+            _publish(staging, folder)
 
 
-def _put_in_place(beside: str, folder: str) -> None:
+def _publish(staging: str, folder: str) -> None:
     if "://" not in folder:
-        tf.io.gfile.rename(beside, folder)
+        tf.io.gfile.rename(staging, folder)
         return
-    for name in tf.io.gfile.listdir(beside):  # a bucket knows no folders that could be renamed at once
-        tf.io.gfile.rename(f"{beside}/{name}", f"{folder}/{name}")
+    for name in tf.io.gfile.listdir(staging):  # a bucket has no folders that could be renamed at once
+        tf.io.gfile.rename(f"{staging}/{name}", f"{folder}/{name}")
 
 
-def _write_file(source: str, rules: RecordRules, folder: str, beside: str) -> Repaired:
-    unfinished, n_kept, n_lost = f"{beside}/unfinished", 0, 0
+def _write_file(source: str, rules: RecordRules, folder: str, staging: str) -> RepairedFile:
+    unfinished, n_kept, n_lost = f"{staging}/unfinished", 0, 0
     with tf.io.TFRecordWriter(unfinished) as writer:
         try:
-            for block in blocks_of(source):
-                sifted = sift(block, rules)
-                n_kept, n_lost = n_kept + len(sifted.records), n_lost + len(sifted.problems)
-                for record in sifted.records:
+            for block in split_into_blocks(source):
+                validated = validate_block(block, rules)
+                n_kept, n_lost = n_kept + len(validated.records), n_lost + len(validated.errors)
+                for record in validated.records:
                     writer.write(record)
-        except DataError:  # it cannot be read on: what was read is kept
+        except DataError:  # the rest cannot be read; the records so far are kept
             n_lost += 1
     if not n_kept:
         tf.io.gfile.remove(unfinished)
-        return Repaired(source, None, 0, n_lost)
+        return RepairedFile(source, None, 0, n_lost)
     name = name_with_count(os.path.basename(source), n_kept)
-    if tf.io.gfile.exists(f"{beside}/{name}"):
-        raise DataError(f"{source}: another file is called {name} already in {folder}; repair them one by one")
-    tf.io.gfile.rename(unfinished, f"{beside}/{name}")
-    return Repaired(source, f"{folder}/{name}", n_kept, n_lost)
+    if tf.io.gfile.exists(f"{staging}/{name}"):
+        raise DataError(f"{source}: {folder} already has a file {name}; repair these files one by one")
+    tf.io.gfile.rename(unfinished, f"{staging}/{name}")
+    return RepairedFile(source, f"{folder}/{name}", n_kept, n_lost)
 
 
-def describe_repaired(repaired: Sequence[Repaired]) -> str:
-    """Says what is where now, and how to read it."""
+def describe_repaired(repaired: Sequence[RepairedFile]) -> str:
+    """Returns a summary: what was kept and lost, and how to read the new files."""
     kept, lost = sum(result.n_kept for result in repaired), sum(result.n_lost for result in repaired)
     folders = list(dict.fromkeys(os.path.dirname(result.path) for result in repaired if result.path))
-    lines = [f"repaired: {kept:,} records are kept, {lost:,} are lost"]
+    lines = [f"repaired: {kept:,} records kept, {lost:,} lost"]
     lines += [f"read {folder}/*.tfrecords" for folder in folders]
-    lines += [f"{result.source}: has no sound record, and is left out" for result in repaired if not result.path]
+    lines += [f"{result.source}: has no valid record; not copied" for result in repaired if not result.path]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""The records of tfrecord files, the sound ones apart from the wrong ones: reading that no damage ends."""
+"""Reads the records of tfrecord files, and separates the valid ones from the invalid; no damage stops it."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from data.tfrecord.shards import Shard, count_in_name, glob_files, on_host, sort
 from meshtf import RecordReader, tf
 
 BLOCK_RECORDS = 512
-GZIP_BEGINNING = b"\x1f\x8b"
+GZIP_MAGIC = b"\x1f\x8b"
 
 
 def find_paths(patterns: Sequence[str]) -> list[str]:
-    """Returns what the globs match, in natural order, without what is kept beside tfrecords.
+    """Returns the tfrecord files that the globs match, in natural order.
 
     Raises:
-        DataError: a glob is a folder, or matches nothing.
+        DataError: a glob names a folder, or matches nothing.
     """
     shards = []
     for pattern in patterns:
@@ -36,11 +36,13 @@ def find_paths(patterns: Sequence[str]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Block:
-    """Records of a file that follow each other.
+class RecordBlock:
+    """Consecutive records of a file.
 
     Attributes:
-        first: the number of the first one in the file.
+        path: the file.
+        first: number of the first record in the file.
+        frames: where the records are.
     """
 
     path: str
@@ -48,19 +50,19 @@ class Block:
     frames: tuple[Frame, ...]
 
     def n_bytes(self) -> int:
-        """From the first to the last record."""
+        """Returns the size of the block without its last record, as a measure of progress."""
         return self.frames[-1].start - self.frames[0].start
 
 
-def blocks_of(path: str) -> Iterator[Block]:
-    """Yields all that a file holds.
+def split_into_blocks(path: str) -> Iterator[RecordBlock]:
+    """Yields all records of a file, valid or not, in blocks.
 
     Raises:
         DataError: it cannot be read.
     """
     frames, first = _frames_of(path), 0
     while block := tuple(itertools.islice(frames, BLOCK_RECORDS)):
-        yield Block(path, first, block)
+        yield RecordBlock(path, first, block)
         first += len(block)
 
 
@@ -72,67 +74,70 @@ def _frames_of(path: str) -> Iterator[Frame]:
 
 
 @dataclass(frozen=True)
-class Sifted:
-    """The records of a block, the sound ones apart from the wrong ones.
+class ValidatedBlock:
+    """The records of a block, the valid ones apart from the invalid.
 
     Attributes:
-        records: the sound ones, in bytes.
+        records: the valid ones, serialized.
         rows: their ids, int64 [length] each.
-        problems: by the numbers of the wrong ones, what is wrong with each.
+        errors: what is wrong with each invalid record, by its number.
     """
 
     records: list[bytes]
     rows: list[np.ndarray]
-    problems: dict[int, str]
+    errors: dict[int, str]
 
 
-def sift(block: Block, rules: RecordRules) -> Sifted:
-    """Reads the records of a block.
+def validate_block(block: RecordBlock, rules: RecordRules) -> ValidatedBlock:
+    """Reads and validates the records of a block.
 
     Raises:
-        DataError: the file cannot be read any more.
+        DataError: the file can no longer be read.
     """
-    read, problems = _read(block)
+    records, errors = _read(block)
     try:
         with on_host():
             shard = Shard(block.path, 0)
-            rows = parse_records(list(read.values()), [(shard, number) for number in read], rules) if read else []
-        return Sifted(list(read.values()), rows, problems)
+            locations = [(shard, number) for number in records]
+            rows = parse_records(list(records.values()), locations, rules) if records else []
+        return ValidatedBlock(list(records.values()), rows, errors)
     except DataError:
-        return _sift_one_by_one(block.path, read, problems, rules)
+        return _validate_one_by_one(block.path, records, errors, rules)
 
 
-def _read(block: Block) -> tuple[dict[int, bytes], dict[int, str]]:
-    read, problems = {}, {}
+def _read(block: RecordBlock) -> tuple[dict[int, bytes], dict[int, str]]:
+    records, errors = {}, {}
     try:
         reader = RecordReader(block.path)
         for number, frame in enumerate(block.frames, start=block.first):
             try:
-                read[number] = read_frame(reader, frame)
+                records[number] = read_frame(reader, frame)
             except (tf.errors.DataLossError, IndexError):
-                problems[number] = str(damaged_record_error(block.path, number))
+                errors[number] = str(damaged_record_error(block.path, number))
     except tf.errors.OpError as error:
         raise unreadable_file_error(block.path, error) from None
-    return read, problems
+    return records, errors
 
 
-def _sift_one_by_one(path: str, read: dict[int, bytes], problems: dict[int, str], rules: RecordRules) -> Sifted:
-    sifted = Sifted([], [], dict(problems))
-    for number, record in read.items():
+def _validate_one_by_one(
+    path: str, records: dict[int, bytes], errors: dict[int, str], rules: RecordRules
+) -> ValidatedBlock:
+    validated = ValidatedBlock([], [], dict(errors))
+    for number, record in records.items():
         try:
-            sifted.rows.append(parse_record(record, path, number, rules))
-            sifted.records.append(record)
+            validated.rows.append(parse_record(record, path, number, rules))
+            validated.records.append(record)
         except DataError as error:
-            sifted.problems[number] = str(error)
-    return sifted
+            validated.errors[number] = str(error)
+    return validated
 
 
-def what_it_is(path: str) -> str:
-    """Says of a file in which no record begins what it is instead."""
+def explain_no_records(path: str) -> str:
+    """Returns the message for a file that holds no valid record at all."""
     with tf.io.gfile.GFile(path, "rb") as file:
-        beginning = file.read(len(GZIP_BEGINNING))
-    if not beginning:
+        magic = file.read(len(GZIP_MAGIC))
+    if not magic:
         return f"{path}: is empty; copy it again, or remove it"
-    if beginning == GZIP_BEGINNING:
+    if magic == GZIP_MAGIC:
         return f"{path}: is compressed; unpack it with gzip -d"
-    return f"{path}: record 0 is truncated or damaged, and no other one follows: is no tfrecord file; remove it"
+    return f"{path}: is not a tfrecord file: record 0 is truncated or damaged, and no other follows; remove it"

@@ -12,12 +12,12 @@ import pytest
 from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import models, pre_tokenizers
 
-from data.check.scan import BORDER
+from data.check.report import BOUNDARY
 from data.check_tfrecords import main
 from data.tfrecord.records import read_examples, write_examples
 from data.tfrecord.shards import list_shards
 from tests.data.check.test_scan import write_with_manifest
-from tests.data.damage import write_damaged
+from tests.data.corruption import write_corrupted
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -49,7 +49,7 @@ def test_what_is_sound_ends_with_0(tmp_path, capsys):
     before = snapshot(tmp_path)
     status, out, err = run(capsys, f"{tmp_path}/*.tfrecords")
     assert (status, err, snapshot(tmp_path)) == (0, "", before)
-    assert out.startswith("checked for examples of 4 ids, ids below 1,048,576\n")
+    assert out.startswith("checking examples of 4 ids, ids below 1,048,576\n")
     assert "examples                   13" in out
 
 
@@ -60,7 +60,7 @@ def test_what_is_wrong_is_named_and_ends_with_2(tmp_path, capsys):
     assert status == 2 and "examples                   11" in out
     lines = err.splitlines()
     assert [line.split(" is truncated")[0] for line in lines[:2]] == [f"{bad}: record 3", f"{bad}: record 7"]
-    assert lines[2:] == ["wrong: 2 records; files in which anything is wrong: 1"]
+    assert lines[2:] == ["invalid records: 2; files with errors: 1"]
     picture = snapshot(tmp_path).pop(f"{tmp_path}/p.png")
     assert picture.startswith(b"\x89PNG") and {**before, f"{tmp_path}/p.png": picture} == snapshot(tmp_path)
 
@@ -68,13 +68,13 @@ def test_what_is_wrong_is_named_and_ends_with_2(tmp_path, capsys):
 def test_the_length_is_that_of_most_records(tmp_path, capsys):
     write_examples(f"{tmp_path}/a_5.tfrecords", [[1, 2], [1] * 4, [2] * 4, [3] * 4, [4] * 4])
     status, out, err = run(capsys, f"{tmp_path}/*")
-    assert status == 2 and "record 0 holds 2 ids, but n_ctx 3 needs 4" in err and "\nwrong: 1 records" in err
+    assert status == 2 and "record 0 holds 2 ids, but n_ctx 3 needs 4" in err and "\ninvalid records: 1;" in err
 
 
 def test_the_manifest_says_what_the_command_line_does_not(tmp_path, capsys):
     write_with_manifest(tmp_path, [[5, 0, 6, 7], [1, 2, 3, 100]])
     status, out, err = run(capsys, f"{tmp_path}/*.tfrecords")
-    assert "checked for examples of 4 ids, ids below 100\n" in out and f"5{BORDER}6 7\n" in out
+    assert "checking examples of 4 ids, ids below 100\n" in out and f"5{BOUNDARY}6 7\n" in out
     assert status == 2 and "record 1 holds the id 100, outside [0, 100)" in err
 
 
@@ -85,7 +85,7 @@ def test_a_tokenizer_shows_text_and_says_what_ids_there_are(tmp_path, capsys):
     words.save(f"{tmp_path}/t.json")
     write_examples(f"{tmp_path}/a_2.tfrecords", [[1, 0, 2, 2], [1, 1, 1, 3]])
     status, out, err = run(capsys, f"{tmp_path}/*.tfrecords", "--encoder_path", f"{tmp_path}/t.json")
-    assert "ids below 3\n" in out and f"mesh{BORDER}word word" in out
+    assert "ids below 3\n" in out and f"mesh{BOUNDARY}word word" in out
     assert status == 2 and "record 1 holds the id 3, outside [0, 3)" in err
 
 
@@ -108,7 +108,7 @@ def test_sound_records_are_written_beside_under_right_counts(tmp_path, capsys, g
     )
     assert (status, err) == (0, "")
     assert f"{bad}: record 3 is truncated or damaged" in out
-    assert f"repaired: 11 records are kept, 2 are lost\nread {folder}/*.tfrecords\n" in out
+    assert f"repaired: 11 records kept, 2 lost\nread {folder}/*.tfrecords\n" in out
     assert sorted(os.listdir(folder)) == ["a_0_0_5.tfrecords", "a_1_0_6.tfrecords"]
     assert os.listdir(folder.parent) == [folder.name] or not given
     rows = [ids.tolist() for shard in list_shards(f"{folder}/*") for ids in read_examples(shard.path)]
@@ -123,15 +123,15 @@ def test_nothing_is_written_where_nothing_is_wrong(tmp_path, capsys):
     write_two(tmp_path, break_one=False)
     before = snapshot(tmp_path)
     status, out, _ = run(capsys, f"{tmp_path}/*.tfrecords", "--repair")
-    assert status == 0 and "nothing is wrong: nothing is repaired" in out and snapshot(tmp_path) == before
+    assert status == 0 and "no errors: nothing to repair" in out and snapshot(tmp_path) == before
 
 
 def test_all_kinds_of_damage_can_be_repaired(tmp_path, capsys):
     for number in range(34):
-        write_damaged(tmp_path, number)
+        write_corrupted(tmp_path, number)
     arguments = ["--chunk_size", "4", "--n_vocab", "1000"]
     status, out, _ = run(capsys, f"{tmp_path}/*.tfrecords", "--repair", *arguments)
-    assert status == 0 and out.count(": has no sound record, and is left out") >= 8
+    assert status == 0 and out.count(": has no valid record; not copied") >= 8
     status, _, err = run(capsys, f"{tmp_path}/repaired/*.tfrecords", *arguments)
     assert (status, err) == (0, "")
 
@@ -140,7 +140,7 @@ def test_a_last_file_without_a_sound_record_leaves_nothing_behind(tmp_path, caps
     write_examples(f"{tmp_path}/a_3.tfrecords", [[1, 2, 3]] * 3)
     (tmp_path / "b_3.tfrecords").write_bytes(b"no record")
     status, out, _ = run(capsys, f"{tmp_path}/*.tfrecords", "--repair")
-    assert status == 0 and f"{tmp_path}/b_3.tfrecords: has no sound record, and is left out" in out
+    assert status == 0 and f"{tmp_path}/b_3.tfrecords: has no valid record; not copied" in out
     assert [path.name for path in (tmp_path / "repaired").iterdir()] == ["a_3.tfrecords"]
 
 
@@ -149,7 +149,7 @@ def test_a_name_that_two_files_would_have_ends_the_repair_and_leaves_nothing(tmp
     write_examples(f"{tmp_path}/a_3.tfrecords", [[1, 2]] * 2)
     before = snapshot(tmp_path)
     status, _, err = run(capsys, f"{tmp_path}/*", "--repair")
-    assert status == 2 and f"{tmp_path}/a_3.tfrecords: another file is called a_2.tfrecords already" in err
+    assert status == 2 and f"{tmp_path}/a_3.tfrecords: {tmp_path}/repaired already has a file a_2.tfrecords" in err
     assert snapshot(tmp_path) == before and not (tmp_path / "repaired").exists()
 
 
@@ -164,9 +164,9 @@ def test_a_name_that_two_files_would_have_ends_the_repair_and_leaves_nothing(tmp
         (["{here}/*", "--chunk_size", "0"], "--chunk_size 0: is too small; give 1 or more"),
         (["{here}/*", "--n_vocab", "0"], "--n_vocab 0: is too small; give 1 or more"),
         (["{here}/*", "--processes", "-1"], "--processes -1: is too small; give 0 or more"),
-        (["{here}/*", "--chunk_size", "4", "--documents"], "--chunk_size and --documents: exclude each other; "),
-        (["{here}/*", "--repair_dir", "x"], "--repair_dir: there is nothing to write there; give --repair too"),
-        (["{here}/*", "--repair", "--repair_dir", "{here}/there"], "{here}/there: already there; remove it, or "),
+        (["{here}/*", "--chunk_size", "4", "--documents"], "--chunk_size and --documents: cannot be combined; "),
+        (["{here}/*", "--repair_dir", "x"], "--repair_dir: has no effect without --repair; give --repair too"),
+        (["{here}/*", "--repair", "--repair_dir", "{here}/there"], "{here}/there: already exists; remove it, or "),
         (["{here}/*.tfrecords", "--encoder_path", "{here}/none.json"], "{here}/none.json: "),
     ],
 )

@@ -19,11 +19,11 @@ import pytest
 
 import inputs
 from configs.errors import DataError
-from data.check.scan import inspect_dataset
+from data.check.scan import scan_dataset
 from data.loading.reader import RecordRules, Records, parse_records, read_epoch
 from data.tfrecord.records import read_examples, serialize_example
 from data.tfrecord.shards import Shard, count_in_name, list_shards
-from tests.data.damage import DAMAGES, EOS_ID, N_CTX, N_VOCAB, Expected, write_damaged, write_good
+from tests.data.corruption import CORRUPTIONS, EOS_ID, N_CTX, N_VOCAB, Expected, write_corrupted, write_good
 from tests.test_inputs import run_config, use_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -36,7 +36,7 @@ few_and_many = pytest.mark.parametrize(
 
 
 def damaged(folder: Path, numbers: Iterable[int]) -> dict[str, Expected]:
-    return {str(path): expected for path, expected in (write_damaged(folder, number) for number in numbers)}
+    return {str(path): expected for path, expected in (write_corrupted(folder, number) for number in numbers)}
 
 
 def show(ids) -> str:
@@ -46,19 +46,21 @@ def show(ids) -> str:
 @few_and_many
 def test_each_damaged_file_and_record_is_named_and_no_other(tmp_path, numbers):
     expected = damaged(tmp_path, numbers)
-    assert len(numbers) >= len(DAMAGES)
+    assert len(numbers) >= len(CORRUPTIONS)
     for number in range(10):
         write_good(tmp_path / f"good{number}_20.tfrecords", 20, random.Random(number))
-    report = inspect_dataset([f"{tmp_path}/*.tfrecords"], N_CTX, N_VOCAB, EOS_ID, show)
-    found = {damage.path: damage for damage in report.damages}
+    report = scan_dataset([f"{tmp_path}/*.tfrecords"], N_CTX, N_VOCAB, EOS_ID, show)
+    found = {errors.path: errors for errors in report.errors}
     assert found.keys() == expected.keys()
     wrong = {path: found[path].records for path in expected if found[path].records != expected[path].records}
     assert wrong == {}
-    for path, said in expected.items():
-        faults = found[path].faults
-        assert (not faults) if said.fault is None else (len(faults) == 1 and said.fault in faults[0]), (path, faults)
-        assert all(line.startswith(f"{path}: ") for line in [*faults, *found[path].messages])
-        for number, message in zip(said.records, found[path].messages, strict=False):
+    for path, (records, expected_message) in expected.items():
+        messages = found[path].messages
+        assert (
+            (not messages) if expected_message is None else (len(messages) == 1 and expected_message in messages[0])
+        ), (path, messages)
+        assert all(line.startswith(f"{path}: ") for line in [*messages, *found[path].record_messages])
+        for number, message in zip(records, found[path].record_messages, strict=False):
             assert re.match(rf"{re.escape(path)}: record {number}\b", message)
 
 
@@ -100,7 +102,7 @@ def test_what_lies_beside_is_no_file_of_the_data_set(tmp_path):
 def test_no_damaged_file_ends_or_holds_up_a_reader(tmp_path, numbers):
     (tmp_path / "files").mkdir()
     paths = list(damaged(tmp_path / "files", numbers))
-    program = "import sys; from tests.data.test_damage import read_all; read_all(sys.argv[1:])"
+    program = "import sys; from tests.data.test_corruption import read_all; read_all(sys.argv[1:])"
     with (tmp_path / "errors").open("w+") as errors:
         run = subprocess.run(
             [sys.executable, "-c", program, *paths], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=errors, text=True,

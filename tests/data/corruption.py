@@ -1,6 +1,6 @@
-"""Ways in which a tfrecord file can be wrong, made on real files, and what should be said of each.
+"""Ways to corrupt a real tfrecord file, and the errors that a check should report for each.
 
-`write_damaged(folder, number)` gives file `number` of an endless row; it is the same at every call.
+`write_corrupted(folder, number)` writes file `number` of an endless series, the same one at every call.
 """
 
 from __future__ import annotations
@@ -9,25 +9,24 @@ import gzip
 import random
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from data.tfrecord.records import serialize_example, write_examples
 from meshtf import tf
 
 N_CTX, N_VOCAB, EOS_ID = 4, 1000, 999
-HEAD_BYTES, FRAME_BYTES = 12, 16
+HEADER_BYTES, FRAME_BYTES = 12, 16
 
 
-@dataclass(frozen=True)
-class Expected:
-    """What a check should say of a file: the numbers of the wrong records, and a part of what is wrong as a whole."""
+class Expected(NamedTuple):
+    """What a check should report: the numbers of the invalid records, and a part of the message about the file."""
 
     records: list[int]
-    fault: str | None = None
+    message: str | None = None
 
 
-Damage = Callable[[Path, int, random.Random], Expected]
+Corruption = Callable[[Path, int, random.Random], Expected]
 
 
 def write_good(path: Path, n_records: int, draw: random.Random) -> None:
@@ -35,7 +34,7 @@ def write_good(path: Path, n_records: int, draw: random.Random) -> None:
 
 
 def write_with_one(path: Path, n_records: int, at: int, record: bytes) -> Expected:
-    """Writes good records but for one."""
+    """Writes good records except for one."""
     with tf.io.TFRecordWriter(str(path)) as writer:
         for number in range(n_records):
             writer.write(record if number == at else serialize_example([7, 8, 9, 10, 11]))
@@ -43,7 +42,7 @@ def write_with_one(path: Path, n_records: int, at: int, record: bytes) -> Expect
 
 
 def starts_of(content: bytes) -> list[int]:
-    """Where the records of an undamaged file begin, and the end."""
+    """Returns where the records of an intact file begin, and its end."""
     starts = [0]
     while starts[-1] < len(content):
         (length,) = struct.unpack_from("<Q", content, starts[-1])
@@ -93,11 +92,11 @@ def bit_of_length(path: Path, n: int, draw: random.Random) -> Expected:
 
 
 def bit_of_checksum(path: Path, n: int, draw: random.Random) -> Expected:
-    return flipped(path, lambda size, draw: draw.choice([*range(8, HEAD_BYTES), *range(size - 4, size)]), draw)
+    return flipped(path, lambda size, draw: draw.choice([*range(8, HEADER_BYTES), *range(size - 4, size)]), draw)
 
 
 def bit_of_content(path: Path, n: int, draw: random.Random) -> Expected:
-    return flipped(path, lambda size, draw: draw.randrange(HEAD_BYTES, size - 4), draw)
+    return flipped(path, lambda size, draw: draw.randrange(HEADER_BYTES, size - 4), draw)
 
 
 def hole(path: Path, n: int, draw: random.Random) -> Expected:
@@ -107,18 +106,18 @@ def hole(path: Path, n: int, draw: random.Random) -> Expected:
     return Expected([at])
 
 
-def garbage_behind(path: Path, n: int, draw: random.Random) -> Expected:
+def garbage_at_the_end(path: Path, n: int, draw: random.Random) -> Expected:
     path.write_bytes(path.read_bytes() + draw.randbytes(draw.randrange(1, 100)))
     return Expected([n], f"holds {n + 1} examples, but its name says {n}")
 
 
 def huge_length(path: Path, n: int, draw: random.Random) -> Expected:
-    """A record whose length has a right checksum, and is more than any memory holds."""
+    """A record whose length has a valid checksum, and exceeds any memory."""
     content, at = path.read_bytes(), draw.randrange(n)
     starts = starts_of(content)
     length = struct.pack("<Q", draw.choice([2**33, 2**43, 2**62, 2**64 - 1, 2**64 - 17]))
-    head = length + struct.pack("<I", masked_checksum(length))
-    path.write_bytes(content[: starts[at]] + head + content[starts[at] + HEAD_BYTES :])
+    header = length + struct.pack("<I", masked_checksum(length))
+    path.write_bytes(content[: starts[at]] + header + content[starts[at] + HEADER_BYTES :])
     return Expected([], "record 0 is truncated or damaged") if n == 1 else Expected([at])
 
 
@@ -153,7 +152,7 @@ def wrong_ids(path: Path, n: int, draw: random.Random) -> Expected:
     return write_with_one(path, n, draw.randrange(n), serialize_example(draw.choice(wrong)))
 
 
-def no_example(path: Path, n: int, draw: random.Random) -> Expected:
+def not_an_example(path: Path, n: int, draw: random.Random) -> Expected:
     return write_with_one(
         path, n, draw.randrange(n), draw.choice([b"", b"\xff" * 30, b"no protocol buffer", b"\n\x05a"])
     )
@@ -164,11 +163,11 @@ def empty(path: Path, n: int, draw: random.Random) -> Expected:
     return Expected([], "is empty")
 
 
-def no_tfrecord(path: Path, n: int, draw: random.Random) -> Expected:
+def not_a_tfrecord(path: Path, n: int, draw: random.Random) -> Expected:
     path.write_bytes(
         draw.choice([draw.randbytes(500), b'{"text": "no"}\n' * 40, bytes(1000), b"\x01", b"PK\x03\x04" * 9])
     )
-    return Expected([], "is no tfrecord file")
+    return Expected([], "is not a tfrecord file")
 
 
 def gzipped(path: Path, n: int, draw: random.Random) -> Expected:
@@ -181,44 +180,44 @@ def wrong_count(path: Path, n: int, draw: random.Random) -> Expected:
     return Expected([], f"but its name says {n}")
 
 
-def folder_in_place_of_a_file(path: Path, n: int, draw: random.Random) -> Expected:
+def folder_instead_of_file(path: Path, n: int, draw: random.Random) -> Expected:
     path.unlink()
     path.mkdir()
     return Expected([], "cannot be read")
 
 
-def link_to_nowhere(path: Path, n: int, draw: random.Random) -> Expected:
+def broken_link(path: Path, n: int, draw: random.Random) -> Expected:
     path.unlink()
     path.symlink_to(path.with_name("gone"))
     return Expected([], "no such file")
 
 
-DAMAGES: tuple[Damage, ...] = (
+CORRUPTIONS: tuple[Corruption, ...] = (
     truncated,
     bit_of_content,
     wrong_feature,
     wrong_dtype,
     empty,
     huge_length,
-    no_tfrecord,
+    not_a_tfrecord,
     gzipped,
     bit_of_length,
     wrong_ids,
-    no_example,
+    not_an_example,
     truncated_between_records,
     bit_of_checksum,
     hole,
-    garbage_behind,
+    garbage_at_the_end,
     wrong_count,
-    folder_in_place_of_a_file,
-    link_to_nowhere,
+    folder_instead_of_file,
+    broken_link,
 )
 
 
-def write_damaged(folder: Path, number: int) -> tuple[Path, Expected]:
-    """Writes file `number`: its kind of damage follows from the number, the rest is drawn from it."""
+def write_corrupted(folder: Path, number: int) -> tuple[Path, Expected]:
+    """Writes file `number`: the number decides the kind of corruption, and seeds the rest."""
     draw = random.Random(number)
     n_records = draw.choice([2, 5, 40, 600])
     path = folder / f"f{number}_{n_records}.tfrecords"
     write_good(path, n_records, draw)
-    return path, DAMAGES[number % len(DAMAGES)](path, n_records, draw)
+    return path, CORRUPTIONS[number % len(CORRUPTIONS)](path, n_records, draw)
