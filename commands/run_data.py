@@ -78,7 +78,7 @@ def trained_tokenizer(config: RunConfig, init_from: str | None) -> Tokenizer | N
         init_from: weights of another run, whose tokenizer is not known: then, as without a kept one, that of the
             datasets.
     """
-    kept = run_directory.kept_tokenizer(config.model_path) if init_from is None else None
+    kept = run_directory.tokenizer_path(config.model_path) if init_from is None else None
     return _checked(config, load_tokenizer(kept)) if kept else RunData.of(config).tokenizer()
 
 

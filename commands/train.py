@@ -25,6 +25,7 @@ from meshtf import tf
 from models.kernels.noise import noise_key
 from runtime.checkpoint import checkpoints
 from runtime.checkpoint.position import TrainingPosition
+from runtime.checkpoint.writer import CheckpointWriter
 from runtime.cluster.process_group import ProcessGroup
 from runtime.mesh.placement import Placement
 from runtime.planning.peak_flops import peak_tokens_per_second
@@ -129,9 +130,9 @@ def _locked_run_directory(run: Run, resumed_from: str | None) -> Iterator[None]:
             if run.options.is_new and run_directory.is_run(config.model_path):
                 run_directory.delete_contents(config.model_path)
                 say(f"deleted the run in {config.model_path}")
-            run_directory.keep_settings(config, run.tokenizer_json)
+            run_directory.write_settings(config, run.tokenizer_json)
         group.barrier()
-        run_directory.check_kept(config)
+        run_directory.check_shared(config)
         yield
 
 
@@ -160,7 +161,7 @@ def _write_metrics(run: Run, metrics: MetricsWriter | None, step: int, values: M
 
 
 def _checkpoint_saver(run: Run, metrics: MetricsWriter | None) -> Callable[[TrainingPosition], str]:
-    writer = checkpoints.CheckpointWriter(run.config.model_path, run.placement.store, run.group)
+    writer = CheckpointWriter(run.config.model_path, run.placement.store, run.group)
 
     def save(position: TrainingPosition) -> str:
         with run.group.timeout(SAVE_SECONDS):

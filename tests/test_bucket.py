@@ -223,7 +223,7 @@ def test_evaluation_samples_and_the_other_commands_read_and_write_in_the_bucket(
     other = fresh.run("--set", "n_head=4")
     assert (other.returncode, other.stderr) == (
         2,
-        f"{RUN}/config.json: n_head = 2: the run was trained with it, and the config says 4; give the config that "
+        f"{RUN}/config.json: n_head = 2: the run was trained with it, but the config says 4; give the config that "
         "was trained, or another model_path\n",
     )
     new = fresh.run("--new", "--yes", "--set", "train_steps=2")

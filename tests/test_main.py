@@ -583,17 +583,17 @@ REFUSALS: dict[str, tuple[list[str], str]] = {
     ),
     "a deeper model": (
         ["--set", "n_layer=2"],
-        "runs/tiny/config.json: n_layer = 1: the run was trained with it, and the config says 2; give the config "
+        "runs/tiny/config.json: n_layer = 1: the run was trained with it, but the config says 2; give the config "
         "that was trained, or another model_path",
     ),
     "other heads, which no shape shows": (
         ["--eval", "--set", "n_head=1"],
-        "runs/tiny/config.json: n_head = 2: the run was trained with it, and the config says 1; give the config "
+        "runs/tiny/config.json: n_head = 2: the run was trained with it, but the config says 1; give the config "
         "that was trained, or another model_path",
     ),
     "a path that TensorFlow takes for a pattern": (
         ["--set", "model_path=runs/[a]"],
-        "model_path = runs/[a]: holds [ ], which TensorFlow reads as a pattern; give a path without",
+        "model_path = runs/[a]: holds [ ], which TensorFlow reads as a glob pattern; give a path without",
     ),
     "an end of text that is not the tokenizer's": (
         ["--check_dataset", "--set", "eos_id=5"],
@@ -761,7 +761,7 @@ def test_a_run_whose_checkpoint_is_torn_stays_as_it_is(
         assert said.status == 2
         assert said.err.startswith(f"{copied_run}/model.ckpt-300: cannot be read: ")
         assert said.err.endswith(
-            "; remove this checkpoint's files to go on from the one before it, or give another model_path\n"
+            "; remove the files of this checkpoint to resume from the previous one, or give another model_path\n"
         )
         assert snapshot(here.folder) == before
     for path in Path(copied_run).glob("model.ckpt-300.*"):
@@ -778,8 +778,8 @@ def test_another_tokenizer_is_refused(here: Project, copied_run: str, capsys: py
         said = call(capsys, *arguments, "--set", f"model_path={copied_run}")
         assert (said.status, said.err) == (
             2,
-            f"{copied_run}/tokenizer.json: is not the tokenizer of the dataset now: its text or settings have "
-            "changed since training began; give another model_path, or --new to begin again\n",
+            f"{copied_run}/tokenizer.json: differs from the tokenizer of the dataset, which has changed since "
+            "training started; give another model_path, or --new to start over\n",
         )
         assert snapshot(here.folder) == before
 

@@ -1,4 +1,4 @@
-"""The folder of a run: what is kept in it beside checkpoints and metrics, whose it is, and when it may be deleted."""
+"""The folder of a run: its settings and its lock, and the rules for deleting it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from storage.remote_configs import on_disk
 CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.json"
 LOCK_FILE = "lock"
-# What may be there before there is a run.
+# May exist before a run does.
 PLAN_PICTURE, DATASET_PICTURE = "plan.png", "dataset.png"
-# Settings that no variable's shape shows: with another value the same weights are another model.
-SETTINGS_OF_THE_WEIGHTS = (
+# Settings that no variable's shape shows, though the same weights mean another model with another value.
+WEIGHT_SETTINGS = (
     "n_head",
     "n_layer",
     "attention_types",
@@ -32,66 +32,66 @@ SETTINGS_OF_THE_WEIGHTS = (
 
 
 def check_path(model_path: str) -> None:
-    """Refuses a path that cannot hold a run: TensorFlow takes it for a pattern, or a bucket cannot be reached.
+    """Checks that a path can hold a run.
 
     Raises:
-        ConfigError: the path holds a character of glob patterns, or is neither of this machine nor of a bucket.
-        BucketError: it is of a bucket, and what is missing is said.
+        ConfigError: the path holds a glob character, or is neither a local path nor in a bucket.
+        BucketError: the bucket is unreachable.
     """
     special = sorted(set(model_path) & set("*?[]\\"))
     if special:
         raise ConfigError(
-            f"model_path = {model_path}: holds {' '.join(special)}, which TensorFlow reads as a pattern; "
-            "give a path without"
+            f"model_path = {model_path}: holds {' '.join(special)}, which TensorFlow reads as a glob "
+            "pattern; give a path without"
         )
     if is_local(model_path):
         return
     if not model_path.startswith(buckets.SCHEME):
         raise ConfigError(
-            f"model_path = {model_path}: is neither a folder nor a bucket of Google Cloud Storage; give a path of "
-            f"this machine, or {buckets.SCHEME}BUCKET/FOLDER"
+            f"model_path = {model_path}: is neither a local folder nor a bucket of Google Cloud Storage; give a local "
+            f"path, or {buckets.SCHEME}BUCKET/FOLDER"
         )
     buckets.check(model_path)
 
 
-def keep_settings(config: RunConfig, tokenizer_json: str | None) -> None:
-    """Writes the resolved config and the tokenizer."""
+def write_settings(config: RunConfig, tokenizer_json: str | None) -> None:
+    """Writes the resolved config and the tokenizer into the folder."""
     write_text(posixpath.join(config.model_path, CONFIG_FILE), resolved_json(config))
     if tokenizer_json is not None:
         write_text(posixpath.join(config.model_path, TOKENIZER_FILE), tokenizer_json)
 
 
-def check_kept(config: RunConfig) -> None:
-    """Checks that this process sees what the first process of the run has written.
+def check_shared(config: RunConfig) -> None:
+    """Checks that this process sees the files that the first process of the run wrote.
 
     Raises:
-        ConfigError: it does not: its folder is another one.
+        ConfigError: it does not, because the folder is not shared.
     """
     path = posixpath.join(config.model_path, CONFIG_FILE)
     if not tf.io.gfile.exists(path) or _read(path) != resolved_json(config).encode():
         raise ConfigError(
-            f"model_path = {config.model_path}: this process does not see there what the first one has written; "
-            "give a folder that all machines share, or a bucket"
+            f"model_path = {config.model_path}: this process does not see the files that the first process wrote "
+            "there; give a folder that all machines share, or a bucket"
         )
 
 
 def check_settings(config: RunConfig, tokenizer_json: str | None) -> None:
-    """Compares with what the run was trained with, as far as it is known.
+    """Compares the config and the tokenizer with those that the run was trained with, where known.
 
     Raises:
-        CheckpointError: the weights would be read as those of another model, or the ids as those of another tokenizer.
+        CheckpointError: the weights would become another model, or the ids mean other tokens.
     """
     _check_model(config)
-    path = kept_tokenizer(config.model_path)
+    path = tokenizer_path(config.model_path)
     if tokenizer_json is not None and path is not None and _read(path) != tokenizer_json.encode():
         raise CheckpointError(
-            f"{path}: is not the tokenizer of the dataset now: its text or settings have changed since training "
-            "began; give another model_path, or --new to begin again"
+            f"{path}: differs from the tokenizer of the dataset, which has changed since training started; give "
+            "another model_path, or --new to start over"
         )
 
 
-def kept_tokenizer(model_path: str) -> str | None:
-    """The path of the tokenizer that the run was trained with; None: none is known."""
+def tokenizer_path(model_path: str) -> str | None:
+    """Returns the path of the tokenizer that the run was trained with; None: unknown."""
     path = posixpath.join(model_path, TOKENIZER_FILE)
     return path if tf.io.gfile.exists(path) else None
 
@@ -105,12 +105,12 @@ def _check_model(config: RunConfig) -> None:
     path = posixpath.join(config.model_path, CONFIG_FILE)
     if not tf.io.gfile.exists(path):
         return
-    trained, wanted = _settings_of_the_weights(_load(path)), _settings_of_the_weights(config)
+    trained, wanted = _weight_settings(_load(path)), _weight_settings(config)
     for key, was in trained.items():
-        now = wanted.get(key, was)  # a key that only one of them reads follows from another that differs
+        now = wanted.get(key, was)  # a key that only one of them uses depends on another that differs
         if was != now:
             raise CheckpointError(
-                f"{path}: {key} = {_shown(was)}: the run was trained with it, and the config says {_shown(now)}; "
+                f"{path}: {key} = {_shown(was)}: the run was trained with it, but the config says {_shown(now)}; "
                 "give the config that was trained, or another model_path"
             )
 
@@ -120,10 +120,10 @@ def _load(path: str) -> RunConfig:
         return load_config(file)
 
 
-def _settings_of_the_weights(config: RunConfig) -> dict[str, object]:
-    """What the weights' meaning depends on, by key; keys that nothing of the model reads are left out."""
+def _weight_settings(config: RunConfig) -> dict[str, object]:
+    """Returns the settings that give the weights their meaning, by key, without those that the model ignores."""
     model, data = config.model, config.data
-    settings = {key: getattr(model, key) for key in SETTINGS_OF_THE_WEIGHTS}
+    settings = {key: getattr(model, key) for key in WEIGHT_SETTINGS}
     if "local" in model.attention_types:
         settings["local_attention_radius"] = model.local_attention_radius
     if model.moe_layers:
@@ -134,10 +134,10 @@ def _settings_of_the_weights(config: RunConfig) -> dict[str, object]:
 
 
 def check_outside(model_path: str, weights: str) -> None:
-    """Refuses weights that lie in a run which is to be deleted.
+    """Checks that `--init_from` names no weights inside the run that `--new` deletes.
 
     Raises:
-        ConfigError: they do.
+        ConfigError: it does.
     """
     run, path = (os.path.realpath(name) if is_local(name) else name.rstrip("/") for name in (model_path, weights))
     if path == run or path.startswith(f"{run}/"):
@@ -151,50 +151,50 @@ def _shown(value: object) -> str:
 
 
 def locked(model_path: str) -> contextlib.AbstractContextManager[None]:
-    """Keeps other processes from training in the same folder: on a disk those of this machine, in a bucket all.
+    """Locks the folder against other processes: on a disk against those of this machine, in a bucket against all.
 
     Raises:
-        UserError: another process has it.
+        UserError: another process holds the lock.
     """
     path, refusal = posixpath.join(model_path, LOCK_FILE), f"model_path = {model_path}: another process trains here"
     return locks.locked(path, refusal, "wait for it, or give another model_path")
 
 
-class Claim:
-    """The lock of a folder in a bucket as it was when this process, its holder, began to write there.
+class FencingToken:
+    """The generation of the lock that this process holds on a folder in a bucket.
 
-    A process that stood still for so long that another has taken the lock must find that out before it writes.
+    A process that was suspended until another one took the lock must notice that before it writes.
     """
 
     def __init__(self, model_path: str) -> None:
         self._model_path = model_path
-        self._generation = self._now()
+        self._generation = self._current()
 
     def check(self) -> None:
-        """Checks that nobody has taken the run over.
+        """Checks that no other process has taken over the lock.
 
         Raises:
-            UserError: somebody has.
+            UserError: another process has.
         """
-        if self._now() != self._generation:
+        if self._current() != self._generation:
             raise UserError(
-                f"model_path = {self._model_path}: another process has taken the run over; let that one go on, or "
-                "end it and start this one again"
+                f"model_path = {self._model_path}: another process has taken over the run; let it continue, or "
+                "stop it and restart this one"
             )
 
-    def _now(self) -> int:
+    def _current(self) -> int:
         return 0 if is_local(self._model_path) else buckets.look(posixpath.join(self._model_path, LOCK_FILE)).generation
 
 
 def is_empty(model_path: str) -> bool:
-    """Whether there is nothing, or nothing but pictures that were drawn before a run."""
+    """Whether a folder holds nothing, apart from plots of a plan or a dataset."""
     if not tf.io.gfile.exists(model_path):
         return True
     return tf.io.gfile.isdir(model_path) and set(tf.io.gfile.listdir(model_path)) <= {PLAN_PICTURE, DATASET_PICTURE}
 
 
 def is_run(model_path: str) -> bool:
-    """Whether a folder holds what training writes, so that deleting it deletes a run and nothing else."""
+    """Whether a folder holds a run, so that `--new` may delete it."""
     if any(tf.io.gfile.exists(posixpath.join(model_path, name)) for name in ("checkpoint", "metrics.jsonl")):
         return True
     path = posixpath.join(model_path, CONFIG_FILE)
@@ -205,7 +205,7 @@ def is_run(model_path: str) -> bool:
 
 
 def delete_contents(model_path: str) -> None:
-    """Deletes all of a run but the lock, which the deleting process holds."""
+    """Deletes a run, except for the lock, which this process holds."""
     if not is_local(model_path):
         for name in buckets.names_in(model_path):
             if name != LOCK_FILE:

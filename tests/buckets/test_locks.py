@@ -149,14 +149,14 @@ def test_of_many_that_want_it_one_gets_it(trials: Cloud) -> None:
 
 
 def test_who_has_lost_the_lock_is_stopped_and_writes_no_more(trials: Cloud) -> None:
-    claim = run_directory.Claim(FOLDER)
+    claim = run_directory.FencingToken(FOLDER)
     claim.check()
     with holder() as process:
         buckets.write(LOCK, ELSEWHERE)
         _, said = process.communicate(timeout=20)
         assert process.returncode == -signal.SIGTERM
     assert said == f"{LOCK}: another process has taken its place; this one ends\n"
-    with pytest.raises(UserError, match=f"model_path = {FOLDER}: another process has taken the run over"):
+    with pytest.raises(UserError, match=f"model_path = {FOLDER}: another process has taken over the run"):
         claim.check()
     assert trials.read("trials", "run/lock") == ELSEWHERE
 

@@ -18,8 +18,9 @@ from configs.errors import CheckpointError, UserError
 from configs.schema import ModelConfig
 from meshtf import mtf, tf
 from models.variables import SlicedVariable, zeros
-from runtime.checkpoint.checkpoints import CheckpointWriter, checkpoint_step, latest_checkpoint, restore
+from runtime.checkpoint.checkpoints import checkpoint_step, latest_checkpoint, restore
 from runtime.checkpoint.position import TrainingPosition
+from runtime.checkpoint.writer import CheckpointWriter
 from runtime.mesh.placement import VariableStore, place
 from runtime.training.steps import build_train_step
 from tests import tiny
@@ -188,12 +189,11 @@ def test_examples_of_a_checkpoint_of_gpt_neo_are_its_steps_times_the_batch(
 def test_a_variable_that_is_missing_or_of_another_shape(tmp_path: Path, devices: tuple[str, ...]) -> None:
     path = write_foreign(tmp_path / "model.ckpt-1", {"gpt2/h0/attn/q": np.zeros((4, 4), np.float32)})
     assert message(path, store_of(devices, {"gpt2/h1/attn/q": [4, 4]})) == (
-        f"{path}: has no variable gpt2/h1/attn/q; the nearest name there is gpt2/h0/attn/q; the config must "
-        "describe the model that was trained; give that config, or another model_path"
+        f"{path}: has no variable gpt2/h1/attn/q; the nearest name there is gpt2/h0/attn/q; give the config "
+        "that was trained, or another model_path"
     )
     assert message(path, store_of(devices, {"unlike/anything": [4]})) == (
-        f"{path}: has no variable unlike/anything; the config must describe the model that was trained; give that "
-        "config, or another model_path"
+        f"{path}: has no variable unlike/anything; give the config that was trained, or another model_path"
     )
     assert message(path, store_of(devices, {"gpt2/h0/attn/q": [4, 8]})) == (
         f"{path}: variable gpt2/h0/attn/q is [4, 4] there and [4, 8] in the config; give the config that was "
@@ -209,7 +209,9 @@ def test_a_truncated_checkpoint_is_named(tmp_path: Path, small: VariableStore, s
     os.truncate(path + suffix, kept_bytes)
     said = message(path, small)
     assert said.startswith(f"{path}: cannot be read: ") and "\n" not in said
-    assert said.endswith("; remove this checkpoint's files to go on from the one before it, or give another model_path")
+    assert said.endswith(
+        "; remove the files of this checkpoint to resume from the previous one, or give another model_path"
+    )
 
 
 def test_a_place_that_cannot_be_written_to(tmp_path: Path, small: VariableStore) -> None:
@@ -249,8 +251,8 @@ def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew_in_silence(tmp_pat
     with pytest.raises(CheckpointError) as error:
         latest_checkpoint(str(tmp_path))
     assert str(error.value) == (
-        f"{tmp_path}/checkpoint: names {tmp_path}/model.ckpt-5, which is not there; put its files back, or remove "
-        "the file checkpoint to begin from step 0"
+        f"{tmp_path}/checkpoint: names {tmp_path}/model.ckpt-5, which is missing; restore its files, or remove "
+        "the file checkpoint to start from step 0"
     )
 
 
@@ -261,7 +263,7 @@ def test_a_state_file_that_names_nothing(tmp_path: Path, small: VariableStore, c
     with pytest.raises(CheckpointError) as error:
         latest_checkpoint(str(tmp_path))
     assert str(error.value) == (
-        f"{tmp_path}/checkpoint: names no checkpoint; write it again, or remove it to begin from step 0"
+        f"{tmp_path}/checkpoint: names no checkpoint; rewrite it, or remove it to start from step 0"
     )
 
 

@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 from configs.errors import CheckpointError, DeviceError
 from meshtf import mtf
 from models.variables import SlicedVariable, normal
-from runtime.checkpoint import checkpoints
-from runtime.checkpoint.checkpoints import CheckpointWriter, latest_checkpoint, restore
+from runtime.checkpoint import writer
+from runtime.checkpoint.checkpoints import latest_checkpoint, restore
 from runtime.checkpoint.position import TrainingPosition
+from runtime.checkpoint.writer import CheckpointWriter
 from runtime.cluster.process_group import ProcessGroup
 from runtime.cluster.spec import ClusterError
 from runtime.mesh.multi_process import group_of, place_process
@@ -143,8 +144,8 @@ def test_a_process_lost_while_saving_leaves_the_checkpoint_before(tmp_path: Path
     np.testing.assert_array_equal(tiny.whole_value(stored), whole)
     # What was left of the save does not hinder the next.
     writers = [writer_of(processor, tmp_path, lambda: None) for processor in range(2)]
-    for writer in reversed(writers):
-        newest = writer.save(TrainingPosition(2, 16))
+    for each in reversed(writers):
+        newest = each.save(TrainingPosition(2, 16))
     assert latest_checkpoint(str(tmp_path)) == newest
     assert restore(newest, placement.store, 8) == TrainingPosition(2, 16)
     assert not tiny.whole_value(stored).any()
@@ -154,12 +155,12 @@ def test_a_process_lost_while_saving_leaves_the_checkpoint_before(tmp_path: Path
 def test_a_part_that_the_first_process_does_not_see_is_missed(
     tmp_path: Path, devices: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoints, "SHOW_SECONDS", 0.0)
+    monkeypatch.setattr(writer, "VISIBLE_SECONDS", 0.0)
     placement = place(tiny.mesh_config("", ""), devices[:1])
     add_table(placement, np.ones((4, 6), np.float32))
     path = CheckpointWriter(str(tmp_path / "shared"), placement.store).save(TrainingPosition(1, 8))
     writer_of(1, tmp_path / "elsewhere", lambda: None).save(TrainingPosition(2, 16))
-    with pytest.raises(CheckpointError, match="the part of process 1 is not there, though it has been written"):
+    with pytest.raises(CheckpointError, match="process 1 has written its part, but it is not visible here"):
         writer_of(0, tmp_path / "shared", lambda: None).save(TrainingPosition(2, 16))
     assert latest_checkpoint(str(tmp_path / "shared")) == path
 

@@ -18,8 +18,9 @@ from configs.load import load_config
 from configs.schema import RunConfig
 from meshtf import mtf, tf
 from models.variables import SlicedVariable
-from runtime.checkpoint.checkpoints import CheckpointWriter, restore
+from runtime.checkpoint.checkpoints import restore
 from runtime.checkpoint.position import TrainingPosition
+from runtime.checkpoint.writer import CheckpointWriter
 from runtime.generation.programs import build_generate
 from runtime.mesh.multi_process import place_process
 from runtime.mesh.placement import DeviceMesh

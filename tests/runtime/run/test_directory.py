@@ -82,14 +82,14 @@ def test_a_run_goes_on_with_the_model_that_it_has(
     changed_data: dict[str, object],
     named: str | None,
 ) -> None:
-    run_directory.keep_settings(run_at(tmp_path, model, data), None)
+    run_directory.write_settings(run_at(tmp_path, model, data), None)
     changed = run_at(tmp_path, changed_model, changed_data)
     if named is None:
         run_directory.check_settings(changed, None)
         return
     with pytest.raises(CheckpointError) as raised:
         run_directory.check_settings(changed, None)
-    assert str(raised.value).startswith(f"{tmp_path}/config.json: {named}; the run was trained with it")
+    assert str(raised.value).startswith(f"{tmp_path}/config.json: {named}: the run was trained with it")
 
 
 @pytest.mark.parametrize("weights", ["run", "run/model.ckpt-3", "run/../run/model.ckpt-3", "run/"])
@@ -110,6 +110,6 @@ def test_other_clouds_are_no_paths() -> None:
     with pytest.raises(ConfigError) as raised:
         run_directory.check_path("s3://trials/run")
     assert str(raised.value) == (
-        "model_path = s3://trials/run: is neither a folder nor a bucket of Google Cloud Storage; give a path of "
-        "this machine, or gs://BUCKET/FOLDER"
+        "model_path = s3://trials/run: is neither a local folder nor a bucket of Google Cloud Storage; give a "
+        "local path, or gs://BUCKET/FOLDER"
     )
