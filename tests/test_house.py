@@ -1,4 +1,4 @@
-"""The rules of the house: floors, requirements, and the commands that the documents promise."""
+"""The rules of the house: layers, requirements, and the commands that the documents show."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from packaging.requirements import Requirement
 
 REPOSITORY = Path(__file__).parents[1]
 ROOMS = ("configs", "data", "models", "runtime", "serving", "storage", "tasks", "tracking", "commands")
-FLOORS = {"configs": 0, "meshtf": 0, "storage": 0, "data": 1, "models": 1, "inputs": 2, "tasks": 2, "runtime": 2}
-FLOORS |= {"serving": 3, "commands": 4, "main": 5, "tracking": 1, "run_experiment": 6}
+LAYERS = {"configs": 0, "meshtf": 0, "storage": 0, "data": 1, "models": 1, "tracking": 1, "inputs": 2, "tasks": 2}
+LAYERS |= {"runtime": 2, "serving": 3, "commands": 4, "main": 5, "run_experiment": 6}
 TENSORFLOW = {"tensorflow", "mesh_tensorflow"}
 
 
@@ -61,9 +61,9 @@ def test_the_import_contracts_hold() -> None:
 
 @pytest.mark.parametrize("path", modules(), ids=module_name)
 def test_imports_point_downward(path: Path) -> None:
-    own, inner = top(module_name(path)), {top(name) for name in imported_names(path)} & set(FLOORS)
-    upward = sorted(name for name in inner if FLOORS[name] > FLOORS[own])
-    sideward = sorted(name for name in inner if FLOORS[name] == FLOORS[own] != 0 and name != own)
+    own, inner = top(module_name(path)), {top(name) for name in imported_names(path)} & set(LAYERS)
+    upward = sorted(name for name in inner if LAYERS[name] > LAYERS[own])
+    sideward = sorted(name for name in inner if LAYERS[name] == LAYERS[own] != 0 and name != own)
     assert (upward, sideward) == ([], [])
 
 
@@ -81,7 +81,7 @@ def test_what_is_imported_is_required() -> None:
     files = [file for requirement in RUN_REQUIREMENTS for file in distribution(requirement.name).files]
     provided = {file.parts[0].removesuffix(".py") for file in files}
     imported = {top(name) for path in modules() for name in imported_names(path)}
-    assert imported - {*sys.stdlib_module_names, *FLOORS} <= provided
+    assert imported - {*sys.stdlib_module_names, *LAYERS} <= provided
 
 
 @pytest.mark.parametrize("requirement", ALL_REQUIREMENTS, ids=lambda requirement: requirement.name)
@@ -91,12 +91,12 @@ def test_requirements_have_two_bounds_and_hold_here(requirement: Requirement) ->
     assert version(requirement.name) in requirement.specifier
 
 
-def test_no_drawer_for_odds_and_ends() -> None:
+def test_no_module_for_odds_and_ends() -> None:
     stems = {path.stem for path in modules()} | {path.parent.name for path in modules()}
     assert not stems & {"utils", "util", "helpers", "common", "misc"}
 
 
-def test_nothing_is_imported_wholesale_or_passed_on() -> None:
+def test_there_are_no_star_imports_and_no_reexports() -> None:
     starred = [module_name(p) for p in modules() if re.search(r"^\s*from .* import \*", p.read_text("utf-8"), re.M)]
     filled = [module_name(path) for path in modules() if path.name == "__init__.py" and path.read_text("utf-8").strip()]
     assert (starred, filled) == ([], [])
