@@ -196,18 +196,18 @@ def _constant(value: float) -> Initializer:
     return lambda generator, shape: np.full(shape, value, np.float32)
 
 
-def _scalars(context: Context, kind: Activation, scope: str, place: str) -> list[mtf.Tensor]:
+def _scalars(context: Context, kind: Activation, scope: str, noise_scope: str) -> list[mtf.Tensor]:
     """What the function takes besides x."""
     trained = [context.variable(f"{scope}/activation/{name}", [], _constant(value)) for name, value in kind.parameters]
     if not kind.is_random:
         return trained
     if not context.is_training:
         return [*trained, mtf.constant(context.mesh, MEAN_SCALAR, dtype=tf.float32)]
-    return [*trained, uniform_scalar(context.noise_of(f"{place}/activation"))]
+    return [*trained, uniform_scalar(context.noise_of(f"{noise_scope}/activation"))]
 
 
 def activated(
-    context: Context, x: mtf.Tensor, name: str, scope: str, place: str, bias: mtf.Tensor | None = None
+    context: Context, x: mtf.Tensor, name: str, scope: str, noise_scope: str, bias: mtf.Tensor | None = None
 ) -> mtf.Tensor:
     """Applies the activation of that name to x, or to x + bias.
 
@@ -223,6 +223,6 @@ def activated(
     if kind.is_over_features:
         x = mtf.rename_dimension(x, features, "whole")
         bias = None if bias is None else mtf.rename_dimension(bias, features, "whole")
-    scalars = _scalars(context, kind, scope, place)
+    scalars = _scalars(context, kind, scope, noise_scope)
     y = activation(x, kind.function, scalars) if bias is None else biased_activation(x, bias, kind.function, scalars)
     return mtf.rename_dimension(y, "whole", features) if kind.is_over_features else y

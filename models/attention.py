@@ -77,7 +77,7 @@ def _output(context: Context, attended: mtf.Tensor, layer: Layer) -> mtf.Tensor:
     bias = context.variable(f"{scope}/compute_output_bias/o_b", [dims.embd], variables.zeros)
     joined = mtf.reshape(attended, row_dims + [dims.projected_heads])
     y = bias_add(mtf.einsum([joined, weight], output_shape=row_dims + [dims.embd]), bias)
-    return context.dropout(y, context.model.res_dropout, f"{layer.place}/attn/residual")
+    return context.dropout(y, context.model.res_dropout, f"{layer.name}/attn/residual")
 
 
 def full_attention(context: Context, x: mtf.Tensor, layer: Layer) -> mtf.Tensor:

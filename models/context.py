@@ -1,4 +1,4 @@
-"""What every layer needs to know while a graph is built."""
+"""The settings that every layer reads while a graph is built."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ from models.variables import Initializer, get_variable
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """The settings of one graph; nothing is ever written into it.
+    """The settings of one graph, immutable.
 
     Attributes:
-        noise: where dropout's random numbers come from; dropout happens only in training, so None everywhere else.
-        kept_dtype: of keys and values that are kept while decoding; None: that of the activations.
+        mesh: the mesh the graph is built on.
+        model: settings of the model.
+        dims: dimensions of the tensors.
+        noise: source of random numbers for dropout and routing; None outside of training.
+        kept_dtype: dtype of the cached keys and values; None: that of the activations.
     """
 
     mesh: mtf.Mesh
@@ -30,30 +33,34 @@ class Context:
 
     @property
     def activation_dtype(self) -> tf.DType:
+        """The dtype that layers compute in."""
         return tf.as_dtype(self.model.precision)
 
     @property
     def cache_dtype(self) -> tf.DType:
+        """The dtype of cached keys and values."""
         return tf.as_dtype(self.kept_dtype or self.model.precision)
 
     @property
     def is_training(self) -> bool:
+        """Whether dropout is active."""
         return self.noise is not None
 
     def variable(self, name: str, dims: list[mtf.Dimension], initializer: Initializer) -> mtf.Tensor:
-        """The variable `gpt2/{name}` in the dtype of the activations; kept, and its gradient summed, in float32."""
+        """Returns the variable `gpt2/{name}` in the dtype of the activations; it and its gradient are float32."""
         value = get_variable(self.mesh, f"gpt2/{name}", mtf.Shape(dims), initializer)
         return rounded(value, self.activation_dtype)
 
-    def noise_of(self, place: str) -> Noise:
-        """Random numbers of their own for a place in the model, as `h0/attn`; without training, any will do, for they
-        are not used.
+    def noise_of(self, noise_scope: str) -> Noise:
+        """Returns independent random numbers for one part of the model, such as `h0/attn`.
+
+        Outside of training they are a constant that nothing depends on.
         """
         if self.noise is None:
             rows = mtf.mtf_range(self.mesh, self.dims.batch, tf.int32)
             return Noise(mtf.constant(self.mesh, 0, dtype=tf.int32), rows)
-        return Noise(self.noise.key + (zlib.crc32(place.encode()) & 0x7FFFFFFF), self.noise.rows)
+        return Noise(self.noise.key + (zlib.crc32(noise_scope.encode()) & 0x7FFFFFFF), self.noise.rows)
 
-    def dropout(self, x: mtf.Tensor, rate: float, place: str) -> mtf.Tensor:
-        """Dropout on [batch, ...] in training; x itself otherwise."""
-        return dropout(x, rate, self.noise_of(place)) if rate and self.is_training else x
+    def dropout(self, x: mtf.Tensor, rate: float, noise_scope: str) -> mtf.Tensor:
+        """Applies dropout to x [batch, ...] in training; returns x itself otherwise."""
+        return dropout(x, rate, self.noise_of(noise_scope)) if rate and self.is_training else x

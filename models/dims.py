@@ -1,4 +1,4 @@
-"""The named dimensions of the model's tensors; the names are public, for layouts use them."""
+"""The named dimensions of the model's tensors. The names are public: layouts refer to them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from meshtf import mtf
 
 @dataclasses.dataclass(frozen=True)
 class Dims:
-    """Every dimension of one graph: a batch size and a length on top of the model's own sizes.
+    """The dimensions of one graph: the sizes of the model, a batch size and a length.
 
     Attributes:
-        projected_heads: all heads' features in one dimension, as the checkpoint keeps the attention weights.
-        memory_length: keys and values; as long as `sequence`, or as the cache when decoding.
+        memory_length: positions of keys and values; as long as `sequence`, or as the cache when decoding.
+        projected_heads: the features of all heads in one dimension, as checkpoints store the attention weights.
     """
 
     batch: mtf.Dimension
@@ -30,7 +30,7 @@ class Dims:
 
     @staticmethod
     def of(model: ModelConfig, batch_size: int, length: int, memory_length: int | None = None) -> Dims:
-        """The dimensions for a batch of that size and length in tokens; `memory_length` defaults to the length."""
+        """Returns the dimensions for a batch of rows of `length` tokens; `memory_length` defaults to `length`."""
         return Dims(
             batch=mtf.Dimension("batch", batch_size),
             sequence=mtf.Dimension("sequence", length),

@@ -27,11 +27,11 @@ def _expansion(context: Context, scope: str, n_parts: int) -> tuple[mtf.Tensor, 
     return kernel, context.variable(f"{scope}/conv1d_main/c_fc/bias", [wide], variables.zeros)
 
 
-def _hidden(context: Context, x: mtf.Tensor, scope: str, place: str) -> mtf.Tensor:
+def _hidden(context: Context, x: mtf.Tensor, scope: str, noise_scope: str) -> mtf.Tensor:
     """[..., embd] -> [..., intermediate_expanded]."""
     kernel, bias = _expansion(context, scope, 1)
     hidden = mtf.einsum([x, kernel], output_shape=x.shape.dims[:-1] + [context.dims.intermediate_expanded])
-    return activated(context, hidden, context.model.activation_function, scope, place, bias)
+    return activated(context, hidden, context.model.activation_function, scope, noise_scope, bias)
 
 
 def _in_halves(x: mtf.Tensor, halves: mtf.Dimension) -> mtf.Tensor:
@@ -45,7 +45,7 @@ def _in_halves(x: mtf.Tensor, halves: mtf.Dimension) -> mtf.Tensor:
     return mtf.reshape(whole, [*other_dims, halves, half_dim])
 
 
-def _gated_hidden(context: Context, x: mtf.Tensor, scope: str, place: str) -> mtf.Tensor:
+def _gated_hidden(context: Context, x: mtf.Tensor, scope: str, noise_scope: str) -> mtf.Tensor:
     """[..., embd] -> [..., intermediate_expanded]: one half of a layer twice as wide times the other's activation.
 
     Source: Dauphin et al. 2017, Language Modeling with Gated Convolutional Networks, section 2; that the gate is the
@@ -56,11 +56,11 @@ def _gated_hidden(context: Context, x: mtf.Tensor, scope: str, place: str) -> mt
     both = mtf.einsum([x, kernel], output_shape=x.shape.dims[:-1] + kernel.shape.dims[1:])
     values, gates = mtf.unstack(both, halves)
     values_bias, gates_bias = mtf.unstack(bias, halves)
-    gates = activated(context, gates, context.model.activation_function, scope, place, gates_bias)
+    gates = activated(context, gates, context.model.activation_function, scope, noise_scope, gates_bias)
     return bias_add(values, values_bias) * gates
 
 
-def feed_forward(context: Context, x: mtf.Tensor, scope: str, place: str) -> mtf.Tensor:
+def feed_forward(context: Context, x: mtf.Tensor, scope: str, noise_scope: str) -> mtf.Tensor:
     """Two dense layers with the activation, or with a gated linear unit, between them.
 
     Args:
@@ -79,8 +79,8 @@ def feed_forward(context: Context, x: mtf.Tensor, scope: str, place: str) -> mtf
     std = dense_std(context, expanded.size)
     if context.model.scale_by_depth:
         std /= math.sqrt(context.model.n_layer)
-    hidden = (_gated_hidden if context.model.mlp_glu else _hidden)(context, x, scope, place)
+    hidden = (_gated_hidden if context.model.mlp_glu else _hidden)(context, x, scope, noise_scope)
     kernel = context.variable(f"{scope}/conv1d_main/c_proj/kernel", [expanded, embd], variables.normal(std))
     bias = context.variable(f"{scope}/conv1d_main/c_proj/bias", [embd], variables.zeros)
     y = bias_add(mtf.einsum([hidden, kernel], output_shape=x.shape), bias)
-    return context.dropout(y, context.model.res_dropout, f"{place}/residual")
+    return context.dropout(y, context.model.res_dropout, f"{noise_scope}/residual")

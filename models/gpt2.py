@@ -19,7 +19,7 @@ from models.layer import Layer, layers
 from models.moe import MoeOutput, counts_before_sequences, counts_before_tokens, mixture_of_experts, no_expert_counts
 from models.norms import block_norm, layer_norm, residual_gain
 from models.ops.activations import bias_add
-from models.ops.decoding import rows_at
+from models.ops.decoding import gather_positions
 from models.ops.embedding import embedding_lookup
 from models.positions import position_embeddings, sequence_positions
 
@@ -34,8 +34,8 @@ class MoeReport:
     """What a mixture of experts says of a batch, as in `MoeOutput`."""
 
     aux_loss: mtf.Tensor
-    dropped: mtf.Tensor
-    load: mtf.Tensor
+    dropped_fraction: mtf.Tensor
+    expert_load: mtf.Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ class ForwardPass:
 
     Attributes:
         logits: [batch, sequence, vocab].
-        mixtures: of each mixture-of-experts layer, by its place, as "h2".
+        mixtures: of each mixture-of-experts layer, by its noise_scope, as "h2".
     """
 
     logits: mtf.Tensor
@@ -100,20 +100,20 @@ def _block(context: Context, x: mtf.Tensor, layer: Layer, attend: Attend, mix: M
     share = 0.5 if context.model.macaron else 1.0
     cache: Cache = {}
     if context.model.macaron:
-        x = x + feed_forward(context, x, f"{layer.scope}/mlp_macaron", f"{layer.place}/mlp_macaron") * share
+        x = x + feed_forward(context, x, f"{layer.scope}/mlp_macaron", f"{layer.name}/mlp_macaron") * share
     if layer.has_attention:
         attended, cache = attend(block_norm(context, x, f"{layer.scope}/norm_1"), layer)
         x = x + residual_gain(context, attended, f"{layer.scope}/norm_rezero_1")
     normed = block_norm(context, x, f"{layer.scope}/norm_2")
     mixture = mix(normed, layer) if layer.is_mixture else None
-    fed = mixture.outputs if mixture else feed_forward(context, normed, f"{layer.scope}/mlp", f"{layer.place}/mlp")
+    fed = mixture.outputs if mixture else feed_forward(context, normed, f"{layer.scope}/mlp", f"{layer.name}/mlp")
     if context.model.macaron:
         fed *= share
     return _BlockOutput(x + residual_gain(context, fed, f"{layer.scope}/norm_rezero_2"), cache, mixture)
 
 
 def _mix_of_whole_sequences(context: Context) -> Mix:
-    return lambda h, layer: mixture_of_experts(context, h, layer.scope, layer.place)
+    return lambda h, layer: mixture_of_experts(context, h, layer.scope, layer.name)
 
 
 # Training and evaluation.
@@ -129,7 +129,7 @@ def _training_block(context: Context, x: mtf.Tensor, layer: Layer) -> tuple[mtf.
             _mix_of_whole_sequences(context),
         )
         mixture = output.mixture
-        return (output.x, mixture.aux_loss, mixture.dropped, mixture.load) if mixture else (output.x,)
+        return (output.x, mixture.aux_loss, mixture.dropped_fraction, mixture.expert_load) if mixture else (output.x,)
 
     # A block that is computed again may give nothing to the outside but what it returns.
     is_computed_again = context.model.recompute_grad and context.is_training
@@ -152,7 +152,7 @@ def forward(context: Context, tokens: mtf.Tensor) -> ForwardPass:
     for layer in layers(context.model):
         x, mixture = _training_block(context, x, layer)
         if mixture:
-            mixtures[layer.place] = mixture
+            mixtures[layer.name] = mixture
     return ForwardPass(_logits(context, x), mixtures)
 
 
@@ -205,12 +205,12 @@ def prompt_logits(context: Context, tokens: mtf.Tensor, lengths: mtf.Tensor) -> 
             layer,
             lambda h, layer: prefill_attention(context, h, layer, lengths),
             lambda h, layer: mixture_of_experts(
-                context, h, layer.scope, layer.place, counts_before_sequences(context, lengths)
+                context, h, layer.scope, layer.name, counts_before_sequences(context, lengths)
             ),
         )
         x = output.x
         caches.append(output.layer_cache())
-    return _logits(context, rows_at(x, lengths - 1)), caches
+    return _logits(context, gather_positions(x, lengths - 1)), caches
 
 
 def next_logits(
@@ -235,7 +235,7 @@ def next_logits(
             layer,
             lambda h, layer, cache=cache: decode_attention(context, h, layer, _attention_cache(cache), positions),
             lambda h, layer, cache=cache: mixture_of_experts(
-                context, h, layer.scope, layer.place, counts_before_tokens(cache[EXPERT_COUNTS], positions)
+                context, h, layer.scope, layer.name, counts_before_tokens(cache[EXPERT_COUNTS], positions)
             ),
         )
         x = output.x

@@ -1,4 +1,4 @@
-"""One layer of a model, as its config describes it."""
+"""The layers of a model, as its config describes them."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from configs.schema import ModelConfig
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """Which layer it is, of what kind, and under which names.
+    """The kind of a layer and its names.
 
     Attributes:
-        attention: a member of `attention_types`.
-        is_mixture: its feed-forward half is a mixture of experts.
-        scope: of its variables: "h3", or empty where all layers share one block's variables. GPT-Neo's names then begin
-            with `gpt2//`, kept for checkpoints.
-        place: a name of its own in any case, for random numbers.
+        attention: its member of `attention_types`.
+        is_mixture: whether its feed-forward half is a mixture of experts.
+        scope: prefix of its variables, as "h3"; empty where all layers share the variables of one block, whose names
+            then begin with `gpt2//`, as in GPT-Neo's checkpoints.
+        name: as "h3", also where variables are shared; distinguishes random numbers and metrics.
     """
 
     attention: str
     is_mixture: bool
     scope: str
-    place: str
+    name: str
 
     @property
     def has_attention(self) -> bool:
@@ -31,9 +31,9 @@ class Layer:
 
 
 def layers(model: ModelConfig) -> list[Layer]:
-    """The layers from the first to the last."""
-    places = [f"h{index}" for index in range(model.n_layer)]
+    """Returns the layers from the first to the last."""
+    names = [f"h{index}" for index in range(model.n_layer)]
     return [
-        Layer(model.attention_types[index], index in model.moe_layers, "" if model.share_parameters else place, place)
-        for index, place in enumerate(places)
+        Layer(model.attention_types[index], index in model.moe_layers, "" if model.share_parameters else name, name)
+        for index, name in enumerate(names)
     ]

@@ -1,4 +1,4 @@
-"""The mixture of experts: a feed-forward layer of which each token uses one or two of many."""
+"""Mixture of experts: a feed-forward layer of many experts, of which each token uses one or two."""
 
 from __future__ import annotations
 
@@ -10,33 +10,34 @@ from meshtf import mtf, tf
 from models import variables
 from models.activations import activated
 from models.context import Context
-from models.kernels.routing import RoutingRule
+from models.kernels.routing import RoutingParams
 from models.ops.routing import ExpertCounts, Routing, chosen_logits, first_choices, from_experts, route, to_experts
 
 
 @dataclasses.dataclass(frozen=True)
 class MoeOutput:
-    """What a mixture gives.
+    """The output of a mixture of experts.
 
     Attributes:
-        outputs: like its input.
-        aux_loss: float32 scalar to add to the loss to minimise; a mean over the batch, with its coefficients in it.
-        dropped: float32 scalar, the share of a row's claims on experts that found no room, in the mean over the batch.
-        load: float32 [all_experts], the share of tokens whose first choice is each expert; adds up to 1.
+        outputs: shaped like the input.
+        aux_loss: float32 scalar, the mean over the batch of the auxiliary losses, each times its coefficient.
+        dropped_fraction: float32 scalar, the fraction of a row's assignments that exceed an expert's capacity, averaged
+            over the batch.
+        expert_load: float32 [all_experts], the fraction of tokens whose first choice is each expert; sums to 1.
         expert_counts: int32 [batch, all_experts], how many tokens of the last token's group each expert was sent;
             the routing of the next token continues from them.
     """
 
     outputs: mtf.Tensor
     aux_loss: mtf.Tensor
-    dropped: mtf.Tensor
-    load: mtf.Tensor
+    dropped_fraction: mtf.Tensor
+    expert_load: mtf.Tensor
     expert_counts: mtf.Tensor
 
 
 @dataclasses.dataclass(frozen=True)
 class _Dims:
-    """The dimensions of the mixture; `all_experts` and `tokens` are whole on every processor."""
+    """The dimensions of the mixture; `all_experts` and `tokens` are not split."""
 
     batch: mtf.Dimension
     tokens: mtf.Dimension
@@ -47,7 +48,7 @@ class _Dims:
 
     @staticmethod
     def of(model: ModelConfig, shape: mtf.Shape) -> _Dims:
-        """For x [batch, embd] or [batch, sequence, embd]."""
+        """Returns the dimensions for x [batch, embd] or [batch, sequence, embd]."""
         batch_dim, *sequence, embd_dim = shape.dims
         n_experts = model.moe_params.moe_num_experts
         return _Dims(
@@ -60,18 +61,20 @@ class _Dims:
         )
 
 
-def routing_rule(model: ModelConfig, is_training: bool) -> RoutingRule:
-    """How tokens choose experts. Groups and capacity are functions of the config alone, whatever the length at hand:
-    a token is routed alike in a short prompt and in a whole sequence.
+def routing_params(model: ModelConfig, is_training: bool) -> RoutingParams:
+    """Returns how tokens are routed.
+
+    Group size and capacity depend on the config alone, so that a token is routed alike in a short prompt and in a whole
+    sequence.
     """
     moe = model.moe_params
     group_size = min(moe.moe_group_size, model.n_ctx)
     factor = moe.moe_capacity_factor_train if is_training else moe.moe_capacity_factor_eval
     n_choices = {"top_1": 1, "top_2": 2}[moe.moe_gating]
-    # The factor counts claims. GPT-Neo's counted tokens, and gave second choices what first ones had left; tokens that
-    # take places in order would leave none to the last of a group.
+    # The factor counts assignments, n_choices of each token. GPT-Neo's counted tokens and gave second choices what the
+    # first had left; with assignment in order that would leave no room to the last tokens of a group.
     even_share = int(min(group_size, group_size * n_choices * factor / moe.moe_num_experts))
-    return RoutingRule(
+    return RoutingParams(
         n_choices=n_choices,
         second_policy=moe.moe_second_policy_train if is_training else moe.moe_second_policy_eval,
         second_threshold=moe.moe_second_threshold_train if is_training else moe.moe_second_threshold_eval,
@@ -93,8 +96,10 @@ def _router_logits(context: Context, tokens: mtf.Tensor, dims: _Dims, scope: str
 
 
 def _gates(logits: mtf.Tensor, log_z: mtf.Tensor, experts: mtf.Tensor) -> mtf.Tensor:
-    """Weights of the chosen experts, float32 [batch, tokens, choices]: of two, their probabilities divided by their
-    sum; of one, its probability, without which the router would get no gradient.
+    """Returns the weights of the chosen experts, float32 [batch, tokens, choices].
+
+    The probabilities of two choices are normalised to sum to 1; that of a single choice is not, as the router would get
+    no gradient.
     """
     chosen, choices_dim = chosen_logits(logits, experts), experts.shape.dims[-1]
     if choices_dim.size == 1:
@@ -102,46 +107,46 @@ def _gates(logits: mtf.Tensor, log_z: mtf.Tensor, experts: mtf.Tensor) -> mtf.Te
     return mtf.softmax(chosen, choices_dim)
 
 
-def _aux_loss(model: ModelConfig, logits: mtf.Tensor, log_z: mtf.Tensor, load: mtf.Tensor) -> mtf.Tensor:
-    """Load-balance loss and router z-loss, float32 scalar.
+def _aux_loss(model: ModelConfig, logits: mtf.Tensor, log_z: mtf.Tensor, expert_load: mtf.Tensor) -> mtf.Tensor:
+    """Returns the sum of the load-balance loss and the router z-loss, float32 scalar.
 
     Args:
         model: for the coefficients.
         logits: [batch, tokens, all_experts].
         log_z: [batch, tokens], of the logits' softmax.
-        load: [batch, all_experts], shares of first choices.
+        expert_load: [batch, all_experts], fractions of first choices.
 
     Source: Fedus et al. 2021, Switch Transformers, equations 4-6, for each row of the batch; Zoph et al. 2022,
     ST-MoE, equation 5.
     """
     tokens_dim, experts_dim = logits.shape.dims[1:]
     probability = mtf.reduce_mean(mtf.exp(logits - log_z), reduced_dim=tokens_dim)
-    balance = mtf.reduce_mean(load * probability) * (experts_dim.size * experts_dim.size)
+    balance = mtf.reduce_mean(expert_load * probability) * (experts_dim.size * experts_dim.size)
     z_loss = mtf.reduce_mean(mtf.square(log_z))
     return balance * model.moe_params.moe_loss_coef + z_loss * model.moe_params.moe_z_loss
 
 
-def _experts(context: Context, slots: mtf.Tensor, dims: _Dims, scope: str, place: str) -> mtf.Tensor:
+def _experts(context: Context, slots: mtf.Tensor, dims: _Dims, scope: str, noise_scope: str) -> mtf.Tensor:
     """Each expert's own two dense layers on its slots [experts, expert_batch, slots, embd], without biases."""
     experts, embd, hidden = dims.experts, dims.embd, dims.expert_hidden
     initializer = variables.normal(1.0 / math.sqrt(embd.size))
     kernel = context.variable(f"{scope}/wi/kernel", [experts, embd, hidden], initializer)
     y = mtf.einsum([slots, kernel], slots.shape.dims[:-1] + [hidden])
-    y = activated(context, y, context.model.moe_activation, scope, place)
+    y = activated(context, y, context.model.moe_activation, scope, noise_scope)
     initializer = variables.normal(1.0 / math.sqrt(hidden.size))
     kernel = context.variable(f"{scope}/wo/kernel", [experts, hidden, embd], initializer)
     return mtf.einsum([y, kernel], slots.shape)
 
 
-def _moved_through_experts(
-    context: Context, tokens: mtf.Tensor, gates: mtf.Tensor, routing: Routing, scope: str, place: str
+def _through_experts(
+    context: Context, tokens: mtf.Tensor, gates: mtf.Tensor, routing: Routing, scope: str, noise_scope: str
 ) -> mtf.Tensor:
-    """The gated sum of each token's experts: [batch, tokens, embd]."""
+    """Returns the gated sum of each token's experts, [batch, tokens, embd]."""
     dims = _Dims.of(context.model, tokens.shape)
     routes = routing.routes
-    y = _experts(context, to_experts(tokens, routes, dims.experts), dims, scope, place)
-    # The gates travel to the slots, so that nothing but the sum of gated rows travels back, and the gradient of the
-    # gates is taken where the rows are.
+    y = _experts(context, to_experts(tokens, routes, dims.experts), dims, scope, noise_scope)
+    # The gates are sent to the slots, so that only the sum of gated rows is sent back, and the gradient of the gates is
+    # computed where the rows are.
     copies = routes.of_copies()
     gates = mtf.cast(mtf.reshape(gates, copies.destinations.shape), tokens.dtype)
     gates = to_experts(gates, copies, dims.experts)
@@ -149,18 +154,18 @@ def _moved_through_experts(
 
 
 def no_expert_counts(context: Context) -> mtf.Tensor:
-    """Those made before any token: int32 [batch, all_experts]."""
+    """Returns the expert counts before any token: int32 [batch, all_experts], zeros."""
     n_experts = context.model.moe_params.moe_num_experts
     return mtf.zeros(context.mesh, [context.dims.batch, mtf.Dimension("all_experts", n_experts)], tf.int32)
 
 
 def counts_before_sequences(context: Context, lengths: mtf.Tensor) -> ExpertCounts:
-    """What sequences find that begin at position 0, of which each row's first `lengths` tokens are there."""
+    """Returns the counts with which to route whole sequences of `lengths` tokens, int32 [batch]."""
     return ExpertCounts(no_expert_counts(context), mtf.zeros_like(lengths), lengths)
 
 
 def counts_before_tokens(expert_counts: mtf.Tensor, positions: mtf.Tensor) -> ExpertCounts:
-    """What one token of each row finds, at its position."""
+    """Returns the counts with which to route one token of each row, at its position, int32 [batch]."""
     return ExpertCounts(expert_counts, positions, mtf.ones_like(positions))
 
 
@@ -168,23 +173,23 @@ def mixture_of_experts(
     context: Context,
     x: mtf.Tensor,
     scope: str,
-    place: str,
+    noise_scope: str,
     counts: ExpertCounts | None = None,
 ) -> MoeOutput:
-    """A feed-forward layer of many experts, of which each token uses the one or two that a router chooses.
+    """Applies a feed-forward layer of many experts, of which a router chooses one or two for each token.
 
-    An expert takes so many tokens of a group (positions of one row) as its capacity says; a token beyond it gets
-    nothing from that expert, and the weight that the router gave to it is lost. Tokens take their places in order,
-    each its first and second choice before the next token, so that no token depends on a later one. GPT-Neo gives
-    places to all first choices of a group before any second one: there a later token's first choice can put out an
-    earlier one's second, and generation differs from training.
+    Each expert takes at most `capacity` tokens of a group (consecutive positions of a row). A token beyond that gets
+    nothing from the expert, and the router's weight for it is lost. Tokens are assigned in order, each with its first
+    and second choice before the next token, so that no token depends on a later one. GPT-Neo assigns all first choices
+    of a group before any second one: there the first choice of a later token can displace the second choice of an
+    earlier one, and generation differs from training.
 
     Args:
-        context: training has a capacity and a policy of its own, and dropout.
+        context: training has its own capacity and policy, and dropout.
         x: [batch, sequence, embd], whole sequences from position 0; or [batch, embd], one token of each.
         scope: of the variables `{scope}/top_2_gating/kernel` [embd, all_experts], `{scope}/wi/kernel` [experts, embd,
             expert_hidden] and `{scope}/wo/kernel` [experts, expert_hidden, embd].
-        place: of the random numbers; no two places of a model are the same.
+        noise_scope: name of its random numbers, unique in the model.
         counts: with one token, how many earlier tokens each expert was sent; with padded sequences, their lengths;
             None: the sequences are not padded.
 
@@ -199,15 +204,15 @@ def mixture_of_experts(
     tokens = mtf.reshape(x, [dims.batch, dims.tokens, dims.embd])
     logits = _router_logits(context, tokens, dims, scope)
     log_z = mtf.reduce_logsumexp(logits, dims.all_experts)
-    rule = routing_rule(context.model, context.is_training)
-    routing = route(logits, counts, rule, context.noise_of(f"{place}/second"))
+    params = routing_params(context.model, context.is_training)
+    routing = route(logits, counts, params, context.noise_of(f"{noise_scope}/second"))
     gates = _gates(logits, log_z, routing.experts)
-    y = mtf.reshape(_moved_through_experts(context, tokens, gates, routing, scope, place), x.shape)
-    load = first_choices(routing.experts, dims.all_experts)
+    y = mtf.reshape(_through_experts(context, tokens, gates, routing, scope, noise_scope), x.shape)
+    expert_load = first_choices(routing.experts, dims.all_experts)
     return MoeOutput(
-        outputs=context.dropout(y, context.model.moe_params.moe_dropout_rate, f"{place}/residual"),
-        aux_loss=_aux_loss(context.model, logits, log_z, load),
-        dropped=mtf.reduce_mean(routing.dropped),
-        load=mtf.reduce_mean(load, reduced_dim=dims.batch),
+        outputs=context.dropout(y, context.model.moe_params.moe_dropout_rate, f"{noise_scope}/residual"),
+        aux_loss=_aux_loss(context.model, logits, log_z, expert_load),
+        dropped_fraction=mtf.reduce_mean(routing.dropped_fraction),
+        expert_load=mtf.reduce_mean(expert_load, reduced_dim=dims.batch),
         expert_counts=routing.expert_counts,
     )

@@ -13,7 +13,7 @@ from meshtf import mtf, tf
 from models import variables
 from models.attention_kind import QKV, AttentionKind, Cache
 from models.context import Context
-from models.kernels.attention import AttentionRule
+from models.kernels.attention import AttentionParams
 from models.layer import Layer
 from models.ops.attention import Attended, merged_attention, softmax_attention
 from models.ops.decoding import attend, cache_of_prompt, split_cache
@@ -49,8 +49,8 @@ def _memory(context: Context, layer: Layer) -> tuple[mtf.Tensor, mtf.Tensor]:
 def _full(context: Context, layer: Layer, qkv: QKV) -> mtf.Tensor:
     keys, values = (redistribute(x, "sequence", "memory_length") for x in (qkv.keys, qkv.values))
     rate = context.model.attn_dropout if context.is_training else 0.0
-    rule = AttentionRule(context.model.is_causal, _radius(context, layer), rate)
-    attended = softmax_attention(qkv.queries, keys, values, rule, context.noise_of(f"{layer.place}/attn"))
+    rule = AttentionParams(context.model.is_causal, _radius(context, layer), rate)
+    attended = softmax_attention(qkv.queries, keys, values, rule, context.noise_of(f"{layer.name}/attn"))
     if _has_memory(context, layer):
         attended = merged_attention(attended, _attend_to_memory(context, layer, qkv.queries, rate))
     return attended[0]
@@ -58,8 +58,8 @@ def _full(context: Context, layer: Layer, qkv: QKV) -> mtf.Tensor:
 
 def _attend_to_memory(context: Context, layer: Layer, queries: mtf.Tensor, rate: float) -> Attended:
     keys, values = (mtf.broadcast(x, [context.dims.batch, *x.shape.dims]) for x in _memory(context, layer))
-    rule = AttentionRule(is_causal=False, radius=None, dropout_rate=rate)
-    return softmax_attention(queries, keys, values, rule, context.noise_of(f"{layer.place}/attn/memory"))
+    rule = AttentionParams(is_causal=False, radius=None, dropout_rate=rate)
+    return softmax_attention(queries, keys, values, rule, context.noise_of(f"{layer.name}/attn/memory"))
 
 
 # Decoding.

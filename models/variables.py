@@ -1,4 +1,4 @@
-"""Model variables that exist as slices only, and where their first values come from."""
+"""Model variables, which exist as slices only, and their initial values."""
 
 from __future__ import annotations
 
@@ -13,13 +13,10 @@ Initializer = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 
 
 class SlicedVariable(mtf.Variable):
-    """A variable laid over the mesh with no whole copy anywhere.
+    """A variable that is distributed over the mesh, with no whole copy anywhere.
 
-    `mtf.Variable` makes a whole master with `tf.get_variable`; here the mesh makes the slices when the graph is
-    lowered, and checkpoints are written from them.
-
-    Attributes:
-        initial_value: a function of the seed that gives the whole first value, float32.
+    `mtf.Variable` makes a whole master copy with `tf.get_variable`. Here the mesh makes the slices when the graph is
+    lowered, and checkpoints are written from the slices.
     """
 
     def __init__(self, mesh: mtf.Mesh, name: str, shape: mtf.Shape, initializer: Initializer, trainable: bool):
@@ -37,7 +34,7 @@ class SlicedVariable(mtf.Variable):
             self.graph.trainable_variables.append(self)
 
     def initial_value(self, seed: int) -> np.ndarray:
-        """The whole first value: a function of seed and name, so that it is the same on any mesh."""
+        """Returns the whole initial value, a function of seed and name, so that it is the same on any mesh."""
         generator = np.random.Generator(np.random.Philox(key=[seed, zlib.crc32(self.name.encode())]))
         return self._initializer(generator, tuple(self.shape.to_integer_list)).astype(np.float32)
 
@@ -45,14 +42,14 @@ class SlicedVariable(mtf.Variable):
 def get_variable(
     mesh: mtf.Mesh, name: str, shape: mtf.Shape, initializer: Initializer, trainable: bool = True
 ) -> mtf.Tensor:
-    """The float32 value of the variable of that checkpoint name, made on first use.
+    """Returns the float32 value of a variable, which is created on first use.
 
     Args:
-        mesh: the mesh it lies on.
-        name: checkpoint name, as `gpt2/h0/attn/q`.
-        shape: dimensions, in the order of the checkpoint.
-        initializer: of the first value.
-        trainable: False for what the optimiser keeps.
+        mesh: the mesh that holds it.
+        name: its name in checkpoints, such as `gpt2/h0/attn/q`.
+        shape: its dimensions, in the order of the checkpoint.
+        initializer: gives the initial value.
+        trainable: False for the slots of the optimiser.
     """
     variable = mesh.graph.name_to_variable.get(name) or SlicedVariable(mesh, name, shape, initializer, trainable)
     assert variable.shape == shape, f"{name} was made with shape {variable.shape}, and is now wanted with {shape}"
@@ -60,15 +57,15 @@ def get_variable(
 
 
 def normal(std: float) -> Initializer:
-    """Normally distributed values with mean 0."""
+    """Returns an initializer of normally distributed values with mean 0."""
     return lambda generator, shape: generator.standard_normal(shape, dtype=np.float32) * np.float32(std)
 
 
 def zeros(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """All 0."""
+    """Returns zeros."""
     return np.zeros(shape, np.float32)
 
 
 def ones(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """All 1."""
+    """Returns ones."""
     return np.ones(shape, np.float32)

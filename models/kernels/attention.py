@@ -14,7 +14,7 @@ MASKED_LOGIT = -1e10  # GPT-Neo's causal bias
 
 
 @dataclasses.dataclass(frozen=True)
-class AttentionRule:
+class AttentionParams:
     """Which positions see which, and how many weights are dropped.
 
     Attributes:
@@ -38,7 +38,7 @@ class _Block:
     key_end: int
 
 
-def _blocks(rule: AttentionRule, is_aligned: bool, n_queries: int, n_keys: int) -> Iterator[_Block]:
+def _blocks(rule: AttentionParams, is_aligned: bool, n_queries: int, n_keys: int) -> Iterator[_Block]:
     """Cuts aligned attention into blocks of queries, each with only the keys it can see: half the work of the full
     square where it is causal, or less where it is local.
 
@@ -69,7 +69,7 @@ def _sum_blocks(parts: list[tuple[_Block, tf.Tensor]], n_keys: int) -> tf.Tensor
     )
 
 
-def _visible(rule: AttentionRule, starts: tf.Tensor, block: _Block) -> tf.Tensor | None:
+def _visible(rule: AttentionParams, starts: tf.Tensor, block: _Block) -> tf.Tensor | None:
     """Booleans that broadcast to [S of block, M of block]; None: everything is seen."""
     position = (starts[1] + tf.range(block.begin, block.end))[:, None]
     key_position = (starts[2] + tf.range(block.key_begin, block.key_end))[None, :]
@@ -80,7 +80,7 @@ def _visible(rule: AttentionRule, starts: tf.Tensor, block: _Block) -> tf.Tensor
 
 
 def _masked_logits(
-    rule: AttentionRule, queries: tf.Tensor, keys: tf.Tensor, starts: tf.Tensor, block: _Block
+    rule: AttentionParams, queries: tf.Tensor, keys: tf.Tensor, starts: tf.Tensor, block: _Block
 ) -> tf.Tensor:
     """[B, H, S, D], [B, H, M, D] -> float32 [B, H, S of block, M of block]."""
     logits = tf.matmul(
@@ -91,7 +91,7 @@ def _masked_logits(
 
 
 def _weights_dropout(
-    rule: AttentionRule, weights: tf.Tensor, key: tf.Tensor, rows: tf.Tensor, starts: tf.Tensor, block: _Block
+    rule: AttentionParams, weights: tf.Tensor, key: tf.Tensor, rows: tf.Tensor, starts: tf.Tensor, block: _Block
 ) -> tf.Tensor:
     if not rule.dropout_rate:
         return weights
@@ -100,7 +100,7 @@ def _weights_dropout(
 
 
 @functools.cache
-def attention_largest_logit(rule: AttentionRule) -> Kernel:
+def attention_largest_logit(rule: AttentionParams) -> Kernel:
     """(queries [B, S, H, D], keys [B, M, H, D], starts) -> float32 [B, H, S]; for keys split over the mesh."""
 
     def kernel(queries: tf.Tensor, keys: tf.Tensor, starts: tf.Tensor) -> tf.Tensor:
@@ -111,7 +111,7 @@ def attention_largest_logit(rule: AttentionRule) -> Kernel:
 
 
 @functools.cache
-def attention_sums(rule: AttentionRule) -> Kernel:
+def attention_sums(rule: AttentionParams) -> Kernel:
     """(queries, keys, values, starts, key, rows, largest [B, H, S]) -> (sum of exponentials [B, H, S], weighted
     values float32 [B, S, H, D]).
     """
@@ -136,7 +136,7 @@ def attention_sums(rule: AttentionRule) -> Kernel:
 
 
 @functools.cache
-def attention(rule: AttentionRule, is_aligned: bool) -> Kernel:
+def attention(rule: AttentionParams, is_aligned: bool) -> Kernel:
     """(queries [B, S, H, D], keys, values [B, M, H, D], starts int32 [3], key, rows) -> (outputs [B, S, H, D], log_z
     float32 [B, H, S]).
 
@@ -165,7 +165,7 @@ def attention(rule: AttentionRule, is_aligned: bool) -> Kernel:
 
 
 @functools.cache
-def attention_gradient(rule: AttentionRule, is_aligned: bool) -> Kernel:
+def attention_gradient(rule: AttentionParams, is_aligned: bool) -> Kernel:
     """(queries, keys, values, starts, key, rows, outputs, log_z, d_outputs, d_log_z [B, H, S] or nothing) ->
     (d_queries, d_keys, d_values), the weights computed again.
 

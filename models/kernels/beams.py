@@ -1,4 +1,4 @@
-"""One turn of a beam search: which texts go on, and which of those that have ended are kept.
+"""One step of beam search: which beams stay active, and which finished texts are kept.
 
 Shape legend: N beams, C = 2 N candidates, V vocab, L new_tokens.
 """
@@ -11,125 +11,125 @@ import functools
 from meshtf import tf
 from models.kernels.compile import Kernel, compiled
 
-# What a score is lowered by so that everything else comes before it. Hugging Face's, so that also the hopeless come in
-# its order.
+# Added to scores that must come last. Hugging Face's value, so that even these are ordered as there.
 NEG_INF = -1e9
 
 
 @dataclasses.dataclass(frozen=True)
 class Beams:
-    """What a search holds; of each beam, likeliest first.
+    """The state of a search: the active beams, most likely first, and the best finished texts, best first.
 
     Attributes:
-        n_written: int32 scalar, the length of every open text.
-        tokens: int32 [N, L], the open texts.
-        log_probs: float32 [N], of them.
-        ended_tokens: int32 [N, L], the best texts that have ended, with the eos that ended them, best first.
-        ended_lengths: int32 [N]; 0: there is no such text yet.
-        ended_scores: float32 [N].
-        is_open: bool scalar: an open text may still become better than those that have ended.
+        length: int32 scalar, tokens of every active beam.
+        tokens: int32 [N, L], of the active beams.
+        log_probs: float32 [N], of the active beams.
+        finished_tokens: int32 [N, L], of the finished texts, with the eos that ended them.
+        finished_lengths: int32 [N]; 0: there is no such text yet.
+        finished_scores: float32 [N].
+        is_open: bool scalar, whether an active beam may still become better than the finished texts.
     """
 
-    n_written: tf.Tensor
+    length: tf.Tensor
     tokens: tf.Tensor
     log_probs: tf.Tensor
-    ended_tokens: tf.Tensor
-    ended_lengths: tf.Tensor
-    ended_scores: tf.Tensor
+    finished_tokens: tf.Tensor
+    finished_lengths: tf.Tensor
+    finished_scores: tf.Tensor
     is_open: tf.Tensor
 
     def tensors(self) -> list[tf.Tensor]:
+        """Returns the fields in order."""
         return [getattr(self, field.name) for field in dataclasses.fields(self)]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Candidates:
-    """The likeliest continuations of all beams together, likeliest first.
+    """The most likely continuations of all beams, most likely first.
 
     Attributes:
         log_probs: float32 [C].
         parents: int32 [C], the beam that each continues.
-        tokens: int32 [C, L], whole.
+        tokens: int32 [C, L], of the whole continuation.
         last: int32 [C], the token that each adds.
-        has_ended: bool [C].
+        is_finished: bool [C].
     """
 
     log_probs: tf.Tensor
     parents: tf.Tensor
     tokens: tf.Tensor
     last: tf.Tensor
-    has_ended: tf.Tensor
+    is_finished: tf.Tensor
 
 
-def _candidates(beams: Beams, logits: tf.Tensor, n_wanted: tf.Tensor, eos_id: int) -> _Candidates:
-    """Twice as many as there are beams: even if each ends one of them, as many go on."""
+def _candidates(beams: Beams, logits: tf.Tensor, max_new_tokens: tf.Tensor, eos_id: int) -> _Candidates:
+    """Returns two candidates per beam, so that N stay active even if each beam has one that ends."""
     n_beams, n_vocab = logits.shape
     continued = tf.nn.log_softmax(tf.cast(logits, tf.float32)) + beams.log_probs[:, None]
-    log_probs, places = tf.math.top_k(tf.reshape(continued, [-1]), 2 * n_beams)
-    parents, last = places // n_vocab, places % n_vocab
-    is_next = tf.range(beams.tokens.shape[1]) == beams.n_written
+    log_probs, indices = tf.math.top_k(tf.reshape(continued, [-1]), 2 * n_beams)
+    parents, last = indices // n_vocab, indices % n_vocab
+    is_next = tf.range(beams.tokens.shape[1]) == beams.length
     tokens = tf.where(is_next, last[:, None], tf.gather(beams.tokens, parents))
-    has_ended = (last == eos_id) | (beams.n_written + 1 >= n_wanted)
-    return _Candidates(log_probs, parents, tokens, last, has_ended)
+    is_finished = (last == eos_id) | (beams.length + 1 >= max_new_tokens)
+    return _Candidates(log_probs, parents, tokens, last, is_finished)
 
 
-def _with_ended(beams: Beams, candidates: _Candidates, length_penalty: tf.Tensor) -> list[tf.Tensor]:
-    """The best N of the texts that had ended and those that do now: tokens, lengths and scores.
+def _with_finished(beams: Beams, candidates: _Candidates, length_penalty: tf.Tensor) -> list[tf.Tensor]:
+    """Returns tokens, lengths and scores of the best N texts among those finished before and now.
 
-    Only the likelier half of the candidates may end: the others are there to go on. What continues a beam that does not
-    count does not either.
+    Only the more likely half of the candidates may finish; the others are there to stay active. Continuations of a
+    placeholder beam, whose score is NEG_INF, never count.
     """
     n_beams = beams.log_probs.shape[0]
-    length = beams.n_written + 1
-    is_likely = (tf.range(2 * n_beams) < n_beams) & (candidates.log_probs > NEG_INF / 2)
-    is_ending = candidates.has_ended & is_likely
+    length = beams.length + 1
+    may_finish = (tf.range(2 * n_beams) < n_beams) & (candidates.log_probs > NEG_INF / 2)
+    is_finishing = candidates.is_finished & may_finish
     scores = candidates.log_probs / tf.cast(length, tf.float32) ** length_penalty
-    held = (beams.ended_tokens, beams.ended_lengths, beams.ended_scores)
-    ending = (candidates.tokens, tf.where(is_ending, length, 0), scores + tf.where(is_ending, 0.0, NEG_INF))
-    everything = [tf.concat(parts, 0) for parts in zip(held, ending, strict=True)]
-    best = tf.math.top_k(everything[-1], n_beams).indices
-    return [tf.gather(part, best) for part in everything]
+    finished = (beams.finished_tokens, beams.finished_lengths, beams.finished_scores)
+    finishing = (candidates.tokens, tf.where(is_finishing, length, 0), scores + tf.where(is_finishing, 0.0, NEG_INF))
+    merged = [tf.concat(parts, 0) for parts in zip(finished, finishing, strict=True)]
+    best = tf.math.top_k(merged[-1], n_beams).indices
+    return [tf.gather(part, best) for part in merged]
 
 
 def _may_improve(
-    log_probs: tf.Tensor, length: tf.Tensor, ended: list[tf.Tensor], length_penalty: tf.Tensor
+    log_probs: tf.Tensor, length: tf.Tensor, finished: list[tf.Tensor], length_penalty: tf.Tensor
 ) -> tf.Tensor:
-    """Whether the likeliest open text would, if it ended now, be better than the worst of those that have ended, or not
-    all places for such are taken: bool scalar.
+    """Returns whether the most likely active beam, if it ended now, would beat the worst finished text, or fewer than N
+    texts are finished: bool scalar.
     """
-    _, lengths, scores = ended
+    _, lengths, scores = finished
     worst = tf.where(tf.reduce_all(lengths > 0), tf.reduce_min(scores), NEG_INF)
     return log_probs[0] / tf.cast(length, tf.float32) ** length_penalty > worst
 
 
 @functools.cache
-def turn(eos_id: int) -> Kernel:
-    """(logits [N, V], length_penalty, n_wanted int32, those of `Beams`) -> parents int32 [N], the beam that each open
-    text continues; last int32 [N], the token that it adds; those of `Beams` after the turn.
+def beam_step(eos_id: int) -> Kernel:
+    """(logits [N, V], length_penalty, max_new_tokens int32, the fields of `Beams`) -> parents int32 [N], the beam that
+    each active beam continues; last int32 [N], the token that it adds; the fields of `Beams` after the step.
 
-    Source: Hugging Face's generate with `early_stopping=False`; the length penalty, Wu et al. 2016, Google's Neural
-    Machine Translation System, section 7, in its simpler form.
+    Source: Hugging Face's `generate` with `early_stopping=False`; length penalty: Wu et al. 2016, Google's Neural
+    Machine Translation System, section 7, simplified to a power of the length.
     """
 
     def kernel(
-        logits: tf.Tensor, length_penalty: tf.Tensor, n_wanted: tf.Tensor, *state: tf.Tensor
+        logits: tf.Tensor, length_penalty: tf.Tensor, max_new_tokens: tf.Tensor, *state: tf.Tensor
     ) -> tuple[tf.Tensor, ...]:
         beams = Beams(*state)
-        candidates = _candidates(beams, logits, n_wanted, eos_id)
-        ended = _with_ended(beams, candidates, length_penalty)
-        open_log_probs = candidates.log_probs + tf.where(candidates.has_ended, NEG_INF, 0.0)
-        log_probs, chosen = tf.math.top_k(open_log_probs, beams.log_probs.shape[0])
+        candidates = _candidates(beams, logits, max_new_tokens, eos_id)
+        finished = _with_finished(beams, candidates, length_penalty)
+        active_log_probs = candidates.log_probs + tf.where(candidates.is_finished, NEG_INF, 0.0)
+        log_probs, chosen = tf.math.top_k(active_log_probs, beams.log_probs.shape[0])
         tokens, parents, last = (
             tf.gather(part, chosen) for part in (candidates.tokens, candidates.parents, candidates.last)
         )
-        length = beams.n_written + 1
-        is_open = _may_improve(log_probs, length, ended, length_penalty) & ~tf.reduce_all(candidates.has_ended)
-        return parents, last, *Beams(length, tokens, log_probs, *ended, is_open).tensors()
+        length = beams.length + 1
+        is_open = _may_improve(log_probs, length, finished, length_penalty) & ~tf.reduce_all(candidates.is_finished)
+        return parents, last, *Beams(length, tokens, log_probs, *finished, is_open).tensors()
 
     return compiled(kernel)
 
 
 @compiled
-def rows_of(x: tf.Tensor, places: tf.Tensor) -> tf.Tensor:
-    """([rows, ...], int32 [N]) -> [N, ...]."""
-    return tf.gather(x, places)
+def gather_rows(x: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+    """([B, ...], int32 [N]) -> [N, ...]."""
+    return tf.gather(x, rows)

@@ -1,9 +1,9 @@
-"""Decoding on slices: rows of different lengths, and the cache of keys and values that each position adds to.
+"""Decoding on slices: rows of different lengths, and the KV cache that each position is added to.
 
-Shape legend: B batch, M places of the cache or of the text, S positions of a prompt, H heads, D features_per_head, N
-rows of another tensor.
+Shape legend: B batch, M positions of the cache or of the text, S positions of a prompt, H heads, D features_per_head, N
+rows to insert.
 
-Where a row must not be written its place is one that does not exist: XLA leaves such an update out.
+A row that is not to be updated gets an index out of range: XLA skips such an update.
 """
 
 from __future__ import annotations
@@ -16,64 +16,64 @@ from models.kernels.compile import Kernel, compiled
 
 
 @compiled
-def write_rows(whole: tf.Tensor, places: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
-    """([B, M, ...], int32 [B], [B, ...]) -> [B, M, ...] with each row's piece at its place."""
-    return tf.tensor_scatter_nd_update(whole, tf.stack([tf.range(whole.shape[0]), places], 1), rows)
+def write_rows(whole: tf.Tensor, positions: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+    """([B, M, ...], int32 [B], [B, ...]) -> [B, M, ...] with each row's element written at its position."""
+    return tf.tensor_scatter_nd_update(whole, tf.stack([tf.range(whole.shape[0]), positions], 1), rows)
 
 
 @compiled
-def rows_at(x: tf.Tensor, places: tf.Tensor) -> tf.Tensor:
+def gather_positions(x: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
     """([B, S, ...], int32 [B]) -> [B, ...]."""
-    return tf.gather(x, places, batch_dims=1)
+    return tf.gather(x, positions, batch_dims=1)
 
 
 @compiled
-def insert_rows(whole: tf.Tensor, rows: tf.Tensor, places: tf.Tensor, start: tf.Tensor) -> tf.Tensor:
-    """([B, ...], [N, ...], int32 [N], int32) -> [B, ...] with those rows whose place lies in this slice, which
-    begins at `start`.
+def insert_rows(whole: tf.Tensor, rows: tf.Tensor, indices: tf.Tensor, start: tf.Tensor) -> tf.Tensor:
+    """([B, ...], [N, ...], int32 [N], int32) -> [B, ...] with those rows whose index lies in this slice, which begins
+    at `start`.
     """
-    own = places - start
+    own = indices - start
     own = tf.where((own >= 0) & (own < whole.shape[0]), own, whole.shape[0])
     return tf.tensor_scatter_nd_update(whole, own[:, None], rows)
 
 
 @functools.cache
-def cache_of_prompt(n_places: int, dtype: str) -> Kernel:
-    """(x [B, S, H, D], lengths int32 [B]) -> [B, H, M, D], position p at place p % M: all positions, or the last M
-    before each row's length; what stands at other places is not read.
+def cache_of_prompt(cache_length: int, dtype: str) -> Kernel:
+    """(x [B, S, H, D], lengths int32 [B]) -> [B, H, M, D], position p at index p % M: all positions, or the last M
+    before each row's length; other elements are not read.
     """
 
     def kernel(x: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
         n_positions = x.shape[1]
-        if n_positions <= n_places:
-            x = tf.pad(x, [[0, 0], [0, n_places - n_positions], [0, 0], [0, 0]])
+        if n_positions <= cache_length:
+            x = tf.pad(x, [[0, 0], [0, cache_length - n_positions], [0, 0], [0, 0]])
         else:
             last = lengths[:, None] - 1
-            positions = last - tf.math.floormod(last - tf.range(n_places), n_places)
+            positions = last - tf.math.floormod(last - tf.range(cache_length), cache_length)
             x = tf.gather(x, tf.maximum(positions, 0), batch_dims=1)
         return tf.cast(tf.transpose(x, [0, 2, 1, 3]), dtype)
 
     return compiled(kernel)
 
 
-def _write_position(cache: tf.Tensor, places: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+def _write_position(cache: tf.Tensor, positions: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
     """([B, H, M, D], int32 [B], [B, H, D]) -> [B, H, M, D]."""
     batch, n_heads = cache.shape[:2]
-    row, head, place = (
-        tf.broadcast_to(index, [batch, n_heads])
-        for index in (tf.range(batch)[:, None], tf.range(n_heads)[None], places[:, None])
+    row, head, index = (
+        tf.broadcast_to(x, [batch, n_heads])
+        for x in (tf.range(batch)[:, None], tf.range(n_heads)[None], positions[:, None])
     )
-    return tf.tensor_scatter_nd_update(cache, tf.stack([row, head, place], -1), tf.cast(rows, cache.dtype))
+    return tf.tensor_scatter_nd_update(cache, tf.stack([row, head, index], -1), tf.cast(rows, cache.dtype))
 
 
-Part = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
+Partial = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
 
 
 def _attend_to_block(
     queries: tf.Tensor, keys: tf.Tensor, values: tf.Tensor, is_seen: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Attention over a part of the places: largest logit [B, H], sum of exponentials [B, H] and values weighted by them
-    [B, H, D], all float32; `is_seen` is bool [B, M].
+    """Returns partial sums of softmax attention over one block of the cache: the largest logit [B, H], the sum of
+    exponentials [B, H], and the values weighted by them [B, H, D], all float32; `is_seen` is bool [B, M].
     """
     logits = tf.linalg.matvec(tf.cast(keys, queries.dtype), queries)
     logits = tf.where(is_seen[:, None], tf.cast(logits, tf.float32), MASKED_LOGIT)
@@ -83,49 +83,51 @@ def _attend_to_block(
     return largest, tf.reduce_sum(weights, -1), tf.cast(weighted, tf.float32)
 
 
-def _no_part(queries: tf.Tensor) -> Part:
-    """What a block gives in which no row sees anything."""
+def _no_partial(queries: tf.Tensor) -> Partial:
+    """Returns the partial sums of a block in which no row sees anything."""
     rows = queries.shape[:2]
     return tf.fill(rows, MASKED_LOGIT), tf.zeros(rows), tf.zeros(queries.shape)
 
 
-def _merged(parts: list[Part]) -> tuple[tf.Tensor, tf.Tensor]:
-    """Outputs [B, H, D] and log_z [B, H] of all places, from those of the blocks."""
-    largest = functools.reduce(tf.maximum, [part[0] for part in parts])
-    scales = [tf.exp(part[0] - largest) for part in parts]
-    total = tf.add_n([scale * part[1] for scale, part in zip(scales, parts, strict=True)])
-    weighted = tf.add_n([scale[..., None] * part[2] for scale, part in zip(scales, parts, strict=True)])
+def _merged(partials: list[Partial]) -> tuple[tf.Tensor, tf.Tensor]:
+    """Merges the partial sums of all blocks into outputs [B, H, D] and log_z [B, H]."""
+    largest = functools.reduce(tf.maximum, [partial[0] for partial in partials])
+    scales = [tf.exp(partial[0] - largest) for partial in partials]
+    total = tf.add_n([scale * partial[1] for scale, partial in zip(scales, partials, strict=True)])
+    weighted = tf.add_n([scale[..., None] * partial[2] for scale, partial in zip(scales, partials, strict=True)])
     return weighted / total[..., None], largest + tf.math.log(total)
 
 
 @functools.cache
 def attend(n_blocks: int) -> Kernel:
     """(queries, key, value [B, H, D], positions int32 [B], blocks of keys [B, H, M of the block, D], as many of values)
-    -> (outputs [B, H, D], log_z float32 [B, H], the blocks with this position in them): each row's position sees itself
-    and those of the M - 1 before it that there are.
+    -> (outputs [B, H, D], log_z float32 [B, H], the blocks with this position added): each row's position sees itself
+    and up to M - 1 positions before it.
 
-    The cache lies in blocks so that those which no row has come to are not read: to read it is most of the work.
+    The cache is split into blocks so that blocks which no row has reached are not read: reading it is most of the work.
+
+    Source for merging the blocks: Dao et al. 2022, FlashAttention, section 3.1.
     """
 
     def kernel(
         queries: tf.Tensor, key: tf.Tensor, value: tf.Tensor, positions: tf.Tensor, *cache: tf.Tensor
     ) -> tuple[tf.Tensor, ...]:
         blocks = list(zip(cache[:n_blocks], cache[n_blocks:], strict=True))
-        n_places = sum(keys.shape[2] for keys, _ in blocks)
-        place, last_written = positions % n_places, tf.reduce_max(tf.minimum(positions, n_places - 1))
-        written, parts, begin = [], [], 0
+        cache_length = sum(keys.shape[2] for keys, _ in blocks)
+        index, last_written = positions % cache_length, tf.reduce_max(tf.minimum(positions, cache_length - 1))
+        written, partials, begin = [], [], 0
         for keys, values in blocks:
             size = keys.shape[2]
-            own = place - begin
+            own = index - begin
             own = tf.where((own >= 0) & (own < size), own, size)
             keys, values = _write_position(keys, own, key), _write_position(values, own, value)
-            age = tf.math.floormod(positions[:, None] - begin - tf.range(size), n_places)
+            age = tf.math.floormod(positions[:, None] - begin - tf.range(size), cache_length)
             attend_here = functools.partial(_attend_to_block, queries, keys, values, age <= positions[:, None])
-            nothing = functools.partial(_no_part, queries)
-            parts.append(attend_here() if begin == 0 else tf.cond(last_written >= begin, attend_here, nothing))
+            nothing = functools.partial(_no_partial, queries)
+            partials.append(attend_here() if begin == 0 else tf.cond(last_written >= begin, attend_here, nothing))
             written.append((keys, values))
             begin += size
-        outputs, log_z = _merged(parts)
+        outputs, log_z = _merged(partials)
         keys, values = zip(*written, strict=True)
         return tf.cast(outputs, queries.dtype), log_z, *keys, *values
 
@@ -135,7 +137,7 @@ def attend(n_blocks: int) -> Kernel:
 @functools.cache
 def scores(n_top: int) -> Kernel:
     """(logits [B, S, V], tokens int32 [B, S]) -> log_probs float32 [B, S], top_tokens int32 [B, S, top], top_log_probs
-    float32 [B, S, top]: of each token by the logits at its place, and of the likeliest ones there.
+    float32 [B, S, top]: of each token under the logits at its position, and of the most likely tokens there.
     """
 
     def kernel(logits: tf.Tensor, tokens: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:

@@ -66,7 +66,7 @@ FLOAT_SETTINGS = tuple(name for name, value_type in _TYPES.items() if value_type
 INTEGER_SETTINGS = tuple(name for name, value_type in _TYPES.items() if value_type is not float)
 
 
-def rule_arrays(rules: Sequence[SamplingParams]) -> tuple[np.ndarray, np.ndarray]:
+def param_arrays(rules: Sequence[SamplingParams]) -> tuple[np.ndarray, np.ndarray]:
     """The rules of the rows as float32 [B, float_settings] and int32 [B, integer_settings]."""
     floats = [[getattr(rule, name) for name in FLOAT_SETTINGS] for rule in rules]
     integers = [[getattr(rule, name) for name in INTEGER_SETTINGS] for rule in rules]
@@ -294,7 +294,7 @@ def _likeliest(log_probs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 @functools.cache
-def choose(eos_id: int) -> Kernel:
+def sample_next_tokens(eos_id: int) -> Kernel:
     """(logits [B, V], floats [B, float_settings], integers int32 [B, integer_settings], seeds int32 [B], n_top int32
     [B], tokens int32 [B, M], prompt_lengths int32 [B], lengths int32 [B]) -> tokens int32 [B], log_probs [B],
     top_tokens int32 [B, top], top_log_probs [B, top].

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from meshtf import LaidOut, mtf, tf
 from models.kernels import attention as kernels
-from models.kernels.attention import AttentionRule
+from models.kernels.attention import AttentionParams
 from models.ops.dropout import Noise
 from models.ops.mesh_operation import MeshOperation, lazy_sum, mesh_axes, slice_size, slice_starts
 
@@ -36,8 +36,8 @@ class _AttentionDims:
 class SoftmaxAttention(MeshOperation):
     """queries, keys, values, key, rows -> outputs like the queries, log_z float32 [batch, heads, sequence]."""
 
-    def __init__(self, inputs: Sequence[mtf.Tensor], rule: AttentionRule):
-        self._rule = rule
+    def __init__(self, inputs: Sequence[mtf.Tensor], rule: AttentionParams):
+        self._params = rule
         batch_dim, sequence_dim, heads_dim, _ = inputs[0].shape.dims
         log_z_shape = mtf.Shape([batch_dim, heads_dim, sequence_dim])
         super().__init__(inputs, [(inputs[0].shape, inputs[0].dtype), (log_z_shape, tf.float32)], "softmax_attention")
@@ -48,11 +48,11 @@ class SoftmaxAttention(MeshOperation):
         dims = _AttentionDims.of(*self.inputs[:2])
         starts, axes = dims.starts(mesh_impl), mesh_axes(mesh_impl, [dims.memory])
         if not axes:
-            kernel = kernels.attention(self._rule, dims.is_aligned(mesh_impl))
+            kernel = kernels.attention(self._params, dims.is_aligned(mesh_impl))
             return mesh_impl.slicewise(kernel, queries, keys, values, starts, key, rows)
-        largest = mesh_impl.slicewise(kernels.attention_largest_logit(self._rule), queries, keys, starts)
+        largest = mesh_impl.slicewise(kernels.attention_largest_logit(self._params), queries, keys, starts)
         largest = mesh_impl.allreduce(largest, axes, "MAX")
-        kernel = kernels.attention_sums(self._rule)
+        kernel = kernels.attention_sums(self._params)
         sums = mesh_impl.slicewise(kernel, queries, keys, values, starts, key, rows, largest)
         total, weighted = (mesh_impl.allreduce(part, axes, "SUM") for part in sums)
         dtype = self.outputs[0].dtype
@@ -68,7 +68,7 @@ class SoftmaxAttention(MeshOperation):
         d_outputs = mtf.zeros_like(outputs) if grad_ys[0] is None else grad_ys[0]
         d_log_z = [] if grad_ys[1] is None else [grad_ys[1]]
         inputs = [*self.inputs, outputs, log_z, d_outputs, *d_log_z]
-        return [*SoftmaxAttentionGradient(inputs, self._rule).outputs, None, None]
+        return [*SoftmaxAttentionGradient(inputs, self._params).outputs, None, None]
 
     def flops(self, mesh_impl: mtf.MeshImpl) -> float:
         """Two products: the logits and the outputs."""
@@ -80,15 +80,15 @@ class SoftmaxAttentionGradient(MeshOperation):
     d_values.
     """
 
-    def __init__(self, inputs: Sequence[mtf.Tensor], rule: AttentionRule):
-        self._rule = rule
+    def __init__(self, inputs: Sequence[mtf.Tensor], rule: AttentionParams):
+        self._params = rule
         super().__init__(inputs, [(x.shape, x.dtype) for x in inputs[:3]], "softmax_attention_gradient")
 
     def lower_slices(
         self, mesh_impl: mtf.MeshImpl, queries: LaidOut, keys: LaidOut, values: LaidOut, *others: LaidOut
     ) -> Sequence[LaidOut]:
         dims = _AttentionDims.of(*self.inputs[:2])
-        kernel = kernels.attention_gradient(self._rule, dims.is_aligned(mesh_impl))
+        kernel = kernels.attention_gradient(self._params, dims.is_aligned(mesh_impl))
         d_queries, d_keys, d_values = mesh_impl.slicewise(
             kernel, queries, keys, values, dims.starts(mesh_impl), *others
         )
@@ -109,7 +109,7 @@ def _product_flops(mesh_impl: mtf.MeshImpl, queries: mtf.Tensor, keys: mtf.Tenso
 
 
 def softmax_attention(
-    queries: mtf.Tensor, keys: mtf.Tensor, values: mtf.Tensor, rule: AttentionRule, noise: Noise
+    queries: mtf.Tensor, keys: mtf.Tensor, values: mtf.Tensor, rule: AttentionParams, noise: Noise
 ) -> Attended:
     """Values weighted by the softmax of the products of queries and keys, which are not scaled.
 

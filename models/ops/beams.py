@@ -1,4 +1,4 @@
-"""One turn of a beam search, and the rows of caches that follow the beams."""
+"""One step of beam search, and the rows of caches in the order of the beams."""
 
 from __future__ import annotations
 
@@ -12,38 +12,39 @@ from models.ops.mesh_operation import MeshOperation, redistribute
 
 @dataclasses.dataclass(frozen=True)
 class Beams:
-    """What a search holds, as `models.kernels.beams.Beams`: batch are the beams.
+    """The state of a search, as in `models.kernels.beams.Beams`; the batch is the beams.
 
     Attributes:
-        n_written: int32 scalar.
+        length: int32 scalar.
         tokens: int32 [batch, new_tokens].
         log_probs: float32 [batch].
-        ended_tokens: int32 [batch, new_tokens].
-        ended_lengths: int32 [batch].
-        ended_scores: float32 [batch].
+        finished_tokens: int32 [batch, new_tokens].
+        finished_lengths: int32 [batch].
+        finished_scores: float32 [batch].
         is_open: bool scalar.
     """
 
-    n_written: mtf.Tensor
+    length: mtf.Tensor
     tokens: mtf.Tensor
     log_probs: mtf.Tensor
-    ended_tokens: mtf.Tensor
-    ended_lengths: mtf.Tensor
-    ended_scores: mtf.Tensor
+    finished_tokens: mtf.Tensor
+    finished_lengths: mtf.Tensor
+    finished_scores: mtf.Tensor
     is_open: mtf.Tensor
 
     def tensors(self) -> list[mtf.Tensor]:
+        """Returns the fields in order."""
         return [getattr(self, field.name) for field in dataclasses.fields(self)]
 
 
 @dataclasses.dataclass(frozen=True)
-class Turn:
-    """What a turn gives.
+class BeamStep:
+    """The result of a step.
 
     Attributes:
-        parents: int32 [beams], the beam that each open text continues.
+        parents: int32 [beams], the beam that each active beam continues.
         last: int32 [beams], the token that each adds.
-        beams: as they are after it.
+        beams: the state after the step.
     """
 
     parents: mtf.Tensor
@@ -51,47 +52,47 @@ class Turn:
     beams: Beams
 
 
-class TakeTurn(MeshOperation):
-    """logits [beams, whole], length_penalty, n_wanted, those of `Beams` -> those of `Turn`."""
+class BeamStepOperation(MeshOperation):
+    """logits [beams, whole], length_penalty, max_new_tokens, the fields of `Beams` -> those of `BeamStep`."""
 
     def __init__(self, inputs: Sequence[mtf.Tensor], eos_id: int):
         self._eos_id = eos_id
         each = mtf.Shape(inputs[0].shape.dims[:1])
         kept = [(x.shape, x.dtype) for x in inputs[3:]]
-        super().__init__(inputs, [(each, tf.int32), (each, tf.int32), *kept], "take_turn")
+        super().__init__(inputs, [(each, tf.int32), (each, tf.int32), *kept], "beam_step")
 
     def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: LaidOut) -> Sequence[LaidOut]:
-        return mesh_impl.slicewise(kernels.turn(self._eos_id), *inputs)
+        return mesh_impl.slicewise(kernels.beam_step(self._eos_id), *inputs)
 
 
-def take_turn(logits: mtf.Tensor, beams: Beams, length_penalty: mtf.Tensor, n_wanted: mtf.Tensor, eos_id: int) -> Turn:
-    """Adds a token to the open texts, and takes out those that end.
+def beam_step(
+    logits: mtf.Tensor, beams: Beams, length_penalty: mtf.Tensor, max_new_tokens: mtf.Tensor, eos_id: int
+) -> BeamStep:
+    """Adds a token to the active beams, and moves those that end to the finished texts.
 
     Args:
-        logits: [batch, vocab], after the open texts; batch are the beams.
-        beams: before the turn.
-        length_penalty: float32 scalar; an ended text's score is its log-probability / its length ** length_penalty.
-        n_wanted: int32 scalar; at so many new tokens every text ends.
-        eos_id: ends a text.
+        logits: [batch, vocab], after the active beams; the batch is the beams.
+        beams: the state before the step.
+        length_penalty: float32 scalar; the score of a finished text is log-probability / length ** length_penalty.
+        max_new_tokens: int32 scalar, the length at which every text ends.
+        eos_id: the token that ends a text.
     """
     whole = redistribute(redistribute(logits, "batch", "beams"), "vocab", "whole")
-    parents, last, *after = TakeTurn([whole, length_penalty, n_wanted, *beams.tensors()], eos_id).outputs
-    return Turn(parents, last, Beams(*after))
+    parents, last, *after = BeamStepOperation([whole, length_penalty, max_new_tokens, *beams.tensors()], eos_id).outputs
+    return BeamStep(parents, last, Beams(*after))
 
 
-class RowsOf(MeshOperation):
-    """x [whole, ...], places int32 [beams] -> [beams, ...]."""
+class GatherRows(MeshOperation):
+    """x [whole, ...], rows int32 [beams] -> [beams, ...]."""
 
-    def __init__(self, x: mtf.Tensor, places: mtf.Tensor):
-        shape = mtf.Shape(places.shape.dims + x.shape.dims[1:])
-        super().__init__([x, places], [(shape, x.dtype)], "rows_of")
+    def __init__(self, x: mtf.Tensor, rows: mtf.Tensor):
+        shape = mtf.Shape(rows.shape.dims + x.shape.dims[1:])
+        super().__init__([x, rows], [(shape, x.dtype)], "gather_rows")
 
     def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: LaidOut) -> Sequence[LaidOut]:
-        return (mesh_impl.slicewise(kernels.rows_of, *inputs),)
+        return (mesh_impl.slicewise(kernels.gather_rows, *inputs),)
 
 
-def rows_of(x: mtf.Tensor, places: mtf.Tensor) -> mtf.Tensor:
-    """Rows of a tensor, in another order or more than once: x [batch, ...], int32 [beams] -> [batch, ...] of as many
-    rows as there are beams.
-    """
-    return redistribute(RowsOf(mtf.rename_dimension(x, "batch", "whole"), places).outputs[0], "beams", "batch")
+def gather_rows(x: mtf.Tensor, rows: mtf.Tensor) -> mtf.Tensor:
+    """Gathers rows of a tensor: x [batch, ...], rows int32 [beams] -> [batch, ...] with one row for each beam."""
+    return redistribute(GatherRows(mtf.rename_dimension(x, "batch", "whole"), rows).outputs[0], "beams", "batch")

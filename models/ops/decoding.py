@@ -1,4 +1,4 @@
-"""Decoding: rows of different lengths, and the cache of keys and values that each position adds to."""
+"""Decoding: rows of different lengths, and the layout of the KV cache."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from models.kernels import decoding as kernels
 from models.ops.attention import Attended
 from models.ops.mesh_operation import MeshOperation, redistribute, slice_start
 
-# Of the blocks that a cache is cut into: each costs a little in every turn, and the fuller ones save little.
-LEAST_PLACES, MOST_BLOCKS = 64, 8
+# The cache is split into blocks, so that blocks not reached yet need not be read. Each block costs a little in every
+# step, and small ones save little.
+MIN_BLOCK_POSITIONS, MAX_BLOCKS = 64, 8
 
 
 class WriteRows(MeshOperation):
-    """whole [batch, places, ...], places [batch], rows [batch, ...] -> like whole."""
+    """whole [batch, positions, ...], positions [batch], rows [batch, ...] -> like whole."""
 
     def __init__(self, inputs: Sequence[mtf.Tensor]):
         super().__init__(inputs, [(inputs[0].shape, inputs[0].dtype)], "write_rows")
@@ -23,35 +24,35 @@ class WriteRows(MeshOperation):
         return (mesh_impl.slicewise(kernels.write_rows, *inputs),)
 
 
-def write_rows(whole: mtf.Tensor, places: mtf.Tensor, rows: mtf.Tensor) -> mtf.Tensor:
-    """Writes one piece into each row.
+def write_rows(whole: mtf.Tensor, positions: mtf.Tensor, rows: mtf.Tensor) -> mtf.Tensor:
+    """Writes one element into each row.
 
     Args:
-        whole: [batch, places, ...]; places whole.
-        places: int32 [batch]; where the row is to stay as it is, the number of places.
+        whole: [batch, positions, ...]; positions is not split.
+        positions: int32 [batch]; the number of positions for a row that is not to be updated.
         rows: [batch, ...].
     """
-    return WriteRows([whole, places, rows]).outputs[0]
+    return WriteRows([whole, positions, rows]).outputs[0]
 
 
-class RowsAt(MeshOperation):
-    """x [batch, sequence, ...], places [batch] -> [batch, ...]."""
+class GatherPositions(MeshOperation):
+    """x [batch, sequence, ...], positions [batch] -> [batch, ...]."""
 
     def __init__(self, inputs: Sequence[mtf.Tensor]):
         batch_dim, _, *rest = inputs[0].shape.dims
-        super().__init__(inputs, [(mtf.Shape([batch_dim, *rest]), inputs[0].dtype)], "rows_at")
+        super().__init__(inputs, [(mtf.Shape([batch_dim, *rest]), inputs[0].dtype)], "gather_positions")
 
     def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: LaidOut) -> Sequence[LaidOut]:
-        return (mesh_impl.slicewise(kernels.rows_at, *inputs),)
+        return (mesh_impl.slicewise(kernels.gather_positions, *inputs),)
 
 
-def rows_at(x: mtf.Tensor, places: mtf.Tensor) -> mtf.Tensor:
-    """One piece of each row: x [batch, sequence, ...], places int32 [batch] -> [batch, ...]."""
-    return RowsAt([redistribute(x, x.shape.dims[1].name, "whole"), places]).outputs[0]
+def gather_positions(x: mtf.Tensor, positions: mtf.Tensor) -> mtf.Tensor:
+    """Gathers one position of each row: x [batch, sequence, ...], positions int32 [batch] -> [batch, ...]."""
+    return GatherPositions([redistribute(x, x.shape.dims[1].name, "whole"), positions]).outputs[0]
 
 
 class InsertRows(MeshOperation):
-    """whole [cache_rows, ...], rows [whole, ...], places [whole] -> like whole."""
+    """whole [cache_rows, ...], rows [whole, ...], indices [whole] -> like whole."""
 
     def __init__(self, inputs: Sequence[mtf.Tensor]):
         super().__init__(inputs, [(inputs[0].shape, inputs[0].dtype)], "insert_rows")
@@ -61,24 +62,24 @@ class InsertRows(MeshOperation):
         return (mesh_impl.slicewise(kernels.insert_rows, *inputs, start),)
 
 
-def insert_rows(whole: mtf.Tensor, rows: mtf.Tensor, places: mtf.Tensor) -> mtf.Tensor:
-    """Puts rows into a tensor of more rows.
+def insert_rows(whole: mtf.Tensor, rows: mtf.Tensor, indices: mtf.Tensor) -> mtf.Tensor:
+    """Replaces rows of a larger tensor.
 
     Args:
         whole: [cache_rows, ...]; cache_rows may be split.
-        rows: [batch, ...], of the same sizes and layout behind batch.
-        places: int32 [batch], no two the same.
+        rows: [batch, ...], with the same other dimensions and layout.
+        indices: int32 [batch], all different.
     """
-    pieces = [redistribute(x, x.shape.dims[0].name, "whole") for x in (rows, places)]
-    return InsertRows([whole, *pieces]).outputs[0]
+    unsplit = [redistribute(x, x.shape.dims[0].name, "whole") for x in (rows, indices)]
+    return InsertRows([whole, *unsplit]).outputs[0]
 
 
 class CacheOfPrompt(MeshOperation):
-    """x [batch, sequence, heads, features_per_head], lengths [batch] -> [batch, heads, places, features_per_head]."""
+    """x [batch, sequence, heads, features_per_head], lengths [batch] -> [batch, heads, M, features_per_head]."""
 
-    def __init__(self, x: mtf.Tensor, lengths: mtf.Tensor, places_dim: mtf.Dimension, dtype: tf.DType):
+    def __init__(self, x: mtf.Tensor, lengths: mtf.Tensor, cache_dim: mtf.Dimension, dtype: tf.DType):
         batch_dim, _, heads_dim, features_dim = x.shape.dims
-        shape = mtf.Shape([batch_dim, heads_dim, places_dim, features_dim])
+        shape = mtf.Shape([batch_dim, heads_dim, cache_dim, features_dim])
         super().__init__([x, lengths], [(shape, dtype)], "cache_of_prompt")
 
     def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: LaidOut) -> Sequence[LaidOut]:
@@ -87,24 +88,24 @@ class CacheOfPrompt(MeshOperation):
         return (mesh_impl.slicewise(kernel, *inputs),)
 
 
-def cache_of_prompt(x: mtf.Tensor, lengths: mtf.Tensor, places_dim: mtf.Dimension, dtype: tf.DType) -> mtf.Tensor:
-    """Keys or values of a prompt, as `attend` goes on from them.
+def cache_of_prompt(x: mtf.Tensor, lengths: mtf.Tensor, cache_dim: mtf.Dimension, dtype: tf.DType) -> mtf.Tensor:
+    """Returns the keys or values of a prompt in the layout of the cache.
 
     Args:
         x: [batch, sequence, heads, features_per_head]; batch and heads may be split.
         lengths: int32 [batch], of the prompt in each row.
-        places_dim: of the cache; fewer than there are positions: only the last ones before the length are kept.
+        cache_dim: positions of the cache; if the prompt has more, only the last ones before its length are kept.
         dtype: of the cache.
 
     Returns:
-        [batch, heads, places, features_per_head].
+        [batch, heads, positions, features_per_head].
     """
-    return CacheOfPrompt(redistribute(x, x.shape.dims[1].name, "whole"), lengths, places_dim, dtype).outputs[0]
+    return CacheOfPrompt(redistribute(x, x.shape.dims[1].name, "whole"), lengths, cache_dim, dtype).outputs[0]
 
 
 class Attend(MeshOperation):
-    """queries, key, value [batch, heads, features_per_head], positions [batch], blocks of keys [batch, heads, places,
-    features_per_head], as many of values -> outputs like queries, log_z [batch, heads], and the blocks.
+    """queries, key, value [batch, heads, features_per_head], positions [batch], blocks of keys and as many of values
+    [batch, heads, cache positions, features_per_head] -> outputs like queries, log_z [batch, heads], and the blocks.
     """
 
     def __init__(self, inputs: Sequence[mtf.Tensor]):
@@ -121,17 +122,17 @@ class Attend(MeshOperation):
 def attend(
     queries: mtf.Tensor, key: mtf.Tensor, value: mtf.Tensor, cache: dict[str, mtf.Tensor], positions: mtf.Tensor
 ) -> tuple[Attended, dict[str, mtf.Tensor]]:
-    """Softmax attention of one position of each row over the cache, to which its own key and value are added.
+    """Computes softmax attention of one position of each row to the cache, after adding its key and value to it.
 
     Args:
         queries: [batch, heads, features_per_head]; batch and heads may be split.
         key: as queries.
         value: as queries.
-        cache: as `split_cache` gives it; a position sees itself and as many before it as there are places besides.
+        cache: from `split_cache`; a position sees itself and as many earlier ones as the cache holds besides.
         positions: int32 [batch].
 
     Returns:
-        As `softmax_attention`, of one position; and the new cache.
+        Outputs and log_z as of `softmax_attention`, for one position; and the new cache.
     """
     names = sorted(cache, key=_block_order)
     outputs, log_z, *blocks = Attend([queries, key, value, positions, *(cache[name] for name in names)]).outputs
@@ -139,26 +140,26 @@ def attend(
 
 
 def _block_order(name: str) -> tuple[str, int]:
-    """Keys before values, blocks by number."""
+    """Sorts keys before values, and blocks by number."""
     kind, number = name.split("_")
     return kind, int(number)
 
 
 def split_cache(keys: mtf.Tensor, values: mtf.Tensor) -> dict[str, mtf.Tensor]:
-    """A cache in blocks of places, so that what has not been reached need not be read.
+    """Splits a cache into blocks of positions.
 
     Args:
-        keys: [batch, heads, places, features_per_head].
+        keys: [batch, heads, positions, features_per_head].
         values: as keys.
 
     Returns:
-        "keys_0", "keys_1", ... and "values_0", ...: each [batch, heads, places of the block, features_per_head].
+        "keys_0", "keys_1", ... and "values_0", ..., each [batch, heads, positions of the block, features_per_head].
     """
-    places_dim = keys.shape.dims[2]
-    size = max(LEAST_PLACES, -(-places_dim.size // MOST_BLOCKS))
-    begins = range(0, places_dim.size, size)
+    cache_dim = keys.shape.dims[2]
+    size = max(MIN_BLOCK_POSITIONS, -(-cache_dim.size // MAX_BLOCKS))
+    begins = range(0, cache_dim.size, size)
     return {
-        f"{kind}_{number}": mtf.slice(x, begin, min(size, places_dim.size - begin), places_dim.name)
+        f"{kind}_{number}": mtf.slice(x, begin, min(size, cache_dim.size - begin), cache_dim.name)
         for kind, x in (("keys", keys), ("values", values))
         for number, begin in enumerate(begins)
     }
@@ -176,15 +177,15 @@ class Scores(MeshOperation):
 
 
 def scores(logits: mtf.Tensor, tokens: mtf.Tensor, top_dim: mtf.Dimension) -> tuple[mtf.Tensor, mtf.Tensor, mtf.Tensor]:
-    """How likely tokens are.
+    """Scores tokens by the log-probabilities that a model gives them.
 
     Args:
         logits: [batch, sequence, vocab].
-        tokens: int32 [batch, sequence], those that the logits are to foretell.
-        top_dim: as many of the likeliest tokens are told.
+        tokens: int32 [batch, sequence], the tokens to score at each position.
+        top_dim: how many of the most likely tokens to report.
 
     Returns:
-        log_probs float32 [batch, sequence], top_tokens int32 [batch, sequence, top], likeliest first, and their
+        log_probs float32 [batch, sequence], top_tokens int32 [batch, sequence, top], most likely first, and their
         top_log_probs float32.
     """
     return tuple(Scores(redistribute(logits, "vocab", "whole"), tokens, top_dim).outputs)

@@ -1,8 +1,8 @@
-"""Routes of tokens to experts, and the moves along them.
+"""Routing of tokens to experts, dispatch of their rows, and combination of the results.
 
-Rows move by gathers alone: every slot of an expert has at most one source, so that the way there and the way back are
-each other's gradient. GPT-Neo's way, products with one-hot tensors [tokens, experts, slots], costs more than the
-experts themselves when these are many.
+Rows are gathered: every slot of an expert has at most one source, so that dispatch and combine are each other's
+gradient. GPT-Neo multiplies by one-hot tensors [tokens, experts, slots], which costs more than the experts themselves
+when there are many.
 """
 
 from __future__ import annotations
@@ -12,27 +12,27 @@ from collections.abc import Sequence
 
 from meshtf import LaidOut, mtf, tf
 from models.kernels import routing as kernels
-from models.kernels.routing import RoutingRule
+from models.kernels.routing import RoutingParams
 from models.ops.dropout import Noise
 from models.ops.mesh_operation import MeshOperation, lazy_sum, slice_start
 
 
 @dataclasses.dataclass(frozen=True)
 class DispatchIndices:
-    """Where things go and what arrives, both int32.
+    """Where rows are sent, and what fills each slot; both int32.
 
     Attributes:
-        destinations: [batch, things, copies], expert * slots + slot; -1: nowhere.
-        sources: [all_experts, batch, slots], thing * copies + copy; -1: an empty slot.
+        destinations: [batch, rows, copies], expert * slots + slot; -1: nowhere.
+        sources: [all_experts, batch, slots], row * copies + copy; -1: an empty slot.
     """
 
     destinations: mtf.Tensor
     sources: mtf.Tensor
 
     def of_copies(self) -> DispatchIndices:
-        """The same routes where each copy is a thing of its own: destinations [batch, things * copies, 1]."""
-        batch_dim, things_dim, copies_dim = self.destinations.shape.dims
-        dims = [batch_dim, mtf.Dimension("copies", things_dim.size * copies_dim.size), mtf.Dimension("one", 1)]
+        """Returns the same indices for copies as rows of their own: destinations [batch, rows * copies, 1]."""
+        batch_dim, rows_dim, copies_dim = self.destinations.shape.dims
+        dims = [batch_dim, mtf.Dimension("copies", rows_dim.size * copies_dim.size), mtf.Dimension("one", 1)]
         return DispatchIndices(mtf.reshape(self.destinations, dims), self.sources)
 
 
@@ -51,59 +51,61 @@ class ExpertCounts:
     lengths: mtf.Tensor
 
     def tensors(self) -> list[mtf.Tensor]:
+        """Returns the fields in order."""
         return [self.sent, self.positions, self.lengths]
 
 
 @dataclasses.dataclass(frozen=True)
 class Routing:
-    """What the router decided.
+    """The decisions of the router.
 
     Attributes:
-        experts: int32 [batch, tokens, choices], each token's choices, best first.
+        experts: int32 [batch, tokens, choices], the choices of each token, best first.
+        routes: where the tokens are sent.
         expert_counts: int32 [batch, all_experts], tokens of the last token's group that were sent to each expert.
-        dropped: float32 [batch], the share of the claims that found no room.
+        dropped_fraction: float32 [batch], the fraction of the assignments that exceed the capacity.
     """
 
     experts: mtf.Tensor
     routes: DispatchIndices
     expert_counts: mtf.Tensor
-    dropped: mtf.Tensor
+    dropped_fraction: mtf.Tensor
 
 
 class Route(MeshOperation):
-    """logits [batch, tokens, all_experts], claims [batch, all_experts], positions, lengths, key, rows -> experts,
-    destinations, sources, claims, dropped; none has a gradient.
+    """logits [batch, tokens, all_experts], counts [batch, all_experts], positions, lengths, key, rows -> experts,
+    destinations, sources, counts, dropped_fraction; none has a gradient.
     """
 
-    def __init__(self, inputs: Sequence[mtf.Tensor], rule: RoutingRule):
-        self._rule = rule
+    def __init__(self, inputs: Sequence[mtf.Tensor], params: RoutingParams):
+        self._params = params
         batch_dim, tokens_dim, experts_dim = inputs[0].shape.dims
-        choices = mtf.Shape([batch_dim, tokens_dim, mtf.Dimension("choices", rule.n_choices)])
-        sources = mtf.Shape([experts_dim, batch_dim, mtf.Dimension("slots", rule.n_slots(tokens_dim.size))])
+        choices = mtf.Shape([batch_dim, tokens_dim, mtf.Dimension("choices", params.n_choices)])
+        sources = mtf.Shape([experts_dim, batch_dim, mtf.Dimension("slots", params.n_slots(tokens_dim.size))])
         integers = [(shape, tf.int32) for shape in (choices, choices, sources, inputs[1].shape)]
         super().__init__(inputs, [*integers, (mtf.Shape([batch_dim]), tf.float32)], "route")
 
     def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: LaidOut) -> Sequence[LaidOut]:
-        return mesh_impl.slicewise(kernels.route(self._rule), *inputs)
+        return mesh_impl.slicewise(kernels.route(self._params), *inputs)
 
     def gradient(self, grad_ys: Sequence[mtf.Tensor | None]) -> list[None]:
         return [None] * len(self.inputs)
 
 
-def route(logits: mtf.Tensor, counts: ExpertCounts, rule: RoutingRule, noise: Noise) -> Routing:
-    """Decides which token goes to which experts.
+def route(logits: mtf.Tensor, counts: ExpertCounts, params: RoutingParams, noise: Noise) -> Routing:
+    """Decides which tokens are sent to which experts.
 
-    Claims are taken in the order of the tokens, and those beyond an expert's capacity are dropped.
+    Tokens are assigned in order, and assignments beyond an expert's capacity are dropped.
 
     Args:
-        logits: of the router, float32 [batch, tokens, all_experts]; tokens and all_experts whole.
+        logits: of the router, float32 [batch, tokens, all_experts]; tokens and all_experts are not split.
         counts: how many tokens each expert has been sent before.
-        rule: how to decide.
+        params: how to choose.
         noise: for the policy `random`.
     """
     inputs = [logits, *counts.tensors(), *noise.tensors()]
-    experts, destinations, sources, expert_counts, dropped = Route(inputs, rule).outputs
-    return Routing(experts, DispatchIndices(destinations, sources), expert_counts, dropped)
+    experts, destinations, sources, expert_counts, dropped_fraction = Route(inputs, params).outputs
+    return Routing(experts, DispatchIndices(destinations, sources), expert_counts, dropped_fraction)
 
 
 class FirstChoices(MeshOperation):
@@ -121,7 +123,7 @@ class FirstChoices(MeshOperation):
 
 
 def first_choices(experts: mtf.Tensor, experts_dim: mtf.Dimension) -> mtf.Tensor:
-    """The share of each row's tokens whose first choice is each expert: float32 [batch, all_experts]."""
+    """Returns the fraction of each row's tokens whose first choice is each expert: float32 [batch, all_experts]."""
     return FirstChoices(experts, experts_dim).outputs[0]
 
 
@@ -151,23 +153,23 @@ class ChosenLogitsGradient(MeshOperation):
 
 
 def chosen_logits(logits: mtf.Tensor, experts: mtf.Tensor) -> mtf.Tensor:
-    """The logits [batch, tokens, choices] of the chosen experts, out of [batch, tokens, all_experts]."""
+    """Gathers the logits [batch, tokens, choices] of the chosen experts from [batch, tokens, all_experts]."""
     return ChosenLogits(logits, experts).outputs[0]
 
 
 def _exchange_axis(mesh_impl: mtf.MeshImpl, batch_dim: mtf.Dimension, experts_dim: mtf.Dimension) -> int | None:
-    """The mesh axis that both the batch and the experts are split over, where rows must move; None otherwise."""
+    """Returns the mesh axis that both batch and experts are split over, along which rows must move; otherwise None."""
     axis = mesh_impl.tensor_dimension_to_mesh_axis(experts_dim)
     return axis if axis == mesh_impl.tensor_dimension_to_mesh_axis(batch_dim) else None
 
 
 def _origin(mesh_impl: mtf.MeshImpl) -> LaidOut:
-    """Where the experts begin on a processor that has rows for all of them: laid-out 0."""
+    """Returns laid-out 0, where the experts begin on a processor that has rows for all of them."""
     return slice_start(mesh_impl, mtf.Dimension("all_experts", 1))
 
 
 class ToExperts(MeshOperation):
-    """x [batch, things, features], destinations, sources -> [experts, expert_batch, slots, features]."""
+    """x [batch, rows, features], destinations, sources -> [experts, expert_batch, slots, features]."""
 
     def __init__(self, x: mtf.Tensor, routes: DispatchIndices, experts_dim: mtf.Dimension):
         _, batch_dim, slots_dim = routes.sources.shape.dims
@@ -194,7 +196,7 @@ class ToExperts(MeshOperation):
 
 
 class FromExperts(MeshOperation):
-    """slots [experts, expert_batch, slots, features], destinations, sources -> [batch, things, features]."""
+    """slots [experts, expert_batch, slots, features], destinations, sources -> [batch, rows, features]."""
 
     def __init__(self, slots: mtf.Tensor, routes: DispatchIndices):
         shape = mtf.Shape([*routes.destinations.shape.dims[:2], slots.shape.dims[-1]])
@@ -222,20 +224,20 @@ class FromExperts(MeshOperation):
 def _exchange(
     mesh_impl: mtf.MeshImpl, slots: LaidOut, axis: int, dims: tuple[int, int], slice_shape: Sequence[int]
 ) -> LaidOut:
-    """Splits the first of the two dimensions over the mesh axis and joins the second, by an all-to-all."""
+    """Splits the first of the two dimensions over the mesh axis and joins the second, with an all-to-all."""
     moved = mesh_impl.alltoall(slots, axis, *dims)
-    # Its parts have shapes that TensorFlow does not know before it runs.
+    # TensorFlow does not know the shapes of its parts statically.
     return mesh_impl.slicewise(lambda part: tf.reshape(part, slice_shape), moved)
 
 
 def to_experts(x: mtf.Tensor, routes: DispatchIndices, experts_dim: mtf.Dimension) -> mtf.Tensor:
-    """Copies each thing into the slots that it goes to; empty slots are 0.
+    """Dispatches rows: copies each into the slots it is sent to; empty slots are 0.
 
     Args:
-        x: [batch, things, features]; batch and features may be split.
-        routes: of those things.
-        experts_dim: may be split, also over the mesh axis of the batch: then the slots move between the processors, and
-            expert_batch, which is split like the batch otherwise, is whole.
+        x: [batch, rows, features]; batch and features may be split.
+        routes: where the rows are sent.
+        experts_dim: may be split, also over the mesh axis of the batch: then the slots move between processors, and
+            expert_batch, which is otherwise split like the batch, is not split.
 
     Returns:
         [experts, expert_batch, slots, features].
@@ -244,13 +246,13 @@ def to_experts(x: mtf.Tensor, routes: DispatchIndices, experts_dim: mtf.Dimensio
 
 
 def from_experts(slots: mtf.Tensor, routes: DispatchIndices) -> mtf.Tensor:
-    """The sum of the slots that each thing went to, 0 for those that went nowhere; the way back of `to_experts`.
+    """Combines results: sums the slots that each row was sent to; rows sent nowhere are 0.
 
     Args:
         slots: [experts, expert_batch, slots, features].
-        routes: of the things.
+        routes: where the rows were sent.
 
     Returns:
-        [batch, things, features].
+        [batch, rows, features].
     """
     return FromExperts(slots, routes).outputs[0]

@@ -11,11 +11,11 @@ from models.ops.mesh_operation import MeshOperation
 
 
 @dataclasses.dataclass(frozen=True)
-class RowRules:
+class RowParams:
     """What each row asks for.
 
     Attributes:
-        floats: float32 [batch, float_settings], as `kernels.sampling.rule_arrays` gives them.
+        floats: float32 [batch, float_settings], as `kernels.sampling.param_arrays` gives them.
         integers: int32 [batch, integer_settings], likewise.
         seeds: int32 [batch], at least 0.
         n_top: int32 [batch], how many of the likeliest tokens to tell.
@@ -31,7 +31,7 @@ class RowRules:
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
+class NextTokens:
     """The next token of each row.
 
     Attributes:
@@ -47,27 +47,29 @@ class Choice:
     top_log_probs: mtf.Tensor
 
 
-class Choose(MeshOperation):
-    """logits [batch, whole], those of `RowRules`, tokens [batch, whole], two lengths -> those of `Choice`."""
+class SampleNextTokens(MeshOperation):
+    """logits [batch, whole], those of `RowParams`, tokens [batch, whole], two lengths -> those of `NextTokens`."""
 
     def __init__(self, inputs: Sequence[mtf.Tensor], eos_id: int):
         self._eos_id = eos_id
         batch_dim = inputs[0].shape.dims[0]
         each, top = mtf.Shape([batch_dim]), mtf.Shape([batch_dim, mtf.Dimension("top", kernels.MAX_TOP)])
-        super().__init__(inputs, [(each, tf.int32), (each, tf.float32), (top, tf.int32), (top, tf.float32)], "choose")
+        super().__init__(
+            inputs, [(each, tf.int32), (each, tf.float32), (top, tf.int32), (top, tf.float32)], "sample_next_tokens"
+        )
 
     def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: LaidOut) -> Sequence[LaidOut]:
-        return mesh_impl.slicewise(kernels.choose(self._eos_id), *inputs)
+        return mesh_impl.slicewise(kernels.sample_next_tokens(self._eos_id), *inputs)
 
 
-def choose(
+def sample_next_tokens(
     logits: mtf.Tensor,
-    rules: RowRules,
+    rules: RowParams,
     tokens: mtf.Tensor,
     prompt_lengths: mtf.Tensor,
     lengths: mtf.Tensor,
     eos_id: int,
-) -> Choice:
+) -> NextTokens:
     """Chooses the next token of each row: a function of its logits, rule, seed and history only, on any mesh.
 
     Args:
@@ -80,4 +82,4 @@ def choose(
     """
     whole_logits, whole_tokens = (mtf.rename_dimension(x, x.shape.dims[1].name, "whole") for x in (logits, tokens))
     inputs = [whole_logits, *rules.tensors(), whole_tokens, prompt_lengths, lengths]
-    return Choice(*Choose(inputs, eos_id).outputs)
+    return NextTokens(*SampleNextTokens(inputs, eos_id).outputs)

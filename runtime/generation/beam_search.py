@@ -10,7 +10,7 @@ import numpy as np
 
 from configs.schema import RunConfig
 from meshtf import mtf, tf
-from models.beam import BeamSearch, Wish
+from models.beam import BeamSearch, SearchInputs
 from runtime.generation.engine import Step, padded_length
 from runtime.mesh.lowering import LoweredStep, compile_step, id_spec, lower, new_mesh
 from runtime.mesh.placement import Placement
@@ -35,27 +35,27 @@ def build_beam_search(search: BeamSearch, placement: Placement, prompt_length: i
     """Builds the program that searches for the continuations of one prompt.
 
     Returns:
-        A step from (tokens int32 [1, sequence], lengths int32 [1], length_penalty float32, n_wanted int32), the fields
-        of `Wish`, to tokens int32 [beams, new_tokens], lengths int32 [beams] and scores float32 [beams] of the finished
-        texts, best first. If there are fewer, the remaining lengths are 0.
+        A step from the fields of `SearchInputs` (tokens int32 [1, sequence], lengths int32 [1], length_penalty float32,
+        max_new_tokens int32) to tokens int32 [beams, new_tokens], lengths int32 [beams] and scores float32 [beams] of
+        the finished texts, best first. If there are fewer, the remaining lengths are 0.
     """
     # Every step reorders the beams of the prompt, so they are not split over processors.
     placement = placement.without("batch", "sequence", "memory_length")
     mesh_impl = placement.implementation(search.n_beams)
 
     def step(
-        tokens: tf.Tensor, lengths: tf.Tensor, length_penalty: tf.Tensor, n_wanted: tf.Tensor
+        tokens: tf.Tensor, lengths: tf.Tensor, length_penalty: tf.Tensor, max_new_tokens: tf.Tensor
     ) -> dict[str, tf.Tensor]:
         graph, mesh = new_mesh()
         batch_dim, prompt_dim = mtf.Dimension("batch", 1), mtf.Dimension("sequence", prompt_length)
-        wish = Wish(
+        inputs = SearchInputs(
             mtf.import_tf_tensor(mesh, tokens, mtf.Shape([batch_dim, prompt_dim])),
             mtf.import_tf_tensor(mesh, lengths, mtf.Shape([batch_dim])),
             mtf.import_tf_tensor(mesh, length_penalty),
-            mtf.import_tf_tensor(mesh, n_wanted),
+            mtf.import_tf_tensor(mesh, max_new_tokens),
         )
-        found = search.run(wish)
-        outputs = {"tokens": found.ended_tokens, "lengths": found.ended_lengths, "scores": found.ended_scores}
+        found = search.run(inputs)
+        outputs = {"tokens": found.finished_tokens, "lengths": found.finished_lengths, "scores": found.finished_scores}
         return lower(graph, mesh, mesh_impl, outputs)
 
     scalar = tf.TensorSpec((), tf.float32)

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from configs.schema import RunConfig
-from models.kernels.sampling import SamplingParams, rule_arrays
+from models.kernels.sampling import SamplingParams, param_arrays
 from runtime.generation.programs import (
     RowState,
     build_decode_steps,
@@ -95,7 +95,7 @@ def prompt_arrays(requests: Sequence[GenerationRequest], n_ctx: int) -> list[np.
         tokens[row, :n_prompt_tokens] = request.prompt_tokens
         row_inputs[:, row] = n_prompt_tokens, request.max_length, request.seed, request.n_top
     sampling = [request.sampling for request in requests] + [SamplingParams()] * (n_rows - len(requests))
-    return [tokens, row_inputs, *rule_arrays(sampling)]
+    return [tokens, row_inputs, *param_arrays(sampling)]
 
 
 @dataclasses.dataclass

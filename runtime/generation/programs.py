@@ -12,11 +12,11 @@ from configs.schema import RunConfig
 from meshtf import mtf, tf
 from models import gpt2
 from models.context import Context
-from models.decode import Decoder, Prompts, State
+from models.decode import Decoder, DecodeState, Prompts
 from models.dims import Dims
 from models.kernels.sampling import FLOAT_SETTINGS, INTEGER_SETTINGS, MAX_TOP
 from models.ops.decoding import insert_rows, scores
-from models.ops.sampling import RowRules
+from models.ops.sampling import RowParams
 from runtime.mesh.lowering import LoweredStep, compile_step, id_spec, lower, new_mesh
 from runtime.mesh.placement import DeviceMesh, Placement
 
@@ -57,19 +57,19 @@ def _import_prompts(
         return mtf.import_tf_tensor(mesh, x, mtf.Shape([batch_dim, *dims]))
 
     of_rows = dict(zip(ROW_INPUTS, map(imported, tf.unstack(row_inputs)), strict=True))
-    rules = RowRules(
+    rules = RowParams(
         imported(floats, "float_settings"), imported(integers, "integer_settings"), of_rows["seeds"], of_rows["n_top"]
     )
     return Prompts(imported(tokens, "sequence"), of_rows["lengths"], of_rows["limits"], rules)
 
 
-def _empty_state(decoder: Decoder, mesh: mtf.Mesh, batch_dim: mtf.Dimension) -> State:
+def _empty_state(decoder: Decoder, mesh: mtf.Mesh, batch_dim: mtf.Dimension) -> DecodeState:
     def zeros(*dims: mtf.Dimension, dtype: tf.DType = tf.int32) -> mtf.Tensor:
         return mtf.zeros(mesh, [batch_dim, *dims], dtype)
 
     floats = zeros(mtf.Dimension("float_settings", len(FLOAT_SETTINGS)), dtype=tf.float32)
     integers = zeros(mtf.Dimension("integer_settings", len(INTEGER_SETTINGS)))
-    return decoder.blank(RowRules(floats, integers, zeros(), zeros()), zeros(), zeros())
+    return decoder.empty_state(RowParams(floats, integers, zeros(), zeros()), zeros(), zeros())
 
 
 def _as_stored(x: tf.Tensor) -> tf.Tensor:
@@ -85,7 +85,7 @@ class RowState:
         decoder: the model that generates.
         placement: for decoding.
         n_rows: how many rows there are.
-        slices: a variable for each slice of each tensor of `State`, except its limits.
+        slices: a variable for each slice of each tensor of `DecodeState`, except its limits.
     """
 
     decoder: Decoder
@@ -106,7 +106,7 @@ class RowState:
         }
         return RowState(decoder, placement, n_rows, slices)
 
-    def state(self, mesh: mtf.Mesh, mesh_impl: DeviceMesh, batch_name: str, limits: mtf.Tensor) -> State:
+    def state(self, mesh: mtf.Mesh, mesh_impl: DeviceMesh, batch_name: str, limits: mtf.Tensor) -> DecodeState:
         """Returns the rows as tensors of a graph, [batch, ...] with the given name for that dimension."""
         # In a graph of its own: only names and shapes are needed, and this mesh may not split so many rows.
         empty = _empty_state(self.decoder, new_mesh()[1], mtf.Dimension("batch", self.n_rows))
@@ -134,7 +134,7 @@ def _zeros(like: mtf.Tensor, mesh_impl: DeviceMesh, device: str) -> tf.Variable:
         return tf.Variable(tf.zeros(mesh_impl.slice_shape(like.shape), dtype), trainable=False)
 
 
-def _exported(state: State) -> dict[str, mtf.Tensor]:
+def _exported(state: DecodeState) -> dict[str, mtf.Tensor]:
     return {name: getattr(state.texts, name) for name in EXPORTED}
 
 
@@ -151,7 +151,7 @@ def build_prefill(row_state: RowState, n_prompts: int, length: int) -> LoweredSt
     def step(*arrays: tf.Tensor) -> dict[str, tf.Tensor]:
         graph, mesh = new_mesh()
         *prompts, rows = arrays
-        prefilled = row_state.decoder.begin(_import_prompts(mesh, *prompts))
+        prefilled = row_state.decoder.prefill(_import_prompts(mesh, *prompts))
         target_rows = mtf.import_tf_tensor(mesh, rows, mtf.Shape([prefilled.texts.lengths.shape.dims[0]]))
         all_rows = row_state.state(mesh, mesh_impl, "cache_rows", prefilled.texts.limits).named()
         named = {name: insert_rows(all_rows[name], prefilled.named()[name], target_rows) for name in row_state.slices}
@@ -176,7 +176,7 @@ def build_decode_steps(row_state: RowState) -> LoweredStep:
         graph, mesh = new_mesh()
         batch_shape = mtf.Shape([mtf.Dimension("batch", row_state.n_rows)])
         before = row_state.state(mesh, mesh_impl, "batch", mtf.import_tf_tensor(mesh, limits, batch_shape))
-        state = row_state.decoder.advance(before, mtf.import_tf_tensor(mesh, n_steps))
+        state = row_state.decoder.decode_steps(before, mtf.import_tf_tensor(mesh, n_steps))
         lowering = mtf.Lowering(graph, {mesh: mesh_impl}, autostack=False)
         row_state.store(lowering, mesh_impl, state.named())
         return {name: lowering.export_to_tf_tensor(tensor) for name, tensor in _exported(state).items()}
@@ -195,7 +195,7 @@ def build_generate(config: RunConfig, placement: Placement, n_rows: int, length:
     def step(own: Placement, *prompts: tf.Tensor) -> dict[str, tf.Tensor]:
         graph, mesh = new_mesh()
         n_steps = mtf.constant(mesh, decoder.memory_length, dtype=tf.int32)
-        state = decoder.advance(decoder.begin(_import_prompts(mesh, *prompts)), n_steps)
+        state = decoder.decode_steps(decoder.prefill(_import_prompts(mesh, *prompts)), n_steps)
         return lower(graph, mesh, own.implementation(n_rows), _exported(state))
 
     return decoding_placement(placement, n_rows).compile(step, *prompt_signature(n_rows, length))

@@ -11,7 +11,7 @@ from configs.schema import ModelConfig
 from meshtf import mtf
 from models.attention import ATTENTION_KINDS
 from models.layer import Layer, layers
-from models.moe import routing_rule
+from models.moe import routing_params
 from models.ops.mesh_operation import MeshOperation, slice_size
 from runtime.planning.dry_run import DryStep
 from runtime.training.grad_accumulation import MicrobatchLoop
@@ -62,7 +62,7 @@ def _feed_forward_flops(model: ModelConfig) -> float:
 
 def _mixture_flops(model: ModelConfig) -> float:
     moe = model.moe_params
-    n_choices = routing_rule(model, is_training=True).n_choices
+    n_choices = routing_params(model, is_training=True).n_choices
     return 2.0 * model.n_embd * moe.moe_num_experts + n_choices * 4.0 * model.n_embd * moe.moe_hidden_size
 
 

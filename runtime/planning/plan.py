@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from configs.layout import TENSORS, Layout, MeshShape, format_layout, format_mesh_shape
 from configs.schema import ModelConfig, RunConfig
-from models.moe import routing_rule
+from models.moe import routing_params
 from models.variables import SlicedVariable
 from runtime.mesh.placement import Placement
 from runtime.planning.dry_run import DryStep, Transfer, build_dry_step
@@ -107,7 +107,7 @@ def _n_idle_parameters(model: ModelConfig, parameters: Iterable[SlicedVariable])
     """Of the experts that one token does not use."""
     if not model.moe_layers:
         return 0
-    n_experts, n_used = model.moe_params.moe_num_experts, routing_rule(model, is_training=True).n_choices
+    n_experts, n_used = model.moe_params.moe_num_experts, routing_params(model, is_training=True).n_choices
     of_experts = (variable.shape.size for variable in parameters if variable.shape.dims[:1] and _has_experts(variable))
     return sum(size * (n_experts - n_used) // n_experts for size in of_experts)
 

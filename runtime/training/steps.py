@@ -46,8 +46,8 @@ def _training_outputs(
 
 def _reports(mixtures: dict[str, gpt2.MoeReport]) -> Iterator[tuple[str, str, mtf.Tensor]]:
     for place, mixture in mixtures.items():
-        yield place, "dropped_fraction", mixture.dropped
-        yield place, "load", mixture.load
+        yield place, "dropped_fraction", mixture.dropped_fraction
+        yield place, "load", mixture.expert_load
 
 
 def _scalars(outputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:

@@ -30,13 +30,13 @@ class Rule:
     """How tokens choose experts.
 
     Attributes:
-        claims_second: of the row, the token and the second gate, whether the second choice becomes a claim.
+        sends_second: of the row, the token and the second gate, whether the second choice becomes a claim.
     """
 
     n_choices: int
     group_size: int
     capacity: int
-    claims_second: Callable[[int, int, float], bool] = lambda row, token, gate: True
+    sends_second: Callable[[int, int, float], bool] = lambda row, token, gate: True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,13 +45,13 @@ class Routed:
 
     Attributes:
         places: [T, K], how many claims on the expert came before in the group; -1 where the choice was no claim.
-        claims: [X], in the group of the last token.
+        counts: [X], in the group of the last token.
     """
 
     experts: np.ndarray
     gates: np.ndarray
     places: np.ndarray
-    claims: np.ndarray
+    counts: np.ndarray
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
@@ -72,12 +72,12 @@ def routed(logits: np.ndarray, row: int, rule: Rule) -> Routed:
     places = np.full(experts.shape, -1)
     for token, choices in enumerate(experts):
         if token % rule.group_size == 0:
-            claims = np.zeros(logits.shape[-1], int)
+            counts = np.zeros(logits.shape[-1], int)
         for choice, expert in enumerate(choices):
-            if choice == 0 or rule.claims_second(row, token, gates[token, 1]):
-                places[token, choice] = claims[expert]
-                claims[expert] += 1
-    return Routed(experts, gates, places, claims)
+            if choice == 0 or rule.sends_second(row, token, gates[token, 1]):
+                places[token, choice] = counts[expert]
+                counts[expert] += 1
+    return Routed(experts, gates, places, counts)
 
 
 def mixture(x: np.ndarray, weights: Weights, rule: Rule) -> tuple[np.ndarray, float]:

@@ -121,11 +121,11 @@ class Rows:
     def inputs(self, n_top: int = 0) -> list[np.ndarray]:
         """What `sampling.choose` takes."""
         counts = np.full(len(self.rules), n_top, np.int32)
-        return [self.logits, *sampling.rule_arrays(self.rules), self.seeds, counts, *self.history()]
+        return [self.logits, *sampling.param_arrays(self.rules), self.seeds, counts, *self.history()]
 
     def chosen(self, n_top: int = 0) -> list[np.ndarray]:
         """Tokens, log-probabilities, and the likeliest tokens with theirs."""
-        return [output.numpy() for output in sampling.choose(EOS)(*map(tf.constant, self.inputs(n_top)))]
+        return [output.numpy() for output in sampling.sample_next_tokens(EOS)(*map(tf.constant, self.inputs(n_top)))]
 
     def probabilities(self) -> np.ndarray:
         """With which the kernels draw each token, [B, V]."""

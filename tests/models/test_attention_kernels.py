@@ -7,7 +7,7 @@ import pytest
 
 from meshtf import tf
 from models.kernels import attention, noise
-from models.kernels.attention import AttentionRule
+from models.kernels.attention import AttentionParams
 from tests.models import reference_attention as reference
 
 KEY, ROWS, ORIGIN = np.int32(11), np.arange(2, dtype=np.int32), np.zeros(3, np.int32)
@@ -37,12 +37,12 @@ def inputs_of(n_queries: int, n_keys: int | None = None) -> list[np.ndarray]:
     return [normal(2, length, N_HEADS, N_FEATURES, seed=seed) for seed, length in enumerate(lengths)]
 
 
-def attend(rule: AttentionRule, inputs: list[np.ndarray], is_aligned: bool = True) -> tuple[tf.Tensor, tf.Tensor]:
+def attend(rule: AttentionParams, inputs: list[np.ndarray], is_aligned: bool = True) -> tuple[tf.Tensor, tf.Tensor]:
     return attention.attention(rule, is_aligned)(*inputs, ORIGIN, KEY, ROWS)
 
 
 def gradients(
-    rule: AttentionRule, inputs: list[np.ndarray], *d_results: np.ndarray, is_aligned: bool = True
+    rule: AttentionParams, inputs: list[np.ndarray], *d_results: np.ndarray, is_aligned: bool = True
 ) -> tuple[tf.Tensor, ...]:
     """For queries, keys and values, from d_outputs and, or not, d_log_z."""
     results = attend(rule, inputs, is_aligned)
@@ -62,7 +62,7 @@ LENGTHS_AND_RADII = [(1, None), (7, 3), (7, 20), (130, None), (130, 64), (130, 1
 @pytest.mark.parametrize("is_causal", [True, False])
 @pytest.mark.parametrize(("length", "radius"), LENGTHS_AND_RADII)
 def test_what_is_seen(length: int, radius: int | None, is_causal: bool) -> None:
-    inputs, rule = inputs_of(length), AttentionRule(is_causal, radius, 0.0)
+    inputs, rule = inputs_of(length), AttentionParams(is_causal, radius, 0.0)
     d_outputs, d_log_z = normal(2, length, N_HEADS, N_FEATURES, seed=9), normal(2, N_HEADS, length, seed=9)
     seen = reference.visible(length, length, is_causal, radius)
     all_close(attend(rule, inputs), reference.softmax_attention(*doubles(*inputs), seen))
@@ -75,11 +75,11 @@ def test_the_gradient_of_the_outputs_alone(radius: int | None) -> None:
     inputs, d_outputs = inputs_of(130), normal(2, 130, N_HEADS, N_FEATURES, seed=9)
     seen = reference.visible(130, 130, True, radius)
     expected = reference.softmax_attention_gradient(doubles(*inputs), seen, d_outputs)
-    all_close(gradients(AttentionRule(True, radius, 0.0), inputs, d_outputs), expected, 2e-5)
+    all_close(gradients(AttentionParams(True, radius, 0.0), inputs, d_outputs), expected, 2e-5)
 
 
 def test_keys_that_are_fewer_than_the_queries_and_seen_by_all() -> None:
-    inputs, rule = inputs_of(70, 3), AttentionRule(is_causal=False, radius=None, dropout_rate=0.0)
+    inputs, rule = inputs_of(70, 3), AttentionParams(is_causal=False, radius=None, dropout_rate=0.0)
     d_outputs, d_log_z = normal(2, 70, N_HEADS, N_FEATURES, seed=9), normal(2, N_HEADS, 70, seed=9)
     seen = np.ones((70, 3), bool)
     all_close(attend(rule, inputs, is_aligned=False), reference.softmax_attention(*doubles(*inputs), seen))
@@ -90,7 +90,7 @@ def test_keys_that_are_fewer_than_the_queries_and_seen_by_all() -> None:
 def test_log_z_by_hand() -> None:
     numbers = np.array([2, 3, 5], np.float32).reshape(3, 1, 1, 1, 1)
     queries, keys, values = np.ones((3, 1, 2, 1, 1), np.float32) * numbers
-    kernel = attention.attention(AttentionRule(is_causal=True, radius=None, dropout_rate=0.0), True)
+    kernel = attention.attention(AttentionParams(is_causal=True, radius=None, dropout_rate=0.0), True)
     outputs, log_z = kernel(queries, keys, values, ORIGIN, KEY, np.zeros(1, np.int32))
     close(log_z, np.array([[[6.0, 6.0 + np.log(2.0)]]]))
     close(outputs, np.full((1, 2, 1, 1), 5.0))
@@ -113,7 +113,7 @@ def test_the_gradient_of_the_reference_by_central_differences(is_causal: bool, r
 @pytest.mark.parametrize(("is_causal", "radius"), [(True, None), (True, 3), (False, None), (False, 3)])
 def test_slices_of_keys_equal_the_whole(is_causal: bool, radius: int | None) -> None:
     queries, keys, values = inputs_of(8)
-    rule = AttentionRule(is_causal, radius, dropout_rate=0.4)
+    rule = AttentionParams(is_causal, radius, dropout_rate=0.4)
     halves = [(slice(start, start + 4), np.array([0, 0, start], np.int32)) for start in (0, 4)]
     largest = np.max([attention.attention_largest_logit(rule)(queries, keys[:, half], at) for half, at in halves], 0)
     parts = [
@@ -130,14 +130,14 @@ def test_slices_of_keys_equal_the_whole(is_causal: bool, radius: int | None) -> 
 def test_dropout(is_causal: bool, radius: int | None) -> None:
     inputs, d_outputs = inputs_of(130), normal(2, 130, N_HEADS, N_FEATURES, seed=9)
     d_log_z, seen = normal(2, N_HEADS, 130, seed=9), reference.visible(130, 130, is_causal, radius)
-    factor, rule = dropout_factor(0.25, 130), AttentionRule(is_causal, radius, 0.25)
+    factor, rule = dropout_factor(0.25, 130), AttentionParams(is_causal, radius, 0.25)
     all_close(attend(rule, inputs), reference.softmax_attention(*doubles(*inputs), seen, factor))
     expected = reference.softmax_attention_gradient(doubles(*inputs), seen, d_outputs, d_log_z, factor)
     all_close(gradients(rule, inputs, d_outputs, d_log_z), expected, 2e-5)
 
 
 def test_bfloat16_has_float32_statistics() -> None:
-    rule = AttentionRule(is_causal=True, radius=None, dropout_rate=0.0)
+    rule = AttentionParams(is_causal=True, radius=None, dropout_rate=0.0)
     inputs = [tf.cast(x, tf.bfloat16) for x in inputs_of(40)]
     outputs, log_z = attend(rule, inputs)
     exact = [np.asarray(tf.cast(x, tf.float64)) for x in inputs]

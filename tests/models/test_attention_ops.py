@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from meshtf import mtf, tf
-from models.ops.attention import AttentionRule, merged_attention, softmax_attention
+from models.ops.attention import AttentionParams, merged_attention, softmax_attention
 from models.ops.dropout import Noise, dropout
 from runtime.mesh.placement import Placement, place
 from tests import tiny
@@ -51,15 +51,17 @@ def dropout_factor(devices: Devices, n_keys: int, key: int) -> np.ndarray:
 @pytest.mark.parametrize(
     ("mesh_shape", "layout", "rule"),
     [
-        ("x:2,y:2", "batch:x,heads:y", AttentionRule(True, 3, RATE)),
-        pytest.param("x:4", "sequence:x", AttentionRule(True, 3, RATE), marks=pytest.mark.slow),
-        pytest.param("x:4", "memory_length:x", AttentionRule(True, None, RATE), marks=pytest.mark.slow),
-        pytest.param("x:4", "memory_length:x", AttentionRule(False, 3, RATE), marks=pytest.mark.slow),
-        ("x:2,y:2", "sequence:x,memory_length:y", AttentionRule(True, 3, RATE)),
-        pytest.param("x:2,y:2", "sequence:x,memory_length:y", AttentionRule(False, None, RATE), marks=pytest.mark.slow),
+        ("x:2,y:2", "batch:x,heads:y", AttentionParams(True, 3, RATE)),
+        pytest.param("x:4", "sequence:x", AttentionParams(True, 3, RATE), marks=pytest.mark.slow),
+        pytest.param("x:4", "memory_length:x", AttentionParams(True, None, RATE), marks=pytest.mark.slow),
+        pytest.param("x:4", "memory_length:x", AttentionParams(False, 3, RATE), marks=pytest.mark.slow),
+        ("x:2,y:2", "sequence:x,memory_length:y", AttentionParams(True, 3, RATE)),
+        pytest.param(
+            "x:2,y:2", "sequence:x,memory_length:y", AttentionParams(False, None, RATE), marks=pytest.mark.slow
+        ),
     ],
 )
-def test_softmax_attention(devices: Devices, mesh_shape: str, layout: str, rule: AttentionRule) -> None:
+def test_softmax_attention(devices: Devices, mesh_shape: str, layout: str, rule: AttentionParams) -> None:
     inputs = [rows(N_POSITIONS, seed) for seed in range(4)]
     d_log_z = normal(N_BATCH, N_HEADS, N_POSITIONS)
 
@@ -88,7 +90,7 @@ def test_the_gradient_of_one_result_alone(devices: Devices, which: int) -> None:
     inputs = [rows(N_POSITIONS, seed) for seed in range(3)]
 
     def build(*tensors: mtf.Tensor) -> list[mtf.Tensor]:
-        results = softmax_attention(*tensors, AttentionRule(True, None, 0.0), noise(tensors[0].mesh, KEY))
+        results = softmax_attention(*tensors, AttentionParams(True, None, 0.0), noise(tensors[0].mesh, KEY))
         return mtf.gradients([mtf.reduce_sum(results[which])], list(tensors))
 
     gradients = tiny.evaluate(build, placed(devices, "", ""), *zip([ROW, KEYS, KEYS], inputs, strict=True))
@@ -114,8 +116,8 @@ def test_attention_merged_with_memory_equals_attention_over_both(
 
     def build(*tensors: mtf.Tensor) -> list[mtf.Tensor]:
         queries, keys, values, memory_keys, memory_values, d_outputs = tensors
-        own = softmax_attention(queries, keys, values, AttentionRule(True, None, rate), noise(queries.mesh, KEY))
-        rule = AttentionRule(False, None, rate)
+        own = softmax_attention(queries, keys, values, AttentionParams(True, None, rate), noise(queries.mesh, KEY))
+        rule = AttentionParams(False, None, rate)
         learned = softmax_attention(queries, memory_keys, memory_values, rule, noise(queries.mesh, MEMORY_KEY))
         outputs, log_z = merged_attention(own, learned)
         loss = mtf.reduce_sum(outputs * d_outputs)

@@ -28,21 +28,21 @@ def log_softmax(x: np.ndarray) -> np.ndarray:
 
 
 def search(
-    next_logits: Callable[[tuple[int, ...]], np.ndarray], eos_id: int, n_beams: int, penalty: float, n_wanted: int
+    next_logits: Callable[[tuple[int, ...]], np.ndarray], eos_id: int, n_beams: int, penalty: float, max_new_tokens: int
 ) -> list[Ended]:
     """The texts that a search ends with, best first."""
     open_texts, ended = [(0.0, ())], []
-    for length in range(1, n_wanted + 1):
+    for length in range(1, max_new_tokens + 1):
         continued = [
             (log_prob + step, (*text, token))
             for log_prob, text in open_texts
             for token, step in enumerate(log_softmax(next_logits(text)))
         ]
         likeliest = sorted(continued, reverse=True)[: 2 * n_beams]
-        has_ended = [text[-1] == eos_id or length == n_wanted for _, text in likeliest]
-        ended += [(likeliest[i][0] / length**penalty, likeliest[i][1]) for i in range(n_beams) if has_ended[i]]
+        is_finished = [text[-1] == eos_id or length == max_new_tokens for _, text in likeliest]
+        ended += [(likeliest[i][0] / length**penalty, likeliest[i][1]) for i in range(n_beams) if is_finished[i]]
         ended = sorted(ended, reverse=True)[:n_beams]
-        open_texts = [likeliest[i] for i in range(2 * n_beams) if not has_ended[i]][:n_beams]
+        open_texts = [likeliest[i] for i in range(2 * n_beams) if not is_finished[i]][:n_beams]
         if len(ended) == n_beams and open_texts and open_texts[0][0] / length**penalty <= ended[-1][0]:
             break
     return ended
@@ -51,7 +51,7 @@ def search(
 N_BEAMS, N_VOCAB, N_NEW = 3, 7, 6
 
 
-def turns(table: np.ndarray, penalty: float, n_wanted: int) -> list[Ended]:
+def turns(table: np.ndarray, penalty: float, max_new_tokens: int) -> list[Ended]:
     """A search in a language where the logits of a token depend on its place and the one before it, 0 at first: [place,
     V, V].
     """
@@ -67,8 +67,8 @@ def turns(table: np.ndarray, penalty: float, n_wanted: int) -> list[Ended]:
         np.bool_(True),
     ]
     while state[-1]:
-        inputs = [table[state[0], last], np.float32(penalty), np.int32(n_wanted), *state]
-        _, last, *state = (x.numpy() for x in kernels.turn(2)(*map(tf.constant, inputs)))
+        inputs = [table[state[0], last], np.float32(penalty), np.int32(max_new_tokens), *state]
+        _, last, *state = (x.numpy() for x in kernels.beam_step(2)(*map(tf.constant, inputs)))
     return [
         (score, tuple(text[:length].tolist()))
         for text, length, score in zip(state[3], state[4], state[5], strict=True)
@@ -78,12 +78,14 @@ def turns(table: np.ndarray, penalty: float, n_wanted: int) -> list[Ended]:
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.floats(-1.0, 2.0), st.integers(1, N_NEW), st.floats(-2.0, 3.0))
-def test_turns_find_what_a_plain_search_finds(seed: int, penalty: float, n_wanted: int, liking_to_end: float) -> None:
+def test_turns_find_what_a_plain_search_finds(
+    seed: int, penalty: float, max_new_tokens: int, liking_to_end: float
+) -> None:
     table = np.random.default_rng(seed).normal(0.0, 1.5, (N_NEW, N_VOCAB, N_VOCAB)).astype(np.float32)
     table[..., 2] += np.float32(liking_to_end)
     exact = table.astype(np.float64)
-    expected = search(lambda text: exact[len(text), text[-1] if text else 0], 2, N_BEAMS, penalty, n_wanted)
-    actual = turns(table, penalty, n_wanted)
+    expected = search(lambda text: exact[len(text), text[-1] if text else 0], 2, N_BEAMS, penalty, max_new_tokens)
+    actual = turns(table, penalty, max_new_tokens)
     np.testing.assert_allclose([score for score, _ in actual], [score for score, _ in expected], rtol=1e-5)
     assert [text for _, text in actual] == [text for _, text in expected]
 

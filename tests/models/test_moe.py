@@ -17,8 +17,8 @@ from models.context import Context
 from models.dims import Dims
 from models.kernels import noise as noise_kernels
 from models.kernels import routing as kernels
-from models.kernels.routing import RoutingRule
-from models.moe import MoeOutput, counts_before_tokens, mixture_of_experts, routing_rule
+from models.kernels.routing import RoutingParams
+from models.moe import MoeOutput, counts_before_tokens, mixture_of_experts, routing_params
 from models.ops.dropout import Noise
 from runtime.mesh.placement import Placement, place
 from tests import tiny
@@ -78,7 +78,7 @@ class Results:
 
 
 def tensors(mixture: MoeOutput) -> list[mtf.Tensor]:
-    return [mixture.outputs, mixture.aux_loss, mixture.dropped, mixture.load, mixture.expert_counts]
+    return [mixture.outputs, mixture.aux_loss, mixture.dropped_fraction, mixture.expert_load, mixture.expert_counts]
 
 
 def compiled_mixture(
@@ -114,7 +114,7 @@ def placed(devices: Devices, mesh_shape: str = "", layout: str = "") -> Placemen
 
 
 def reference_rule(config: ModelConfig) -> reference.Rule:
-    rule = routing_rule(config, is_training=False)
+    rule = routing_params(config, is_training=False)
     return reference.Rule(rule.n_choices, rule.group_size, rule.capacity)
 
 
@@ -265,15 +265,15 @@ def test_no_token_depends_on_a_later_one(devices: Devices) -> None:
 
 
 ROUTING_RULES = [
-    RoutingRule(n_choices=2, second_policy="all", second_threshold=0.0, group_size=4, capacity=1),
-    RoutingRule(n_choices=2, second_policy="random", second_threshold=0.6, group_size=5, capacity=3),
-    RoutingRule(n_choices=2, second_policy="threshold", second_threshold=0.3, group_size=11, capacity=5),
-    RoutingRule(n_choices=2, second_policy="none", second_threshold=0.3, group_size=100, capacity=4),
-    RoutingRule(n_choices=1, second_policy="all", second_threshold=0.0, group_size=4, capacity=4),
+    RoutingParams(n_choices=2, second_policy="all", second_threshold=0.0, group_size=4, capacity=1),
+    RoutingParams(n_choices=2, second_policy="random", second_threshold=0.6, group_size=5, capacity=3),
+    RoutingParams(n_choices=2, second_policy="threshold", second_threshold=0.3, group_size=11, capacity=5),
+    RoutingParams(n_choices=2, second_policy="none", second_threshold=0.3, group_size=100, capacity=4),
+    RoutingParams(n_choices=1, second_policy="all", second_threshold=0.0, group_size=4, capacity=4),
 ]
 
 
-def reference_policy(rule: RoutingRule, rows: np.ndarray, n_tokens: int) -> Callable[[int, int, float], bool]:
+def reference_policy(rule: RoutingParams, rows: np.ndarray, n_tokens: int) -> Callable[[int, int, float], bool]:
     numbers = np.asarray(noise_kernels.uniform(tf.constant(KEY), rows, np.zeros(1, np.int32), (len(rows), n_tokens)))
     return {
         "all": lambda row, token, gate: True,
@@ -286,14 +286,14 @@ def reference_policy(rule: RoutingRule, rows: np.ndarray, n_tokens: int) -> Call
 @pytest.mark.parametrize("rule", ROUTING_RULES, ids=lambda rule: f"{rule.n_choices} {rule.second_policy}")
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**31 - 1), spread=st.sampled_from([0.1, 1.0, 4.0]))
-def test_routing(rule: RoutingRule, seed: int, spread: float) -> None:
+def test_routing(rule: RoutingParams, seed: int, spread: float) -> None:
     """Of 3 rows of 11 tokens over 5 experts: every claim within the capacity has a slot, and no two have the same."""
     rows = np.array([7, 2, 5], np.int32)
     logits = np.random.default_rng(seed).normal(0.0, spread, (3, 11, 5)).astype(np.float32)
     lengths = np.random.default_rng(seed).integers(1, 12, 3).astype(np.int32)
     inputs = (logits, np.zeros((3, 5), np.int32), np.zeros(3, np.int32), lengths, np.int32(KEY), rows)
     outputs = [np.asarray(output) for output in kernels.route(rule)(*inputs)]
-    experts, destinations, sources, claims, dropped = outputs
+    experts, destinations, sources, counts, dropped = outputs
     n_slots = min(11, -(-11 // rule.group_size) * rule.capacity)
     assert sources.shape == (5, 3, n_slots)
     policy = reference_policy(rule, rows, 11)
@@ -306,7 +306,7 @@ def test_routing(rule: RoutingRule, seed: int, spread: float) -> None:
         np.testing.assert_array_equal(destinations[row] >= 0, is_routed)
         np.testing.assert_array_equal(destinations[row][is_routed] // n_slots, expected.experts[is_routed])
         until = reference.routed(logits[row, : lengths[row]].astype(np.float64), row, by_claim)
-        np.testing.assert_array_equal(claims[row], until.claims)
+        np.testing.assert_array_equal(counts[row], until.counts)
         close(dropped[row], is_dropped.sum() / (expected.places >= 0).sum())
         filled = np.full(5 * n_slots, -1)
         filled[destinations[row][is_routed]] = np.arange(11 * rule.n_choices).reshape(experts[row].shape)[is_routed]
@@ -314,8 +314,8 @@ def test_routing(rule: RoutingRule, seed: int, spread: float) -> None:
         np.testing.assert_array_equal(sources[:, row].ravel(), filled)
 
 
-def test_a_threshold_of_0_claims_every_second_choice() -> None:
-    rule = RoutingRule(n_choices=2, second_policy="random", second_threshold=0.0, group_size=8, capacity=8)
+def test_a_threshold_of_0_sends_every_second_choice() -> None:
+    rule = RoutingParams(n_choices=2, second_policy="random", second_threshold=0.0, group_size=8, capacity=8)
     row = np.zeros(1, np.int32)
     inputs = (np.zeros((1, 4), np.int32), row, row + 8, np.int32(KEY), row)
     destinations = kernels.route(rule)(normal(1, 8, 4), *inputs)[1]
@@ -335,7 +335,7 @@ def test_a_threshold_of_0_claims_every_second_choice() -> None:
 )
 def test_capacity(changes: dict[str, object], training: int, evaluation: int) -> None:
     config = model(**({"moe_capacity_factor_train": 0.625, "moe_capacity_factor_eval": 0.625} | changes))
-    assert (routing_rule(config, True).capacity, routing_rule(config, False).capacity) == (training, evaluation)
+    assert (routing_params(config, True).capacity, routing_params(config, False).capacity) == (training, evaluation)
 
 
 def test_bfloat16_is_routed_in_float32(devices: Devices) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from meshtf import mtf, tf
 from models.kernels import noise, sampling
 from models.kernels.sampling import MAX_TOP, SamplingParams
-from models.ops.sampling import RowRules, choose
+from models.ops.sampling import RowParams, sample_next_tokens
 from runtime.mesh.placement import place
 from tests import tiny
 from tests.models import reference_sampling as reference
@@ -284,7 +284,7 @@ def test_a_mesh_chooses_as_one_device(devices: tuple[str, ...], layout: str) -> 
     names += ["batch memory_length", "batch", "batch"]
 
     def build(logits: mtf.Tensor, *others: mtf.Tensor) -> list[mtf.Tensor]:
-        choice = choose(logits, RowRules(*others[:4]), *others[4:], eos_id=EOS)
+        choice = sample_next_tokens(logits, RowParams(*others[:4]), *others[4:], eos_id=EOS)
         return [choice.tokens, choice.log_probs, choice.top_tokens, choice.top_log_probs]
 
     placement = place(tiny.mesh_config("x:2,y:2", layout), devices)
@@ -298,7 +298,9 @@ def test_log_probabilities_are_those_of_the_raw_logits(dtype: tf.DType) -> None:
     rows = mixed_rows()
     logits, *others = map(tf.constant, rows.inputs(n_top=3))
     logits = tf.cast(logits, dtype)
-    tokens, log_probs, top_tokens, top_log_probs = (x.numpy() for x in sampling.choose(EOS)(logits, *others))
+    tokens, log_probs, top_tokens, top_log_probs = (
+        x.numpy() for x in sampling.sample_next_tokens(EOS)(logits, *others)
+    )
     exact = np.float64(tf.cast(logits, tf.float32))
     exact -= np.log(np.exp(exact).sum(-1, keepdims=True))
     np.testing.assert_allclose(log_probs, np.take_along_axis(exact, tokens[:, None], 1)[:, 0], rtol=1e-5)
