@@ -220,7 +220,7 @@ def _built_cost(config: RunConfig, mesh_shape: MeshShape, layout: Layout, machin
     sent_bytes = sum(transfer.sent_bytes for transfer in step.transfers)
     seconds = flops_of_processor(step) / machine.flops_per_second + sent_bytes / machine.bytes_per_second
     seconds += len(step.transfers) * machine.transfer_seconds
-    return Cost(seconds, allocated_bytes(estimate_memory(step), step.n_parts))
+    return Cost(seconds, allocated_bytes(estimate_memory(step), step.microbatch_count))
 
 
 def _kinds(config: RunConfig) -> list[tuple[str, bool]]:

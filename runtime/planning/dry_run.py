@@ -38,14 +38,14 @@ class DryStep:
         graph: all operations of the step.
         mesh_impl: how they are laid out.
         transfers: the collectives, those of a microbatch counted once for each.
-        n_parts: microbatches.
+        microbatch_count: microbatches.
         n_graph_nodes: of the processor's TensorFlow graph.
     """
 
     graph: mtf.Graph
     mesh_impl: AbstractMesh
     transfers: tuple[Transfer, ...]
-    n_parts: int
+    microbatch_count: int
     n_graph_nodes: int
 
     def slice_bytes(self, tensor: mtf.Tensor) -> int:
@@ -56,11 +56,11 @@ class DryStep:
 class AbstractMesh(PlacementMeshImpl):
     """Lowers the program of processor 0 alone. Collectives are written down, and give slices of the right shape."""
 
-    def __init__(self, shape: mtf.Shape, layout_rules: mtf.LayoutRules, n_parts: int):
+    def __init__(self, shape: mtf.Shape, layout_rules: mtf.LayoutRules, microbatch_count: int):
         mtf.MeshImpl.__init__(self, shape, layout_rules)
         self._devices = [""]
         self._outer_graph: tf.Graph | None = None
-        self._n_parts = n_parts
+        self._microbatch_count = microbatch_count
         self.graph: mtf.Graph | None = None
         self.transfers: list[Transfer] = []
 
@@ -90,15 +90,15 @@ class AbstractMesh(PlacementMeshImpl):
 
     def allreduce(self, x: LaidOut, mesh_axes: Sequence[int], reduction_fn_string: str) -> LaidOut:
         for axis in mesh_axes:
-            self._write_down("allreduce", axis, x, lambda n: 2 * (n - 1) / n)
+            self._record("allreduce", axis, x, lambda n: 2 * (n - 1) / n)
         return x.to_laid_out_tensor()
 
     def allconcat(self, x: LaidOut, mesh_axis: int, concat_axis: int) -> LaidOut:
-        self._write_down("allconcat", mesh_axis, x, lambda n: n - 1)
+        self._record("allconcat", mesh_axis, x, lambda n: n - 1)
         return self._repeated(x, concat_axis, self.shape[mesh_axis].size)
 
     def alltoall(self, x: LaidOut, mesh_axis: int, split_axis: int, concat_axis: int) -> LaidOut:
-        self._write_down("alltoall", mesh_axis, x, lambda n: (n - 1) / n)
+        self._record("alltoall", mesh_axis, x, lambda n: (n - 1) / n)
         n_processors = self.shape[mesh_axis].size
         own = self.slicewise(lambda part: tf.split(part, n_processors, split_axis)[0], x)
         return self._repeated(own, concat_axis, n_processors)
@@ -109,11 +109,11 @@ class AbstractMesh(PlacementMeshImpl):
 
         return self.slicewise(repeat, x)
 
-    def _write_down(self, kind: str, axis: int, x: LaidOut, share: Callable[[int], float]) -> None:
+    def _record(self, kind: str, axis: int, x: LaidOut, share: Callable[[int], float]) -> None:
         piece = x.to_laid_out_tensor().all_slices[0]
         # What is not in the outer graph is in the body of the loop over microbatches.
         is_repeated = tf.compat.v1.get_default_graph() is not self._outer_graph
-        times = self._n_parts if is_repeated else 1
+        times = self._microbatch_count if is_repeated else 1
         dim = self.shape[axis]
         sent = times * share(dim.size) * piece.shape.num_elements() * piece.dtype.size
         self.transfers.append(Transfer(kind, dim.name, sent))
@@ -141,8 +141,8 @@ def build_dry_step(config: RunConfig, placement: Placement) -> DryStep:
         ConfigError: the batch is split over devices that do not divide it.
     """
     batch_size = config.training.train_batch_size
-    n_parts = n_microbatches(config, placement.axis_size("batch"))
-    mesh_impl = AbstractMesh(placement.shape, placement.rules(batch_size), n_parts)
+    microbatch_count = n_microbatches(config, placement.axis_size("batch"))
+    mesh_impl = AbstractMesh(placement.shape, placement.rules(batch_size), microbatch_count)
     dry = _DryPlacement(placement.shape, placement.layout, placement.devices, placement.store, mesh_impl)
     step = build_train_step(config, dry)
-    return DryStep(mesh_impl.graph, mesh_impl, tuple(mesh_impl.transfers), n_parts, step.n_graph_nodes())
+    return DryStep(mesh_impl.graph, mesh_impl, tuple(mesh_impl.transfers), microbatch_count, step.n_graph_nodes())

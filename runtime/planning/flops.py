@@ -89,7 +89,7 @@ def _product(operation: mtf.Operation, step: DryStep) -> float:
 
 
 def _loop(operation: MicrobatchLoop, step: DryStep) -> float:
-    return operation.n_parts * _flops(operation.operations, step)
+    return operation.microbatch_count * _flops(operation.operations, step)
 
 
 _FLOPS: dict[type, Callable[[mtf.Operation, DryStep], float]] = {

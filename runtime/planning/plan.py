@@ -35,7 +35,7 @@ class Plan:
         tensors: names of those of `configs.layout.TENSORS` that the model has.
         n_parameters: of the whole model.
         n_active_parameters: without those of the experts that a token does not use.
-        n_parts: microbatches.
+        microbatch_count: microbatches.
         memories: of one device, by what is changed in the config: the first is that of the config itself.
         flops: of one token.
         sent_bytes: by one device in a step, by axis and kind of collective.
@@ -48,7 +48,7 @@ class Plan:
     tensors: tuple[str, ...]
     n_parameters: int
     n_active_parameters: int
-    n_parts: int
+    microbatch_count: int
     memories: Mapping[str, Memory]
     flops: TokenFlops
     sent_bytes: Mapping[tuple[str, str], float]
@@ -77,7 +77,7 @@ def make_plan(config: RunConfig, placement: Placement) -> Plan:
         tensors=tuple(_tensors_of(config.model)),
         n_parameters=n_parameters,
         n_active_parameters=n_parameters - _n_idle_parameters(config.model, parameters),
-        n_parts=step.n_parts,
+        microbatch_count=step.microbatch_count,
         memories={"as configured": estimate_memory(step)}
         | {name: estimate_memory(other) for name, other in others.items()},
         flops=flops_of_token(config.model),
@@ -130,14 +130,14 @@ def program_bytes(step: DryStep) -> int:
     return PROGRAM_BYTES + NODE_BYTES * step.n_graph_nodes
 
 
-def allocated_bytes(memory: Memory, n_parts: int) -> float:
+def allocated_bytes(memory: Memory, microbatch_count: int) -> float:
     """What the allocator takes for the tensors of a step in so many microbatches."""
-    return (ALLOCATOR_SHARE if n_parts == 1 else ALLOCATOR_SHARE_OF_MICROBATCHES) * memory.total
+    return (ALLOCATOR_SHARE if microbatch_count == 1 else ALLOCATOR_SHARE_OF_MICROBATCHES) * memory.total
 
 
 def resident_bytes(plan: Plan) -> int:
     """Peak resident memory of a process that trains on one CPU device: what the operating system would say."""
-    return plan.program_bytes + math.ceil(allocated_bytes(plan.memory, plan.n_parts))
+    return plan.program_bytes + math.ceil(allocated_bytes(plan.memory, plan.microbatch_count))
 
 
 def format_bytes(count: float) -> str:
@@ -163,7 +163,7 @@ def _model_lines(plan: Plan) -> list[str]:
     return [
         f"{plan.name} on {mesh} ({layout})",
         f"parameters     {plan.n_parameters:,}{idle}",
-        f"microbatches   {plan.n_parts}",
+        f"microbatches   {plan.microbatch_count}",
         f"flops a token  {_giga(flops.total)} = {' + '.join(parts)}",
     ]
 

@@ -1,4 +1,4 @@
-"""Loss on held-out data, over every token once."""
+"""The loss on held-out data, over every token once."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from data.loading.batch import Batch
 
 @dataclasses.dataclass(frozen=True)
 class TokenCounts:
-    """What of the labels counts, and for how much text.
+    """Which labels count, and how many bytes of text they stand for.
 
     Attributes:
-        has_likelihood: the loss is -log p(label), so that perplexity and bits per byte mean something.
-        padding_id: labels with this id only fill an example up, and are left out; None: there is no such id.
-        bytes_V: UTF-8 bytes that each id stands for, int [vocab]; None: not known.
+        has_likelihood: the loss is -log p(label), so that perplexity and bits per byte are defined.
+        padding_id: labels with this id are padding, and do not count; None if there is no such id.
+        bytes_V: UTF-8 bytes of each id, int [vocab]; None if unknown.
     """
 
     has_likelihood: bool
@@ -33,12 +33,12 @@ def evaluate(
     """Measures the loss.
 
     Args:
-        step: from (tokens_BS, labels_BS) to `token_loss`, each token's nats, float32 [batch, sequence].
+        step: maps (tokens_BS, labels_BS) to `token_loss`, each token's nats, float32 [batch, sequence].
         batches: a finite stream; labels of weight 0, such as padding, are not measured.
         counts: which labels count.
 
     Returns:
-        `loss` (nats a token) and `tokens`; of a likelihood also `perplexity` (the loss's exponential) and, if the bytes
+        `loss` (nats per token) and `tokens`; for a likelihood also `perplexity` (exp of the loss) and, if the bytes
         are known, `bits_per_byte` of the text.
 
     Raises:

@@ -1,7 +1,7 @@
-"""A batch in parts, which are computed one after the other, so that the activations of one part are there at a time.
+"""Gradient accumulation: a batch is computed in microbatches, so that only one microbatch's activations are in memory.
 
-What the parts give is added up in place. Sums over processors are put off until after the last part where that is
-possible, and so for every gradient of a variable: they are sent once a step, and not once for each part.
+The results of the microbatches are summed in place. Allreduces are deferred until after the last microbatch where that
+is possible, which includes every variable's gradient: gradients are sent once per step, not once per microbatch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Tensors = dict[str, mtf.Tensor]
 
 
 def n_microbatches(config: RunConfig, batch_split: int) -> int:
-    """In how many parts a batch is computed, one after the other, so that none is larger than asked for.
+    """Returns the number of microbatches: the fewest that keep each within `tokens_per_mb_per_replica`.
 
     Source: GPT-Neo, by way of mesh-TensorFlow: the largest size that divides the batch of a replica.
     """
@@ -32,145 +32,152 @@ def n_microbatches(config: RunConfig, batch_split: int) -> int:
 
 
 def gradients(
-    features: Mapping[str, mtf.Tensor], outputs_of: Callable[[Tensors], Tensors], n_parts: int
+    features: Mapping[str, mtf.Tensor], outputs_of: Callable[[Tensors], Tensors], microbatch_count: int
 ) -> tuple[list[mtf.Tensor], Tensors]:
-    """The gradients of all trainable variables, and other outputs, summed over the parts of a batch.
+    """Returns the gradients of all trainable variables, and other outputs, summed over the microbatches.
 
     Args:
         features: [batch, ...].
-        outputs_of: from the features of a part to float32 tensors without a batch dimension; that of `loss` is the one
-            whose gradients are taken.
-        n_parts: how many parts there are.
+        outputs_of: maps the features of a microbatch to float32 tensors without a batch dimension; the gradients are
+            those of `loss`.
+        microbatch_count: divides each processor's rows.
     """
-    if n_parts == 1:
-        return _part_gradients(dict(features), outputs_of)
+    if microbatch_count == 1:
+        return _microbatch_gradients(dict(features), outputs_of)
     names: list[str] = []
 
-    def build(part: Tensors) -> list[mtf.Tensor]:
-        part_gradients, outputs = _part_gradients(part, outputs_of)
+    def build(microbatch: Tensors) -> list[mtf.Tensor]:
+        own_gradients, outputs = _microbatch_gradients(microbatch, outputs_of)
         names.extend(outputs)
-        return [*outputs.values(), *part_gradients]
+        return [*outputs.values(), *own_gradients]
 
-    sums = sum_over_parts(features, build, n_parts)
+    sums = sum_over_microbatches(features, build, microbatch_count)
     return sums[len(names) :], dict(zip(names, sums, strict=False))
 
 
-def _part_gradients(part: Tensors, outputs_of: Callable[[Tensors], Tensors]) -> tuple[list[mtf.Tensor], Tensors]:
-    outputs = outputs_of(part)
+def _microbatch_gradients(
+    microbatch: Tensors, outputs_of: Callable[[Tensors], Tensors]
+) -> tuple[list[mtf.Tensor], Tensors]:
+    outputs = outputs_of(microbatch)
     trainable = outputs["loss"].graph.trainable_variables
     return mtf.gradients([outputs["loss"]], [variable.value for variable in trainable]), outputs
 
 
-def sum_over_parts(
-    features: Mapping[str, mtf.Tensor], build: Callable[[Tensors], Sequence[mtf.Tensor]], n_parts: int
+def sum_over_microbatches(
+    features: Mapping[str, mtf.Tensor], build: Callable[[Tensors], Sequence[mtf.Tensor]], microbatch_count: int
 ) -> list[mtf.Tensor]:
-    """The sums of what each part of a batch gives.
+    """Returns the sums, over the microbatches, of what `build` computes.
 
     Args:
         features: [batch, ...].
-        build: adds the operations on one part to the graph, from its features to float32 tensors; called once.
-        n_parts: which divides the slices of batch.
+        build: adds the operations on one microbatch to the graph, from its features to float32 tensors; called once.
+        microbatch_count: divides each processor's rows.
     """
     mesh = next(iter(features.values())).mesh
     operations = mesh.graph.operations
     n_before = len(operations)
-    number = _PartNumber(mesh).outputs[0]
-    terms = build({name: _Part(x, number, n_parts).outputs[0] for name, x in features.items()})
+    index = _MicrobatchIndex(mesh).outputs[0]
+    terms = build({name: _Microbatch(x, index, microbatch_count).outputs[0] for name, x in features.items()})
     added = operations[n_before + 1 :]
     variables = [operation for operation in added if isinstance(operation, mtf.Variable)]
     operations[n_before:] = variables
     body = [operation for operation in added if operation not in variables]
-    return MicrobatchLoop(number, body, terms, n_parts).outputs
+    return MicrobatchLoop(index, body, terms, microbatch_count).outputs
 
 
-class _PartNumber(mtf.Operation):
-    """The number of the part that is computed, an int32 scalar, which the loop over parts sets."""
+class _MicrobatchIndex(mtf.Operation):
+    """The index of the current microbatch, an int32 scalar that the loop sets."""
 
     def __init__(self, mesh: mtf.Mesh):
-        super().__init__([], mesh, name="part_number")
+        super().__init__([], mesh, name="microbatch_index")
         self._outputs = [mtf.Tensor(self, mtf.Shape([]), tf.int32)]
 
 
-class _Part(MeshOperation):
-    """x [batch, ...], part number -> [batch / n_parts, ...]: of each processor's rows every `n_parts`th."""
+class _Microbatch(MeshOperation):
+    """Maps x [batch, ...] and an index to [batch / count, ...]: every `count`th of each processor's rows."""
 
-    def __init__(self, x: mtf.Tensor, number: mtf.Tensor, n_parts: int):
-        self._n_parts = n_parts
+    def __init__(self, x: mtf.Tensor, index: mtf.Tensor, microbatch_count: int):
+        self._count = microbatch_count
         batch_dim, *rest = x.shape.dims
-        rows_dim = mtf.Dimension(batch_dim.name, batch_dim.size // n_parts)
-        super().__init__([x, number], [(mtf.Shape([rows_dim, *rest]), x.dtype)], "part")
+        rows_dim = mtf.Dimension(batch_dim.name, batch_dim.size // microbatch_count)
+        super().__init__([x, index], [(mtf.Shape([rows_dim, *rest]), x.dtype)], "microbatch")
 
-    def lower_slices(self, mesh_impl: mtf.MeshImpl, x: LaidOut, number: LaidOut) -> Sequence[LaidOut]:
-        def own_rows(x: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
-            return tf.reshape(x, [-1, self._n_parts, *x.shape[1:]])[:, number]
+    def lower_slices(self, mesh_impl: mtf.MeshImpl, x: LaidOut, index: LaidOut) -> Sequence[LaidOut]:
+        def own_rows(x: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
+            return tf.reshape(x, [-1, self._count, *x.shape[1:]])[:, index]
 
-        return (mesh_impl.slicewise(own_rows, x, number),)
+        return (mesh_impl.slicewise(own_rows, x, index),)
 
 
 class MicrobatchLoop(mtf.Operation):
-    """Sums over the parts of a batch of what its operations give for each.
+    """Runs operations for each microbatch, and sums their results.
 
     Attributes:
-        operations: on one part.
-        n_parts: how many there are.
+        operations: on one microbatch.
+        microbatch_count: how often they run.
     """
 
     def __init__(
-        self, number: mtf.Tensor, operations: Sequence[mtf.Operation], terms: Sequence[mtf.Tensor], n_parts: int
+        self, index: mtf.Tensor, operations: Sequence[mtf.Operation], terms: Sequence[mtf.Tensor], microbatch_count: int
     ):
-        made_inside = {number, *(y for operation in operations for y in operation.outputs)}
+        made_inside = {index, *(y for operation in operations for y in operation.outputs)}
         read = dict.fromkeys(x for operation in operations for x in operation.inputs)
-        super().__init__([x for x in read if x not in made_inside], number.mesh, "parts")
-        assert all(term.dtype == tf.float32 for term in terms), "sums of other numbers would lose what is small"
-        self._number, self._terms = number, terms
-        self.operations, self.n_parts = operations, n_parts
-        self._outputs = [mtf.Tensor(self, term.shape, term.dtype, index=index) for index, term in enumerate(terms)]
+        super().__init__([x for x in read if x not in made_inside], index.mesh, "microbatches")
+        assert all(term.dtype == tf.float32 for term in terms), "sums in a lower precision would lose small terms"
+        self._index, self._terms = index, terms
+        self.operations, self.microbatch_count = operations, microbatch_count
+        self._outputs = [mtf.Tensor(self, term.shape, term.dtype, index=i) for i, term in enumerate(terms)]
 
     def lower(self, lowering: mtf.Lowering) -> None:
         mesh_impl = lowering.mesh_impl(self)
 
-        def add_part(number: tf.Tensor, *sums: list[tf.Tensor]) -> list[LaidOut]:
-            self._lower_part(lowering, number)
+        def add_microbatch(index: tf.Tensor, *sums: list[tf.Tensor]) -> list[LaidOut]:
+            self._lower_microbatch(lowering, index)
             pairs = zip(self._terms, map(mesh_impl.LaidOutTensor, sums), strict=True)
-            new_sums = [mesh_impl.slicewise(tf.add, _unsent(lowering.tensors[term]), total) for term, total in pairs]
-            return [number + 1, *(total.tensor_list for total in new_sums)]
+            new_sums = [
+                mesh_impl.slicewise(tf.add, _partial_sums(lowering.tensors[term]), total) for term, total in pairs
+            ]
+            return [index + 1, *(total.tensor_list for total in new_sums)]
 
         zeros = [mesh_impl.slicewise(_zeros(mesh_impl.slice_shape(term.shape))).tensor_list for term in self._terms]
-        # TensorFlow would begin with the next parts before one is done, and so hold the activations of several.
+        # Without the limit TensorFlow would overlap microbatches, and hold the activations of several.
         _, *sums = tf.while_loop(
-            lambda number, *_: number < self.n_parts, add_part, [tf.constant(0), *zeros], parallel_iterations=1
+            lambda index, *_: index < self.microbatch_count,
+            add_microbatch,
+            [tf.constant(0), *zeros],
+            parallel_iterations=1,
         )
         for term, output, total in zip(self._terms, self.outputs, map(mesh_impl.LaidOutTensor, sums), strict=True):
             lowering.set_tensor_lowering(output, _summed_like(lowering.tensors[term], total))
 
-    def _lower_part(self, lowering: mtf.Lowering, number: tf.Tensor) -> None:
-        lowering.set_tensor_lowering(self._number, lowering.mesh_impl(self).slicewise(lambda: tf.identity(number)))
-        added_up = _leading_to_sums_only(self.operations)
+    def _lower_microbatch(self, lowering: mtf.Lowering, index: tf.Tensor) -> None:
+        lowering.set_tensor_lowering(self._index, lowering.mesh_impl(self).slicewise(lambda: tf.identity(index)))
+        only_summed = _only_summed(self.operations)
         for operation in self.operations:
             with tf.name_scope(operation.name):
-                if operation in added_up:
-                    _lower_unsent(operation, lowering)
+                if operation in only_summed:
+                    _lower_on_partial_sums(operation, lowering)
                 else:
                     operation.lower(lowering)
 
 
 def _zeros(shape: Sequence[int]) -> Callable[[], tf.Tensor]:
-    # `tf.zeros` would be folded into a constant, which lies beside the sums for as long as the program runs.
+    # `tf.zeros` would be folded into a constant that stays in memory beside the sums.
     return lambda: tf.raw_ops.Empty(shape=shape, dtype=tf.float32, init=True)
 
 
-def _unsent(laid_out: LaidOut) -> LaidOut:
-    """What each processor has to add to a sum over processors, or simply what it has."""
+def _partial_sums(laid_out: LaidOut) -> LaidOut:
+    """Returns each processor's term of a deferred allreduce, or else its slice."""
     return laid_out.laid_out_input if isinstance(laid_out, mtf.LazyAllreduceSum) else laid_out.to_laid_out_tensor()
 
 
 def _summed_like(term: LaidOut, total: LaidOut) -> LaidOut:
-    """A total of `_unsent` terms as what it stands for."""
+    """Returns a total of `_partial_sums` in the form of its terms: a deferred allreduce, or slices."""
     is_put_off = isinstance(term, mtf.LazyAllreduceSum)
     return mtf.LazyAllreduceSum(term.mesh_impl, total, term.mesh_axes) if is_put_off else total
 
 
-# Operations on sums that may as well be done on what is summed.
+# Linear operations: they give the same result before and after an allreduce.
 LINEAR = (
     mtf.AddOperation,
     mtf.ReshapeOperation,
@@ -181,8 +188,8 @@ LINEAR = (
 )
 
 
-def _leading_to_sums_only(operations: Sequence[mtf.Operation]) -> set[mtf.Operation]:
-    """Linear operations whose outputs are read by such operations alone: all that they give is added up."""
+def _only_summed(operations: Sequence[mtf.Operation]) -> set[mtf.Operation]:
+    """Returns the linear operations whose outputs are read by nothing but such operations and the sums."""
     readers: dict[mtf.Tensor, list[mtf.Operation]] = {}
     for operation in operations:
         for x in operation.inputs:
@@ -195,8 +202,8 @@ def _leading_to_sums_only(operations: Sequence[mtf.Operation]) -> set[mtf.Operat
     return found
 
 
-def _lower_unsent(operation: mtf.Operation, lowering: mtf.Lowering) -> None:
-    """Lowers a linear operation on sums over processors as one on what each processor has to add to them."""
+def _lower_on_partial_sums(operation: mtf.Operation, lowering: mtf.Lowering) -> None:
+    """Lowers a linear operation on deferred allreduces as one on each processor's terms."""
     mesh_impl, sums = lowering.mesh_impl(operation), {x: lowering.tensors[x] for x in operation.inputs}
     if not mtf.compatible_lazy_allreduce_sums(list(sums.values())):
         operation.lower(lowering)
@@ -205,7 +212,7 @@ def _lower_unsent(operation: mtf.Operation, lowering: mtf.Lowering) -> None:
     if _moved_axes(operation, mesh_impl) & set(axes):
         operation.lower(lowering)
         return
-    lowering.tensors.update({x: _unsent(each) for x, each in sums.items()})
+    lowering.tensors.update({x: _partial_sums(each) for x, each in sums.items()})
     operation.lower(lowering)
     lowering.tensors.update(sums)
     for output in operation.outputs:
@@ -213,7 +220,7 @@ def _lower_unsent(operation: mtf.Operation, lowering: mtf.Lowering) -> None:
 
 
 def _moved_axes(operation: mtf.Operation, mesh_impl: mtf.MeshImpl) -> set[int]:
-    """The mesh axes along which a reshape moves data between processors."""
+    """Returns the mesh axes along which a reshape moves data between processors."""
     if not isinstance(operation, mtf.ReshapeOperation):
         return set()
     before, after = (mesh_impl.mesh_axis_to_cumprod(x.shape) for x in (*operation.inputs, *operation.outputs))

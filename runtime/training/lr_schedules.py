@@ -1,7 +1,6 @@
 """The learning rate as a function of the step, computed on the host and fed to the training step.
 
-This module knows no tensor: a rate that is a plain number can be logged, tested and changed on resume without a new
-graph.
+It is a plain number, not a tensor, so that it can be logged, tested and changed on resume without a new graph.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import math
 
 from configs.schema import TrainingConfig
 
-FINAL_SHARE = 0.1  # both decays end at this share of the configured rate, and stay there
+FINAL_FRACTION = 0.1  # both decays end at this fraction of the configured rate, and stay there
 
 
 def learning_rate(step: int, training: TrainingConfig) -> float:
@@ -20,8 +19,8 @@ def learning_rate(step: int, training: TrainingConfig) -> float:
     `step / warmup_steps`, so that step 0 has a rate of 0.
 
     Args:
-        step: number of steps already made, from 0.
-        training: the settings `lr`, `lr_decay`, `lr_decay_end` (None: `train_steps`) and `warmup_steps`.
+        step: updates made so far.
+        training: the settings `lr`, `lr_decay`, `lr_decay_end` (None means `train_steps`) and `warmup_steps`.
 
     Returns:
         The rate, in [0, lr].
@@ -32,12 +31,12 @@ def learning_rate(step: int, training: TrainingConfig) -> float:
 
 
 def _decay(step: int, training: TrainingConfig) -> float:
-    """Returns the share of the configured rate that the decay leaves, in [FINAL_SHARE, 1]."""
+    """Returns the fraction of the configured rate that the decay leaves, in [FINAL_FRACTION, 1]."""
     if training.lr_decay is None:
         return 1.0
     end_step = training.lr_decay_end or training.train_steps
     progress = min(step / end_step, 1.0)
-    return FINAL_SHARE + (1.0 - FINAL_SHARE) * _REMAINING[training.lr_decay](progress)
+    return FINAL_FRACTION + (1.0 - FINAL_FRACTION) * _REMAINING[training.lr_decay](progress)
 
 
 def _linear(progress: float) -> float:

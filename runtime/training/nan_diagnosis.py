@@ -1,4 +1,4 @@
-"""Where a step that diverged holds what is not finite: its passes are computed once more, each tensor watched."""
+"""Finds where NaN or infinity first appears in a step that diverged, by counting it in every tensor of the step."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from models.variables import SlicedVariable
 FORWARD, GRADIENT = "forward", "gradient"
 VARIABLE = "the variable "
 MAX_NAMED = 6  # gradients in one message
-# What only moves numbers is not where anything arises.
-PASSED_OVER = (mtf.ReshapeOperation, mtf.StackOperation, mtf.UnstackOperation, mtf.BroadcastOperation)
+# Operations that only move numbers make none.
+MOVES = (mtf.ReshapeOperation, mtf.StackOperation, mtf.UnstackOperation, mtf.BroadcastOperation)
 
 
 def _not_finite(x: tf.Tensor) -> tf.Tensor:
@@ -25,38 +25,38 @@ def _square_not_finite(x: tf.Tensor) -> tf.Tensor:
 
 
 def _count(tensor: mtf.Tensor, marks: Callable[[tf.Tensor], tf.Tensor]) -> mtf.Tensor:
-    """How many numbers of a tensor are marked, a float32 scalar."""
-    # Inside of blocks that are computed again tensors are closed to whatever is differentiated, which this is not.
+    """Returns the number of marked elements of a tensor, a float32 scalar."""
+    # Recomputed blocks close their tensors to other operations, since those might be differentiated; this one is not.
     tensor.usable = True
     return mtf.reduce_sum(mtf.cwise(marks, [tensor], output_dtype=tf.float32))
 
 
-def watched_forward(operations: Sequence[mtf.Operation]) -> dict[str, mtf.Tensor]:
-    """How many numbers are not finite in each tensor that the operations give, by a name that says where it stands."""
-    return _watched(FORWARD, _named_tensors(operations), _not_finite)
+def count_forward(operations: Sequence[mtf.Operation]) -> dict[str, mtf.Tensor]:
+    """Counts the values that are not finite in each output of the operations, by a name that says where it is."""
+    return _counts(FORWARD, _named_tensors(operations), _not_finite)
 
 
-def watched_gradients(variables: Sequence[SlicedVariable], gradients: Sequence[mtf.Tensor]) -> dict[str, mtf.Tensor]:
-    """How many numbers of each variable's gradient are not finite, or too large to be squared."""
+def count_gradients(variables: Sequence[SlicedVariable], gradients: Sequence[mtf.Tensor]) -> dict[str, mtf.Tensor]:
+    """Counts the values of each variable's gradient that are not finite, or too large to be squared."""
     named = ((variable.name, gradient) for variable, gradient in zip(variables, gradients, strict=True))
-    return _watched(GRADIENT, named, _square_not_finite)
+    return _counts(GRADIENT, named, _square_not_finite)
 
 
-def _watched(
+def _counts(
     kind: str, named: Iterable[tuple[str, mtf.Tensor]], marks: Callable[[tf.Tensor], tf.Tensor]
 ) -> dict[str, mtf.Tensor]:
     return {f"{kind}/{number:06d} {name}": _count(tensor, marks) for number, (name, tensor) in enumerate(named)}
 
 
 def _named_tensors(operations: Sequence[mtf.Operation]) -> Iterator[tuple[str, mtf.Tensor]]:
-    """A variable is called by its name; any other tensor by its operation and the last variable before it."""
+    """Yields tensors and their names: a variable's own, or else the operation and the last variable before it."""
     newest = "the tokens"
     for operation in operations:
         is_variable = isinstance(operation, SlicedVariable)
         newest = operation.name if is_variable else newest
         kind = re.sub(r"_\d+$", "", operation.name)
         name = f"{VARIABLE}{newest}" if is_variable else f"{kind} behind {newest}"
-        if not isinstance(operation, PASSED_OVER):
+        if not isinstance(operation, MOVES):
             yield from ((name, output) for output in operation.outputs if output.dtype.is_floating)
 
 
@@ -65,9 +65,8 @@ class Diagnosis:
     """What is not finite in a step.
 
     Attributes:
-        first: the first tensor on the way from tokens to loss that is not, with its count; None: all of them are
-            finite.
-        gradients: the variables whose gradients are not, in the order of the way back.
+        first: the first tensor of the forward pass that is not finite, with its count; None if there is none.
+        gradients: the variables whose gradients are not finite, in the order of the backward pass.
         n_variables: how many have gradients.
     """
 
@@ -77,7 +76,7 @@ class Diagnosis:
 
     @staticmethod
     def of(counts: Mapping[str, float]) -> Diagnosis:
-        """From the counts of `watched_forward` and `watched_gradients`, in any order."""
+        """Reads the counts of `count_forward` and `count_gradients`, in any order."""
         forward = sorted(key for key in counts if key.startswith(f"{FORWARD}/"))
         back = sorted((key for key in counts if key.startswith(f"{GRADIENT}/")), reverse=True)
         first = next((key for key in forward if counts[key]), None)
@@ -88,17 +87,17 @@ class Diagnosis:
         )
 
     def describe(self) -> str:
-        """It as a part of a sentence."""
+        """Returns the diagnosis as part of a sentence."""
         if self.first is None and not self.gradients:
             return (
-                "computed once more, every tensor and gradient of the step is finite: either they are too large to be "
-                "added up, or the device has failed"
+                "every tensor and gradient is finite when the step runs again: either their sums overflow, or the "
+                "device has failed"
             )
         return f"{self._describe_forward()}; {self._describe_gradients()}"
 
     def _describe_forward(self) -> str:
         if self.first is None:
-            return "every tensor on the way to the loss is finite"
+            return "every tensor of the forward pass is finite"
         name, count = self.first
         numbers = "" if name.startswith(VARIABLE) else f" ({count:,} number{'s' * (count > 1)})"
         return f"the first tensor that is not finite is {name}{numbers}"
@@ -109,4 +108,4 @@ class Diagnosis:
         named = list(self.gradients[:MAX_NAMED])
         if len(self.gradients) > MAX_NAMED:
             named.append(f"{len(self.gradients) - MAX_NAMED} more")
-        return f"gradients that are not finite or too large, on the way back: {', '.join(named)}"
+        return f"gradients that are not finite or too large, in backward order: {', '.join(named)}"

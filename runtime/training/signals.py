@@ -1,7 +1,7 @@
-"""Ctrl-C and SIGTERM: the first one asks to stop after the step in progress; after it, Ctrl-C stops at once.
+"""Ctrl-C and SIGTERM: the first signal stops training after the current step; a Ctrl-C after it stops at once.
 
-SIGTERM is sent by machines, which may send it more than once, to each process of a run by another way: a second one
-changes nothing, so that the checkpoint that the first one asked for is written.
+A second SIGTERM changes nothing: job schedulers may send several to each process, and the checkpoint that the first one
+asked for must still be written.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextlib.contextmanager
 def sigterm_as_interrupt() -> Iterator[None]:
-    """Lets SIGTERM do what Ctrl-C does, for work that has nothing to finish: it raises KeyboardInterrupt."""
+    """Makes SIGTERM raise KeyboardInterrupt, as Ctrl-C does, for work that may stop anywhere."""
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
@@ -26,7 +26,7 @@ def sigterm_as_interrupt() -> Iterator[None]:
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Lets neither Ctrl-C nor SIGTERM end what takes a moment and must be whole."""
+    """Ignores Ctrl-C and SIGTERM during a short task that must not be cut off."""
     previous = {number: signal.signal(number, signal.SIG_IGN) for number in SIGNALS}
     try:
         yield
@@ -36,10 +36,10 @@ def uninterrupted() -> Iterator[None]:
 
 
 class StopRequest:
-    """A context manager that notes the first signal, and then gives Ctrl-C back to whom it was taken from.
+    """A context manager that records the first signal, and then restores the handler of Ctrl-C.
 
     Attributes:
-        signal_number: of the signal received; None: none so far.
+        signal_number: the signal received; None so far.
     """
 
     def __init__(self) -> None:

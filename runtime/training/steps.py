@@ -1,4 +1,4 @@
-"""Builds the mesh graph of one step and lowers it to a TensorFlow function."""
+"""The training, evaluation and diagnosis steps: each is a mesh graph, lowered to a TensorFlow function."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from models.ops.dropout import Noise
 from runtime.mesh.lowering import LoweredStep, compile_step, id_spec, lower, new_mesh
 from runtime.mesh.placement import DeviceMesh, Placement
 from runtime.training import grad_accumulation
-from runtime.training.nan_diagnosis import watched_forward, watched_gradients
+from runtime.training.nan_diagnosis import count_forward, count_gradients
 from runtime.training.optimizers import build_update, gradient_norms
 
 
 def _check_batch_splits(batch_size: int, n_processors: int) -> None:
-    """Checks what `load_config` leaves open, for a config may run on fewer devices than it was written for."""
+    """Checks what `load_config` cannot: a config may run on fewer devices than it was written for."""
     if batch_size % n_processors:
         raise ConfigError(
             f"train_batch_size = {batch_size}: is split over {n_processors} devices, which does not divide it; "
@@ -28,19 +28,19 @@ def _check_batch_splits(batch_size: int, n_processors: int) -> None:
 
 
 def _training_outputs(
-    model: ModelConfig, features: dict[str, mtf.Tensor], key: mtf.Tensor, n_parts: int
+    model: ModelConfig, features: dict[str, mtf.Tensor], key: mtf.Tensor, microbatch_count: int
 ) -> dict[str, mtf.Tensor]:
-    """Losses of one microbatch, of a size that those of all parts add up to the batch's."""
+    """Returns the losses of one microbatch, scaled so that their sum over microbatches is that of the batch."""
     batch_dim, sequence_dim = features["tokens"].shape.dims
     dims = Dims.of(model, batch_dim.size, sequence_dim.size)
     context = Context(key.mesh, model, dims, Noise(key, features["rows"]))
-    passed = gpt2.forward(context, features["tokens"])
-    token_losses = losses.token_losses(model, passed.logits, features["labels"])
+    output = gpt2.forward(context, features["tokens"])
+    token_losses = losses.token_losses(model, output.logits, features["labels"])
     loss = token_losses.training_loss(features["weights"], model.z_loss)
-    # Token weights add up over the parts; what experts say is a mean of each part.
-    for mixture in passed.mixtures.values():
-        loss += mixture.aux_loss / n_parts
-    reported = {f"moe/{place}/{name}": value / n_parts for place, name, value in _reports(passed.mixtures)}
+    # Token weights add up over microbatches; the experts' values are means, so each is divided.
+    for mixture in output.mixtures.values():
+        loss += mixture.aux_loss / microbatch_count
+    reported = {f"moe/{place}/{name}": value / microbatch_count for place, name, value in _reports(output.mixtures)}
     return {"loss": loss, "token_loss": token_losses.mean(features["weights"]), **reported}
 
 
@@ -51,10 +51,10 @@ def _reports(mixtures: dict[str, gpt2.MoeReport]) -> Iterator[tuple[str, str, mt
 
 
 def _scalars(outputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    """Vectors taken apart: the load of each expert is a metric of its own."""
+    """Splits vectors into scalars: the load of each expert is a metric of its own."""
     vectors = {name for name, value in outputs.items() if value.shape.rank}
-    parts = {f"{name}/{index}": part for name in vectors for index, part in enumerate(tf.unstack(outputs[name]))}
-    return {name: value for name, value in outputs.items() if name not in vectors} | parts
+    split = {f"{name}/{index}": value for name in vectors for index, value in enumerate(tf.unstack(outputs[name]))}
+    return {name: value for name, value in outputs.items() if name not in vectors} | split
 
 
 def _training_shape(config: RunConfig) -> mtf.Shape:
@@ -63,7 +63,7 @@ def _training_shape(config: RunConfig) -> mtf.Shape:
 
 
 def _import_batch(mesh: mtf.Mesh, mesh_impl: DeviceMesh, shape: mtf.Shape, *own: tf.Tensor) -> dict[str, mtf.Tensor]:
-    """A batch of training, of which this process was given its own rows of tokens, labels and weights."""
+    """Imports a training batch from this process's rows of tokens, labels and weights."""
     features = {
         name: mtf.import_laid_out_tensor(mesh, mesh_impl.lay_out_rows(own_rows, shape), shape, name=name)
         for name, own_rows in zip(("tokens", "labels", "weights"), own, strict=True)
@@ -74,24 +74,24 @@ def _import_batch(mesh: mtf.Mesh, mesh_impl: DeviceMesh, shape: mtf.Shape, *own:
 
 
 def _batch_signature(config: RunConfig, placement: Placement) -> list[tf.TensorSpec]:
-    """Of the tokens, labels and weights that a process is given."""
+    """Returns the shapes of a process's rows of tokens, labels and weights."""
     shape = (len(placement.own_rows(config.training.train_batch_size)), config.model.n_ctx)
     return [id_spec(*shape), id_spec(*shape), tf.TensorSpec(shape, tf.float32)]
 
 
 def build_train_step(config: RunConfig, placement: Placement) -> LoweredStep:
-    """One step of training.
+    """Builds one training step.
 
     Returns:
         A step from (tokens int32 [batch, sequence], labels int32 [batch, sequence], weights float32 [batch, sequence],
         learning_rate float32, update_number int32, noise_key int32) to `loss` (in nats, the mean by the weights, before
         the update), `grad_norm` (before clipping), of each mixture-of-experts layer `moe/{place}/dropped_fraction` and
         `moe/{place}/load/{expert}`, and with `log_grads` `grads/norm/{variable}`; it updates the variables, unless
-        `grad_norm` is not finite. It is given the rows of the batch that are this process's own.
+        `grad_norm` is not finite. It takes this process's own rows of the batch.
     """
     _check_batch_splits(config.training.train_batch_size, placement.axis_size("batch"))
     mesh_impl = placement.implementation(config.training.train_batch_size)
-    n_parts = grad_accumulation.n_microbatches(config, placement.axis_size("batch"))
+    microbatch_count = grad_accumulation.n_microbatches(config, placement.axis_size("batch"))
 
     def step(
         tokens: tf.Tensor,
@@ -105,7 +105,9 @@ def build_train_step(config: RunConfig, placement: Placement) -> LoweredStep:
         features = _import_batch(mesh, mesh_impl, _training_shape(config), tokens, labels, weights)
         key = mtf.import_tf_tensor(mesh, noise_key)
         gradients, outputs = grad_accumulation.gradients(
-            features, lambda part: _training_outputs(config.model, part, key, n_parts), n_parts
+            features,
+            lambda features: _training_outputs(config.model, features, key, microbatch_count),
+            microbatch_count,
         )
         trainable = list(graph.trainable_variables)
         schedule = [mtf.import_tf_tensor(mesh, scalar) for scalar in (learning_rate, update_number)]
@@ -119,35 +121,35 @@ def build_train_step(config: RunConfig, placement: Placement) -> LoweredStep:
 
 
 def build_diagnosis(config: RunConfig, placement: Placement) -> LoweredStep:
-    """The passes of a step of training without its update, each tensor watched.
+    """Builds the forward and backward pass of a training step without its update, counting values that are not finite.
 
     Returns:
-        A step from (tokens, labels, weights, noise_key) of `build_train_step` to how many numbers are not finite, by
-        the names of `watched_forward` and `watched_gradients`.
+        A step from (tokens, labels, weights, noise_key) of `build_train_step` to counts by the names of
+        `count_forward` and `count_gradients`.
     """
     mesh_impl = placement.implementation(config.training.train_batch_size)
-    n_parts = grad_accumulation.n_microbatches(config, placement.axis_size("batch"))
+    microbatch_count = grad_accumulation.n_microbatches(config, placement.axis_size("batch"))
 
     def step(tokens: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor, noise_key: tf.Tensor) -> dict[str, tf.Tensor]:
         graph, mesh = new_mesh()
         features = _import_batch(mesh, mesh_impl, _training_shape(config), tokens, labels, weights)
         key = mtf.import_tf_tensor(mesh, noise_key)
 
-        def watched_outputs(part: dict[str, mtf.Tensor]) -> dict[str, mtf.Tensor]:
+        def counted_outputs(microbatch: dict[str, mtf.Tensor]) -> dict[str, mtf.Tensor]:
             n_before = len(graph.operations)
-            outputs = _training_outputs(config.model, part, key, n_parts)
-            return {"loss": outputs["loss"], **watched_forward(graph.operations[n_before:])}
+            outputs = _training_outputs(config.model, microbatch, key, microbatch_count)
+            return {"loss": outputs["loss"], **count_forward(graph.operations[n_before:])}
 
-        gradients, counts = grad_accumulation.gradients(features, watched_outputs, n_parts)
+        gradients, counts = grad_accumulation.gradients(features, counted_outputs, microbatch_count)
         del counts["loss"]
-        counts |= watched_gradients(graph.trainable_variables, gradients)
+        counts |= count_gradients(graph.trainable_variables, gradients)
         return lower(graph, mesh, mesh_impl, counts)
 
     return compile_step(step, *_batch_signature(config, placement), id_spec())
 
 
 def build_eval_step(config: RunConfig, placement: Placement) -> LoweredStep:
-    """Losses without dropout.
+    """Builds one evaluation step, without dropout.
 
     Returns:
         A step from (tokens int32 [batch, sequence], labels int32 [batch, sequence]) to `token_loss`, each token's nats,

@@ -119,7 +119,7 @@ def test_blocks_that_are_computed_again_keep_their_inputs_only() -> None:
 def test_microbatches_keep_a_part_of_the_activations_and_the_sum_of_the_gradients() -> None:
     step = dry_step({"n_vocab": WORDS, "n_ctx": 16 * S}, {"tokens_per_mb_per_replica": 2 * 16 * S})
     memory = estimate_memory(step)
-    assert step.n_parts == 4
+    assert step.microbatch_count == 4
     assert memory.gradients == memory.parameters
     assert_kept(memory, 18 * 16 * 2 * S * E + 3 * E * E + 16 * LOGITS // 4, n_rows=16 * 8)
 

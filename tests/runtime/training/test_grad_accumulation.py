@@ -15,7 +15,7 @@ from models.ops.mesh_operation import redistribute
 from models.ops.precision import rounded
 from runtime.mesh.multi_process import place_process
 from runtime.mesh.placement import Placement, place
-from runtime.training.grad_accumulation import n_microbatches, sum_over_parts
+from runtime.training.grad_accumulation import n_microbatches, sum_over_microbatches
 from runtime.training.steps import build_train_step
 from tests import tiny
 
@@ -60,27 +60,27 @@ def test_a_microbatch_is_the_largest_that_divides_and_fits(
 
 
 def summed(
-    devices: Devices, layout: tuple[str, str], n_parts: int, build: Callable[..., Sequence[mtf.Tensor]]
+    devices: Devices, layout: tuple[str, str], microbatch_count: int, build: Callable[..., Sequence[mtf.Tensor]]
 ) -> list[np.ndarray]:
     """The sums of what `build` makes of the parts of ROWS [batch, heads] and of WEIGHTS [heads, columns]."""
     mesh_shape, rules = layout
     placement = place(tiny.mesh_config(mesh_shape, rules), devices if mesh_shape else devices[:1])
 
     def sums(rows: mtf.Tensor, weights: mtf.Tensor) -> list[mtf.Tensor]:
-        return sum_over_parts({"rows": rows}, lambda part: build(part["rows"], weights), n_parts)
+        return sum_over_microbatches({"rows": rows}, lambda part: build(part["rows"], weights), microbatch_count)
 
     return tiny.evaluate(sums, placement, ("batch heads", ROWS), ("heads columns", WEIGHTS))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("n_parts", [2, 4])
-def test_each_row_is_in_one_part(devices: Devices, layout: tuple[str, str], n_parts: int) -> None:
+@pytest.mark.parametrize("microbatch_count", [2, 4])
+def test_each_row_is_in_one_part(devices: Devices, layout: tuple[str, str], microbatch_count: int) -> None:
     def build(rows: mtf.Tensor, _: mtf.Tensor) -> list[mtf.Tensor]:
         of_part = mtf.reduce_sum(rows, reduced_dim=rows.shape.dims[0])
         return [of_part, mtf.square(of_part)]
 
-    total, squares = summed(devices, layout, n_parts, build)
-    parts = [ROWS[number::n_parts].sum(0, dtype=np.float64) for number in range(n_parts)]
+    total, squares = summed(devices, layout, microbatch_count, build)
+    parts = [ROWS[number::microbatch_count].sum(0, dtype=np.float64) for number in range(microbatch_count)]
     np.testing.assert_allclose(total, sum(parts), rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(squares, sum(part**2 for part in parts), rtol=1e-5, atol=1e-6)
 
@@ -115,7 +115,7 @@ def test_gradients_of_rounded_variables_are_summed_in_float32(devices: Devices) 
             product = mtf.einsum([mtf.cast(part, tf.bfloat16), rounded(weight, tf.bfloat16)], part.shape)
             return mtf.gradients([mtf.reduce_sum(mtf.cast(product, tf.float32))], [weight])
 
-        return sum_over_parts({"rows": rows}, lambda part: gradient(part["rows"]), 4)
+        return sum_over_microbatches({"rows": rows}, lambda part: gradient(part["rows"]), 4)
 
     placement = place(tiny.mesh_config("x:4", "batch:x"), devices)
     (total,) = tiny.evaluate(build, placement, ("batch heads", rows), ("heads", np.ones(1, np.float32)))
@@ -136,7 +136,7 @@ def n_collectives(nodes: Nodes, *, in_loop: bool) -> int:
     return sum(node.op.startswith("Collective") for part in functions for node in part)
 
 
-def in_parts(mesh_shape: str, layout: str, **model: object) -> RunConfig:
+def in_microbatches(mesh_shape: str, layout: str, **model: object) -> RunConfig:
     changes = {"n_layer": 1, "attention_types": ("global",), **model}
     return tiny.run_config(tiny.mesh_config(mesh_shape, layout), changes, {"tokens_per_mb_per_replica": 16})
 
@@ -148,7 +148,7 @@ MODELS[-1]["attention_types"] = ("global", "global")
 
 @pytest.mark.parametrize("model", [MODELS[0], *[pytest.param(model, marks=pytest.mark.slow) for model in MODELS[1:]]])
 def test_processes_that_share_a_batch_send_once_a_step(model: Mapping[str, object]) -> None:
-    config = in_parts("x:2", "batch:x", **model)
+    config = in_microbatches("x:2", "batch:x", **model)
     placement = place_process(config.mesh, 1, 2, "/device:CPU:0")
     nodes = nodes_of(config, placement)
     n_gradients = sum(stored.variable.trainable for stored in placement.store)
@@ -159,13 +159,13 @@ def test_processes_that_share_a_batch_send_once_a_step(model: Mapping[str, objec
 
 @pytest.mark.slow
 def test_experts_exchange_rows_of_each_part_and_nothing_else() -> None:
-    config = in_parts("x:2", "batch:x,experts:x", **MIXTURE)
+    config = in_microbatches("x:2", "batch:x,experts:x", **MIXTURE)
     nodes = nodes_of(config, place_process(config.mesh, 1, 2, "/device:CPU:0"))
     assert n_collectives(nodes, in_loop=True) == 6  # rows and gates there, rows back, and their gradients
 
 
 def test_one_part_is_in_memory_at_a_time(devices: Devices) -> None:
-    config = in_parts("", "")
+    config = in_microbatches("", "")
     nodes = nodes_of(config, place(config.mesh, devices[:1]))
     (loop,) = [node for node in nodes[""] if node.op in ("While", "StatelessWhile")]
     assert loop.attr["parallel_iterations"].i == 1
