@@ -1,4 +1,4 @@
-"""What is computed in another way on a TPU than on other devices."""
+"""The choice between a TPU and other devices: what is built in another way on a TPU."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Backend:
     """The builders for one kind of placement.
 
     Attributes:
-        build_training: builds what takes training steps.
+        build_training: builds the training steps.
         build_engine: builds the engine that generates `n_rows` texts at once.
         peak_flops: operations per second of all devices of the run; None: unknown.
         build_diagnosis: builds the step that locates NaN; None: it would take minutes to compile.

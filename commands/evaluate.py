@@ -9,7 +9,7 @@ import numpy as np
 
 from commands.console import say
 from commands.options import Options
-from commands.run_data import waited_for
+from commands.run_data import with_data_timeout
 from commands.run_setup import Run, load_trained, place_run, set_up_with_data
 from configs.schema import RunConfig
 from data.loading.batch import Batch
@@ -51,7 +51,7 @@ def build_evaluator(run: Run) -> Callable[[Iterator[Batch]], dict[str, float]]:
     """Builds a function from batches to the metrics of the current weights by name."""
     step = run.group.synchronized(build_eval_step(run.config, run.placement))
     counts = _token_counts(run)
-    return lambda batches: evaluate_batches(step, waited_for(run.group, batches), counts)
+    return lambda batches: evaluate_batches(step, with_data_timeout(run.group, batches), counts)
 
 
 def _token_counts(run: Run) -> TokenCounts:

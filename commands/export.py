@@ -1,4 +1,4 @@
-"""The model for other programs."""
+"""The command `--export`: writes the model for other programs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from runtime.run import directory as run_directory
 
 
 def export(config: RunConfig, options: Options) -> int:
-    """Writes the model for other programs: TensorFlow's SavedModel, or a folder of Hugging Face's."""
+    """Writes a TensorFlow SavedModel, or a directory for Hugging Face's transformers."""
     path = newest_checkpoint(config) if options.init_from is None else options.init_from
     tokenizer = trained_tokenizer(config, options.init_from)
     if options.init_from is None:
@@ -24,5 +24,5 @@ def export(config: RunConfig, options: Options) -> int:
         write_huggingface_folder(directory, config, weights, tokenizer and tokenizer.to_json())
     else:
         export_saved_model(directory, config, weights)
-    say(f"{path} is written to {directory}")
+    say(f"exported {path} to {directory}")
     return 0

@@ -1,4 +1,4 @@
-"""What a step costs before it runs, and the layout that should cost least."""
+"""The command `--plan`, and the automatic choice of a layout."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from runtime.run import directory as run_directory
 
 
 def _planned_devices(config: RunConfig, options: Options) -> tuple[int, Machine]:
-    """How many devices a plan is for, and what one can do: those of mesh_shape, which need not be there, or those
-    that are.
+    """Returns the number of devices to plan for and their kind: those of mesh_shape, which need not exist, or else
+    those present.
     """
     cluster = find_cluster(options.hosts, options.host_index)
     devices = choose_devices(options.gpu_ids, options.n_cpu_devices)
@@ -34,7 +34,7 @@ def _planned_devices(config: RunConfig, options: Options) -> tuple[int, Machine]
 
 
 def plan(config: RunConfig, options: Options) -> int:
-    """Tells what a training step costs on the mesh of the config, whether its devices are there or not."""
+    """Shows and draws the cost of a training step on the config's mesh, whose devices need not exist."""
     n_devices, _ = _planned_devices(config, options)
     planned = make_plan(config, dry_placement(config.mesh, n_devices))
     say(format_plan(planned))
@@ -46,10 +46,10 @@ def plan(config: RunConfig, options: Options) -> int:
 
 
 def with_chosen_layout(config: RunConfig, options: Options, search: LayoutSearch) -> RunConfig:
-    """The config with the layout, and the mesh if it may change, that should train fastest.
+    """Returns the config with the layout, and the mesh if it may change, that should train fastest.
 
     Raises:
-        UserError: there is no mesh to lay it over, or no layout fits into memory.
+        UserError: the config has no mesh_shape, or no layout fits into memory.
     """
     n_devices, machine = _planned_devices(config, options)
     if search.may_change_mesh:

@@ -1,4 +1,4 @@
-"""The datasets of a run, made ready to read, and their batches."""
+"""The datasets of a run, prepared for reading, and its tokenizer."""
 
 from __future__ import annotations
 
@@ -16,22 +16,28 @@ from data.tokenization.tokenizer import Tokenizer, check_special_ids, load_token
 from runtime.cluster.process_group import ProcessGroup
 from runtime.run import directory as run_directory
 
-DATA_SECONDS = 300  # that a process may wait for its data while others wait for it
+DATA_SECONDS = 300  # timeout for reading a batch while other processes wait
 
 
 @dataclasses.dataclass(frozen=True)
 class RunData:
-    """The datasets of a run, ready to read."""
+    """The datasets of a run, prepared for reading."""
 
     config: RunConfig
     prepared: tuple[PreparedDataset, ...]
 
     @staticmethod
     def of(config: RunConfig) -> RunData:
+        """Prepares the datasets that are not prepared yet."""
         prepared = tuple(prepare_dataset(use.dataset, config.model.n_ctx, say) for use in config.data.datasets)
         return RunData(config, prepared)
 
     def train_patterns(self) -> list[str]:
+        """Returns a glob of training tfrecords for each dataset.
+
+        Raises:
+            UserError: a dataset has no training data.
+        """
         missing = [
             use.dataset.id
             for use, ready in zip(self.config.data.datasets, self.prepared, strict=True)
@@ -44,17 +50,23 @@ class RunData:
             )
         patterns = [ready.train_pattern for ready in self.prepared]
         for pattern in patterns:
-            list_shards(pattern)  # so that a glob that matches nothing is found before anything is changed
+            list_shards(pattern)  # finds a glob without matches before anything is changed
         return patterns
 
     def eval_patterns(self) -> list[str | None]:
+        """Returns a glob of held-out tfrecords for each dataset, None where there is none."""
         return [ready.eval_pattern for ready in self.prepared]
 
     def has_eval_part(self) -> bool:
+        """Returns whether any dataset has held-out data."""
         return any(self.eval_patterns())
 
     def check_same(self, group: ProcessGroup) -> None:
-        """Finds processes that read other data, as a copy that is not finished, before they wait for each other."""
+        """Checks that all processes see the same data, not for example an unfinished copy.
+
+        Raises:
+            ClusterError: they do not.
+        """
         if group.size == 1:
             return
         patterns = [pattern for ready in self.prepared for pattern in (ready.train_pattern, ready.eval_pattern)]
@@ -63,7 +75,7 @@ class RunData:
         group.check_same("the tokenizer", (tokenizer and tokenizer.to_json()) or "")
 
     def tokenizer(self) -> Tokenizer | None:
-        """The tokenizer that the datasets share, checked against their configs; None: they name none."""
+        """Returns the tokenizer that the datasets share, checked against their configs; None if they name none."""
         if not self.prepared or self.prepared[0].tokenizer_path is None:
             return None
         first = self.prepared[0]
@@ -71,19 +83,19 @@ class RunData:
 
 
 def trained_tokenizer(config: RunConfig, init_from: str | None) -> Tokenizer | None:
-    """The tokenizer of a trained model: where its run has kept one, nothing of the data need be there any more.
+    """Returns the tokenizer of a trained model: the copy in its run directory, so that the data need not exist.
 
     Args:
-        config: of the run.
-        init_from: weights of another run, whose tokenizer is not known: then, as without a kept one, that of the
-            datasets.
+        config: the run.
+        init_from: weights of another run, whose tokenizer is unknown; the datasets' tokenizer is returned, as it is for
+            a run directory without a copy.
     """
     kept = run_directory.tokenizer_path(config.model_path) if init_from is None else None
     return _checked(config, load_tokenizer(kept)) if kept else RunData.of(config).tokenizer()
 
 
 def _checked(config: RunConfig, tokenizer: Tokenizer) -> Tokenizer:
-    """Checks what the configs say of a tokenizer."""
+    """Checks a tokenizer against the configs, and returns it."""
     for use in config.data.datasets:
         check_special_ids(tokenizer, use.dataset)
     _check_eos(config, tokenizer)
@@ -91,7 +103,7 @@ def _checked(config: RunConfig, tokenizer: Tokenizer) -> Tokenizer:
 
 
 def _counts_of(pattern: str) -> list[tuple[str, int]]:
-    """Names of the files of a glob, and what each holds; none for a part that is not there, and may not be needed."""
+    """Returns the file names of a glob and their example counts; none for missing data, which may not be needed."""
     try:
         return [(posixpath.basename(shard.path), shard.n_examples) for shard in list_shards(pattern)]
     except DataError:
@@ -99,7 +111,7 @@ def _counts_of(pattern: str) -> list[tuple[str, int]]:
 
 
 def _check_eos(config: RunConfig, tokenizer: Tokenizer) -> None:
-    """Checks what a model config may say over its datasets' heads."""
+    """Checks the eos_id of a model config, which overrides that of its datasets."""
     if tokenizer.eos_id not in (None, config.data.eos_id):
         raise ConfigError(
             f"{config.name}: eos_id = {config.data.eos_id}: the tokenizer's <|endoftext|> is {tokenizer.eos_id}; "
@@ -107,8 +119,8 @@ def _check_eos(config: RunConfig, tokenizer: Tokenizer) -> None:
         )
 
 
-def waited_for(group: ProcessGroup, batches: Iterator[Batch]) -> Iterator[Batch]:
-    """Batches, for which a process is given more time than for a step: a disk or a network may be slow for a while."""
+def with_data_timeout(group: ProcessGroup, batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Yields batches with a longer timeout than that of a step: a disk or a network may be slow for a while."""
     while True:
         with group.timeout(DATA_SECONDS):
             batch = next(batches, None)

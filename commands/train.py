@@ -14,7 +14,7 @@ from commands.checkpoint_hooks import SAVE_SECONDS, check_hook_inputs, checkpoin
 from commands.console import say
 from commands.evaluate import plot_run
 from commands.options import Options
-from commands.run_data import waited_for
+from commands.run_data import with_data_timeout
 from commands.run_setup import Run, load_init_from, place_run, restore_latest, set_up_with_data
 from configs.errors import CheckpointError, DataError
 from configs.schema import RunConfig
@@ -105,7 +105,7 @@ def _load_weights(run: Run) -> TrainingPosition:
 def _load_batches(run: Run, patterns: Sequence[str], position: TrainingPosition) -> Iterator[Batch]:
     own_rows = run.placement.own_rows(run.config.training.train_batch_size)
     batches = training_batches(run.config, patterns, position.examples, position.examples_per_dataset, own_rows)
-    batches = waited_for(run.group, batches)
+    batches = with_data_timeout(run.group, batches)
     # The first batch is read now, so that a bad record is found in every process before anything is written.
     batches = itertools.chain([next(batches)], batches)
     run.group.barrier()

@@ -1,4 +1,4 @@
-"""A run that diverges, in processes of its own: what is said, and what of it stays."""
+"""A run that diverges, in real processes: its message, and what it leaves behind."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_step_its_records_and_its_tensors_are_named(project: Path) -> None:
+def test_the_error_names_step_records_and_tensors(project: Path) -> None:
     ended = run_process(project, *SETTINGS, "--set", "lr=1e30")
     assert ended.returncode == 2, ended.stderr[-2000:]
     step, first, last, why, kept = MESSAGE.fullmatch(ended.stderr.splitlines()[-1]).groups()
@@ -36,7 +36,7 @@ def test_the_step_its_records_and_its_tensors_are_named(project: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_last_good_checkpoint_stays_and_training_goes_on_from_it(project: Path) -> None:
+def test_training_resumes_from_the_last_good_checkpoint(project: Path) -> None:
     assert run_process(project, *SETTINGS, "--set", "train_steps=4").returncode == 0
     ended = run_process(project, *SETTINGS, "--set", "lr=1e30")
     *_, kept = MESSAGE.fullmatch(ended.stderr.splitlines()[-1]).groups()

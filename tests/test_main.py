@@ -295,7 +295,7 @@ def test_a_run_begins_with_weights_and_then_goes_on_by_itself(
 def test_a_saved_model_is_written(here: Project, capsys: pytest.CaptureFixture[str]) -> None:
     said = call(capsys, "--export", "--export_dir", "served")
     assert (said.status, said.err) == (0, "")
-    assert said.out.endswith("runs/tiny/model.ckpt-300 is written to served\n")
+    assert said.out.endswith("exported runs/tiny/model.ckpt-300 to served\n")
     assert (here.folder / "served" / "saved_model.pb").exists()
 
 

@@ -1,9 +1,9 @@
-"""Which mesh and layout suit a model: the candidates are planned, and the fastest that fits into memory is taken.
+"""Chooses a mesh and a layout for a model: plans all candidates, and takes the fastest that fits into memory.
 
-mesh-TensorFlow's own `auto_mtf` minimises memory alone, by an integer program that needs `ortools`, over operations
-that it knows; it would leave a small model on an 8-fold mesh in eight identical copies, since all of them fit. Here a
-layout is a role for each axis of the mesh, from a short table of what is worth splitting together, so that all of them
-can be tried; what each costs comes from the same plan that `--plan` shows.
+mesh-TensorFlow's own `auto_mtf` minimises memory alone, with an integer program that needs `ortools`, over operations
+that it knows; it would run a small model in eight identical copies on a mesh of eight, since all of them fit. Here a
+layout gives each mesh axis a role from a short table of dimensions worth splitting together, so that all layouts can
+be tried; their costs come from the same plan that `--plan` shows.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from runtime.planning.flops import flops_of_processor
 from runtime.planning.memory import estimate_memory
 from runtime.planning.plan import allocated_bytes, format_bytes
 
-# What an axis may be for: dimensions that are worth splitting over one axis together.
+# The roles of an axis: dimensions that are worth splitting over one axis together.
 ROLES: tuple[tuple[str, ...], ...] = (
     ("batch",),
     ("batch", "experts"),
@@ -33,18 +33,18 @@ ROLES: tuple[tuple[str, ...], ...] = (
     (),
 )
 AXIS_NAMES = "xyz"
-MOST_AXES = 2
+MAX_AXES = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """What one device of a mesh can do; round figures, for only their ratios decide.
+    """Speed and memory of one device of a mesh, in round figures: only their ratios matter.
 
     Attributes:
         memory_bytes: for a step's tensors.
         flops_per_second: in large matrix products.
-        bytes_per_second: sent to a neighbour.
-        transfer_seconds: that a collective takes at least.
+        bytes_per_second: to a neighbour.
+        transfer_seconds: latency of a collective.
     """
 
     memory_bytes: float
@@ -55,13 +55,13 @@ class Machine:
 
 MACHINES = {
     "TPU": Machine(16 << 30, 5e13, 7e10, 5e-6),  # a core of a TPU v3
-    "GPU": Machine(80 << 30, 2e14, 2e11, 1e-5),  # one of a server's, linked to each other
-    "CPU": Machine(4 << 30, 1e11, 5e9, 5e-5),  # some cores of a server
+    "GPU": Machine(80 << 30, 2e14, 2e11, 1e-5),  # of a server whose GPUs are linked
+    "CPU": Machine(4 << 30, 1e11, 5e9, 5e-5),  # a few cores of a server
 }
 
 
 def machine_of(devices: Sequence[str]) -> Machine:
-    """The machine that devices such as "/device:CPU:0" are; CPUs of one process share its memory."""
+    """Returns the machine of devices such as "/device:CPU:0"; the CPU devices of a process share its memory."""
     kind = devices[0].split(":")[-2]
     if kind != "CPU":
         return MACHINES[kind]
@@ -71,15 +71,15 @@ def machine_of(devices: Sequence[str]) -> Machine:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What a layout costs a device in one step."""
+    """The cost of a layout on one device, per step."""
 
     seconds: float
     memory_bytes: float
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
-    """A mesh with a layout, and its cost."""
+class Candidate:
+    """A mesh and a layout, and their cost."""
 
     mesh_shape: MeshShape
     layout: Layout
@@ -87,12 +87,12 @@ class Choice:
 
 
 def auto_layout(config: RunConfig, mesh_shape: MeshShape, machine: Machine = MACHINES["TPU"]) -> Layout:
-    """The layout that trains fastest on a mesh, of those that fit into memory.
+    """Returns the layout that trains fastest on a mesh, among those that fit into memory.
 
     Args:
-        config: the run; its own mesh and layout do not matter.
+        config: the run; its own mesh and layout are ignored.
         mesh_shape: the axes.
-        machine: what one device can do.
+        machine: speed and memory of one device.
 
     Raises:
         DeviceError: no layout fits.
@@ -103,43 +103,44 @@ def auto_layout(config: RunConfig, mesh_shape: MeshShape, machine: Machine = MAC
 def auto_layout_and_mesh_shape(
     config: RunConfig, n_devices: int, machine: Machine = MACHINES["TPU"]
 ) -> tuple[MeshShape, Layout]:
-    """The mesh of so many devices and the layout that train fastest, of those that fit into memory.
+    """Returns the mesh of `n_devices` and the layout that train fastest, among those that fit into memory.
 
     Args:
-        config: the run; its own mesh and layout do not matter.
-        n_devices: how many there are.
-        machine: what one of them can do.
+        config: the run; its own mesh and layout are ignored.
+        n_devices: devices to use.
+        machine: speed and memory of one device.
 
     Raises:
         DeviceError: no layout on any mesh fits.
     """
-    choice = _fastest(config, list(mesh_shapes(n_devices)), machine)
-    return choice.mesh_shape, choice.layout
+    candidate = _fastest(config, list(mesh_shapes(n_devices)), machine)
+    return candidate.mesh_shape, candidate.layout
 
 
-def _fastest(config: RunConfig, shapes: Sequence[MeshShape], machine: Machine) -> Choice:
-    choices = [
-        Choice(shape, layout, cost_of(config, shape, layout, machine))
+def _fastest(config: RunConfig, shapes: Sequence[MeshShape], machine: Machine) -> Candidate:
+    candidates = [
+        Candidate(shape, layout, cost_of(config, shape, layout, machine))
         for shape in shapes
         for layout in candidate_layouts(config, shape)
     ]
-    smallest = min(choices, key=lambda choice: choice.cost.memory_bytes)
-    fitting = [choice for choice in choices if choice.cost.memory_bytes <= machine.memory_bytes]
+    smallest = min(candidates, key=lambda candidate: candidate.cost.memory_bytes)
+    fitting = [candidate for candidate in candidates if candidate.cost.memory_bytes <= machine.memory_bytes]
     if not fitting:
         raise DeviceError(
-            f"{config.name} on {format_mesh_shape(smallest.mesh_shape)}: needs "
-            f"{format_bytes(smallest.cost.memory_bytes)} a device at least, {format_bytes(machine.memory_bytes)} are "
-            "there; use more devices, set recompute_grad, or lower tokens_per_mb_per_replica"
+            f"{config.name} on {format_mesh_shape(smallest.mesh_shape)}: needs at least "
+            f"{format_bytes(smallest.cost.memory_bytes)} per device, which has {format_bytes(machine.memory_bytes)}; "
+            "use more devices, set recompute_grad, or lower tokens_per_mb_per_replica"
         )
-    return min(fitting, key=lambda choice: choice.cost.seconds)
+    return min(fitting, key=lambda candidate: candidate.cost.seconds)
 
 
 def mesh_shapes(n_devices: int) -> Iterator[MeshShape]:
-    """Every mesh of so many devices with at most MOST_AXES axes, the larger first, for their order does not matter;
-    no axis but that of a single device has size 1.
+    """Yields every mesh of `n_devices` with at most MAX_AXES axes, the larger first since their order does not matter.
+
+    Axes of size 1 are left out, but for the mesh of a single device.
     """
     yield (("x", n_devices),)
-    for n_axes in range(2, MOST_AXES + 1):
+    for n_axes in range(2, MAX_AXES + 1):
         for sizes in itertools.combinations_with_replacement(reversed(_divisors(n_devices)), n_axes):
             if math.prod(sizes) == n_devices:
                 yield tuple(zip(AXIS_NAMES, sizes, strict=False))
@@ -150,9 +151,9 @@ def _divisors(number: int) -> list[int]:
 
 
 def candidate_layouts(config: RunConfig, mesh_shape: MeshShape) -> list[Layout]:
-    """Every layout that gives each axis one of ROLES and splits nothing that cannot be split, each once.
+    """Returns every valid layout that gives each axis one of ROLES, without duplicates.
 
-    Along an axis that splits nothing all processors do the same: such layouts come only where there is no other.
+    Processors along an axis that splits nothing repeat each other's work: such layouts come only if there is no other.
     """
     sizes = _dimension_sizes(config)
     layouts = []
@@ -175,7 +176,7 @@ def _splits_each_once(layout: Layout) -> bool:
 
 
 def _dimension_sizes(config: RunConfig) -> dict[str, tuple[str, int]]:
-    """Of each dimension that the model has, the key and the size."""
+    """Returns the config key and the size of each dimension of the model."""
     model = config.model
     sizes = {
         "batch": ("train_batch_size", config.training.train_batch_size),
@@ -193,28 +194,28 @@ def _dimension_sizes(config: RunConfig) -> dict[str, tuple[str, int]]:
 
 
 def cost_of(config: RunConfig, mesh_shape: MeshShape, layout: Layout, machine: Machine) -> Cost:
-    """What a step costs, from that of two models of fewer layers where all layers come in repetitions.
+    """Estimates the cost of a step; for repeating layers, extrapolates from two models of fewer layers.
 
     Args:
         config: the run.
         mesh_shape: the axes.
-        layout: one that `find_layout_issues` lets pass.
-        machine: what one device can do.
+        layout: one without issues by `find_layout_issues`.
+        machine: speed and memory of one device.
     """
     period, n_layer = _period(config), config.model.n_layer
     if 3 * period > n_layer:
-        return _built_cost(config, mesh_shape, layout, machine)
+        return _planned_cost(config, mesh_shape, layout, machine)
     once, twice = (
-        _built_cost(_first_layers(config, count), mesh_shape, layout, machine) for count in (period, 2 * period)
+        _planned_cost(_first_layers(config, count), mesh_shape, layout, machine) for count in (period, 2 * period)
     )
-    n_more = n_layer / period - 1
+    n_repeats = n_layer / period - 1
     return Cost(
-        once.seconds + n_more * (twice.seconds - once.seconds),
-        once.memory_bytes + n_more * (twice.memory_bytes - once.memory_bytes),
+        once.seconds + n_repeats * (twice.seconds - once.seconds),
+        once.memory_bytes + n_repeats * (twice.memory_bytes - once.memory_bytes),
     )
 
 
-def _built_cost(config: RunConfig, mesh_shape: MeshShape, layout: Layout, machine: Machine) -> Cost:
+def _planned_cost(config: RunConfig, mesh_shape: MeshShape, layout: Layout, machine: Machine) -> Cost:
     n_devices = math.prod(size for _, size in mesh_shape)
     step = build_dry_step(config, dry_placement(MeshConfig(mesh_shape=mesh_shape, layout=layout), n_devices))
     sent_bytes = sum(transfer.sent_bytes for transfer in step.transfers)
@@ -229,7 +230,7 @@ def _kinds(config: RunConfig) -> list[tuple[str, bool]]:
 
 
 def _period(config: RunConfig) -> int:
-    """After how many layers they come again in the same order; all of them if they do not."""
+    """Returns the number of layers after which their kinds repeat; the number of all layers if they do not."""
     kinds = _kinds(config)
     periods = (count for count in range(1, len(kinds)) if len(kinds) % count == 0)
     return next((count for count in periods if kinds == kinds[:count] * (len(kinds) // count)), len(kinds))

@@ -1,4 +1,4 @@
-"""The plan as a picture: which tensor dimension lies on which mesh axis, and the bytes of a device."""
+"""Draws a plan: which tensor dimension is split over which mesh axis, and the memory of a device."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _KIND_COLORS = {
     "activations": "#edae49",
     "workspace": "#9a9a9a",
 }
-_WHOLE_COLOR = "#dcdcdc"
+_UNSPLIT_COLOR = "#dcdcdc"
 _AXIS_COLORS = ("#2a6fb0", "#d1495b", "#3c8d5a", "#8d5a97", "#b0762a", "#4a4a4a")
 
 
@@ -30,12 +30,12 @@ def draw_plan(plan: Plan, path: str) -> None:
 
     Args:
         plan: what to draw.
-        path: the PNG file, local or `gs://`; it is written beside and renamed.
+        path: the PNG file, local or `gs://`; it is replaced atomically.
 
     Raises:
         UserError: the file cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # here, for it takes long to import
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # here, as it takes long to import
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 7.5), dpi=120, layout="constrained")
@@ -47,7 +47,7 @@ def draw_plan(plan: Plan, path: str) -> None:
 
 
 def cells(plan: Plan) -> tuple[list[str], list[list[str | None]]]:
-    """What the upper half shows.
+    """Returns the cells of the upper half.
 
     Returns:
         The dimensions of the columns, and a row for each of the model's tensors: of each dimension the axis it is split
@@ -82,7 +82,7 @@ def _draw_layout(axes: Axes, plan: Plan) -> None:
 def _draw_cell(axes: Axes, column: int, row: int, axis: str | None, names: Sequence[str]) -> None:
     if axis is None:
         return
-    color = _AXIS_COLORS[names.index(axis) % len(_AXIS_COLORS)] if axis else _WHOLE_COLOR
+    color = _AXIS_COLORS[names.index(axis) % len(_AXIS_COLORS)] if axis else _UNSPLIT_COLOR
     axes.barh(row, 0.94, left=column - 0.47, height=0.86, color=color)
     label, text_color = (axis, "white") if axis else ("whole", "#6a6a6a")
     axes.text(column, row, label, ha="center", va="center", color=text_color, fontsize=8, parse_math=False)
@@ -101,7 +101,7 @@ def _draw_memories(axes: Axes, plan: Plan) -> None:
     axes.invert_yaxis()
     axes.margins(x=0.12)
     axes.set_xlim(left=0)
-    axes.set_xlabel("memory of a device at the fullest moment of a step")
+    axes.set_xlabel("peak memory of a device in a step")
     axes.xaxis.set_major_formatter(lambda size, _position: format_bytes(size))
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, ncols=len(kinds), loc="lower center", bbox_to_anchor=(0.5, 1.0))

@@ -1,4 +1,4 @@
-"""A mesh of which one processor's program is built and never run, to see what a layout means for it."""
+"""Builds one processor's training step on an abstract mesh, without running it, to see what a layout costs."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ from runtime.training.steps import build_train_step
 
 @dataclasses.dataclass(frozen=True)
 class Transfer:
-    """One collective of a step.
+    """One collective operation of a step.
 
     Attributes:
         kind: "allreduce", "allconcat" or "alltoall".
-        axis: of the mesh.
-        sent_bytes: what one processor sends in the whole step, by a ring: of n processors, for a tensor of b bytes, 2
-            (n - 1) / n * b for an allreduce, (n - 1) * b for an allconcat of slices of b, (n - 1) / n * b for an
-            alltoall.
+        axis: the mesh axis.
+        sent_bytes: sent by one processor in the whole step by a ring algorithm. For n processors and b bytes: 2 (n - 1)
+            / n * b for an allreduce, (n - 1) * b for an allconcat of slices of b, (n - 1) / n * b for an alltoall.
     """
 
     kind: str
@@ -32,14 +31,14 @@ class Transfer:
 
 @dataclasses.dataclass(frozen=True)
 class DryStep:
-    """A training step of one processor, built and not run.
+    """A training step of one processor, built but not run.
 
     Attributes:
         graph: all operations of the step.
         mesh_impl: how they are laid out.
-        transfers: the collectives, those of a microbatch counted once for each.
-        microbatch_count: microbatches.
-        n_graph_nodes: of the processor's TensorFlow graph.
+        transfers: the collectives, each with the bytes of all microbatches.
+        microbatch_count: microbatches per step.
+        n_graph_nodes: nodes of the processor's TensorFlow graph.
     """
 
     graph: mtf.Graph
@@ -49,12 +48,12 @@ class DryStep:
     n_graph_nodes: int
 
     def slice_bytes(self, tensor: mtf.Tensor) -> int:
-        """Bytes of one processor's slice."""
+        """Returns the bytes of one processor's slice."""
         return self.mesh_impl.slice_size(tensor.shape) * tensor.dtype.size
 
 
 class AbstractMesh(PlacementMeshImpl):
-    """Lowers the program of processor 0 alone. Collectives are written down, and give slices of the right shape."""
+    """Lowers the program of processor 0 alone; collectives are recorded, and return slices of the right shape."""
 
     def __init__(self, shape: mtf.Shape, layout_rules: mtf.LayoutRules, microbatch_count: int):
         mtf.MeshImpl.__init__(self, shape, layout_rules)
@@ -65,7 +64,7 @@ class AbstractMesh(PlacementMeshImpl):
         self.transfers: list[Transfer] = []
 
     class LaidOutVariable:
-        """A placeholder for a slice; what is assigned to it is forgotten."""
+        """A placeholder for a slice; assignments are dropped."""
 
         def __init__(self, variable: SlicedVariable, mesh_impl: AbstractMesh):
             mesh_impl.graph = variable.graph
@@ -111,7 +110,7 @@ class AbstractMesh(PlacementMeshImpl):
 
     def _record(self, kind: str, axis: int, x: LaidOut, share: Callable[[int], float]) -> None:
         piece = x.to_laid_out_tensor().all_slices[0]
-        # What is not in the outer graph is in the body of the loop over microbatches.
+        # Operations outside of the outer graph are in the loop over microbatches.
         is_repeated = tf.compat.v1.get_default_graph() is not self._outer_graph
         times = self._microbatch_count if is_repeated else 1
         dim = self.shape[axis]
@@ -121,7 +120,7 @@ class AbstractMesh(PlacementMeshImpl):
 
 @dataclasses.dataclass(frozen=True)
 class _DryPlacement(Placement):
-    """A placement that gives one mesh, whatever it is asked for."""
+    """A placement that always returns the same mesh."""
 
     mesh_impl: AbstractMesh
 
@@ -130,15 +129,15 @@ class _DryPlacement(Placement):
 
 
 def dry_placement(mesh: MeshConfig, n_devices: int) -> Placement:
-    """The placement of a mesh over so many devices, of which none needs to be there."""
+    """Returns the placement of a mesh over devices that need not exist."""
     return place(mesh, [f"/device:{index}" for index in range(n_devices)])
 
 
 def build_dry_step(config: RunConfig, placement: Placement) -> DryStep:
-    """Builds the training step that `build_train_step` builds for a placement, for one processor, without running it.
+    """Builds one processor's part of `build_train_step` for a placement, without running it.
 
     Raises:
-        ConfigError: the batch is split over devices that do not divide it.
+        ConfigError: the devices do not divide the batch.
     """
     batch_size = config.training.train_batch_size
     microbatch_count = n_microbatches(config, placement.axis_size("batch"))

@@ -1,6 +1,4 @@
-"""Floating-point operations of training, 2 for each multiplication with its addition; what is not a matrix product is
-left out.
-"""
+"""Floating-point operations of training: 2 for each multiply-add of a matrix product; others are not counted."""
 
 from __future__ import annotations
 
@@ -19,10 +17,12 @@ from runtime.training.grad_accumulation import MicrobatchLoop
 
 @dataclasses.dataclass(frozen=True)
 class TokenFlops:
-    """Of one token, on all processors together.
+    """Operations for one token, on all processors together.
 
     Attributes:
-        recomputed: of the forward pass, done again in the backward pass.
+        forward: of the forward pass.
+        backward: of the backward pass.
+        recomputed: of the forward pass, repeated in the backward pass.
     """
 
     forward: float
@@ -31,14 +31,15 @@ class TokenFlops:
 
     @property
     def total(self) -> float:
+        """All operations."""
         return self.forward + self.backward + self.recomputed
 
 
 def flops_of_token(model: ModelConfig) -> TokenFlops:
-    """What the model asks for: attention over the positions that are seen, and the experts that a token uses.
+    """Counts the model's own operations: attention to visible positions only, and the experts that a token uses.
 
-    Source: Kaplan et al. 2020, Scaling Laws for Neural Language Models, section 2.1; that the backward pass costs two
-    forward passes is from there too.
+    Source: Kaplan et al. 2020, Scaling Laws for Neural Language Models, section 2.1, which also says that a backward
+    pass costs two forward passes.
     """
     blocks = sum(_layer_flops(model, layer) for layer in layers(model))
     forward = blocks + 2.0 * model.n_embd * model.n_vocab
@@ -46,10 +47,10 @@ def flops_of_token(model: ModelConfig) -> TokenFlops:
 
 
 def _layer_flops(model: ModelConfig, layer: Layer) -> float:
-    halves = _mixture_flops(model) if layer.is_mixture else _feed_forward_flops(model)
+    feed_forward = _mixture_flops(model) if layer.is_mixture else _feed_forward_flops(model)
     if model.macaron:
-        halves += _feed_forward_flops(model)
-    return halves + (_attention_flops(model, layer) if layer.has_attention else 0.0)
+        feed_forward += _feed_forward_flops(model)
+    return feed_forward + (_attention_flops(model, layer) if layer.has_attention else 0.0)
 
 
 def _attention_flops(model: ModelConfig, layer: Layer) -> float:
@@ -67,7 +68,7 @@ def _mixture_flops(model: ModelConfig) -> float:
 
 
 def flops_of_processor(step: DryStep) -> float:
-    """What one processor does in a step as it is laid out: also what others do as well, and experts' empty places."""
+    """Counts what one processor computes in a step, including work that others repeat and unused expert capacity."""
     return _flops(step.graph.operations, step)
 
 

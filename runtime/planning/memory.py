@@ -1,8 +1,8 @@
-"""How much memory a training step needs on one processor, from the operations of its graph.
+"""Estimates the memory of a training step on one processor from the operations of its graph.
 
-A tensor lives from the operation that makes it to the last one that reads it; the operations are taken in the order in
-which they stand in the graph, which is about that in which TensorFlow runs them. What a kernel needs for itself while
-it runs is a rule for each kind of operation.
+A tensor lives from the operation that computes it to the last one that reads it. Operations are assumed to run in graph
+order, which is close to the order in which TensorFlow runs them. The workspace of a kernel follows from a rule for its
+kind of operation.
 """
 
 from __future__ import annotations
@@ -21,27 +21,28 @@ from runtime.planning.dry_run import DryStep
 from runtime.training.grad_accumulation import MicrobatchLoop
 from runtime.training.optimizers import AdafactorUpdate, AdamUpdate
 
-# Operations whose output is their input under another name.
-RENAMES = (mtf.ReshapeOperation, mtf.CustomGradientOperation, mtf.StopGradient, mtf.Depend)
-# Operations on elements, which write over an input that nobody reads after them.
+# Operations whose output shares their input's memory.
+ALIASES = (mtf.ReshapeOperation, mtf.CustomGradientOperation, mtf.StopGradient, mtf.Depend)
+# Elementwise operations, which reuse the memory of an input that is not read again.
 ELEMENTWISE = (
     mtf.SlicewiseOperation,
     mtf.BinaryOpWithBroadcasting,
     mtf.ScalarMultiplyOperation,
     mtf.ScalarAddOperation,
 )
-SHORTEST_BLOCK, N_BLOCKS = 64, 8  # of queries, in the kernels of attention
+MIN_BLOCK, N_BLOCKS = 64, 8  # of queries, in the kernels of attention
 
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes of one processor at the fullest moment of a step.
+    """Bytes of one processor at the peak of a step.
 
     Attributes:
-        optimizer: what the optimiser keeps from step to step.
-        gradients: those of variables that are there at that moment.
-        activations: all other tensors: mostly what the forward pass keeps for the backward pass.
-        workspace: what the kernel that runs at that moment needs for itself.
+        parameters: trainable variables.
+        optimizer: the optimiser's slots.
+        gradients: gradients of variables that are alive at the peak.
+        activations: all other tensors, mostly kept by the forward pass for the backward pass.
+        workspace: temporary memory of the kernel that runs at the peak.
     """
 
     parameters: int
@@ -52,76 +53,79 @@ class Memory:
 
     @property
     def total(self) -> int:
+        """All bytes."""
         return sum(dataclasses.astuple(self))
 
 
 def estimate_memory(step: DryStep) -> Memory:
-    """The memory of a step, of which none is shared with other processors."""
+    """Returns the peak memory of a step on a processor that shares none with others."""
     variables = step.graph.all_variables
     trainable = sum(step.slice_bytes(variable.value) for variable in variables if variable.trainable)
     slots = sum(step.slice_bytes(variable.value) for variable in variables if not variable.trainable)
     operations = step.graph.operations
     owners = _owners(operations, step)
     walk = _Walk(step, frozenset(owners.get(x, x) for x in _gradients(operations)))
-    return dataclasses.replace(walk.fullest(operations, {}), parameters=trainable, optimizer=slots)
+    return dataclasses.replace(walk.peak(operations, {}), parameters=trainable, optimizer=slots)
 
 
 def _gradients(operations: Iterable[mtf.Operation]) -> Sequence[mtf.Tensor]:
-    """Of all variables: what the norm that gradients are clipped by is taken of."""
+    """Returns the gradients of all variables: the inputs of the global norm."""
     return next(operation.inputs for operation in operations if isinstance(operation, GlobalNorm))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Walk:
-    """Goes through operations in their order and adds up what is alive."""
+    """Walks through operations in order and adds up the tensors alive."""
 
     step: DryStep
     gradients: frozenset[mtf.Tensor]
 
-    def fullest(self, operations: Sequence[mtf.Operation], outside: Mapping[mtf.Tensor, int]) -> Memory:
-        """The fullest moment; `outside` are tensors that live through all of it, and their bytes."""
+    def peak(self, operations: Sequence[mtf.Operation], outside: Mapping[mtf.Tensor, int]) -> Memory:
+        """Returns the peak; `outside` holds tensors that are alive throughout, and their bytes."""
         owners = _owners(operations, self.step)
         last_reads = _last_reads(operations, owners)
         alive = dict(outside)
-        fullest = Memory(0, 0, 0, 0, 0)
+        peak = Memory(0, 0, 0, 0, 0)
         for index, operation in enumerate(operations):
-            dying = {owners.get(x, x) for x in operation.inputs if last_reads[owners.get(x, x)] == index}
+            last_read = {owners.get(x, x) for x in operation.inputs if last_reads[owners.get(x, x)] == index}
             if isinstance(operation, ELEMENTWISE):
-                self._write_over(operation, dying, alive)
+                self._reuse_memory(operation, last_read, alive)
             if not isinstance(operation, mtf.Variable):
                 alive.update({x: self.step.slice_bytes(x) for x in operation.outputs if owners.get(x, x) is x})
-            fullest = max(fullest, self._moment(operation, alive), key=lambda memory: memory.total)
+            peak = max(peak, self._memory_at(operation, alive), key=lambda memory: memory.total)
             unread = [x for x in operation.outputs if x not in last_reads]
-            for tensor in [*dying, *unread]:
+            for tensor in [*last_read, *unread]:
                 if tensor not in outside:
                     alive.pop(tensor, None)
-        return fullest
+        return peak
 
-    def _write_over(self, operation: mtf.Operation, dying: Iterable[mtf.Tensor], alive: dict[mtf.Tensor, int]) -> None:
+    def _reuse_memory(
+        self, operation: mtf.Operation, last_read: Iterable[mtf.Tensor], alive: dict[mtf.Tensor, int]
+    ) -> None:
         sizes = [self.step.slice_bytes(x) for x in operation.outputs]
-        for tensor in dying:
+        for tensor in last_read:
             if alive.get(tensor) in sizes:
                 del alive[tensor]
                 return
 
-    def _moment(self, operation: mtf.Operation, alive: Mapping[mtf.Tensor, int]) -> Memory:
+    def _memory_at(self, operation: mtf.Operation, alive: Mapping[mtf.Tensor, int]) -> Memory:
         if isinstance(operation, MicrobatchLoop):
-            return self._fullest_of_loop(operation, alive)
+            return self._peak_of_loop(operation, alive)
         gradients = sum(size for tensor, size in alive.items() if tensor in self.gradients)
         return Memory(0, 0, gradients, sum(alive.values()) - gradients, workspace_bytes(operation, self.step))
 
-    def _fullest_of_loop(self, loop: MicrobatchLoop, alive: Mapping[mtf.Tensor, int]) -> Memory:
-        """Of the body, in which each gradient is added to the sum of those before it as soon as it is there."""
-        return self.fullest(loop.operations, alive)
+    def _peak_of_loop(self, loop: MicrobatchLoop, alive: Mapping[mtf.Tensor, int]) -> Memory:
+        """Returns the peak of the loop's body, in which each gradient is added to its sum at once."""
+        return self.peak(loop.operations, alive)
 
 
 def _owners(operations: Sequence[mtf.Operation], step: DryStep) -> dict[mtf.Tensor, mtf.Tensor]:
-    """Of each tensor that takes no memory of its own, the one whose memory it is; variables are counted elsewhere."""
+    """Maps each tensor without memory of its own to the one whose memory it shares; variables are counted elsewhere."""
     owners: dict[mtf.Tensor, mtf.Tensor] = {}
     for operation in operations:
         if isinstance(operation, mtf.CustomGradientOperation):
             sources = operation.inputs[-len(operation.outputs) :]
-        elif isinstance(operation, RENAMES):
+        elif isinstance(operation, ALIASES):
             sources = operation.inputs[:1]
         else:
             continue
@@ -138,21 +142,21 @@ def _last_reads(operations: Sequence[mtf.Operation], owners: Mapping[mtf.Tensor,
 
 
 def _block_bytes(queries: Sequence[int], keys: Sequence[int]) -> int:
-    """One block of float32 attention weights, for slices [batch, sequence, heads, features] of queries and keys."""
+    """Returns the bytes of one block of float32 attention weights, for slices [batch, sequence, heads, features]."""
     n_batch, n_queries, n_heads, _ = queries
-    return 4 * n_batch * n_heads * min(n_queries, max(SHORTEST_BLOCK, math.ceil(n_queries / N_BLOCKS))) * keys[1]
+    return 4 * n_batch * n_heads * min(n_queries, max(MIN_BLOCK, math.ceil(n_queries / N_BLOCKS))) * keys[1]
 
 
 def _attention(operation: mtf.Operation, step: DryStep) -> int:
-    """Queries, keys and values with heads first, and two blocks of weights."""
+    """Counts queries, keys and values with heads first, and two blocks of weights."""
     queries, keys = (step.mesh_impl.slice_shape(x.shape) for x in operation.inputs[:2])
     return sum(map(step.slice_bytes, operation.inputs[:3])) + 2 * _block_bytes(queries, keys)
 
 
 def _attention_gradient(operation: mtf.Operation, step: DryStep) -> int:
-    """As forward, with the gradient of the outputs, three blocks, and the parts of all blocks before they are added."""
+    """As forward, plus the gradient of the outputs, a third block, and each block's terms before they are added."""
     queries, keys = (step.mesh_impl.slice_shape(x.shape) for x in operation.inputs[:2])
-    n_blocks = min(N_BLOCKS, math.ceil(queries[1] / SHORTEST_BLOCK))
+    n_blocks = min(N_BLOCKS, math.ceil(queries[1] / MIN_BLOCK))
     parts = (n_blocks + 1) / 2 * sum(map(step.slice_bytes, operation.inputs[1:3]))
     return int(4 * step.slice_bytes(operation.inputs[0]) + 3 * _block_bytes(queries, keys) + parts)
 
@@ -166,12 +170,12 @@ def _of_first_input(times: float) -> Callable[[mtf.Operation, DryStep], int]:
 
 
 def _exponentials(operation: mtf.Operation, step: DryStep) -> int:
-    """All logits as float32, to pick the labels' from, and their exponentials."""
+    """Counts all logits as float32, and their exponentials."""
     return 2 * 4 * step.mesh_impl.slice_size(operation.inputs[0].shape)
 
 
 def _updated(operation: mtf.Operation, step: DryStep) -> int:
-    """New values of the variables and slots, beside the old ones."""
+    """Counts the new values of variables and slots, which exist beside the old ones."""
     return sum(step.slice_bytes(x) for x in operation.inputs if isinstance(x.operation, mtf.Variable))
 
 
@@ -189,6 +193,6 @@ WORKSPACES: dict[type, Callable[[mtf.Operation, DryStep], int]] = {
 
 
 def workspace_bytes(operation: mtf.Operation, step: DryStep) -> int:
-    """What an operation's kernels need on one processor besides their inputs and outputs."""
+    """Returns the memory of an operation's kernels on one processor besides inputs and outputs."""
     rule = WORKSPACES.get(type(operation))
     return rule(operation, step) if rule else 0

@@ -1,4 +1,4 @@
-"""How fast the devices of a run could compute at most: what model flops utilisation is measured against."""
+"""Peak speed of the devices of a run, which model FLOPs utilisation (MFU) is measured against."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from meshtf import tf
 from runtime.planning.flops import flops_of_token
 
 TERA = 1e12
-# Of one device, in 10^12 operations a second, from its maker's data sheet, without sparsity: of bfloat16 products, and
-# of float32 ones as TensorFlow makes them, by way of TensorFloat-32 where there is that. The first that fits counts.
+# TFLOP/s of one device from its data sheet, without sparsity: for bfloat16 products, and for float32 products as
+# TensorFlow computes them, with TensorFloat-32 where the device has it. The first pattern that matches counts.
 GPU_PEAKS: tuple[tuple[str, float, float], ...] = (
     ("B200", 2250.0, 1125.0),
     ("GH200|H200 NVL|H100 NVL", 835.0, 417.0),
@@ -30,7 +30,7 @@ GPU_PEAKS: tuple[tuple[str, float, float], ...] = (
     ("V100", 15.7, 15.7),
     ("T4", 8.1, 8.1),
 )
-# Of one chip, by the beginning of TPU_ACCELERATOR_TYPE; its float32 products are made of bfloat16 ones.
+# TFLOP/s of one chip, by the prefix of TPU_ACCELERATOR_TYPE; float32 products use the bfloat16 units.
 TPU_PEAKS = {"v2": 45.0, "v3": 123.0, "v4": 275.0, "v5lite": 197.0, "v5e": 197.0, "v5p": 459.0, "v6e": 918.0}
 TPU_VARIABLE = "TPU_ACCELERATOR_TYPE"
 MEASURING_SECONDS = 0.2
@@ -38,7 +38,7 @@ PRODUCT_SIZES = {"CPU": 1536, "GPU": 8192}
 
 
 def known_gpu_peak(name: str, precision: str) -> float | None:
-    """Operations a second of a GPU by its maker's name; None: it is not in the table."""
+    """Returns the FLOP/s of a GPU by its product name; None if it is not in the table."""
     for pattern, bfloat16, float32 in GPU_PEAKS:
         if re.search(rf"\b({pattern})\b", name):
             return TERA * (bfloat16 if precision == "bfloat16" else float32)
@@ -46,7 +46,7 @@ def known_gpu_peak(name: str, precision: str) -> float | None:
 
 
 def tpu_peak(n_cores: int, cores_of_chip: int) -> float | None:
-    """Operations a second of so many cores of a TPU; None: its machine does not say of which kind they are."""
+    """Returns the FLOP/s of `n_cores` cores of a TPU; None if its host does not name their kind."""
     accelerator = os.environ.get(TPU_VARIABLE, "")
     for kind, peak in TPU_PEAKS.items():
         if re.match(rf"{kind}(pod)?-", accelerator):
@@ -55,11 +55,11 @@ def tpu_peak(n_cores: int, cores_of_chip: int) -> float | None:
 
 
 def own_peak(devices: Sequence[str], precision: str) -> float:
-    """Operations a second of this process's devices together: GPUs as their maker says, or else as measured now.
+    """Returns the FLOP/s of this process's devices together: from the data sheet for known GPUs, or else measured.
 
     Args:
-        devices: as "/device:GPU:0"; CPUs of one process are one CPU.
-        precision: "float32" or "bfloat16", that of the activations.
+        devices: such as "/device:GPU:0"; all CPU devices of a process count as one CPU.
+        precision: "float32" or "bfloat16", the dtype of the activations.
     """
     gpus = [device for device in devices if ":GPU:" in device]
     if not gpus:
@@ -74,8 +74,9 @@ def _gpu_name(device: str) -> str:
 
 
 def measured_peak(device: str, precision: str) -> float:
-    """Operations a second in the fastest of some large matrix products, in float32 or in the precision of the run:
-    where bfloat16 is only imitated, float32 is what the device can do.
+    """Measures the FLOP/s of large matrix products, in float32 and in the precision of the run; returns the higher.
+
+    Where bfloat16 is emulated, float32 is faster.
     """
     size = PRODUCT_SIZES[device.split(":")[-2]]
     seconds = min(_fastest_seconds(_product(device, size, dtype)) for dtype in {"float32", precision})
@@ -83,7 +84,7 @@ def measured_peak(device: str, precision: str) -> float:
 
 
 def _product(device: str, size: int, dtype: str) -> Callable[[], object]:
-    """Multiplies two matrices, and waits for it."""
+    """Returns a function that multiplies two matrices, and waits for the result."""
     with tf.device(device):
         matrix = tf.fill([size, size], tf.cast(1.0 / size, dtype))
 
@@ -99,7 +100,7 @@ def _product(device: str, size: int, dtype: str) -> Callable[[], object]:
 
 
 def _fastest_seconds(action: Callable[[], object]) -> float:
-    """Of one call, of those that fit into the time, and at least two after the first, which prepares."""
+    """Returns the seconds of the fastest call: a warm-up, then calls for MEASURING_SECONDS, at least two."""
     action()
     fastest, n_calls, end_seconds = float("inf"), 0, time.perf_counter() + MEASURING_SECONDS
     while n_calls < 2 or time.perf_counter() < end_seconds:
@@ -110,10 +111,10 @@ def _fastest_seconds(action: Callable[[], object]) -> float:
 
 
 def peak_tokens_per_second(model: ModelConfig, peak: float) -> float:
-    """Tokens a second of devices that do nothing but the model's own operations, at their peak.
+    """Returns the tokens per second of devices that run only the model's own operations, at their peak.
 
-    Of these what is computed once more to save memory is none, and attention counts the positions that are seen, not
-    the whole square; so the share of it that a run reaches is at most that of the source.
+    Recomputation does not count as the model's own, and attention counts visible positions only, not the whole square;
+    so the MFU of a run is at most that of the source.
 
     Source: Chowdhery et al. 2022, PaLM, appendix B (model flops utilisation).
     """

@@ -1,4 +1,4 @@
-"""What a training step costs, told before any of it runs: memory, floating-point operations and bytes sent."""
+"""The cost of a training step, estimated before it runs: memory, floating-point operations and bytes sent."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from runtime.planning.dry_run import DryStep, Transfer, build_dry_step
 from runtime.planning.flops import TokenFlops, flops_of_token
 from runtime.planning.memory import Memory, estimate_memory
 
-# Measured on CPUs (TensorFlow 2.21, Python 3.11) as resident memory, with models whose tensors are next to nothing:
-# what the program and its libraries take, and what graph, kernels and compiler take for each node of the graph.
+# Resident memory, measured on CPUs (TensorFlow 2.21, Python 3.11) with models of almost no tensors: of the program and
+# its libraries, and of graph, kernels and compiler for each node of the graph.
 PROGRAM_BYTES = 727 << 20
 NODE_BYTES = 43 << 10
-# Measured with benchmarks/plan.py: what the allocator takes for each byte of tensors, for freed memory has gaps; those
-# of microbatches, which come and go several times in a step, leave more.
-ALLOCATOR_SHARE, ALLOCATOR_SHARE_OF_MICROBATCHES = 1.07, 1.15
+# Bytes allocated for each byte of tensors, measured with benchmarks/plan.py: freed memory is fragmented, and more so by
+# the tensors of microbatches, which come and go several times in a step.
+FRAGMENTATION, MICROBATCH_FRAGMENTATION = 1.07, 1.15
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a config means on a mesh.
+    """The cost of a config on a mesh.
 
     Attributes:
-        name: of the config.
+        name: the config's name.
         mesh_shape: the axes; none on one device.
         layout: which dimension is split over which axis.
-        tensors: names of those of `configs.layout.TENSORS` that the model has.
+        tensors: the names in `configs.layout.TENSORS` that the model has.
         n_parameters: of the whole model.
-        n_active_parameters: without those of the experts that a token does not use.
-        microbatch_count: microbatches.
-        memories: of one device, by what is changed in the config: the first is that of the config itself.
+        n_active_parameters: without the experts that a token does not use.
+        microbatch_count: microbatches per step.
+        memories: of one device, by variant of the config; the first is the config itself.
         flops: of one token.
         sent_bytes: by one device in a step, by axis and kind of collective.
         program_bytes: of a process with one device, besides tensors.
@@ -56,15 +56,16 @@ class Plan:
 
     @property
     def memory(self) -> Memory:
+        """Memory of the config itself."""
         return next(iter(self.memories.values()))
 
 
 def make_plan(config: RunConfig, placement: Placement) -> Plan:
-    """Builds the step for one processor, and counts.
+    """Builds the step for one processor without running it, and adds up its costs.
 
     Args:
         config: the run.
-        placement: `plan_mesh.dry_placement` gives one for devices that are not there.
+        placement: may be that of `dry_placement`, whose devices need not exist.
     """
     step = build_dry_step(config, placement)
     others = {name: build_dry_step(other, placement) for name, other in _variants(config)}
@@ -76,7 +77,7 @@ def make_plan(config: RunConfig, placement: Placement) -> Plan:
         layout=placement.layout,
         tensors=tuple(_tensors_of(config.model)),
         n_parameters=n_parameters,
-        n_active_parameters=n_parameters - _n_idle_parameters(config.model, parameters),
+        n_active_parameters=n_parameters - _n_inactive_parameters(config.model, parameters),
         microbatch_count=step.microbatch_count,
         memories={"as configured": estimate_memory(step)}
         | {name: estimate_memory(other) for name, other in others.items()},
@@ -94,22 +95,24 @@ def _tensors_of(model: ModelConfig) -> Iterable[str]:
 
 
 def _variants(config: RunConfig) -> Iterable[tuple[str, RunConfig]]:
-    """What would need less memory, or more: the other way of `recompute_grad`, and the smallest microbatches."""
+    """Yields variants that use less or more memory: `recompute_grad` inverted, and the smallest microbatches."""
     model, training = config.model, config.training
-    other_way = dataclasses.replace(model, recompute_grad=not model.recompute_grad)
-    yield f"recompute_grad = {str(not model.recompute_grad).lower()}", dataclasses.replace(config, model=other_way)
+    inverted = dataclasses.replace(model, recompute_grad=not model.recompute_grad)
+    yield f"recompute_grad = {str(not model.recompute_grad).lower()}", dataclasses.replace(config, model=inverted)
     if training.tokens_per_mb_per_replica != model.n_ctx:
         one_row = dataclasses.replace(training, tokens_per_mb_per_replica=model.n_ctx)
         yield f"tokens_per_mb_per_replica = {model.n_ctx}", dataclasses.replace(config, training=one_row)
 
 
-def _n_idle_parameters(model: ModelConfig, parameters: Iterable[SlicedVariable]) -> int:
-    """Of the experts that one token does not use."""
+def _n_inactive_parameters(model: ModelConfig, parameters: Iterable[SlicedVariable]) -> int:
+    """Returns the number of parameters in experts that a token does not use."""
     if not model.moe_layers:
         return 0
     n_experts, n_used = model.moe_params.moe_num_experts, routing_params(model, is_training=True).n_choices
-    of_experts = (variable.shape.size for variable in parameters if variable.shape.dims[:1] and _has_experts(variable))
-    return sum(size * (n_experts - n_used) // n_experts for size in of_experts)
+    expert_sizes = (
+        variable.shape.size for variable in parameters if variable.shape.dims[:1] and _has_experts(variable)
+    )
+    return sum(size * (n_experts - n_used) // n_experts for size in expert_sizes)
 
 
 def _has_experts(variable: SlicedVariable) -> bool:
@@ -117,7 +120,7 @@ def _has_experts(variable: SlicedVariable) -> bool:
 
 
 def total_sent(transfers: Iterable[Transfer]) -> dict[tuple[str, str], float]:
-    """Bytes that one processor sends in a step, by mesh axis and kind."""
+    """Returns the bytes that one processor sends in a step, by mesh axis and kind of collective."""
     totals: dict[tuple[str, str], float] = {}
     for transfer in transfers:
         key = (transfer.axis, transfer.kind)
@@ -126,22 +129,22 @@ def total_sent(transfers: Iterable[Transfer]) -> dict[tuple[str, str], float]:
 
 
 def program_bytes(step: DryStep) -> int:
-    """Resident memory of a process that runs such a step for one device, besides its tensors."""
+    """Returns the resident memory of a process that runs a step on one device, besides its tensors."""
     return PROGRAM_BYTES + NODE_BYTES * step.n_graph_nodes
 
 
 def allocated_bytes(memory: Memory, microbatch_count: int) -> float:
-    """What the allocator takes for the tensors of a step in so many microbatches."""
-    return (ALLOCATOR_SHARE if microbatch_count == 1 else ALLOCATOR_SHARE_OF_MICROBATCHES) * memory.total
+    """Returns the bytes that the allocator takes for the tensors of a step."""
+    return (FRAGMENTATION if microbatch_count == 1 else MICROBATCH_FRAGMENTATION) * memory.total
 
 
 def resident_bytes(plan: Plan) -> int:
-    """Peak resident memory of a process that trains on one CPU device: what the operating system would say."""
+    """Returns the peak resident memory of a process that trains on one CPU device, as the system counts it."""
     return plan.program_bytes + math.ceil(allocated_bytes(plan.memory, plan.microbatch_count))
 
 
 def format_bytes(count: float) -> str:
-    """Returns a size in binary units with three digits or so: 1,610,612,736 is "1.50 GiB"."""
+    """Returns a size in binary units with about three digits: 1,610,612,736 is "1.50 GiB"."""
     for unit, name in ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
         if abs(count) >= unit:
             return f"{count / unit:,.{2 if count < 100 * unit else 0}f} {name}"
@@ -149,13 +152,13 @@ def format_bytes(count: float) -> str:
 
 
 def format_plan(plan: Plan) -> str:
-    """The plan as a table for a person."""
+    """Returns the plan as a table."""
     return "\n".join([*_model_lines(plan), "", *_memory_lines(plan), "", *_sent_lines(plan)])
 
 
 def _model_lines(plan: Plan) -> list[str]:
     mesh, layout = format_mesh_shape(plan.mesh_shape) or "one device", format_layout(plan.layout) or "nothing split"
-    idle = "" if plan.n_active_parameters == plan.n_parameters else f", {plan.n_active_parameters:,} active in a token"
+    idle = "" if plan.n_active_parameters == plan.n_parameters else f", {plan.n_active_parameters:,} active per token"
     flops = plan.flops
     parts = [f"{_giga(flops.forward)} forward", f"{_giga(flops.backward)} backward"]
     if flops.recomputed:
@@ -164,7 +167,7 @@ def _model_lines(plan: Plan) -> list[str]:
         f"{plan.name} on {mesh} ({layout})",
         f"parameters     {plan.n_parameters:,}{idle}",
         f"microbatches   {plan.microbatch_count}",
-        f"flops a token  {_giga(flops.total)} = {' + '.join(parts)}",
+        f"flops per token  {_giga(flops.total)} = {' + '.join(parts)}",
     ]
 
 
@@ -174,25 +177,25 @@ def _giga(count: float) -> str:
 
 def _memory_lines(plan: Plan) -> list[str]:
     kinds = [field.name for field in dataclasses.fields(Memory)]
-    rows = [["memory a device", *kinds, "total"]]
+    rows = [["memory per device", *kinds, "total"]]
     for name, memory in plan.memories.items():
         rows.append([name, *(format_bytes(getattr(memory, kind)) for kind in kinds), format_bytes(memory.total)])
-    rows_of_cpu = f"a CPU process with one device: about {format_bytes(resident_bytes(plan))} resident, of which "
-    return [*_aligned(rows), f"{rows_of_cpu}{format_bytes(plan.program_bytes)} are the program"]
+    cpu_process = f"a CPU process with one device: about {format_bytes(resident_bytes(plan))} resident, of which "
+    return [*_aligned(rows), f"{cpu_process}{format_bytes(plan.program_bytes)} are the program"]
 
 
 def _sent_lines(plan: Plan) -> list[str]:
     if not plan.sent_bytes:
         return ["nothing is sent between devices"]
     sizes = dict(plan.mesh_shape)
-    rows = [["sent by a device in a step", "axis", "size", "bytes"]]
+    rows = [["sent by a device per step", "axis", "size", "bytes"]]
     for (axis, kind), sent in sorted(plan.sent_bytes.items()):
         rows.append([kind, axis, str(sizes[axis]), format_bytes(sent)])
     return _aligned(rows)
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of cells as lines, the first column to the left and all others to the right."""
+    """Formats rows of cells as lines: the first column flush left, the others flush right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(

@@ -15,14 +15,14 @@ from models.kernels.gradients import sum_of_squares
 from models.ops.gradients import global_norm
 from models.ops.mesh_operation import mesh_axes
 
-# GPT-Neo searches the whole name; so `ln_f/g` and `ln_f/b` are decayed, while the blocks' norms and every bias are not.
-# The parameters of activations are ours to exempt: as slopes and rates, they have no reason to be near 0.
+# GPT-Neo searches the whole name, so `ln_f/g` and `ln_f/b` are decayed, while the blocks' norms and every bias are not.
+# The parameters of activations, which GPT-Neo lacks, are exempt: slopes and rates have no reason to be near 0.
 NOT_DECAYED_BY_ADAM = re.compile("norm|bias|/activation/")
 
 SMALL_VARIABLE = 1 << 15
 SMALLEST_FACTORED_DIM = 128
 Pair = tuple[variables.SlicedVariable, mtf.Tensor]
-Scalars = tuple[mtf.Tensor, mtf.Tensor, mtf.Tensor]  # what gradients are multiplied by, learning rate, update number
+Scalars = tuple[mtf.Tensor, mtf.Tensor, mtf.Tensor]  # factor of the gradients, learning rate, update number
 
 
 def _slot(variable: variables.SlicedVariable, suffix: str, shape: mtf.Shape) -> variables.SlicedVariable:
@@ -35,15 +35,12 @@ def _adam_decay(variable: variables.SlicedVariable, training: TrainingConfig) ->
 
 
 def _matrix_decay(variable: variables.SlicedVariable, training: TrainingConfig) -> float:
-    """Decays matrices only: no bias and no gain of any norm."""
+    """Returns the decay: of matrices only, not of biases and norms."""
     return training.weight_decay if len(variable.shape) >= 2 else 0.0
 
 
-# Adam.
-
-
 class AdamUpdate(mtf.Operation):
-    """Updates variables and their slots `{variable}/adam_m` and `{variable}/adam_v` in place."""
+    """Updates variables and their slots `{variable}/adam_m` and `{variable}/adam_v` in place, in one kernel call."""
 
     def __init__(self, pairs: Sequence[Pair], scalars: Sequence[mtf.Tensor], kernel: Kernel):
         updated, gradients = zip(*pairs, strict=True)
@@ -61,7 +58,7 @@ class AdamUpdate(mtf.Operation):
 
 
 def _groups(pairs: Iterable[Pair]) -> list[list[Pair]]:
-    """Large variables alone, the small ones together: a call for each norm and bias costs more than its arithmetic."""
+    """Groups all small variables: a kernel call for each norm and bias would cost more than its arithmetic."""
     large, small = [], []
     for pair in pairs:
         (large if pair[0].shape.size > SMALL_VARIABLE else small).append([pair])
@@ -90,13 +87,8 @@ def _adamw(pairs: Sequence[Pair], training: TrainingConfig, scalars: Scalars) ->
     _add_adam(pairs, training, scalars, kernels.adamw, _matrix_decay)
 
 
-# Adafactor.
-
-
 def _factored_dims(shape: mtf.Shape) -> list[mtf.Dimension]:
-    """The two largest dimensions, the largest first and the earlier before an equal one; none if one of them is
-    small.
-    """
+    """Returns the two largest dimensions, the largest first and ties in order; none if either is small."""
     largest = sorted(shape.dims, key=lambda dim: -dim.size)[:2]
     return largest if len(largest) == 2 and largest[1].size >= SMALLEST_FACTORED_DIM else []
 
@@ -139,16 +131,16 @@ class AdafactorUpdate(mtf.Operation):
             lowering.variables[variable].assign(new)
 
     def _plain_direction(self, mesh_impl: mtf.MeshImpl, *inputs: LaidOut) -> Sequence[LaidOut]:
-        """The normalised gradient, and v."""
+        """Returns the normalised gradient, and v."""
         return mesh_impl.slicewise(kernels.adafactor_direction(self._constants), *inputs)
 
     def _factored_direction(
         self, mesh_impl: mtf.MeshImpl, scale: LaidOut, number: LaidOut, gradient: LaidOut, vr: LaidOut, vc: LaidOut
     ) -> Sequence[LaidOut]:
-        """The normalised gradient, vr and vc."""
+        """Returns the normalised gradient, vr and vc."""
         dims = self._variable.shape.dims
-        places = tuple(dims.index(dim) for dim in self._factored)
-        factors = kernels.Factors(places, tuple(dim.size for dim in self._factored))
+        axes_of_factors = tuple(dims.index(dim) for dim in self._factored)
+        factors = kernels.Factors(axes_of_factors, tuple(dim.size for dim in self._factored))
         axes = [mesh_axes(mesh_impl, [dim]) for dim in self._factored]
         sums = mesh_impl.slicewise(kernels.adafactor_sums(self._constants, factors), scale, gradient)
         sums = [mesh_impl.allreduce(part, own, "SUM") for part, own in zip(sums, axes, strict=True)]
@@ -174,12 +166,10 @@ def _adafactor(pairs: Sequence[Pair], training: TrainingConfig, scalars: Scalars
         AdafactorUpdate(pair, scalars, constants)
 
 
-# All.
-
 _UPDATES = {"adam": _adam, "adamw": _adamw, "adafactor": _adafactor}
 
 
-def _spoilt_unless_finite(scale: tf.Tensor, norm: tf.Tensor) -> tf.Tensor:
+def _nan_unless_finite(scale: tf.Tensor, norm: tf.Tensor) -> tf.Tensor:
     return tf.where(tf.math.is_finite(norm), scale, math.nan)
 
 
@@ -192,14 +182,14 @@ def build_update(
 ) -> mtf.Tensor:
     """Adds one step of the optimiser `opt_name` to the graph, with the gradients clipped by their global norm.
 
-    Gradients whose norm is not finite change nothing: the variables stay as they were.
+    If that norm is not finite, variables and slots stay as they are.
 
     Args:
         trainable: the variables to update.
-        gradients: of each, of its shape.
-        training: the optimiser and its numbers, and gradient_clipping (None: no clipping).
+        gradients: of each variable, in its shape.
+        training: the optimiser, its hyperparameters, and gradient_clipping (None means no clipping).
         learning_rate: float32 scalar.
-        update_number: int32 scalar, how many updates the variables have had; 0 for the first.
+        update_number: int32 scalar, the number of updates made so far.
 
     Returns:
         The global norm of the gradients before clipping, a float32 scalar.
@@ -212,7 +202,7 @@ def build_update(
         if limit is None
         else limit / mtf.maximum(norm, mtf.constant(mesh, limit, dtype=tf.float32))
     )
-    scale = mtf.cwise(_spoilt_unless_finite, [scale, norm])
+    scale = mtf.cwise(_nan_unless_finite, [scale, norm])
     pairs = list(zip(trainable, gradients, strict=True))
     _UPDATES[training.opt_name](pairs, training, (scale, learning_rate, update_number))
     return norm
@@ -221,11 +211,11 @@ def build_update(
 def gradient_norms(
     trainable: Sequence[variables.SlicedVariable], gradients: Sequence[mtf.Tensor]
 ) -> dict[str, mtf.Tensor]:
-    """The norm of each variable's gradient before clipping, float32 scalars, by the name of its metric.
+    """Returns the norm of each variable's gradient before clipping, float32 scalars by metric name.
 
     Args:
         trainable: the variables.
-        gradients: of each, of its shape.
+        gradients: of each variable, in its shape.
     """
     pairs = zip(trainable, gradients, strict=True)
     return {f"grads/norm/{variable.name.removeprefix('gpt2/')}": global_norm([grad]) for variable, grad in pairs}

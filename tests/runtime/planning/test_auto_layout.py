@@ -1,4 +1,4 @@
-"""The choice of mesh and layout: what may be chosen, what is chosen, and that it works."""
+"""Automatic layouts: the candidates, the one chosen, and that it trains."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MESH = (("x", 2), ("y", 2))
 MIXTURE = {"moe_layers": (0,), "moe_params": MoeParams(moe_num_experts=4, moe_hidden_size=48)}
 # Work alone decides, as with links that cost nothing; or memory.
 FREE_LINKS = Machine(1e12, 1e9, 1e18, 0.0)
-DEAR_LINKS = Machine(1e12, 1e12, 1e6, 0.0)
+SLOW_LINKS = Machine(1e12, 1e12, 1e6, 0.0)
 
 
 def config_of(**model: object) -> RunConfig:
@@ -29,7 +29,7 @@ def config_of(**model: object) -> RunConfig:
 
 
 @pytest.mark.parametrize("model", [{}, MIXTURE, {"n_head": 1}, {"n_vocab": 63}])
-def test_candidates_are_allowed_and_each_another(model: dict[str, object]) -> None:
+def test_candidates_are_valid_and_distinct(model: dict[str, object]) -> None:
     config = config_of(**model)
     layouts = candidate_layouts(config, MESH)
     sizes = {"heads": ("n_head", config.model.n_head), "vocab": ("n_vocab", config.model.n_vocab)}
@@ -38,7 +38,7 @@ def test_candidates_are_allowed_and_each_another(model: dict[str, object]) -> No
     assert all({axis for _, axis in layout} == {axis for axis, _ in MESH} for layout in layouts)
 
 
-def test_candidates_hold_the_known_ways_to_split() -> None:
+def test_candidates_include_the_usual_splits() -> None:
     found = [set(layout) for layout in candidate_layouts(config_of(**MIXTURE), MESH)]
     tensor_parallel = {("heads", "y"), ("intermediate_expanded", "y"), ("vocab", "y")}
     assert {("batch", "x")} | tensor_parallel | {("expert_hidden", "y")} in found
@@ -72,30 +72,29 @@ def test_with_free_links_all_work_is_divided() -> None:
 
 
 @pytest.mark.slow
-def test_with_dear_links_the_activations_stay_where_they_are() -> None:
-    layout = dict(auto_layout.auto_layout(config_of(n_ctx=64), (("x", 2),), DEAR_LINKS))
+def test_with_slow_links_activations_are_not_sent() -> None:
+    layout = dict(auto_layout.auto_layout(config_of(n_ctx=64), (("x", 2),), SLOW_LINKS))
     assert "heads" not in layout and "embd" not in layout
 
 
 def test_a_model_that_does_not_fit_whole_is_split() -> None:
     config = config_of(n_embd=128)
     whole, split = (
-        cost_of(config, (("x", 2),), layout, DEAR_LINKS).memory_bytes
+        cost_of(config, (("x", 2),), layout, SLOW_LINKS).memory_bytes
         for layout in ((("batch", "x"),), (("heads", "x"), ("intermediate_expanded", "x"), ("vocab", "x")))
     )
     assert split < whole
-    tight = dataclasses.replace(DEAR_LINKS, memory_bytes=(whole + split) / 2)
+    tight = dataclasses.replace(SLOW_LINKS, memory_bytes=(whole + split) / 2)
     assert "heads" in dict(auto_layout.auto_layout(config, (("x", 2),), tight))
 
 
-def test_where_nothing_fits_the_least_that_is_needed_is_said() -> None:
+def test_the_error_says_the_least_memory_needed_if_nothing_fits() -> None:
     tiny_machine = dataclasses.replace(FREE_LINKS, memory_bytes=2048)
     with pytest.raises(DeviceError) as raised:
         auto_layout.auto_layout(config_of(attention_types=("none",)), (("x", 2),), tiny_machine)
-    assert str(raised.value).startswith("tiny on x:2: needs ")
+    assert str(raised.value).startswith("tiny on x:2: needs at least ")
     assert str(raised.value).endswith(
-        " a device at least, 2.00 KiB are there; use more devices, set recompute_grad, or lower "
-        "tokens_per_mb_per_replica"
+        " per device, which has 2.00 KiB; use more devices, set recompute_grad, or lower tokens_per_mb_per_replica"
     )
 
 
@@ -106,7 +105,7 @@ def test_the_mesh_is_chosen_with_the_layout() -> None:
     assert {axis for _, axis in layout} == {"x", "y"} == {axis for axis, _ in mesh_shape}
 
 
-def test_deep_models_cost_what_their_layers_cost() -> None:
+def test_deep_models_are_extrapolated_exactly() -> None:
     config = config_of(n_layer=4, attention_types=("local",) * 4)
     layout = (("batch", "x"), ("heads", "y"), ("intermediate_expanded", "y"))
     machine = MACHINES["CPU"]
@@ -115,7 +114,7 @@ def test_deep_models_cost_what_their_layers_cost() -> None:
     assert quick.memory_bytes == pytest.approx(built.memory_bytes, rel=0.05)
 
 
-def test_machines_are_known_by_their_devices() -> None:
+def test_machine_of_devices() -> None:
     assert machine_of(["/device:GPU:0", "/device:GPU:1"]) == MACHINES["GPU"]
     one, two = (machine_of([f"/device:CPU:{index}" for index in range(count)]) for count in (1, 2))
     assert one.memory_bytes == 2 * two.memory_bytes > 0

@@ -1,4 +1,4 @@
-"""What devices can do at most: by name, and as measured here."""
+"""Peak speed of devices: by name, and as measured here."""
 
 from __future__ import annotations
 
@@ -79,8 +79,8 @@ def test_virtual_cpus_are_one(devices: tuple[str, ...]) -> None:
     assert 0.2 < own_peak(devices, "float32") / own_peak(devices[:1], "float32") < 5
 
 
-def test_full_speed_counts_the_models_own_operations() -> None:
-    """6 for each weight that a token meets, and attention over what it sees; nothing for what is computed again."""
+def test_peak_tokens_per_second_counts_the_models_own_operations() -> None:
+    """6 for each weight that a token uses, and attention to visible positions; nothing for recomputation."""
     model = ModelConfig(
         n_head=2, n_embd=8, n_layer=3, n_ctx=4, n_vocab=50, attention_types=("global",) * 3, recompute_grad=True
     )

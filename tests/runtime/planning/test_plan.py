@@ -1,4 +1,4 @@
-"""The plan against figures counted by hand: parameters, slots, activations, operations and bytes sent."""
+"""The plan against hand-counted figures: parameters, slots, activations, operations and bytes sent."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_device_holds_its_slices_only() -> None:
     assert estimate_memory(step).parameters == FLOAT * (BLOCK + ENDS - split + split // 4)
 
 
-def test_nothing_is_made_for_a_plan() -> None:
+def test_a_plan_creates_no_variables() -> None:
     config = tiny.run_config()
     placement = dry_placement(config.mesh, 1)
     build_dry_step(config, placement)
@@ -86,7 +86,7 @@ def test_a_batch_that_the_mesh_does_not_divide_is_refused() -> None:
         dry_step(training={"train_batch_size": 6}, mesh_shape="x:4", layout="batch:x")
 
 
-# With many words the fullest moment is that of the loss: logits, twice for its kernel, and their exponentials.
+# With a large vocabulary the peak is at the loss: logits, twice for its kernel, and their exponentials.
 WORDS = 4096
 LOGITS = 3 * B * S * WORDS
 
@@ -111,7 +111,7 @@ def test_a_layer_with_attention_keeps_queries_keys_values_and_their_stacked_weig
     assert_kept(memory, (12 + 6) * B * S * E + 3 * E * E + LOGITS)  # and its input, norm and output
 
 
-def test_blocks_that_are_computed_again_keep_their_inputs_only() -> None:
+def test_recomputed_blocks_keep_their_inputs_only() -> None:
     model = {"n_layer": 3, "attention_types": ("global",) * 3, "recompute_grad": True, "n_vocab": WORDS}
     assert_kept(estimate_memory(dry_step(model)), (3 + 2) * B * S * E + LOGITS)
 
@@ -168,17 +168,17 @@ SLOW_OPTIONS = [pytest.param(option, marks=pytest.mark.slow) for option in ("mac
 
 
 @pytest.mark.parametrize("option", ["", "mlp_glu", "share_parameters", "recompute_grad", *SLOW_OPTIONS])
-def test_the_graph_has_the_products_that_a_token_is_said_to_need(option: str) -> None:
+def test_the_graph_has_the_products_of_flops_of_token(option: str) -> None:
     changes = {"n_layer": 2, "attention_types": ("global",) * 2, "mlm_training": True} | (
         {option: True} if option else {}
     )
     step = dry_step(changes)
-    logits_computed_again = 2 * 2 * S * E  # by the gradient of attention
-    expected = flops_of_token(model_of(**changes)).total + logits_computed_again
+    recomputed_logits = 2 * 2 * S * E  # by the gradient of attention
+    expected = flops_of_token(model_of(**changes)).total + recomputed_logits
     assert flops_of_processor(step) == pytest.approx(B * S * expected, rel=1e-9)
 
 
-def test_the_work_is_divided_by_the_mesh_but_for_what_is_not_split() -> None:
+def test_the_mesh_divides_all_work_that_is_split() -> None:
     whole = flops_of_processor(dry_step())
     layout = "batch:x,heads:y,intermediate_expanded:y"
     part = flops_of_processor(dry_step(mesh_shape="x:4,y:2", layout=layout))
@@ -187,15 +187,15 @@ def test_the_work_is_divided_by_the_mesh_but_for_what_is_not_split() -> None:
 
 
 def test_microbatches_do_the_same_work() -> None:
-    at_once, in_parts = (flops_of_processor(dry_step(training=t)) for t in ({}, {"tokens_per_mb_per_replica": S}))
-    assert in_parts == pytest.approx(at_once)
+    whole, in_microbatches = (flops_of_processor(dry_step(training=t)) for t in ({}, {"tokens_per_mb_per_replica": S}))
+    assert in_microbatches == pytest.approx(whole)
 
 
 @given(st.integers(1, 40), st.integers(1, 60), st.booleans())
-def test_positions_seen(n_positions: int, radius: int, is_causal: bool) -> None:
+def test_visible_positions(n_positions: int, radius: int, is_causal: bool) -> None:
     ages = np.subtract.outer(np.arange(n_positions), np.arange(n_positions))
-    is_seen = (np.abs(ages) < radius) & ((ages >= 0) | (not is_causal))
-    assert mean_seen(n_positions, radius, is_causal) == pytest.approx(is_seen.sum() / n_positions)
+    is_visible = (np.abs(ages) < radius) & ((ages >= 0) | (not is_causal))
+    assert mean_seen(n_positions, radius, is_causal) == pytest.approx(is_visible.sum() / n_positions)
 
 
 def test_one_device_sends_nothing() -> None:
@@ -216,9 +216,12 @@ def test_tensor_parallel_devices_send_each_halfs_sum_forward_and_backward() -> N
 
 def test_microbatches_send_activations_of_each_and_gradients_once() -> None:
     layout = {"mesh_shape": "x:2,y:2", "layout": "batch:x,heads:y,intermediate_expanded:y"}
-    at_once, in_parts = sent(dry_step(**layout)), sent(dry_step(training={"tokens_per_mb_per_replica": S}, **layout))
+    whole, in_microbatches = (
+        sent(dry_step(**layout)),
+        sent(dry_step(training={"tokens_per_mb_per_replica": S}, **layout)),
+    )
     for axis in ("x", "y"):
-        assert in_parts[axis, "allreduce"] == pytest.approx(at_once[axis, "allreduce"], abs=100)
+        assert in_microbatches[axis, "allreduce"] == pytest.approx(whole[axis, "allreduce"], abs=100)
 
 
 def test_experts_on_the_axis_of_the_batch_exchange_rows() -> None:

@@ -1,4 +1,4 @@
-"""The measures of held-out data, by hand."""
+"""Evaluation metrics against hand-computed values."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BYTES_V = np.array([0, 3, 5], np.int32)
 
 
 def batches(*weights: list) -> Iterator[Batch]:
-    """The rows in batches of 2, weighed by row or by token; what has weight 0 looks like anything else."""
+    """The rows in batches of 2, weighted by row or by token; labels of weight 0 are valid ids too."""
     rows_BS = np.resize(LABELS_BS, (2 * len(weights), 2))
     for number, batch_weights in enumerate(weights):
         labels_BS = rows_BS[2 * number : 2 * number + 2]
@@ -28,7 +28,7 @@ def batches(*weights: list) -> Iterator[Batch]:
 
 
 def step_of_rows():
-    """Gives the nats of the rows in turn."""
+    """Returns a step that gives the nats of the rows, batch by batch."""
     nats = iter(np.resize(NATS_BS, (4, 2)).reshape(2, 2, 2).astype(np.float32))
 
     def step(tokens_BS: np.ndarray, labels_BS: np.ndarray) -> dict[str, np.ndarray]:
@@ -55,7 +55,7 @@ def test_rows_of_weight_0_count_nowhere() -> None:
     assert measured["bits_per_byte"] == pytest.approx(12 / math.log(2) / 16, rel=1e-12)
 
 
-def test_of_a_masked_example_the_chosen_labels_count_alone() -> None:
+def test_only_the_masked_labels_count() -> None:
     measured = evaluate(step_of_rows(), batches([[1, 0], [0, 1]], [[0, 1], [0, 0]]), TokenCounts(True, None, BYTES_V))
     # 0.5 + 1 + 4 nats of the ids 0, 2 and 0, of which only the second is text: 5 bytes.
     assert measured["loss"] == pytest.approx(5.5 / 3, rel=1e-12)

@@ -1,4 +1,4 @@
-"""Batches in parts: the sums of what they give, and what is sent for them, once a step and not once for each part."""
+"""Microbatches: the sums of their results, and what is sent, once per step and not once per microbatch."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_microbatch_is_the_largest_that_divides_and_fits(
 def summed(
     devices: Devices, layout: tuple[str, str], microbatch_count: int, build: Callable[..., Sequence[mtf.Tensor]]
 ) -> list[np.ndarray]:
-    """The sums of what `build` makes of the parts of ROWS [batch, heads] and of WEIGHTS [heads, columns]."""
+    """The sums over microbatches of ROWS [batch, heads] of what `build` computes with WEIGHTS [heads, columns]."""
     mesh_shape, rules = layout
     placement = place(tiny.mesh_config(mesh_shape, rules), devices if mesh_shape else devices[:1])
 
@@ -74,7 +74,7 @@ def summed(
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("microbatch_count", [2, 4])
-def test_each_row_is_in_one_part(devices: Devices, layout: tuple[str, str], microbatch_count: int) -> None:
+def test_each_row_is_in_one_microbatch(devices: Devices, layout: tuple[str, str], microbatch_count: int) -> None:
     def build(rows: mtf.Tensor, _: mtf.Tensor) -> list[mtf.Tensor]:
         of_part = mtf.reduce_sum(rows, reduced_dim=rows.shape.dims[0])
         return [of_part, mtf.square(of_part)]
@@ -86,7 +86,7 @@ def test_each_row_is_in_one_part(devices: Devices, layout: tuple[str, str], micr
 
 
 def linear_outputs(rows: mtf.Tensor, weights: mtf.Tensor) -> list[mtf.Tensor]:
-    """Sums over a part of the batch that are stacked, taken apart, scaled, added and moved before they are given."""
+    """Sums over a microbatch that are stacked, unstacked, scaled, added and moved before they are returned."""
     batch_dim, heads_dim = rows.shape.dims
     dims = [mtf.Dimension("kinds", 2), heads_dim]
     sums, of_squares = (mtf.reduce_sum(x, reduced_dim=batch_dim) for x in (rows, mtf.square(rows)))
@@ -97,7 +97,7 @@ def linear_outputs(rows: mtf.Tensor, weights: mtf.Tensor) -> list[mtf.Tensor]:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_sums_that_are_put_off(devices: Devices, layout: tuple[str, str]) -> None:
+def test_deferred_allreduces(devices: Devices, layout: tuple[str, str]) -> None:
     rows = ROWS.astype(np.float64)
     sums, of_squares = rows.sum(0), (rows**2).sum(0)
     expected = [sums + 3.0 * of_squares, of_squares, sums, (rows @ WEIGHTS).sum(0)]
@@ -147,24 +147,24 @@ MODELS[-1]["attention_types"] = ("global", "global")
 
 
 @pytest.mark.parametrize("model", [MODELS[0], *[pytest.param(model, marks=pytest.mark.slow) for model in MODELS[1:]]])
-def test_processes_that_share_a_batch_send_once_a_step(model: Mapping[str, object]) -> None:
+def test_processes_that_share_a_batch_send_once_per_step(model: Mapping[str, object]) -> None:
     config = in_microbatches("x:2", "batch:x", **model)
     placement = place_process(config.mesh, 1, 2, "/device:CPU:0")
     nodes = nodes_of(config, placement)
     n_gradients = sum(stored.variable.trainable for stored in placement.store)
     assert n_collectives(nodes, in_loop=True) == 0
-    # And the total of the weights, the loss with what is added to it and without, and what experts say.
+    # And the sum of the weights, the loss with and without auxiliary terms, and the experts' metrics.
     assert n_gradients < n_collectives(nodes, in_loop=False) <= n_gradients + 5
 
 
 @pytest.mark.slow
-def test_experts_exchange_rows_of_each_part_and_nothing_else() -> None:
+def test_experts_exchange_rows_of_each_microbatch_and_nothing_else() -> None:
     config = in_microbatches("x:2", "batch:x,experts:x", **MIXTURE)
     nodes = nodes_of(config, place_process(config.mesh, 1, 2, "/device:CPU:0"))
     assert n_collectives(nodes, in_loop=True) == 6  # rows and gates there, rows back, and their gradients
 
 
-def test_one_part_is_in_memory_at_a_time(devices: Devices) -> None:
+def test_one_microbatch_is_in_memory_at_a_time(devices: Devices) -> None:
     config = in_microbatches("", "")
     nodes = nodes_of(config, place(config.mesh, devices[:1]))
     (loop,) = [node for node in nodes[""] if node.op in ("While", "StatelessWhile")]

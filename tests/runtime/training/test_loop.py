@@ -1,4 +1,4 @@
-"""The training loop with a step and batches that only count."""
+"""The training loop with a fake step and fake batches."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def batches_from(example: int) -> Iterator[Batch]:
 
 @dataclasses.dataclass(frozen=True)
 class Several:
-    """Takes the steps of a turn one after the other."""
+    """Runs several steps in a call, one after the other."""
 
     step: Step
     max_steps: int
@@ -51,7 +51,7 @@ class Several:
 
 @dataclasses.dataclass
 class Recorder:
-    """Stands for the model and for all who are events; `losses` and `norms` override those of a call by its number."""
+    """A fake model and fake hooks; `losses` and `norms` override those of a call by its number."""
 
     losses: Mapping[int, float] = dataclasses.field(default_factory=dict)
     norms: Mapping[int, float] = dataclasses.field(default_factory=dict)
@@ -95,12 +95,12 @@ class Recorder:
         return [event[1:] for event in self.events if event[0] == kind]
 
 
-BEGINNING = TrainingPosition(0, 0)
+START = TrainingPosition(0, 0)
 
 
 def test_each_step_gets_its_batch_rate_and_noise() -> None:
     recorder = Recorder()
-    assert recorder.train(BEGINNING, steps_per_checkpoint=100) == (TrainingPosition(10, 20), None)
+    assert recorder.train(START, steps_per_checkpoint=100) == (TrainingPosition(10, 20), None)
     assert [call[:3] for call in recorder.calls] == [(2 * step, 2 * step + 1, 2 * step + 2) for step in range(10)]
     # Linear to a tenth over the 10 steps, times the warm-up of 4.
     expected = [(1 - 0.9 * step / 10) * min(step / 4, 1) for step in range(10)]
@@ -111,9 +111,9 @@ def test_each_step_gets_its_batch_rate_and_noise() -> None:
     assert len(set(keys)) == 10
 
 
-def test_metrics_come_every_iterations_steps_and_at_the_end() -> None:
+def test_metrics_are_written_every_iterations_steps_and_at_the_end() -> None:
     recorder = Recorder()
-    recorder.train(BEGINNING, steps_per_checkpoint=100)
+    recorder.train(START, steps_per_checkpoint=100)
     lines = recorder.of_kind("metrics")
     assert [step for step, _ in lines] == [4, 8, 10]
     for step, values in lines:
@@ -124,18 +124,18 @@ def test_metrics_come_every_iterations_steps_and_at_the_end() -> None:
         assert 0 < values["tokens_per_second"] < math.inf
 
 
-def test_the_share_of_the_peak_is_that_of_the_speed() -> None:
+def test_mfu_is_the_speed_over_the_peak() -> None:
     recorder = Recorder(peak_tokens_per_second=5e6)
-    recorder.train(BEGINNING, steps_per_checkpoint=3)
+    recorder.train(START, steps_per_checkpoint=3)
     lines = recorder.of_kind("metrics")
     assert all(values["mfu"] == values["tokens_per_second"] / 5e6 for _, values in lines) and len(lines) == 3
 
 
-def test_a_resumed_run_does_what_the_unbroken_one_did() -> None:
-    unbroken, resumed = Recorder(), Recorder()
-    unbroken.train(BEGINNING, steps_per_checkpoint=100)
+def test_a_resumed_run_repeats_the_uninterrupted_one() -> None:
+    uninterrupted, resumed = Recorder(), Recorder()
+    uninterrupted.train(START, steps_per_checkpoint=100)
     assert resumed.train(TrainingPosition(6, 12), steps_per_checkpoint=100)[0] == TrainingPosition(10, 20)
-    assert resumed.calls == unbroken.calls[6:]
+    assert resumed.calls == uninterrupted.calls[6:]
     assert [step for step, _ in resumed.of_kind("metrics")] == [8, 10]
 
 
@@ -143,22 +143,22 @@ def test_a_resumed_run_does_what_the_unbroken_one_did() -> None:
     ("steps_per_checkpoint", "saved", "hooked"),
     [(3, [3, 6, 9, 10], [3, 6, 9]), (5, [5, 10], [5]), (10, [10], []), (100, [10], [])],
 )
-def test_a_checkpoint_every_so_many_steps_and_one_at_the_end(
+def test_checkpoints_are_saved_at_intervals_and_at_the_end(
     steps_per_checkpoint: int, saved: list[int], hooked: list[int]
 ) -> None:
     recorder = Recorder()
-    recorder.train(BEGINNING, steps_per_checkpoint)
+    recorder.train(START, steps_per_checkpoint)
     assert recorder.of_kind("save") == [(TrainingPosition(step, 2 * step),) for step in saved]
     assert recorder.of_kind("hook") == [(TrainingPosition(step, 2 * step),) for step in hooked]
     kinds = [kind for kind, *_ in recorder.events]
     assert all(kinds[index - 1] == "save" for index, kind in enumerate(kinds) if kind == "hook")
 
 
-def test_steps_taken_several_at_once_are_told_as_one_at_a_time() -> None:
+def test_several_steps_in_a_call_are_reported_like_single_ones() -> None:
     alone, together = Recorder(), Recorder()
-    alone.train(BEGINNING, steps_per_checkpoint=5)
-    turns = Several(together.step, 3)
-    train(TRAINING, turns, batches_from(0), BEGINNING, together.hooks(), steps_per_checkpoint=5)
+    alone.train(START, steps_per_checkpoint=5)
+    multi_step = Several(together.step, 3)
+    train(TRAINING, multi_step, batches_from(0), START, together.hooks(), steps_per_checkpoint=5)
     for _, values in [*alone.of_kind("metrics"), *together.of_kind("metrics")]:
         del values["tokens_per_second"], values["data_wait"]
     assert (together.calls, together.events) == (alone.calls, alone.events)
@@ -174,18 +174,18 @@ def test_a_finished_run_trains_and_saves_nothing() -> None:
 @pytest.mark.parametrize(("at", "saved"), [(5, [5]), (6, [6])], ids=["between", "at a checkpoint"])
 def test_a_signal_ends_training_after_its_step_with_one_checkpoint(number: int, at: int, saved: list[int]) -> None:
     recorder = Recorder(during_call=lambda call: os.kill(os.getpid(), number) if call == at else None)
-    assert recorder.train(BEGINNING, steps_per_checkpoint=6) == (TrainingPosition(at, 2 * at), number)
+    assert recorder.train(START, steps_per_checkpoint=6) == (TrainingPosition(at, 2 * at), number)
     assert recorder.of_kind("save") == [(TrainingPosition(step, 2 * step),) for step in saved]
     assert len(recorder.calls) == at
 
 
 @pytest.mark.parametrize(("value", "shown"), [(math.nan, "nan"), (math.inf, "inf"), (-math.inf, "-inf")])
 @pytest.mark.parametrize("name", ["loss", "grad_norm"])
-def test_what_is_no_number_ends_training_and_saves_nothing(name: str, value: float, shown: str) -> None:
+def test_nan_and_infinity_stop_training_and_save_nothing(name: str, value: float, shown: str) -> None:
     report = DivergenceReport("records 3 to 4 of a.tfrecords", "the first of all is h0/q")
     recorder = Recorder(**{"losses" if name == "loss" else "norms": {8: value}}, report=report)
     with pytest.raises(DivergedError) as error:
-        recorder.train(BEGINNING, steps_per_checkpoint=3)
+        recorder.train(START, steps_per_checkpoint=3)
     assert str(error.value) == (
         f"step 8, examples 14 to 15 (records 3 to 4 of a.tfrecords): {name} = {shown}: training has diverged: the "
         "first of all is h0/q; the newest checkpoint is that of step 6; lower lr, raise warmup_steps or set "
@@ -197,15 +197,15 @@ def test_what_is_no_number_ends_training_and_saves_nothing(name: str, value: flo
     assert [step for step, _ in recorder.of_kind("metrics")] == [4]
 
 
-def test_a_divergence_that_nobody_can_explain_is_told_all_the_same() -> None:
+def test_a_divergence_without_a_diagnosis_is_reported() -> None:
     with pytest.raises(DivergedError) as error:
-        Recorder(losses={1: math.nan}).train(BEGINNING, steps_per_checkpoint=3)
+        Recorder(losses={1: math.nan}).train(START, steps_per_checkpoint=3)
     start, value, _ = str(error.value).split(": ")
     assert (start, value) == ("step 1, examples 0 to 1", "loss = nan")
     assert ": training has diverged; there is no checkpoint yet; " in str(error.value)
 
 
-def test_wrong_data_end_training_with_what_was_reached_saved() -> None:
+def test_bad_data_stop_training_and_save_the_position_reached() -> None:
     recorder = Recorder()
 
     def broken() -> Iterator[Batch]:
@@ -213,7 +213,7 @@ def test_wrong_data_end_training_with_what_was_reached_saved() -> None:
         raise DataError("file: record 1 is cut off")
 
     with pytest.raises(DataError, match="^file: record 1 is cut off$"):
-        train(TRAINING, SingleStep(recorder.step), broken(), BEGINNING, recorder.hooks(), 5)
+        train(TRAINING, SingleStep(recorder.step), broken(), START, recorder.hooks(), 5)
     assert len(recorder.calls) == 1
     assert recorder.of_kind("save") == [(TrainingPosition(1, 2),)]
 
@@ -225,7 +225,7 @@ def test_noise_keys_differ_by_seed_and_step_and_fit_int32() -> None:
 
 
 class Others:
-    """The other processes of a run: at their call number `at` they say `number`, before that 0."""
+    """The other processes of a run: in call number `at` their maximum is `number`, before that 0."""
 
     def __init__(self, at: int, number: int) -> None:
         self.heard: list[int] = []
@@ -237,22 +237,22 @@ class Others:
         return max(number, self._number if len(self.heard) == self._at else 0)
 
 
-def test_a_signal_to_another_process_ends_this_one_at_the_same_step() -> None:
+def test_a_signal_to_another_process_stops_this_one_at_the_same_step() -> None:
     others = Others(at=4, number=signal.SIGTERM)
     recorder = Recorder(all_reduce_max=others.all_reduce_max)
     reached = TrainingPosition(3, 6)
-    assert recorder.train(BEGINNING, steps_per_checkpoint=100) == (reached, signal.SIGTERM)
+    assert recorder.train(START, steps_per_checkpoint=100) == (reached, signal.SIGTERM)
     assert recorder.of_kind("save") == [(reached,)]
 
 
-def test_another_process_without_data_ends_this_one_with_what_was_reached() -> None:
+def test_another_process_without_data_stops_this_one_and_saves_the_position() -> None:
     recorder = Recorder(all_reduce_max=Others(at=3, number=NO_DATA).all_reduce_max)
     with pytest.raises(DataError, match="another process cannot read its data"):
-        recorder.train(BEGINNING, steps_per_checkpoint=100)
+        recorder.train(START, steps_per_checkpoint=100)
     assert recorder.of_kind("save") == [(TrainingPosition(2, 4),)]
 
 
-def test_a_process_without_data_tells_the_others_before_it_ends() -> None:
+def test_a_process_without_data_stops_the_others_before_it_ends() -> None:
     def two_batches() -> Iterator[Batch]:
         yield from itertools.islice(batches_from(0), 2)
         raise DataError("record 7 is damaged")
@@ -260,19 +260,19 @@ def test_a_process_without_data_tells_the_others_before_it_ends() -> None:
     others = Others(at=100, number=0)
     recorder = Recorder(all_reduce_max=others.all_reduce_max)
     with pytest.raises(DataError, match="record 7 is damaged"):
-        train(TRAINING, SingleStep(recorder.step), two_batches(), BEGINNING, recorder.hooks(), 100)
+        train(TRAINING, SingleStep(recorder.step), two_batches(), START, recorder.hooks(), 100)
     assert others.heard == [0, 0, NO_DATA]
     assert recorder.of_kind("save") == [(TrainingPosition(2, 4),)]
 
 
-def test_what_is_left_out_is_told() -> None:
+def test_skipped_records_are_reported() -> None:
     def batches() -> Iterator[Batch]:
         for number, batch in enumerate(batches_from(0)):
             problems = ("record 7 is damaged",) if number == 2 else ()
             yield dataclasses.replace(batch, problems=problems, skipped=SkippedRecords(2 * number + 2, number >= 2))
 
     recorder = Recorder()
-    train(TRAINING, SingleStep(recorder.step), batches(), BEGINNING, recorder.hooks(), 100)
+    train(TRAINING, SingleStep(recorder.step), batches(), START, recorder.hooks(), 100)
     assert recorder.of_kind("problem") == [("skipped: record 7 is damaged",)]
     shares = [values["data/skipped_fraction"] for _, values in recorder.of_kind("metrics")]
     assert shares == [1 / 8, 1 / 16, 1 / 20]

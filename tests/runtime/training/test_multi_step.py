@@ -1,4 +1,4 @@
-"""Several steps at once are what the same steps are one after the other."""
+"""Several steps in one call equal the same steps one after the other."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def batches(count: int) -> list[Batch]:
 
 
 def step(*inputs: np.ndarray) -> Mapping[str, np.ndarray]:
-    """Tells what it was given."""
+    """Returns values computed from its inputs."""
     tokens, labels, weights, rate, number, key = inputs
     assert (tokens.shape, labels.shape, weights.dtype) == ((2, 3), (2, 3), np.float32)
     assert (rate.dtype, number.dtype, key.dtype) == (np.float32, np.int32, np.int32)
@@ -40,7 +40,7 @@ def step(*inputs: np.ndarray) -> Mapping[str, np.ndarray]:
 
 @dataclasses.dataclass(frozen=True)
 class Several:
-    """Takes the steps of a turn one after the other."""
+    """Runs several steps in a call, one after the other."""
 
     max_steps: int
 
@@ -49,7 +49,7 @@ class Several:
         return {name: np.stack([outputs[name] for outputs in taken]) for name in taken[0]}
 
 
-def test_each_step_of_a_turn_is_that_step() -> None:
+def test_each_step_of_a_call_equals_a_single_step() -> None:
     many = batches(5)
     together = run_steps(Several(5), many, 7, TRAINING)
     alone = [run_steps(SingleStep(step), [batch], 7 + index, TRAINING)[0] for index, batch in enumerate(many)]
@@ -59,7 +59,7 @@ def test_each_step_of_a_turn_is_that_step() -> None:
 
 
 @given(st.integers(1, 40), st.integers(1, 200), st.integers(1, 60))
-def test_turns_end_at_every_checkpoint_and_at_the_end(n_steps: int, train_steps: int, per_checkpoint: int) -> None:
+def test_calls_end_at_every_checkpoint_and_at_the_end(n_steps: int, train_steps: int, per_checkpoint: int) -> None:
     ends, position = [0], 0
     while position < train_steps:
         position += next_step_count(Several(n_steps), position, train_steps, per_checkpoint)
@@ -69,5 +69,5 @@ def test_turns_end_at_every_checkpoint_and_at_the_end(n_steps: int, train_steps:
     assert all(0 < end - begin <= n_steps for begin, end in zip(ends, ends[1:], strict=False))
 
 
-def test_a_step_alone_is_a_turn_of_one() -> None:
+def test_a_single_step_runs_one_step_per_call() -> None:
     assert next_step_count(SingleStep(step), 3, 20, 5) == 1

@@ -1,4 +1,4 @@
-"""The update of variables: each optimiser against NumPy on several meshes, clipping, decay, and gradients' norms."""
+"""Optimisers against NumPy on several meshes: updates, clipping, decay, and the norms of gradients."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ MESHES = [("", ""), ("x:2,y:2", "vocab:x,embd:y,heads:x"), ("x:2,y:2", "intermed
 
 
 def gradients_of(step: int) -> list[np.ndarray]:
-    """The first row of a table gets none, as a token that does not occur."""
+    """Random gradients; the first row of the table has none, like a token that does not occur."""
     generator = np.random.default_rng(step)
     gradients = [np.float32(generator.normal(0.0, 0.1, tuple(sizes.values()))) for sizes in SHAPES.values()]
     gradients[0][0] = 0.0
@@ -71,7 +71,7 @@ def stepper(training: TrainingConfig, placement: Placement) -> Callable[..., lis
 
 @dataclasses.dataclass(frozen=True)
 class Updated:
-    """What some updates gave: the norms of the gradients, and the variables before and after."""
+    """The result of some updates: the norms of the gradients, and the variables before and after."""
 
     norms: list[float]
     before: Slots
@@ -91,17 +91,17 @@ def assert_updated(actual: Updated, expected_step: Callable[..., Slots], limit: 
     """Compares every variable and slot with a NumPy loop.
 
     Args:
-        actual: what is to be right.
+        actual: the result to check.
         expected_step: from the name of a variable, its value and slots by suffix (the value's is empty), its gradient,
             and the number of the update from 1, to the value and slots.
         limit: of the global norm.
     """
     left = dict(actual.after)
     scales = [1.0 if limit is None else min(1.0, limit / norm) for norm in actual.norms]
-    for place_of_it, name in enumerate(SHAPES):
+    for index, name in enumerate(SHAPES):
         expected = {"": np.float64(actual.before[name])}
         for number, scale in enumerate(scales):
-            gradient = scale * np.float64(gradients_of(number)[place_of_it])
+            gradient = scale * np.float64(gradients_of(number)[index])
             expected = expected_step(name, expected, gradient, number + 1)
         for suffix, value in expected.items():
             error = np.abs(left.pop(name + suffix) - value).max()
@@ -109,10 +109,10 @@ def assert_updated(actual: Updated, expected_step: Callable[..., Slots], limit: 
     assert left == {}
 
 
-def adam_step(name: str, held: Slots, gradient: np.ndarray, number: int) -> Slots:
+def adam_step(name: str, slots_before: Slots, gradient: np.ndarray, number: int) -> Slots:
     decay = 0.0 if name in EXEMPT_FROM_ADAMS_DECAY else 0.3
-    moments = held.get("/adam_m", np.zeros(1)), held.get("/adam_v", np.zeros(1))
-    new = reference.adam_step(held[""], *moments, gradient, lr=RATE, decay=decay, **NUMBERS)
+    moments = slots_before.get("/adam_m", np.zeros(1)), slots_before.get("/adam_v", np.zeros(1))
+    new = reference.adam_step(slots_before[""], *moments, gradient, lr=RATE, decay=decay, **NUMBERS)
     return dict(zip(("", "/adam_m", "/adam_v"), new, strict=True))
 
 
@@ -125,12 +125,12 @@ def test_adam_with_clipping_and_decay(devices: Devices, limit: float | None) -> 
     assert_updated(result, adam_step, limit)
 
 
-def adamw_step(name: str, held: Slots, gradient: np.ndarray, number: int) -> Slots:
-    m = 0.8 * held.get("/adam_m", 0.0) + 0.2 * gradient
-    v = 0.9 * held.get("/adam_v", 0.0) + 0.1 * gradient**2
+def adamw_step(name: str, slots_before: Slots, gradient: np.ndarray, number: int) -> Slots:
+    m = 0.8 * slots_before.get("/adam_m", 0.0) + 0.2 * gradient
+    v = 0.9 * slots_before.get("/adam_v", 0.0) + 0.1 * gradient**2
     unbiased_m, unbiased_v = m / (1.0 - 0.8**number), v / (1.0 - 0.9**number)
     decay = 0.0 if name in VECTORS else 0.3
-    value = held[""] - RATE * (unbiased_m / (np.sqrt(unbiased_v) + 1e-3) + decay * held[""])
+    value = slots_before[""] - RATE * (unbiased_m / (np.sqrt(unbiased_v) + 1e-3) + decay * slots_before[""])
     return {"": value, "/adam_m": m, "/adam_v": v}
 
 
@@ -152,31 +152,31 @@ def root_of_mean_square(x: np.ndarray) -> float:
     return np.sqrt((x**2).mean())
 
 
-def second_moment(held: Slots, squares: np.ndarray, share: float) -> tuple[np.ndarray, Slots]:
-    """The estimate of each element's squared gradient, and the slots that it is made of."""
+def second_moment(slots_before: Slots, squares: np.ndarray, share: float) -> tuple[np.ndarray, Slots]:
+    """The estimate of each element's squared gradient, and the slots that hold it."""
     by_size = sorted(range(squares.ndim), key=lambda axis: -squares.shape[axis])
     if squares.ndim < 2 or squares.shape[by_size[1]] < 128:
-        v = (1.0 - share) * held.get("_slot_v", 0.0) + share * squares
+        v = (1.0 - share) * slots_before.get("_slot_v", 0.0) + share * squares
         return v, {"_slot_v": v}
     largest, second = by_size[:2]
-    vr = (1.0 - share) * held.get("_slot_vr", 0.0) + share * squares.mean(largest)
-    vc = (1.0 - share) * held.get("_slot_vc", 0.0) + share * squares.mean(second)
+    vr = (1.0 - share) * slots_before.get("_slot_vr", 0.0) + share * squares.mean(largest)
+    vc = (1.0 - share) * slots_before.get("_slot_vc", 0.0) + share * squares.mean(second)
     r = np.expand_dims(vr, largest)
     return r / r.mean(second, keepdims=True) * np.expand_dims(vc, second), {"_slot_vr": vr, "_slot_vc": vc}
 
 
 def adafactor_step_of(training: TrainingConfig) -> Callable[..., Slots]:
-    def step(name: str, held: Slots, gradient: np.ndarray, number: int) -> Slots:
+    def step(name: str, slots_before: Slots, gradient: np.ndarray, number: int) -> Slots:
         decay_rate = 1.0 - number**-0.8 if training.ada_decay_rate is None else training.ada_decay_rate
-        moment, slots = second_moment(held, gradient**2 + training.ada_epsilon1, 1.0 - decay_rate)
+        moment, slots = second_moment(slots_before, gradient**2 + training.ada_epsilon1, 1.0 - decay_rate)
         direction = gradient / np.sqrt(moment)
         direction = direction / max(1.0, root_of_mean_square(direction))
-        update = direction * max(root_of_mean_square(held[""]), training.ada_epsilon2) * RATE
+        update = direction * max(root_of_mean_square(slots_before[""]), training.ada_epsilon2) * RATE
         if training.beta1:
-            update = training.beta1 * held.get("_slot_m", 0.0) + (1.0 - training.beta1) * update
+            update = training.beta1 * slots_before.get("_slot_m", 0.0) + (1.0 - training.beta1) * update
             slots = slots | {"_slot_m": update}
         decay = 0.0 if name in VECTORS else training.weight_decay
-        return {"": held[""] - update - RATE * decay * held[""], **slots}
+        return {"": slots_before[""] - update - RATE * decay * slots_before[""], **slots}
 
     return step
 
@@ -225,7 +225,7 @@ def test_adafactors_slots_have_the_names_and_shapes_of_mesh_tensorflow(devices: 
     ],
     ids=str,
 )
-def test_what_is_not_finite_changes_nothing(
+def test_gradients_that_are_not_finite_change_nothing(
     devices: Devices, opt_name: str, mesh: tuple[str, str], value: float
 ) -> None:
     placement = place(tiny.mesh_config(*mesh), devices if mesh[0] else devices[:1])
@@ -233,9 +233,9 @@ def test_what_is_not_finite_changes_nothing(
     step = stepper(training, placement)
     placement.store.initialize(seed=1)
     step(np.array([RATE], np.float32), np.int32(0), *gradients_of(0))
-    before, spoilt = tiny.values_of(placement.store), gradients_of(1)
-    spoilt[5][3, 70] = value
-    (norm,) = step(np.array([RATE], np.float32), np.int32(1), *spoilt)
+    before, corrupted = tiny.values_of(placement.store), gradients_of(1)
+    corrupted[5][3, 70] = value
+    (norm,) = step(np.array([RATE], np.float32), np.int32(1), *corrupted)
     assert not np.isfinite(norm)
     after = tiny.values_of(placement.store)
     for name in before:

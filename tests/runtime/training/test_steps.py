@@ -66,7 +66,7 @@ def test_every_variable_has_two_slots_and_starts_them_at_0(plain: tiny.Updated) 
     assert all(not plain.before[slot].any() and plain.before[slot].dtype == np.float32 for slot in slots)
 
 
-def test_evaluation_sums_each_rows_cross_entropy_without_dropout(devices: Devices) -> None:
+def test_evaluation_gives_each_tokens_cross_entropy_without_dropout(devices: Devices) -> None:
     config = tiny.run_config(model=tiny.ALL_DROPOUTS)
     placement = place(config.mesh, devices[:1])
     step = build_eval_step(config, placement)

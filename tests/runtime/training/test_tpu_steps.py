@@ -1,4 +1,4 @@
-"""The program of a TPU, run by processes in place of cores: all but its three operations is executed and compared."""
+"""The TPU's training program, run by processes in place of cores: all but its three collectives is executed."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def start(n_processes: int, folder: Path, *jobs: str) -> list[subprocess.Popen]:
     ]
 
 
-def last_words(processes: Sequence[subprocess.Popen]) -> list[str]:
-    """What the processes say until they end, which they all do."""
+def outputs_of(processes: Sequence[subprocess.Popen]) -> list[str]:
+    """The output of all processes, once they have ended."""
     try:
         return [process.communicate(timeout=600)[0][-2000:] for process in processes]
     finally:
@@ -51,8 +51,8 @@ def run_together(n_processes: int, folder: Path, device: str, *jobs: str) -> Tog
     cases = {CASES[job].model: CASES[job] for job in jobs if job in CASES}
     expected = {model: one_device(case, folder, device) for model, case in cases.items()}
     processes = start(n_processes, folder, *jobs)
-    said = last_words(processes)
-    assert [process.returncode for process in processes] == [0] * n_processes, "\n".join(said)
+    outputs = outputs_of(processes)
+    assert [process.returncode for process in processes] == [0] * n_processes, "\n".join(outputs)
     results = [dict(np.load(folder / f"{index}.npz")) for index in range(n_processes)]
     for name in CASES.keys() & set(jobs):
         for result in results:
@@ -61,15 +61,17 @@ def run_together(n_processes: int, folder: Path, device: str, *jobs: str) -> Tog
     return Together(folder, results, expected)
 
 
-def check_turns(together: Together, name: str, device: str) -> None:
-    """The first step is that of one device, each step has its own inputs, and no more are taken than asked for."""
+def check_loop(together: Together, name: str, device: str) -> None:
+    """The first step is that of one device, each step has its own inputs, and no step more is run than asked for."""
     check_case(together, name, device)
     for results in together.results:
         first, following = results[f"{name}/first_losses"], results[f"{name}/next_losses"]
         assert (first.shape, following.shape) == ((N_STEPS,), (N_STEPS,))
         np.testing.assert_array_equal(first[1:], 0)
         assert following[1] < following[0] < first[0]
-        np.testing.assert_allclose(following[2], following[1], rtol=0, atol=1e-6)  # between them nothing was learnt
+        np.testing.assert_allclose(
+            following[2], following[1], rtol=0, atol=1e-6
+        )  # the step between them had a learning rate of 0
 
 
 @pytest.fixture(scope="module")
@@ -86,13 +88,13 @@ def check_moved(together: Together) -> None:
             np.testing.assert_allclose(results[f"moved/{index}"], value, rtol=0, atol=1e-6 if index == 3 else 0)
 
 
-def test_slices_move_as_they_should(pair: Together) -> None:
+def test_slices_are_moved(pair: Together) -> None:
     check_moved(pair)
 
 
 @pytest.mark.parametrize("name", FAST)
 def test_two_replicas_train_as_one_device(pair: Together, devices: tuple[str, ...], name: str) -> None:
-    check_turns(pair, name, devices[0])
+    check_loop(pair, name, devices[0])
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +105,7 @@ def long_pair(tmp_path_factory: pytest.TempPathFactory, devices: tuple[str, ...]
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OF_TWO)
 def test_two_replicas_with_any_layout(long_pair: Together, devices: tuple[str, ...], name: str) -> None:
-    check_turns(long_pair, name, devices[0])
+    check_loop(long_pair, name, devices[0])
 
 
 @pytest.fixture(scope="module")
@@ -114,11 +116,11 @@ def four(tmp_path_factory: pytest.TempPathFactory, devices: tuple[str, ...]) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OF_FOUR)
 def test_four_replicas_on_two_axes(four: Together, devices: tuple[str, ...], name: str) -> None:
-    check_turns(four, name, devices[0])
+    check_loop(four, name, devices[0])
 
 
 @pytest.mark.slow
 def test_four_replicas_on_one_axis(tmp_path: Path, devices: tuple[str, ...]) -> None:
     together = run_together(4, tmp_path, devices[0], "moved", "four_data")
     check_moved(together)
-    check_turns(together, "four_data", devices[0])
+    check_loop(together, "four_data", devices[0])
