@@ -104,15 +104,11 @@ def train(
     meter = ThroughputMeter(hooks.peak_tokens_per_second)
     with StopRequest() as stop, checkpoint:
         while position.step < training.train_steps:
+            n_steps = next_step_count(multi_step, position.step, training.train_steps, steps_per_checkpoint)
             with meter.waiting_for_data():
-                loaded = loader.load(
-                    next_step_count(multi_step, position.step, training.train_steps, steps_per_checkpoint)
-                )
-            stop_code = hooks.all_reduce_max(stop.signal_number or 0 if loaded else NO_DATA)
-            if stop_code == NO_DATA:
-                raise loader.error
-            if stop_code:
-                return position, stop_code
+                loaded = loader.load(n_steps)
+            if signal_number := _agree_to_stop(stop, loader, bool(loaded), hooks):
+                return position, signal_number
             results = run_steps(multi_step, loaded, position.step, training)
             throughput = meter.update((loaded[-1].next_example - position.examples) * loaded[-1].tokens_BS.shape[1])
             for batch, result in zip(loaded, results, strict=True):
@@ -125,6 +121,14 @@ def train(
                 hooks.run_after_checkpoint(position)
                 meter = ThroughputMeter(hooks.peak_tokens_per_second)
     return position, None
+
+
+def _agree_to_stop(stop: StopRequest, loader: _BatchLoader, has_data: bool, hooks: Hooks) -> int:
+    """Returns the signal that any process has received, or 0; raises if any process has no data."""
+    code = hooks.all_reduce_max(stop.signal_number or 0 if has_data else NO_DATA)
+    if code == NO_DATA:
+        raise loader.error
+    return code
 
 
 def _report_step(
