@@ -1,11 +1,11 @@
-"""The estimate of a plan against what a training process takes: peak resident memory on one CPU device.
+"""Compares a plan's memory estimate with the peak resident memory of training on one CPU device.
 
     python3 benchmarks/plan.py
 
-Each config is estimated, and then trained for a few steps in a process of its own. The estimate is that of
-`runtime.planning.plan.resident_bytes`, where the program itself is a constant, measured with models of almost no
-tensors. The measurement is the peak resident memory that the operating system reports (VmHWM). The error without the
-constant is given too. The last line is a JSON object with the figures.
+Each config is estimated, and then trained for a few steps in a separate process. The estimate is that of
+`runtime.planning.plan.resident_bytes`, which counts the program itself as a constant; the error without the constant is
+shown too. The measurement is the peak resident memory that the operating system reports (VmHWM). The last line is a
+JSON object with all figures.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ N_STEPS = 3
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
-    """Of one config, in bytes; `error` is the share by which the estimate is too high."""
+    """The figures of one config, in bytes; `error` is the fraction by which the estimate is too high."""
 
     estimated: int
     measured: int
@@ -44,15 +44,17 @@ class Figures:
 
     @property
     def error(self) -> float:
+        """Relative error of the whole estimate."""
         return self.estimated / self.measured - 1.0
 
     @property
     def error_of_tensors(self) -> float:
+        """Relative error without the program itself."""
         return (self.estimated - self.program) / (self.measured - self.program) - 1.0
 
 
 def estimate(model: str, overrides: Sequence[str]) -> dict[str, int]:
-    """What the plan says of one CPU device."""
+    """Returns the plan's estimate for one CPU device."""
     from configs.load import load_config
     from runtime.planning.dry_run import dry_placement
     from runtime.planning.plan import make_plan, resident_bytes
@@ -63,7 +65,7 @@ def estimate(model: str, overrides: Sequence[str]) -> dict[str, int]:
 
 
 def train(model: str, overrides: Sequence[str]) -> dict[str, int]:
-    """Trains for a few steps; returns the peak of this process."""
+    """Trains for a few steps; returns the peak memory of this process."""
     import numpy as np
 
     from configs.load import load_config
@@ -83,7 +85,7 @@ def train(model: str, overrides: Sequence[str]) -> dict[str, int]:
 
 
 def peak_resident_bytes() -> int:
-    """Most memory that this process has had (Linux); `ru_maxrss` would count the parent's before the fork as well."""
+    """Returns this process's peak resident memory (Linux); `ru_maxrss` would include the parent's before the fork."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(status["VmHWM"].split()[0]) * 1024
 
@@ -92,7 +94,7 @@ PARTS = {"estimate": estimate, "train": train}
 
 
 def in_child(part: str, case: Sequence[str]) -> dict[str, int]:
-    """The result of one of PARTS in a process of its own."""
+    """Runs one of PARTS in a separate process; returns its result."""
     command = [sys.executable, __file__, "--part", part, *case]
     child = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(child.stdout.splitlines()[-1])

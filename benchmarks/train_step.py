@@ -1,10 +1,10 @@
-"""How fast one training step is, against the speed at which this machine multiplies matrices.
+"""Times a training step, and compares it with the speed of this machine's matrix products.
 
     python3 benchmarks/train_step.py --model benchmark_small
 
 The ceiling is the time that the step's matrix products alone would take at the speed of one large product of the same
-dtype. Steps and products are timed in turn, so that a machine that slows down slows both. The last line is a JSON
-object with the figures.
+dtype. Steps and products are timed alternately, so that a machine that slows down slows both. The last line is a JSON
+object with all figures.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ PRODUCTS_PER_STEP = 4
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
-    """What was measured; `share_of_ceiling` counts attention over the whole square, `..._causal` over what is seen."""
+    """The results; `share_of_ceiling` counts attention over the whole square, `..._causal` over visible positions."""
 
     model: str
     step_seconds: float
@@ -52,11 +52,11 @@ class Figures:
 
 
 def step_flops(config: RunConfig, attention_share: float) -> float:
-    """Floating-point operations of a step's matrix products: 2 a multiply-add, forward once and backward twice.
+    """Counts the floating-point operations of a step's matrix products: 2 per multiply-add, forward and twice backward.
 
     Args:
         config: the run.
-        attention_share: of the square of queries and keys that is counted.
+        attention_share: fraction of the square of queries and keys to count.
 
     Source: Chowdhery et al. 2022, PaLM, appendix B.
     """
@@ -68,20 +68,20 @@ def step_flops(config: RunConfig, attention_share: float) -> float:
 
 
 def seconds_since_process_start() -> float:
-    """Seconds since the operating system started this process (Linux)."""
+    """Returns the seconds since this process was started (Linux)."""
     started_ticks = int(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19])
     return time.clock_gettime(time.CLOCK_BOOTTIME) - started_ticks / os.sysconf("SC_CLK_TCK")
 
 
 def timed(function: Callable[[], object]) -> float:
-    """Seconds that a call takes."""
+    """Returns the seconds that a call takes."""
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
 
 
 def large_product(device: str, dtype: tf.DType) -> Callable[[], object]:
-    """A function that multiplies large matrices, one after the other, and waits for the last."""
+    """Returns a function that multiplies large matrices in sequence, and waits for the last product."""
     with tf.device(device):
         matrix = tf.cast(tf.random.normal([CEILING_SIZE, CEILING_SIZE], stddev=CEILING_SIZE**-0.5), dtype)
 
@@ -96,7 +96,7 @@ def large_product(device: str, dtype: tf.DType) -> Callable[[], object]:
 
 
 def measure(config: RunConfig, device: str, n_steps: int) -> Figures:
-    """Builds the step, warms up, and times steps and products in turn."""
+    """Builds the step, warms up, and times steps and products alternately."""
     placement = place(config.mesh, [device])
     step = build_train_step(config, placement)
     placement.store.initialize(config.training.seed)
@@ -129,7 +129,7 @@ def measure(config: RunConfig, device: str, n_steps: int) -> Figures:
 
 
 def format_table(figures: Figures) -> str:
-    """The figures for a person, one a line."""
+    """Formats the figures, one per line."""
     rows = {
         "model": figures.model,
         "median step": f"{figures.step_seconds * 1e3:,.1f} ms",
@@ -145,7 +145,7 @@ def format_table(figures: Figures) -> str:
 
 
 def parse_steps(text: str) -> int:
-    """The value of --steps; anything else than a whole number above 0 is an error of the command line."""
+    """Parses --steps, an integer of at least 1."""
     if not (text.isascii() and text.isdigit() and int(text) >= 1):
         raise argparse.ArgumentTypeError(f"{text!r} is not an integer >= 1; give the number of steps to time")
     return int(text)

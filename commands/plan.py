@@ -22,9 +22,7 @@ from runtime.run import directory as run_directory
 
 
 def _planned_devices(config: RunConfig, options: Options) -> tuple[int, Machine]:
-    """Returns the number of devices to plan for and their kind: those of mesh_shape, which need not exist, or else
-    those present.
-    """
+    """Returns the number and kind of the devices of mesh_shape, which need not exist, or else of those present."""
     cluster = find_cluster(options.hosts, options.host_index)
     devices = choose_devices(options.gpu_ids, options.n_cpu_devices)
     if cluster is not None:

@@ -72,31 +72,39 @@ class AbstractMesh(PlacementMeshImpl):
             self.laid_out_tensor = mesh_impl.LaidOutTensor([piece])
 
         def assign(self, laid_out_value: LaidOut) -> None:
+            """Drops the value, once its allreduce is recorded."""
             laid_out_value.to_laid_out_tensor()
 
     def import_tf_tensor(self, x: mtf.Tensor, tf_x: tf.Tensor) -> LaidOut:
+        """Returns processor 0's slice."""
         return self.LaidOutTensor([tf_x[tuple(map(slice, self.slice_shape(x.shape)))]])
 
     def lay_out_rows(self, own_rows: tf.Tensor, shape: mtf.Shape) -> LaidOut:
+        """Returns processor 0's slice of the batch."""
         self._outer_graph = tf.compat.v1.get_default_graph()
         return self.LaidOutTensor([own_rows[tuple(map(slice, self.slice_shape(shape)))]])
 
     def export_to_tf_tensor(self, x: mtf.Tensor, laid_out_x: LaidOut) -> tf.Tensor:
+        """Returns processor 0's slice in place of the whole tensor."""
         return laid_out_x.all_slices[0]
 
     def laid_out_pnum(self) -> LaidOut:
+        """Returns the processor's number, 0."""
         return self.LaidOutTensor([0])
 
     def allreduce(self, x: LaidOut, mesh_axes: Sequence[int], reduction_fn_string: str) -> LaidOut:
+        """Records an allreduce along each axis."""
         for axis in mesh_axes:
             self._record("allreduce", axis, x, lambda n: 2 * (n - 1) / n)
         return x.to_laid_out_tensor()
 
     def allconcat(self, x: LaidOut, mesh_axis: int, concat_axis: int) -> LaidOut:
+        """Records an allconcat."""
         self._record("allconcat", mesh_axis, x, lambda n: n - 1)
         return self._repeated(x, concat_axis, self.shape[mesh_axis].size)
 
     def alltoall(self, x: LaidOut, mesh_axis: int, split_axis: int, concat_axis: int) -> LaidOut:
+        """Records an alltoall."""
         self._record("alltoall", mesh_axis, x, lambda n: (n - 1) / n)
         n_processors = self.shape[mesh_axis].size
         own = self.slicewise(lambda part: tf.split(part, n_processors, split_axis)[0], x)

@@ -180,8 +180,8 @@ def _memory_lines(plan: Plan) -> list[str]:
     rows = [["memory per device", *kinds, "total"]]
     for name, memory in plan.memories.items():
         rows.append([name, *(format_bytes(getattr(memory, kind)) for kind in kinds), format_bytes(memory.total)])
-    cpu_process = f"a CPU process with one device: about {format_bytes(resident_bytes(plan))} resident, of which "
-    return [*_aligned(rows), f"{cpu_process}{format_bytes(plan.program_bytes)} are the program"]
+    cpu_process = f"a CPU process with one device: about {format_bytes(resident_bytes(plan))} resident, "
+    return [*_aligned(rows), f"{cpu_process}{format_bytes(plan.program_bytes)} for the program"]
 
 
 def _sent_lines(plan: Plan) -> list[str]:

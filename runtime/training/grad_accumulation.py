@@ -129,6 +129,7 @@ class MicrobatchLoop(mtf.Operation):
         self._outputs = [mtf.Tensor(self, term.shape, term.dtype, index=i) for i, term in enumerate(terms)]
 
     def lower(self, lowering: mtf.Lowering) -> None:
+        """Lowers to a loop of TensorFlow over the microbatches."""
         mesh_impl = lowering.mesh_impl(self)
 
         def add_microbatch(index: tf.Tensor, *sums: list[tf.Tensor]) -> list[LaidOut]:

@@ -52,6 +52,7 @@ class AdamUpdate(mtf.Operation):
         super().__init__([*scalars, *(variable.value for variable in self._updated), *gradients], name="adam_update")
 
     def lower(self, lowering: mtf.Lowering) -> None:
+        """Runs the kernel on every slice, and assigns the results."""
         values = lowering.mesh_impl(self).slicewise(self._kernel, *[lowering.tensors[x] for x in self.inputs])
         for variable, value in zip(self._updated, values, strict=True):
             lowering.variables[variable].assign(value)
@@ -118,6 +119,7 @@ class AdafactorUpdate(mtf.Operation):
         super().__init__([*scalars, gradient, *values], name="adafactor_update")
 
     def lower(self, lowering: mtf.Lowering) -> None:
+        """Computes the update on every slice, with sums over the mesh, and assigns the results."""
         mesh_impl = lowering.mesh_impl(self)
         scale, rate, number, gradient, value, *slots = [lowering.tensors[x].to_laid_out_tensor() for x in self.inputs]
         n_moments = 2 if self._factored else 1

@@ -96,7 +96,7 @@ def intermediate(memory: Memory) -> int:
 
 
 def assert_kept(memory: Memory, n_features: int, n_rows: int = B) -> None:
-    """So many numbers, and a few for each token."""
+    """Checks that `n_features` numbers are kept, and a few for each token."""
     surplus = intermediate(memory) - FLOAT * n_features
     assert 0 <= surplus <= FLOAT * MOST_NUMBERS_A_TOKEN * n_rows * S
 
