@@ -17,7 +17,7 @@ from runtime.checkpoint import checkpoints
 from runtime.checkpoint.position import TrainingPosition
 from runtime.run.metrics import MetricsWriter
 
-SAVE_SECONDS = 1800  # that a process may take for its part of a checkpoint while others wait for it
+SAVE_SECONDS = 1800  # timeout for one process's part of a checkpoint
 
 CheckpointHook = Callable[[TrainingPosition], None]
 

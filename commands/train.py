@@ -1,4 +1,4 @@
-"""The command that trains: load, step, save, validate. What happens at a checkpoint is in `checkpoint_hooks`."""
+"""The training command: loads weights and data, and runs the loop. What happens at a checkpoint: `checkpoint_hooks`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from commands.checkpoint_hooks import SAVE_SECONDS, check_hook_inputs, checkpoin
 from commands.console import say
 from commands.evaluate import plot_run
 from commands.options import Options
-from commands.run_data import with_data_timeout
+from commands.run_data import RunData, with_data_timeout
 from commands.run_setup import Run, load_init_from, place_run, restore_latest, set_up_with_data
 from configs.errors import CheckpointError, DataError
 from configs.schema import RunConfig
@@ -36,7 +36,7 @@ from runtime.training import loop
 from runtime.training.loop import DivergenceReport, Hooks
 from runtime.training.nan_diagnosis import Diagnosis
 
-DIAGNOSIS_SECONDS = 1800  # that a process may take to look at a step that diverged
+DIAGNOSIS_SECONDS = 1800  # timeout for the diagnosis of a divergence
 
 
 def train(config: RunConfig, options: Options, group: ProcessGroup) -> int:
@@ -57,16 +57,7 @@ def train(config: RunConfig, options: Options, group: ProcessGroup) -> int:
     batches = _load_batches(run, train_patterns, position)
     with _locked_run_directory(run, resumed_from), _metrics_writer(run, position) as metrics:
         with _progress_bar(run, position) as progress, group.timeout():
-            hooks = Hooks(
-                write_metrics=functools.partial(_write_metrics, run, metrics),
-                save_checkpoint=_checkpoint_saver(run, metrics),
-                after_checkpoint=list(checkpoint_hooks(run, data, metrics, progress.note)),
-                progress=progress,
-                warn=progress.note if group.is_first else functools.partial(print, file=sys.stderr),
-                diagnose=functools.partial(_diagnose, run, train_patterns),
-                peak_tokens_per_second=peak,
-                all_reduce_max=group.all_reduce_max,
-            )
+            hooks = _build_hooks(run, data, metrics, progress, peak)
             position, signal_number = loop.train(
                 config.training, multi_step, batches, position, hooks, options.steps_per_checkpoint
             )
@@ -155,6 +146,21 @@ def _progress_bar(run: Run, position: TrainingPosition) -> Iterator[Progress]:
             yield progress
 
 
+def _build_hooks(
+    run: Run, data: RunData, metrics: MetricsWriter | None, progress: Progress, peak_tokens_per_second: float | None
+) -> Hooks:
+    return Hooks(
+        write_metrics=functools.partial(_write_metrics, run, metrics),
+        save_checkpoint=_checkpoint_saver(run, metrics),
+        after_checkpoint=list(checkpoint_hooks(run, data, metrics, progress.note)),
+        progress=progress,
+        warn=progress.note if run.group.is_first else functools.partial(print, file=sys.stderr),
+        diagnose=functools.partial(_diagnose, run, data),
+        peak_tokens_per_second=peak_tokens_per_second,
+        all_reduce_max=run.group.all_reduce_max,
+    )
+
+
 def _write_metrics(run: Run, metrics: MetricsWriter | None, step: int, values: Mapping[str, float]) -> None:
     if metrics is not None:
         metrics.write("train", step, {**values, **memory_in_use(run.placement.devices)})
@@ -172,11 +178,11 @@ def _checkpoint_saver(run: Run, metrics: MetricsWriter | None) -> Callable[[Trai
     return save
 
 
-def _diagnose(run: Run, patterns: Sequence[str], position: TrainingPosition, batch: Batch) -> DivergenceReport:
+def _diagnose(run: Run, data: RunData, position: TrainingPosition, batch: Batch) -> DivergenceReport:
     """Finds the records of a step that diverged, and runs its passes again to see what is not finite."""
     config, build_diagnosis = run.config, run.backend.build_diagnosis
     try:
-        records = describe_batch(config, patterns, position.examples, position.examples_per_dataset)
+        records = describe_batch(config, data.train_patterns(), position.examples, position.examples_per_dataset)
     except DataError:  # the files are gone, which matters less than the divergence
         records = ""
     if build_diagnosis is None:

@@ -55,7 +55,7 @@ class DryStep:
 class AbstractMesh(PlacementMeshImpl):
     """Lowers the program of processor 0 alone; collectives are recorded, and return slices of the right shape."""
 
-    def __init__(self, shape: mtf.Shape, layout_rules: mtf.LayoutRules, microbatch_count: int):
+    def __init__(self, shape: mtf.Shape, layout_rules: mtf.LayoutRules, microbatch_count: int) -> None:
         mtf.MeshImpl.__init__(self, shape, layout_rules)
         self._devices = [""]
         self._outer_graph: tf.Graph | None = None
@@ -66,7 +66,7 @@ class AbstractMesh(PlacementMeshImpl):
     class LaidOutVariable:
         """A placeholder for a slice; assignments are dropped."""
 
-        def __init__(self, variable: SlicedVariable, mesh_impl: AbstractMesh):
+        def __init__(self, variable: SlicedVariable, mesh_impl: AbstractMesh) -> None:
             mesh_impl.graph = variable.graph
             piece = tf.compat.v1.placeholder(variable.value.dtype, mesh_impl.slice_shape(variable.shape))
             self.laid_out_tensor = mesh_impl.LaidOutTensor([piece])

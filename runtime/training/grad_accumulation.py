@@ -88,7 +88,7 @@ def sum_over_microbatches(
 class _MicrobatchIndex(mtf.Operation):
     """The index of the current microbatch, an int32 scalar that the loop sets."""
 
-    def __init__(self, mesh: mtf.Mesh):
+    def __init__(self, mesh: mtf.Mesh) -> None:
         super().__init__([], mesh, name="microbatch_index")
         self._outputs = [mtf.Tensor(self, mtf.Shape([]), tf.int32)]
 
@@ -96,7 +96,7 @@ class _MicrobatchIndex(mtf.Operation):
 class _Microbatch(MeshOperation):
     """Maps x [batch, ...] and an index to [batch / count, ...]: every `count`th of each processor's rows."""
 
-    def __init__(self, x: mtf.Tensor, index: mtf.Tensor, microbatch_count: int):
+    def __init__(self, x: mtf.Tensor, index: mtf.Tensor, microbatch_count: int) -> None:
         self._count = microbatch_count
         batch_dim, *rest = x.shape.dims
         rows_dim = mtf.Dimension(batch_dim.name, batch_dim.size // microbatch_count)
@@ -119,7 +119,7 @@ class MicrobatchLoop(mtf.Operation):
 
     def __init__(
         self, index: mtf.Tensor, operations: Sequence[mtf.Operation], terms: Sequence[mtf.Tensor], microbatch_count: int
-    ):
+    ) -> None:
         made_inside = {index, *(y for operation in operations for y in operation.outputs)}
         read = dict.fromkeys(x for operation in operations for x in operation.inputs)
         super().__init__([x for x in read if x not in made_inside], index.mesh, "microbatches")

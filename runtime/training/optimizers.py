@@ -42,7 +42,7 @@ def _matrix_decay(variable: variables.SlicedVariable, training: TrainingConfig) 
 class AdamUpdate(mtf.Operation):
     """Updates variables and their slots `{variable}/adam_m` and `{variable}/adam_v` in place, in one kernel call."""
 
-    def __init__(self, pairs: Sequence[Pair], scalars: Sequence[mtf.Tensor], kernel: Kernel):
+    def __init__(self, pairs: Sequence[Pair], scalars: Sequence[mtf.Tensor], kernel: Kernel) -> None:
         updated, gradients = zip(*pairs, strict=True)
         ms, vs = (
             [_slot(variable, suffix, variable.shape) for variable in updated] for suffix in ("/adam_m", "/adam_v")
@@ -110,7 +110,7 @@ class AdafactorUpdate(mtf.Operation):
     also `{variable}_slot_m`.
     """
 
-    def __init__(self, pair: Pair, scalars: Scalars, constants: kernels.AdafactorConstants):
+    def __init__(self, pair: Pair, scalars: Scalars, constants: kernels.AdafactorConstants) -> None:
         self._variable, gradient = pair
         self._constants = constants
         self._factored = _factored_dims(self._variable.shape)
