@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from serving.protocol import CompletionRequest, Error, ErrorResponse
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's code; seen in the metrics only
-RETRY_SECONDS = 1
+RETRY = {"Retry-After": "1"}  # seconds
 SHOWN_CHARACTERS = 60
 _UNIONS = {"prompt", "stop"}  # each member of the union has an error of its own, which says little
 
@@ -44,67 +44,70 @@ class ApiError(Exception):
 
 def bad_request(message: str, param: str | None = None, code: str = "invalid_value") -> ApiError:
     """400: an invalid request."""
-    return ApiError(400, Error(message=message, type="invalid_request_error", param=param, code=code))
+    return _client_error(400, message, code, param)
+
+
+def _client_error(
+    status: int, message: str, code: str, param: str | None = None, headers: Mapping[str, str] | None = None
+) -> ApiError:
+    return ApiError(status, Error(message=message, type="invalid_request_error", param=param, code=code), headers)
+
+
+def _server_error(status: int, message: str, code: str, headers: Mapping[str, str] | None = None) -> ApiError:
+    return ApiError(status, Error(message=message, type="server_error", param=None, code=code), headers)
 
 
 def wrong_key() -> ApiError:
     """401: a missing or wrong key."""
     message = "Authorization: is not this server's key; send `Authorization: Bearer KEY`"
-    error = Error(message=message, type="invalid_request_error", param=None, code="invalid_api_key")
-    return ApiError(401, error, {"WWW-Authenticate": "Bearer"})
+    return _client_error(401, message, "invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 
 
 def unknown_model(name: str, known: str) -> ApiError:
     """404: a model that is not served."""
-    message = f"model = {_shown(name)}: is not served here; use {known}"
-    return ApiError(404, Error(message=message, type="invalid_request_error", param="model", code="model_not_found"))
+    return _client_error(404, f"model = {_shown(name)}: is not served here; use {known}", "model_not_found", "model")
 
 
 def body_timed_out(seconds: float) -> ApiError:
     """408: the body takes too long to arrive."""
     message = f"the body: did not arrive within {seconds:g} seconds; send it again"
-    error = Error(message=message, type="invalid_request_error", param=None, code="slow_body")
-    return ApiError(408, error, {"Connection": "close"})
+    return _client_error(408, message, "slow_body", headers={"Connection": "close"})
 
 
 def body_too_large(limit_bytes: int) -> ApiError:
     """413: the body exceeds the limit."""
     message = f"the body: is larger than {limit_bytes} bytes; send a smaller request"
-    error = Error(message=message, type="invalid_request_error", param=None, code="request_too_large")
-    return ApiError(413, error, {"Connection": "close"})
+    return _client_error(413, message, "request_too_large", headers={"Connection": "close"})
 
 
 def not_json(content_type: str) -> ApiError:
     """415: a body of another type, which a web page in a browser may send without a preflight request."""
     message = f"Content-Type = {_shown(content_type)}: is not application/json; send JSON with that type"
-    return ApiError(415, Error(message=message, type="invalid_request_error", param=None, code="not_json"))
+    return _client_error(415, message, "not_json")
 
 
 def queue_full(n_open: int, max_open: int) -> ApiError:
     """429: too many sequences are running or waiting."""
     message = f"the queue: {n_open} of {max_open} sequences are running or waiting; try again later"
     error = Error(message=message, type="rate_limit_error", param=None, code="queue_full")
-    return ApiError(429, error, {"Retry-After": str(RETRY_SECONDS)})
+    return ApiError(429, error, RETRY)
 
 
 def failed() -> ApiError:
     """500: a fault of the program, which the server's log shows."""
-    message = "the server: has failed; its log says why"
-    return ApiError(500, Error(message=message, type="server_error", param=None, code="failed"))
+    return _server_error(500, "the server: has failed; its log says why", "failed")
 
 
 def stopping() -> ApiError:
     """503: the server finishes running requests and takes no new ones."""
     message = "the server: is shutting down; try again later"
-    error = Error(message=message, type="server_error", param=None, code="stopping")
-    return ApiError(503, error, {"Retry-After": str(RETRY_SECONDS), "Connection": "close"})
+    return _server_error(503, message, "stopping", {**RETRY, "Connection": "close"})
 
 
 def timed_out(seconds: float) -> ApiError:
     """503: the answer was not finished in time."""
     message = f"the answer: took more than {seconds:g} seconds; try again later, or ask for fewer tokens"
-    error = Error(message=message, type="server_error", param=None, code="late")
-    return ApiError(503, error, {"Retry-After": str(RETRY_SECONDS)})
+    return _server_error(503, message, "late", RETRY)
 
 
 def _shown(value: object) -> str:
@@ -140,14 +143,8 @@ def _allowed(loc: tuple[int | str, ...]) -> str:
 async def handle_http_exception(request: Request, error: Exception) -> JSONResponse:
     """Responds to an unknown path or method."""
     assert isinstance(error, HTTPException)
-    what = f"{request.method} {_shown(request.url.path)}"
-    body = Error(
-        message=f"{what}: {error.detail}; see /openapi.json",
-        type="invalid_request_error",
-        param=None,
-        code="unknown_path",
-    )
-    return ApiError(error.status_code, body, error.headers).response()
+    message = f"{request.method} {_shown(request.url.path)}: {error.detail}; see /openapi.json"
+    return _client_error(error.status_code, message, "unknown_path", headers=error.headers).response()
 
 
 async def handle_api_error(request: Request, error: Exception) -> JSONResponse:

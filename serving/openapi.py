@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -16,7 +15,7 @@ Schema = dict[str, Any]
 REF_TEMPLATE = "#/components/schemas/{model}"
 REQUEST_MODELS: tuple[type[BaseModel], ...] = (CompletionRequest,)
 RESPONSE_MODELS: tuple[type[BaseModel], ...] = (Completion, ErrorResponse, Health, Model, ModelList)
-PROBLEMS = {
+ERRORS = {
     400: "A field is invalid, or the body is not a JSON object.",
     401: "The key is missing or wrong.",
     404: "The model is not served.",
@@ -28,7 +27,6 @@ PROBLEMS = {
     503: "The server is shutting down, or the answer took too long; Retry-After says when to try again.",
 }
 RETRYABLE = {429, 503}
-TEXT = {"schema": {"type": "string"}}
 
 
 def openapi_document(model: ServedModel, has_key: bool) -> Schema:
@@ -67,58 +65,32 @@ def _bound_integers(schema: Schema, maximum: int) -> None:
 
 def _paths(has_key: bool) -> Schema:
     guarded = (401,) if has_key else ()
-    name = {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
-    completion = _answer("The completion.", {**_json(Completion), "text/event-stream": {"itemSchema": _event()}})
-    problems = (400, *guarded, 404, 408, 413, 415, 429, 500, 503)
+    events = {"text/event-stream": {"itemSchema": _event()}}
+    errors = (400, *guarded, 404, 408, 413, 415, 429, 500, 503)
+    completion = _operation("create_completion", "Create a completion", {**_json(Completion), **events}, errors)
+    completion["requestBody"] = {"required": True, "content": _json(CompletionRequest)}
+    model = _operation("get_model", "Get the model", _json(Model), (*guarded, 404))
+    model["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}]
+    health = _operation("get_health", "Check whether the server is ready", _json(Health), (500, 503))
+    health["security"] = []
+    metrics = {"text/plain": {"schema": {"type": "string"}}}
+    this_document = {"application/json": {"schema": {"type": "object"}}}
     return {
-        "/v1/completions": {
-            "post": {
-                **_operation("create_completion", "Create a completion", completion, problems),
-                "requestBody": {"required": True, "content": _json(CompletionRequest)},
-            }
-        },
-        "/v1/models": {
-            "get": _operation("list_models", "List the models", _answer("The models.", _json(ModelList)), guarded)
-        },
-        "/v1/models/{model}": {
-            "get": {
-                **_operation("get_model", "Get the model", _answer("The model.", _json(Model)), (*guarded, 404)),
-                "parameters": [name],
-            }
-        },
-        "/healthz": {
-            "get": {
-                **_operation(
-                    "get_health",
-                    "Check whether the server is ready",
-                    _answer("It is ready.", _json(Health)),
-                    (500, 503),
-                ),
-                "security": [],
-            }
-        },
-        "/metrics": {
-            "get": _operation(
-                "get_metrics",
-                "Get the metrics for Prometheus",
-                _answer("The metrics as text.", {"text/plain": TEXT}),
-                guarded,
-            )
-        },
-        "/openapi.json": {
-            "get": _operation(
-                "get_openapi",
-                "Get this document",
-                _answer("The document.", {"application/json": {"schema": {"type": "object"}}}),
-                guarded,
-            )
-        },
+        "/v1/completions": {"post": completion},
+        "/v1/models": {"get": _operation("list_models", "List the models", _json(ModelList), guarded)},
+        "/v1/models/{model}": {"get": model},
+        "/healthz": {"get": health},
+        "/metrics": {"get": _operation("get_metrics", "Get the metrics for Prometheus", metrics, guarded)},
+        "/openapi.json": {"get": _operation("get_openapi", "Get this document", this_document, guarded)},
     }
 
 
-def _operation(name: str, summary: str, answer: Schema, problems: tuple[int, ...]) -> Schema:
-    answers = {"200": answer, **{str(status): _problem(status) for status in problems}}
-    return {"operationId": name, "summary": summary, "responses": answers}
+def _operation(name: str, summary: str, content: Schema, errors: tuple[int, ...]) -> Schema:
+    responses = {
+        "200": {"description": "Success.", "content": content},
+        **{str(status): _error(status) for status in errors},
+    }
+    return {"operationId": name, "summary": summary, "responses": responses}
 
 
 def _event() -> Schema:
@@ -134,15 +106,11 @@ def _event() -> Schema:
     }
 
 
-def _answer(description: str, content: Mapping[str, Schema]) -> Schema:
-    return {"description": description, "content": dict(content)}
-
-
-def _problem(status: int) -> Schema:
-    answer = _answer(PROBLEMS[status], _json(ErrorResponse))
+def _error(status: int) -> Schema:
+    response = {"description": ERRORS[status], "content": _json(ErrorResponse)}
     if status in RETRYABLE:
-        answer["headers"] = {"Retry-After": {"description": "seconds", "schema": {"type": "integer"}}}
-    return answer
+        response["headers"] = {"Retry-After": {"description": "seconds", "schema": {"type": "integer"}}}
+    return response
 
 
 def _json(model: type[BaseModel]) -> Schema:

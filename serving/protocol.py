@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -24,6 +24,16 @@ Stop = Annotated[str, Field(min_length=1, max_length=1000)]
 
 
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+def _range(default: float | None, least: float, most: float, meaning: str) -> Any:
+    """Returns a field with bounds, which its description states."""
+    return Field(default, ge=least, le=most, description=f"{least} to {most}: {meaning}")
+
+
+def _share(meaning: str) -> Any:
+    """Returns a field for a share of the probability, 1 by default."""
+    return Field(1.0, gt=0, le=1, description=f"above 0, up to 1: {meaning}")
 
 
 class StreamOptions(BaseModel):
@@ -48,69 +58,39 @@ class CompletionRequest(BaseModel):
     max_tokens: int | None = Field(
         DEFAULT_MAX_TOKENS, ge=0, le=MAX_COUNT, description="0 or more; with the prompt at most the context"
     )
-    temperature: float | None = Field(1.0, ge=0, le=2, description="0 to 2; 0: always the most likely token")
-    top_p: float | None = Field(
-        1.0,
-        gt=0,
-        le=1,
-        description="above 0, up to 1: sample from the most likely tokens with this total probability",
-    )
-    n: int | None = Field(1, ge=1, le=MAX_SAMPLES, description=f"1 to {MAX_SAMPLES}: samples of each prompt")
+    temperature: float | None = _range(1.0, 0, 2, "0 always takes the most likely token")
+    top_p: float | None = _share("sample from the most likely tokens with this total probability")
+    n: int | None = _range(1, 1, MAX_SAMPLES, "samples of each prompt")
     best_of: int | None = Field(
         None,
         ge=1,
         le=MAX_SAMPLES,
-        description=f"n to {MAX_SAMPLES}: samples to generate; the n of the highest mean log-probability are returned; "
-        "not with stream",
+        description=f"n to {MAX_SAMPLES}: generate so many, return the n most likely; not with stream",
     )
-    stream: bool | None = Field(
-        False, description="true or false; true: server-sent events while the text is generated"
-    )
+    stream: bool | None = Field(False, description="true or false; true: server-sent events during generation")
     stream_options: StreamOptions | None = Field(None, description='{"include_usage": true or false}, with stream only')
-    logprobs: int | None = Field(
-        None,
-        ge=0,
-        le=MAX_TOP,
-        description=f"0 to {MAX_TOP}: most likely tokens to report at each position; null: no log-probabilities",
+    logprobs: int | None = _range(
+        None, 0, MAX_TOP, "most likely tokens to report at each position; null: no log-probabilities"
     )
     echo: bool | None = Field(False, description="true or false; true: the prompt precedes the text")
     stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = Field(
-        None,
-        description=f"a string, or up to {MAX_STOPS} of them, each of 1 to 1000 characters: the text ends before it",
+        None, description=f"a string, or up to {MAX_STOPS} of them, each of 1 to 1000 characters: the text ends before"
     )
-    seed: int | None = Field(
-        None, ge=0, le=MAX_SEED, description=f"0 to {MAX_SEED}: the same seed gives the same text; null: a random seed"
-    )
-    presence_penalty: float | None = Field(
-        0.0, ge=-2, le=2, description="-2 to 2: subtracted from the logits of tokens in the generated text"
-    )
-    frequency_penalty: float | None = Field(
-        0.0,
-        ge=-2,
-        le=2,
-        description="-2 to 2: subtracted from the logits of tokens for each time that they were generated",
+    seed: int | None = _range(None, 0, MAX_SEED, "the same seed gives the same text; null: a random seed")
+    presence_penalty: float | None = _range(0.0, -2, 2, "subtracted from the logit of a token that was generated")
+    frequency_penalty: float | None = _range(
+        0.0, -2, 2, "subtracted from the logit of a token for each time that it was generated"
     )
     user: str | None = Field(None, description="a string; ignored")
     logit_bias: None = Field(None, description="null only: not supported")
     suffix: None = Field(None, description="null only: not supported")
-    top_k: int | None = Field(
-        0, ge=0, le=MAX_COUNT, description=f"0 to {MAX_COUNT}: sample from the k most likely tokens; 0: all"
+    top_k: int | None = _range(0, 0, MAX_COUNT, "sample from the k most likely tokens; 0: all")
+    min_p: float | None = _range(0.0, 0, 1, "minimum probability relative to the most likely token; 0: all")
+    typical_p: float | None = _share("sample from the most typical tokens with this total probability")
+    repetition_penalty: float | None = _range(
+        1.0, 0.01, 100, "more than 1 discourages tokens of the prompt and the generated text"
     )
-    min_p: float | None = Field(
-        0.0, ge=0, le=1, description="0 to 1: minimum probability relative to the most likely token; 0: all"
-    )
-    typical_p: float | None = Field(
-        1.0,
-        gt=0,
-        le=1,
-        description="above 0, up to 1: sample from the most typical tokens with this total probability",
-    )
-    repetition_penalty: float | None = Field(
-        1.0, ge=0.01, le=100, description="0.01 to 100: above 1: discourage tokens of the prompt and the text"
-    )
-    no_repeat_ngram: int | None = Field(
-        0, ge=0, le=MAX_COUNT, description=f"0 to {MAX_COUNT}: no sequence of n tokens is repeated; 0: any may be"
-    )
+    no_repeat_ngram: int | None = _range(0, 0, MAX_COUNT, "no sequence of n tokens is repeated; 0: any may be")
     never_end: bool | None = Field(False, description="true or false; true: never generate the end-of-text token")
 
 

@@ -197,7 +197,7 @@ def test_a_character_is_never_split_between_chunks(client: openai.OpenAI) -> Non
 @pytest.mark.parametrize(
     ("fields", "param", "part"),
     [
-        ({"temperature": 2.5}, "temperature", "2.5: Input should be less than or equal to 2; give 0 to 2;"),
+        ({"temperature": 2.5}, "temperature", "2.5: Input should be less than or equal to 2; give 0 to 2:"),
         ({"temperature": "1"}, "temperature", "should be a valid number"),
         ({"top_p": 0}, "top_p", "give above 0, up to 1:"),
         ({"n": 0}, "n", "give 1 to 128:"),
