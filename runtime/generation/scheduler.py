@@ -31,7 +31,7 @@ class Scheduler:
     """Shares an engine among requests. Only one thread may call it; callbacks may submit and cancel."""
 
     def __init__(self, engine: Engine, bytes_of: Callable[[int], bytes]) -> None:
-        """Takes an engine without active rows, and what gives the bytes of a token."""
+        """Takes an engine without active rows, and a function from a token to its bytes."""
         self._engine = engine
         self._bytes_of = bytes_of
         self._waiting: dict[int, _Sequence] = {}
