@@ -1,8 +1,8 @@
-"""How fast batches come from tfrecords, beside how fast a model takes them.
+"""Measures how fast batches are read from tfrecords, and how fast a model consumes them.
 
     python3 benchmarks/input.py --model quickstart
 
-The two are timed in turn, on the same cores. The last line is a JSON object with the figures.
+Both are timed alternately on the same cores. The last line is a JSON object with the results.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ FAR_STEP = 10**6
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
-    """What was measured.
+    """The measurements.
 
     Attributes:
-        ratio: tokens a second that come over those that the model takes; the median of the repeats.
-        seek_seconds: to the first records of step 10^6 among 10,000 files.
+        ratio: input speed divided by model speed, the median of the repeats.
+        seek_seconds: time to the first record of step 10^6 among 10,000 files.
     """
 
     model: str
@@ -56,15 +56,15 @@ class Figures:
 
 def write_data(folder: str, config: RunConfig) -> str:
     """Writes random examples; returns their glob."""
-    draw = np.random.default_rng(0)
+    generator = np.random.default_rng(0)
     for number in range(N_FILES):
-        ids = draw.integers(0, config.model.n_vocab, (EXAMPLES_PER_FILE, config.model.n_ctx + 1))
+        ids = generator.integers(0, config.model.n_vocab, (EXAMPLES_PER_FILE, config.model.n_ctx + 1))
         write_examples(f"{folder}/a_{number}_{EXAMPLES_PER_FILE}.tfrecords", ids)
     return f"{folder}/*.tfrecords"
 
 
 def tokens_per_second(action: Callable[[], object], n_batches: int, config: RunConfig) -> float:
-    """The speed of an action that handles so many batches."""
+    """Returns the speed of an action that handles `n_batches` batches."""
     start_seconds = time.perf_counter()
     action()
     n_tokens = n_batches * config.training.train_batch_size * config.model.n_ctx
@@ -72,7 +72,7 @@ def tokens_per_second(action: Callable[[], object], n_batches: int, config: RunC
 
 
 def model_step(config: RunConfig) -> Callable[[], object]:
-    """One step of training on a batch that is there."""
+    """Returns a training step on a fixed batch."""
     config = dataclasses.replace(config, mesh=MeshConfig())
     placement = place(config.mesh, choose_devices(None, None)[:1])
     step = build_train_step(config, placement)
@@ -83,7 +83,7 @@ def model_step(config: RunConfig) -> Callable[[], object]:
 
 
 def seek_seconds(folder: str, config: RunConfig) -> float:
-    """The time to the first records of a step far away, where all files but those are only counts."""
+    """Returns the time to the first record of a distant step; all other files are only counts."""
     rules = RecordRules(config.model.n_ctx, config.model.n_vocab)
     real = f"{folder}/a_0_{EXAMPLES_PER_FILE}.tfrecords"
     shards = [Shard(f"{folder}/none_{number}", EXAMPLES_PER_FILE) for number in range(N_SIMULATED_FILES)]
@@ -96,33 +96,35 @@ def seek_seconds(folder: str, config: RunConfig) -> float:
 
 
 def measure(config: RunConfig, n_batches: int, repeats: int) -> Figures:
-    """Times the input and the model in turn."""
+    """Times the input and the model alternately."""
     with tempfile.TemporaryDirectory() as folder:
         batches = training_batches(config, [write_data(folder, config)])
         step = model_step(config)
         step()
         inputs, models = [], []
         for _ in range(repeats):
-            inputs.append(tokens_per_second(lambda: take(batches, n_batches), n_batches, config))
+            inputs.append(tokens_per_second(lambda: consume(batches, n_batches), n_batches, config))
             models.append(tokens_per_second(step, 1, config))
-        ratios = [supplied / taken for supplied, taken in zip(inputs, models, strict=True)]
+        ratios = [read / consumed for read, consumed in zip(inputs, models, strict=True)]
         seeking = seek_seconds(folder, config)
     return Figures(config.name, *map(statistics.median, (inputs, models, ratios)), seeking)
 
 
-def take(batches: itertools.chain, n_batches: int) -> None:
-    """Takes so many batches; those that were made ahead count once, in the repeat that takes them."""
+def consume(batches: itertools.chain, n_batches: int) -> None:
+    """Consumes batches; those that were prefetched count once, in the repeat that consumes them."""
     for _ in itertools.islice(batches, n_batches):
         pass
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the benchmark; returns the exit status."""
-    parser = argparse.ArgumentParser(description="Compare how fast batches come with how fast a model takes them.")
+    parser = argparse.ArgumentParser(
+        description="Compare how fast batches are read with how fast a model consumes them."
+    )
     parser.add_argument("--model", default="quickstart", help="a name (configs/NAME.json) or a path")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the config")
-    parser.add_argument("--batches", type=int, default=100, help="batches timed at once (default 100)")
-    parser.add_argument("--repeats", type=int, default=7, help="times that each is timed (default 7)")
+    parser.add_argument("--batches", type=int, default=100, help="batches per measurement (default 100)")
+    parser.add_argument("--repeats", type=int, default=7, help="number of measurements of each (default 7)")
     parsed = parser.parse_args(arguments)
     try:
         config = load_config(parsed.model, parsed.set)

@@ -1,4 +1,4 @@
-"""Batches are compared with plain lists, and the random ones with an independent generator in Python's own integers."""
+"""Batches are compared with plain lists, and random ones with an independent generator in Python's integers."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def write_numbered(folder: Path, name: str, first: int, n_examples: int) -> str:
 
 
 def real_rows(batches, n_batches=None) -> list[list[int]]:
-    """Puts the examples together again, without the rows that only fill up."""
+    """Returns the examples, without padding rows."""
     rows = []
     for batch in itertools.islice(batches, n_batches):
         np.testing.assert_array_equal(batch.tokens_BS[:, 1:], batch.labels_BS[:, :-1])
@@ -131,7 +131,7 @@ def test_files_of_all_datasets_are_shuffled_as_gpt_neo_shuffles_them(tmp_path, s
 
 @settings(deadline=None, max_examples=6)
 @given(start=st.integers(0, 150), batch_size=st.integers(1, 40))
-def test_going_on_from_a_position_equals_never_having_stopped(folder, start, batch_size):
+def test_resuming_from_a_position_equals_never_having_stopped(folder, start, batch_size):
     config = run_config(shuffle=True, batch_size=batch_size)
     patterns = [f"{folder}/a/*.tfrecords"]
     whole = first_ids(inputs.training_batches(config, patterns), -(-(start + 2 * batch_size) // batch_size))
@@ -140,12 +140,12 @@ def test_going_on_from_a_position_equals_never_having_stopped(folder, start, bat
     assert [batch.next_example for batch in resumed] == [start + batch_size, start + 2 * batch_size]
 
 
-def test_an_empty_glob_fails_before_the_first_batch_is_asked_for(tmp_path):
+def test_an_empty_glob_fails_before_the_first_batch(tmp_path):
     with pytest.raises(DataError, match=f"^{tmp_path}/none: no file matches"):
         inputs.training_batches(run_config(), [f"{tmp_path}/none"])
 
 
-def test_a_wrong_record_is_named(tmp_path):
+def test_an_invalid_record_is_named(tmp_path):
     write_numbered(tmp_path, "a", 998, 3)
     with pytest.raises(DataError, match=r"a_3.tfrecords: record 2 holds the id 1000, outside \[0, 1000\)"):
         next(inputs.training_batches(run_config(), [f"{tmp_path}/*"]))
@@ -161,7 +161,7 @@ def patterns_of(folder: Path) -> list[str]:
 
 
 def splitmix64(state: int, number: int) -> int:
-    """Draw `number` in Python's integers, stepping the state as the paper does."""
+    """Computes number `number` in Python's integers, as the paper does."""
     mask = 2**64 - 1
     mixed = (state + (number + 1) * 0x9E3779B97F4A7C15) & mask
     mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & mask
@@ -170,17 +170,17 @@ def splitmix64(state: int, number: int) -> int:
 
 
 def expected_mixture(n_examples: int, seed: int) -> list[list[int]]:
-    """Says what the three datasets of MIXTURE give, example by example, from the definitions in the docstrings."""
-    taken, rows = [0, 0, 0], []
+    """Returns the examples of the three datasets of MIXTURE, from the definitions in the docstrings."""
+    counts, rows = [0, 0, 0], []
     for example in range(n_examples):
         share = (splitmix64(splitmix64(splitmix64(seed, 0), 0), example) >> 11) / 2**53
         dataset = 0 if share < 1 / 2 else 1 if share < 4 / 6 else 2
         if dataset == 1:
-            rows.append(expected_cut(taken[1], splitmix64(splitmix64(seed, 0), 2)))
+            rows.append(expected_cut(counts[1], splitmix64(splitmix64(seed, 0), 2)))
         else:
             numbers = CHUNKS_A if dataset == 0 else CHUNKS_B
-            rows.append([numbers[taken[dataset] % len(numbers)], 1, 2, 3, 4])
-        taken[dataset] += 1
+            rows.append([numbers[counts[dataset] % len(numbers)], 1, 2, 3, 4])
+        counts[dataset] += 1
     return rows
 
 
@@ -199,14 +199,14 @@ def test_the_generator_gives_the_published_numbers():
 
 
 @pytest.mark.parametrize("seed", [1, 2**31 - 1])
-def test_a_mixture_is_what_its_definition_says(folder, seed):
+def test_a_mixture_follows_its_definition(folder, seed):
     config = run_config(MIXTURE, "generic_text", batch_size=10, seed=seed)
     assert real_rows(inputs.training_batches(config, patterns_of(folder)), 15) == expected_mixture(150, seed)
 
 
 @settings(deadline=None, max_examples=4)
 @given(start=st.integers(0, 140))
-def test_a_mixture_goes_on_from_any_position(folder, start):
+def test_a_mixture_resumes_from_any_position(folder, start):
     config = run_config(MIXTURE, "generic_text", batch_size=10)
     rows = real_rows(inputs.training_batches(config, patterns_of(folder), start), 1)
     assert rows == expected_mixture(150, 1)[start : start + 10]
@@ -221,7 +221,7 @@ def test_choices_are_counted_as_they_are_made(weights, seed, n_examples):
     assert count_choices(weights, seed, n_examples).tolist() == expected
 
 
-def test_weights_are_the_shares_of_the_examples():
+def test_weights_are_the_fractions_of_the_examples():
     n_examples = 3 * CHOICES_AT_ONCE // 2
     shares = count_choices(np.array([3.0, 1.0, 2.0]), 1, n_examples) / n_examples
     np.testing.assert_allclose(shares, [1 / 2, 1 / 6, 1 / 3], atol=2e-3)
@@ -253,18 +253,18 @@ def test_evaluation_gives_every_example_once_in_the_order_of_the_files(folder, b
     assert batches[-1].next_example == 46
 
 
-def test_rows_that_fill_up_have_no_weight(folder):
+def test_padding_rows_have_no_weight(folder):
     *_, last = inputs.evaluation_batches(run_config(batch_size=20), [f"{folder}/b/*.tfrecords"])
     assert last.weights_BS.tolist() == [[1] * N_CTX] * 17 + [[0] * N_CTX] * 3
     assert not last.tokens_BS[17:].any() and not last.labels_BS[17:].any()
 
 
-def test_evaluation_ends_after_the_most_batches(folder):
+def test_evaluation_stops_after_max_batches(folder):
     batches = inputs.evaluation_batches(run_config(batch_size=4), [f"{folder}/a/*.tfrecords"], max_batches=3)
     assert first_ids(batches) == CHUNKS_A[:12]
 
 
-def test_evaluation_leaves_out_datasets_that_hold_nothing_out(folder):
+def test_evaluation_skips_datasets_without_a_held_out_part(folder):
     config = run_config((use_of("a"), use_of("b")))
     assert first_ids(inputs.evaluation_batches(config, [None, f"{folder}/b/*.tfrecords"])) == CHUNKS_B
 
@@ -348,7 +348,7 @@ def expected_masking(ids: list[int], example: int, seed: int) -> tuple[list[int]
 
 
 @pytest.mark.parametrize("seed", [1, 2**31 - 1])
-def test_masked_batches_are_what_their_definition_says(folder, seed):
+def test_masked_batches_follow_their_definition(folder, seed):
     batches = inputs.training_batches(masked_config(batch_size=10, seed=seed), [f"{folder}/a/*.tfrecords"])
     examples = [[first, 1, 2, 3] for first in (CHUNKS_A * 3)[:100]]
     expected = [expected_masking(ids, number, seed) for number, ids in enumerate(examples)]
@@ -357,7 +357,7 @@ def test_masked_batches_are_what_their_definition_says(folder, seed):
 
 @settings(deadline=None, max_examples=6)
 @given(start=st.integers(0, 60), batch_size=st.integers(1, 30), mixed=st.booleans())
-def test_masked_training_goes_on_from_any_position(folder, start, batch_size, mixed):
+def test_masked_training_resumes_from_any_position(folder, start, batch_size, mixed):
     args = (MIXTURE, "generic_text") if mixed else (None, "sequential_input", True)
     config = masked_config(*args, batch_size=batch_size, cls_id=CLS_ID)
     patterns = patterns_of(folder) if mixed else [f"{folder}/a/*.tfrecords"]
@@ -375,7 +375,7 @@ def test_masked_labels_are_the_text_and_special_ids_are_never_chosen(folder):
             assert label not in NEVER_CHOSEN | {CLS_ID} if is_chosen else token == label
 
 
-def test_the_shares_of_masking_are_exact_and_its_draws_independent(tmp_path):
+def test_the_fractions_of_masking_are_exact_and_its_choices_independent(tmp_path):
     n_examples = 20_000
     write_examples(f"{tmp_path}/a_{n_examples}.tfrecords", [[10, 11, 12, 13, 14]] * n_examples)
     batches = inputs.training_batches(masked_config(batch_size=n_examples), [f"{tmp_path}/*"])
@@ -395,7 +395,7 @@ def assert_near(measured: float | np.ndarray, share: float, n_trials: int) -> No
     np.testing.assert_allclose(measured, share, atol=5 * math.sqrt(share * (1 - share) / n_trials))
 
 
-def test_every_epoch_and_every_seed_masks_other_places(folder):
+def test_every_epoch_and_every_seed_masks_other_positions(folder):
     config = masked_config(batch_size=46)
     patterns = [f"{folder}/a/*.tfrecords"]
     first, second = itertools.islice(inputs.training_batches(config, patterns), 2)
@@ -411,7 +411,7 @@ def test_masked_weights_are_1_at_the_chosen_positions(folder):
         assert batch.weights_BS.dtype == np.float32
 
 
-def test_a_batch_in_which_nothing_can_be_masked_is_refused(tmp_path):
+def test_a_batch_in_which_nothing_can_be_masked_is_an_error(tmp_path):
     write_examples(f"{tmp_path}/a_1.tfrecords", [[0, IGNORED_ID, MASK_ID, 0, 5]])
     with pytest.raises(DataError) as raised:
         next(inputs.training_batches(masked_config(), [f"{tmp_path}/*"]))
@@ -420,7 +420,7 @@ def test_a_batch_in_which_nothing_can_be_masked_is_refused(tmp_path):
 
 @pytest.mark.parametrize("is_masked", [False, True])
 @pytest.mark.parametrize("input_fn", ["sequential_input", "generic_text"])
-def test_the_parts_of_many_processes_are_the_batch_of_one(folder, is_masked, input_fn):
+def test_the_rows_of_several_processes_form_the_batch_of_one(folder, is_masked, input_fn):
     uses = (use_of("a"), use_of("b", weight=2.0))
     config = (masked_config if is_masked else run_config)(uses, input_fn, batch_size=6)
     patterns = [f"{folder}/a/*.tfrecords", f"{folder}/b/*.tfrecords"]
@@ -434,7 +434,7 @@ def test_the_parts_of_many_processes_are_the_batch_of_one(folder, is_masked, inp
             np.testing.assert_array_equal(together, getattr(whole, name))
 
 
-def test_every_evaluation_masks_the_same_places_whatever_the_seed_and_the_batch(folder):
+def test_every_evaluation_masks_the_same_positions_for_any_seed_and_batch_size(folder):
     patterns = [f"{folder}/a/*.tfrecords"]
     rows = masked_rows(inputs.evaluation_batches(masked_config(batch_size=46, seed=1), patterns))
     others = masked_rows(inputs.evaluation_batches(masked_config(batch_size=7, seed=5), patterns))
@@ -442,7 +442,7 @@ def test_every_evaluation_masks_the_same_places_whatever_the_seed_and_the_batch(
     assert rows == [expected_masking([first, 1, 2, 3], number, 2**31) for number, first in enumerate(CHUNKS_A)]
 
 
-def test_masked_evaluation_counts_chosen_positions_and_no_row_that_fills_up(folder):
+def test_masked_evaluation_counts_chosen_positions_and_no_padding_row(folder):
     *_, last = inputs.evaluation_batches(masked_config(batch_size=20), [f"{folder}/b/*.tfrecords"])
     assert set(last.weights_BS.ravel().tolist()) == {0.0, 1.0}
     assert last.weights_BS[:17].any(axis=1).all()
@@ -452,18 +452,18 @@ def test_masked_evaluation_counts_chosen_positions_and_no_row_that_fills_up(fold
 # Where each dataset stands.
 
 
-def test_weights_may_change_from_run_to_run_and_no_example_is_lost_or_doubled(folder):
+def test_weights_may_change_between_runs_without_losing_or_repeating_an_example(folder):
     before = mixture_config((1.0, 1.0))
     after = mixture_config((1.0, 4.0))
     patterns = [f"{folder}/a/*.tfrecords", f"{folder}/b/*.tfrecords"]
-    begun = list(itertools.islice(inputs.training_batches(before, patterns), 5))
-    start = begun[-1].next_example, begun[-1].examples_per_dataset
-    gone_on = list(itertools.islice(inputs.training_batches(after, patterns, *start), 40))
-    rows = first_ids([*begun, *gone_on])
+    before_change = list(itertools.islice(inputs.training_batches(before, patterns), 5))
+    start = before_change[-1].next_example, before_change[-1].examples_per_dataset
+    resumed = list(itertools.islice(inputs.training_batches(after, patterns, *start), 40))
+    rows = first_ids([*before_change, *resumed])
     for chunks in (CHUNKS_A, CHUNKS_B):
         own = [row for row in rows if row in chunks]
         assert own == [chunks[number % len(chunks)] for number in range(len(own))]
-    assert gone_on[-1].examples_per_dataset == {
+    assert resumed[-1].examples_per_dataset == {
         "a": sum(row < 100 for row in rows),
         "b": sum(row >= 100 for row in rows),
     }
@@ -475,7 +475,7 @@ def mixture_config(weights) -> RunConfig:
     return run_config([use_of(name, weight=weight) for name, weight in zip("ab", weights, strict=True)], "generic_text")
 
 
-def test_a_dataset_that_joins_begins_at_its_beginning(folder):
+def test_a_new_dataset_starts_at_its_first_example(folder):
     patterns = [f"{folder}/a/*.tfrecords", f"{folder}/b/*.tfrecords"]
     batches = inputs.training_batches(mixture_config((1.0, 1.0)), patterns, 30, {"a": 30})
     rows = first_ids(batches, 10)
@@ -509,7 +509,7 @@ def test_without_weights_the_default_mode_reads_all_datasets_as_one(folder):
     assert batch.examples_per_dataset == {"all": len(CHUNKS_A) + len(CHUNKS_B)}
 
 
-def test_shares_of_a_mixture_are_within_one_hundredth_of_the_weights():
+def test_fractions_of_a_mixture_are_within_one_hundredth_of_the_weights():
     weights_D = np.array([5.0, 3.0, 1.5, 0.5])
     shares_D = count_choices(weights_D, 1, 10**5) / 10**5
     np.testing.assert_allclose(shares_D, weights_D / weights_D.sum(), atol=0.01)
@@ -531,7 +531,7 @@ def test_every_example_of_an_epoch_is_read_by_one_process_once(folder, n_process
 # Bad records.
 
 
-def spoiled(folder: Path, n_examples: int, bad: set[int]) -> str:
+def write_with_invalid(folder: Path, n_examples: int, bad: set[int]) -> str:
     rows = [[number % 900, 1, 2, 3, 5000 if number in bad else 4] for number in range(n_examples)]
     write_examples(f"{folder}/a_{n_examples}.tfrecords", rows)
     return f"{folder}/*.tfrecords"
@@ -544,7 +544,7 @@ def skipping(batch_size: int, share: float = 0.01) -> RunConfig:
 
 
 def test_a_bad_record_stops_training_unless_it_may_be_skipped(tmp_path):
-    pattern = spoiled(tmp_path, 8, {5})
+    pattern = write_with_invalid(tmp_path, 8, {5})
     with pytest.raises(DataError, match="record 5 holds the id 5000"):
         list(itertools.islice(inputs.training_batches(run_config(batch_size=4), [pattern]), 2))
     first, second = itertools.islice(inputs.training_batches(skipping(batch_size=4), [pattern]), 2)
@@ -558,8 +558,8 @@ def test_a_bad_record_stops_training_unless_it_may_be_skipped(tmp_path):
     assert (first.skipped + second.skipped).fraction == 1 / 12
 
 
-def test_no_more_than_a_share_is_left_out(tmp_path):
-    pattern = spoiled(tmp_path, 4000, {1, *range(2000, 2041)})
+def test_no_more_than_max_bad_share_is_skipped(tmp_path):
+    pattern = write_with_invalid(tmp_path, 4000, {1, *range(2000, 2041)})
     batches = inputs.training_batches(skipping(batch_size=100), [pattern])
     with pytest.raises(DataError) as raised:
         for batch in batches:
@@ -570,7 +570,7 @@ def test_no_more_than_a_share_is_left_out(tmp_path):
     )
 
 
-def test_bad_documents_are_passed_over(tmp_path):
+def test_invalid_documents_are_skipped(tmp_path):
     documents = [[200 + k] * 3 for k in range(6)]
     documents[2] = [5000] * 3
     write_examples(f"{tmp_path}/z_6.tfrecords", documents)

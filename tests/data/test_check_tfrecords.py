@@ -1,4 +1,4 @@
-"""The command is run on real files: what it says, how it ends, and what it leaves behind."""
+"""The command runs on real files: output, exit status, and the files it leaves."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def write_two(folder: Path, break_one: bool = True) -> tuple[Path, Path]:
-    """Two files of examples that hold their own number; the second has a flipped bit in record 3, and a torn end."""
+    """Writes two files of numbered examples; the second has a flipped bit in record 3 and is truncated."""
     folder.mkdir(exist_ok=True)
     good, bad = folder / "a_0_0_5.tfrecords", folder / "a_1_0_8.tfrecords"
     write_examples(str(good), [[number] * 4 for number in range(5)])
@@ -44,7 +44,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
     return status, *capsys.readouterr()
 
 
-def test_what_is_sound_ends_with_0(tmp_path, capsys):
+def test_valid_files_give_status_0(tmp_path, capsys):
     write_two(tmp_path, break_one=False)
     before = snapshot(tmp_path)
     status, out, err = run(capsys, f"{tmp_path}/*.tfrecords")
@@ -53,7 +53,7 @@ def test_what_is_sound_ends_with_0(tmp_path, capsys):
     assert "examples                   13" in out
 
 
-def test_what_is_wrong_is_named_and_ends_with_2(tmp_path, capsys):
+def test_invalid_records_are_named_and_give_status_2(tmp_path, capsys):
     _, bad = write_two(tmp_path)
     before = snapshot(tmp_path)
     status, out, err = run(capsys, f"{tmp_path}/*.tfrecords", "--picture", f"{tmp_path}/p.png")
@@ -65,20 +65,20 @@ def test_what_is_wrong_is_named_and_ends_with_2(tmp_path, capsys):
     assert picture.startswith(b"\x89PNG") and {**before, f"{tmp_path}/p.png": picture} == snapshot(tmp_path)
 
 
-def test_the_length_is_that_of_most_records(tmp_path, capsys):
+def test_the_length_is_the_most_common_one(tmp_path, capsys):
     write_examples(f"{tmp_path}/a_5.tfrecords", [[1, 2], [1] * 4, [2] * 4, [3] * 4, [4] * 4])
     status, out, err = run(capsys, f"{tmp_path}/*")
     assert status == 2 and "record 0 holds 2 ids, but n_ctx 3 needs 4" in err and "\ninvalid records: 1;" in err
 
 
-def test_the_manifest_says_what_the_command_line_does_not(tmp_path, capsys):
+def test_missing_settings_come_from_the_manifest(tmp_path, capsys):
     write_with_manifest(tmp_path, [[5, 0, 6, 7], [1, 2, 3, 100]])
     status, out, err = run(capsys, f"{tmp_path}/*.tfrecords")
     assert "checking examples of 4 ids, ids below 100\n" in out and f"5{BOUNDARY}6 7\n" in out
     assert status == 2 and "record 1 holds the id 100, outside [0, 100)" in err
 
 
-def test_a_tokenizer_shows_text_and_says_what_ids_there_are(tmp_path, capsys):
+def test_a_tokenizer_decodes_text_and_gives_the_vocabulary(tmp_path, capsys):
     words = RawTokenizer(models.WordLevel({"<|endoftext|>": 0, "mesh": 1, "word": 2}, unk_token="mesh"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     words.add_special_tokens(["<|endoftext|>"])
@@ -95,11 +95,8 @@ def test_documents_are_of_any_length(tmp_path, capsys):
     assert run(capsys, f"{tmp_path}/*")[0] == 2
 
 
-# Repair.
-
-
 @pytest.mark.parametrize("given", [False, True])
-def test_sound_records_are_written_beside_under_right_counts(tmp_path, capsys, given):
+def test_valid_records_are_copied_under_right_counts(tmp_path, capsys, given):
     good, bad = write_two(tmp_path / "in")
     before = snapshot(tmp_path / "in")
     folder = tmp_path / "elsewhere" / "new" if given else tmp_path / "in" / "repaired"
@@ -119,14 +116,14 @@ def test_sound_records_are_written_beside_under_right_counts(tmp_path, capsys, g
     assert run(capsys, f"{tmp_path}/in/*.tfrecords")[0] == 2
 
 
-def test_nothing_is_written_where_nothing_is_wrong(tmp_path, capsys):
+def test_nothing_is_written_without_errors(tmp_path, capsys):
     write_two(tmp_path, break_one=False)
     before = snapshot(tmp_path)
     status, out, _ = run(capsys, f"{tmp_path}/*.tfrecords", "--repair")
     assert status == 0 and "no errors: nothing to repair" in out and snapshot(tmp_path) == before
 
 
-def test_all_kinds_of_damage_can_be_repaired(tmp_path, capsys):
+def test_all_kinds_of_corruption_can_be_repaired(tmp_path, capsys):
     for number in range(34):
         write_corrupted(tmp_path, number)
     arguments = ["--chunk_size", "4", "--n_vocab", "1000"]
@@ -136,7 +133,7 @@ def test_all_kinds_of_damage_can_be_repaired(tmp_path, capsys):
     assert (status, err) == (0, "")
 
 
-def test_a_last_file_without_a_sound_record_leaves_nothing_behind(tmp_path, capsys):
+def test_a_last_file_without_a_valid_record_leaves_nothing_behind(tmp_path, capsys):
     write_examples(f"{tmp_path}/a_3.tfrecords", [[1, 2, 3]] * 3)
     (tmp_path / "b_3.tfrecords").write_bytes(b"no record")
     status, out, _ = run(capsys, f"{tmp_path}/*.tfrecords", "--repair")
@@ -144,16 +141,13 @@ def test_a_last_file_without_a_sound_record_leaves_nothing_behind(tmp_path, caps
     assert [path.name for path in (tmp_path / "repaired").iterdir()] == ["a_3.tfrecords"]
 
 
-def test_a_name_that_two_files_would_have_ends_the_repair_and_leaves_nothing(tmp_path, capsys):
+def test_a_name_clash_stops_the_repair_and_leaves_nothing(tmp_path, capsys):
     write_examples(f"{tmp_path}/a_2.tfrecords", [[1, 2]] * 2)
     write_examples(f"{tmp_path}/a_3.tfrecords", [[1, 2]] * 2)
     before = snapshot(tmp_path)
     status, _, err = run(capsys, f"{tmp_path}/*", "--repair")
     assert status == 2 and f"{tmp_path}/a_3.tfrecords: {tmp_path}/repaired already has a file a_2.tfrecords" in err
     assert snapshot(tmp_path) == before and not (tmp_path / "repaired").exists()
-
-
-# What is refused.
 
 
 @pytest.mark.parametrize(
@@ -170,7 +164,7 @@ def test_a_name_that_two_files_would_have_ends_the_repair_and_leaves_nothing(tmp
         (["{here}/*.tfrecords", "--encoder_path", "{here}/none.json"], "{here}/none.json: "),
     ],
 )
-def test_what_cannot_be_done_is_said_in_one_line_and_changes_nothing(tmp_path, capsys, arguments, message):
+def test_an_impossible_command_gives_one_line_and_changes_nothing(tmp_path, capsys, arguments, message):
     write_two(tmp_path)
     (tmp_path / "there").mkdir()
     before = snapshot(tmp_path)
@@ -179,7 +173,7 @@ def test_what_cannot_be_done_is_said_in_one_line_and_changes_nothing(tmp_path, c
     assert snapshot(tmp_path) == before
 
 
-def test_a_place_that_cannot_be_written_to_is_named(tmp_path, capsys):
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, capsys):
     write_two(tmp_path)
     (tmp_path / "file").touch()
     status, _, err = run(capsys, f"{tmp_path}/*.tfrecords", "--repair", "--repair_dir", f"{tmp_path}/file/new")
@@ -187,7 +181,7 @@ def test_a_place_that_cannot_be_written_to_is_named(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_the_command_works_alone_and_in_processes(tmp_path):
+def test_the_command_gives_the_same_in_one_and_two_processes(tmp_path):
     write_examples(f"{tmp_path}/a_3000.tfrecords", np.arange(12000).reshape(3000, 4) % 500)
     _, bad = write_two(tmp_path / "more")
     command = [sys.executable, str(REPOSITORY / "data" / "check_tfrecords.py"), "--processes"]

@@ -1,4 +1,4 @@
-"""Damaged files of every kind: each is found and named by the check, and none ends or holds up a reader."""
+"""Corrupted files of every kind: the check names each, and none crashes or hangs a reader."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from tests.data.corruption import CORRUPTIONS, EOS_ID, N_CTX, N_VOCAB, Expected,
 from tests.test_inputs import run_config, use_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SECONDS_A_FILE = 10.0  # for each reader: any of them takes milliseconds where nothing hangs
-MEMORY_BYTES = 1 << 36  # of addresses, which TensorFlow takes in plenty: less than the huge lengths
+SECONDS_PER_FILE = 10.0  # for each reader; without a hang each takes milliseconds
+MEMORY_BYTES = 1 << 36  # of address space, which TensorFlow reserves generously; less than the huge lengths
 
 few_and_many = pytest.mark.parametrize(
     "numbers", [range(40), pytest.param(range(40, 240), marks=pytest.mark.slow)], ids=["40 files", "200 files"]
 )
 
 
-def damaged(folder: Path, numbers: Iterable[int]) -> dict[str, Expected]:
+def write_corrupted_files(folder: Path, numbers: Iterable[int]) -> dict[str, Expected]:
     return {str(path): expected for path, expected in (write_corrupted(folder, number) for number in numbers)}
 
 
@@ -44,8 +44,8 @@ def show(ids) -> str:
 
 
 @few_and_many
-def test_each_damaged_file_and_record_is_named_and_no_other(tmp_path, numbers):
-    expected = damaged(tmp_path, numbers)
+def test_every_corrupted_file_and_record_is_named_and_no_other(tmp_path, numbers):
+    expected = write_corrupted_files(tmp_path, numbers)
     assert len(numbers) >= len(CORRUPTIONS)
     for number in range(10):
         write_good(tmp_path / f"good{number}_20.tfrecords", 20, random.Random(number))
@@ -64,11 +64,11 @@ def test_each_damaged_file_and_record_is_named_and_no_other(tmp_path, numbers):
             assert re.match(rf"{re.escape(path)}: record {number}\b", message)
 
 
-def test_bytes_under_a_right_checksum_are_ids_or_an_error(tmp_path):
-    draw, shard, sound = random.Random(1), Shard(f"{tmp_path}/a", 1), serialize_example([7, 8, 9, 10, 11])
+def test_random_bytes_with_a_valid_checksum_are_ids_or_an_error(tmp_path):
+    draw, shard, valid = random.Random(1), Shard(f"{tmp_path}/a", 1), serialize_example([7, 8, 9, 10, 11])
     outcomes = {"ids": 0, "error": 0}
     for _ in range(1000):
-        record = bytearray(sound)
+        record = bytearray(valid)
         for _ in range(draw.choice([1, 1, 2, 5])):
             record[draw.randrange(len(record))] = draw.randrange(256)
         try:
@@ -82,26 +82,23 @@ def test_bytes_under_a_right_checksum_are_ids_or_an_error(tmp_path):
     assert min(outcomes.values()) > 50
 
 
-def test_a_file_that_must_be_counted_and_is_not_there_is_named(tmp_path):
+def test_a_missing_file_that_must_be_counted_is_named(tmp_path):
     (tmp_path / "a.tfrecords").symlink_to(tmp_path / "gone")
     with pytest.raises(DataError, match=f"^{tmp_path}/a.tfrecords: no such file; "):
         list_shards(f"{tmp_path}/*")
 
 
-def test_what_lies_beside_is_no_file_of_the_data_set(tmp_path):
+def test_json_files_beside_are_not_part_of_the_dataset(tmp_path):
     write_good(tmp_path / "a.tfrecords", 3, random.Random(1))
     (tmp_path / "a.manifest.json").write_text("{}")
     assert [shard.n_examples for shard in list_shards(f"{tmp_path}/*")] == [3]
     assert [shard.n_examples for shard in list_shards(f"{tmp_path}/*")] == [3]  # beside the counts, too
 
 
-# Readers, in a process of their own, that may not end before its time.
-
-
 @few_and_many
-def test_no_damaged_file_ends_or_holds_up_a_reader(tmp_path, numbers):
+def test_no_corrupted_file_crashes_or_hangs_a_reader(tmp_path, numbers):
     (tmp_path / "files").mkdir()
-    paths = list(damaged(tmp_path / "files", numbers))
+    paths = list(write_corrupted_files(tmp_path / "files", numbers))
     program = "import sys; from tests.data.test_corruption import read_all; read_all(sys.argv[1:])"
     with (tmp_path / "errors").open("w+") as errors:
         run = subprocess.run(
@@ -112,16 +109,16 @@ def test_no_damaged_file_ends_or_holds_up_a_reader(tmp_path, numbers):
         assert run.returncode == 0, (run.stdout[-300:], errors.read()[-2000:])
     outcomes = [json.loads(line) for line in run.stdout.splitlines()]
     assert {(outcome["path"], outcome["reader"]) for outcome in outcomes} == set(itertools.product(paths, READERS))
-    assert [outcome for outcome in outcomes if outcome["seconds"] > SECONDS_A_FILE] == []
+    assert [outcome for outcome in outcomes if outcome["seconds"] > SECONDS_PER_FILE] == []
     assert [outcome for outcome in outcomes if not outcome["ended"].startswith(("DataError", "read"))] == []
     unnamed = [o for o in outcomes if o["ended"].startswith("DataError") and o["path"] not in o["ended"]]
     assert unnamed == []
-    taken_for_sound = [o["path"] for o in outcomes if o["reader"] == "read_epoch" and o["ended"].startswith("read")]
-    assert taken_for_sound == []
+    accepted = [o["path"] for o in outcomes if o["reader"] == "read_epoch" and o["ended"].startswith("read")]
+    assert accepted == []
 
 
 def read_all(paths: list[str]) -> None:
-    """Gives each file to each reader and tells, line by line, how that ended."""
+    """Gives each file to each reader, and prints a line with the outcome of each."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     for path, (name, reader) in itertools.product(paths, READERS.items()):
         begun = time.monotonic()
@@ -142,12 +139,12 @@ def named(path: str) -> Shard:
 
 
 def numbers_of(path: str) -> np.ndarray:
-    """Of all records of the file, and of some more."""
+    """Returns the numbers of all records of the file, and three more."""
     return np.arange(count_in_name(path) + 3)
 
 
 def training(path: str, on_bad_record: str, datatype: str) -> int:
-    """The first batches, and those that are read ahead, as training reads them."""
+    """Reads the first batches, and those that are prefetched, as training does."""
     config = run_config((use_of("a", stitch=2, datatype=datatype),), "generic_text", batch_size=8)
     data = dataclasses.replace(config.data, on_bad_record=on_bad_record, max_bad_share=1.0)
     batches = inputs.training_batches(dataclasses.replace(config, data=data), [path])

@@ -34,7 +34,7 @@ def figures(report: DatasetReport) -> tuple:
 
 
 def lengths_of(documents) -> dict[int, int]:
-    """Documents in each bin that holds any."""
+    """Returns the number of documents in each bin that is not empty."""
     return dict(Counter(int(np.floor(np.log2(len(ids)) * BINS_PER_OCTAVE)) for ids in documents))
 
 

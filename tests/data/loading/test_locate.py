@@ -17,7 +17,7 @@ from tests.test_inputs import run_config, use_of, write_numbered
 
 
 def named_records(text: str) -> list[tuple[str, int]]:
-    """The files and record numbers of a description, in its order."""
+    """Returns the files and record numbers of a description, in its order."""
     found = []
     for path, words in re.findall(r"(\S+\.tfrecords): records? ([\d, to]+)", text):
         for part in words.rstrip("; ").split(", "):
@@ -28,7 +28,7 @@ def named_records(text: str) -> list[tuple[str, int]]:
 
 @pytest.fixture(scope="module")
 def patterns(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    folder = tmp_path_factory.mktemp("whereabouts")
+    folder = tmp_path_factory.mktemp("locate")
     for name, first, n_examples in (("x_1", 0, 5), ("x_2", 5, 20), ("x_3", 25, 1)):
         write_numbered(folder / "a", name, first, n_examples)
     write_numbered(folder / "b", "y_1", 100, 17)
@@ -49,15 +49,15 @@ def test_every_example_of_a_batch_is_named(patterns: list[str], input_fn: str) -
 def test_all_documents_of_an_example_are_named(tmp_path: Path) -> None:
     write_examples(str(tmp_path / "d_9.tfrecords"), [np.full(8, 10 + k) for k in range(9)])
     config = run_config((use_of("d", stitch=3, datatype="documents_fixed"),), "generic_text", batch_size=2)
-    told = describe_batch(config, [f"{tmp_path}/*.tfrecords"], 0, None)
-    assert told == f"{tmp_path}/d_9.tfrecords: records 0 to 5"
+    described = describe_batch(config, [f"{tmp_path}/*.tfrecords"], 0, None)
+    assert described == f"{tmp_path}/d_9.tfrecords: records 0 to 5"
 
 
-def test_of_many_files_some_are_named(tmp_path: Path) -> None:
+def test_at_most_four_files_are_named(tmp_path: Path) -> None:
     for number in range(7):
         write_numbered(tmp_path, f"x_{number}", number, 1)
     config = run_config(batch_size=7)
-    told = describe_batch(config, [f"{tmp_path}/*.tfrecords"], 0, None)
-    assert told.count("record 0") == 4 and told.endswith("; and 3 more files")
+    described = describe_batch(config, [f"{tmp_path}/*.tfrecords"], 0, None)
+    assert described.count("record 0") == 4 and described.endswith("; and 3 more files")
     more = dataclasses.replace(config, training=dataclasses.replace(config.training, train_batch_size=1))
     assert describe_batch(more, [f"{tmp_path}/*.tfrecords"], 3, None) == f"{tmp_path}/x_3_1.tfrecords: record 0"

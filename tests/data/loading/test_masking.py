@@ -1,4 +1,4 @@
-"""Masking against its rules said position by position, and its shares against their binomial bounds."""
+"""Masking is compared with a plain loop, and its fractions with their binomial bounds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ IGNORED_IDS = (5, 7)
 SPECIAL_IDS = {MASK_ID, CLS_ID, PADDING_ID, *IGNORED_IDS}
 ORDINARY_IDS = sorted({*range(N_VOCAB)} - SPECIAL_IDS)
 DATA = DataConfig(padding_id=PADDING_ID, mlm_mask_id=MASK_ID, mlm_cls_token_id=CLS_ID, mlm_mask_ignore_ids=IGNORED_IDS)
-DEVIATIONS = 5.0  # a share further off than so many standard deviations is wrong
+DEVIATIONS = 5.0  # a fraction further off, in standard deviations, is wrong
 
 
 def rules(mask_prob=0.15, same_prob=0.1, random_prob=0.2) -> MaskingRules:
@@ -36,7 +36,7 @@ def assert_share(n_hits: int, n_trials: int, share: float) -> None:
 
 
 def expected_row(row: list[int], choice: list[float], replacement: list[float], token: list[float], of: MaskingRules):
-    """Masks one example in plain Python: the tokens, and the positions chosen."""
+    """Masks one example in plain Python; returns the tokens and the chosen positions."""
     ordinary = [place for place, token_id in enumerate(row) if token_id not in SPECIAL_IDS]
     chosen = [place for place in ordinary if choice[place] < of.mask_prob]
     if ordinary and not chosen:
@@ -58,7 +58,7 @@ def expected_row(row: list[int], choice: list[float], replacement: list[float], 
     st.tuples(st.floats(0, 1), st.floats(0, 0.5), st.floats(0, 0.5)),
     st.integers(0, 2**32),
 )
-def test_masking_is_what_its_rules_say_position_by_position(rows, shares, seed):
+def test_masking_equals_a_plain_loop_over_positions(rows, shares, seed):
     ids_BS, of = np.array(rows), rules(*shares)
     samples = samples_like(ids_BS, seed)
     tokens_BS, chosen_BS = mask_tokens(ids_BS, samples, of)
@@ -74,7 +74,7 @@ def test_masking_is_what_its_rules_say_position_by_position(rows, shares, seed):
     ("mask_prob", "same_prob", "random_prob"),
     [(0.15, 0.1, 0.1), (0.15, 0.1, 0.0), (0.6, 0.0, 0.3), (1.0, 0.5, 0.5), (0.4, 0.9, 0.1)],
 )
-def test_each_share_is_exact_within_the_bounds_of_chance(mask_prob, same_prob, random_prob):
+def test_each_fraction_is_within_its_binomial_bounds(mask_prob, same_prob, random_prob):
     ids_BS = np.random.default_rng(1).integers(0, N_VOCAB, (2000, 200))
     tokens_BS, chosen_BS = mask_tokens(ids_BS, samples_like(ids_BS), rules(mask_prob, same_prob, random_prob))
     ordinary_BS = np.isin(ids_BS, ORDINARY_IDS)
@@ -82,13 +82,13 @@ def test_each_share_is_exact_within_the_bounds_of_chance(mask_prob, same_prob, r
     assert_share(n_chosen, int(ordinary_BS.sum()), mask_prob)
     masked = int((tokens_BS[chosen_BS] == MASK_ID).sum())
     assert_share(masked, n_chosen, max(0.0, 1 - same_prob - random_prob))
-    # A random token is the old one by chance once in as many as there are.
+    # A random token equals the old one with probability 1 / number of ordinary ids.
     assert_share(int((tokens_BS == ids_BS)[chosen_BS].sum()), n_chosen, same_prob + random_prob / len(ORDINARY_IDS))
     assert not chosen_BS[~ordinary_BS].any()
     np.testing.assert_array_equal(tokens_BS[~chosen_BS], ids_BS[~chosen_BS])
 
 
-def test_a_random_token_is_any_ordinary_one_with_the_same_chance():
+def test_random_tokens_are_uniform_over_ordinary_ids():
     ids_BS = np.full((1000, 100), ORDINARY_IDS[0])
     tokens_BS, _ = mask_tokens(ids_BS, samples_like(ids_BS), rules(1.0, 0.0, 1.0))
     counts = np.bincount(tokens_BS.ravel(), minlength=N_VOCAB)
@@ -97,7 +97,7 @@ def test_a_random_token_is_any_ordinary_one_with_the_same_chance():
         assert_share(int(counts[token_id]), tokens_BS.size, 1 / len(ORDINARY_IDS))
 
 
-def test_where_nothing_was_chosen_one_position_is_with_the_same_chance():
+def test_if_nothing_was_chosen_one_position_is_chosen_uniformly():
     row = [CLS_ID, 0, PADDING_ID, 1, IGNORED_IDS[0], 2, MASK_ID, 4]
     ids_BS = np.array([row] * 20_000)
     _, chosen_BS = mask_tokens(ids_BS, samples_like(ids_BS), rules(mask_prob=0.0))
@@ -106,27 +106,27 @@ def test_where_nothing_was_chosen_one_position_is_with_the_same_chance():
         assert_share(int(chosen_BS[:, place].sum()), len(ids_BS), 1 / 4)
 
 
-def test_where_nothing_can_be_chosen_nothing_is():
+def test_nothing_is_chosen_among_special_ids():
     ids_BS = np.array([sorted(SPECIAL_IDS)] * 50)
     tokens_BS, chosen_BS = mask_tokens(ids_BS, samples_like(ids_BS), rules(mask_prob=1.0))
     assert not chosen_BS.any()
     np.testing.assert_array_equal(tokens_BS, ids_BS)
 
 
-def test_the_last_id_is_reached_by_the_largest_draw():
+def test_the_largest_number_gives_the_last_id():
     largest = np.full((1, 1), 1 - 2.0**-53)
     tokens_BS, _ = mask_tokens(np.array([[0]]), MaskingSamples(largest, largest, largest), rules(random_prob=1.0))
     assert tokens_BS.tolist() == [[ORDINARY_IDS[-1]]]
 
 
-def test_special_are_mask_cls_padding_and_what_the_config_ignores():
+def test_special_ids_are_mask_cls_padding_and_the_ignored_ones():
     assert set(np.flatnonzero(rules().is_special_V)) == SPECIAL_IDS
     without_cls = MaskingRules.of(dataclasses.replace(DATA, mlm_cls_token_id=None), N_VOCAB)
     assert set(np.flatnonzero(without_cls.is_special_V)) == SPECIAL_IDS - {CLS_ID}
     assert without_cls.cls_id is None
 
 
-def test_an_example_is_the_beginning_of_a_record_behind_the_cls_id():
+def test_an_example_is_the_beginning_of_a_record_after_the_cls_id():
     ids_BL = np.arange(10).reshape(2, 5)
     assert example_ids(ids_BL, None).tolist() == [[0, 1, 2, 3], [5, 6, 7, 8]]
     assert example_ids(ids_BL, CLS_ID).tolist() == [[CLS_ID, 0, 1, 2], [CLS_ID, 5, 6, 7]]

@@ -1,4 +1,4 @@
-"""Reading by number is checked against plain lists; every damage is made on real files."""
+"""Random access is compared with plain lists; real files are damaged."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def numbers_of(rows) -> list[int]:
     return [int(row[0]) for row in rows]
 
 
-def read_on(shards: Sequence[Shard], rules: RecordRules, start: int = 0) -> Iterator[np.ndarray]:
-    """Records one after the other, without end."""
+def read_forever(shards: Sequence[Shard], rules: RecordRules, start: int = 0) -> Iterator[np.ndarray]:
+    """Yields records one by one, without end."""
     records = Records(shards, rules)
     return (records.read(np.array([number]))[0] for number in itertools.count(start))
 
@@ -64,7 +64,7 @@ def test_epochs_differ_where_files_are_shuffled(shards):
     assert len({tuple(numbers_of(epochs[start : start + N_RECORDS])) for start in range(0, len(epochs), N_RECORDS)}) > 5
 
 
-def test_a_place_among_ten_thousand_files_costs_nothing(tmp_path):
+def test_seeking_among_ten_thousand_files_costs_nothing(tmp_path):
     here = write_chunks(tmp_path / "here", 0, 1000)
     elsewhere = [Shard(f"{tmp_path}/{number}", 10**6) for number in range(9_999)]
     records = Records([*elsewhere, here], RULES)
@@ -72,8 +72,8 @@ def test_a_place_among_ten_thousand_files_costs_nothing(tmp_path):
     assert numbers_of(records.read(np.array([last - 3, last]))) == [996, 999]
 
 
-def test_nothing_is_read_but_what_is_asked_for(tmp_path):
-    """Damage in the records of another process is no business of this one."""
+def test_only_requested_records_are_read(tmp_path):
+    """Damage in records that another process reads is not noticed."""
     shard = write_chunks(tmp_path / "a", 0, 20)
     content = bytearray(Path(shard.path).read_bytes())
     size = len(content) // 20
@@ -85,16 +85,13 @@ def test_nothing_is_read_but_what_is_asked_for(tmp_path):
         records.read(np.array([6, 7]))
 
 
-# Ahead.
-
-
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.integers(), max_size=50), st.integers(1, 10))
-def test_work_comes_back_in_order(tasks, n_ahead):
+def test_results_come_in_order(tasks, n_ahead):
     assert list(prefetch(lambda number: number + 1, tasks, n_ahead)) == [number + 1 for number in tasks]
 
 
-def test_work_runs_no_further_ahead_than_told():
+def test_prefetching_is_limited_to_n_ahead_tasks():
     begun = []
     results = prefetch(lambda number: begun.append(number) or number, itertools.count(), n_ahead=3)
     assert [next(results), next(results)] == [0, 1]
@@ -107,7 +104,7 @@ def test_work_runs_no_further_ahead_than_told():
     assert not any(thread.name.startswith("reading") for thread in threading.enumerate())
 
 
-def test_an_error_comes_where_its_result_would():
+def test_an_error_is_raised_in_place_of_its_result():
     def work(number: int) -> int:
         if number == 2:
             raise DataError("two")
@@ -119,10 +116,7 @@ def test_an_error_comes_where_its_result_would():
         next(results)
 
 
-# In order.
-
-
-def test_reading_once_gives_every_record_once(shards):
+def test_an_epoch_gives_every_record_once(shards):
     assert numbers_of(read_epoch(shards, RULES)) == list(range(sum(CHUNKS_OF)))
 
 
@@ -135,11 +129,8 @@ def test_documents_keep_their_lengths(tmp_path):
 
 def test_reading_works_while_the_caller_builds_a_graph(shards):
     with tf.Graph().as_default() as graph:
-        assert numbers_of(itertools.islice(read_on(shards, RULES, 3), 4)) == [3, 4, 5, 6]
+        assert numbers_of(itertools.islice(read_forever(shards, RULES, 3), 4)) == [3, 4, 5, 6]
         assert not graph.get_operations()
-
-
-# Damage.
 
 
 def message_of(rows) -> str:
@@ -149,7 +140,7 @@ def message_of(rows) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("read", [read_on, read_epoch])
+@pytest.mark.parametrize("read", [read_forever, read_epoch])
 @pytest.mark.parametrize(
     ("record", "problem"),
     [
@@ -159,7 +150,7 @@ def message_of(rows) -> str:
         ([1, 2**40, 3, 4], "holds the id 1099511627776, outside [0, 1000); raise n_vocab, or use the tokenizer and "),
     ],
 )
-def test_a_wrong_record_is_named(tmp_path, read, record, problem):
+def test_an_invalid_record_is_named(tmp_path, read, record, problem):
     good = write_chunks(tmp_path / "a_good", 0, 40)
     bad = Shard(str(tmp_path / "b_bad"), 5)
     write_examples(bad.path, [[1] * 4] * 3 + [record] + [[1] * 4])
@@ -172,14 +163,14 @@ def test_an_empty_document_is_named(tmp_path):
     assert message_of(read_epoch([bad], RecordRules(None, 10))).startswith(f"{bad.path}: record 1")
 
 
-@pytest.mark.parametrize("read", [read_on, read_epoch])
+@pytest.mark.parametrize("read", [read_forever, read_epoch])
 def test_a_truncated_file_is_named_with_the_record(tmp_path, read):
     shard = write_chunks(tmp_path / "cut", 0, 50)
     Path(shard.path).write_bytes(Path(shard.path).read_bytes()[:-9])
     assert message_of(read([shard], RULES)).startswith(f"{shard.path}: record 49 is truncated or damaged")
 
 
-@pytest.mark.parametrize("read", [read_on, read_epoch])
+@pytest.mark.parametrize("read", [read_forever, read_epoch])
 @pytest.mark.parametrize("named", [1, BLOCK_RECORDS, 100])
 @pytest.mark.parametrize("surplus", [-1, 1])
 def test_a_name_with_a_wrong_count_is_named_with_both_counts(tmp_path, read, named, surplus):
@@ -192,7 +183,7 @@ def test_a_name_with_a_wrong_count_is_named_with_both_counts(tmp_path, read, nam
     )
 
 
-@pytest.mark.parametrize("read", [read_on, read_epoch])
+@pytest.mark.parametrize("read", [read_forever, read_epoch])
 def test_a_wrong_count_of_the_only_file_is_found(tmp_path, read):
     path = tmp_path / "a_20.tfrecords"
     write_chunks(path, 0, 19)
@@ -204,24 +195,24 @@ def test_a_wrong_count_shows_when_reading_begins_after_the_true_end(tmp_path):
     path = tmp_path / "a_90.tfrecords"
     write_chunks(path, 0, 10)
     others = write_chunks(tmp_path / "b", 0, 3)
-    message = message_of(read_on([*list_shards(str(path)), others], RULES, 50))
+    message = message_of(read_forever([*list_shards(str(path)), others], RULES, 50))
     assert message.startswith(f"{path}: holds 10 examples, but its name says 90")
 
 
-def test_damage_behind_the_last_record_is_found(tmp_path):
+def test_damage_after_the_last_record_is_found(tmp_path):
     shard = write_chunks(tmp_path / "tail", 0, BLOCK_RECORDS)
     with Path(shard.path).open("ab") as file:
         file.write(b"torn" * 5)
     assert message_of(read_epoch([shard], RULES)).startswith(f"{shard.path}: record {BLOCK_RECORDS} is truncated")
 
 
-def test_a_file_that_goes_away_is_named(tmp_path):
+def test_a_missing_file_is_named(tmp_path):
     assert message_of(read_epoch([Shard(str(tmp_path / "gone"), 3)], RULES)) == (
         f"{tmp_path / 'gone'}: no such file; check the path"
     )
 
 
-def test_another_n_ctx_is_advised_where_the_first_record_has_another_length_already(tmp_path):
+def test_another_n_ctx_is_advised_if_the_first_record_has_another_length(tmp_path):
     shard = Shard(str(tmp_path / "short"), 2)
     write_examples(shard.path, [[1, 2, 3]] * 2)
     assert message_of(read_epoch([shard], RULES)) == (
@@ -237,10 +228,7 @@ def test_a_folder_among_the_files_is_named(tmp_path):
     assert message.endswith("); check the path and its permissions")
 
 
-# Going on without what is damaged.
-
-
-def test_of_a_damaged_file_all_sound_records_can_be_read(tmp_path):
+def test_all_valid_records_of_a_damaged_file_can_be_read(tmp_path):
     path = tmp_path / "a_6.tfrecords"
     write_examples(str(path), [[0] * 4, [1] * 3, [2] * 4, [3, 3, 3, 5000], [4] * 4, [5] * 4])
     content = bytearray(path.read_bytes())
@@ -253,7 +241,7 @@ def test_of_a_damaged_file_all_sound_records_can_be_read(tmp_path):
     assert [problem.startswith(f"{path}: {text}") for problem, text in zip(problems, named, strict=True)] == [True] * 3
 
 
-def test_of_a_file_cut_short_all_but_the_rest_can_be_read(tmp_path):
+def test_all_complete_records_of_a_truncated_file_can_be_read(tmp_path):
     path = tmp_path / "a_50.tfrecords"
     write_chunks(path, 0, 50)
     path.write_bytes(path.read_bytes()[:-200])

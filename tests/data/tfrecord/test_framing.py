@@ -1,4 +1,4 @@
-"""Where records lie is compared with what TensorFlow has written, whole and damaged."""
+"""Frames are compared with what TensorFlow has written, in intact and damaged files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from meshtf import tf
 
 
 def write(path, records) -> list[int]:
-    """Writes records; returns where they begin."""
+    """Writes records and returns where they begin."""
     with tf.io.TFRecordWriter(str(path)) as writer:
         for record in records:
             writer.write(record)
@@ -40,7 +40,7 @@ def test_records_across_windows_are_found(tmp_path):
 
 
 @pytest.mark.parametrize("size", [20, WINDOW_BYTES - 17, WINDOW_BYTES, 2 * WINDOW_BYTES + 5])
-def test_behind_a_damaged_head_the_next_one_is_found_however_far(tmp_path, size):
+def test_after_a_damaged_header_the_next_one_is_found_however_far(tmp_path, size):
     starts = write(tmp_path / "a", [b"first", random.Random(1).randbytes(size), b"third", b"fourth"])
     content = bytearray((tmp_path / "a").read_bytes())
     content[starts[1] + 2] ^= 16
@@ -49,7 +49,7 @@ def test_behind_a_damaged_head_the_next_one_is_found_however_far(tmp_path, size)
     assert found == [Frame(start, start != starts[1]) for start in starts]
 
 
-def test_a_length_that_the_file_cannot_hold_is_not_believed(tmp_path):
+def test_a_length_beyond_the_end_of_the_file_is_damage(tmp_path):
     starts = write(tmp_path / "a", [b"first", b"x" * 100, b"third"])
     content = (tmp_path / "a").read_bytes()
     (tmp_path / "a").write_bytes(content[: starts[1]] + content[starts[1] : starts[1] + 20])
@@ -57,7 +57,7 @@ def test_a_length_that_the_file_cannot_hold_is_not_believed(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"\0", bytes(10**6), struct.pack("<QI", 0, 0) * 1000, b"\x1f\x8b" * 5000])
-def test_where_no_record_is_all_of_the_file_is_one_that_is_damaged(tmp_path, content):
+def test_a_file_without_a_record_is_one_damaged_frame(tmp_path, content):
     (tmp_path / "a").write_bytes(content)
     assert list(walk_frames(f"{tmp_path}/a")) == [Frame(0, False)]
 

@@ -17,13 +17,13 @@ N_FILES, N_RECORDS = 3 * MAX_OPEN_FILES, 50
 
 
 def write_files(folder: Path) -> list[Shard]:
-    """Record r of file f holds f and r, and is of a length of its own."""
+    """Writes record r of file f with f, r and r more ids."""
     for number in range(N_FILES):
         write_examples(f"{folder}/{number}.tfrecords", [[number, r, *range(r)] for r in range(N_RECORDS)])
     return [Shard(f"{folder}/{number}.tfrecords", N_RECORDS) for number in range(N_FILES)]
 
 
-def test_threads_read_any_record_of_more_files_than_are_kept(tmp_path):
+def test_threads_read_any_record_of_more_files_than_are_kept_open(tmp_path):
     shards, files = write_files(tmp_path), FileCache()
     draw = np.random.default_rng(0)
     numbers = np.stack([draw.integers(0, N_FILES, 4000), draw.integers(0, N_RECORDS, 4000)], axis=1).tolist()
@@ -36,7 +36,7 @@ def test_threads_read_any_record_of_more_files_than_are_kept(tmp_path):
         assert list(pool.map(read, numbers)) == numbers
 
 
-def test_a_file_is_opened_once_and_again_when_it_was_not_there(tmp_path):
+def test_a_file_is_opened_once_and_again_if_it_was_missing(tmp_path):
     files, shard = FileCache(), Shard(f"{tmp_path}/0.tfrecords", N_RECORDS)
     for _ in range(2):
         with pytest.raises(DataError, match="0.tfrecords: no such file; check the path"):
@@ -46,7 +46,7 @@ def test_a_file_is_opened_once_and_again_when_it_was_not_there(tmp_path):
         assert len(set(pool.map(id, pool.map(files.open, [shard] * 100)))) == 1
 
 
-def test_a_file_that_is_cut_off_gives_what_is_complete(tmp_path):
+def test_a_truncated_file_gives_its_complete_records(tmp_path):
     shard = write_files(tmp_path)[0]
     content = Path(shard.path).read_bytes()
     assert IndexedFile(shard).is_complete

@@ -161,7 +161,7 @@ def test_only_the_shards_of_one_name_are_found(tmp_path):
     assert find_shards(str(tmp_path / "missing"), "a") == []
 
 
-def test_a_place_that_cannot_be_written_to_is_named(tmp_path):
+def test_a_path_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError) as error:
         write_shards(f"{tmp_path}/file/out", "a", [np.array([1])], 1)
@@ -203,7 +203,7 @@ def test_a_killed_write_leaves_no_half_written_file_under_its_final_name(tmp_pat
     assert set(os.listdir(tmp_path)) == {"a_0_0_10.tfrecords", "a_1_0_10.tfrecords", "a_2_0.partial"}
 
 
-def test_a_side_folder_is_empty_at_first_and_gone_at_last(tmp_path):
+def test_a_staging_folder_is_empty_at_first_and_removed_at_the_end(tmp_path):
     left_behind = tmp_path / ".a.partial" / "a_0_0_1.tfrecords"
     left_behind.parent.mkdir()
     left_behind.touch()

@@ -1,4 +1,4 @@
-"""Counts, order and place of records are checked against plain lists; every damage is made on real files."""
+"""Counts, order and locations of records are compared with plain lists; real files are damaged."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_counts_come_from_names_and_files_are_in_natural_order(tmp_path):
     assert not (tmp_path / COUNTS_FILE).exists()
 
 
-def test_files_without_a_count_are_counted_once_and_remembered(tmp_path):
+def test_files_without_a_count_are_counted_once_and_cached(tmp_path):
     write_chunks(tmp_path / "bundestag_0.tfrecords", 0, 4)
     write_chunks(tmp_path / "speech.tfrecords", 0, 6)
     write_chunks(tmp_path / "named_3.tfrecords", 0, 3)
@@ -84,7 +84,7 @@ def test_a_changed_file_is_counted_again(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"speech.tfrecords": 5}', '{"speech.tfrecords": {"n_examples": "6"}}'])
-def test_a_broken_side_file_is_written_anew(tmp_path, content):
+def test_a_broken_cache_is_replaced(tmp_path, content):
     path = tmp_path / "speech.tfrecords"
     write_chunks(path, 0, 2)
     (tmp_path / COUNTS_FILE).write_text(content)
@@ -92,7 +92,7 @@ def test_a_broken_side_file_is_written_anew(tmp_path, content):
     assert json.loads((tmp_path / COUNTS_FILE).read_text())["speech.tfrecords"]["n_examples"] == 2
 
 
-def test_counts_do_not_need_a_side_file(tmp_path):
+def test_counting_works_without_a_cache(tmp_path):
     write_chunks(tmp_path / "speech.tfrecords", 0, 6)
     (tmp_path / COUNTS_FILE).mkdir()
     assert list_shards(f"{tmp_path}/*.tfrecords")[0].n_examples == 6
@@ -132,7 +132,7 @@ def test_shuffling_is_that_of_gpt_neo_in_every_python_version():
 SHUFFLED_BY_SEED_1 = list("36157042")
 
 
-def test_sorting_does_not_depend_on_the_order_that_files_come_in():
+def test_sorting_does_not_depend_on_the_order_of_the_files():
     paths = ["b/1", "a/10", "a/9", "a/09", "a/009"]
     expected = ["a/009", "a/09", "a/9", "a/10", "b/1"]
     for order in itertools.permutations(paths):
@@ -144,20 +144,20 @@ def test_sorting_does_not_depend_on_the_order_that_files_come_in():
     st.lists(st.integers(0, 6), min_size=1, max_size=6).filter(any),
     st.lists(st.integers(0, 10**12), min_size=1, max_size=20),
 )
-def test_places_are_those_of_a_list_repeated_without_end(counts, numbers):
+def test_locations_are_those_of_a_repeated_list(counts, numbers):
     places = [(shard, record) for shard, count in enumerate(counts) for record in range(count)]
     ends = shard_ends([Shard("", count) for count in counts])
     found = zip(*locate(ends, np.array(numbers)), strict=True)
     assert list(found) == [places[number % len(places)] for number in numbers]
 
 
-def test_a_data_set_without_records_is_an_error():
+def test_a_dataset_without_records_is_an_error():
     with pytest.raises(DataError, match="^a, b: the dataset holds no record"):
         shard_ends([Shard("a", 0), Shard("b", 0)])
 
 
 @pytest.mark.parametrize("slash", ["", "/"])
-def test_a_folder_in_place_of_a_glob_is_refused(tmp_path, slash):
+def test_a_folder_instead_of_a_glob_is_an_error(tmp_path, slash):
     with pytest.raises(DataError) as error:
         list_shards(f"{tmp_path}{slash}")
     assert str(error.value) == f"{tmp_path}{slash}: is a folder; give a glob such as {tmp_path}/*.tfrecords"
