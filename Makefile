@@ -9,7 +9,7 @@ PROMPT := examples/prompt.py.txt
 PARITY := .venv-parity
 OLD_PARITY := .venv-parity-4
 
-.PHONY: help quickstart test test-slow parity lint format docs clean
+.PHONY: help quickstart test test-slow parity lint format docs site clean
 
 help:
 	@echo "make quickstart   train a small GPT on Python's standard library, evaluate it, and let it write"
@@ -18,7 +18,8 @@ help:
 	@echo "make parity       compare with Hugging Face's GPT-Neo and GPT-2, in environments of their own"
 	@echo "make lint         check style, layout and the direction of imports"
 	@echo "make format       lay the code out"
-	@echo "make docs         write docs/configuration.md anew"
+	@echo "make docs         write docs/configuration.md and docs/assets/rooms.svg"
+	@echo "make site         build the documentation site into site/"
 	@echo "make clean        remove the environments and the caches; data sets and runs stay"
 
 quickstart: $(VENV)/.run-packages
@@ -50,9 +51,13 @@ format: $(VENV)/.dev-packages
 
 docs: $(VENV)/.run-packages
 	$(PY) docs/generate_configuration.py
+	$(PY) docs/draw_rooms.py
+
+site: $(VENV)/.dev-packages
+	$(VENV)/bin/zensical build --clean --strict
 
 clean:
-	rm -rf $(VENV) $(PARITY) $(OLD_PARITY) .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PARITY) $(OLD_PARITY) .pytest_cache .ruff_cache .hypothesis .cache site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The environment. A stamp file stands for each finished step, so that the next run starts at once.

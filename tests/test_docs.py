@@ -23,7 +23,9 @@ from serving.routes import ROUTES
 from tests.serving.servers import scripted
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-DOCUMENTS = ("README.md", "CONTRIBUTING.md")
+PAGES = sorted(str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "docs").glob("*.md"))
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "examples/README.md", *PAGES)
+README_LINES = 120
 PYTHON = re.compile(r"(\.venv/bin/)?python3?(\.\d+)?")
 SERVED = "quickstart"
 ADDRESS = "http://127.0.0.1:8000"
@@ -43,7 +45,7 @@ def code_lines(text: str) -> Iterator[str]:
 def commands(text: str) -> Iterator[tuple[str, ...]]:
     """The words of each command, without comments and prompts; `a && b` is two commands."""
     for line in code_lines(text):
-        words = shlex.split(re.sub(r"^\s*\$ ", "", line).replace("&&", " && "), comments=True)
+        words = shlex.split(re.sub(r"^\s*(\$ |[A-Z_]+=\S+ )", "", line).replace("&&", " && "), comments=True)
         while words:
             end = words.index("&&") if "&&" in words else len(words)
             yield tuple(words[:end])
@@ -145,9 +147,55 @@ def test_the_two_commands_are_shown() -> None:
     assert {("README.md", ("make", "quickstart")), ("README.md", ("make", "test"))} <= set(SHOWN)
 
 
+def test_the_readme_is_short() -> None:
+    assert len((REPOSITORY / "README.md").read_text(encoding="utf-8").splitlines()) <= README_LINES
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_somewhere(document: str) -> None:
+    path = REPOSITORY / document
+    links = re.findall(r"\]\((?!https?:)([^)]+)\)", path.read_text(encoding="utf-8"))
+    for file, _, anchor in (link.partition("#") for link in links):
+        target = (path.parent / file).resolve() if file else path
+        assert target.exists(), file
+        assert not anchor or anchor in anchors(target), f"{file}#{anchor}"
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that the site and GitHub give to a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+def test_every_page_is_in_the_site() -> None:
+    with open(REPOSITORY / "zensical.toml", "rb") as file:
+        text = file.read().decode()
+    assert sorted(f"docs/{page}" for page in re.findall(r'= "([\w-]+\.md)"', text)) == PAGES
+
+
+def json_blocks() -> list[tuple[str, str]]:
+    pages = [(document, (REPOSITORY / document).read_text(encoding="utf-8")) for document in DOCUMENTS]
+    return [(name, block) for name, text in pages for block in re.findall(r"^```json\n(.*?)^```$", text, re.M | re.S)]
+
+
+@pytest.mark.parametrize(("document", "block"), json_blocks())
+def test_json_that_is_shown_can_be_used(document: str, block: str) -> None:
+    shown = json.loads(block if block.startswith("{") else f"{{{block}}}")
+    if "prompt" in shown:
+        assert CompletionRequest.model_fields.keys() >= shown.keys() - {"id", "n_samples", "max_new_tokens"}
+    elif "text" in shown:
+        load_config("quickstart", overrides(datasets=[{"id": "shown", **shown}], n_vocab=shown["n_vocab"]))
+    else:
+        load_config("benchmark_small", overrides(**shown))
+
+
+def overrides(**values: object) -> list[str]:
+    return [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in values.items()]
+
+
 def test_requests_that_are_shown_are_answered() -> None:
     """To the server of the tests, which goes on with a text by saying it again: it has another name and address."""
-    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    text = (REPOSITORY / "docs" / "serving.md").read_text(encoding="utf-8")
     (program,) = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     (request,) = (words[1:] for words in commands(text) if words[0] == "curl")
     with scripted() as server:
