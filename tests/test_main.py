@@ -483,7 +483,7 @@ REFUSALS: dict[str, tuple[list[str], str]] = {
     ),
     "an export into a full folder": (
         ["--export", "--export_dir", "texts"],
-        "{here}/texts: is there already; give a folder that is new or empty",
+        "{here}/texts: exists already; give a folder that is new or empty",
     ),
     "weights that are to be deleted": (
         ["--new", "--yes", "--init_from", "runs/tiny/model.ckpt-300"],
@@ -500,8 +500,8 @@ REFUSALS: dict[str, tuple[list[str], str]] = {
     ),
     "tpu": (
         ["--tpu", "colab"],
-        "--tpu colab: COLAB_TPU_ADDR is not set: this is no Colab notebook with a TPU of its own; choose a TPU as "
-        "the notebook's runtime; where the TPU is part of the machine, give --tpu local",
+        "--tpu colab: COLAB_TPU_ADDR is not set: this is not a Colab notebook with a TPU; choose a TPU as the "
+        "notebook's runtime; if the TPU is part of the machine, give --tpu local",
     ),
     "steps_per_checkpoint": (
         ["--steps_per_checkpoint", "0"],

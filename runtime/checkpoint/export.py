@@ -1,4 +1,4 @@
-"""Models for other programs: a folder of Hugging Face's, and a SavedModel that TensorFlow serves."""
+"""Exports a model as a folder for Hugging Face's library."""
 
 from __future__ import annotations
 
@@ -21,37 +21,40 @@ from storage.files import flush_to_disk, is_local
 
 @contextlib.contextmanager
 def new_folder(directory: str) -> Iterator[str]:
-    """A folder beside, which takes the name when all is written, so that it is there whole or not at all.
+    """Yields a temporary folder, which is renamed when complete, so that the directory is whole or absent.
 
     Raises:
-        UserError: something is there already, or it cannot be written.
+        UserError: the directory exists already, or cannot be written.
     """
     if not is_local(directory):
         raise UserError(f"{directory}: is in a bucket; give a local folder, and copy it there afterwards")
     if not directory or "\0" in directory:
-        raise UserError(f"{directory!r}: is no path; give a folder that is new or empty")
-    directory, target = os.path.abspath(directory), os.path.realpath(directory)  # a link stays one, to what is written
+        raise UserError(f"{directory!r}: is not a path; give a folder that is new or empty")
+    directory, target = (
+        os.path.abspath(directory),
+        os.path.realpath(directory),
+    )  # a link stays a link
     _check_free(directory, target)
     try:
         os.makedirs(os.path.dirname(target), exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".export-", dir=os.path.dirname(target)) as private:
             folder = os.path.join(private, "folder")
-            os.mkdir(folder)  # with the rights that new folders have; the private one is the user's alone
+            os.mkdir(folder)  # with default permissions; only the user may read the temporary one
             yield folder
             _flush_folder(folder)
-            _check_free(directory, target)  # another export may have been faster
+            _check_free(directory, target)  # another export may have finished first
             os.replace(folder, target)
         flush_to_disk(os.path.dirname(target))
     except (tf.errors.OpError, OSError) as error:
         reason = getattr(error, "message", str(error))
         raise UserError(
-            f"{directory}: cannot be written: {reason}; give another folder, or make room and get rights there"
+            f"{directory}: cannot be written: {reason}; give another folder, or make room and check the permissions"
         ) from error
 
 
 def _check_free(directory: str, target: str) -> None:
     if os.path.lexists(target) and (not os.path.isdir(target) or os.listdir(target)):
-        raise UserError(f"{directory}: is there already; give a folder that is new or empty")
+        raise UserError(f"{directory}: exists already; give a folder that is new or empty")
 
 
 def _flush_folder(directory: str) -> None:
@@ -64,14 +67,14 @@ def write_huggingface_folder(directory: str, config: RunConfig, weights: Weights
     """Writes what `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained` load, in float32.
 
     Args:
-        directory: new or empty.
-        config: of the run.
-        weights: its variables, by name.
-        tokenizer_json: the text of a tokenizers JSON file; None: the run has no tokenizer.
+        directory: a new or empty folder.
+        config: the config of the run.
+        weights: the variables of the run, by name.
+        tokenizer_json: the content of a tokenizers JSON file; None: the run has no tokenizer.
 
     Raises:
-        ConfigError: Hugging Face's architectures lack options of the model.
-        CheckpointError: the weights are not those of the config.
+        ConfigError: Hugging Face's architectures lack an option of the model.
+        CheckpointError: the weights do not match the config.
         UserError: the folder is not empty, or cannot be written.
     """
     hf_config = huggingface_config(config.model, config.data.eos_id)
@@ -84,7 +87,7 @@ def write_huggingface_folder(directory: str, config: RunConfig, weights: Weights
 
 
 def _tokenizer_config(config: RunConfig, tokenizer_json: str) -> dict[str, object]:
-    """What turns a tokenizers JSON file into a tokenizer of Hugging Face's that changes nothing about it."""
+    """Returns the tokenizer_config.json that makes Hugging Face use the tokenizers JSON file unchanged."""
     name_of = tokenizers.Tokenizer.from_str(tokenizer_json).id_to_token
     special = {"bos_token": config.data.eos_id, "eos_token": config.data.eos_id, "pad_token": config.data.padding_id}
     return {

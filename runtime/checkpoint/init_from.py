@@ -1,4 +1,4 @@
-"""The first values of a run from weights that another run, GPT-Neo or Hugging Face's library has written."""
+"""Initializes a run from weights of another run, of GPT-Neo or of Hugging Face."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ REMEDY = "give the config of these weights, or other weights"
 
 
 def load_initial_weights(path: str, store: VariableStore) -> None:
-    """Sets the variables of the model, and nothing that an optimiser keeps.
+    """Sets the variables of the model, but no optimiser state.
 
-    What the config.json beside the weights says of their model is compared when the config of the run is loaded.
+    The config.json beside the weights is compared when the config of the run is loaded.
 
     Args:
-        path: the prefix of a checkpoint of this project or of GPT-Neo, a folder of one, or a folder of Hugging Face's.
-        store: the variables of the run, of any layout.
+        path: the prefix of a checkpoint of this project or of GPT-Neo, its folder, or a Hugging Face folder.
+        store: the variables of the run, in any layout.
 
     Raises:
         ConfigError: the config.json there cannot be used.
-        CheckpointError: there are no weights, they are another model's, or a file is broken. Nothing is set then,
-            unless a file breaks off in the middle, or a tensor holds what is no number.
+        CheckpointError: there are no weights, they belong to another model, or a file is broken. Nothing is set then,
+            unless a file is truncated or a tensor holds NaN.
     """
     set_weights(find_weights(path), store, path)
 
@@ -34,9 +34,9 @@ def set_weights(weights: Weights, store: VariableStore, source: str) -> None:
     """Sets the trainable variables of a store, each exactly once.
 
     Args:
-        weights: by name.
-        store: of any layout.
-        source: where the weights come from, for messages.
+        weights: the values, by variable name.
+        store: the variables, in any layout.
+        source: what messages call the source of the weights.
 
     Raises:
         CheckpointError: a variable is missing, unknown or of another shape.
@@ -52,7 +52,7 @@ def set_weights(weights: Weights, store: VariableStore, source: str) -> None:
 
 
 def find_weights(path: str) -> Weights:
-    """The weights at a path of any of the three kinds, or at one of their files.
+    """Returns the weights at a path of any of the three kinds, or at one of their files.
 
     Raises:
         ConfigError: the path is empty.

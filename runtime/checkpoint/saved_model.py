@@ -18,19 +18,19 @@ SIGNATURE = "serving_default"
 
 
 def export_saved_model(directory: str, config: RunConfig, weights: Weights) -> None:
-    """Writes a SavedModel with the variables in it; it runs on whatever device serves it.
+    """Writes a SavedModel with its variables, which runs on any device.
 
     Its signature `serving_default` takes `input_example_tensor`, int64 [batch, length], and gives `logits`, float32
-    [batch, length, vocab]. Batch and length are free, the length up to n_ctx; a model that sees later tokens, as one
-    of masked language modelling does, takes exactly n_ctx.
+    [batch, length, vocab]. The batch size is free, and the length up to n_ctx; a model that is not causal takes
+    exactly n_ctx.
 
     Args:
-        directory: new or empty.
-        config: of the run.
-        weights: its variables, by name.
+        directory: a new or empty folder.
+        config: the config of the run.
+        weights: the variables of the run, by name.
 
     Raises:
-        CheckpointError: the weights are not those of the config.
+        CheckpointError: the weights do not match the config.
         UserError: the folder is not empty, or cannot be written.
     """
     with new_folder(directory) as folder:
@@ -40,12 +40,12 @@ def export_saved_model(directory: str, config: RunConfig, weights: Weights) -> N
 
 
 class _Served(tf.Module):
-    """A model as one function of tokens, with its variables."""
+    """A model as a function of tokens, with its variables."""
 
     def __init__(self, model: ModelConfig):
-        """Builds the graph; the variables are 0 still."""
+        """Builds the graph; the variables are still 0."""
         super().__init__()
-        # A device without a name is any: the program that serves decides.
+        # No device name: the serving program chooses the device.
         placement = Placement(mtf.Shape([]), (), ("",), VariableStore())
         specification = tf.TensorSpec((None, None), tf.int64, name=INPUT_NAME)
         function = tf.function(lambda tokens: _served_logits(model, placement, tokens), autograph=False)
@@ -57,7 +57,7 @@ class _Served(tf.Module):
 def _served_logits(model: ModelConfig, placement: Placement, tokens: tf.Tensor) -> dict[str, tf.Tensor]:
     length = tf.shape(tokens)[1]
     with tf.control_dependencies(_checks(model, tokens, length)):
-        # Padding after a row changes nothing before it: a causal model does not see it.
+        # A causal model does not see the padding after a row.
         padded = tf.pad(tf.cast(tokens, tf.int32), [[0, 0], [0, model.n_ctx - length]])
     padded.set_shape((None, model.n_ctx))
     row_logits = tf.map_fn(
@@ -77,13 +77,13 @@ def _checks(model: ModelConfig, tokens: tf.Tensor, length: tf.Tensor) -> list[tf
         )
     are_ids = tf.debugging.Assert(
         tf.reduce_all((tokens >= 0) & (tokens < model.n_vocab)),
-        [f"{INPUT_NAME} holds what is no id: ids are 0 to n_vocab - 1 = {model.n_vocab - 1}"],
+        [f"{INPUT_NAME} holds a number that is not an id: ids are 0 to n_vocab - 1 = {model.n_vocab - 1}"],
     )
     return [fits, are_ids]
 
 
 def _row_logits(model: ModelConfig, placement: Placement, tokens: tf.Tensor) -> tf.Tensor:
-    """Tokens int32 [sequence] -> float32 [sequence, vocab], by the mesh graph for one row."""
+    """Computes the logits of one row: int32 [sequence] -> float32 [sequence, vocab]."""
     graph, mesh = new_mesh()
     dims = Dims.of(model, 1, model.n_ctx)
     context = Context(mesh, model, dims)

@@ -1,6 +1,4 @@
-"""Weights as files hold them: tensors with a place and a shape, each read when it is wanted, so that a large model is
-never held twice.
-"""
+"""Weights in files: tensors that are read on demand, so that a large model is never in memory twice."""
 
 from __future__ import annotations
 
@@ -24,9 +22,9 @@ class StoredTensor:
     """One tensor of a file.
 
     Attributes:
-        place: the file, and the tensor's name there.
-        shape: known without reading it.
-        read: gives it as float32.
+        place: the file and the tensor's name, for messages.
+        shape: the shape, known without reading the tensor.
+        read: returns the tensor as float32.
     """
 
     place: str
@@ -39,16 +37,16 @@ Weights = Mapping[str, StoredTensor]
 
 @contextlib.contextmanager
 def reading(place: str) -> Iterator[None]:
-    """Turns whatever the readers of files raise into one error that names the place.
+    """Turns the errors of file readers into one that names the place.
 
     Raises:
-        CheckpointError: the file there is cut off or broken.
+        CheckpointError: the file is truncated or broken.
     """
     try:
         yield
     except (CheckpointError, MemoryError):
         raise
-    except Exception as error:  # each library has its own, torch's unpickler any at all
+    except Exception as error:  # each library has its own exceptions, and torch's unpickler raises any
         reason = (getattr(error, "message", None) or str(error) or type(error).__name__).strip().splitlines()[0]
         raise CheckpointError(
             f"{place}: cannot be read: {reason}; copy the file again, or give other weights"
@@ -56,10 +54,10 @@ def reading(place: str) -> Iterator[None]:
 
 
 def finite(place: str, value: np.ndarray) -> np.ndarray:
-    """The values of a tensor.
+    """Returns the values of a tensor after checking that they are finite.
 
     Raises:
-        CheckpointError: one of them is infinite or not a number.
+        CheckpointError: one of them is NaN or infinite.
     """
     if not np.isfinite(value).all():
         raise CheckpointError(
@@ -69,10 +67,10 @@ def finite(place: str, value: np.ndarray) -> np.ndarray:
 
 
 def find_checkpoint(path: str) -> str | None:
-    """The prefix of a TensorFlow checkpoint: the path itself, or the newest of that folder; None: there is none.
+    """Returns the prefix of a TensorFlow checkpoint: the path itself, or the newest in that folder; None: no such.
 
     Raises:
-        CheckpointError: the path cannot be read, or its file `checkpoint` names none that is there.
+        CheckpointError: the path cannot be read, or its file `checkpoint` names only missing ones.
     """
     with reading(path):
         if tf.io.gfile.exists(f"{path}.index"):
@@ -84,7 +82,7 @@ def find_checkpoint(path: str) -> str | None:
 
 
 def _named_checkpoint(path: str, newest: str | None) -> str | None:
-    """The checkpoint that the file `checkpoint` of a folder names."""
+    """Returns the checkpoint that the file `checkpoint` of a folder names."""
     try:
         return latest_checkpoint(path)
     except CheckpointError:
@@ -95,9 +93,9 @@ def _named_checkpoint(path: str, newest: str | None) -> str | None:
 
 
 def checkpoint_weights(path: str) -> Weights:
-    """The model's variables in a TensorFlow checkpoint of this project or of GPT-Neo, by name; no optimiser slots.
+    """Returns the model's variables in a checkpoint of this project or of GPT-Neo, by name, without optimiser slots.
 
-    GPT-Neo keeps them in bfloat16 for `precision` bfloat16.
+    GPT-Neo writes bfloat16 for `precision` bfloat16.
 
     Raises:
         CheckpointError: it cannot be read.

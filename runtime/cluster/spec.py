@@ -1,4 +1,4 @@
-"""The processes of a run: who they are, by the command line, `TF_CONFIG` or Slurm."""
+"""Finds the processes of a run in the command line, `TF_CONFIG` or Slurm's variables."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ SLURM_PORT = 2222
 
 
 class ClusterError(UserError):
-    """The processes of a run cannot find each other, or one is lost."""
+    """The processes of a run cannot connect, or one is lost."""
 
 
 class PeerLostError(ClusterError):
-    """Another process does not come, or is lost: to start all of them again may help."""
+    """Another process is missing or lost; restarting all of them may help."""
 
     exit_status = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """The processes of a run, of one device each.
+    """The processes of a run, with one device each.
 
     Attributes:
-        hosts: `name:port` of each; the first is the one that the others meet at.
-        index: which of them this process is.
+        hosts: `name:port` of each; the others connect to the first.
+        index: the index of this process.
     """
 
     hosts: tuple[str, ...]
@@ -40,26 +40,27 @@ class Cluster:
 
     @property
     def size(self) -> int:
+        """How many processes there are."""
         return len(self.hosts)
 
     def local_rank(self) -> int:
-        """How many of the processes before this one run on the same machine."""
+        """Returns how many of the processes before this one run on the same machine."""
         machines = [host.rpartition(":")[0] for host in self.hosts]
         return machines[: self.index].count(machines[self.index])
 
 
 def find_cluster(hosts: str | None, host_index: int | None) -> Cluster | None:
-    """The cluster that the command line gives, or else `TF_CONFIG`, or else Slurm; None: this process is alone.
+    """Returns the cluster of the command line, or else of `TF_CONFIG`, or else of Slurm; None: this process is alone.
 
     Args:
-        hosts: `name:port` of each process, apart by commas; None: not given.
-        host_index: which of them this process is, from 0; None: not given.
+        hosts: `name:port` of each process, separated by commas; None: not given.
+        host_index: the index of this process, from 0; None: not given.
 
     Raises:
-        ClusterError: what is given does not describe a cluster.
+        ClusterError: these do not describe a cluster.
     """
     if hosts is not None or host_index is not None:
-        return _cluster_by_hand(hosts, host_index)
+        return _cluster_of_flags(hosts, host_index)
     if os.environ.get("TF_CONFIG"):
         return _cluster_of_tf_config(os.environ["TF_CONFIG"])
     if os.environ.get("SLURM_STEP_NUM_TASKS", "1") not in ("", "1"):
@@ -68,11 +69,11 @@ def find_cluster(hosts: str | None, host_index: int | None) -> Cluster | None:
 
 
 def _checked(source: str, hosts: Sequence[str], index: int) -> Cluster | None:
-    """The cluster, if there is more than one process; `source` is where it was given."""
-    places = [_place_of(source, host) for host in hosts]
-    repeated = [host for host, place in zip(hosts, places, strict=True) if places.count(place) > 1]
+    """Returns the cluster if there is more than one process; `source` names it in messages."""
+    addresses = [_parse_host(source, host) for host in hosts]
+    repeated = [host for host, address in zip(hosts, addresses, strict=True) if addresses.count(address) > 1]
     if repeated:
-        raise ClusterError(f"{source}: {repeated[0]} is there twice; give each process a port of its own")
+        raise ClusterError(f"{source}: {repeated[0]} is given twice; give each process its own port")
     if not 0 <= index < len(hosts):
         raise ClusterError(
             f"{source}: there is no process {index} among {len(hosts)}; count from 0 to {len(hosts) - 1}"
@@ -80,17 +81,17 @@ def _checked(source: str, hosts: Sequence[str], index: int) -> Cluster | None:
     return Cluster(tuple(hosts), index) if len(hosts) > 1 else None
 
 
-def _place_of(source: str, host: str) -> tuple[str, int]:
-    """The machine and the port."""
+def _parse_host(source: str, host: str) -> tuple[str, int]:
+    """Returns the machine and the port."""
     found = HOST.fullmatch(host)
     if found is None or not 0 < int(found["port"]) < 65536:
         raise ClusterError(
-            f"{source}: {host!r} is not a name and a port; give each process as host:2222, apart by commas"
+            f"{source}: {host!r} is not a name and a port; give each process as host:2222, separated by commas"
         )
     return found["machine"].lower(), int(found["port"])
 
 
-def _cluster_by_hand(hosts: str | None, host_index: int | None) -> Cluster | None:
+def _cluster_of_flags(hosts: str | None, host_index: int | None) -> Cluster | None:
     if hosts is None or host_index is None:
         given, missing = ("--hosts", "--host_index") if host_index is None else ("--host_index", "--hosts")
         raise ClusterError(f"{given}: is given without {missing}; give both, as --hosts a:2222,b:2222 --host_index 0")
@@ -100,7 +101,7 @@ def _cluster_by_hand(hosts: str | None, host_index: int | None) -> Cluster | Non
 
 
 def _cluster_of_tf_config(text: str) -> Cluster | None:
-    """Kubeflow and Vertex AI set `TF_CONFIG`; their chief, if there is one, comes before the workers."""
+    """Reads the variable that Kubeflow and Vertex AI set; a chief comes before the workers."""
     try:
         config = json.loads(text)
         jobs = {name: _hosts_of_job(name, hosts) for name, hosts in (config.get("cluster") or {}).items() if hosts}
@@ -115,8 +116,7 @@ def _cluster_of_tf_config(text: str) -> Cluster | None:
     for name in [*jobs, job]:
         if name not in ("chief", JOB):
             raise ClusterError(
-                f"TF_CONFIG: has the job {name}, which nothing is done by here; all processes train: name them "
-                "worker, or the first of them chief"
+                f"TF_CONFIG: unknown job {name}; all processes train, so name them worker, or the first of them chief"
             )
     chiefs, workers = jobs.get("chief", []), jobs.get(JOB, [])
     n_of_job = len(chiefs if job == "chief" else workers)
@@ -127,14 +127,14 @@ def _cluster_of_tf_config(text: str) -> Cluster | None:
 
 def _hosts_of_job(name: str, hosts: object) -> list[str]:
     if not isinstance(hosts, list) or not all(isinstance(host, str) for host in hosts):
-        raise TypeError(f"the hosts of {name} are no list of texts")
+        raise TypeError(f"the hosts of {name} are not a list of strings")
     return hosts
 
 
 def _cluster_of_slurm() -> Cluster | None:
-    """The tasks of the step that `srun` has started.
+    """Reads the tasks of the step that `srun` started.
 
-    TensorFlow's own resolver sorts the machines as text, so that n10 would be the first of n[9-10].
+    TensorFlow's resolver sorts machines as text, so that n10 would come first in n[9-10].
     """
     try:
         index, n_tasks = int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_STEP_NUM_TASKS"])
@@ -149,8 +149,8 @@ def _cluster_of_slurm() -> Cluster | None:
     own_machine = os.environ.get("SLURMD_NODENAME")
     if len(tasks) != n_tasks or not 0 <= index < n_tasks or own_machine not in (None, tasks[index][0]):
         raise ClusterError(
-            f"Slurm: task {index} of {n_tasks} is not where its machines, filled one after the other, would have it "
-            "; start the processes with srun --distribution=block, or give --hosts and --host_index"
+            f"Slurm: task {index} of {n_tasks} is not on the machine that a block distribution gives it; start the "
+            "processes with srun --distribution=block, or give --hosts and --host_index"
         )
     return _checked("Slurm", [f"{name}:{SLURM_PORT + rank}" for name, rank in tasks], index)
 

@@ -10,14 +10,14 @@ from meshtf import tf
 
 
 def choose_devices(gpu_ids: Sequence[str] | None, n_cpu_devices: int | None) -> tuple[str, ...]:
-    """The devices to run on; to be called before TensorFlow runs anything.
+    """Returns the devices to run on; call it before TensorFlow runs anything.
 
     Args:
-        gpu_ids: as `device:GPU:0`; None: every GPU that is visible, or the CPU.
-        n_cpu_devices: how many virtual CPU devices to make instead; None: not asked for.
+        gpu_ids: as `device:GPU:0`; None: every visible GPU, or else the CPU.
+        n_cpu_devices: how many virtual CPU devices to create instead; None: none.
 
     Raises:
-        DeviceError: a device is not there.
+        DeviceError: a device does not exist.
     """
     if n_cpu_devices is not None:
         return _virtual_cpu_devices(n_cpu_devices)
@@ -39,7 +39,7 @@ def choose_devices(gpu_ids: Sequence[str] | None, n_cpu_devices: int | None) -> 
     return wanted
 
 
-@functools.cache  # they can be made once only, before TensorFlow runs anything
+@functools.cache  # they can be created only once, before TensorFlow runs anything
 def _virtual_cpu_devices(count: int) -> tuple[str, ...]:
     if count < 1:
         raise DeviceError(f"--cpu_devices {count}: must be at least 1; give the number of virtual CPU devices")

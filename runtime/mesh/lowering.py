@@ -25,6 +25,7 @@ class LoweredStep:
     host: str | None = None
 
     def __call__(self, *arrays: np.ndarray) -> dict[str, np.ndarray]:
+        """Maps host arrays to named host arrays."""
         with tf.device(self.host):
             outputs = self.function(*arrays)
         return {name: value.numpy() for name, value in outputs.items()}

@@ -1,9 +1,9 @@
-"""A mesh of processes: each runs the same graph on its own slices, so that no graph grows with the mesh.
+"""A mesh of processes (SPMD): each runs the same graph on its own slices, so that graphs do not grow with the mesh.
 
-The processes speak by TensorFlow's collectives, which run as a ring over gRPC between CPUs and by NCCL between GPUs.
-Two rules hold them together. A collective carries a key, and the processes of a group meet where the keys are equal: so
-all build the same graphs in the same order. And no two collectives run at once, also not those inside loops: or else
-one process could wait for the first of two while another waits for the second.
+The processes communicate by TensorFlow's collectives: rings over gRPC between CPUs, and NCCL between GPUs. Two rules
+prevent deadlocks. Collectives are matched by key, so all processes build the same graphs in the same order. And no two
+collectives run at once, not even inside loops: otherwise one process could wait for the first of two while another
+waits for the second.
 """
 
 from __future__ import annotations
@@ -16,21 +16,20 @@ from configs.schema import MeshConfig
 from meshtf import LaidOut, collective_ops, mtf, tf
 from runtime.mesh.placement import DeviceMesh, Placement, VariableStore, fit
 
-# Keys below are of what is not part of a mesh, as the barrier of all processes.
+# Smaller keys belong to collectives outside of a mesh, such as the barrier of all processes.
 FIRST_GROUP_KEY = 16
-# Of all meshes of this process: a key that has met once is not met by another collective.
+# Shared by all meshes of this process, because no two collectives may use the same key.
 INSTANCE_KEYS = itertools.count(1)
 MERGE_OPERATIONS = {"SUM": "Add", "MAX": "Max", "MIN": "Min"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Processes that differ along some mesh axes only.
+    """The processes that differ along some mesh axes only.
 
     Attributes:
-        key: the same in each of them, and in no other group of that mesh; a process is part of one mesh as long as it
-            runs.
-        size: how many they are.
+        key: identifies the group; unique within the mesh, and a process belongs to one mesh only.
+        size: how many processes it has.
     """
 
     key: int
@@ -38,47 +37,47 @@ class Group:
 
 
 def group_of(shape: mtf.Shape, processor: int, axes: Sequence[int]) -> Group:
-    """The group along these mesh axes that a processor belongs to."""
+    """Returns the group of a processor along mesh axes."""
     kind = sum(1 << axis for axis in axes)
     size = mtf.list_product([shape.dims[axis].size for axis in axes])
     return Group(FIRST_GROUP_KEY + kind * shape.size + mtf.pnum_to_group(shape, axes, processor), size)
 
 
-def _line(shape: mtf.Shape, processor: int, axis: int) -> list[int]:
-    """The processors that differ from this one along one mesh axis only, itself among them."""
+def _processors_along(shape: mtf.Shape, processor: int, axis: int) -> list[int]:
+    """Returns the processors that differ from this one along one mesh axis only, including itself."""
     stride = mtf.list_product([dimension.size for dimension in shape.dims[axis + 1 :]])
     first = processor - mtf.pnum_to_processor_coordinates(shape, processor)[axis] * stride
-    return [first + stride * place for place in range(shape.dims[axis].size)]
+    return [first + stride * index for index in range(shape.dims[axis].size)]
 
 
 class Collectives:
-    """TensorFlow's collectives, keyed and put into one order."""
+    """TensorFlow's collectives with unique keys, in a fixed order."""
 
     def __init__(self, device: str) -> None:
         with tf.init_scope(), tf.device(device):
-            # TensorFlow keeps the order of operations on one resource, also into and out of loops.
+            # TensorFlow keeps the order of operations on one resource, even across loops.
             self._order = tf.Variable(0.0, name="order_of_collectives", trainable=False)
 
     def reduce(self, x: tf.Tensor, group: Group, merge_operation: str) -> tf.Tensor:
-        """The sum, or what else, over a group: the same bits in each of its processes."""
+        """Reduces over a group; the result has the same bits in each of its processes."""
         y = collective_ops.all_reduce_v2(
             x, group.size, group.key, next(INSTANCE_KEYS), merge_operation, ordering_token=self._order.handle
         )
         return tf.ensure_shape(y, x.shape)
 
     def gather(self, x: tf.Tensor, group: Group, members: Sequence[int]) -> tf.Tensor:
-        """The slices of a group, in the order of its members, which are numbers of processes: [group, *shape of x]."""
+        """Gathers the slices of a group in the order of its members, by process number: [group, *shape of x]."""
         y = collective_ops.all_gather_v2(
             x[None], group.size, group.key, next(INSTANCE_KEYS), ordering_token=self._order.handle
         )
         y = tf.ensure_shape(y, [group.size, *x.shape])
-        # TensorFlow orders processes by their names as text: task:10 comes before task:2.
+        # TensorFlow sorts processes by name: task:10 comes before task:2.
         as_gathered = sorted(members, key=str)
         return y if as_gathered == list(members) else tf.gather(y, [as_gathered.index(member) for member in members])
 
 
 class ProcessMesh(DeviceMesh):
-    """What mesh-TensorFlow asks of a mesh, for the one processor that this process is: a list of slices has one."""
+    """Implements mesh-TensorFlow's mesh for a process with one processor: a laid-out tensor has a single slice."""
 
     def __init__(self, placement: ProcessPlacement, layout: mtf.LayoutRules) -> None:
         super().__init__(placement.shape, layout, placement.devices, placement.store)
@@ -88,15 +87,15 @@ class ProcessMesh(DeviceMesh):
         self._collectives = placement.collectives
 
     def laid_out_pnum(self) -> LaidOut:
-        """The number of this processor, a constant."""
+        """Returns the number of this processor, a constant."""
         return self.slicewise(lambda: tf.constant(self._processor, tf.int32))
 
     def laid_out_pcoord(self, mesh_axis: int) -> LaidOut:
-        """Where this processor is along an axis, a constant."""
+        """Returns the coordinate of this processor along an axis, a constant."""
         return self.slicewise(lambda: tf.constant(self._coordinates[mesh_axis], tf.int32))
 
     def allreduce(self, x: LaidOut, mesh_axes: Sequence[int], reduction_fn_string: str) -> LaidOut:
-        """SUM, MAX or MIN over the processors along these axes."""
+        """Reduces by SUM, MAX or MIN over the processors along these axes."""
         group = group_of(self.shape, self._processor, mesh_axes)
         if group.size == 1:
             return x.to_laid_out_tensor()
@@ -104,105 +103,108 @@ class ProcessMesh(DeviceMesh):
         return self.slicewise(lambda own: self._collectives.reduce(own, group, merge_operation), x)
 
     def allconcat(self, x: LaidOut, mesh_axis: int, concat_axis: int) -> LaidOut:
-        """The slices along a mesh axis, joined along a dimension."""
-        return self.slicewise(lambda parts: _join(parts, concat_axis), self._gather(x, mesh_axis))
+        """Concatenates the slices along a mesh axis on one dimension."""
+        return self.slicewise(lambda parts: _concat(parts, concat_axis), self._gather(x, mesh_axis))
 
     def alltoall(self, x: LaidOut, mesh_axis: int, split_axis: int, concat_axis: int) -> LaidOut:
-        """Splits one dimension over a mesh axis and joins another.
+        """Splits one dimension over a mesh axis and concatenates another.
 
-        Each process is sent all parts of all slices: between CPUs TensorFlow has nothing that sends only what is kept.
+        Each process receives all parts of all slices, because TensorFlow has no all-to-all between CPUs.
         """
         size = self.shape.dims[mesh_axis].size
 
         def own_parts(parts: tf.Tensor) -> tf.Tensor:
-            return _join(_part(parts, split_axis + 1, size, self._coordinates[mesh_axis]), concat_axis)
+            return _concat(_part(parts, split_axis + 1, size, self._coordinates[mesh_axis]), concat_axis)
 
         return self.slicewise(own_parts, self._gather(x, mesh_axis))
 
     def receive(self, x: LaidOut, mesh_axis: int, source_pcoord: Sequence[int | None]) -> LaidOut:
-        """The slice of another processor along a mesh axis; of None zeros."""
+        """Returns the slice of another processor along a mesh axis; zeros for None."""
         source = source_pcoord[self._coordinates[mesh_axis]]
-        parts = self._gather(x, mesh_axis)  # by all, for all take part
+        parts = self._gather(x, mesh_axis)  # every process must take part
         return self.slicewise(lambda parts: tf.zeros_like(parts[0]) if source is None else parts[source], parts)
 
     def _gather(self, x: LaidOut, mesh_axis: int) -> LaidOut:
         group = group_of(self.shape, self._processor, [mesh_axis])
-        members = _line(self.shape, self._processor, mesh_axis)
+        members = _processors_along(self.shape, self._processor, mesh_axis)
         return self.slicewise(lambda own: self._collectives.gather(own, group, members), x)
 
     def import_tf_tensor(self, x: mtf.Tensor, tf_x: tf.Tensor) -> LaidOut:
-        """This processor's slice of a whole tensor."""
+        """Returns this processor's slice of a whole tensor."""
         region = self.region(x.shape)
         return self.slicewise(lambda whole: whole[region], tf_x)
 
     def lay_out_rows(self, own_rows: tf.Tensor, shape: mtf.Shape) -> LaidOut:
-        """This processor's slice of its own rows."""
+        """Returns this processor's slice of its own rows."""
         _, *rest = self.region(shape)
         return self.slicewise(lambda rows: rows[(slice(None), *rest)], own_rows)
 
     def region(self, shape: mtf.Shape) -> tuple[slice, ...]:
-        """Where this processor's slice of a tensor lies in the whole, dimension by dimension."""
+        """Returns the range of this processor's slice in the whole tensor, by dimension."""
         begins, sizes = self.slice_begin(shape, self._processor), self.slice_shape(shape)
         return tuple(slice(begin, begin + size) for begin, size in zip(begins, sizes, strict=True))
 
     def export_to_tf_tensor(self, x: mtf.Tensor, laid_out_x: LaidOut) -> tf.Tensor:
-        """The whole tensor, in every process."""
+        """Returns the whole tensor in every process."""
         for dimension, axis in enumerate(self.tensor_layout(x.shape).tensor_axis_to_mesh_axis):
             if axis is not None:
                 laid_out_x = self.allconcat(laid_out_x, axis, dimension)
         return laid_out_x.to_laid_out_tensor().all_slices[0]
 
 
-def _join(parts: tf.Tensor, dimension: int) -> tf.Tensor:
-    """[parts, ...] -> the parts one after the other along a dimension."""
+def _concat(parts: tf.Tensor, dimension: int) -> tf.Tensor:
+    """Concatenates the parts of [parts, ...] along a dimension."""
     n_parts, *shape = parts.shape.as_list()
-    behind = range(dimension + 1, len(shape) + 1)
-    together = tf.transpose(parts, [*range(1, dimension + 1), 0, *behind])
-    return tf.reshape(together, [*shape[:dimension], n_parts * shape[dimension], *shape[dimension + 1 :]])
+    after = range(dimension + 1, len(shape) + 1)
+    transposed = tf.transpose(parts, [*range(1, dimension + 1), 0, *after])
+    return tf.reshape(transposed, [*shape[:dimension], n_parts * shape[dimension], *shape[dimension + 1 :]])
 
 
 def _part(x: tf.Tensor, dimension: int, n_parts: int, index: int) -> tf.Tensor:
-    """One of the parts of a tensor that is cut along a dimension."""
+    """Returns one of the equal parts of a tensor along a dimension."""
     size = x.shape[dimension] // n_parts
     return x[(*[slice(None)] * dimension, slice(index * size, (index + 1) * size))]
 
 
 @dataclasses.dataclass(frozen=True)
 class ProcessPlacement(Placement):
-    """Where a run of many processes lies, seen from one of them.
+    """The placement of a run of several processes, seen from one of them.
 
     Attributes:
-        processor: the number of this process, which is that of its processor in the mesh.
-        collectives: of all its graphs.
+        processor: the number of this process and of its processor in the mesh.
+        collectives: those of all its graphs.
     """
 
     processor: int
     collectives: Collectives
 
     def implementation(self, batch_size: int) -> ProcessMesh:
-        """The mesh for a batch of that size."""
+        """Returns the mesh for a batch of this size."""
         return ProcessMesh(self, self.rules(batch_size))
 
     def own_rows(self, batch_size: int) -> range:
-        """The rows of a batch that this process needs: those of its slice."""
+        """Returns the rows of a batch in this process's slice."""
         (rows,) = self.implementation(batch_size).region(mtf.Shape([mtf.Dimension("batch", batch_size)]))
         return range(rows.start, rows.stop)
 
     def describe(self) -> str:
+        """Describes the mesh in one line."""
         return f"{super().describe()}, process {self.processor} of {self.shape.size}"
 
 
 def place_process(mesh: MeshConfig, processor: int, n_processors: int, device: str) -> ProcessPlacement:
-    """Lays the configured mesh over processes of one device each; a graph can be built before there are others.
+    """Lays the configured mesh over processes with one device each.
+
+    Graphs can be built before the other processes are connected.
 
     Args:
-        mesh: of the config; without a `mesh_shape` the batch is split over all processes.
+        mesh: the mesh of the config; without a `mesh_shape` the batch is split over all processes.
         processor: the number of this process.
         n_processors: how many there are.
-        device: its device, as `/device:CPU:0`.
+        device: the device of this process, as `/device:CPU:0`.
 
     Raises:
-        DeviceError: the mesh needs another number of processes than there are.
+        DeviceError: the mesh needs a different number of processes.
     """
     shape, layout = fit(mesh, n_processors, "processes")
     return ProcessPlacement(shape, layout, (device,), VariableStore(), processor, Collectives(device))

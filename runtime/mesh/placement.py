@@ -1,4 +1,4 @@
-"""From the devices that are there to a mesh, and the variables' slices on it."""
+"""Lays the configured mesh over devices, and holds the slices of the variables on it."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Program = Callable[..., dict[str, tf.Tensor]]
 
 @dataclasses.dataclass(frozen=True)
 class VariableSlices:
-    """One variable as it lies on the mesh.
+    """The slices of one variable on the mesh.
 
     Attributes:
-        begins: where each slice begins in the whole; equal where processors hold the same slice.
+        begins: where each slice begins in the whole variable; equal for processors that hold the same slice.
         slices: one float32 TensorFlow variable for each processor of this process.
         are_first: whether no earlier processor of the mesh holds the same slice.
     """
@@ -34,20 +34,22 @@ class VariableSlices:
 
     @property
     def name(self) -> str:
+        """The name of the variable in checkpoints."""
         return self.variable.name
 
     @property
     def whole_shape(self) -> tuple[int, ...]:
+        """The shape of the whole variable."""
         return tuple(self.variable.shape.to_integer_list)
 
     def specification(self, index: int) -> str:
-        """TensorFlow's notation of a slice in a checkpoint: the whole shape, then `begin,size` for each dimension."""
+        """Returns TensorFlow's notation of a slice in a checkpoint: the whole shape, then `begin,size` by dimension."""
         sizes = self.slices[index].shape.as_list()
         ranges = ":".join(f"{begin},{size}" for begin, size in zip(self.begins[index], sizes, strict=True))
         return " ".join([*map(str, self.whole_shape), ranges])
 
     def distinct_slices(self) -> list[int]:
-        """Indices of the slices that no earlier processor holds: on all processes together, each slice once."""
+        """Returns the indices of slices that no earlier processor holds: over all processes, each slice once."""
         return [index for index, is_first in enumerate(self.are_first) if is_first]
 
     def assign_whole(self, value: np.ndarray) -> None:
@@ -58,8 +60,9 @@ class VariableSlices:
 
 
 class VariableStore:
-    """The slices of every variable of a run, by checkpoint name; graphs for training, evaluation and decoding share
-    them.
+    """The slices of every variable of a run, by checkpoint name.
+
+    Graphs for training, evaluation and decoding share them.
     """
 
     def __init__(self) -> None:
@@ -69,23 +72,24 @@ class VariableStore:
         return iter(self._by_name.values())
 
     def slices_of(self, variable: SlicedVariable, mesh_impl: mtf.MeshImpl) -> VariableSlices:
-        """The slices of a variable, made (as zeros) on first use."""
+        """Returns the slices of a variable, which are created (as zeros) on first use."""
         if variable.name not in self._by_name:
             shape = mesh_impl.slice_shape(variable.shape)
             begins = tuple(tuple(mesh_impl.slice_begin(variable.shape, pnum)) for pnum in mesh_impl.processors)
             are_first = tuple(_is_first(mesh_impl, variable.shape, pnum) for pnum in mesh_impl.processors)
-            # Graphs are built inside tf.function: variables are made outside of it, to outlive it.
+            # Graphs are built inside tf.function; the variables must outlive it.
             with tf.init_scope():
                 slices = tuple(_zeros(variable.name, shape, device) for device in mesh_impl.devices)
             self._by_name[variable.name] = VariableSlices(variable, begins, slices, are_first)
         return self._by_name[variable.name]
 
     def initialize(self, seed: int) -> None:
-        """Gives every variable its first value."""
+        """Sets every variable to its initial value."""
         for stored in self:
             stored.assign_whole(stored.variable.initial_value(seed))
 
     def n_trainable_parameters(self) -> int:
+        """Returns the number of trainable parameters."""
         return sum(stored.variable.shape.size for stored in self if stored.variable.trainable)
 
 
@@ -95,19 +99,17 @@ def _zeros(name: str, shape: Sequence[int], device: str) -> tf.Variable:
 
 
 def _is_first(mesh_impl: DeviceMesh, shape: mtf.Shape, processor: int) -> bool:
-    """Whether no earlier processor holds the same slice of a tensor: along the axes that do not split it, it is the
-    first.
-    """
+    """Whether no earlier processor holds the same slice: it comes first on all axes that do not split the tensor."""
     coordinates = mtf.pnum_to_processor_coordinates(mesh_impl.shape, processor)
     splitting = mesh_impl.tensor_layout(shape).tensor_axis_to_mesh_axis
     return not any(coordinate for axis, coordinate in enumerate(coordinates) if axis not in splitting)
 
 
 class DeviceMesh(PlacementMeshImpl):
-    """Mesh-TensorFlow's placement on devices of one process, with slices as the only variables.
+    """Mesh-TensorFlow's mesh on the devices of one process, with slices as the only variables.
 
     Attributes:
-        processors: the numbers of the mesh's processors that are devices of this process.
+        processors: the numbers of the processors that are devices of this process.
     """
 
     def __init__(self, shape: mtf.Shape, layout: mtf.LayoutRules, devices: Sequence[str], store: VariableStore):
@@ -116,11 +118,11 @@ class DeviceMesh(PlacementMeshImpl):
         self.processors: Sequence[int] = range(self.size)
 
     def lay_out_rows(self, own_rows: tf.Tensor, shape: mtf.Shape) -> LaidOut:
-        """Lays out a tensor [batch, ...], of which this process was given its `Placement.own_rows`."""
+        """Lays out a tensor [batch, ...], given the rows of it that `Placement.own_rows` names."""
         return self.LaidOutTensor(self.make_slices(own_rows, shape))
 
     class LaidOutVariable:
-        """What mesh-TensorFlow asks of a variable that is laid out."""
+        """Implements mesh-TensorFlow's laid-out variable."""
 
         def __init__(self, variable: SlicedVariable, mesh_impl: DeviceMesh):
             self._mesh_impl = mesh_impl
@@ -128,6 +130,7 @@ class DeviceMesh(PlacementMeshImpl):
             self.laid_out_tensor = mesh_impl.LaidOutTensor(list(self._slices))
 
         def assign(self, laid_out_value: LaidOut) -> None:
+            """Sets the slices."""
             for device, piece, value in zip(
                 self._mesh_impl.devices, self._slices, laid_out_value.all_slices, strict=True
             ):
@@ -137,7 +140,7 @@ class DeviceMesh(PlacementMeshImpl):
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """Where a run lies: the mesh, what is split over it, the devices, and the variables on them."""
+    """The mesh of a run, what is split over it, its devices, and the variables on them."""
 
     shape: mtf.Shape
     layout: tuple[tuple[str, str], ...]
@@ -145,11 +148,11 @@ class Placement:
     store: VariableStore
 
     def implementation(self, batch_size: int) -> DeviceMesh:
-        """The mesh for a batch of that size."""
+        """Returns the mesh for a batch of this size."""
         return DeviceMesh(self.shape, self.rules(batch_size), self.devices, self.store)
 
     def own_rows(self, batch_size: int) -> range:
-        """The rows of a batch that this process needs: all of them."""
+        """Returns the rows of a batch that this process needs: all of them."""
         return range(batch_size)
 
     def compile(self, program: Program, *signature: tf.TensorSpec) -> LoweredStep:
@@ -162,7 +165,7 @@ class Placement:
         return compile_step(lambda *inputs: program(self, *inputs), *signature)
 
     def rules(self, batch_size: int) -> mtf.LayoutRules:
-        """What is split; a batch that the mesh does not divide is held whole by every processor."""
+        """Returns the layout rules; a batch that the mesh does not divide stays whole on every processor."""
         sizes = {dim.name: dim.size for dim in self.shape.dims}
         rules = {dim: axis for dim, axis in self.layout if dim != "batch" or batch_size % sizes.get(axis, 1) == 0}
         if "batch" in rules and rules["batch"] != rules.get("experts"):
@@ -172,15 +175,16 @@ class Placement:
         return mtf.LayoutRules(rules.items())
 
     def without(self, *dimensions: str) -> Placement:
-        """The same placement with some tensor dimensions left whole."""
+        """Returns this placement with some tensor dimensions left whole."""
         return dataclasses.replace(self, layout=tuple(rule for rule in self.layout if rule[0] not in dimensions))
 
     def axis_size(self, dimension: str) -> int:
-        """Over how many processors a tensor dimension is split."""
+        """Returns over how many processors a tensor dimension is split."""
         sizes = {dim.name: dim.size for dim in self.shape.dims}
         return sizes.get(dict(self.layout).get(dimension, ""), 1)
 
     def describe(self) -> str:
+        """Describes the mesh in one line."""
         rules = ",".join(f"{dim}:{axis}" for dim, axis in self.layout) or "nothing split"
         shape = ",".join(f"{dim.name}:{dim.size}" for dim in self.shape.dims) or "one device"
         return f"{shape} ({rules}) on {', '.join(device.removeprefix('/device:') for device in self.devices)}"
@@ -189,11 +193,11 @@ class Placement:
 def place(mesh: MeshConfig, devices: Sequence[str]) -> Placement:
     """Lays the configured mesh over the devices.
 
-    One device holds everything, whatever mesh the config was written for: the numbers are the same. Without a
-    `mesh_shape` the batch is split over all devices.
+    A single device holds everything, whatever the mesh of the config, with the same results. Without a `mesh_shape`
+    the batch is split over all devices.
 
     Raises:
-        DeviceError: the mesh needs another number of devices than there are.
+        DeviceError: the mesh needs a different number of devices.
     """
     devices = tuple(devices)
     if len(devices) == 1:
@@ -202,10 +206,15 @@ def place(mesh: MeshConfig, devices: Sequence[str]) -> Placement:
 
 
 def fit(mesh: MeshConfig, n_processors: int, kind: str) -> tuple[mtf.Shape, tuple[tuple[str, str], ...]]:
-    """The shape and the layout of the configured mesh on so many processors, which `kind` names.
+    """Returns the shape and the layout of the configured mesh on this number of processors.
+
+    Args:
+        mesh: the mesh of the config.
+        n_processors: how many there are.
+        kind: what messages call them, as "devices".
 
     Raises:
-        DeviceError: the mesh needs another number.
+        DeviceError: the mesh needs a different number.
     """
     mesh_shape = mesh.mesh_shape or (("all", n_processors),)
     layout = mesh.layout if mesh.layout is not None else (("batch", mesh_shape[0][0]),)

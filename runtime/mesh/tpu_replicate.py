@@ -11,19 +11,19 @@ from models.variables import SlicedVariable
 from runtime.mesh.lowering import LoweredStep
 from runtime.mesh.placement import DeviceMesh, Placement, Program, VariableStore, fit
 from runtime.mesh.tpu_discovery import Tpu
-from runtime.mesh.tpu_mesh import Replica, ReplicaPlacement, TpuExchange
+from runtime.mesh.tpu_mesh import Replica, ReplicaPlacement, TpuCrossReplicaOps
 from runtime.mesh.tpu_topology import cores_in_order
 
 
 class PackedStore(VariableStore):
-    """Variables of which all cores' slices are one input of a program, so that it does not grow with the TPU."""
+    """Variables whose slices are a single input of a program, so that it does not grow with the TPU."""
 
     def __init__(self) -> None:
         super().__init__()
         self._packed: dict[str, tf.Tensor] = {}
 
     def packed_handle(self, variable: SlicedVariable, mesh_impl: DeviceMesh) -> tf.Tensor:
-        """The handles of all slices of a variable as one; each core finds its own in it."""
+        """Returns the handles of all slices of a variable as one tensor, in which each core finds its own."""
         if variable.name not in self._packed:
             stored = self.slices_of(variable, mesh_impl)
             with tf.init_scope():
@@ -33,12 +33,12 @@ class PackedStore(VariableStore):
 
 @dataclasses.dataclass(frozen=True)
 class TpuPlacement(Placement):
-    """Where a run on a TPU lies.
+    """The placement of a run on a TPU.
 
     Attributes:
         store: see `PackedStore`.
-        assignment: of the processors, which are the replicas, to cores.
-        job: TensorFlow's, of the hosts of the cores.
+        assignment: the assignment of processors, which are the replicas, to cores.
+        job: TensorFlow's job name of the cores' hosts.
     """
 
     store: PackedStore
@@ -52,11 +52,11 @@ class TpuPlacement(Placement):
 
     @property
     def first_host(self) -> str:
-        """The CPU from which programs are started."""
+        """The CPU that starts the programs."""
         return f"/job:{self.job}/replica:0/task:0/device:CPU:0"
 
     def within(self, processor: tf.Tensor) -> ReplicaPlacement:
-        """The placement as the replicated program sees it; to be called while it is built."""
+        """Returns the placement as the replicated program sees it; call it while the program is built."""
 
         def handle_of(variable: SlicedVariable, mesh_impl: DeviceMesh) -> tf.Tensor:
             packed = self.store.packed_handle(variable, mesh_impl)
@@ -64,7 +64,7 @@ class TpuPlacement(Placement):
                 variable.name, handle_id=variable.name, vars_=[packed], is_packed=True
             )
 
-        replica = Replica(processor, TpuExchange(), handle_of)
+        replica = Replica(processor, TpuCrossReplicaOps(), handle_of)
         return ReplicaPlacement(self.shape, self.layout, self.devices, self.store, replica)
 
     def replicate(self, program: Program, inputs_of: Callable[[int], Sequence[tf.Tensor]]) -> dict[str, tf.Tensor]:
@@ -94,6 +94,7 @@ class TpuPlacement(Placement):
         return LoweredStep(tf.function(run, autograph=False).get_concrete_function(*signature), self.first_host)
 
     def describe(self) -> str:
+        """Describes the mesh in one line."""
         rules = ",".join(f"{dim}:{axis}" for dim, axis in self.layout) or "nothing split"
         shape = ",".join(f"{dim.name}:{dim.size}" for dim in self.shape.dims) or "one core"
         return f"{shape} ({rules}) on {self.shape.size} TPU cores of {len(set(self.hosts))} hosts"
@@ -103,11 +104,11 @@ def place_on_tpu(mesh: MeshConfig, tpu: Tpu) -> TpuPlacement:
     """Lays the configured mesh over the cores of a TPU.
 
     Args:
-        mesh: of the config; without a `mesh_shape` the batch is split over all cores.
-        tpu: as found.
+        mesh: the mesh of the config; without a `mesh_shape` the batch is split over all cores.
+        tpu: the TPU that was found.
 
     Raises:
-        DeviceError: the mesh needs another number of cores than there are.
+        DeviceError: the mesh needs a different number of cores.
     """
     n_cores = tpu.topology.device_coordinates.shape[0] * tpu.topology.device_coordinates.shape[1]
     shape, layout = fit(mesh, n_cores, "TPU cores")

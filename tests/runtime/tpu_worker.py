@@ -26,7 +26,7 @@ from runtime.cluster.rendezvous import connect
 from runtime.cluster.spec import Cluster
 from runtime.mesh.multi_process import FIRST_GROUP_KEY, Collectives, Group, ProcessPlacement, place_process
 from runtime.mesh.placement import DeviceMesh
-from runtime.mesh.tpu_mesh import Numbers, Replica, ReplicaPlacement
+from runtime.mesh.tpu_mesh import Replica, ReplicaGroups, ReplicaPlacement
 from runtime.training.tpu_steps import run_device_loop
 from tests import tiny
 from tests.runtime.spmd_worker import CASES, MATRIX, moved, own_inputs
@@ -34,26 +34,26 @@ from tests.runtime.spmd_worker import CASES, MATRIX, moved, own_inputs
 N_STEPS = 3
 
 
-class ProcessExchange:
+class ProcessCrossReplicaOps:
     """What replicas do together, done by processes."""
 
     def __init__(self, own: int, collectives: Collectives) -> None:
         self._own = own
         self._collectives = collectives
 
-    def cross_replica_sum(self, x: tf.Tensor, groups: Numbers) -> tf.Tensor:
-        """See `runtime.mesh.tpu_mesh.Exchange`."""
+    def cross_replica_sum(self, x: tf.Tensor, groups: ReplicaGroups) -> tf.Tensor:
+        """See `runtime.mesh.tpu_mesh.CrossReplicaOps`."""
         return self._collectives.reduce(x, _group(self._members(groups)), "Add")
 
-    def all_to_all(self, x: tf.Tensor, groups: Numbers, split_dimension: int, concat_dimension: int) -> tf.Tensor:
-        """See `runtime.mesh.tpu_mesh.Exchange`."""
+    def all_to_all(self, x: tf.Tensor, groups: ReplicaGroups, split_dimension: int, concat_dimension: int) -> tf.Tensor:
+        """See `runtime.mesh.tpu_mesh.CrossReplicaOps`."""
         members = self._members(groups)
         slices = tf.unstack(self._collectives.gather(x, _group(members), members))
         own = members.index(self._own)
         return tf.concat([tf.split(part, len(members), split_dimension)[own] for part in slices], concat_dimension)
 
-    def collective_permute(self, x: tf.Tensor, pairs: Numbers) -> tf.Tensor:
-        """See `runtime.mesh.tpu_mesh.Exchange`."""
+    def collective_permute(self, x: tf.Tensor, pairs: ReplicaGroups) -> tf.Tensor:
+        """See `runtime.mesh.tpu_mesh.CrossReplicaOps`."""
         everyone = sorted({number for pair in pairs for number in pair})
         if self._own not in everyone:
             return tf.zeros_like(x)
@@ -61,7 +61,7 @@ class ProcessExchange:
         sources = {target: source for source, target in pairs}
         return slices[everyone.index(sources[self._own])] if self._own in sources else tf.zeros_like(x)
 
-    def _members(self, groups: Numbers) -> Sequence[int]:
+    def _members(self, groups: ReplicaGroups) -> Sequence[int]:
         (members,) = (group for group in groups if self._own in group)
         return members
 
@@ -78,7 +78,7 @@ def as_replica(process: ProcessPlacement, processor: tf.Tensor) -> ReplicaPlacem
         (piece,) = process.store.slices_of(variable, mesh_impl).slices
         return piece.handle
 
-    replica = Replica(processor, ProcessExchange(process.processor, process.collectives), handle_of)
+    replica = Replica(processor, ProcessCrossReplicaOps(process.processor, process.collectives), handle_of)
     return ReplicaPlacement(process.shape, process.layout, process.devices, process.store, replica)
 
 

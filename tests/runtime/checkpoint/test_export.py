@@ -109,8 +109,8 @@ def test_batch_and_length_are_free(expected: np.ndarray, served: str) -> None:
     ("tokens", "said"),
     [
         (np.zeros((1, 17)), "input_example_tensor is too long: the model takes at most n_ctx = 16 tokens"),
-        (np.full((1, 3), 20), "input_example_tensor holds what is no id: ids are 0 to n_vocab - 1 = 19"),
-        (np.full((1, 3), -1), "input_example_tensor holds what is no id: ids are 0 to n_vocab - 1 = 19"),
+        (np.full((1, 3), 20), "input_example_tensor holds a number that is not an id: ids are 0 to n_vocab - 1 = 19"),
+        (np.full((1, 3), -1), "input_example_tensor holds a number that is not an id: ids are 0 to n_vocab - 1 = 19"),
     ],
 )
 def test_what_cannot_be_served_is_said(served: str, tokens: np.ndarray, said: str) -> None:
@@ -250,7 +250,7 @@ def test_nothing_is_overwritten_and_nothing_half_written(graph: Graph, tmp_path:
     (taken / "mine").write_text("")
     with pytest.raises(UserError) as error:
         export(str(taken), run_of(MODEL), graph.weights)
-    assert str(error.value) == f"{taken}: is there already; give a folder that is new or empty"
+    assert str(error.value) == f"{taken}: exists already; give a folder that is new or empty"
     with pytest.raises(CheckpointError):
         export(f"{tmp_path}/new", run_of(MODEL), {**graph.weights, "gpt2/h7/attn/q": graph.weights["gpt2/wte"]})
     assert os.listdir(tmp_path) == ["taken"]
@@ -272,7 +272,7 @@ def test_a_link_stays_one(graph: Graph, tmp_path: Path) -> None:
         assert sorted(os.listdir(tmp_path / target)) == ["config.json", "model.safetensors"]
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     for name in ("link", "loop"):
-        with pytest.raises(UserError, match=f"/{name}: is there already; give a folder that is new or empty"):
+        with pytest.raises(UserError, match=f"/{name}: exists already; give a folder that is new or empty"):
             write_huggingface_folder(f"{tmp_path}/{name}", run_of(MODEL), graph.weights, None)
 
 
@@ -288,7 +288,7 @@ def test_of_two_exports_at_once_one_is_whole_and_one_fails(graph: Graph, tmp_pat
     slow = {**graph.weights, "gpt2/wte": dataclasses.replace(graph.weights["gpt2/wte"], read=read)}
     with pytest.raises(UserError) as error:
         write_huggingface_folder(directory, run_of(MODEL), slow, None)
-    assert str(error.value) == f"{directory}: is there already; give a folder that is new or empty"
+    assert str(error.value) == f"{directory}: exists already; give a folder that is new or empty"
     assert os.listdir(tmp_path) == ["hf"]
     assert len(os.listdir(directory)) == 4 and read_weights(directory).keys() == graph.weights.keys()
 
@@ -300,5 +300,5 @@ def test_a_place_that_cannot_be_written_to(graph: Graph, tmp_path: Path) -> None
     with pytest.raises(UserError, match="gs://bucket/hf: is in a bucket; give a local folder"):
         write_huggingface_folder("gs://bucket/hf", run_of(MODEL), graph.weights, None)
     for path in (f"{tmp_path}/a\0b", ""):
-        with pytest.raises(UserError, match=": is no path; give a folder that is new or empty"):
+        with pytest.raises(UserError, match=": is not a path; give a folder that is new or empty"):
             write_huggingface_folder(path, run_of(MODEL), graph.weights, None)

@@ -1,4 +1,4 @@
-"""Which processes there are, and what is said when they cannot meet."""
+"""Which processes there are, and the messages when they cannot connect."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from runtime.checkpoint.checkpoints import latest_checkpoint
 from runtime.cluster.heartbeat import CHECK_SECONDS, Heartbeat, Timeouts
 from runtime.cluster.rendezvous import _check_machine, _check_port_is_free
 from runtime.cluster.spec import Cluster, ClusterError, find_cluster
-from runtime.mesh.multi_process import _line
+from runtime.mesh.multi_process import _processors_along
 from tests.runtime.mesh.test_multi_process import free_ports, last_words, start
 
 REPOSITORY = Path(__file__).parents[3]
@@ -51,15 +51,15 @@ def refusal(hosts: str | None = None, host_index: int | None = None) -> str:
     return str(error.value)
 
 
-# By hand.
+# Flags.
 
 
-def test_a_process_is_alone_unless_told_otherwise() -> None:
+def test_a_process_is_alone_by_default() -> None:
     assert find_cluster(None, None) is None
     assert find_cluster("a:2222", 0) is None
 
 
-def test_hosts_by_hand() -> None:
+def test_hosts_of_flags() -> None:
     assert find_cluster("a:2222, 10.0.0.2:2223", 1) == Cluster(("a:2222", "10.0.0.2:2223"), 1)
 
 
@@ -76,18 +76,18 @@ def test_hosts_by_hand() -> None:
             "a:1,b",
             0,
             "--hosts a:1,b --host_index 0: 'b' is not a name and a port; give each process as "
-            "host:2222, apart by commas",
+            "host:2222, separated by commas",
         ),
         (
             "a:1,b:0",
             0,
             "--hosts a:1,b:0 --host_index 0: 'b:0' is not a name and a port; give each process as "
-            "host:2222, apart by commas",
+            "host:2222, separated by commas",
         ),
         (
             "a:1,a:1",
             0,
-            "--hosts a:1,a:1 --host_index 0: a:1 is there twice; give each process a port of its own",
+            "--hosts a:1,a:1 --host_index 0: a:1 is given twice; give each process its own port",
         ),
         (
             "a:1,b:1",
@@ -160,8 +160,8 @@ def test_tf_config_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch, text: st
     [
         (WORKERS, "worker", 2, "TF_CONFIG: there is no worker 2 among 2; index counts from 0 within a job"),
         (WORKERS, "chief", 0, "TF_CONFIG: there is no chief 0 among 0; index counts from 0 within a job"),
-        ({**WORKERS, "ps": ["c:1"]}, "worker", 0, "TF_CONFIG: has the job ps, which nothing is done by here"),
-        (WORKERS, "evaluator", 0, "TF_CONFIG: has the job evaluator, which nothing is done by here"),
+        ({**WORKERS, "ps": ["c:1"]}, "worker", 0, "TF_CONFIG: unknown job ps; all processes train"),
+        (WORKERS, "evaluator", 0, "TF_CONFIG: unknown job evaluator; all processes train"),
         ({"worker": ["a:1", "b"]}, "worker", 0, "TF_CONFIG: 'b' is not a name and a port"),
     ],
 )
@@ -212,8 +212,8 @@ def test_tasks_of_slurm_dealt_out_in_another_order(monkeypatch: pytest.MonkeyPat
     assert find_cluster(None, None) == Cluster(("n1:2222", "n1:2223", "n2:2222", "n2:2223"), 1)
     monkeypatch.setenv("SLURMD_NODENAME", "n2")
     assert refusal() == (
-        "Slurm: task 1 of 4 is not where its machines, filled one after the other, would have it; start the "
-        "processes with srun --distribution=block, or give --hosts and --host_index"
+        "Slurm: task 1 of 4 is not on the machine that a block distribution gives it; start the processes "
+        "with srun --distribution=block, or give --hosts and --host_index"
     )
 
 
@@ -238,7 +238,7 @@ def test_slurm_whose_variables_cannot_be_read(
     )
 
 
-# Meeting.
+# Connecting.
 
 
 def test_a_port_in_use() -> None:
@@ -269,7 +269,7 @@ def test_processes_that_are_elsewhere(other: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_process_that_does_not_come() -> None:
+def test_a_process_that_never_starts() -> None:
     own, missing = (f"127.0.0.1:{port}" for port in free_ports(2))
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     run = subprocess.run(
@@ -284,11 +284,11 @@ def test_a_process_that_does_not_come() -> None:
 # Hanging.
 
 
-def rounds_until_broken(n_rounds: int, *pulses: Callable[[int], Heartbeat]) -> tuple[int, int] | None:
-    """The round in which patience ends, and with whom; each process is a function from the round to its pulse."""
-    patience = Timeouts(len(pulses))
+def round_of_timeout(n_rounds: int, *processes: Callable[[int], Heartbeat]) -> tuple[int, int] | None:
+    """The round in which a process times out, and its index; each process maps the round to its heartbeat."""
+    timeouts = Timeouts(len(processes))
     for number in range(n_rounds):
-        hanging = patience.expired([dataclasses.astuple(pulse(number)) for pulse in pulses])
+        hanging = timeouts.expired([dataclasses.astuple(process(number)) for process in processes])
         if hanging is not None:
             return number, hanging
     return None
@@ -298,15 +298,15 @@ def ahead(number: int) -> Heartbeat:
     return Heartbeat(7, 0, 30)
 
 
-@pytest.mark.parametrize("patience_seconds", [5, 30, 31, 600])
-def test_a_process_that_is_waited_for_hangs_when_its_time_is_over(patience_seconds: int) -> None:
-    number, hanging = rounds_until_broken(200, ahead, lambda number: Heartbeat(6, 3, patience_seconds))
+@pytest.mark.parametrize("timeout_seconds", [5, 30, 31, 600])
+def test_a_process_that_others_wait_for_hangs_after_its_timeout(timeout_seconds: int) -> None:
+    number, hanging = round_of_timeout(200, ahead, lambda number: Heartbeat(6, 3, timeout_seconds))
     assert hanging == 1
-    assert patience_seconds < number * CHECK_SECONDS <= patience_seconds + CHECK_SECONDS
+    assert timeout_seconds < number * CHECK_SECONDS <= timeout_seconds + CHECK_SECONDS
 
 
 @pytest.mark.parametrize(
-    "pulse",
+    "heartbeat",
     [
         lambda number: Heartbeat(7, 0, 30),  # both wait, or work, side by side
         lambda number: Heartbeat(6, number, 30),
@@ -314,17 +314,17 @@ def test_a_process_that_is_waited_for_hangs_when_its_time_is_over(patience_secon
         lambda number: Heartbeat(6, 0, 0),
     ],
 )
-def test_a_process_that_does_not_hang(pulse: Callable[[int], Heartbeat]) -> None:
-    assert rounds_until_broken(200, ahead, pulse) is None
+def test_a_process_that_does_not_hang(heartbeat: Callable[[int], Heartbeat]) -> None:
+    assert round_of_timeout(200, ahead, heartbeat) is None
 
 
-def test_patience_begins_anew_with_each_sign_of_life() -> None:
-    number, hanging = rounds_until_broken(200, lambda number: Heartbeat(6, min(number, 50), 30), ahead)
+def test_each_sign_of_progress_restarts_the_timeout() -> None:
+    number, hanging = round_of_timeout(200, lambda number: Heartbeat(6, min(number, 50), 30), ahead)
     assert (number, hanging) == (57, 0)
 
 
 def in_others(lost: int, processes: Sequence[subprocess.Popen], message: str) -> dict[int, str]:
-    """What the other processes should say; the message with {host} and {own}."""
+    """What the other processes should print: the message with {host} and {own}."""
     host = processes[0].args[3].split(",")[lost]
     return {own: message.format(host=host, own=own) for own in range(len(processes)) if own != lost}
 
@@ -389,7 +389,7 @@ def test_the_processes_along_an_axis_come_in_its_order() -> None:
     places = [mtf.pnum_to_processor_coordinates(shape, number) for number in range(shape.size)]
     for number, axis in itertools.product(range(shape.size), range(3)):
         along = [[*places[number][:axis], place, *places[number][axis + 1 :]] for place in range(2 + axis)]
-        assert _line(shape, number, axis) == [places.index(place) for place in along]
+        assert _processors_along(shape, number, axis) == [places.index(place) for place in along]
 
 
 @pytest.mark.slow
@@ -411,7 +411,7 @@ def test_slices_of_twelve_processes_come_in_their_order(tmp_path: Path) -> None:
     "hosts", ["a:1 b:1", "a:1;b:1", "http://a:1,b:1", "user@a:1,b:1", "a/b:1,c:1", "a:1:2,b:1", "a:1,A:1", "a:1,a:01"]
 )
 def test_hosts_that_no_machine_has_or_that_are_one(hosts: str) -> None:
-    with pytest.raises(ClusterError, match="is not a name and a port|is there twice"):
+    with pytest.raises(ClusterError, match="is not a name and a port|is given twice"):
         find_cluster(hosts, 0)
 
 
@@ -427,7 +427,7 @@ def test_workers_of_tf_config_that_are_no_list_of_texts(monkeypatch: pytest.Monk
     if workers is None:
         assert find_cluster(None, None) is None
         return
-    with pytest.raises(ClusterError, match="TF_CONFIG = .*: cannot be read: TypeError: the hosts of worker are no"):
+    with pytest.raises(ClusterError, match="TF_CONFIG = .*: cannot be read: TypeError: the hosts of worker are not"):
         find_cluster(None, None)
 
 

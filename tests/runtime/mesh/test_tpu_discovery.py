@@ -18,7 +18,7 @@ from configs.errors import DeviceError
 from runtime.mesh.tpu_discovery import REACH_SECONDS, find_tpu
 
 REPOSITORY = Path(__file__).parents[3]
-SEE = "see that the TPU runs (gcloud compute tpus list), and that this machine is in its network"
+SEE = "check that the TPU runs (gcloud compute tpus list), and that this machine is in its network"
 GIVE = "give the name of a TPU in the project and zone of this machine, or its address as grpc://10.0.0.2:8470"
 SERVER = """
 import socket, sys, time
@@ -100,7 +100,7 @@ def test_a_black_hole() -> None:
 def test_something_else_listens(words: bytes) -> None:
     with answering(words) as port:
         name = f"grpc://127.0.0.1:{port}"
-        said = f"--tpu {name}: 127.0.0.1:{port}: no host of a TPU, for it does not speak gRPC; {SEE}"
+        said = f"--tpu {name}: 127.0.0.1:{port}: not a host of a TPU, because it does not speak gRPC; {SEE}"
         assert refusal(name) == said
 
 
@@ -125,25 +125,25 @@ def test_an_address_that_is_none() -> None:
 def test_a_name_that_nobody_resolves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GCE_METADATA_HOST", f"127.0.0.1:{closed_port()}")
     said = refusal("no-such-tpu")
-    start = "--tpu no-such-tpu: Google Cloud tells no address for that name: <urlopen error "
+    start = "--tpu no-such-tpu: Google Cloud has no address for this name: <urlopen error "
     assert said.startswith(start) and said.endswith(f"Connection refused>; {GIVE}")
 
 
 def test_google_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     with black_hole() as port:
         monkeypatch.setenv("GCE_METADATA_HOST", f"127.0.0.1:{port}")
-        said = f"--tpu my-tpu: Google Cloud tells no address for that name: no answer within 0 s; {GIVE}"
+        said = f"--tpu my-tpu: Google Cloud has no address for this name: no answer within 0 s; {GIVE}"
         assert refusal("my-tpu", 0.2) == said
 
 
 def test_colab_outside_of_colab() -> None:
     assert refusal("colab") == (
-        "--tpu colab: COLAB_TPU_ADDR is not set: this is no Colab notebook with a TPU of its own; choose a TPU as "
-        "the notebook's runtime; where the TPU is part of the machine, give --tpu local"
+        "--tpu colab: COLAB_TPU_ADDR is not set: this is not a Colab notebook with a TPU; choose a TPU as the "
+        "notebook's runtime; if the TPU is part of the machine, give --tpu local"
     )
 
 
-def test_colab_tells_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_colab_gives_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
     port = closed_port()
     monkeypatch.setenv("COLAB_TPU_ADDR", f"127.0.0.1:{port}")
     assert refusal("colab") == f"--tpu colab: 127.0.0.1:{port}: Connection refused; {SEE}"
@@ -160,8 +160,8 @@ def ended(name: str) -> tuple[int, str]:
 def test_no_tpu_on_this_machine() -> None:
     assert ended("local") == (
         2,
-        "DeviceError --tpu local: TensorFlow finds no TPU on this machine; on a TPU VM install tensorflow-tpu in "
-        "place of tensorflow; elsewhere give the TPU's name, or leave --tpu out to run on GPUs or the CPU\n",
+        "DeviceError --tpu local: TensorFlow finds no TPU on this machine; on a TPU VM install tensorflow-tpu "
+        "instead of tensorflow; elsewhere give the TPU's name, or leave --tpu out to run on GPUs or the CPU\n",
     )
 
 
@@ -174,7 +174,7 @@ def test_a_server_of_tensorflow_without_a_tpu() -> None:
         try:
             assert server.stdout.readline() == "ready\n"
             name = f"grpc://127.0.0.1:{port}"
-            said = f"DeviceError --tpu {name}: what answers there has no TPU; give the name or the address of a TPU\n"
-            assert ended(name) == (2, said)
+            said = f"--tpu {name}: the host that answers has no TPU; give the name or the address of a TPU\n"
+            assert ended(name) == (2, f"DeviceError {said}")
         finally:
             server.kill()

@@ -26,7 +26,7 @@ from runtime.mesh.multi_process import place_process
 from runtime.mesh.placement import DeviceMesh
 from runtime.mesh.placement import place as place_on_devices
 from runtime.mesh.tpu_discovery import Tpu
-from runtime.mesh.tpu_mesh import Numbers, Replica, ReplicaPlacement, groups_along
+from runtime.mesh.tpu_mesh import Replica, ReplicaGroups, ReplicaPlacement, groups_along
 from runtime.mesh.tpu_replicate import place_on_tpu
 from runtime.training import steps
 from runtime.training.steps import build_eval_step
@@ -210,19 +210,19 @@ def test_evaluation_and_generation_are_programs_too() -> None:
 # As XLA compiles it.
 
 
-class Nobody:
-    """What a replica does with others, where there are none: tensors of the right shape."""
+class ShapesOnly:
+    """Collectives of a replica without others: tensors of the right shape."""
 
-    def cross_replica_sum(self, x: tf.Tensor, groups: Numbers) -> tf.Tensor:
-        """See `runtime.mesh.tpu_mesh.Exchange`."""
+    def cross_replica_sum(self, x: tf.Tensor, groups: ReplicaGroups) -> tf.Tensor:
+        """See `runtime.mesh.tpu_mesh.CrossReplicaOps`."""
         return x
 
-    def all_to_all(self, x: tf.Tensor, groups: Numbers, split_dimension: int, concat_dimension: int) -> tf.Tensor:
-        """See `runtime.mesh.tpu_mesh.Exchange`."""
+    def all_to_all(self, x: tf.Tensor, groups: ReplicaGroups, split_dimension: int, concat_dimension: int) -> tf.Tensor:
+        """See `runtime.mesh.tpu_mesh.CrossReplicaOps`."""
         return tf.concat(tf.split(x, len(groups[0]), split_dimension), concat_dimension)
 
-    def collective_permute(self, x: tf.Tensor, pairs: Numbers) -> tf.Tensor:
-        """See `runtime.mesh.tpu_mesh.Exchange`."""
+    def collective_permute(self, x: tf.Tensor, pairs: ReplicaGroups) -> tf.Tensor:
+        """See `runtime.mesh.tpu_mesh.CrossReplicaOps`."""
         return x
 
 
@@ -249,7 +249,7 @@ def test_xla_compiles_a_program_whole(name: str, devices: tuple[str, ...]) -> No
         return process.store.slices_of(variable, mesh_impl).slices[0].handle
 
     def run(processor: tf.Tensor, n_steps: tf.Tensor, *turn: tf.Tensor) -> dict[str, tf.Tensor]:
-        replica = Replica(processor, Nobody(), handle_of)
+        replica = Replica(processor, ShapesOnly(), handle_of)
         placement = ReplicaPlacement(process.shape, process.layout, process.devices, process.store, replica)
         return run_device_loop(config, placement, n_steps, *turn)
 
