@@ -153,7 +153,7 @@ def test_training_leaves_what_it_promises(project: Project) -> None:
 
 
 def stopped(folder: Path, n_lines: float, number: int | None) -> tuple[int, str]:
-    """Goes on with training, stopped once that many steps are measured; the exit status and the last line said."""
+    """Resumes training and stops it after that many steps; returns the exit status and the last line of output."""
     process = subprocess.Popen(
         command("--steps_per_checkpoint", "16", "--set", "model_path=runs/broken"),
         cwd=folder,
@@ -171,7 +171,7 @@ def stopped(folder: Path, n_lines: float, number: int | None) -> tuple[int, str]
     return process.returncode, out.splitlines()[-1]
 
 
-SAYS_STOPPED = re.compile(r"stopped at step (\d+); the checkpoint is saved: run the same command again to resume")
+STOPPED = re.compile(r"stopped at step (\d+); the checkpoint is saved: run the same command again to resume")
 
 
 @pytest.mark.parametrize(
@@ -179,12 +179,10 @@ SAYS_STOPPED = re.compile(r"stopped at step (\d+); the checkpoint is saved: run 
     [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
     ids=["SIGTERM", "SIGINT"],
 )
-def test_stopped_or_killed_anywhere_it_goes_on_as_if_nothing_had_been(
-    project: Project, number: int, status: int
-) -> None:
+def test_a_run_stopped_or_killed_anywhere_resumes_exactly(project: Project, number: int, status: int) -> None:
     shutil.rmtree(project.folder / "runs/broken", ignore_errors=True)
     asked = stopped(project.folder, 20, number)
-    step = int(SAYS_STOPPED.fullmatch(asked[1]).group(1))
+    step = int(STOPPED.fullmatch(asked[1]).group(1))
     assert asked[0] == status and 20 <= step < 100
     assert stopped(project.folder, 100, signal.SIGKILL) == (
         -signal.SIGKILL,
@@ -195,7 +193,7 @@ def test_stopped_or_killed_anywhere_it_goes_on_as_if_nothing_had_been(
     assert losses(project.folder / "runs/broken") == losses(project.run)
 
 
-def test_evaluation_measures_all_that_is_held_out_on_any_mesh(
+def test_evaluation_covers_all_held_out_data_on_any_mesh(
     here: Project, copied_run: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = call(capsys, "--eval", "--set", f"model_path={copied_run}")
@@ -275,7 +273,7 @@ def test_exported_weights_come_back_without_the_model_being_said_again(
     assert not (here.folder / "runs" / "tuned").exists()  # other weights are no part of a run
 
 
-def test_a_run_begins_with_weights_and_then_goes_on_by_itself(
+def test_a_run_starts_from_given_weights_and_then_resumes_by_itself(
     here: Project, exported: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--init_from", exported, "--set", "model_path=runs/from", "--set", "lr_decay=null"]
@@ -299,7 +297,7 @@ def test_a_saved_model_is_written(here: Project, capsys: pytest.CaptureFixture[s
     assert (here.folder / "served" / "saved_model.pb").exists()
 
 
-def test_a_plan_is_told_and_drawn_before_anything_runs(here: Project, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plan_is_shown_and_drawn_before_anything_runs(here: Project, capsys: pytest.CaptureFixture[str]) -> None:
     mesh = ["--set", "mesh_shape=x:2,y:2", "--set", "layout=batch:x,heads:y", "--set", "model_path=runs/planned"]
     said = call(capsys, "--plan", *mesh)
     assert (said.status, said.err) == (0, "")
@@ -342,7 +340,7 @@ def test_check_dataset_counts_what_is_there(here: Project, capsys: pytest.Captur
         assert f"\nwords, {name}: {pattern}\n{table}\nfirst example:\n{text}\n" in said.out
 
 
-def test_a_finished_run_says_how_to_go_on(here: Project, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_run_says_how_to_train_on(here: Project, capsys: pytest.CaptureFixture[str]) -> None:
     before = snapshot(here.folder)
     said = call(capsys)
     assert said.status == 0
@@ -350,7 +348,9 @@ def test_a_finished_run_says_how_to_go_on(here: Project, capsys: pytest.CaptureF
     assert snapshot(here.folder) == before
 
 
-def test_pauses_evaluate_and_write_samples(here: Project, copied_run: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_checkpoints_evaluate_and_write_samples(
+    here: Project, copied_run: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     keys = ["eval_steps=2", "predict_steps=1", "train_steps=308", "lr_decay=null", f"model_path={copied_run}"]
     overrides = [text for key in keys for text in ("--set", key)]
     said = call(capsys, "--steps_per_checkpoint", "4", "--sacred_id", "mine", *overrides)
@@ -387,7 +387,9 @@ def test_a_run_that_diverges_keeps_its_last_checkpoint(
 # Beginning anew.
 
 
-def test_new_forgets_the_run_and_its_step(here: Project, copied_run: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_new_deletes_the_run_and_starts_at_step_0(
+    here: Project, copied_run: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     said = call(capsys, "--new", "--yes", "--set", "train_steps=3", "--set", f"model_path={copied_run}")
     assert said.status == 0
     assert f"deleted the run in {copied_run}\n" in said.out and "restored" not in said.out
@@ -835,7 +837,7 @@ def test_a_second_process_on_one_run_is_refused(
     )
 
 
-def test_what_does_not_fit_into_memory_is_said(here: Project, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_out_of_memory_error_says_what_helps(here: Project, capsys: pytest.CaptureFixture[str]) -> None:
     said = call(capsys, "--predict", "--rows", "10000000000")
     assert said.status == 2
     assert said.err == (
