@@ -1,7 +1,7 @@
 """The activation functions by their config name, and the layer that applies one.
 
-The functions take and give float32. They and their gradients are finite wherever x is, also where a plain formula would
-divide infinity by infinity.
+The functions take and return float32. They and their gradients are finite wherever x is, even where a plain formula
+would divide infinity by infinity.
 """
 
 from __future__ import annotations
@@ -16,15 +16,18 @@ from models.kernels.activations import Function
 from models.ops.activations import activation, biased_activation, uniform_scalar
 from models.variables import Initializer
 
-# What a random activation uses in place of its random number where nothing is drawn: the number's mean.
+# The mean of the random number of a random activation, used in its stead outside of training.
 MEAN_SCALAR = 0.5
 
-# Above it tanh(exp(x)) is 1, with a derivative of 0, in float32; exp itself would overflow further up.
+# For larger x, tanh(exp(x)) is 1 in float32, with a derivative of 0; exp itself would overflow further up.
 LARGEST_EXPONENT = 20.0
 
 
 def gelu(x: tf.Tensor) -> tf.Tensor:
-    """The tanh approximation. Source: Hendrycks and Gimpel 2016, Gaussian Error Linear Units, section 2."""
+    """Computes the tanh approximation of GELU.
+
+    Source: Hendrycks and Gimpel 2016, Gaussian Error Linear Units, section 2.
+    """
     return tf.nn.gelu(x, approximate=True)
 
 
@@ -34,16 +37,16 @@ def mish(x: tf.Tensor) -> tf.Tensor:
 
 
 def leaky_relu(x: tf.Tensor, slope: tf.Tensor | float) -> tf.Tensor:
-    """x where it is positive, `slope` times x elsewhere.
+    """Returns x where it is positive, and `slope` times x elsewhere.
 
-    Source: Maas et al. 2013, Rectifier Nonlinearities Improve Neural Network Acoustic Models; with a trained slope He
+    Source: Maas et al. 2013, Rectifier Nonlinearities Improve Neural Network Acoustic Models; with a trained slope: He
     et al. 2015, Delving Deep into Rectifiers, section 2.1.
     """
     return tf.where(x > 0, x, slope * x)
 
 
 def randomized_leaky_relu(x: tf.Tensor, s: tf.Tensor) -> tf.Tensor:
-    """Leaky relu with slope (1 - s) / (1 + s).
+    """Computes leaky ReLU with slope (1 - s) / (1 + s).
 
     Source: GPT-Neo for the slope; the idea is Xu et al. 2015, Empirical Evaluation of Rectified Activations.
     """
@@ -51,19 +54,19 @@ def randomized_leaky_relu(x: tf.Tensor, s: tf.Tensor) -> tf.Tensor:
 
 
 def triangle_wave(x: tf.Tensor) -> tf.Tensor:
-    """The first four terms of a triangle wave's Fourier series, up to a factor."""
+    """Computes the first four terms of the Fourier series of a triangle wave, up to a factor."""
     return tf.sin(x) - tf.sin(3.0 * x) / 9.0 + tf.sin(5.0 * x) / 25.0 - tf.sin(7.0 * x) / 49.0
 
 
 def square_wave(x: tf.Tensor) -> tf.Tensor:
-    """The first four terms of a square wave's Fourier series, up to a factor."""
+    """Computes the first four terms of the Fourier series of a square wave, up to a factor."""
     return tf.cos(x) - tf.cos(3.0 * x) / 3.0 + tf.cos(5.0 * x) / 5.0 - tf.cos(7.0 * x) / 7.0
 
 
 def elish(x: tf.Tensor) -> tf.Tensor:
-    """x sigmoid(x) where x is positive, (e^x - 1) sigmoid(x) elsewhere.
+    """Returns x sigmoid(x) where x is positive, and (e^x - 1) sigmoid(x) elsewhere.
 
-    GPT-Neo has x / (1 + e^x) where x is positive, which falls back to 0; here it is as published.
+    GPT-Neo computes x / (1 + e^x) where x is positive, which falls back to 0; here it is as published.
 
     Source: Basirat and Roth 2018, The Quest for the Golden Activation Function.
     """
@@ -76,11 +79,12 @@ def tanh_exp(x: tf.Tensor) -> tf.Tensor:
 
 
 def root_tanh(x: tf.Tensor) -> tf.Tensor:
+    """Returns (x^2 + 1)^(1 / 3) tanh(x). Source: GPT-Neo."""
     return tf.pow(tf.square(x) + 1.0, 1.0 / 3.0) * tf.tanh(x)
 
 
 def _above(parameter: tf.Tensor, bound: float) -> tf.Tensor:
-    """A trained scalar, which may be any number, as one above a bound."""
+    """Maps a trained scalar, which may be any number, to one above a bound."""
     return tf.math.softplus(parameter) + bound
 
 
@@ -93,31 +97,33 @@ def aria(
     rate: tf.Tensor,
     root: tf.Tensor,
 ) -> tf.Tensor:
-    """x times Richards' curve, lower + height / (base + weight e^(rate x / root)), with base above 0 and root above 1.
+    """Returns x times Richards' curve, lower + height / (base + weight e^(rate x / root)), base > 0, root > 1.
 
     Source: Patwardhan et al. 2018, ARiA: Utilizing Richard's Curve for Controlling the Non-monotonicity of the
-    Activation Function; GPT-Neo for where the root stands.
+    Activation Function; GPT-Neo for the place of the root.
     """
     exponent = rate * x / _above(root, 1.0)
     # Numerator and denominator are divided by the larger of 1 and e^exponent, so that nothing overflows; the quotient
-    # does not depend on it.
+    # stays the same.
     largest = tf.stop_gradient(tf.maximum(exponent, 0.0))
     scale = tf.exp(-largest)
     return x * (lower + height * scale / (_above(base, 0.0) * scale + weight * tf.exp(exponent - largest)))
 
 
 def parametric_arcsinh(x: tf.Tensor, scale: tf.Tensor, stretch: tf.Tensor) -> tf.Tensor:
+    """Returns scale asinh(x stretch), with stretch above 1. Source: GPT-Neo."""
     return scale * tf.asinh(x * _above(stretch, 1.0))
 
 
 def parametric_softplus(x: tf.Tensor, scale: tf.Tensor, stretch: tf.Tensor, shift: tf.Tensor) -> tf.Tensor:
+    """Returns scale softplus(x stretch) + shift. Source: GPT-Neo."""
     return scale * tf.math.softplus(x * stretch) + shift
 
 
 def parametric_root_tanh(x: tf.Tensor, power: tf.Tensor, offset: tf.Tensor, root: tf.Tensor) -> tf.Tensor:
-    """(|x|^power + offset)^(1 / root) tanh(x), with power above 2, offset above 1 and root above 3.
+    """Returns (|x|^power + offset)^(1 / root) tanh(x), with power above 2, offset above 1 and root above 3.
 
-    GPT-Neo raises x itself, of which there is no real power where x is negative.
+    GPT-Neo raises x itself, which has no real power where x is negative.
     """
     raised = tf.pow(tf.abs(x), _above(power, 2.0)) + _above(offset, 1.0)
     return tf.pow(raised, 1.0 / _above(root, 3.0)) * tf.tanh(x)
@@ -125,13 +131,13 @@ def parametric_root_tanh(x: tf.Tensor, power: tf.Tensor, offset: tf.Tensor, root
 
 @dataclasses.dataclass(frozen=True)
 class Activation:
-    """An activation function and what it needs besides x.
+    """An activation function and its inputs besides x.
 
     Attributes:
-        function: of x and scalars: its parameters in order, then a random number if it is random.
-        parameters: names and first values of its trained scalars.
-        is_random: a number in (0, 1) is drawn for each use in each step of training.
-        is_over_features: not element-wise, but over the last dimension.
+        function: takes x and scalars: its parameters in order, then a random number if it is random.
+        parameters: names and initial values of its trained scalars.
+        is_random: a number in (0, 1) is sampled for each use in each training step.
+        is_over_features: acts over the last dimension instead of element-wise.
     """
 
     function: Function
@@ -197,7 +203,7 @@ def _constant(value: float) -> Initializer:
 
 
 def _scalars(context: Context, kind: Activation, scope: str, noise_scope: str) -> list[mtf.Tensor]:
-    """What the function takes besides x."""
+    """Returns the inputs of the function besides x."""
     trained = [context.variable(f"{scope}/activation/{name}", [], _constant(value)) for name, value in kind.parameters]
     if not kind.is_random:
         return trained
@@ -212,10 +218,11 @@ def activated(
     """Applies the activation of that name to x, or to x + bias.
 
     Args:
+        context: the settings of the graph.
         x: [..., features].
         name: in the config.
         scope: of the trained scalars `{scope}/activation/{parameter}` [], if it has any.
-        place: of the random number, if it uses one; no two places of a model are the same.
+        noise_scope: name of its random numbers, unique in the model.
         bias: [features].
     """
     kind = ACTIVATIONS_BY_NAME[name]

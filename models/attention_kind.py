@@ -16,8 +16,10 @@ Cache = dict[str, mtf.Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class QKV:
-    """Queries, keys and values, rotated and scaled: [batch, sequence, heads, features_per_head] for whole sequences,
-    [batch, heads, features_per_head] for one position of each row.
+    """Queries, keys and values, rotated and scaled.
+
+    [batch, sequence, heads, features_per_head] for whole sequences, [batch, heads, features_per_head] for one position
+    of each row.
     """
 
     queries: mtf.Tensor

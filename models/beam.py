@@ -41,6 +41,7 @@ class _SearchState:
     caches: Sequence[Cache]
 
     def tensors(self) -> list[mtf.Tensor]:
+        """Returns the fields in order."""
         cached = [cache[name] for cache in self.caches for name in sorted(cache)]
         return [self.last, *self.beams.tensors(), *cached]
 

@@ -14,12 +14,12 @@ DENSE_STD = 0.02
 
 
 def dense_std(context: Context, fan_in: int) -> float:
-    """Standard deviation of the first values of a dense kernel."""
+    """Returns the standard deviation of the initial values of a dense kernel."""
     return DENSE_STD / math.sqrt(fan_in) if context.model.scale_by_in else DENSE_STD
 
 
 def _expansion(context: Context, scope: str, n_parts: int) -> tuple[mtf.Tensor, mtf.Tensor]:
-    """Kernel and bias of the first layer, for so many times the hidden features."""
+    """Returns kernel and bias of the first layer, for `n_parts` times the hidden features."""
     embd, expanded = context.dims.embd, context.dims.intermediate_expanded
     wide = mtf.Dimension(expanded.name, n_parts * expanded.size)
     std = dense_std(context, embd.size)
@@ -37,7 +37,7 @@ def _hidden(context: Context, x: mtf.Tensor, scope: str, noise_scope: str) -> mt
 def _in_halves(x: mtf.Tensor, halves: mtf.Dimension) -> mtf.Tensor:
     """[..., intermediate_expanded] -> [..., glu_halves, intermediate_expanded of half the size].
 
-    By way of a name that no layout splits: mesh-TensorFlow cannot cut a dimension in two that is split over processors.
+    The dimension gets a name that no layout splits in between: mesh-TensorFlow cannot halve a dimension that is split.
     """
     whole = mtf.rename_dimension(x, "intermediate_expanded", "whole")
     *other_dims, long_dim = whole.shape.dims
@@ -46,10 +46,10 @@ def _in_halves(x: mtf.Tensor, halves: mtf.Dimension) -> mtf.Tensor:
 
 
 def _gated_hidden(context: Context, x: mtf.Tensor, scope: str, noise_scope: str) -> mtf.Tensor:
-    """[..., embd] -> [..., intermediate_expanded]: one half of a layer twice as wide times the other's activation.
+    """[..., embd] -> [..., intermediate_expanded]: one half of a wider layer times the activation of the other.
 
     Source: Dauphin et al. 2017, Language Modeling with Gated Convolutional Networks, section 2; that the gate is the
-    second half is GPT-Neo's, kept for checkpoints.
+    second half is GPT-Neo's, kept for its checkpoints.
     """
     halves = mtf.Dimension("glu_halves", 2)
     kernel, bias = (_in_halves(variable, halves) for variable in _expansion(context, scope, halves.size))
@@ -61,19 +61,20 @@ def _gated_hidden(context: Context, x: mtf.Tensor, scope: str, noise_scope: str)
 
 
 def feed_forward(context: Context, x: mtf.Tensor, scope: str, noise_scope: str) -> mtf.Tensor:
-    """Two dense layers with the activation, or with a gated linear unit, between them.
+    """Applies two dense layers with an activation, or a gated linear unit, between them.
 
     Args:
+        context: the settings of the graph.
         x: [..., embd], batch first.
         scope: of the variables `{scope}/conv1d_main/c_fc/{kernel,bias}` [embd, intermediate_expanded], twice as wide
             with mlp_glu, `.../c_proj/{kernel,bias}` and those of the activation.
-        place: of the random numbers; no two places of a model are the same, though they may share variables.
+        noise_scope: name of its random numbers, unique in the model even where layers share variables.
 
     Returns:
         [..., embd].
 
-    Source: Vaswani et al. 2017, Attention Is All You Need, section 3.3; the scaled output layer is Radford et al.
-    2019 (GPT-2), section 2.3.
+    Source: Vaswani et al. 2017, Attention Is All You Need, section 3.3; scaled output layer: Radford et al. 2019
+    (GPT-2), section 2.3.
     """
     embd, expanded = context.dims.embd, context.dims.intermediate_expanded
     std = dense_std(context, expanded.size)

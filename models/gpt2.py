@@ -1,7 +1,7 @@
-"""The transformer: token ids in, logits out. Pre-norm GPT-2 blocks with GPT-Neo's options, variables and numerics.
+"""The transformer, from token ids to logits: pre-norm GPT-2 blocks with GPT-Neo's options, variables and numerics.
 
 Source: Radford et al. 2019, Language Models are Unsupervised Multitask Learners, section 2.3; GPT-Neo for names and
-first values.
+initial values.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Mix = Callable[[mtf.Tensor, Layer], MoeOutput]
 
 @dataclasses.dataclass(frozen=True)
 class MoeReport:
-    """What a mixture of experts says of a batch, as in `MoeOutput`."""
+    """The losses and metrics of a mixture of experts, as in `MoeOutput`."""
 
     aux_loss: mtf.Tensor
     dropped_fraction: mtf.Tensor
@@ -40,11 +40,11 @@ class MoeReport:
 
 @dataclasses.dataclass(frozen=True)
 class ForwardPass:
-    """What a pass over whole sequences gives.
+    """The result of a pass over whole sequences.
 
     Attributes:
         logits: [batch, sequence, vocab].
-        mixtures: of each mixture-of-experts layer, by its noise_scope, as "h2".
+        mixtures: report of each mixture-of-experts layer by its name, as "h2".
     """
 
     logits: mtf.Tensor
@@ -56,7 +56,7 @@ def _token_table(context: Context) -> mtf.Tensor:
 
 
 def _embedded(context: Context, tokens: mtf.Tensor, positions: mtf.Tensor) -> mtf.Tensor:
-    """Sum of token and position embeddings: [..., embd]; each has its own dropout, as in GPT-Neo."""
+    """Returns the sum of token and position embeddings, [..., embd], each with its own dropout, as in GPT-Neo."""
     rate = context.model.embed_dropout
     x = context.dropout(embedding_lookup(_token_table(context), tokens), rate, "wte")
     embedded_positions = position_embeddings(context, positions)
@@ -68,7 +68,7 @@ def _embedded(context: Context, tokens: mtf.Tensor, positions: mtf.Tensor) -> mt
 
 
 def _logits(context: Context, x: mtf.Tensor) -> mtf.Tensor:
-    """[..., embd] -> [..., vocab]: a final norm and the token table, or with `no_weight_tie` an output layer alone."""
+    """[..., embd] -> [..., vocab]: final norm and token table, or with `no_weight_tie` an output layer alone."""
     shape = x.shape.dims[:-1] + [context.dims.vocab]
     if not context.model.no_weight_tie:
         return mtf.einsum([layer_norm(context, x, "ln_f"), _token_table(context)], output_shape=shape)
@@ -80,7 +80,7 @@ def _logits(context: Context, x: mtf.Tensor) -> mtf.Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class _BlockOutput:
-    """x [..., embd], what the block keeps for the next position, and what its experts say."""
+    """Output x [..., embd] of a block, the cache of its attention, and the output of its experts."""
 
     x: mtf.Tensor
     attention_cache: Cache
@@ -92,10 +92,10 @@ class _BlockOutput:
 
 
 def _block(context: Context, x: mtf.Tensor, layer: Layer, attend: Attend, mix: Mix) -> _BlockOutput:
-    """One block; a layer of attention type "none" is its feed-forward half alone.
+    """Applies one block; a layer without attention is its feed-forward half alone.
 
-    Source: Lu et al. 2019, Understanding and Improving Transformer From a Multi-Particle Dynamic System Point of View
-    (macaron), section 4; its first half has no norm, as in GPT-Neo.
+    Source: Radford et al. 2019 (GPT-2), section 2.3; macaron: Lu et al. 2019, Understanding and Improving Transformer
+    From a Multi-Particle Dynamic System Point of View, section 4, with no norm before its first half, as in GPT-Neo.
     """
     share = 0.5 if context.model.macaron else 1.0
     cache: Cache = {}
@@ -131,21 +131,22 @@ def _training_block(context: Context, x: mtf.Tensor, layer: Layer) -> tuple[mtf.
         mixture = output.mixture
         return (output.x, mixture.aux_loss, mixture.dropped_fraction, mixture.expert_load) if mixture else (output.x,)
 
-    # A block that is computed again may give nothing to the outside but what it returns.
-    is_computed_again = context.model.recompute_grad and context.is_training
-    x, *reported = mtf.recompute_grad(block, [x]) if is_computed_again else block(x)
+    # A recomputed block may pass nothing to the outside except what it returns.
+    is_recomputed = context.model.recompute_grad and context.is_training
+    x, *reported = mtf.recompute_grad(block, [x]) if is_recomputed else block(x)
     return x, MoeReport(*reported) if reported else None
 
 
 def forward(context: Context, tokens: mtf.Tensor) -> ForwardPass:
-    """Every position of whole sequences.
+    """Computes the logits at every position of whole sequences.
 
     Args:
+        context: the settings of the graph.
         tokens: int32 [batch, sequence].
 
     Returns:
-        Logits [batch, sequence, vocab], whose row t depends on tokens 0 ... t only, unless the model is bidirectional;
-        and what the experts say.
+        Logits [batch, sequence, vocab], of which row t depends on tokens 0 ... t only, unless the model is
+        bidirectional; and the reports of the mixtures of experts.
     """
     x = _embedded(context, tokens, sequence_positions(context))
     mixtures = {}
@@ -157,7 +158,7 @@ def forward(context: Context, tokens: mtf.Tensor) -> ForwardPass:
 
 
 def logits(context: Context, tokens: mtf.Tensor) -> mtf.Tensor:
-    """int32 [batch, sequence] -> [batch, sequence, vocab]."""
+    """Computes the logits of `forward` alone: int32 [batch, sequence] -> [batch, sequence, vocab]."""
     return forward(context, tokens).logits
 
 
@@ -186,15 +187,15 @@ def empty_caches(context: Context) -> list[Cache]:
 
 
 def prompt_logits(context: Context, tokens: mtf.Tensor, lengths: mtf.Tensor) -> tuple[mtf.Tensor, list[Cache]]:
-    """Logits after the prompts.
+    """Computes the logits after the prompts (prefill).
 
     Args:
-        context: whose memory_length is that of the caches.
+        context: its memory_length is that of the caches.
         tokens: int32 [batch, sequence].
-        lengths: int32 [batch], of each row's prompt, at least 1; any ids may follow it.
+        lengths: int32 [batch], the tokens of each prompt, at least 1; any ids may follow them.
 
     Returns:
-        [batch, vocab], and what each layer keeps.
+        [batch, vocab], and the cache of each layer.
     """
     x = _embedded(context, tokens, sequence_positions(context))
     caches = []
@@ -216,12 +217,13 @@ def prompt_logits(context: Context, tokens: mtf.Tensor, lengths: mtf.Tensor) -> 
 def next_logits(
     context: Context, tokens: mtf.Tensor, positions: mtf.Tensor, caches: Sequence[Cache]
 ) -> tuple[mtf.Tensor, list[Cache]]:
-    """Logits after one more token of each row.
+    """Computes the logits after one more token of each row (decode).
 
     Args:
+        context: its memory_length is that of the caches.
         tokens: int32 [batch].
         positions: int32 [batch], of those tokens.
-        caches: of each layer, valid before those positions.
+        caches: of each layer, valid before these positions.
 
     Returns:
         [batch, vocab], and the caches with these positions added.

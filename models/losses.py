@@ -1,4 +1,4 @@
-"""Losses of tokens."""
+"""Training losses per token."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from models.ops.entmax import entmax_loss
 
 @dataclasses.dataclass(frozen=True)
 class TokenLosses:
-    """Losses of each token, float32 [batch, sequence].
+    """The loss of each token, float32 [batch, sequence].
 
     Attributes:
-        loss: of foretelling the label; the cross-entropy -log p(label), in nats, or the entmax loss.
-        log_z: log of the softmax's denominator; None with the entmax loss, which has none.
+        loss: the cross-entropy -log p(label), in nats, or the entmax loss.
+        log_z: log of the denominator of the softmax; None for the entmax loss.
     """
 
     loss: mtf.Tensor
     log_z: mtf.Tensor | None
 
     def mean(self, weights: mtf.Tensor) -> mtf.Tensor:
-        """The scalar mean of the tokens' losses.
+        """Returns the weighted mean of the losses, a scalar.
 
         Args:
-            weights: float32 [batch, sequence], adding up to 1 over the whole batch.
+            weights: float32 [batch, sequence]; they sum to 1 over the whole batch.
         """
         return mtf.reduce_sum(weights * self.loss)
 
     def training_loss(self, weights: mtf.Tensor, z_loss: float) -> mtf.Tensor:
-        """The scalar to minimise: the mean of loss + z_loss * log_z^2, which keeps the logits from drifting.
+        """Returns the scalar to minimise, the mean of loss + z_loss * log_z^2; the z-loss keeps logits from drifting.
 
         Args:
-            weights: float32 [batch, sequence], adding up to 1 over the whole batch.
-            z_loss: has no effect with the entmax loss.
+            weights: float32 [batch, sequence]; they sum to 1 over the whole batch.
+            z_loss: coefficient of the z-loss; without effect on the entmax loss.
 
         Source: Shazeer et al. 2018, Mesh-TensorFlow; the z-loss as in its `softmax_cross_entropy_with_logits`.
         """
@@ -47,7 +47,7 @@ class TokenLosses:
 
 
 def as_shares(weights: mtf.Tensor) -> mtf.Tensor:
-    """How much each label counts, as shares that add up to 1; all 0 where none counts.
+    """Normalises the weights of the labels to sum to 1; returns zeros if all are 0.
 
     Args:
         weights: float32 [batch, sequence], >= 0.
@@ -57,14 +57,14 @@ def as_shares(weights: mtf.Tensor) -> mtf.Tensor:
 
 
 def uniform_loss(model: ModelConfig) -> float:
-    """The loss of a model that takes every token of the vocabulary for equally likely."""
+    """Returns the loss of a model for which all tokens are equally likely, in nats."""
     if not model.entmax_loss:
         return math.log(model.n_vocab)
     return (1.0 - model.n_vocab ** (1.0 - ENTMAX_ALPHA)) / (ENTMAX_ALPHA * (ENTMAX_ALPHA - 1.0))
 
 
 def token_losses(model: ModelConfig, logits: mtf.Tensor, labels: mtf.Tensor) -> TokenLosses:
-    """The losses that a model is trained with: entmax losses with `entmax_loss`, else cross-entropies.
+    """Returns the losses that a model is trained with: entmax with `entmax_loss`, otherwise cross-entropy.
 
     Args:
         model: the model's settings.

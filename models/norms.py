@@ -1,4 +1,4 @@
-"""Normalisation layers, and the gain that stands in their place with rezero."""
+"""Normalisation layers, and the gain that replaces them with rezero."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ LAYER_NORM_EPSILON = 1e-5
 
 
 def layer_norm(context: Context, x: mtf.Tensor, scope: str) -> mtf.Tensor:
-    """Layer normalisation over embd.
+    """Applies layer normalisation over embd.
 
     Args:
+        context: the settings of the graph.
         x: [..., embd].
         scope: of the variables `{scope}/g` [embd] and `{scope}/b` [embd].
 
@@ -25,14 +26,16 @@ def layer_norm(context: Context, x: mtf.Tensor, scope: str) -> mtf.Tensor:
 
 
 def scale_norm(context: Context, x: mtf.Tensor, scope: str) -> mtf.Tensor:
-    """Normalisation over embd with one gain for all features and no bias: the mean is taken away, unlike in Nguyen and
-    Salazar's ScaleNorm.
+    """Normalises over embd with one gain for all features and no bias.
+
+    The mean is subtracted, unlike in ScaleNorm (Nguyen and Salazar 2019, Transformers without Tears).
 
     Args:
+        context: the settings of the graph.
         x: [..., embd].
         scope: of the variable `{scope}/g`, a scalar.
 
-    Source: GPT-Neo, kept for checkpoints.
+    Source: GPT-Neo, kept for its checkpoints.
     """
     shape = mtf.Shape([context.dims.embd])
     gain = mtf.broadcast(context.variable(f"{scope}/g", [], variables.ones), shape)
@@ -40,14 +43,14 @@ def scale_norm(context: Context, x: mtf.Tensor, scope: str) -> mtf.Tensor:
 
 
 def block_norm(context: Context, x: mtf.Tensor, scope: str) -> mtf.Tensor:
-    """The norm at the entry of a half of a block: x itself with rezero."""
+    """Applies the norm before a half of a block; returns x itself with rezero."""
     if context.model.rezero:
         return x
     return (scale_norm if context.model.scalenorm else layer_norm)(context, x, scope)
 
 
 def residual_gain(context: Context, x: mtf.Tensor, scope: str) -> mtf.Tensor:
-    """What a half of a block adds: with rezero times the variable `{scope}/g`, a scalar that begins at 0.
+    """Scales the output of a half of a block: with rezero by the variable `{scope}/g`, a scalar that starts at 0.
 
     Source: Bachlechner et al. 2020, ReZero is All You Need, equation 1.
     """

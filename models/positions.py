@@ -1,4 +1,4 @@
-"""Positions: learned embeddings of them, or rotations of queries and keys by them."""
+"""Position information: learned embeddings, or rotation of queries and keys."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ ROTARY_BASE = 10000.0
 
 
 def sequence_positions(context: Context) -> mtf.Tensor:
-    """0 ... sequence - 1: int32 [sequence]."""
+    """Returns 0 ... sequence - 1, int32 [sequence]."""
     return mtf.mtf_range(context.mesh, context.dims.sequence, tf.int32)
 
 
 def position_embeddings(context: Context, positions: mtf.Tensor) -> mtf.Tensor | None:
-    """The learned embeddings of positions, or None where queries and keys are rotated instead.
+    """Returns the learned embeddings of positions, or None if queries and keys are rotated instead.
 
     Args:
-        positions: int32 [sequence], from 0 on; or [batch], one of each row.
+        context: the settings of the graph.
+        positions: int32 [sequence], from 0; or [batch], one for each row.
 
     Returns:
         [sequence, embd] or [batch, embd], from the variable `wpe` [embed_sequence, embd] or from `axial_wpe_1` and
@@ -37,7 +38,7 @@ def position_embeddings(context: Context, positions: mtf.Tensor) -> mtf.Tensor |
 
 
 def _first_rows(context: Context, table: mtf.Tensor) -> mtf.Tensor:
-    """The rows of positions 0 ... sequence - 1, without a lookup."""
+    """Returns the rows of positions 0 ... sequence - 1, without a lookup."""
     table = mtf.rename_dimension(table, "embed_sequence", "whole")
     if context.dims.sequence.size < context.dims.embed_sequence.size:
         table = mtf.slice(table, 0, context.dims.sequence.size, "whole")
@@ -45,10 +46,10 @@ def _first_rows(context: Context, table: mtf.Tensor) -> mtf.Tensor:
 
 
 def _axial(context: Context, positions: mtf.Tensor) -> mtf.Tensor:
-    """The mean of two smaller tables' rows p // second and p % second.
+    """Returns the mean of rows p // second and p % second of two smaller tables.
 
-    Source: Kitaev et al. 2020, Reformer, section 4 (there the rows are joined); the mean is GPT-Neo's, kept for
-    checkpoints.
+    Source: Kitaev et al. 2020, Reformer, section 4, where the rows are concatenated; the mean is GPT-Neo's, kept
+    for its checkpoints.
     """
     first, second = context.model.axial_pos_emb
     rows = (
@@ -64,9 +65,10 @@ def _axial(context: Context, positions: mtf.Tensor) -> mtf.Tensor:
 
 
 def rotate_by_positions(context: Context, x: mtf.Tensor, positions: mtf.Tensor) -> mtf.Tensor:
-    """Queries or keys turned by their positions; x itself without `rotary_emb`.
+    """Rotates queries or keys by their positions; returns x itself without `rotary_emb`.
 
     Args:
+        context: the settings of the graph.
         x: [batch, sequence, heads, features_per_head], or [batch, heads, features_per_head] at one position of each
             row.
         positions: int32 [sequence], or [batch].
@@ -79,7 +81,7 @@ def rotate_by_positions(context: Context, x: mtf.Tensor, positions: mtf.Tensor) 
     half_dim = mtf.Dimension("half_features_per_head", context.model.features_per_head // 2)
 
     def angle(position: tf.Tensor, pair: tf.Tensor) -> tf.Tensor:
-        # float32 whatever the activations are: bfloat16 has no exact integers above 256.
+        # float32 whatever the dtype of the activations: bfloat16 has no exact integers above 256.
         return tf.cast(position, tf.float32) * ROTARY_BASE ** (-tf.cast(pair, tf.float32) / half_dim.size)
 
     pairs = mtf.mtf_range(context.mesh, half_dim, tf.int32)

@@ -30,8 +30,9 @@ def _has_memory(context: Context, layer: Layer) -> bool:
 
 
 def _memory(context: Context, layer: Layer) -> tuple[mtf.Tensor, mtf.Tensor]:
-    """Learned keys and values, the variables `{scope}/attn/attention/{mem_k,mem_v}`: each [mem_kv_sequence, heads,
-    features_per_head].
+    """Returns learned keys and values, each [mem_kv_sequence, heads, features_per_head].
+
+    They are the variables `{scope}/attn/attention/{mem_k,mem_v}`.
 
     Source: Sukhbaatar et al. 2019, Augmenting Self-attention with Persistent Memory, section 3.1.
     """
@@ -49,8 +50,8 @@ def _memory(context: Context, layer: Layer) -> tuple[mtf.Tensor, mtf.Tensor]:
 def _full(context: Context, layer: Layer, qkv: QKV) -> mtf.Tensor:
     keys, values = (redistribute(x, "sequence", "memory_length") for x in (qkv.keys, qkv.values))
     rate = context.model.attn_dropout if context.is_training else 0.0
-    rule = AttentionParams(context.model.is_causal, _radius(context, layer), rate)
-    attended = softmax_attention(qkv.queries, keys, values, rule, context.noise_of(f"{layer.name}/attn"))
+    params = AttentionParams(context.model.is_causal, _radius(context, layer), rate)
+    attended = softmax_attention(qkv.queries, keys, values, params, context.noise_of(f"{layer.name}/attn"))
     if _has_memory(context, layer):
         attended = merged_attention(attended, _attend_to_memory(context, layer, qkv.queries, rate))
     return attended[0]
@@ -58,8 +59,8 @@ def _full(context: Context, layer: Layer, qkv: QKV) -> mtf.Tensor:
 
 def _attend_to_memory(context: Context, layer: Layer, queries: mtf.Tensor, rate: float) -> Attended:
     keys, values = (mtf.broadcast(x, [context.dims.batch, *x.shape.dims]) for x in _memory(context, layer))
-    rule = AttentionParams(is_causal=False, radius=None, dropout_rate=rate)
-    return softmax_attention(queries, keys, values, rule, context.noise_of(f"{layer.name}/attn/memory"))
+    params = AttentionParams(is_causal=False, radius=None, dropout_rate=rate)
+    return softmax_attention(queries, keys, values, params, context.noise_of(f"{layer.name}/attn/memory"))
 
 
 # Decoding.

@@ -46,7 +46,9 @@ def activation(function: Function) -> Kernel:
 
 @functools.cache
 def activation_gradient(function: Function) -> Kernel:
-    """(dy [..., F], x [..., F], *others) -> (dx, d_other ...), each in the shape and dtype of its input, summed in
+    """Returns the kernel of the gradient of an activation.
+
+    (dy [..., F], x [..., F], *others) -> (dx, d_other ...), each in the shape and dtype of its input, summed in
     float32.
     """
 

@@ -15,10 +15,10 @@ MASKED_LOGIT = -1e10  # GPT-Neo's causal bias
 
 @dataclasses.dataclass(frozen=True)
 class AttentionParams:
-    """Which positions see which, and how many weights are dropped.
+    """The mask and the dropout of attention.
 
     Attributes:
-        is_causal: position p sees no position behind it.
+        is_causal: position p sees no later position.
         radius: position p sees only the positions less than `radius` away from it; None: however far.
         dropout_rate: of the attention weights.
     """
@@ -38,24 +38,25 @@ class _Block:
     key_end: int
 
 
-def _blocks(rule: AttentionParams, is_aligned: bool, n_queries: int, n_keys: int) -> Iterator[_Block]:
-    """Cuts aligned attention into blocks of queries, each with only the keys it can see: half the work of the full
-    square where it is causal, or less where it is local.
+def _blocks(params: AttentionParams, is_aligned: bool, n_queries: int, n_keys: int) -> Iterator[_Block]:
+    """Splits aligned attention into blocks of queries, each with only the keys it can see.
+
+    That halves the work if attention is causal, and saves more if it is local.
 
     Args:
-        rule: what is seen.
-        is_aligned: queries and keys both begin at position 0 and are equally many.
+        params: the mask.
+        is_aligned: queries and keys both begin at position 0 and have the same length.
         n_queries: of this slice.
         n_keys: of this slice.
     """
     if not is_aligned:
         yield _Block(0, n_queries, 0, n_keys)
         return
-    reach = n_keys if rule.radius is None else rule.radius - 1
+    reach = n_keys if params.radius is None else params.radius - 1
     size = max(64, -(-n_queries // 8))
     for begin in range(0, n_queries, size):
         end = min(begin + size, n_queries)
-        yield _Block(begin, end, max(0, begin - reach), end if rule.is_causal else min(n_keys, end + reach))
+        yield _Block(begin, end, max(0, begin - reach), end if params.is_causal else min(n_keys, end + reach))
 
 
 def _heads_first(x: tf.Tensor) -> tf.Tensor:
@@ -69,50 +70,52 @@ def _sum_blocks(parts: list[tuple[_Block, tf.Tensor]], n_keys: int) -> tf.Tensor
     )
 
 
-def _visible(rule: AttentionParams, starts: tf.Tensor, block: _Block) -> tf.Tensor | None:
-    """Booleans that broadcast to [S of block, M of block]; None: everything is seen."""
+def _visible(params: AttentionParams, starts: tf.Tensor, block: _Block) -> tf.Tensor | None:
+    """Booleans that broadcast to [S of block, M of block]; None: no mask."""
     position = (starts[1] + tf.range(block.begin, block.end))[:, None]
     key_position = (starts[2] + tf.range(block.key_begin, block.key_end))[None, :]
-    rules = [key_position <= position] if rule.is_causal else []
-    if rule.radius is not None:
-        rules.append(tf.abs(position - key_position) < rule.radius)
-    return functools.reduce(tf.logical_and, rules) if rules else None
+    masks = [key_position <= position] if params.is_causal else []
+    if params.radius is not None:
+        masks.append(tf.abs(position - key_position) < params.radius)
+    return functools.reduce(tf.logical_and, masks) if masks else None
 
 
 def _masked_logits(
-    rule: AttentionParams, queries: tf.Tensor, keys: tf.Tensor, starts: tf.Tensor, block: _Block
+    params: AttentionParams, queries: tf.Tensor, keys: tf.Tensor, starts: tf.Tensor, block: _Block
 ) -> tf.Tensor:
     """[B, H, S, D], [B, H, M, D] -> float32 [B, H, S of block, M of block]."""
     logits = tf.matmul(
         queries[:, :, block.begin : block.end], keys[:, :, block.key_begin : block.key_end], transpose_b=True
     )
-    logits, visible = tf.cast(logits, tf.float32), _visible(rule, starts, block)
+    logits, visible = tf.cast(logits, tf.float32), _visible(params, starts, block)
     return logits if visible is None else tf.where(visible, logits, MASKED_LOGIT)
 
 
 def _weights_dropout(
-    rule: AttentionParams, weights: tf.Tensor, key: tf.Tensor, rows: tf.Tensor, starts: tf.Tensor, block: _Block
+    params: AttentionParams, weights: tf.Tensor, key: tf.Tensor, rows: tf.Tensor, starts: tf.Tensor, block: _Block
 ) -> tf.Tensor:
-    if not rule.dropout_rate:
+    if not params.dropout_rate:
         return weights
     block_starts = starts + tf.constant([0, block.begin, block.key_begin])
-    return weights * dropout_factor(key, rows, block_starts, tuple(weights.shape), rule.dropout_rate)
+    return weights * dropout_factor(key, rows, block_starts, tuple(weights.shape), params.dropout_rate)
 
 
 @functools.cache
-def attention_largest_logit(rule: AttentionParams) -> Kernel:
+def attention_largest_logit(params: AttentionParams) -> Kernel:
     """(queries [B, S, H, D], keys [B, M, H, D], starts) -> float32 [B, H, S]; for keys split over the mesh."""
 
     def kernel(queries: tf.Tensor, keys: tf.Tensor, starts: tf.Tensor) -> tf.Tensor:
         block = _Block(0, queries.shape[1], 0, keys.shape[1])
-        return tf.reduce_max(_masked_logits(rule, _heads_first(queries), _heads_first(keys), starts, block), -1)
+        return tf.reduce_max(_masked_logits(params, _heads_first(queries), _heads_first(keys), starts, block), -1)
 
     return compiled(kernel)
 
 
 @functools.cache
-def attention_sums(rule: AttentionParams) -> Kernel:
-    """(queries, keys, values, starts, key, rows, largest [B, H, S]) -> (sum of exponentials [B, H, S], weighted
+def attention_sums(params: AttentionParams) -> Kernel:
+    """Returns the kernel of partial sums of attention, for keys that are split over the mesh.
+
+    (queries, keys, values, starts, key, rows, largest [B, H, S]) -> (sum of exponentials [B, H, S], weighted
     values float32 [B, S, H, D]).
     """
 
@@ -126,9 +129,9 @@ def attention_sums(rule: AttentionParams) -> Kernel:
         largest: tf.Tensor,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         block = _Block(0, queries.shape[1], 0, keys.shape[1])
-        logits = _masked_logits(rule, _heads_first(queries), _heads_first(keys), starts, block)
+        logits = _masked_logits(params, _heads_first(queries), _heads_first(keys), starts, block)
         exponentials = tf.exp(logits - largest[..., None])
-        dropped = _weights_dropout(rule, exponentials, key, rows, starts, block)
+        dropped = _weights_dropout(params, exponentials, key, rows, starts, block)
         weighted = tf.matmul(dropped, tf.cast(_heads_first(values), tf.float32))
         return tf.reduce_sum(exponentials, -1), _heads_first(weighted)
 
@@ -136,11 +139,13 @@ def attention_sums(rule: AttentionParams) -> Kernel:
 
 
 @functools.cache
-def attention(rule: AttentionParams, is_aligned: bool) -> Kernel:
-    """(queries [B, S, H, D], keys, values [B, M, H, D], starts int32 [3], key, rows) -> (outputs [B, S, H, D], log_z
+def attention(params: AttentionParams, is_aligned: bool) -> Kernel:
+    """Returns the kernel of softmax attention.
+
+    (queries [B, S, H, D], keys, values [B, M, H, D], starts int32 [3], key, rows) -> (outputs [B, S, H, D], log_z
     float32 [B, H, S]).
 
-    `starts` are the places where this slice begins in the whole [heads, sequence, memory_length]. The logits are not
+    `starts` are the offsets of this slice in the whole [heads, sequence, memory_length]. The logits are not
     divided by sqrt(D): GPT-Neo folds that into the initial queries.
     """
 
@@ -150,12 +155,12 @@ def attention(rule: AttentionParams, is_aligned: bool) -> Kernel:
         dtype = queries.dtype
         queries, keys, values = _heads_first(queries), _heads_first(keys), _heads_first(values)
         outputs, log_zs = [], []
-        for block in _blocks(rule, is_aligned, queries.shape[2], keys.shape[2]):
-            logits = _masked_logits(rule, queries, keys, starts, block)
+        for block in _blocks(params, is_aligned, queries.shape[2], keys.shape[2]):
+            logits = _masked_logits(params, queries, keys, starts, block)
             largest = tf.reduce_max(logits, -1, keepdims=True)
             exponentials = tf.exp(logits - largest)
             total = tf.reduce_sum(exponentials, -1, keepdims=True)
-            weights = _weights_dropout(rule, exponentials, key, rows, starts, block)
+            weights = _weights_dropout(params, exponentials, key, rows, starts, block)
             weighted = tf.matmul(tf.cast(weights, dtype), values[:, :, block.key_begin : block.key_end])
             outputs.append(tf.cast(tf.cast(weighted, tf.float32) / total, dtype))
             log_zs.append((largest + tf.math.log(total))[..., 0])
@@ -165,8 +170,10 @@ def attention(rule: AttentionParams, is_aligned: bool) -> Kernel:
 
 
 @functools.cache
-def attention_gradient(rule: AttentionParams, is_aligned: bool) -> Kernel:
-    """(queries, keys, values, starts, key, rows, outputs, log_z, d_outputs, d_log_z [B, H, S] or nothing) ->
+def attention_gradient(params: AttentionParams, is_aligned: bool) -> Kernel:
+    """Returns the kernel of the gradient of softmax attention, which recomputes the weights.
+
+    (queries, keys, values, starts, key, rows, outputs, log_z, d_outputs, d_log_z [B, H, S] or nothing) ->
     (d_queries, d_keys, d_values), the weights computed again.
 
     Source: Dao et al. 2022, FlashAttention, section 3.1: only log_z of each row is kept from the forward pass.
@@ -190,13 +197,13 @@ def attention_gradient(rule: AttentionParams, is_aligned: bool) -> Kernel:
         if d_log_z is not None:
             row_sums -= d_log_z
         d_queries, d_keys, d_values = [], [], []
-        for block in _blocks(rule, is_aligned, queries.shape[2], n_keys):
+        for block in _blocks(params, is_aligned, queries.shape[2], n_keys):
             own, seen = slice(block.begin, block.end), slice(block.key_begin, block.key_end)
-            weights = tf.exp(_masked_logits(rule, queries, keys, starts, block) - log_z[:, :, own, None])
+            weights = tf.exp(_masked_logits(params, queries, keys, starts, block) - log_z[:, :, own, None])
             d_dropped = tf.matmul(d_outputs[:, :, own], values[:, :, seen], transpose_b=True)
-            d_weights = _weights_dropout(rule, tf.cast(d_dropped, tf.float32), key, rows, starts, block)
+            d_weights = _weights_dropout(params, tf.cast(d_dropped, tf.float32), key, rows, starts, block)
             d_logits = tf.cast(weights * (d_weights - row_sums[:, :, own, None]), dtype)
-            dropped = tf.cast(_weights_dropout(rule, weights, key, rows, starts, block), dtype)
+            dropped = tf.cast(_weights_dropout(params, weights, key, rows, starts, block), dtype)
             d_queries.append(tf.matmul(d_logits, keys[:, :, seen]))
             d_keys.append((block, tf.matmul(d_logits, queries[:, :, own], transpose_a=True)))
             d_values.append((block, tf.matmul(dropped, d_outputs[:, :, own], transpose_a=True)))

@@ -94,7 +94,9 @@ def _with_finished(beams: Beams, candidates: _Candidates, length_penalty: tf.Ten
 def _may_improve(
     log_probs: tf.Tensor, length: tf.Tensor, finished: list[tf.Tensor], length_penalty: tf.Tensor
 ) -> tf.Tensor:
-    """Returns whether the most likely active beam, if it ended now, would beat the worst finished text, or fewer than N
+    """Returns whether the search must go on.
+
+    Returns whether the most likely active beam, if it ended now, would beat the worst finished text, or fewer than N
     texts are finished: bool scalar.
     """
     _, lengths, scores = finished
@@ -104,7 +106,9 @@ def _may_improve(
 
 @functools.cache
 def beam_step(eos_id: int) -> Kernel:
-    """(logits [N, V], length_penalty, max_new_tokens int32, the fields of `Beams`) -> parents int32 [N], the beam that
+    """Returns the kernel of one step of beam search.
+
+    (logits [N, V], length_penalty, max_new_tokens int32, the fields of `Beams`) -> parents int32 [N], the beam that
     each active beam continues; last int32 [N], the token that it adds; the fields of `Beams` after the step.
 
     Source: Hugging Face's `generate` with `early_stopping=False`; length penalty: Wu et al. 2016, Google's Neural

@@ -1,8 +1,7 @@
-"""What one processor computes on its own slices: plain TensorFlow functions, each with its gradient written out,
-compiled by XLA.
+"""Compilation of kernels: what one processor computes on its slices, as TensorFlow functions compiled by XLA.
 
-These files know nothing of meshes, variables or configs. `models/ops/` calls these functions on every slice and puts
-the collectives between them. XLA fuses the element-wise work here; the large matrix products stay outside, where
+Kernels know no mesh, variable or config, and have explicit gradients. `models/ops/` calls them on every slice, with
+collectives between them. XLA fuses the element-wise work here; the large matrix products stay outside, where
 TensorFlow's own are faster.
 
 Shape legend: B batch, S sequence (queries), M memory_length (keys and values), H heads, D features_per_head, E embd,
@@ -20,9 +19,9 @@ Kernel = Callable[..., object]
 
 
 def compiled(function: Kernel) -> Kernel:
-    """The function compiled by XLA for each new combination of shapes."""
+    """Returns the function compiled by XLA, once for each combination of shapes."""
     alone = tf.function(function, jit_compile=True, autograph=False)
-    # On a TPU the whole step is compiled; a function in it that asks for the same again need not be understood there.
+    # On a TPU the whole step is compiled, so its functions need not ask for it again.
     as_a_part = tf.function(function, autograph=False)
 
     @functools.wraps(function)

@@ -1,4 +1,4 @@
-"""The parts of the cross-entropy on slices of the vocabulary."""
+"""The terms of the cross-entropy on slices of the vocabulary."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ def largest_logit(logits: tf.Tensor) -> tf.Tensor:
 def exponential_sum_and_label_logit(
     logits: tf.Tensor, labels: tf.Tensor, largest: tf.Tensor, vocab_start: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Sum of exp(logit - largest) over this slice of the vocabulary, and the label's logit, or 0 where the label lies
-    in another slice.
+    """Returns the sum of exp(logit - largest) over this slice, and the logit of the label, 0 if it is not in the slice.
 
     [B, S, V], [B, S], [B, S], scalar -> float32 [B, S] twice.
     """
@@ -28,7 +27,7 @@ def exponential_sum_and_label_logit(
 
 
 def labels_in_slice(labels: tf.Tensor, start: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """Labels counted from the slice's start, clipped into it, and whether each lies in it."""
+    """Returns labels relative to the start of the slice, clipped into it, and whether each lies in it."""
     local = labels - start
     return tf.clip_by_value(local, 0, size - 1), (local >= 0) & (local < size)
 

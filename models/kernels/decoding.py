@@ -29,7 +29,9 @@ def gather_positions(x: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
 
 @compiled
 def insert_rows(whole: tf.Tensor, rows: tf.Tensor, indices: tf.Tensor, start: tf.Tensor) -> tf.Tensor:
-    """([B, ...], [N, ...], int32 [N], int32) -> [B, ...] with those rows whose index lies in this slice, which begins
+    """Replaces rows of a slice.
+
+    ([B, ...], [N, ...], int32 [N], int32) -> [B, ...] with those rows whose index lies in this slice, which begins
     at `start`.
     """
     own = indices - start
@@ -39,7 +41,9 @@ def insert_rows(whole: tf.Tensor, rows: tf.Tensor, indices: tf.Tensor, start: tf
 
 @functools.cache
 def cache_of_prompt(cache_length: int, dtype: str) -> Kernel:
-    """(x [B, S, H, D], lengths int32 [B]) -> [B, H, M, D], position p at index p % M: all positions, or the last M
+    """Returns the kernel that lays the keys or values of prompts out as a cache.
+
+    (x [B, S, H, D], lengths int32 [B]) -> [B, H, M, D], position p at index p % M: all positions, or the last M
     before each row's length; other elements are not read.
     """
 
@@ -72,7 +76,9 @@ Partial = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
 def _attend_to_block(
     queries: tf.Tensor, keys: tf.Tensor, values: tf.Tensor, is_seen: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Returns partial sums of softmax attention over one block of the cache: the largest logit [B, H], the sum of
+    """Computes softmax attention to one block of the cache.
+
+    Returns partial sums of softmax attention over one block of the cache: the largest logit [B, H], the sum of
     exponentials [B, H], and the values weighted by them [B, H, D], all float32; `is_seen` is bool [B, M].
     """
     logits = tf.linalg.matvec(tf.cast(keys, queries.dtype), queries)
@@ -100,7 +106,9 @@ def _merged(partials: list[Partial]) -> tuple[tf.Tensor, tf.Tensor]:
 
 @functools.cache
 def attend(n_blocks: int) -> Kernel:
-    """(queries, key, value [B, H, D], positions int32 [B], blocks of keys [B, H, M of the block, D], as many of values)
+    """Returns the kernel of attention to the cache.
+
+    (queries, key, value [B, H, D], positions int32 [B], blocks of keys [B, H, M of the block, D], as many of values)
     -> (outputs [B, H, D], log_z float32 [B, H], the blocks with this position added): each row's position sees itself
     and up to M - 1 positions before it.
 
@@ -136,7 +144,9 @@ def attend(n_blocks: int) -> Kernel:
 
 @functools.cache
 def scores(n_top: int) -> Kernel:
-    """(logits [B, S, V], tokens int32 [B, S]) -> log_probs float32 [B, S], top_tokens int32 [B, S, top], top_log_probs
+    """Returns the kernel that scores given tokens.
+
+    (logits [B, S, V], tokens int32 [B, S]) -> log_probs float32 [B, S], top_tokens int32 [B, S, top], top_log_probs
     float32 [B, S, top]: of each token under the logits at its position, and of the most likely tokens there.
     """
 

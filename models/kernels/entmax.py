@@ -1,4 +1,4 @@
-"""Entmax, a softmax that gives most tokens the probability 0, and its loss, on slices with the whole vocabulary."""
+"""Entmax, a sparse softmax, and its loss, on slices with the whole vocabulary."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from models.kernels.compile import compiled
 
 ENTMAX_ALPHA = 1.3  # 1: softmax; 2: sparsemax. GPT-Neo's.
 
-# From where the search begins, a step shrinks what is left at least by the factor 2 - alpha, and squares it in the end:
-# enough for float32 and a million tokens.
+# Each step shrinks the error at least by the factor 2 - alpha, and quadratically near the root: enough for float32 and
+# a million tokens.
 N_NEWTON_STEPS = 16
 
 
@@ -18,7 +18,7 @@ def _power(base: tf.Tensor, exponent: float) -> tf.Tensor:
 
 
 def _centered(logits: tf.Tensor) -> tf.Tensor:
-    """float32 logits whose largest is 0, which changes no probability."""
+    """Shifts float32 logits so that the largest is 0, which changes no probability."""
     logits = tf.cast(logits, tf.float32)
     return logits - tf.reduce_max(logits, -1, keepdims=True)
 
@@ -28,10 +28,10 @@ def _excess(centered: tf.Tensor, tau: tf.Tensor) -> tf.Tensor:
 
 
 def _threshold(centered: tf.Tensor) -> tf.Tensor:
-    """The tau at which the probabilities of centered logits add up to 1: float32 [..., V] -> [...], in [-1, 0).
+    """Finds the tau at which the probabilities of centered logits sum to 1: float32 [..., V] -> [...], in [-1, 0).
 
-    By Newton's method on a sum that falls and is convex: from below the root it goes up to it and never past it. It
-    needs a third of the passes over the logits that bisection needs.
+    Newton's method on a convex, decreasing sum: from below the root it increases and never overshoots. It needs a third
+    of the passes over the logits that bisection needs.
     """
     exponent = 1.0 / (ENTMAX_ALPHA - 1.0)
 
@@ -41,7 +41,7 @@ def _threshold(centered: tf.Tensor) -> tf.Tensor:
         too_much = tf.reduce_sum(slopes * excess, -1) - 1.0
         return n_made + 1, tau + too_much / (exponent * tf.reduce_sum(slopes, -1))
 
-    lowest = tf.fill(centered.shape[:-1], -1.0)  # there the likeliest token alone has the probability 1
+    lowest = tf.fill(centered.shape[:-1], -1.0)  # there the most likely token alone has probability 1
     return tf.while_loop(lambda n_made, _: n_made < N_NEWTON_STEPS, step, (0, lowest))[1]
 
 

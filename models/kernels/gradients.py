@@ -1,4 +1,4 @@
-"""Of gradients, on slices."""
+"""Norms of gradients on slices."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def root_of_sum(*parts: tf.Tensor) -> tf.Tensor:
 def sum_of_squares(*tensors: tf.Tensor) -> tf.Tensor:
     """Tensors of any shapes -> float32 scalar.
 
-    Each tensor's sum is not compiled, for TensorFlow's own is several times faster on CPUs. All additions after it are:
-    TensorFlow's graph optimiser, which cannot see into them, would order them differently from processor to processor,
-    and the processors' copies of a variable would drift apart.
+    The sum of each tensor is not compiled, as TensorFlow's own is several times faster on CPUs. All additions after it
+    are: otherwise TensorFlow's graph optimiser would order them differently on each processor, and the
+    processors' copies of a variable would drift apart.
     """
     return _doubled_sum(*[tf.nn.l2_loss(tf.cast(tensor, tf.float32)) for tensor in tensors])

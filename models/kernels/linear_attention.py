@@ -1,14 +1,14 @@
-"""Linear attention on slices: each feature of a query has a share in the output, and each feature of the keys weighs
-the values by a softmax over the positions.
+"""Linear attention on slices: queries are a softmax over features, keys a softmax over positions.
 
-Everything is float32 inside. Causal attention goes over chunks of positions, one after another, and hands the sums over
-all positions so far from each to the next: memory grows with the sequence, not with its square, and none of it is the
-sums of every position.
+Everything is float32 inside. Causal attention scans chunks of positions and carries the sums over all earlier positions
+from one chunk to the next: memory is linear in the length, and the sums of single positions are never stored.
 
-Exponentials are taken relative to a reference: for each feature, the largest key up to the first position of the chunk.
-A result depends on no reference, only its rounding does, so references have no gradient. Within a chunk keys may rise
-above the reference, but by no more than `STEEPEST`; where they do, in any feature of any chunk, each position becomes a
-chunk of its own, and no exponential exceeds 1. That is slower, and right for any keys.
+Exponentials are relative to a reference: for each feature, the largest key up to the first position of the chunk. The
+result does not depend on the references, only its rounding does, so references have no gradient. Within a chunk keys
+may exceed the reference by at most `MAX_EXPONENT`. Where any key exceeds it by more, every position becomes a chunk of
+its own, and no exponential exceeds 1: slower, but exact for all keys.
+
+Source: Katharopoulos et al. 2020, Transformers are RNNs, section 3.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from collections.abc import Callable, Sequence
 from meshtf import tf
 from models.kernels.compile import compiled
 
-CHUNK = 64  # positions at most; on CPUs 32 are a little faster and 128 a little slower; fewer steps suit GPUs
-# Products of exp(STEEPEST), of exp(-STEEPEST) and of shares or gradients up to exp(40) away from 1 stay in float32.
-STEEPEST = 40.0
+CHUNK = 64  # positions at most; on CPUs 32 is a little faster and 128 a little slower; GPUs prefer fewer steps
+# Products of exp(+-MAX_EXPONENT) with shares or gradients between exp(-40) and exp(40) stay within float32.
+MAX_EXPONENT = 40.0
 LOG_EPSILON = math.log(1e-6)  # GPT-Neo adds 1e-6 to the sum of exponentials
-STATE = ("context", "total", "largest")  # the sums that one position hands to the next, in the kernels' order
+STATE = ("context", "total", "largest")  # the sums carried from one position to the next, in the order of the kernels
 State = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
 Sums = tuple[tf.Tensor, tf.Tensor]  # over positions: [B, H, D, D] of weights times values, [B, H, 1, D] of weights
 
@@ -40,38 +40,38 @@ def _heads_last(x: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
 
 
 def _chunk_length(n_positions: int) -> int:
-    """Of the fewest chunks, such that the last one is about as long as the others."""
+    """Returns the chunk length for the fewest chunks such that the last is about as long as the others."""
     return -(-n_positions // -(-n_positions // CHUNK))
 
 
-def _chunked(x: tf.Tensor, length: int, filling: float = 0.0) -> tf.Tensor:
-    """[B, S, H, D] -> float32 [C, B, H, length, D], C chunks, the last one filled up."""
+def _split_into_chunks(x: tf.Tensor, length: int, padding: float = 0.0) -> tf.Tensor:
+    """[B, S, H, D] -> float32 [C, B, H, length, D], C chunks, the last one padded."""
     n_batch, n_positions, n_heads, n_features = x.shape
     n_chunks = -(-n_positions // length)
-    filled = [[0, 0], [0, n_chunks * length - n_positions], [0, 0], [0, 0]]
-    x = tf.pad(tf.cast(x, tf.float32), filled, constant_values=filling)
+    paddings = [[0, 0], [0, n_chunks * length - n_positions], [0, 0], [0, 0]]
+    x = tf.pad(tf.cast(x, tf.float32), paddings, constant_values=padding)
     return tf.transpose(tf.reshape(x, [n_batch, n_chunks, length, n_heads, n_features]), [1, 0, 3, 2, 4])
 
 
-def _whole(chunks: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
-    """The inverse of `_chunked`, in the length and the dtype of another tensor."""
+def _join_chunks(chunks: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
+    """Inverts `_split_into_chunks`; length and dtype are those of another tensor."""
     n_chunks, n_batch, n_heads, length, n_features = chunks.shape
     x = tf.reshape(tf.transpose(chunks, [1, 0, 3, 2, 4]), [n_batch, n_chunks * length, n_heads, n_features])
     return tf.cast(x[:, : like.shape[1]], like.dtype)
 
 
-def _chunked_keys(keys: tf.Tensor, length: int) -> tf.Tensor:
-    """Keys filled up with one that is above no reference."""
-    return _chunked(keys, length, LOG_EPSILON)
+def _split_keys(keys: tf.Tensor, length: int) -> tf.Tensor:
+    """Splits keys into chunks; the padding never exceeds a reference."""
+    return _split_into_chunks(keys, length, LOG_EPSILON)
 
 
-def _largest(chunked_keys: tf.Tensor) -> tf.Tensor:
-    """Each chunk's largest keys, [C, B, H, 1, D]."""
+def _chunk_max(chunked_keys: tf.Tensor) -> tf.Tensor:
+    """Returns the largest key of each feature in each chunk, [C, B, H, 1, D]."""
     return tf.reduce_max(chunked_keys, 3, keepdims=True)
 
 
 def _running_max(x: tf.Tensor) -> tf.Tensor:
-    """Along the first dimension, the largest so far."""
+    """Returns the running maximum along the first dimension."""
     for level in range((x.shape[0] - 1).bit_length()):
         size = 1 << level
         x = tf.concat([x[:size], tf.maximum(x[size:], x[:-size])], 0)
@@ -79,23 +79,25 @@ def _running_max(x: tf.Tensor) -> tf.Tensor:
 
 
 def _references(chunked_keys: tf.Tensor) -> tf.Tensor:
-    """[C, B, H, L, D] -> [C + 1, B, H, 1, D], each chunk's reference, at least epsilon, and that of a chunk to come."""
-    largest = _largest(chunked_keys)
+    """[C, B, H, L, D] -> [C + 1, B, H, 1, D], the reference of each chunk, at least epsilon, and of one more chunk."""
+    largest = _chunk_max(chunked_keys)
     so_far = _running_max(tf.concat([tf.fill(largest[:1].shape, LOG_EPSILON), largest], 0))
     return tf.concat([tf.maximum(so_far[:-1], chunked_keys[:, :, :, :1]), so_far[-1:]], 0)
 
 
-def _are_gentle(keys: tf.Tensor, length: int) -> tf.Tensor:
-    """Whether keys [B, S, H, D] stay within reach of the references of chunks of a length; false if any is NaN."""
-    keys = _chunked_keys(keys, length)
-    return tf.reduce_max(_largest(keys) - _references(keys)[:-1]) <= STEEPEST
+def _fit_in_range(keys: tf.Tensor, length: int) -> tf.Tensor:
+    """Whether no key [B, S, H, D] exceeds its reference, for a chunk length, by too much; False if any is NaN."""
+    keys = _split_keys(keys, length)
+    return tf.reduce_max(_chunk_max(keys) - _references(keys)[:-1]) <= MAX_EXPONENT
 
 
-def _in_chunks(run: Callable[..., object], queries: tf.Tensor, keys: tf.Tensor, *others: tf.Tensor) -> object:
-    """run(length, queries, keys, *others), with the length of chunks that suits the keys."""
+def _with_safe_chunk_length(
+    run: Callable[..., object], queries: tf.Tensor, keys: tf.Tensor, *others: tf.Tensor
+) -> object:
+    """Calls run(length, queries, keys, *others) with a chunk length that is safe for the keys."""
     length = _chunk_length(keys.shape[1])
     return tf.cond(
-        _are_gentle(keys, length),
+        _fit_in_range(keys, length),
         lambda: run(length, queries, keys, *others),
         lambda: run(1, queries, keys, *others),
     )
@@ -103,10 +105,10 @@ def _in_chunks(run: Callable[..., object], queries: tf.Tensor, keys: tf.Tensor, 
 
 @dataclasses.dataclass(frozen=True)
 class _Chunks:
-    """What the sums are made of, in chunks.
+    """The terms of the sums, in chunks.
 
     Attributes:
-        features: [C, B, H, L, D], of the queries, each position's adding up to 1.
+        features: [C, B, H, L, D], softmax of the queries over features.
         weights: [C, B, H, L, D], exp(key - reference of the chunk).
         values: [C, B, H, L, D].
         decays: [C, B, H, 1, D], exp(reference of the chunk - reference of the next one).
@@ -120,74 +122,76 @@ class _Chunks:
     epsilon: tf.Tensor
 
     def order(self) -> range:
+        """Returns the indices of the chunks."""
         return range(self.values.shape[0])
 
-    def no_context(self) -> tf.Tensor:
+    def zero_context(self) -> tf.Tensor:
+        """Returns the context before any chunk: zeros [B, H, D, D]."""
         return tf.zeros([*self.epsilon.shape[:2], self.values.shape[4], self.values.shape[4]])
 
 
-def _cut(length: int, queries: tf.Tensor, keys: tf.Tensor, values: tf.Tensor) -> _Chunks:
-    keys = _chunked_keys(keys, length)
+def _prepare_chunks(length: int, queries: tf.Tensor, keys: tf.Tensor, values: tf.Tensor) -> _Chunks:
+    keys = _split_keys(keys, length)
     references = _references(keys)
     return _Chunks(
-        features=tf.nn.softmax(_chunked(queries, length)),
+        features=tf.nn.softmax(_split_into_chunks(queries, length)),
         weights=tf.exp(keys - references[:-1]),
-        values=_chunked(values, length),
+        values=_split_into_chunks(values, length),
         decays=tf.exp(references[:-1] - references[1:]),
         epsilon=tf.exp(LOG_EPSILON - references[0]),
     )
 
 
-def _scan(
+def _scan_chunks(
     step: Callable[[Sums, tf.Tensor], tuple[Sums, Sequence[tf.Tensor]]],
     order: Sequence[int],
     sums: Sums,
-    likes: Sequence[tf.Tensor],
+    result_shapes: Sequence[tf.Tensor],
 ) -> list[tf.Tensor]:
-    """Goes over the chunks.
+    """Scans the chunks.
 
     Args:
-        step: (sums, index of a chunk) -> (sums for the next one, results for this one).
-        order: of the chunks.
+        step: (sums, index of a chunk) -> (sums for the next chunk, results of this one).
+        order: indices of the chunks.
         sums: for the first step.
-        likes: a tensor [C, ...] for each result, of its shape once those of all chunks are together.
+        result_shapes: a tensor [C, ...] for each result, of the shape of that result for all chunks.
 
     Returns:
-        the results [C, ...].
+        The results, each [C, ...].
     """
-    places = tf.constant(list(order))
+    indices = tf.constant(list(order))
 
-    def turn(index: tf.Tensor, sums: Sums, arrays: Sequence[tf.TensorArray]) -> tuple:
-        sums, results = step(sums, places[index])
-        return index + 1, sums, [array.write(places[index], x) for array, x in zip(arrays, results, strict=True)]
+    def body(index: tf.Tensor, sums: Sums, arrays: Sequence[tf.TensorArray]) -> tuple:
+        sums, results = step(sums, indices[index])
+        return index + 1, sums, [array.write(indices[index], x) for array, x in zip(arrays, results, strict=True)]
 
-    arrays = [tf.TensorArray(tf.float32, len(order), element_shape=like.shape[1:]) for like in likes]
-    return [array.stack() for array in tf.while_loop(lambda index, *_: index < len(order), turn, (0, sums, arrays))[2]]
+    arrays = [tf.TensorArray(tf.float32, len(order), element_shape=like.shape[1:]) for like in result_shapes]
+    return [array.stack() for array in tf.while_loop(lambda index, *_: index < len(order), body, (0, sums, arrays))[2]]
 
 
-def _up_to_itself(x: tf.Tensor) -> tf.Tensor:
-    """[..., L, L] with zeros where a position (row) would take from one behind it (column)."""
+def _causal_mask(x: tf.Tensor) -> tf.Tensor:
+    """[..., L, L] with zeros where a position (row) would see a later one (column)."""
     return tf.linalg.band_part(x, -1, 0)
 
 
-def _products(one: tf.Tensor, other: tf.Tensor) -> tf.Tensor:
-    """[B, H, L, D] twice -> [B, H, L, L], of each position with itself and those before it."""
-    return _up_to_itself(tf.matmul(one, other, transpose_b=True))
+def _causal_products(one: tf.Tensor, other: tf.Tensor) -> tf.Tensor:
+    """[B, H, L, D] twice -> [B, H, L, L], products of each position with itself and earlier ones."""
+    return _causal_mask(tf.matmul(one, other, transpose_b=True))
 
 
-def _sums_of_positions(x: tf.Tensor, transpose_a: bool = False) -> tf.Tensor:
-    """[B, H, L, D] -> at each position, the sum over it and those before it; transposed: and those behind it."""
-    return tf.matmul(_up_to_itself(tf.ones([x.shape[2], x.shape[2]])), x, transpose_a=transpose_a)
+def _causal_sums(x: tf.Tensor, transpose_a: bool = False) -> tf.Tensor:
+    """[B, H, L, D] -> at each position, the sum over it and earlier positions; transposed: over it and later ones."""
+    return tf.matmul(_causal_mask(tf.ones([x.shape[2], x.shape[2]])), x, transpose_a=transpose_a)
 
 
-def _decayed(sums: Sums, decay: tf.Tensor) -> Sums:
-    """The sums relative to the neighbour's reference."""
+def _decay(sums: Sums, decay: tf.Tensor) -> Sums:
+    """Rescales the sums to the reference of the neighbouring chunk."""
     context, total = sums
     return context * tf.linalg.matrix_transpose(decay), total * decay
 
 
-def _with(sums: Sums, weights: tf.Tensor, values: tf.Tensor, summands: tf.Tensor) -> Sums:
-    """The sums and one chunk's: of weights times values, and of summands."""
+def _add_chunk(sums: Sums, weights: tf.Tensor, values: tf.Tensor, summands: tf.Tensor) -> Sums:
+    """Adds one chunk to the sums: weights times values, and summands."""
     context, total = sums
     context += tf.matmul(weights, values, transpose_a=True)
     return context, total + tf.reduce_sum(summands, 2, keepdims=True)
@@ -195,60 +199,62 @@ def _with(sums: Sums, weights: tf.Tensor, values: tf.Tensor, summands: tf.Tensor
 
 def _outputs(length: int, queries: tf.Tensor, keys: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
     """[B, S, H, D] three times -> [B, S, H, D], in chunks of a length."""
-    chunks = _cut(length, queries, keys, values)
+    chunks = _prepare_chunks(length, queries, keys, values)
 
     def step(sums: Sums, at: tf.Tensor) -> tuple[Sums, list[tf.Tensor]]:
         (context, total), weights, values = sums, chunks.weights[at], chunks.values[at]
-        shares = chunks.features[at] / (_sums_of_positions(weights) + total)
-        outputs = tf.matmul(_products(shares, weights), values) + tf.matmul(shares, context)
-        return _decayed(_with(sums, weights, values, weights), chunks.decays[at]), [outputs]
+        shares = chunks.features[at] / (_causal_sums(weights) + total)
+        outputs = tf.matmul(_causal_products(shares, weights), values) + tf.matmul(shares, context)
+        return _decay(_add_chunk(sums, weights, values, weights), chunks.decays[at]), [outputs]
 
-    (outputs,) = _scan(step, chunks.order(), (chunks.no_context(), chunks.epsilon), [chunks.values])
-    return _whole(outputs, queries)
+    (outputs,) = _scan_chunks(step, chunks.order(), (chunks.zero_context(), chunks.epsilon), [chunks.values])
+    return _join_chunks(outputs, queries)
 
 
-def _shares_and_gradient(chunks: _Chunks, d_outputs: tf.Tensor) -> list[tf.Tensor]:
-    """Each feature's share in the outputs over its sum of weights, and d_features, [C, B, H, L, D]."""
+def _shares_and_feature_gradients(chunks: _Chunks, d_outputs: tf.Tensor) -> list[tf.Tensor]:
+    """Returns shares, the features over their sums of weights, and d_features, [C, B, H, L, D] each."""
 
     def step(sums: Sums, at: tf.Tensor) -> tuple[Sums, list[tf.Tensor]]:
         (context, total), weights, values = sums, chunks.weights[at], chunks.values[at]
-        totals = _sums_of_positions(weights) + total
-        d_shares = tf.matmul(_products(d_outputs[at], values), weights)
+        totals = _causal_sums(weights) + total
+        d_shares = tf.matmul(_causal_products(d_outputs[at], values), weights)
         d_shares += tf.matmul(d_outputs[at], context, transpose_b=True)
         results = [chunks.features[at] / totals, d_shares / totals]
-        return _decayed(_with(sums, weights, values, weights), chunks.decays[at]), results
+        return _decay(_add_chunk(sums, weights, values, weights), chunks.decays[at]), results
 
-    return _scan(step, chunks.order(), (chunks.no_context(), chunks.epsilon), [chunks.features] * 2)
+    return _scan_chunks(step, chunks.order(), (chunks.zero_context(), chunks.epsilon), [chunks.features] * 2)
 
 
-def _gradients_from_behind(
+def _key_value_gradients(
     chunks: _Chunks, d_outputs: tf.Tensor, shares: tf.Tensor, d_totals: tf.Tensor
 ) -> list[tf.Tensor]:
-    """d_keys and d_values, [C, B, H, L, D]: of the sums that the last chunk is handed, then of those before it."""
+    """Returns d_keys and d_values, [C, B, H, L, D] each; scans from the last chunk to the first."""
 
     def step(d_sums: Sums, at: tf.Tensor) -> tuple[Sums, list[tf.Tensor]]:
-        d_context, d_total = d_sums = _decayed(d_sums, chunks.decays[at])
+        d_context, d_total = d_sums = _decay(d_sums, chunks.decays[at])
         weights, values, d_rows = chunks.weights[at], chunks.values[at], d_outputs[at]
-        d_values = tf.matmul(_products(shares[at], weights), d_rows, transpose_a=True) + tf.matmul(weights, d_context)
-        d_weights = tf.matmul(_products(d_rows, values), shares[at], transpose_a=True)
+        d_values = tf.matmul(_causal_products(shares[at], weights), d_rows, transpose_a=True) + tf.matmul(
+            weights, d_context
+        )
+        d_weights = tf.matmul(_causal_products(d_rows, values), shares[at], transpose_a=True)
         d_weights += tf.matmul(values, d_context, transpose_b=True)
-        d_weights += _sums_of_positions(d_totals[at], transpose_a=True) + d_total
-        return _with(d_sums, shares[at], d_rows, d_totals[at]), [d_weights * weights, d_values]
+        d_weights += _causal_sums(d_totals[at], transpose_a=True) + d_total
+        return _add_chunk(d_sums, shares[at], d_rows, d_totals[at]), [d_weights * weights, d_values]
 
-    nothing = (chunks.no_context(), tf.zeros_like(chunks.epsilon))
-    return _scan(step, chunks.order()[::-1], nothing, [chunks.weights, chunks.values])
+    zeros = (chunks.zero_context(), tf.zeros_like(chunks.epsilon))
+    return _scan_chunks(step, chunks.order()[::-1], zeros, [chunks.weights, chunks.values])
 
 
 def _gradients(
     length: int, queries: tf.Tensor, keys: tf.Tensor, values: tf.Tensor, d_outputs: tf.Tensor
 ) -> list[tf.Tensor]:
     """[B, S, H, D] four times -> d_queries, d_keys and d_values, in chunks of a length."""
-    chunks, d_outputs = _cut(length, queries, keys, values), _chunked(d_outputs, length)
-    shares, d_features = _shares_and_gradient(chunks, d_outputs)
-    d_keys, d_values = _gradients_from_behind(chunks, d_outputs, shares, -d_features * shares)
+    chunks, d_outputs = _prepare_chunks(length, queries, keys, values), _split_into_chunks(d_outputs, length)
+    shares, d_features = _shares_and_feature_gradients(chunks, d_outputs)
+    d_keys, d_values = _key_value_gradients(chunks, d_outputs, shares, -d_features * shares)
     features = chunks.features
     d_queries = features * (d_features - tf.reduce_sum(d_features * features, -1, keepdims=True))
-    return [_whole(gradient, queries) for gradient in (d_queries, d_keys, d_values)]
+    return [_join_chunks(gradient, queries) for gradient in (d_queries, d_keys, d_values)]
 
 
 @compiled
@@ -257,22 +263,22 @@ def causal_linear_attention(queries: tf.Tensor, keys: tf.Tensor, values: tf.Tens
 
     Source: GPT-Neo, kept for checkpoints; Katharopoulos et al. 2020, Transformers are RNNs, section 3.
     """
-    return _in_chunks(_outputs, queries, keys, values)
+    return _with_safe_chunk_length(_outputs, queries, keys, values)
 
 
 @compiled
 def causal_linear_attention_gradient(
     queries: tf.Tensor, keys: tf.Tensor, values: tf.Tensor, d_outputs: tf.Tensor
 ) -> tuple[tf.Tensor, ...]:
-    """(queries, keys, values, d_outputs) -> (d_queries, d_keys, d_values); no more is kept from the forward pass.
+    """(queries, keys, values, d_outputs) -> (d_queries, d_keys, d_values); nothing else is kept from the forward pass.
 
-    Source: Katharopoulos et al. 2020, Transformers are RNNs, section 3.3.1: sums from both ends give the gradient.
+    Source: Katharopoulos et al. 2020, Transformers are RNNs, section 3.3.1: one scan in each direction.
     """
-    return tuple(_in_chunks(_gradients, queries, keys, values, d_outputs))
+    return tuple(_with_safe_chunk_length(_gradients, queries, keys, values, d_outputs))
 
 
-def _everywhere(queries: tf.Tensor, keys: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
-    """[B, H, S, D] three times -> [B, H, S, D], every position seeing all."""
+def _bidirectional(queries: tf.Tensor, keys: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
+    """[B, H, S, D] three times -> [B, H, S, D], where every position sees all."""
     context = tf.matmul(tf.nn.softmax(keys, 2), values, transpose_a=True)
     return tf.matmul(tf.nn.softmax(queries), context)
 
@@ -283,7 +289,7 @@ def linear_attention(queries: tf.Tensor, keys: tf.Tensor, values: tf.Tensor) -> 
 
     Source: GPT-Neo, kept for checkpoints; Shen et al. 2021, Efficient Attention, section 3.2.
     """
-    return _heads_last(_everywhere(*map(_heads_first, (queries, keys, values))), queries)
+    return _heads_last(_bidirectional(*map(_heads_first, (queries, keys, values))), queries)
 
 
 @compiled
@@ -294,14 +300,16 @@ def linear_attention_gradient(
     inputs = [_heads_first(x) for x in (queries, keys, values)]
     with tf.GradientTape() as tape:
         tape.watch(inputs)
-        outputs = _everywhere(*inputs)
+        outputs = _bidirectional(*inputs)
     gradients = tape.gradient(outputs, inputs, _heads_first(d_outputs))
     return tuple(_heads_last(gradient, queries) for gradient in gradients)
 
 
 @compiled
 def linear_state(keys: tf.Tensor, values: tf.Tensor, lengths: tf.Tensor) -> State:
-    """(keys, values [B, S, H, D], lengths int32 [B]) -> context [B, H, D, D], total and largest [B, H, D], of the
+    """Computes the state after prompts.
+
+    (keys, values [B, S, H, D], lengths int32 [B]) -> context [B, H, D, D], total and largest [B, H, D], over the
     positions before each row's length.
     """
     keys, values = _heads_first(keys), _heads_first(values)
@@ -317,7 +325,7 @@ def linear_state(keys: tf.Tensor, values: tf.Tensor, lengths: tf.Tensor) -> Stat
 def linear_attention_step(
     queries: tf.Tensor, keys: tf.Tensor, values: tf.Tensor, context: tf.Tensor, total: tf.Tensor, largest: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-    """(queries, keys, values [B, H, D], the state) -> (outputs [B, H, D], the new state)."""
+    """(queries, keys, values [B, H, D], state) -> (outputs [B, H, D], new state)."""
     features = tf.nn.softmax(tf.cast(queries, tf.float32))
     keys, values = tf.cast(keys, tf.float32), tf.cast(values, tf.float32)
     new_largest = tf.maximum(largest, keys)

@@ -1,4 +1,4 @@
-"""Random numbers that are a function of place, and dropout made of them."""
+"""Random numbers as a function of the index of an element, and dropout."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ def noise_key(seed: int, step: int) -> np.int32:
 
 
 def _mix(bits: tf.Tensor) -> tf.Tensor:
-    """The 32-bit finaliser of MurmurHash3 (Austin Appleby, public domain): every input bit changes every output bit
-    half the time.
+    """Applies the 32-bit finaliser of MurmurHash3 (Austin Appleby, public domain).
+
+    Every input bit changes every output bit half the time.
     """
     bits = tf.bitwise.bitwise_xor(bits, tf.bitwise.right_shift(bits, tf.constant(16, tf.uint32)))
     bits = bits * tf.constant(0x85EBCA6B, tf.uint32)
@@ -28,21 +29,21 @@ def _mix(bits: tf.Tensor) -> tf.Tensor:
 
 
 def _absorbed(bits: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
-    """The bits that follow from these and one more index; both are broadcast."""
+    """Hashes one more index into the bits; both are broadcast."""
     number = tf.cast(index, tf.uint32) + tf.constant(1, tf.uint32)
     return _mix(bits + number * tf.constant(0x9E3779B9, tf.uint32))
 
 
 def uniform(key: tf.Tensor, rows: tf.Tensor, starts: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
-    """Uniform numbers in (0, 1) that depend on the key and each element's place in the whole tensor only.
+    """Returns uniform numbers in (0, 1) that depend only on the key and each element's index in the whole tensor.
 
-    A slice of the tensor gets the numbers that the whole tensor has there, so that dropout and sampling give the same
+    A slice gets the numbers that the whole tensor has there, so that dropout and sampling give the same
     result on any mesh, with any number of microbatches, after a resume, and when a layer is computed again. The hash
-    goes over the dimensions one by one, so that no index overflows, whatever the tensor's size.
+    takes in one dimension after another, so that no index overflows, whatever the size of the tensor.
 
     Args:
         key: int32 scalar.
-        rows: int32 [batch], the place of each row in the whole batch.
+        rows: int32 [batch], the index of each row in the whole batch.
         starts: int32 [rank - 1], where this slice begins along the other dimensions.
         shape: of this slice, batch first.
 
@@ -57,12 +58,12 @@ def uniform(key: tf.Tensor, rows: tf.Tensor, starts: tf.Tensor, shape: tuple[int
 
 
 def exponential(seeds: tf.Tensor, positions: tf.Tensor, n_numbers: int) -> tf.Tensor:
-    """Exponentially distributed numbers with the mean 1 that depend on a row's seed and position, and each number's
-    own place only: int32 [B], [B] -> float32 [B, n_numbers], all above 0.
+    """Returns exponential random numbers with mean 1: int32 [B], [B] -> float32 [B, n_numbers], all above 0.
 
-    A row's seed and position make 64 bits of key, so that no two seeds meet in a text's length; with the 32 of
-    `uniform` some pairs of rows would share their numbers, moved by a few places. The numbers keep their digits down to
-    2^-33, so that even a token of that probability is drawn as often as it should be.
+    They depend only on a row's seed and position, and on the index of each number. Seed and position make 64 bits of
+    key, so that no two seeds collide within the length of a text; with the 32 bits of `uniform` some pairs of rows
+    would share numbers, shifted by a few positions. The numbers are exact down to 2^-33, so that even a token of that
+    probability is sampled as often as it should be.
     """
     first, second = (
         _absorbed(_mix(tf.cast(seeds, tf.uint32)), positions),
@@ -76,12 +77,15 @@ def exponential(seeds: tf.Tensor, positions: tf.Tensor, n_numbers: int) -> tf.Te
 def dropout_factor(
     key: tf.Tensor, rows: tf.Tensor, starts: tf.Tensor, shape: tuple[int, ...], rate: float
 ) -> tf.Tensor:
+    """Returns 0 for dropped elements and 1 / (1 - rate) for the others; arguments as of `uniform`."""
     return tf.where(uniform(key, rows, starts, shape) >= rate, 1.0 / (1.0 - rate), 0.0)
 
 
 @functools.cache
 def dropout(rate: float) -> Kernel:
-    """(x, key, rows, starts) -> x with a share `rate` of its elements zeroed, the others divided by 1 - rate; also
+    """Returns the kernel of dropout, which is also its own gradient.
+
+    (x, key, rows, starts) -> x with a share `rate` of its elements zeroed, the others divided by 1 - rate; also
     its gradient, given dy.
     """
 

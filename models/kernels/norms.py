@@ -40,7 +40,9 @@ def scale_and_shift(
 
 @functools.cache
 def layer_norm(epsilon: float) -> Kernel:
-    """(x [B, S, E], gain [E], bias [E]) -> (y [B, S, E], mean [B, S], inverse_std [B, S]); embd whole on this
+    """Returns the kernel of layer normalisation.
+
+    (x [B, S, E], gain [E], bias [E]) -> (y [B, S, E], mean [B, S], inverse_std [B, S]); embd whole on this
     processor.
     """
 

@@ -1,4 +1,4 @@
-"""Updates of the variables' slices."""
+"""Optimiser updates on slices."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from meshtf import tf
 from models.kernels.compile import Kernel, compiled
 
 
-def _number_of_this(update_number: tf.Tensor) -> tf.Tensor:
-    """float32: 1 for the first update, whose int32 number is 0."""
+def _update_count(update_number: tf.Tensor) -> tf.Tensor:
+    """Returns the number of updates with this one, float32: 1 for the first, whose int32 number is 0."""
     return tf.cast(update_number, tf.float32) + 1.0
 
 
-def _unless_spoilt(scale: tf.Tensor, new: Sequence[tf.Tensor], old: Sequence[tf.Tensor]) -> tuple[tf.Tensor, ...]:
-    """The new tensors, or the old ones where the gradients are to be multiplied by what is not finite."""
+def _unless_nonfinite(scale: tf.Tensor, new: Sequence[tf.Tensor], old: Sequence[tf.Tensor]) -> tuple[tf.Tensor, ...]:
+    """Returns the new tensors, or the old ones if the gradient scale is not finite."""
     return tuple(tf.where(tf.math.is_finite(scale), *pair) for pair in zip(new, old, strict=True))
 
 
@@ -25,7 +25,7 @@ def _unless_spoilt(scale: tf.Tensor, new: Sequence[tf.Tensor], old: Sequence[tf.
 def unless_nonfinite(scale: tf.Tensor, *tensors: tf.Tensor) -> tuple[tf.Tensor, ...]:
     """(gradient_scale, n new tensors, n old ones) -> the new, or the old where the scale is not finite."""
     n_tensors = len(tensors) // 2
-    return _unless_spoilt(scale, tensors[:n_tensors], tensors[n_tensors:])
+    return _unless_nonfinite(scale, tensors[:n_tensors], tensors[n_tensors:])
 
 
 # Adam.
@@ -41,13 +41,13 @@ class AdamConstants:
     weight_decay: float
 
     def moments(self, m: tf.Tensor, v: tf.Tensor, gradient: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """The running means of the gradient and of its square."""
+        """Returns the running means of the gradient and of its square."""
         m = self.beta1 * m + (1.0 - self.beta1) * gradient
         return m, self.beta2 * v + (1.0 - self.beta2) * tf.square(gradient)
 
 
 def _update_each(update: Callable[..., Sequence[tf.Tensor]], tensors: Sequence[tf.Tensor]) -> tuple[tf.Tensor, ...]:
-    """n values, n ms, n vs, n gradients -> n values, n ms, n vs."""
+    """Updates each variable: n values, n ms, n vs, n gradients -> n values, n ms, n vs."""
     n_variables = len(tensors) // 4
     columns = [tensors[start : start + n_variables] for start in range(0, len(tensors), n_variables)]
     values, ms, vs = zip(*(update(*row) for row in zip(*columns, strict=True)), strict=True)
@@ -59,7 +59,7 @@ def adam(constants: AdamConstants) -> Kernel:
     """Updates one or more variables at once, to save a call for each small one.
 
     (gradient_scale, learning_rate, then n values, n ms, n vs, n gradients) -> n values, n ms, n vs; each of its
-    variable's shape, float32. Where the scale is not finite they stay as they are.
+    variable's shape, float32. Where the scale is not finite they stay unchanged.
 
     Source: GPT-Neo's AdamWeightDecayOptimizer, kept for its checkpoints: no bias correction, epsilon outside the root,
     decay times the rate.
@@ -70,17 +70,17 @@ def adam(constants: AdamConstants) -> Kernel:
             new_m, new_v = constants.moments(m, v, gradient * scale)
             direction = new_m / (tf.sqrt(new_v) + constants.epsilon)
             new_value = value - rate * (direction + constants.weight_decay * value)
-            return _unless_spoilt(scale, (new_value, new_m, new_v), (value, m, v))
+            return _unless_nonfinite(scale, (new_value, new_m, new_v), (value, m, v))
 
         return _update_each(update, tensors)
 
     return compiled(kernel)
 
 
-def _missing_weight(beta: float, n_updates: tf.Tensor) -> tf.Tensor:
-    """1 - beta^n, which is what the weights of a running mean that began at 0 add up to.
+def _bias_correction(beta: float, n_updates: tf.Tensor) -> tf.Tensor:
+    """Returns 1 - beta^n, the sum of the weights of a running mean that started at 0.
 
-    By expm1, for the difference of 1 and a float32 power loses most of its digits while it is small.
+    Uses expm1, because 1 minus a float32 power loses most of its digits while the result is small.
     """
     return -tf.math.expm1(n_updates * math.log(beta)) if beta else tf.ones_like(n_updates)
 
@@ -90,7 +90,7 @@ def adamw(constants: AdamConstants) -> Kernel:
     """Updates one or more variables at once.
 
     (gradient_scale, learning_rate, update_number, then n values, n ms, n vs, n gradients) -> n values, n ms, n vs.
-    Where the scale is not finite they stay as they are.
+    Where the scale is not finite they stay unchanged.
 
     Source: Loshchilov & Hutter 2019, Decoupled Weight Decay Regularization, algorithm 2, with the decay times the
     rate.
@@ -99,22 +99,22 @@ def adamw(constants: AdamConstants) -> Kernel:
     def kernel(
         scale: tf.Tensor, rate: tf.Tensor, update_number: tf.Tensor, *tensors: tf.Tensor
     ) -> tuple[tf.Tensor, ...]:
-        m_weight, v_weight = (
-            _missing_weight(beta, _number_of_this(update_number)) for beta in (constants.beta1, constants.beta2)
+        m_correction, v_correction = (
+            _bias_correction(beta, _update_count(update_number)) for beta in (constants.beta1, constants.beta2)
         )
 
         def update(value: tf.Tensor, m: tf.Tensor, v: tf.Tensor, gradient: tf.Tensor) -> Sequence[tf.Tensor]:
             new_m, new_v = constants.moments(m, v, gradient * scale)
-            direction = new_m / m_weight / (tf.sqrt(new_v / v_weight) + constants.epsilon)
+            direction = new_m / m_correction / (tf.sqrt(new_v / v_correction) + constants.epsilon)
             new_value = value - rate * (direction + constants.weight_decay * value)
-            return _unless_spoilt(scale, (new_value, new_m, new_v), (value, m, v))
+            return _unless_nonfinite(scale, (new_value, new_m, new_v), (value, m, v))
 
         return _update_each(update, tensors)
 
     return compiled(kernel)
 
 
-# Adafactor. Its means run over whole variables: each kernel ends where sums over slices must be added up.
+# Adafactor. Its means are over whole variables, so each kernel ends where sums over slices must be reduced.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +122,7 @@ class AdafactorConstants:
     """The numbers of one Adafactor update that do not change from step to step.
 
     Attributes:
-        beta1: decay of the mean of updates; 0: no such mean is kept.
+        beta1: decay of the mean of updates; 0: no mean of updates.
         decay_rate: of the mean of squared gradients; None: 1 - t^-0.8 in update t.
         epsilon1: added to squared gradients.
         epsilon2: least scale of a variable.
@@ -135,21 +135,22 @@ class AdafactorConstants:
     weight_decay: float
 
     def new_share(self, update_number: tf.Tensor) -> tf.Tensor | float:
-        """What the newest squared gradient counts in their mean: 1 minus the decay rate."""
+        """Returns the weight of the newest squared gradient in their mean: 1 minus the decay rate."""
         if self.decay_rate is None:
-            return tf.pow(_number_of_this(update_number), -0.8)
+            return tf.pow(_update_count(update_number), -0.8)
         return 1.0 - self.decay_rate
 
     def squares(self, scale: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor:
+        """Returns the squares of the scaled gradient, with epsilon1 added."""
         return tf.square(gradient * scale) + self.epsilon1
 
 
 @dataclasses.dataclass(frozen=True)
 class Factors:
-    """Of which two dimensions the second moment is kept as a product.
+    """The two dimensions over which the second moment is factored.
 
     Attributes:
-        axes: their places in the variable: the largest, then the second.
+        axes: their indices in the variable: the largest, then the second largest.
         sizes: their whole sizes.
     """
 
@@ -170,7 +171,9 @@ def adafactor_sums(constants: AdafactorConstants, factors: Factors) -> Kernel:
 
 @functools.cache
 def adafactor_factors(constants: AdafactorConstants, factors: Factors) -> Kernel:
-    """(update_number, sums over the largest dimension, over the second, vr, vc) -> vr, vc, and vr's sum over the second
+    """Returns the kernel that updates the factored second moment.
+
+    (update_number, sums over the largest dimension, over the second, vr, vc) -> vr, vc, and vr's sum over the second
     dimension, of size 1 there, with the largest put back likewise.
     """
 
@@ -212,7 +215,9 @@ def adafactor_direction(constants: AdafactorConstants) -> Kernel:
 
 @functools.cache
 def adafactor_step(constants: AdafactorConstants, size: int) -> Kernel:
-    """(learning_rate, value, direction, their sums of squares over the whole variable, and with beta1 m) -> value, and
+    """Returns the kernel that clips the direction and updates the variable.
+
+    (learning_rate, value, direction, their sums of squares over the whole variable, and with beta1 m) -> value, and
     with beta1 m; `size` is the variable's, in elements.
 
     Source: Shazeer & Stern 2018, Adafactor, algorithms 4 and 5, with the mean of updates as mesh-TensorFlow has it.

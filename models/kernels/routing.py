@@ -107,7 +107,9 @@ def _sources(destinations: tf.Tensor, experts: tf.Tensor, n_experts: int, n_slot
 
 @functools.cache
 def route(params: RoutingParams) -> Kernel:
-    """(logits float32 [B, T, X], counts int32 [B, X], positions int32 [B], lengths int32 [B], key, rows) -> experts
+    """Returns the kernel that routes tokens.
+
+    (logits float32 [B, T, X], counts int32 [B, X], positions int32 [B], lengths int32 [B], key, rows) -> experts
     int32 [B, T, K], destinations int32 [B, T, K], sources int32 [X, B, S], counts int32 [B, X], dropped_fraction
     float32 [B].
 
@@ -178,7 +180,9 @@ def first_choices(n_experts: int) -> Kernel:
 
 @functools.cache
 def gather_into_slots(n_own_experts: int, n_copies: int) -> Kernel:
-    """(x [B, N, F], sources [X, B, S], first own expert) -> [own experts, B, S, F], each slot a copy of the row that
+    """Returns the kernel that dispatches rows to the slots of experts.
+
+    (x [B, N, F], sources [X, B, S], first own expert) -> [own experts, B, S, F], each slot a copy of the row that
     fills it, or 0; each row of x stands for `n_copies` sources.
     """
 

@@ -18,9 +18,11 @@ class Activation(MeshOperation):
         super().__init__([x, *others], [(x.shape, x.dtype)], "activation")
 
     def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: LaidOut) -> Sequence[LaidOut]:
+        """Computes the outputs from the slices of the inputs."""
         return (mesh_impl.slicewise(kernels.activation(self._function), *inputs),)
 
     def gradient(self, grad_ys: Sequence[mtf.Tensor]) -> list[mtf.Tensor]:
+        """Returns the gradients of the inputs."""
         return ActivationGradient(self._function, grad_ys[0], *self.inputs).outputs
 
 
@@ -32,6 +34,7 @@ class ActivationGradient(MeshOperation):
         super().__init__([dy, *inputs], [(x.shape, x.dtype) for x in inputs], "activation_gradient")
 
     def lower_slices(self, mesh_impl: mtf.MeshImpl, *laid_out: LaidOut) -> Sequence[LaidOut]:
+        """Computes the outputs from the slices of the inputs."""
         gradients = mesh_impl.slicewise(kernels.activation_gradient(self._function), *laid_out)
         dims = self.inputs[0].shape.dims
         return [
@@ -41,11 +44,11 @@ class ActivationGradient(MeshOperation):
 
 
 def activation(x: mtf.Tensor, function: kernels.Function, parameters: Sequence[mtf.Tensor] = ()) -> mtf.Tensor:
-    """function(x, *parameters), computed in float32 and given in x's dtype.
+    """Computes function(x, *parameters) in float32, and returns it in the dtype of x.
 
     Args:
         x: [..., features].
-        function: of float32 TensorFlow tensors; element-wise, or over features, which must be whole then.
+        function: of float32 TensorFlow tensors; element-wise, or over features, which then must not be split.
         parameters: scalars.
     """
     return Activation(function, x, *parameters).outputs[0]
@@ -54,12 +57,12 @@ def activation(x: mtf.Tensor, function: kernels.Function, parameters: Sequence[m
 def biased_activation(
     x: mtf.Tensor, bias: mtf.Tensor, function: kernels.Function, parameters: Sequence[mtf.Tensor] = ()
 ) -> mtf.Tensor:
-    """function(x + bias, *parameters), fused; bias is [features], the rest as in `activation`."""
+    """Computes function(x + bias, *parameters), fused; bias is [features], the rest as in `activation`."""
     return Activation(kernels.biased(function), x, bias, *parameters).outputs[0]
 
 
 def uniform_scalar(noise: Noise) -> mtf.Tensor:
-    """One float32 number in (0, 1), the same for all rows and on any mesh."""
+    """Returns one float32 number in (0, 1), the same for all rows and on any mesh."""
     return mtf.cwise(kernels.uniform_scalar, [noise.key], output_dtype=tf.float32)
 
 
@@ -70,9 +73,11 @@ class BiasAdd(MeshOperation):
         super().__init__([x, bias], [(x.shape, x.dtype)], "bias_add")
 
     def lower_slices(self, mesh_impl: mtf.MeshImpl, x: LaidOut, bias: LaidOut) -> Sequence[LaidOut]:
+        """Computes the outputs from the slices of the inputs."""
         return (mesh_impl.slicewise(tf.add, x, bias),)
 
     def gradient(self, grad_ys: Sequence[mtf.Tensor]) -> list[mtf.Tensor]:
+        """Returns the gradients of the inputs."""
         return [grad_ys[0], BiasGradient(grad_ys[0], self.inputs[1]).outputs[0]]
 
 
@@ -83,11 +88,12 @@ class BiasGradient(MeshOperation):
         super().__init__([dy], [(bias.shape, bias.dtype)], "bias_gradient")
 
     def lower_slices(self, mesh_impl: mtf.MeshImpl, dy: LaidOut) -> Sequence[LaidOut]:
+        """Computes the outputs from the slices of the inputs."""
         return (lazy_sum(mesh_impl, mesh_impl.slicewise(kernels.sum_of_rows, dy), self.inputs[0].shape.dims[:-1]),)
 
 
 def bias_add(x: mtf.Tensor, bias: mtf.Tensor) -> mtf.Tensor:
-    """x + bias, with a gradient that sums faster than mesh-TensorFlow's.
+    """Adds a bias, with a gradient that sums faster than mesh-TensorFlow's.
 
     Args:
         x: [..., features].

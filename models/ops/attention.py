@@ -36,8 +36,8 @@ class _AttentionDims:
 class SoftmaxAttention(MeshOperation):
     """queries, keys, values, key, rows -> outputs like the queries, log_z float32 [batch, heads, sequence]."""
 
-    def __init__(self, inputs: Sequence[mtf.Tensor], rule: AttentionParams):
-        self._params = rule
+    def __init__(self, inputs: Sequence[mtf.Tensor], params: AttentionParams):
+        self._params = params
         batch_dim, sequence_dim, heads_dim, _ = inputs[0].shape.dims
         log_z_shape = mtf.Shape([batch_dim, heads_dim, sequence_dim])
         super().__init__(inputs, [(inputs[0].shape, inputs[0].dtype), (log_z_shape, tf.float32)], "softmax_attention")
@@ -45,6 +45,7 @@ class SoftmaxAttention(MeshOperation):
     def lower_slices(
         self, mesh_impl: mtf.MeshImpl, queries: LaidOut, keys: LaidOut, values: LaidOut, key: LaidOut, rows: LaidOut
     ) -> Sequence[LaidOut]:
+        """Computes the outputs from the slices of the inputs."""
         dims = _AttentionDims.of(*self.inputs[:2])
         starts, axes = dims.starts(mesh_impl), mesh_axes(mesh_impl, [dims.memory])
         if not axes:
@@ -64,6 +65,7 @@ class SoftmaxAttention(MeshOperation):
         )
 
     def gradient(self, grad_ys: Sequence[mtf.Tensor | None]) -> list[mtf.Tensor | None]:
+        """Returns the gradients of the inputs."""
         outputs, log_z = self.outputs
         d_outputs = mtf.zeros_like(outputs) if grad_ys[0] is None else grad_ys[0]
         d_log_z = [] if grad_ys[1] is None else [grad_ys[1]]
@@ -76,17 +78,20 @@ class SoftmaxAttention(MeshOperation):
 
 
 class SoftmaxAttentionGradient(MeshOperation):
-    """The forward inputs, the forward outputs, d_outputs and, if there is one, d_log_z -> d_queries, d_keys,
+    """The gradient of softmax attention.
+
+    The forward inputs, the forward outputs, d_outputs and, if there is one, d_log_z -> d_queries, d_keys,
     d_values.
     """
 
-    def __init__(self, inputs: Sequence[mtf.Tensor], rule: AttentionParams):
-        self._params = rule
+    def __init__(self, inputs: Sequence[mtf.Tensor], params: AttentionParams):
+        self._params = params
         super().__init__(inputs, [(x.shape, x.dtype) for x in inputs[:3]], "softmax_attention_gradient")
 
     def lower_slices(
         self, mesh_impl: mtf.MeshImpl, queries: LaidOut, keys: LaidOut, values: LaidOut, *others: LaidOut
     ) -> Sequence[LaidOut]:
+        """Computes the outputs from the slices of the inputs."""
         dims = _AttentionDims.of(*self.inputs[:2])
         kernel = kernels.attention_gradient(self._params, dims.is_aligned(mesh_impl))
         d_queries, d_keys, d_values = mesh_impl.slicewise(
@@ -109,30 +114,30 @@ def _product_flops(mesh_impl: mtf.MeshImpl, queries: mtf.Tensor, keys: mtf.Tenso
 
 
 def softmax_attention(
-    queries: mtf.Tensor, keys: mtf.Tensor, values: mtf.Tensor, rule: AttentionParams, noise: Noise
+    queries: mtf.Tensor, keys: mtf.Tensor, values: mtf.Tensor, params: AttentionParams, noise: Noise
 ) -> Attended:
-    """Values weighted by the softmax of the products of queries and keys, which are not scaled.
+    """Computes softmax attention, without scaling the logits.
 
     Args:
         queries: [batch, sequence, heads, features_per_head].
-        keys: [batch, memory_length, heads, features_per_head], of as many positions as the queries where the rule
-            speaks of positions; the dimension may have another name.
+        keys: [batch, memory_length, heads, features_per_head], of as many positions as the queries if the mask
+            depends on positions; the dimension may have another name.
         values: as keys.
-        rule: what is seen, and the dropout of the weights.
+        params: the mask, and the dropout of the weights.
         noise: for the dropout.
 
     Returns:
         The outputs [batch, sequence, heads, features_per_head], and log_z float32 [batch, heads, sequence], the
-        logarithm of the sum of the exponentials, with which `merged_attention` goes on.
+        logarithm of the sum of the exponentials, which `merged_attention` needs.
     """
-    outputs, log_z = SoftmaxAttention([queries, keys, values, *noise.tensors()], rule).outputs
+    outputs, log_z = SoftmaxAttention([queries, keys, values, *noise.tensors()], params).outputs
     return outputs, log_z
 
 
 def merged_attention(one: Attended, other: Attended) -> Attended:
-    """What attention over the keys of both would give, from attention over each.
+    """Merges attention over two sets of keys into attention over both.
 
-    Dropout stays right: each part has dropped its own weights, and log_z counts all of them.
+    Dropout stays correct: each part has dropped its own weights, and log_z counts all of them.
 
     Args:
         one: outputs [batch, ..., heads, features_per_head] and log_z float32, one for each row of features.
@@ -141,7 +146,7 @@ def merged_attention(one: Attended, other: Attended) -> Attended:
     Returns:
         As one.
 
-    Source: Dao et al. 2022, FlashAttention, section 3.1: how it merges blocks of keys.
+    Source: Dao et al. 2022, FlashAttention, section 3.1, for merging blocks of keys.
     """
     (outputs, log_z), (other_outputs, other_log_z) = one, other
     share = mtf.sigmoid(log_z - other_log_z)

@@ -62,6 +62,7 @@ class BeamStepOperation(MeshOperation):
         super().__init__(inputs, [(each, tf.int32), (each, tf.int32), *kept], "beam_step")
 
     def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: LaidOut) -> Sequence[LaidOut]:
+        """Computes the outputs from the slices of the inputs."""
         return mesh_impl.slicewise(kernels.beam_step(self._eos_id), *inputs)
 
 
@@ -90,6 +91,7 @@ class GatherRows(MeshOperation):
         super().__init__([x, rows], [(shape, x.dtype)], "gather_rows")
 
     def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: LaidOut) -> Sequence[LaidOut]:
+        """Computes the outputs from the slices of the inputs."""
         return (mesh_impl.slicewise(kernels.gather_rows, *inputs),)
 
 

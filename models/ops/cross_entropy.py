@@ -1,4 +1,4 @@
-"""What the cross-entropy is made of."""
+"""The terms of the cross-entropy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from models.ops.mesh_operation import MeshOperation, mesh_axes, slice_start
 
 
 class SoftmaxStatistics(MeshOperation):
-    """logits [batch, sequence, vocab], labels [batch, sequence] -> log_z, label_logit, both float32 [batch,
+    """The log-partition function and the logit of the label.
+
+    logits [batch, sequence, vocab], labels [batch, sequence] -> log_z, label_logit, both float32 [batch,
     sequence].
     """
 
@@ -18,6 +20,7 @@ class SoftmaxStatistics(MeshOperation):
         super().__init__([logits, labels], [(labels.shape, tf.float32)] * 2, "softmax_statistics")
 
     def lower_slices(self, mesh_impl: mtf.MeshImpl, logits: LaidOut, labels: LaidOut) -> Sequence[LaidOut]:
+        """Computes the outputs from the slices of the inputs."""
         vocab_dim = self.inputs[0].shape.dims[-1]
         axes = mesh_axes(mesh_impl, [vocab_dim])
         largest = mesh_impl.allreduce(mesh_impl.slicewise(kernels.largest_logit, logits), axes, "MAX")
@@ -27,6 +30,7 @@ class SoftmaxStatistics(MeshOperation):
         return mesh_impl.slicewise(lambda largest, total: largest + tf.math.log(total), largest, total), label_logit
 
     def gradient(self, grad_ys: Sequence[mtf.Tensor | None]) -> list[mtf.Tensor | None]:
+        """Returns the gradients of the inputs."""
         logits, labels = self.inputs
         log_z = self.outputs[0]
         d_log_z, d_label_logit = (mtf.zeros_like(log_z) if grad is None else grad for grad in grad_ys)
@@ -40,12 +44,13 @@ class SoftmaxStatisticsGradient(MeshOperation):
         super().__init__([logits, *others], [(logits.shape, logits.dtype)], "softmax_statistics_gradient")
 
     def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: LaidOut) -> Sequence[LaidOut]:
+        """Computes the outputs from the slices of the inputs."""
         start = slice_start(mesh_impl, self.inputs[0].shape.dims[-1])
         return (mesh_impl.slicewise(kernels.cross_entropy_gradient, *inputs, start),)
 
 
 def softmax_statistics(logits: mtf.Tensor, labels: mtf.Tensor) -> tuple[mtf.Tensor, mtf.Tensor]:
-    """What the cross-entropy is made of: -log softmax(logits)[label] = log_z - label_logit.
+    """Returns the terms of the cross-entropy, -log softmax(logits)[label] = log_z - label_logit.
 
     Args:
         logits: [batch, sequence, vocab]; vocab may be split.

@@ -21,6 +21,7 @@ class WriteRows(MeshOperation):
         super().__init__(inputs, [(inputs[0].shape, inputs[0].dtype)], "write_rows")
 
     def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: LaidOut) -> Sequence[LaidOut]:
+        """Computes the outputs from the slices of the inputs."""
         return (mesh_impl.slicewise(kernels.write_rows, *inputs),)
 
 
@@ -43,6 +44,7 @@ class GatherPositions(MeshOperation):
         super().__init__(inputs, [(mtf.Shape([batch_dim, *rest]), inputs[0].dtype)], "gather_positions")
 
     def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: LaidOut) -> Sequence[LaidOut]:
+        """Computes the outputs from the slices of the inputs."""
         return (mesh_impl.slicewise(kernels.gather_positions, *inputs),)
 
 
@@ -58,6 +60,7 @@ class InsertRows(MeshOperation):
         super().__init__(inputs, [(inputs[0].shape, inputs[0].dtype)], "insert_rows")
 
     def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: LaidOut) -> Sequence[LaidOut]:
+        """Computes the outputs from the slices of the inputs."""
         start = slice_start(mesh_impl, self.inputs[0].shape.dims[0])
         return (mesh_impl.slicewise(kernels.insert_rows, *inputs, start),)
 
@@ -83,6 +86,7 @@ class CacheOfPrompt(MeshOperation):
         super().__init__([x, lengths], [(shape, dtype)], "cache_of_prompt")
 
     def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: LaidOut) -> Sequence[LaidOut]:
+        """Computes the outputs from the slices of the inputs."""
         output = self.outputs[0]
         kernel = kernels.cache_of_prompt(output.shape.dims[2].size, output.dtype.name)
         return (mesh_impl.slicewise(kernel, *inputs),)
@@ -104,7 +108,9 @@ def cache_of_prompt(x: mtf.Tensor, lengths: mtf.Tensor, cache_dim: mtf.Dimension
 
 
 class Attend(MeshOperation):
-    """queries, key, value [batch, heads, features_per_head], positions [batch], blocks of keys and as many of values
+    """Attention of one position to the cache.
+
+    queries, key, value [batch, heads, features_per_head], positions [batch], blocks of keys and as many of values
     [batch, heads, cache positions, features_per_head] -> outputs like queries, log_z [batch, heads], and the blocks.
     """
 
@@ -116,6 +122,7 @@ class Attend(MeshOperation):
         )
 
     def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: LaidOut) -> Sequence[LaidOut]:
+        """Computes the outputs from the slices of the inputs."""
         return mesh_impl.slicewise(kernels.attend((len(inputs) - 4) // 2), *inputs)
 
 
@@ -173,6 +180,7 @@ class Scores(MeshOperation):
         super().__init__([logits, tokens], [(tokens.shape, tf.float32), (top, tf.int32), (top, tf.float32)], "scores")
 
     def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: LaidOut) -> Sequence[LaidOut]:
+        """Computes the outputs from the slices of the inputs."""
         return mesh_impl.slicewise(kernels.scores(self.outputs[1].shape.dims[-1].size), *inputs)
 
 

@@ -1,4 +1,4 @@
-"""Of all gradients together."""
+"""The norm of all gradients."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ class GlobalNorm(MeshOperation):
         super().__init__(tensors, [(mtf.Shape([]), tf.float32)], "global_norm")
 
     def lower_slices(self, mesh_impl: mtf.MeshImpl, *laid_out: LaidOut) -> Sequence[LaidOut]:
+        """Computes the outputs from the slices of the inputs."""
         by_axes: dict[tuple[int, ...], list[LaidOut]] = {}
         for tensor, slices in zip(self.inputs, laid_out, strict=True):
             by_axes.setdefault(tuple(sorted(mesh_axes(mesh_impl, tensor.shape.dims))), []).append(slices)
@@ -27,5 +28,5 @@ class GlobalNorm(MeshOperation):
 
 
 def global_norm(tensors: Sequence[mtf.Tensor]) -> mtf.Tensor:
-    """The Euclidean norm of all tensors taken as one vector: float32 scalar."""
+    """Returns the Euclidean norm of all tensors as one vector: float32 scalar."""
     return GlobalNorm(tensors).outputs[0]

@@ -1,4 +1,4 @@
-"""Linear attention: of whole sequences, and one position at a time from the sums over those before it."""
+"""Linear attention of whole sequences, and of one position at a time from the sums over earlier positions."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from models.ops.mesh_operation import MeshOperation, redistribute, slice_size
 
 
 class SliceKernel(MeshOperation):
-    """A kernel on each processor's batch and heads, which need nothing of each other."""
+    """Runs a kernel on each processor's batch and heads, which are independent of each other."""
 
     def __init__(self, inputs: Sequence[mtf.Tensor], outputs: Sequence[tuple[mtf.Shape, tf.DType]], kernel: Kernel):
         self._kernel = kernel
         super().__init__(inputs, outputs, kernel.__name__)
 
     def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: LaidOut) -> Sequence[LaidOut]:
+        """Computes the outputs from the slices of the inputs."""
         return mesh_impl.slicewise(self._kernel, *inputs)
 
 
@@ -30,9 +31,11 @@ class LinearAttention(MeshOperation):
         super().__init__(inputs, [(inputs[0].shape, inputs[0].dtype)], "linear_attention")
 
     def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: LaidOut) -> Sequence[LaidOut]:
+        """Computes the outputs from the slices of the inputs."""
         return (mesh_impl.slicewise(self._kernel, *inputs),)
 
     def gradient(self, grad_ys: Sequence[mtf.Tensor]) -> list[mtf.Tensor]:
+        """Returns the gradients of the inputs."""
         likes = [(x.shape, x.dtype) for x in self.inputs]
         return LinearAttentionGradient([*self.inputs, grad_ys[0]], likes, self._gradient_kernel).outputs
 
@@ -61,7 +64,7 @@ def _attended(inputs: Sequence[mtf.Tensor], kernel: Kernel, gradient_kernel: Ker
 
 
 def causal_linear_attention(queries: mtf.Tensor, keys: mtf.Tensor, values: mtf.Tensor) -> mtf.Tensor:
-    """Linear attention in which a position sees itself and those before it.
+    """Computes linear attention in which a position sees itself and earlier ones.
 
     out_t = sum over d of softmax(q_t)[d] * (sum over s <= t of exp(k_s[d]) v_s) / (1e-6 + sum over s <= t of
     exp(k_s[d])).
@@ -81,7 +84,7 @@ def causal_linear_attention(queries: mtf.Tensor, keys: mtf.Tensor, values: mtf.T
 
 
 def linear_attention(queries: mtf.Tensor, keys: mtf.Tensor, values: mtf.Tensor) -> mtf.Tensor:
-    """Linear attention in which every position sees all.
+    """Computes linear attention in which every position sees all.
 
     out_t = sum over d of softmax(q_t)[d] * sum over s of softmax(k[d])[s] v_s; arguments and result as of
     `causal_linear_attention`.
@@ -92,27 +95,28 @@ def linear_attention(queries: mtf.Tensor, keys: mtf.Tensor, values: mtf.Tensor) 
 
 
 def _state_shapes(row: mtf.Shape) -> list[tuple[mtf.Shape, tf.DType]]:
-    """Of context, total and largest, for keys [batch, heads, features_per_head] of one position."""
+    """Returns the shapes of context, total and largest, for keys [batch, heads, features_per_head] of one position."""
     features_dim = row.dims[-1]
     context = row + [mtf.Dimension(features_dim.name + "_out", features_dim.size)]
     return [(context, tf.float32), (row, tf.float32), (row, tf.float32)]
 
 
 def empty_linear_state(mesh: mtf.Mesh, dims: Sequence[mtf.Dimension]) -> dict[str, mtf.Tensor]:
-    """The shapes of `linear_state`, for keys [batch, heads, features_per_head] of one position; its values are read
-    nowhere.
+    """Returns a state shaped like that of `linear_state`, for keys [batch, heads, features_per_head] of one position.
+
+    Its values are never read.
     """
     shapes = _state_shapes(mtf.Shape(dims))
     return {name: mtf.zeros(mesh, shape, dtype) for name, (shape, dtype) in zip(kernels.STATE, shapes, strict=True)}
 
 
 def linear_state(keys: mtf.Tensor, values: mtf.Tensor, lengths: mtf.Tensor) -> dict[str, mtf.Tensor]:
-    """The sums over a prompt that `linear_attention_step` goes on from.
+    """Returns the sums over a prompt, from which `linear_attention_step` continues.
 
     Args:
         keys: [batch, sequence, heads, features_per_head]; batch and heads may be split.
         values: as keys.
-        lengths: int32 [batch], of the prompt in each row; what follows it does not count.
+        lengths: int32 [batch], the tokens of each prompt; what follows them is padding.
 
     Returns:
         "context" [batch, heads, features_per_head, features_per_head_out], the sum of exp(k - largest) v; "total"
@@ -128,16 +132,16 @@ def linear_state(keys: mtf.Tensor, values: mtf.Tensor, lengths: mtf.Tensor) -> d
 def linear_attention_step(
     queries: mtf.Tensor, keys: mtf.Tensor, values: mtf.Tensor, state: dict[str, mtf.Tensor]
 ) -> tuple[mtf.Tensor, dict[str, mtf.Tensor]]:
-    """Causal linear attention of one position.
+    """Computes causal linear attention of one position of each row.
 
     Args:
         queries: [batch, heads, features_per_head].
         keys: as queries.
         values: as queries.
-        state: of the positions before; see `linear_state`.
+        state: of the earlier positions; see `linear_state`.
 
     Returns:
-        [batch, heads, features_per_head], and the state with this position in it.
+        [batch, heads, features_per_head], and the state with this position added.
     """
     inputs = [queries, keys, values, *(state[name] for name in kernels.STATE)]
     shapes = [(queries.shape, queries.dtype), *_state_shapes(keys.shape)]

@@ -1,10 +1,8 @@
-"""Mesh operations that mesh-TensorFlow lacks or composes slowly: each is a kernel on the slices with collectives
-between.
+"""The base of mesh operations that mesh-TensorFlow lacks or composes slowly: kernels on slices, and collectives.
 
-An operation here may be laid out in any way that its shapes allow: where the dimension that it reduces over is split,
-partial results are reduced over those mesh axes; where it is whole, one compiled kernel does it all. No one-hot
-products: GPT-Neo's `mtf.gather` and its cross-entropy multiply by a one-hot matrix of the vocabulary, forward and
-backward, which costs as much as the logits.
+An operation accepts any layout that its shapes allow: if the dimension that it reduces over is split, partial results
+are reduced over those mesh axes; otherwise one compiled kernel does all the work. None multiplies by a one-hot matrix:
+GPT-Neo's `mtf.gather` and cross-entropy do, forward and backward, which costs as much as the logits.
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ from meshtf import LaidOut, mtf, tf
 
 
 def mesh_axes(mesh_impl: mtf.MeshImpl, dims: Sequence[mtf.Dimension]) -> list[int]:
-    """The mesh axes that any of these dimensions is split over."""
+    """Returns the mesh axes that any of these dimensions is split over."""
     axes = (mesh_impl.tensor_dimension_to_mesh_axis(dim) for dim in dims)
     return [axis for axis in axes if axis is not None]
 
@@ -47,20 +45,20 @@ def slice_start(mesh_impl: mtf.MeshImpl, dim: mtf.Dimension) -> LaidOut:
 
 
 class MeshOperation(mtf.Operation):
-    """An operation whose slices are computed by `lower_slices(mesh_impl, *inputs)`, a tuple of laid-out outputs, one
-    a shape.
-    """
+    """An operation that computes its outputs from the slices of its inputs, in `lower_slices`."""
 
     def __init__(self, inputs: Sequence[mtf.Tensor], outputs: Sequence[tuple[mtf.Shape, tf.DType]], name: str):
         super().__init__(list(inputs), name=name)
         self._outputs = [mtf.Tensor(self, shape, dtype, index=index) for index, (shape, dtype) in enumerate(outputs)]
 
     def lower(self, lowering: mtf.Lowering) -> None:
+        """Sets the laid-out outputs in the lowering of the graph."""
         inputs = [lowering.tensors[x].to_laid_out_tensor() for x in self.inputs]
         for output, laid_out in zip(self.outputs, self.lower_slices(lowering.mesh_impl(self), *inputs), strict=True):
             lowering.set_tensor_lowering(output, laid_out)
 
     def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: LaidOut) -> Sequence[LaidOut]:
+        """Returns the laid-out outputs, one for each output tensor, from the laid-out inputs."""
         raise NotImplementedError
 
     def flops(self, mesh_impl: mtf.MeshImpl) -> float:
@@ -69,9 +67,7 @@ class MeshOperation(mtf.Operation):
 
 
 def lazy_sum(mesh_impl: mtf.MeshImpl, laid_out: LaidOut, dims: Sequence[mtf.Dimension]) -> LaidOut:
-    """A sum over dims of which each processor holds its part; the allreduce is put off, so that sums of sums are
-    reduced once.
-    """
+    """Returns a sum over dims, of which each processor holds a part; lazy, so that sums of sums are reduced once."""
     axes = mesh_axes(mesh_impl, dims)
     return mtf.LazyAllreduceSum(mesh_impl, laid_out, axes) if axes else laid_out
 
@@ -79,7 +75,7 @@ def lazy_sum(mesh_impl: mtf.MeshImpl, laid_out: LaidOut, dims: Sequence[mtf.Dime
 def redistribute(x: mtf.Tensor, old_name: str, new_name: str) -> mtf.Tensor:
     """Renames a dimension, and moves the data if the two names are laid out differently.
 
-    By way of a name that no layout splits: where both names are split, over different mesh axes, mesh-TensorFlow
-    would split again before it joins, and so mix up the order.
+    The dimension gets a name that no layout splits in between: if both names are split, over different mesh axes,
+    mesh-TensorFlow would split again before it joins, and permute the elements.
     """
     return mtf.rename_dimension(mtf.rename_dimension(x, old_name, "whole"), "whole", new_name)

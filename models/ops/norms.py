@@ -18,6 +18,7 @@ class LayerNorm(MeshOperation):
         super().__init__([x, gain, bias], [(x.shape, x.dtype), (rows, tf.float32), (rows, tf.float32)], "layer_norm")
 
     def lower_slices(self, mesh_impl: mtf.MeshImpl, x: LaidOut, gain: LaidOut, bias: LaidOut) -> Sequence[LaidOut]:
+        """Computes the outputs from the slices of the inputs."""
         embd_dim = self.inputs[0].shape.dims[-1]
         axes = mesh_axes(mesh_impl, [embd_dim])
         if not axes:
@@ -31,6 +32,7 @@ class LayerNorm(MeshOperation):
         return mesh_impl.slicewise(kernels.scale_and_shift, x, mean, inverse_std, gain, bias), mean, inverse_std
 
     def gradient(self, grad_ys: Sequence[mtf.Tensor]) -> list[mtf.Tensor]:
+        """Returns the gradients of the inputs."""
         x, gain, _ = self.inputs
         _, mean, inverse_std = self.outputs
         return LayerNormGradient(x, mean, inverse_std, gain, grad_ys[0]).outputs
@@ -44,6 +46,7 @@ class LayerNormGradient(MeshOperation):
         super().__init__([x, mean, inverse_std, gain, dy], outputs, "layer_norm_gradient")
 
     def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: LaidOut) -> Sequence[LaidOut]:
+        """Computes the outputs from the slices of the inputs."""
         *row_dims, embd_dim = self.inputs[0].shape.dims
         sums = mesh_impl.slicewise(kernels.layer_norm_gradient_sums, *inputs)
         sums = [mesh_impl.allreduce(part, mesh_axes(mesh_impl, [embd_dim]), "SUM") for part in sums]

@@ -16,9 +16,11 @@ class Rotation(MeshOperation):
         super().__init__([x, angles], [(x.shape, x.dtype)], "rotation")
 
     def lower_slices(self, mesh_impl: mtf.MeshImpl, x: LaidOut, angles: LaidOut) -> Sequence[LaidOut]:
+        """Computes the outputs from the slices of the inputs."""
         return (mesh_impl.slicewise(kernels.rotate, x, angles),)
 
     def gradient(self, grad_ys: Sequence[mtf.Tensor]) -> list[mtf.Tensor | None]:
+        """Returns the gradients of the inputs."""
         return [Rotation(grad_ys[0], mtf.negative(self.inputs[1])).outputs[0], None]
 
 

@@ -73,7 +73,9 @@ class Routing:
 
 
 class Route(MeshOperation):
-    """logits [batch, tokens, all_experts], counts [batch, all_experts], positions, lengths, key, rows -> experts,
+    """The decisions of the router.
+
+    logits [batch, tokens, all_experts], counts [batch, all_experts], positions, lengths, key, rows -> experts,
     destinations, sources, counts, dropped_fraction; none has a gradient.
     """
 
@@ -86,9 +88,11 @@ class Route(MeshOperation):
         super().__init__(inputs, [*integers, (mtf.Shape([batch_dim]), tf.float32)], "route")
 
     def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: LaidOut) -> Sequence[LaidOut]:
+        """Computes the outputs from the slices of the inputs."""
         return mesh_impl.slicewise(kernels.route(self._params), *inputs)
 
     def gradient(self, grad_ys: Sequence[mtf.Tensor | None]) -> list[None]:
+        """Returns the gradients of the inputs."""
         return [None] * len(self.inputs)
 
 
@@ -115,10 +119,12 @@ class FirstChoices(MeshOperation):
         super().__init__([experts], [(mtf.Shape([experts.shape.dims[0], experts_dim]), tf.float32)], "first_choices")
 
     def lower_slices(self, mesh_impl: mtf.MeshImpl, experts: LaidOut) -> Sequence[LaidOut]:
+        """Computes the outputs from the slices of the inputs."""
         n_experts = self.outputs[0].shape.dims[1].size
         return (mesh_impl.slicewise(kernels.first_choices(n_experts), experts),)
 
     def gradient(self, grad_ys: Sequence[mtf.Tensor]) -> list[None]:
+        """Returns the gradients of the inputs."""
         return [None]
 
 
@@ -134,9 +140,11 @@ class ChosenLogits(MeshOperation):
         super().__init__([logits, experts], [(experts.shape, logits.dtype)], "chosen_logits")
 
     def lower_slices(self, mesh_impl: mtf.MeshImpl, logits: LaidOut, experts: LaidOut) -> Sequence[LaidOut]:
+        """Computes the outputs from the slices of the inputs."""
         return (mesh_impl.slicewise(kernels.chosen_logits, logits, experts),)
 
     def gradient(self, grad_ys: Sequence[mtf.Tensor]) -> list[mtf.Tensor | None]:
+        """Returns the gradients of the inputs."""
         logits, experts = self.inputs
         return [ChosenLogitsGradient(logits, experts, grad_ys[0]).outputs[0], None]
 
@@ -148,6 +156,7 @@ class ChosenLogitsGradient(MeshOperation):
         super().__init__([experts, d_chosen], [(logits.shape, logits.dtype)], "chosen_logits_gradient")
 
     def lower_slices(self, mesh_impl: mtf.MeshImpl, experts: LaidOut, d_chosen: LaidOut) -> Sequence[LaidOut]:
+        """Computes the outputs from the slices of the inputs."""
         n_experts = self.outputs[0].shape.dims[-1].size
         return (mesh_impl.slicewise(kernels.chosen_logits_gradient(n_experts), experts, d_chosen),)
 
@@ -180,6 +189,7 @@ class ToExperts(MeshOperation):
     def lower_slices(
         self, mesh_impl: mtf.MeshImpl, x: LaidOut, destinations: LaidOut, sources: LaidOut
     ) -> Sequence[LaidOut]:
+        """Computes the outputs from the slices of the inputs."""
         shape, n_copies = self.outputs[0].shape, self.inputs[1].shape.dims[-1].size
         experts_dim = shape.dims[0]
         axis = _exchange_axis(mesh_impl, self.inputs[0].shape.dims[0], experts_dim)
@@ -192,6 +202,7 @@ class ToExperts(MeshOperation):
         return (_exchange(mesh_impl, slots, axis, (0, 1), mesh_impl.slice_shape(shape)),)
 
     def gradient(self, grad_ys: Sequence[mtf.Tensor]) -> list[mtf.Tensor | None]:
+        """Returns the gradients of the inputs."""
         return [FromExperts(grad_ys[0], DispatchIndices(*self.inputs[1:])).outputs[0], None, None]
 
 
@@ -205,6 +216,7 @@ class FromExperts(MeshOperation):
     def lower_slices(
         self, mesh_impl: mtf.MeshImpl, slots: LaidOut, destinations: LaidOut, sources: LaidOut
     ) -> Sequence[LaidOut]:
+        """Computes the outputs from the slices of the inputs."""
         experts_dim, expert_batch_dim, *row_dims = self.inputs[0].shape.dims
         batch_dim = self.outputs[0].shape.dims[0]
         axis = _exchange_axis(mesh_impl, batch_dim, experts_dim)
@@ -217,6 +229,7 @@ class FromExperts(MeshOperation):
         return (mesh_impl.slicewise(kernels.sum_from_slots, slots, destinations, _origin(mesh_impl)),)
 
     def gradient(self, grad_ys: Sequence[mtf.Tensor]) -> list[mtf.Tensor | None]:
+        """Returns the gradients of the inputs."""
         experts_dim = self.inputs[0].shape.dims[0]
         return [ToExperts(grad_ys[0], DispatchIndices(*self.inputs[1:]), experts_dim).outputs[0], None, None]
 

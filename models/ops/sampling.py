@@ -1,4 +1,4 @@
-"""The choice of the next token."""
+"""Sampling of the next token."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from models.ops.mesh_operation import MeshOperation
 
 @dataclasses.dataclass(frozen=True)
 class RowParams:
-    """What each row asks for.
+    """Sampling parameters of the rows.
 
     Attributes:
         floats: float32 [batch, float_settings], as `kernels.sampling.param_arrays` gives them.
         integers: int32 [batch, integer_settings], likewise.
         seeds: int32 [batch], at least 0.
-        n_top: int32 [batch], how many of the likeliest tokens to tell.
+        n_top: int32 [batch], how many of the most likely tokens to report.
     """
 
     floats: mtf.Tensor
@@ -27,6 +27,7 @@ class RowParams:
     n_top: mtf.Tensor
 
     def tensors(self) -> list[mtf.Tensor]:
+        """Returns the fields in order."""
         return [self.floats, self.integers, self.seeds, self.n_top]
 
 
@@ -36,9 +37,9 @@ class NextTokens:
 
     Attributes:
         tokens: int32 [batch].
-        log_probs: float32 [batch], under the logits as they come: before temperature, penalties and filters.
-        top_tokens: int32 [batch, top], the likeliest ones, likeliest first; 0 when no row asks for any.
-        top_log_probs: float32 [batch, top], of them, likewise.
+        log_probs: float32 [batch], of those tokens, before temperature, penalties and filters.
+        top_tokens: int32 [batch, top], the most likely tokens, most likely first; 0 if no row wants any.
+        top_log_probs: float32 [batch, top], likewise.
     """
 
     tokens: mtf.Tensor
@@ -59,27 +60,28 @@ class SampleNextTokens(MeshOperation):
         )
 
     def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: LaidOut) -> Sequence[LaidOut]:
+        """Computes the outputs from the slices of the inputs."""
         return mesh_impl.slicewise(kernels.sample_next_tokens(self._eos_id), *inputs)
 
 
 def sample_next_tokens(
     logits: mtf.Tensor,
-    rules: RowParams,
+    params: RowParams,
     tokens: mtf.Tensor,
     prompt_lengths: mtf.Tensor,
     lengths: mtf.Tensor,
     eos_id: int,
 ) -> NextTokens:
-    """Chooses the next token of each row: a function of its logits, rule, seed and history only, on any mesh.
+    """Samples the next token of each row, a function of its own logits, parameters, seed and history, on any mesh.
 
     Args:
         logits: [batch, vocab].
-        rules: of the rows.
-        tokens: int32 [batch, memory_length], what each row holds, valid before `lengths`.
-        prompt_lengths: int32 [batch], how many of them are the prompt.
+        params: of the rows.
+        tokens: int32 [batch, memory_length], of each row, valid before `lengths`.
+        prompt_lengths: int32 [batch], the tokens of the prompt among them.
         lengths: int32 [batch].
-        eos_id: ends a text.
+        eos_id: the token that ends a text.
     """
     whole_logits, whole_tokens = (mtf.rename_dimension(x, x.shape.dims[1].name, "whole") for x in (logits, tokens))
-    inputs = [whole_logits, *rules.tensors(), whole_tokens, prompt_lengths, lengths]
+    inputs = [whole_logits, *params.tensors(), whole_tokens, prompt_lengths, lengths]
     return NextTokens(*SampleNextTokens(inputs, eos_id).outputs)

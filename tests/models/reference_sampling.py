@@ -136,8 +136,8 @@ class Rows:
 @tf.function(jit_compile=True, autograph=False)
 def _probabilities(logits: tf.Tensor, floats: tf.Tensor, integers: tf.Tensor, history: list[tf.Tensor]) -> tf.Tensor:
     settings = sampling.settings_of(floats, integers)
-    steered = sampling.steered_logits(settings, logits, sampling.History(*history), EOS)
-    weights = sampling.weights(settings, steered)
+    steered = sampling.penalized_logits(settings, logits, sampling.History(*history), EOS)
+    weights = sampling.filtered_probabilities(settings, steered)
     return weights / tf.reduce_sum(weights, -1, keepdims=True)
 
 
