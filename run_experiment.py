@@ -1,5 +1,6 @@
-"""Starts `main.py`, records what it does, and starts it again when it crashes or hangs; and shows what was recorded.
-`python3 run_experiment.py --help` lists what can be said; whatever it does not know goes to `main.py`.
+"""Runs `main.py` as a recorded experiment, restarts it when it crashes or hangs, and shows recorded runs.
+
+`python3 run_experiment.py --help` lists its flags; all other flags go to `main.py`.
 """
 
 from __future__ import annotations
@@ -22,16 +23,16 @@ from configs.load import load_config, resolved_json
 from main import config_overrides
 from main import parse_arguments as parse_main_arguments
 from tracking.record.store import DEFAULT_FOLDER, find_run
-from tracking.supervise.exit_policy import Patience
+from tracking.supervise.exit_policy import RestartPolicy
 
 OTHER_PROCESSES = "other_processes"
 MAIN = Path(__file__).resolve().with_name("main.py")
-# What is done instead of running main.py.
-WITHOUT_MAIN = ("sync", "list", "compare", "report", "tensorboard")
-# What main.py does until somebody ends it.
-WITHOUT_END = ("interactive", "serve")
-# GPT-Neo's flags that ask for nothing here, and why.
-WITHOUT_EFFECT = {
+# Flags that do something else than run main.py.
+NON_RUNNING_FLAGS = ("sync", "list", "compare", "report", "tensorboard")
+# Commands of main.py that run until they are stopped.
+ENDLESS_COMMANDS = ("interactive", "serve")
+# GPT-Neo's flags that have no effect here, and why.
+NO_EFFECT_FLAGS = {
     "autostack": "variables keep their names",
     "test": "give --eval to evaluate",
     "no_delete_tpu": "a TPU is never deleted",
@@ -46,93 +47,89 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     _add_recording_flags(parser.add_argument_group("recording"))
-    _add_looking_flags(parser.add_argument_group("looking at runs, instead of running"))
+    _add_viewing_flags(parser.add_argument_group("viewing runs"))
     _add_supervision_flags(parser.add_argument_group("supervision"))
-    for flag in WITHOUT_EFFECT:
+    for flag in NO_EFFECT_FLAGS:
         parser.add_argument(f"--{flag}", action="store_true", help=argparse.SUPPRESS)
     return parser
 
 
 def _add_recording_flags(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--experiment_name", metavar="NAME", help="left out: the name of the config")
+    group.add_argument("--experiment_name", metavar="NAME", help="default: the name of the config")
+    store = Path(DEFAULT_FOLDER)
+    group.add_argument("--store", type=Path, default=store, metavar="DIR", help=f"folder of runs (default {store})")
     group.add_argument(
-        "--store", type=Path, default=Path(DEFAULT_FOLDER), metavar="DIR", help=f"of runs (default {DEFAULT_FOLDER})"
+        "--mongo", metavar="URL", help="copy the run to this MongoDB (default: MONGO_URL of the environment or .env)"
     )
-    group.add_argument(
-        "--mongo", metavar="URL", help="copy the run to this MongoDB; left out: MONGO_URL of the environment or .env"
-    )
-    group.add_argument("--sync", nargs="+", metavar="RUN", help="only copy to MongoDB what it has missed of these runs")
+    group.add_argument("--sync", nargs="+", metavar="RUN", help="only complete the copies of these runs in MongoDB")
 
 
-def _add_looking_flags(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--list", action="store_true", help="all runs of the store, or of MongoDB if --mongo is given")
-    group.add_argument("--compare", nargs="+", metavar="RUN", help="how runs went, and where their configs differ")
-    group.add_argument("--report", metavar="RUN", help="write a page with curves, samples, config and environment")
+def _add_viewing_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--tensorboard", nargs="+", metavar="RUN", help="start TensorBoard on a free port of this machine"
+        "--list", action="store_true", help="list all runs of the store, or of MongoDB if --mongo is given"
+    )
+    group.add_argument("--compare", nargs="+", metavar="RUN", help="compare the results and configs of runs")
+    group.add_argument(
+        "--report", metavar="RUN", help="write an HTML page with curves, samples, config and environment"
+    )
+    group.add_argument(
+        "--tensorboard",
+        nargs="+",
+        metavar="RUN",
+        help="start TensorBoard on a free port of this machine, for these runs",
     )
 
 
 def _add_supervision_flags(group: argparse._ArgumentGroup) -> None:
-    patience = Patience()
-    timed = functools.partial(group.add_argument, type=float, metavar="SECONDS")
-    timed(
-        "--initial_heartbeat_timeout",
-        default=patience.first_step_seconds,
-        help=f"for the first step, with data and compiling (default {patience.first_step_seconds:.0f})",
-    )
-    timed(
-        "--heartbeat_timeout",
-        default=patience.step_seconds,
-        help=f"without a new step before main.py is restarted (default {patience.step_seconds:.0f})",
-    )
-    timed(
-        "--grace",
-        default=patience.grace_seconds,
-        help=f"to write a checkpoint when asked to stop (default {patience.grace_seconds:.0f})",
-    )
-    timed(
-        "--backoff",
-        default=patience.pause_seconds,
-        help=f"before a restart; doubled while there is no progress (default {patience.pause_seconds:.0f})",
-    )
+    policy = RestartPolicy()
+    for flag, seconds, text in (
+        (
+            "initial_heartbeat_timeout",
+            policy.first_step_seconds,
+            "timeout of the first step, with data and compilation",
+        ),
+        ("heartbeat_timeout", policy.step_seconds, "restart main.py after so long without a new step"),
+        ("grace", policy.grace_seconds, "time to write a checkpoint when asked to stop"),
+        ("backoff", policy.backoff_seconds, "pause before a restart; doubles while there is no progress"),
+    ):
+        text = f"{text} (default {seconds:.0f})"
+        group.add_argument(f"--{flag}", type=float, metavar="SECONDS", default=seconds, help=text)
+    limit = policy.max_restarts
+    group.add_argument("--max_restarts", type=int, default=limit, help=f"limit of restarts (default {limit})")
     group.add_argument(
-        "--max_restarts", type=int, default=patience.max_restarts, help=f"(default {patience.max_restarts})"
-    )
-    group.add_argument(
-        "--recreate_command", metavar="COMMAND", help="with --tpu: what to run before a restart, to make the TPU anew"
+        "--recreate_command", metavar="COMMAND", help="with --tpu: run this before a restart, to recreate the TPU"
     )
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, tuple[str, ...]]:
-    """Reads the command line: what is for this program, and what is for main.py.
+    """Splits the command line into the flags of this program and those of main.py.
 
     Raises:
-        UserError: flags that do not go together, or cannot be used.
+        UserError: flags are invalid or exclude each other.
     """
     own, others = _parser().parse_known_args(arguments)
     for name in ("initial_heartbeat_timeout", "heartbeat_timeout", "grace", "backoff", "max_restarts"):
         value = getattr(own, name)
         if not (math.isfinite(value) and value >= 0):
-            raise ConfigError(f"--{name} {value}: is no number from 0 on; give one")
+            raise ConfigError(f"--{name} {value}: is not a number of at least 0; give one")
     _check_alone(own, others)
     if any(word.split("=")[0] == "--sacred_id" for word in others):
-        raise ConfigError("--sacred_id: is the number of the run here; leave it out")
+        raise ConfigError("--sacred_id: is set to the number of the run; leave it out")
     return own, tuple(others)
 
 
 def _check_alone(own: argparse.Namespace, others: Sequence[str]) -> None:
-    given = [f"--{name}" for name in WITHOUT_MAIN if getattr(own, name)]
+    given = [f"--{name}" for name in NON_RUNNING_FLAGS if getattr(own, name)]
     if len(given) > 1:
-        raise ConfigError(f"{given[0]}: does not go together with {given[1]}; give one of them")
+        raise ConfigError(f"{given[0]}: excludes {given[1]}; give one of them")
     if given and others:
-        raise ConfigError(f"{given[0]}: takes no other flags of main.py; leave out {others[0]}")
+        raise ConfigError(f"{given[0]}: excludes flags of main.py; leave out {others[0]}")
     if own.mongo and given in (["--report"], ["--tensorboard"]):
-        raise ConfigError(f"--mongo: has no use here: {given[0]} reads the folder of the run; leave it out")
+        raise ConfigError(f"--mongo: {given[0]} reads the folder of the run, not MongoDB; leave it out")
 
 
 def _recreate_command(own: argparse.Namespace, tpu: str | None) -> tuple[str, ...]:
-    """The words of --recreate_command, once it is known that they can be run."""
+    """Returns the words of --recreate_command, after checking that the program exists."""
     text = own.recreate_command
     if text is None:
         return ()
@@ -148,7 +145,7 @@ def _recreate_command(own: argparse.Namespace, tpu: str | None) -> tuple[str, ..
 
 
 def is_first_process(host_index: int | None, environment: Mapping[str, str]) -> bool:
-    """Whether main.py will be the only process of its run, or the first of many, which is the one that measures."""
+    """Returns whether main.py will be the first or only process of its run: the one that writes metrics."""
     if host_index is not None:
         return host_index == 0
     if environment.get("TF_CONFIG"):
@@ -162,16 +159,16 @@ def is_first_process(host_index: int | None, environment: Mapping[str, str]) -> 
 
 
 def _check_recordable(parsed: argparse.Namespace) -> None:
-    """Refuses what goes on as somebody outside says, which no restart can ask again."""
-    if parsed.command in WITHOUT_END:
-        raise ConfigError(f"--{parsed.command}: runs until it is stopped, and is no run to record; give it to main.py")
+    """Refuses commands that depend on outside input, which a restart cannot repeat."""
+    if parsed.command in ENDLESS_COMMANDS:
+        raise ConfigError(f"--{parsed.command}: runs until it is stopped, and cannot be recorded; use main.py")
     if parsed.prompt == "-":
-        raise ConfigError("--prompt -: after a restart standard input would be empty; give a file")
+        raise ConfigError("--prompt -: standard input would be empty after a restart; give a file")
 
 
 def say(text: str) -> None:
-    """Tells the person at the screen; main.py's own output stays as it is."""
-    with contextlib.suppress(OSError):  # nobody reads it any more: that must not end a run
+    """Prints to standard error, apart from main.py's output."""
+    with contextlib.suppress(OSError):  # a closed standard error must not end a run
         print(text, file=sys.stderr, flush=True)
 
 
@@ -185,27 +182,27 @@ def _run(own: argparse.Namespace, arguments: tuple[str, ...]) -> int:
     from tracking import session
     from tracking.mongodb import upload
     from tracking.record import provenance, recorder
-    from tracking.supervise import supervisor  # here, for Sacred takes a second to load
+    from tracking.supervise import supervisor  # imported here, as Sacred takes a second to load
 
     is_first = is_first_process(parsed.host_index, os.environ)
-    orders = functools.partial(
-        supervisor.Orders,
-        patience=_patience(own),
+    job = functools.partial(
+        supervisor.Job,
+        policy=_policy(own),
         watches_steps=parsed.command == "train" and not only_chooses and is_first,
         recreate_command=recreate_command,
     )
-    about = recorder.About(parsed.command, arguments, json.loads(resolved_json(config)), config.model_path)
+    spec = recorder.RunSpec(parsed.command, arguments, json.loads(resolved_json(config)), config.model_path)
     mongo_url = upload.find_url(own.mongo, Path(upload.ENV_FILE))
-    # A run of many processes is listed once; what the others said is kept aside.
+    # A run of many processes is listed once; the records of the others are kept apart.
     where = (own.store, mongo_url) if is_first else (own.store / OTHER_PROCESSES, None)
-    plan = session.Plan((sys.executable, str(MAIN)), about, orders, *where)
+    experiment = session.Experiment((sys.executable, str(MAIN)), spec, job, *where)
     own_config = [parsed.model] if parsed.model.endswith(".json") else []
     found = provenance.find_provenance(own.experiment_name or config.name, own_config)
-    return session.record_and_supervise(plan, found, say)
+    return session.record_and_supervise(experiment, found, say)
 
 
-def _patience(own: argparse.Namespace) -> Patience:
-    return Patience(own.initial_heartbeat_timeout, own.heartbeat_timeout, own.grace, own.backoff, own.max_restarts)
+def _policy(own: argparse.Namespace) -> RestartPolicy:
+    return RestartPolicy(own.initial_heartbeat_timeout, own.heartbeat_timeout, own.grace, own.backoff, own.max_restarts)
 
 
 def _sync(own: argparse.Namespace) -> int:
@@ -215,9 +212,9 @@ def _sync(own: argparse.Namespace) -> int:
     return 0
 
 
-def _look(own: argparse.Namespace) -> int:
+def _view(own: argparse.Namespace) -> int:
     if own.report:
-        from tracking.view.report import write_report  # each only when it is asked for: they take a second to load
+        from tracking.view.report import write_report  # imported on demand, as these take a second to load
 
         _print(str(write_report(find_run(own.store, own.report))))
     elif own.tensorboard:
@@ -233,25 +230,25 @@ def _show_table(own: argparse.Namespace) -> None:
     from tracking.mongodb import upload
     from tracking.view import queries
 
-    url = upload.find_url(own.mongo, Path(upload.ENV_FILE)) if own.mongo else None  # that of .env is for copies
+    url = upload.find_url(own.mongo, Path(upload.ENV_FILE)) if own.mongo else None  # the URL in .env is only for copies
     _print(queries.compared(own.compare, own.store, url) if own.compare else queries.all_runs(own.store, url))
 
 
 def _print(text: str) -> None:
-    with contextlib.suppress(BrokenPipeError):  # whoever reads has seen enough
+    with contextlib.suppress(BrokenPipeError):  # the reader has closed the pipe
         print(text, flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the program; returns main.py's exit status, or 2 for what the user can mend."""
+    """Runs the program; returns main.py's exit status, or 2 for an error that the user can fix."""
     try:
         own, others = parse_arguments(arguments)
-        for flag, why in WITHOUT_EFFECT.items():
+        for flag, why in NO_EFFECT_FLAGS.items():
             if getattr(own, flag):
                 say(f"--{flag} has no effect: {why}")
         if own.sync:
             return _sync(own)
-        return _look(own) if any(getattr(own, name) for name in WITHOUT_MAIN) else _run(own, others)
+        return _view(own) if any(getattr(own, name) for name in NON_RUNNING_FLAGS) else _run(own, others)
     except UserError as error:
         say(str(error))
         return 2
@@ -263,7 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _flush() -> None:
-    """Empties what is left for a reader who is gone, or the interpreter complains when it ends."""
+    """Flushes both streams, and discards them if their reader is gone: the interpreter would print an error at exit."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

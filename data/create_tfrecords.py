@@ -330,7 +330,7 @@ def _check_place(flag: str, path: str | None) -> None:
     if path is None:
         return
     if path.startswith(buckets.SCHEME):
-        buckets.check(path)
+        buckets.check_access(path)
     elif "://" in path:
         raise DataError(
             f"{flag} {path}: is neither a path of this machine nor of a bucket of Google Cloud Storage; give one "

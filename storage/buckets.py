@@ -1,7 +1,7 @@
-"""Objects in buckets of Google Cloud Storage: what TensorFlow's own `gs://` cannot do.
+"""Objects in Google Cloud Storage: what TensorFlow's own `gs://` cannot do.
 
-TensorFlow reads and writes tensors, records and whole files there. It knows no preconditions, by which two writers do
-not overwrite each other, and to append it would write the whole object again.
+TensorFlow reads and writes tensors, records and whole files there. It knows no preconditions, which keep two writers
+from overwriting each other, and it appends by rewriting the whole object.
 """
 
 from __future__ import annotations
@@ -24,103 +24,103 @@ from configs.errors import UserError
 
 SCHEME = "gs://"
 PART_SUFFIX = ".part"
-READ_BYTES = 1 << 24  # at once, of an object that is read in order
+READ_BYTES = 1 << 24  # buffer of sequential reads
 REQUEST_SECONDS = 30.0
-PATIENCE_SECONDS = 300.0  # with a network, or a bucket, that does not answer
-PAUSES_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)  # before asking again; the last one is repeated
-# Google's client would ask again by itself, without telling what became of an answer that was lost.
-_ONCE: dict[str, Any] = {"timeout": REQUEST_SECONDS, "retry": None}
+RETRY_SECONDS = 300.0  # while the network or the bucket does not answer
+BACKOFF_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)  # the last one repeats
+# Google's own retries hide whether a request whose response was lost took effect.
+_NO_RETRY: dict[str, Any] = {"timeout": REQUEST_SECONDS, "retry": None}
 
 Result = TypeVar("Result")
 
 
 class BucketError(UserError):
-    """A bucket cannot be reached, or does not let us do what is asked for."""
+    """A bucket cannot be reached, or denies a request."""
 
 
-class OvertakenError(BucketError):
+class ConflictError(BucketError):
     """Another process has written an object since it was read."""
 
 
 @dataclasses.dataclass(frozen=True)
-class State:
-    """What an object is at one moment.
+class ObjectState:
+    """The state of an object at one moment.
 
     Attributes:
-        generation: Google's number of its content; 0: there is no object.
+        generation: Google's version number of its content; 0: there is no object.
         size_bytes: of the content.
-        updated_seconds: when its content or its notes changed, by Google's clock.
-        notes: the texts that hang on it; they change without the content.
+        updated_seconds: when content or metadata last changed, by Google's clock.
+        metadata: key-value pairs, which change without the content.
     """
 
     generation: int
     size_bytes: int = 0
     updated_seconds: float = 0.0
-    notes: tuple[tuple[str, str], ...] = ()
+    metadata: tuple[tuple[str, str], ...] = ()
 
 
-NOTHING = State(0)
+NO_OBJECT = ObjectState(0)
 
 
-def check(folder: str) -> None:
-    """Asks for a folder, so that what stands between it and us is known before anything is done.
+def check_access(folder: str) -> None:
+    """Checks that a folder can be listed, before anything else is done.
 
     Raises:
-        BucketError: the package or the credentials are missing, or the bucket, or the right to see it.
+        BucketError: the package, the credentials, the bucket or the permission is missing.
     """
     bucket, prefix = _split(f"{folder.rstrip('/')}/")
-    _patiently(folder, lambda: list(_client().list_blobs(bucket, prefix=prefix, max_results=1, **_ONCE)))
+    _with_retries(folder, lambda: list(_client().list_blobs(bucket, prefix=prefix, max_results=1, **_NO_RETRY)))
 
 
-def look(path: str) -> State:
-    """What an object is now."""
+def stat(path: str) -> ObjectState:
+    """Returns the current state of an object."""
 
-    def ask() -> State:
+    def ask() -> ObjectState:
         from google.api_core.exceptions import NotFound
 
         blob = _blob(path)
         try:
-            blob.reload(**_ONCE)
+            blob.reload(**_NO_RETRY)
         except NotFound:
-            return NOTHING
+            return NO_OBJECT
         return _state_of(blob)
 
-    return _patiently(path, ask)
+    return _with_retries(path, ask)
 
 
-def _state_of(blob: Any) -> State:
-    notes = tuple(sorted((blob.metadata or {}).items()))
-    return State(blob.generation, blob.size, blob.updated.timestamp(), notes)
+def _state_of(blob: Any) -> ObjectState:
+    metadata = tuple(sorted((blob.metadata or {}).items()))
+    return ObjectState(blob.generation, blob.size, blob.updated.timestamp(), metadata)
 
 
 def read(path: str, start: int = 0) -> bytes:
-    """The bytes of an object from `start` on; none if it is not there, or not that long."""
+    """Returns the bytes of an object from `start` on; empty if it is missing or shorter."""
 
     def ask() -> bytes:
         from google.api_core.exceptions import NotFound, RequestRangeNotSatisfiable
 
         try:
-            return _blob(path).download_as_bytes(start=start, **_ONCE)
+            return _blob(path).download_as_bytes(start=start, **_NO_RETRY)
         except (NotFound, RequestRangeNotSatisfiable):
             return b""
 
-    return _patiently(path, ask)
+    return _with_retries(path, ask)
 
 
-def open_to_read(path: str) -> BinaryIO:
-    """Opens an object, which is read in parts as they are needed.
+def open_for_reading(path: str) -> BinaryIO:
+    """Opens an object for reading, in parts as they are needed.
 
     Raises:
-        FileNotFoundError: it is not there.
-        BucketError: while it is read, too: it is no longer the same.
+        FileNotFoundError: it is missing.
+        BucketError: it changed, also while it is read.
     """
     return io.BufferedReader(_ObjectReader(path), READ_BYTES)
 
 
 class _ObjectReader(io.RawIOBase):
     def __init__(self, path: str) -> None:
-        self._path, self._state, self._at = path, look(path), 0
-        if self._state == NOTHING:
+        self._path, self._state, self._at = path, stat(path), 0
+        if self._state == NO_OBJECT:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
 
     def readable(self) -> bool:
@@ -138,7 +138,7 @@ class _ObjectReader(io.RawIOBase):
 
     def readinto(self, buffer: memoryview) -> int:
         end = min(self._at + len(buffer), self._state.size_bytes)
-        content = _patiently(self._path, lambda: self._ask(end)) if self._at < end else b""
+        content = _with_retries(self._path, lambda: self._ask(end)) if self._at < end else b""
         buffer[: len(content)] = content
         self._at += len(content)
         return len(content)
@@ -149,35 +149,35 @@ class _ObjectReader(io.RawIOBase):
         try:
             blob = _blob(self._path)
             generation = self._state.generation
-            return blob.download_as_bytes(start=self._at, end=end - 1, if_generation_match=generation, **_ONCE)
+            return blob.download_as_bytes(start=self._at, end=end - 1, if_generation_match=generation, **_NO_RETRY)
         except (NotFound, PreconditionFailed):
             raise BucketError(
-                f"{self._path}: has changed while it was read; see that nothing writes it, and start again"
+                f"{self._path}: has changed while it was read; make sure that nothing writes it, and start again"
             ) from None
 
 
-def names_in(folder: str) -> list[str]:
-    """The names of all objects below a folder, from the folder on."""
-    return list(states_in(folder))
+def list_names(folder: str) -> list[str]:
+    """Returns the names of all objects below a folder, relative to it."""
+    return list(list_objects(folder))
 
 
-def states_in(folder: str) -> dict[str, State]:
-    """The names of all objects below a folder, from the folder on, and what each is."""
+def list_objects(folder: str) -> dict[str, ObjectState]:
+    """Returns the states of all objects below a folder, by name relative to it."""
     bucket, prefix = _split(f"{folder.rstrip('/')}/")
-    found = _patiently(folder, lambda: list(_client().list_blobs(bucket, prefix=prefix, **_ONCE)))
+    found = _with_retries(folder, lambda: list(_client().list_blobs(bucket, prefix=prefix, **_NO_RETRY)))
     return {blob.name.removeprefix(prefix): _state_of(blob) for blob in found}
 
 
 def write(path: str, content: bytes) -> None:
-    """Writes an object; it is there whole or not at all."""
-    _patiently(path, lambda: _blob(path).upload_from_string(content, **_ONCE))
+    """Writes an object, whole or not at all."""
+    _with_retries(path, lambda: _blob(path).upload_from_string(content, **_NO_RETRY))
 
 
 def replace(path: str, content: bytes, generation: int) -> int:
-    """Writes an object in place of that of a generation, 0 for none; returns its new generation.
+    """Replaces an object of a known generation, 0 for none; returns its new generation.
 
     Raises:
-        OvertakenError: another generation is there.
+        ConflictError: it has another generation.
     """
 
     def ask() -> int:
@@ -185,98 +185,98 @@ def replace(path: str, content: bytes, generation: int) -> int:
 
         blob = _blob(path)
         try:
-            blob.upload_from_string(content, if_generation_match=generation, **_ONCE)
+            blob.upload_from_string(content, if_generation_match=generation, **_NO_RETRY)
             return blob.generation
         except PreconditionFailed:
-            found = look(path)
-            if found == NOTHING or read(path) != content:  # ours, if the answer to it was lost
-                raise _overtaken(path) from None
+            found = stat(path)
+            if found == NO_OBJECT or read(path) != content:  # our own write, if its response was lost
+                raise _conflict(path) from None
             return found.generation
 
-    return _patiently(path, ask)
+    return _with_retries(path, ask)
 
 
-def append(path: str, tail: bytes, before: State) -> State:
-    """Lengthens an object, at a price that does not depend on its length; returns what it is then.
+def append(path: str, tail: bytes, before: ObjectState) -> ObjectState:
+    """Appends to an object, at a cost that does not depend on its length; returns its new state.
 
     What others have appended since stays before it.
 
     Args:
         path: the object, which may be missing.
         tail: what to append.
-        before: what the object was when this process saw it last.
+        before: the last state that this process has seen.
     """
     part, known = _part_beside(path), before
     write(part, tail)
 
-    def ask() -> State:
+    def ask() -> ObjectState:
         nonlocal known
         failure = _compose(path, part, known)
-        # Whether it is there is not asked of the answer, which may be lost.
-        found = look(path)
+        # The response does not show whether it took effect: it may be lost.
+        found = stat(path)
         if found.size_bytes > known.size_bytes and read(path, known.size_bytes).startswith(tail):
             return found
         known = found
-        raise _AgainError(failure)
+        raise _RetryError(failure)
 
-    grown = _patiently(path, ask)
+    grown = _with_retries(path, ask)
     delete(part)
     return grown
 
 
 def _part_beside(path: str) -> str:
-    """A name of nobody else's; TensorBoard, which goes by the names of files, does not take it for one of its own."""
+    """Returns a unique name, which TensorBoard does not take for an event file."""
     bucket, name = _split(path)
     folder = f"{SCHEME}{bucket}/{name.rpartition('/')[0]}".rstrip("/")
     return f"{folder}/.{uuid.uuid4().hex}{PART_SUFFIX}"
 
 
-def _compose(path: str, part: str, known: State) -> str:
-    """Tries to put a part behind an object that is still as known; returns what, if anything, stood in the way."""
+def _compose(path: str, part: str, known: ObjectState) -> str:
+    """Tries to append a part to an object in a known state; returns the reason if it cannot."""
     from google.api_core.exceptions import NotFound, PreconditionFailed
 
     whole = _blob(path)
     whole.content_type = "application/octet-stream"
-    sources = [_blob(part)] if known == NOTHING else [_blob(path), _blob(part)]
+    sources = [_blob(part)] if known == NO_OBJECT else [_blob(path), _blob(part)]
     try:
-        whole.compose(sources, if_generation_match=known.generation, **_ONCE)
+        whole.compose(sources, if_generation_match=known.generation, **_NO_RETRY)
     except (NotFound, PreconditionFailed):
         return "another process writes there too"
     except Exception as error:
-        if not _may_pass(error):
+        if not _is_transient(error):
             raise
         return _reason(error)
     return "it stays as it was"
 
 
-def note(path: str, notes: dict[str, str], generation: int) -> bool:
-    """Hangs texts on an object of a generation, in one try; returns whether that one is there still.
+def set_metadata(path: str, metadata: dict[str, str], generation: int) -> bool:
+    """Sets the metadata of an object of a generation, without retries; returns whether that generation is still there.
 
     Raises:
-        BucketError: the bucket cannot be asked, now or at all.
+        BucketError: the bucket cannot be reached.
     """
-    with _explained(path):
+    with _readable_errors(path):
         from google.api_core.exceptions import NotFound, PreconditionFailed
 
         blob = _blob(path)
-        blob.metadata = notes
+        blob.metadata = metadata
         try:
-            blob.patch(if_generation_match=generation, **_ONCE)
+            blob.patch(if_generation_match=generation, **_NO_RETRY)
         except (NotFound, PreconditionFailed):
             return False
     return blob.generation == generation
 
 
 def delete(path: str, generation: int | None = None) -> None:
-    """Deletes an object if it is there, and of this generation if one is given."""
+    """Deletes an object if it exists and, if a generation is given, has that generation."""
 
     def ask() -> None:
         from google.api_core.exceptions import NotFound, PreconditionFailed
 
         with contextlib.suppress(NotFound, PreconditionFailed):
-            _blob(path).delete(if_generation_match=generation, **_ONCE)
+            _blob(path).delete(if_generation_match=generation, **_NO_RETRY)
 
-    _patiently(path, ask)
+    _with_retries(path, ask)
 
 
 def _client() -> Any:
@@ -285,15 +285,15 @@ def _client() -> Any:
 
 @functools.cache
 def _client_of(thread: int) -> Any:
-    """A client for one thread: its connections are not made for many."""
+    """Returns the client of a thread: clients are not thread-safe."""
     from google.cloud import storage
 
-    return storage.Client(project=None)  # a project owns buckets; what lies in them is reached without one
+    return storage.Client(project=None)  # only creating buckets needs a project
 
 
 def _check_package(path: str) -> None:
     try:
-        import google.cloud.storage  # noqa: F401 (whether it can be)
+        import google.cloud.storage  # noqa: F401 (only checks that it is installed)
     except ImportError as error:
         raise BucketError(
             f"{path}: the package google-cloud-storage is not installed; install the packages of requirements.txt"
@@ -312,41 +312,41 @@ def _blob(path: str) -> Any:
     return _client().bucket(bucket).blob(name)
 
 
-class _AgainError(Exception):
-    """What was asked for has not been done, and may be at another try."""
+class _RetryError(Exception):
+    """A request had no effect, but may succeed at another try."""
 
 
-def _patiently(path: str, ask: Callable[[], Result]) -> Result:
-    """Asks until there is an answer, with longer and longer pauses, for as long as `PATIENCE_SECONDS`."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    pauses = itertools.chain(PAUSES_SECONDS, itertools.repeat(PAUSES_SECONDS[-1]))
-    with _explained(path):
+def _with_retries(path: str, ask: Callable[[], Result]) -> Result:
+    """Retries with exponential backoff for up to `RETRY_SECONDS`."""
+    deadline = time.monotonic() + RETRY_SECONDS
+    pauses = itertools.chain(BACKOFF_SECONDS, itertools.repeat(BACKOFF_SECONDS[-1]))
+    with _readable_errors(path):
         for number, pause in enumerate(pauses):
             try:
                 return ask()
             except Exception as error:
-                if not _may_pass(error) or time.monotonic() + pause > deadline:
+                if not _is_transient(error) or time.monotonic() + pause > deadline:
                     raise
                 if number == 1:
-                    print(f"{path} does not answer ({_reason(error)}); asking again", file=sys.stderr, flush=True)
+                    print(f"{path} does not answer ({_reason(error)}); retrying", file=sys.stderr, flush=True)
             time.sleep(pause)
     raise AssertionError("the pauses have no end")
 
 
-def _may_pass(error: Exception) -> bool:
+def _is_transient(error: Exception) -> bool:
     from google.api_core import exceptions
     from google.auth.exceptions import TransportError
 
-    passing = (exceptions.ServerError, exceptions.TooManyRequests, TransportError, OSError, _AgainError)
+    passing = (exceptions.ServerError, exceptions.TooManyRequests, TransportError, OSError, _RetryError)
     return isinstance(error, passing)
 
 
 @contextlib.contextmanager
-def _explained(path: str) -> Iterator[None]:
-    """Says to the user what Google's client says to us; what a caller can use is let through.
+def _readable_errors(path: str) -> Iterator[None]:
+    """Turns errors of Google's client into errors for the user, except failed preconditions, which callers handle.
 
     Raises:
-        BucketError: with what to do.
+        BucketError: says what to do.
     """
     bucket, _ = _split(path)
     _check_package(path)
@@ -358,21 +358,21 @@ def _explained(path: str) -> Iterator[None]:
     except (UserError, exceptions.PreconditionFailed):
         raise
     except exceptions.NotFound as error:
-        raise BucketError(f"{path}: there is no bucket {bucket}; make it, or give another path") from error
+        raise BucketError(f"{path}: there is no bucket {bucket}; create it, or give another path") from error
     except exceptions.Forbidden as error:
         raise BucketError(
-            f"{path}: your account may not do this: {_reason(error)}; have the role Storage Object User given to "
-            f"it for the bucket {bucket}"
+            f"{path}: your account has no permission: {_reason(error)}; grant it the role Storage Object User "
+            f"for the bucket {bucket}"
         ) from error
-    except (exceptions.ServerError, exceptions.TooManyRequests, TransportError, OSError, _AgainError) as error:
+    except (exceptions.ServerError, exceptions.TooManyRequests, TransportError, OSError, _RetryError) as error:
         raise BucketError(
-            f"{path}: does not answer: {_reason(error)}; see to the network and start again: what was written "
-            "before is whole"
+            f"{path}: does not answer: {_reason(error)}; check the network and start again: what was written "
+            "before is complete"
         ) from error
     except (GoogleAuthError, exceptions.Unauthorized) as error:
         raise BucketError(
-            f"{path}: there are no credentials for Google Cloud that hold: {_reason(error)}; run `gcloud auth "
-            "application-default login`, or let GOOGLE_APPLICATION_CREDENTIALS name the key file of a service account"
+            f"{path}: there are no valid credentials for Google Cloud: {_reason(error)}; run `gcloud auth "
+            "application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS to the key file of a service account"
         ) from error
     except (exceptions.GoogleAPIError, ValueError) as error:
         raise BucketError(f"{path}: cannot be used: {_reason(error)}; give another path") from error
@@ -383,7 +383,7 @@ def _reason(error: Exception) -> str:
     return text.splitlines()[0]
 
 
-def _overtaken(path: str) -> OvertakenError:
-    return OvertakenError(
-        f"{path}: another process has written it meanwhile; let one process alone train here, and start that one again"
+def _conflict(path: str) -> ConflictError:
+    return ConflictError(
+        f"{path}: another process has written it meanwhile; let only one process train here, and restart that one"
     )

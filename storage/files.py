@@ -21,7 +21,7 @@ def is_local(path: str) -> bool:
 
 def exists(path: str) -> bool:
     """Returns whether there is a file or an object at a path."""
-    return os.path.exists(path) if is_local(path) else buckets.look(path) != buckets.NOTHING
+    return os.path.exists(path) if is_local(path) else buckets.stat(path) != buckets.NO_OBJECT
 
 
 def flush_to_disk(path: str) -> None:
@@ -66,7 +66,7 @@ def check_writable(path: str) -> None:
         UserError: the file could not be written.
     """
     if not is_local(path):
-        buckets.check(path.rpartition("/")[0])
+        buckets.check_access(path.rpartition("/")[0])
         return
     if os.path.isdir(path):
         raise _cannot_write(path, "it is a folder")
@@ -118,7 +118,7 @@ class OwnFile:
     def __init__(self, path: str) -> None:
         """Starts from the file as it is now."""
         self._path = path
-        self._generation = 0 if is_local(path) else buckets.look(path).generation
+        self._generation = 0 if is_local(path) else buckets.stat(path).generation
 
     def write(self, text: str) -> None:
         """Writes the file, whole or not at all.
@@ -173,7 +173,7 @@ class GrowingObject:
     def __init__(self, path: str) -> None:
         """Starts from the object as it is now, if there is one."""
         self._path = path
-        self._state = buckets.look(path)
+        self._state = buckets.stat(path)
         self._waiting: list[bytes] = []
         self._in_flight = b""  # the same at every try, or content whose confirmation was lost would be appended twice
         self._sending, self._is_closed = threading.Lock(), threading.Event()

@@ -21,13 +21,13 @@ from collections.abc import Iterator
 
 from configs.errors import UserError
 from storage import buckets
-from storage.buckets import NOTHING, BucketError, OvertakenError, State
+from storage.buckets import NO_OBJECT, BucketError, ConflictError, ObjectState
 from storage.files import is_local, writing_to
 
 RENEWAL_SECONDS = 20.0
 LEASE_SECONDS = 120.0  # longer than a network may fail
-LOOK_SECONDS = 2.0
-LONG_AGO_SECONDS = 900.0  # more than clocks differ by: a lock that has not changed for so long is free
+RECHECK_SECONDS = 2.0
+STALE_SECONDS = 900.0  # more than clocks differ by: a lock that has not changed for so long is free
 POLL_SECONDS = 0.1
 
 
@@ -115,40 +115,40 @@ def _locked_object(path: str, refusal: str, remedy: str) -> Iterator[None]:
 def _take(path: str, refusal: str, remedy: str) -> int:
     mine = json.dumps({**_this_process(), "lock": uuid.uuid4().hex}).encode()
     while True:
-        found = _abandoned(path, refusal, remedy)
-        with contextlib.suppress(OvertakenError):  # somebody was faster: look again
+        found = _await_free(path, refusal, remedy)
+        with contextlib.suppress(ConflictError):  # another process was faster: check again
             return buckets.replace(path, mine, found.generation)
 
 
-def _abandoned(path: str, refusal: str, remedy: str) -> State:
-    """The lock that nobody holds, once that is sure.
+def _await_free(path: str, refusal: str, remedy: str) -> ObjectState:
+    """Returns the state of the lock once it is certain that no process holds it.
 
     Raises:
-        UserError: somebody holds it.
+        UserError: another process holds it.
     """
-    found = buckets.look(path)
-    if found == NOTHING:
+    found = buckets.stat(path)
+    if found == NO_OBJECT:
         return found
     holder = _holder(path)
-    lives = _lives(holder)
-    if lives is None and time.time() - found.updated_seconds < LONG_AGO_SECONDS:
+    is_alive = _is_alive(holder)
+    if is_alive is None and time.time() - found.updated_seconds < STALE_SECONDS:
         print(
-            f"{path} is held by {_named(holder)}; waiting up to {LEASE_SECONDS:.0f} s to see whether it is still there",
+            f"{path} is held by {_describe(holder)}; waiting up to {LEASE_SECONDS:.0f} s for a sign of life",
             file=sys.stderr,
             flush=True,
         )
-        lives = _is_renewed(path, found)
-    if lives:
-        raise UserError(f"{refusal}, {_named(holder)}; {remedy}")
+        is_alive = _is_renewed(path, found)
+    if is_alive:
+        raise UserError(f"{refusal}, {_describe(holder)}; {remedy}")
     return found
 
 
-def _is_renewed(path: str, found: State) -> bool:
-    """Waits for the holder to renew the lock, or to give it back: then there may be more than this process has read."""
+def _is_renewed(path: str, found: ObjectState) -> bool:
+    """Waits for the holder to renew or release the lock; released counts, as the files may have changed since."""
     deadline = time.monotonic() + LEASE_SECONDS
     while time.monotonic() < deadline:
-        time.sleep(LOOK_SECONDS)
-        if buckets.look(path) != found:
+        time.sleep(RECHECK_SECONDS)
+        if buckets.stat(path) != found:
             return True
     return False
 
@@ -156,11 +156,11 @@ def _is_renewed(path: str, found: State) -> bool:
 def _renew(path: str, generation: int, stop: threading.Event) -> None:
     while not stop.wait(RENEWAL_SECONDS):
         try:
-            is_ours = buckets.note(path, {"renewed": str(time.time_ns())}, generation)
+            is_ours = buckets.set_metadata(path, {"renewed": str(time.time_ns())}, generation)
         except BucketError:
-            continue  # the lease outlives a network that fails for a while
+            continue  # the lease outlasts a short network failure
         if not is_ours:
-            print(f"{path}: another process has taken its place; this one ends", file=sys.stderr, flush=True)
+            print(f"{path}: another process has taken the lock; this one stops", file=sys.stderr, flush=True)
             os.kill(os.getpid(), signal.SIGTERM)
             return
 
@@ -171,7 +171,7 @@ def _this_process() -> dict[str, object]:
 
 
 def _machine() -> str | None:
-    """Where process numbers mean the same: this start of the system, and this container; None: it does not say."""
+    """Identifies the boot and the container, within which process ids are comparable; None: unknown."""
     try:
         with open("/proc/sys/kernel/random/boot_id") as file:
             return f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
@@ -180,7 +180,7 @@ def _machine() -> str | None:
 
 
 def _started(number: object) -> str | None:
-    """When a process of this machine was started; None: there is none of this number, or it has ended."""
+    """Returns the start time of a process of this machine; None: it has ended, or never existed."""
     try:
         with open(f"/proc/{number}/stat") as file:
             fields = file.read().rpartition(")")[2].split()
@@ -197,12 +197,12 @@ def _holder(path: str) -> dict[str, object]:
     return holder if isinstance(holder, dict) else {}
 
 
-def _lives(holder: dict[str, object]) -> bool | None:
-    """Whether the holder is there; None: it is on another machine."""
+def _is_alive(holder: dict[str, object]) -> bool | None:
+    """Returns whether the holder is running; None: it is on another machine."""
     if _machine() is None or holder.get("machine") != _machine():
         return None
     return holder.get("started") is not None and holder["started"] == _started(holder.get("process"))
 
 
-def _named(holder: dict[str, object]) -> str:
-    return f"process {holder.get('process', '?')} of {holder.get('host', 'a machine unknown')}"
+def _describe(holder: dict[str, object]) -> str:
+    return f"process {holder.get('process', '?')} of {holder.get('host', 'an unknown machine')}"

@@ -1,4 +1,4 @@
-"""Configs that lie in a bucket, read as those of a disk."""
+"""Reads configs from a bucket as from a disk."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ DATASET_CONFIGS = "dataset_configs"
 
 @contextlib.contextmanager
 def on_disk(model: str) -> Iterator[str]:
-    """Where a model config can be read: one in a bucket is copied, with the dataset configs beside it, for a while.
+    """Yields a local path of a model config; one in a bucket is copied to a temporary folder with its dataset configs.
 
     Raises:
-        ConfigError: it is not there, or what is done with it raises one; the message names the place in the bucket.
+        ConfigError: it is missing, or the caller raises one; the message then names the path in the bucket.
         BucketError: the bucket cannot be reached.
     """
     if not model.startswith(buckets.SCHEME):
         yield model
         return
-    there, name = posixpath.split(model)
-    with tempfile.TemporaryDirectory() as here:
+    remote, name = posixpath.split(model)
+    with tempfile.TemporaryDirectory() as local:
         try:
-            _copy(model, os.path.join(here, name))
-            _copy_datasets(there, here)
-            yield os.path.join(here, name)
+            _copy(model, os.path.join(local, name))
+            _copy_datasets(remote, local)
+            yield os.path.join(local, name)
         except ConfigError as error:
-            raise ConfigError(str(error).replace(here, there)) from error
+            raise ConfigError(str(error).replace(local, remote)) from error
 
 
 def _copy(source: str, target: str) -> None:
-    if buckets.look(source) == buckets.NOTHING:
+    if buckets.stat(source) == buckets.NO_OBJECT:
         raise ConfigError(f"{source}: cannot be read (No such object); check the path")
     with open(target, "wb") as file:
         file.write(buckets.read(source))
 
 
-def _copy_datasets(there: str, here: str) -> None:
-    os.mkdir(os.path.join(here, DATASET_CONFIGS))
-    for name in buckets.names_in(posixpath.join(there, DATASET_CONFIGS)):
+def _copy_datasets(remote: str, local: str) -> None:
+    os.mkdir(os.path.join(local, DATASET_CONFIGS))
+    for name in buckets.list_names(posixpath.join(remote, DATASET_CONFIGS)):
         if name.endswith(".json") and "/" not in name:
-            _copy(posixpath.join(there, DATASET_CONFIGS, name), os.path.join(here, DATASET_CONFIGS, name))
+            _copy(posixpath.join(remote, DATASET_CONFIGS, name), os.path.join(local, DATASET_CONFIGS, name))

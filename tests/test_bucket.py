@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from data.train_tokenizer import FILE_NAME
-from tests.buckets.server import BROKEN_BEFORE, Cloud, Request, cloud
 from tests.program import DATASET, ENVIRONMENT, PROGRESS, TINY, command, losses, run_process, write_project
+from tests.storage.server import BROKEN_BEFORE, Cloud, Request, cloud
 
 N_STEPS = 64
 RUN = "gs://trials/runs/tiny"
@@ -76,7 +76,7 @@ class Place:
             kill_at(self.google, process, moment)
             out, err = process.communicate(timeout=120)
             assert process.returncode == -9, out + err
-        self.google.weather = lambda request: None
+        self.google.faults = lambda request: None
 
     def losses(self) -> list[tuple[int, float, float]]:
         """Of the run in the bucket, from a copy."""
@@ -87,13 +87,13 @@ class Place:
 
 
 def kill_at(google: Cloud, process: subprocess.Popen[str], moment: str) -> None:
-    def weather(request: Request) -> int | None:
+    def faults(request: Request) -> int | None:
         if re.search(moment, f"{request.method} {request.path}"):
             process.kill()
             return BROKEN_BEFORE
         return None
 
-    google.weather = weather
+    google.faults = faults
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 def fresh(place: Place) -> Iterator[Place]:
     """Without a run."""
     yield place
-    place.google.weather = lambda request: None
+    place.google.faults = lambda request: None
     for name in place.google.names("trials", "runs/tiny/"):
         place.google.client.bucket("trials").blob(f"runs/tiny/{name}").delete()
 
@@ -139,7 +139,7 @@ def check_whole(place: Place) -> None:
     assert place.google.read("trials", "runs/tiny/loss.png").startswith(b"\x89PNG")
 
 
-def test_killed_while_it_saves_the_job_goes_on_as_if_nothing_had_been(fresh: Place) -> None:
+def test_training_resumes_exactly_when_killed_while_saving(fresh: Place) -> None:
     fresh.killed(r"POST .*model\.ckpt-32\.index.*rewriteTo")
     assert "runs/tiny/lock" in fresh.google.names("trials")
     resumed = fresh.run(*STEPS)
@@ -161,7 +161,7 @@ MOMENTS = [
 
 
 @pytest.mark.slow
-def test_killed_at_every_moment_the_job_goes_on_as_if_nothing_had_been(fresh: Place) -> None:
+def test_training_resumes_exactly_when_killed_at_every_moment(fresh: Place) -> None:
     for moment in MOMENTS:
         fresh.killed(moment)
     done = fresh.run(*STEPS)
@@ -171,7 +171,7 @@ def test_killed_at_every_moment_the_job_goes_on_as_if_nothing_had_been(fresh: Pl
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_the_job_goes_on_as_if_nothing_had_been(fresh: Place) -> None:
+def test_training_resumes_exactly_when_killed_at_random_moments(fresh: Place) -> None:
     draw = random.Random(5)
     for _ in range(6):
         with fresh.started(*STEPS) as process:
@@ -190,19 +190,19 @@ def test_a_network_that_fails_for_a_minute_is_waited_for(fresh: Place) -> None:
     with fresh.started(*STEPS) as process:
         ends = []
 
-        def weather(request: Request) -> int | None:
+        def faults(request: Request) -> int | None:
             if not ends and "model.ckpt-32.data" in request.path:
                 ends.append(time.monotonic() + 61)
             return BROKEN_BEFORE if ends and time.monotonic() < ends[0] else None
 
-        fresh.google.weather = weather
+        fresh.google.faults = faults
         out, err = process.communicate(timeout=400)
         assert process.returncode == 0 and ends, out + err
     check_whole(fresh)
 
 
 @pytest.mark.slow
-def test_evaluation_samples_and_the_other_commands_read_and_write_in_the_bucket(fresh: Place) -> None:
+def test_other_commands_read_and_write_in_the_bucket(fresh: Place) -> None:
     trained = fresh.run(*STEPS, "--set", "eval_steps=2", "--set", "predict_steps=16")
     assert trained.returncode == 0, trained.stderr
     noted = [line for line in trained.stderr.splitlines() if not PROGRESS.fullmatch(line)]
@@ -238,13 +238,13 @@ def test_evaluation_samples_and_the_other_commands_read_and_write_in_the_bucket(
 def test_a_second_process_does_not_train_in_the_same_folder(fresh: Place) -> None:
     waiting = threading.Event()
 
-    def weather(request: Request) -> int | None:
+    def faults(request: Request) -> int | None:
         if "model.ckpt-16.data" in request.path:
             waiting.wait(60)
         return None
 
     with fresh.started(*STEPS) as process:
-        fresh.google.weather = weather
+        fresh.google.faults = faults
         while "runs/tiny/lock" not in fresh.google.names("trials"):
             time.sleep(0.05)
         second = fresh.run(*STEPS)
@@ -271,10 +271,10 @@ def test_a_second_process_does_not_train_in_the_same_folder(fresh: Place) -> Non
         ),
     ],
 )
-def test_what_may_not_be_read_is_named(place: Place, part: str, said_of: str, remedy: str) -> None:
-    place.google.weather = lambda request: 403 if part in request.path else None
+def test_unreadable_files_are_named(place: Place, part: str, said_of: str, remedy: str) -> None:
+    place.google.faults = lambda request: 403 if part in request.path else None
     said = place.run("--set", "model_path=gs://trials/runs/other")
-    place.google.weather = lambda request: None
+    place.google.faults = lambda request: None
     assert said.returncode == 2 and place.google.names("trials", "runs/other") == []
     assert said.stderr.startswith(f"{said_of}Error executing an HTTP request: HTTP response code 403")
     assert said.stderr.endswith(remedy)
@@ -289,7 +289,7 @@ def test_a_config_that_is_not_there_is_named(place: Place) -> None:
     )
 
 
-def test_a_config_in_the_bucket_that_is_wrong_is_named_by_its_place(place: Place) -> None:
+def test_an_invalid_config_in_the_bucket_is_named_by_its_path(place: Place) -> None:
     write_json(place.google, "configs/wrong.json", TINY | {"n_heads": 3})
     said = place.run("--model", "gs://trials/configs/wrong.json")
     assert said.returncode == 2

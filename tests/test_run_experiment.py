@@ -1,4 +1,4 @@
-"""The program as a person meets it: main.py under supervision, and what is said when a command line is wrong."""
+"""The program from the command line: main.py under supervision, and the errors of wrong command lines."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def losses(folder: Path, model_path: str) -> list[tuple[int, float]]:
     return [(line["step"], line["loss"]) for line in lines if line["split"] == "train"]
 
 
-def test_a_training_is_recorded_whole(project: Path) -> None:
+def test_a_training_run_is_recorded_completely(project: Path) -> None:
     settings = changes(model_path="runs/whole", train_steps=40, predict_steps=1, predict_max_steps=4, eval_steps=2)
     process = start(project, *settings, "--experiment_name", "trial", "--steps_per_checkpoint", "20", "--autostack")
     try:
@@ -95,7 +95,7 @@ def test_a_training_is_recorded_whole(project: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ctrl_c_writes_a_checkpoint_and_the_same_command_goes_on(project: Path) -> None:
+def test_ctrl_c_writes_a_checkpoint_and_the_same_command_resumes(project: Path) -> None:
     settings = changes(model_path="runs/broken", train_steps=3000)
     process = start(project, *settings)
     try:
@@ -120,8 +120,8 @@ def test_ctrl_c_writes_a_checkpoint_and_the_same_command_goes_on(project: Path) 
 
 
 @pytest.mark.slow
-def test_a_reader_who_leaves_ends_nothing(project: Path) -> None:
-    """As with `| head`: the run goes on, and is recorded whole."""
+def test_a_closed_pipe_does_not_end_the_run(project: Path) -> None:
+    """As with `| head`: the run continues, and is recorded completely."""
     process = start(project, *changes(model_path="runs/unread", train_steps=60))
     try:
         process.stdout.close()
@@ -138,23 +138,23 @@ REFUSALS = {
         ["--set", "lerning_rate=1"],
         "--set: lerning_rate = 1: is not a known key; remove it; docs/configuration.md lists the keys",
     ),
-    "a number of one's own": (["--sacred_id", "7"], "--sacred_id: is the number of the run here; leave it out"),
+    "a number of one's own": (["--sacred_id", "7"], "--sacred_id: is set to the number of the run; leave it out"),
     "a heartbeat before now": (
         ["--heartbeat_timeout", "-1"],
-        "--heartbeat_timeout -1.0: is no number from 0 on; give one",
+        "--heartbeat_timeout -1.0: is not a number of at least 0; give one",
     ),
-    "no number": (["--grace", "nan"], "--grace nan: is no number from 0 on; give one"),
+    "no number": (["--grace", "nan"], "--grace nan: is not a number of at least 0; give one"),
     "a server": (
         ["--serve", "0"],
-        "--serve: runs until it is stopped, and is no run to record; give it to main.py",
+        "--serve: runs until it is stopped, and cannot be recorded; use main.py",
     ),
     "a talk": (
         ["--interactive"],
-        "--interactive: runs until it is stopped, and is no run to record; give it to main.py",
+        "--interactive: runs until it is stopped, and cannot be recorded; use main.py",
     ),
     "prompts that come once": (
         ["--predict", "--prompt", "-"],
-        "--prompt -: after a restart standard input would be empty; give a file",
+        "--prompt -: standard input would be empty after a restart; give a file",
     ),
     "recreate what": (
         ["--recreate_command", "true"],
@@ -162,10 +162,10 @@ REFUSALS = {
     ),
     "another database": (
         ["--mongo", "http://me:secret@host"],
-        "--mongo host: is no address of a MongoDB: Invalid URI scheme: URI must begin with 'mongodb://' or "
+        "--mongo host: is not the URL of a MongoDB: Invalid URI scheme: URI must begin with 'mongodb://' or "
         "'mongodb+srv://'; write it as mongodb://NAME:PASSWORD@HOST:27017/DATABASE",
     ),
-    "sync and train": (["--sync", "1"], "--sync: takes no other flags of main.py; leave out --model"),
+    "sync and train": (["--sync", "1"], "--sync: excludes flags of main.py; leave out --model"),
 }
 
 
@@ -178,20 +178,20 @@ def test_one_message_status_2_and_nothing_recorded(here: Path, capsys: pytest.Ca
     assert sorted(here.rglob("*")) == before
 
 
-def test_a_flag_that_nobody_knows(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_flag(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(["--model", "tiny.json", "--nonsense"])
     assert end.value.code == 2 and "unrecognized arguments: --nonsense" in capsys.readouterr().err
 
 
-def test_new_cannot_be_cut_short(capsys: pytest.CaptureFixture[str]) -> None:
-    """For a restart leaves out the very word."""
+def test_new_cannot_be_abbreviated(capsys: pytest.CaptureFixture[str]) -> None:
+    """A restart drops exactly this word."""
     with pytest.raises(SystemExit):
         main(["--model", "tiny.json", "--ne"])
     assert "ambiguous option: --ne could match --new, --never_end" in capsys.readouterr().err
 
 
-def test_flags_go_to_whom_they_are_for() -> None:
+def test_flags_are_split_between_the_programs() -> None:
     line = (
         "--tpu t --model m --experiment_name e --steps_per_checkpoint 7 --new --no_delete_tpu --gpu_ids a b --set c=d"
     )
@@ -225,7 +225,7 @@ WORKERS = {"cluster": {"worker": ["b:1", "c:1"]}}
         (None, {"TF_CONFIG": json.dumps({**CHIEF, "task": {"type": "chief", "index": 0}})}, True),
     ],
 )
-def test_only_the_first_process_of_many_measures(
+def test_only_the_first_process_of_many_writes_metrics(
     host_index: int | None, environment: dict[str, str], expected: bool
 ) -> None:
     assert is_first_process(host_index, environment) == expected
@@ -242,7 +242,7 @@ def child_of(process: subprocess.Popen[str]) -> int:
 
 
 @pytest.mark.slow
-def test_a_process_of_two_is_killed_and_both_go_on(project: Path) -> None:
+def test_one_of_two_processes_is_killed_and_both_resume(project: Path) -> None:
     settings = changes(mesh_shape="all:2", layout="batch:all", train_steps=600, model_path="runs/two")
     hosts = ("--hosts", f"127.0.0.1:{free_port()},127.0.0.1:{free_port()}", "--store", "experiments_of_two")
     quick = ("--steps_per_checkpoint", "50", "--backoff", "1")

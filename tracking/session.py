@@ -1,4 +1,4 @@
-"""One experiment from beginning to end: recorded, supervised, copied."""
+"""Runs one experiment from start to end: records it, supervises it, copies it to MongoDB."""
 
 from __future__ import annotations
 
@@ -8,44 +8,45 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from configs.errors import UserError
+from storage.files import is_local
 from storage.locks import is_locked
 from tracking.mongodb.mirror import Mirror
 from tracking.mongodb.upload import describe_url
 from tracking.record.provenance import Provenance
-from tracking.record.recorder import About, Recorder
-from tracking.record.run_files import is_local, list_files
+from tracking.record.recorder import Recorder, RunSpec
+from tracking.record.run_files import list_files
 from tracking.record.store import DEFAULT_FOLDER
-from tracking.supervise.supervisor import Orders, Outcome, StopOrders, supervise
+from tracking.supervise.supervisor import Job, Outcome, StopSignals, supervise
 
 CHECKPOINT_STATE, LOCK_FILE = "checkpoint", "lock"
 LAST_COPY_SECONDS = 60.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Experiment:
     """What to run and where to record it.
 
     Attributes:
-        program: the words before the arguments, as the interpreter and main.py.
-        about: the run.
-        orders: gives what is to be run once the run has its number.
+        program: the command line without arguments: the interpreter and main.py.
+        spec: the run.
+        job: builds the job from its command, once the run has its number.
         store: the folder of runs.
-        mongo_url: where they are copied to; None: nowhere.
+        mongo_url: the database to copy to; None: no copy.
     """
 
     program: tuple[str, ...]
-    about: About
-    orders: Callable[[Callable[[], Sequence[str]]], Orders]
+    spec: RunSpec
+    job: Callable[[Callable[[], Sequence[str]]], Job]
     store: Path
     mongo_url: str | None
 
 
-class _Command:
-    """The command of each start: that of the user and, after the first, what makes it go on from the checkpoint."""
+class _CommandLine:
+    """The command line of each start: the user's at first; a restart drops --new, to resume from the checkpoint."""
 
-    def __init__(self, plan: Plan, run_id: str) -> None:
-        self._words = (*plan.program, *plan.about.arguments, "--sacred_id", run_id)
-        self._model_path = plan.about.model_path
+    def __init__(self, experiment: Experiment, run_id: str) -> None:
+        self._words = (*experiment.program, *experiment.spec.arguments, "--sacred_id", run_id)
+        self._model_path = experiment.spec.model_path
         self._checkpoint_before = self._checkpoint()
         self._is_first = True
 
@@ -54,7 +55,7 @@ class _Command:
         self._is_first = False
         if is_first or "--new" not in words:
             return words
-        if self._checkpoint() in (None, self._checkpoint_before):  # nothing of this run is there to lose
+        if self._checkpoint() in (None, self._checkpoint_before):  # this run has no checkpoint to lose
             return words if "--yes" in words else [*words, "--yes"]
         return [word for word in words if word != "--new"]
 
@@ -63,10 +64,10 @@ class _Command:
 
 
 def _check_free(model_path: str) -> None:
-    """Finds another training at the model path before anything is recorded: what that one measures would be, too.
+    """Checks that no other process trains at the model path, before its metrics are recorded as those of this run.
 
     Raises:
-        UserError: there is one, on this machine; in a bucket only main.py can find it.
+        UserError: another process of this machine does; in a bucket only main.py can tell.
     """
     if is_local(model_path) and is_locked(os.path.join(model_path, LOCK_FILE)):
         raise UserError(
@@ -74,40 +75,43 @@ def _check_free(model_path: str) -> None:
         )
 
 
-def record_and_supervise(plan: Plan, provenance: Provenance, say: Callable[[str], None]) -> int:
+def record_and_supervise(experiment: Experiment, provenance: Provenance, say: Callable[[str], None]) -> int:
     """Runs an experiment; returns the exit status.
 
     Raises:
         UserError: the run cannot be recorded, or another one trains at its model path; nothing was started.
     """
-    if plan.about.command == "train":
-        _check_free(plan.about.model_path)
-    recorder = Recorder(plan.store, plan.about, provenance, say)
+    if experiment.spec.command == "train":
+        _check_free(experiment.spec.model_path)
+    recorder = Recorder(experiment.store, experiment.spec, provenance, say)
     say(f"run {recorder.id}: recorded in {recorder.folder}")
-    mirror = plan.mongo_url and Mirror(plan.mongo_url, plan.store, recorder.id, say)
+    mirror = experiment.mongo_url and Mirror(experiment.mongo_url, experiment.store, recorder.id, say)
     is_whole = False
     outcome = Outcome("FAILED", "run_experiment.py itself has failed", 0, 1)
-    with StopOrders() as stop:  # also while the end is written down
+    with StopSignals() as stop:  # also while the end is recorded
         try:
-            outcome = supervise(plan.orders(_Command(plan, recorder.id)), recorder, say, stop)
+            outcome = supervise(experiment.job(_CommandLine(experiment, recorder.id)), recorder, say, stop)
         finally:
             is_whole = recorder.finish(outcome)
     restarts = f" after {outcome.n_restarts} restart{'s' * (outcome.n_restarts > 1)}" if outcome.n_restarts else ""
     say(f"run {recorder.id}: {outcome.status}{restarts}: {outcome.reason}")
     if not is_whole:
         say(
-            f"run {recorder.id}: its record in {recorder.folder} is not whole, as was said; what was measured lies "
-            f"in {plan.about.model_path} too"
+            f"run {recorder.id}: its record in {recorder.folder} is incomplete, as reported; the metrics are also "
+            f"in {experiment.spec.model_path}"
         )
     if mirror:
-        _finish_copy(mirror, plan, recorder.id, say)
+        _finish_copy(mirror, experiment, recorder.id, say)
     return outcome.exit_status
 
 
-def _finish_copy(mirror: Mirror, plan: Plan, run_id: str, say: Callable[[str], None]) -> None:
-    place = describe_url(plan.mongo_url or "")
+def _finish_copy(mirror: Mirror, experiment: Experiment, run_id: str, say: Callable[[str], None]) -> None:
+    place = describe_url(experiment.mongo_url or "")
     if mirror.finish(LAST_COPY_SECONDS):
         say(f"run {run_id}: copied to MongoDB at {place} as run {mirror.mongo_id}")
         return
-    store = "" if plan.store == Path(DEFAULT_FOLDER) else f" --store {plan.store}"
-    say(f"run {run_id}: not all of it is in MongoDB at {place}; run_experiment.py --sync {run_id}{store} fills it in")
+    store = "" if experiment.store == Path(DEFAULT_FOLDER) else f" --store {experiment.store}"
+    say(
+        f"run {run_id}: the copy in MongoDB at {place} is incomplete; complete it with "
+        f"run_experiment.py --sync {run_id}{store}"
+    )

@@ -17,7 +17,7 @@ from natsort import natsorted
 
 from configs.errors import DataError
 from storage import buckets
-from storage.buckets import SCHEME, State
+from storage.buckets import SCHEME, ObjectState
 
 SUFFIXES = (".txt", ".py", ".md", ".jsonl", ".zst", ".xz", ".gz", ".tgz", ".tar", ".zip")
 """Files that are read when a directory is named; a glob or a file named outright is read whatever its suffix."""
@@ -65,7 +65,7 @@ def open_source(path: str) -> BinaryIO:
         OSError: it cannot be opened.
         BucketError: its bucket cannot be reached.
     """
-    return buckets.open_to_read(path) if path.startswith(SCHEME) else open(path, "rb")
+    return buckets.open_for_reading(path) if path.startswith(SCHEME) else open(path, "rb")
 
 
 def find_files(
@@ -158,7 +158,7 @@ def _relative(path: str, root: str) -> str:
 
 
 def _objects_of(source: str, suffixes: tuple[str, ...], exclude: Sequence[str]) -> Iterator[SourceFile]:
-    if not source.endswith("/") and (state := buckets.look(source)) != buckets.NOTHING:
+    if not source.endswith("/") and (state := buckets.stat(source)) != buckets.NO_OBJECT:
         yield SourceFile(source, posixpath.basename(source), _seen(state))
     elif glob.has_magic(source):
         root = _fixed_part(source)
@@ -172,11 +172,11 @@ def _objects_of(source: str, suffixes: tuple[str, ...], exclude: Sequence[str]) 
                 yield SourceFile(f"{source.rstrip('/')}/{name}", name, _seen(state))
 
 
-def _states_in(folder: str) -> Mapping[str, State]:
-    return {name: state for name, state in buckets.states_in(folder).items() if name and not name.endswith("/")}
+def _states_in(folder: str) -> Mapping[str, ObjectState]:
+    return {name: state for name, state in buckets.list_objects(folder).items() if name and not name.endswith("/")}
 
 
-def _seen(state: State) -> tuple[int, int]:
+def _seen(state: ObjectState) -> tuple[int, int]:
     return state.size_bytes, state.generation
 
 

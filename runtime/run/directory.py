@@ -51,7 +51,7 @@ def check_path(model_path: str) -> None:
             f"model_path = {model_path}: is neither a local folder nor a bucket of Google Cloud Storage; give a local "
             f"path, or {buckets.SCHEME}BUCKET/FOLDER"
         )
-    buckets.check(model_path)
+    buckets.check_access(model_path)
 
 
 def write_settings(config: RunConfig, tokenizer_json: str | None) -> None:
@@ -183,7 +183,7 @@ class FencingToken:
             )
 
     def _current(self) -> int:
-        return 0 if is_local(self._model_path) else buckets.look(posixpath.join(self._model_path, LOCK_FILE)).generation
+        return 0 if is_local(self._model_path) else buckets.stat(posixpath.join(self._model_path, LOCK_FILE)).generation
 
 
 def is_empty(model_path: str) -> bool:
@@ -207,7 +207,7 @@ def is_run(model_path: str) -> bool:
 def delete_contents(model_path: str) -> None:
     """Deletes a run, except for the lock, which this process holds."""
     if not is_local(model_path):
-        for name in buckets.names_in(model_path):
+        for name in buckets.list_names(model_path):
             if name != LOCK_FILE:
                 buckets.delete(f"{model_path.rstrip('/')}/{name}")
         return

@@ -1,4 +1,4 @@
-"""Whole files, or none."""
+"""Files are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_a_bare_name_lands_in_the_working_directory(tmp_path: Path, monkeypatch:
     assert (tmp_path / "file.txt").read_text() == "text"
 
 
-def test_what_was_half_written_before_does_no_harm(tmp_path: Path) -> None:
+def test_leftovers_of_a_crash_are_replaced(tmp_path: Path) -> None:
     (tmp_path / "file.txt.part").write_text("torn")
     write_text(str(tmp_path / "file.txt"), "whole")
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"file.txt": "whole"}

@@ -21,20 +21,20 @@ from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
 from tracking.record.provenance import Provenance
-from tracking.record.recorder import About
+from tracking.record.recorder import RunSpec
 from tracking.record.store import Run, find_run, list_runs
-from tracking.session import Plan, record_and_supervise
-from tracking.supervise.exit_policy import Patience
-from tracking.supervise.supervisor import Orders
+from tracking.session import Experiment, record_and_supervise
+from tracking.supervise.exit_policy import RestartPolicy
+from tracking.supervise.supervisor import Job
 
 TRAINER = Path(__file__).with_name("trainer.py")
-QUICK = Patience(first_step_seconds=20.0, step_seconds=20.0, grace_seconds=5.0, pause_seconds=0.01)
+QUICK = RestartPolicy(first_step_seconds=20.0, step_seconds=20.0, grace_seconds=5.0, backoff_seconds=0.01)
 SOURCE = ["tests/tracking/trainer.py", "0" * 32]
 
 
 @dataclasses.dataclass(frozen=True)
 class Done:
-    """What one experiment gave."""
+    """The result of an experiment."""
 
     status: int
     run: Run
@@ -46,7 +46,7 @@ class Experiments:
     """A folder in which the trainer is run."""
 
     folder: Path
-    patience: Patience = QUICK
+    policy: RestartPolicy = QUICK
     mongo_url: str | None = None
     recreate_command: tuple[str, ...] = ()
 
@@ -56,13 +56,11 @@ class Experiments:
 
     def run(self, *arguments: str, model: str = "model") -> Done:
         said: list[str] = []
-        orders = functools.partial(
-            Orders, patience=self.patience, watches_steps=True, recreate_command=self.recreate_command
-        )
+        job = functools.partial(Job, policy=self.policy, watches_steps=True, recreate_command=self.recreate_command)
         model_path = str(self.folder / model)
-        about = About("train", ("--folder", model_path, *arguments), {"lr": 0.1, "a.b": {"$c": 2**70}}, model_path)
-        plan = Plan((sys.executable, str(TRAINER)), about, orders, self.store, self.mongo_url)
-        status = record_and_supervise(plan, provenance(), said.append)
+        spec = RunSpec("train", ("--folder", model_path, *arguments), {"lr": 0.1, "a.b": {"$c": 2**70}}, model_path)
+        experiment = Experiment((sys.executable, str(TRAINER)), spec, job, self.store, self.mongo_url)
+        status = record_and_supervise(experiment, provenance(), said.append)
         (run_id,) = {line.split()[1].rstrip(":") for line in said if line.startswith("run ")}
         return Done(status, find_run(self.store, run_id), said)
 
@@ -98,7 +96,7 @@ def provenance() -> Provenance:
 
 @contextlib.contextmanager
 def meanwhile(*steps: Callable[[], object]) -> Iterator[None]:
-    """Does something in a thread beside what is done within."""
+    """Runs steps in a thread while the body runs."""
     failures: list[BaseException] = []
 
     def do() -> None:

@@ -1,4 +1,4 @@
-"""Runs as they lie in a store, written without running anything."""
+"""Writes recorded runs without running anything."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def find_compose() -> list[str]:
     return []
 
 
-def test_the_file_is_made_of_what_compose_knows() -> None:
+def test_only_keys_of_the_compose_specification_are_used() -> None:
     assert set(COMPOSE) == {"services", "volumes"}
     assert set(SERVICES) == {"mongo", "omniboard", "tensorboard"}
     for service in SERVICES.values():
@@ -53,17 +53,17 @@ def test_the_file_is_made_of_what_compose_knows() -> None:
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_nothing_is_reached_from_another_machine(name: str) -> None:
+def test_ports_are_open_on_this_machine_only(name: str) -> None:
     for port in SERVICES[name]["ports"]:
         assert re.fullmatch(r"127\.0\.0\.1:\$\{[A-Z]+_PORT:-\d+\}:\d+", port)
 
 
-def test_no_two_services_take_one_port() -> None:
+def test_services_have_different_ports() -> None:
     defaults = re.findall(r"_PORT:-(\d+)", TEXT)
     assert len(defaults) == len(set(defaults)) == 3
 
 
-def test_every_password_comes_from_outside_and_must_be_given() -> None:
+def test_passwords_are_required_variables() -> None:
     asked_for = re.findall(r"\$\{(\w*PASSWORD)(.*?)\}", TEXT)
     assert {name for name, _ in asked_for} == PASSWORDS
     assert all(rule.startswith(":?") for _, rule in asked_for)
@@ -77,7 +77,7 @@ def test_the_example_names_every_setting_and_holds_no_secret() -> None:
     assert all(named[name] == "" for name in PASSWORDS)
 
 
-def test_the_example_filled_in_is_read_by_run_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_experiment_reads_the_completed_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MONGO_URL", raising=False)
     assert find_url(None, REPOSITORY / ".env.example") is None
     env_file = tmp_path / ".env"
@@ -85,11 +85,11 @@ def test_the_example_filled_in_is_read_by_run_experiment(tmp_path: Path, monkeyp
     assert find_url(None, env_file) == "mongodb://neomesh:secret@127.0.0.1:27017/sacred"
 
 
-def test_git_does_not_keep_the_passwords() -> None:
+def test_git_ignores_the_passwords() -> None:
     assert "/.env" in (REPOSITORY / ".gitignore").read_text().splitlines()
 
 
-def test_omniboard_may_only_read() -> None:
+def test_omniboard_is_read_only() -> None:
     users = (REPOSITORY / "docker" / "mongo_users.js").read_text(encoding="utf-8")
     roles = dict(re.findall(r'user: "(\w+)".*?roles: \[(.*?)\]', users))
     assert roles == {"neomesh": '{ role: "readWrite", db: "sacred" }', "omniboard": '{ role: "read", db: "sacred" }'}
@@ -97,7 +97,7 @@ def test_omniboard_may_only_read() -> None:
     assert "omniboard@2.16.1" in (REPOSITORY / "docker" / "omniboard.Dockerfile").read_text()
 
 
-def test_what_lasts_lies_in_named_volumes_and_files_are_there() -> None:
+def test_data_is_in_named_volumes_and_mounted_files_exist() -> None:
     data = [volume.split(":")[0] for volume in SERVICES["mongo"]["volumes"] if not volume.startswith("./")]
     assert set(data) == set(COMPOSE["volumes"])
     for service in SERVICES.values():
@@ -111,12 +111,12 @@ def test_omniboard_waits_for_mongo() -> None:
 
 
 @pytest.mark.skipif(not find_compose(), reason="neither docker compose nor docker-compose is installed")
-def test_compose_itself_takes_the_file(tmp_path: Path) -> None:
+def test_compose_accepts_the_file(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     place = ["--file", str(REPOSITORY / "docker-compose.yml"), "--env-file", str(tmp_path / "empty")]
     command, environment = [*find_compose(), *place, "config"], {"PATH": os.environ["PATH"]}
     without = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert without.returncode != 0 and "choose it in .env" in without.stderr
+    assert without.returncode != 0 and "set it in .env" in without.stderr
     given = {**environment, **dict.fromkeys(PASSWORDS, "secret")}
     done = subprocess.run(command, capture_output=True, text=True, env=given)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""A recorded run in the real Omniboard, seen in a browser: as docker-compose.yml puts them together, with a server of
+"""A recorded run in the real Omniboard, seen in a browser, as in docker-compose.yml, with a server of
 MongoDB's protocol that asks for passwords, and the user that may only read.
 """
 
@@ -36,7 +36,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def packages() -> Path:
-    """Omniboard and what drives the browser, from npm; installed once."""
+    """Omniboard and the browser driver, installed once from npm."""
     PACKAGES.mkdir(exist_ok=True)
     stamp = PACKAGES / "installed"
     with (PACKAGES / "lock").open("w") as lock:
@@ -116,7 +116,7 @@ def test_a_run_is_listed_its_loss_drawn_and_its_artifact_downloaded(
     assert (seen_folder / "metrics.jsonl").read_bytes() == (done.run.folder / "metrics.jsonl").read_bytes()
 
 
-def test_the_user_of_omniboard_may_not_write(tmp_path: Path, guarded: MongoServer) -> None:
+def test_the_user_of_omniboard_cannot_write(tmp_path: Path, guarded: MongoServer) -> None:
     Experiments(tmp_path, mongo_url=address_of(guarded, "neomesh")).run("--steps", "2")
     runs = MongoClient(address_of(guarded, "omniboard")).get_default_database().runs
     assert runs.count_documents({}) == 1

@@ -1,4 +1,4 @@
-"""Experiments from beginning to end, on a real process that trains nothing but fails in every way."""
+"""Whole experiments on a real process that trains nothing but fails in every way."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from configs.errors import UserError
 from tests.tracking.experiments import INTERRUPT, Done, Experiments, meanwhile, run_many_at_once, signal_self, until
 from tracking.record import recorder
 from tracking.record.store import Series, series_of
-from tracking.supervise.exit_policy import Patience
+from tracking.supervise.exit_policy import RestartPolicy
 
 
 @pytest.fixture
@@ -35,20 +35,20 @@ def restart_reasons(done: Done) -> list[str]:
     return [restart["reason"] for restart in done.run.info["restarts"]]
 
 
-def test_a_record_that_is_not_whole_at_the_end_is_called_so(here: Experiments) -> None:
+def test_an_incomplete_record_is_reported(here: Experiments) -> None:
     stands_in_the_way = here.store / "1" / "metrics.json"
     with meanwhile(lambda: until((here.store / "1" / "run.json").exists), stands_in_the_way.mkdir):
         done = here.run("--seconds_per_step", "0.05")
     assert (done.status, done.run.status) == (0, "COMPLETED")
     assert done.said[-1] == (
-        f"run 1: its record in {done.run.folder} is not whole, as was said; what was measured lies in "
-        f"{here.folder / 'model'} too"
+        f"run 1: its record in {done.run.folder} is incomplete, as reported; the metrics are also in "
+        f"{here.folder / 'model'}"
     )
-    assert ": cannot be recorded now; the run goes on, and this is tried again" in done.said[-3]
+    assert ": cannot be recorded now; the run continues, and this is retried" in done.said[-3]
 
 
-def test_where_another_process_trains_nothing_is_recorded(here: Experiments) -> None:
-    """What that one measures would be taken for this run's own."""
+def test_nothing_is_recorded_where_another_process_trains(here: Experiments) -> None:
+    """The metrics of that process would be recorded as those of this run."""
     (here.folder / "model").mkdir()
     with (here.folder / "model" / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -58,7 +58,7 @@ def test_where_another_process_trains_nothing_is_recorded(here: Experiments) -> 
     assert here.run().status == 0
 
 
-def test_a_run_is_written_down_whole(here: Experiments, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_run_is_recorded_completely(here: Experiments, capfd: pytest.CaptureFixture[str]) -> None:
     done = here.run()
     run, said = done.run, capfd.readouterr()
     assert (done.status, run.id, run.name, run.status) == (0, 1, "trial", "COMPLETED")
@@ -72,15 +72,15 @@ def test_a_run_is_written_down_whole(here: Experiments, capfd: pytest.CaptureFix
     assert sorted(run.output(10**6)) == sorted(said.out + said.err)
 
 
-@pytest.mark.parametrize("ending", [".txt", ".jsonl"])
-def test_samples_and_plots_are_artifacts(here: Experiments, ending: str) -> None:
-    run = here.run("--ending", ending).run
-    names = {"loss.png", *(f"predictions_1_{step}{ending}" for step in (5, 10, 15, 20))}
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl"])
+def test_samples_and_plots_are_artifacts(here: Experiments, suffix: str) -> None:
+    run = here.run("--ending", suffix).run
+    names = {"loss.png", *(f"predictions_1_{step}{suffix}" for step in (5, 10, 15, 20))}
     assert {path.name for path in run.artifacts} == names and len(run.artifacts) == len(names)
-    assert (run.folder / f"predictions_1_15{ending}").read_text() == "sample 15"
+    assert (run.folder / f"predictions_1_15{suffix}").read_text() == "sample 15"
 
 
-def test_files_are_json_that_every_reader_takes(here: Experiments) -> None:
+def test_files_are_strict_json(here: Experiments) -> None:
     run = here.run("--steps", "13").run
 
     def refuse(name: str) -> None:
@@ -91,21 +91,21 @@ def test_files_are_json_that_every_reader_takes(here: Experiments) -> None:
     assert run.info["latest"]["train"]["loss"] == "nan"
 
 
-def test_the_metrics_of_sacred_are_there_too(here: Experiments) -> None:
+def test_metrics_are_also_written_in_sacreds_layout(here: Experiments) -> None:
     run = here.run("--steps", "7").run
     metric = json.loads((run.folder / "metrics.json").read_text())["train.loss"]
     assert metric["steps"] == list(range(1, 8)) and metric["values"][1] == 5.0
     assert metric["timestamps"][0] > run.entry["start_time"] and len(metric["timestamps"]) == 7
 
 
-def test_a_second_run_in_the_same_folder_records_its_own_only(here: Experiments) -> None:
+def test_a_second_run_in_the_same_folder_records_only_its_own_metrics(here: Experiments) -> None:
     here.run("--steps", "12")
     done = here.run("--steps", "17")
     assert (done.run.id, series(done).steps.tolist()) == (2, [13, 14, 15, 16, 17])
     assert {path.name for path in done.run.artifacts} == {"loss.png", "predictions_2_15.txt"}
 
 
-def test_runs_at_once_have_numbers_of_their_own(here: Experiments) -> None:
+def test_concurrent_runs_have_different_numbers(here: Experiments) -> None:
     run_many_at_once(here, 10)
     assert [run.id for run in here.runs()] == list(range(1, 11))
     assert {run.info["model_path"] for run in here.runs()} == {str(here.folder / f"m{n}") for n in range(10)}
@@ -120,24 +120,24 @@ def test_a_folder_that_cannot_be_written(here: Experiments) -> None:
     assert not (here.folder / "model").exists()
 
 
-def test_a_disk_that_fills_up_ends_nothing(here: Experiments, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The record's folder becomes unwritable for a while: what is missed meanwhile is written later."""
-    monkeypatch.setattr(recorder, "BEAT_SECONDS", 0.1)
+def test_a_full_disk_does_not_end_the_run(here: Experiments, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The record's folder becomes unwritable for a while: what was not written is written later."""
+    monkeypatch.setattr(recorder, "HEARTBEAT_SECONDS", 0.1)
     run = here.store / "1"
 
-    def break_and_mend() -> None:
+    def break_and_repair() -> None:
         until(lambda: len(here.lines()) > 5)
         run.rename(here.store / "away")
         until(lambda: len(here.lines()) > 25)
         (here.store / "away").rename(run)
 
-    with meanwhile(break_and_mend):
+    with meanwhile(break_and_repair):
         done = here.run("--steps", "40", "--seconds_per_step", "0.05")
-    assert done.status == 0 and any("cannot be recorded now; the run goes on" in line for line in done.said)
+    assert done.status == 0 and any("cannot be recorded now; the run continues" in line for line in done.said)
     assert series(done).steps.tolist() == list(range(1, 41))
 
 
-def test_what_a_full_disk_took_in_part_is_written_whole(here: Experiments) -> None:
+def test_a_line_that_a_full_disk_cut_off_is_rewritten(here: Experiments) -> None:
     def tear() -> None:
         until(lambda: (here.store / "1" / "metrics.jsonl").exists() and len(here.lines()) > 5)
         with (here.store / "1" / "metrics.jsonl").open("ab") as file:
@@ -148,7 +148,7 @@ def test_what_a_full_disk_took_in_part_is_written_whole(here: Experiments) -> No
     assert (done.run.folder / "metrics.jsonl").read_bytes() == (here.folder / "model" / "metrics.jsonl").read_bytes()
 
 
-def test_a_crash_is_mended_and_no_step_recorded_twice(here: Experiments) -> None:
+def test_a_crash_is_survived_and_no_step_recorded_twice(here: Experiments) -> None:
     done = here.run("--fail", "crash:13:1")
     assert (done.status, done.run.status, len(done.run.info["restarts"])) == (0, "COMPLETED", 1)
     reason = "main.py crashed with exit status 1: RuntimeError: something broke"
@@ -175,19 +175,19 @@ def test_five_crashes_at_the_start_are_enough(here: Experiments) -> None:
     assert (here.folder / "model.starts").read_text() == "x" * 5
 
 
-def test_crashes_always_at_the_same_step_are_no_progress(here: Experiments) -> None:
+def test_repeated_crashes_at_the_same_step_are_not_progress(here: Experiments) -> None:
     done = here.run("--fail", "crash:13:99")
     assert (done.run.status, len(done.run.info["restarts"])) == ("FAILED", 5)
     assert series(done).steps.tolist() == list(range(1, 14))
 
 
 def test_restarts_have_a_limit(here: Experiments) -> None:
-    patience = dataclasses.replace(here.patience, max_restarts=2)
-    done = dataclasses.replace(here, patience=patience).run("--fail", "crash:13:99")
+    policy = dataclasses.replace(here.policy, max_restarts=2)
+    done = dataclasses.replace(here, policy=policy).run("--fail", "crash:13:99")
     assert done.run.info["reason"].endswith("; given up after 2 restarts")
 
 
-def test_what_the_user_can_mend_is_not_tried_again(here: Experiments) -> None:
+def test_an_error_that_the_user_can_fix_is_not_retried(here: Experiments) -> None:
     here.run("--steps", "5")
     done = here.run("--fail", "crash:0:99", "--status", "2")
     assert (done.status, done.run.status, done.run.info["restarts"]) == (2, "FAILED", [])
@@ -225,27 +225,27 @@ def test_killed_by_the_kernel_for_memory(here: Experiments, small_group: Path) -
     done = here.run("--fail", "eat:13:1", "--group", str(small_group))
     assert (done.status, series(done).steps.tolist()) == (0, list(range(1, 21)))
     (reason,) = restart_reasons(done)
-    assert reason.startswith("main.py was killed by SIGKILL: out of memory: the kernel has killed a process for that")
+    assert reason.startswith("main.py was killed by SIGKILL: out of memory: the kernel has killed a process for it")
 
 
 @pytest.mark.parametrize("deaf", [[], ["--deaf"]], ids=["listening", "deaf"])
-def test_a_child_that_hangs_is_ended_and_started_again(here: Experiments, deaf: list[str]) -> None:
-    patience = Patience(first_step_seconds=20.0, step_seconds=1.0, grace_seconds=0.5, pause_seconds=0.01)
-    done = dataclasses.replace(here, patience=patience).run("--fail", "hang:13:1", *deaf)
+def test_a_hung_child_is_restarted(here: Experiments, deaf: list[str]) -> None:
+    policy = RestartPolicy(first_step_seconds=20.0, step_seconds=1.0, grace_seconds=0.5, backoff_seconds=0.01)
+    done = dataclasses.replace(here, policy=policy).run("--fail", "hang:13:1", *deaf)
     assert (done.status, restart_reasons(done)) == (0, ["no new step for 1 s since step 13"])
     assert series(done).steps.tolist() == list(range(1, 21))
 
 
-def test_the_step_that_a_child_hangs_at_is_the_last_measured_or_shown(here: Experiments) -> None:
-    """Progress is shown now and then only."""
-    patience = Patience(first_step_seconds=20.0, step_seconds=1.0, grace_seconds=0.5, pause_seconds=0.01)
-    done = dataclasses.replace(here, patience=patience).run("--fail", "hang:12:2", "--shown", "2")
+def test_the_step_of_a_hang_is_the_last_measured_or_printed(here: Experiments) -> None:
+    """Progress is printed only now and then."""
+    policy = RestartPolicy(first_step_seconds=20.0, step_seconds=1.0, grace_seconds=0.5, backoff_seconds=0.01)
+    done = dataclasses.replace(here, policy=policy).run("--fail", "hang:12:2", "--shown", "2")
     assert restart_reasons(done) == ["no new step for 1 s since step 12"] * 2
 
 
 def test_a_child_that_always_hangs_at_the_start(here: Experiments) -> None:
-    patience = Patience(first_step_seconds=0.3, step_seconds=20.0, grace_seconds=0.1, pause_seconds=0.01)
-    done = dataclasses.replace(here, patience=patience).run("--fail", "hang:0:99")
+    policy = RestartPolicy(first_step_seconds=0.3, step_seconds=20.0, grace_seconds=0.1, backoff_seconds=0.01)
+    done = dataclasses.replace(here, policy=policy).run("--fail", "hang:0:99")
     assert (done.status, done.run.status) == (1, "TIMEOUT")
     assert done.run.info["reason"].startswith("no new step for 0 s since it was started; given up after 5 starts")
 
@@ -262,16 +262,16 @@ def test_stopped_with_a_checkpoint(here: Experiments, number: int, status: int) 
     assert signal.getsignal(number) == (signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
-def test_told_twice_it_is_killed_at_once(here: Experiments) -> None:
+def test_a_second_signal_kills_at_once(here: Experiments) -> None:
     steps = (lambda: until(lambda: len(here.lines()) > 5), INTERRUPT, lambda: until(lambda: len(here.lines()) > 20))
-    patience = dataclasses.replace(here.patience, grace_seconds=600.0)
+    policy = dataclasses.replace(here.policy, grace_seconds=600.0)
     with meanwhile(*steps, INTERRUPT):
         deaf = ("--steps", "10000", "--seconds_per_step", "0.02", "--deaf")
-        done = dataclasses.replace(here, patience=patience).run(*deaf)
+        done = dataclasses.replace(here, policy=policy).run(*deaf)
     assert (done.status, done.run.info["reason"]) == (130, "stopped by SIGINT and killed, as it went on")
 
 
-def test_stopped_from_outside_it_is_not_started_again(here: Experiments) -> None:
+def test_a_child_stopped_from_outside_is_not_restarted(here: Experiments) -> None:
     def stop_child() -> None:
         until(lambda: len(here.lines()) > 5)
         (child,) = [
@@ -295,14 +295,14 @@ def _command_line(process: Path) -> bytes:
 
 
 def test_stopped_between_two_starts(here: Experiments) -> None:
-    patience = dataclasses.replace(here.patience, pause_seconds=60.0)
+    policy = dataclasses.replace(here.policy, backoff_seconds=60.0)
     with meanwhile(lambda: until(lambda: any(run.info.get("restarts") for run in here.runs())), INTERRUPT):
-        done = dataclasses.replace(here, patience=patience).run("--fail", "crash:13:1")
+        done = dataclasses.replace(here, policy=policy).run("--fail", "crash:13:1")
     assert (done.status, done.run.status) == (130, "INTERRUPTED")
     assert done.run.info["reason"].startswith("stopped by SIGINT between two starts; before: main.py crashed")
 
 
-def test_new_is_said_until_there_is_something_to_go_on_from(here: Experiments) -> None:
+def test_new_is_passed_until_there_is_a_checkpoint(here: Experiments) -> None:
     here.run("--steps", "8")
     done = here.run("--new", "--fail", "crash:3:2")
     assert [("--new" in text, "--yes" in text) for text in _starts(done)] == [(True, False), (True, True)]
@@ -315,12 +315,12 @@ def _starts(done: Done) -> list[str]:
     return [line for line in done.run.output(10**6).splitlines() if line.startswith("arguments: ")]
 
 
-def test_the_tpu_is_made_anew_before_a_restart(here: Experiments) -> None:
+def test_the_tpu_is_recreated_before_a_restart(here: Experiments) -> None:
     script = here.folder / "recreate"
     script.write_text(f"#!/bin/sh\necho recreated $1 >> {here.folder}/log\nexit 4\n")
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
     done = dataclasses.replace(here, recreate_command=(str(script), "a b; c")).run("--fail", "crash:13:2")
     assert (here.folder / "log").read_text() == "recreated a b; c\n" * 2
     assert f"--recreate_command: {script} 'a b; c'" in done.said
-    assert any(f"{script}: failed: has exit status 4; the run is started again" in line for line in done.said)
+    assert any(f"{script}: failed: has exit status 4; restarting the run anyway" in line for line in done.said)
     assert done.run.status == "COMPLETED"

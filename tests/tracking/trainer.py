@@ -1,7 +1,7 @@
 """A real process that writes what main.py writes, without TensorFlow: metrics, checkpoints, samples, progress.
 
-It is told when to fail. `FOLDER/checkpoint` holds the step to go on from; a start drops the lines after it, as main.py
-does, and the file `FOLDER.starts` tells which start this is.
+It fails as its flags say. `FOLDER/checkpoint` holds the step to resume from; a start drops the lines after it, as
+main.py does, and the file `FOLDER.starts` counts the starts.
 """
 
 from __future__ import annotations

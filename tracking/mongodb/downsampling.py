@@ -1,21 +1,19 @@
-"""A series of bounded length that still shows all of a run: of a longer one every second point is kept, then every
-fourth, and so on.
-"""
+"""Downsamples a growing series to a bounded length: keeps every second point, then every fourth, and so on."""
 
 from __future__ import annotations
 
 import array
 
-# In Sacred's layout one document of at most 16 MB holds a metric, at 48 bytes a point; and a browser draws it.
+# In Sacred's layout a metric is one document of at most 16 MB, with 48 bytes a point; and browsers must draw it.
 MAX_POINTS = 20_000
 
 
-class ThinSeries:
-    """Points of one metric, kept so that never more than a limit of them are.
+class DownsampledSeries:
+    """One metric, downsampled to at most `max_points`.
 
     Attributes:
-        every: of how many points that came one is kept.
-        steps, values, times_seconds: of the points that are kept.
+        every: one of so many points is kept.
+        steps, values, times_seconds: of the kept points.
     """
 
     def __init__(self, max_points: int = MAX_POINTS) -> None:
@@ -24,19 +22,19 @@ class ThinSeries:
         self.values = array.array("d")
         self.times_seconds = array.array("d")
         self._max_points = max_points
-        self._n_came = 0
+        self._n_seen = 0
 
     def append(self, step: int, value: float, time_seconds: float) -> None:
-        """Takes the next point, and keeps it if it is one of those to keep."""
-        if self._n_came % self.every == 0:
+        """Adds the next point, if it is one of those to keep."""
+        if self._n_seen % self.every == 0:
             self.steps.append(step)
             self.values.append(value)
             self.times_seconds.append(time_seconds)
             if len(self.steps) > self._max_points:
-                self._thin_out()
-        self._n_came += 1
+                self._halve()
+        self._n_seen += 1
 
-    def _thin_out(self) -> None:
+    def _halve(self) -> None:
         self.every *= 2
         self.steps = self.steps[::2]
         self.values = self.values[::2]

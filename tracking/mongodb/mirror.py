@@ -1,6 +1,6 @@
-"""Keeps the copy of a run in MongoDB up to date while it runs, in a thread that nothing waits for.
+"""Keeps the copy of a run in MongoDB up to date while it runs, in a background thread.
 
-There is no queue that could fill up: what has to be sent lies in the run's folder, and stays there.
+There is no queue that could fill up: whatever must be sent stays in the run's folder.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from configs.errors import UserError
 from tracking.mongodb.upload import MongoCopy, connect, describe_url
 
 PUSH_SECONDS = 3.0
-RETRY_SECONDS = 2.0  # after the first failure; twice as long after each further one, until the run is over
+RETRY_SECONDS = 2.0  # after the first failure; doubles with each further one while the run lasts
 MAX_RETRY_SECONDS = 15.0
-TROUBLES = (PyMongoError, BSONError, OSError, UserError)
+MONGO_ERRORS = (PyMongoError, BSONError, OSError, UserError)
 
 
 class Mirror:
-    """A thread that copies a run's folder to a database, again and again until it is over.
+    """Copies a run's folder to a database periodically until the run is over.
 
     Attributes:
-        mongo_id: the run's number in the database; None: it is not there yet.
+        mongo_id: the run's number in the database; None before the first copy.
     """
 
     def __init__(self, url: str, store: Path, run_id: str, say: Callable[[str], None]) -> None:
-        """Starts it."""
+        """Starts the thread."""
         self.mongo_id: int | None = None
         self._url = url
         self._copied = store, run_id
@@ -43,7 +43,7 @@ class Mirror:
         self._thread.start()
 
     def finish(self, wait_seconds: float) -> bool:
-        """To be called when the folder will not change any more; whether all of it is in the database."""
+        """Makes the last copy, once the folder no longer changes; returns whether the copy is complete."""
         self._is_over.set()
         try:
             self._thread.join(wait_seconds)
@@ -60,9 +60,9 @@ class Mirror:
             try:
                 copy = copy or MongoCopy(connect(self._url), *self._copied)
                 if is_last:
-                    copy.forget()  # so that the last one looks at everything, whatever happened before
+                    copy.reset()  # so that the last push checks everything
                 self.mongo_id = copy.push()
-            except TROUBLES as error:
+            except MONGO_ERRORS as error:
                 self._note_failure(error)
                 self._wait_after_failure(is_last)
             else:
@@ -78,16 +78,16 @@ class Mirror:
 
     def _note_failure(self, error: BaseException) -> None:
         if self._n_failures == 0:
-            self._say(f"MongoDB at {describe_url(self._url)}: {reason_of(error)}; the run goes on without it")
+            self._say(f"MongoDB at {describe_url(self._url)}: {error_reason(error)}; the run continues without it")
         self._n_failures += 1
 
     def _note_success(self) -> None:
         if self._n_failures > 0:
-            self._say(f"MongoDB at {describe_url(self._url)} is back: what it missed is filled in")
+            self._say(f"MongoDB at {describe_url(self._url)} is back; the copy is completed")
         self._n_failures = 0
 
 
-def reason_of(error: BaseException) -> str:
-    """What is wrong with a database, in one line."""
+def error_reason(error: BaseException) -> str:
+    """Returns the reason of a database error, in one line."""
     said = re.split(r", Timeout:|, full error:| \(configured timeouts:|\n", str(error))[0]
     return said or type(error).__name__

@@ -1,4 +1,4 @@
-"""Runs as they lie in MongoDB, read back as those of a folder are."""
+"""Reads runs from MongoDB, in the form of those from a folder."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
 from configs.errors import DataError, UserError
-from tracking.mongodb.mirror import reason_of
+from tracking.mongodb.mirror import error_reason
 from tracking.mongodb.upload import connect, describe_url
 from tracking.record.store import Run
-from tracking.record.validation import find_problem, without_nothing
+from tracking.record.validation import find_problem, without_none
 
-# What grows with a run is left where it is: a list needs none of it.
+# Fields that grow with a run, which lists do not need.
 LEFT_OUT = dict.fromkeys(("captured_out", "info.metrics", "artifacts", "experiment.sources"), 0)
 TIMES = ("start_time", "heartbeat", "stop_time")
 
 
 def list_runs(url: str) -> list[Run]:
-    """All runs of a database by number.
+    """Lists the runs of a database by number.
 
     Raises:
         UserError: it cannot be read.
     """
     with _reading(url) as database:
         found = database.runs.find({"_id": {"$type": "number"}}, LEFT_OUT).sort("_id", 1)
-        return [run for entry in found if isinstance(run := _run(entry), Run)]  # others may have written there too
+        return [run for entry in found if isinstance(run := _run(entry), Run)]  # other programs may write there too
 
 
 def find_run(url: str, run_id: str) -> Run:
-    """One run by its number in the database.
+    """Returns a run by its number in the database.
 
     Raises:
-        DataError: there is none of this number.
+        DataError: there is no such run.
         UserError: the database cannot be read.
     """
     with _reading(url) as database:
@@ -46,12 +46,12 @@ def find_run(url: str, run_id: str) -> Run:
         if entry is None:
             n_runs = database.runs.count_documents({})
             raise DataError(
-                f"run {run_id}: is not among the {n_runs} of MongoDB at {describe_url(url)}; see their numbers by "
-                "--list --mongo URL"
+                f"run {run_id}: is not among the {n_runs} of MongoDB at {describe_url(url)}; list their numbers "
+                "with --list --mongo URL"
             )
         run = _run(entry)
         if isinstance(run, str):
-            raise DataError(f"run {run_id} of MongoDB at {describe_url(url)}: {run}; mend it, or choose another")
+            raise DataError(f"run {run_id} of MongoDB at {describe_url(url)}: {run}; fix it, or choose another")
         return run
 
 
@@ -62,20 +62,20 @@ def _reading(url: str) -> Iterator[Database]:
         yield database
     except PyMongoError as error:
         raise UserError(
-            f"MongoDB at {describe_url(url)}: {reason_of(error)}; start it, or see who may read it"
+            f"MongoDB at {describe_url(url)}: {error_reason(error)}; start it, or check its permissions"
         ) from error
     finally:
         database.client.close()
 
 
 def _run(entry: Mapping[str, Any]) -> Run | str:
-    """A document of Sacred's, also of those that Sacred itself has written; or why it cannot be read."""
+    """Returns the run of a document, which Sacred itself may have written; or why it cannot be read."""
     times = {key: _as_text(entry.get(key)) for key in TIMES}
-    entry = without_nothing({"status": "RUNNING", **entry, **times})
+    entry = without_none({"status": "RUNNING", **entry, **times})
     config, info = entry.get("config") or {}, entry.get("info") or {}
     if not (isinstance(config, Mapping) and isinstance(info, Mapping)):
         return "its config or info is no mapping"
-    info = without_nothing(info)
+    info = without_none(info)
     return find_problem(entry, info) or Run(Path(str(int(entry["_id"]))), entry, config, info)
 
 

@@ -1,10 +1,10 @@
-"""A run's folder, copied to MongoDB in Sacred's layout, where Omniboard and others look for runs.
+"""Copies a run's folder to MongoDB, in Sacred's layout, for Omniboard and other viewers.
 
-The folder is the truth, and whatever is missing or out of date in the database is brought up to it: a copy that was
-broken off anywhere is finished by the next one, and a copy made twice is the same as one made once. Nothing that grows
-with a run grows a document without bound, for one holds 16 MB at most: metrics are thinned out (all their lines lie
-beside them as the artifact `metrics.jsonl`), of much output the beginning and the end are kept. What is not finite is
-left out of the metrics, for Omniboard draws it as 0; it stands in that artifact too, and in `info.latest`.
+The folder is the source of truth. A push adds or replaces whatever is missing or out of date in the database, so pushes
+are idempotent, and the next one completes an interrupted one. No document grows without bound, as it holds 16 MB at
+most: metrics are downsampled (all lines are in the artifact `metrics.jsonl`), and long output keeps its beginning and
+end. Non-finite values are left out of the metrics, because Omniboard draws them as 0; the artifact and `info.latest`
+have them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pymongo.errors import DuplicateKeyError, PyMongoError
 from pymongo.uri_parser import parse_uri
 
 from configs.errors import ConfigError
-from tracking.mongodb.downsampling import ThinSeries
+from tracking.mongodb.downsampling import DownsampledSeries
 from tracking.record.metrics_tail import MetricsTail, parse_lines
 from tracking.record.store import METRICS_FILE, Run, find_run
 
@@ -42,21 +42,21 @@ TIMEOUTS_MS = {"serverSelectionTimeoutMS": 3000, "connectTimeoutMS": 3000, "sock
 
 
 def find_url(given: str | None, env_file: Path) -> str | None:
-    """The address of the database: from the command line, or MONGO_URL in the environment or an .env file; or None.
+    """Returns the URL of the database from the command line, or MONGO_URL of the environment or an .env file; or None.
 
     Raises:
-        ConfigError: it is no address of a MongoDB.
+        ConfigError: it is not the URL of a MongoDB.
     """
     url = given or os.environ.get(URL_VARIABLE) or _read_env(env_file).get(URL_VARIABLE)
     if not url:
         return None
     url = url if "://" in url else f"mongodb://{url}"
     try:
-        if not url.startswith("mongodb+srv://"):  # which would be looked up now
+        if not url.startswith("mongodb+srv://"):  # parsing would make a DNS lookup
             parse_uri(url)
     except (PyMongoError, ValueError) as error:
         raise ConfigError(
-            f"{'--mongo' if given else URL_VARIABLE} {describe_url(url)}: is no address of a MongoDB: {error}; "
+            f"{'--mongo' if given else URL_VARIABLE} {describe_url(url)}: is not the URL of a MongoDB: {error}; "
             "write it as mongodb://NAME:PASSWORD@HOST:27017/DATABASE"
         ) from error
     return url
@@ -72,55 +72,55 @@ def _read_env(path: Path) -> dict[str, str]:
 
 
 def describe_url(url: str) -> str:
-    """An address as it may be shown: without name, password and options."""
+    """Returns a URL that can be shown: without user name, password and options."""
     return re.sub(r"^[\w+]+://(?:.*@)?|\?.*$", "", url)
 
 
 def connect(url: str) -> Database:
-    """The database of an address; nothing is sent yet."""
+    """Returns the database of a URL; nothing is sent yet."""
     return MongoClient(url, **TIMEOUTS_MS).get_default_database(DEFAULT_DATABASE)
 
 
 class MongoCopy:
-    """The copy of one run, brought up to date by each `push`."""
+    """The copy of one run, updated by each `push`."""
 
     def __init__(self, database: Database, store: Path, run_id: str) -> None:
         self._database = database
         self._store = store
         self._run_id = run_id
-        self.forget()
+        self.reset()
 
-    def forget(self) -> None:
-        """Takes nothing for granted any more: the next push looks for, and mends, everything."""
+    def reset(self) -> None:
+        """Forgets what was sent, so that the next push checks and repairs everything."""
         self._mongo_id: int | None = None
         self._files: dict[tuple[str, str, float], ObjectId] = {}
         self._metrics = _MetricCopies(self._database.metrics, self._store / self._run_id)
 
     def push(self) -> int:
-        """Brings the copy up to date; returns the run's number in the database.
+        """Updates the copy; returns the run's number in the database.
 
         Raises:
-            PyMongoError: the database cannot be reached, or refuses.
+            PyMongoError: the database cannot be reached, or refuses the write.
             OSError: the folder cannot be read.
         """
         run = find_run(self._store, self._run_id)
         if self._mongo_id is None:
             self._mongo_id = self._find_or_insert(run)
-        kept = {
+        stored = {
             "info.metrics": self._metrics.push(self._mongo_id, run.uid),
-            "artifacts": [self._keep_artifact(run, path) for path in _artifacts(run)],
+            "artifacts": [self._store_artifact(run, path) for path in _artifacts(run)],
             "experiment.sources": [
-                self._keep_source(run, *source) for source in run.entry["experiment"].get("sources", [])
+                self._store_source(run, *source) for source in run.entry["experiment"].get("sources", [])
             ],
         }
-        fields = _flat_entry(run) | kept
+        fields = _flat_entry(run) | stored
         if self._database.runs.update_one({"_id": self._mongo_id}, {"$set": fields}).matched_count == 0:
-            self.forget()  # somebody has removed the run, or the database with it
+            self.reset()  # somebody has removed the run, or the database with it
             return self.push()
         return self._mongo_id
 
     def _find_or_insert(self, run: Run) -> int:
-        """The run's number there: the same as here unless a run from elsewhere has it."""
+        """Returns the run's number in the database: the same as here, unless a run from elsewhere has it."""
         runs, uid = self._database.runs, run.uid
         mongo_id = run.id
         while (found := runs.find_one({"meta.uid": uid}, {"_id": 1})) is None:
@@ -131,16 +131,16 @@ class MongoCopy:
                 mongo_id = newest["_id"] + 1 if newest else mongo_id
         return found["_id"]
 
-    def _keep_artifact(self, run: Run, path: Path) -> dict[str, Any]:
+    def _store_artifact(self, run: Run, path: Path) -> dict[str, Any]:
         name = f"artifact://runs/{self._mongo_id}/{path.name}"
-        return {"name": path.name, "file_id": self._keep_file(run, name, path)}
+        return {"name": path.name, "file_id": self._store_file(run, name, path)}
 
-    def _keep_source(self, run: Run, name: str, place: str) -> list[Any]:
+    def _store_source(self, run: Run, name: str, place: str) -> list[Any]:
         filename = os.path.join(run.entry["experiment"]["base_dir"], name)
-        return [name, self._keep_file(run, filename, self._store / place)]
+        return [name, self._store_file(run, filename, self._store / place)]
 
-    def _keep_file(self, run: Run, name: str, path: Path) -> ObjectId:
-        """Puts a file into GridFS, if it is not there; its id there follows from its run, name and content."""
+    def _store_file(self, run: Run, name: str, path: Path) -> ObjectId:
+        """Stores a file in GridFS unless it is there; its id is a hash of run, name and content."""
         seen = (name, str(path), path.stat().st_mtime)
         if seen not in self._files:
             content = path.read_bytes()
@@ -157,7 +157,7 @@ def _put(files: gridfs.GridFS, file_id: ObjectId, name: str, content: bytes) -> 
     described = {"_id": file_id, "filename": name, "content_type": content_type or "text/plain"}
     try:
         files.put(content, **described)
-    except FileExists:  # in part: a copy was broken off here
+    except FileExists:  # partly: an earlier copy was interrupted
         files.delete(file_id)
         files.put(content, **described)
 
@@ -173,7 +173,7 @@ def _artifacts(run: Run) -> Iterator[Path]:
 
 
 def _whole_entry(run: Run) -> dict[str, Any]:
-    """The document of a run, in Sacred's form."""
+    """Returns the document of a run, in Sacred's layout."""
     entry = {**run.entry, **{key: run.time(key) for key in ("start_time", "heartbeat", "stop_time")}}
     if entry["stop_time"] is None:
         del entry["stop_time"]
@@ -183,7 +183,7 @@ def _whole_entry(run: Run) -> dict[str, Any]:
 
 
 def _flat_entry(run: Run) -> dict[str, Any]:
-    """The same by field, so that what only the database knows is left alone: tags and notes of Omniboard's."""
+    """Returns the document field by field, so that an update keeps the tags and notes of Omniboard."""
     entry = _whole_entry(run)
     nested = {key: entry.pop(key) for key in ("info", "experiment")}
     del entry["artifacts"], nested["experiment"]["sources"]
@@ -192,55 +192,55 @@ def _flat_entry(run: Run) -> dict[str, Any]:
 
 
 def bson_safe(value: Any) -> Any:
-    """The same with keys that every MongoDB takes, as Sacred writes them: no `.` in them, no `$` in front."""
+    """Replaces `.` and leading `$` in keys, as Sacred does, for older versions of MongoDB."""
     if isinstance(value, Mapping):
         return {re.sub(r"^\$", "@", str(key)).replace(".", ","): bson_safe(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [bson_safe(item) for item in value]
-    is_too_great = isinstance(value, int) and not -(2**63) <= value < 2**63
-    return float(value) if is_too_great else value
+    is_too_large = isinstance(value, int) and not -(2**63) <= value < 2**63
+    return float(value) if is_too_large else value
 
 
 @dataclasses.dataclass
 class _MetricCopy:
-    """One metric, and how much of it the database is known to hold.
+    """One metric, and how much of it the database holds.
 
     Attributes:
-        series: as it is to be there.
-        every: of the series that was sent; 0: none was.
-        n_sent: points that were sent.
+        series: the downsampled series.
+        every: of the series that was sent; 0: none was sent.
+        n_sent: points sent.
     """
 
-    series: ThinSeries = dataclasses.field(default_factory=ThinSeries)
+    series: DownsampledSeries = dataclasses.field(default_factory=DownsampledSeries)
     every: int = 0
     n_sent: int = 0
 
 
 class _MetricCopies:
-    """The metrics of one run: what is new of each is appended, or all of it replaced if that is not enough."""
+    """The metrics of one run: new points are appended, or the whole series is replaced where appending fails."""
 
     def __init__(self, collection: Any, folder: Path) -> None:
         self._collection = collection
-        self._tail = MetricsTail(str(folder / METRICS_FILE), passes_over_present=False)
+        self._tail = MetricsTail(str(folder / METRICS_FILE), skips_existing=False)
         self._copies: dict[str, _MetricCopy] = {}
-        self._may_have_others = True
+        self._may_have_stale = True
 
     def push(self, mongo_id: int, uid: str) -> list[dict[str, str]]:
-        """Brings them up to date; returns what the run's document says of them."""
-        self._look()
+        """Updates the metrics; returns their list for the run's document."""
+        self._read_new()
         for name, copy in self._copies.items():
             self._push_one(mongo_id, _object_id(uid, name), name, copy)
         ids = {name: _object_id(uid, name) for name in self._copies}
-        if self._may_have_others:  # measured after a checkpoint that the run went on from, and not again since
+        if self._may_have_stale:  # measured after the checkpoint from which the run resumed, and not again since
             self._collection.delete_many({"run_id": mongo_id, "_id": {"$nin": list(ids.values())}})
-            self._may_have_others = False
+            self._may_have_stale = False
         return [{"name": name, "id": str(document_id)} for name, document_id in ids.items()]
 
-    def _look(self) -> None:
-        news = self._tail.look()
-        if news.replaces_all:
-            self._copies, self._may_have_others = {}, True
-        for line in parse_lines(news.lines):
+    def _read_new(self) -> None:
+        new = self._tail.read_new()
+        if new.replaces_all:
+            self._copies, self._may_have_stale = {}, True
+        for line in parse_lines(new.lines):
             for name, value in line.values.items():
                 if not math.isfinite(value):
                     continue
@@ -257,14 +257,14 @@ class _MetricCopies:
         copy.every, copy.n_sent = every, n_points
 
     def _append(self, document_id: ObjectId, copy: _MetricCopy) -> bool:
-        """Appends what is new, if the database holds what it is known to; whether it did."""
+        """Appends new points if the database holds the earlier ones; returns whether it does."""
         expected = {"_id": document_id, "every": copy.every, "n_points": copy.n_sent}
         new = {key: {"$each": points} for key, points in _points(copy.series, copy.n_sent).items()}
         change = {"$push": new, "$set": {"n_points": len(copy.series)}}
         return self._collection.update_one(expected, change).matched_count == 1
 
 
-def _points(series: ThinSeries, start: int) -> dict[str, list[Any]]:
+def _points(series: DownsampledSeries, start: int) -> dict[str, list[Any]]:
     moments = (datetime.datetime.fromtimestamp(t, datetime.timezone.utc) for t in series.times_seconds[start:])
     return {
         "steps": series.steps[start:].tolist(),

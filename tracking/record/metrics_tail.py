@@ -1,8 +1,8 @@
 """Reads a run's `metrics.jsonl` while the run writes it.
 
-A run that goes on from a checkpoint replaces the file by one without the steps that it makes anew, so a reader that
-only remembers how far it has read would tell those steps twice. This one also remembers the last line it has read: if
-that no longer stands where it stood, the file is another one, and all of it is told again in place of what was told.
+A run that resumes from a checkpoint replaces the file by one without the steps after that checkpoint, so a reader that
+remembers only its offset would return those steps twice. This one also remembers the last line it has read: if that
+line is no longer at its place, the file was replaced, and all of it is read again.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _OLD_NAMES = (
 
 
 class Line(NamedTuple):
-    """What was measured at one step; a tuple, for a long run has a million.
+    """The metrics of one step; a tuple, as a long run has a million of them.
 
     Attributes:
-        split: what it was measured on, as "train" or "eval".
-        step: training steps made.
-        time_seconds: when, since 1970.
-        values: the measures by name; not all of them are finite.
+        split: "train" or "eval".
+        step: training steps done.
+        time_seconds: when it was measured, in seconds since 1970.
+        values: by metric; some may be NaN or infinite.
     """
 
     split: str
@@ -42,12 +42,12 @@ class Line(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class News:
-    """What has come since the last look.
+class NewLines:
+    """The lines since the last read.
 
     Attributes:
-        lines: whole lines, without their ends.
-        replaces_all: whether they stand in place of all that was told before.
+        lines: complete lines, without line ends.
+        replaces_all: whether they replace all lines returned before.
     """
 
     lines: tuple[bytes, ...]
@@ -67,7 +67,7 @@ def current_name(name: str) -> str:
 
 
 def parse_line(text: bytes) -> Line | None:
-    """The measures of a line; None: it is none."""
+    """Parses a line; returns None if it is not a line of metrics."""
     try:
         fields = json.loads(text)
         split, step, time_seconds = str(fields.pop("split")), int(fields.pop("step")), float(fields.pop("time", 0))
@@ -81,7 +81,7 @@ def parse_line(text: bytes) -> Line | None:
 
 
 def parse_lines(lines: Iterable[bytes]) -> list[Line]:
-    """The measures of all lines that hold some."""
+    """Parses the lines, leaving out those that hold no metrics."""
     return [line for text in lines if (line := parse_line(text)) is not None]
 
 
@@ -90,10 +90,10 @@ def _number(value: object) -> float:
 
 
 class MetricsTail:
-    """Tells the lines of a metrics file as they come; the file need not be there yet."""
+    """Follows a metrics file, which need not exist yet."""
 
-    def __init__(self, path: str, passes_over_present: bool) -> None:
-        """Starts at the beginning of the file, or behind what is in it now: what an earlier run has measured.
+    def __init__(self, path: str, skips_existing: bool) -> None:
+        """Starts at the beginning of the file, or after the lines that an earlier run has left in it.
 
         Raises:
             OSError: the file cannot be read.
@@ -101,12 +101,12 @@ class MetricsTail:
         self._path = path
         self._offset = 0
         self._last_line = b""
-        self._passed_over: frozenset[int] = frozenset()  # as hashes: a line holds its time, so that no two are alike
-        if passes_over_present:
-            self._passed_over = frozenset(map(hash, self.look().lines))
+        self._skipped: frozenset[int] = frozenset()  # hashes: no two lines are alike, as each holds its time
+        if skips_existing:
+            self._skipped = frozenset(map(hash, self.read_new().lines))
 
-    def look(self) -> News:
-        """The lines that are whole now and have not been told, or all lines if the file is no longer the same.
+    def read_new(self) -> NewLines:
+        """Returns the complete lines not returned before, or all lines if the file was replaced.
 
         Raises:
             OSError: the file cannot be read.
@@ -121,5 +121,5 @@ class MetricsTail:
         if new:
             self._offset += len(new)
             self._last_line = new[new.rfind(b"\n", 0, -1) + 1 :]
-        lines = tuple(line for line in new.split(b"\n") if line and hash(line) not in self._passed_over)
-        return News(lines, is_replaced)
+        lines = tuple(line for line in new.split(b"\n") if line and hash(line) not in self._skipped)
+        return NewLines(lines, is_replaced)

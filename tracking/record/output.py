@@ -1,4 +1,4 @@
-"""What a child says, kept in a file of bounded size: its beginning and its end."""
+"""Stores the output of a child in a file of bounded size: its beginning and its end."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ LIMIT_BYTES = 4 * KEPT_BYTES
 
 
 class CapturedOutput:
-    """Appends to a file; when that grows too long, its middle is left out. May be called by several threads.
+    """Appends to a file, and drops its middle when it grows too long. Thread-safe.
 
-    Nothing here ends a run: what a full disk does not take is lost, and counted with what is left out.
+    Nothing here ends a run: output that does not fit on a full disk is lost and counted as left out.
     """
 
     def __init__(self, path: Path) -> None:
-        """Begins the file."""
+        """Creates the file, empty."""
         self.path = path
         self._lock = threading.Lock()
         self._n_left_out_bytes = 0
@@ -25,7 +25,7 @@ class CapturedOutput:
         path.write_bytes(b"")
 
     def append(self, data: bytes) -> None:
-        """Adds what was said."""
+        """Appends output."""
         with self._lock:
             try:
                 with self.path.open("ab") as file:
@@ -37,7 +37,7 @@ class CapturedOutput:
                 self._n_left_out_bytes += len(data)
 
     def last_lines(self, n_lines: int) -> list[str]:
-        """The last lines of all that was said."""
+        """Returns the last lines of the output."""
         return tail_of(self.path, 8192).rstrip().splitlines()[-n_lines:]
 
     def _shorten(self) -> None:
@@ -57,7 +57,7 @@ class CapturedOutput:
 
 
 def tail_of(path: Path, n_bytes: int) -> str:
-    """The end of a text file, of at most so many bytes; nothing if it cannot be read."""
+    """Returns the end of a text file, at most `n_bytes`; empty if it cannot be read."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -68,7 +68,7 @@ def tail_of(path: Path, n_bytes: int) -> str:
 
 
 def shortened(path: Path, n_bytes: int) -> str:
-    """A text file whole, or its beginning and its end if it is longer than so many bytes."""
+    """Returns a text file, or only its beginning and end if it is longer than `n_bytes`."""
     try:
         size = path.stat().st_size
         if size <= n_bytes:

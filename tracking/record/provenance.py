@@ -1,4 +1,4 @@
-"""What a run was made with: its sources, their place in git, the packages, the machine."""
+"""What a run was made with: sources, git commit, packages, machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # Sacred imports pkg_resources, which warns whoever does
+    warnings.simplefilter("ignore")  # Sacred imports pkg_resources, which warns
     from sacred.host_info import get_host_info
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -23,18 +23,18 @@ GIT_SECONDS = 10.0
 
 @dataclasses.dataclass(frozen=True)
 class Provenance:
-    """What Sacred calls the experiment and the host; both as it writes them."""
+    """The experiment and the host, as Sacred records them."""
 
     experiment: dict[str, Any]
     host: dict[str, Any]
 
 
 def find_provenance(name: str, extra_sources: Sequence[str]) -> Provenance:
-    """Looks at everything that a run called `name` is made with.
+    """Collects what a run is made with.
 
     Args:
         name: of the experiment.
-        extra_sources: files outside the repository that it depends on, as a config of the user's own.
+        extra_sources: files outside the repository that it depends on, such as the user's own config.
     """
     paths = [*source_files(), *(Path(source).resolve() for source in extra_sources)]
     experiment = {
@@ -49,7 +49,7 @@ def find_provenance(name: str, extra_sources: Sequence[str]) -> Provenance:
 
 
 def source_files() -> list[Path]:
-    """The project's own code and configs: the programs at the root, and its packages."""
+    """Returns the project's code and configs: the programs at the root and the packages."""
     of_packages = (init.parent for init in REPOSITORY.glob("*/__init__.py"))
     found = [path for package in of_packages for path in package.rglob("*.py")]
     at_root = (*REPOSITORY.glob("*.py"), *REPOSITORY.glob("requirements*.txt"))
@@ -57,12 +57,12 @@ def source_files() -> list[Path]:
 
 
 def installed_packages() -> list[str]:
-    """Every package of the environment, as name==version."""
+    """Returns the packages of the environment, as name==version."""
     return sorted({f"{package.name}=={package.version}" for package in distributions() if package.name})
 
 
 def git_state(folder: Path) -> list[dict[str, Any]]:
-    """Commit, branch and address of a repository, and what differs from the commit; empty if it is none."""
+    """Returns commit, branch, URL and changed files of a repository; empty if the folder is not one."""
     commit = _git(folder, "rev-parse", "HEAD")
     if not commit:
         return []
@@ -79,12 +79,12 @@ def git_state(folder: Path) -> list[dict[str, Any]]:
 
 
 def without_password(url: str) -> str:
-    """An address without the name and password of who uses it."""
+    """Removes the user name and password from a URL."""
     return re.sub(r"(?<=://)[^/]*@", "", url)
 
 
 def _git(folder: Path, *words: str) -> str:
-    """What git answers; nothing if there is no git, or no repository."""
+    """Returns the output of git; empty if there is no git or no repository."""
     try:
         answer = subprocess.run(
             ["git", "-C", str(folder), *words], capture_output=True, text=True, errors="replace", timeout=GIT_SECONDS
@@ -95,7 +95,7 @@ def _git(folder: Path, *words: str) -> str:
 
 
 def _digest(path: Path) -> str:
-    """As Sacred's own, which names the copies of sources by it."""
+    """Returns the digest by which Sacred names its copies of sources."""
     return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
 
 

@@ -1,7 +1,7 @@
-"""Writes down a run in Sacred's file storage, while it runs.
+"""Records a run in Sacred's file storage while it runs.
 
-Sacred's own life-cycle of a run is not used: it writes all metrics anew at each heartbeat, and after its first error
-never writes again. Its file storage is, so that a run can be read by whatever reads Sacred's.
+Sacred's own run life cycle is not used: it rewrites all metrics at each heartbeat, and never writes again after its
+first error. Its file storage is used, so that tools for Sacred can read the runs.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ from pathlib import Path
 from typing import Any
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # Sacred imports pkg_resources, which warns whoever does
+    warnings.simplefilter("ignore")  # Sacred imports pkg_resources, which warns
     from sacred.observers import FileStorageObserver
 
 from configs.errors import UserError
-from tracking.record.metrics_tail import Line, MetricsTail, News, parse_lines
+from storage.files import is_local
+from tracking.record.metrics_tail import Line, MetricsTail, NewLines, parse_lines
 from tracking.record.output import CapturedOutput
 from tracking.record.provenance import Provenance
-from tracking.record.run_files import is_local, list_files, read_from
+from tracking.record.run_files import list_files, read_from
 from tracking.record.store import (
     METRICS_FILE,
     OUTPUT_FILE,
@@ -43,15 +44,15 @@ from tracking.record.store import (
 )
 from tracking.supervise.supervisor import Outcome, Progress
 
-BEAT_SECONDS = 10.0
+HEARTBEAT_SECONDS = 10.0
 ARTIFACT_SECONDS = 3.0
-BUCKET_SECONDS = 10.0  # between two looks into a bucket
+BUCKET_SECONDS = 10.0  # between two reads from a bucket
 MAX_RESTARTS_KEPT = 200
 ARTIFACT_PATTERNS = ("predictions_{id}_*.txt", "predictions_{id}_*.jsonl", "eval_{id}.jsonl", "*.png")
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file beside and renames it, so that it is there whole or not at all."""
+    """Writes a file beside and renames it, so that it is there whole or not at all; several processes may do so."""
     beside = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         beside.write_bytes(content)
@@ -61,7 +62,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def finite(value: Any) -> Any:
-    """The same with non-finite numbers as text, for JSON has none."""
+    """Replaces non-finite numbers by text, as JSON has none."""
     if isinstance(value, Mapping):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -70,23 +71,23 @@ def finite(value: Any) -> Any:
 
 
 class _SacredFiles(FileStorageObserver):
-    """Sacred's file storage, whose files are there whole or not at all."""
+    """Sacred's file storage, with every file written whole or not at all."""
 
     def save_json(self, obj: Any, filename: str) -> None:
         text = json.dumps(finite(obj), sort_keys=True, indent=2, allow_nan=False)
         write_whole(Path(self.dir, filename), text.encode())
 
     def save_cout(self) -> None:
-        """What is said is written as it comes, and not at each heartbeat."""
+        """Does nothing: output is written as it comes, not at each heartbeat."""
 
     def note_artifact(self, name: str) -> None:
-        """Tells that a file of the run's folder is one of its artifacts."""
+        """Lists a file of the run's folder as an artifact."""
         if name not in self.run_entry["artifacts"]:
             self.run_entry["artifacts"].append(name)
             self.save_json(self.run_entry, RUN_FILE)
 
     def find_or_save(self, filename: str, store_dir: Path) -> Path:
-        """Several runs may write the same source at once."""
+        """Stores a source file; several runs may store the same file at once."""
         content, source = Path(filename).read_bytes(), Path(filename)
         digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
         kept = Path(store_dir, f"{source.stem}_{digest}{source.suffix}")
@@ -97,14 +98,14 @@ class _SacredFiles(FileStorageObserver):
 
 
 @dataclasses.dataclass(frozen=True)
-class About:
-    """What is known of a run before it starts.
+class RunSpec:
+    """What is known about a run before it starts.
 
     Attributes:
-        command: what main.py is to do.
-        arguments: of the command line.
+        command: of main.py, such as train.
+        arguments: its command line.
         config: the resolved config.
-        model_path: where the run writes.
+        model_path: the folder of the run's checkpoints and metrics.
     """
 
     command: str
@@ -114,25 +115,26 @@ class About:
 
 
 class Recorder:
-    """One run being written down; the journal of its supervision.
+    """Records one run; the journal of its supervisor.
 
-    What cannot be written is said once, and tried again: a full disk is no reason to end a run.
+    A failed write is reported once and retried: a full disk is no reason to end a run.
 
     Attributes:
-        folder: of the run; its name is the run's number.
+        folder: of the record; its name is the run's number.
+        id: the run's number.
     """
 
-    def __init__(self, store: Path, about: About, provenance: Provenance, say: Callable[[str], None]) -> None:
-        """Gives the run the next free number.
+    def __init__(self, store: Path, spec: RunSpec, provenance: Provenance, say: Callable[[str], None]) -> None:
+        """Creates the record, under the next free number.
 
         Raises:
-            UserError: the folder cannot be written, or the run's cannot be read.
+            UserError: the folder cannot be written, or the run's folder cannot be read.
         """
-        self._about = about
+        self._spec = spec
         self._say = say
         self._files = _SacredFiles(store)
-        self._metrics = _MetricsCopy(about.model_path)
-        self._artifacts = _ArtifactCopies(about.model_path)
+        self._metrics = _MetricsCopy(spec.model_path)
+        self._artifacts = _ArtifactCopies(spec.model_path)
         try:
             self._begin(provenance)
             self.folder = Path(self._files.dir)
@@ -146,57 +148,56 @@ class Recorder:
             ) from error
         self._restarts: list[dict[str, object]] = []
         self._reason = ""
-        self._trouble = ""
-        self._duties = [
-            _IntervalTimer(self._copy_metrics, 0.0 if is_local(about.model_path) else BUCKET_SECONDS),
-            _IntervalTimer(
-                self._copy_artifacts, ARTIFACT_SECONDS if is_local(about.model_path) else 3 * BUCKET_SECONDS
-            ),
-            _IntervalTimer(self._beat, BEAT_SECONDS),
+        self._last_error = ""
+        self._timers = [
+            _IntervalTimer(self._copy_metrics, 0.0 if is_local(spec.model_path) else BUCKET_SECONDS),
+            _IntervalTimer(self._copy_artifacts, ARTIFACT_SECONDS if is_local(spec.model_path) else 3 * BUCKET_SECONDS),
+            _IntervalTimer(self._write_heartbeat, HEARTBEAT_SECONDS),
         ]
 
     def _begin(self, provenance: Provenance) -> None:
         self._files.started_event(
             ex_info=provenance.experiment,
-            command=self._about.command,
+            command=self._spec.command,
             host_info=provenance.host,
             start_time=utc_now(),
-            config=dict(self._about.config),
-            meta_info={"arguments": list(self._about.arguments), "uid": secrets.token_hex(12)},
+            config=dict(self._spec.config),
+            meta_info={"arguments": list(self._spec.arguments), "uid": secrets.token_hex(12)},
             _id=None,
         )
 
     @property
     def id(self) -> str:
+        """Returns the run's number."""
         return self.folder.name
 
-    def look(self) -> None:
-        """Takes in what the child has written since."""
-        for duty in self._duties:
-            if duty.is_due():
-                self._try(duty.do)
+    def update(self) -> None:
+        """Copies what the child has written since the last call."""
+        for timer in self._timers:
+            if timer.is_due():
+                self._try(timer.do)
 
     def progress(self) -> Progress:
-        """How far the run is by what the child has written."""
+        """Returns the progress according to what the child has written."""
         return self._metrics.progress
 
     def keep_output(self, data: bytes) -> None:
-        """Takes in what the child says."""
+        """Stores output of the child."""
         self._output.append(data)
 
     def last_lines(self, n_lines: int) -> list[str]:
-        """The last that it said."""
+        """Returns its last lines of output."""
         return self._output.last_lines(n_lines)
 
     def note_restart(self, event: dict[str, object]) -> None:
-        """Writes down why and when the child is started again."""
+        """Records why and when the child is restarted."""
         self._restarts = [*self._restarts, event][-MAX_RESTARTS_KEPT:]
-        self._try(self._beat)
+        self._try(self._write_heartbeat)
 
     def finish(self, outcome: Outcome) -> bool:
-        """Writes down how the run ended; whether its record is whole."""
+        """Records how the run ended; returns whether the record is complete."""
         self._reason = outcome.reason
-        steps = (self._copy_metrics, self._copy_artifacts, self._beat, self._write_sacred_metrics)
+        steps = (self._copy_metrics, self._copy_artifacts, self._write_heartbeat, self._write_sacred_metrics)
         done = [self._try(step) for step in (*steps, lambda: self._close(outcome))]
         return all(done)
 
@@ -209,17 +210,17 @@ class Recorder:
             self._files.interrupted_event(utc_now(), outcome.status)
 
     def _copy_metrics(self) -> None:
-        self._metrics.look(self.folder / METRICS_FILE)
+        self._metrics.update(self.folder / METRICS_FILE)
 
     def _copy_artifacts(self) -> None:
-        for name, content in self._artifacts.look(self.id):
+        for name, content in self._artifacts.read_changed(self.id):
             write_whole(self.folder / name, content)
             self._files.note_artifact(name)
             self._artifacts.note_copied(name)
 
-    def _beat(self) -> None:
+    def _write_heartbeat(self) -> None:
         info = {
-            "model_path": self._about.model_path,
+            "model_path": self._spec.model_path,
             "step": max(0, self._metrics.progress.furthest_step),
             "latest": self._metrics.latest,
             "restarts": self._restarts,
@@ -239,14 +240,14 @@ class Recorder:
             step()
             return True
         except OSError as error:
-            if str(error) != self._trouble:
-                self._trouble = str(error)
-                self._say(f"run {self.id}: {error}: cannot be recorded now; the run goes on, and this is tried again")
+            if str(error) != self._last_error:
+                self._last_error = str(error)
+                self._say(f"run {self.id}: {error}: cannot be recorded now; the run continues, and this is retried")
             return False
 
 
 class _IntervalTimer:
-    """Something to do now and then."""
+    """An action that is due at intervals."""
 
     def __init__(self, do: Callable[[], None], every_seconds: float) -> None:
         self.do = do
@@ -262,35 +263,35 @@ class _IntervalTimer:
 
 
 class _MetricsCopy:
-    """The lines that this run measures, on their way into its record.
+    """Copies the metrics of this run into its record.
 
     Attributes:
-        progress: how far the run is.
+        progress: how far the run has come.
         latest: by split, the last value of each metric and its step.
     """
 
     def __init__(self, model_path: str) -> None:
         path = f"{model_path.rstrip('/')}/{METRICS_FILE}"
         with _reading(path):
-            self._tail = MetricsTail(path, passes_over_present=True)
+            self._tail = MetricsTail(path, skips_existing=True)
         self.progress = Progress()
         self.latest: dict[str, dict[str, float]] = {}
         self._unwritten: list[bytes] = []
         self._replaces_all = True
         self._n_bytes = 0
 
-    def look(self, target: Path) -> None:
-        """Brings the copy up to date."""
-        self._take_in(self._tail.look())
+    def update(self, target: Path) -> None:
+        """Copies new lines."""
+        self._take(self._tail.read_new())
         if self._unwritten or self._replaces_all:
             self._write(target)
 
-    def _take_in(self, news: News) -> None:
-        """Keeps what is new until it is written: a full disk may take it later."""
-        if news.replaces_all:
+    def _take(self, new: NewLines) -> None:
+        """Keeps new lines until they are written: a full disk may take them later."""
+        if new.replaces_all:
             self._unwritten, self._replaces_all, self.latest = [], True, {}
-        self._unwritten += news.lines
-        for line in parse_lines(news.lines):
+        self._unwritten += new.lines
+        for line in parse_lines(new.lines):
             self._note(line)
 
     def _note(self, line: Line) -> None:
@@ -307,7 +308,7 @@ class _MetricsCopy:
             self._n_bytes = 0
         else:
             with target.open("r+b") as file:
-                file.truncate(self._n_bytes)  # what a full disk took in part
+                file.truncate(self._n_bytes)  # what a full disk took only in part
                 file.seek(self._n_bytes)
                 file.write(content)
         self._n_bytes += len(content)
@@ -315,7 +316,7 @@ class _MetricsCopy:
 
 
 class _ArtifactCopies:
-    """Samples and plots on their way into the record; those of earlier runs in the same folder are passed over."""
+    """Copies samples and plots into the record, except those of earlier runs in the same folder."""
 
     def __init__(self, model_path: str) -> None:
         self._model_path = model_path.rstrip("/")
@@ -323,8 +324,8 @@ class _ArtifactCopies:
             self._copied = {entry.name: entry.version for entry in list_files(self._model_path)}
         self._found: dict[str, tuple[int, int]] = {}
 
-    def look(self, run_id: str) -> Iterator[tuple[str, bytes]]:
-        """Yields the name and content of what is new or has changed."""
+    def read_changed(self, run_id: str) -> Iterator[tuple[str, bytes]]:
+        """Yields the name and content of each new or changed file."""
         patterns = [pattern.format(id=run_id) for pattern in ARTIFACT_PATTERNS]
         for entry in list_files(self._model_path):
             is_wanted = any(fnmatch.fnmatch(entry.name, pattern) for pattern in patterns)
@@ -333,7 +334,7 @@ class _ArtifactCopies:
                 yield entry.name, read_from(f"{self._model_path}/{entry.name}", 0)
 
     def note_copied(self, name: str) -> None:
-        """Tells that what was yielded lies in the record."""
+        """Marks a yielded file as copied."""
         self._copied[name] = self._found[name]
 
 
@@ -343,7 +344,7 @@ def _reading(path: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be read: {error.strerror or error}; see who may read it, or give another model_path"
+            f"{path}: cannot be read: {error.strerror or error}; check its permissions, or give another model_path"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Reading what a run writes, on a disk or in a bucket, without TensorFlow."""
+"""Reads what a run writes, on a disk or in a bucket, without TensorFlow and without waiting long for a bucket."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+from storage.files import is_local
+
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
@@ -15,20 +17,15 @@ class Entry:
 
     Attributes:
         name: within its folder.
-        version: differs whenever the content may.
+        version: changes whenever the content may have changed.
     """
 
     name: str
     version: tuple[int, int]
 
 
-def is_local(path: str) -> bool:
-    """Whether a path is one of the file system, and not of a bucket."""
-    return "://" not in path
-
-
 def read_from(path: str, offset: int) -> bytes:
-    """The bytes of a file behind an offset; none if the file is not there, or not that long.
+    """Returns the bytes of a file from an offset on; empty if the file is missing or shorter.
 
     Raises:
         OSError: it cannot be read.
@@ -37,7 +34,7 @@ def read_from(path: str, offset: int) -> bytes:
 
 
 def list_files(folder: str) -> list[Entry]:
-    """The files of a folder, not those of folders in it; none if it is not there.
+    """Lists the files directly in a folder; none if it is missing.
 
     Raises:
         OSError: it cannot be read.
@@ -65,18 +62,18 @@ def _list_local(folder: str) -> Iterator[Entry]:
         return
 
 
-# What fails for longer is tried again at the next look: meanwhile whoever looks has other things to do.
-_PATIENCE_SECONDS = 2.0
+# What fails for longer is retried at the next read: the reader must not block meanwhile.
+_RETRY_SECONDS = 2.0
 _REQUEST_SECONDS = 10.0
 
 
-def _soon() -> dict[str, Any]:
-    """How to ask: again at once where a connection that lay idle was closed, as servers do without a word."""
+def _request_options() -> dict[str, Any]:
+    """Retries at once, as servers close idle connections without notice."""
     from google.cloud.storage.retry import DEFAULT_RETRY
 
     return {
         "timeout": _REQUEST_SECONDS,
-        "retry": DEFAULT_RETRY.with_delay(initial=0.05, maximum=0.5).with_timeout(_PATIENCE_SECONDS),
+        "retry": DEFAULT_RETRY.with_delay(initial=0.05, maximum=0.5).with_timeout(_RETRY_SECONDS),
     }
 
 
@@ -98,7 +95,7 @@ def _read_blob(path: str, offset: int) -> bytes:
 
     bucket, name = _split(path)
     try:
-        return _client().bucket(bucket).blob(name).download_as_bytes(start=offset, **_soon())
+        return _client().bucket(bucket).blob(name).download_as_bytes(start=offset, **_request_options())
     except (exceptions.NotFound, exceptions.RequestRangeNotSatisfiable):
         return b""
     except (exceptions.GoogleAPIError, GoogleAuthError) as error:
@@ -111,7 +108,7 @@ def _list_blobs(folder: str) -> Iterator[Entry]:
 
     bucket, prefix = _split(folder.rstrip("/") + "/")
     try:
-        for blob in _client().list_blobs(bucket, prefix=prefix, delimiter="/", **_soon()):
+        for blob in _client().list_blobs(bucket, prefix=prefix, delimiter="/", **_request_options()):
             yield Entry(blob.name.removeprefix(prefix), (blob.generation, blob.size))
     except exceptions.NotFound:
         return

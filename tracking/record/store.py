@@ -1,4 +1,4 @@
-"""Runs as they lie in a folder: who they are, what they measured, what they left. The one place that reads them.
+"""Reads recorded runs from a folder. The only module that knows their layout.
 
 A run is a folder `ID` in Sacred's file storage:
 
@@ -7,12 +7,12 @@ A run is a folder `ID` in Sacred's file storage:
 | `run.json` | Sacred's: experiment (sources, packages, git), host, start, heartbeat, stop, status, result, artifacts |
 | `config.json` | the resolved config |
 | `info.json` | `reason`, `restarts`, `step`, `model_path`, and `latest`: the last value of each metric by split |
-| `metrics.jsonl` | the lines that main.py wrote during this run, those of steps made anew once only |
+| `metrics.jsonl` | the lines that main.py wrote during this run; repeated steps appear once |
 | `metrics.json` | the same in Sacred's form, once the run is over |
-| `cout.txt` | what was said; of very much the beginning and the end |
+| `cout.txt` | the output; if it is long, its beginning and end |
 | other files | artifacts: samples and plots |
 
-All is written whole and then renamed into place, so that a reader never meets half a file.
+Every file is written beside and renamed, so that a reader never sees half a file.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ from typing import Any
 from configs.errors import DataError
 from tracking.record.metrics_tail import Line, parse_line
 from tracking.record.output import shortened
-from tracking.record.validation import find_problem, without_nothing
+from tracking.record.validation import find_problem, without_none
 
 DEFAULT_FOLDER = "experiments"
 RUN_FILE, CONFIG_FILE, INFO_FILE = "run.json", "config.json", "info.json"
 METRICS_FILE, SACRED_METRICS_FILE, OUTPUT_FILE = "metrics.jsonl", "metrics.json", "cout.txt"
-# A run that says RUNNING and has not been heard of for so long was ended with its supervisor.
-SILENT_SECONDS = 120.0
+# A RUNNING run without a heartbeat for so long has died together with its supervisor.
+STALE_SECONDS = 120.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One run, without what it measured.
+    """One run, without its metrics.
 
     Attributes:
-        folder: where it lies; its name is the run's number.
-        entry: what run.json holds.
+        folder: of the record; its name is the run's number.
+        entry: the content of run.json.
         config: the resolved config.
-        info: what info.json holds.
+        info: the content of info.json.
     """
 
     folder: Path
@@ -57,26 +57,27 @@ class Run:
 
     @property
     def id(self) -> int:
+        """Returns the run's number."""
         return int(self.folder.name)
 
     @property
     def name(self) -> str:
-        """The experiment's name."""
+        """Returns the experiment's name."""
         return str(self.entry["experiment"]["name"])
 
     @property
     def status(self) -> str:
-        """Sacred's word (RUNNING, COMPLETED, INTERRUPTED, FAILED, TIMEOUT); or DEAD: RUNNING, but silent for long."""
-        said = str(self.entry["status"])
+        """Returns Sacred's status (RUNNING, COMPLETED, INTERRUPTED, FAILED, TIMEOUT), or DEAD for a stale RUNNING."""
+        status = str(self.entry["status"])
         heard = self.time("heartbeat") or self.time("start_time")
-        if said != "RUNNING" or heard is None:
-            return said
+        if status != "RUNNING" or heard is None:
+            return status
         silent_seconds = (utc_now() - heard).total_seconds()
-        return "DEAD" if silent_seconds > SILENT_SECONDS else said
+        return "DEAD" if silent_seconds > STALE_SECONDS else status
 
     @property
     def uid(self) -> str:
-        """What tells it from every other run, also of other stores.
+        """Returns an id that is unique among the runs of all stores.
 
         Raises:
             DataError: another program has recorded it.
@@ -87,59 +88,59 @@ class Run:
         return uid
 
     def time(self, key: str) -> datetime.datetime | None:
-        """A moment of run.json (start_time, heartbeat, stop_time), in UTC without saying so, as Sacred keeps it."""
+        """Returns start_time, heartbeat or stop_time of run.json, in UTC but without a time zone, as in Sacred."""
         text = self.entry.get(key)
         return datetime.datetime.fromisoformat(text) if text else None
 
     @property
     def artifacts(self) -> list[Path]:
-        """The files that the run left, samples and plots, in the order of their names and of the numbers in them."""
-        return [self.folder / name for name in sorted(self.entry.get("artifacts", []), key=_as_read)]
+        """Returns the samples and plots of the run, in natural order of their names."""
+        return [self.folder / name for name in sorted(self.entry.get("artifacts", []), key=_natural_key)]
 
     def lines(self) -> list[Line]:
-        """What was measured, line by line."""
+        """Returns the metrics, line by line."""
         return read_lines(self.folder)
 
     def output(self, n_bytes: int) -> str:
-        """What was said, of very much the beginning and the end."""
+        """Returns the output, shortened to `n_bytes`."""
         return shortened(self.folder / OUTPUT_FILE, n_bytes)
 
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-    """One metric over a run, in the order of measuring."""
+    """One metric over a run, in the order of measurement."""
 
     steps: array.array[int] = dataclasses.field(default_factory=lambda: array.array("q"))
     values: array.array[float] = dataclasses.field(default_factory=lambda: array.array("d"))
     times_seconds: array.array[float] = dataclasses.field(default_factory=lambda: array.array("d"))
 
 
-def _as_read(name: str) -> list[tuple[str, int]]:
-    """Sorts names as a person does, 9 before 10."""
+def _natural_key(name: str) -> list[tuple[str, int]]:
+    """Sorts 9 before 10."""
     return [(text, int(digits or 0)) for text, digits in re.findall(r"(\D*)(\d*)", name)]
 
 
 def utc_now() -> datetime.datetime:
-    """Now, in UTC without saying so, as Sacred keeps times."""
+    """Returns the time in UTC but without a time zone, as in Sacred."""
     return datetime.datetime.now(datetime.timezone.utc).replace(tzinfo=None)
 
 
 def list_runs(folder: Path) -> list[Run]:
-    """All runs of a folder by number; without what they measured, so that many are listed at once."""
+    """Lists the runs of a folder by number."""
     return [run for path in _numbered(folder) if isinstance(run := _read_run(path), Run)]
 
 
-def describe_broken(folder: Path) -> list[str]:
-    """What is wrong with each folder of a store that holds no run, though it should; a line each."""
+def describe_unreadable(folder: Path) -> list[str]:
+    """Returns a line for each folder of a store that should hold a run but cannot be read."""
     return [
-        f"{path}: {problem}; is left out: mend or remove it"
+        f"{path}: {problem}; is left out; fix or remove it"
         for path in _numbered(folder)
         if isinstance(problem := _read_run(path), str)
     ]
 
 
 def _numbered(folder: Path) -> list[Path]:
-    """What may be runs: one that is just beginning has not both of its files yet."""
+    """Lists the folders of runs, except those that are just being created."""
     if not folder.is_dir():
         return []
     found = (path for path in folder.iterdir() if path.name.isdecimal() and _has_begun(path))
@@ -151,19 +152,19 @@ def _has_begun(path: Path) -> bool:
 
 
 def find_run(folder: Path, run_id: str) -> Run:
-    """One run by its number.
+    """Returns a run by its number.
 
     Raises:
-        DataError: there is none of this number, or it cannot be read.
+        DataError: there is no such run, or it cannot be read.
     """
     path = folder / run_id
     if not (run_id.isdecimal() and _has_begun(path)):
         raise DataError(
-            f"run {run_id}: is not in {folder}; {_nearest(folder, run_id)}; another folder is given by --store"
+            f"run {run_id}: is not in {folder}; {_nearest(folder, run_id)}; give another folder with --store"
         )
     run = _read_run(path)
     if isinstance(run, str):
-        raise DataError(f"run {run_id} in {folder}: {run}; mend it, or remove the folder")
+        raise DataError(f"run {run_id} in {folder}: {run}; fix it, or remove the folder")
     return run
 
 
@@ -174,12 +175,12 @@ def _nearest(folder: Path, run_id: str) -> str:
 
 
 def _read_run(path: Path) -> Run | str:
-    """The run of a folder, or why it cannot be read."""
+    """Returns the run of a folder, or why it cannot be read."""
     entry, config, info = (_read_json(path / name) for name in (RUN_FILE, CONFIG_FILE, INFO_FILE))
     for name, content in ((RUN_FILE, entry), (CONFIG_FILE, config)):
         if content is None:
             return f"{name} is no JSON object"
-    entry, info = without_nothing(entry), without_nothing(info or {})
+    entry, info = without_none(entry), without_none(info or {})
     return find_problem(entry, info) or Run(path, entry, config, info)
 
 
@@ -192,7 +193,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 
 def read_lines(folder: Path) -> list[Line]:
-    """What the run in a folder has measured, line by line; a torn last line is left out."""
+    """Returns the metrics of the run in a folder, line by line, without an incomplete last line."""
     try:
         *whole, _torn = (folder / METRICS_FILE).read_bytes().split(b"\n")
     except FileNotFoundError:
@@ -201,7 +202,7 @@ def read_lines(folder: Path) -> list[Line]:
 
 
 def series_of(lines: Iterable[Line]) -> dict[str, Series]:
-    """Lines by metric; a metric is called by its split and its name, as `train.loss`."""
+    """Groups lines by metric, under names such as `train.loss`."""
     by_split: dict[str, dict[str, Series]] = {}
     for split, step, time_seconds, values in lines:
         of_split = by_split.setdefault(split, {})

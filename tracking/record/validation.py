@@ -1,4 +1,4 @@
-"""Whether what lies in a store can be read as a run: a crash, a full disk or a person may have left something else."""
+"""Checks whether the files of a run are readable: a crash, a full disk or a person may have damaged them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _is_mapping(value: Any) -> bool:
 
 
 def _is_file_name(value: Any) -> bool:
-    """Of a file of the run's own folder: a page on a run must not show others."""
+    """Accepts only names within the run's folder: the report of a run must not show other files."""
     return isinstance(value, str) and "/" not in value and value not in ("", ".", "..")
 
 
@@ -68,13 +68,13 @@ INFO_RULES: dict[str, Rule] = {
 }
 
 
-def without_nothing(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """The same without the keys that hold nothing, for these are as good as missing."""
+def without_none(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Drops keys whose value is None: they count as missing."""
     return {key: value for key, value in entry.items() if value is not None}
 
 
 def find_problem(entry: Mapping[str, Any], info: Mapping[str, Any]) -> str | None:
-    """What makes run.json and info.json unreadable; None: nothing does."""
+    """Returns what makes run.json or info.json unreadable; None: nothing."""
     for path in NEEDED:
         if _at(entry, path) is None:
             return f"{path} is missing"

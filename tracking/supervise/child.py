@@ -1,4 +1,4 @@
-"""The process that trains: started, shown, and ended with all that it has started."""
+"""The child process that trains: starts it, shows its output, and ends it with all its own children."""
 
 from __future__ import annotations
 
@@ -15,38 +15,43 @@ from pathlib import Path
 from typing import BinaryIO, TextIO
 
 TETHER = Path(__file__).with_name("tether.py")
-PUMP_SECONDS = 5.0  # for what a process leaves in its pipes when it ends
+PUMP_SECONDS = 5.0  # to drain the pipes after a process has ended
 MAX_LINE_BYTES = 1 << 16
-MAX_WORDS = 500  # characters of the last words
-_SHOWN_STEP = re.compile(rb"^step (\d+)/\d+ ", re.MULTILINE)
+MAX_LINE_CHARACTERS = 500
+_PROGRESS_LINE = re.compile(rb"^step (\d+)/\d+ ", re.MULTILINE)
 
 
 @dataclasses.dataclass
-class LastWords:
-    """The last line that a process said on its standard output, and the last on its standard error."""
+class LastLines:
+    """The last lines that a process wrote to its standard output and its standard error."""
 
     output: str = ""
     error: str = ""
 
 
 class Child:
-    """A process in a group of its own, so that Ctrl-C reaches it through its parent only.
+    """A process in its own process group, so that Ctrl-C reaches it only through its parent.
 
     Attributes:
-        shown_step: the last step in what it says of its progress; None: none so far.
-        last_words: what it said last.
+        id: its process id.
+        printed_step: the last step in its progress output; None: none so far.
+        last_said: its last lines of output.
     """
 
     def __init__(self, command: Sequence[str], keep: Callable[[bytes], None]) -> None:
-        """Starts it. What it says is passed on to this process's own output as it comes, and to `keep` by whole lines.
+        """Starts the process.
+
+        Args:
+            command: the program and its arguments.
+            keep: is called with whole lines of output, which is also copied to this process's own output.
 
         Raises:
             OSError: it cannot be started.
         """
-        self.shown_step: int | None = None
-        self.last_words = LastWords()
+        self.printed_step: int | None = None
+        self.last_said = LastLines()
         self._keep = keep
-        self._is_cleared_away = False
+        self._is_cleaned_up = False
         tethered = [sys.executable, str(TETHER), str(os.getpid()), *command]
         self._process = subprocess.Popen(
             tethered, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
@@ -58,72 +63,72 @@ class Child:
 
     @property
     def id(self) -> int:
-        """Its process number."""
+        """Returns the process id."""
         return self._process.pid
 
-    def ended(self) -> int | None:
-        """Its exit status, or the signal that killed it as a negative number; None: it runs."""
+    def poll(self) -> int | None:
+        """Returns the exit status, or the negative number of the signal that killed it; None while it runs."""
         status = self._process.poll()
         if status is not None:
-            self._clear_away()
+            self._clean_up()
         return status
 
     def wait(self, limit_seconds: float) -> int | None:
-        """As `ended`, after waiting for it for at most so long."""
+        """Waits for the process, at most `limit_seconds`, then does as `poll`."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(limit_seconds)
-        return self.ended()
+        return self.poll()
 
     def send(self, number: int) -> None:
-        """Sends a signal to it alone."""
+        """Sends a signal to this process alone."""
         self._process.send_signal(number)
 
     def kill(self) -> int:
-        """Ends it and all that it has started, at once; its exit status."""
+        """Kills the process group; returns the exit status."""
         self._kill_group()
         self._process.wait()
-        self._clear_away()
+        self._clean_up()
         return self._process.returncode
 
     def _kill_group(self) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
 
-    def _clear_away(self) -> None:
-        """Ends what it has left behind, which may hold the run's files, and shows what it said last."""
-        if self._is_cleared_away:  # by now its number may be that of another group
+    def _clean_up(self) -> None:
+        """Kills what the process has left running, which may hold the run's files open, and drains its output."""
+        if self._is_cleaned_up:  # the id may belong to another group by now
             return
-        self._is_cleared_away = True
+        self._is_cleaned_up = True
         self._kill_group()
         for pump in self._pumps:
             pump.join(PUMP_SECONDS)
 
     def _pump(self, name: str, source: BinaryIO, target: TextIO) -> None:
-        shown: BinaryIO | None = target.buffer
+        sink: BinaryIO | None = target.buffer
         unfinished = b""
         while data := source.read1(1 << 16):
-            shown = _show(shown, data)
+            sink = _show(sink, data)
             lines, end, unfinished = (unfinished + data).rpartition(b"\n")
             if len(unfinished) > MAX_LINE_BYTES:
                 lines, end, unfinished = lines + end + unfinished, b"\n", b""
-            self._take_in(name, lines + end)
-        self._take_in(name, unfinished)
+            self._take(name, lines + end)
+        self._take(name, unfinished)
         source.close()
 
-    def _take_in(self, name: str, lines: bytes) -> None:
-        """Keeps whole lines, so that those of both streams stand one after the other."""
+    def _take(self, name: str, lines: bytes) -> None:
+        """Keeps whole lines, so that lines of the two streams do not mix."""
         if lines:
             self._keep(lines)
-        words = [line for line in lines.split(b"\n") if line.strip() and not _SHOWN_STEP.match(line)]
-        if words:
-            setattr(self.last_words, name, words[-1].decode("utf-8", "replace").strip()[:MAX_WORDS])
-        steps = _SHOWN_STEP.findall(lines)
+        said = [line for line in lines.split(b"\n") if line.strip() and not _PROGRESS_LINE.match(line)]
+        if said:
+            setattr(self.last_said, name, said[-1].decode("utf-8", "replace").strip()[:MAX_LINE_CHARACTERS])
+        steps = _PROGRESS_LINE.findall(lines)
         if steps:
-            self.shown_step = int(steps[-1])
+            self.printed_step = int(steps[-1])
 
 
 def _show(target: BinaryIO | None, data: bytes) -> BinaryIO | None:
-    """Passes data on; None once nobody reads it, which must not end the run."""
+    """Copies data to a stream; returns None once its reader is gone, which must not end the run."""
     try:
         if target is not None:
             target.write(data)

@@ -1,4 +1,4 @@
-"""How a child ended, why, and what to do then. No processes here: decisions only."""
+"""Classifies how a child process ended, and decides whether to restart it. Decisions only: no processes."""
 
 from __future__ import annotations
 
@@ -8,86 +8,86 @@ import resource
 import signal
 from pathlib import Path
 
-from tracking.supervise.child import LastWords
+from tracking.supervise.child import LastLines
 
-MAX_FRUITLESS = 5  # ends in a row without a step further than ever before
-MAX_PAUSE_SECONDS = 300.0
-REFUSED = 2  # main.py's exit status for what the user can mend
-PROCESS_LOST = 3  # and for the loss of another process of its cluster
+MAX_FAILURES = 5  # exits in a row without a new furthest step
+MAX_BACKOFF_SECONDS = 300.0
+REFUSED = 2  # main.py's exit status for an error that the user can fix
+PROCESS_LOST = 3  # its exit status when another process of the cluster is lost
 SIGNALS_TO_STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclasses.dataclass(frozen=True)
-class Patience:
-    """How long to wait for a child, and how often to start it again.
+class RestartPolicy:
+    """How long to wait for a child, and how often to restart it.
 
     Attributes:
-        first_step_seconds: for the first step after a start, which also prepares data and compiles.
-        step_seconds: for each further step.
-        grace_seconds: from asking a child to stop to killing it.
-        pause_seconds: before the first restart; each further one without progress waits twice as long.
-        max_restarts: of one run.
+        first_step_seconds: timeout of the first step after a start, which also prepares data and compiles.
+        step_seconds: timeout of each further step.
+        grace_seconds: between asking a child to stop and killing it.
+        backoff_seconds: before the first restart; doubles with every further restart without progress.
+        max_restarts: in one run.
     """
 
     first_step_seconds: float = 7200.0
     step_seconds: float = 1800.0
     grace_seconds: float = 300.0
-    pause_seconds: float = 5.0
+    backoff_seconds: float = 5.0
     max_restarts: int = 100
 
 
 @dataclasses.dataclass(frozen=True)
-class Ending:
-    """How one child ended.
+class ChildExit:
+    """How a child process ended.
 
     Attributes:
-        status: what Sacred would call the run if nothing more were done.
-        reason: for people.
-        exit_status: of the child; a signal that killed it as a negative number, one that stopped the run as shells do.
-        may_go_on: whether starting it again may help.
+        status: the status of the run in Sacred, if the child is not restarted.
+        reason: an explanation for people.
+        exit_status: of the child: negative for a signal that killed it, 128 + number for one that stopped the run.
+        can_restart: whether a restart may help.
     """
 
     status: str
     reason: str
     exit_status: int
-    may_go_on: bool
+    can_restart: bool
 
 
 @dataclasses.dataclass(frozen=True)
 class Restart:
-    """Start again after a pause."""
+    """Restart after a pause."""
 
-    pause_seconds: float
+    backoff_seconds: float
 
 
 @dataclasses.dataclass(frozen=True)
 class GiveUp:
-    """Do not start again; `why` is said beside the reason of the last ending."""
+    """Do not restart; `why` is appended to the reason of the last exit."""
 
     why: str
 
 
-def describe(exit_status: int, asked_to_stop: int | None, last_words: LastWords, memory: str) -> Ending:
-    """How a child ended by itself, or by a signal.
+def classify_exit(exit_status: int, asked_to_stop: int | None, last_said: LastLines, memory: str) -> ChildExit:
+    """Classifies the exit of a child that ended by itself or by a signal.
 
     Args:
-        exit_status: of the child; a signal that killed it as a negative number.
-        asked_to_stop: the signal by which the user stopped the run; None: nobody did.
-        last_words: what it said last.
-        memory: what is known of kills for memory.
+        exit_status: of the child; negative for a signal that killed it.
+        asked_to_stop: the signal with which the user stopped the run; None: the user did not.
+        last_said: its last lines of output.
+        memory: what `oom_evidence` returned.
     """
     if exit_status == 0:
-        return Ending("COMPLETED", "finished", 0, False)
-    said, complained = _as_end(last_words.output), _as_end(last_words.error or last_words.output)
+        return ChildExit("COMPLETED", "finished", 0, False)
+    said, complained = _as_end(last_said.output), _as_end(last_said.error or last_said.output)
     if asked_to_stop is not None:
         how = " and killed, as it went on" if _is_killed(exit_status) else said
         reason = f"stopped by {signal.Signals(asked_to_stop).name}{how}"
-        return Ending("INTERRUPTED", reason, 128 + asked_to_stop, False)
+        return ChildExit("INTERRUPTED", reason, 128 + asked_to_stop, False)
     if exit_status == REFUSED:
-        return Ending("FAILED", f"main.py refused{complained}", exit_status, False)
+        return ChildExit("FAILED", f"main.py refused{complained}", exit_status, False)
     if (number := _stop_signal(exit_status)) is not None:
-        return Ending("INTERRUPTED", f"main.py was stopped by {number.name} from outside{said}", exit_status, False)
-    return Ending("FAILED", _describe_crash(exit_status, complained, memory), exit_status, True)
+        return ChildExit("INTERRUPTED", f"main.py was stopped by {number.name} from outside{said}", exit_status, False)
+    return ChildExit("FAILED", _describe_crash(exit_status, complained, memory), exit_status, True)
 
 
 def _as_end(words: str) -> str:
@@ -109,7 +109,7 @@ def _is_killed(exit_status: int) -> bool:
 
 
 def _stop_signal(exit_status: int) -> signal.Signals | None:
-    """The signal that asked a child to stop, if one did: it says so in its exit status, as shells do, or dies of it."""
+    """Returns the signal that stopped the child, if one did: it exits with 128 + number, or dies of the signal."""
     number = exit_status - 128 if exit_status > 128 else -exit_status
     return signal.Signals(number) if number in SIGNALS_TO_STOP else None
 
@@ -121,32 +121,34 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def hung(waited_seconds: float, step: int | None, exit_status: int) -> Ending:
-    """How a child ended that made no step for too long."""
+def classify_hang(waited_seconds: float, step: int | None, exit_status: int) -> ChildExit:
+    """Returns the exit of a child that was ended because it made no step for too long."""
     since = "since it was started" if step is None else f"since step {step}"
-    return Ending("TIMEOUT", f"no new step for {waited_seconds:.0f} s {since}", exit_status, True)
+    return ChildExit("TIMEOUT", f"no new step for {waited_seconds:.0f} s {since}", exit_status, True)
 
 
-def next_move(ending: Ending, n_restarts: int, n_fruitless: int, patience: Patience) -> Restart | GiveUp | None:
-    """What to do after a child ended; None: nothing, the run is over.
+def next_action(
+    child_exit: ChildExit, n_restarts: int, n_failures: int, policy: RestartPolicy
+) -> Restart | GiveUp | None:
+    """Decides what to do after a child has ended; None: nothing, the run is over.
 
     Args:
-        ending: how it ended.
-        n_restarts: made so far.
-        n_fruitless: endings in a row, this one too, since the run last came further than ever before.
-        patience: the limits.
+        child_exit: how it ended.
+        n_restarts: so far.
+        n_failures: exits in a row, including this one, since the last new furthest step.
+        policy: the limits.
     """
-    if not ending.may_go_on:
+    if not child_exit.can_restart:
         return None
-    if n_fruitless >= MAX_FRUITLESS:
-        return GiveUp(f"given up after {n_fruitless} starts without a new step")
-    if n_restarts >= patience.max_restarts:
+    if n_failures >= MAX_FAILURES:
+        return GiveUp(f"given up after {n_failures} starts without a new step")
+    if n_restarts >= policy.max_restarts:
         return GiveUp(f"given up after {n_restarts} restarts")
-    return Restart(min(patience.pause_seconds * 2 ** max(0, n_fruitless - 1), MAX_PAUSE_SECONDS))
+    return Restart(min(policy.backoff_seconds * 2 ** max(0, n_failures - 1), MAX_BACKOFF_SECONDS))
 
 
-def count_memory_kills() -> int | None:
-    """How many processes the kernel has ended for memory since it started; None: it does not count them."""
+def count_oom_kills() -> int | None:
+    """Returns how many processes the kernel has killed for memory since boot; None: it does not count them."""
     try:
         found = re.search(r"^oom_kill (\d+)$", Path("/proc/vmstat").read_text(), re.MULTILINE)
     except OSError:
@@ -154,16 +156,16 @@ def count_memory_kills() -> int | None:
     return int(found.group(1)) if found else None
 
 
-def memory_evidence(n_kills_before: int | None) -> str:
-    """What is known of whether a child that was killed was killed for memory.
+def oom_evidence(n_kills_before: int | None) -> str:
+    """Describes whether a child that was killed was killed for memory.
 
     Args:
-        n_kills_before: what `count_memory_kills` said when it was started.
+        n_kills_before: what `count_oom_kills` returned when the child was started.
     """
-    n_kills = count_memory_kills()
-    held = f"it had held {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20:.1f} GiB"
+    n_kills = count_oom_kills()
+    held = f"its peak was {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20:.1f} GiB"
     if n_kills is None or n_kills_before is None:
         return f"out of memory? {held}; see `dmesg`"
     if n_kills > n_kills_before:
-        return f"out of memory: the kernel has killed a process for that meanwhile; {held}"
-    return f"out of memory? the kernel has killed none for that meanwhile, so rather by another program; {held}"
+        return f"out of memory: the kernel has killed a process for it meanwhile; {held}"
+    return f"out of memory? the kernel has killed no process for it meanwhile, so probably another program did; {held}"

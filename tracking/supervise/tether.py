@@ -1,6 +1,7 @@
-"""Runs a program that is asked to stop when the process that started it dies, however that dies.
+"""Runs a program that receives SIGTERM when the process that started it dies for any reason.
 
-`python tracking/tether.py PARENT_ID PROGRAM ARGUMENT...`; where the system cannot watch a parent, it just runs.
+`python tracking/tether.py PARENT_ID PROGRAM ARGUMENT...`. Without a system that can watch a
+parent, the program just runs.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Becomes the program, which is looked for as a shell does."""
+    """Replaces this process by the program, which is searched for on PATH."""
     parent_id, *command = arguments
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != int(parent_id):  # it died before it could be watched
+        if os.getppid() != int(parent_id):  # the parent died before it could be watched
             sys.exit(128 + signal.SIGTERM)
     try:
         os.execvp(command[0], command)

@@ -1,4 +1,4 @@
-"""What can be asked about runs that are recorded, in a folder or in MongoDB."""
+"""Tables of recorded runs, from a folder or from MongoDB."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from pathlib import Path
 from configs.errors import ConfigError
 from tracking.mongodb import runs
 from tracking.mongodb.upload import describe_url
-from tracking.record.store import Run, describe_broken, find_run, list_runs
+from tracking.record.store import Run, describe_unreadable, find_run, list_runs
 from tracking.view.table import comparison, list_table
 
 
 def all_runs(store: Path, mongo_url: str | None) -> str:
-    """A table of all runs of a folder or, if an address is given, of a database.
+    """Returns a table of all runs of a folder or, if a URL is given, of a database.
 
     Raises:
         UserError: the database cannot be read.
     """
     if mongo_url:
         return _table(runs.list_runs(mongo_url), f"MongoDB at {describe_url(mongo_url)}")
-    return "\n".join([_table(list_runs(store), store), *describe_broken(store)])
+    return "\n".join([_table(list_runs(store), store), *describe_unreadable(store)])
 
 
 def _table(runs: Sequence[Run], place: object) -> str:
@@ -28,10 +28,10 @@ def _table(runs: Sequence[Run], place: object) -> str:
 
 
 def compared(run_ids: Sequence[str], store: Path, mongo_url: str | None) -> str:
-    """A table of what tells runs apart.
+    """Returns a table that compares runs.
 
     Raises:
-        UserError: a run is not there, or there are not two of them.
+        UserError: a run is missing, or fewer than two are given.
     """
     chosen = list(dict.fromkeys(run_ids))
     if len(chosen) < 2:

@@ -1,8 +1,8 @@
-"""A run as one page of HTML that needs nothing else: no network, no server, no library.
+"""Writes a run as one self-contained page of HTML: no network, no server, no library.
 
-What is shown is gathered here as plain data; `report.html` beside this file draws it. A run may have measured a million
-points and a screen has some thousand columns, so of each curve only those points are kept that can be seen: in every
-column the first, the last, the lowest and the highest. The page says how many that are.
+The data are collected here; `report.html` beside this file draws them. A run may have a million points, and a screen
+has some thousand columns, so each curve keeps only its visible points: in every column the first, the last, the lowest
+and the highest. The page says how many these are.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ import numpy as np
 from configs.errors import UserError
 from tracking.record.recorder import finite, write_whole
 from tracking.record.store import Run, Series, series_of
-from tracking.view.table import duration, flatten, format_number, shown
+from tracking.view.table import duration, flatten, format_number, format_setting
 
 PAGE = Path(__file__).with_name("report.html")
 REPORT_FILE = "report.html"
 DATA_MARK = "RUN_DATA"
-MAX_COLUMNS, MIN_COLUMNS, COLUMNS_OF_ALL_CURVES = 800, 80, 24_000
+MAX_COLUMNS, MIN_COLUMNS, MAX_TOTAL_COLUMNS = 800, 80, 24_000
 SMOOTHING_SHARE = 1 / 25
 MAX_SAMPLE_STEPS = 8
 MAX_SAMPLE, OUTPUT_BYTES = 6_000, 32 * 1024  # characters, bytes
@@ -37,13 +37,13 @@ SAMPLE_HEAD = re.compile(r"^=+ SAMPLE \d+ =+\n", re.MULTILINE)
 
 @dataclasses.dataclass(frozen=True)
 class Chart:
-    """What one picture shows.
+    """What one chart shows.
 
     Attributes:
-        title: above it.
+        title: of the chart.
         unit: of the values; empty: none.
-        pattern: of the metrics that belong into it, as `train.loss`.
-        is_smoothed: whether a calm line is drawn over what training measured.
+        pattern: matches the names of its metrics, such as `train.loss`.
+        is_smoothed: whether training metrics also get a smoothed curve.
     """
 
     title: str
@@ -65,10 +65,10 @@ CHARTS = (
 
 
 def write_report(run: Run) -> Path:
-    """Writes the page into the run's folder; returns where.
+    """Writes the page into the run's folder; returns its path.
 
     Raises:
-        UserError: there is no room, or no right to write there.
+        UserError: there is no room, or no permission to write there.
     """
     text = json.dumps(finite(page_data(run)), separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     before, after = PAGE.read_text(encoding="utf-8").split(DATA_MARK)
@@ -81,21 +81,21 @@ def write_report(run: Run) -> Path:
 
 
 def page_data(run: Run) -> dict[str, Any]:
-    """Everything that the page shows."""
+    """Returns everything that the page shows."""
     series = series_of(run.lines())
-    n_columns = max(MIN_COLUMNS, min(MAX_COLUMNS, COLUMNS_OF_ALL_CURVES // max(1, len(series))))
+    n_columns = max(MIN_COLUMNS, min(MAX_COLUMNS, MAX_TOTAL_COLUMNS // max(1, len(series))))
     start_seconds = min((s.times_seconds[0] for s in series.values()), default=0.0)
     charts = list(_charts(series, start_seconds, n_columns))
     return {
-        "run": _about(run),
+        "run": _header(run),
         "tiles": list(_tiles(run, series)),
         "tokens_per_step": _tokens_per_step(run.config),
         "charts": charts,
         "n_columns": n_columns,
         "n_measured": sum(len(s.steps) for s in series.values()),
-        "n_drawn": sum(len(curve["steps"]) for chart in charts for curve in chart["curves"] if not curve["is_calm"]),
+        "n_drawn": sum(len(curve["steps"]) for chart in charts for curve in chart["curves"] if not curve["is_smooth"]),
         "samples": _samples(run.artifacts),
-        "config": [[key, shown(value)] for key, value in flatten(run.config).items()],
+        "config": [[key, format_setting(value)] for key, value in flatten(run.config).items()],
         "environment": _environment(run.entry),
         "restarts": _restarts(run, start_seconds),
         "output": run.output(OUTPUT_BYTES),
@@ -103,7 +103,7 @@ def page_data(run: Run) -> dict[str, Any]:
 
 
 def _charts(series: Mapping[str, Series], start_seconds: float, n_columns: int) -> Iterable[dict[str, Any]]:
-    """The known charts that have something to show, then one for each other metric."""
+    """Yields the known charts that have data, then one for each other metric."""
     rest = dict(series)
     for chart in CHARTS:
         names = [name for name in rest if re.fullmatch(chart.pattern, name)]
@@ -116,7 +116,7 @@ def _charts(series: Mapping[str, Series], start_seconds: float, n_columns: int) 
 
 
 def _curves(name: str, series: Series, chart: Chart, start_seconds: float, n_columns: int) -> list[dict[str, Any]]:
-    """A metric as it was measured and, where that is wanted and there is enough of it, as a calm line."""
+    """Returns a metric as measured and, if the chart asks for it and there are enough points, smoothed."""
     order = np.argsort(np.asarray(series.steps), kind="stable")
     steps, values = np.asarray(series.steps)[order], np.asarray(series.values)[order]
     seconds = np.maximum.accumulate(np.asarray(series.times_seconds)[order]) - start_seconds
@@ -125,11 +125,11 @@ def _curves(name: str, series: Series, chart: Chart, start_seconds: float, n_col
     points = steps[is_finite], seconds[is_finite], values[is_finite]
     lost = np.flatnonzero(~is_finite)[:MAX_COLUMNS]
     not_finite = {"steps": steps[lost].tolist(), "seconds": seconds[lost].round(1).tolist()}
-    curve = {"name": name, "is_calm": False, "not_finite": not_finite, **_drawn(points, n_columns)}
+    curve = {"name": name, "is_smooth": False, "not_finite": not_finite, **_drawn(points, n_columns)}
     if not (chart.is_smoothed and name.startswith("train.") and is_finite.sum() > 1 / SMOOTHING_SHARE):
         return [curve]
-    calm = _drawn((*points[:2], smooth(points[2])), n_columns // 4)
-    return [curve, {"name": name, "is_calm": True, "not_finite": {"steps": [], "seconds": []}, **calm}]
+    smoothed = _drawn((*points[:2], smooth(points[2])), n_columns // 4)
+    return [curve, {"name": name, "is_smooth": True, "not_finite": {"steps": [], "seconds": []}, **smoothed}]
 
 
 def _drawn(points: tuple[np.ndarray, np.ndarray, np.ndarray], n_columns: int) -> dict[str, list[float]]:
@@ -140,16 +140,16 @@ def _drawn(points: tuple[np.ndarray, np.ndarray, np.ndarray], n_columns: int) ->
 
 
 def visible_points(steps: np.ndarray, seconds: np.ndarray, values: np.ndarray, n_columns: int) -> np.ndarray:
-    """Which of the points [point] can be seen on a screen of so many columns, over steps or over time; in order."""
+    """Returns the indices of the visible points [point] on a screen of `n_columns`, over steps or over time."""
     return np.union1d(_extremes(steps, values, n_columns), _extremes(seconds, values, n_columns))
 
 
-def _extremes(places: np.ndarray, values: np.ndarray, n_columns: int) -> np.ndarray:
-    """The first, last, lowest and highest point of each column of a picture; `places` [point] do not fall."""
-    if len(places) == 0:
+def _extremes(x: np.ndarray, values: np.ndarray, n_columns: int) -> np.ndarray:
+    """Returns the first, last, lowest and highest point of each column; `x` [point] is sorted."""
+    if len(x) == 0:
         return np.zeros(0, int)
-    width = (places[-1] - places[0]) / n_columns or 1.0
-    columns = np.minimum(((places - places[0]) / width).astype(int), n_columns - 1)
+    width = (x[-1] - x[0]) / n_columns or 1.0
+    columns = np.minimum(((x - x[0]) / width).astype(int), n_columns - 1)
     firsts = np.flatnonzero(np.diff(columns, prepend=-1))
     lasts = np.append(firsts[1:], len(columns)) - 1
     by_value = np.lexsort((values, columns))  # the columns stay where they are: each is sorted by itself
@@ -157,9 +157,7 @@ def _extremes(places: np.ndarray, values: np.ndarray, n_columns: int) -> np.ndar
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """The mean of values [point] over SMOOTHING_SHARE of all around each; over fewer at the beginning, where a loss
-    falls steeply.
-    """
+    """Returns the moving average of values [point] over SMOOTHING_SHARE of them; over fewer near both ends."""
     index = np.arange(len(values))
     before = np.minimum(round(SMOOTHING_SHARE * len(values) / 2), index)
     after = np.minimum(before, len(values) - 1 - index)
@@ -172,7 +170,7 @@ def _tokens_per_step(config: Mapping[str, Any]) -> int | None:
     return math.prod(sizes) if all(type(size) is int for size in sizes) else None
 
 
-def _about(run: Run) -> dict[str, Any]:
+def _header(run: Run) -> dict[str, Any]:
     started = run.time("start_time")
     return {
         "id": run.id,
@@ -188,7 +186,7 @@ def _about(run: Run) -> dict[str, Any]:
 
 
 def _tiles(run: Run, series: Mapping[str, Series]) -> Iterable[list[str]]:
-    """Figures for the head of the page: name, value, what else there is to say."""
+    """Yields the figures at the head of the page: name, value, remark."""
     yield ["step", f"{int(run.info.get('step') or 0):,}", _share_of_steps(run)]
     for name, title in (("train.loss", "training loss"), ("eval.loss", "evaluation loss")):
         values = _finite_values(series.get(name))
@@ -215,24 +213,24 @@ def _finite_values(series: Series | None) -> np.ndarray:
 
 
 def _samples(artifacts: Sequence[Path]) -> dict[str, Any]:
-    """What the model wrote: a column for each step that it did at, a row for each sample."""
+    """Returns the samples: a column for each step, a row for each sample."""
     found = {int(named[1]): path for path in artifacts if (named := NAMED_BY_STEP.fullmatch(path.name))}
-    chosen = [sorted(found)[place] for place in spread(len(found), MAX_SAMPLE_STEPS)]
+    chosen = [sorted(found)[index] for index in evenly_spaced(len(found), MAX_SAMPLE_STEPS)]
     columns = [read_samples(found[step]) for step in chosen]
     n_rows = max(map(len, columns), default=0)
     rows = [[column[row] if row < len(column) else "" for column in columns] for row in range(n_rows)]
     return {"steps": chosen, "rows": rows, "n_steps": len(found)}
 
 
-def spread(n_all: int, n_chosen: int) -> list[int]:
-    """At most so many places of a row, evenly apart, with both ends."""
+def evenly_spaced(n_all: int, n_chosen: int) -> list[int]:
+    """Returns at most `n_chosen` indices of `n_all`, evenly spaced, with both ends."""
     if n_all <= n_chosen:
         return list(range(n_all))
-    return [round(place * (n_all - 1) / (n_chosen - 1)) for place in range(n_chosen)]
+    return [round(index * (n_all - 1) / (n_chosen - 1)) for index in range(n_chosen)]
 
 
 def read_samples(path: Path) -> list[str]:
-    """The texts of a file of samples, without the lines around them; none if it cannot be read."""
+    """Returns the texts of a file of samples, without separators; none if it cannot be read."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -245,7 +243,7 @@ def read_samples(path: Path) -> list[str]:
 
 
 def _answer(line: str) -> str:
-    """The text of a line of JSON after its prompt, if that is one; the line itself if it is no answer."""
+    """Returns prompt and text of a line of JSON, or the line itself if it has none."""
     try:
         answer = json.loads(line)
         prompt, text = answer["prompt"], answer["text"]
@@ -258,8 +256,8 @@ def _environment(entry: Mapping[str, Any]) -> dict[str, Any]:
     experiment = entry["experiment"]
     repositories = experiment.get("repositories") or []
     return {
-        "host": [[key, shown(value)] for key, value in flatten(entry.get("host", {})).items()],
-        "git": [[key, shown(value)] for one in repositories for key, value in one.items() if key != "changed"],
+        "host": [[key, format_setting(value)] for key, value in flatten(entry.get("host", {})).items()],
+        "git": [[key, format_setting(value)] for one in repositories for key, value in one.items() if key != "changed"],
         "changed": [str(name) for one in repositories for name in one.get("changed") or []],
         "packages": [str(package) for package in experiment.get("dependencies") or []],
         "sources": [str(name) for name, *_ in experiment.get("sources") or []],

@@ -1,6 +1,4 @@
-"""Runs side by side on a screen: all of a store, and what tells some of them apart. Needs no metrics, so a store of
-long runs is listed as fast as one of short ones.
-"""
+"""Text tables: a list of runs, and a comparison. They read no metrics, so that long runs are listed fast."""
 
 from __future__ import annotations
 
@@ -16,18 +14,18 @@ NONE = "-"
 MAX_NAME, MAX_REASON, MAX_CELL = 32, 60, 44  # characters
 HEADINGS = ("run", "name", "status", "started (UTC)", "took", "step", "train loss", "eval loss", "tokens/s", "why")
 RIGHT_ALIGNED = ("run", "took", "step", "train loss", "eval loss", "tokens/s")
-WELL = ("COMPLETED", "RUNNING")
+HEALTHY = ("COMPLETED", "RUNNING")
 
 
 def list_table(runs: Sequence[Run]) -> str:
-    """A line for each run, the newest last."""
+    """Returns a table with a line for each run, the newest last."""
     rows = [_row(run) for run in runs]
     widths = [max(map(len, column)) for column in zip(HEADINGS, *rows, strict=True)]
     return "\n".join(_line(row, widths) for row in (HEADINGS, tuple("-" * width for width in widths), *rows))
 
 
 def _row(run: Run) -> tuple[str, ...]:
-    why = "" if run.status in WELL else shorten(str(run.info.get("reason") or ""), MAX_REASON)
+    why = "" if run.status in HEALTHY else shorten(str(run.info.get("reason") or ""), MAX_REASON)
     started = run.time("start_time")
     return (
         str(run.id),
@@ -52,32 +50,30 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def comparison(runs: Sequence[Run]) -> str:
-    """A column for each run: how it went, then the settings that are not the same in all of them."""
+    """Returns a table with a column for each run: results first, then the settings that differ."""
     facts = [(name, [of(run) for run in runs]) for name, of in FACTS.items()]
-    different = [(key, [shown(value) for value in values]) for key, values in config_differences(runs)]
+    different = [(key, [format_setting(value) for value in values]) for key, values in config_differences(runs)]
     settings = different or [("(the configs are the same)", [""] * len(runs))]
     return "\n".join(_render([*facts, ("", [""] * len(runs)), *settings]))
 
 
 def config_differences(runs: Sequence[Run]) -> list[tuple[str, list[Any]]]:
-    """The settings that are not the same in all runs, each with its value in each; a setting that is not there is
-    MISSING.
-    """
+    """Returns the settings that differ, each with its value in each run; MISSING where a run lacks it."""
     configs = [flatten(run.config) for run in runs]
     keys = dict.fromkeys(key for config in configs for key in config)
     rows = ((key, [config.get(key, MISSING) for config in configs]) for key in keys)
-    return [(key, values) for key, values in rows if len({shown(value) for value in values}) > 1]
+    return [(key, values) for key, values in rows if len({format_setting(value) for value in values}) > 1]
 
 
 class _Missing:
-    """Stands for a setting that a config does not have."""
+    """The value of a setting that a config lacks."""
 
 
 MISSING = _Missing()
 
 
 def flatten(config: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """Settings within settings as `outer.inner`; lists stay whole unless settings are in them."""
+    """Flattens nested settings to `outer.inner`; lists stay whole unless they hold settings."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, list) and _holds_settings(value):
@@ -93,25 +89,25 @@ def _holds_settings(value: Any) -> bool:
     return isinstance(value, Mapping) or (isinstance(value, list) and any(map(_holds_settings, value)))
 
 
-def shown(value: Any) -> str:
-    """A setting as it stands in a config file, or a dash for one that is not there."""
+def format_setting(value: Any) -> str:
+    """Returns a setting as in a config file, or a dash if it is missing."""
     return NONE if value is MISSING else json.dumps(value, ensure_ascii=False)
 
 
 def shorten(text: str, n_characters: int) -> str:
-    """The text in one line, its end left out if it is longer than so many characters."""
+    """Returns the text in one line, cut to `n_characters`."""
     text = " ".join(text.split())
     return text if len(text) <= n_characters else text[: n_characters - 1] + "…"
 
 
 def latest(run: Run, split: str, name: str) -> str:
-    """The last value of a metric, to four digits."""
+    """Returns the last value of a metric, to four digits."""
     value = run.info.get("latest", {}).get(split, {}).get(name)
     return NONE if value is None else format_number(value)
 
 
 def format_number(value: float | str) -> str:
-    """A measure in a few characters; those that are not finite come from JSON as text."""
+    """Formats a metric in a few characters; non-finite values come as text."""
     value = float(value)
     if math.isfinite(value) and abs(value) >= 1000:
         return f"{value:,.0f}"
@@ -119,7 +115,7 @@ def format_number(value: float | str) -> str:
 
 
 def duration(run: Run) -> str:
-    """For how long the run went, or has gone, in hours, minutes and seconds."""
+    """Returns how long the run has taken, in hours, minutes and seconds."""
     start, end = run.time("start_time"), run.time("stop_time") or run.time("heartbeat")
     if start is None or end is None:
         return NONE
@@ -133,7 +129,7 @@ def _step(run: Run) -> str:
 
 
 def _commit(run: Run) -> str:
-    """The first of the commits that a run was made from, with a + if there was more than is committed."""
+    """Returns the commit of the run, with a + if there were uncommitted changes."""
     repositories = run.entry["experiment"].get("repositories") or []
     if not repositories:
         return NONE
@@ -154,7 +150,7 @@ FACTS = {
 
 
 def _render(rows: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
-    """Rows under each other; what is long goes on in further lines of its cell, for nothing of it may be left out."""
+    """Lays out rows in columns; long texts are wrapped, not cut."""
     cells = [[[name], *(_wrap(text) for text in texts)] for name, texts in rows]
     widths = [max(len(line) for cell in column for line in cell) for column in zip(*cells, strict=True)]
     return [line for row in cells for line in _render_row(row, widths)]

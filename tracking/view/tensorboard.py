@@ -1,7 +1,6 @@
-"""TensorBoard over recorded runs: their curves as main.py writes them, and beside them the texts that it does not: the
-resolved config, and what the model wrote at each step.
+"""Starts TensorBoard for recorded runs: their curves, and as texts the resolved config and the samples.
 
-It is reached from this machine alone. What is made for it lies in a folder that is gone when it ends.
+It is reachable from this machine only. Its files are in a temporary folder.
 """
 
 from __future__ import annotations
@@ -20,41 +19,41 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from configs.errors import UserError
-from tracking.record.run_files import is_local
+from storage.files import is_local
 from tracking.record.store import Run, find_run
 from tracking.supervise.child import TETHER
-from tracking.supervise.supervisor import StopOrders
+from tracking.supervise.supervisor import StopSignals
 from tracking.view.report import NAMED_BY_STEP, read_samples
 
 START_SECONDS = 120.0
-LOOK_SECONDS = 2.0
+POLL_SECONDS = 2.0
 END_SECONDS = 5.0
 ADDRESS = re.compile(r"http://\S+")
 
 
 def show(store: Path, run_ids: Sequence[str], say: Callable[[str], None]) -> None:
-    """Shows runs until it is told to stop; of those that go on, also what comes later.
+    """Shows runs until a signal stops it, with updates from those that still run.
 
     Raises:
-        UserError: a run is not there, or TensorBoard is not, or it does not start.
+        UserError: a run is missing, or TensorBoard is not installed or does not start.
     """
     runs = [find_run(store, run_id) for run_id in dict.fromkeys(run_ids)]
     if importlib.util.find_spec("tensorboard") is None:
         raise UserError("--tensorboard: TensorBoard is not installed; pip install -r requirements.txt")
     with tempfile.TemporaryDirectory(prefix="tensorboard_") as made:
-        places = [_place(Path(made), run, say) for run in runs]
+        folders = [_run_folder(Path(made), run, say) for run in runs]
         with _server(Path(made)) as (process, address):
             say(f"TensorBoard shows {_names(runs)} at {address} until Ctrl-C")
-            _stay(process, places)
+            _serve(process, folders)
 
 
-def _stay(process: subprocess.Popen[str], places: Sequence[_Texts]) -> None:
-    with StopOrders() as stop:
+def _serve(process: subprocess.Popen[str], texts: Sequence[_TextEvents]) -> None:
+    with StopSignals() as stop:
         while not stop.numbers:
-            for place in places:
-                place.bring_up_to_date()
+            for one in texts:
+                one.update()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(LOOK_SECONDS)
+                process.wait(POLL_SECONDS)
             if process.poll() is not None and not stop.numbers:
                 raise UserError(f"TensorBoard: has ended with exit status {process.returncode}; start it again")
 
@@ -65,7 +64,7 @@ def _names(runs: Sequence[Run]) -> str:
 
 @contextlib.contextmanager
 def _server(folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The process and its address; a port that is free is its own choice."""
+    """Yields the process and its address; it chooses a free port."""
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--host", "127.0.0.1", "--port", "0"]
     tethered = [sys.executable, str(TETHER), str(os.getpid()), *command, "--reload_multifile", "true"]
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
@@ -84,22 +83,22 @@ def _server(folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
 
 
 def _await_address(process: subprocess.Popen[str]) -> str:
-    """What it says once it can be reached; its further words are read so that it never waits for a reader."""
-    heard: list[str] = []
-    listener = threading.Thread(target=lambda: heard.extend(process.stderr or ()), daemon=True)
-    listener.start()
+    """Returns the address that it prints once it is ready; a thread drains its output so that it never blocks."""
+    output: list[str] = []
+    reader = threading.Thread(target=lambda: output.extend(process.stderr or ()), daemon=True)
+    reader.start()
     end_seconds = time.monotonic() + START_SECONDS
-    while time.monotonic() < end_seconds and listener.is_alive():
-        for line in list(heard):
+    while time.monotonic() < end_seconds and reader.is_alive():
+        for line in list(output):
             if line.startswith("TensorBoard ") and (found := ADDRESS.search(line)):
                 return found[0]
         time.sleep(0.05)
-    last = next((line.strip() for line in reversed(heard) if line.strip()), "it says nothing")
-    raise UserError(f"TensorBoard: does not start: {last[:300]}; mend that, or look at --report")
+    last = next((line.strip() for line in reversed(output) if line.strip()), "it prints nothing")
+    raise UserError(f"TensorBoard: does not start: {last[:300]}; fix that, or use --report")
 
 
-def _place(made: Path, run: Run, say: Callable[[str], None]) -> _Texts:
-    """A folder for a run, with a way to where the run writes its curves."""
+def _run_folder(made: Path, run: Run, say: Callable[[str], None]) -> _TextEvents:
+    """Makes a folder for a run, with a link to its curves."""
     folder = made / f"{run.id} {re.sub(r'[^-+.,=()A-Za-z0-9_ ]', '_', run.name)[:60]}"
     folder.mkdir()
     model_path = str(run.info.get("model_path", ""))
@@ -107,11 +106,11 @@ def _place(made: Path, run: Run, say: Callable[[str], None]) -> _Texts:
         (folder / "metrics").symlink_to(Path(model_path).resolve(), target_is_directory=True)
     else:
         say(f"run {run.id}: its curves lie in {model_path}; they are shown by tensorboard --logdir {model_path}")
-    return _Texts(folder / "texts", run)
+    return _TextEvents(folder / "texts", run)
 
 
-class _Texts:
-    """An event file with the texts of one run."""
+class _TextEvents:
+    """An event file with the texts of a run."""
 
     def __init__(self, folder: Path, run: Run) -> None:
         folder.mkdir()
@@ -120,8 +119,8 @@ class _Texts:
         self._written: set[str] = set()
         self._write("config", 0, json.dumps(run.config, indent=2, ensure_ascii=False))
 
-    def bring_up_to_date(self) -> None:
-        """Adds the samples that have come since the last time."""
+    def update(self) -> None:
+        """Adds samples written since the last call."""
         for path in find_run(self._run.folder.parent, self._run.folder.name).artifacts:
             named = NAMED_BY_STEP.fullmatch(path.name)
             if named and path.name not in self._written:
@@ -130,14 +129,14 @@ class _Texts:
                     self._write(f"sample {number}", int(named[1]), text)
 
     def _write(self, tag: str, step: int, text: str) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event  # here, for only who asks for TensorBoard needs it
+        from tensorboard.compat.proto.event_pb2 import Event  # imported here, as TensorBoard is optional
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.compat.proto.tensor_pb2 import TensorProto
         from tensorboard.compat.proto.types_pb2 import DT_STRING
         from tensorboard.plugins.text.metadata import create_summary_metadata
         from tensorboard.summary.writer.record_writer import RecordWriter
 
-        as_code = "".join(f"    {line}\n" for line in text.splitlines())  # Markdown, to be shown as it stands
+        as_code = "".join(f"    {line}\n" for line in text.splitlines())  # a Markdown code block
         tensor = TensorProto(dtype=DT_STRING, string_val=[as_code.encode()])
         value = Summary.Value(tag=tag, tensor=tensor, metadata=create_summary_metadata("", ""))
         with self._path.open("ab") as file:

@@ -1,4 +1,4 @@
-"""Tests of data/sources.py on a disk; those in a bucket are in tests/buckets."""
+"""Finding text files on a disk."""
 
 from __future__ import annotations
 

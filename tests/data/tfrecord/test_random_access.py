@@ -1,4 +1,4 @@
-"""Random access to files on a disk; tests/buckets checks that a file in a bucket is downloaded once."""
+"""Random access to files on a disk; test_create_in_bucket.py checks that one in a bucket is downloaded once."""
 
 from __future__ import annotations
 

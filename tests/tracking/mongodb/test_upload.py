@@ -14,7 +14,7 @@ import gridfs
 import pytest
 
 from configs.errors import ConfigError, DataError, UserError
-from tests.tracking.experiments import Done, Experiments, MongoServer, meanwhile, run_many_at_once, until
+from tests.tracking.experiments import TRAINER, Done, Experiments, MongoServer, meanwhile, run_many_at_once, until
 from tracking import session
 from tracking.mongodb import downsampling, mirror, upload
 from tracking.mongodb.sync import sync
@@ -45,7 +45,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def assert_same(here: Experiments, server: MongoServer, mongo_id: int, run_id: str = "1") -> None:
-    """The copy holds all that the folder holds, in Sacred's form."""
+    """Checks that the copy holds the whole folder, in Sacred's layout."""
     run, database = find_run(here.store, run_id), server.database()
     entry = database.runs.find_one({"_id": mongo_id})
     assert (entry["status"], entry["format"]) == (run.entry["status"], "MongoObserver-0.7.0")
@@ -70,7 +70,7 @@ def assert_same(here: Experiments, server: MongoServer, mongo_id: int, run_id: s
     assert {artifact["name"] for artifact in entry["artifacts"]} == {"metrics.jsonl", *(p.name for p in run.artifacts)}
 
 
-def test_a_run_is_copied_while_it_runs_and_whole_at_the_end(here: Experiments, server: MongoServer) -> None:
+def test_a_run_is_copied_while_it_runs_and_completely_at_the_end(here: Experiments, server: MongoServer) -> None:
     runs = server.database().runs
 
     def watch() -> None:
@@ -84,10 +84,10 @@ def test_a_run_is_copied_while_it_runs_and_whole_at_the_end(here: Experiments, s
     assert entry["config"] == {"lr": 0.1, "a,b": {"@c": float(2**70)}}
     ((name, file_id),) = entry["experiment"]["sources"]
     source = gridfs.GridFS(server.database()).get(file_id)
-    assert (name, source.read()) == ("tests/tracking/trainer.py", Path(__file__).with_name("trainer.py").read_bytes())
+    assert (name, source.read()) == ("tests/tracking/trainer.py", TRAINER.read_bytes())
 
 
-def test_a_copy_made_twice_is_the_same(here: Experiments, server: MongoServer) -> None:
+def test_copying_is_idempotent(here: Experiments, server: MongoServer) -> None:
     here.run()
     collections = ("runs", "metrics", "fs.files", "fs.chunks")
     before = [list(server.database()[name].find()) for name in collections]
@@ -96,7 +96,7 @@ def test_a_copy_made_twice_is_the_same(here: Experiments, server: MongoServer) -
     assert repr(before) == repr(after)
 
 
-def test_what_others_write_beside_is_left_alone(here: Experiments, server: MongoServer) -> None:
+def test_fields_of_other_programs_are_kept(here: Experiments, server: MongoServer) -> None:
     here.run()
     server.database().runs.update_one({"_id": 1}, {"$set": {"omniboard": {"tags": ["good"]}, "meta.comment": "note"}})
     sync(["1"], here.store, server.url, lambda text: None)
@@ -104,7 +104,7 @@ def test_what_others_write_beside_is_left_alone(here: Experiments, server: Mongo
     assert (entry["omniboard"], entry["meta"]["comment"]) == ({"tags": ["good"]}, "note")
 
 
-def test_a_copy_that_was_spoilt_is_mended(here: Experiments, server: MongoServer) -> None:
+def test_a_copy_that_was_damaged_is_repaired(here: Experiments, server: MongoServer) -> None:
     here.run()
     database = server.database()
     database.metrics.update_one({"name": "train.loss"}, {"$pop": {"steps": 1, "values": 1}})
@@ -115,7 +115,7 @@ def test_a_copy_that_was_spoilt_is_mended(here: Experiments, server: MongoServer
 
 
 @pytest.mark.usefixtures("impatient")
-def test_what_is_spoilt_while_it_runs_is_mended_at_the_end(here: Experiments, server: MongoServer) -> None:
+def test_what_is_damaged_while_it_runs_is_repaired_at_the_end(here: Experiments, server: MongoServer) -> None:
     database = server.database()
 
     def spoil() -> None:
@@ -143,7 +143,7 @@ def copied(here: Experiments, server: MongoServer) -> tuple[MongoCopy, Path]:
     return copy, path
 
 
-def test_points_are_appended_to_what_is_known_to_be_there(
+def test_points_are_appended_to_the_known_series(
     here: Experiments, server: MongoServer, copied: tuple[MongoCopy, Path]
 ) -> None:
     copy, path = copied
@@ -158,7 +158,7 @@ def test_points_are_appended_to_what_is_known_to_be_there(
     assert_same(here, server, 1)
 
 
-def test_steps_made_anew_replace_those_before(
+def test_repeated_steps_replace_earlier_ones(
     here: Experiments, server: MongoServer, copied: tuple[MongoCopy, Path]
 ) -> None:
     copy, path = copied
@@ -172,7 +172,7 @@ def test_steps_made_anew_replace_those_before(
     assert_same(here, server, 1)
 
 
-def test_a_run_that_was_removed_there_is_copied_anew(
+def test_a_run_deleted_from_the_database_is_copied_again(
     here: Experiments, server: MongoServer, copied: tuple[MongoCopy, Path]
 ) -> None:
     for name in ("runs", "metrics", "fs.files", "fs.chunks"):
@@ -213,8 +213,8 @@ def test_a_long_run_stays_under_the_limit_of_a_document(here: Experiments, serve
     assert stored.read() == (done.run.folder / "metrics.jsonl").read_bytes()
 
 
-def test_a_series_is_thinned_out_the_same_however_it_comes(here: Experiments, server: MongoServer) -> None:
-    """Appended bit by bit, or all at once: over several halvings."""
+def test_downsampling_does_not_depend_on_how_points_arrive(here: Experiments, server: MongoServer) -> None:
+    """Appends in parts or all at once, over several halvings."""
     done = here.run("--steps", "1")
     path = done.run.folder / "metrics.jsonl"
     path.write_text("")
@@ -232,22 +232,22 @@ def test_a_series_is_thinned_out_the_same_however_it_comes(here: Experiments, se
 
 
 @pytest.mark.usefixtures("impatient")
-def test_absent_at_the_start_and_come_later(tmp_path: Path) -> None:
+def test_database_starts_after_the_run(tmp_path: Path) -> None:
     late = MongoServer(tmp_path)
     here = Experiments(tmp_path, mongo_url=late.url)
     with meanwhile(lambda: until(lambda: len(here.lines()) > 20), late.start):
         done = here.run("--steps", "120", "--seconds_per_step", "0.02")
     try:
         said = [line for line in done.said if "MongoDB" in line]
-        assert said[0].endswith("; the run goes on without it"), said
-        assert said[1].endswith(" is back: what it missed is filled in") and said[2].endswith(" as run 1")
+        assert said[0].endswith("; the run continues without it"), said
+        assert said[1].endswith(" is back; the copy is completed") and said[2].endswith(" as run 1")
         assert_same(here, late, 1)
     finally:
         late.kill()
 
 
 @pytest.mark.usefixtures("impatient")
-def test_absent_all_the_time_and_synced_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_database_is_absent_and_synced_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "LAST_COPY_SECONDS", 0.5)
     late = MongoServer(tmp_path)
     here = Experiments(tmp_path, mongo_url=late.url)
@@ -255,9 +255,12 @@ def test_absent_all_the_time_and_synced_later(tmp_path: Path, monkeypatch: pytes
     place = describe_url(late.url)
     assert (done.status, done.run.status) == (0, "COMPLETED")
     assert done.said[-1] == (
-        f"run 1: not all of it is in MongoDB at {place}; run_experiment.py --sync 1 --store {here.store} fills it in"
+        f"run 1: the copy in MongoDB at {place} is incomplete; complete it with run_experiment.py --sync 1 "
+        f"--store {here.store}"
     )
-    with pytest.raises(UserError, match=f"MongoDB at {place}: .*Connection refused.*; start it, or see who may"):
+    with pytest.raises(
+        UserError, match=f"MongoDB at {place}: .*Connection refused.*; start it, or check its permissions"
+    ):
         sync(["1"], here.store, late.url, lambda text: None)
     with late:
         sync(["1"], here.store, late.url, lambda text: None)
@@ -270,14 +273,14 @@ def outage(tmp_path: Path, away_seconds: float, steps: int) -> None:
         here = Experiments(tmp_path, mongo_url=server.url)
         metrics = server.database().metrics
 
-        def break_and_mend() -> None:
+        def break_and_repair() -> None:
             until(lambda: metrics.count_documents({}) > 0)
             server.kill()
             time.sleep(away_seconds)
             assert len(here.lines()) < steps, "it was over before"
             server.start()
 
-        with meanwhile(break_and_mend):
+        with meanwhile(break_and_repair):
             done = here.run("--steps", str(steps), "--seconds_per_step", "0.02")
         assert_same(here, server, 1)
     assert_never_paused(done, steps)
@@ -290,13 +293,13 @@ def assert_never_paused(done: Done, steps: int) -> None:
 
 
 @pytest.mark.usefixtures("impatient")
-def test_gone_in_the_middle(tmp_path: Path) -> None:
+def test_database_restarts_during_the_run(tmp_path: Path) -> None:
     outage(tmp_path, 0.5, 120)
 
 
 @pytest.mark.usefixtures("impatient")
-def test_there_but_silent_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As over a network that drops everything: connections stand, and nothing comes."""
+def test_database_does_not_answer_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As over a network that drops every packet: connections stay open without data."""
     monkeypatch.setitem(upload.TIMEOUTS_MS, "socketTimeoutMS", 200)
     with MongoServer(tmp_path) as server:
         here = Experiments(tmp_path, mongo_url=server.url)
@@ -310,13 +313,13 @@ def test_there_but_silent_for_a_while(tmp_path: Path, monkeypatch: pytest.Monkey
 
         with meanwhile(stop_and_go_on):
             done = here.run("--steps", "150", "--seconds_per_step", "0.02")
-        assert any(line.endswith("; the run goes on without it") for line in done.said)
+        assert any(line.endswith("; the run continues without it") for line in done.said)
         assert_same(here, server, 1)
     assert_never_paused(done, 150)
 
 
 @pytest.mark.slow
-def test_gone_for_half_a_minute(tmp_path: Path) -> None:
+def test_database_is_gone_for_half_a_minute(tmp_path: Path) -> None:
     outage(tmp_path, 30.0, 2000)
 
 
@@ -335,7 +338,7 @@ def test_the_address_comes_from_the_command_line_the_environment_or_a_file(
 
 @pytest.mark.parametrize("url", ["http://x", "mongodb://", "mongodb://a:b:c@host", "mongodb://host:port"])
 def test_no_address(url: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--mongo .*: is no address of a MongoDB: .*; write it as mongodb://NAME"):
+    with pytest.raises(ConfigError, match="--mongo .*: is not the URL of a MongoDB: .*; write it as mongodb://NAME"):
         find_url(url, tmp_path / ".env")
 
 
@@ -345,10 +348,10 @@ def test_passwords_are_not_shown() -> None:
     assert describe_url("mongodb://host") == "host"
 
 
-def test_sync_says_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sync_reports_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MONGO_URL", raising=False)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match="--sync: does not know which MongoDB; give --mongo URL, or set MONGO_URL"):
+    with pytest.raises(ConfigError, match="--sync: no MongoDB is given; give --mongo URL, or set MONGO_URL"):
         sync(["1"], tmp_path, None, lambda text: None)
     with pytest.raises(DataError, match="run 1: is not in .*; no run is in"):
         sync(["1"], tmp_path, "mongodb://host", lambda text: None)

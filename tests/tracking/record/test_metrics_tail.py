@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracking.record.metrics_tail import Line, MetricsTail, News, parse_line
+from tracking.record.metrics_tail import Line, MetricsTail, NewLines, parse_line
 
 
 def text_of(step: int, attempt: int = 0) -> bytes:
@@ -60,55 +60,55 @@ def test_metrics_of_earlier_versions_have_their_present_names() -> None:
         b'{"step": 1, "split": "a", "time": 1e99}',
     ],
 )
-def test_what_is_no_line_is_passed_over(text: bytes) -> None:
+def test_invalid_lines_are_skipped(text: bytes) -> None:
     assert parse_line(text) is None
 
 
-def test_lines_are_told_once_and_only_when_whole(tmp_path: Path) -> None:
+def test_lines_are_returned_once_and_only_when_complete(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    tail = MetricsTail(str(path), passes_over_present=False)
-    assert not tail.look()
+    tail = MetricsTail(str(path), skips_existing=False)
+    assert not tail.read_new()
     write(path, text_of(1), text_of(2), end=b"")
-    assert tail.look() == News((text_of(1),), False)
-    assert not tail.look()
+    assert tail.read_new() == NewLines((text_of(1),), False)
+    assert not tail.read_new()
     append(path, b"\n" + text_of(3) + b"\n")
-    assert tail.look() == News((text_of(2), text_of(3)), False)
-    assert not tail.look()
+    assert tail.read_new() == NewLines((text_of(2), text_of(3)), False)
+    assert not tail.read_new()
 
 
-def test_a_file_without_the_steps_made_anew_replaces_what_was_told(tmp_path: Path) -> None:
+def test_a_resumed_run_replaces_all_lines(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     write(path, *map(text_of, range(1, 9)))
-    tail = MetricsTail(str(path), passes_over_present=False)
-    assert len(tail.look().lines) == 8
+    tail = MetricsTail(str(path), skips_existing=False)
+    assert len(tail.read_new().lines) == 8
     replace(path, *map(text_of, range(1, 6)))
     append(path, text_of(6, attempt=1) + b"\n")
-    assert tail.look() == News((*map(text_of, range(1, 6)), text_of(6, attempt=1)), True)
-    assert not tail.look()
+    assert tail.read_new() == NewLines((*map(text_of, range(1, 6)), text_of(6, attempt=1)), True)
+    assert not tail.read_new()
 
 
 def test_the_new_file_may_be_longer_than_the_old_one(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     write(path, *map(text_of, range(1, 9)))
-    tail = MetricsTail(str(path), passes_over_present=False)
-    tail.look()
+    tail = MetricsTail(str(path), skips_existing=False)
+    tail.read_new()
     new = [*map(text_of, range(1, 6)), *(text_of(step, attempt=1) for step in range(6, 30))]
     replace(path, *new)
-    assert tail.look() == News(tuple(new), True)
+    assert tail.read_new() == NewLines(tuple(new), True)
 
 
-def test_what_an_earlier_run_measured_is_passed_over_also_in_a_new_file(tmp_path: Path) -> None:
+def test_lines_of_an_earlier_run_are_skipped_also_in_a_replaced_file(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     write(path, *map(text_of, range(1, 9)))
-    tail = MetricsTail(str(path), passes_over_present=True)
-    assert not tail.look()
+    tail = MetricsTail(str(path), skips_existing=True)
+    assert not tail.read_new()
     new = [text_of(step, attempt=1) for step in (6, 7)]
     replace(path, *map(text_of, range(1, 6)), *new)
-    assert tail.look() == News(tuple(new), True)
+    assert tail.read_new() == NewLines(tuple(new), True)
     path.unlink()
-    assert tail.look() == News((), True)
+    assert tail.read_new() == NewLines((), True)
     write(path, text_of(1, attempt=2))
-    assert tail.look() == News((text_of(1, attempt=2),), False)
+    assert tail.read_new() == NewLines((text_of(1, attempt=2),), False)
 
 
 ACTIONS = st.lists(
@@ -116,18 +116,20 @@ ACTIONS = st.lists(
 )
 
 
-@given(actions=ACTIONS, looks=st.lists(st.booleans(), min_size=40, max_size=40))
-def test_what_was_told_is_what_lies_there(tmp_path_factory: pytest.TempPathFactory, actions: list, looks: list) -> None:
+@given(actions=ACTIONS, reads=st.lists(st.booleans(), min_size=40, max_size=40))
+def test_returned_lines_are_those_of_the_file(
+    tmp_path_factory: pytest.TempPathFactory, actions: list, reads: list
+) -> None:
     path = tmp_path_factory.mktemp("tail") / "metrics.jsonl"
-    tail, told, lines = MetricsTail(str(path), passes_over_present=False), [], []
-    for number, ((what, n), is_looked) in enumerate(zip(actions, looks, strict=False), start=1):
+    tail, returned, lines = MetricsTail(str(path), skips_existing=False), [], []
+    for number, ((what, n), is_read) in enumerate(zip(actions, reads, strict=False), start=1):
         if what == "add":
             lines += [text_of(len(lines) + 1 + i, attempt=number) for i in range(n)]
             replace(path, *lines) if not path.exists() else append(path, b"\n".join(lines[-n:]) + b"\n")
         else:
             lines = lines[:n]
             replace(path, *lines)
-        if is_looked or number == len(actions):
-            news = tail.look()
-            told = [*([] if news.replaces_all else told), *news.lines]
-            assert told == lines
+        if is_read or number == len(actions):
+            new = tail.read_new()
+            returned = [*([] if new.replaces_all else returned), *new.lines]
+            assert returned == lines

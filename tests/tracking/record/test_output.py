@@ -6,7 +6,7 @@ from pathlib import Path
 from tracking.record.output import KEPT_BYTES, LIMIT_BYTES, CapturedOutput, shortened
 
 
-def test_what_is_said_is_kept(tmp_path: Path) -> None:
+def test_output_is_kept(tmp_path: Path) -> None:
     output = CapturedOutput(tmp_path / "cout.txt")
     output.append(b"one\ntwo\n")
     output.append("d\N{EURO SIGN}i\n\n".encode())
@@ -14,7 +14,7 @@ def test_what_is_said_is_kept(tmp_path: Path) -> None:
     assert output.last_lines(2) == ["two", "d\N{EURO SIGN}i"]
 
 
-def test_of_very_much_the_beginning_and_the_end_are_kept(tmp_path: Path) -> None:
+def test_long_output_keeps_its_beginning_and_end(tmp_path: Path) -> None:
     output = CapturedOutput(tmp_path / "cout.txt")
     lines = [f"line {number:010}\n".encode() for number in range(2_000_000)]
     for start in range(0, len(lines), 5000):
@@ -27,7 +27,7 @@ def test_of_very_much_the_beginning_and_the_end_are_kept(tmp_path: Path) -> None
     assert len(content) + n_left_out == 16 * len(lines) + len(output._note())
 
 
-def test_several_threads_may_speak_at_once(tmp_path: Path) -> None:
+def test_several_threads_may_append_at_once(tmp_path: Path) -> None:
     output = CapturedOutput(tmp_path / "cout.txt")
     threads = [threading.Thread(target=lambda: [output.append(b"abc\n") for _ in range(200)]) for _ in range(8)]
     for thread in threads:
@@ -37,7 +37,7 @@ def test_several_threads_may_speak_at_once(tmp_path: Path) -> None:
     assert output.path.read_bytes() == b"abc\n" * 1600
 
 
-def test_a_disk_that_takes_nothing_ends_nothing(tmp_path: Path) -> None:
+def test_a_full_disk_raises_no_error(tmp_path: Path) -> None:
     output = CapturedOutput(tmp_path / "cout.txt")
     output.path.unlink()
     output.path.mkdir()

@@ -7,7 +7,7 @@ from pathlib import Path
 from tracking.record.provenance import REPOSITORY, find_provenance, git_state, source_files, without_password
 
 
-def test_everything_that_makes_a_run_is_named() -> None:
+def test_provenance_is_complete() -> None:
     found = find_provenance("trial", [str(REPOSITORY / "configs" / "quickstart.json")])
     names = [name for name, _ in found.experiment["sources"]]
     assert {"main.py", "commands/dispatch.py", "models/kernels/entmax.py", "configs/quickstart.json"} <= {*names}
@@ -25,7 +25,7 @@ def git(folder: Path, *words: str) -> None:
     subprocess.run(["git", "-C", str(folder), *identity, *words], check=True, capture_output=True)
 
 
-def test_git_tells_the_commit_and_what_differs(tmp_path: Path) -> None:
+def test_git_state_has_commit_and_changes(tmp_path: Path) -> None:
     assert git_state(tmp_path) == []
     git(tmp_path, "init", "-b", "trunk")
     git(tmp_path, "remote", "add", "origin", "https://me:secret@example.org/x.git")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.buckets.server import BROKEN_AFTER, BROKEN_BEFORE, Cloud, cloud
+from tests.storage.server import BROKEN_AFTER, BROKEN_BEFORE, Cloud, cloud
 from tracking.record import run_files
-from tracking.record.metrics_tail import MetricsTail, News
+from tracking.record.metrics_tail import MetricsTail, NewLines
 from tracking.record.run_files import list_files, read_from
 
 Write = Callable[[str, bytes], None]
@@ -58,32 +58,32 @@ def test_files_in_a_bucket(bucket: Write) -> None:
     assert (before.name, after.name) == ("a", "a") and before.version != after.version
 
 
-def test_a_broken_connection_is_not_the_end_of_a_look(google: Cloud) -> None:
+def test_a_broken_connection_is_retried(google: Cloud) -> None:
     google.write("trials", "run/a", b"01234")
     broken = [BROKEN_BEFORE, BROKEN_AFTER]
-    google.weather = lambda request: broken.pop() if broken else None
+    google.faults = lambda request: broken.pop() if broken else None
     assert read_from("gs://trials/run/a", 3) == b"34" and not broken
     broken = [BROKEN_BEFORE, 503]
     assert [entry.name for entry in list_files("gs://trials/run")] == ["a"] and not broken
 
 
-def test_a_bucket_that_is_away_is_told_soon(google: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_files, "_PATIENCE_SECONDS", 0.2)
-    google.weather = lambda request: BROKEN_BEFORE
+def test_an_unreachable_bucket_fails_soon(google: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_files, "_RETRY_SECONDS", 0.2)
+    google.faults = lambda request: BROKEN_BEFORE
     with pytest.raises(OSError, match="gs://trials/run/a: "):
         read_from("gs://trials/run/a", 0)
-    google.weather = lambda request: 503
+    google.faults = lambda request: 503
     with pytest.raises(OSError, match="gs://trials/run: "):
         list_files("gs://trials/run")
 
 
-def test_metrics_in_a_bucket_are_told_as_they_come(bucket: Write) -> None:
-    tail = MetricsTail("gs://trials/run/metrics.jsonl", passes_over_present=False)
-    assert not tail.look()
+def test_metrics_in_a_bucket_are_read_as_they_come(bucket: Write) -> None:
+    tail = MetricsTail("gs://trials/run/metrics.jsonl", skips_existing=False)
+    assert not tail.read_new()
     bucket("run/metrics.jsonl", b'{"a": 1}\n{"b"')
-    assert tail.look() == News((b'{"a": 1}',), False)
+    assert tail.read_new() == NewLines((b'{"a": 1}',), False)
     bucket("run/metrics.jsonl", b'{"a": 1}\n{"b": 2}\n')
-    assert tail.look() == News((b'{"b": 2}',), False)
-    assert not tail.look()
+    assert tail.read_new() == NewLines((b'{"b": 2}',), False)
+    assert not tail.read_new()
     bucket("run/metrics.jsonl", b'{"a": 1}\n')
-    assert tail.look() == News((b'{"a": 1}',), True)
+    assert tail.read_new() == NewLines((b'{"a": 1}',), True)

@@ -9,7 +9,7 @@ import pytest
 
 from configs.errors import DataError
 from tracking.record.metrics_tail import Line
-from tracking.record.store import SILENT_SECONDS, find_run, list_runs, series_of, utc_now
+from tracking.record.store import STALE_SECONDS, find_run, list_runs, series_of, utc_now
 
 
 def write_run(folder: Path, number: int, status: str = "COMPLETED", heard_seconds_ago: float = 0.0) -> Path:
@@ -28,7 +28,7 @@ def write_run(folder: Path, number: int, status: str = "COMPLETED", heard_second
     return path
 
 
-def test_runs_are_listed_by_number_and_what_is_none_is_passed_over(tmp_path: Path) -> None:
+def test_runs_are_listed_by_number_and_other_files_skipped(tmp_path: Path) -> None:
     assert list_runs(tmp_path / "none") == []
     for number in (10, 9, 100):
         write_run(tmp_path, number)
@@ -51,17 +51,17 @@ def test_one_run_is_read_back(tmp_path: Path) -> None:
     assert run.output(100) == "said"
 
 
-def test_a_run_that_was_left_behind_is_dead(tmp_path: Path) -> None:
-    write_run(tmp_path, 1, "RUNNING", heard_seconds_ago=SILENT_SECONDS / 2)
-    write_run(tmp_path, 2, "RUNNING", heard_seconds_ago=SILENT_SECONDS * 2)
-    write_run(tmp_path, 3, "FAILED", heard_seconds_ago=SILENT_SECONDS * 2)
+def test_a_run_without_heartbeat_is_dead(tmp_path: Path) -> None:
+    write_run(tmp_path, 1, "RUNNING", heard_seconds_ago=STALE_SECONDS / 2)
+    write_run(tmp_path, 2, "RUNNING", heard_seconds_ago=STALE_SECONDS * 2)
+    write_run(tmp_path, 3, "FAILED", heard_seconds_ago=STALE_SECONDS * 2)
     assert [run.status for run in list_runs(tmp_path)] == ["RUNNING", "DEAD", "FAILED"]
 
 
 @pytest.mark.parametrize("run_id", ["3", "latest", "../7", ""])
 def test_a_run_that_is_not_there(tmp_path: Path, run_id: str) -> None:
     write_run(tmp_path, 7)
-    with pytest.raises(DataError, match=f"run {run_id}: is not in .*; the nearest is 7; another folder is given by"):
+    with pytest.raises(DataError, match=f"run {run_id}: is not in .*; the nearest is 7; give another folder with"):
         find_run(tmp_path, run_id)
 
 

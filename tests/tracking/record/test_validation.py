@@ -39,29 +39,29 @@ def test_a_broken_run_is_named_and_hides_no_other(
     write_run(tmp_path, 1, {})
     with pytest.raises(DataError) as error:
         write_run(tmp_path, 2, {}, entry, info)
-    assert str(error.value) == f"run 2 in {tmp_path}: {problem}; mend it, or remove the folder"
+    assert str(error.value) == f"run 2 in {tmp_path}: {problem}; fix it, or remove the folder"
     assert run_experiment.main(["--list", "--store", str(tmp_path)]) == 0
     *table, last = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in table[2:]] == ["1"]
-    assert last == f"{tmp_path / '2'}: {problem}; is left out: mend or remove it"
+    assert last == f"{tmp_path / '2'}: {problem}; is left out; fix or remove it"
 
 
 @pytest.mark.parametrize("content", ["", "{torn", "[1]", "\ufeff{}"])
 def test_a_file_that_is_no_json_object(tmp_path: Path, content: str) -> None:
     folder = write_run(tmp_path, 1, {}).folder
     (folder / "run.json").write_text(content)
-    with pytest.raises(DataError, match="run.json is no JSON object; mend it"):
+    with pytest.raises(DataError, match="run.json is no JSON object; fix it"):
         find_run(tmp_path, "1")
 
 
-def test_keys_that_hold_nothing_are_as_good_as_missing(tmp_path: Path) -> None:
+def test_null_values_count_as_missing(tmp_path: Path) -> None:
     nothing = dict.fromkeys(("artifacts", "host", "meta", "start_time", "heartbeat"))
     run = write_run(tmp_path, 1, {}, nothing, dict.fromkeys(INFO))
     assert (run.artifacts, run.time("start_time")) == ([], None)
     assert "COMPLETED" in list_table([run]) and page_data(run)["run"]["status"] == "COMPLETED"
 
 
-def test_of_a_run_that_another_program_has_recorded_no_copy_is_made(tmp_path: Path) -> None:
+def test_a_run_of_another_program_is_not_copied(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="run 1: was not recorded by run_experiment.py; only such runs can be"):
         _ = write_run(tmp_path, 1, {}, {"meta": {}}).uid
 
@@ -75,7 +75,7 @@ JSON = st.recursive(
 
 @settings(deadline=None, max_examples=300)
 @given(held=st.sampled_from(["entry", "experiment", "info"]), data=st.data(), value=JSON)
-def test_whatever_is_not_named_as_broken_can_be_shown(held: str, data: st.DataObject, value: Any) -> None:
+def test_every_readable_run_can_be_shown(held: str, data: st.DataObject, value: Any) -> None:
     """Any one value of a sound run in place of which something else stands."""
     entry, info = json.loads(json.dumps(ENTRY)), json.loads(json.dumps(INFO))
     target = {"entry": entry, "experiment": entry["experiment"], "info": info}[held]
@@ -88,7 +88,7 @@ def test_whatever_is_not_named_as_broken_can_be_shown(held: str, data: st.DataOb
         assert list_table([run]) and comparison([run, run])
 
 
-def test_an_empty_store_with_broken_runs_only(tmp_path: Path) -> None:
+def test_a_store_with_broken_runs_only(tmp_path: Path) -> None:
     write_run(tmp_path, 1, {})
     (tmp_path / "1" / "config.json").write_text("x")
     first, second = all_runs(tmp_path, None).splitlines()

@@ -1,4 +1,4 @@
-"""Real processes: what they say, how they end, and that nothing of them is left."""
+"""Real processes: their output, their exit, and that they leave no process behind."""
 
 from __future__ import annotations
 
@@ -38,38 +38,38 @@ def python(program: str) -> list[str]:
     return [sys.executable, "-c", textwrap.dedent(program)]
 
 
-def test_what_it_says_is_shown_and_kept(capfd: pytest.CaptureFixture[str]) -> None:
+def test_output_is_shown_and_kept(capfd: pytest.CaptureFixture[str]) -> None:
     kept: list[bytes] = []
     child = Child(python("import sys; print('out'); print('err', file=sys.stderr); sys.exit(7)"), kept.append)
     assert child.wait(10.0) == 7
-    assert (child.ended(), sorted(b"".join(kept).split())) == (7, [b"err", b"out"])
+    assert (child.poll(), sorted(b"".join(kept).split())) == (7, [b"err", b"out"])
     said = capfd.readouterr()
     assert (said.out, said.err) == ("out\n", "err\n")
 
 
-def test_steps_are_seen_in_what_it_says() -> None:
+def test_steps_are_parsed_from_output() -> None:
     child = Child(python("print('step 1/9  x\\nstep 2/9  y\\nmisstep 5/9 \\nstep 7', flush=True); input()"), bytes)
     try:
-        until(lambda: child.shown_step == 2)
+        until(lambda: child.printed_step == 2)
     finally:
         child.kill()
 
 
-def test_its_last_words_are_no_progress() -> None:
+def test_progress_lines_are_not_last_lines() -> None:
     program = "import sys; print('out\\nlast out'); print('first\\nwrong: \\u20ac\\n\\nstep 3/9  x', file=sys.stderr)"
     child = Child(python(program), bytes)
     assert child.wait(10.0) == 0
-    assert (child.last_words.output, child.last_words.error) == ("last out", "wrong: \N{EURO SIGN}")
+    assert (child.last_said.output, child.last_said.error) == ("last out", "wrong: \N{EURO SIGN}")
 
 
-def test_much_is_said_without_a_pause(capfd: pytest.CaptureFixture[str]) -> None:
+def test_much_output_without_a_pause(capfd: pytest.CaptureFixture[str]) -> None:
     kept: list[bytes] = []
     child = Child(python("for _ in range(20000): print('x' * 99)"), kept.append)
     assert child.wait(20.0) == 0
     assert sum(map(len, kept)) == 2_000_000
 
 
-def test_what_it_has_started_ends_with_it() -> None:
+def test_its_own_children_end_with_it() -> None:
     kept: list[bytes] = []
     program = """
     import subprocess, sys
@@ -80,7 +80,7 @@ def test_what_it_has_started_ends_with_it() -> None:
     until(lambda: not is_there(int(b"".join(kept))))
 
 
-def test_it_is_killed_when_it_does_not_listen() -> None:
+def test_a_child_that_ignores_signals_is_killed() -> None:
     kept: list[bytes] = []
     program = "import signal, time; signal.signal(15, signal.SIG_IGN); print('ready', flush=True); time.sleep(600)"
     child = Child(python(program), kept.append)
@@ -96,14 +96,14 @@ def test_a_program_that_is_not_there(capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr().err == "/no/such/program: cannot be started: No such file or directory\n"
 
 
-def test_it_is_asked_to_stop_when_its_parent_is_killed(tmp_path: Path) -> None:
-    """As by the kernel: the parent can do nothing any more."""
+def test_a_child_gets_sigterm_when_its_parent_is_killed(tmp_path: Path) -> None:
+    """SIGKILL, as by the kernel: the parent cannot clean up."""
     grandchild = "import signal, sys, time; signal.signal(15, lambda *_: (open('stopped', 'w'), sys.exit(0)));"
     grandchild += "open('ready', 'w').write('x'); time.sleep(600)"
     program = f"""
     import sys
     sys.path.insert(0, {str(REPOSITORY)!r})
-    from tracking.child import Child
+    from tracking.supervise.child import Child
     child = Child([sys.executable, "-c", {grandchild!r}], bytes)
     open("child", "w").write(str(child.id))
     child.wait(600)

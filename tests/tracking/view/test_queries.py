@@ -1,4 +1,4 @@
-"""The program itself, asked about runs."""
+"""The program's commands that show runs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_runs_are_listed_and_compared(store: Path, capsys: pytest.CaptureFixture
     assert capsys.readouterr().out == f"no run is in {store / 'none'}\n"
 
 
-def test_a_report_is_written_and_its_place_said(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_report_is_written_and_its_path_printed(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_experiment.main(["--report", "3", "--store", str(store)]) == 0
     assert Path(capsys.readouterr().out.strip()).read_text().startswith("<!doctype html>")
 
@@ -47,16 +47,16 @@ def test_a_report_is_written_and_its_place_said(store: Path, capsys: pytest.Capt
     [
         (["--compare", "3"], "--compare 3: compares two runs or more; name another; see --list"),
         (["--compare", "3", "3"], "--compare 3 3: compares two runs or more; name another; see --list"),
-        (["--compare", "3", "5"], "run 5: is not in STORE; the nearest is 4; another folder is given by --store"),
-        (["--report", "x"], "run x: is not in STORE; the nearest is 4; another folder is given by --store"),
-        (["--tensorboard", "5"], "run 5: is not in STORE; the nearest is 4; another folder is given by --store"),
-        (["--list", "--report", "3"], "--list: does not go together with --report; give one of them"),
-        (["--list", "--model", "tiny"], "--list: takes no other flags of main.py; leave out --model"),
+        (["--compare", "3", "5"], "run 5: is not in STORE; the nearest is 4; give another folder with --store"),
+        (["--report", "x"], "run x: is not in STORE; the nearest is 4; give another folder with --store"),
+        (["--tensorboard", "5"], "run 5: is not in STORE; the nearest is 4; give another folder with --store"),
+        (["--list", "--report", "3"], "--list: excludes --report; give one of them"),
+        (["--list", "--model", "tiny"], "--list: excludes flags of main.py; leave out --model"),
         (
             ["--report", "3", "--mongo", "h"],
-            "--mongo: has no use here: --report reads the folder of the run; leave it",
+            "--mongo: --report reads the folder of the run, not MongoDB; leave it",
         ),
-        (["--list", "--mongo", "h:x"], "--mongo h:x: is no address of a MongoDB: "),
+        (["--list", "--mongo", "h:x"], "--mongo h:x: is not the URL of a MongoDB: "),
     ],
 )
 def test_what_cannot_be_shown(
@@ -97,7 +97,7 @@ def ask(address: str, what: str) -> Any:
 
 
 @pytest.mark.slow
-def test_tensorboard_shows_config_and_samples_also_those_that_come_later(
+def test_tensorboard_shows_config_and_samples_as_they_come(
     store: Path, board: tuple[subprocess.Popen[str], str]
 ) -> None:
     process, address = board

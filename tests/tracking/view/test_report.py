@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from configs.errors import UserError
 from tests.tracking.runs_on_disk import write_run
 from tracking.record.store import Run
-from tracking.view.report import page_data, read_samples, smooth, spread, visible_points, write_report
+from tracking.view.report import evenly_spaced, page_data, read_samples, smooth, visible_points, write_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 HOSTILE = "</script><script>document.title = 'taken'</script><b>&amp;\u2028"
@@ -43,19 +43,19 @@ def charts(data: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {chart["title"]: chart for chart in data["charts"]}
 
 
-def test_every_measure_has_its_curve(tmp_path: Path) -> None:
+def test_every_metric_has_a_curve(tmp_path: Path) -> None:
     data = page_data(small_run(tmp_path))
     found = charts(data)
     assert list(found) == ["Loss", "Learning rate", "Memory", "train.odd"]
     assert [chart["is_other"] for chart in found.values()] == [False, False, False, True]
-    measured, calm, evaluation = found["Loss"]["curves"]
+    measured, smoothed, evaluation = found["Loss"]["curves"]
     assert [curve["name"] for curve in found["Loss"]["curves"]] == ["train.loss", "train.loss", "eval.loss"]
     steps = [step for step in range(1, 101) if step != 13]
-    assert (measured["steps"], measured["is_calm"]) == (steps, False)
+    assert (measured["steps"], measured["is_smooth"]) == (steps, False)
     assert measured["values"] == pytest.approx([10.0 / step for step in steps], rel=1e-5)
     assert measured["seconds"] == [2.0 * (step - 1) for step in steps]
     assert measured["not_finite"] == {"steps": [13], "seconds": [24.0]}
-    assert calm["is_calm"] and set(calm["steps"]) <= set(steps)
+    assert smoothed["is_smooth"] and set(smoothed["steps"]) <= set(steps)
     assert (evaluation["steps"], evaluation["values"]) == ([50], [0.3])
     assert found["Memory"]["curves"][0]["values"] == [float(step) for step in range(1, 101)]
     assert (data["n_measured"], data["n_drawn"], data["tokens_per_step"]) == (401, 400, 32)
@@ -92,7 +92,7 @@ def test_a_run_that_has_measured_nothing(tmp_path: Path) -> None:
 
 
 def seen(steps: np.ndarray, values: np.ndarray, n_columns: int) -> list[tuple[float, ...]]:
-    """What each column of a picture shows: the reference for what may be left out."""
+    """Returns what each column of a chart shows: the reference for the points that may be dropped."""
     edges = np.minimum(((steps - steps[0]) / ((steps[-1] - steps[0]) / n_columns or 1.0)).astype(int), n_columns - 1)
     inside = (values[edges == column] for column in range(n_columns))
     return [(v[0], v[-1], v.min(), v.max()) for v in inside if len(v)]
@@ -120,7 +120,7 @@ def test_no_points() -> None:
     assert len(visible_points(np.zeros(0, int), np.zeros(0), np.zeros(0), 10)) == 0
 
 
-def test_a_calm_line_is_the_mean_around_each_point() -> None:
+def test_smoothing_is_a_moving_average() -> None:
     values = np.random.default_rng(1).normal(size=200)
     smoothed = smooth(values)
     for place in (0, 2, 100, 199):
@@ -136,7 +136,7 @@ def write_samples(run: Run, step: int, texts: list[str]) -> str:
     return f"predictions_3_{step}.txt"
 
 
-def test_samples_stand_side_by_side_over_steps(tmp_path: Path) -> None:
+def test_samples_are_side_by_side_by_step(tmp_path: Path) -> None:
     run = small_run(tmp_path)
     texts = {20: ["  a\n\nb", "c == d\n=="], 5: ["first"], 100: [HOSTILE, "", "x"]}
     names = [write_samples(run, step, of_step) for step, of_step in texts.items()]
@@ -148,7 +148,7 @@ def test_samples_stand_side_by_side_over_steps(tmp_path: Path) -> None:
     }
 
 
-def test_text_without_frames_is_one_sample(tmp_path: Path) -> None:
+def test_text_without_separators_is_one_sample(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("just text\n")
     assert read_samples(tmp_path / "a.txt") == ["just text"]
 
@@ -167,8 +167,8 @@ def test_answers_as_lines_of_json_are_samples(tmp_path: Path) -> None:
 
 
 @given(st.integers(0, 500), st.integers(2, 20))
-def test_of_many_steps_some_are_shown_evenly_with_both_ends(n_all: int, n_chosen: int) -> None:
-    places = spread(n_all, n_chosen)
+def test_some_of_many_steps_are_shown_evenly_spaced(n_all: int, n_chosen: int) -> None:
+    places = evenly_spaced(n_all, n_chosen)
     assert len(places) == min(n_all, n_chosen) and places == sorted(set(places))
     if n_all:
         gaps = np.diff(places)
@@ -182,7 +182,7 @@ def embedded(page: str) -> dict[str, Any]:
     return json.loads(found[1])
 
 
-def test_the_page_needs_nothing_from_anywhere(tmp_path: Path) -> None:
+def test_the_page_is_self_contained(tmp_path: Path) -> None:
     page = write_report(small_run(tmp_path)).read_text()
     addresses = set(re.findall(r"\w+://[^\s\"'`]*", page)) - {"http://www.w3.org/2000/svg"}
     assert addresses == set()
@@ -190,13 +190,13 @@ def test_the_page_needs_nothing_from_anywhere(tmp_path: Path) -> None:
     assert "default-src 'none'" in page
 
 
-def test_whatever_a_run_says_is_text_and_no_part_of_the_page(tmp_path: Path) -> None:
+def test_output_of_a_run_is_escaped(tmp_path: Path) -> None:
     page = write_report(small_run(tmp_path, name=HOSTILE)).read_text()
     assert page.count("</script>") == 2
     assert ["name", json.dumps(HOSTILE, ensure_ascii=False)] in embedded(page)["config"]
 
 
-def test_the_page_lies_with_the_run_and_is_made_anew(tmp_path: Path) -> None:
+def test_the_page_is_in_the_folder_of_the_run_and_replaced(tmp_path: Path) -> None:
     run = small_run(tmp_path)
     first = write_report(run)
     assert first == run.folder / "report.html"

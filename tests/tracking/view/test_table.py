@@ -19,12 +19,12 @@ from tracking.view.table import (
     duration,
     flatten,
     format_number,
+    format_setting,
     list_table,
-    shown,
 )
 
 
-def test_runs_are_listed_with_how_they_went(tmp_path: Path) -> None:
+def test_runs_are_listed_with_results(tmp_path: Path) -> None:
     write_run(tmp_path, 9, {})
     why = "step 5: loss = nan: training has diverged; checkpoints of before stay; lower lr"
     write_run(tmp_path, 10, {}, {"status": "FAILED", "start_time": None}, {"reason": why, "latest": {}, "step": 0})
@@ -33,10 +33,10 @@ def test_runs_are_listed_with_how_they_went(tmp_path: Path) -> None:
     assert set(rule) == {"-", " "} and len(rule) >= len(heading)
     assert " ".join(first.split()) == "9 trial COMPLETED 2026-01-02 03:04 1:01:02 12,345 3.142 nan 12,346"
     assert second.split()[:8] == ["10", "trial", "FAILED", "-", "-", "0", "-", "-"]
-    assert second.endswith(" step 5: loss = nan; training has diverged; checkpoints of…")
+    assert second.endswith(" step 5: loss = nan: training has diverged; checkpoints of b…")
 
 
-def test_columns_stand_under_each_other(tmp_path: Path) -> None:
+def test_columns_are_aligned(tmp_path: Path) -> None:
     for number, name in ((1, "short"), (200, "a longer name of a run")):
         write_run(tmp_path, number, {}, {"experiment": {"name": name}})
     heading, _, *rows = list_table(list_runs(tmp_path)).splitlines()
@@ -45,11 +45,11 @@ def test_columns_stand_under_each_other(tmp_path: Path) -> None:
     assert [row[: heading.index("run") + 3] for row in rows] == ["  1", "200"]
 
 
-def test_no_runs_are_a_heading_only(tmp_path: Path) -> None:
+def test_no_runs_give_a_heading_only(tmp_path: Path) -> None:
     assert len(list_table(list_runs(tmp_path)).splitlines()) == 2
 
 
-def test_what_differs_is_compared_and_nothing_else(tmp_path: Path) -> None:
+def test_only_differences_are_compared(tmp_path: Path) -> None:
     same = {"n_ctx": 128, "datasets": [[{"id": "a", "n_vocab": 10}, 1.0]]}
     write_run(tmp_path, 1, {**same, "lr": 0.1, "layers": ["global", "local"], "z_loss": None})
     other = {**same, "lr": 0.2, "layers": ["global"], "datasets": [[{"id": "b", "n_vocab": 10}, 1.0]]}
@@ -72,19 +72,19 @@ def test_what_differs_is_compared_and_nothing_else(tmp_path: Path) -> None:
     assert ["commit", "0123456789ab+", "0123456789ab+"] in [line.split() for line in facts]
 
 
-def test_one_of_three_that_differs_is_enough(tmp_path: Path) -> None:
+def test_a_setting_that_differs_in_one_of_three_runs(tmp_path: Path) -> None:
     for number, rate in enumerate((0.1, 0.2, 0.1), start=1):
         write_run(tmp_path, number, {"lr": rate})
     assert config_differences(list_runs(tmp_path)) == [("lr", [0.1, 0.2, 0.1])]
 
 
-def test_runs_of_one_config_are_said_to_be(tmp_path: Path) -> None:
+def test_runs_of_one_config(tmp_path: Path) -> None:
     for number in (1, 2):
         write_run(tmp_path, number, {"lr": 0.1})
     assert comparison(list_runs(tmp_path)).endswith("\n(the configs are the same)")
 
 
-def test_nothing_of_a_long_setting_is_left_out(tmp_path: Path) -> None:
+def test_long_settings_are_wrapped(tmp_path: Path) -> None:
     words = [" ".join(f"word{number}" for number in range(30)), "x" * 200]
     for number, text in enumerate(words, start=1):
         write_run(tmp_path, number, {"text": text})
@@ -105,7 +105,7 @@ VALUES = st.recursive(
 @given(st.dictionaries(st.text("abc", min_size=1, max_size=3), VALUES, max_size=4))
 def test_flat_settings_hold_no_settings(config: dict[str, object]) -> None:
     for value in flatten(config).values():
-        assert not isinstance(value, dict) and "{" not in shown(value)
+        assert not isinstance(value, dict) and "{" not in format_setting(value)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_numbers(value: float | str, text: str) -> None:
     assert format_number(value) == text
 
 
-def test_duration_of_a_run_that_goes_on_counts_to_its_last_sign_of_life(tmp_path: Path) -> None:
+def test_the_duration_of_a_running_run_ends_at_its_heartbeat(tmp_path: Path) -> None:
     assert duration(write_run(tmp_path, 1, {}, {"stop_time": "2026-01-03T04:04:05"})) == "25:00:00"
     assert duration(write_run(tmp_path, 2, {}, {"status": "RUNNING"})) == "1:01:02"
     assert duration(write_run(tmp_path, 3, {}, {"start_time": "2026-01-02T04:05:08"})) == "0:00:00"
@@ -142,12 +142,12 @@ def test_the_database_gives_the_same_tables_as_the_folder(tmp_path: Path, server
 
 
 @pytest.mark.parametrize("run_id", ["77", "last", "9" * 40, "²"])
-def test_a_run_that_the_database_has_not(server: MongoServer, run_id: str) -> None:
-    with pytest.raises(DataError, match=rf"run {run_id}: is not among the \d+ of MongoDB at .*; see their numbers"):
+def test_a_run_that_is_not_in_the_database(server: MongoServer, run_id: str) -> None:
+    with pytest.raises(DataError, match=rf"run {run_id}: is not among the \d+ of MongoDB at .*; list their numbers"):
         runs.find_run(server.url, run_id)
 
 
 def test_a_database_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(upload.TIMEOUTS_MS, "serverSelectionTimeoutMS", 100)
-    with pytest.raises(UserError, match=r"MongoDB at 127.0.0.1:1/trials: .*; start it, or see who may read it"):
+    with pytest.raises(UserError, match=r"MongoDB at 127.0.0.1:1/trials: .*; start it, or check its permissions"):
         runs.list_runs("mongodb://name:secret@127.0.0.1:1/trials")

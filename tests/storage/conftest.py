@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from storage import buckets
-from tests.buckets.server import Cloud, cloud
+from tests.storage.server import Cloud, cloud
 
 
 @pytest.fixture(scope="package")
@@ -18,15 +18,15 @@ def google(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
 
 @pytest.fixture
 def trials(google: Cloud, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
-    """The bucket, empty and in fair weather; what asks again does so soon."""
+    """The bucket, empty and without faults, with short pauses between retries."""
     for name, value in google.environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(buckets, "PAUSES_SECONDS", (0.02, 0.05))
-    monkeypatch.setattr(buckets, "PATIENCE_SECONDS", 20.0)
+    monkeypatch.setattr(buckets, "BACKOFF_SECONDS", (0.02, 0.05))
+    monkeypatch.setattr(buckets, "RETRY_SECONDS", 20.0)
     buckets._client_of.cache_clear()
     google.client.create_bucket("trials")
     google.requests.clear()
     yield google
-    google.weather = lambda request: None
+    google.faults = lambda request: None
     google.client.bucket("trials").delete(force=True)
     buckets._client_of.cache_clear()

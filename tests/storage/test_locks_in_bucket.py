@@ -1,4 +1,4 @@
-"""A lock in a bucket: one holder at a time, whatever becomes of the holders."""
+"""A lock in a bucket has one holder at a time, however holders end."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ import pytest
 from configs.errors import UserError
 from runtime.run import directory as run_directory
 from storage import buckets, locks
-from tests.buckets.server import BROKEN_BEFORE, Cloud
 from tests.program import REPOSITORY
+from tests.storage.server import BROKEN_BEFORE, Cloud
 
 FOLDER = "gs://trials/run"
 LOCK = f"{FOLDER}/lock"
@@ -38,7 +38,7 @@ ELSEWHERE = json.dumps({"host": "far", "machine": "another", "process": 7, "star
 @pytest.fixture(autouse=True)
 def short_times(trials: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "LEASE_SECONDS", 1.0)
-    monkeypatch.setattr(locks, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(locks, "RECHECK_SECONDS", 0.05)
 
 
 @contextlib.contextmanager
@@ -82,11 +82,11 @@ def test_a_run_is_deleted_but_for_the_lock(trials: Cloud) -> None:
 
 def test_a_run_needs_a_bucket_that_is_there(trials: Cloud) -> None:
     run_directory.check_path(FOLDER)
-    with pytest.raises(UserError, match="gs://nowhere/run: there is no bucket nowhere; make it"):
+    with pytest.raises(UserError, match="gs://nowhere/run: there is no bucket nowhere; create it"):
         run_directory.check_path("gs://nowhere/run")
 
 
-def test_a_living_process_of_this_machine_is_known_at_once_and_a_dead_one_too(trials: Cloud) -> None:
+def test_processes_of_this_machine_need_no_waiting(trials: Cloud) -> None:
     with holder() as process:
         with pytest.raises(UserError, match=f"another process is here, process {process.pid} of "):
             locks._take(*LOCK_ARGUMENTS)
@@ -95,7 +95,7 @@ def test_a_living_process_of_this_machine_is_known_at_once_and_a_dead_one_too(tr
         locks._take(*LOCK_ARGUMENTS)
 
 
-def test_whoever_is_elsewhere_and_no_longer_renews_loses_the_lock(
+def test_a_remote_holder_that_no_longer_renews_loses_the_lock(
     trials: Cloud, capsys: pytest.CaptureFixture[str]
 ) -> None:
     generation = buckets.replace(LOCK, ELSEWHERE, 0)
@@ -105,7 +105,7 @@ def test_whoever_is_elsewhere_and_no_longer_renews_loses_the_lock(
     assert "held by process 7 of far; waiting up to 1 s" in capsys.readouterr().err
 
 
-def test_whoever_is_elsewhere_and_renews_keeps_it(trials: Cloud) -> None:
+def test_a_remote_holder_that_renews_keeps_the_lock(trials: Cloud) -> None:
     generation = buckets.replace(LOCK, ELSEWHERE, 0)
     stop = threading.Event()
     renewing = threading.Thread(target=locks._renew, args=(LOCK, generation, stop))
@@ -121,20 +121,20 @@ def test_whoever_is_elsewhere_and_renews_keeps_it(trials: Cloud) -> None:
     assert trials.read("trials", "run/lock") == ELSEWHERE
 
 
-def test_nobody_waits_for_a_lock_of_long_ago(trials: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locks, "LONG_AGO_SECONDS", -60.0)
+def test_a_stale_lock_is_free_at_once(trials: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "STALE_SECONDS", -60.0)
     monkeypatch.setattr(locks, "LEASE_SECONDS", 1000.0)
     buckets.replace(LOCK, ELSEWHERE, 0)
     locks._take(*LOCK_ARGUMENTS)
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"\xff"])
-def test_a_lock_that_says_nothing_is_waited_for(trials: Cloud, content: bytes) -> None:
+def test_a_lock_without_a_holder_is_waited_for(trials: Cloud, content: bytes) -> None:
     buckets.replace(LOCK, content, 0)
     locks._take(*LOCK_ARGUMENTS)
 
 
-def test_of_many_that_want_it_one_gets_it(trials: Cloud) -> None:
+def test_one_of_many_gets_the_lock(trials: Cloud) -> None:
     buckets.replace(LOCK, ELSEWHERE, 0)
 
     def won() -> bool:
@@ -148,26 +148,26 @@ def test_of_many_that_want_it_one_gets_it(trials: Cloud) -> None:
         assert sum(pool.map(lambda _: won(), range(4))) == 1
 
 
-def test_who_has_lost_the_lock_is_stopped_and_writes_no_more(trials: Cloud) -> None:
-    claim = run_directory.FencingToken(FOLDER)
-    claim.check()
+def test_a_holder_that_lost_the_lock_is_stopped_and_writes_no_more(trials: Cloud) -> None:
+    token = run_directory.FencingToken(FOLDER)
+    token.check()
     with holder() as process:
         buckets.write(LOCK, ELSEWHERE)
         _, said = process.communicate(timeout=20)
         assert process.returncode == -signal.SIGTERM
-    assert said == f"{LOCK}: another process has taken its place; this one ends\n"
+    assert said == f"{LOCK}: another process has taken the lock; this one stops\n"
     with pytest.raises(UserError, match=f"model_path = {FOLDER}: another process has taken over the run"):
-        claim.check()
+        token.check()
     assert trials.read("trials", "run/lock") == ELSEWHERE
 
 
 def test_a_network_that_fails_does_not_lose_the_lock(trials: Cloud) -> None:
     with holder() as process:
-        trials.weather = lambda request: BROKEN_BEFORE
+        trials.faults = lambda request: BROKEN_BEFORE
         time.sleep(1.0)
-        trials.weather = lambda request: None
-        before = buckets.look(LOCK)
+        trials.faults = lambda request: None
+        before = buckets.stat(LOCK)
         deadline = time.monotonic() + 20
-        while buckets.look(LOCK).notes == before.notes and time.monotonic() < deadline:
+        while buckets.stat(LOCK).metadata == before.metadata and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert buckets.look(LOCK).notes != before.notes and process.poll() is None
+        assert buckets.stat(LOCK).metadata != before.metadata and process.poll() is None

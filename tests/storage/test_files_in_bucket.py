@@ -1,4 +1,4 @@
-"""Files of a run that grow or are rewritten, in a bucket."""
+"""Files in a bucket that grow or are rewritten."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import time
 import pytest
 
 from storage import buckets, files
-from storage.buckets import BucketError, OvertakenError
+from storage.buckets import BucketError, ConflictError
 from storage.files import GrowingObject, OwnFile, open_growing, write_bytes
-from tests.buckets.server import BROKEN_AFTER, BROKEN_BEFORE, Cloud
+from tests.storage.server import BROKEN_AFTER, BROKEN_BEFORE, Cloud
 
 A = "gs://trials/run/a"
 
@@ -26,7 +26,7 @@ def wait_for(trials: Cloud, content: bytes) -> None:
     assert buckets.read(A) == content
 
 
-def test_what_is_written_arrives_by_itself_and_at_the_end(trials: Cloud) -> None:
+def test_content_arrives_periodically_and_at_the_end(trials: Cloud) -> None:
     growing = open_growing(A)
     assert isinstance(growing, GrowingObject)
     for number in range(3):
@@ -45,22 +45,20 @@ def test_what_is_written_arrives_by_itself_and_at_the_end(trials: Cloud) -> None
     assert trials.names("trials") == ["run/a"]
 
 
-def test_nothing_is_made_of_nothing(trials: Cloud) -> None:
+def test_empty_content_makes_no_object(trials: Cloud) -> None:
     growing = open_growing(A)
     growing.write(b"")
     growing.close()
     assert trials.names("trials") == []
 
 
-def test_a_bucket_that_does_not_answer_holds_up_nobody_and_loses_nothing(
-    trials: Cloud, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(buckets, "PATIENCE_SECONDS", 0.1)
+def test_an_unavailable_bucket_blocks_nobody_and_loses_nothing(trials: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(buckets, "RETRY_SECONDS", 0.1)
     growing = open_growing(A)
     growing.write(b"0\n")
     wait_for(trials, b"0\n")
-    for fate in (BROKEN_BEFORE, BROKEN_AFTER):
-        trials.weather = lambda request, fate=fate: fate
+    for fault in (BROKEN_BEFORE, BROKEN_AFTER):
+        trials.faults = lambda request, fault=fault: fault
         started = time.monotonic()
         growing.write(b"1\n")
         assert time.monotonic() - started < 0.1
@@ -68,28 +66,28 @@ def test_a_bucket_that_does_not_answer_holds_up_nobody_and_loses_nothing(
         with pytest.raises(BucketError, match="does not answer"):
             growing.flush()
         growing.write(b"2\n")
-        trials.weather = lambda request: None
+        trials.faults = lambda request: None
         growing.flush()
     growing.close()
     assert trials.read("trials", "run/a") == b"0\n1\n2\n1\n2\n"
 
 
-def test_the_other_one_who_rewrites_is_found(trials: Cloud) -> None:
+def test_a_second_writer_is_detected(trials: Cloud) -> None:
     mine = OwnFile(A)
     mine.write("1")
     yours = OwnFile(A)
     mine.write("2")
-    with pytest.raises(OvertakenError):
+    with pytest.raises(ConflictError):
         yours.write("3")
     mine.write("4")
     assert trials.read("trials", "run/a") == b"4"
 
 
 def test_a_file_is_there_whole_or_not_at_all(trials: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(buckets, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(buckets, "RETRY_SECONDS", 0.1)
     write_bytes(A, b"before")
-    trials.weather = lambda request: BROKEN_BEFORE
+    trials.faults = lambda request: BROKEN_BEFORE
     with pytest.raises(BucketError, match=f"{A}: does not answer"):
         write_bytes(A, b"after")
-    trials.weather = lambda request: None
+    trials.faults = lambda request: None
     assert (trials.read("trials", "run/a"), trials.names("trials")) == (b"before", ["run/a"])

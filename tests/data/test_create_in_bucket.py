@@ -17,8 +17,8 @@ import pytest
 
 from data.create_tfrecords import Settings, create_tfrecords, main
 from data.train_tokenizer import FILE_NAME, save_tokenizer, train_byte_level_bpe
-from tests.buckets.server import BROKEN_BEFORE, Cloud, Request
 from tests.program import ENVIRONMENT, REPOSITORY
+from tests.storage.server import BROKEN_BEFORE, Cloud, Request
 
 WORDS = ["token", "stream", "schöne", "Welt", "\n", "example", "<|endoftext|>", "of", "1979"]
 OUT = "gs://trials/out"
@@ -72,16 +72,16 @@ def killed(texts: Cloud, moment: str) -> None:
     """Runs it, and kills it when it is about to ask for what matches a pattern."""
     with started(texts, creation()) as process:
 
-        def weather(request: Request) -> int | None:
+        def faults(request: Request) -> int | None:
             if re.search(moment, f"{request.method} {request.path} {request.name}".rstrip()):
                 process.kill()
                 return BROKEN_BEFORE
             return None
 
-        texts.weather = weather
+        texts.faults = faults
         out, err = process.communicate(timeout=SECONDS)
         assert process.returncode == -9, moment + out + err
-    texts.weather = lambda request: None
+    texts.faults = lambda request: None
 
 
 def expected(tmp_path: Path) -> dict[str, bytes]:
@@ -110,7 +110,7 @@ def check_whole(texts: Cloud, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_all_of_it_in_a_bucket_gives_what_a_folder_gives(texts: Cloud, tmp_path: Path) -> None:
+def test_a_bucket_gives_the_same_files_as_a_folder(texts: Cloud, tmp_path: Path) -> None:
     done = run(texts, creation("--write_dataset_config", "gs://trials/configs/dataset_configs/t.json"))
     assert (done.returncode, done.stderr) == (0, "")
     check_whole(texts, tmp_path)
@@ -136,7 +136,7 @@ def spoil(texts: Cloud, name: str) -> None:
     texts.write("trials", name, bytes(content))
 
 
-def test_killed_while_it_puts_files_in_their_place_it_goes_on(texts: Cloud, tmp_path: Path) -> None:
+def test_resumes_when_killed_while_moving_files(texts: Cloud, tmp_path: Path) -> None:
     killed(texts, r"POST .*out%2F\.t\.partial%2Ft_1_0_30\.tfrecords/rewriteTo/b/trials/o/out%2Ft_1_0_30")
     assert "out/.t.lock" in texts.names("trials")
     resumed = run(texts, creation())
@@ -160,7 +160,7 @@ MOMENTS = [
 
 
 @pytest.mark.slow
-def test_killed_at_every_moment_it_goes_on(texts: Cloud, tmp_path: Path) -> None:
+def test_resumes_when_killed_at_every_moment(texts: Cloud, tmp_path: Path) -> None:
     for moment in MOMENTS:
         killed(texts, moment)
     done = run(texts, creation())
@@ -169,7 +169,7 @@ def test_killed_at_every_moment_it_goes_on(texts: Cloud, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_it_goes_on(texts: Cloud, tmp_path: Path) -> None:
+def test_resumes_when_killed_at_random_moments(texts: Cloud, tmp_path: Path) -> None:
     draw = random.Random(5)
     for _ in range(8):
         with started(texts, creation()) as process:
@@ -183,17 +183,17 @@ def test_killed_at_random_moments_it_goes_on(texts: Cloud, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_a_second_process_is_refused_and_the_first_goes_on(texts: Cloud, tmp_path: Path) -> None:
+def test_a_second_process_is_refused(texts: Cloud, tmp_path: Path) -> None:
     with started(texts, creation()) as process:
         seconds: list[subprocess.CompletedProcess[str]] = []
 
-        def weather(request: Request) -> int | None:
+        def faults(request: Request) -> int | None:
             if "t_1_0.partial" in request.path and not seconds:
-                texts.weather = lambda request: None
+                texts.faults = lambda request: None
                 seconds.append(run(texts, creation()))
             return None
 
-        texts.weather = weather
+        texts.faults = faults
         out, err = process.communicate(timeout=SECONDS)
         assert process.returncode == 0, out + err
     (second,) = seconds
@@ -208,7 +208,7 @@ def test_a_second_process_is_refused_and_the_first_goes_on(texts: Cloud, tmp_pat
     [
         (
             {"output_dir": "gs://nowhere/out"},
-            "gs://nowhere/out: there is no bucket nowhere; make it, or give another",
+            "gs://nowhere/out: there is no bucket nowhere; create it, or give another",
         ),
         (
             {"output_dir": "s3://trials/out"},
@@ -216,11 +216,11 @@ def test_a_second_process_is_refused_and_the_first_goes_on(texts: Cloud, tmp_pat
         ),
         ({"input_dir": "gs://trials/none"}, "gs://trials/none: no file ending in .txt "),
         ({"write_dataset_config": "gs://nowhere/t.json"}, "gs://nowhere/t.json: there is no bucket nowhere; "),
-        ({}, f"{OUT}/.t.lock: your account may not do this: "),
+        ({}, f"{OUT}/.t.lock: your account has no permission: "),
     ],
 )
 def test_a_place_that_cannot_be_used_is_named(texts, tmp_path, capsys, flags, message) -> None:
-    texts.weather = lambda request: 403 if request.method in ("POST", "PUT") else None
+    texts.faults = lambda request: 403 if request.method in ("POST", "PUT") else None
     before = texts.names("trials")
     places = {"input_dir": "gs://trials/texts", "output_dir": OUT, "encoder_path": f"{tmp_path}/{FILE_NAME}"} | flags
     assert main([part for name, place in places.items() for part in (f"--{name}", place)] + list(FLAGS)) == 2
@@ -242,7 +242,7 @@ print(sum(len(rows) for rows in ahead(records.read, blocks, 8)))
 
 
 @pytest.mark.slow
-def test_of_each_file_of_a_bucket_no_byte_is_read_twice(texts: Cloud, tmp_path: Path) -> None:
+def test_each_byte_of_a_bucket_is_read_once(texts: Cloud, tmp_path: Path) -> None:
     files = [name for name in expected(tmp_path) if name.endswith(".tfrecords")]
     for name in files:
         texts.write("trials", f"out/{name}", (tmp_path / "out" / name).read_bytes())

@@ -1,4 +1,4 @@
-"""Objects in buckets of a real server, over a network that fails as networks do."""
+"""Objects on a real server, over an unreliable network."""
 
 from __future__ import annotations
 
@@ -11,55 +11,55 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from storage import buckets
-from storage.buckets import NOTHING, BucketError, OvertakenError
-from tests.buckets.server import BROKEN_AFTER, BROKEN_BEFORE, Cloud, Request, Weather
+from storage.buckets import NO_OBJECT, BucketError, ConflictError
+from tests.storage.server import BROKEN_AFTER, BROKEN_BEFORE, Cloud, Faults, Request
 
 A = "gs://trials/run/a"
 
 
-def first(n: int, fate: int, part: str) -> Weather:
-    """The first requests whose path holds a part meet that fate."""
+def first(n: int, fault: int, part: str) -> Faults:
+    """The first `n` requests whose path contains `part` meet a fault."""
     met = []
 
-    def weather(request: Request) -> int | None:
+    def faults(request: Request) -> int | None:
         if part in request.path and len(met) < n:
             met.append(request)
-            return fate
+            return fault
         return None
 
-    return weather
+    return faults
 
 
 def test_whole_objects(trials: Cloud) -> None:
-    assert (buckets.look(A), buckets.read(A), buckets.names_in("gs://trials/run")) == (NOTHING, b"", [])
+    assert (buckets.stat(A), buckets.read(A), buckets.list_names("gs://trials/run")) == (NO_OBJECT, b"", [])
     buckets.write(A, b"01234")
     buckets.write("gs://trials/run/deeper/b", b"")
     buckets.write("gs://trials/runs/other", b"x")
-    state = buckets.look(A)
+    state = buckets.stat(A)
     assert state.generation > 0 and state.size_bytes == 5 and abs(state.updated_seconds - time.time()) < 60
     assert [buckets.read(A, start) for start in (0, 3, 5, 9)] == [b"01234", b"34", b"", b""]
-    assert buckets.names_in("gs://trials/run/") == buckets.names_in("gs://trials/run") == ["a", "deeper/b"]
+    assert buckets.list_names("gs://trials/run/") == buckets.list_names("gs://trials/run") == ["a", "deeper/b"]
     buckets.delete(A, state.generation + 1)
-    assert buckets.look(A) == state
+    assert buckets.stat(A) == state
     for _ in range(2):
         buckets.delete(A, state.generation)
-        assert buckets.look(A) == NOTHING
+        assert buckets.stat(A) == NO_OBJECT
 
 
-def test_notes_hang_on_one_generation(trials: Cloud) -> None:
+def test_metadata_belongs_to_one_generation(trials: Cloud) -> None:
     generation = buckets.replace(A, b"first", 0)
-    assert buckets.note(A, {"renewed": "1"}, generation)
-    assert buckets.look(A).notes == (("renewed", "1"),)
+    assert buckets.set_metadata(A, {"renewed": "1"}, generation)
+    assert buckets.stat(A).metadata == (("renewed", "1"),)
     newer = buckets.replace(A, b"second", generation)
-    assert not buckets.note(A, {"renewed": "2"}, generation)
+    assert not buckets.set_metadata(A, {"renewed": "2"}, generation)
     buckets.delete(A)
-    assert not buckets.note(A, {"renewed": "2"}, newer)
+    assert not buckets.set_metadata(A, {"renewed": "2"}, newer)
 
 
 def test_nobody_is_overwritten(trials: Cloud) -> None:
     generation = buckets.replace(A, b"mine", 0)
     for wrong in (0, generation - 1):
-        with pytest.raises(OvertakenError, match=f"{A}: another process has written it meanwhile"):
+        with pytest.raises(ConflictError, match=f"{A}: another process has written it meanwhile"):
             buckets.replace(A, b"yours", wrong)
     assert buckets.read(A) == b"mine"
     newer = buckets.replace(A, b"mine again", generation)
@@ -67,15 +67,15 @@ def test_nobody_is_overwritten(trials: Cloud) -> None:
 
 
 @pytest.mark.parametrize("n_lost", [1, 3])
-def test_an_answer_that_is_lost_is_not_taken_for_another_writer(trials: Cloud, n_lost: int) -> None:
-    trials.weather = first(n_lost, BROKEN_AFTER, "/upload/")
+def test_a_lost_response_is_not_taken_for_another_writer(trials: Cloud, n_lost: int) -> None:
+    trials.faults = first(n_lost, BROKEN_AFTER, "/upload/")
     generation = buckets.replace(A, b"mine", 0)
-    assert generation == buckets.look(A).generation
+    assert generation == buckets.stat(A).generation
     assert buckets.read(A) == b"mine"
 
 
-def test_appending_sends_what_is_new_and_no_more(trials: Cloud) -> None:
-    state = buckets.look(A)
+def test_appending_sends_only_new_content(trials: Cloud) -> None:
+    state = buckets.stat(A)
     lines = [f"{number} {'x' * number}\n".encode() for number in range(20)]
     for line in lines:
         trials.requests.clear()
@@ -86,18 +86,18 @@ def test_appending_sends_what_is_new_and_no_more(trials: Cloud) -> None:
     assert trials.names("trials") == ["run/a"]
 
 
-def test_what_another_appends_stays(trials: Cloud) -> None:
-    mine = buckets.append(A, b"1\n", NOTHING)
-    yours = buckets.append(A, b"2\n", NOTHING)
+def test_content_of_another_writer_stays(trials: Cloud) -> None:
+    mine = buckets.append(A, b"1\n", NO_OBJECT)
+    yours = buckets.append(A, b"2\n", NO_OBJECT)
     mine = buckets.append(A, b"3\n", mine)
     buckets.append(A, b"4\n", yours)
     buckets.append(A, b"5\n", mine)
     assert sorted(trials.read("trials", "run/a").split()) == [b"1", b"2", b"3", b"4", b"5"]
 
 
-def test_what_many_append_at_once_is_all_there(trials: Cloud) -> None:
+def test_concurrent_appends_are_all_there(trials: Cloud) -> None:
     def append(writer: int) -> None:
-        state = NOTHING
+        state = NO_OBJECT
         for number in range(6):
             state = buckets.append(A, b"%d %d\n" % (writer, number), state)
 
@@ -111,40 +111,40 @@ def test_what_many_append_at_once_is_all_there(trials: Cloud) -> None:
 @pytest.mark.parametrize("seed", range(2))
 def test_over_a_bad_network_everything_arrives_once(trials: Cloud, seed: int) -> None:
     draw = random.Random(seed)
-    trials.weather = lambda request: draw.choice([*[None] * 6, BROKEN_BEFORE, BROKEN_AFTER, 503, 429])
-    state, generation = NOTHING, 0
+    trials.faults = lambda request: draw.choice([*[None] * 6, BROKEN_BEFORE, BROKEN_AFTER, 503, 429])
+    state, generation = NO_OBJECT, 0
     for number in range(8):
         state = buckets.append(A, f"{number}\n".encode(), state)
         generation = buckets.replace("gs://trials/run/b", str(number).encode(), generation)
-    trials.weather = lambda request: None
+    trials.faults = lambda request: None
     assert trials.read("trials", "run/a") == b"".join(b"%d\n" % number for number in range(8))
     assert trials.read("trials", "run/b") == b"7"
     assert trials.names("trials") == ["run/a", "run/b"]
 
 
-def test_a_network_that_fails_for_a_while_is_waited_for(trials: Cloud, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_network_failure_is_waited_for(trials: Cloud, capsys: pytest.CaptureFixture[str]) -> None:
     until = time.monotonic() + 1.5
-    trials.weather = lambda request: BROKEN_BEFORE if time.monotonic() < until else None
+    trials.faults = lambda request: BROKEN_BEFORE if time.monotonic() < until else None
     buckets.write(A, b"content")
     assert trials.read("trials", "run/a") == b"content"
     (said,) = capsys.readouterr().err.splitlines()
-    assert said.startswith(f"{A} does not answer (") and said.endswith("; asking again")
+    assert said.startswith(f"{A} does not answer (") and said.endswith("; retrying")
 
 
 QUESTIONS: dict[str, Callable[[str], object]] = {
-    "check": buckets.check,
-    "look": buckets.look,
+    "check": buckets.check_access,
+    "look": buckets.stat,
     "read": buckets.read,
     "write": lambda path: buckets.write(path, b"x"),
-    "append": lambda path: buckets.append(path, b"x", NOTHING),
-    "names_in": buckets.names_in,
+    "append": lambda path: buckets.append(path, b"x", NO_OBJECT),
+    "names_in": buckets.list_names,
     "delete": buckets.delete,
-    "note": lambda path: buckets.note(path, {}, 1),
+    "note": lambda path: buckets.set_metadata(path, {}, 1),
 }
 
 
 def refusals(path: str, questions: Iterable[str]) -> set[str]:
-    """What is said to each of the questions, as one text where it is the same."""
+    """Returns the error message of each request."""
     said = set()
     for question in questions:
         with pytest.raises(BucketError) as raised:
@@ -154,15 +154,15 @@ def refusals(path: str, questions: Iterable[str]) -> set[str]:
 
 
 def test_no_permission(trials: Cloud) -> None:
-    trials.weather = lambda request: 403
+    trials.faults = lambda request: 403
     for said in refusals(A, QUESTIONS):
-        assert said.startswith("gs://trials/run/") and ": your account may not do this: " in said
-        assert said.endswith(": have the role Storage Object User given to it for the bucket trials")
+        assert said.startswith("gs://trials/run/") and ": your account has no permission: " in said
+        assert said.endswith("; grant it the role Storage Object User for the bucket trials")
 
 
 def test_no_bucket(trials: Cloud) -> None:
     assert refusals("gs://nowhere/run", ["check", "write", "names_in"]) == {
-        "gs://nowhere/run: there is no bucket nowhere; make it, or give another path"
+        "gs://nowhere/run: there is no bucket nowhere; create it, or give another path"
     }
 
 
@@ -179,17 +179,17 @@ def test_an_impossible_name_of_a_bucket(trials: Cloud) -> None:
 
 
 def test_nobody_answers(trials: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(buckets, "PATIENCE_SECONDS", 0.3)
-    trials.weather = lambda request: BROKEN_BEFORE
+    monkeypatch.setattr(buckets, "RETRY_SECONDS", 0.3)
+    trials.faults = lambda request: BROKEN_BEFORE
     for said in refusals(A, QUESTIONS):
         assert said.startswith("gs://trials/run/") and ": does not answer: " in said
-        assert said.endswith("; see to the network and start again: what was written before is whole")
+        assert said.endswith("; check the network and start again: what was written before is complete")
 
 
-def test_credentials_that_do_not_hold(trials: Cloud) -> None:
-    trials.weather = lambda request: 401
+def test_invalid_credentials(trials: Cloud) -> None:
+    trials.faults = lambda request: 401
     for said in refusals(A, QUESTIONS):
-        assert ": there are no credentials for Google Cloud that hold: " in said
+        assert ": there are no valid credentials for Google Cloud: " in said
 
 
 def test_no_credentials(trials: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,8 +197,8 @@ def test_no_credentials(trials: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/nowhere/key.json")
     for said in refusals(A, QUESTIONS):
         assert said.startswith("gs://trials/run/")
-        assert ": there are no credentials for Google Cloud that hold: File /nowhere/key.json was not found" in said
-        assert said.endswith("let GOOGLE_APPLICATION_CREDENTIALS name the key file of a service account")
+        assert ": there are no valid credentials for Google Cloud: File /nowhere/key.json was not found" in said
+        assert said.endswith("set GOOGLE_APPLICATION_CREDENTIALS to the key file of a service account")
 
 
 def test_no_package(trials: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
