@@ -55,9 +55,7 @@ class Figures:
 
 
 def serve_steps(config: RunConfig, hosts: str, index: int) -> None:
-    """Takes as many steps as each line of standard input says, and answers with the seconds that they took and the
-    processor's seconds.
-    """
+    """Runs as many steps as each line of standard input says; prints their wall-clock and CPU seconds."""
     from runtime.cluster.rendezvous import connect  # after the thread counts are set, and not in the parent
     from runtime.cluster.spec import find_cluster
 
@@ -162,6 +160,7 @@ def measure(arguments: argparse.Namespace, config: RunConfig) -> Figures:
 
 
 def parse_arguments() -> argparse.Namespace:
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description="Compare two processes of one core each with one process of one core.")
     parser.add_argument("--model", default="benchmark_small", help="a name (configs/NAME.json) or a path")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the config")

@@ -1,6 +1,6 @@
-"""Weights of GPT-Neo and GPT-2 in a folder of Hugging Face's, under the names of our variables, and back.
+"""Converts weights of GPT-Neo and GPT-2 between Hugging Face's files and the variables of this project.
 
-One table, `tensors_of`, says which variables lie in which tensor; reading and writing both follow it.
+Reading and writing both follow one table, `tensors_of`, which maps tensors to variables.
 """
 
 from __future__ import annotations
@@ -33,18 +33,16 @@ FLOATING_POINT = ("F16", "BF16", "F32", "F64")  # as safetensors name them
 TIED = ("lm_head.weight", "lm_head.decoder.weight")
 MASKS = re.compile(r"h\.\d+\.attn\.(attention\.)?(bias|masked_bias)")  # constants, though kept as weights
 
-# The table.
-
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor of Hugging Face's.
+    """One tensor of a Hugging Face file.
 
     Attributes:
-        name: without the prefix.
-        variables: ours in it, without `gpt2/`; several lie side by side along the last dimension.
-        dims: of each variable, a letter a dimension: V vocab, C n_ctx, E embd, F feed-forward.
-        is_transposed: whether the tensor is [out, in], as PyTorch's Linear keeps it; ours, and GPT-2's, are [in, out].
+        name: its name without the prefix.
+        variables: the variables in it, without `gpt2/`; several are concatenated along the last dimension.
+        dims: the dimensions of each variable, a letter each: V vocab, C n_ctx, E embd, F feed-forward.
+        is_transposed: whether the tensor is [out, in], as in PyTorch's Linear; variables and GPT-2's are [in, out].
     """
 
     name: str
@@ -86,7 +84,7 @@ def _feed_forward(theirs: str, ours: str, is_transposed: bool) -> list[Tensor]:
 
 
 def tensors_of(model_type: str, n_layer: int) -> list[Tensor]:
-    """Every tensor of a model of Hugging Face's, GPT-Neo's or GPT-2's."""
+    """Returns every tensor of a GPT-Neo or GPT-2 model of Hugging Face."""
     is_gpt_2 = model_type == GPT_2.model_type
     attention = _gpt_2_attention if is_gpt_2 else _gpt_neo_attention
     tensors = [Tensor("wte.weight", ("wte",), "VE"), Tensor("wpe.weight", ("wpe",), "CE")]
@@ -99,7 +97,7 @@ def tensors_of(model_type: str, n_layer: int) -> list[Tensor]:
 
 
 def _shape(tensor: Tensor, keys: Mapping[str, Any]) -> tuple[int, ...]:
-    """The shape of one variable of the tensor, for the keys of a model config."""
+    """Returns the shape of one variable of the tensor, for the keys of a model config."""
     sizes = {"V": keys["n_vocab"], "C": keys["n_ctx"], "E": keys["n_embd"], "F": 4 * keys["n_embd"]}
     return tuple(sizes[dim] for dim in tensor.dims)
 
@@ -110,21 +108,18 @@ def _their_shape(tensor: Tensor, keys: Mapping[str, Any]) -> tuple[int, ...]:
     return shape[::-1] if tensor.is_transposed else shape
 
 
-# From their files to our variables.
-
-
 def is_huggingface_folder(path: str) -> bool:
-    """Whether a folder holds weights as Hugging Face's library writes them."""
+    """Whether a folder holds weights in Hugging Face's format."""
     return any(os.path.isfile(os.path.join(path, name)) for name in WEIGHT_FILES)
 
 
 def read_weights(folder: str) -> Weights:
-    """The variables of our model in a folder of Hugging Face's, under our names; nothing is read yet.
+    """Returns the variables in a Hugging Face folder, by name; they are read on demand.
 
     Raises:
-        ConfigError: its config.json describes a model that cannot be one of ours.
-        CheckpointError: a file is broken, or a tensor missing, unknown, given twice, of integers, or of another shape
-            than its config says; on reading, a tensor that holds NaN or infinity.
+        ConfigError: its config.json describes an unsupported model.
+        CheckpointError: a file is broken, or a tensor is missing, unknown, duplicate, of integers, or not of the
+            config's shape; on reading, a tensor holds NaN or infinity.
     """
     file = config_beside(folder)
     hf_config = read_config(file)
@@ -149,7 +144,7 @@ def read_weights(folder: str) -> Weights:
 def _split(
     tensor: Tensor, stored: StoredTensor, shape: tuple[int, ...], their_shape: tuple[int, ...]
 ) -> dict[str, StoredTensor]:
-    """Our variables in a tensor of theirs."""
+    """Returns the variables in a tensor."""
     if stored.shape != their_shape:
         raise CheckpointError(
             f"{stored.place}: is {list(stored.shape)} there and {list(their_shape)} by config.json; give the "
@@ -167,7 +162,7 @@ def _split(
 
 
 def _check_tied(found: dict[str, StoredTensor], token_table: StoredTensor) -> None:
-    """Takes the output layer out of what was found."""
+    """Removes the output layer from the tensors, after checking that it equals the token table."""
     for name in TIED:
         output = found.pop(name, None)
         if output and (output.shape != token_table.shape or not np.array_equal(output.read(), token_table.read())):
@@ -178,7 +173,7 @@ def _check_tied(found: dict[str, StoredTensor], token_table: StoredTensor) -> No
 
 
 def _find_tensors(folder: str) -> dict[str, StoredTensor]:
-    """Every tensor in the files of a folder that is a weight, by its name without the prefix."""
+    """Returns the weights in the files of a folder, by their name without the prefix."""
     tensors: dict[str, StoredTensor] = {}
     for file in _weight_files(folder):
         opened = _open_safetensors(file) if file.endswith(".safetensors") else _open_pickle(file)
@@ -200,7 +195,7 @@ def _check_dtype(place: str, dtype: str, is_floating_point: bool) -> None:
 
 
 def _weight_files(folder: str) -> list[str]:
-    """The files with tensors; safetensors are preferred, as they are at Hugging Face's."""
+    """Returns the files with tensors; prefers safetensors, as Hugging Face does."""
     name = next((name for name in WEIGHT_FILES if os.path.isfile(os.path.join(folder, name))), None)
     if name is None:
         raise CheckpointError(f"{folder}: holds none of {', '.join(WEIGHT_FILES)}; give a folder with weights")
@@ -259,7 +254,7 @@ def _open_pickle(path: str) -> dict[str, StoredTensor]:
 
 
 def _torch(path: str) -> Any:
-    """PyTorch, which nothing else needs, and which is therefore no requirement."""
+    """Imports PyTorch, which is optional because nothing else needs it."""
     try:
         return importlib.import_module("torch")
     except ImportError:
@@ -269,16 +264,13 @@ def _torch(path: str) -> Any:
         ) from None
 
 
-# From our variables to their file.
-
-
 def write_weights(path: str, weights: Weights, model: ModelConfig) -> None:
     """Writes one safetensors file, a tensor at a time.
 
     Args:
-        path: of the file.
-        weights: the variables of the model, by name; GPT-2's biases of queries, keys and values are 0 if it has none.
-        model: its settings, which fit an architecture of Hugging Face's.
+        path: the file.
+        weights: the variables of the model, by name; missing biases of queries, keys and values become 0.
+        model: its settings, which fit a Hugging Face architecture.
 
     Raises:
         CheckpointError: a variable is missing, unknown or of another shape.
@@ -302,7 +294,7 @@ def write_weights(path: str, weights: Weights, model: ModelConfig) -> None:
 
 
 def _parts(tensors: Sequence[Tensor], weights: Weights, keys: Mapping[str, Any]) -> dict[str, StoredTensor]:
-    """The variable behind every name of the table, checked."""
+    """Returns the variable of every name in the table, checked."""
     left, parts = dict(weights), {}
     for tensor in tensors:
         shape = _shape(tensor, keys)

@@ -137,9 +137,7 @@ class _HeartbeatExchange:
         self.n_rounds = 0
 
     def run(self, is_over: threading.Event) -> None:
-        """Runs until all processes leave, so that none waits for one that has left; or until one is gone, which the
-        probes report.
-        """
+        """Runs until all processes leave, or until one is gone, which the probes report."""
         all_gather, timeouts = _make_all_gather(self._cluster), Timeouts(self._cluster.size)
         heartbeats: list[list[int]] = []
         while not heartbeats or not all(is_leaving for *_, is_leaving in heartbeats):

@@ -1,7 +1,7 @@
-"""What a run measured, on disk: one JSON object a line for programs, TensorBoard scalars for people.
+"""The metrics of a run on disk: JSON lines for programs, and TensorBoard event files.
 
-`metrics.jsonl` is the record that everything else reads. A line is written whole and flushed, so that a killed run
-leaves at most one torn line at the end, which the next writer removes and every reader ignores.
+All other code reads `metrics.jsonl`. Each line is written whole and flushed, so that a killed run leaves at most one
+torn line at the end, which the next writer removes and readers ignore.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ class MetricsWriter:
     """
 
     def __init__(self, model_path: str, resume_step: int | None = None) -> None:
-        """Opens the record of a run for appending.
+        """Opens the metrics of a run for appending.
 
         Args:
-            model_path: folder of the run, local or `gs://`; made if it is not there.
-            resume_step: the step that training goes on from. What an earlier process measured after it is measured
-                again, so those lines are dropped and TensorBoard is told to hide those points. None keeps every line.
+            model_path: folder of the run, local or `gs://`; created if missing.
+            resume_step: the step that training resumes from. Lines after it are dropped, and TensorBoard hides
+                their points, because these steps are measured again. None keeps every line.
 
         Raises:
-            DataError: the file that is there cannot be read, or a line other than its last is not a metrics line.
-            UserError: there is no room, or no right to write there.
+            DataError: the existing file cannot be read, or a line other than its last is not a metrics line.
+            UserError: there is no room, or no permission to write there.
         """
         self.path = metrics_path(model_path)
         self._model_path = model_path
@@ -66,12 +66,12 @@ class MetricsWriter:
 
         Args:
             split: "train" or "eval".
-            step: number of training steps made when the values were measured.
-            values: named scalars (Python or NumPy); non-finite ones become the strings "nan", "inf" and "-inf", for
-                JSON has no such numbers.
+            step: training steps done when the values were measured.
+            values: named scalars (Python or NumPy); non-finite ones become the strings "nan", "inf" and "-inf",
+                because JSON has no such numbers.
 
         Raises:
-            UserError: there is no room, or no right to write there.
+            UserError: there is no room, or no permission to write there.
         """
         reserved = {"step", "split", "time"} & set(values)
         assert not reserved, f"metrics may not be called {sorted(reserved)}"
@@ -82,25 +82,25 @@ class MetricsWriter:
             self._write_events(split, step, values)
 
     def write_histogram(self, step: int, name: str, values: np.ndarray) -> None:
-        """Appends how values are spread, for TensorBoard alone.
+        """Appends a histogram, for TensorBoard only.
 
         Args:
-            step: as of `write`.
-            name: under which they are shown.
-            values: of any shape; those that are not finite are left out.
+            step: as in `write`.
+            name: the name of the histogram.
+            values: numbers of any shape; non-finite ones are skipped.
 
         Raises:
-            UserError: there is no room, or no right to write there.
+            UserError: there is no room, or no permission to write there.
         """
         with writing_to(self._model_path, tf.errors.OpError):
             value = tf.compat.v1.Summary.Value(tag=name, histo=_histogram(values))
             self._event_file("train").add(step=step, summary=tf.compat.v1.Summary(value=[value]))
 
     def flush(self) -> None:
-        """Returns when all lines are there, also in a bucket, where they go every few seconds only.
+        """Waits until all lines are written, even to a bucket, where they otherwise go every few seconds.
 
         Raises:
-            UserError: the bucket does not take them.
+            UserError: the bucket refuses them.
         """
         self._file.flush()
 
@@ -122,7 +122,7 @@ class MetricsWriter:
         self._event_file(split).add(step=int(step), summary=tf.compat.v1.Summary(value=scalars))
 
     def _event_file(self, split: str) -> _EventFile:
-        """Made on first use, so that no empty one is left."""
+        """Returns the event file of a split, created on first use so that none stays empty."""
         if split not in self._events:
             self._events[split] = _EventFile(self._event_folder(split), self._resume_step)
         return self._events[split]
@@ -147,7 +147,7 @@ def _histogram(values: np.ndarray) -> tf.compat.v1.HistogramProto:
 
 
 class _EventFile:
-    """Appends to a new event file of TensorBoard, at once: TensorFlow's writer has a thread that errors are lost in."""
+    """Appends to a new TensorBoard event file; TensorFlow's writer would lose errors in its thread."""
 
     def __init__(self, folder: str, resume_step: int | None) -> None:
         tf.io.gfile.makedirs(folder)
@@ -168,10 +168,10 @@ class _EventFile:
 
 
 class _RecordsInBucket:
-    """Records on their way into a bucket: on a disk of this machine first, where TensorFlow's writer can append."""
+    """Writes records to a bucket by way of a local file, which TensorFlow's writer can append to."""
 
     def __init__(self, path: str) -> None:
-        with tempfile.TemporaryDirectory() as folder:  # an open file lives on without a name, however we end
+        with tempfile.TemporaryDirectory() as folder:  # an open file outlives its name
             here = posixpath.join(folder, "records")
             self._writer, self._written = tf.io.TFRecordWriter(here), open(here, "rb")  # noqa: SIM115 (closed below)
         self._object = open_growing(path)
@@ -196,14 +196,14 @@ def metrics_path(model_path: str) -> str:
 
 
 def read_metrics(model_path: str) -> list[dict[str, Any]]:
-    """Reads the metrics of a run, which may still be writing them.
+    """Reads the metrics of a run, which may still be running.
 
     Args:
         model_path: folder of the run.
 
     Returns:
-        One dict a line, in file order; non-finite values are floats again. Empty if the run has measured nothing. A
-        torn last line is left out.
+        One dict per line, in file order, with non-finite values as floats. Empty if nothing was measured. A torn last
+        line is skipped.
 
     Raises:
         DataError: the file cannot be read, or a line other than its last is not a metrics line.
@@ -212,7 +212,7 @@ def read_metrics(model_path: str) -> list[dict[str, Any]]:
 
 
 def _read_lines(path: str) -> list[dict[str, Any]]:
-    """Returns the complete lines of a metrics file as they stand, without a torn last one."""
+    """Returns the lines of a metrics file unchanged, without a torn last one."""
     if not tf.io.gfile.exists(path):
         return []
     return _parse_lines(path, _read_bytes(path))
@@ -225,7 +225,7 @@ def _parse_lines(path: str, content: bytes) -> list[dict[str, Any]]:
         parsed.pop()
     for number, line in enumerate(parsed, start=1):
         if line is None:
-            raise DataError(f"{path}: line {number}: is not a metrics line; remove that line and start again")
+            raise DataError(f"{path}: line {number}: is not a metrics line; remove the line and start again")
     return parsed
 
 
@@ -255,7 +255,7 @@ def _is_measure(value: Any) -> bool:
 
 
 def _repair(path: str, last_step: float) -> None:
-    """Drops a torn last line and the lines after a step, replacing the file whole, and only if something is dropped."""
+    """Drops a torn last line and the lines after a step; rewrites the file only if something is dropped."""
     if not tf.io.gfile.exists(path):
         return
     file, found = OwnFile(path), _read_bytes(path)

@@ -1,4 +1,4 @@
-"""The learning curve as a picture."""
+"""Plots the learning curve."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ def plot_loss(
 ) -> None:
     """Draws training and evaluation loss against steps and tokens into a PNG file.
 
-    Points whose loss is not finite are left out. The file is written beside and renamed.
+    Skips points whose loss is not finite.
 
     Args:
         metrics: lines of `read_metrics`; those of split "train" and "eval" with a `loss` (nats a token) are drawn.
         path: the PNG file, local or `gs://`.
         title: name of the run.
-        uniform_loss: of a model that knows nothing, drawn for reference.
+        uniform_loss: the loss of a uniform guess, drawn for reference.
         tokens_per_step: tokens of one training step, for the upper axis.
 
     Raises:
         UserError: the file cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # here, for it takes long to import
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # imported here because it is slow
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 5.4), dpi=130, layout="constrained")
@@ -113,7 +113,7 @@ def _label_axes(axes: Axes, title: str, tokens_per_step: int) -> None:
 
 
 def write_png(figure: Figure, path: str) -> None:
-    """Draws a figure into a file, which is written beside and renamed.
+    """Writes a figure to a PNG file, whole or not at all.
 
     Raises:
         UserError: the file cannot be written.

@@ -1,6 +1,6 @@
-"""How far a run is, for a person: a bar on a terminal, a plain line now and then in a log.
+"""Shows the progress of a run: a bar on a terminal, an occasional plain line in a log.
 
-This module knows no TensorFlow, and it never writes control characters to what is not a terminal.
+It uses no TensorFlow, and writes control characters to terminals only.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _BAR_FORMAT = "{percentage:3.0f}% |{bar}| step {n_fmt}/{total_fmt}{postfix} [{el
 
 
 class Progress:
-    """Shows step, loss, tokens a second and the time left of a run; a context manager."""
+    """Shows step, loss, tokens per second and remaining time of a run; a context manager."""
 
     def __init__(self, total_steps: int, first_step: int, stream: TextIO | None = None) -> None:
         """Starts at `first_step` of `total_steps`; `stream` is standard error unless given."""
@@ -26,9 +26,7 @@ class Progress:
         self._shown = shown(total_steps, first_step, stream)
 
     def update(self, step: int, loss: float, tokens_per_second: float, mfu: float | None = None) -> None:
-        """Shows that `step` steps are done, the last of them with this loss (nats), this speed and, if it is known,
-        this share of the devices' peak.
-        """
+        """Shows the last step, its loss (nats), the speed, and the model flops utilisation if known."""
         share = "" if mfu is None else f"  mfu {mfu:.1%}"
         self._shown.update(step, f"loss {loss:.4f}  {tokens_per_second:,.0f} tokens/s{share}")
 
@@ -37,7 +35,7 @@ class Progress:
         self._shown.note(text)
 
     def close(self) -> None:
-        """Leaves the last state on the screen and ends the line."""
+        """Draws the last state and ends the line."""
         self._shown.close()
 
     def __enter__(self) -> Progress:
