@@ -1,8 +1,8 @@
 """The one door to TensorFlow and mesh-TensorFlow.
 
 mesh-tensorflow 0.1.21 was written for TensorFlow < 2.16: it imports `tensorflow.compat.v1.estimator` and two names
-that have left `tensorflow.python.framework.ops`. They are put back here before it is imported; nothing else of the
-project touches TensorFlow's internals.
+that were removed from `tensorflow.python.framework.ops`. This module restores them first; no other module touches
+TensorFlow's internals.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def _quiet_standard_error() -> Iterator[None]:
-    """Hides what TensorFlow's C++ side writes while it is loaded: those lines come before any log level is in force."""
+    """Hides what TensorFlow's C++ code logs while it is loaded, before any log level is in force."""
     sys.stderr.flush()
     saved = os.dup(2)
     with open(os.devnull, "wb") as sink:
@@ -30,12 +30,12 @@ def _quiet_standard_error() -> Iterator[None]:
         os.close(saved)
 
 
-# TensorFlow would remember for 5 seconds which objects a bucket holds and how long they are, while other processes and
-# Google's own client change them.
+# TensorFlow caches for 5 seconds which objects a bucket holds and their sizes, while other processes and Google's own
+# client change them.
 os.environ.setdefault("GCS_STAT_CACHE_MAX_AGE", "0")
 
-# A user's own setting wins: then nothing is hidden. 3: errors reach the user as Python exceptions, and not twice. The
-# variable is taken back afterwards, or else a child process would take it for the user's.
+# A user's own setting wins. 3: errors reach the user once, as Python exceptions. The variable is deleted afterwards, or
+# a child process would take it for the user's.
 if "TF_CPP_MIN_LOG_LEVEL" in os.environ:
     import tensorflow as tf
 else:
@@ -43,11 +43,11 @@ else:
     with _quiet_standard_error():
         import tensorflow as tf
 
-        tf.config.list_physical_devices()  # looks for GPUs, and complains of those that are not there
+        tf.config.list_physical_devices()  # searches for GPUs, and logs what it lacks
     del os.environ["TF_CPP_MIN_LOG_LEVEL"]
 
-# Read when XLA compiles for the first time. It uses half of a CPU's vector registers unless told otherwise; measured
-# with AVX-512, whole ones make a training step 3 % faster. A user's own flags win.
+# XLA reads this when it first compiles. By default it uses half of a CPU's vector width; with AVX-512, the full width
+# makes a training step 3 % faster. A user's own flags win.
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_prefer_vector_width=512")
 
 from tensorflow.python.framework import ops as _ops  # noqa: E402
@@ -71,15 +71,15 @@ logging.getLogger("tensorflow").setLevel(logging.ERROR)
 import mesh_tensorflow as mtf  # noqa: E402
 from mesh_tensorflow.placement_mesh_impl import PlacementMeshImpl  # noqa: E402
 
-# What TensorFlow's own strategies for many processes and for TPUs are made of.
+# The parts of TensorFlow's own strategies for multiple processes and for TPUs.
 from tensorflow.core.protobuf.tensorflow_server_pb2 import ServerDef  # noqa: E402
 from tensorflow.python.distribute.tpu_util import enclosing_tpu_context  # noqa: E402
 from tensorflow.python.eager import context as eager_context  # noqa: E402
 from tensorflow.python.lib.io._pywrap_record_io import RandomRecordReader as RecordReader  # noqa: E402
 from tensorflow.python.ops import collective_ops  # noqa: E402
 
-# Recomputation walks through a set of tensors. In the order of their addresses, which Python hashes by, each process
-# would build its graph in an order of its own, and their collectives would not meet.
+# Recomputation iterates over a set of tensors. Python's default hash, the address, would give each process another
+# order of its graph, and collectives would not match.
 mtf.Tensor.__hash__ = lambda tensor: zlib.crc32(tensor.name.encode())
 
 pack_eager_tensors = _ops.pack_eager_tensors

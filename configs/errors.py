@@ -1,36 +1,36 @@
-"""The errors that a user can cause; every other exception is a fault of the program."""
+"""The errors that a user can cause; every other exception is a bug."""
 
 from __future__ import annotations
 
 
 class UserError(ValueError):
-    """Something the user gave cannot be used; the message says what, why, and what to do.
+    """Something that the user gave is invalid; the message says what, why, and what to do.
 
     Attributes:
-        exit_status: of a program that ends with it.
+        exit_status: of a program that fails with it.
     """
 
     exit_status = 2
 
 
 class ConfigError(UserError):
-    """A configuration cannot be used; the message holds one line an issue."""
+    """A config is invalid; the message has one line for each issue."""
 
 
 class DataError(UserError):
-    """A data file, tokenizer or record cannot be used."""
+    """A data file, tokenizer or record is invalid."""
 
 
 class CheckpointError(UserError):
-    """A checkpoint is missing, unfinished or does not fit the model."""
+    """A checkpoint is missing, incomplete or does not fit the model."""
 
 
 class DeviceError(UserError):
-    """The devices asked for are not there or do not fit the mesh."""
+    """Devices are missing or do not fit the mesh."""
 
 
 class ValueIssue(ConfigError):
-    """One value cannot be used; whoever knows the key and the file puts them in front."""
+    """A value is invalid; the caller that knows the key and the file prepends them."""
 
     def __init__(self, problem: str, remedy: str) -> None:
         """Keeps what is wrong (`problem`) and what to do (`remedy`) apart."""

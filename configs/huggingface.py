@@ -1,4 +1,4 @@
-"""Hugging Face's config.json of GPT-Neo and GPT-2 to the keys of a model config, and back."""
+"""Converts Hugging Face's config.json of GPT-Neo and GPT-2 to the keys of a model config, and back."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from configs.schema import ModelConfig, keys_of
 
 @dataclass(frozen=True)
 class Family:
-    """One of Hugging Face's architectures, and what its config.json calls things.
+    """One of Hugging Face's architectures, and the names that its config.json uses.
 
     Attributes:
-        architecture: with the output layer of a language model.
-        bare: the same without an output layer, which is the token table anyway.
-        sizes: our key of each of its keys that is a size.
-        width: its key of the feed-forward width; null there means four times the width of the model.
-        dropouts: our key of each of its keys that is a dropout.
+        architecture: the class with the output layer of a language model.
+        bare: the class without an output layer, which is tied to the token embedding anyway.
+        sizes: our key for each of its sizes.
+        width: its key for the feed-forward width; null means four times the width of the model.
+        dropouts: our key for each of its dropouts.
     """
 
     model_type: str
@@ -56,7 +56,7 @@ GPT_2 = Family(
 )
 FAMILIES = {family.model_type: family for family in (GPT_NEO, GPT_2)}
 
-# Their "gelu" is not among them: it is the exact one, ours the tanh approximation. The first of several is written.
+# Their "gelu" is absent, since it is exact and ours is the tanh approximation. Of several names, the first is written.
 ACTIVATIONS = {
     "gelu_new": "gelu",
     "gelu_pytorch_tanh": "gelu",
@@ -69,7 +69,7 @@ ACTIVATIONS = {
     "mish": "mish",
     "linear": "id",
 }
-# What our model always is; a config.json that lacks the key says the same.
+# Keys that must have these values, which are also their defaults.
 FIXED = {
     "layer_norm_epsilon": 1e-5,
     "tie_word_embeddings": True,
@@ -98,7 +98,7 @@ AGAIN = "copy the file again"
 
 
 def is_huggingface(config: Mapping[str, Any]) -> bool:
-    """Says whether a config.json is one of Hugging Face's; those of 2019 have no model_type."""
+    """Returns whether a config.json is one of Hugging Face's; those of 2019 have no model_type."""
     return "model_type" in config or "vocab_size" in config
 
 
@@ -109,7 +109,7 @@ def family_of(hf_config: Mapping[str, Any], file: str) -> Family:
         ConfigError: it is neither GPT-Neo nor GPT-2.
     """
     model_type = hf_config.get("model_type", GPT_2.model_type)
-    if model_type not in list(FAMILIES):  # which, unlike the table, may be asked for a list
+    if model_type not in list(FAMILIES):  # a list, since model_type may be unhashable
         raise ConfigError(
             f"{file}: model_type = {json.dumps(model_type)}: is another architecture; give weights of GPT-Neo "
             "(gpt_neo) or GPT-2 (gpt2)"
@@ -117,18 +117,15 @@ def family_of(hf_config: Mapping[str, Any], file: str) -> Family:
     return FAMILIES[model_type]
 
 
-# From their keys to ours.
-
-
 def model_keys(hf_config: Mapping[str, Any], file: str = "config.json") -> dict[str, Any]:
     """Returns the keys of a model config, with JSON values, that describe the same model.
 
     Args:
-        hf_config: what config.json holds.
+        hf_config: the contents of config.json.
         file: its path, for messages.
 
     Raises:
-        ConfigError: the model cannot be one of ours; one line an option.
+        ConfigError: we cannot build the model; one line for each option.
     """
     family = family_of(hf_config, file)
     issues = [*_find_size_issues(hf_config, family), *_find_option_issues(hf_config, family)]
@@ -189,7 +186,7 @@ def _find_attention_issues(hf_config: Mapping[str, Any], family: Family) -> Iter
 
 
 def _find_layer_issues(hf_config: Mapping[str, Any]) -> Iterator[str]:
-    """Finds what is wrong with the attention of the layers of GPT-Neo, which its config may say twice."""
+    """Yields issues of the attention of GPT-Neo's layers, which its config may give twice."""
     attention_types = hf_config.get("attention_types")
     layers = list(ATTENTION.parse(attention_types)) if _is_understood(attention_types, ATTENTION) else ["unknown"]
     if not {"global", "local"}.issuperset(layers):
@@ -205,7 +202,7 @@ def _find_layer_issues(hf_config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _find_form_issues(hf_config: Mapping[str, Any], family: Family) -> Iterator[str]:
-    """Finds weights that are no plain numbers, or those of a model that does not write text."""
+    """Yields issues of quantized weights, and of models without a language-model head."""
     quantization = hf_config.get("quantization_config")
     if quantization is not None:
         remedy = "give the weights from before they were quantized"
@@ -235,9 +232,6 @@ def _attention_keys(hf_config: Mapping[str, Any], family: Family) -> dict[str, A
     if "local" in ATTENTION.parse(hf_config["attention_types"]):
         keys["local_attention_radius"] = hf_config.get("window_size", DEFAULT_RADIUS)
     return keys
-
-
-# From our keys to theirs.
 
 
 def family_for(model: ModelConfig) -> Family:

@@ -1,4 +1,4 @@
-"""What values a key of a config may have: from JSON to typed values and back, with words for people."""
+"""The kinds of values that keys have: parsed from JSON, written back, and described for error messages."""
 
 from __future__ import annotations
 
@@ -23,9 +23,12 @@ MAX_PATTERN_REPEATS = 10_000
 
 @dataclass(frozen=True)
 class Kind:
-    """What values a key may have: a description for people, and the way from JSON to the typed value and back.
+    """The values that a key may have.
 
-    `parse` raises `ValueIssue` for a value that is not of the kind.
+    Attributes:
+        description: for people.
+        parse: from JSON to the typed value; raises `ValueIssue` for any other value.
+        write: from the typed value to JSON.
     """
 
     description: str
@@ -42,7 +45,7 @@ def parse_part(part: str, kind: Kind, value: Any) -> Any:
 
 
 def _check_number_type(value: Any, types: tuple[type, ...], noun: str, description: str) -> None:
-    if isinstance(value, str) and value.lower().lstrip("+-") in NUMBER_WORDS:  # JSON has them as text only
+    if isinstance(value, str) and value.lower().lstrip("+-") in NUMBER_WORDS:  # JSON has no other way to write them
         raise ValueIssue("is not finite", f"give {description}")
     if isinstance(value, str):
         raise ValueIssue(f"is a string, not {noun}", f"give {description}, without quotes")
@@ -51,7 +54,7 @@ def _check_number_type(value: Any, types: tuple[type, ...], noun: str, descripti
 
 
 def integer(minimum: int, maximum: int | None = None) -> Kind:
-    """Whole numbers in [minimum, maximum]; 1000.0 is not one."""
+    """Returns the kind of integers in [minimum, maximum]; 1000.0 is none."""
     span = f">= {minimum}" if maximum is None else f"from {minimum} to {maximum}"
     description = f"an integer {span}"
 
@@ -67,7 +70,7 @@ def integer(minimum: int, maximum: int | None = None) -> Kind:
 
 
 def number(span: str, accepts: Callable[[float], bool]) -> Kind:
-    """Finite numbers that `accepts` takes; `span` says the same to people."""
+    """Returns the kind of finite numbers that `accepts` allows; `span` describes them."""
     description = f"a number {span}"
 
     def parse(value: Any) -> float:
@@ -82,7 +85,7 @@ def number(span: str, accepts: Callable[[float], bool]) -> Kind:
 
 
 def one_of(choices: Sequence[str]) -> Kind:
-    """One of the names, in any case."""
+    """Returns the kind of these names, in upper or lower case."""
     listed = ", ".join(choices)
     canonical = {choice.lower(): choice for choice in choices}
 
@@ -97,7 +100,7 @@ def one_of(choices: Sequence[str]) -> Kind:
 
 
 def optional(kind: Kind) -> Kind:
-    """The kind's values, or null."""
+    """Returns the kind of values of `kind`, or null."""
 
     def parse(value: Any) -> Any:
         return None if value is None else kind.parse(value)
@@ -137,7 +140,7 @@ def _parse_texts(value: Any) -> tuple[str, ...]:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether a text can be written as UTF-8: Python's may hold halves of characters."""
+    """Returns whether a text can be encoded as UTF-8, which lone surrogates cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -146,7 +149,7 @@ def is_unicode(text: str) -> bool:
 
 
 def _parse_stops(value: Any) -> tuple[str, ...]:
-    """Blanks and line breaks alone are strings too."""
+    """Parses stop strings; unlike `_parse_texts`, allows blanks and line breaks alone."""
     given = [value] if isinstance(value, str) else [] if value is None else value
     if not isinstance(given, list) or not all(isinstance(item, str) for item in given):
         raise ValueIssue("is not a string or a list of strings", 'write it as "a" or ["a", "b"]')
@@ -176,7 +179,7 @@ EVAL_TASKS = Kind("a list of task names; none is available in this version", _pa
 POSITIVE = number("> 0", lambda value: value > 0)
 NON_NEGATIVE = number(">= 0", lambda value: value >= 0)
 SHARE = number("in [0, 1)", lambda value: 0 <= value < 1)
-# float32 has nothing below it but 0.
+# float32 rounds smaller numbers to 0.
 POSITIVE_FLOAT32 = number(">= 1e-37", lambda value: value >= 1e-37)
 SHARE_OR_ALL = number("in [0, 1]", lambda value: 0 <= value <= 1)
 TOP_P = number("in (0, 1]", lambda value: 0 < value <= 1)
@@ -216,7 +219,7 @@ def _parse_attention_types(value: Any) -> tuple[str, ...]:
 
 
 def _write_attention_types(types: tuple[str, ...]) -> list:
-    """Writes the shortest pattern that repeats to the whole, so that the file reads as people write it."""
+    """Writes the shortest pattern that repeats to all layers, as a person would."""
     lengths = (length for length in range(1, len(types) + 1) if len(types) % length == 0)
     length = next(length for length in lengths if types[:length] * (len(types) // length) == types)
     return [[list(types[:length]), len(types) // length]]
@@ -226,11 +229,9 @@ ATTENTION = Kind(
     'a list of [pattern, repeats], such as [[["global", "local"], 6]]', _parse_attention_types, _write_attention_types
 )
 
-# Lists of numbers.
-
 
 def integers(member: Kind, example: str) -> Kind:
-    """A list of integers of one kind."""
+    """Returns the kind of lists whose members are of one kind of integer."""
 
     def parse(value: Any) -> tuple[int, ...]:
         if not isinstance(value, list):
@@ -248,7 +249,7 @@ def _parse_axes(value: Any) -> tuple[int, int]:
 
 
 def unless_off(kind: Kind, off: Any) -> Kind:
-    """The kind's values; null and false, with which GPT-Neo's users switch an option off, stand for `off`."""
+    """Returns the kind of values of `kind`; null and false, which switch an option off in GPT-Neo, mean `off`."""
 
     def parse(value: Any) -> Any:
         return off if value is None or value is False else kind.parse(value)
@@ -260,8 +261,6 @@ def unless_off(kind: Kind, off: Any) -> Kind:
 
 
 AXIAL = Kind("two integers whose product is n_ctx, such as [16, 64]", _parse_axes, list)
-
-# Meshes.
 
 
 def _parse_pairs_with(parse: Callable[[str], Any], example: str) -> Callable[[Any], Any]:

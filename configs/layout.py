@@ -1,7 +1,7 @@
-"""Device meshes and layouts: their text form, and what a layout may not do.
+"""Device meshes and layouts: their text form, and the rules of a layout.
 
-*Axis* is a mesh axis, *dimension* a tensor dimension. The text form is mesh-TensorFlow's: `name:value` pairs, apart by
-commas, semicolons, full stops or blanks.
+*Axis* is a mesh axis, *dimension* a tensor dimension. The text form is mesh-TensorFlow's: `name:value` pairs, separated
+by commas, semicolons, full stops or blanks.
 """
 
 from __future__ import annotations
@@ -101,24 +101,24 @@ def _check_dimension(dimension: str, axis: str) -> None:
 
 
 def format_mesh_shape(mesh_shape: MeshShape | None) -> str:
-    """Writes a mesh shape as `parse_mesh_shape` reads it."""
+    """Writes a mesh shape so that `parse_mesh_shape` reads it."""
     return ",".join(f"{axis}:{size}" for axis, size in mesh_shape or ())
 
 
 def format_layout(layout: Layout | None) -> str:
-    """Writes a layout as `parse_layout` reads it."""
+    """Writes a layout so that `parse_layout` reads it."""
     return ",".join(f"{dimension}:{axis}" for dimension, axis in layout or ())
 
 
 def find_layout_issues(
     mesh_shape: MeshShape | None, layout: Layout | None, sizes: Mapping[str, tuple[str, int]]
 ) -> Iterator[ValueIssue]:
-    """Yields what keeps a layout from splitting a model over a mesh.
+    """Yields the reasons why a layout cannot split a model over a mesh.
 
     Args:
         mesh_shape: the axes and their sizes.
-        layout: the dimensions and the axes they are split over.
-        sizes: of each dimension, what it is called in the config and its size.
+        layout: the dimensions, and the axis that each is split over.
+        sizes: the name in the config and the size of each dimension.
     """
     axes = dict(mesh_shape or ())
     for dimension, axis in layout or ():

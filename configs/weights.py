@@ -1,4 +1,4 @@
-"""What the config.json beside weights says of their model: one of ours, of GPT-Neo's, or of Hugging Face's."""
+"""Reads the model from the config.json beside weights: one of ours, of GPT-Neo's, or of Hugging Face's."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from configs.kinds import ATTENTION
 from configs.schema import ALIASES, GROUPS, ModelConfig, RunConfig, is_required, keys_of
 
 CONFIG_FILE = "config.json"
-# Every config.json that a run writes has this key, and none of GPT-Neo's, which did not know it.
+# Every config.json of a run has this key, and none of GPT-Neo's has it.
 KEY_OF_OURS = "temperature"
-# Keys of the model that weights may be trained on with another value of.
+# Keys of the model that may change when training goes on from weights.
 FREE_KEYS = (
     "embed_dropout",
     "res_dropout",
@@ -33,14 +33,12 @@ FREE_KEYS = (
 
 
 FIELDS = keys_of(ModelConfig)
-# Keys that GPT-Neo could not do without, or that change the model though no variable's shape shows it.
+# Keys that GPT-Neo requires, or that change the model without changing the shape of a variable.
 SIZES = (*(key for key, field in FIELDS.items() if is_required(field)), "attention_types", "local_attention_radius")
 KEYS_OF_A_RUN = {*(key for group in (RunConfig, *GROUPS.values()) for key in keys_of(group)), *ALIASES, "model"}
 PATTERNS = ("checkpoint", CONFIG_FILE, "*.index", "*.index.json", "*.safetensors", "*.bin")
 FILE_OF_CHECKPOINT = re.compile(r"\.(index|data-\d{5}-of-\d{5})$")
 FILES_OF_HUGGING_FACE = (".safetensors", ".safetensors.index.json")
-
-# Where they lie.
 
 
 def weights_at(path: str) -> str:
@@ -59,12 +57,12 @@ def weights_at(path: str) -> str:
 
 
 def config_beside(path: str) -> str:
-    """Returns where the config.json of weights would lie, for a folder or the prefix of a checkpoint's path."""
+    """Returns the path of the config.json beside weights: a folder, or the prefix of a checkpoint's path."""
     return os.path.join(path if os.path.isdir(path) else os.path.dirname(path), CONFIG_FILE)
 
 
 def no_weights(path: str) -> CheckpointError:
-    """Returns the error of a path where no weights are."""
+    """Returns the error for a path without weights."""
     return CheckpointError(
         f"{path}: holds no weights; give a checkpoint (its path without .index), the folder of one, or a folder of "
         "Hugging Face's"
@@ -72,7 +70,7 @@ def no_weights(path: str) -> CheckpointError:
 
 
 def _check_there(path: str) -> None:
-    """Raises an error where there is neither a file of weights nor a config.json; the weights are not opened."""
+    """Raises an error if there is neither a file of weights nor a config.json, without opening the weights."""
     if os.path.isdir(path):
         is_there = any(glob.glob(os.path.join(glob.escape(path), pattern)) for pattern in PATTERNS)
     else:
@@ -81,21 +79,17 @@ def _check_there(path: str) -> None:
         raise no_weights(path)
 
 
-# What it says.
-
-
 def initial_model_keys(path: str) -> dict[str, Any]:
     """Returns the keys of a model config, with JSON values, that the weights were trained with; none if unknown.
 
     Every value is one that the key may have.
 
     Args:
-        path: a folder, the prefix of a checkpoint's path, or a file of either; what lies in a bucket is not asked.
+        path: a folder, the prefix of a checkpoint's path, or a file of either; buckets are not read.
 
     Raises:
-        ConfigError: the path is empty; or the config.json cannot be read, or describes a model that cannot be one of
-            ours.
-        CheckpointError: there is nothing of the kind.
+        ConfigError: the path is empty, or the config.json cannot be read or describes a model that we cannot build.
+        CheckpointError: there are no weights.
     """
     place = weights_at(path)
     if "://" in place:
@@ -106,15 +100,15 @@ def initial_model_keys(path: str) -> dict[str, Any]:
         return {}
     config = read_config(file)
     if is_huggingface(config):
-        return _understood(model_keys(config, file), file, FIELDS)
+        return _valid_keys(model_keys(config, file), file, FIELDS)
     if KEY_OF_OURS in config:
         _check_names(config, file)
-        return _understood(_flat_keys(config), file, FIELDS)
-    return _understood(_flat_keys(config), file, SIZES)
+        return _valid_keys(_flat_keys(config), file, FIELDS)
+    return _valid_keys(_flat_keys(config), file, SIZES)
 
 
 def read_config(file: str) -> dict[str, Any]:
-    """Returns what a config.json holds.
+    """Returns the contents of a config.json.
 
     Raises:
         ConfigError: it cannot be read, or is no JSON object.
@@ -130,18 +124,18 @@ def read_config(file: str) -> dict[str, Any]:
 
 
 def _check_names(config: Mapping[str, Any], file: str) -> None:
-    """Raises an error for keys that no run of ours has: another version may have built another model by them."""
+    """Raises an error for unknown keys, by which another version may have built another model."""
     unknown = [key for key in config if key not in KEYS_OF_A_RUN]
     if unknown:
         problem = "is not a known key; correct it, or use the version that wrote it"
         raise ConfigError("\n".join(f"{file}: {key} = {json.dumps(config[key])}: {problem}" for key in unknown))
 
 
-def _understood(keys: Mapping[str, Any], file: str, needed: Collection[str]) -> dict[str, Any]:
+def _valid_keys(keys: Mapping[str, Any], file: str, needed: Collection[str]) -> dict[str, Any]:
     """Returns the keys whose values can be parsed.
 
     Raises:
-        ConfigError: one of those that are needed cannot.
+        ConfigError: a needed key is invalid.
     """
     issues = {key: issue for key, value in keys.items() for issue in _find_value_issue(key, value)}
     needed_issues = [
@@ -160,8 +154,8 @@ def _find_value_issue(key: str, value: Any) -> Iterator[ValueIssue]:
 
 
 def _flat_keys(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the keys that make the model of a config of ours or of GPT-Neo's; one that is absent had its default."""
-    given = _under_their_names(config) | _as_gpt_neo_read(config)
+    """Returns the model keys of a config of ours or of GPT-Neo's, with defaults for absent ones."""
+    given = _unaliased(config) | _as_gpt_neo_read(config)
     keys = {}
     for key, field in FIELDS.items():
         has_no_default = is_required(field) or field.metadata["default_text"]
@@ -172,14 +166,14 @@ def _flat_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     return _without_idle(keys)
 
 
-def _under_their_names(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the config with what is given under an alias under its name too."""
+def _unaliased(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the config with aliased keys under their own names too."""
     aliased = {name: config[alias] for alias, name in ALIASES.items() if alias in config and config.get(name) is None}
     return dict(config) | aliased
 
 
 def _as_gpt_neo_read(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what GPT-Neo made of its own keys where that is not what they say; nothing for a config of ours.
+    """Returns the keys that GPT-Neo read in its own way; none for a config of ours.
 
     Source: GPT-Neo, which read `activation_fn` only, though its configs and README say `activation_function`, and took
     any `rotary_emb` but null for true.
@@ -191,7 +185,7 @@ def _as_gpt_neo_read(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _without_idle(keys: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the keys without those that nothing in the model reads."""
+    """Returns the keys without those that have no effect on the model."""
     idle = set() if keys.get("moe_layers") else {"moe_activation"}
     types = keys.get("attention_types")
     if any(_find_value_issue("attention_types", types)) or "local" not in ATTENTION.parse(types):

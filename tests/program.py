@@ -1,4 +1,4 @@
-"""A small project as a person has one: texts, a config, and the program, run on them in processes of its own."""
+"""A small project as a user has one: texts and a config, and `main.py` run on them in its own process."""
 
 from __future__ import annotations
 
