@@ -48,7 +48,7 @@ def our_answer(weights: str | Path, model: ModelConfig, tokens: np.ndarray, devi
         weights: their path.
         model: its settings.
         tokens: int32 [batch, sequence].
-        devices: of which the first is used.
+        devices: the first is used.
     """
 
     def build(tokens: mtf.Tensor, labels: mtf.Tensor) -> list[mtf.Tensor]:

@@ -24,7 +24,7 @@ from runtime.mesh.placement import Placement, VariableSlices, VariableStore, pla
 from tests import tiny
 from tests.models.reference_sampling import Rows, Text
 
-torch.set_num_threads(1)  # small products, of which two would only wait for each other
+torch.set_num_threads(1)  # products are small: two threads would only wait for each other
 
 N_VOCAB, N_CTX, N_NEW = 64, 96, 32
 SIZES = {"n_vocab": N_VOCAB, "n_ctx": N_CTX, "n_embd": 32, "n_head": 4, "n_layer": 2}

@@ -118,7 +118,7 @@ class Updated:
 
 
 def one_update(config: RunConfig, devices: Sequence[str], noise_key: int = 7) -> Updated:
-    """Builds the training step and takes it once, from disturbed first values."""
+    """Builds the training step and takes it once, from disturbed initial values."""
     placement = place(config.mesh, devices if config.mesh.mesh_shape else devices[:1])
     step = build_train_step(config, placement)
     placement.store.initialize(seed=1)

@@ -94,7 +94,7 @@ def _with_finished(beams: Beams, candidates: _Candidates, length_penalty: tf.Ten
 def _may_improve(
     log_probs: tf.Tensor, length: tf.Tensor, finished: list[tf.Tensor], length_penalty: tf.Tensor
 ) -> tf.Tensor:
-    """Returns whether the search must go on.
+    """Decides whether the search continues.
 
     Returns whether the most likely active beam, if it ended now, would beat the worst finished text, or fewer than N
     texts are finished: bool scalar.

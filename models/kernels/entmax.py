@@ -52,7 +52,7 @@ def _probabilities(centered: tf.Tensor, tau: tf.Tensor) -> tf.Tensor:
 
 @compiled
 def entmax(logits: tf.Tensor) -> tf.Tensor:
-    """[..., V] -> float32 probabilities [..., V], exactly 0 for tokens far below the likeliest.
+    """[..., V] -> float32 probabilities [..., V], exactly 0 for tokens far below the most likely.
 
     Source: Peters, Niculae & Martins 2019, Sparse Sequence-to-Sequence Models, section 3.
     """

@@ -15,7 +15,7 @@ from meshtf import mtf
 from models.ops.attention import SoftmaxAttention, SoftmaxAttentionGradient
 from models.ops.cross_entropy import SoftmaxStatistics
 from models.ops.gradients import GlobalNorm
-from models.ops.linear_attention import LinearAttention, SliceKernel
+from models.ops.linear_attention import LinearAttention, LinearAttentionGradient
 from models.ops.norms import LayerNorm, LayerNormGradient
 from runtime.planning.dry_run import DryStep
 from runtime.training.grad_accumulation import MicrobatchLoop
@@ -184,7 +184,7 @@ WORKSPACES: dict[type, Callable[[mtf.Operation, DryStep], int]] = {
     SoftmaxAttentionGradient: _attention_gradient,
     SoftmaxStatistics: _exponentials,
     LinearAttention: _of_outputs(6),
-    SliceKernel: _of_outputs(6),
+    LinearAttentionGradient: _of_outputs(6),
     LayerNorm: _of_first_input(1),
     LayerNormGradient: _of_first_input(2),
     AdamUpdate: _updated,

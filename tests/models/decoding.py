@@ -1,4 +1,4 @@
-"""Decoding with given tokens in place of drawn ones."""
+"""Decoding with given tokens in place of sampled ones."""
 
 from __future__ import annotations
 

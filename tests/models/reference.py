@@ -157,7 +157,7 @@ def _positions(model: ModelConfig, values: Values, length: int) -> np.ndarray | 
 def _mixture(
     model: ModelConfig, values: Values, x: np.ndarray, scope: str, capacity_factor: float
 ) -> tuple[np.ndarray, float]:
-    """Outputs and auxiliary loss; every second choice claims its place, and experts have relu."""
+    """Outputs and auxiliary loss; every second choice counts, and experts use ReLU."""
     moe = model.moe_params
     names = ("top_2_gating", "wi", "wo")
     weights = reference_moe.Weights(*(values[f"{scope}/{name}/kernel"] for name in names))

@@ -1,4 +1,4 @@
-"""GPT-Neo's activations in NumPy, float64; trained scalars have their first values, unless given."""
+"""GPT-Neo's activations in NumPy, float64; trained scalars have their initial values, unless given."""
 
 from __future__ import annotations
 

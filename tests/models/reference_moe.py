@@ -30,7 +30,7 @@ class Rule:
     """How tokens choose experts.
 
     Attributes:
-        sends_second: of the row, the token and the second gate, whether the second choice becomes a claim.
+        sends_second: of the row, the token and the second gate, whether the second choice counts.
     """
 
     n_choices: int
@@ -44,7 +44,7 @@ class Routed:
     """What became of a row's choices, best first, for each of its tokens.
 
     Attributes:
-        places: [T, K], how many claims on the expert came before in the group; -1 where the choice was no claim.
+        places: [T, K], how many earlier tokens of the group were sent to the expert; -1: does not count.
         counts: [X], in the group of the last token.
     """
 
@@ -81,7 +81,7 @@ def routed(logits: np.ndarray, row: int, rule: Rule) -> Routed:
 
 
 def mixture(x: np.ndarray, weights: Weights, rule: Rule) -> tuple[np.ndarray, float]:
-    """Outputs [B, T, E], and the mean over the rows of the share of claims that are dropped."""
+    """Outputs [B, T, E], and the fraction of assignments that are dropped, averaged over the rows."""
     outputs = np.zeros_like(x)
     dropped = []
     for row, tokens in enumerate(x):

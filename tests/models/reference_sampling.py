@@ -29,7 +29,7 @@ def entmax(logits: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """What a row holds: its tokens, of which the first `n_prompt` are the prompt."""
+    """The tokens of a row; the first `n_prompt` are the prompt."""
 
     tokens: tuple[int, ...] = ()
     n_prompt: int = 0
@@ -65,7 +65,7 @@ def nearest(distances: np.ndarray, probabilities: np.ndarray, share: float) -> t
 
 
 def probabilities_and_clearness(rule: SamplingParams, logits: np.ndarray) -> tuple[np.ndarray, float]:
-    """Of the tokens to be drawn, from steered logits; and how far the bounds of the filters are from any token."""
+    """Of the tokens to sample, from penalized logits; and how far the bounds of the filters are from any token."""
     scaled = (logits - logits.max()) / rule.temperature
     probabilities = entmax(scaled) if rule.entmax_sampling else np.exp(scaled) / np.exp(scaled).sum()
     clearness = [1.0]
@@ -88,7 +88,7 @@ def probabilities_and_clearness(rule: SamplingParams, logits: np.ndarray) -> tup
 
 
 def probabilities(rule: SamplingParams, logits: np.ndarray, text: Text = Text()) -> np.ndarray:
-    """With which each token is drawn: [V] -> [V]."""
+    """The probability of each token: [V] -> [V]."""
     return probabilities_and_clearness(rule, steered(rule, logits, text))[0]
 
 
@@ -124,7 +124,7 @@ class Rows:
         return [self.logits, *sampling.param_arrays(self.rules), self.seeds, counts, *self.history()]
 
     def chosen(self, n_top: int = 0) -> list[np.ndarray]:
-        """Tokens, log-probabilities, and the likeliest tokens with theirs."""
+        """Tokens, log-probabilities, and the most likely tokens with theirs."""
         return [output.numpy() for output in sampling.sample_next_tokens(EOS)(*map(tf.constant, self.inputs(n_top)))]
 
     def probabilities(self) -> np.ndarray:

@@ -38,11 +38,11 @@ def search(
             for log_prob, text in open_texts
             for token, step in enumerate(log_softmax(next_logits(text)))
         ]
-        likeliest = sorted(continued, reverse=True)[: 2 * n_beams]
-        is_finished = [text[-1] == eos_id or length == max_new_tokens for _, text in likeliest]
-        ended += [(likeliest[i][0] / length**penalty, likeliest[i][1]) for i in range(n_beams) if is_finished[i]]
+        most_likely = sorted(continued, reverse=True)[: 2 * n_beams]
+        is_finished = [text[-1] == eos_id or length == max_new_tokens for _, text in most_likely]
+        ended += [(most_likely[i][0] / length**penalty, most_likely[i][1]) for i in range(n_beams) if is_finished[i]]
         ended = sorted(ended, reverse=True)[:n_beams]
-        open_texts = [likeliest[i] for i in range(2 * n_beams) if not is_finished[i]][:n_beams]
+        open_texts = [most_likely[i] for i in range(2 * n_beams) if not is_finished[i]][:n_beams]
         if len(ended) == n_beams and open_texts and open_texts[0][0] / length**penalty <= ended[-1][0]:
             break
     return ended
@@ -56,14 +56,14 @@ def turns(table: np.ndarray, penalty: float, max_new_tokens: int) -> list[Ended]
     V, V].
     """
     texts, last = np.zeros((N_BEAMS, N_NEW), np.int32), np.zeros(N_BEAMS, np.int32)
-    hopeless = np.full(N_BEAMS, kernels.NEG_INF, np.float32)
+    placeholder = np.full(N_BEAMS, kernels.NEG_INF, np.float32)
     state = [
         np.int32(0),
         texts,
-        np.where(np.arange(N_BEAMS), hopeless, np.float32(0.0)),
+        np.where(np.arange(N_BEAMS), placeholder, np.float32(0.0)),
         texts,
         last,
-        hopeless,
+        placeholder,
         np.bool_(True),
     ]
     while state[-1]:
@@ -78,11 +78,9 @@ def turns(table: np.ndarray, penalty: float, max_new_tokens: int) -> list[Ended]
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.floats(-1.0, 2.0), st.integers(1, N_NEW), st.floats(-2.0, 3.0))
-def test_turns_find_what_a_plain_search_finds(
-    seed: int, penalty: float, max_new_tokens: int, liking_to_end: float
-) -> None:
+def test_turns_find_what_a_plain_search_finds(seed: int, penalty: float, max_new_tokens: int, eos_bias: float) -> None:
     table = np.random.default_rng(seed).normal(0.0, 1.5, (N_NEW, N_VOCAB, N_VOCAB)).astype(np.float32)
-    table[..., 2] += np.float32(liking_to_end)
+    table[..., 2] += np.float32(eos_bias)
     exact = table.astype(np.float64)
     expected = search(lambda text: exact[len(text), text[-1] if text else 0], 2, N_BEAMS, penalty, max_new_tokens)
     actual = turns(table, penalty, max_new_tokens)
@@ -202,7 +200,7 @@ def test_a_mesh_answers_as_one_device(devices: tuple[str, ...], on_one_device: S
 
 
 @pytest.mark.slow
-def test_one_beam_writes_the_likeliest_token(devices: tuple[str, ...]) -> None:
+def test_one_beam_writes_the_most_likely_token(devices: tuple[str, ...]) -> None:
     searcher = searcher_of(devices, n_beams=1)
     text = list(PROMPT)
     while len(text) < len(PROMPT) + 8 and text[-1] != EOS:

@@ -65,7 +65,7 @@ def test_entmax_meets_its_definition(thousandths: list[int]) -> None:
     probabilities = np.float64(kernels.entmax(logits))
     assert abs(probabilities.sum() - 1.0) < 1e-5
     taus = (ALPHA - 1.0) * np.float64(logits) - probabilities ** (ALPHA - 1.0)
-    # One tau for all that are drawn, and none of the others reaches above it.
+    # One tau for all tokens that are sampled; no other token exceeds it.
     tau = taus[probabilities.argmax()]
     np.testing.assert_allclose(taus[probabilities > 1e-6], tau, atol=2e-4)
     assert (taus <= tau + 2e-2).all()

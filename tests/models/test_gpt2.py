@@ -1,4 +1,4 @@
-"""The model: logits against NumPy, causality, names, shapes and first values of the variables."""
+"""The model: logits against NumPy, causality, names, shapes and initial values of the variables."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ BLOCK_SHAPES = {
 
 
 def variables_of(model: ModelConfig) -> dict[str, SlicedVariable]:
-    """The variables of the mesh graph, which is enough for names, shapes and first values."""
+    """The variables of the mesh graph, which is enough for names, shapes and initial values."""
     mesh, dims = mtf.Mesh(mtf.Graph(), "mesh"), Dims.of(model, 2, model.n_ctx)
     gpt2.logits(Context(mesh, model, dims), mtf.zeros(mesh, mtf.Shape([dims.batch, dims.sequence]), tf.int32))
     return mesh.graph.name_to_variable

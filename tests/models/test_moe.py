@@ -287,7 +287,7 @@ def reference_policy(rule: RoutingParams, rows: np.ndarray, n_tokens: int) -> Ca
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**31 - 1), spread=st.sampled_from([0.1, 1.0, 4.0]))
 def test_routing(rule: RoutingParams, seed: int, spread: float) -> None:
-    """Of 3 rows of 11 tokens over 5 experts: every claim within the capacity has a slot, and no two have the same."""
+    """Of 3 rows of 11 tokens over 5 experts: every assignment within the capacity has a slot of its own."""
     rows = np.array([7, 2, 5], np.int32)
     logits = np.random.default_rng(seed).normal(0.0, spread, (3, 11, 5)).astype(np.float32)
     lengths = np.random.default_rng(seed).integers(1, 12, 3).astype(np.int32)
@@ -297,15 +297,15 @@ def test_routing(rule: RoutingParams, seed: int, spread: float) -> None:
     n_slots = min(11, -(-11 // rule.group_size) * rule.capacity)
     assert sources.shape == (5, 3, n_slots)
     policy = reference_policy(rule, rows, 11)
-    by_claim = reference.Rule(rule.n_choices, rule.group_size, rule.capacity, policy)
+    in_order = reference.Rule(rule.n_choices, rule.group_size, rule.capacity, policy)
     for row in range(3):
-        expected = reference.routed(logits[row].astype(np.float64), row, by_claim)
+        expected = reference.routed(logits[row].astype(np.float64), row, in_order)
         is_dropped = expected.places >= rule.capacity
         is_routed = (expected.places >= 0) & ~is_dropped
         np.testing.assert_array_equal(experts[row], expected.experts)
         np.testing.assert_array_equal(destinations[row] >= 0, is_routed)
         np.testing.assert_array_equal(destinations[row][is_routed] // n_slots, expected.experts[is_routed])
-        until = reference.routed(logits[row, : lengths[row]].astype(np.float64), row, by_claim)
+        until = reference.routed(logits[row, : lengths[row]].astype(np.float64), row, in_order)
         np.testing.assert_array_equal(counts[row], until.counts)
         close(dropped[row], is_dropped.sum() / (expected.places >= 0).sum())
         filled = np.full(5 * n_slots, -1)

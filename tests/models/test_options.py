@@ -91,7 +91,7 @@ def items(table: Mapping[str, dict[str, object]]) -> list:
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """A model with disturbed first values: its logits of whole sequences, those with the cache, and its variables."""
+    """A model with disturbed initial values: its logits of whole sequences, those with the cache, and its variables."""
 
     model: ModelConfig
     function: Callable[[np.ndarray], list[np.ndarray]]

@@ -101,8 +101,8 @@ def test_penalties_and_bans(rule: SamplingParams, expected: list[float | None]) 
     probabilities, *_ = Rows.repeated(LOGITS, rule, SOME[:N_ROWS], TEXT).probabilities()
     exact = np.exp([-np.inf if logit is None else logit for logit in expected])
     np.testing.assert_allclose(probabilities, exact / exact.sum(), rtol=1e-5, atol=1e-9)
-    likeliest = Rows.repeated(LOGITS, dataclasses.replace(rule, temperature=0.0), SOME, TEXT)
-    assert set(likeliest.chosen()[0]) == {exact.argmax()}
+    most_likely = Rows.repeated(LOGITS, dataclasses.replace(rule, temperature=0.0), SOME, TEXT)
+    assert set(most_likely.chosen()[0]) == {exact.argmax()}
 
 
 def test_a_longer_run_is_banned_by_its_last_token_only() -> None:
@@ -123,13 +123,13 @@ def test_where_everything_is_banned_any_token_may_come_but_the_end() -> None:
     assert set(Rows.repeated(LOGITS, rule, SOME, text).chosen()[0]) == {0, 1, 2, 4, 5, 6, 7}
 
 
-def test_the_likeliest_token_is_the_first_of_equal_ones_and_heeds_no_filter_and_no_seed() -> None:
+def test_greedy_takes_the_first_of_equal_tokens_whatever_the_filters_and_the_seed() -> None:
     rule = SamplingParams(0.0, top_k=1, typical_p=0.1, entmax_sampling=True)
     assert set(Rows.repeated(np.array([0.0, 3.0, 1.0, 3.0, 2.0, 2.0, 2.0, 2.0]), rule, SOME).chosen()[0]) == {1}
 
 
 @pytest.mark.parametrize("temperature", [1e-5, 1e-30, 1e-38, 5e-324])
-def test_the_lowest_temperatures_give_the_likeliest_token_too(temperature: float) -> None:
+def test_the_lowest_temperatures_give_the_most_likely_token_too(temperature: float) -> None:
     for entmax in (False, True):
         rule = SamplingParams(temperature, entmax_sampling=entmax)
         assert set(Rows.repeated(LOGITS, rule, SOME).chosen()[0]) == {2}
@@ -200,7 +200,7 @@ def test_tokens_come_with_their_probabilities(rule: SamplingParams) -> None:
 
 
 def first_clocks(seeds: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """What is drawn from LOGITS as they are."""
+    """What is sampled from unchanged LOGITS."""
     clocks = noise.exponential(tf.constant(seeds, tf.int32), tf.constant(positions, tf.int32), len(LOGITS))
     return (np.exp(LOGITS) / clocks.numpy()).argmax(-1)
 
@@ -311,7 +311,7 @@ def test_log_probabilities_are_those_of_the_raw_logits(dtype: tf.DType) -> None:
     np.testing.assert_array_equal(tokens, as_float32.chosen()[0])
 
 
-def test_where_no_row_asks_the_likeliest_are_not_told() -> None:
+def test_top_tokens_are_zero_if_no_row_wants_them() -> None:
     assert not any(output.any() for output in mixed_rows().chosen()[2:])
 
 
