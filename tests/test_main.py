@@ -40,8 +40,6 @@ from tests.program import (
     write_project,
 )
 
-# A project of its own, the program, and what it leaves.
-
 
 @dataclasses.dataclass(frozen=True)
 class Project:

@@ -152,17 +152,17 @@ def test_names_are_read_in_any_case(tmp_path):
     assert (config.model.precision, config.model.activation_function) == ("bfloat16", "relu")
 
 
-def test_settings_of_prediction_that_are_read_as_they_are_meant(tmp_path):
+def test_settings_of_prediction_are_parsed(tmp_path):
     changes = {"stop": "\n", "cache_dtype": "BFloat16", "never_end": True, "temperature": 0}
     config = load_config(write_configs(tmp_path, MODEL | changes)).prediction
     assert (config.stop, config.cache_dtype, config.never_end) == (("\n",), "bfloat16", True)
     assert load_config(write_configs(tmp_path, MODEL | {"stop": None})).prediction.stop == ()
-    for temperature in (0, 0.9):  # the default is no wish
+    for temperature in (0, 0.9):  # the default does not conflict
         beams = {"num_beams": 4, "predict_batch_size": 4, "temperature": temperature, "length_penalty": -1}
         assert load_config(write_configs(tmp_path, MODEL | beams)).prediction.length_penalty == -1.0
 
 
-def test_who_asks_for_a_search_on_the_command_line_need_not_take_sampling_back(tmp_path):
+def test_beam_search_on_the_command_line_resets_the_sampling_keys(tmp_path):
     path = write_configs(tmp_path, MODEL | {"temperature": 0.7, "top_p": 0.5, "never_end": True})
     config = load_config(path, ["num_beams=4"]).prediction
     assert (config.temperature, config.top_p, config.never_end, config.num_beams) == (0.9, 1.0, False, 4)

@@ -49,7 +49,7 @@ def test_every_setting_but_those_of_the_whole_program_may_stand_in_a_line() -> N
     assert parse_prompts("p.jsonl", json.dumps({"prompt": "a", **short}), CONFIG)[0].settings == CONFIG.prediction
 
 
-def test_a_line_that_asks_for_a_search_need_not_take_sampling_back() -> None:
+def test_beam_search_in_a_line_resets_the_sampling_keys() -> None:
     (prompt,) = parse_prompts("p.jsonl", '{"prompt": "a", "num_beams": 3}', CONFIG)
     assert prompt.settings == PredictionConfig(num_beams=3)
 
