@@ -144,7 +144,7 @@ def build_steps(group: ProcessGroup) -> tuple[Placement, Callable[[], object]]:
 
 
 def train_forever(group: ProcessGroup) -> None:
-    """Says when each step is done."""
+    """Prints each finished step."""
     _, step = build_steps(group)
     with group.timeout():
         for number in itertools.count():

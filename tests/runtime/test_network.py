@@ -67,7 +67,7 @@ class Network:
         worker = ["-m", "tests.runtime.spmd_worker", ",".join(HOSTS), str(machine), str(folder), "forever"]
         return self.start(machine, *worker)
 
-    def start_meeting(self, machine: int, hosts: Sequence[str], index: int, wait_seconds: float) -> subprocess.Popen:
+    def start_connecting(self, machine: int, hosts: Sequence[str], index: int, wait_seconds: float) -> subprocess.Popen:
         """Starts a process that meets the others, and leaves."""
         return self.start(machine, "-c", PROGRAM, ",".join(hosts), str(index), str(wait_seconds))
 
@@ -141,7 +141,7 @@ def test_a_machine_that_comes_late(network: Network, tmp_path: Path) -> None:
 
 def test_a_machine_that_does_not_answer(network: Network) -> None:
     network.cut()
-    first = network.start_meeting(0, HOSTS, 0, 3.0)
+    first = network.start_connecting(0, HOSTS, 0, 3.0)
     text, _ = first.communicate(timeout=60)
     assert text == (
         f"{HOSTS[1]}: not there after 3 s; start the same command there with its own --host_index, and check that no "
@@ -150,7 +150,7 @@ def test_a_machine_that_does_not_answer(network: Network) -> None:
 
 
 def test_machines_that_were_given_the_index_of_each_other(network: Network) -> None:
-    processes = [network.start_meeting(machine, HOSTS, 1 - machine, 60.0) for machine in (0, 1)]
+    processes = [network.start_connecting(machine, HOSTS, 1 - machine, 60.0) for machine in (0, 1)]
     said = [process.communicate(timeout=60)[0] for process in processes]
     assert said == [
         f"{HOSTS[machine]}: process {machine} is on this machine, where process {1 - machine} "
@@ -162,8 +162,8 @@ def test_machines_that_were_given_the_index_of_each_other(network: Network) -> N
 
 def test_a_process_that_the_others_look_for_elsewhere(network: Network) -> None:
     elsewhere = "10.213.7.3:2222"
-    first = network.start_meeting(0, [elsewhere, HOSTS[1]], 0, 60.0)
-    second = network.start_meeting(1, [elsewhere, HOSTS[1]], 1, 3.0)
+    first = network.start_connecting(0, [elsewhere, HOSTS[1]], 0, 60.0)
+    second = network.start_connecting(1, [elsewhere, HOSTS[1]], 1, 3.0)
     text, _ = second.communicate(timeout=60)
     assert text.startswith(f"{elsewhere}: not there after 3 s; start the same command there ")
     text, _ = first.communicate(timeout=60)
@@ -171,13 +171,13 @@ def test_a_process_that_the_others_look_for_elsewhere(network: Network) -> None:
 
 
 def test_a_process_that_is_not_where_its_own_name_says(network: Network) -> None:
-    first = network.start_meeting(0, ["10.213.7.3:2222", HOSTS[1]], 0, 3.0)
+    first = network.start_connecting(0, ["10.213.7.3:2222", HOSTS[1]], 0, 3.0)
     text, _ = first.communicate(timeout=60)
     assert text.endswith("; the others look for this process at 10.213.7.3:2222, which is another machine\n")
 
 
 def test_a_name_that_nobody_knows(network: Network) -> None:
-    first = network.start_meeting(0, [HOSTS[0], "nowhere.invalid:2222"], 0, 2.0)
+    first = network.start_connecting(0, [HOSTS[0], "nowhere.invalid:2222"], 0, 2.0)
     text, _ = first.communicate(timeout=60)
     assert text == (
         "nowhere.invalid:2222: unknown host on this machine, after 2 s; correct the name, or give an address\n"

@@ -110,7 +110,7 @@ def test_a_damaged_line_in_the_middle_is_named_and_left(tmp_path: Path, damaged:
     first, _, third = path.read_text().splitlines(keepends=True)
     path.write_text(first + damaged + "\n" + third)
     before = path.read_bytes()
-    message = f"{path}: line 2: is not a metrics line; remove that line and start again"
+    message = f"{path}: line 2: is not a metrics line; remove the line and start again"
     for use in (read_metrics, MetricsWriter):
         with pytest.raises(DataError) as error:
             use(str(tmp_path))
