@@ -124,19 +124,24 @@ class _ObjectReader(io.RawIOBase):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
 
     def readable(self) -> bool:
+        """Returns True."""
         return True
 
     def seekable(self) -> bool:
+        """Returns True."""
         return True
 
     def tell(self) -> int:
+        """Returns the position in the object."""
         return self._at
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Moves to a position; nothing is requested yet."""
         self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._state.size_bytes}[whence]
         return self._at
 
     def readinto(self, buffer: memoryview) -> int:
+        """Requests as many bytes as fit into the buffer."""
         end = min(self._at + len(buffer), self._state.size_bytes)
         content = _with_retries(self._path, lambda: self._ask(end)) if self._at < end else b""
         buffer[: len(content)] = content

@@ -74,6 +74,7 @@ class _SacredFiles(FileStorageObserver):
     """Sacred's file storage, with every file written whole or not at all."""
 
     def save_json(self, obj: Any, filename: str) -> None:
+        """Writes a JSON file of the run."""
         text = json.dumps(finite(obj), sort_keys=True, indent=2, allow_nan=False)
         write_whole(Path(self.dir, filename), text.encode())
 
@@ -255,6 +256,7 @@ class _IntervalTimer:
         self._next_seconds = time.monotonic()
 
     def is_due(self) -> bool:
+        """Returns whether the interval is over, and starts the next one."""
         now_seconds = time.monotonic()
         if now_seconds < self._next_seconds:
             return False

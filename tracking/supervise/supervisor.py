@@ -136,6 +136,7 @@ class _Supervisor:
         self._n_failures = 0
 
     def run(self) -> Outcome:
+        """Starts the child, and restarts it as the policy says, until the run is over."""
         n_restarts = 0
         while True:
             child_exit = self._one_child()
@@ -253,6 +254,7 @@ class _HangDetector:
         self._since_seconds = time.monotonic()
 
     def update(self, printed_step: int | None, progress: Progress) -> None:
+        """Compares the latest printed and measured steps with those seen before."""
         seen, before = (printed_step, progress.newest_seconds), self._seen
         if seen != before:
             self._seen = seen
@@ -261,9 +263,11 @@ class _HangDetector:
             self.step = max(printed, progress.newest_step if seen[1] != before[1] else -1)
 
     def idle_seconds(self) -> float:
+        """Returns the time since the last progress."""
         return time.monotonic() - self._since_seconds
 
     def is_hung(self) -> bool:
+        """Returns whether the time without progress exceeds the timeout."""
         policy = self._policy
         return self.idle_seconds() > (policy.first_step_seconds if self.step is None else policy.step_seconds)
 
