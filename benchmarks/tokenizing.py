@@ -33,8 +33,9 @@ import zstandard
 from tokenizers import models, pre_tokenizers, trainers
 
 from configs.errors import UserError
-from data.create_tfrecords import Settings, create_tfrecords
-from data.train_tokenizer import train_byte_level_bpe
+from data.preprocessing.pipeline import create_tfrecords
+from data.preprocessing.settings import Settings
+from data.tokenization.bpe_training import train_byte_level_bpe
 
 PROGRAM = Path(__file__).resolve().parent.parent / "data" / "create_tfrecords.py"
 MB = 10**6

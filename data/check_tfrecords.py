@@ -27,9 +27,9 @@ from data.check.repair import check_free, describe_repaired, repair
 from data.check.report import check_no_errors, format_errors, format_report
 from data.check.scan import scan_dataset
 from data.check.validate import find_paths, split_into_blocks, validate_block
-from data.create_tfrecords import load_encoder
 from data.loading.reader import RecordRules
 from data.preprocessing.manifest import ENDING, Manifest, read_manifest
+from data.tokenization.tokenizer import load_encoder
 from meshtf import tf
 
 MAX_VOCAB = 1 << 20  # if the vocabulary is not known: no tokenizer has as many ids
@@ -113,7 +113,7 @@ def _manifest(paths: Sequence[str]) -> Manifest | None:
             manifest = read_manifest(os.path.join(folder, manifest_name))
         except DataError:
             continue
-        if any(entry.name in names for part in manifest.parts.values() for entry in part.files):
+        if any(entry.name in names for split in manifest.splits.values() for entry in split.files):
             return manifest
     return None
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from data.train_tokenizer import FILE_NAME
+from data.tokenization.bpe_training import FILE_NAME
 from tests.program import DATASET, ENVIRONMENT, PROGRESS, TINY, command, losses, run_process, write_project
 from tests.storage.server import BROKEN_BEFORE, Cloud, Request, cloud
 

@@ -1,8 +1,8 @@
-"""Encoding past one machine: a pipeline of Apache Beam, which is installed only by who wants it.
+"""Encoding on many machines with Apache Beam, an optional dependency.
 
-The pipeline reads every source file, cuts what it holds into batches, shares these out, encodes them, and leaves the
-ids in files of a folder that all machines see. The documents are then read once more, here, and joined and written as
-ever, with the ids from there in place of a tokenizer: hence the same bytes. A batch that is there is not encoded again.
+The Beam pipeline reads every source file, cuts its texts into batches, distributes and encodes them, and writes the ids
+to files of a shared folder. This process then reads the documents once more, and packs and writes them as usual, with
+ids from that folder in place of a tokenizer; so the files are the same. Existing batches are not encoded again.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from types import ModuleType
 import numpy as np
 
 from configs.errors import DataError, UserError
-from data.preprocessing.encoding import TextEncoder
-from data.preprocessing.parallel_encoding import EncodedBatch, Tagged, batch_texts, cut, encode_batch
-from data.preprocessing.splits import LONGEST_BYTES, Piece
+from data.preprocessing.encoding import EncodedBatch, TextEncoder
+from data.preprocessing.parallel_encoding import batch_texts
+from data.preprocessing.splits import MAX_TEXT_BYTES, TextPiece
 from data.text.documents import read_documents
 from data.text.files import SourceFile
 from meshtf import tf
@@ -27,17 +27,17 @@ from storage.files import write_bytes, writing_to
 RUNNERS = ("DirectRunner", "DataflowRunner", "FlinkRunner")
 
 Batch = tuple[tuple[int, int], list[int], list[str]]
-"""The number of a source file and of a batch in it; the documents of its texts; and these."""
+"""The numbers of a source file and of a batch in it; of each text, the number of its document; and the texts."""
 
 
 def load_beam(runner: str) -> ModuleType:
     """Returns Apache Beam.
 
     Raises:
-        DataError: it is not installed, or has no such runner here.
+        DataError: it is not installed, or the runner is unknown.
     """
     if runner not in RUNNERS:
-        raise DataError(f"--runner {runner}: is none of {', '.join(RUNNERS)}; choose one, or leave it out")
+        raise DataError(f"--runner {runner}: is unknown; choose one of {', '.join(RUNNERS)}, or leave it out")
     try:
         return importlib.import_module("apache_beam")
     except ImportError:
@@ -53,15 +53,15 @@ def run_pipeline(
     """Encodes all documents of all files into a folder.
 
     Args:
-        files: as every machine sees them.
+        files: source files, at paths that every machine can read.
         text_key: the key of a JSON object that holds its text.
-        encoder: what encodes.
-        folder: for the ids; every machine writes there.
+        encoder: encodes the texts.
+        folder: where every machine writes the ids.
         runner: one of RUNNERS.
         options: Beam's own flags, such as `--project=mine`.
 
     Raises:
-        DataError: the pipeline came to no end.
+        DataError: the pipeline failed.
     """
     beam = load_beam(runner)
     with writing_to(folder, tf.errors.OpError):
@@ -73,21 +73,21 @@ def run_pipeline(
             batches | "shared batches" >> beam.Reshuffle() | beam.Map(partial(_encode, folder, encoder))
     except UserError:
         raise
-    except Exception as error:  # whatever a runner raises, its last line says what was wrong
+    except Exception as error:  # runners raise anything; the last line of the message gives the reason
         reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
-        raise DataError(f"--runner {runner}: failed ({reason[0]}); see its log, and start again") from error
+        raise DataError(f"--runner {runner}: failed ({reason[0]}); see its log, and run it again") from error
 
 
 def _batches(text_key: str, encoder: TextEncoder, numbered: tuple[int, SourceFile]) -> Iterator[Batch]:
     file_number, file = numbered
     pieces = (
-        Tagged(document_number, piece)
-        for document_number, document in enumerate(read_documents(file, text_key, LONGEST_BYTES))
+        (document_number, piece)
+        for document_number, document in enumerate(read_documents(file, text_key, MAX_TEXT_BYTES))
         if document.problem is None
-        for piece in cut(document, encoder)
+        for piece in encoder.cut(document)
     )
     for number, batch in enumerate(batch_texts(pieces)):
-        yield (file_number, number), [item.tag for item in batch], [item.text for item in batch]
+        yield (file_number, number), [document for document, _ in batch], [text for _, text in batch]
 
 
 def _path(folder: str, file_number: int, number: int) -> str:
@@ -99,29 +99,34 @@ def _encode(folder: str, encoder: TextEncoder, batch: Batch) -> None:
     path = _path(folder, *numbers)
     if tf.io.gfile.exists(path):
         return
-    encoded, content = encode_batch(encoder, texts), io.BytesIO()
+    encoded, content = encoder(texts), io.BytesIO()
     np.savez(content, documents=documents, ids=encoded.ids, ends=encoded.ends, text_bytes=encoded.text_bytes)
     write_bytes(path, content.getvalue())
 
 
-def read_encoded(texts: Iterable[Tagged[Piece]], folder: str) -> Iterator[tuple[Piece, np.ndarray | None, int]]:
-    """Yields each piece with its ids and bytes, as `encode_all` does, from what `run_pipeline` left.
+def read_encoded(
+    pieces: Iterable[tuple[TextPiece, str | None]], folder: str
+) -> Iterator[tuple[TextPiece, np.ndarray | None, int]]:
+    """Yields each piece with its ids and bytes, as `encode_all` does, from the files that `run_pipeline` wrote.
 
     Raises:
-        DataError: the ids of a document are not there.
+        DataError: the ids of a document are missing.
     """
     file_number, rest = -1, iter(())
-    for item in texts:
-        place = item.tag.place
-        if item.text is None:
-            yield item.tag, None, 0
+    for piece, text in pieces:
+        position = piece.position
+        if text is None:
+            yield piece, None, 0
             continue
-        if place.file != file_number:
-            file_number, rest = place.file, _read_file(folder, place.file)
-        found = next(((ids, count) for document, ids, count in rest if document == place.document), None)
+        if position.file != file_number:
+            file_number, rest = position.file, _read_file(folder, position.file)
+        found = next(((ids, count) for document, ids, count in rest if document == position.document), None)
         if found is None:
-            raise DataError(f"{folder}: has no ids of {item.tag.place}; remove that folder, and start again")
-        yield (item.tag, *found)
+            raise DataError(
+                f"{folder}: has no ids of document {position.document} in source file {position.file}; remove that "
+                "folder, and start again"
+            )
+        yield (piece, *found)
 
 
 def _read_file(folder: str, file_number: int) -> Iterator[tuple[int, np.ndarray, int]]:

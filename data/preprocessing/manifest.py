@@ -1,7 +1,7 @@
-"""What is known of a data set's tfrecord files: a JSON file beside them, which is written last.
+"""The manifest of a data set: a JSON file beside its tfrecord files, which is written last.
 
-`{name}.manifest.json` lists every file with its counts and its checksum, what became of every document, the tokenizer
-and the settings. Where it lies, the files are complete. Paths may be local or `gs://`.
+`{name}.manifest.json` lists every file with its counts and its checksum, and holds the counts of documents and tokens,
+the tokenizer and the settings. Where there is a manifest, the files are complete. Paths may be local or `gs://`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from configs.errors import DataError
-from data.preprocessing.encoding import PackingStats
+from data.preprocessing.packing import PackingStats
 from meshtf import tf
 from storage.files import write_text
 
@@ -26,12 +26,12 @@ class FileEntry:
     """One tfrecord file.
 
     Attributes:
-        name: without its folder.
-        examples: its records.
-        tokens: ids in all its records, separators and padding among them.
+        name: its path below the folder of the manifest.
+        examples: number of its records.
+        tokens: ids in all its records, separators and padding included.
         documents: documents that end in it.
         bytes: its size.
-        sha256: of all its bytes.
+        sha256: of its content.
     """
 
     name: str
@@ -43,24 +43,24 @@ class FileEntry:
 
 
 @dataclass(frozen=True)
-class Part:
-    """The files to train on, or those that are held out, and what became of the documents that belong there."""
+class Split:
+    """The files to train on, or the held-out files, and the counts of their documents."""
 
-    account: PackingStats
+    stats: PackingStats
     files: tuple[FileEntry, ...]
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A data set that is complete.
+    """A complete data set.
 
     Attributes:
         name: what the names of its files begin with.
         example_tokens: ids in an example, n_ctx + 1.
-        tokenizer: its "path" as it was given, its "n_vocab", and the "sha256" of its JSON text.
-        settings: all that decides what is written, by the names of the flags.
+        tokenizer: its "path" as given, its "n_vocab", and the "sha256" of its JSON text.
+        settings: the settings that determine the content of the files, by the names of their flags.
         input: number of source "files" and their "bytes".
-        parts: by `routing.TRAIN` and `routing.EVAL`; the second only if documents are held out.
+        splits: by `splits.TRAIN` and `splits.EVAL`; the second only if documents are held out.
     """
 
     name: str
@@ -68,20 +68,24 @@ class Manifest:
     tokenizer: Mapping[str, str | int]
     settings: Mapping[str, object]
     input: Mapping[str, int]
-    parts: Mapping[str, Part]
+    splits: Mapping[str, Split]
 
     def to_json(self) -> dict:
-        """Returns it as the values of its JSON file."""
-        return {"format": FORMAT, **asdict(self)}
+        """Returns the values of its JSON file."""
+        values = {"format": FORMAT, **asdict(self)}
+        splits = values.pop("splits").items()
+        return values | {
+            "parts": {name: {"account": split["stats"], "files": split["files"]} for name, split in splits}
+        }
 
 
 def manifest_path(directory: str, name: str) -> str:
-    """Returns where the manifest of a data set lies."""
+    """Returns the path of a data set's manifest."""
     return f"{directory}/{name}{ENDING}"
 
 
 def write_manifest(directory: str, manifest: Manifest) -> None:
-    """Writes it, beside its path first.
+    """Writes a manifest.
 
     Raises:
         UserError: the directory cannot be written to.
@@ -90,32 +94,32 @@ def write_manifest(directory: str, manifest: Manifest) -> None:
 
 
 def read_manifest(path: str) -> Manifest:
-    """Reads what `write_manifest` wrote.
+    """Reads a manifest.
 
     Raises:
-        DataError: there is no such file, or it is no manifest.
+        DataError: there is no such file, or it is not a manifest.
     """
     try:
         values = dict(read_json(path))
         if values.pop("format") != FORMAT:
             raise ValueError("another format")
-        parts = {key: _part_of(part) for key, part in values.pop("parts").items()}
-        return Manifest(parts=parts, **values)
+        splits = {name: _split_of(split) for name, split in values.pop("parts").items()}
+        return Manifest(splits=splits, **values)
     except tf.errors.NotFoundError:
         raise DataError(f"{path}: no such file; check the path") from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(
-            f"{path}: is no manifest of a data set ({error}); remove it, and write the data set again with "
+            f"{path}: is not a manifest of a data set ({error}); remove it, and write the data set again with "
             "data/create_tfrecords.py"
         ) from None
 
 
-def _part_of(values: Mapping[str, object]) -> Part:
-    return Part(PackingStats(**values["account"]), tuple(FileEntry(**entry) for entry in values["files"]))
+def _split_of(values: Mapping[str, object]) -> Split:
+    return Split(PackingStats(**values["account"]), tuple(FileEntry(**entry) for entry in values["files"]))
 
 
 def find_entries(directory: str) -> dict[str, FileEntry]:
-    """Returns what the manifests in a folder say of its tfrecord files, by the names of the files.
+    """Returns the entries of all manifests in a folder, by the names of their files.
 
     Raises:
         DataError: as `read_manifest`.
@@ -123,12 +127,12 @@ def find_entries(directory: str) -> dict[str, FileEntry]:
     if not tf.io.gfile.isdir(directory):
         return {}
     paths = [f"{directory}/{name}" for name in sorted(tf.io.gfile.listdir(directory)) if name.endswith(ENDING)]
-    parts = [part for path in paths for part in read_manifest(path).parts.values()]
-    return {entry.name: entry for part in parts for entry in part.files}
+    splits = [split for path in paths for split in read_manifest(path).splits.values()]
+    return {entry.name: entry for split in splits for entry in split.files}
 
 
 def listed_files(directory: str, name: str) -> list[str]:
-    """Returns the paths of the files that a data set's manifest lists and that are there; none without a manifest.
+    """Returns the paths of the existing files that a data set's manifest lists; none without a manifest.
 
     Raises:
         DataError: as `read_manifest`.
@@ -136,28 +140,28 @@ def listed_files(directory: str, name: str) -> list[str]:
     path = manifest_path(directory, name)
     if not tf.io.gfile.exists(path):
         return []
-    paths = [f"{directory}/{entry.name}" for part in read_manifest(path).parts.values() for entry in part.files]
+    paths = [f"{directory}/{entry.name}" for split in read_manifest(path).splits.values() for entry in split.files]
     return [path for path in paths if tf.io.gfile.exists(path)]
 
 
 def checksum(path: str) -> tuple[int, str]:
-    """Reads a file: the number of its bytes, and their SHA-256."""
-    digest, count = hashlib.sha256(), 0
+    """Reads a file, and returns its size in bytes and its SHA-256."""
+    digest, n_bytes = hashlib.sha256(), 0
     with tf.io.gfile.GFile(path, "rb") as file:
         while content := file.read(READ_BYTES):
             digest.update(content)
-            count += len(content)
-    return count, digest.hexdigest()
+            n_bytes += len(content)
+    return n_bytes, digest.hexdigest()
 
 
 def read_json(path: str) -> dict:
-    """Reads a JSON file; what TensorFlow or JSON has to complain of is raised as it is."""
+    """Reads a JSON file, and raises the errors of TensorFlow and JSON as they are."""
     with tf.io.gfile.GFile(path) as file:
         return json.loads(file.read())
 
 
 def write_json(path: str, value: Mapping[str, object]) -> None:
-    """Writes a JSON file, beside its path first.
+    """Writes a JSON file.
 
     Raises:
         UserError: the place cannot be written to.

@@ -1,7 +1,7 @@
-"""Makes raw text ready for training: a tokenizer of its own, tfrecords to train on, tfrecords that are held out.
+"""Preparing the raw text of a dataset config: its tokenizer, and its tfrecords to train on and to evaluate on.
 
-All of it is kept under the dataset's `cache_dir`, in a directory named by a fingerprint of the text and the settings:
-what is there is either complete and fits, or is not looked at.
+They are kept under the dataset's `cache_dir`, in a directory named by a fingerprint of the text and the settings. Such
+a directory is always complete, for it is made under another name.
 """
 
 from __future__ import annotations
@@ -12,28 +12,24 @@ import heapq
 import json
 import math
 import os
-import shutil
 import sysconfig
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 
 from configs.errors import DataError
 from configs.schema import DatasetConfig
-from data.preprocessing.encoding import (
-    PackingStats,
-    TextEncoder,
-    encode_texts,
-    join_documents,
-    keep_documents,
-    readable_texts,
-    shuffle_examples,
-)
-from data.text.documents import Document, explain, read_all_documents, share_below
+from data.preprocessing.encoding import TextEncoder
+from data.preprocessing.manifest import Split
+from data.preprocessing.packing import ShardLayout
+from data.preprocessing.pipeline import tokenizer_sha256, write_splits
+from data.preprocessing.resume import Fingerprint, ResumeFolder, source_states
+from data.preprocessing.splits import EVAL, TRAIN, DocumentOptions
+from data.text.deduplication import digest_fraction
+from data.text.documents import explain, identity_digest, read_all_documents
 from data.text.files import SourceFile, find_files
-from data.tfrecord.records import write_shards
+from data.tokenization.bpe_training import FILE_NAME, save_tokenizer, train_byte_level_bpe
 from data.tokenization.tokenizer import Tokenizer, check_special_ids, load_tokenizer
-from data.train_tokenizer import FILE_NAME, save_tokenizer, train_byte_level_bpe
 from storage.files import write_text, writing_to
 from storage.locks import is_locked, locked
 
@@ -44,7 +40,7 @@ MANIFEST = "manifest.json"
 PYTHON_STDLIB = "{python_stdlib}"
 NOT_THE_STDLIB = ("site-packages/*", "*/site-packages/*", "dist-packages/*", "*/dist-packages/*")
 
-Report = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -54,8 +50,8 @@ class PreparedDataset:
     Attributes:
         train_pattern: glob of the tfrecords to train on; None if the dataset has none.
         eval_pattern: glob of the tfrecords to evaluate on; None if there are none.
-        tokenizer_path: what `load_tokenizer` takes; None if the dataset names none.
-        tokenizer_is_pretrained: tokenizer_path may be a Hugging Face name.
+        tokenizer_path: a path or name for `load_tokenizer`; None if the dataset names none.
+        tokenizer_is_pretrained: whether tokenizer_path may be a Hugging Face name.
     """
 
     train_pattern: str | None
@@ -64,13 +60,13 @@ class PreparedDataset:
     tokenizer_is_pretrained: bool
 
 
-def prepare_dataset(dataset: DatasetConfig, n_ctx: int, report: Report = print) -> PreparedDataset:
-    """Gives the tfrecords and the tokenizer of a dataset; for raw text, makes them unless they are there and fresh.
+def prepare_dataset(dataset: DatasetConfig, n_ctx: int, log: Log = print) -> PreparedDataset:
+    """Returns the tfrecords and the tokenizer of a dataset; makes those of raw text unless they are in the cache.
 
     Args:
-        dataset: with `text` for raw text, or with `path`, which is passed through.
+        dataset: a dataset with `text` for raw text, or with `path`, which is returned as it is.
         n_ctx: tokens of context; an example has one more.
-        report: is told in a line or two what was made, or that nothing had to be.
+        log: is called with a line for each step, or with one that nothing had to be done.
 
     Raises:
         DataError: the raw text, its tokenizer or the cache cannot be used.
@@ -81,27 +77,23 @@ def prepare_dataset(dataset: DatasetConfig, n_ctx: int, report: Report = print) 
             dataset.path or None, dataset.eval_path or None, dataset.tokenizer_path, dataset.tokenizer_is_pretrained
         )
     if "/" in dataset.id:
-        raise DataError(f"{dataset.id}: is no beginning of a file name; name the dataset config without a slash")
+        raise DataError(f"{dataset.id}: cannot begin a file name; name the dataset config without a slash")
     if "://" in dataset.cache_dir:
         raise DataError(
-            f"{dataset.id}: cache_dir = {dataset.cache_dir}: raw text is prepared on the disk of this machine; "
-            "give a folder there, or write tfrecords into the bucket with data/create_tfrecords.py --output_dir, and "
-            "name them in path"
+            f"{dataset.id}: cache_dir = {dataset.cache_dir}: raw text is prepared on a local disk; give a local "
+            "folder, or write tfrecords into the bucket with data/create_tfrecords.py --output_dir, and name them in "
+            "path"
         )
-    preparation = _Preparation(dataset, n_ctx, _find_text(dataset), _given_tokenizer(dataset), report)
-    directory = preparation.directory()
+    preparation = _Preparation(dataset, n_ctx, _find_text(dataset), _given_tokenizer(dataset), log)
+    directory = preparation.directory
     if _is_complete(directory):
-        report(f"{dataset.id}: {directory} is fresh")
+        log(f"{dataset.id}: {directory} is up to date")
     else:
-        _make(directory, preparation)
-    return _prepared(directory, dataset)
-
-
-def _prepared(directory: str, dataset: DatasetConfig) -> PreparedDataset:
-    here = glob.escape(directory)
+        _make(preparation)
+    pattern = f"{glob.escape(directory)}/{{}}/*.tfrecords"
     return PreparedDataset(
-        train_pattern=f"{here}/train/*.tfrecords",
-        eval_pattern=f"{here}/eval/*.tfrecords" if dataset.eval_fraction else None,
+        train_pattern=pattern.format(TRAIN),
+        eval_pattern=pattern.format(EVAL) if dataset.eval_fraction else None,
         tokenizer_path=dataset.tokenizer_path or f"{directory}/{FILE_NAME}",
         tokenizer_is_pretrained=dataset.tokenizer_is_pretrained,
     )
@@ -128,20 +120,19 @@ def _is_complete(directory: str) -> bool:
     return os.path.isfile(f"{directory}/{MANIFEST}")
 
 
-def _make(directory: str, preparation: _Preparation) -> None:
-    dataset, report = preparation.dataset, preparation.report
+def _make(preparation: _Preparation) -> None:
+    dataset, directory, log = preparation.dataset, preparation.directory, preparation.log
     lock = f"{dataset.cache_dir}/.lock"
     if is_locked(lock):
-        report(f"{dataset.cache_dir}: waiting for another process that prepares this text")
+        log(f"{dataset.cache_dir}: waiting for another process that prepares this text")
     with locked(lock, lock, "", wait_seconds=math.inf):
         if _is_complete(directory):
-            report(f"{dataset.id}: {directory} was made by another process meanwhile")
+            log(f"{dataset.id}: {directory} was made by another process meanwhile")
             return
-        report(f"{dataset.id}: preparing {len(preparation.files):,} files of raw text in {directory}")
+        log(f"{dataset.id}: preparing {len(preparation.files):,} files of raw text in {directory}")
         unfinished = f"{directory}.partial"
         with writing_to(unfinished):
-            shutil.rmtree(unfinished, ignore_errors=True)  # left by a run that was killed
-            os.makedirs(unfinished)
+            os.makedirs(unfinished, exist_ok=True)
             preparation.write(unfinished)
             os.rename(unfinished, directory)
 
@@ -154,106 +145,114 @@ class _Preparation:
     n_ctx: int
     files: list[SourceFile]
     given_tokenizer: Tokenizer | None
-    report: Report
+    log: Log
 
-    def directory(self) -> str:
-        """Returns where it belongs; other text or other settings belong elsewhere."""
-        identity = {
+    @cached_property
+    def fingerprint(self) -> Fingerprint:
+        """The settings and the source files."""
+        dataset = self.dataset
+        settings = {
             "layout_version": LAYOUT_VERSION,
             "n_ctx": self.n_ctx,
-            "n_vocab": self.dataset.n_vocab,
-            "special_ids": [self.dataset.eos_id, self.dataset.padding_id],
-            "eval_fraction": self.dataset.eval_fraction,
-            "text_key": self.dataset.text_key,
+            "n_vocab": dataset.n_vocab,
+            "special_ids": [dataset.eos_id, dataset.padding_id],
+            "eval_fraction": dataset.eval_fraction,
+            "text_key": dataset.text_key,
             "tokenizer": self.given_tokenizer and self.given_tokenizer.to_json(),
-            "files": [(file.relative, *file.state()) for file in self.files],
         }
-        fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
-        return f"{self.dataset.cache_dir}/n_ctx_{self.n_ctx}-{fingerprint}"
+        return Fingerprint(settings, source_states(self.files))
+
+    @cached_property
+    def directory(self) -> str:
+        """The directory of this text and these settings."""
+        fingerprint = self.fingerprint
+        identity = {**fingerprint.settings, "files": fingerprint.input}
+        digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+        return f"{self.dataset.cache_dir}/n_ctx_{self.n_ctx}-{digest}"
 
     def write(self, directory: str) -> None:
         """Writes everything, the manifest last."""
-        bound = _held_out_bound(self._documents(), self.dataset)
-        tokenizer = self.given_tokenizer or self._train_tokenizer(directory, bound)
-        accounts = {"train": self._write_part(directory, "train", bound, tokenizer)}
-        if bound:
-            accounts["eval"] = self._write_part(directory, "eval", bound, tokenizer)
+        dataset = self.dataset
+        folder = ResumeFolder(directory, self.fingerprint, lambda line: self.log(f"{dataset.id}: {line}"))
+        bound = self._held_out_bound()
+        options = DocumentOptions(dataset.text_key, eval_fraction=bound, split_digest=identity_digest)
+        tokenizer = self.given_tokenizer or self._train_tokenizer(options, f"{directory}/{FILE_NAME}")
+        layouts = self._layouts(tokenizer)
+        for split in layouts:
+            os.makedirs(f"{directory}/{split}", exist_ok=True)
+        splits = write_splits(self.files, options, TextEncoder(tokenizer), layouts, folder)
+        for name, split in splits.items():
+            self._report(name, split)
         manifest = {
-            "dataset": self.dataset.id,
+            "dataset": dataset.id,
             "n_ctx": self.n_ctx,
             "files": len(self.files),
-            "tokenizer_sha256": hashlib.sha256(tokenizer.to_json().encode()).hexdigest(),
-            **{part: asdict(account) for part, account in accounts.items()},
+            "tokenizer_sha256": tokenizer_sha256(tokenizer),
+            **{name: asdict(split.stats) for name, split in splits.items()},
         }
         write_text(f"{directory}/{MANIFEST}", json.dumps(manifest, indent=2) + "\n")
+        folder.remove_records()
 
-    def _documents(self) -> Iterator[Document]:
-        return read_all_documents(self.files, self.dataset.text_key)
+    def _held_out_bound(self) -> float:
+        """Returns the bound below which documents are held out: at least one is, if any is to be."""
+        fraction, problems = self.dataset.eval_fraction, []
+        if not fraction:
+            return 0.0
+        lowest = heapq.nsmallest(2, self._fractions(problems))
+        if len(lowest) < 2:
+            left_out = f" (left out: {problems[0]})" if problems else ""
+            raise DataError(
+                f"{self.dataset.id}: the text is {len(lowest)} document(s){left_out}, and one has to be held out; "
+                f"{_MORE_DOCUMENTS}"
+            )
+        return fraction if lowest[0] < fraction else sum(lowest) / 2
 
-    def _part(self, part: str, bound: float) -> Iterator[Document]:
-        for document in self._documents():
-            if (share_below(document.identity) < bound) == (part == "eval"):
-                yield document
+    def _fractions(self, problems: list[str]) -> Iterator[float]:
+        for document in read_all_documents(self.files, self.dataset.text_key):
+            if document.text:
+                yield digest_fraction(identity_digest(document))
+            elif document.problem:
+                problems.append(explain(document))
 
-    def _train_tokenizer(self, directory: str, bound: float) -> Tokenizer:
-        texts = (document.text for document in self._part("train", bound) if document.text)
+    def _train_tokenizer(self, options: DocumentOptions, path: str) -> Tokenizer:
+        if os.path.exists(path):  # an interrupted run trained it
+            return load_tokenizer(path)
+        documents = read_all_documents(self.files, options.text_key)
+        texts = (document.text for document in documents if document.text and options.split_of(document) == TRAIN)
         try:
             tokenizer = train_byte_level_bpe(texts, self.dataset.n_vocab)
         except DataError as error:
-            raise DataError(f"{self.dataset.id}: n_vocab = {self.dataset.n_vocab}; {error}") from error
+            raise DataError(f"{self.dataset.id}: {error}") from error
         check_special_ids(tokenizer, self.dataset)
-        save_tokenizer(tokenizer, f"{directory}/{FILE_NAME}")
-        self.report(f"{self.dataset.id}: trained a byte-level BPE tokenizer of {tokenizer.n_vocab:,} ids")
+        save_tokenizer(tokenizer, path)
+        self.log(f"{self.dataset.id}: trained a byte-level BPE tokenizer of {tokenizer.n_vocab:,} ids")
         return tokenizer
 
-    def _write_part(self, directory: str, part: str, bound: float, tokenizer: Tokenizer) -> PackingStats:
-        account = PackingStats()
-        encoded = encode_texts(readable_texts(self._part(part, bound), account), partial(map, TextEncoder(tokenizer)))
-        documents = keep_documents(encoded, 0, account)
-        eos_id, padding_id = self.dataset.eos_id, self.dataset.padding_id
-        filling = padding_id if padding_id < tokenizer.n_vocab else eos_id
-        examples = join_documents(documents, self.n_ctx + 1, eos_id, filling, account)
-        if part == "train":
-            examples = shuffle_examples(examples, max(1, SHUFFLE_TOKENS // (self.n_ctx + 1)))
-        paths = write_shards(f"{directory}/{part}", self.dataset.id, examples, EXAMPLES_PER_FILE)
-        account.check(self.n_ctx + 1)
-        self._report_part(part, account, paths)
-        return account
+    def _layouts(self, tokenizer: Tokenizer) -> Mapping[str, ShardLayout]:
+        dataset, example_tokens = self.dataset, self.n_ctx + 1
+        train = ShardLayout(
+            prefix=f"{TRAIN}/{dataset.id}",
+            example_tokens=example_tokens,
+            examples_per_file=EXAMPLES_PER_FILE,
+            separator=dataset.eos_id,
+            padding=dataset.padding_id if dataset.padding_id < tokenizer.n_vocab else dataset.eos_id,
+            shuffle_examples=max(1, SHUFFLE_TOKENS // example_tokens),
+        )
+        if not dataset.eval_fraction:
+            return {TRAIN: train}
+        return {TRAIN: train, EVAL: replace(train, prefix=f"{EVAL}/{dataset.id}", shuffle_examples=0)}
 
-    def _report_part(self, part: str, account: PackingStats, paths: list[str]) -> None:
-        if not paths:
-            reason = f" ({account.problems[0]})" if account.problems else ""
-            raise DataError(f"{self.dataset.id}: no document with text is left for {part}{reason}; {_MORE_DOCUMENTS}")
-        for problem in account.problems:
-            self.report(f"{self.dataset.id}: left out {problem}")
-        self.report(
-            f"{self.dataset.id}: {part}: {account.documents_kept:,} documents, {account.text_bytes:,} bytes, "
-            f"{account.text_tokens:,} tokens, {account.examples:,} examples"
+    def _report(self, name: str, split: Split) -> None:
+        stats = split.stats
+        if not split.files:
+            reason = f" ({stats.problems[0]})" if stats.problems else ""
+            raise DataError(f"{self.dataset.id}: no document with text is left for {name}{reason}; {_MORE_DOCUMENTS}")
+        for problem in stats.problems:
+            self.log(f"{self.dataset.id}: left out {problem}")
+        self.log(
+            f"{self.dataset.id}: {name}: {stats.documents_kept:,} documents, {stats.text_bytes:,} bytes, "
+            f"{stats.text_tokens:,} tokens, {stats.examples:,} examples"
         )
 
 
 _MORE_DOCUMENTS = "add documents, change eval_fraction, or set eval_fraction to 0 to hold out nothing"
-
-
-def _held_out_bound(documents: Iterable[Document], dataset: DatasetConfig) -> float:
-    """Returns the bound of `share_below` under which documents are held out: at least one is, if any shall be."""
-    if not dataset.eval_fraction:
-        return 0.0
-    problems: list[str] = []
-    smallest = heapq.nsmallest(2, (share_below(document.identity) for document in _with_text(documents, problems)))
-    if len(smallest) < 2:
-        left_out = f" (left out: {problems[0]})" if problems else ""
-        raise DataError(
-            f"{dataset.id}: the text is {len(smallest)} document(s){left_out}, and one has to be held out; "
-            f"{_MORE_DOCUMENTS}"
-        )
-    lowest, next_lowest = smallest
-    return dataset.eval_fraction if lowest < dataset.eval_fraction else (lowest + next_lowest) / 2
-
-
-def _with_text(documents: Iterable[Document], problems: list[str]) -> Iterator[Document]:
-    for document in documents:
-        if document.text:
-            yield document
-        elif document.problem:
-            problems.append(explain(document))

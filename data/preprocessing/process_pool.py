@@ -1,4 +1,4 @@
-"""Tasks in processes of their own, whose results come back in order."""
+"""Running tasks in other processes, with results in order."""
 
 from __future__ import annotations
 
@@ -21,17 +21,21 @@ WAITING_PER_PROCESS = 3
 Result = TypeVar("Result")
 
 
-def processes_for(n_shares: int) -> int:
-    """Returns how many processes are worth starting for work of so many shares: at most one a core, at least one."""
-    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(n_cores, n_shares))
+def core_count() -> int:
+    """Returns the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processes_for(n_tasks: int) -> int:
+    """Returns how many processes to start for a number of tasks: at most one a core, at least one."""
+    return max(1, min(core_count(), n_tasks))
 
 
 def in_order(tasks: Iterable[Callable[[], Result]], processes: int) -> Iterator[Result]:
-    """Yields what becomes of each task, in order; 1 process is this one.
+    """Yields the result of each task, in order; 1 process means this one.
 
     Raises:
-        DataError: a process was ended from outside.
+        DataError: a process was killed.
     """
     if processes == 1:
         yield from (task() for task in tasks)
@@ -42,46 +46,50 @@ def in_order(tasks: Iterable[Callable[[], Result]], processes: int) -> Iterator[
 
 @contextmanager
 def pool_of(
-    processes: int, prepare: Callable[..., None] | None = None, *given: object
+    processes: int, prepare: Callable[..., None] | None = None, *arguments: object
 ) -> Iterator[ProcessPoolExecutor]:
-    """Starts processes that end with this one, after each has called `prepare` with what is given.
+    """Starts processes that end with this one.
+
+    Args:
+        processes: how many.
+        prepare: is called in each process first.
+        arguments: the arguments of `prepare`.
 
     Raises:
-        DataError: a process was ended from outside.
+        DataError: a process was killed.
     """
-    context = multiprocessing.get_context("spawn")  # a fork would copy TensorFlow's threads, which do not survive it
-    executor = ProcessPoolExecutor(processes, context, initializer=_start, initargs=(prepare, *given))
+    context = multiprocessing.get_context("spawn")  # TensorFlow's threads do not survive a fork
+    executor = ProcessPoolExecutor(processes, context, initializer=_start, initargs=(prepare, *arguments))
     try:
         yield executor
     except BrokenProcessPool:
         raise DataError(
-            f"--processes {processes}: one of them was ended from outside, for want of memory perhaps; start again "
-            "with fewer"
+            f"--processes {processes}: one of them was killed, perhaps for lack of memory; start again with fewer"
         ) from None
     finally:
         executor.shutdown(cancel_futures=True)
 
 
 def _collect(
-    executor: ProcessPoolExecutor, remaining: Iterator[Callable[[], Result]], most_waiting: int
+    executor: ProcessPoolExecutor, remaining: Iterator[Callable[[], Result]], max_waiting: int
 ) -> Iterator[Result]:
     waiting: collections.deque[Future[Result]] = collections.deque()
     while True:
-        for task in itertools.islice(remaining, most_waiting - len(waiting)):
+        for task in itertools.islice(remaining, max_waiting - len(waiting)):
             waiting.append(executor.submit(task))
         if not waiting:
             return
         yield waiting.popleft().result()
 
 
-def _start(prepare: Callable[..., None] | None, *given: object) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one, which ends it
+def _start(prepare: Callable[..., None] | None, *arguments: object) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if prepare is not None:
-        prepare(*given)
+        prepare(*arguments)
 
 
 def _end_with_parent() -> None:
-    # The pool's queues stay open while any worker lives: nothing else tells them that their parent was killed.
+    # The pool's queues stay open while any worker lives, so nothing else shows that the parent was killed.
     multiprocessing.parent_process().join()
     os._exit(1)

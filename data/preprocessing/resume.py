@@ -1,8 +1,8 @@
-"""What of a data set is finished already, kept on disk so that a run that was ended at any moment goes on where it was.
+"""Resuming an interrupted run: what it has finished is kept on disk.
 
-Everything is made in a hidden folder beside the files' place: each finished tfrecord file, and with it a record of
-where in the input the next one begins. When all are finished, a plan is written there, by which they are put in their
-place; who finds the plan carries it out, however far its writer came.
+A data set is made in a hidden folder beside the place of its files. Each finished tfrecord file has a record there of
+where in the input the next file begins. When all files are finished, a plan is written by which they are moved to
+their place; any run that finds the plan carries it out, wherever the run that wrote it was interrupted.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 
-from data.preprocessing.encoding import PackingStats
 from data.preprocessing.manifest import FORMAT, FileEntry, Manifest, manifest_path, read_json, write_json
-from data.preprocessing.splits import Place
+from data.preprocessing.packing import PackingStats, ResumePoint
+from data.preprocessing.splits import DocumentPosition
 from data.text.files import SourceFile
 from data.tfrecord.records import PARTIAL
 from meshtf import tf
@@ -30,166 +30,172 @@ START, PLAN = "start.json", "plan.json"
 
 
 @dataclass(frozen=True)
-class Finished:
-    """A finished tfrecord file, and all that is needed to write the next one.
-
-    Attributes:
-        entry: what the manifest will say of it.
-        following: the document in which the next file begins.
-        offset: that document's tokens that lie in finished files already.
-        account: what became of the documents before that one.
-    """
+class FinishedFile:
+    """A finished tfrecord file, and where the next one begins."""
 
     entry: FileEntry
-    following: Place
-    offset: int
-    account: PackingStats
+    next: ResumePoint
+
+    def to_json(self) -> dict:
+        """Returns the values of its record."""
+        return {
+            "entry": asdict(self.entry),
+            "following": asdict(self.next.document),
+            "offset": self.next.offset,
+            "account": asdict(self.next.stats),
+        }
+
+
+def _finished_file_of(values: Mapping[str, object]) -> FinishedFile:
+    document, stats = DocumentPosition(**values["following"]), PackingStats(**values["account"])
+    return FinishedFile(FileEntry(**values["entry"]), ResumePoint(document, values["offset"], stats))
 
 
 @dataclass(frozen=True)
-class Input:
-    """The source files as they are now: [relative path, bytes, a number that changes with them] each."""
-
-    states: Sequence[tuple[str, int, int]]
-
-    def digest(self, n_files: int) -> str:
-        """Returns a hash of the first files; it is another one where there are fewer."""
-        return hashlib.sha256(json.dumps([n_files, *self.states[:n_files]]).encode()).hexdigest()
-
-
-def look_at(files: Sequence[SourceFile]) -> Input:
-    """Notes the state of files."""
-    return Input([(file.relative, *file.state()) for file in files])
-
-
-@dataclass(frozen=True)
-class Identity:
-    """What a data set is made from: of the same, always the same is made.
+class Fingerprint:
+    """What a data set is made from: the same settings and input always give the same files.
 
     Attributes:
-        settings: all that decides what is written.
-        input: the source files.
+        settings: the settings that determine the content of the files.
+        input: of each source file its relative path, its bytes, and a number that changes with them.
     """
 
     settings: Mapping[str, object]
-    input: Input
+    input: Sequence[tuple[str, int, int]]
 
     def digest(self) -> str:
         """Returns a hash of the settings and of all source files."""
-        whole = [self.settings_digest(), self.input.digest(len(self.input.states))]
+        whole = [self.settings_digest(), self.input_digest(len(self.input))]
         return hashlib.sha256(json.dumps(whole).encode()).hexdigest()
 
     def settings_digest(self) -> str:
         """Returns a hash of the settings."""
         return hashlib.sha256(json.dumps([FORMAT, self.settings], sort_keys=True).encode()).hexdigest()
 
+    def input_digest(self, n_files: int) -> str:
+        """Returns a hash of the first source files; it is another one if there are fewer."""
+        return hashlib.sha256(json.dumps([n_files, *self.input[:n_files]]).encode()).hexdigest()
 
-class Unfinished:
-    """The hidden folder, and the finished files in it, [files] by part."""
 
-    def __init__(self, folder: str, identity: Identity) -> None:
-        self.folder = folder
-        self._identity = identity
-        self._finished: dict[str, list[Finished]] = {}
+def source_states(files: Sequence[SourceFile]) -> list[tuple[str, int, int]]:
+    """Returns the `input` of a fingerprint."""
+    return [(file.relative, *file.state()) for file in files]
 
-    def finished(self, part: str) -> list[Finished]:
-        """Returns the finished files of a part, in order."""
-        return self._finished.setdefault(part, [])
 
-    def load(self, tell: Callable[[str], None]) -> None:
-        """Takes over what an ended run of the same identity has finished; what is of another is removed."""
-        start = _read_if_there(f"{self.folder}/{START}")
-        if start != {"settings": self._identity.settings_digest()}:
-            _empty(self.folder)
-            write_json(f"{self.folder}/{START}", {"settings": self._identity.settings_digest()})
-            if start:
-                tell("an unfinished run had other settings: starting anew")
+class ResumeFolder:
+    """The folder in which a data set is made, with the records of its finished files.
+
+    Attributes:
+        path: where it is.
+    """
+
+    def __init__(self, path: str, fingerprint: Fingerprint, log: Callable[[str], None]) -> None:
+        """Makes the folder, and takes over what an interrupted run of the same fingerprint has finished.
+
+        The files of a run with other settings are removed.
+
+        Raises:
+            UserError: the folder cannot be written to.
+        """
+        self.path = path
+        self._fingerprint = fingerprint
+        self._finished: dict[str, list[FinishedFile]] = {}
+        with writing_to(path, tf.errors.OpError):
+            tf.io.gfile.makedirs(path)
+        start = {"settings": fingerprint.settings_digest()}
+        found = _read_if_there(f"{path}/{START}")
+        if found == start:
+            self._load(log)
             return
-        for part in sorted(tf.io.gfile.listdir(self.folder)):
-            if tf.io.gfile.isdir(f"{self.folder}/{part}"):
-                self._finished[part.rstrip("/")] = list(self._load_part(part.rstrip("/")))
-        if count := sum(map(len, self._finished.values())):
-            tell(f"going on after {count:,} finished file(s) of an unfinished run")
+        _empty(path)
+        write_json(f"{path}/{START}", start)
+        if found:
+            log("an interrupted run had other settings: starting from the beginning")
 
-    def _load_part(self, part: str) -> Iterator[Finished]:
+    def finished(self, split: str) -> list[FinishedFile]:
+        """Returns the finished files of a split, in order."""
+        return self._finished.setdefault(split, [])
+
+    def _load(self, log: Callable[[str], None]) -> None:
+        for split in sorted(name.rstrip("/") for name in tf.io.gfile.listdir(self.path)):
+            if tf.io.gfile.isdir(f"{self.path}/{split}"):
+                self._finished[split] = list(self._load_split(split))
+        if count := sum(map(len, self._finished.values())):
+            log(f"resuming after {count:,} finished file(s) of an interrupted run")
+
+    def _load_split(self, split: str) -> Iterator[FinishedFile]:
         number = 0
-        while values := _read_if_there(self._record_path(part, number)):
-            finished = _finished_of(values)
+        while values := _read_if_there(self._record_path(split, number)):
+            finished = _finished_file_of(values)
             if not self._is_valid(finished, values["input"]):
                 return
             yield finished
             number += 1
 
-    def _is_valid(self, finished: Finished, input_digest: str) -> bool:
-        path = f"{self.folder}/{finished.entry.name}"
-        if self._identity.input.digest(finished.following.file + 1) != input_digest:
+    def _is_valid(self, finished: FinishedFile, input_digest: str) -> bool:
+        path = f"{self.path}/{finished.entry.name}"
+        if self._input_digest(finished) != input_digest:
             return False
         return tf.io.gfile.exists(path) and tf.io.gfile.stat(path).length == finished.entry.bytes
 
-    def record(self, part: str, finished: Finished) -> None:
-        """Notes that a file of the folder is finished."""
-        number = len(self.finished(part))
-        input_digest = self._identity.input.digest(finished.following.file + 1)
-        with writing_to(self.folder, tf.errors.OpError):
-            tf.io.gfile.makedirs(f"{self.folder}/{part}")
-        write_json(self._record_path(part, number), {"input": input_digest, **asdict(finished)})
-        self.finished(part).append(finished)
+    def _input_digest(self, finished: FinishedFile) -> str:
+        return self._fingerprint.input_digest(finished.next.document.file + 1)
 
-    def _record_path(self, part: str, number: int) -> str:
-        return f"{self.folder}/{part}/{number}.json"
+    def record(self, split: str, finished: FinishedFile) -> None:
+        """Records that a file in the folder is finished."""
+        number = len(self.finished(split))
+        with writing_to(self.path, tf.errors.OpError):
+            tf.io.gfile.makedirs(f"{self.path}/{split}")
+        write_json(self._record_path(split, number), {"input": self._input_digest(finished), **finished.to_json()})
+        self.finished(split).append(finished)
 
-    def plan(self, directory: str, old_paths: Sequence[str], manifest: Manifest, config: Mapping | None) -> None:
-        """Notes that all files are finished, and what is to be done now."""
-        new_names = [entry.name for part in manifest.parts.values() for entry in part.files]
+    def _record_path(self, split: str, number: int) -> str:
+        return f"{self.path}/{split}/{number}.json"
+
+    def remove_records(self) -> None:
+        """Removes what only a resumed run needs."""
+        with writing_to(self.path, tf.errors.OpError):
+            for split, files in self._finished.items():
+                for number in range(len(files)):
+                    tf.io.gfile.remove(self._record_path(split, number))
+            tf.io.gfile.remove(f"{self.path}/{START}")
+
+    def write_plan(self, directory: str, old_paths: Sequence[str], manifest: Manifest, config: Mapping | None) -> None:
+        """Records that all files are finished, and how to move them to their place.
+
+        Args:
+            directory: the place.
+            old_paths: files to remove.
+            manifest: is written when all files are in their place.
+            config: the "path" and the "values" of a dataset config to write; None for none.
+        """
+        new_names = [entry.name for split in manifest.splits.values() for entry in split.files]
         plan = {
-            "identity": self._identity.digest(),
+            "identity": self._fingerprint.digest(),
             "old": [path for path in old_paths if os.path.basename(path) not in new_names],
             "new": new_names,
             "manifest_path": manifest_path(directory, manifest.name),
             "manifest": manifest.to_json(),
             "config": config,
         }
-        write_json(f"{self.folder}/{PLAN}", plan)
+        write_json(f"{self.path}/{PLAN}", plan)
 
 
-def _finished_of(values: Mapping[str, object]) -> Finished:
-    entry, following, account = (
-        FileEntry(**values["entry"]),
-        Place(**values["following"]),
-        PackingStats(**values["account"]),
-    )
-    return Finished(entry, following, values["offset"], account)
-
-
-def open_unfinished(directory: str, name: str, identity: Identity, tell: Callable[[str], None] = print) -> Unfinished:
-    """Gives the folder in which the files of a name are made; it stays there until `carry_out_plan`.
-
-    Raises:
-        UserError: the directory cannot be written to.
-    """
-    folder = folder_of(directory, name)
-    with writing_to(directory, tf.errors.OpError):
-        tf.io.gfile.makedirs(folder)
-    here = Unfinished(folder, identity)
-    here.load(tell)
-    return here
-
-
-def folder_of(directory: str, name: str) -> str:
-    """Returns where the files of a name are made."""
+def resume_path(directory: str, name: str) -> str:
+    """Returns the path of the folder in which the data set of a name is made."""
     return f"{directory}/.{name}{PARTIAL}"
 
 
 def carry_out_plan(directory: str, name: str) -> str | None:
-    """Puts the files of a name in their place if all are finished, the manifest last; removes the hidden folder.
+    """Moves the files of a name to their place if all are finished, the manifest last; removes the hidden folder.
 
     Returns:
-        The digest of what the files were made from; None if there is no plan.
+        The digest of the fingerprint of the files; None if there is no plan.
 
     Raises:
         UserError: the directory cannot be written to.
     """
-    folder = folder_of(directory, name)
+    folder = resume_path(directory, name)
     plan = _read_if_there(f"{folder}/{PLAN}")
     if plan is None:
         return None
@@ -203,15 +209,15 @@ def carry_out_plan(directory: str, name: str) -> str | None:
     if plan["config"]:
         write_text(plan["config"]["path"], json.dumps(plan["config"]["values"], indent=2) + "\n")
     write_json(plan["manifest_path"], plan["manifest"])
-    _empty(folder, but=PLAN)  # which goes last: until then, all of this can be done again
+    _empty(folder, but=PLAN)  # the plan goes last: until then, all of this can be repeated
     with writing_to(directory, tf.errors.OpError):
         tf.io.gfile.rmtree(folder)
     return plan["identity"]
 
 
 def remove_unless_finished(directory: str, name: str) -> None:
-    """Removes the hidden folder if no file in it is finished: to go on from there would save nothing."""
-    folder = folder_of(directory, name)
+    """Removes the hidden folder if no file in it is finished: resuming from there would save nothing."""
+    folder = resume_path(directory, name)
     if tf.io.gfile.isdir(folder) and not any(tf.io.gfile.isdir(f"{folder}/{n}") for n in tf.io.gfile.listdir(folder)):
         with writing_to(directory, tf.errors.OpError):
             tf.io.gfile.rmtree(folder)
@@ -234,20 +240,18 @@ def _empty(folder: str, but: str = "") -> None:
             remove(path)
 
 
-# Whose turn it is.
-
-
 @contextmanager
-def alone(directory: str, name: str) -> Iterator[None]:
-    """Keeps other processes from the files of a name; they are let in again when this one ends, however it ends.
+def exclusive(directory: str, name: str) -> Iterator[None]:
+    """Keeps other processes from the files of a name until this one ends, however it ends.
 
     Raises:
-        UserError: the directory cannot be written to, or another process is at work there.
+        UserError: the directory cannot be written to, or another process works there.
         BucketError: its bucket cannot be reached.
     """
     path = f"{directory}/.{name}.lock"
     is_new = is_local(path) and not os.path.exists(directory)
-    with locked(path, f"{folder_of(directory, name)}: another process works there", _ANOTHER_NAME, LOCK_SECONDS):
+    refusal = f"{resume_path(directory, name)}: another process works there"
+    with locked(path, refusal, "wait for it, or choose another --name", LOCK_SECONDS):
         try:
             yield
         finally:
@@ -256,6 +260,3 @@ def alone(directory: str, name: str) -> Iterator[None]:
                     os.remove(path)
                     if is_new:
                         os.rmdir(directory)
-
-
-_ANOTHER_NAME = "wait for it, or choose another --name"

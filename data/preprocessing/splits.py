@@ -1,138 +1,144 @@
-"""Reading the documents of a data set in order, and saying of each where it goes: to train on, to hold out, or nowhere.
-
-It knows texts only: neither the tokenizer nor the files that are written.
-"""
+"""Reading the documents of a data set in order and assigning each to a split: training, held out, or left out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from data.preprocessing.parallel_encoding import Tagged
-from data.text.deduplication import SeenTexts, share_of
-from data.text.documents import Document, explain, fingerprint, read_documents
+from data.text.deduplication import SeenDigests, digest_fraction
+from data.text.documents import Document, explain, read_documents, text_digest
 from data.text.files import SourceFile
 
 TRAIN, EVAL = "train", "eval"
-LONGEST_BYTES = 1 << 26  # of a text that is held in memory
+MAX_TEXT_BYTES = 1 << 26  # longer texts are kept in a temporary file
 
 
 @dataclass(frozen=True)
-class Place:
-    """A document in the input: its file's number, its number in that file, and its number in all."""
+class DocumentPosition:
+    """A document's position in the input.
+
+    Attributes:
+        file: number of its source file.
+        document: number of the document in that file.
+        overall: number of the document in all files.
+    """
 
     file: int = 0
     document: int = 0
     overall: int = 0
 
-    def following(self) -> Place:
-        """Returns the place after this document."""
-        return Place(self.file, self.document + 1, self.overall + 1)
+    def following(self) -> DocumentPosition:
+        """Returns the position after this document."""
+        return DocumentPosition(self.file, self.document + 1, self.overall + 1)
 
 
 @dataclass(frozen=True)
-class Piece:
+class TextPiece:
     """A document, or a piece of a long one.
 
     Attributes:
-        part: TRAIN or EVAL.
-        place: the document's.
-        is_last: no more of the document follows.
-        reason: why it is left out: the end of a field of `PackingStats`; empty if it is not.
-        problem: the same in words, if there is something to say.
+        split: TRAIN or EVAL.
+        position: the document's.
+        is_last: whether this is the document's last piece.
+        discard_reason: the end of a `discarded_` field of `PackingStats`; empty if the document is kept.
+        problem: the reason in words, if there is more to say.
     """
 
-    part: str
-    place: Place
+    split: str
+    position: DocumentPosition
     is_last: bool = True
-    reason: str = ""
+    discard_reason: str = ""
     problem: str = ""
 
 
 @dataclass(frozen=True)
-class Choice:
-    """Which documents are read, and how they are shared out.
+class DocumentOptions:
+    """Which documents are read, and how they are split.
 
     Attributes:
-        text_key: the key of a JSON object that holds its text.
-        deduplicate: leaves out documents that were met before.
-        max_documents: reads no more than so many; None for all.
-        eval_fraction: share of the documents that is held out, drawn by their texts.
+        text_key: the key of a JSON object that holds the text.
+        deduplicate: leaves out copies of earlier documents.
+        max_documents: reads at most this many; None for all.
+        eval_fraction: documents are held out if the fraction that their digest stands for is below this.
+        split_digest: the digest of a document by which it is assigned to a split.
     """
 
     text_key: str = "text"
     deduplicate: bool = False
     max_documents: int | None = None
     eval_fraction: float = 0.0
+    split_digest: Callable[[Document], bytes] = text_digest
+
+    def split_of(self, document: Document) -> str:
+        """Returns the split of a document: TRAIN or EVAL."""
+        if not self.eval_fraction:
+            return TRAIN
+        return EVAL if digest_fraction(self.split_digest(document)) < self.eval_fraction else TRAIN
 
 
-class Router:
-    """Reads documents from where all parts have what came before.
+class DocumentReader:
+    """Reads documents from the first one that a split still needs.
 
     Attributes:
-        end: the place after the last document that was read.
+        position: the position after the last document that was read.
     """
 
-    def __init__(self, files: Sequence[SourceFile], choice: Choice, starts: Mapping[str, Place]) -> None:
-        self._files, self._choice, self._starts = files, choice, starts
-        self._seen = SeenTexts() if choice.deduplicate else None
-        # What was seen before is not kept on disk: reading is quick beside encoding.
-        needed = [Place()] if choice.deduplicate else starts.values()
-        self.end = min(needed, key=lambda place: place.overall)
+    def __init__(
+        self, files: Sequence[SourceFile], options: DocumentOptions, starts: Mapping[str, DocumentPosition]
+    ) -> None:
+        """Takes the first document that each split needs from `starts`."""
+        self._files, self._options, self._starts = files, options, starts
+        self._seen = SeenDigests() if options.deduplicate else None
+        # The digests that were seen are not kept on disk: reading is quick compared with encoding.
+        needed = [DocumentPosition()] if options.deduplicate else starts.values()
+        self.position = min(needed, key=lambda position: position.overall)
 
-    def texts(
-        self, cut: Callable[[Document], Iterator[str]], file_done: Callable[[int], None]
-    ) -> Iterator[Tagged[Piece]]:
-        """Yields what is to be encoded or counted, in the order of the input.
+    def pieces(
+        self, cut: Callable[[Document], Iterator[str]], on_file: Callable[[int], None]
+    ) -> Iterator[tuple[TextPiece, str | None]]:
+        """Yields each piece with its text, in the order of the input; documents that are left out have no text.
 
         Args:
-            cut: gives the pieces of a document that has a text.
-            file_done: is told, as each source file has been read, how many have.
+            cut: returns the pieces of a readable document.
+            on_file: is called with the number of source files read so far.
         """
-        for document in self._documents(file_done):
-            yield from self._tagged(document, self.end, cut)
-            self.end = self.end.following()
+        for document in self._documents(on_file):
+            yield from self._pieces_of(document, cut)
+            self.position = self.position.following()
 
-    def _documents(self, file_done: Callable[[int], None]) -> Iterator[Document]:
-        first, skipped = self.end.file, self.end.document
+    def _documents(self, on_file: Callable[[int], None]) -> Iterator[Document]:
+        first, n_skipped = self.position.file, self.position.document
         for number, file in enumerate(self._files[first:], start=first):
-            file_done(number)
+            on_file(number)
             if number > first:
-                self.end = Place(number, 0, self.end.overall)
-            for position, document in enumerate(read_documents(file, self._choice.text_key, LONGEST_BYTES)):
-                if number == first and position < skipped:
+                self.position = DocumentPosition(number, 0, self.position.overall)
+            for index, document in enumerate(read_documents(file, self._options.text_key, MAX_TEXT_BYTES)):
+                if number == first and index < n_skipped:
                     continue
-                if self.end.overall == self._choice.max_documents:
+                if self.position.overall == self._options.max_documents:
                     return
                 yield document
-        self.end = Place(len(self._files), 0, self.end.overall)
-        file_done(len(self._files))
+        self.position = DocumentPosition(len(self._files), 0, self.position.overall)
+        on_file(len(self._files))
 
-    def _tagged(
-        self, document: Document, place: Place, cut: Callable[[Document], Iterator[str]]
-    ) -> Iterator[Tagged[Piece]]:
-        digest = _digest_of(document)
-        is_new = self._seen is None or document.problem is not None or self._seen.add(digest)
-        part = EVAL if share_of(digest) < self._choice.eval_fraction else TRAIN
-        if place.overall < self._starts[part].overall:
+    def _pieces_of(
+        self, document: Document, cut: Callable[[Document], Iterator[str]]
+    ) -> Iterator[tuple[TextPiece, str | None]]:
+        is_new = self._seen is None or document.problem is not None or self._seen.add(text_digest(document))
+        split, position = self._options.split_of(document), self.position
+        if position.overall < self._starts[split].overall:
             return
         if document.problem is not None:
-            yield Tagged(Piece(part, place, reason="undecodable", problem=explain(document)), None)
+            yield TextPiece(split, position, discard_reason="undecodable", problem=explain(document)), None
         elif not is_new:
-            yield Tagged(Piece(part, place, reason="duplicate"), None)
+            yield TextPiece(split, position, discard_reason="duplicate"), None
         else:
-            yield from _with_end_marked(part, place, cut(document))
+            yield from _mark_last(TextPiece(split, position), cut(document))
 
 
-def _with_end_marked(part: str, place: Place, pieces: Iterator[str]) -> Iterator[Tagged[Piece]]:
-    last = next(pieces)
-    for piece in pieces:
-        yield Tagged(Piece(part, place, is_last=False), last)
-        last = piece
-    yield Tagged(Piece(part, place), last)
-
-
-def _digest_of(document: Document) -> bytes:
-    if document.long_text is not None:
-        return document.long_text.digest
-    return fingerprint(document.identity if document.text is None else document.text)
+def _mark_last(whole: TextPiece, texts: Iterator[str]) -> Iterator[tuple[TextPiece, str]]:
+    last = next(texts)
+    for text in texts:
+        yield TextPiece(whole.split, whole.position, is_last=False), last
+        last = text
+    yield whole, last

@@ -126,10 +126,16 @@ def explain(document: Document) -> str:
     return f"{document.identity}: {document.problem}".encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def share_below(identity: str) -> float:
-    """Maps a document's identity evenly onto [0, 1), the same on every machine, to draw a fixed share of documents."""
-    digest = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).digest()
-    return int.from_bytes(digest[:6], "big") / 2**48
+def text_digest(document: Document) -> bytes:
+    """Returns the fingerprint of a document's text, or of its identity if it has no text."""
+    if document.long_text is not None:
+        return document.long_text.digest
+    return fingerprint(document.identity if document.text is None else document.text)
+
+
+def identity_digest(document: Document) -> bytes:
+    """Returns the SHA-256 of a document's identity, the same on every machine."""
+    return hashlib.sha256(document.identity.encode("utf-8", "surrogateescape")).digest()
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
@@ -209,6 +210,21 @@ def load_tokenizer(path_or_name: str, is_pretrained: bool = False) -> Tokenizer:
         f"{path_or_name}: no such tokenizer; give a tokenizers JSON file (data/train_tokenizer.py makes one), or a "
         "folder with vocab.json and merges.txt"
     )
+
+
+def load_encoder(encoder_path: str) -> Tokenizer:
+    """Loads the tokenizer that `--encoder_path` names: a path, or else a Hugging Face name.
+
+    Raises:
+        DataError: as `load_tokenizer`.
+    """
+    return load_tokenizer(encoder_path, is_pretrained_name(encoder_path))
+
+
+def is_pretrained_name(encoder_path: str) -> bool:
+    """Returns whether `--encoder_path` is a Hugging Face name: it neither exists as a path nor looks like one."""
+    is_path = "://" in encoder_path or encoder_path.endswith(".json") or os.path.isabs(encoder_path)
+    return not is_path and not os.path.exists(encoder_path)
 
 
 def _load_object(path: str) -> Tokenizer:

@@ -15,8 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from data.create_tfrecords import Settings, create_tfrecords, main
-from data.train_tokenizer import FILE_NAME, save_tokenizer, train_byte_level_bpe
+from data.create_tfrecords import main
+from data.preprocessing.pipeline import create_tfrecords
+from data.preprocessing.settings import Settings
+from data.tokenization.bpe_training import FILE_NAME, save_tokenizer, train_byte_level_bpe
 from tests.program import ENVIRONMENT, REPOSITORY
 from tests.storage.server import BROKEN_BEFORE, Cloud, Request
 
@@ -127,7 +129,7 @@ def test_a_bucket_gives_the_same_files_as_a_folder(texts: Cloud, tmp_path: Path)
     assert texts.read("trials", "p.png").startswith(b"\x89PNG")
     again = run(texts, creation())
     assert again.returncode == 2
-    assert re.fullmatch(f"{OUT}/t_0_0_30.tfrecords: already there; choose another --name .*\n", again.stderr)
+    assert re.fullmatch(f"{OUT}/t_0_0_30.tfrecords: already exists; choose another --name .*\n", again.stderr)
 
 
 def spoil(texts: Cloud, name: str) -> None:
@@ -212,7 +214,7 @@ def test_a_second_process_is_refused(texts: Cloud, tmp_path: Path) -> None:
         ),
         (
             {"output_dir": "s3://trials/out"},
-            "--output_dir s3://trials/out: is neither a path of this machine nor of ",
+            "--output_dir s3://trials/out: is neither a local path nor one of ",
         ),
         ({"input_dir": "gs://trials/none"}, "gs://trials/none: no file ending in .txt "),
         ({"write_dataset_config": "gs://nowhere/t.json"}, "gs://nowhere/t.json: there is no bucket nowhere; "),

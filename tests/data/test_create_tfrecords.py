@@ -26,14 +26,16 @@ import data.text.documents
 import data.tokenization.tokenizer
 from configs.errors import DataError, UserError
 from configs.load import load_config
-from data.create_tfrecords import Report, Settings, create_tfrecords, describe, main, parse_arguments, to_json
+from data.create_tfrecords import describe, main, parse_arguments, to_json
 from data.preprocessing.manifest import read_manifest
-from data.text.deduplication import share_of
+from data.preprocessing.pipeline import Report, create_tfrecords
+from data.preprocessing.settings import Settings
+from data.text.deduplication import digest_fraction
 from data.text.documents import Document, fingerprint
 from data.tfrecord.records import read_examples
 from data.tfrecord.shards import list_shards
+from data.tokenization.bpe_training import FILE_NAME, save_tokenizer, train_byte_level_bpe
 from data.tokenization.tokenizer import Tokenizer, load_tokenizer
-from data.train_tokenizer import FILE_NAME, save_tokenizer, train_byte_level_bpe
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WORDS = ["token", "stream", "schöne", "Welt", "\n", "example", "<|endoftext|>", "of", "1979"]
@@ -92,16 +94,16 @@ def test_no_token_is_lost_with_any_number_of_processes(tmp_path, tokenizer, enco
     assert written[0] == written[1] == written[2]
     padding = -len(expected) % 17
     assert all_ids(report) == expected + [1] * padding
-    account = report.account
-    assert (account.documents_read, account.documents_kept) == (1000, sum(map(bool, texts)))
-    assert account.discarded_empty == texts.count("")
-    assert account.text_bytes == sum(len(text.encode()) for text in texts)
-    assert account.text_tokens + account.separator_tokens == len(expected)
-    assert account.padding_tokens == padding
-    assert account.examples * 17 == len(expected) + padding
+    stats = report.stats
+    assert (stats.documents_read, stats.documents_kept) == (1000, sum(map(bool, texts)))
+    assert stats.discarded_empty == texts.count("")
+    assert stats.text_bytes == sum(len(text.encode()) for text in texts)
+    assert stats.text_tokens + stats.separator_tokens == len(expected)
+    assert stats.padding_tokens == padding
+    assert stats.examples * 17 == len(expected) + padding
     names = [os.path.basename(path) for path in report.tfrecords]
     assert names[:2] == ["t_0_0_1000.tfrecords", "t_1_0_1000.tfrecords"]
-    assert names[-1] == f"t_{len(names) - 1}_0_{account.examples - 1000 * (len(names) - 1)}.tfrecords"
+    assert names[-1] == f"t_{len(names) - 1}_0_{stats.examples - 1000 * (len(names) - 1)}.tfrecords"
     assert set(written[0]) == {*names, "t.manifest.json"}
 
 
@@ -132,17 +134,17 @@ def test_discarded_documents_are_reported_with_the_reason(tmp_path, encoder_path
     lines = describe(report).splitlines()
     assert lines[0] == "files: 4 read"
     assert lines[1] == "documents: 4 read = 1 kept + 3 discarded (1 undecodable, 1 empty, 1 too short)"
-    account = report.account
-    total = account.examples * 10
+    stats = report.stats
+    total = stats.examples * 10
     assert lines[2] == (
-        f"tokens: {account.text_tokens} of text + 1 separators + {account.padding_tokens} of padding at the very end = "
-        f"{total} = {account.examples} examples of 10"
+        f"tokens: {stats.text_tokens} of text + 1 separators + {stats.padding_tokens} of padding at the end = "
+        f"{total} = {stats.examples} examples of 10"
     )
-    assert account.text_tokens + 1 + account.padding_tokens == total
+    assert stats.text_tokens + 1 + stats.padding_tokens == total
     assert lines[-1] == "discarded bad.txt: not UTF-8 at byte 3"
     assert "short" not in load_tokenizer(encoder_path).decode(all_ids(report))
     parsed = json.loads(to_json(report))
-    assert (parsed["documents_read"], parsed["discarded_short"], parsed["text_tokens"]) == (4, 1, account.text_tokens)
+    assert (parsed["documents_read"], parsed["discarded_short"], parsed["text_tokens"]) == (4, 1, stats.text_tokens)
     assert parsed["tfrecords"] == list(report.tfrecords)
 
 
@@ -169,7 +171,7 @@ def test_files_that_are_there_are_kept_unless_asked_otherwise(tmp_path, encoder_
     with pytest.raises(DataError) as error:
         create_tfrecords(settings_for(tmp_path, encoder_path))
     assert str(error.value) == (
-        f"{tmp_path}/out/t_0_0_1.tfrecords: already there; choose another --name or --output_dir, or give "
+        f"{tmp_path}/out/t_0_0_1.tfrecords: already exists; choose another --name or --output_dir, or give "
         f"--overwrite to replace {len(before) - 1} file(s)"
     )
     assert contents(tmp_path / "out") == before
@@ -201,15 +203,15 @@ def test_without_text_nothing_is_overwritten(tmp_path, encoder_path):
         *[
             (
                 {"name": name},
-                f"--name '{name}': is no beginning of a file name that is shown; give one without slashes and "
-                "without a dot before it",
+                f"--name '{name}': cannot begin a visible file name; choose one without slashes and "
+                "without a leading dot",
             )
             for name in ("", "a/b", "..")
         ],
         (
             {"separator": 1, "write_dataset_config": "{tmp}/mine.json"},
-            "--separator 1: the tokenizer's <|endoftext|> is 0, and no dataset config may say otherwise; leave out "
-            "--separator, or --write_dataset_config",
+            "--separator 1: a dataset config must use the tokenizer's <|endoftext|>, 0; leave out --separator or "
+            "--write_dataset_config",
         ),
         (
             {"write_dataset_config": "{tmp}/texts/part0.jsonl/mine.json"},
@@ -319,7 +321,7 @@ def test_a_dataset_config_that_is_there_is_kept(tmp_path, encoder_path):
     write_lines(tmp_path / "texts", ["token"], files=1)
     config = tmp_path / "mine.json"
     config.write_text("{}")
-    with pytest.raises(DataError, match=f"{config}: already there; "):
+    with pytest.raises(DataError, match=f"{config}: already exists; "):
         create_tfrecords(settings_for(tmp_path, encoder_path, write_dataset_config=str(config)))
     assert config.read_text() == "{}"
     assert not (tmp_path / "out").exists()
@@ -344,10 +346,10 @@ def test_once_a_damaged_input_is_replaced_the_same_command_goes_on(tmp_path, enc
     with pytest.raises(DataError, match="z.txt.xz: cannot be read "):
         create_tfrecords(settings)
     damaged.write_bytes(lzma.compress(b"token stream"))
-    told = []
-    create_tfrecords(settings, tell=told.append)
-    assert [line.partition(" after ")[0] for line in told] == ["going on"]
-    assert int(told[0].split()[3]) > 10
+    logged = []
+    create_tfrecords(settings, log=logged.append)
+    assert [line.partition(" after ")[0] for line in logged] == ["resuming"]
+    assert int(logged[0].split()[2]) > 10
     unbroken = settings_for(tmp_path, encoder_path, files_per=3, output_dir=f"{tmp_path}/unbroken")
     create_tfrecords(unbroken)
     assert contents(tmp_path / "out") == contents(tmp_path / "unbroken")
@@ -366,10 +368,10 @@ def test_what_an_ended_run_made_of_other_settings_or_other_input_is_made_anew(tm
     write_lines(tmp_path / "texts", random_texts(60), files=2)
     settings = settings_for(tmp_path, encoder_path, files_per=3)
     broken_off(settings)
-    told = []
+    logged = []
     other = replace(settings, minimum_size=3)
-    create_tfrecords(other, tell=told.append)
-    assert told == ["an unfinished run had other settings: starting anew"]
+    create_tfrecords(other, log=logged.append)
+    assert logged == ["an interrupted run had other settings: starting from the beginning"]
     create_tfrecords(replace(other, output_dir=f"{tmp_path}/unbroken"))
     assert contents(tmp_path / "out") == contents(tmp_path / "unbroken")
 
@@ -377,9 +379,9 @@ def test_what_an_ended_run_made_of_other_settings_or_other_input_is_made_anew(tm
     broken_off(settings)
     first = tmp_path / "texts" / "part0.jsonl"
     first.write_text(first.read_text() + '\n{"text": "stream"}')
-    told.clear()
-    create_tfrecords(settings, tell=told.append)
-    assert told == []  # no file of the ended run was of use
+    logged.clear()
+    create_tfrecords(settings, log=logged.append)
+    assert logged == []  # no file of the ended run was of use
     create_tfrecords(replace(settings, output_dir=f"{tmp_path}/unbroken"))
     assert contents(tmp_path / "out") == contents(tmp_path / "unbroken")
 
@@ -389,18 +391,18 @@ def test_an_ended_run_goes_on_into_files_that_were_added_at_the_end(tmp_path, en
     settings = settings_for(tmp_path, encoder_path, files_per=3, deduplicate=True, eval_fraction=0.3)
     broken_off(settings)
     (tmp_path / "texts" / "zz.txt").write_text("example")
-    told = []
-    create_tfrecords(settings, tell=told.append)
-    assert told[0].startswith("going on after ")
+    logged = []
+    create_tfrecords(settings, log=logged.append)
+    assert logged[0].startswith("resuming after ")
     create_tfrecords(replace(settings, output_dir=f"{tmp_path}/unbroken"))
     assert contents(tmp_path / "out") == contents(tmp_path / "unbroken")
 
 
 RUN_AND_KILL = """
 import json, os, signal, sys, time
-# With TensorFlow, here once and not in every child.
-import data.preprocessing.apache_beam, data.preprocessing.parallel_encoding, data.preprocessing.shard_writer
-from data.create_tfrecords import Settings, create_tfrecords
+import data.preprocessing.parallel_encoding
+from data.preprocessing.pipeline import create_tfrecords
+from data.preprocessing.settings import Settings
 
 data.preprocessing.parallel_encoding.BATCH_CHARACTERS = 1000
 if __name__ == "__main__":
@@ -408,7 +410,7 @@ if __name__ == "__main__":
         for killed in (True, False):
             child = os.fork()
             if not child:
-                create_tfrecords(Settings(**values), tell=lambda line: None)
+                create_tfrecords(Settings(**values), log=lambda line: None)
                 os._exit(0)
             if killed:
                 time.sleep(seconds)
@@ -470,8 +472,9 @@ def test_killed_at_any_moment_it_gives_what_an_unbroken_run_gives(tmp_path, enco
 
 KILL_AT_STEPS = """
 import json, os, shutil, signal, sys
-import data.preprocessing.apache_beam, data.preprocessing.shard_writer  # with TensorFlow: once, not in every child
-from data.create_tfrecords import Settings, create_tfrecords
+import data.preprocessing.pipeline  # with TensorFlow: once, not in every child
+from data.preprocessing.pipeline import create_tfrecords
+from data.preprocessing.settings import Settings
 from meshtf import tf
 
 values, begun, steps, made = json.loads(sys.argv[1]), *sys.argv[2:]
@@ -485,7 +488,7 @@ def run(settings, last_step):
     for module, names in ((tf.io.gfile, ("rename", "remove", "rmtree")), (os, ("replace", "remove"))):
         for name in names:
             setattr(module, name, stopping(last_step, getattr(module, name)))
-    create_tfrecords(settings, tell=lambda line: None)
+    create_tfrecords(settings, log=lambda line: None)
     os.write(pipe[1], b"%6d" % n_steps)
     os._exit(0)
 
@@ -543,7 +546,7 @@ def test_two_processes_do_not_write_the_same_files(tmp_path, encoder_path, monke
         yield Document("a", "token")
 
     monkeypatch.setattr(data.preprocessing.splits, "read_documents", documents)
-    assert create_tfrecords(settings).account.documents_kept == 1
+    assert create_tfrecords(settings).stats.documents_kept == 1
 
 
 def documents_of(paths: Iterable[str], tokenizer: Tokenizer) -> list[str]:
@@ -561,8 +564,8 @@ def test_a_share_of_the_texts_is_held_out_wherever_they_come_from(tmp_path, toke
     kept = documents_of(report.tfrecords, tokenizer)
     assert len(held_out) == pytest.approx(75, abs=25)
     assert sorted(held_out + kept) == sorted(texts)
-    assert held_out == [text for text in texts if share_of(fingerprint(text)) < 0.25]
-    assert (report.account.documents_kept, report.eval_account.documents_kept) == (len(kept), len(held_out))
+    assert held_out == [text for text in texts if digest_fraction(fingerprint(text)) < 0.25]
+    assert (report.stats.documents_kept, report.eval_stats.documents_kept) == (len(kept), len(held_out))
     assert f"held out: documents: {len(held_out)} read = {len(held_out)} kept" in describe(report)
     dataset = json.loads(Path(config).read_text())
     for key, paths in (("path", report.tfrecords), ("eval_path", report.eval_tfrecords)):
@@ -577,7 +580,7 @@ def test_if_no_document_is_drawn_to_be_held_out_it_is_said_and_none_is_promised(
     config = tmp_path / "mine.json"
     settings = settings_for(tmp_path, encoder_path, eval_fraction=1e-9, write_dataset_config=str(config))
     report = create_tfrecords(settings)
-    assert (report.account.documents_kept, report.eval_tfrecords) == (2, ())
+    assert (report.stats.documents_kept, report.eval_tfrecords) == (2, ())
     assert "held out: tfrecords: none" in describe(report).splitlines()
     assert json.loads(config.read_text())["eval_path"] == ""
 
@@ -588,23 +591,24 @@ def test_a_full_disk_is_told_and_no_reason_to_start_from_the_beginning(tmp_path,
     script = (
         "import resource, signal\n"
         "import data.preprocessing.shard_writer\n"
-        "from data.create_tfrecords import Settings, create_tfrecords\n"
+        "from data.preprocessing.pipeline import create_tfrecords\n"
+        "from data.preprocessing.settings import Settings\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "append = data.preprocessing.shard_writer.PartWriter._append\n"
+        "append = data.preprocessing.shard_writer.ShardWriter._write_example\n"
         "def fill_up(writer, example):\n"
         "    append(writer, example)\n"
-        "    if writer._written == 1000:\n"
+        "    if writer._n_written == 100:\n"
         "        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
-        "data.preprocessing.shard_writer.PartWriter._append = fill_up\n"
+        "data.preprocessing.shard_writer.ShardWriter._write_example = fill_up\n"
         f"create_tfrecords({settings!r})\n"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True)
     message = done.stderr.splitlines()[-1]
     assert done.returncode == 1
     assert message.startswith(f"configs.errors.UserError: {tmp_path}/out/.t.partial: cannot be written: ")
-    told = []
-    create_tfrecords(settings, tell=told.append)
-    assert told == ["going on after 3 finished file(s) of an unfinished run"]
+    logged = []
+    create_tfrecords(settings, log=logged.append)
+    assert logged == ["resuming after 3 finished file(s) of an interrupted run"]
     create_tfrecords(replace(settings, output_dir=f"{tmp_path}/unbroken"))
     assert contents(tmp_path / "out") == contents(tmp_path / "unbroken")
 
@@ -623,7 +627,7 @@ def test_documents_met_before_are_left_out_if_asked(tmp_path, tokenizer, encoder
     write_lines(tmp_path / "texts", ["token", "stream", "token", "token ", "", "", "stream"], files=3)
     report = create_tfrecords(settings_for(tmp_path, encoder_path, deduplicate=True))
     assert documents_of(report.tfrecords, tokenizer) == ["token", "stream", "token "]
-    assert "= 3 kept + 4 discarded (0 undecodable, 1 empty, 0 too short, 3 met before)" in describe(report)
+    assert "= 3 kept + 4 discarded (0 undecodable, 1 empty, 0 too short, 3 duplicate)" in describe(report)
     report = create_tfrecords(settings_for(tmp_path, encoder_path, overwrite=True))
     assert documents_of(report.tfrecords, tokenizer) == ["token", "stream", "token", "token ", "stream"]
 
@@ -641,7 +645,7 @@ def test_texts_may_stand_under_another_key(tmp_path, tokenizer, encoder_path):
     (tmp_path / "texts" / "a.jsonl").write_text('{"text": "no", "content": "token"}\n{"text": "no"}')
     report = create_tfrecords(settings_for(tmp_path, encoder_path, text_key="content"))
     assert documents_of(report.tfrecords, tokenizer) == ["token"]
-    assert report.account.problems == ["a.jsonl:2: no text under the key 'content'"]
+    assert report.stats.problems == ["a.jsonl:2: no text under the key 'content'"]
 
 
 @pytest.mark.parametrize("flags", [{}, {"wikitext_detokenize": True}])
@@ -649,7 +653,7 @@ def test_a_long_text_is_shared_among_processes_and_stays_one_document(
     tmp_path, tokenizer, encoder_path, monkeypatch, flags
 ):
     monkeypatch.setattr(data.tokenization.tokenizer, "PIECE_CHARACTERS", 1000)
-    monkeypatch.setattr(data.preprocessing.splits, "LONGEST_BYTES", 5000)
+    monkeypatch.setattr(data.preprocessing.splits, "MAX_TEXT_BYTES", 5000)
     monkeypatch.setattr(data.text.documents, "_PART_BYTES", 1501)
     text = "token stream schöne\nWelt " * 1000
     (tmp_path / "texts").mkdir()
@@ -659,8 +663,8 @@ def test_a_long_text_is_shared_among_processes_and_stays_one_document(
     report = create_tfrecords(settings_for(tmp_path, encoder_path, processes=2, deduplicate=True, **flags))
     kept = [*tokenizer.encode(text), 0, *tokenizer.encode("short"), 0]
     assert all_ids(report) == kept + [1] * (-len(kept) % 10)
-    assert (report.account.documents_kept, report.account.discarded_duplicate) == (2, 1)
-    assert report.account.text_bytes == len(text.encode()) + 5
+    assert (report.stats.documents_kept, report.stats.discarded_duplicate) == (2, 1)
+    assert report.stats.text_bytes == len(text.encode()) + 5
 
 
 def test_the_manifest_says_what_the_files_hold(tmp_path, tokenizer, encoder_path):
@@ -673,7 +677,7 @@ def test_the_manifest_says_what_the_files_hold(tmp_path, tokenizer, encoder_path
     assert (manifest.settings["eval_fraction"], manifest.settings["separator"]) == (0.2, 0)
     assert {"processes", "overwrite", "output_dir"}.isdisjoint(manifest.settings)
     for part, paths in (("train", report.tfrecords), ("eval", report.eval_tfrecords)):
-        entries = manifest.parts[part].files
+        entries = manifest.splits[part].files
         assert [f"{tmp_path}/out/{entry.name}" for entry in entries] == list(paths)
         for entry, path in zip(entries, paths, strict=True):
             examples = list(read_examples(path))
@@ -681,16 +685,16 @@ def test_the_manifest_says_what_the_files_hold(tmp_path, tokenizer, encoder_path
             assert (entry.examples, entry.tokens) == (len(examples), 10 * len(examples))
             assert (entry.bytes, entry.sha256) == (len(content), hashlib.sha256(content).hexdigest())
             assert entry.documents == sum(int((example == 0).sum()) for example in examples)
-        assert sum(entry.documents for entry in entries) == manifest.parts[part].account.documents_kept
+        assert sum(entry.documents for entry in entries) == manifest.splits[part].stats.documents_kept
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"max_documents": 0}, "--max_documents 0: is too small; give 1 or more, or leave it out"),
-        ({"eval_fraction": 1.0}, "--eval_fraction 1.0: is no share; give 0 or more, and less than 1"),
-        ({"eval_fraction": -0.1}, "--eval_fraction -0.1: is no share; give 0 or more, and less than 1"),
-        ({"eval_fraction": float("nan")}, "--eval_fraction nan: is no share; give 0 or more, and less than 1"),
+        ({"eval_fraction": 1.0}, "--eval_fraction 1.0: is no fraction; give 0 or more, and less than 1"),
+        ({"eval_fraction": -0.1}, "--eval_fraction -0.1: is no fraction; give 0 or more, and less than 1"),
+        ({"eval_fraction": float("nan")}, "--eval_fraction nan: is no fraction; give 0 or more, and less than 1"),
     ],
 )
 def test_shares_and_numbers_that_cannot_be_are_told(tmp_path, encoder_path, values, message):

@@ -13,8 +13,9 @@ import pytest
 
 import data.train_tokenizer
 from configs.errors import DataError, UserError
+from data.tokenization.bpe_training import FILE_NAME
 from data.tokenization.tokenizer import load_tokenizer
-from data.train_tokenizer import FILE_NAME, Settings, main, train_byte_level_bpe, train_tokenizer
+from data.train_tokenizer import Settings, main, train_tokenizer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TEXTS = [f"the quick brown fox number {n} jumps over the lazy dogs, {word}\n" * 3 for n, word in enumerate("äbcdefg")]
@@ -25,38 +26,6 @@ def write_texts(folder: Path) -> str:
     for n, text in enumerate(TEXTS):
         (folder / f"{n}.txt").write_text(text, encoding="utf-8")
     return str(folder)
-
-
-def test_the_vocabulary_is_special_tokens_then_bytes_then_merges():
-    vocabulary = json.loads(train_byte_level_bpe(TEXTS, 300).to_json())["model"]["vocab"]
-    by_id = sorted(vocabulary, key=vocabulary.get)
-    assert by_id[:2] == ["<|endoftext|>", "<|padding|>"]
-    assert all(len(token) == 1 for token in by_id[2:258])
-    assert len(set(by_id[2:258])) == 256
-    assert all(len(token) > 1 for token in by_id[258:])
-    assert len(by_id) == 300
-
-
-def test_a_merge_needs_two_occurrences():
-    assert train_byte_level_bpe(["abcdef"], 300).n_vocab == 258
-    assert "ab" in json.loads(train_byte_level_bpe(["ab ab"], 300).to_json())["model"]["vocab"]
-
-
-def test_it_is_lossless_unless_asked_otherwise():
-    text = "ﬁne  Ⅳ text\r\n\ttail "
-    assert train_byte_level_bpe(TEXTS, 300).decode(train_byte_level_bpe(TEXTS, 300).encode(text)) == text
-    normalizing = train_byte_level_bpe(TEXTS, 300, nfkc=True)
-    assert normalizing.decode(normalizing.encode(text)) == "fine  IV text\r\n\ttail "
-    prefixing = train_byte_level_bpe(TEXTS, 300, add_prefix_space=True)
-    assert prefixing.decode(prefixing.encode(text)) == " " + text
-
-
-def test_a_vocabulary_without_room_for_the_bytes_is_refused():
-    with pytest.raises(DataError) as error:
-        train_byte_level_bpe(TEXTS, 257)
-    assert str(error.value) == (
-        "vocab_size 257 is too small: it has to hold 256 bytes and 2 special tokens; take at least 258"
-    )
 
 
 def test_the_command_line_gives_the_same_file_each_time_and_deletes_nothing(tmp_path):
@@ -90,7 +59,7 @@ def test_a_tokenizer_that_is_there_is_kept_unless_asked_otherwise(tmp_path, caps
     before = (tmp_path / FILE_NAME).read_bytes()
     assert main([*flags[:-1], "285"]) == 2
     assert capsys.readouterr().err == (
-        f"{tmp_path}/{FILE_NAME}: already there; choose another --output_dir, or give --overwrite to replace it\n"
+        f"{tmp_path}/{FILE_NAME}: already exists; choose another --output_dir, or give --overwrite to replace it\n"
     )
     assert (tmp_path / FILE_NAME).read_bytes() == before
     assert main([*flags[:-1], "285", "--overwrite"]) == 0
@@ -126,7 +95,7 @@ def test_undecodable_documents_are_named(tmp_path, capsys):
             {"file_type": "md"},
             "{base}: no file ending in .md found; name a directory, a glob or a file that has text",
         ),
-        ({"sample_share": 0.0}, "sample_share 0.0 is no share; give more than 0 and at most 1"),
+        ({"sample_share": 0.0}, "sample_share 0.0: is no fraction; give more than 0 and at most 1"),
         ({"file_type": "py"}, "{base}: has no text to train on; add text, or raise --sample_share"),
     ],
 )
@@ -159,5 +128,5 @@ def test_ctrl_c_is_one_line_and_status_130(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(data.train_tokenizer, "read_all_documents", interrupted)
     flags = ["--base_dir", write_texts(tmp_path / "texts"), "--output_dir", f"{tmp_path}/out", "--vocab_size", "300"]
     assert main([*flags, "--file_type", "txt"]) == 130
-    assert capsys.readouterr().err == "stopped: no tokenizer was written\n"
+    assert capsys.readouterr().err == "interrupted: no tokenizer was written\n"
     assert os.listdir(tmp_path / "out") == []

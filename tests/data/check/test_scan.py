@@ -172,7 +172,7 @@ def test_a_broken_manifest_is_named_and_does_not_stop_the_scan(tmp_path):
     write_with_manifest(tmp_path, SECOND)
     (tmp_path / "m.manifest.json").write_text("{")
     (message,) = messages_of(tmp_path)
-    assert message.startswith(f"{tmp_path}/m.manifest.json: is no manifest")
+    assert message.startswith(f"{tmp_path}/m.manifest.json: is not a manifest")
 
 
 def test_the_boundary_shown_has_text_on_both_sides(tmp_path):

@@ -1,4 +1,4 @@
-"""Tests of data/beam.py; what needs Apache Beam itself is left out where that is not installed."""
+"""Tests of data/preprocessing/apache_beam.py; some are skipped unless Apache Beam is installed."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ import data.preprocessing.parallel_encoding
 import data.preprocessing.splits
 import data.tokenization.tokenizer
 from configs.errors import DataError
-from data.create_tfrecords import Settings, create_tfrecords
 from data.preprocessing.apache_beam import _batches, _encode, load_beam, read_encoded
 from data.preprocessing.encoding import TextEncoder
-from data.preprocessing.parallel_encoding import cut, encode_all
-from data.preprocessing.splits import TRAIN, Choice, Place, Router
+from data.preprocessing.parallel_encoding import encode_all
+from data.preprocessing.pipeline import create_tfrecords
+from data.preprocessing.settings import Settings
+from data.preprocessing.splits import TRAIN, DocumentOptions, DocumentPosition, DocumentReader
 from data.text.files import find_files
-from data.train_tokenizer import FILE_NAME, save_tokenizer, train_byte_level_bpe
+from data.tokenization.bpe_training import FILE_NAME, save_tokenizer, train_byte_level_bpe
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 HAS_BEAM = find_spec("apache_beam") is not None
@@ -39,7 +40,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("start", [Place(), Place(0, 17, 17), Place(1, 0, 62)])
+@pytest.mark.parametrize("start", [DocumentPosition(), DocumentPosition(0, 17, 17), DocumentPosition(1, 0, 62)])
 def test_ids_that_were_left_in_files_are_those_of_the_pool(tmp_path, monkeypatch, start):
     monkeypatch.setattr(data.preprocessing.parallel_encoding, "BATCH_CHARACTERS", 100)
     monkeypatch.setattr(data.tokenization.tokenizer, "PIECE_CHARACTERS", 50)
@@ -53,8 +54,8 @@ def test_ids_that_were_left_in_files_are_those_of_the_pool(tmp_path, monkeypatch
     assert len(list((tmp_path / "ids").iterdir())) > 10
 
     def texts():
-        router = Router(files, Choice(deduplicate=start == Place()), {TRAIN: start})
-        return router.texts(lambda document: cut(document, encoder), lambda n_files: None)
+        reader = DocumentReader(files, DocumentOptions(deduplicate=start == DocumentPosition()), {TRAIN: start})
+        return reader.pieces(encoder.cut, lambda n_files: None)
 
     expected = [(tag, None if ids is None else ids.tolist(), n) for tag, ids, n in encode_all(texts(), encoder, 1)]
     found = [(t, None if ids is None else ids.tolist(), n) for t, ids, n in read_encoded(texts(), f"{tmp_path}/ids")]
@@ -65,8 +66,8 @@ def test_ids_that_were_left_in_files_are_those_of_the_pool(tmp_path, monkeypatch
 def test_ids_that_are_missing_are_told(tmp_path):
     write_texts(tmp_path / "texts")
     encoder = TextEncoder(train_byte_level_bpe(["token stream example"] * 5, 270))
-    router = Router(find_files([f"{tmp_path}/texts"]), Choice(), {TRAIN: Place()})
-    texts = router.texts(lambda document: cut(document, encoder), lambda n_files: None)
+    reader = DocumentReader(find_files([f"{tmp_path}/texts"]), DocumentOptions(), {TRAIN: DocumentPosition()})
+    texts = reader.pieces(encoder.cut, lambda n_files: None)
     with pytest.raises(DataError, match="has no ids of .*; remove that folder, and start again"):
         list(read_encoded(texts, str(tmp_path)))
 
@@ -75,7 +76,7 @@ def test_an_unknown_runner_is_told():
     with pytest.raises(DataError) as error:
         load_beam("SparkRunner")
     assert str(error.value) == (
-        "--runner SparkRunner: is none of DirectRunner, DataflowRunner, FlinkRunner; choose one, or leave it out"
+        "--runner SparkRunner: is unknown; choose one of DirectRunner, DataflowRunner, FlinkRunner, or leave it out"
     )
 
 

@@ -1,4 +1,4 @@
-"""Tests of data/manifest.py."""
+"""Tests of data/preprocessing/manifest.py."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 
 from configs.errors import DataError, UserError
-from data.preprocessing.encoding import PackingStats
 from data.preprocessing.manifest import (
     FileEntry,
     Manifest,
-    Part,
+    Split,
     checksum,
     find_entries,
     listed_files,
@@ -21,6 +20,7 @@ from data.preprocessing.manifest import (
     read_manifest,
     write_manifest,
 )
+from data.preprocessing.packing import PackingStats
 from data.preprocessing.splits import EVAL, TRAIN
 
 TRAINING = FileEntry("a_0_0_2.tfrecords", 2, 8, 3, 77, "00ff")
@@ -31,9 +31,9 @@ MANIFEST = Manifest(
     tokenizer={"path": "t.json", "n_vocab": 9, "sha256": "22dd"},
     settings={"chunk_size": 3, "deduplicate": True},
     input={"files": 1, "bytes": 20},
-    parts={
-        TRAIN: Part(PackingStats(documents_read=3, documents_kept=3, problems=["x: not UTF-8"]), (TRAINING,)),
-        EVAL: Part(PackingStats(documents_read=1, documents_kept=1), (HELD_OUT,)),
+    splits={
+        TRAIN: Split(PackingStats(documents_read=3, documents_kept=3, problems=["x: not UTF-8"]), (TRAINING,)),
+        EVAL: Split(PackingStats(documents_read=1, documents_kept=1), (HELD_OUT,)),
     },
 )
 
@@ -65,7 +65,7 @@ def test_what_is_no_manifest_is_named(tmp_path, text):
     path.write_text(text)
     with pytest.raises(DataError) as error:
         read_manifest(str(path))
-    assert str(error.value).startswith(f"{path}: is no manifest of a data set (")
+    assert str(error.value).startswith(f"{path}: is not a manifest of a data set (")
     assert str(error.value).endswith("); remove it, and write the data set again with data/create_tfrecords.py")
 
 

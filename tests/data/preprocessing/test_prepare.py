@@ -1,4 +1,4 @@
-"""Tests of data/prepare.py."""
+"""Tests of data/preprocessing/prepare.py."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from data.preprocessing.prepare import NOT_THE_STDLIB, PreparedDataset, prepare_
 from data.text.files import find_files
 from data.tfrecord.records import read_examples
 from data.tfrecord.shards import list_shards
+from data.tokenization.bpe_training import FILE_NAME, save_tokenizer, train_byte_level_bpe
 from data.tokenization.tokenizer import load_tokenizer
-from data.train_tokenizer import FILE_NAME, save_tokenizer, train_byte_level_bpe
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 N_CTX = 16
@@ -114,7 +114,7 @@ def test_what_was_made_is_fresh_until_text_or_settings_change(tmp_path):
     first, _ = prepare(dataset_of(tmp_path))
     again, lines = prepare(dataset_of(tmp_path))
     assert again == first
-    assert lines == [f"mine: {os.path.dirname(first.tokenizer_path)} is fresh"]
+    assert lines == [f"mine: {os.path.dirname(first.tokenizer_path)} is up to date"]
     for changed, n_ctx in [({"n_vocab": 290}, N_CTX), ({"eval_fraction": 0.5}, N_CTX), ({}, 8)]:
         other, lines = prepare(dataset_of(tmp_path, **changed), n_ctx)
         assert other != first
@@ -158,7 +158,7 @@ def test_a_killed_preparation_leaves_nothing_that_is_taken_for_finished(tmp_path
     assert lines[0].startswith("mine: preparing ")
     assert f"{os.path.basename(os.path.dirname(prepared.tokenizer_path))}.partial" == left
     assert left not in os.listdir(tmp_path / "cache")
-    assert prepare(dataset_of(tmp_path))[1] == [f"mine: {os.path.dirname(prepared.tokenizer_path)} is fresh"]
+    assert prepare(dataset_of(tmp_path))[1] == [f"mine: {os.path.dirname(prepared.tokenizer_path)} is up to date"]
 
 
 def test_two_at_once_make_it_once(tmp_path):
@@ -247,8 +247,8 @@ def test_a_cache_in_a_bucket_is_refused_with_what_to_do(tmp_path):
     with pytest.raises(DataError) as error:
         prepare(dataset_of(tmp_path, cache_dir="gs://mine/cache"))
     assert str(error.value) == (
-        "mine: cache_dir = gs://mine/cache: raw text is prepared on the disk of this machine; give a folder there, "
-        "or write tfrecords into the bucket with data/create_tfrecords.py --output_dir, and name them in path"
+        "mine: cache_dir = gs://mine/cache: raw text is prepared on a local disk; give a local folder, or write "
+        "tfrecords into the bucket with data/create_tfrecords.py --output_dir, and name them in path"
     )
 
 
@@ -291,7 +291,7 @@ def test_text_that_cannot_be_read_gives_the_reason(tmp_path):
 def test_a_dataset_with_a_slash_in_its_name_is_refused(tmp_path):
     with pytest.raises(DataError) as error:
         prepare(dataset_of(tmp_path, id="a/b"))
-    assert str(error.value) == ("a/b: is no beginning of a file name; name the dataset config without a slash")
+    assert str(error.value) == ("a/b: cannot begin a file name; name the dataset config without a slash")
 
 
 def test_a_file_in_the_way_is_named(tmp_path):

@@ -38,7 +38,7 @@ def test_an_error_of_a_task_reaches_the_caller(processes):
 
 
 def test_a_process_that_is_ended_from_outside_is_an_error():
-    with pytest.raises(DataError, match="^--processes 2: one of them was ended from outside"):
+    with pytest.raises(DataError, match="^--processes 2: one of them was killed"):
         list(in_order([functools.partial(os._exit, 3)], 2))
 
 
@@ -50,7 +50,7 @@ def test_no_more_processes_than_there_is_work_for():
 def test_processes_end_with_the_one_that_is_killed():
     program = (
         "import functools, itertools, multiprocessing, os, time\n"
-        "from data.workers import in_order\n"
+        "from data.preprocessing.process_pool import in_order\n"
         "if __name__ == '__main__':\n"
         "    tasks = itertools.chain([os.getpid], itertools.repeat(functools.partial(time.sleep, 0.1)))\n"
         "    for result in in_order(tasks, 2):\n"

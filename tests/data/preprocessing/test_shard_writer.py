@@ -1,4 +1,4 @@
-"""Tests of data/parts.py: files are the joined documents, and any of them can be the last one before a new start."""
+"""Tests of data/preprocessing/shard_writer.py: files are the packed documents, and writing resumes after any file."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.preprocessing.encoding import PackingStats
-from data.preprocessing.manifest import Part
-from data.preprocessing.resume import Identity, Input, Unfinished
-from data.preprocessing.shard_writer import Layout, PartWriter
-from data.preprocessing.splits import TRAIN, Place
+from data.preprocessing.manifest import Split
+from data.preprocessing.packing import PackingStats, ShardLayout
+from data.preprocessing.resume import Fingerprint, ResumeFolder
+from data.preprocessing.shard_writer import ShardWriter
+from data.preprocessing.splits import TRAIN, DocumentPosition
 from data.tfrecord.records import read_examples
 
 SEPARATOR, PADDING = 90, 91
 LAYOUTS = st.builds(
-    Layout,
+    ShardLayout,
+    prefix=st.just("a"),
     example_tokens=st.integers(1, 6),
     examples_per_file=st.integers(1, 3),
     separator=st.just(SEPARATOR),
@@ -30,39 +31,37 @@ LAYOUTS = st.builds(
 PIECES = st.lists(st.lists(st.integers(0, 9), max_size=7), min_size=1, max_size=3)
 
 
-def unfinished(folder: str) -> Unfinished:
-    here = Unfinished(folder, Identity({}, Input([("a", 1, 1)])))
-    here.load(lambda line: None)
-    return here
+def resume_folder(folder: str) -> ResumeFolder:
+    return ResumeFolder(folder, Fingerprint({}, [("a", 1, 1)]), lambda line: None)
 
 
-def write(folder: str, documents: list[list[list[int]]], layout: Layout) -> Part:
-    writer = PartWriter(unfinished(folder), TRAIN, "a", layout)
+def write(folder: str, documents: list[list[list[int]]], layout: ShardLayout) -> Split:
+    writer = ShardWriter(resume_folder(folder), TRAIN, layout)
     for number, pieces in enumerate(documents):
         if number < writer.start.overall:
             continue
         for n, piece in enumerate(pieces, start=1):
-            place = Place(0, number, number)
-            writer.add(place, np.array(piece, dtype=np.int32), 2 * len(piece), is_last=n == len(pieces))
-    return writer.finish(Place(1, 0, len(documents)))
+            position = DocumentPosition(0, number, number)
+            writer.add(position, np.array(piece, dtype=np.int32), 2 * len(piece), is_last=n == len(pieces))
+    return writer.finish(DocumentPosition(1, 0, len(documents)))
 
 
-def stream_of(folder: str, part: Part) -> list[int]:
-    return [int(i) for entry in part.files for example in read_examples(f"{folder}/{entry.name}") for i in example]
+def stream_of(folder: str, split: Split) -> list[int]:
+    return [int(i) for entry in split.files for example in read_examples(f"{folder}/{entry.name}") for i in example]
 
 
 @given(st.lists(PIECES, max_size=5), LAYOUTS)
 @settings(max_examples=12, deadline=None)
-def test_files_are_the_joined_documents_and_any_of_them_can_be_gone_on_from(documents, layout):
+def test_files_are_the_packed_documents_and_writing_resumes_after_any_of_them(documents, layout):
     whole = [[i for piece in pieces for i in piece] for pieces in documents]
     kept = [ids for ids in whole if len(ids) >= max(1, layout.minimum_tokens)]
     expected = [i for ids in kept for i in [*ids, SEPARATOR]]
     with tempfile.TemporaryDirectory() as folder:
-        part = write(folder, documents, layout)
+        split = write(folder, documents, layout)
         padding = -len(expected) % layout.example_tokens
-        assert stream_of(folder, part) == expected + [PADDING] * padding
+        assert stream_of(folder, split) == expected + [PADDING] * padding
         n_empty = sum(not ids for ids in whole)
-        assert part.account == PackingStats(
+        assert split.stats == PackingStats(
             documents_read=len(whole),
             documents_kept=len(kept),
             discarded_empty=n_empty,
@@ -73,39 +72,58 @@ def test_files_are_the_joined_documents_and_any_of_them_can_be_gone_on_from(docu
             padding_tokens=padding,
             examples=(len(expected) + padding) // layout.example_tokens,
         )
-        assert sum(entry.documents for entry in part.files) == len(kept)
-        assert sum(entry.tokens for entry in part.files) == len(expected) + padding
-        for last in range(len(part.files), 0, -1):
+        assert sum(entry.documents for entry in split.files) == len(kept)
+        assert sum(entry.tokens for entry in split.files) == len(expected) + padding
+        for last in range(len(split.files), 0, -1):
             Path(f"{folder}/{TRAIN}/{last - 1}.json").unlink()
-            Path(f"{folder}/{part.files[last - 1].name}").unlink()
-            assert write(folder, documents, layout) == part
+            Path(f"{folder}/{split.files[last - 1].name}").unlink()
+            assert write(folder, documents, layout) == split
+
+
+@given(st.lists(PIECES, max_size=8), LAYOUTS, st.integers(1, 6))
+@settings(max_examples=12, deadline=None)
+def test_shuffled_files_hold_all_examples_and_writing_resumes_after_any_of_them(documents, layout, shuffle_examples):
+    shuffling = replace(layout, shuffle_examples=shuffle_examples)
+    with tempfile.TemporaryDirectory() as plain, tempfile.TemporaryDirectory() as folder:
+        in_order, split = write(plain, documents, layout), write(folder, documents, shuffling)
+        assert split.stats == in_order.stats
+        assert [entry.examples for entry in split.files] == [entry.examples for entry in in_order.files]
+        length = layout.example_tokens
+        ids, expected = (np.reshape(stream_of(*made), (-1, length)) for made in ((folder, split), (plain, in_order)))
+        assert sorted(ids.tolist()) == sorted(expected.tolist())
+        for last in range(len(split.files), 0, -1):
+            Path(f"{folder}/{TRAIN}/{last - 1}.json").unlink()
+            Path(f"{folder}/{split.files[last - 1].name}").unlink()
+            again = write(folder, documents, shuffling)
+            assert again.stats == split.stats
+            assert [entry.sha256 for entry in again.files] == [entry.sha256 for entry in split.files]
 
 
 def test_a_file_of_another_size_than_its_record_says_is_written_again(tmp_path):
-    layout = Layout(3, 2, SEPARATOR, PADDING, 0)
+    layout = ShardLayout("a", 3, 2, SEPARATOR, PADDING, 0)
     documents = [[[1, 2, 3, 4]], [[5]], [[6, 7, 8, 9, 1]]]
-    part = write(str(tmp_path), documents, layout)
-    first = tmp_path / part.files[0].name
+    split = write(str(tmp_path), documents, layout)
+    first = tmp_path / split.files[0].name
     first.write_bytes(first.read_bytes()[:-1])
-    assert write(str(tmp_path), documents, layout) == part
-    assert stream_of(str(tmp_path), part)[:5] == [1, 2, 3, 4, SEPARATOR]
+    assert write(str(tmp_path), documents, layout) == split
+    assert stream_of(str(tmp_path), split)[:5] == [1, 2, 3, 4, SEPARATOR]
 
 
-def test_a_record_of_other_input_is_not_gone_on_from(tmp_path):
-    layout = Layout(3, 1, SEPARATOR, PADDING, 0)
-    part = write(str(tmp_path), [[[1, 2]], [[5]], [[6]]], layout)
+def test_a_record_of_other_input_is_not_resumed(tmp_path):
+    layout = ShardLayout("a", 3, 1, SEPARATOR, PADDING, 0)
+    split = write(str(tmp_path), [[[1, 2]], [[5]], [[6]]], layout)
     record = tmp_path / TRAIN / "1.json"
     values = json.loads(record.read_text())
     record.write_text(json.dumps(values | {"input": "other"}))
-    assert len(unfinished(str(tmp_path)).finished(TRAIN)) == 1
-    assert len(part.files) == 3
+    assert len(resume_folder(str(tmp_path)).finished(TRAIN)) == 1
+    assert len(split.files) == 3
 
 
 def test_documents_left_out_are_counted_by_their_reason(tmp_path):
-    writer = PartWriter(unfinished(str(tmp_path)), TRAIN, "a", Layout(2, 1, SEPARATOR, PADDING, 0))
-    writer.leave_out("undecodable", "b: no text")
-    writer.leave_out("duplicate")
-    account = writer.finish(Place(1, 0, 2)).account
-    assert account == replace(
+    writer = ShardWriter(resume_folder(str(tmp_path)), TRAIN, ShardLayout("a", 2, 1, SEPARATOR, PADDING, 0))
+    writer.discard("undecodable", "b: no text")
+    writer.discard("duplicate")
+    stats = writer.finish(DocumentPosition(1, 0, 2)).stats
+    assert stats == replace(
         PackingStats(), documents_read=2, discarded_undecodable=1, discarded_duplicate=1, problems=["b: no text"]
     )

@@ -1,4 +1,4 @@
-"""Tests of data/cleaning.py."""
+"""Tests of data/text/cleaning.py."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_without_ftfy_the_error_says_what_to_do():
     script = (
         "import sys; sys.modules['ftfy'] = None\n"
         "from configs.errors import DataError\n"
-        "from data.cleaning import fix_text\n"
+        "from data.text.cleaning import fix_text\n"
         "try:\n    fix_text('a')\n"
         "except DataError as error:\n    print(error)\n"
     )

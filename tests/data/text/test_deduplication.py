@@ -1,4 +1,4 @@
-"""Tests of data/duplicates.py."""
+"""Tests of data/text/deduplication.py."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import random
 
 import pytest
 
-from data.text.deduplication import SeenTexts, share_of
+from data.text.deduplication import SeenDigests, digest_fraction
 from data.text.documents import fingerprint
 
 
 def test_only_what_was_not_added_is_new():
     draw = random.Random(1)
     texts = [str(draw.randrange(3000)) for _ in range(5000)]
-    seen, known = SeenTexts(), set()
+    seen, known = SeenDigests(), set()
     for text in texts:
         assert seen.add(fingerprint(text)) == (text not in known)
         known.add(text)
 
 
 def test_a_hash_that_lies_across_two_others_is_new():
-    seen = SeenTexts()
+    seen = SeenDigests()
     end = b"\1\2"  # all in one bucket
     assert seen.add(b"aaaaaaabbbbbbb" + end)
     assert seen.add(b"cccccccddddddd" + end)
@@ -30,6 +30,6 @@ def test_a_hash_that_lies_across_two_others_is_new():
 
 
 def test_shares_are_even():
-    shares = [share_of(fingerprint(str(n))) for n in range(4000)]
+    shares = [digest_fraction(fingerprint(str(n))) for n in range(4000)]
     assert all(0 <= share < 1 for share in shares)
     assert sum(share < 0.25 for share in shares) / 4000 == pytest.approx(0.25, abs=0.03)

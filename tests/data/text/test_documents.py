@@ -1,4 +1,4 @@
-"""Tests of data/documents.py."""
+"""Tests of data/text/documents.py."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from lm_dataformat import Archive, DatArchive, JSONArchive
 
 import data.text.documents
 from configs.errors import DataError
+from data.text.deduplication import digest_fraction
 from data.text.documents import (
     Document,
     explain,
     fingerprint,
+    identity_digest,
     read_all_documents,
     read_documents,
-    share_below,
 )
 from data.text.files import SourceFile, find_files
 
@@ -183,8 +184,8 @@ def test_a_damaged_file_is_named(tmp_path, name, content):
 
 
 def test_shares_are_fixed_and_even():
-    assert share_below("a.txt") == 0x18B7CB099A9E / 2**48  # printf a.txt | sha256sum
-    shares = [share_below(f"file{n}.py") for n in range(4000)]
+    assert digest_fraction(identity_digest(Document("a.txt", ""))) == 0x18B7CB099A9E / 2**48  # printf a.txt | sha256sum
+    shares = [digest_fraction(identity_digest(Document(f"file{n}.py", ""))) for n in range(4000)]
     assert all(0 <= share < 1 for share in shares)
     assert sum(share < 0.25 for share in shares) / 4000 == pytest.approx(0.25, abs=0.03)
 

@@ -1,4 +1,4 @@
-"""Finding text files on a disk."""
+"""Finding source files on a disk."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from data.preprocessing.prepare import prepare_dataset
 from data.text.documents import read_all_documents
 from data.text.files import find_files, open_source
 from data.tfrecord.shards import list_shards
+from data.tokenization.bpe_training import FILE_NAME
 from data.tokenization.tokenizer import from_json
 from storage import buckets
 from storage.buckets import BucketError
@@ -96,7 +97,7 @@ def test_raw_text_and_tokenizer_may_be_in_a_bucket(trials: Cloud, tmp_path: Path
     told: list[str] = []
     for _ in range(2):
         prepared = prepare_dataset(dataset, 16, told.append)
-    assert told[0].startswith("mine: preparing 20 files of raw text in ") and told[-1].endswith(" is fresh")
+    assert told[0].startswith("mine: preparing 20 files of raw text in ") and told[-1].endswith(" is up to date")
     assert sum(shard.n_examples for shard in list_shards(prepared.train_pattern)) > 50
     trials.write("trials", "texts/0.txt", b"another text " * 30)
     assert prepare_dataset(dataset, 16, told.append) != prepared
@@ -106,7 +107,7 @@ def test_raw_text_and_tokenizer_may_be_in_a_bucket(trials: Cloud, tmp_path: Path
         2,
         0,
     ]
-    assert from_json(trials.read("trials", f"tokenizers/{train_tokenizer.FILE_NAME}").decode()).n_vocab == 290
+    assert from_json(trials.read("trials", f"tokenizers/{FILE_NAME}").decode()).n_vocab == 290
 
 
 def test_an_object_replaced_while_it_is_read_is_an_error(trials: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Tests of data/tokenizer.py."""
+"""Tests of data/tokenization/tokenizer.py."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tokenizers import decoders, models, pre_tokenizers
 import data.tokenization.tokenizer
 from configs.errors import ConfigError, DataError
 from configs.schema import DatasetConfig
+from data.tokenization.bpe_training import save_tokenizer, train_byte_level_bpe
 from data.tokenization.tokenizer import Tokenizer, check_special_ids, from_json, load_tokenizer
-from data.train_tokenizer import save_tokenizer, train_byte_level_bpe
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 SAMPLE = [

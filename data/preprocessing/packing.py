@@ -1,0 +1,279 @@
+"""Packing token ids into examples of one length.
+
+A separator follows every document. All documents form one stream, which is cut into examples; the rest of a document
+begins the next example, and only the very last example is padded.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+
+import numpy as np
+
+from data.preprocessing.splits import DocumentPosition
+
+MAX_PROBLEMS = 20
+
+
+@dataclass
+class PackingStats:
+    """Counts of documents and tokens.
+
+    Attributes:
+        documents_read: all documents, readable or not.
+        documents_kept: documents whose tokens are in the examples.
+        discarded_undecodable: documents that are not UTF-8, or JSON without a text.
+        discarded_empty: documents without a single token after cleaning.
+        discarded_short: documents of fewer tokens than the minimum.
+        discarded_duplicate: copies of an earlier document, if duplicates are left out.
+        text_bytes: UTF-8 bytes of the kept documents, after cleaning.
+        text_tokens: tokens of the kept documents.
+        separator_tokens: one for every kept document.
+        padding_tokens: tokens that pad the last example.
+        examples: examples made.
+        problems: the first few undecodable documents, as "identity: problem".
+    """
+
+    documents_read: int = 0
+    documents_kept: int = 0
+    discarded_undecodable: int = 0
+    discarded_empty: int = 0
+    discarded_short: int = 0
+    discarded_duplicate: int = 0
+    text_bytes: int = 0
+    text_tokens: int = 0
+    separator_tokens: int = 0
+    padding_tokens: int = 0
+    examples: int = 0
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def discarded(self) -> int:
+        """Number of documents that were left out for any reason."""
+        return self.discarded_undecodable + self.discarded_empty + self.discarded_short + self.discarded_duplicate
+
+    def copy(self) -> PackingStats:
+        """Returns a copy that later counting does not change."""
+        return replace(self, problems=list(self.problems))
+
+    def describe_documents(self) -> str:
+        """Returns one line with the documents read, kept and discarded, and why."""
+        discarded = {
+            "undecodable": self.discarded_undecodable,
+            "empty": self.discarded_empty,
+            "too short": self.discarded_short,
+        }
+        if self.discarded_duplicate:
+            discarded["duplicate"] = self.discarded_duplicate
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in discarded.items())
+        return (
+            f"documents: {self.documents_read:,} read = {self.documents_kept:,} kept + "
+            f"{self.discarded:,} discarded ({reasons})"
+        )
+
+    def check(self, example_tokens: int) -> None:
+        """Asserts that every document and every token is accounted for."""
+        assert self.documents_read == self.documents_kept + self.discarded, asdict(self)
+        tokens = self.text_tokens + self.separator_tokens + self.padding_tokens
+        assert tokens == self.examples * example_tokens, asdict(self)
+
+
+@dataclass(frozen=True)
+class ShardLayout:
+    """How the tokens of a split are laid out in its files.
+
+    Attributes:
+        prefix: what the names of the files begin with.
+        example_tokens: ids in an example, n_ctx + 1.
+        examples_per_file: examples in every file but the last.
+        separator: id that follows every document.
+        padding: id that pads the last example.
+        minimum_tokens: documents with fewer tokens are left out.
+        shuffle_examples: examples in the shuffle buffer; 0 keeps them in the order of the documents.
+    """
+
+    prefix: str
+    example_tokens: int
+    examples_per_file: int
+    separator: int
+    padding: int
+    minimum_tokens: int = 0
+    shuffle_examples: int = 0
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """An end of an example from which packing can be resumed.
+
+    Attributes:
+        document: the document in which the next example begins.
+        offset: tokens of that document that lie in earlier examples.
+        stats: counts of the documents before that one.
+    """
+
+    document: DocumentPosition = DocumentPosition()
+    offset: int = 0
+    stats: PackingStats = field(default_factory=PackingStats)
+
+
+class ExamplePacker:
+    """Joins documents into a stream and cuts it into examples.
+
+    Attributes:
+        stats: counts of the finished documents and of the examples.
+    """
+
+    def __init__(self, layout: ShardLayout, start: ResumePoint, start_tokens: int) -> None:
+        """Begins at the start of a document.
+
+        Args:
+            layout: lengths and special ids.
+            start: the point to resume from.
+            start_tokens: tokens of the stream before that document.
+        """
+        self._layout = layout
+        self.stats = start.stats.copy()
+        self._position = start.document
+        self._document: _OpenDocument | None = None
+        # Lengths of the stream. Zeros stand for the tokens of an example that begins before the first document.
+        self._joined_tokens = start_tokens
+        self._cut_tokens = start_tokens - start_tokens % layout.example_tokens
+        self._pending = [np.zeros(self._joined_tokens - self._cut_tokens, np.int32)]
+
+    @property
+    def n_examples(self) -> int:
+        """Number of examples cut from the stream, including those of earlier runs."""
+        return self._cut_tokens // self._layout.example_tokens
+
+    def discard(self, reason: str, problem: str = "") -> None:
+        """Counts a document that is left out.
+
+        Args:
+            reason: the end of a `discarded_` field of `PackingStats`.
+            problem: the reason in words, if there is more to say.
+        """
+        self.stats.documents_read += 1
+        field_name = f"discarded_{reason}"
+        setattr(self.stats, field_name, getattr(self.stats, field_name) + 1)
+        if problem and len(self.stats.problems) < MAX_PROBLEMS:
+            self.stats.problems.append(problem)
+
+    def add(self, position: DocumentPosition, ids: np.ndarray, text_bytes: int, is_last: bool) -> Iterator[np.ndarray]:
+        """Adds a document or a piece of one, and yields the examples that become full.
+
+        Args:
+            position: the document's position in the input.
+            ids: int32, [tokens].
+            text_bytes: UTF-8 bytes of the text.
+            is_last: whether this is the document's last piece.
+
+        Yields:
+            int32 ids, [example_tokens]. Between two examples, `resume_point` refers to the end of the first.
+        """
+        if self._document is None:
+            self._position, self._document = position, _OpenDocument(self._joined_tokens)
+        document = self._document
+        document.extend(ids, text_bytes)
+        is_kept = document.tokens >= max(1, self._layout.minimum_tokens)
+        if is_kept:
+            yield from self._join(document.take_pending())
+        if is_last:
+            self._position, self._document = position.following(), None
+            if is_kept:
+                yield from self._end(document)
+            else:
+                self.discard("short" if document.tokens else "empty")
+
+    def _end(self, document: _OpenDocument) -> Iterator[np.ndarray]:
+        self.stats.documents_read += 1
+        self.stats.documents_kept += 1
+        self.stats.text_tokens += document.tokens
+        self.stats.text_bytes += document.text_bytes
+        self.stats.separator_tokens += 1
+        yield from self._join(np.array([self._layout.separator], np.int32))
+
+    def _join(self, ids: np.ndarray) -> Iterator[np.ndarray]:
+        self._joined_tokens += len(ids)
+        self._pending.append(ids)
+        length = self._layout.example_tokens
+        n_full = (self._joined_tokens - self._cut_tokens) // length
+        if not n_full:
+            return
+        stream = np.concatenate(self._pending)
+        self._pending = [stream[n_full * length :]]
+        for example in stream[: n_full * length].reshape(n_full, length):
+            self._cut_tokens += length
+            self.stats.examples = self.n_examples
+            yield example
+
+    def resume_point(self) -> ResumePoint:
+        """Returns where to resume after the examples cut so far."""
+        offset = self._cut_tokens - self._document.start_tokens if self._document else 0
+        return ResumePoint(self._position, offset, self.stats.copy())
+
+    def finish(self, end: DocumentPosition) -> Iterator[np.ndarray]:
+        """Pads the last example and yields it, if any token is left.
+
+        Args:
+            end: the position after the last document of the input.
+        """
+        self._position = end
+        n_missing = -self._joined_tokens % self._layout.example_tokens
+        self.stats.padding_tokens += n_missing
+        yield from self._join(np.full(n_missing, self._layout.padding, np.int32))
+        self.stats.check(self._layout.example_tokens)
+
+
+class _OpenDocument:
+    """A document whose last piece is still to come.
+
+    Attributes:
+        start_tokens: length of the stream before it.
+        tokens: its tokens so far.
+        text_bytes: its UTF-8 bytes so far.
+    """
+
+    def __init__(self, start_tokens: int) -> None:
+        self.start_tokens = start_tokens
+        self.tokens = self.text_bytes = 0
+        self._pending: list[np.ndarray] = []
+
+    def extend(self, ids: np.ndarray, text_bytes: int) -> None:
+        """Adds a piece, which waits until the document is known to be long enough."""
+        self.tokens += len(ids)
+        self.text_bytes += text_bytes
+        self._pending.append(ids)
+
+    def take_pending(self) -> np.ndarray:
+        """Returns the ids that waited, int32 [tokens]."""
+        ids = np.concatenate(self._pending)
+        self._pending.clear()
+        return ids
+
+
+class ShuffleBuffer:
+    """Shuffles a stream of examples through a buffer. The same examples always come in the same order."""
+
+    def __init__(self, size: int) -> None:
+        """Holds `size` examples in memory; an example moves forward by at most as many places. 0 changes nothing."""
+        self._size = size
+        self._random = random.Random(0)
+        self._examples: list[np.ndarray] = []
+
+    def push(self, example: np.ndarray) -> Iterator[np.ndarray]:
+        """Adds an example, and yields the one that makes room for it once the buffer is full."""
+        if not self._size:
+            yield example
+        elif len(self._examples) < self._size:
+            self._examples.append(example)
+        else:
+            drawn = self._random.randrange(self._size)
+            example, self._examples[drawn] = self._examples[drawn], example
+            yield example
+
+    def drain(self) -> Iterator[np.ndarray]:
+        """Yields the examples that are left."""
+        self._random.shuffle(self._examples)
+        yield from self._examples

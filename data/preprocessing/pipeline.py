@@ -1,0 +1,285 @@
+"""The preprocessing pipeline: from source files to the tfrecords of each split.
+
+`write_splits` serves both `data/create_tfrecords.py` and the raw text of dataset configs. Documents are read and
+written in this process, and encoded in others. An interrupted run is resumed by running it again, and gives the same
+files as an uninterrupted one, whatever the number of processes.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+from tqdm import tqdm
+
+from configs.errors import DataError
+from data.preprocessing.apache_beam import load_beam, read_encoded, run_pipeline
+from data.preprocessing.encoding import TextEncoder
+from data.preprocessing.manifest import Manifest, Split, listed_files, manifest_path, read_manifest
+from data.preprocessing.packing import PackingStats, ShardLayout
+from data.preprocessing.parallel_encoding import encode_all
+from data.preprocessing.resume import (
+    Fingerprint,
+    ResumeFolder,
+    carry_out_plan,
+    exclusive,
+    remove_unless_finished,
+    resume_path,
+    source_states,
+)
+from data.preprocessing.settings import Settings, check_settings, separator_of
+from data.preprocessing.shard_writer import ShardWriter
+from data.preprocessing.splits import EVAL, TRAIN, DocumentOptions, DocumentReader, TextPiece
+from data.text.files import SourceFile, find_files
+from data.tfrecord.records import find_shards
+from data.tokenization.tokenizer import Tokenizer, is_pretrained_name, load_encoder
+from storage.files import check_writable, exists
+
+Encode = Callable[[Iterable[tuple[TextPiece, str | None]]], Iterator[tuple[TextPiece, np.ndarray | None, int]]]
+
+
+def write_splits(
+    files: Sequence[SourceFile],
+    options: DocumentOptions,
+    encoder: TextEncoder,
+    layouts: Mapping[str, ShardLayout],
+    folder: ResumeFolder,
+    encode: Encode | None = None,
+) -> dict[str, Split]:
+    """Reads, encodes and writes all documents.
+
+    Args:
+        files: source files.
+        options: which documents are read, and how they are split.
+        encoder: encodes the texts.
+        layouts: of each split that is written.
+        folder: where the files are written, after those that an interrupted run has finished.
+        encode: runs the encoder; None for this process.
+
+    Returns:
+        The files of each split.
+
+    Raises:
+        DataError: a source file cannot be read, or the folder cannot be written to.
+    """
+    encode = encode or partial(encode_all, encoder=encoder, processes=1)
+    writers = {split: ShardWriter(folder, split, layout) for split, layout in layouts.items()}
+    reader = DocumentReader(files, options, {split: writer.start for split, writer in writers.items()})
+    try:
+        with tqdm(total=len(files), desc="encoding", unit="file", disable=None) as bar:
+            pieces = reader.pieces(encoder.cut, lambda n_files: bar.update(n_files - bar.n))
+            with closing(encode(pieces)) as encoded:
+                for piece, ids, text_bytes in encoded:
+                    if ids is None:
+                        writers[piece.split].discard(piece.discard_reason, piece.problem)
+                    else:
+                        writers[piece.split].add(piece.position, ids, text_bytes, piece.is_last)
+        return {split: writer.finish(reader.position) for split, writer in writers.items()}
+    except BaseException:
+        for writer in writers.values():
+            writer.abandon()
+        raise
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `create_tfrecords` has written.
+
+    Attributes:
+        stats: counts of the documents and tokens to train on.
+        files_read: source files.
+        example_tokens: tokens in an example.
+        tfrecords: the files to train on, in order.
+        eval_tfrecords: the held-out files, in order.
+        eval_stats: counts of the held-out documents and tokens; None if none are held out.
+        manifest: path of the manifest.
+        dataset_config: path of the dataset config; None if none was asked for.
+    """
+
+    stats: PackingStats
+    files_read: int
+    example_tokens: int
+    tfrecords: tuple[str, ...]
+    eval_tfrecords: tuple[str, ...]
+    eval_stats: PackingStats | None
+    manifest: str
+    dataset_config: str | None
+
+
+def create_tfrecords(settings: Settings, log: Callable[[str], None] = print) -> Report:
+    """Writes the tfrecords; with more than one process, call it under `if __name__ == "__main__"`.
+
+    Args:
+        settings: what to write.
+        log: is called with a line when an interrupted run is resumed, or cannot be.
+
+    Raises:
+        DataError: a setting, the tokenizer or an input cannot be used; files of that name exist; or the place cannot
+            be written to. Existing files then stay as they are.
+    """
+    settings = check_settings(settings)
+    if settings.runner:
+        load_beam(settings.runner)
+    tokenizer = load_encoder(settings.encoder_path)
+    separator = separator_of(settings, tokenizer)
+    files = find_files([settings.input_dir])
+    content = settings.content_settings() | {"separator": separator, "tokenizer_sha256": tokenizer_sha256(tokenizer)}
+    job = _Job(settings, tokenizer, separator, files, Fingerprint(content, source_states(files)))
+    if settings.write_dataset_config:
+        check_writable(settings.write_dataset_config)
+    with exclusive(settings.output_dir, settings.name):
+        _create_unless_finished(job, log)
+        return _report(settings, read_manifest(manifest_path(settings.output_dir, settings.name)))
+
+
+def tokenizer_sha256(tokenizer: Tokenizer) -> str:
+    """Returns the SHA-256 of a tokenizer's JSON text."""
+    return hashlib.sha256(tokenizer.to_json().encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class _Job:
+    """The settings, and what they refer to."""
+
+    settings: Settings
+    tokenizer: Tokenizer
+    separator: int
+    files: Sequence[SourceFile]
+    fingerprint: Fingerprint
+
+    @property
+    def prefixes(self) -> Mapping[str, str]:
+        """What the names of the files begin with, by split."""
+        return {TRAIN: self.settings.name, EVAL: f"{self.settings.name}_eval"}
+
+    def layouts(self) -> Mapping[str, ShardLayout]:
+        """Returns the layouts of the splits that are written."""
+        settings, padding = self.settings, self.tokenizer.padding_id
+        train = ShardLayout(
+            prefix=self.prefixes[TRAIN],
+            example_tokens=settings.chunk_size + 1,
+            examples_per_file=settings.files_per,
+            separator=self.separator,
+            padding=self.separator if padding is None else padding,
+            minimum_tokens=settings.minimum_size,
+        )
+        return {TRAIN: train} | ({EVAL: replace(train, prefix=self.prefixes[EVAL])} if settings.eval_fraction else {})
+
+    def old_files(self) -> list[str]:
+        """Returns the existing tfrecords of this name: by their names, and by the manifest, which knows all splits."""
+        settings = self.settings
+        prefixes = [layout.prefix for layout in self.layouts().values()]
+        files = [path for prefix in prefixes for path in find_shards(settings.output_dir, prefix)]
+        return list(dict.fromkeys([*files, *listed_files(settings.output_dir, settings.name)]))
+
+
+def _create_unless_finished(job: _Job, log: Callable[[str], None]) -> None:
+    settings = job.settings
+    finished = carry_out_plan(settings.output_dir, settings.name)
+    if finished == job.fingerprint.digest():
+        return
+    if finished is not None:
+        log("the finished files of another run have been moved to their place")
+    old_files = job.old_files()
+    _check_free(settings, old_files)
+    folder = ResumeFolder(resume_path(settings.output_dir, settings.name), job.fingerprint, log)
+    try:
+        manifest = _create(job, folder)
+    except BaseException:
+        remove_unless_finished(settings.output_dir, settings.name)
+        raise
+    folder.write_plan(settings.output_dir, old_files, manifest, _dataset_config(job, manifest))
+    carry_out_plan(settings.output_dir, settings.name)
+
+
+def _check_free(settings: Settings, old_files: list[str]) -> None:
+    config = settings.write_dataset_config
+    existing = [*old_files, *([config] if config and exists(config) else [])]
+    if existing and not settings.overwrite:
+        raise DataError(
+            f"{existing[0]}: already exists; choose another --name or --output_dir, or give --overwrite to replace "
+            f"{len(existing)} file(s)"
+        )
+
+
+def _create(job: _Job, folder: ResumeFolder) -> Manifest:
+    settings, tokenizer = job.settings, job.tokenizer
+    options = DocumentOptions(settings.text_key, settings.deduplicate, settings.max_documents, settings.eval_fraction)
+    encoder = TextEncoder(tokenizer, settings.ftfy, settings.wikitext_detokenize)
+    encode = partial(_encode, encoder=encoder, job=job, folder=folder)
+    splits = write_splits(job.files, options, encoder, job.layouts(), folder, encode)
+    if not splits[TRAIN].files:
+        stats = splits[TRAIN].stats
+        reasons = "; ".join([stats.describe_documents(), *stats.problems[:1]])
+        raise DataError(f"{settings.input_dir}: no text to write; {reasons}")
+    return Manifest(
+        name=settings.name,
+        example_tokens=settings.chunk_size + 1,
+        tokenizer={
+            "path": settings.encoder_path,
+            "n_vocab": tokenizer.n_vocab,
+            "sha256": tokenizer_sha256(tokenizer),
+        },
+        settings={key: value for key, value in job.fingerprint.settings.items() if key != "write_dataset_config"},
+        input={"files": len(job.files), "bytes": sum(size for _, size, _ in job.fingerprint.input)},
+        splits=splits,
+    )
+
+
+def _encode(
+    pieces: Iterable[tuple[TextPiece, str | None]], encoder: TextEncoder, job: _Job, folder: ResumeFolder
+) -> Iterator[tuple[TextPiece, np.ndarray | None, int]]:
+    settings = job.settings
+    if settings.runner is None:
+        return encode_all(pieces, encoder, settings.processes)
+    ids_folder = f"{folder.path}/encoded-{job.fingerprint.digest()}"  # other input has other ids
+    run_pipeline(job.files, settings.text_key, encoder, ids_folder, settings.runner, settings.beam_options)
+    return read_encoded(pieces, ids_folder)
+
+
+def _report(settings: Settings, manifest: Manifest) -> Report:
+    splits = manifest.splits
+    paths = {name: tuple(f"{settings.output_dir}/{file.name}" for file in splits[name].files) for name in splits}
+    return Report(
+        stats=splits[TRAIN].stats,
+        files_read=manifest.input["files"],
+        example_tokens=manifest.example_tokens,
+        tfrecords=paths[TRAIN],
+        eval_tfrecords=paths.get(EVAL, ()),
+        eval_stats=splits[EVAL].stats if EVAL in splits else None,
+        manifest=manifest_path(settings.output_dir, settings.name),
+        dataset_config=settings.write_dataset_config,
+    )
+
+
+def _dataset_config(job: _Job, manifest: Manifest) -> Mapping[str, object] | None:
+    """Returns the path and the values of the dataset config; None if none was asked for."""
+    settings, tokenizer = job.settings, job.tokenizer
+    if not settings.write_dataset_config:
+        return None
+    is_name = is_pretrained_name(settings.encoder_path)
+    directory = _absolute(settings.output_dir)
+    patterns = {split: f"{glob.escape(f'{directory}/{prefix}')}{_GLOB}" for split, prefix in job.prefixes.items()}
+    values = {
+        "n_vocab": tokenizer.n_vocab,
+        "path": patterns[TRAIN],
+        "eval_path": patterns[EVAL] if EVAL in manifest.splits and manifest.splits[EVAL].files else "",
+        "tokenizer_path": settings.encoder_path if is_name else _absolute(settings.encoder_path),
+        "tokenizer_is_pretrained": is_name,
+        "eos_id": job.separator,
+        "padding_id": tokenizer.n_vocab if tokenizer.padding_id is None else tokenizer.padding_id,
+    }
+    return {"path": settings.write_dataset_config, "values": values}
+
+
+_GLOB = "_[0-9]*_[0-9]*_[0-9]*.tfrecords"
+
+
+def _absolute(path: str) -> str:
+    return path if "://" in path else os.path.abspath(path)

@@ -1,0 +1,125 @@
+"""The settings of `data/create_tfrecords.py`, and which of them are refused.
+
+This module does not load TensorFlow, which the processes that encode do not need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+
+from configs.errors import DataError
+from data.tokenization.tokenizer import EOS_TOKEN, Tokenizer
+from storage import buckets
+
+MAX_CHUNK_SIZE = 1 << 24  # an example is held in memory
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings by the names of their flags.
+
+    Attributes:
+        input_dir: directory (with all below it), glob or file with the text.
+        files_per: examples in a tfrecord file.
+        name: what the names of the files begin with.
+        output_dir: where they are written; may be `gs://`.
+        encoder_path: tokenizers JSON file, folder with vocab.json and merges.txt, or Hugging Face name.
+        minimum_size: documents of fewer tokens are left out.
+        ftfy: repairs mis-decoded text.
+        wikitext_detokenize: undoes WikiText's tokenization.
+        separator: id after every document; None for the tokenizer's `<|endoftext|>`.
+        chunk_size: n_ctx of the model; an example has one token more.
+        write_dataset_config: where to write a dataset config; None for nowhere.
+        processes: processes that encode; 0 for one a core.
+        overwrite: replaces existing files of this name.
+        text_key: the key of a JSON object that holds its text.
+        deduplicate: leaves out copies of earlier documents.
+        max_documents: reads at most this many documents; None for all.
+        eval_fraction: fraction of the documents, drawn by their text, that goes to files `{name}_eval_*` instead.
+        runner: the runner of Apache Beam that encodes; None for processes of this machine.
+        beam_options: Beam's own flags.
+    """
+
+    input_dir: str
+    files_per: int = 100_000
+    name: str = "openwebtext"
+    output_dir: str = "./tfrecords"
+    encoder_path: str = "gpt2"
+    minimum_size: int = 0
+    ftfy: bool = False
+    wikitext_detokenize: bool = False
+    separator: int | None = None
+    chunk_size: int = 2048
+    write_dataset_config: str | None = None
+    processes: int = 0
+    overwrite: bool = False
+    text_key: str = "text"
+    deduplicate: bool = False
+    max_documents: int | None = None
+    eval_fraction: float = 0.0
+    runner: str | None = None
+    beam_options: tuple[str, ...] = ()
+
+    def content_settings(self) -> Mapping[str, object]:
+        """Returns the settings that determine the content of the files, besides tokenizer and separator."""
+        values = asdict(self)
+        for key in ("input_dir", "output_dir", "encoder_path", "processes", "overwrite", "runner", "beam_options"):
+            del values[key]
+        return values
+
+
+def check_settings(settings: Settings) -> Settings:
+    """Returns the settings with a tidy `output_dir`.
+
+    Raises:
+        DataError: a setting cannot be used.
+    """
+    if not settings.name or "/" in settings.name or settings.name.startswith("."):
+        raise DataError(
+            f"--name {settings.name!r}: cannot begin a visible file name; choose one without slashes and without a "
+            "leading dot"
+        )
+    for key in ("input_dir", "output_dir", "write_dataset_config"):
+        _check_location(f"--{key}", getattr(settings, key))
+    for key, minimum in {"files_per": 1, "chunk_size": 1, "minimum_size": 0, "processes": 0}.items():
+        if getattr(settings, key) < minimum:
+            raise DataError(f"--{key} {getattr(settings, key)}: is too small; give {minimum} or more")
+    if settings.chunk_size > MAX_CHUNK_SIZE:
+        raise DataError(f"--chunk_size {settings.chunk_size}: is too large; give {MAX_CHUNK_SIZE} or less")
+    if settings.max_documents is not None and settings.max_documents < 1:
+        raise DataError(f"--max_documents {settings.max_documents}: is too small; give 1 or more, or leave it out")
+    if not 0 <= settings.eval_fraction < 1:
+        raise DataError(f"--eval_fraction {settings.eval_fraction}: is no fraction; give 0 or more, and less than 1")
+    return replace(settings, output_dir=settings.output_dir.rstrip("/") or "/")
+
+
+def _check_location(flag: str, path: str | None) -> None:
+    if path is None:
+        return
+    if path.startswith(buckets.SCHEME):
+        buckets.check_access(path)
+    elif "://" in path:
+        raise DataError(
+            f"{flag} {path}: is neither a local path nor one of Google Cloud Storage; give a local path, or "
+            f"{buckets.SCHEME}BUCKET/FOLDER"
+        )
+
+
+def separator_of(settings: Settings, tokenizer: Tokenizer) -> int:
+    """Returns the id after every document.
+
+    Raises:
+        DataError: there is none, or the tokenizer or a dataset config does not allow it.
+    """
+    separator = tokenizer.eos_id if settings.separator is None else settings.separator
+    if separator is None:
+        raise DataError(f"{settings.encoder_path}: has no {EOS_TOKEN}; give the id between documents by --separator")
+    if not 0 <= separator < tokenizer.n_vocab:
+        raise DataError(f"--separator {separator}: the tokenizer has {tokenizer.n_vocab} ids; give a smaller one")
+    if settings.write_dataset_config and tokenizer.eos_id not in (None, separator):
+        raise DataError(
+            f"--separator {separator}: a dataset config must use the tokenizer's {EOS_TOKEN}, {tokenizer.eos_id}; "
+            "leave out --separator or --write_dataset_config"
+        )
+    return separator
