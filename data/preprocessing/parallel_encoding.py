@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
 
 from data.preprocessing.encoding import EncodedBatch, TextEncoder
-from data.preprocessing.process_pool import WAITING_PER_PROCESS, core_count, pool_of
+from data.preprocessing.process_pool import core_count, in_order
 
 BATCH_CHARACTERS = 1 << 18
 """Text that a process gets at once: a fraction of a second's work, so that all processes finish at about one time."""
@@ -40,15 +40,19 @@ def encode_all(
     Raises:
         DataError: a process was killed.
     """
-    with _submitting(encoder, processes or core_count()) as (submit, max_waiting):
-        waiting: deque[tuple[list[tuple[Tag, bool]], Callable[[], EncodedBatch]]] = deque()
+    processes = processes or core_count()
+    encode = encoder if processes == 1 else _encode
+    waiting: deque[list[tuple[Tag, bool]]] = deque()
+
+    def tasks() -> Iterator[Callable[[], EncodedBatch]]:
         for batch in batch_texts(tagged_texts):
-            tags = [(tag, text is not None) for tag, text in batch]  # without the texts, which would fill memory
-            waiting.append((tags, submit([text for _, text in batch if text is not None])))
-            if len(waiting) >= max_waiting:
-                yield from _unpack(*waiting.popleft())
-        while waiting:
-            yield from _unpack(*waiting.popleft())
+            waiting.append([(tag, text is not None) for tag, text in batch])  # without texts, which would fill memory
+            yield partial(encode, [text for _, text in batch if text is not None])
+
+    for encoded in in_order(tasks(), processes, _set_encoder, encoder):
+        texts = encoded.texts()
+        for tag, has_text in waiting.popleft():
+            yield (tag, *(next(texts) if has_text else (None, 0)))
 
 
 def batch_texts(tagged_texts: Iterable[tuple[Tag, str | None]]) -> Iterator[list[tuple[Tag, str | None]]]:
@@ -63,27 +67,6 @@ def batch_texts(tagged_texts: Iterable[tuple[Tag, str | None]]) -> Iterator[list
         characters += length
     if batch:
         yield batch
-
-
-def _unpack(
-    tags: Sequence[tuple[Tag, bool]], result: Callable[[], EncodedBatch]
-) -> Iterator[tuple[Tag, np.ndarray | None, int]]:
-    texts = result().texts()
-    for tag, has_text in tags:
-        yield (tag, *(next(texts) if has_text else (None, 0)))
-
-
-Submit = Callable[[Sequence[str]], Callable[[], EncodedBatch]]
-
-
-@contextmanager
-def _submitting(encoder: TextEncoder, processes: int) -> Iterator[tuple[Submit, int]]:
-    """Yields a function that submits texts and returns a function that waits for their ids, and the most to submit."""
-    if processes == 1:
-        yield lambda texts: lambda: encoder(texts), 1
-        return
-    with pool_of(processes, _set_encoder, encoder) as executor:
-        yield lambda texts: executor.submit(_encode, texts).result, WAITING_PER_PROCESS * processes
 
 
 _worker_encoder: TextEncoder

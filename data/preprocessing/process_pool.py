@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from typing import TypeVar
 
 from configs.errors import DataError
@@ -31,8 +30,19 @@ def processes_for(n_tasks: int) -> int:
     return max(1, min(core_count(), n_tasks))
 
 
-def in_order(tasks: Iterable[Callable[[], Result]], processes: int) -> Iterator[Result]:
-    """Yields the result of each task, in order; 1 process means this one.
+def in_order(
+    tasks: Iterable[Callable[[], Result]],
+    processes: int,
+    prepare: Callable[..., None] | None = None,
+    *arguments: object,
+) -> Iterator[Result]:
+    """Yields the result of each task, in order. The processes end with this one.
+
+    Args:
+        tasks: a few are taken ahead of the results.
+        processes: how many run the tasks; 1 means this one.
+        prepare: is called in each other process first.
+        arguments: the arguments of `prepare`.
 
     Raises:
         DataError: a process was killed.
@@ -40,28 +50,10 @@ def in_order(tasks: Iterable[Callable[[], Result]], processes: int) -> Iterator[
     if processes == 1:
         yield from (task() for task in tasks)
         return
-    with pool_of(processes) as executor:
-        yield from _collect(executor, iter(tasks), WAITING_PER_PROCESS * processes)
-
-
-@contextmanager
-def pool_of(
-    processes: int, prepare: Callable[..., None] | None = None, *arguments: object
-) -> Iterator[ProcessPoolExecutor]:
-    """Starts processes that end with this one.
-
-    Args:
-        processes: how many.
-        prepare: is called in each process first.
-        arguments: the arguments of `prepare`.
-
-    Raises:
-        DataError: a process was killed.
-    """
     context = multiprocessing.get_context("spawn")  # TensorFlow's threads do not survive a fork
     executor = ProcessPoolExecutor(processes, context, initializer=_start, initargs=(prepare, *arguments))
     try:
-        yield executor
+        yield from _collect(executor, iter(tasks), WAITING_PER_PROCESS * processes)
     except BrokenProcessPool:
         raise DataError(
             f"--processes {processes}: one of them was killed, perhaps for lack of memory; start again with fewer"

@@ -1,4 +1,4 @@
-"""Cleaning of document text. Nothing here runs unless it is asked for: a corpus is kept as it is by default."""
+"""Cleaning the text of documents, if a flag asks for it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ def fix_text(text: str) -> str:
         DataError: ftfy is not installed.
     """
     try:
-        import ftfy  # optional: only needed by those who ask for this cleaning
+        import ftfy  # an optional dependency
     except ImportError:
-        raise DataError("ftfy is not installed; run `pip install ftfy`, or leave --ftfy out") from None
+        raise DataError("ftfy is not installed; run `pip install ftfy`, or leave out --ftfy") from None
     return ftfy.fix_text(text, normalization="NFKC")
 
 
@@ -36,9 +36,9 @@ _JOINS = (
 
 
 def detokenize_wikitext(text: str) -> str:
-    """Joins what WikiText's tokenisation has put apart: hyphens and numbers, punctuation, brackets, quotes, headings.
+    """Undoes WikiText's tokenization of hyphens, numbers, punctuation, brackets, quotes and headings.
 
-    Words, digits, line breaks and `<unk>` stay as they are; so does text that has no space before its punctuation.
+    Words, digits, line breaks and `<unk>` are unchanged, and so is text without spaces before its punctuation.
 
     Source: the conventions of the WikiText data sets (Merity et al. 2016, "Pointer Sentinel Mixture Models", s. 4).
     """

@@ -1,9 +1,9 @@
-"""Reading the documents in source files: one after another, never all at once.
+"""Streaming the documents of source files.
 
-A plain text file is one document, a line of a JSON Lines file is one, and each member of an archive is read by its own
-name. What compresses a file stands at the end of its name: `a.txt.gz` and `a.gz` are one document each, `a.jsonl.gz` is
-one a line. The archives of lm_dataformat are read as it wrote them (`.dat.zst`, `.json.zst`), whatever its own reader
-makes of them: a file that is cut off is an error, not the end.
+A plain text file is one document, each line of a JSON Lines file is one, and each member of an archive is read by its
+own name. The last suffix names the compression: `a.txt.gz` and `a.gz` are one document each, `a.jsonl.gz` one a line.
+The archives of lm_dataformat (`.dat.zst`, `.json.zst`) are read as well; unlike its own reader, this one takes a
+truncated file as an error, not as the end.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ _DAMAGED = (
 
 @dataclass(frozen=True)
 class Document:
-    """A document, or what keeps it from being one.
+    """A document, or the reason why it cannot be read.
 
     Attributes:
-        identity: relative path of its file, and its place there: the same on every machine.
-        text: its text, exactly as in the file; None if it cannot be read.
+        identity: relative path of its file, and its position there; the same on every machine.
+        text: its text, exactly as in the file; None if it cannot be read or is too long.
         problem: why it cannot be read; None if it can.
-        long_text: its text where it is longer than was asked for; `text` is then None.
+        long_text: its text if it is longer than the limit of `read_documents`.
     """
 
     identity: str
@@ -62,11 +62,11 @@ class Document:
 
 @dataclass(frozen=True)
 class LongText:
-    """A text that is not held in memory but in a file, which goes away with this object.
+    """A text in a temporary file, which is deleted with this object.
 
     Attributes:
-        file: the UTF-8 of the text.
-        digest: of it, as of any text; see `fingerprint`.
+        file: the text as UTF-8.
+        digest: the `fingerprint` of the text.
     """
 
     file: BinaryIO
@@ -81,7 +81,7 @@ class LongText:
 
 
 def fingerprint(text: str) -> bytes:
-    """Returns a hash of a text, [16] bytes: among 10^12 texts the chance that two share one is below 10^-14."""
+    """Returns a hash of a text, 16 bytes: the chance that two of 10^12 texts collide is below 10^-14."""
     return _fingerprint_of(text.encode("utf-8", "surrogateescape")).digest()
 
 
@@ -102,26 +102,26 @@ def read_all_documents(files: Iterable[SourceFile], text_key: str = "text") -> I
         yield from read_documents(file, text_key)
 
 
-def read_documents(file: SourceFile, text_key: str = "text", longest_bytes: int = sys.maxsize) -> Iterator[Document]:
-    """Yields the documents of one file; one that is not UTF-8 or not JSON comes with its problem in place of its text.
+def read_documents(file: SourceFile, text_key: str = "text", max_bytes: int = sys.maxsize) -> Iterator[Document]:
+    """Yields the documents of one file; one that is not UTF-8 or not JSON has a problem in place of a text.
 
     Args:
         file: the file to read.
         text_key: the key of a JSON Lines object that holds the text (a string, or a list of paragraphs).
-        longest_bytes: plain text of more is not held in memory.
+        max_bytes: longer plain text is kept in a temporary file.
 
     Raises:
         DataError: the file itself cannot be opened, or its compression or archive is damaged.
     """
     try:
         with open_source(file.path) as stream:
-            yield from _read_stream(stream, _Place(file.relative, file.relative, text_key, longest_bytes))
+            yield from _read_stream(stream, _Context(file.relative, file.relative, text_key, max_bytes))
     except _DAMAGED as error:
         raise cannot_read(file.path, error) from None
 
 
 def explain(document: Document) -> str:
-    """Says in a line that can be printed anywhere why a document cannot be read."""
+    """Returns one printable line that says why a document cannot be read."""
     # The name of a file need not be UTF-8.
     return f"{document.identity}: {document.problem}".encode("utf-8", "backslashreplace").decode("utf-8")
 
@@ -139,43 +139,50 @@ def identity_digest(document: Document) -> bytes:
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where in a file reading has got to: what documents are called there, and the name that says how to read on."""
+class _Context:
+    """How to read a stream.
+
+    Attributes:
+        identity: what the identities of its documents begin with.
+        name: its suffixes say what it contains; those that have been decoded are removed.
+        text_key: as in `read_documents`.
+        max_bytes: as in `read_documents`.
+    """
 
     identity: str
-    kind: str
+    name: str
     text_key: str
-    longest_bytes: int
+    max_bytes: int
 
-    def without(self, suffix: str) -> _Place:
-        return replace(self, kind=self.kind.removesuffix(suffix))
+    def without(self, suffix: str) -> _Context:
+        return replace(self, name=self.name.removesuffix(suffix))
 
-    def member(self, name: str) -> _Place:
-        return replace(self, identity=f"{self.identity}/{name}", kind=name)
-
-
-Reading = Callable[[BinaryIO, _Place], Iterator[Document]]
+    def member(self, name: str) -> _Context:
+        return replace(self, identity=f"{self.identity}/{name}", name=name)
 
 
-def _read_stream(stream: BinaryIO, place: _Place) -> Iterator[Document]:
+Reader = Callable[[BinaryIO, _Context], Iterator[Document]]
+
+
+def _read_stream(stream: BinaryIO, context: _Context) -> Iterator[Document]:
     for suffix, read in _READERS.items():
-        if place.kind.endswith(suffix):
-            yield from read(stream, place)
+        if context.name.endswith(suffix):
+            yield from read(stream, context)
             return
-    yield _read_text(stream, place)
+    yield _read_text(stream, context)
 
 
-def _read_text(stream: BinaryIO, place: _Place) -> Document:
+def _read_text(stream: BinaryIO, context: _Context) -> Document:
     head = bytearray()
-    while len(head) <= place.longest_bytes:
+    while len(head) <= context.max_bytes:
         part = stream.read(1 << 20)
         if not part:
-            return _document(place.identity, head)
+            return _document(context.identity, head)
         head += part
     file = tempfile.TemporaryFile()  # noqa: SIM115 (closed when the document is no longer needed)
     file.write(head)
     shutil.copyfileobj(stream, file)
-    return _check_long(place.identity, file)
+    return _check_long(context.identity, file)
 
 
 def _check_long(identity: str, file: BinaryIO) -> Document:
@@ -194,10 +201,10 @@ def _check_long(identity: str, file: BinaryIO) -> Document:
     return Document(identity, None, long_text=LongText(file, digest.digest()))
 
 
-def _read_json_lines(stream: BinaryIO, place: _Place) -> Iterator[Document]:
+def _read_json_lines(stream: BinaryIO, context: _Context) -> Iterator[Document]:
     for number, line in enumerate(stream, start=1):
         if line.strip():
-            yield _parse_line(line, f"{place.identity}:{number}", place.text_key)
+            yield _parse_line(line, f"{context.identity}:{number}", context.text_key)
 
 
 def _parse_line(line: bytes, identity: str, text_key: str) -> Document:
@@ -222,7 +229,7 @@ def _document_of_value(value: object, identity: str, text_key: str) -> Document:
 def _check_encodable(identity: str, text: str) -> Document:
     try:
         text.encode("utf-8")
-    except UnicodeEncodeError as error:  # JSON can escape half of a surrogate pair, which is no text
+    except UnicodeEncodeError as error:  # JSON can escape half of a surrogate pair
         return Document(identity, None, f"half a surrogate pair at character {error.start}")
     return Document(identity, text)
 
@@ -238,55 +245,57 @@ def _not_utf8(error: UnicodeDecodeError) -> str:
     return f"not UTF-8 at byte {error.start}"
 
 
-def _read_tar(stream: BinaryIO, place: _Place) -> Iterator[Document]:
+def _read_tar(stream: BinaryIO, context: _Context) -> Iterator[Document]:
     with tarfile.open(fileobj=stream, mode="r|") as archive:
         for member in archive:
             if member.isfile():
-                yield from _read_stream(archive.extractfile(member), place.member(member.name))
+                yield from _read_stream(archive.extractfile(member), context.member(member.name))
 
 
-def _read_zip(stream: BinaryIO, place: _Place) -> Iterator[Document]:
+def _read_zip(stream: BinaryIO, context: _Context) -> Iterator[Document]:
     with _seekable(stream) as whole, zipfile.ZipFile(whole) as archive:
         for member in archive.infolist():
             if not member.is_dir():
                 with archive.open(member) as content:
-                    yield from _read_stream(content, place.member(member.filename))
+                    yield from _read_stream(content, context.member(member.filename))
 
 
 def _seekable(stream: BinaryIO) -> BinaryIO:
-    with suppress(AttributeError):  # a member of an archive that is read as a stream cannot even say so
+    with suppress(AttributeError):  # a member of a streamed archive has no such method
         if stream.seekable():
             return stream
-    copy = tempfile.TemporaryFile()  # noqa: SIM115 (closed by who reads it)
+    copy = tempfile.TemporaryFile()  # noqa: SIM115 (closed by the caller)
     shutil.copyfileobj(stream, copy)
     copy.seek(0)
     return copy
 
 
-def _decompressed(open_stream: Callable[[BinaryIO], BinaryIO], suffix: str, read_on: Reading = _read_stream) -> Reading:
-    def read(stream: BinaryIO, place: _Place) -> Iterator[Document]:
+def _decompressed(
+    open_stream: Callable[[BinaryIO], BinaryIO], suffix: str, read_content: Reader = _read_stream
+) -> Reader:
+    def read(stream: BinaryIO, context: _Context) -> Iterator[Document]:
         with open_stream(stream) as content:
-            yield from read_on(content, place.without(suffix))
+            yield from read_content(content, context.without(suffix))
 
     return read
 
 
-def _read_json(stream: BinaryIO, place: _Place) -> Iterator[Document]:
+def _read_json(stream: BinaryIO, context: _Context) -> Iterator[Document]:
     """Reads one array of texts, as lm_dataformat writes, or JSON Lines under this name, as C4 has them."""
     content = io.BufferedReader(stream)
     if not content.peek(1 << 12).lstrip().startswith(b"["):
-        yield from _read_json_lines(content, place)
+        yield from _read_json_lines(content, context)
         return
     for number, value in enumerate(_array_elements(io.TextIOWrapper(content, encoding="utf-8", newline=""))):
-        yield _document_of_value(value, f"{place.identity}:{number}", place.text_key)
+        yield _document_of_value(value, f"{context.identity}:{number}", context.text_key)
 
 
 _BETWEEN_ELEMENTS = re.compile(r"[\s,]*")
-_MOST_CHARACTERS = 1 << 30  # of an element: what is longer is not a text but a damaged file
+_MAX_CHARACTERS = 1 << 30  # of an element: a longer one means a damaged file
 
 
 def _array_elements(text: TextIO) -> Iterator[object]:
-    """Yields the elements of a JSON array one by one, holding little more than one."""
+    """Yields the elements of a JSON array, holding little more than one in memory."""
     decoder, buffer, at = json.JSONDecoder(), text.read(1 << 16), 0
     at = buffer.index("[") + 1
     while True:
@@ -297,23 +306,23 @@ def _array_elements(text: TextIO) -> Iterator[object]:
             value, end = decoder.raw_decode(buffer, at)
         except ValueError:
             end = len(buffer)
-        if end < len(buffer):  # else it may go on
+        if end < len(buffer):  # else the element may continue
             yield value
             at = end
             continue
         more = text.read(max(1 << 16, len(buffer) - at))
-        if not more or len(buffer) - at > _MOST_CHARACTERS:
-            raise ValueError(f"not JSON, or cut off, in the element that begins with {buffer[at : at + 40]!r}")
+        if not more or len(buffer) - at > _MAX_CHARACTERS:
+            raise ValueError(f"not JSON, or truncated, in the element that begins with {buffer[at : at + 40]!r}")
         buffer, at = buffer[at:] + more, 0
 
 
-def _read_dat(stream: BinaryIO, place: _Place) -> Iterator[Document]:
-    """Reads lm_dataformat's `DatArchive`: before every text its length in bytes, as 16 digits."""
+def _read_dat(stream: BinaryIO, context: _Context) -> Iterator[Document]:
+    """Reads lm_dataformat's `DatArchive`: each text follows its length in bytes, as 16 digits."""
     number = 0
     while head := stream.read(16):
         if not re.fullmatch(rb"[0-9]{16}", head):
-            raise ValueError(f"no length of a text before text {number}")
-        yield _document(f"{place.identity}:{number}", _read_exactly(stream, int(head)))
+            raise ValueError(f"no length before text {number}")
+        yield _document(f"{context.identity}:{number}", _read_exactly(stream, int(head)))
         number += 1
 
 
@@ -327,12 +336,12 @@ def _read_exactly(stream: BinaryIO, length: int) -> bytes:
     return bytes(content)
 
 
-def _read_xz(stream: BinaryIO, place: _Place) -> Iterator[Document]:
+def _read_xz(stream: BinaryIO, context: _Context) -> Iterator[Document]:
     with io.BufferedReader(lzma.open(stream)) as content:
         # OpenWebText's `*_data.xz` are tar archives although their names do not say so.
         is_tar = content.peek(512)[257:262] == b"ustar"
         read = _read_tar if is_tar else _read_stream
-        yield from read(content, place.without(".xz"))
+        yield from read(content, context.without(".xz"))
 
 
 def _open_zstandard(stream: BinaryIO) -> BinaryIO:
@@ -340,7 +349,7 @@ def _open_zstandard(stream: BinaryIO) -> BinaryIO:
 
 
 class _ZstandardFrames(io.RawIOBase):
-    """Decompresses all frames of a file; zstandard's own stream reader takes a file that is cut off for a whole one."""
+    """Decompresses all frames of a file; zstandard's own stream reader takes a truncated file for a complete one."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
@@ -373,7 +382,7 @@ class _ZstandardFrames(io.RawIOBase):
         return True
 
 
-_READERS: dict[str, Reading] = {
+_READERS: dict[str, Reader] = {
     ".json.zst": _decompressed(_open_zstandard, ".json.zst", _read_json),
     ".json.gz": _decompressed(gzip.open, ".json.gz", _read_json),
     ".dat.zst": _decompressed(_open_zstandard, ".dat.zst", _read_dat),

@@ -1,6 +1,6 @@
-"""Source files, on a disk or in a bucket: finding them, in natural order, and opening them.
+"""Finding and opening source files on a disk or in a bucket.
 
-A data set of the same texts is the same wherever they lie: a file is known by its path below what was named.
+A file is identified by its path below the source that was named, so the same texts give the same data set anywhere.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from storage import buckets
 from storage.buckets import SCHEME, ObjectState
 
 SUFFIXES = (".txt", ".py", ".md", ".jsonl", ".zst", ".xz", ".gz", ".tgz", ".tar", ".zip")
-"""Files that are read when a directory is named; a glob or a file named outright is read whatever its suffix."""
+"""Suffixes of the files that are read from a directory; globs and single files are read whatever their suffix."""
 
 
 @dataclass(frozen=True)
@@ -28,23 +28,23 @@ class SourceFile:
     """A file to read.
 
     Attributes:
-        path: where it lies.
-        relative: its path below the directory that was named, with forward slashes: the same on every machine.
-        seen: its bytes, and a number that changes with them, if that is known without asking.
+        path: where it is.
+        relative: its path below the named directory, with forward slashes; the same on every machine.
+        known_state: its `state`, if that is known already.
     """
 
     path: str
     relative: str
-    seen: tuple[int, int] | None = None
+    known_state: tuple[int, int] | None = None
 
     def state(self) -> tuple[int, int]:
-        """Returns its bytes, and a number that changes with them: the time of the last change, or a generation.
+        """Returns its size in bytes and a number that changes with its content: modification time or generation.
 
         Raises:
-            DataError: it is gone.
+            DataError: the file is gone.
         """
-        if self.seen is not None:
-            return self.seen
+        if self.known_state is not None:
+            return self.known_state
         try:
             state = os.stat(self.path)
         except OSError as error:
@@ -53,13 +53,13 @@ class SourceFile:
 
 
 def cannot_read(path: str, error: Exception) -> DataError:
-    """Returns the error that says so."""
+    """Returns the error for a file or folder that cannot be read."""
     reason = getattr(error, "strerror", None) or error
     return DataError(f"{path}: cannot be read ({reason}); replace the file, or leave it out")
 
 
 def open_source(path: str) -> BinaryIO:
-    """Opens a file to read.
+    """Opens a file for reading.
 
     Raises:
         OSError: it cannot be opened.
@@ -71,15 +71,15 @@ def open_source(path: str) -> BinaryIO:
 def find_files(
     sources: Iterable[str], exclude: Sequence[str] = (), suffixes: tuple[str, ...] = SUFFIXES
 ) -> list[SourceFile]:
-    """Lists the files of directories (with all below them), globs and single files, each file once.
+    """Returns the files of directories (with all below them), globs and single files, each once.
 
     Args:
         sources: directories, globs (`**` crosses directories) and files; each one's files come in natural order.
         exclude: patterns for the relative path, in which `*` also matches `/`: "test/*", "*/tests/*", "*.md".
-        suffixes: what is taken from a directory; hidden files and directories never are.
+        suffixes: which files of a directory are read; hidden files and directories are not.
 
     Raises:
-        DataError: a source has no file, or only excluded ones; or a folder may not be looked into.
+        DataError: a source has no file, or only excluded ones; or a folder cannot be read.
         BucketError: a bucket cannot be reached.
     """
     found = {}
@@ -104,9 +104,6 @@ def _nothing_found(source: str, exclude: Sequence[str], suffixes: tuple[str, ...
     return f"{source}: no file{looked_for} found{left_out}; name a directory, a glob or a file that has text"
 
 
-# On a disk.
-
-
 def _files_of(source: str, suffixes: tuple[str, ...], exclude: Sequence[str]) -> Iterator[SourceFile]:
     if os.path.isdir(source):
         yield from _walk(source, suffixes, exclude)
@@ -114,7 +111,7 @@ def _files_of(source: str, suffixes: tuple[str, ...], exclude: Sequence[str]) ->
     is_named = os.path.isfile(source)  # its name may have the characters of a glob
     root = os.path.dirname(source) or "." if is_named else _fixed_part(source)
     for path in [source] if is_named else glob.iglob(source, recursive=True):
-        if os.path.isfile(path):  # no broken link, and no pipe, which could be waited for without end
+        if os.path.isfile(path):  # not a broken link or a pipe
             yield SourceFile(path, _relative(path, root))
 
 
@@ -123,7 +120,7 @@ def _walk(directory: str, suffixes: tuple[str, ...], exclude: Sequence[str]) -> 
     for folder, folders, names in os.walk(directory, followlinks=True, onerror=_refuse):
         here = SourceFile(folder, _relative(folder, directory) + "/")
         if _is_excluded(here, below):
-            folders.clear()  # everything below is excluded as well: not worth a look
+            folders.clear()  # everything below is excluded as well
         shown = (name for name in sorted(folders) if not name.startswith("."))
         folders[:] = [name for name in shown if _is_new(os.path.realpath(os.path.join(folder, name)), seen)]
         for name in names:
@@ -137,7 +134,7 @@ def _refuse(error: OSError) -> None:
 
 
 def _is_new(folder: str, seen: set[str]) -> bool:
-    """Notes a folder: links may lead to one again and again."""
+    """Records a folder; returns whether it is new, for links may lead to one again and again."""
     is_new = folder not in seen
     seen.add(folder)
     return is_new
@@ -152,9 +149,6 @@ def _fixed_part(pattern: str) -> str:
 
 def _relative(path: str, root: str) -> str:
     return os.path.relpath(path, root).replace(os.sep, "/")
-
-
-# In a bucket.
 
 
 def _objects_of(source: str, suffixes: tuple[str, ...], exclude: Sequence[str]) -> Iterator[SourceFile]:

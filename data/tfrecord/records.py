@@ -6,7 +6,6 @@ of its records. Source: GPT-Neo, kept for its datasets. Paths may be local or `g
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -43,38 +42,8 @@ def write_examples(path: str, examples: Iterable[Sequence[int] | np.ndarray]) ->
     return count
 
 
-def write_shards(directory: str, name: str, examples: Iterable[np.ndarray], examples_per_file: int) -> list[str]:
-    """Writes examples to files named `{name}_{number of the file}_0_{number of its examples}.tfrecords`.
-
-    The 0 is GPT-Neo's process number: here one process writes, however many prepare the examples.
-
-    Args:
-        directory: where to write; created if it is missing.
-        name: beginning of the file names.
-        examples: token ids, [n_ctx + 1] each; without any, no file is written.
-        examples_per_file: examples in each file but the last.
-
-    Returns:
-        The paths, in order.
-
-    Raises:
-        UserError: the directory cannot be written to.
-    """
-    with writing_to(directory, tf.errors.OpError):
-        tf.io.gfile.makedirs(directory)
-        paths = []
-        stream = iter(examples)
-        while (first := next(stream, None)) is not None:
-            start = f"{directory}/{name}_{len(paths)}_0"
-            of_file = itertools.chain([first], itertools.islice(stream, examples_per_file - 1))
-            count = _write_partial(start + PARTIAL, of_file)
-            paths.append(f"{start}_{count}{SUFFIX}")
-            tf.io.gfile.rename(start + PARTIAL, paths[-1], overwrite=True)
-    return paths
-
-
 def find_shards(directory: str, name: str) -> list[str]:
-    """Returns the paths that `write_shards` has written for a name."""
+    """Returns the paths of the files `{name}_{number}_{process}_{number of its examples}.tfrecords`, in order."""
     if not tf.io.gfile.isdir(directory):
         return []
     pattern = re.compile(rf"{re.escape(name)}_\d+_\d+_\d+{re.escape(SUFFIX)}")

@@ -1,4 +1,4 @@
-"""Text to token ids and back. What stands behind it, a file, a folder or a name, is settled once, when it is loaded."""
+"""Tokenizers: loading one from a file, a folder or a Hugging Face name, encoding and decoding."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ EOS_TOKEN = "<|endoftext|>"
 PADDING_TOKEN = "<|padding|>"
 PIECE_CHARACTERS = 1 << 18
 PIECES_AT_ONCE = 8
-LONGEST_WORD_CHARACTERS = 1 << 20  # what is longer is no word, and is cut all the same: memory has an end
+MAX_WORD_CHARACTERS = 1 << 20  # a longer word is cut, to bound memory
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
-# Byte-level tokens write a byte as the letter of this number, or, where that is none to be seen, as one from 256 on.
+# Byte-level tokens write a visible byte as the character of that number, and the others as characters from 256 on.
 _VISIBLE = (*range(33, 127), *range(161, 173), *range(174, 256))
 _HIDDEN = [byte for byte in range(256) if byte not in _VISIBLE]
-_BYTE_OF_LETTER = {chr(byte): byte for byte in _VISIBLE} | {chr(256 + rank): byte for rank, byte in enumerate(_HIDDEN)}
+_BYTE_OF_CHARACTER = {chr(byte): byte for byte in _VISIBLE} | {
+    chr(256 + rank): byte for rank, byte in enumerate(_HIDDEN)
+}
 _SEAM = re.compile(
     r"(?<=\S)(?:\n(?=\S)|(?= \S))"  # after a line break, or before a space, between two words
     r"|(?<=[A-Za-z])(?=[0-9.,;:+/=\x22()<>\[\]{}])|(?<=[\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fa5])(?=[、。！，．：；？])"
@@ -35,8 +37,7 @@ _SEAM = re.compile(
 class Tokenizer:
     """Encodes and decodes text.
 
-    Special tokens come out of no text: a document that spells `<|endoftext|>` is encoded as the characters it has, so
-    that it cannot end before its end.
+    No text is encoded as a special token: a document that contains `<|endoftext|>` gets the ids of these characters.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
@@ -62,7 +63,7 @@ class Tokenizer:
         return self._backend.token_to_id(PADDING_TOKEN)
 
     def encode(self, text: str) -> list[int]:
-        """Returns the ids of a text; none is a special token's."""
+        """Returns the ids of a text, without special tokens."""
         return self._backend.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -72,27 +73,27 @@ class Tokenizer:
         return [list(chain.from_iterable(next(ids) for _ in parts)) for parts in pieces]
 
     def _encode_pieces(self, pieces: Iterable[str]) -> Iterator[list[int]]:
-        # The backend's encodings take some 100 bytes a character: only a few pieces at a time.
+        # The backend's encodings take some 100 bytes a character, so only a few pieces are encoded at a time.
         for group in _groups(pieces):
             for encoding in self._backend.encode_batch_fast(group, add_special_tokens=False):
                 yield encoding.ids
 
     def encode_end(self, text: str, n_tokens: int) -> list[int]:
-        """Returns the last `n_tokens` ids of a text, or all if it has fewer, reading no more of it than that takes."""
+        """Returns the last `n_tokens` ids of a text, or all if it has fewer, encoding only the end of a long text."""
         characters = max(64 * n_tokens, 4096)
         while len(ids := self.encode(self._end(text, characters))) < n_tokens and characters < len(text):
             characters *= 2
         return ids[-n_tokens:]
 
     def _end(self, text: str, characters: int) -> str:
-        """Returns at most so many characters from the end, if a cut that changes no token allows it; else all."""
+        """Returns at most this many characters from the end, if the text can be cut there without changing a token."""
         if len(text) <= characters or not _splits_at_lines(self._backend):
             return text
         seam = _SEAM.search(text, len(text) - characters)
         return text[seam.end() :] if seam else text
 
     def pieces(self, text: str) -> list[str]:
-        """Cuts a very long text where the cut changes no token, to bound memory and to share the work among cores."""
+        """Cuts a very long text where this changes no token, to bound memory and to share the work among cores."""
         if len(text) <= PIECE_CHARACTERS or not _splits_at_lines(self._backend):
             return [text]
         pieces, start = [], 0
@@ -102,19 +103,19 @@ class Tokenizer:
         return [*pieces, text[start:]]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Returns the text of ids, special tokens by their names; bytes that are not UTF-8 become U+FFFD."""
+        """Returns the text of ids, with the names of special tokens; bytes that are not UTF-8 become U+FFFD."""
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=False)
 
     def bytes_of(self, token_id: int) -> bytes:
-        """Returns the bytes that an id adds to a text; those of a byte-level tokenizer may be a part of a character."""
+        """Returns the bytes that an id adds to a text; with a byte-level tokenizer, they may be part of a character."""
         token = self._backend.id_to_token(token_id)
         if token is None:
             return b""
         if isinstance(self._backend.decoder, decoders.ByteLevel):
-            return _bytes_of_letters(token)
+            return _bytes_of_characters(token)
         if byte := _BYTE_TOKEN.fullmatch(token):
             return bytes([int(byte.group(1), 16)])
-        before = self.encode("a")  # for a word's first token shows no blank where a text begins
+        before = self.encode("a")  # at the start of a text, a word's first token would lose its space
         return self.decode([*before, token_id]).removeprefix(self.decode(before)).encode()
 
     def to_json(self) -> str:
@@ -144,27 +145,27 @@ class Tokenizer:
         return len(self._backend.decode([token_id]).encode("utf-8"))
 
 
-def _bytes_of_letters(token: str) -> bytes:
-    """The bytes that the letters of a byte-level token stand for; a token with others stands for itself."""
+def _bytes_of_characters(token: str) -> bytes:
+    """Returns the bytes that a byte-level token stands for; a token with other characters stands for itself."""
     try:
-        return bytes(_BYTE_OF_LETTER[letter] for letter in token)
+        return bytes(_BYTE_OF_CHARACTER[character] for character in token)
     except KeyError:
         return token.encode()
 
 
 def _end_of_piece(text: str, start: int) -> int | None:
-    """Returns where a piece that begins here may end; None: with the text."""
-    longest = start + max(LONGEST_WORD_CHARACTERS, PIECE_CHARACTERS)
+    """Returns where a piece that begins here may end; None for the end of the text."""
+    longest = start + max(MAX_WORD_CHARACTERS, PIECE_CHARACTERS)
     if seam := _SEAM.search(text, start + PIECE_CHARACTERS, longest):
         return seam.end()
     return longest if longest < len(text) else None
 
 
 def _splits_at_lines(backend: tokenizers.Tokenizer) -> bool:
-    """Says whether every `_SEAM` is a token boundary.
+    """Returns whether every `_SEAM` is a token boundary.
 
-    GPT-2's regular expression, which byte-level tokenizers use, makes a line break between two characters that are not
-    white space a word of its own, begins a word with such a space, and ends one where letters end.
+    In GPT-2's regular expression, which byte-level tokenizers use, a line break between two characters that are not
+    white space is a word of its own, such a space begins a word, and a word ends where its letters end.
     """
     words = backend.pre_tokenizer
     return isinstance(words, pre_tokenizers.ByteLevel) and not words.add_prefix_space and words.use_regex
@@ -191,11 +192,11 @@ def load_tokenizer(path_or_name: str, is_pretrained: bool = False) -> Tokenizer:
     """Loads a tokenizer from a tokenizers JSON file, a folder with vocab.json and merges.txt, or a Hugging Face name.
 
     Args:
-        path_or_name: the file, which may lie in a bucket, the folder, or the name.
-        is_pretrained: what does not exist as a path is a Hugging Face name; it is downloaded unless it is cached.
+        path_or_name: the file, which may be in a bucket, the folder, or the name.
+        is_pretrained: whether a path that does not exist is a Hugging Face name, which is downloaded unless cached.
 
     Raises:
-        DataError: there is no such thing, or it cannot be read as a tokenizer.
+        DataError: it does not exist, or is not a tokenizer.
     """
     if "://" in path_or_name:
         return _load_object(path_or_name)
@@ -228,7 +229,7 @@ def is_pretrained_name(encoder_path: str) -> bool:
 
 
 def _load_object(path: str) -> Tokenizer:
-    from meshtf import tf  # here, for it takes seconds to load, and most tokenizers lie on a disk
+    from meshtf import tf  # not at the top: it takes seconds to load, and most tokenizers are local files
 
     try:
         with tf.io.gfile.GFile(path) as file:
@@ -288,7 +289,7 @@ def check_special_ids(tokenizer: Tokenizer, dataset: DatasetConfig) -> None:
     A padding_id equal to the number of ids is allowed: GPT-Neo's configs for GPT-2's tokenizer have no padding token.
 
     Raises:
-        ConfigError: they disagree; one line an issue.
+        ConfigError: they disagree; one line for each issue.
     """
     issues = [*_size_issues(tokenizer, dataset), *_name_issues(tokenizer, dataset)]
     if issues:

@@ -99,6 +99,20 @@ def test_shuffled_files_hold_all_examples_and_writing_resumes_after_any_of_them(
             assert [entry.sha256 for entry in again.files] == [entry.sha256 for entry in split.files]
 
 
+def test_files_carry_number_process_and_count_in_their_names(tmp_path):
+    layout = ShardLayout("a", 2, 3, SEPARATOR, PADDING)
+    split = write(str(tmp_path), [[[n]] for n in range(7)], layout)
+    names = [entry.name for entry in split.files]
+    assert names == ["a_0_0_3.tfrecords", "a_1_0_3.tfrecords", "a_2_0_1.tfrecords"]
+    assert sorted(path.name for path in tmp_path.glob("a*")) == names
+    assert stream_of(str(tmp_path), split)[::2] == list(range(7))
+
+
+def test_no_documents_give_no_file(tmp_path):
+    assert write(str(tmp_path), [], ShardLayout("a", 2, 3, SEPARATOR, PADDING)).files == ()
+    assert [path.name for path in tmp_path.iterdir()] == ["start.json"]
+
+
 def test_a_file_of_another_size_than_its_record_says_is_written_again(tmp_path):
     layout = ShardLayout("a", 3, 2, SEPARATOR, PADDING, 0)
     documents = [[[1, 2, 3, 4]], [[5]], [[6, 7, 8, 9, 1]]]

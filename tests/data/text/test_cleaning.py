@@ -79,4 +79,4 @@ def test_without_ftfy_the_error_says_what_to_do():
         "except DataError as error:\n    print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    assert done.stdout == "ftfy is not installed; run `pip install ftfy`, or leave --ftfy out\n"
+    assert done.stdout == "ftfy is not installed; run `pip install ftfy`, or leave out --ftfy\n"

@@ -209,8 +209,8 @@ def test_a_text_that_is_too_long_for_memory_is_read_in_parts(tmp_path, monkeypat
     path = tmp_path / name
     path.write_bytes(compress.get(name.split(".")[-1], bytes)(text.encode()))
     length = len(text.encode())
-    assert read(path, longest_bytes=length) == [Document(name, text)]
-    (document,) = read(path, longest_bytes=length - 1)
+    assert read(path, max_bytes=length) == [Document(name, text)]
+    (document,) = read(path, max_bytes=length - 1)
     assert (document.identity, document.text, document.problem) == (name, None, None)
     assert document.long_text.digest == fingerprint(text)
     for _ in range(2):
@@ -224,7 +224,7 @@ def test_a_long_text_that_is_not_utf8_is_reported(tmp_path, monkeypatch, end, at
     monkeypatch.setattr(data.text.documents, "_PART_BYTES", 7)
     path = tmp_path / "a.txt"
     path.write_bytes("ä".encode() * 20 + end)
-    assert read(path, longest_bytes=9) == [Document("a.txt", None, f"not UTF-8 at byte {at}")]
+    assert read(path, max_bytes=9) == [Document("a.txt", None, f"not UTF-8 at byte {at}")]
     assert read(path) == [Document("a.txt", None, f"not UTF-8 at byte {at}")]
 
 

@@ -22,7 +22,6 @@ from data.tfrecord.records import (
     serialize_example,
     staging_folder,
     write_examples,
-    write_shards,
 )
 from meshtf import tf
 
@@ -135,19 +134,6 @@ def test_a_foreign_record_is_named(tmp_path, record, message):
     assert str(error.value).endswith("; write the file with data/create_tfrecords.py")
 
 
-def test_shards_carry_number_process_and_count_in_their_names(tmp_path):
-    paths = write_shards(str(tmp_path / "out"), "pile", (np.array([n, n]) for n in range(7)), 3)
-    names = [os.path.basename(path) for path in paths]
-    assert names == ["pile_0_0_3.tfrecords", "pile_1_0_3.tfrecords", "pile_2_0_1.tfrecords"]
-    assert sorted(os.listdir(tmp_path / "out")) == names
-    assert [ids[0] for path in paths for ids in read_examples(path)] == list(range(7))
-
-
-def test_no_examples_give_no_shard(tmp_path):
-    assert write_shards(str(tmp_path), "a", [], 3) == []
-    assert os.listdir(tmp_path) == []
-
-
 def test_only_the_shards_of_one_name_are_found(tmp_path):
     for name in (
         "a_0_0_1.tfrecords",
@@ -164,8 +150,8 @@ def test_only_the_shards_of_one_name_are_found(tmp_path):
 def test_a_path_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError) as error:
-        write_shards(f"{tmp_path}/file/out", "a", [np.array([1])], 1)
-    assert str(error.value).startswith(f"{tmp_path}/file/out: cannot be written: ")
+        write_examples(f"{tmp_path}/file/a.tfrecords", [[1]])
+    assert str(error.value).startswith(f"{tmp_path}/file/a.tfrecords: cannot be written: ")
     assert str(error.value).endswith("; make room there, or give another path")
     with pytest.raises(UserError, match=f"{tmp_path}/none/a.tfrecords: cannot be written: "):
         write_examples(f"{tmp_path}/none/a.tfrecords", [[1]])
@@ -178,29 +164,26 @@ def failing_examples():
 
 
 def test_an_interrupted_write_leaves_only_finished_files(tmp_path):
-    with pytest.raises(KeyboardInterrupt):
-        write_shards(str(tmp_path), "a", failing_examples(), 1)
-    assert sorted(os.listdir(tmp_path)) == ["a_0_0_1.tfrecords", "a_1_0_1.tfrecords"]
+    write_examples(str(tmp_path / "a.tfrecords"), [[1]])
     with pytest.raises(KeyboardInterrupt):
         write_examples(str(tmp_path / "b.tfrecords"), failing_examples())
-    assert sorted(os.listdir(tmp_path)) == ["a_0_0_1.tfrecords", "a_1_0_1.tfrecords"]
+    assert os.listdir(tmp_path) == ["a.tfrecords"]
 
 
 def test_a_killed_write_leaves_no_half_written_file_under_its_final_name(tmp_path):
     script = (
         "import itertools, os, signal, sys\n"
-        "from data.tfrecord.records import write_shards\n"
+        "from data.tfrecord.records import write_examples\n"
         "def examples():\n"
         "    yield from itertools.repeat([1] * 9, 25)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "write_shards(sys.argv[1], 'a', examples(), 10)\n"
+        "write_examples(sys.argv[1] + '/a.tfrecords', itertools.repeat([1] * 9, 10))\n"
+        "write_examples(sys.argv[1] + '/b.tfrecords', examples())\n"
     )
     killed = subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=REPOSITORY)
     assert killed.returncode == -signal.SIGKILL
-    finished = find_shards(str(tmp_path), "a")
-    assert [os.path.basename(path) for path in finished] == ["a_0_0_10.tfrecords", "a_1_0_10.tfrecords"]
-    assert [len(list(read_examples(path))) for path in finished] == [10, 10]
-    assert set(os.listdir(tmp_path)) == {"a_0_0_10.tfrecords", "a_1_0_10.tfrecords", "a_2_0.partial"}
+    assert len(list(read_examples(str(tmp_path / "a.tfrecords")))) == 10
+    assert set(os.listdir(tmp_path)) == {"a.tfrecords", "b.tfrecords.partial"}
 
 
 def test_a_staging_folder_is_empty_at_first_and_removed_at_the_end(tmp_path):
@@ -209,6 +192,6 @@ def test_a_staging_folder_is_empty_at_first_and_removed_at_the_end(tmp_path):
     left_behind.touch()
     with staging_folder(str(tmp_path), "a") as folder:
         assert os.listdir(folder) == []
-        write_shards(folder, "a", [np.array([1])], 1)
+        write_examples(f"{folder}/a_0_0_1.tfrecords", [np.array([1])])
         assert find_shards(str(tmp_path), "a") == []
     assert os.listdir(tmp_path) == []
