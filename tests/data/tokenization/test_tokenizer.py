@@ -255,7 +255,7 @@ def test_text_without_spaces_is_cut_too(monkeypatch):
     monkeypatch.setattr(data.tokenization.tokenizer, "PIECE_CHARACTERS", 3)
     assert TOKENIZER.pieces("漢漢漢漢、ひひひ：漢") == ["漢漢漢漢", "、ひひひ", "：漢"]
     assert TOKENIZER.pieces('{"abcd":"efgh"}abc1') == ['{"abcd', '":"efgh', '"}abc', "1"]
-    monkeypatch.setattr(data.tokenization.tokenizer, "LONGEST_WORD_CHARACTERS", 10)
+    monkeypatch.setattr(data.tokenization.tokenizer, "MAX_WORD_CHARACTERS", 10)
     assert TOKENIZER.pieces("é" * 25 + "1 é") == ["é" * 10, "é" * 10, "é" * 5 + "1", " é"]
 
 
