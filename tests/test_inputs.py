@@ -32,7 +32,6 @@ from configs.schema import (
 )
 from data.loading.batch import SkippedRecords
 from data.loading.counter_rng import random_bits
-from data.loading.position import CHOICES_AT_ONCE, choose_datasets, count_choices
 from data.tfrecord.records import write_examples
 
 N_CTX = 4
@@ -210,21 +209,6 @@ def test_a_mixture_resumes_from_any_position(folder, start):
     config = run_config(MIXTURE, "generic_text", batch_size=10)
     rows = real_rows(inputs.training_batches(config, patterns_of(folder), start), 1)
     assert rows == expected_mixture(150, 1)[start : start + 10]
-
-
-@settings(deadline=None, max_examples=20)
-@given(st.lists(st.floats(0.01, 100), min_size=1, max_size=5), st.integers(0, 2**31 - 1), st.integers(0, 300))
-def test_choices_are_counted_as_they_are_made(weights, seed, n_examples):
-    weights = np.array(weights)
-    one_by_one = [int(choose_datasets(weights, seed, np.array([k]))[0]) for k in range(n_examples)]
-    expected = [one_by_one.count(dataset) for dataset in range(len(weights))]
-    assert count_choices(weights, seed, n_examples).tolist() == expected
-
-
-def test_weights_are_the_fractions_of_the_examples():
-    n_examples = 3 * CHOICES_AT_ONCE // 2
-    shares = count_choices(np.array([3.0, 1.0, 2.0]), 1, n_examples) / n_examples
-    np.testing.assert_allclose(shares, [1 / 2, 1 / 6, 1 / 3], atol=2e-3)
 
 
 def test_another_process_reads_the_same(folder):
@@ -507,12 +491,6 @@ def test_without_weights_the_default_mode_reads_all_datasets_as_one(folder):
     (batch,) = itertools.islice(inputs.training_batches(config, patterns), 1)
     assert first_ids([batch]) == [*CHUNKS_A, *CHUNKS_B]
     assert batch.examples_per_dataset == {"all": len(CHUNKS_A) + len(CHUNKS_B)}
-
-
-def test_fractions_of_a_mixture_are_within_one_hundredth_of_the_weights():
-    weights_D = np.array([5.0, 3.0, 1.5, 0.5])
-    shares_D = count_choices(weights_D, 1, 10**5) / 10**5
-    np.testing.assert_allclose(shares_D, weights_D / weights_D.sum(), atol=0.01)
 
 
 @pytest.mark.parametrize("n_processes", [1, 2, 4])
