@@ -9,12 +9,13 @@ PROMPT := examples/prompt.py.txt
 PARITY := .venv-parity
 OLD_PARITY := .venv-parity-4
 
-.PHONY: help quickstart test test-slow parity lint format docs site clean
+.PHONY: help quickstart test test-models test-slow parity lint format docs site clean
 
 help:
 	@echo "make quickstart   train a small GPT on Python's standard library, evaluate it, and let it write"
 	@echo "make test         the fast tests"
-	@echo "make test-slow    the slow tests"
+	@echo "make test-models  the slow tests of options, layouts, plans and kernels, which .ci/run runs too"
+	@echo "make test-slow    the slow tests with processes, networks, servers and a browser"
 	@echo "make parity       compare with Hugging Face's GPT-Neo and GPT-2, in environments of their own"
 	@echo "make lint         check style, layout and the direction of imports"
 	@echo "make format       lay the code out"
@@ -31,11 +32,15 @@ quickstart: $(VENV)/.run-packages
 test: $(VENV)/.dev-packages
 	$(PY) -m pytest -q -m "not slow" -n auto --maxprocesses 4 --dist worksteal
 
-test-slow: $(VENV)/.dev-packages
-	$(PY) -m pytest -q -m slow -n auto --maxprocesses 4 --dist worksteal --ignore tests/test_combinations.py
+# XLA keeps what it compiles until a process has no memory maps left, so the combinations run in four rounds of processes.
+test-models: $(VENV)/.dev-packages
+	$(PY) -m pytest -q -m "slow and not processes" -n auto --maxprocesses 4 --dist worksteal --ignore tests/test_combinations.py
 	for quarter in 1 2 3 4; do \
 	  $(PY) -m pytest -q -m slow -n auto --maxprocesses 4 tests/test_combinations.py -k quarter$$quarter- || exit 1; \
 	done
+
+test-slow: $(VENV)/.dev-packages
+	$(PY) -m pytest -q -m "slow and processes" -n auto --maxprocesses 4 --dist worksteal
 
 parity: $(PARITY)/.parity-packages $(OLD_PARITY)/.parity-packages
 	OLD_TRANSFORMERS=$(CURDIR)/$(OLD_PARITY)/bin/python $(PARITY)/bin/python -m pytest -q tests/parity.py tests/parity_generation.py

@@ -161,6 +161,7 @@ MOMENTS = [
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_training_resumes_exactly_when_killed_at_every_moment(fresh: Place) -> None:
     for moment in MOMENTS:
         fresh.killed(moment)
@@ -171,6 +172,7 @@ def test_training_resumes_exactly_when_killed_at_every_moment(fresh: Place) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_training_resumes_exactly_when_killed_at_random_moments(fresh: Place) -> None:
     draw = random.Random(5)
     for _ in range(6):
@@ -186,6 +188,7 @@ def test_training_resumes_exactly_when_killed_at_random_moments(fresh: Place) ->
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_a_network_that_fails_for_a_minute_is_waited_for(fresh: Place) -> None:
     with fresh.started(*STEPS) as process:
         ends = []
@@ -202,6 +205,7 @@ def test_a_network_that_fails_for_a_minute_is_waited_for(fresh: Place) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_other_commands_read_and_write_in_the_bucket(fresh: Place) -> None:
     trained = fresh.run(*STEPS, "--set", "eval_steps=2", "--set", "predict_steps=16")
     assert trained.returncode == 0, trained.stderr
@@ -235,6 +239,7 @@ def test_other_commands_read_and_write_in_the_bucket(fresh: Place) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_a_second_process_does_not_train_in_the_same_folder(fresh: Place) -> None:
     waiting = threading.Event()
 

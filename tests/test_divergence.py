@@ -36,6 +36,7 @@ def test_the_error_names_step_records_and_tensors(project: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_training_resumes_from_the_last_good_checkpoint(project: Path) -> None:
     assert run_process(project, *SETTINGS, "--set", "train_steps=4").returncode == 0
     ended = run_process(project, *SETTINGS, "--set", "lr=1e30")

@@ -174,7 +174,7 @@ STOPPED = re.compile(r"stopped at step (\d+); the checkpoint is saved: run the s
 
 @pytest.mark.parametrize(
     ("number", "status"),
-    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=[pytest.mark.slow, pytest.mark.processes])],
     ids=["SIGTERM", "SIGINT"],
 )
 def test_a_run_stopped_or_killed_anywhere_resumes_exactly(project: Project, number: int, status: int) -> None:

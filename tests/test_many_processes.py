@@ -150,6 +150,7 @@ def test_a_signal_to_one_process_ends_all_at_the_same_step_and_the_run_goes_on(f
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_processes_with_other_data_change_nothing(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns("datasets"))
     (tmp_path / "copy/texts/0.txt").write_text("the cat saw the dog\n" * 40)
@@ -167,6 +168,7 @@ def test_processes_with_other_data_change_nothing(folder: Path, tmp_path: Path) 
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_a_layout_is_chosen_for_the_processes_and_applied(folder: Path) -> None:
     arguments = ("--set", "train_steps=2", "--set", "model_path=runs/chosen", "--auto_layout_and_mesh_shape", "--apply")
     with together(folder, 2, *arguments) as processes:
@@ -203,6 +205,7 @@ LONG = (
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.parametrize("seed", range(3))
 def test_a_process_killed_at_any_step_costs_no_more_than_the_steps_since_the_checkpoint(
     folder: Path, unbroken: Path, seed: int

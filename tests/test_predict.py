@@ -213,6 +213,7 @@ def test_a_text_file_gives_the_samples_of_the_same_prompt_in_json(here: Path, fi
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_a_text_on_standard_input_may_give_json_lines(here: Path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"the dog\n")))
     assert predict("--prompt", "-", "--seed", "2", "--output", "-") == 0
@@ -223,6 +224,7 @@ def test_a_text_on_standard_input_may_give_json_lines(here: Path, monkeypatch, c
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_prompts_of_a_file_are_continued_at_checkpoints(here: Path, capsys) -> None:
     Path("two.jsonl").write_text(as_lines([{"prompt": "the", "id": 1}, {"prompt": "a", "n_samples": 2}]))
     changes = ("--set", "model_path=runs/pausing", "--set", "train_steps=4", "--set", "predict_steps=1")
@@ -233,7 +235,9 @@ def test_prompts_of_a_file_are_continued_at_checkpoints(here: Path, capsys) -> N
         assert [(line["prompt"], line["sample"]) for line in kept] == [("the", 0), ("a", 0), ("a", 1)]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=[pytest.mark.slow, pytest.mark.processes])]
+)
 def test_an_interrupted_program_saves_the_finished_texts(folder: Path, number: signal.Signals) -> None:
     (folder / "many.jsonl").write_text(as_lines([{"prompt": "the cat", "never_end": True}] * 50_000))
     whole = folder / f"runs/tiny/predictions_{number.name}_{N_STEPS}.jsonl"
@@ -400,6 +404,7 @@ def test_output_follows_a_link_and_goes_into_a_pipe(here: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_beam_search_finds_the_most_likely_texts(here: Path, tokenizer: Tokenizer) -> None:
     search = {"prompt": "the cat", "num_beams": 3, "n_samples": 3, "max_new_tokens": 6}
     prompts = [
@@ -487,6 +492,7 @@ LONG = ("--set", "n_ctx=20000", "--set", records_dataset(), "--never_end", "--te
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_ctrl_c_at_a_terminal_stops_the_text_and_not_the_program(here: Path, tmp_path: Path) -> None:
     with Terminal([*TRAINED, "--interactive", *LONG], tmp_path) as terminal:
         terminal.until("Ctrl-D exits.")

@@ -95,6 +95,7 @@ def test_a_training_run_is_recorded_completely(project: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_ctrl_c_writes_a_checkpoint_and_the_same_command_resumes(project: Path) -> None:
     settings = changes(model_path="runs/broken", train_steps=3000)
     process = start(project, *settings)
@@ -120,6 +121,7 @@ def test_ctrl_c_writes_a_checkpoint_and_the_same_command_resumes(project: Path) 
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_a_closed_pipe_does_not_end_the_run(project: Path) -> None:
     """As with `| head`: the run continues, and is recorded completely."""
     process = start(project, *changes(model_path="runs/unread", train_steps=60))
@@ -242,6 +244,7 @@ def child_of(process: subprocess.Popen[str]) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_one_of_two_processes_is_killed_and_both_resume(project: Path) -> None:
     settings = changes(mesh_shape="all:2", layout="batch:all", train_steps=600, model_path="runs/two")
     hosts = ("--hosts", f"127.0.0.1:{free_port()},127.0.0.1:{free_port()}", "--store", "experiments_of_two")

@@ -181,6 +181,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_the_command_gives_the_same_in_one_and_two_processes(tmp_path):
     write_examples(f"{tmp_path}/a_3000.tfrecords", np.arange(12000).reshape(3000, 4) % 500)
     _, bad = write_two(tmp_path / "more")

@@ -31,7 +31,9 @@ SECONDS_PER_FILE = 10.0  # for each reader; without a hang each takes millisecon
 MEMORY_BYTES = 1 << 36  # of address space, which TensorFlow reserves generously; less than the huge lengths
 
 few_and_many = pytest.mark.parametrize(
-    "numbers", [range(40), pytest.param(range(40, 240), marks=pytest.mark.slow)], ids=["40 files", "200 files"]
+    "numbers",
+    [range(40), pytest.param(range(40, 240), marks=[pytest.mark.slow, pytest.mark.processes])],
+    ids=["40 files", "200 files"],
 )
 
 

@@ -112,6 +112,7 @@ def check_whole(texts: Cloud, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_a_bucket_gives_the_same_files_as_a_folder(texts: Cloud, tmp_path: Path) -> None:
     done = run(texts, creation("--write_dataset_config", "gs://trials/configs/dataset_configs/t.json"))
     assert (done.returncode, done.stderr) == (0, "")
@@ -162,6 +163,7 @@ MOMENTS = [
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_resumes_when_killed_at_every_moment(texts: Cloud, tmp_path: Path) -> None:
     for moment in MOMENTS:
         killed(texts, moment)
@@ -171,6 +173,7 @@ def test_resumes_when_killed_at_every_moment(texts: Cloud, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_resumes_when_killed_at_random_moments(texts: Cloud, tmp_path: Path) -> None:
     draw = random.Random(5)
     for _ in range(8):
@@ -185,6 +188,7 @@ def test_resumes_when_killed_at_random_moments(texts: Cloud, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_a_second_process_is_refused(texts: Cloud, tmp_path: Path) -> None:
     with started(texts, creation()) as process:
         seconds: list[subprocess.CompletedProcess[str]] = []
@@ -244,6 +248,7 @@ print(sum(len(rows) for rows in ahead(records.read, blocks, 8)))
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_each_byte_of_a_bucket_is_read_once(texts: Cloud, tmp_path: Path) -> None:
     files = [name for name in expected(tmp_path) if name.endswith(".tfrecords")]
     for name in files:

@@ -465,6 +465,7 @@ def test_killed_at_three_moments_it_gives_what_an_unbroken_run_gives(tmp_path, e
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.parametrize("processes", [1, 2])
 def test_killed_at_any_moment_it_gives_what_an_unbroken_run_gives(tmp_path, encoder_path, processes):
     check_killed_runs(tmp_path, encoder_path, moments=20, processes=processes)
@@ -514,7 +515,7 @@ for back in range(1, count + 1)[slice(None, None, 3 if steps == "some" else 1)]:
 """
 
 
-@pytest.mark.parametrize("steps", ["some", pytest.param("all", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("steps", ["some", pytest.param("all", marks=[pytest.mark.slow, pytest.mark.processes])])
 def test_killed_at_any_change_of_a_name_nothing_is_lost(tmp_path, encoder_path, steps):
     write_lines(tmp_path / "texts", random_texts(60), files=3)
     begun, made = tmp_path / "begun", tmp_path / "made"

@@ -87,12 +87,14 @@ def test_scripts_are_bash_and_their_commands_are_known(script: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_two_processes_train(clone: Path) -> None:
     run(clone, "bash", "examples/two_processes.sh", "--set", "train_steps=20")
     assert [line["step"] for line in read_metrics(str(clone / "runs" / "two_processes"))][-1] == 20
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_own_text_from_text_to_sample_in_six_lines(clone: Path) -> None:
     section = (clone / "docs" / "getting-started.md").read_text().split("in six lines")[1].split("\n## ")[0]
     lines = list(commands(section))
@@ -104,6 +106,7 @@ def test_own_text_from_text_to_sample_in_six_lines(clone: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_the_modules_are_a_library(clone: Path) -> None:
     losses = [
         float(loss) for loss in re.findall(r"loss ([\d.]+)", run(clone, "python3", "examples/train_and_sample.py"))
@@ -112,6 +115,7 @@ def test_the_modules_are_a_library(clone: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_the_notebook_runs(clone: Path) -> None:
     notebook = nbformat.read(clone / "examples" / "quickstart.ipynb", as_version=4)
     (cell,) = (cell for cell in notebook.cells if "STEPS = 1800" in cell.source)

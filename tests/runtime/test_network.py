@@ -30,7 +30,7 @@ except ClusterError as error:
     print(error)
 """
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.processes]
 
 
 def ip(*arguments: str) -> None:

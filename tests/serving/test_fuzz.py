@@ -32,6 +32,7 @@ def test_random_requests_are_answered_as_documented(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_all_kinds_of_requests_are_answered_as_documented(tmp_path: Path) -> None:
     authorization = ("--header", f"Authorization: Bearer {KEY}")
     assert_nothing_found(tmp_path, "--max-examples", "200", *authorization, NEOMESH_API_KEY=KEY)

@@ -49,6 +49,7 @@ metric_list: [{metric: exact_match}]
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.processes,
     pytest.mark.skipif(LM_EVAL is None, reason="lm_eval is not installed; set LM_EVAL to its path"),
 ]
 

@@ -60,6 +60,7 @@ def test_temperature_0_gives_the_most_likely_token(project: Project, client: ope
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_predict_and_the_server_give_the_same_texts(project: Project, client: openai.OpenAI) -> None:
     """For the same prompt, settings and seed."""
     (project.folder / "prompt.txt").write_text("the cat")
@@ -93,6 +94,7 @@ def test_clients_get_their_own_answers(trained_server: Server, known: list[Known
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_sixty_four_clients_for_two_minutes(project: Project) -> None:
     with project.serving("--rows", "16") as server:
         known = send_alone(server, requests("tiny", PROMPTS, 64))
@@ -107,6 +109,7 @@ def test_sixty_four_clients_for_two_minutes(project: Project) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_a_mesh_answers_as_one_device(project: Project, known: list[Known]) -> None:
     mesh = ("--cpu_devices", "4", "--set", "mesh_shape=x:2,y:2", "--set", "layout=batch:x,heads:y,vocab:y")
     with project.serving(*mesh) as server:

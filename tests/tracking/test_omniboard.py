@@ -29,6 +29,7 @@ ROLE = re.compile(r'user: "(\w+)".*role: "(\w+)"')
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.processes,
     pytest.mark.skipif(shutil.which("npm") is None, reason="npm is not installed"),
     pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed"),
 ]

@@ -221,6 +221,7 @@ def small_group() -> Iterator[Path]:
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_killed_by_the_kernel_for_memory(here: Experiments, small_group: Path) -> None:
     done = here.run("--fail", "eat:13:1", "--group", str(small_group))
     assert (done.status, series(done).steps.tolist()) == (0, list(range(1, 21)))

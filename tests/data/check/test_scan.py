@@ -42,7 +42,7 @@ def filled(counts: np.ndarray) -> dict[int, int]:
     return {number: int(count) for number, count in enumerate(counts) if count}
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=[pytest.mark.slow, pytest.mark.processes])])
 def test_every_record_of_every_file_is_counted(tmp_path, processes):
     write_examples(str(tmp_path / "a_2_2.tfrecords"), FIRST)
     write_examples(str(tmp_path / "a_10_3.tfrecords"), SECOND)

@@ -269,6 +269,7 @@ def test_processes_that_are_elsewhere(other: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_a_process_that_never_starts() -> None:
     own, missing = (f"127.0.0.1:{port}" for port in free_ports(2))
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
@@ -330,6 +331,7 @@ def in_others(lost: int, processes: Sequence[subprocess.Popen], message: str) ->
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.parametrize(("n_processes", "lost"), [(2, 0), (4, 2)])
 def test_a_process_that_hangs_ends_all_and_says_where(tmp_path: Path, n_processes: int, lost: int) -> None:
     processes = start(n_processes, tmp_path, "forever")
@@ -345,6 +347,7 @@ def test_a_process_that_hangs_ends_all_and_says_where(tmp_path: Path, n_processe
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_process_in_which_no_python_runs(tmp_path: Path, lost: int) -> None:
     processes = start(2, tmp_path, "forever")
@@ -361,6 +364,7 @@ def test_a_process_in_which_no_python_runs(tmp_path: Path, lost: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.parametrize("signalled", [[0], [1], [0, 1]])
 def test_a_signal_to_any_process_stops_all_at_one_step(tmp_path: Path, signalled: Sequence[int]) -> None:
     processes = start(2, tmp_path, "until_stopped")
@@ -393,6 +397,7 @@ def test_the_processes_along_an_axis_come_in_its_order() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_slices_of_twelve_processes_come_in_their_order(tmp_path: Path) -> None:
     processes = start(12, tmp_path, "gathered")
     try:

@@ -69,6 +69,7 @@ def test_a_graph_does_not_grow_with_the_mesh() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.parametrize("n_processes", [8, 64, 512])
 def test_a_graph_of_two_axes_does_not_grow_with_the_mesh(n_processes: int) -> None:
     layout = "batch:x,heads:y,vocab:y,intermediate_expanded:y,embed_sequence:y"
@@ -296,6 +297,7 @@ def long_pair(tmp_path_factory: pytest.TempPathFactory, devices: tuple[str, ...]
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.parametrize("name", OF_TWO)
 def test_two_processes_with_any_layout(long_pair: Together, devices: tuple[str, ...], name: str) -> None:
     check_case(long_pair, name, devices[0])
@@ -307,12 +309,14 @@ def four(tmp_path_factory: pytest.TempPathFactory, devices: tuple[str, ...]) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.parametrize("name", OF_FOUR)
 def test_four_processes_on_two_axes(four: Together, devices: tuple[str, ...], name: str) -> None:
     check_case(four, name, devices[0])
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_four_processes_on_one_axis(tmp_path: Path, devices: tuple[str, ...]) -> None:
     together = run_together(4, tmp_path, devices[0], "moved", "four_data")
     test_slices_move_as_they_should(together)
@@ -351,6 +355,7 @@ def last_words(processes: Sequence[subprocess.Popen], lost: int, how: signal.Sig
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.parametrize("lost", [0, 1])
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM])
 def test_a_lost_process_ends_the_other(tmp_path: Path, lost: int, how: signal.Signals) -> None:
@@ -359,6 +364,7 @@ def test_a_lost_process_ends_the_other(tmp_path: Path, lost: int, how: signal.Si
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_lost_process_ends_all_others(tmp_path: Path, how: signal.Signals) -> None:
     processes = start(4, tmp_path, "forever")

@@ -166,6 +166,7 @@ def test_no_tpu_on_this_machine() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_a_server_of_tensorflow_without_a_tpu() -> None:
     port = closed_port()
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}

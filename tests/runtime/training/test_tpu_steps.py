@@ -103,6 +103,7 @@ def long_pair(tmp_path_factory: pytest.TempPathFactory, devices: tuple[str, ...]
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.parametrize("name", OF_TWO)
 def test_two_replicas_with_any_layout(long_pair: Together, devices: tuple[str, ...], name: str) -> None:
     check_loop(long_pair, name, devices[0])
@@ -114,12 +115,14 @@ def four(tmp_path_factory: pytest.TempPathFactory, devices: tuple[str, ...]) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.parametrize("name", OF_FOUR)
 def test_four_replicas_on_two_axes(four: Together, devices: tuple[str, ...], name: str) -> None:
     check_loop(four, name, devices[0])
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_four_replicas_on_one_axis(tmp_path: Path, devices: tuple[str, ...]) -> None:
     together = run_together(4, tmp_path, devices[0], "moved", "four_data")
     check_moved(together)

@@ -197,6 +197,7 @@ def test_runs_at_once(here: Experiments, server: MongoServer) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_a_long_run_stays_under_the_limit_of_a_document(here: Experiments, server: MongoServer) -> None:
     done = here.run("--steps", "7")
     line = '{"step": %d, "split": "train", "time": %d.5, "loss": %d}\n'
@@ -319,6 +320,7 @@ def test_database_does_not_answer_for_a_while(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_database_is_gone_for_half_a_minute(tmp_path: Path) -> None:
     outage(tmp_path, 30.0, 2000)
 

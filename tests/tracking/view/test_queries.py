@@ -97,6 +97,7 @@ def ask(address: str, what: str) -> Any:
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_tensorboard_shows_config_and_samples_as_they_come(
     store: Path, board: tuple[subprocess.Popen[str], str]
 ) -> None:

@@ -214,6 +214,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 def test_a_browser_draws_the_page(tmp_path: Path) -> None:
     lines = [train(step, loss=3 + 5 * math.exp(-step / 1e4), grad_norm=1.0 / step) for step in range(1, 100_001)]
