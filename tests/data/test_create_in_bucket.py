@@ -238,12 +238,12 @@ def test_a_place_that_cannot_be_used_is_named(texts, tmp_path, capsys, flags, me
 READ_ALL = """
 import sys
 import numpy as np
-from data.reading import RecordRules, Records, ahead
-from data.shards import list_shards
+from data.loading.reader import RecordRules, Records, prefetch
+from data.tfrecord.shards import list_shards
 
 records = Records(list_shards(sys.argv[1]), RecordRules(16, 290))
 blocks = (np.arange(first, first + 7) for first in range(0, records.n_records - 7, 7))
-print(sum(len(rows) for rows in ahead(records.read, blocks, 8)))
+print(sum(len(rows) for rows in prefetch(records.read, blocks, 8)))
 """
 
 

@@ -88,7 +88,7 @@ def test_links_to_folders_are_followed_and_no_folder_is_read_twice(tmp_path):
 WITHOUT_RIGHTS = """
 import sys
 from configs.errors import DataError
-from data.sources import find_files
+from data.text.files import find_files
 
 try:
     find_files(sys.argv[1:])
