@@ -9,7 +9,7 @@ import posixpath
 from commands.console import say
 from commands.options import LayoutSearch, Options
 from configs.errors import ConfigError
-from configs.layout import format_layout, format_mesh_shape
+from configs.layout import format_pairs
 from configs.schema import MeshConfig, RunConfig
 from meshtf import tf
 from runtime.cluster.spec import find_cluster
@@ -60,5 +60,5 @@ def with_chosen_layout(config: RunConfig, options: Options, search: LayoutSearch
     else:
         mesh_shape = config.mesh.mesh_shape
         layout = auto_layout(config, mesh_shape, machine)
-    say(f'"mesh_shape": "{format_mesh_shape(mesh_shape)}", "layout": "{format_layout(layout)}"')
+    say(f'"mesh_shape": "{format_pairs(mesh_shape)}", "layout": "{format_pairs(layout)}"')
     return dataclasses.replace(config, mesh=MeshConfig(mesh_shape=mesh_shape, layout=layout))

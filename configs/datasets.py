@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from configs.cross_checks import DATASET_CHECKS, SPECIAL_ID_CHECKS
-from configs.errors import ConfigError, ValueIssue
-from configs.reader import ConfigReader, RawValue, did_you_mean, read_file
+from configs.errors import ConfigError, ValueIssue, did_you_mean
+from configs.reader import ConfigReader, RawValue, read_file
 from configs.schema import DATASET_INERT_KEYS, DatasetConfig, DatasetEntry, DatasetUse, keys_of
 
 SHIPPED_DIR = Path(__file__).resolve().parent / "dataset_configs"

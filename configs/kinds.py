@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from configs.errors import ValueIssue
-from configs.layout import format_layout, format_mesh_shape, parse_layout, parse_mesh_shape
+from configs.layout import format_pairs, parse_layout, parse_mesh_shape
 
 # What each type of attention sees: the text of `attention_types`.
 ATTENTION_TYPES = {
@@ -84,6 +84,11 @@ def number(span: str, accepts: Callable[[float], bool]) -> Kind:
     return Kind(description, parse)
 
 
+def within(minimum: float, maximum: float) -> Kind:
+    """Returns the kind of numbers in [minimum, maximum]."""
+    return number(f"in [{minimum}, {maximum}]", lambda value: minimum <= value <= maximum)
+
+
 def one_of(choices: Sequence[str]) -> Kind:
     """Returns the kind of these names, in upper or lower case."""
     listed = ", ".join(choices)
@@ -101,14 +106,22 @@ def one_of(choices: Sequence[str]) -> Kind:
 
 def optional(kind: Kind) -> Kind:
     """Returns the kind of values of `kind`, or null."""
+    return _or_off(kind, lambda value: value is None, None, ", or null")
 
+
+def unless_off(kind: Kind, off: Any) -> Kind:
+    """Returns the kind of values of `kind`; null and false, which switch an option off in GPT-Neo, mean `off`."""
+    return _or_off(kind, lambda value: value is None or value is False, off, "; null or false: off")
+
+
+def _or_off(kind: Kind, is_off: Callable[[Any], bool], off: Any, note: str) -> Kind:
     def parse(value: Any) -> Any:
-        return None if value is None else kind.parse(value)
+        return off if is_off(value) else kind.parse(value)
 
     def write(value: Any) -> Any:
         return None if value is None else kind.write(value)
 
-    return Kind(f"{kind.description}, or null", parse, write)
+    return Kind(kind.description + note, parse, write)
 
 
 def _parse_flag(value: Any) -> bool:
@@ -129,14 +142,15 @@ def _parse_path(value: Any) -> str | None:
     return None if value in (None, "") else _parse_text(value)
 
 
-def _parse_texts(value: Any) -> tuple[str, ...]:
-    if value is None:
-        return ()
-    if isinstance(value, str):
-        return (_parse_text(value),)
-    if not isinstance(value, list):
+def _listed_texts(value: Any) -> list[str]:
+    given = [value] if isinstance(value, str) else [] if value is None else value
+    if not isinstance(given, list) or not all(isinstance(item, str) for item in given):
         raise ValueIssue("is not a string or a list of strings", 'write it as "a" or ["a", "b"]')
-    return tuple(_parse_text(item) for item in value)
+    return given
+
+
+def _parse_texts(value: Any) -> tuple[str, ...]:
+    return tuple(_parse_text(item) for item in _listed_texts(value))
 
 
 def is_unicode(text: str) -> bool:
@@ -150,9 +164,7 @@ def is_unicode(text: str) -> bool:
 
 def _parse_stops(value: Any) -> tuple[str, ...]:
     """Parses stop strings; unlike `_parse_texts`, allows blanks and line breaks alone."""
-    given = [value] if isinstance(value, str) else [] if value is None else value
-    if not isinstance(given, list) or not all(isinstance(item, str) for item in given):
-        raise ValueIssue("is not a string or a list of strings", 'write it as "a" or ["a", "b"]')
+    given = _listed_texts(value)
     if "" in given:
         raise ValueIssue("holds an empty string", "give strings of at least one character")
     if not all(map(is_unicode, given)):
@@ -181,11 +193,7 @@ NON_NEGATIVE = number(">= 0", lambda value: value >= 0)
 SHARE = number("in [0, 1)", lambda value: 0 <= value < 1)
 # float32 rounds smaller numbers to 0.
 POSITIVE_FLOAT32 = number(">= 1e-37", lambda value: value >= 1e-37)
-SHARE_OR_ALL = number("in [0, 1]", lambda value: 0 <= value <= 1)
 TOP_P = number("in (0, 1]", lambda value: 0 < value <= 1)
-PENALTY = number("in [-2, 2]", lambda value: -2 <= value <= 2)
-PENALTY_FACTOR = number("in [0.01, 100]", lambda value: 0.01 <= value <= 100)
-POWER = number("in [-8, 8]", lambda value: -8 <= value <= 8)
 STOPS = Kind("a string or a list of strings, none empty; null: none", _parse_stops, list)
 
 # Attention patterns: [[["global", "local"], 6]] is global, local, global, local ... over 12 layers.
@@ -198,18 +206,8 @@ def _expand_attention_item(item: Any) -> tuple[str, ...]:
     if not (isinstance(item, list) and len(item) == 2 and isinstance(item[0], list) and item[0]):
         raise ValueIssue("is not a list of [pattern, repeats] pairs", ATTENTION_EXAMPLE)
     pattern, repeats = item
-    try:
-        names = tuple(ATTENTION_TYPE.parse(name) for name in pattern)
-    except ValueIssue as issue:
-        name = next(name for name in pattern if not _is_attention_type(name))
-        raise ValueIssue(f"{name!r} {issue.problem}", issue.remedy) from None
-    if isinstance(repeats, bool) or not isinstance(repeats, int) or not 1 <= repeats <= MAX_PATTERN_REPEATS:
-        raise ValueIssue(f"repeats a pattern {repeats!r} times", f"give an integer from 1 to {MAX_PATTERN_REPEATS}")
-    return names * repeats
-
-
-def _is_attention_type(name: Any) -> bool:
-    return isinstance(name, str) and name.lower() in ATTENTION_TYPES
+    names = tuple(parse_part("the attention", ATTENTION_TYPE, name) for name in pattern)
+    return names * parse_part("the number of repeats", integer(1, MAX_PATTERN_REPEATS), repeats)
 
 
 def _parse_attention_types(value: Any) -> tuple[str, ...]:
@@ -248,39 +246,17 @@ def _parse_axes(value: Any) -> tuple[int, int]:
     return sizes
 
 
-def unless_off(kind: Kind, off: Any) -> Kind:
-    """Returns the kind of values of `kind`; null and false, which switch an option off in GPT-Neo, mean `off`."""
-
-    def parse(value: Any) -> Any:
-        return off if value is None or value is False else kind.parse(value)
-
-    def write(value: Any) -> Any:
-        return None if value is None else kind.write(value)
-
-    return Kind(f"{kind.description}; null or false: off", parse, write)
-
-
 AXIAL = Kind("two integers whose product is n_ctx, such as [16, 64]", _parse_axes, list)
 
 
-def _parse_pairs_with(parse: Callable[[str], Any], example: str) -> Callable[[Any], Any]:
-    def parse_value(value: Any) -> Any:
-        if value is None:
-            return None
-        if not isinstance(value, str):
+def _pairs(names: str, example: str, parse_text: Callable[[str], Any]) -> Kind:
+    def parse(value: Any) -> Any:
+        if value is not None and not isinstance(value, str):
             raise ValueIssue("is not a string", f'write it as "{example}"')
-        return parse(value)
+        return parse_text(value or "")
 
-    return parse_value
+    return Kind(f"{names} pairs, such as {example}; empty or null: none", parse, format_pairs)
 
 
-MESH_SHAPE = Kind(
-    "axis:size pairs, such as x:4,y:2; empty or null: none",
-    _parse_pairs_with(parse_mesh_shape, "x:4,y:2"),
-    format_mesh_shape,
-)
-LAYOUT = Kind(
-    "dimension:axis pairs, such as batch:x,heads:y; empty or null: none",
-    _parse_pairs_with(parse_layout, "batch:x,heads:y"),
-    format_layout,
-)
+MESH_SHAPE = _pairs("axis:size", "x:4,y:2", parse_mesh_shape)
+LAYOUT = _pairs("dimension:axis", "batch:x,heads:y", parse_layout)

@@ -6,27 +6,14 @@ by commas, semicolons, full stops or blanks.
 
 from __future__ import annotations
 
-import difflib
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 
-from configs.errors import ValueIssue
+from configs.errors import ValueIssue, did_you_mean
 
 MeshShape = tuple[tuple[str, int], ...]
 Layout = tuple[tuple[str, str], ...]
-
-DIMENSIONS = (
-    "batch",
-    "sequence",
-    "memory_length",
-    "embd",
-    "heads",
-    "vocab",
-    "embed_sequence",
-    "intermediate_expanded",
-    "experts",
-    "expert_hidden",
-)
 
 TENSORS = {
     "the token table wte": ("vocab", "embd"),
@@ -42,6 +29,8 @@ TENSORS = {
     "the attention weights": ("batch", "heads", "sequence", "memory_length"),
     "the logits": ("batch", "sequence", "vocab"),
 }
+# The dimensions that can be split.
+DIMENSIONS = tuple(dict.fromkeys(dimension for dimensions in TENSORS.values() for dimension in dimensions))
 
 _SEPARATORS = re.compile(r"[,.;\s]+")
 
@@ -95,19 +84,13 @@ def _check_dimension(dimension: str, axis: str) -> None:
         return
     if dimension == "features_per_head":
         raise ValueIssue(f"{dimension}:{axis} splits heads, which attention needs whole", f"give heads:{axis}")
-    nearest = difflib.get_close_matches(dimension, DIMENSIONS, n=1)
-    remedy = f"did you mean {nearest[0]}?" if nearest else f"use {', '.join(DIMENSIONS)}"
+    remedy = did_you_mean(dimension, DIMENSIONS, f"use {', '.join(DIMENSIONS)}")
     raise ValueIssue(f"names no known dimension: {dimension!r}", remedy)
 
 
-def format_mesh_shape(mesh_shape: MeshShape | None) -> str:
-    """Writes a mesh shape so that `parse_mesh_shape` reads it."""
-    return ",".join(f"{axis}:{size}" for axis, size in mesh_shape or ())
-
-
-def format_layout(layout: Layout | None) -> str:
-    """Writes a layout so that `parse_layout` reads it."""
-    return ",".join(f"{dimension}:{axis}" for dimension, axis in layout or ())
+def format_pairs(pairs: MeshShape | Layout | None) -> str:
+    """Writes a mesh shape or a layout so that `parse_mesh_shape` or `parse_layout` reads it."""
+    return ",".join(f"{name}:{value}" for name, value in pairs or ())
 
 
 def find_layout_issues(
@@ -130,12 +113,11 @@ def find_layout_issues(
 
 
 def _unknown_axis(dimension: str, axis: str, axes: Mapping[str, int]) -> ValueIssue:
+    rule = f"{dimension}:{axis}"
     if not axes:
-        return ValueIssue(
-            f"{dimension}:{axis} needs a mesh, but there is no mesh_shape", f'give one, such as "{axis}:2"'
-        )
-    problem = f"{dimension}:{axis} names an axis that mesh_shape lacks"
-    return ValueIssue(problem, f"use {', '.join(axes)}, or add {axis} to mesh_shape")
+        return ValueIssue(f"{rule} needs a mesh, but there is no mesh_shape", f'give one, such as "{axis}:2"')
+    remedy = f"use {', '.join(axes)}, or add {axis} to mesh_shape"
+    return ValueIssue(f"{rule} names an axis that mesh_shape lacks", remedy)
 
 
 def _indivisible(dimension: str, axis: str, axis_size: int, key: str, size: int) -> ValueIssue:
@@ -147,11 +129,8 @@ def _find_shared_axes(rules: Mapping[str, str]) -> Iterator[ValueIssue]:
     reported: set[tuple[str, str]] = set()
     for tensor, dimensions in TENSORS.items():
         laid_out = [dimension for dimension in dimensions if dimension in rules]
-        for index, first in enumerate(laid_out):
-            for second in laid_out[index + 1 :]:
-                if rules[first] == rules[second] and (first, second) not in reported:
-                    reported.add((first, second))
-                    yield ValueIssue(
-                        f"{first}:{rules[first]} and {second}:{rules[second]} split {tensor} twice over one axis",
-                        "give one of them another axis, or leave it out",
-                    )
+        for first, second in itertools.combinations(laid_out, 2):
+            if rules[first] == rules[second] and (first, second) not in reported:
+                reported.add((first, second))
+                problem = f"{first}:{rules[first]} and {second}:{rules[second]} split {tensor} twice over one axis"
+                yield ValueIssue(problem, "give one of them another axis, or leave it out")

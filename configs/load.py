@@ -16,15 +16,13 @@ from typing import Any
 from configs import schema
 from configs.cross_checks import PREDICTION_CHECKS, RUN_CHECKS
 from configs.datasets import check_datasets, load_datasets, special_ids
-from configs.errors import ConfigError, ValueIssue
-from configs.reader import ConfigReader, RawValue, did_you_mean, raise_issues, read_file, rename_aliases, shown
-from configs.schema import PredictionConfig, RunConfig, is_required, keys_of
+from configs.errors import ConfigError, ValueIssue, did_you_mean
+from configs.reader import ConfigReader, RawValue, raise_issues, read_file, rename_aliases, shown
+from configs.schema import RUN_FIELDS, PredictionConfig, RunConfig, is_required, keys_of
 from configs.weights import config_beside, initial_model_keys
 
 CONFIGS_DIR = Path(__file__).resolve().parent
 OVERRIDES_FILE = "--set"
-
-RUN_FIELDS = {name: key for group in (RunConfig, *schema.GROUPS.values()) for name, key in keys_of(group).items()}
 
 
 def load_config(model: str, overrides: Sequence[str] = (), weights: str | None = None) -> RunConfig:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from configs.errors import ConfigError, ValueIssue
+from configs.errors import ConfigError, ValueIssue, did_you_mean
 from configs.schema import is_required
 
 REFERENCE = "docs/configuration.md"
@@ -106,12 +105,6 @@ def shown(value: Any) -> str:
     """Returns a JSON value as a message shows it, shortened to 80 characters."""
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 80 else text[:77] + "..."
-
-
-def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
-    """Returns a question that names the closest known name, or `otherwise` if none is close."""
-    nearest = difflib.get_close_matches(name, list(known), n=1)
-    return f"did you mean {nearest[0]}?" if nearest else otherwise
 
 
 def raise_issues(issues: Iterable[str]) -> None:

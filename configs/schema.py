@@ -7,9 +7,10 @@ values must satisfy together is in `load.py` and `cross_checks.py`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass
-from typing import Any
+from typing import Any, get_type_hints
 
 from configs.errors import ValueIssue
 from configs.kinds import (
@@ -22,13 +23,9 @@ from configs.kinds import (
     MESH_SHAPE,
     NON_NEGATIVE,
     PATH,
-    PENALTY,
-    PENALTY_FACTOR,
     POSITIVE,
     POSITIVE_FLOAT32,
-    POWER,
     SHARE,
-    SHARE_OR_ALL,
     STOPS,
     SWITCH,
     TEXT,
@@ -41,53 +38,16 @@ from configs.kinds import (
     optional,
     parse_part,
     unless_off,
+    within,
 )
 from configs.layout import Layout, MeshShape
 
 ACTIVATIONS = (
-    "gelu",
-    "relu",
-    "sigmoid",
-    "tanh",
-    "selu",
-    "elu",
-    "abs",
-    "sin",
-    "cos",
-    "sign",
-    "silu",
-    "softplus",
-    "lrelu001",
-    "lrelu020",
-    "id",
-    "triangle_relax",
-    "square_relax",
-    "spike",
-    "spike2",
-    "tanhshrink",
-    "softsign",
-    "softmax",
-    "logsoftmax",
-    "bipolarsigmoid",
-    "rrelu",
-    "elish",
-    "arcsinh",
-    "aria",
-    "prelu",
-    "parcsinh",
-    "psoftplus",
-    "proottanh",
-    "maxsig",
-    "cosid",
-    "minsin",
-    "maxtanh",
-    "mish",
-    "tanhexp",
-    "lisht",
-    "seagull",
-    "snake",
-    "roottanh",
-    "softplusmone",
+    *("gelu", "relu", "sigmoid", "tanh", "selu", "elu", "abs", "sin", "cos", "sign", "silu", "softplus", "lrelu001"),
+    *("lrelu020", "id", "triangle_relax", "square_relax", "spike", "spike2", "tanhshrink", "softsign", "softmax"),
+    *("logsoftmax", "bipolarsigmoid", "rrelu", "elish", "arcsinh", "aria", "prelu", "parcsinh", "psoftplus"),
+    *("proottanh", "maxsig", "cosid", "minsin", "maxtanh", "mish", "tanhexp", "lisht", "seagull", "snake"),
+    *("roottanh", "softplusmone"),
 )
 PRECISIONS = ("float32", "bfloat16")
 LR_DECAYS = ("linear", "cosine")
@@ -134,6 +94,10 @@ def setting(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+# A key that shapes how a token is sampled; beam search excludes it.
+sampling_setting = functools.partial(setting, sampling=True)
+
+
 def keys_of(config_class: type) -> dict[str, dataclasses.Field]:
     """Returns the fields of a config class that are keys of its JSON file, by name."""
     return {field.name: field for field in dataclasses.fields(config_class) if "kind" in field.metadata}
@@ -155,9 +119,7 @@ class MoeParams:
         integer(1), "Tokens of a row that share the experts' capacity; at most n_ctx.", unit="tokens", default=1024
     )
     moe_capacity_factor_train: float = setting(
-        POSITIVE,
-        "Capacity of an expert in training, relative to an equal share of its group's tokens.",
-        default=1.25,
+        POSITIVE, "Capacity of an expert in training, relative to an equal share of its group's tokens.", default=1.25
     )
     moe_capacity_factor_eval: float = setting(POSITIVE, "The same in evaluation and generation.", default=2.0)
     moe_min_expert_capacity: int = setting(integer(1), "Smallest capacity of an expert.", unit="tokens", default=1)
@@ -217,9 +179,7 @@ class ModelConfig:
         integer(1), "Local attention at position p sees (p - radius, p].", unit="tokens", default=256
     )
     activation_function: str = setting(
-        one_of(ACTIVATIONS),
-        "Activation of the feed-forward layers; gelu is the tanh approximation.",
-        default="gelu",
+        one_of(ACTIVATIONS), "Activation of the feed-forward layers; gelu is the tanh approximation.", default="gelu"
     )
     rotary_emb: bool = setting(
         SWITCH, "Rotary position embeddings of queries and keys, in place of learned ones.", default=False
@@ -334,9 +294,7 @@ class TrainingConfig:
     ada_epsilon1: float = setting(POSITIVE_FLOAT32, "Adafactor: added to squared gradients.", default=1e-30)
     ada_epsilon2: float = setting(POSITIVE_FLOAT32, "Adafactor: smallest scale of a variable.", default=1e-3)
     ada_decay_rate: float | None = setting(
-        optional(SHARE),
-        "Adafactor: decay of the second moment; null: 1 - step^-0.8.",
-        default=None,
+        optional(SHARE), "Adafactor: decay of the second moment; null: 1 - step^-0.8.", default=None
     )
     weight_decay: float = setting(
         NON_NEGATIVE,
@@ -406,40 +364,36 @@ class PredictionConfig:
     remove_partial_sequences: bool = setting(
         FLAG, "Leaves the prompt out of the output.", default=False, flag="--remove_partial_sequences"
     )
-    temperature: float = setting(
+    temperature: float = sampling_setting(
         NON_NEGATIVE,
         "Divides the logits before sampling; 0: always the most likely token.",
         default=0.9,
         flag="--temperature T",
-        sampling=True,
     )
-    top_k: int = setting(
+    top_k: int = sampling_setting(
         integer(0),
         "Samples from the k most likely tokens only; 0: from all.",
         unit="tokens",
         default=0,
         source="Fan et al. 2018, Hierarchical Neural Story Generation",
         flag="--top_k K",
-        sampling=True,
     )
-    top_p: float = setting(
+    top_p: float = sampling_setting(
         TOP_P,
         "Samples from the most likely tokens that together have this probability; 1: from all.",
         unit="probability",
         default=1.0,
         source="Holtzman et al. 2020, The Curious Case of Neural Text Degeneration",
         flag="--top_p P",
-        sampling=True,
     )
-    min_p: float = setting(
-        SHARE_OR_ALL,
+    min_p: float = sampling_setting(
+        within(0, 1),
         "Samples from tokens with at least this fraction of the most likely token's probability; 0: from all.",
         default=0.0,
         source="Nguyen et al. 2024, Min-p Sampling",
         flag="--min_p P",
-        sampling=True,
     )
-    typical_p: float = setting(
+    typical_p: float = sampling_setting(
         TOP_P,
         "Samples from the tokens whose surprise is closest to the entropy and that together have this probability; 1: "
         "from all.",
@@ -447,55 +401,48 @@ class PredictionConfig:
         default=1.0,
         source="Meister et al. 2023, Locally Typical Sampling",
         flag="--typical_p P",
-        sampling=True,
     )
-    entmax_sampling: bool = setting(
+    entmax_sampling: bool = sampling_setting(
         SWITCH,
         "Samples from the entmax (alpha 1.3) of the logits in place of their softmax.",
         default=False,
         flag="--entmax_sampling",
-        sampling=True,
     )
-    repetition_penalty: float = setting(
-        PENALTY_FACTOR,
+    repetition_penalty: float = sampling_setting(
+        within(0.01, 100),
         "Above 1: discourages repeated tokens; divides the positive and multiplies the negative logits of tokens of "
         "the prompt and the sample.",
         default=1.0,
         source="Keskar et al. 2019, CTRL",
         flag="--repetition_penalty X",
-        sampling=True,
     )
-    presence_penalty: float = setting(
-        PENALTY,
+    presence_penalty: float = sampling_setting(
+        within(-2, 2),
         "Subtracted from the logit of each token that the sample holds already; 0: none.",
         default=0.0,
         source="OpenAI's API",
         flag="--presence_penalty X",
-        sampling=True,
     )
-    frequency_penalty: float = setting(
-        PENALTY,
+    frequency_penalty: float = sampling_setting(
+        within(-2, 2),
         "Subtracted from the logit of a token once for each time that the sample holds it; 0: none.",
         default=0.0,
         source="OpenAI's API",
         flag="--frequency_penalty X",
-        sampling=True,
     )
-    no_repeat_ngram: int = setting(
+    no_repeat_ngram: int = sampling_setting(
         integer(0, 1_000_000),
         "Never repeats a run of this many tokens of the prompt and the sample; 0: off.",
         unit="tokens",
         default=0,
         source="Paulus et al. 2018, A Deep Reinforced Model for Abstractive Summarization",
         flag="--no_repeat_ngram N",
-        sampling=True,
     )
-    never_end: bool = setting(
+    never_end: bool = sampling_setting(
         FLAG,
         "Never generates the end of the text, so that every sample has its full length.",
         default=False,
         flag="--never_end",
-        sampling=True,
     )
     stop: tuple[str, ...] = setting(
         STOPS, "Ends a sample before the first of these strings.", default=(), flag="--stop TEXT"
@@ -508,7 +455,7 @@ class PredictionConfig:
         flag="--num_beams N",
     )
     length_penalty: float = setting(
-        POWER,
+        within(-8, 8),
         "Beam search: divides log-probabilities by the length to this power; above 0 favours longer texts.",
         default=1.0,
         source="as in Hugging Face's generate",
@@ -750,13 +697,6 @@ class RunConfig:
     mesh: MeshConfig
 
 
-GROUPS: dict[str, type] = {
-    "model": ModelConfig,
-    "training": TrainingConfig,
-    "evaluation": EvaluationConfig,
-    "prediction": PredictionConfig,
-    "data": DataConfig,
-    "mesh": MeshConfig,
-}
-
-MODEL_NAME = one_of(("GPT",))
+GROUPS = {name: group for name, group in get_type_hints(RunConfig).items() if dataclasses.is_dataclass(group)}
+# Every key of a model config, by name.
+RUN_FIELDS = {name: field for group in (RunConfig, *GROUPS.values()) for name, field in keys_of(group).items()}

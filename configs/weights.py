@@ -12,7 +12,7 @@ from typing import Any
 from configs.errors import CheckpointError, ConfigError, ValueIssue
 from configs.huggingface import is_huggingface, model_keys
 from configs.kinds import ATTENTION
-from configs.schema import ALIASES, GROUPS, ModelConfig, RunConfig, is_required, keys_of
+from configs.schema import ALIASES, RUN_FIELDS, ModelConfig, is_required, keys_of
 
 CONFIG_FILE = "config.json"
 # Every config.json of a run has this key, and none of GPT-Neo's has it.
@@ -35,7 +35,7 @@ FREE_KEYS = (
 FIELDS = keys_of(ModelConfig)
 # Keys that GPT-Neo requires, or that change the model without changing the shape of a variable.
 SIZES = (*(key for key, field in FIELDS.items() if is_required(field)), "attention_types", "local_attention_radius")
-KEYS_OF_A_RUN = {*(key for group in (RunConfig, *GROUPS.values()) for key in keys_of(group)), *ALIASES, "model"}
+KEYS_OF_A_RUN = {*RUN_FIELDS, *ALIASES, "model"}
 PATTERNS = ("checkpoint", CONFIG_FILE, "*.index", "*.index.json", "*.safetensors", "*.bin")
 FILE_OF_CHECKPOINT = re.compile(r"\.(index|data-\d{5}-of-\d{5})$")
 FILES_OF_HUGGING_FACE = (".safetensors", ".safetensors.index.json")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from configs.errors import DeviceError
-from configs.layout import format_mesh_shape
+from configs.layout import format_pairs
 from configs.schema import MeshConfig
 from meshtf import LaidOut, PlacementMeshImpl, mtf, tf
 from models.variables import SlicedVariable
@@ -221,7 +221,7 @@ def fit(mesh: MeshConfig, n_processors: int, kind: str) -> tuple[mtf.Shape, tupl
     needed = int(np.prod([size for _, size in mesh_shape]))
     if needed != n_processors:
         raise DeviceError(
-            f"mesh_shape = {format_mesh_shape(mesh_shape)}: needs {needed} {kind}, {n_processors} are there; "
+            f"mesh_shape = {format_pairs(mesh_shape)}: needs {needed} {kind}, {n_processors} are there; "
             f"give a mesh_shape whose sizes multiply to {n_processors} "
             f"(--set mesh_shape={mesh_shape[0][0]}:{n_processors}), or that many {kind}"
         )

@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterator, Sequence
 
 from configs.errors import DeviceError
-from configs.layout import Layout, MeshShape, find_layout_issues, format_mesh_shape
+from configs.layout import Layout, MeshShape, find_layout_issues, format_pairs
 from configs.schema import MeshConfig, RunConfig
 from runtime.planning.dry_run import build_dry_step, dry_placement
 from runtime.planning.flops import flops_of_processor
@@ -127,7 +127,7 @@ def _fastest(config: RunConfig, shapes: Sequence[MeshShape], machine: Machine) -
     fitting = [candidate for candidate in candidates if candidate.cost.memory_bytes <= machine.memory_bytes]
     if not fitting:
         raise DeviceError(
-            f"{config.name} on {format_mesh_shape(smallest.mesh_shape)}: needs at least "
+            f"{config.name} on {format_pairs(smallest.mesh_shape)}: needs at least "
             f"{format_bytes(smallest.cost.memory_bytes)} per device, which has {format_bytes(machine.memory_bytes)}; "
             "use more devices, set recompute_grad, or lower tokens_per_mb_per_replica"
         )

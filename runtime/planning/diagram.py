@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from configs.layout import TENSORS, format_mesh_shape
+from configs.layout import TENSORS, format_pairs
 from runtime.planning.memory import Memory
 from runtime.planning.plan import Plan, format_bytes
 from runtime.run.plots import write_png
@@ -75,7 +75,7 @@ def _draw_layout(axes: Axes, plan: Plan) -> None:
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    mesh = format_mesh_shape(plan.mesh_shape) or "one device"
+    mesh = format_pairs(plan.mesh_shape) or "one device"
     axes.set_title(f"{plan.name} on {mesh}", loc="left", fontweight="bold", parse_math=False)
 
 

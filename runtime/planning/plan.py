@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from configs.layout import TENSORS, Layout, MeshShape, format_layout, format_mesh_shape
+from configs.layout import TENSORS, Layout, MeshShape, format_pairs
 from configs.schema import ModelConfig, RunConfig
 from models.moe import routing_params
 from models.variables import SlicedVariable
@@ -157,7 +157,7 @@ def format_plan(plan: Plan) -> str:
 
 
 def _model_lines(plan: Plan) -> list[str]:
-    mesh, layout = format_mesh_shape(plan.mesh_shape) or "one device", format_layout(plan.layout) or "nothing split"
+    mesh, layout = format_pairs(plan.mesh_shape) or "one device", format_pairs(plan.layout) or "nothing split"
     idle = "" if plan.n_active_parameters == plan.n_parameters else f", {plan.n_active_parameters:,} active per token"
     flops = plan.flops
     parts = [f"{_giga(flops.forward)} forward", f"{_giga(flops.backward)} backward"]

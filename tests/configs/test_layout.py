@@ -11,8 +11,7 @@ from configs.layout import (
     DIMENSIONS,
     TENSORS,
     find_layout_issues,
-    format_layout,
-    format_mesh_shape,
+    format_pairs,
     parse_layout,
     parse_mesh_shape,
 )
@@ -31,36 +30,36 @@ def test_every_separator_of_mesh_tensorflow_is_read(text):
 def test_nothing_is_none(text):
     assert parse_mesh_shape(text) is None
     assert parse_layout(text) is None
-    assert format_mesh_shape(None) == format_layout(None) == ""
+    assert format_pairs(None) == ""
 
 
 def test_a_layout_keeps_its_order():
     assert parse_layout("heads:y,batch:x") == (("heads", "y"), ("batch", "x"))
-    assert format_layout((("heads", "y"), ("batch", "x"))) == "heads:y,batch:x"
+    assert format_pairs((("heads", "y"), ("batch", "x"))) == "heads:y,batch:x"
 
 
 @settings(max_examples=100, deadline=None)
 @given(mesh=MESHES)
 def test_mesh_shapes_survive_their_text(mesh):
-    assert parse_mesh_shape(format_mesh_shape(mesh)) == mesh
+    assert parse_mesh_shape(format_pairs(mesh)) == mesh
 
 
 @settings(max_examples=100, deadline=None)
 @given(layout=LAYOUTS)
 def test_layouts_survive_their_text(layout):
-    assert parse_layout(format_layout(layout)) == layout
+    assert parse_layout(format_pairs(layout)) == layout
 
 
 @settings(max_examples=200, deadline=None)
 @given(text=st.text(alphabet="xy24:,;. -²batch", max_size=20) | st.text(max_size=20))
 def test_any_text_is_parsed_or_refused_with_a_message(text):
-    for parse, write in ((parse_mesh_shape, format_mesh_shape), (parse_layout, format_layout)):
+    for parse in (parse_mesh_shape, parse_layout):
         try:
             parsed = parse(text)
         except ValueIssue as issue:
             assert issue.problem and issue.remedy
         else:
-            assert parse(write(parsed)) == parsed
+            assert parse(format_pairs(parsed)) == parsed
 
 
 def test_the_exact_message_of_a_bad_pair():
@@ -73,8 +72,8 @@ def test_an_unknown_dimension_is_answered_with_those_that_split_something():
     with pytest.raises(ValueIssue) as caught:
         parse_layout("zzz:x")
     listed = (
-        "batch, sequence, memory_length, embd, heads, vocab, embed_sequence, intermediate_expanded, experts, "
-        "expert_hidden"
+        "vocab, embd, embed_sequence, heads, intermediate_expanded, experts, expert_hidden, batch, sequence, "
+        "memory_length"
     )
     assert str(caught.value) == f"names no known dimension: 'zzz'; use {listed}"
 

@@ -391,11 +391,12 @@ WRONG = {
     ),
     "unknown attention": (
         {"attention_types": [[["global", "gobal"], 1]]},
-        'attention_types = [[["global", "gobal"], 1]]: \'gobal\' is not a known name; use global, local, linear, none',
+        'attention_types = [[["global", "gobal"], 1]]: the attention \'gobal\' is not a known name; '
+        "use global, local, linear, none",
     ),
     "attention no times": (
         {"attention_types": [[["global"], 0]]},
-        'attention_types = [[["global"], 0]]: repeats a pattern 0 times; give an integer from 1 to 10000',
+        'attention_types = [[["global"], 0]]: the number of repeats 0 is out of range; give an integer from 1 to 10000',
     ),
     "a mesh without sizes": (
         {"mesh_shape": "x,y"},
