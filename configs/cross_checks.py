@@ -1,129 +1,141 @@
-"""What the values of a config must satisfy together, once each of them is valid by itself."""
+"""What the values of a config must satisfy together, once each of them is valid by itself.
+
+A check takes the values of the keys that its parameters name, or all as `values`, and yields what is wrong: a
+key, the problem and the remedy.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from configs.errors import ValueIssue
-from configs.layout import find_layout_issues
-from configs.reader import CrossCheck, KeyedIssues
-from configs.schema import PREDICTION_KEYS, SAMPLING_KEYS, DatasetConfig, keys_of
+from configs.layout import Layout, MeshShape, find_layout_issues
+from configs.schema import PREDICTION_KEYS, SAMPLING_KEYS, DatasetConfig, DatasetEntry, keys_of
+
+KeyedIssues = Iterator[tuple[str, str, str]]
+CrossCheck = Callable[..., KeyedIssues]
 
 RAW_TEXT_KEYS = ("text_exclude", "eval_fraction", "text_key")
-MASKED_ID_KEYS = ("mlm_mask_id", "mlm_cls_token_id", "mlm_mask_ignore_ids", "n_vocab")
 
 
-def _find_head_issues(values: Mapping[str, Any]) -> KeyedIssues:
-    if values["n_embd"] % values["n_head"]:
-        problem = f"does not divide n_embd = {values['n_embd']}"
-        yield "n_head", ValueIssue(problem, "choose n_head and n_embd so that n_embd / n_head is whole")
+def _find_head_issues(n_head: int, n_embd: int) -> KeyedIssues:
+    if n_embd % n_head:
+        remedy = "choose n_head and n_embd so that n_embd / n_head is whole"
+        yield "n_head", f"does not divide n_embd = {n_embd}", remedy
 
 
-def _find_layer_issues(values: Mapping[str, Any]) -> KeyedIssues:
-    expanded, n_layer = len(values["attention_types"]), values["n_layer"]
+def _find_layer_issues(attention_types: tuple[str, ...], n_layer: int) -> KeyedIssues:
+    expanded = len(attention_types)
     if expanded not in (0, n_layer):
-        problem = f"expands to {expanded} layers, but n_layer = {n_layer}"
-        yield "attention_types", ValueIssue(problem, f"make it expand to {n_layer}, or set n_layer to {expanded}")
+        remedy = f"make it expand to {n_layer}, or set n_layer to {expanded}"
+        yield "attention_types", f"expands to {expanded} layers, but n_layer = {n_layer}", remedy
 
 
-def _find_rotary_issues(values: Mapping[str, Any]) -> KeyedIssues:
-    features = values["n_embd"] // values["n_head"]
-    if values["rotary_emb"] and features % 2:
-        problem = f"needs an even number of features a head; n_embd / n_head = {features}"
-        yield "rotary_emb", ValueIssue(problem, "change n_head or n_embd, or set it to false")
+def _find_rotary_issues(n_head: int, n_embd: int, rotary_emb: bool) -> KeyedIssues:
+    features = n_embd // n_head
+    if rotary_emb and features % 2:
+        problem = f"needs an even number of features per head, but n_embd / n_head = {features}"
+        yield "rotary_emb", problem, "change n_head or n_embd, or set it to false"
 
 
-def _find_axial_issues(values: Mapping[str, Any]) -> KeyedIssues:
-    if values["axial_pos_emb"] is None:
+def _find_axial_issues(axial_pos_emb: tuple[int, int] | None, n_ctx: int, rotary_emb: bool) -> KeyedIssues:
+    if axial_pos_emb is None:
         return
-    first, second = values["axial_pos_emb"]
-    if first * second != values["n_ctx"]:
-        problem = f"multiplies to {first * second}, but n_ctx = {values['n_ctx']}"
-        yield "axial_pos_emb", ValueIssue(problem, "give two sizes whose product is n_ctx")
-    if values["rotary_emb"]:
-        yield "axial_pos_emb", ValueIssue("takes the place that rotary_emb takes too", "keep one of the two")
+    n_positions = axial_pos_emb[0] * axial_pos_emb[1]
+    if n_positions != n_ctx:
+        problem = f"multiplies to {n_positions}, but n_ctx = {n_ctx}"
+        yield "axial_pos_emb", problem, "give two sizes whose product is n_ctx"
+    if rotary_emb:
+        yield "axial_pos_emb", "cannot be combined with rotary_emb", "keep one of the two"
 
 
-def _find_norm_issues(values: Mapping[str, Any]) -> KeyedIssues:
-    if values["scalenorm"] and values["rezero"]:
-        yield "scalenorm", ValueIssue("changes norms that rezero takes away", "keep one of the two")
+def _find_norm_issues(scalenorm: bool, rezero: bool) -> KeyedIssues:
+    if scalenorm and rezero:
+        yield "scalenorm", "changes the norms that rezero removes", "keep one of the two"
 
 
-def _find_moe_issues(values: Mapping[str, Any]) -> KeyedIssues:
-    layers, n_layer = values["moe_layers"], values["n_layer"]
-    if layers and max(layers) >= n_layer:
-        problem = f"names layer {max(layers)}, but the last of {n_layer} layers is {n_layer - 1}"
-        yield "moe_layers", ValueIssue(problem, "count layers from 0")
-    if len(set(layers)) < len(layers):
-        yield "moe_layers", ValueIssue("names a layer twice", "name each once")
+def _find_moe_issues(moe_layers: tuple[int, ...], n_layer: int) -> KeyedIssues:
+    last = max(moe_layers, default=0)
+    if last >= n_layer:
+        problem = f"names layer {last}, but the last of {n_layer} layers is {n_layer - 1}"
+        yield "moe_layers", problem, "count layers from 0"
+    if len(set(moe_layers)) < len(moe_layers):
+        yield "moe_layers", "names a layer twice", "name each once"
 
 
-def _find_memory_issues(values: Mapping[str, Any]) -> KeyedIssues:
-    if values["num_mem_kv"] and values["attention_types"] and "global" not in values["attention_types"]:
+def _find_memory_issues(num_mem_kv: int, attention_types: tuple[str, ...]) -> KeyedIssues:
+    if num_mem_kv and attention_types and "global" not in attention_types:
         problem = "acts in global layers, and attention_types has none"
-        yield "num_mem_kv", ValueIssue(problem, "set it to 0, or give a global layer")
+        yield "num_mem_kv", problem, "set it to 0, or give a global layer"
 
 
-def _find_masked_id_issues(values: Mapping[str, Any]) -> KeyedIssues:
-    if not values["mlm_training"]:
+def _find_masked_id_issues(
+    mlm_training: bool,
+    mlm_mask_id: int | None,
+    mlm_cls_token_id: int | None,
+    mlm_mask_ignore_ids: tuple[int, ...],
+    n_vocab: int,
+    n_ctx: int,
+) -> KeyedIssues:
+    if not mlm_training:
         return
-    mask_id, cls_id, ignored, n_vocab = (values[key] for key in MASKED_ID_KEYS)
-    if mask_id is None:
-        yield "mlm_mask_id", ValueIssue("is missing", "give the id to write in place of masked tokens")
-    for key, token_id in (("mlm_mask_id", mask_id), ("mlm_cls_token_id", cls_id)):
+    if mlm_mask_id is None:
+        yield "mlm_mask_id", "is missing", "give the id that replaces masked tokens"
+    for key, token_id in (("mlm_mask_id", mlm_mask_id), ("mlm_cls_token_id", mlm_cls_token_id)):
         if token_id is not None and token_id >= n_vocab:
-            yield key, ValueIssue(f"is no id below n_vocab = {n_vocab}", "give the id of the tokenizer")
-    if max(ignored, default=0) >= n_vocab:
-        problem = f"holds {max(ignored)}, which is no id below n_vocab = {n_vocab}"
-        yield "mlm_mask_ignore_ids", ValueIssue(problem, "give ids of the tokenizer")
-    if cls_id is not None and cls_id == mask_id:
-        yield "mlm_cls_token_id", ValueIssue("is mlm_mask_id too", "give another id")
-    if cls_id is not None and values["n_ctx"] == 1:
-        yield "mlm_cls_token_id", ValueIssue("fills the whole context of n_ctx = 1", "raise n_ctx, or leave it out")
-    if len({mask_id, cls_id, *ignored} - {None}) + 1 >= n_vocab:  # one more may be the id of padding
-        yield "mlm_mask_ignore_ids", ValueIssue("leaves no id to be masked", "ignore fewer")
+            yield key, f"is not below n_vocab = {n_vocab}", "give an id of the tokenizer"
+    largest = max(mlm_mask_ignore_ids, default=0)
+    if largest >= n_vocab:
+        yield (
+            "mlm_mask_ignore_ids",
+            f"holds {largest}, which is not below n_vocab = {n_vocab}",
+            "give ids of the tokenizer",
+        )
+    if len({mlm_mask_id, mlm_cls_token_id, *mlm_mask_ignore_ids} - {None}) + 1 >= n_vocab:  # padding may be one more
+        yield "mlm_mask_ignore_ids", "leaves no id to be masked", "ignore fewer"
+    if mlm_cls_token_id is not None and mlm_cls_token_id == mlm_mask_id:
+        yield "mlm_cls_token_id", "is the same as mlm_mask_id", "give another id"
+    if mlm_cls_token_id is not None and n_ctx == 1:
+        yield "mlm_cls_token_id", "fills the whole context of n_ctx = 1", "raise n_ctx, or leave it out"
 
 
-def _find_masked_share_issues(values: Mapping[str, Any]) -> KeyedIssues:
-    same, random = values["mlm_same_token_prob"], values["mlm_random_token_prob"]
-    if values["mlm_training"] and same + random > 1:
-        problem = f"and mlm_same_token_prob = {same} make more than all masked tokens"
-        yield "mlm_random_token_prob", ValueIssue(problem, "lower one, to a sum of at most 1")
+def _find_masked_share_issues(
+    mlm_training: bool, mlm_same_token_prob: float, mlm_random_token_prob: float
+) -> KeyedIssues:
+    if mlm_training and mlm_same_token_prob + mlm_random_token_prob > 1:
+        problem = f"exceeds 1 together with mlm_same_token_prob = {mlm_same_token_prob}"
+        yield "mlm_random_token_prob", problem, "lower one of the two"
 
 
-def _find_masked_text_issues(values: Mapping[str, Any]) -> KeyedIssues:
-    if values["mlm_training"] and values["predict_steps"]:
-        yield "predict_steps", ValueIssue("asks for samples, but a masked model writes no text", "set it to 0")
+def _find_masked_text_issues(mlm_training: bool, predict_steps: int) -> KeyedIssues:
+    if mlm_training and predict_steps:
+        yield "predict_steps", "asks for samples, but a masked language model cannot generate text", "set it to 0"
 
 
-def _find_top_k_issues(values: Mapping[str, Any]) -> KeyedIssues:
-    if values["top_k"] > values["n_vocab"]:
-        yield "top_k", ValueIssue(f"is more than n_vocab = {values['n_vocab']}", "lower it; 0 turns it off")
+def _find_top_k_issues(top_k: int, n_vocab: int) -> KeyedIssues:
+    if top_k > n_vocab:
+        yield "top_k", f"is more than n_vocab = {n_vocab}", "lower it; 0 turns it off"
 
 
-def _find_beam_issues(values: Mapping[str, Any]) -> KeyedIssues:
-    n_beams = values["num_beams"]
-    if n_beams == 1:
+def _find_beam_issues(num_beams: int, predict_batch_size: int, values: Mapping[str, Any]) -> KeyedIssues:
+    if num_beams == 1:
         return
     for key in SAMPLING_KEYS:
-        if values[key] not in (0, PREDICTION_KEYS[key].default):  # a temperature of 0 samples nothing either
-            yield (
-                key,
-                ValueIssue(f"acts in sampling, and num_beams = {n_beams} samples nothing", "leave one of them out"),
-            )
-    if values["predict_batch_size"] > n_beams:
-        yield "predict_batch_size", ValueIssue(f"is more than num_beams = {n_beams}", "lower it, or raise num_beams")
+        default = PREDICTION_KEYS[key].default
+        if values.get(key, default) not in (0, default):  # a temperature of 0 samples nothing either
+            yield key, f"has no effect on beam search (num_beams = {num_beams})", "leave one of them out"
+    if predict_batch_size > num_beams:
+        yield "predict_batch_size", f"is more than num_beams = {num_beams}", "lower it, or raise num_beams"
 
 
-def _find_missing_datasets(values: Mapping[str, Any]) -> KeyedIssues:
-    if not values["datasets"] and not values["no_dataset"]:
-        yield "datasets", ValueIssue("names no dataset", 'give ids, such as ["pile"], or set no_dataset to true')
+def _find_missing_datasets(datasets: tuple[DatasetEntry, ...], no_dataset: bool) -> KeyedIssues:
+    if not datasets and not no_dataset:
+        yield "datasets", "names no dataset", 'give ids, such as ["pile"], or set no_dataset to true'
 
 
-def _find_mesh_issues(values: Mapping[str, Any]) -> KeyedIssues:
-    for issue in find_layout_issues(values["mesh_shape"], values["layout"], dict(_dimension_sizes(values))):
-        yield "layout", issue
+def _find_mesh_issues(mesh_shape: MeshShape | None, layout: Layout | None, values: Mapping[str, Any]) -> KeyedIssues:
+    for issue in find_layout_issues(mesh_shape, layout, dict(_dimension_sizes(values))):
+        yield "layout", issue.problem, issue.remedy
 
 
 def _dimension_sizes(values: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, int]]]:
@@ -146,67 +158,59 @@ def _dimension_sizes(values: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str
         yield "expert_hidden", ("moe_hidden_size", values["moe_params"].moe_hidden_size)
 
 
-def _find_source_issues(values: Mapping[str, Any]) -> KeyedIssues:
-    if not values["path"] and not values["text"]:
-        yield "path", ValueIssue("names no data", "give path, the glob of tfrecords, or text, the raw text")
-    if values["path"] and values["text"]:
-        yield "path", ValueIssue("names tfrecords, but text names raw text", "keep one of the two")
-    if values["eval_path"] and values["text"]:
-        yield "eval_path", ValueIssue("acts with path only", "remove it; eval_fraction holds out documents of text")
+def _find_source_issues(path: str | None, text: tuple[str, ...], eval_path: str | None) -> KeyedIssues:
+    if not path and not text:
+        yield "path", "names no data", "give path, the glob of tfrecords, or text, the raw text"
+    if path and text:
+        yield "path", "names tfrecords, but text names raw text", "keep one of the two"
+    if eval_path and text:
+        yield "eval_path", "has no effect on raw text", "remove it; eval_fraction holds out documents of text"
 
 
-def _find_tokenizer_issues(values: Mapping[str, Any]) -> KeyedIssues:
-    if values["path"] and not values["tokenizer_path"]:
-        yield "tokenizer_path", ValueIssue("is missing", "give the tokenizer that made the tfrecords")
-    if values["tokenizer_is_pretrained"] and not values["tokenizer_path"]:
-        yield "tokenizer_is_pretrained", ValueIssue("needs tokenizer_path", "give its name, such as gpt2")
+def _find_tokenizer_issues(path: str | None, tokenizer_path: str | None, tokenizer_is_pretrained: bool) -> KeyedIssues:
+    if path and not tokenizer_path:
+        yield "tokenizer_path", "is missing", "give the tokenizer that made the tfrecords"
+    if tokenizer_is_pretrained and not tokenizer_path:
+        yield "tokenizer_is_pretrained", "needs tokenizer_path", "give its name, such as gpt2"
 
 
-def _find_idle_text_issues(values: Mapping[str, Any]) -> KeyedIssues:
-    defaults = keys_of(DatasetConfig)
+def _find_idle_text_issues(text: tuple[str, ...], values: Mapping[str, Any]) -> KeyedIssues:
     for key in RAW_TEXT_KEYS:
-        if not values["text"] and values.get(key, defaults[key].default) != defaults[key].default:
-            yield key, ValueIssue("acts with raw text only", "remove it, or give text")
+        default = keys_of(DatasetConfig)[key].default
+        if not text and values.get(key, default) != default:
+            yield key, "has an effect on raw text only", "remove it, or give text"
 
 
-def _find_eos_issues(values: Mapping[str, Any]) -> KeyedIssues:
-    if values["eos_id"] >= values["n_vocab"]:
-        yield "eos_id", ValueIssue(f"is no id below n_vocab = {values['n_vocab']}", "give the id of the tokenizer")
+def _find_eos_issues(eos_id: int, n_vocab: int) -> KeyedIssues:
+    if eos_id >= n_vocab:
+        yield "eos_id", f"is not below n_vocab = {n_vocab}", "give the id of the tokenizer"
 
 
-def _find_padding_issues(values: Mapping[str, Any]) -> KeyedIssues:
-    if values["padding_id"] > values["n_vocab"]:
-        problem = f"is no id up to n_vocab = {values['n_vocab']}"
-        yield "padding_id", ValueIssue(problem, "give the id of the tokenizer")
+def _find_padding_issues(padding_id: int, n_vocab: int) -> KeyedIssues:
+    if padding_id > n_vocab:
+        yield "padding_id", f"is more than n_vocab = {n_vocab}", "give the id of the tokenizer"
 
 
-PREDICTION_CHECKS: tuple[CrossCheck, ...] = (
-    (("top_k", "n_vocab"), _find_top_k_issues),
-    (("num_beams", "predict_batch_size", *SAMPLING_KEYS), _find_beam_issues),
-)
+PREDICTION_CHECKS: tuple[CrossCheck, ...] = (_find_top_k_issues, _find_beam_issues)
+SPECIAL_ID_CHECKS: tuple[CrossCheck, ...] = (_find_eos_issues, _find_padding_issues)
 RUN_CHECKS: tuple[CrossCheck, ...] = (
-    (("n_head", "n_embd"), _find_head_issues),
-    (("attention_types", "n_layer"), _find_layer_issues),
-    (("n_head", "n_embd", "rotary_emb"), _find_rotary_issues),
-    (("axial_pos_emb", "n_ctx", "rotary_emb"), _find_axial_issues),
-    (("scalenorm", "rezero"), _find_norm_issues),
-    (("moe_layers", "n_layer"), _find_moe_issues),
-    (("num_mem_kv", "attention_types"), _find_memory_issues),
-    (("mlm_training", "n_ctx", *MASKED_ID_KEYS), _find_masked_id_issues),
-    (("mlm_training", "mlm_same_token_prob", "mlm_random_token_prob"), _find_masked_share_issues),
-    (("mlm_training", "predict_steps"), _find_masked_text_issues),
+    _find_head_issues,
+    _find_layer_issues,
+    _find_rotary_issues,
+    _find_axial_issues,
+    _find_norm_issues,
+    _find_moe_issues,
+    _find_memory_issues,
+    _find_masked_id_issues,
+    _find_masked_share_issues,
+    _find_masked_text_issues,
     *PREDICTION_CHECKS,
-    (("datasets", "no_dataset"), _find_missing_datasets),
-    (("mesh_shape", "layout"), _find_mesh_issues),
+    _find_missing_datasets,
+    _find_mesh_issues,
 )
-SPECIAL_ID_CHECKS: tuple[CrossCheck, ...] = (
-    (("eos_id", "n_vocab"), _find_eos_issues),
-    (("padding_id", "n_vocab"), _find_padding_issues),
-)
-
 DATASET_CHECKS: tuple[CrossCheck, ...] = (
-    (("path", "text", "eval_path"), _find_source_issues),
-    (("path", "tokenizer_path", "tokenizer_is_pretrained"), _find_tokenizer_issues),
-    (("text",), _find_idle_text_issues),
+    _find_source_issues,
+    _find_tokenizer_issues,
+    _find_idle_text_issues,
     *SPECIAL_ID_CHECKS,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
@@ -16,9 +17,6 @@ REFERENCE = "docs/configuration.md"
 COPIED_DEFAULTS = {"eval_batch_size": "train_batch_size", "lr_decay_end": "train_steps"}
 
 Fields = Mapping[str, dataclasses.Field]
-KeyedIssues = Iterator[tuple[str, ValueIssue]]
-# The keys that a check reads, and the check itself.
-CrossCheck = tuple[tuple[str, ...], Callable[[Mapping[str, Any]], KeyedIssues]]
 
 
 @dataclass(frozen=True)
@@ -87,12 +85,14 @@ class ConfigReader:
             if key in fields and source in self.values:
                 self.values[key] = self.values.get(key) or self.values[source]
 
-    def cross_check(self, checks: Sequence[CrossCheck]) -> None:
-        """Runs the checks whose keys all have a valid value."""
-        for keys, find_issues in checks:
-            if all(key in self.values for key in keys):
-                for key, issue in find_issues(self.values):
-                    self.report(key, issue)
+    def cross_check(self, checks: Sequence[Callable[..., Iterator[tuple[str, str, str]]]]) -> None:
+        """Runs the checks whose keys, the names of their parameters, all have a valid value."""
+        known = self.values | {"values": self.values}
+        for find_issues in checks:
+            keys = inspect.signature(find_issues).parameters
+            if known.keys() >= keys.keys():
+                for key, problem, remedy in find_issues(**{key: known[key] for key in keys}):
+                    self.report(key, ValueIssue(problem, remedy))
 
 
 def _unknown_key(key: str, known: Iterable[str]) -> ValueIssue:

@@ -166,7 +166,7 @@ def test_beam_search_on_the_command_line_resets_the_sampling_keys(tmp_path):
     path = write_configs(tmp_path, MODEL | {"temperature": 0.7, "top_p": 0.5, "never_end": True})
     config = load_config(path, ["num_beams=4"]).prediction
     assert (config.temperature, config.top_p, config.never_end, config.num_beams) == (0.9, 1.0, False, 4)
-    assert message_of(path, ("num_beams=4", "top_p=0.6")).startswith("--set: top_p = 0.6: acts in sampling, and num")
+    assert message_of(path, ("num_beams=4", "top_p=0.6")).startswith("--set: top_p = 0.6: has no effect on beam search")
     assert load_config(path, ["num_beams=1"]).prediction.top_p == 0.5
 
 
@@ -329,7 +329,7 @@ WRONG = {
     ),
     "beams that sample": (
         {"num_beams": 4, "top_p": 0.5},
-        "top_p = 0.5: acts in sampling, and num_beams = 4 samples nothing; leave one of them out",
+        "top_p = 0.5: has no effect on beam search (num_beams = 4); leave one of them out",
     ),
     "more samples than beams": (
         {"num_beams": 4, "predict_batch_size": 5},
@@ -433,7 +433,7 @@ WRONG = {
     ),
     "rotation of an odd number of features": (
         {"rotary_emb": True, "n_embd": 12, "n_head": 4},
-        "rotary_emb = true: needs an even number of features a head; n_embd / n_head = 3; "
+        "rotary_emb = true: needs an even number of features per head, but n_embd / n_head = 3; "
         "change n_head or n_embd, or set it to false",
     ),
     "a switch that is a number": (
@@ -450,11 +450,11 @@ WRONG = {
     ),
     "two kinds of positions": (
         {"axial_pos_emb": [4, 8], "rotary_emb": True},
-        "axial_pos_emb = [4, 8]: takes the place that rotary_emb takes too; keep one of the two",
+        "axial_pos_emb = [4, 8]: cannot be combined with rotary_emb; keep one of the two",
     ),
     "two kinds of norms": (
         {"scalenorm": True, "rezero": True},
-        "scalenorm = true: changes norms that rezero takes away; keep one of the two",
+        "scalenorm = true: changes the norms that rezero removes; keep one of the two",
     ),
     "memory without global attention": (
         {"num_mem_kv": 4, "attention_types": [[["local"], 2]]},
@@ -484,23 +484,23 @@ WRONG = {
     ),
     "masked training without a mask": (
         {"mlm_training": True},
-        "mlm_mask_id: is missing; give the id to write in place of masked tokens",
+        "mlm_mask_id: is missing; give the id that replaces masked tokens",
     ),
     "a mask that is no id": (
         MASKED | {"mlm_mask_id": 128},
-        "mlm_mask_id = 128: is no id below n_vocab = 128; give the id of the tokenizer",
+        "mlm_mask_id = 128: is not below n_vocab = 128; give an id of the tokenizer",
     ),
     "a first id that is none": (
         MASKED | {"mlm_cls_token_id": 128},
-        "mlm_cls_token_id = 128: is no id below n_vocab = 128; give the id of the tokenizer",
+        "mlm_cls_token_id = 128: is not below n_vocab = 128; give an id of the tokenizer",
     ),
     "an ignored id that is none": (
         MASKED | {"mlm_mask_ignore_ids": [1, 200]},
-        "mlm_mask_ignore_ids = [1, 200]: holds 200, which is no id below n_vocab = 128; give ids of the tokenizer",
+        "mlm_mask_ignore_ids = [1, 200]: holds 200, which is not below n_vocab = 128; give ids of the tokenizer",
     ),
     "a first id that is the mask": (
         MASKED | {"mlm_cls_token_id": 5},
-        "mlm_cls_token_id = 5: is mlm_mask_id too; give another id",
+        "mlm_cls_token_id = 5: is the same as mlm_mask_id; give another id",
     ),
     "a context of the first id alone": (
         MASKED | {"mlm_cls_token_id": 6, "n_ctx": 1},
@@ -512,12 +512,11 @@ WRONG = {
     ),
     "more than all masked tokens": (
         MASKED | {"mlm_same_token_prob": 0.6, "mlm_random_token_prob": 0.5},
-        "mlm_random_token_prob = 0.5: and mlm_same_token_prob = 0.6 make more than all masked tokens; "
-        "lower one, to a sum of at most 1",
+        "mlm_random_token_prob = 0.5: exceeds 1 together with mlm_same_token_prob = 0.6; lower one of the two",
     ),
     "samples of a masked model": (
         MASKED | {"predict_steps": 1},
-        "predict_steps = 1: asks for samples, but a masked model writes no text; set it to 0",
+        "predict_steps = 1: asks for samples, but a masked language model cannot generate text; set it to 0",
     ),
     "heads that do not split": (
         {"mesh_shape": "x:3", "layout": "heads:x"},
@@ -595,11 +594,11 @@ WRONG = {
     ),
     "an eos id outside": (
         {"eos_id": 128},
-        "eos_id = 128: is no id below n_vocab = 128; give the id of the tokenizer",
+        "eos_id = 128: is not below n_vocab = 128; give the id of the tokenizer",
     ),
     "a padding id outside": (
         {"padding_id": 129},
-        "padding_id = 129: is no id up to n_vocab = 128; give the id of the tokenizer",
+        "padding_id = 129: is more than n_vocab = 128; give the id of the tokenizer",
     ),
     "datasets that differ": (
         {"datasets": ["words", "pages"]},
@@ -638,11 +637,11 @@ WRONG_DATASETS = {
     "a misspelt key": ({"eosid": 3}, "eosid = 3: is not a known key; did you mean eos_id?"),
     "an eos id outside": (
         {"eos_id": 128},
-        "eos_id = 128: is no id below n_vocab = 128; give the id of the tokenizer",
+        "eos_id = 128: is not below n_vocab = 128; give the id of the tokenizer",
     ),
     "a padding id outside": (
         {"padding_id": 129},
-        "padding_id = 129: is no id up to n_vocab = 128; give the id of the tokenizer",
+        "padding_id = 129: is more than n_vocab = 128; give the id of the tokenizer",
     ),
     "no data": ({"path": ""}, 'path = "": names no data; give path, the glob of tfrecords, or text, the raw text'),
     "two kinds of data": (
@@ -655,11 +654,11 @@ WRONG_DATASETS = {
     ),
     "a held-out path beside raw text": (
         {"path": None, "text": "books", "eval_path": "held/*"},
-        'eval_path = "held/*": acts with path only; remove it; eval_fraction holds out documents of text',
+        'eval_path = "held/*": has no effect on raw text; remove it; eval_fraction holds out documents of text',
     ),
     "a held-out share of tfrecords": (
         {"eval_fraction": 0.1},
-        "eval_fraction = 0.1: acts with raw text only; remove it, or give text",
+        "eval_fraction = 0.1: has an effect on raw text only; remove it, or give text",
     ),
     "a share above one": ({"eval_fraction": 1.5}, "eval_fraction = 1.5: is out of range; give a number in [0, 1)"),
     "texts of another type": (

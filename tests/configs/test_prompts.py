@@ -110,7 +110,7 @@ NO_PROMPT = "is neither a string nor a list of ids; give one of them"
         ),
         (
             {"prompt": "a", "num_beams": 2, "temperature": 0.7, "top_k": 0},
-            ": temperature = 0.7: acts in sampling, and num_beams = 2 samples nothing; leave one of them out",
+            ": temperature = 0.7: has no effect on beam search (num_beams = 2); leave one of them out",
         ),
     ],
 )
