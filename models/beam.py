@@ -11,8 +11,8 @@ from models import gpt2
 from models.attention_kind import Cache
 from models.context import Context
 from models.dims import Dims
-from models.kernels.beams import NEG_INF
-from models.ops.beams import Beams, beam_step, gather_rows
+from models.kernels.beams import NEG_INF, Beams
+from models.ops.beams import beam_step, gather_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class SearchInputs:
 class _SearchState:
     """The state of the search loop; `last` int32 [batch] holds the newest token of each beam."""
 
-    beams: Beams
+    beams: Beams[mtf.Tensor]
     last: mtf.Tensor
     caches: Sequence[Cache]
 
@@ -72,7 +72,7 @@ class BeamSearch:
     memory_length: int
     kept_dtype: str | None = None
 
-    def run(self, inputs: SearchInputs) -> Beams:
+    def run(self, inputs: SearchInputs) -> Beams[mtf.Tensor]:
         """Searches until no active beam is expected to beat the finished texts, and returns the final state."""
         mesh, prompt_dim = inputs.tokens.mesh, inputs.tokens.shape.dims[1]
         prompt_context = self._context(mesh, 1, prompt_dim.size)
@@ -98,7 +98,7 @@ class BeamSearch:
     def _context(self, mesh: mtf.Mesh, n_rows: int, length: int) -> Context:
         return Context(mesh, self.model, Dims.of(self.model, n_rows, length, self.memory_length), None, self.kept_dtype)
 
-    def _initial_beams(self, mesh: mtf.Mesh) -> Beams:
+    def _initial_beams(self, mesh: mtf.Mesh) -> Beams[mtf.Tensor]:
         """Before the first token all beams are equal, so all but one get the score NEG_INF."""
         beams_dim = mtf.Dimension("beams", self.n_beams)
         tokens = [beams_dim, mtf.Dimension("new_tokens", self.n_new_tokens)]
@@ -114,11 +114,10 @@ class BeamSearch:
         )
 
     def _after_logits(
-        self, inputs: SearchInputs, beams: Beams, logits: mtf.Tensor, caches: Sequence[Cache]
+        self, inputs: SearchInputs, beams: Beams[mtf.Tensor], logits: mtf.Tensor, caches: Sequence[Cache]
     ) -> _SearchState:
-        step = beam_step(logits, beams, inputs.length_penalty, inputs.max_new_tokens, self.eos_id)
-        last = mtf.rename_dimension(step.last, "beams", "batch")
-        return _SearchState(step.beams, last, _reordered(caches, step.parents))
+        parents, last, beams = beam_step(logits, beams, inputs.length_penalty, inputs.max_new_tokens, self.eos_id)
+        return _SearchState(beams, mtf.rename_dimension(last, "beams", "batch"), _reordered(caches, parents))
 
 
 def _reordered(caches: Sequence[Cache], parents: mtf.Tensor) -> list[Cache]:

@@ -78,7 +78,7 @@ class DecodeState:
 
     def named(self) -> dict[str, mtf.Tensor]:
         """Returns all tensors by name, each [batch, ...]."""
-        parts = {"texts": vars(self.texts), "sampling": vars(self.sampling)}
+        parts = {"texts": vars(self.texts), "sampling": self.sampling._asdict()}
         parts |= {f"cache_{number}": cache for number, cache in enumerate(self.caches)}
         return {f"{part}/{name}": part_of[name] for part, part_of in parts.items() for name in sorted(part_of)}
 
@@ -90,7 +90,7 @@ class DecodeState:
 
         caches = [part(f"cache_{number}", cache) for number, cache in enumerate(self.caches)]
         return DecodeState(
-            Texts(**part("texts", vars(self.texts))), RowParams(**part("sampling", vars(self.sampling))), caches
+            Texts(**part("texts", vars(self.texts))), RowParams(**part("sampling", RowParams._fields)), caches
         )
 
 

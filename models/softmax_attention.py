@@ -16,7 +16,7 @@ from models.context import Context
 from models.kernels.attention import AttentionParams
 from models.layer import Layer
 from models.ops.attention import Attended, merged_attention, softmax_attention
-from models.ops.decoding import attend, cache_of_prompt, split_cache
+from models.ops.kv_cache import attend, cache_of_prompt, split_cache
 from models.ops.mesh_operation import redistribute
 
 

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Generic, TypeVar
 
 from meshtf import tf
 from models.kernels.compile import Kernel, compiled
 
 # Added to scores that must come last. Hugging Face's value, so that even these are ordered as there.
 NEG_INF = -1e9
+Tensor = TypeVar("Tensor")
 
 
 @dataclasses.dataclass(frozen=True)
-class Beams:
+class Beams(Generic[Tensor]):
     """The state of a search: the active beams, most likely first, and the best finished texts, best first.
 
     Attributes:
@@ -29,15 +31,15 @@ class Beams:
         is_open: bool scalar, whether an active beam may still become better than the finished texts.
     """
 
-    length: tf.Tensor
-    tokens: tf.Tensor
-    log_probs: tf.Tensor
-    finished_tokens: tf.Tensor
-    finished_lengths: tf.Tensor
-    finished_scores: tf.Tensor
-    is_open: tf.Tensor
+    length: Tensor
+    tokens: Tensor
+    log_probs: Tensor
+    finished_tokens: Tensor
+    finished_lengths: Tensor
+    finished_scores: Tensor
+    is_open: Tensor
 
-    def tensors(self) -> list[tf.Tensor]:
+    def tensors(self) -> list[Tensor]:
         """Returns the fields in order."""
         return [getattr(self, field.name) for field in dataclasses.fields(self)]
 
@@ -61,7 +63,7 @@ class _Candidates:
     is_finished: tf.Tensor
 
 
-def _candidates(beams: Beams, logits: tf.Tensor, max_new_tokens: tf.Tensor, eos_id: int) -> _Candidates:
+def _candidates(beams: Beams[tf.Tensor], logits: tf.Tensor, max_new_tokens: tf.Tensor, eos_id: int) -> _Candidates:
     """Returns two candidates per beam, so that N stay active even if each beam has one that ends."""
     n_beams, n_vocab = logits.shape
     continued = tf.nn.log_softmax(tf.cast(logits, tf.float32)) + beams.log_probs[:, None]
@@ -73,7 +75,7 @@ def _candidates(beams: Beams, logits: tf.Tensor, max_new_tokens: tf.Tensor, eos_
     return _Candidates(log_probs, parents, tokens, last, is_finished)
 
 
-def _with_finished(beams: Beams, candidates: _Candidates, length_penalty: tf.Tensor) -> list[tf.Tensor]:
+def _with_finished(beams: Beams[tf.Tensor], candidates: _Candidates, length_penalty: tf.Tensor) -> list[tf.Tensor]:
     """Returns tokens, lengths and scores of the best N texts among those finished before and now.
 
     Only the more likely half of the candidates may finish; the others are there to stay active. Continuations of a

@@ -7,23 +7,7 @@ from collections.abc import Sequence
 from meshtf import LaidOut, mtf, tf
 from models.kernels import activations as kernels
 from models.ops.dropout import Noise
-from models.ops.mesh_operation import MeshOperation, lazy_sum
-
-
-class Activation(MeshOperation):
-    """x [..., features] and others, each of some of x's dimensions -> function(x, *others)."""
-
-    def __init__(self, function: kernels.Function, x: mtf.Tensor, *others: mtf.Tensor):
-        self._function = function
-        super().__init__([x, *others], [(x.shape, x.dtype)], "activation")
-
-    def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: LaidOut) -> Sequence[LaidOut]:
-        """Computes the outputs from the slices of the inputs."""
-        return (mesh_impl.slicewise(kernels.activation(self._function), *inputs),)
-
-    def gradient(self, grad_ys: Sequence[mtf.Tensor]) -> list[mtf.Tensor]:
-        """Returns the gradients of the inputs."""
-        return ActivationGradient(self._function, grad_ys[0], *self.inputs).outputs
+from models.ops.mesh_operation import MeshOperation, SliceKernel, lazy_sum
 
 
 class ActivationGradient(MeshOperation):
@@ -49,36 +33,27 @@ def activation(x: mtf.Tensor, function: kernels.Function, parameters: Sequence[m
     Args:
         x: [..., features].
         function: of float32 TensorFlow tensors; element-wise, or over features, which then must not be split.
-        parameters: scalars.
+        parameters: tensors of some of x's dimensions, such as scalars.
     """
-    return Activation(function, x, *parameters).outputs[0]
+    inputs = [x, *parameters]
+
+    def gradient(dy: mtf.Tensor) -> list[mtf.Tensor]:
+        return ActivationGradient(function, dy, *inputs).outputs
+
+    kernel = kernels.activation(function)
+    return SliceKernel("activation", kernel, inputs, [(x.shape, x.dtype)], gradient).outputs[0]
 
 
 def biased_activation(
     x: mtf.Tensor, bias: mtf.Tensor, function: kernels.Function, parameters: Sequence[mtf.Tensor] = ()
 ) -> mtf.Tensor:
     """Computes function(x + bias, *parameters), fused; bias is [features], the rest as in `activation`."""
-    return Activation(kernels.biased(function), x, bias, *parameters).outputs[0]
+    return activation(x, kernels.biased(function), [bias, *parameters])
 
 
 def uniform_scalar(noise: Noise) -> mtf.Tensor:
     """Returns one float32 number in (0, 1), the same for all rows and on any mesh."""
     return mtf.cwise(kernels.uniform_scalar, [noise.key], output_dtype=tf.float32)
-
-
-class BiasAdd(MeshOperation):
-    """x [..., features], bias [features] -> x + bias."""
-
-    def __init__(self, x: mtf.Tensor, bias: mtf.Tensor):
-        super().__init__([x, bias], [(x.shape, x.dtype)], "bias_add")
-
-    def lower_slices(self, mesh_impl: mtf.MeshImpl, x: LaidOut, bias: LaidOut) -> Sequence[LaidOut]:
-        """Computes the outputs from the slices of the inputs."""
-        return (mesh_impl.slicewise(tf.add, x, bias),)
-
-    def gradient(self, grad_ys: Sequence[mtf.Tensor]) -> list[mtf.Tensor]:
-        """Returns the gradients of the inputs."""
-        return [grad_ys[0], BiasGradient(grad_ys[0], self.inputs[1]).outputs[0]]
 
 
 class BiasGradient(MeshOperation):
@@ -99,4 +74,8 @@ def bias_add(x: mtf.Tensor, bias: mtf.Tensor) -> mtf.Tensor:
         x: [..., features].
         bias: [features].
     """
-    return BiasAdd(x, bias).outputs[0]
+
+    def gradient(dy: mtf.Tensor) -> list[mtf.Tensor]:
+        return [dy, BiasGradient(dy, bias).outputs[0]]
+
+    return SliceKernel("bias_add", tf.add, [x, bias], [(x.shape, x.dtype)], gradient).outputs[0]

@@ -130,7 +130,7 @@ def softmax_attention(
         The outputs [batch, sequence, heads, features_per_head], and log_z float32 [batch, heads, sequence], the
         logarithm of the sum of the exponentials, which `merged_attention` needs.
     """
-    outputs, log_z = SoftmaxAttention([queries, keys, values, *noise.tensors()], params).outputs
+    outputs, log_z = SoftmaxAttention([queries, keys, values, *noise], params).outputs
     return outputs, log_z
 
 

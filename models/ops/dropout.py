@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from meshtf import LaidOut, mtf
 from models.kernels import noise as kernels
 from models.ops.mesh_operation import MeshOperation, slice_starts
 
 
-@dataclasses.dataclass(frozen=True)
-class Noise:
+class Noise(NamedTuple):
     """The source of one step's random numbers.
 
     Attributes:
@@ -21,10 +20,6 @@ class Noise:
 
     key: mtf.Tensor
     rows: mtf.Tensor
-
-    def tensors(self) -> list[mtf.Tensor]:
-        """Returns the fields in order."""
-        return [self.key, self.rows]
 
 
 class Dropout(MeshOperation):
@@ -52,4 +47,4 @@ def dropout(x: mtf.Tensor, rate: float, noise: Noise) -> mtf.Tensor:
         rate: the fraction to zero, in [0, 1); 0 returns x.
         noise: its key must differ from that of any other use in the same step.
     """
-    return Dropout(x, noise.tensors(), rate).outputs[0] if rate else x
+    return Dropout(x, noise, rate).outputs[0] if rate else x

@@ -2,37 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from meshtf import LaidOut, mtf, tf
+from meshtf import mtf, tf
 from models.kernels import entmax as kernels
-from models.ops.mesh_operation import MeshOperation
-
-
-class EntmaxLoss(MeshOperation):
-    """logits [batch, sequence, whole], labels [batch, sequence] -> loss, tau, both float32 [batch, sequence]."""
-
-    def __init__(self, logits: mtf.Tensor, labels: mtf.Tensor):
-        super().__init__([logits, labels], [(labels.shape, tf.float32)] * 2, "entmax_loss")
-
-    def lower_slices(self, mesh_impl: mtf.MeshImpl, logits: LaidOut, labels: LaidOut) -> Sequence[LaidOut]:
-        """Computes the outputs from the slices of the inputs."""
-        return mesh_impl.slicewise(kernels.entmax_loss, logits, labels)
-
-    def gradient(self, grad_ys: Sequence[mtf.Tensor | None]) -> list[mtf.Tensor | None]:
-        """Returns the gradients of the inputs."""
-        return [EntmaxLossGradient(*self.inputs, self.outputs[1], grad_ys[0]).outputs[0], None]
-
-
-class EntmaxLossGradient(MeshOperation):
-    """logits, labels, tau, d_loss -> d_logits [batch, sequence, whole]."""
-
-    def __init__(self, logits: mtf.Tensor, labels: mtf.Tensor, tau: mtf.Tensor, d_loss: mtf.Tensor):
-        super().__init__([logits, labels, tau, d_loss], [(logits.shape, logits.dtype)], "entmax_loss_gradient")
-
-    def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: LaidOut) -> Sequence[LaidOut]:
-        """Computes the outputs from the slices of the inputs."""
-        return (mesh_impl.slicewise(kernels.entmax_loss_gradient, *inputs),)
+from models.ops.mesh_operation import SliceKernel
 
 
 def entmax_loss(logits: mtf.Tensor, labels: mtf.Tensor) -> mtf.Tensor:
@@ -46,4 +18,12 @@ def entmax_loss(logits: mtf.Tensor, labels: mtf.Tensor) -> mtf.Tensor:
     Returns:
         float32 [batch, sequence], at least 0.
     """
-    return EntmaxLoss(mtf.rename_dimension(logits, "vocab", "whole"), labels).outputs[0]
+    whole = mtf.rename_dimension(logits, "vocab", "whole")
+
+    def gradient(d_loss: mtf.Tensor, _: None) -> list[mtf.Tensor | None]:
+        inputs, d_logits = [whole, labels, tau, d_loss], (whole.shape, whole.dtype)
+        return [SliceKernel("entmax_loss_gradient", kernels.entmax_loss_gradient, inputs, [d_logits]).outputs[0], None]
+
+    outputs = [(labels.shape, tf.float32)] * 2
+    loss, tau = SliceKernel("entmax_loss", kernels.entmax_loss, [whole, labels], outputs, gradient).outputs
+    return loss

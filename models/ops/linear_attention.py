@@ -4,40 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from meshtf import LaidOut, mtf, tf
+from meshtf import mtf, tf
 from models.kernels import linear_attention as kernels
 from models.kernels.compile import Kernel
-from models.ops.mesh_operation import MeshOperation, redistribute, slice_size
+from models.ops.mesh_operation import SliceKernel, redistribute, slice_size
 
 
-class SliceKernel(MeshOperation):
-    """Runs a kernel on each processor's batch and heads, which are independent of each other."""
-
-    def __init__(self, inputs: Sequence[mtf.Tensor], outputs: Sequence[tuple[mtf.Shape, tf.DType]], kernel: Kernel):
-        self._kernel = kernel
-        super().__init__(inputs, outputs, kernel.__name__)
-
-    def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: LaidOut) -> Sequence[LaidOut]:
-        """Computes the outputs from the slices of the inputs."""
-        return mesh_impl.slicewise(self._kernel, *inputs)
-
-
-class LinearAttention(MeshOperation):
+class LinearAttention(SliceKernel):
     """queries, keys, values [batch, whole, heads, features_per_head] -> outputs like the queries."""
-
-    def __init__(self, inputs: Sequence[mtf.Tensor], kernel: Kernel, gradient_kernel: Kernel):
-        self._kernel = kernel
-        self._gradient_kernel = gradient_kernel
-        super().__init__(inputs, [(inputs[0].shape, inputs[0].dtype)], "linear_attention")
-
-    def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: LaidOut) -> Sequence[LaidOut]:
-        """Computes the outputs from the slices of the inputs."""
-        return (mesh_impl.slicewise(self._kernel, *inputs),)
-
-    def gradient(self, grad_ys: Sequence[mtf.Tensor]) -> list[mtf.Tensor]:
-        """Returns the gradients of the inputs."""
-        likes = [(x.shape, x.dtype) for x in self.inputs]
-        return LinearAttentionGradient([*self.inputs, grad_ys[0]], likes, self._gradient_kernel).outputs
 
     def flops(self, mesh_impl: mtf.MeshImpl) -> float:
         """Two products: of the keys with the values, and of the queries with their sums."""
@@ -60,7 +34,14 @@ def _product_flops(mesh_impl: mtf.MeshImpl, queries: mtf.Tensor) -> float:
 
 def _attended(inputs: Sequence[mtf.Tensor], kernel: Kernel, gradient_kernel: Kernel) -> mtf.Tensor:
     whole = [redistribute(x, "sequence", "whole") for x in inputs]
-    return redistribute(LinearAttention(whole, kernel, gradient_kernel).outputs[0], "whole", "sequence")
+    likes = [(x.shape, x.dtype) for x in whole]
+
+    def gradient(d_outputs: mtf.Tensor) -> list[mtf.Tensor]:
+        name = "linear_attention_gradient"
+        return LinearAttentionGradient(name, gradient_kernel, [*whole, d_outputs], likes).outputs
+
+    (attended,) = LinearAttention("linear_attention", kernel, whole, likes[:1], gradient).outputs
+    return redistribute(attended, "whole", "sequence")
 
 
 def causal_linear_attention(queries: mtf.Tensor, keys: mtf.Tensor, values: mtf.Tensor) -> mtf.Tensor:
@@ -126,7 +107,8 @@ def linear_state(keys: mtf.Tensor, values: mtf.Tensor, lengths: mtf.Tensor) -> d
     batch_dim, _, heads_dim, features_dim = keys.shape.dims
     shapes = _state_shapes(mtf.Shape([batch_dim, heads_dim, features_dim]))
     whole = [redistribute(x, "sequence", "whole") for x in (keys, values)]
-    return dict(zip(kernels.STATE, SliceKernel([*whole, lengths], shapes, kernels.linear_state).outputs, strict=True))
+    state = SliceKernel("linear_state", kernels.linear_state, [*whole, lengths], shapes).outputs
+    return dict(zip(kernels.STATE, state, strict=True))
 
 
 def linear_attention_step(
@@ -145,5 +127,6 @@ def linear_attention_step(
     """
     inputs = [queries, keys, values, *(state[name] for name in kernels.STATE)]
     shapes = [(queries.shape, queries.dtype), *_state_shapes(keys.shape)]
-    outputs, *new_state = SliceKernel(inputs, shapes, kernels.linear_attention_step).outputs
+    kernel = kernels.linear_attention_step
+    outputs, *new_state = SliceKernel("linear_attention_step", kernel, inputs, shapes).outputs
     return outputs, dict(zip(kernels.STATE, new_state, strict=True))

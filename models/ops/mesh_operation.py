@@ -8,9 +8,12 @@ GPT-Neo's `mtf.gather` and cross-entropy do, forward and backward, which costs a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from meshtf import LaidOut, mtf, tf
+from models.kernels.compile import Kernel
+
+Gradient = Callable[..., list[mtf.Tensor | None]]  # of the outputs' gradients -> the inputs'
 
 
 def mesh_axes(mesh_impl: mtf.MeshImpl, dims: Sequence[mtf.Dimension]) -> list[int]:
@@ -64,6 +67,30 @@ class MeshOperation(mtf.Operation):
     def flops(self, mesh_impl: mtf.MeshImpl) -> float:
         """Returns the floating-point operations of one processor's matrix products; 0 where there are none."""
         return 0.0
+
+
+class SliceKernel(MeshOperation):
+    """Runs a kernel on the slices of each processor, without collectives."""
+
+    def __init__(
+        self,
+        name: str,
+        kernel: Kernel,
+        inputs: Sequence[mtf.Tensor],
+        outputs: Sequence[tuple[mtf.Shape, tf.DType]],
+        gradient: Gradient | None = None,
+    ):
+        self._kernel, self._gradient = kernel, gradient
+        super().__init__(inputs, outputs, name)
+
+    def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: LaidOut) -> Sequence[LaidOut]:
+        """Computes the outputs from the slices of the inputs."""
+        outputs = mesh_impl.slicewise(self._kernel, *inputs)
+        return [outputs] if len(self.outputs) == 1 else outputs
+
+    def gradient(self, grad_ys: Sequence[mtf.Tensor | None]) -> list[mtf.Tensor | None]:
+        """Returns the gradients of the inputs."""
+        return self._gradient(*grad_ys) if self._gradient else super().gradient(grad_ys)
 
 
 def lazy_sum(mesh_impl: mtf.MeshImpl, laid_out: LaidOut, dims: Sequence[mtf.Dimension]) -> LaidOut:

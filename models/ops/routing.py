@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from meshtf import LaidOut, mtf, tf
 from models.kernels import routing as kernels
 from models.kernels.routing import RoutingParams
 from models.ops.dropout import Noise
-from models.ops.mesh_operation import MeshOperation, lazy_sum, slice_start
+from models.ops.mesh_operation import MeshOperation, SliceKernel, lazy_sum, slice_start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +37,7 @@ class DispatchIndices:
         return DispatchIndices(mtf.reshape(self.destinations, dims), self.sources)
 
 
-@dataclasses.dataclass(frozen=True)
-class ExpertCounts:
+class ExpertCounts(NamedTuple):
     """How many tokens each expert has been sent before those to be routed.
 
     Attributes:
@@ -49,10 +49,6 @@ class ExpertCounts:
     sent: mtf.Tensor
     positions: mtf.Tensor
     lengths: mtf.Tensor
-
-    def tensors(self) -> list[mtf.Tensor]:
-        """Returns the fields in order."""
-        return [self.sent, self.positions, self.lengths]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,34 +68,11 @@ class Routing:
     dropped_fraction: mtf.Tensor
 
 
-class Route(MeshOperation):
-    """The decisions of the router.
-
-    logits [batch, tokens, all_experts], counts [batch, all_experts], positions, lengths, key, rows -> experts,
-    destinations, sources, counts, dropped_fraction; none has a gradient.
-    """
-
-    def __init__(self, inputs: Sequence[mtf.Tensor], params: RoutingParams):
-        self._params = params
-        batch_dim, tokens_dim, experts_dim = inputs[0].shape.dims
-        choices = mtf.Shape([batch_dim, tokens_dim, mtf.Dimension("choices", params.n_choices)])
-        sources = mtf.Shape([experts_dim, batch_dim, mtf.Dimension("slots", params.n_slots(tokens_dim.size))])
-        integers = [(shape, tf.int32) for shape in (choices, choices, sources, inputs[1].shape)]
-        super().__init__(inputs, [*integers, (mtf.Shape([batch_dim]), tf.float32)], "route")
-
-    def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: LaidOut) -> Sequence[LaidOut]:
-        """Computes the outputs from the slices of the inputs."""
-        return mesh_impl.slicewise(kernels.route(self._params), *inputs)
-
-    def gradient(self, grad_ys: Sequence[mtf.Tensor | None]) -> list[None]:
-        """Returns the gradients of the inputs."""
-        return [None] * len(self.inputs)
-
-
 def route(logits: mtf.Tensor, counts: ExpertCounts, params: RoutingParams, noise: Noise) -> Routing:
     """Decides which tokens are sent to which experts.
 
-    Tokens are assigned in order, and assignments beyond an expert's capacity are dropped.
+    Tokens are assigned in order, and assignments beyond an expert's capacity are dropped. The decisions have no
+    gradient.
 
     Args:
         logits: of the router, float32 [batch, tokens, all_experts]; tokens and all_experts are not split.
@@ -107,63 +80,32 @@ def route(logits: mtf.Tensor, counts: ExpertCounts, params: RoutingParams, noise
         params: how to choose.
         noise: for the policy `random`.
     """
-    inputs = [logits, *counts.tensors(), *noise.tensors()]
-    experts, destinations, sources, expert_counts, dropped_fraction = Route(inputs, params).outputs
+    batch_dim, tokens_dim, experts_dim = logits.shape.dims
+    choices = mtf.Shape([batch_dim, tokens_dim, mtf.Dimension("choices", params.n_choices)])
+    slots = mtf.Shape([experts_dim, batch_dim, mtf.Dimension("slots", params.n_slots(tokens_dim.size))])
+    integers = [(shape, tf.int32) for shape in (choices, choices, slots, counts.sent.shape)]
+    inputs, outputs = [logits, *counts, *noise], [*integers, (mtf.Shape([batch_dim]), tf.float32)]
+    routed = SliceKernel("route", kernels.route(params), inputs, outputs, lambda *_: [None] * len(inputs)).outputs
+    experts, destinations, sources, expert_counts, dropped_fraction = routed
     return Routing(experts, DispatchIndices(destinations, sources), expert_counts, dropped_fraction)
-
-
-class FirstChoices(MeshOperation):
-    """experts [batch, tokens, choices] -> float32 [batch, all_experts], without a gradient."""
-
-    def __init__(self, experts: mtf.Tensor, experts_dim: mtf.Dimension):
-        super().__init__([experts], [(mtf.Shape([experts.shape.dims[0], experts_dim]), tf.float32)], "first_choices")
-
-    def lower_slices(self, mesh_impl: mtf.MeshImpl, experts: LaidOut) -> Sequence[LaidOut]:
-        """Computes the outputs from the slices of the inputs."""
-        n_experts = self.outputs[0].shape.dims[1].size
-        return (mesh_impl.slicewise(kernels.first_choices(n_experts), experts),)
-
-    def gradient(self, grad_ys: Sequence[mtf.Tensor]) -> list[None]:
-        """Returns the gradients of the inputs."""
-        return [None]
 
 
 def first_choices(experts: mtf.Tensor, experts_dim: mtf.Dimension) -> mtf.Tensor:
     """Returns the fraction of each row's tokens whose first choice is each expert: float32 [batch, all_experts]."""
-    return FirstChoices(experts, experts_dim).outputs[0]
-
-
-class ChosenLogits(MeshOperation):
-    """logits [batch, tokens, all_experts], experts [batch, tokens, choices] -> [batch, tokens, choices]."""
-
-    def __init__(self, logits: mtf.Tensor, experts: mtf.Tensor):
-        super().__init__([logits, experts], [(experts.shape, logits.dtype)], "chosen_logits")
-
-    def lower_slices(self, mesh_impl: mtf.MeshImpl, logits: LaidOut, experts: LaidOut) -> Sequence[LaidOut]:
-        """Computes the outputs from the slices of the inputs."""
-        return (mesh_impl.slicewise(kernels.chosen_logits, logits, experts),)
-
-    def gradient(self, grad_ys: Sequence[mtf.Tensor]) -> list[mtf.Tensor | None]:
-        """Returns the gradients of the inputs."""
-        logits, experts = self.inputs
-        return [ChosenLogitsGradient(logits, experts, grad_ys[0]).outputs[0], None]
-
-
-class ChosenLogitsGradient(MeshOperation):
-    """experts [batch, tokens, choices], d_chosen -> d_logits [batch, tokens, all_experts]."""
-
-    def __init__(self, logits: mtf.Tensor, experts: mtf.Tensor, d_chosen: mtf.Tensor):
-        super().__init__([experts, d_chosen], [(logits.shape, logits.dtype)], "chosen_logits_gradient")
-
-    def lower_slices(self, mesh_impl: mtf.MeshImpl, experts: LaidOut, d_chosen: LaidOut) -> Sequence[LaidOut]:
-        """Computes the outputs from the slices of the inputs."""
-        n_experts = self.outputs[0].shape.dims[-1].size
-        return (mesh_impl.slicewise(kernels.chosen_logits_gradient(n_experts), experts, d_chosen),)
+    fractions = (mtf.Shape([experts.shape.dims[0], experts_dim]), tf.float32)
+    return SliceKernel("first_choices", kernels.first_choices(experts_dim.size), [experts], [fractions]).outputs[0]
 
 
 def chosen_logits(logits: mtf.Tensor, experts: mtf.Tensor) -> mtf.Tensor:
     """Gathers the logits [batch, tokens, choices] of the chosen experts from [batch, tokens, all_experts]."""
-    return ChosenLogits(logits, experts).outputs[0]
+
+    def gradient(d_chosen: mtf.Tensor) -> list[mtf.Tensor | None]:
+        kernel = kernels.chosen_logits_gradient(logits.shape.dims[-1].size)
+        d_logits = (logits.shape, logits.dtype)
+        return [SliceKernel("chosen_logits_gradient", kernel, [experts, d_chosen], [d_logits]).outputs[0], None]
+
+    chosen = (experts.shape, logits.dtype)
+    return SliceKernel("chosen_logits", kernels.chosen_logits, [logits, experts], [chosen], gradient).outputs[0]
 
 
 def _exchange_axis(mesh_impl: mtf.MeshImpl, batch_dim: mtf.Dimension, experts_dim: mtf.Dimension) -> int | None:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from typing import NamedTuple
 
-from meshtf import LaidOut, mtf, tf
+from meshtf import mtf, tf
 from models.kernels import sampling as kernels
-from models.ops.mesh_operation import MeshOperation
+from models.ops.mesh_operation import SliceKernel
 
 
-@dataclasses.dataclass(frozen=True)
-class RowParams:
+class RowParams(NamedTuple):
     """Sampling parameters of the rows.
 
     Attributes:
@@ -25,10 +24,6 @@ class RowParams:
     integers: mtf.Tensor
     seeds: mtf.Tensor
     n_top: mtf.Tensor
-
-    def tensors(self) -> list[mtf.Tensor]:
-        """Returns the fields in order."""
-        return [self.floats, self.integers, self.seeds, self.n_top]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,22 +41,6 @@ class NextTokens:
     log_probs: mtf.Tensor
     top_tokens: mtf.Tensor
     top_log_probs: mtf.Tensor
-
-
-class SampleNextTokens(MeshOperation):
-    """logits [batch, whole], those of `RowParams`, tokens [batch, whole], two lengths -> those of `NextTokens`."""
-
-    def __init__(self, inputs: Sequence[mtf.Tensor], eos_id: int):
-        self._eos_id = eos_id
-        batch_dim = inputs[0].shape.dims[0]
-        each, top = mtf.Shape([batch_dim]), mtf.Shape([batch_dim, mtf.Dimension("top", kernels.MAX_TOP)])
-        super().__init__(
-            inputs, [(each, tf.int32), (each, tf.float32), (top, tf.int32), (top, tf.float32)], "sample_next_tokens"
-        )
-
-    def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: LaidOut) -> Sequence[LaidOut]:
-        """Computes the outputs from the slices of the inputs."""
-        return mesh_impl.slicewise(kernels.sample_next_tokens(self._eos_id), *inputs)
 
 
 def sample_next_tokens(
@@ -83,5 +62,8 @@ def sample_next_tokens(
         eos_id: the token that ends a text.
     """
     whole_logits, whole_tokens = (mtf.rename_dimension(x, x.shape.dims[1].name, "whole") for x in (logits, tokens))
-    inputs = [whole_logits, *params.tensors(), whole_tokens, prompt_lengths, lengths]
-    return NextTokens(*SampleNextTokens(inputs, eos_id).outputs)
+    inputs = [whole_logits, *params, whole_tokens, prompt_lengths, lengths]
+    top = lengths.shape + [mtf.Dimension("top", kernels.MAX_TOP)]
+    outputs = [(shape, dtype) for shape in (lengths.shape, top) for dtype in (tf.int32, tf.float32)]
+    kernel = kernels.sample_next_tokens(eos_id)
+    return NextTokens(*SliceKernel("sample_next_tokens", kernel, inputs, outputs).outputs)

@@ -1,6 +1,6 @@
 """Prefill and decode programs. They take host arrays; the KV cache and the other state of the rows stay on the devices.
 
-`models.decode` holds the decoding loop, and `models.ops.decoding` the layout of the KV cache.
+`models.decode` holds the decoding loop, and `models.ops.kv_cache` the layout of the KV cache.
 """
 
 from __future__ import annotations
