@@ -16,7 +16,14 @@ from models.attention_kind import Cache
 from models.context import Context
 from models.feed_forward import dense_std, feed_forward
 from models.layer import Layer, layers
-from models.moe import MoeOutput, counts_before_sequences, counts_before_tokens, mixture_of_experts, no_expert_counts
+from models.moe import (
+    MoeOutput,
+    MoeReport,
+    counts_before_sequences,
+    counts_before_tokens,
+    mixture_of_experts,
+    no_expert_counts,
+)
 from models.norms import block_norm, layer_norm, residual_gain
 from models.ops.activations import bias_add
 from models.ops.decoding import gather_positions
@@ -27,15 +34,6 @@ TOKEN_STD = 0.02
 EXPERT_COUNTS = "expert_counts"  # in a layer's cache, beside what its attention keeps
 Attend = Callable[[mtf.Tensor, Layer], tuple[mtf.Tensor, Cache]]
 Mix = Callable[[mtf.Tensor, Layer], MoeOutput]
-
-
-@dataclasses.dataclass(frozen=True)
-class MoeReport:
-    """The losses and metrics of a mixture of experts, as in `MoeOutput`."""
-
-    aux_loss: mtf.Tensor
-    dropped_fraction: mtf.Tensor
-    expert_load: mtf.Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,15 +78,17 @@ def _logits(context: Context, x: mtf.Tensor) -> mtf.Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class _BlockOutput:
-    """Output x [..., embd] of a block, the cache of its attention, and the output of its experts."""
+    """The output of a block.
+
+    Attributes:
+        x: [..., embd].
+        cache: that of its attention and, with experts, how many tokens each has been sent.
+        report: of its mixture of experts, if it has one.
+    """
 
     x: mtf.Tensor
-    attention_cache: Cache
-    mixture: MoeOutput | None
-
-    def layer_cache(self) -> Cache:
-        """Returns the layer's cache: that of its attention and, with experts, how many tokens each has been sent."""
-        return _layer_cache(self.attention_cache, self.mixture.expert_counts if self.mixture else None)
+    cache: Cache
+    report: MoeReport | None
 
 
 def _block(context: Context, x: mtf.Tensor, layer: Layer, attend: Attend, mix: Mix) -> _BlockOutput:
@@ -104,32 +104,31 @@ def _block(context: Context, x: mtf.Tensor, layer: Layer, attend: Attend, mix: M
     if layer.has_attention:
         attended, cache = attend(block_norm(context, x, f"{layer.scope}/norm_1"), layer)
         x = x + residual_gain(context, attended, f"{layer.scope}/norm_rezero_1")
-    normed = block_norm(context, x, f"{layer.scope}/norm_2")
-    mixture = mix(normed, layer) if layer.is_mixture else None
-    fed = mixture.outputs if mixture else feed_forward(context, normed, f"{layer.scope}/mlp", f"{layer.name}/mlp")
+    normed, report = block_norm(context, x, f"{layer.scope}/norm_2"), None
+    if layer.is_mixture:
+        mixture = mix(normed, layer)
+        fed, report = mixture.outputs, mixture.report
+        cache = cache | {EXPERT_COUNTS: mixture.expert_counts}
+    else:
+        fed = feed_forward(context, normed, f"{layer.scope}/mlp", f"{layer.name}/mlp")
     if context.model.macaron:
         fed *= share
-    return _BlockOutput(x + residual_gain(context, fed, f"{layer.scope}/norm_rezero_2"), cache, mixture)
-
-
-def _mix_of_whole_sequences(context: Context) -> Mix:
-    return lambda h, layer: mixture_of_experts(context, h, layer.scope, layer.name)
+    return _BlockOutput(x + residual_gain(context, fed, f"{layer.scope}/norm_rezero_2"), cache, report)
 
 
 # Training and evaluation.
 
 
 def _training_block(context: Context, x: mtf.Tensor, layer: Layer) -> tuple[mtf.Tensor, MoeReport | None]:
+    def attend(h: mtf.Tensor, layer: Layer) -> tuple[mtf.Tensor, Cache]:
+        return full_attention(context, h, layer), {}
+
+    def mix(h: mtf.Tensor, layer: Layer) -> MoeOutput:
+        return mixture_of_experts(context, h, layer.scope, layer.name)
+
     def block(x: mtf.Tensor) -> tuple[mtf.Tensor, ...]:
-        output = _block(
-            context,
-            x,
-            layer,
-            lambda h, layer: (full_attention(context, h, layer), {}),
-            _mix_of_whole_sequences(context),
-        )
-        mixture = output.mixture
-        return (output.x, mixture.aux_loss, mixture.dropped_fraction, mixture.expert_load) if mixture else (output.x,)
+        output = _block(context, x, layer, attend, mix)
+        return output.x, *(output.report or ())
 
     # A recomputed block may pass nothing to the outside except what it returns.
     is_recomputed = context.model.recompute_grad and context.is_training
@@ -151,9 +150,9 @@ def forward(context: Context, tokens: mtf.Tensor) -> ForwardPass:
     x = _embedded(context, tokens, sequence_positions(context))
     mixtures = {}
     for layer in layers(context.model):
-        x, mixture = _training_block(context, x, layer)
-        if mixture:
-            mixtures[layer.name] = mixture
+        x, report = _training_block(context, x, layer)
+        if report:
+            mixtures[layer.name] = report
     return ForwardPass(_logits(context, x), mixtures)
 
 
@@ -165,11 +164,6 @@ def logits(context: Context, tokens: mtf.Tensor) -> mtf.Tensor:
 # Decoding.
 
 
-def _layer_cache(attention_cache: Cache, expert_counts: mtf.Tensor | None) -> Cache:
-    """The cache of a layer: that of its attention, and with experts also how many tokens each has taken."""
-    return attention_cache if expert_counts is None else attention_cache | {EXPERT_COUNTS: expert_counts}
-
-
 def _attention_cache(layer_cache: Cache) -> Cache:
     """The part of a layer's cache that belongs to its attention."""
     return {name: tensor for name, tensor in layer_cache.items() if name != EXPERT_COUNTS}
@@ -177,13 +171,12 @@ def _attention_cache(layer_cache: Cache) -> Cache:
 
 def empty_caches(context: Context) -> list[Cache]:
     """Returns the cache of each layer before any position, as `next_logits` takes it."""
-    return [
-        _layer_cache(
-            ATTENTION_KINDS[layer.attention].empty_cache(context, layer) if layer.has_attention else {},
-            no_expert_counts(context) if layer.is_mixture else None,
-        )
-        for layer in layers(context.model)
-    ]
+    return [_empty_cache(context, layer) for layer in layers(context.model)]
+
+
+def _empty_cache(context: Context, layer: Layer) -> Cache:
+    cache = ATTENTION_KINDS[layer.attention].empty_cache(context, layer) if layer.has_attention else {}
+    return cache | {EXPERT_COUNTS: no_expert_counts(context)} if layer.is_mixture else cache
 
 
 def prompt_logits(context: Context, tokens: mtf.Tensor, lengths: mtf.Tensor) -> tuple[mtf.Tensor, list[Cache]]:
@@ -197,20 +190,19 @@ def prompt_logits(context: Context, tokens: mtf.Tensor, lengths: mtf.Tensor) -> 
     Returns:
         [batch, vocab], and the cache of each layer.
     """
-    x = _embedded(context, tokens, sequence_positions(context))
-    caches = []
+
+    def attend(h: mtf.Tensor, layer: Layer) -> tuple[mtf.Tensor, Cache]:
+        return prefill_attention(context, h, layer, lengths)
+
+    def mix(h: mtf.Tensor, layer: Layer) -> MoeOutput:
+        counts = counts_before_sequences(context, lengths)
+        return mixture_of_experts(context, h, layer.scope, layer.name, counts)
+
+    x, caches = _embedded(context, tokens, sequence_positions(context)), []
     for layer in layers(context.model):
-        output = _block(
-            context,
-            x,
-            layer,
-            lambda h, layer: prefill_attention(context, h, layer, lengths),
-            lambda h, layer: mixture_of_experts(
-                context, h, layer.scope, layer.name, counts_before_sequences(context, lengths)
-            ),
-        )
+        output = _block(context, x, layer, attend, mix)
         x = output.x
-        caches.append(output.layer_cache())
+        caches.append(output.cache)
     return _logits(context, gather_positions(x, lengths - 1)), caches
 
 
@@ -228,8 +220,7 @@ def next_logits(
     Returns:
         [batch, vocab], and the caches with these positions added.
     """
-    x = _embedded(context, tokens, positions)
-    new_caches = []
+    x, new_caches = _embedded(context, tokens, positions), []
     for layer, cache in zip(layers(context.model), caches, strict=True):
         output = _block(
             context,
@@ -241,5 +232,5 @@ def next_logits(
             ),
         )
         x = output.x
-        new_caches.append(output.layer_cache())
+        new_caches.append(output.cache)
     return _logits(context, x), new_caches

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import NamedTuple
 
 from configs.schema import ModelConfig
 from meshtf import mtf, tf
@@ -14,51 +15,40 @@ from models.kernels.routing import RoutingParams
 from models.ops.routing import ExpertCounts, Routing, chosen_logits, first_choices, from_experts, route, to_experts
 
 
+class MoeReport(NamedTuple):
+    """The losses and metrics of a mixture of experts.
+
+    Attributes:
+        aux_loss: float32 scalar, the mean over the batch of the auxiliary losses, each times its coefficient.
+        dropped_fraction: float32 scalar, the fraction of a row's assignments that exceed an expert's capacity, averaged
+            over the batch.
+        expert_load: float32 [all_experts], the fraction of tokens whose first choice is each expert; sums to 1.
+    """
+
+    aux_loss: mtf.Tensor
+    dropped_fraction: mtf.Tensor
+    expert_load: mtf.Tensor
+
+
 @dataclasses.dataclass(frozen=True)
 class MoeOutput:
     """The output of a mixture of experts.
 
     Attributes:
         outputs: shaped like the input.
-        aux_loss: float32 scalar, the mean over the batch of the auxiliary losses, each times its coefficient.
-        dropped_fraction: float32 scalar, the fraction of a row's assignments that exceed an expert's capacity, averaged
-            over the batch.
-        expert_load: float32 [all_experts], the fraction of tokens whose first choice is each expert; sums to 1.
+        report: its losses and metrics.
         expert_counts: int32 [batch, all_experts], how many tokens of the last token's group each expert was sent;
             the routing of the next token continues from them.
     """
 
     outputs: mtf.Tensor
-    aux_loss: mtf.Tensor
-    dropped_fraction: mtf.Tensor
-    expert_load: mtf.Tensor
+    report: MoeReport
     expert_counts: mtf.Tensor
 
 
-@dataclasses.dataclass(frozen=True)
-class _Dims:
-    """The dimensions of the mixture; `all_experts` and `tokens` are not split."""
-
-    batch: mtf.Dimension
-    tokens: mtf.Dimension
-    embd: mtf.Dimension
-    experts: mtf.Dimension
-    all_experts: mtf.Dimension
-    expert_hidden: mtf.Dimension
-
-    @staticmethod
-    def of(model: ModelConfig, shape: mtf.Shape) -> _Dims:
-        """Returns the dimensions for x [batch, embd] or [batch, sequence, embd]."""
-        batch_dim, *sequence, embd_dim = shape.dims
-        n_experts = model.moe_params.moe_num_experts
-        return _Dims(
-            batch=batch_dim,
-            tokens=mtf.Dimension("tokens", mtf.Shape(sequence).size),
-            embd=embd_dim,
-            experts=mtf.Dimension("experts", n_experts),
-            all_experts=mtf.Dimension("all_experts", n_experts),
-            expert_hidden=mtf.Dimension("expert_hidden", model.moe_params.moe_hidden_size),
-        )
+def _all_experts(model: ModelConfig) -> mtf.Dimension:
+    """Returns the experts as a dimension that is not split."""
+    return mtf.Dimension("all_experts", model.moe_params.moe_num_experts)
 
 
 def routing_params(model: ModelConfig, is_training: bool) -> RoutingParams:
@@ -83,16 +73,18 @@ def routing_params(model: ModelConfig, is_training: bool) -> RoutingParams:
     )
 
 
-def _router_logits(context: Context, tokens: mtf.Tensor, dims: _Dims, scope: str) -> mtf.Tensor:
+def _router_logits(context: Context, tokens: mtf.Tensor, scope: str) -> mtf.Tensor:
     """float32 [batch, tokens, all_experts], whatever the dtype of the activations.
 
     Source: Fedus et al. 2021, Switch Transformers, section 2.4, on why the router is float32.
     """
+    *row_dims, embd_dim = tokens.shape.dims
+    experts_dim = _all_experts(context.model)
     name = f"gpt2/{scope}/top_2_gating/kernel"
-    initializer = variables.normal(1.0 / math.sqrt(dims.embd.size))
+    initializer = variables.normal(1.0 / math.sqrt(embd_dim.size))
     # Not `context.variable`, which would round it to the activations' dtype.
-    kernel = variables.get_variable(context.mesh, name, mtf.Shape([dims.embd, dims.all_experts]), initializer)
-    return mtf.einsum([mtf.cast(tokens, tf.float32), kernel], [dims.batch, dims.tokens, dims.all_experts])
+    kernel = variables.get_variable(context.mesh, name, mtf.Shape([embd_dim, experts_dim]), initializer)
+    return mtf.einsum([mtf.cast(tokens, tf.float32), kernel], [*row_dims, experts_dim])
 
 
 def _gates(logits: mtf.Tensor, log_z: mtf.Tensor, experts: mtf.Tensor) -> mtf.Tensor:
@@ -126,9 +118,10 @@ def _aux_loss(model: ModelConfig, logits: mtf.Tensor, log_z: mtf.Tensor, expert_
     return balance * model.moe_params.moe_loss_coef + z_loss * model.moe_params.moe_z_loss
 
 
-def _experts(context: Context, slots: mtf.Tensor, dims: _Dims, scope: str, noise_scope: str) -> mtf.Tensor:
+def _experts(context: Context, slots: mtf.Tensor, scope: str, noise_scope: str) -> mtf.Tensor:
     """Each expert's own two dense layers on its slots [experts, expert_batch, slots, embd], without biases."""
-    experts, embd, hidden = dims.experts, dims.embd, dims.expert_hidden
+    experts, *_, embd = slots.shape.dims
+    hidden = mtf.Dimension("expert_hidden", context.model.moe_params.moe_hidden_size)
     initializer = variables.normal(1.0 / math.sqrt(embd.size))
     kernel = context.variable(f"{scope}/wi/kernel", [experts, embd, hidden], initializer)
     y = mtf.einsum([slots, kernel], slots.shape.dims[:-1] + [hidden])
@@ -142,21 +135,20 @@ def _through_experts(
     context: Context, tokens: mtf.Tensor, gates: mtf.Tensor, routing: Routing, scope: str, noise_scope: str
 ) -> mtf.Tensor:
     """Returns the gated sum of each token's experts, [batch, tokens, embd]."""
-    dims = _Dims.of(context.model, tokens.shape)
+    experts_dim = mtf.Dimension("experts", context.model.moe_params.moe_num_experts)
     routes = routing.routes
-    y = _experts(context, to_experts(tokens, routes, dims.experts), dims, scope, noise_scope)
+    y = _experts(context, to_experts(tokens, routes, experts_dim), scope, noise_scope)
     # The gates are sent to the slots, so that only the sum of gated rows is sent back, and the gradient of the gates is
     # computed where the rows are.
     copies = routes.of_copies()
     gates = mtf.cast(mtf.reshape(gates, copies.destinations.shape), tokens.dtype)
-    gates = to_experts(gates, copies, dims.experts)
+    gates = to_experts(gates, copies, experts_dim)
     return from_experts(y * mtf.reshape(gates, y.shape.dims[:-1]), routes)
 
 
 def no_expert_counts(context: Context) -> mtf.Tensor:
     """Returns the expert counts before any token: int32 [batch, all_experts], zeros."""
-    n_experts = context.model.moe_params.moe_num_experts
-    return mtf.zeros(context.mesh, [context.dims.batch, mtf.Dimension("all_experts", n_experts)], tf.int32)
+    return mtf.zeros(context.mesh, [context.dims.batch, _all_experts(context.model)], tf.int32)
 
 
 def counts_before_sequences(context: Context, lengths: mtf.Tensor) -> ExpertCounts:
@@ -170,11 +162,7 @@ def counts_before_tokens(expert_counts: mtf.Tensor, positions: mtf.Tensor) -> Ex
 
 
 def mixture_of_experts(
-    context: Context,
-    x: mtf.Tensor,
-    scope: str,
-    noise_scope: str,
-    counts: ExpertCounts | None = None,
+    context: Context, x: mtf.Tensor, scope: str, noise_scope: str, counts: ExpertCounts | None = None
 ) -> MoeOutput:
     """Applies a feed-forward layer of many experts, of which a router chooses one or two for each token.
 
@@ -196,23 +184,25 @@ def mixture_of_experts(
     Source: Shazeer et al. 2017, Outrageously Large Neural Networks; Lepikhin et al. 2020, GShard, section 2.2, for
     two experts, capacity and the random second one; Fedus et al. 2021, Switch Transformers, for one.
     """
-    dims = _Dims.of(context.model, x.shape)
+    batch_dim, *sequence_dims, embd_dim = x.shape.dims
+    tokens_dim = mtf.Dimension("tokens", mtf.Shape(sequence_dims).size)
     if counts is None:
         assert x.shape.ndims == 3, "single tokens come with expert counts"
-        lengths = mtf.constant(context.mesh, dims.tokens.size, [dims.batch], tf.int32)
+        lengths = mtf.constant(context.mesh, tokens_dim.size, [batch_dim], tf.int32)
         counts = counts_before_sequences(context, lengths)
-    tokens = mtf.reshape(x, [dims.batch, dims.tokens, dims.embd])
-    logits = _router_logits(context, tokens, dims, scope)
-    log_z = mtf.reduce_logsumexp(logits, dims.all_experts)
+    tokens = mtf.reshape(x, [batch_dim, tokens_dim, embd_dim])
+    logits = _router_logits(context, tokens, scope)
+    experts_dim = logits.shape.dims[-1]
+    log_z = mtf.reduce_logsumexp(logits, experts_dim)
     params = routing_params(context.model, context.is_training)
     routing = route(logits, counts, params, context.noise_of(f"{noise_scope}/second"))
     gates = _gates(logits, log_z, routing.experts)
     y = mtf.reshape(_through_experts(context, tokens, gates, routing, scope, noise_scope), x.shape)
-    expert_load = first_choices(routing.experts, dims.all_experts)
-    return MoeOutput(
-        outputs=context.dropout(y, context.model.moe_params.moe_dropout_rate, f"{noise_scope}/residual"),
+    expert_load = first_choices(routing.experts, experts_dim)
+    report = MoeReport(
         aux_loss=_aux_loss(context.model, logits, log_z, expert_load),
         dropped_fraction=mtf.reduce_mean(routing.dropped_fraction),
-        expert_load=mtf.reduce_mean(expert_load, reduced_dim=dims.batch),
-        expert_counts=routing.expert_counts,
+        expert_load=mtf.reduce_mean(expert_load, reduced_dim=batch_dim),
     )
+    outputs = context.dropout(y, context.model.moe_params.moe_dropout_rate, f"{noise_scope}/residual")
+    return MoeOutput(outputs, report, routing.expert_counts)

@@ -10,6 +10,7 @@ from meshtf import mtf, tf
 from models import gpt2, losses
 from models.context import Context
 from models.dims import Dims
+from models.moe import MoeReport
 from models.ops.dropout import Noise
 from runtime.mesh.lowering import LoweredStep, compile_step, id_spec, lower, new_mesh
 from runtime.mesh.placement import DeviceMesh, Placement
@@ -44,7 +45,7 @@ def _training_outputs(
     return {"loss": loss, "token_loss": token_losses.mean(features["weights"]), **reported}
 
 
-def _reports(mixtures: dict[str, gpt2.MoeReport]) -> Iterator[tuple[str, str, mtf.Tensor]]:
+def _reports(mixtures: dict[str, MoeReport]) -> Iterator[tuple[str, str, mtf.Tensor]]:
     for place, mixture in mixtures.items():
         yield place, "dropped_fraction", mixture.dropped_fraction
         yield place, "load", mixture.expert_load

@@ -78,7 +78,7 @@ class Results:
 
 
 def tensors(mixture: MoeOutput) -> list[mtf.Tensor]:
-    return [mixture.outputs, mixture.aux_loss, mixture.dropped_fraction, mixture.expert_load, mixture.expert_counts]
+    return [mixture.outputs, *mixture.report, mixture.expert_counts]
 
 
 def compiled_mixture(
@@ -91,7 +91,7 @@ def compiled_mixture(
         where = context(x.mesh, config, batch_dim.size, sequence_dim.size, is_training)
         mixture = mixture_of_experts(where, mtf.cast(x, where.activation_dtype), SCOPE, "h2/moe")
         assert mixture.outputs.dtype == where.activation_dtype and mixture.outputs.shape == x.shape
-        loss = mtf.reduce_sum(mtf.cast(mixture.outputs, tf.float32) * d_outputs) + mixture.aux_loss
+        loss = mtf.reduce_sum(mtf.cast(mixture.outputs, tf.float32) * d_outputs) + mixture.report.aux_loss
         sources = [x, *[x.mesh.graph.name_to_variable[name].value for name in names]]
         return [mtf.cast(y, tf.int32 if y.dtype == tf.int32 else tf.float32) for y in tensors(mixture)] + mtf.gradients(
             [loss], sources
