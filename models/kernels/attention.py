@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from meshtf import tf
 from models.kernels.compile import Kernel, compiled
@@ -28,14 +29,15 @@ class AttentionParams:
     dropout_rate: float
 
 
-@dataclasses.dataclass(frozen=True)
-class _Block:
-    """Queries [begin, end) and the keys [key_begin, key_end) that any of them may see."""
+class _Block(NamedTuple):
+    """Some queries, and the keys that any of them may see."""
 
-    begin: int
-    end: int
-    key_begin: int
-    key_end: int
+    queries: slice
+    keys: slice
+
+
+def _whole(n_queries: int, n_keys: int) -> _Block:
+    return _Block(slice(0, n_queries), slice(0, n_keys))
 
 
 def _blocks(params: AttentionParams, is_aligned: bool, n_queries: int, n_keys: int) -> Iterator[_Block]:
@@ -50,13 +52,14 @@ def _blocks(params: AttentionParams, is_aligned: bool, n_queries: int, n_keys: i
         n_keys: of this slice.
     """
     if not is_aligned:
-        yield _Block(0, n_queries, 0, n_keys)
+        yield _whole(n_queries, n_keys)
         return
     reach = n_keys if params.radius is None else params.radius - 1
     size = max(64, -(-n_queries // 8))
     for begin in range(0, n_queries, size):
         end = min(begin + size, n_queries)
-        yield _Block(begin, end, max(0, begin - reach), end if params.is_causal else min(n_keys, end + reach))
+        key_end = end if params.is_causal else min(n_keys, end + reach)
+        yield _Block(slice(begin, end), slice(max(0, begin - reach), key_end))
 
 
 def _heads_first(x: tf.Tensor) -> tf.Tensor:
@@ -66,14 +69,14 @@ def _heads_first(x: tf.Tensor) -> tf.Tensor:
 def _sum_blocks(parts: list[tuple[_Block, tf.Tensor]], n_keys: int) -> tf.Tensor:
     """Adds [B, H, keys of the block, D] parts into [B, H, M, D]."""
     return tf.add_n(
-        [tf.pad(part, [[0, 0], [0, 0], [block.key_begin, n_keys - block.key_end], [0, 0]]) for block, part in parts]
+        [tf.pad(part, [[0, 0], [0, 0], [keys.start, n_keys - keys.stop], [0, 0]]) for (_, keys), part in parts]
     )
 
 
 def _visible(params: AttentionParams, starts: tf.Tensor, block: _Block) -> tf.Tensor | None:
     """Booleans that broadcast to [S of block, M of block]; None: no mask."""
-    position = (starts[1] + tf.range(block.begin, block.end))[:, None]
-    key_position = (starts[2] + tf.range(block.key_begin, block.key_end))[None, :]
+    position = (starts[1] + tf.range(block.queries.start, block.queries.stop))[:, None]
+    key_position = (starts[2] + tf.range(block.keys.start, block.keys.stop))[None, :]
     masks = [key_position <= position] if params.is_causal else []
     if params.radius is not None:
         masks.append(tf.abs(position - key_position) < params.radius)
@@ -84,9 +87,7 @@ def _masked_logits(
     params: AttentionParams, queries: tf.Tensor, keys: tf.Tensor, starts: tf.Tensor, block: _Block
 ) -> tf.Tensor:
     """[B, H, S, D], [B, H, M, D] -> float32 [B, H, S of block, M of block]."""
-    logits = tf.matmul(
-        queries[:, :, block.begin : block.end], keys[:, :, block.key_begin : block.key_end], transpose_b=True
-    )
+    logits = tf.matmul(queries[:, :, block.queries], keys[:, :, block.keys], transpose_b=True)
     logits, visible = tf.cast(logits, tf.float32), _visible(params, starts, block)
     return logits if visible is None else tf.where(visible, logits, MASKED_LOGIT)
 
@@ -96,7 +97,7 @@ def _weights_dropout(
 ) -> tf.Tensor:
     if not params.dropout_rate:
         return weights
-    block_starts = starts + tf.constant([0, block.begin, block.key_begin])
+    block_starts = starts + tf.constant([0, block.queries.start, block.keys.start])
     return weights * dropout_factor(key, rows, block_starts, tuple(weights.shape), params.dropout_rate)
 
 
@@ -105,7 +106,7 @@ def attention_largest_logit(params: AttentionParams) -> Kernel:
     """(queries [B, S, H, D], keys [B, M, H, D], starts) -> float32 [B, H, S]; for keys split over the mesh."""
 
     def kernel(queries: tf.Tensor, keys: tf.Tensor, starts: tf.Tensor) -> tf.Tensor:
-        block = _Block(0, queries.shape[1], 0, keys.shape[1])
+        block = _whole(queries.shape[1], keys.shape[1])
         return tf.reduce_max(_masked_logits(params, _heads_first(queries), _heads_first(keys), starts, block), -1)
 
     return compiled(kernel)
@@ -128,7 +129,7 @@ def attention_sums(params: AttentionParams) -> Kernel:
         rows: tf.Tensor,
         largest: tf.Tensor,
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        block = _Block(0, queries.shape[1], 0, keys.shape[1])
+        block = _whole(queries.shape[1], keys.shape[1])
         logits = _masked_logits(params, _heads_first(queries), _heads_first(keys), starts, block)
         exponentials = tf.exp(logits - largest[..., None])
         dropped = _weights_dropout(params, exponentials, key, rows, starts, block)
@@ -161,7 +162,7 @@ def attention(params: AttentionParams, is_aligned: bool) -> Kernel:
             exponentials = tf.exp(logits - largest)
             total = tf.reduce_sum(exponentials, -1, keepdims=True)
             weights = _weights_dropout(params, exponentials, key, rows, starts, block)
-            weighted = tf.matmul(tf.cast(weights, dtype), values[:, :, block.key_begin : block.key_end])
+            weighted = tf.matmul(tf.cast(weights, dtype), values[:, :, block.keys])
             outputs.append(tf.cast(tf.cast(weighted, tf.float32) / total, dtype))
             log_zs.append((largest + tf.math.log(total))[..., 0])
         return _heads_first(tf.concat(outputs, 2)), tf.concat(log_zs, 2)
@@ -198,7 +199,7 @@ def attention_gradient(params: AttentionParams, is_aligned: bool) -> Kernel:
             row_sums -= d_log_z
         d_queries, d_keys, d_values = [], [], []
         for block in _blocks(params, is_aligned, queries.shape[2], n_keys):
-            own, seen = slice(block.begin, block.end), slice(block.key_begin, block.key_end)
+            own, seen = block
             weights = tf.exp(_masked_logits(params, queries, keys, starts, block) - log_z[:, :, own, None])
             d_dropped = tf.matmul(d_outputs[:, :, own], values[:, :, seen], transpose_b=True)
             d_weights = _weights_dropout(params, tf.cast(d_dropped, tf.float32), key, rows, starts, block)

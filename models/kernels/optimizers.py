@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from meshtf import tf
 from models.kernels.compile import Kernel, compiled
@@ -46,33 +46,40 @@ class AdamConstants:
         return m, self.beta2 * v + (1.0 - self.beta2) * tf.square(gradient)
 
 
-def _update_each(update: Callable[..., Sequence[tf.Tensor]], tensors: Sequence[tf.Tensor]) -> tuple[tf.Tensor, ...]:
-    """Updates each variable: n values, n ms, n vs, n gradients -> n values, n ms, n vs."""
+def _adam_updates(
+    constants: AdamConstants,
+    scale: tf.Tensor,
+    rate: tf.Tensor,
+    tensors: Sequence[tf.Tensor],
+    corrections: tuple[tf.Tensor | float, tf.Tensor | float] = (1.0, 1.0),
+) -> tuple[tf.Tensor, ...]:
+    """Updates each variable: n values, n ms, n vs, n gradients -> n values, n ms, n vs; `corrections` divide m and v.
+
+    Where the gradient scale is not finite all stay unchanged. One call for all saves a call for each small variable.
+    """
+
+    def update(value: tf.Tensor, m: tf.Tensor, v: tf.Tensor, gradient: tf.Tensor) -> Sequence[tf.Tensor]:
+        new_m, new_v = constants.moments(m, v, gradient * scale)
+        direction = new_m / corrections[0] / (tf.sqrt(new_v / corrections[1]) + constants.epsilon)
+        new_value = value - rate * (direction + constants.weight_decay * value)
+        return _unless_nonfinite(scale, (new_value, new_m, new_v), (value, m, v))
+
     n_variables = len(tensors) // 4
     columns = [tensors[start : start + n_variables] for start in range(0, len(tensors), n_variables)]
-    values, ms, vs = zip(*(update(*row) for row in zip(*columns, strict=True)), strict=True)
+    values, ms, vs = zip(*map(update, *columns), strict=True)
     return (*values, *ms, *vs)
 
 
 @functools.cache
 def adam(constants: AdamConstants) -> Kernel:
-    """Updates one or more variables at once, to save a call for each small one.
-
-    (gradient_scale, learning_rate, then n values, n ms, n vs, n gradients) -> n values, n ms, n vs; each of its
-    variable's shape, float32. Where the scale is not finite they stay unchanged.
+    """(gradient_scale, learning_rate, then n values, n ms, n vs, n gradients) -> n values, n ms, n vs.
 
     Source: GPT-Neo's AdamWeightDecayOptimizer, kept for its checkpoints: no bias correction, epsilon outside the root,
     decay times the rate.
     """
 
     def kernel(scale: tf.Tensor, rate: tf.Tensor, *tensors: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        def update(value: tf.Tensor, m: tf.Tensor, v: tf.Tensor, gradient: tf.Tensor) -> Sequence[tf.Tensor]:
-            new_m, new_v = constants.moments(m, v, gradient * scale)
-            direction = new_m / (tf.sqrt(new_v) + constants.epsilon)
-            new_value = value - rate * (direction + constants.weight_decay * value)
-            return _unless_nonfinite(scale, (new_value, new_m, new_v), (value, m, v))
-
-        return _update_each(update, tensors)
+        return _adam_updates(constants, scale, rate, tensors)
 
     return compiled(kernel)
 
@@ -87,10 +94,7 @@ def _bias_correction(beta: float, n_updates: tf.Tensor) -> tf.Tensor:
 
 @functools.cache
 def adamw(constants: AdamConstants) -> Kernel:
-    """Updates one or more variables at once.
-
-    (gradient_scale, learning_rate, update_number, then n values, n ms, n vs, n gradients) -> n values, n ms, n vs.
-    Where the scale is not finite they stay unchanged.
+    """(gradient_scale, learning_rate, update_number, then n values, n ms, n vs, n gradients) -> n values, n ms, n vs.
 
     Source: Loshchilov & Hutter 2019, Decoupled Weight Decay Regularization, algorithm 2, with the decay times the
     rate.
@@ -99,17 +103,9 @@ def adamw(constants: AdamConstants) -> Kernel:
     def kernel(
         scale: tf.Tensor, rate: tf.Tensor, update_number: tf.Tensor, *tensors: tf.Tensor
     ) -> tuple[tf.Tensor, ...]:
-        m_correction, v_correction = (
-            _bias_correction(beta, _update_count(update_number)) for beta in (constants.beta1, constants.beta2)
-        )
-
-        def update(value: tf.Tensor, m: tf.Tensor, v: tf.Tensor, gradient: tf.Tensor) -> Sequence[tf.Tensor]:
-            new_m, new_v = constants.moments(m, v, gradient * scale)
-            direction = new_m / m_correction / (tf.sqrt(new_v / v_correction) + constants.epsilon)
-            new_value = value - rate * (direction + constants.weight_decay * value)
-            return _unless_nonfinite(scale, (new_value, new_m, new_v), (value, m, v))
-
-        return _update_each(update, tensors)
+        n_updates = _update_count(update_number)
+        corrections = _bias_correction(constants.beta1, n_updates), _bias_correction(constants.beta2, n_updates)
+        return _adam_updates(constants, scale, rate, tensors, corrections)
 
     return compiled(kernel)
 
