@@ -1,11 +1,11 @@
-"""How the memory and the time of linear attention grow with the sequence.
+"""Measures how the memory and time of linear attention grow with the sequence length.
 
     python3 benchmarks/linear_attention.py
 
-A process of its own for each length runs the operation forward and backward; what counts is the peak of its resident
-memory above what it held before that run, compiled code and inputs included. The time is the median of a few runs more.
-The last line is a JSON object with the figures; `growth` is how many times the peak multiplies when the sequence
-becomes 8 times as long, and `time_growth` the same of the time.
+Each length has its own process, which runs the operation forward and backward. The memory is the peak of resident
+memory during a run, less what was resident before it (compiled code and inputs). The time is the median of a few more
+runs. The last line is a JSON object with the figures; `growth` is the ratio of the peaks when the sequence is 8 times
+as long, and `time_growth` that of the times.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ N_TIMED = 5
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
-    """What was measured at one length.
+    """The figures of one length.
 
     Attributes:
-        length: of the sequence.
-        peak_bytes: of memory.
-        first_seconds: of the first run, which compiles.
-        seconds: of a run after it.
+        length: sequence length.
+        peak_bytes: peak memory of a run.
+        first_seconds: duration of the first run, which compiles.
+        seconds: median duration of later runs.
     """
 
     length: int
@@ -57,23 +57,23 @@ class Figures:
 
 
 def resident_bytes(field: str) -> int:
-    """A field of this process's status (Linux): VmRSS now, VmHWM at the peak."""
+    """Returns the resident memory of this process (Linux): VmRSS now, VmHWM at the peak."""
     (kibibytes,) = re.findall(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     return int(kibibytes) * 1024
 
 
-def give_back_freed_memory() -> None:
+def release_freed_memory() -> None:
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
 
 
-def forget_peak() -> None:
-    """The peak begins anew at what is resident now."""
+def reset_peak() -> None:
+    """Resets the peak to the memory that is resident now."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def attention_and_gradients(length: int) -> tf.types.experimental.ConcreteFunction:
-    """A function of queries, keys, values and the gradient of the outputs."""
+    """Returns a compiled function of queries, keys, values and the gradient of the outputs."""
     shape = [SHAPE["batch"], length, SHAPE["heads"], SHAPE["features_per_head"]]
     names = ["batch", "sequence", "heads", "features_per_head"]
     mesh_shape = mtf.Shape([mtf.Dimension(name, size) for name, size in zip(names, shape, strict=True)])
@@ -92,26 +92,26 @@ def attention_and_gradients(length: int) -> tf.types.experimental.ConcreteFuncti
 
 
 def peak_of(run: Callable[[], list[tf.Tensor]]) -> int:
-    """Bytes that a run needs at its peak, results included."""
-    give_back_freed_memory()
-    forget_peak()
+    """Returns the peak memory of a run in bytes, results included."""
+    release_freed_memory()
+    reset_peak()
     before = resident_bytes("VmRSS")
     results = [result.numpy() for result in run()]
     peak_bytes = resident_bytes("VmHWM") - before
-    # Below that, an earlier run's memory was still held when this one began, and the figure says nothing.
+    # A lower figure would mean that memory of an earlier run was still resident before this one.
     assert peak_bytes >= sum(result.nbytes for result in results), f"measured {peak_bytes} bytes, less than the results"
     return peak_bytes
 
 
 def seconds_of(run: Callable[[], list[tf.Tensor]]) -> float:
-    """How long a run takes, until its results are there."""
+    """Returns the duration of a run, results included."""
     start = time.perf_counter()
     assert all(np.isfinite(result).all() for result in run())
     return time.perf_counter() - start
 
 
 def measure_here(length: int) -> Figures:
-    """Runs once to compile, once to measure memory, and then for the time."""
+    """Runs once to compile, once to measure memory, and a few times to measure the time."""
     function = attention_and_gradients(length)
     shape = (SHAPE["batch"], length, SHAPE["heads"], SHAPE["features_per_head"])
     inputs = [tf.constant(np.random.default_rng(seed).normal(size=shape).astype(np.float32)) for seed in range(4)]
@@ -121,16 +121,16 @@ def measure_here(length: int) -> Figures:
 
 
 def measure(length: int) -> Figures:
-    """Measures in a new process, whose freed memory goes back to the system at once."""
+    """Measures in a new process, which returns freed memory to the system at once."""
     command = [sys.executable, str(Path(__file__).resolve()), "--measure_here", str(length)]
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    environment["TF_ENABLE_ONEDNN_OPTS"] = "0"  # with it, TensorFlow keeps freed memory in a pool of its own
+    environment["TF_ENABLE_ONEDNN_OPTS"] = "0"  # with it, TensorFlow keeps freed memory in a pool
     run = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return Figures(**json.loads(run.stdout.splitlines()[-1]))
 
 
 def measured_growth(length: int) -> float:
-    """By how much the peak multiplies from a length to 8 times that."""
+    """Returns the ratio of the peaks at 8 times a length and at that length."""
     return measure(FACTOR * length).peak_bytes / measure(length).peak_bytes
 
 

@@ -1,7 +1,7 @@
-"""Live parity with Hugging Face: models trained here and loaded there, and theirs loaded here. `make parity` runs it.
+"""Live parity with Hugging Face, in both directions: our models loaded by transformers, and theirs loaded by us.
 
-It needs torch and transformers 5 beside our own packages. OLD_TRANSFORMERS names the Python of an environment with
-transformers 4.57.1 and TensorFlow, which still reads GPT-Neo's checkpoints.
+Run it with `make parity`. It needs torch and transformers 5 besides our own packages. OLD_TRANSFORMERS names the Python
+of an environment with transformers 4.57.1 and TensorFlow, which still reads GPT-Neo's checkpoints.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ GOLDEN = Path(__file__).with_name("golden")
 TOLERANCE = 1e-4
 TEXT = "def parity(models):\n    return [a == b for a, b in models]  # naïve — 語\n\n\nclass Neomesh:"
 SIZES = {"n_head": 4, "n_embd": 32, "n_layer": 2, "n_ctx": 320, "n_vocab": 400}
-# A radius of 256, which GPT-Neo's loader takes for granted, in a context longer than that.
+# GPT-Neo's loader assumes a radius of 256; the context is longer.
 ALTERNATING = {"attention_types": [[["global", "local"], 1]], "local_attention_radius": 256}
 MODELS = {
     "GPT-Neo": ALTERNATING,
@@ -50,12 +50,12 @@ def tokens_of(model: ModelConfig) -> np.ndarray:
 
 
 def ours(weights: str | Path, model: ModelConfig, devices: tuple[str, ...]) -> Answer:
-    """What Neomesh gives for weights of any of the kinds that `--init_from` takes."""
+    """The answer of Neomesh, for any weights that `--init_from` takes."""
     return our_answer(weights, model, tokens_of(model).astype(np.int32), devices)
 
 
 def theirs(folder: Path, model: ModelConfig) -> Answer:
-    """What transformers 5 gives for a folder, in float32."""
+    """The answer of transformers 5 for a folder, in float32."""
     tokens = torch.from_numpy(tokens_of(model))
     loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     with torch.no_grad():
@@ -64,7 +64,7 @@ def theirs(folder: Path, model: ModelConfig) -> Answer:
 
 
 def theirs_of_old(folder: Path, checkpoint: str, model: ModelConfig, tmp_path: Path) -> tuple[Answer, list[int]]:
-    """What transformers 4.57.1 gives for a folder or, if it is not empty, a checkpoint; and the ids of TEXT."""
+    """The answer of transformers 4.57.1 for a checkpoint or, if that is empty, a folder; and the ids of TEXT."""
     np.savez(tmp_path / "inputs.npz", tokens=tokens_of(model), text=TEXT)
     arguments = [READER, folder, checkpoint, tmp_path / "inputs.npz", tmp_path / "outputs.npz"]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
@@ -73,12 +73,12 @@ def theirs_of_old(folder: Path, checkpoint: str, model: ModelConfig, tmp_path: P
     return Answer(outputs["logits"], float(outputs["loss"])), outputs["ids"].tolist()
 
 
-# Trained here, loaded there.
+# Our models, loaded by transformers.
 
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A model trained by the command line: the folder of the run, and the one that it was exported to."""
+    """A model trained from the command line: its run directory, and the folder that it was exported to."""
 
     run: Path
     exported: Path
@@ -109,7 +109,7 @@ def train_and_export(options: Mapping[str, object], folder: Path) -> Trained:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Trained]:
-    """Each of MODELS by its name, trained on first use."""
+    """Returns a function that trains one of MODELS on first use."""
     done: dict[str, Trained] = {}
 
     def get(name: str) -> Trained:
@@ -121,7 +121,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Trained
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_trained_here_loaded_there(
+def test_transformers_loads_our_models(
     trained: Callable[[str], Trained], name: str, devices: tuple[str, ...], tmp_path: Path
 ) -> None:
     made = trained(name)
@@ -148,7 +148,7 @@ def test_tokenizers_give_the_same_ids(trained: Callable[[str], Trained], tmp_pat
     assert (there.eos_token_id, there.bos_token_id, there.pad_token_id) == (here.eos_id, here.eos_id, here.padding_id)
 
 
-# Made there, loaded here: the golden models in every form of file.
+# Models of transformers, loaded by us: the golden models in every file format.
 
 
 def write_pickle(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -156,7 +156,7 @@ def write_pickle(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 
 
 def write_old_pickle(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """As before PyTorch 1.6, with what models of that time kept."""
+    """Writes the format of PyTorch before 1.6, with the tensors that models of that time stored."""
     tensors = {name.removeprefix("transformer."): value for name, value in tensors.items()}
     tensors["h.0.attn.bias"] = torch.tril(torch.ones(1, 1, 24, 24))
     tensors["lm_head.weight"] = tensors["wte.weight"]
@@ -185,7 +185,9 @@ FORMS = (write_pickle, write_old_pickle, write_pickle_shards, write_half_pickle,
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__.removeprefix("write_"))
 @pytest.mark.parametrize("name", ["gpt_neo_alternating", "gpt_2"])
-def test_made_there_loaded_here(name: str, form: Callable[..., None], devices: tuple[str, ...], tmp_path: Path) -> None:
+def test_we_load_models_of_transformers(
+    name: str, form: Callable[..., None], devices: tuple[str, ...], tmp_path: Path
+) -> None:
     folder = Path(shutil.copytree(GOLDEN / name, tmp_path / name))
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()

@@ -1,5 +1,6 @@
-"""Live parity with Hugging Face's generate: the same weights, prompts and settings, the same tokens. `make parity` runs
-it, with torch and transformers 5 beside our own packages.
+"""Live parity with Hugging Face's `generate`: the same tokens for the same weights, prompts and settings.
+
+Run it with `make parity`. It needs torch and transformers 5 besides our own packages.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from runtime.mesh.placement import Placement, VariableSlices, VariableStore, pla
 from tests import tiny
 from tests.models.reference_sampling import Rows, Text
 
-torch.set_num_threads(1)  # products are small: two threads would only wait for each other
+torch.set_num_threads(1)  # the products are too small for two threads
 
 N_VOCAB, N_CTX, N_NEW = 64, 96, 32
 SIZES = {"n_vocab": N_VOCAB, "n_ctx": N_CTX, "n_embd": 32, "n_head": 4, "n_layer": 2}
@@ -36,7 +37,7 @@ MODELS = {
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """One model with random weights, here and there."""
+    """One model with random weights, in Neomesh and in transformers."""
 
     config: RunConfig
     placement: Placement
@@ -48,7 +49,7 @@ class Pair:
         return self.config.data.eos_id
 
     def generated(self, prompt: np.ndarray, **settings: object) -> tuple[list[list[int]], list[float] | None]:
-        """What theirs writes after a prompt, each with the eos that ended it, and the scores of beams."""
+        """The texts that transformers generates after a prompt, each with its eos, and the scores of beams."""
         tokens = torch.from_numpy(prompt[None].astype(np.int64))
         given = {"attention_mask": torch.ones_like(tokens), "eos_token_id": self.eos_id, "pad_token_id": self.eos_id}
         given |= {"do_sample": False, "return_dict_in_generate": True, "output_scores": True}
@@ -66,7 +67,7 @@ def stored_tensor(stored: VariableSlices) -> StoredTensor:
 
 
 def randomize(store: VariableStore, eos_id: int) -> None:
-    """Weights large enough that tokens differ much in their probability, and that like to end a text."""
+    """Sets weights that give tokens very different probabilities, and eos a high one."""
     store.initialize(seed=1)
     for seed in range(4):
         tiny.disturb(store, seed)
@@ -89,14 +90,14 @@ def pair(request: pytest.FixtureRequest, devices: tuple[str, ...], tmp_path_fact
 
 
 def prompts(count: int) -> list[np.ndarray]:
-    """Of every length from 1 to 64."""
+    """Prompts of lengths from 1 to 64."""
     rng = np.random.default_rng(5)
     lengths = np.linspace(1, N_CTX - N_NEW, count).astype(int)
     return [rng.integers(1, N_VOCAB, length, dtype=np.int32) for length in lengths]
 
 
 def written(engine: Engine, requests: list[GenerationRequest]) -> list[list[int]]:
-    """What the engine writes for each request, in as many rows as it has; the eos that ended a text as -1."""
+    """The texts that the engine generates for the requests, with -1 for the eos that ended a text."""
     texts: dict[int, list[int]] = {number: [] for number in range(len(requests))}
     waiting, rows = list(texts), {}
     while waiting or rows:
@@ -126,7 +127,9 @@ def ended_by_mark(chunk: TokenChunk) -> list[int]:
     ],
     ids=["greedy", "repetition penalty", "no repeated pair"],
 )
-def test_fifty_prompts_are_continued_alike(pair: Pair, rule: SamplingParams, settings: Mapping[str, object]) -> None:
+def test_fifty_prompts_have_the_same_continuations(
+    pair: Pair, rule: SamplingParams, settings: Mapping[str, object]
+) -> None:
     requests = [GenerationRequest(tuple(prompt.tolist()), rule, 0, N_NEW) for prompt in prompts(50)]
     ours = written(pair.engine, requests)
     n_ended = 0

@@ -1,9 +1,12 @@
-"""Makes the golden files: tiny models of Hugging Face's with random weights, and the logits and losses they give.
+"""Makes the golden files: tiny Hugging Face models with random weights, their logits and their losses.
 
-Run it in an environment with torch 2.13 and transformers 5 (`make parity` makes one): `python
-tests/golden/make_golden.py`. Each folder holds a config.json and model.safetensors, as `save_pretrained` writes them,
-and expected.npz: tokens int64 [batch, sequence], logits float32 [batch, sequence, vocab], and the loss, a scalar: the
-mean cross-entropy of each next token.
+Run it in an environment with torch 2.13 and transformers 5 (`make parity` makes one):
+
+    python tests/golden/make_golden.py
+
+Each folder holds a config.json and model.safetensors, as `save_pretrained` writes them,
+and expected.npz: tokens int64 [batch, sequence], logits float32 [batch, sequence, vocab], and the scalar loss, the mean
+cross-entropy of the next tokens.
 """
 
 from __future__ import annotations
@@ -37,13 +40,13 @@ def gpt_neo(attention_types: list, activation: str = "gelu_new") -> PreTrainedMo
 
 
 def gpt_2(scales: bool) -> PreTrainedModel:
-    """A GPT-2, whose logits are scaled or not."""
+    """A GPT-2 with or without scaled attention logits."""
     sizes = {"vocab_size": N_VOCAB, "n_positions": N_CTX, "n_embd": 16, "n_head": 2, "n_layer": 2}
     return GPT2LMHeadModel(GPT2Config(**sizes, scale_attn_weights=scales, **SPECIAL))
 
 
 def disturb(model: PreTrainedModel) -> None:
-    """Adds to every weight, so that no gain is 1, no bias is 0, and attention is far from even."""
+    """Adds noise to every weight, so that no gain is 1, no bias is 0, and attention is far from uniform."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += torch.randn_like(parameter) * 0.3

@@ -19,7 +19,7 @@ def cached_logits(model: ModelConfig, tokens: mtf.Tensor, prompt_length: int) ->
     def context(length: int) -> Context:
         return Context(mesh, model, Dims.of(model, batch_dim.size, length, sequence_dim.size))
 
-    # The prompt is read with other tokens behind it, which must leave no trace.
+    # Padding after the prompt must not change the cache.
     shown = min(prompt_length + 3, sequence_dim.size)
     garbage = mtf.pad(mtf.slice(tokens, 0, prompt_length, "sequence"), [0, shown - prompt_length], "sequence")
     outputs, caches = gpt2.prompt_logits(context(shown), garbage, each_row(prompt_length))

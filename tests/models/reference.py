@@ -1,4 +1,4 @@
-"""GPT-Neo's model, loss and Adam step in NumPy, float64: what the models are measured against.
+"""Reference implementation of GPT-Neo's model, loss and Adam step, in NumPy and float64.
 
 Shape legend: B batch, S sequence, M memory_length, H heads, D features_per_head, E embd, V vocab.
 """
@@ -50,7 +50,7 @@ def attention_gradient(
     radius: int | None,
     dropout_factor: np.ndarray | float = 1.0,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What the gradient of the outputs is for queries, keys and values, by the derivative of the softmax."""
+    """Gradients of queries, keys and values from the gradient of the outputs."""
     weights = attention_weights(queries, keys, radius)
     d_values = np.einsum("bhsm,bshd->bmhd", weights * dropout_factor, d_outputs)
     d_weights = np.einsum("bshd,bmhd->bhsm", d_outputs, values) * dropout_factor
@@ -170,7 +170,7 @@ def _mixture(
 
 
 def hidden(model: ModelConfig, values: Values, tokens: np.ndarray, capacity_factor: float) -> tuple[np.ndarray, float]:
-    """Tokens [B, S] -> what the last block gives, [B, S, E], and the experts' auxiliary loss; without dropout."""
+    """Tokens [B, S] -> output of the last block [B, S, E], and the experts' auxiliary loss; without dropout."""
     aux_loss = 0.0
     share = 0.5 if model.macaron else 1.0
     x = values["gpt2/wte"][tokens] + _positions(model, values, tokens.shape[1])
@@ -192,7 +192,7 @@ def hidden(model: ModelConfig, values: Values, tokens: np.ndarray, capacity_fact
 
 
 def logits(model: ModelConfig, values: Values, tokens: np.ndarray) -> np.ndarray:
-    """Tokens [B, S] -> [B, S, V], without dropout, as evaluation has it."""
+    """Tokens [B, S] -> logits [B, S, V], without dropout, as in evaluation."""
     return _output(model, values, hidden(model, values, tokens, model.moe_params.moe_capacity_factor_eval)[0])
 
 
@@ -211,7 +211,7 @@ def losses(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def training_loss(model: ModelConfig, values: Values, tokens: np.ndarray, labels: np.ndarray) -> float:
-    """Mean cross-entropy plus the z-loss, and what the experts add."""
+    """Mean cross-entropy, plus the z-loss and the auxiliary losses of the experts."""
     x, aux_loss = hidden(model, values, tokens, model.moe_params.moe_capacity_factor_train)
     cross_entropy, log_z = losses(_output(model, values, x), labels)
     return cross_entropy.mean() + model.z_loss * (log_z**2).mean() + aux_loss

@@ -1,4 +1,4 @@
-"""GPT-Neo's activations in NumPy, float64; trained scalars have their initial values, unless given."""
+"""GPT-Neo's activations in NumPy and float64. Trained scalars default to their initial values."""
 
 from __future__ import annotations
 

@@ -61,12 +61,12 @@ def causal_linear_attention(queries: np.ndarray, keys: np.ndarray, values: np.nd
 
 
 def linear_attention(queries: np.ndarray, keys: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """As the causal one, every position seeing all."""
+    """As `causal_linear_attention`, but every position sees all."""
     return np.einsum("bthd,bshd,bshe->bthe", _softmax(queries, -1), _softmax(keys, 1), values)
 
 
 def slopes(function: Callable[..., float], inputs: Sequence[np.ndarray], step: float = 1e-6) -> list[np.ndarray]:
-    """The gradient of a function of float64 arrays for each of them, by central differences."""
+    """The gradients of a function of float64 arrays, by central differences."""
     gradients = [np.empty_like(x) for x in inputs]
     for x, gradient in zip(inputs, gradients, strict=True):
         for index in np.ndindex(x.shape):

@@ -1,5 +1,4 @@
-"""The mixture of experts in NumPy, float64: token by token, as its capacity is defined, and dense, as if there were
-room for all.
+"""The mixture of experts in NumPy and float64: token by token with a capacity, and dense without one.
 
 Shape legend: B batch, T tokens, E embd, X experts, H expert_hidden, K choices.
 """
@@ -30,7 +29,7 @@ class Rule:
     """How tokens choose experts.
 
     Attributes:
-        sends_second: of the row, the token and the second gate, whether the second choice counts.
+        sends_second: whether the second choice counts, given the row, the token and the second gate.
     """
 
     n_choices: int
@@ -41,7 +40,7 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True)
 class Routed:
-    """What became of a row's choices, best first, for each of its tokens.
+    """The routing of one row's tokens, best choice first.
 
     Attributes:
         places: [T, K], how many earlier tokens of the group were sent to the expert; -1: does not count.
@@ -60,14 +59,14 @@ def softmax(x: np.ndarray) -> np.ndarray:
 
 
 def best(logits: np.ndarray, n_choices: int) -> tuple[np.ndarray, np.ndarray]:
-    """The best experts and their gates, [..., K] both: of one its probability, of two their shares of their sum."""
+    """The best experts and their gates, both [..., K]; a single gate is a probability, two gates sum to 1."""
     experts = np.argsort(-logits, -1, kind="stable")[..., :n_choices]
     gates = np.take_along_axis(softmax(logits), experts, -1)
     return experts, gates / gates.sum(-1, keepdims=True) if n_choices == 2 else gates
 
 
 def routed(logits: np.ndarray, row: int, rule: Rule) -> Routed:
-    """The choices of one row, logits [T, X], each token in its turn."""
+    """Routes the tokens of one row in order, from logits [T, X]."""
     experts, gates = best(logits, rule.n_choices)
     places = np.full(experts.shape, -1)
     for token, choices in enumerate(experts):
@@ -94,14 +93,14 @@ def mixture(x: np.ndarray, weights: Weights, rule: Rule) -> tuple[np.ndarray, fl
 
 
 def dense_mixture(x: np.ndarray, weights: Weights, n_choices: int) -> np.ndarray:
-    """All experts on all tokens, and then those that were chosen."""
+    """Runs all experts on all tokens, then selects those that were chosen."""
     experts, gates = best(x @ weights.router, n_choices)
     every = np.stack([weights.expert(index, x) for index in range(len(weights.wi))], -2)
     return (gates[..., None] * np.take_along_axis(every, experts[..., None], -2)).sum(-2)
 
 
 def load(x: np.ndarray, weights: Weights) -> np.ndarray:
-    """[B, X], the share of each row's tokens that like an expert best."""
+    """[B, X], the fraction of each row's tokens whose first choice is each expert."""
     return np.eye(len(weights.wi))[(x @ weights.router).argmax(-1)].mean(1)
 
 

@@ -1,4 +1,4 @@
-"""The choice of a token as its definitions have it, in NumPy and float64, one row at a time; and many draws at once."""
+"""Reference sampling of a token in NumPy and float64, one row at a time; and many draws with the kernels."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def steered(rule: SamplingParams, logits: np.ndarray, text: Text) -> np.ndarray:
 
 
 def nearest(distances: np.ndarray, probabilities: np.ndarray, share: float) -> tuple[np.ndarray, float]:
-    """The probabilities of the nearest tokens that together have this share, and how clear it is which those are."""
+    """The probabilities of the nearest tokens that reach this share, and the margin by which they are the nearest."""
     order = np.argsort(distances, kind="stable")
     before = np.cumsum(probabilities[order]) - probabilities[order]
     farthest = distances[order][before < share].max()
@@ -65,7 +65,7 @@ def nearest(distances: np.ndarray, probabilities: np.ndarray, share: float) -> t
 
 
 def probabilities_and_clearness(rule: SamplingParams, logits: np.ndarray) -> tuple[np.ndarray, float]:
-    """Of the tokens to sample, from penalized logits; and how far the bounds of the filters are from any token."""
+    """Probabilities from penalized logits, and the margin between the filters' bounds and the nearest token."""
     scaled = (logits - logits.max()) / rule.temperature
     probabilities = entmax(scaled) if rule.entmax_sampling else np.exp(scaled) / np.exp(scaled).sum()
     clearness = [1.0]
@@ -92,12 +92,12 @@ def probabilities(rule: SamplingParams, logits: np.ndarray, text: Text = Text())
     return probabilities_and_clearness(rule, steered(rule, logits, text))[0]
 
 
-# What the kernels give.
+# Results of the kernels.
 
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """A batch of rows to choose tokens for: float32 [B, V], and of each row its rule, text and seed."""
+    """A batch of rows: logits float32 [B, V], and the parameters, text and seed of each row."""
 
     logits: np.ndarray
     rules: Sequence[SamplingParams]
@@ -111,7 +111,7 @@ class Rows:
         return Rows(repeated_BV, [rule] * n_rows, [text] * n_rows, np.int32(seeds))
 
     def history(self, memory_length: int = 16) -> list[np.ndarray]:
-        """Tokens, the rest of them junk; lengths of prompts and of all."""
+        """Tokens, followed by padding; lengths of the prompts and of the whole texts."""
         tokens = np.full((len(self.texts), memory_length), 1, np.int32)
         for row, text in zip(tokens, self.texts, strict=True):
             row[: len(text.tokens)] = text.tokens
@@ -119,16 +119,16 @@ class Rows:
         return [tokens, np.int32(n_prompts), np.int32(lengths)]
 
     def inputs(self, n_top: int = 0) -> list[np.ndarray]:
-        """What `sampling.choose` takes."""
+        """The inputs of `sampling.sample_next_tokens`."""
         counts = np.full(len(self.rules), n_top, np.int32)
         return [self.logits, *sampling.param_arrays(self.rules), self.seeds, counts, *self.history()]
 
     def chosen(self, n_top: int = 0) -> list[np.ndarray]:
-        """Tokens, log-probabilities, and the most likely tokens with theirs."""
+        """Sampled tokens and their log-probabilities, and the most likely tokens and theirs."""
         return [output.numpy() for output in sampling.sample_next_tokens(EOS)(*map(tf.constant, self.inputs(n_top)))]
 
     def probabilities(self) -> np.ndarray:
-        """With which the kernels draw each token, [B, V]."""
+        """The probabilities from which the kernels sample, [B, V]."""
         logits, floats, integers, _, _, *history = map(tf.constant, self.inputs())
         return _probabilities(logits, floats, integers, history).numpy()
 
@@ -146,8 +146,9 @@ CHI_SQUARE_BOUND = {1: 10.83, 2: 13.82, 3: 16.27, 4: 18.47, 5: 20.52, 6: 22.46, 
 
 
 def assert_drawn_with(tokens: np.ndarray, probabilities: np.ndarray) -> None:
-    """Checks that tokens come as often as their probabilities say, by a chi-square test; and that they do not come as
-    often as if all that may come were equally likely.
+    """Checks the frequencies of tokens against probabilities with a chi-square test.
+
+    The same test must reject equal probabilities for all possible tokens.
     """
     counts, is_possible = np.bincount(tokens, minlength=len(probabilities)), probabilities > 0.0
     assert is_possible.sum() > 1 and counts[~is_possible].sum() == 0

@@ -49,7 +49,7 @@ DY = normal(*X.shape, seed=2)
 
 
 def scalars_of(name: str) -> list[np.float32]:
-    """Each near its first value; of a random activation, any number."""
+    """Trained scalars near their initial values, and a random number for a random activation."""
     kind = ACTIVATIONS_BY_NAME[name]
     shifts = normal(len(kind.parameters), seed=3, std=0.3)
     trained = [np.float32(value + shift) for (_, value), shift in zip(kind.parameters, shifts, strict=True)]
@@ -57,7 +57,7 @@ def scalars_of(name: str) -> list[np.float32]:
 
 
 def expected_gradients(name: str, x: np.ndarray, scalars: list[np.float64]) -> tuple[np.ndarray, list[np.ndarray]]:
-    """For x, which may act on its whole row, and for each scalar."""
+    """The gradients of x and of each scalar; the function may act on whole rows of x."""
 
     def row_sums(x: np.ndarray, scalars: list[np.float64]) -> np.ndarray:
         return (REFERENCES[name](x, *scalars) * DY).sum(-1)
@@ -69,7 +69,7 @@ def expected_gradients(name: str, x: np.ndarray, scalars: list[np.float64]) -> t
     return np.stack(dx, -1), d_scalars
 
 
-def test_every_activation_of_the_config_is_there() -> None:
+def test_every_activation_of_the_config_exists() -> None:
     assert sorted(ACTIVATIONS_BY_NAME) == sorted(ACTIVATIONS) == sorted(REFERENCES)
 
 
@@ -86,7 +86,7 @@ def test_values_and_gradients_in_bfloat16(name: str) -> None:
 
 
 def value_and_gradients(function: kernels.Function, dy: tf.Tensor, *inputs: tf.Tensor) -> list[tf.Tensor]:
-    """What both kernels give; in one graph they compile once."""
+    """Results of both kernels; in one graph they compile once."""
 
     def both(dy: tf.Tensor, *inputs: tf.Tensor) -> list[tf.Tensor]:
         return [kernels.activation(function)(*inputs), *kernels.activation_gradient(function)(dy, *inputs)]
@@ -95,7 +95,7 @@ def value_and_gradients(function: kernels.Function, dy: tf.Tensor, *inputs: tf.T
 
 
 def assert_values_and_gradients(name: str, dtype: tf.DType) -> None:
-    """In bfloat16 results are as near as its rounding: what is computed from them is float32 inside."""
+    """bfloat16 results differ by their rounding only, because kernels compute in float32."""
     x, dy, *scalars = (tf.cast(value, dtype) for value in (X, DY, *scalars_of(name)))
     exact, _, *exact_scalars = (np.asarray(tf.cast(value, tf.float64)) for value in (x, dy, *scalars))
     y, dx, *d_scalars = value_and_gradients(ACTIVATIONS_BY_NAME[name].function, dy, x, *scalars)
@@ -111,7 +111,7 @@ def assert_values_and_gradients(name: str, dtype: tf.DType) -> None:
 
 
 @pytest.mark.parametrize("name", PARAMETRIC)
-def test_first_values_are_those_of_gpt_neo(name: str) -> None:
+def test_initial_values_are_those_of_gpt_neo(name: str) -> None:
     kind = ACTIVATIONS_BY_NAME[name]
     first_values = [np.float32(value) for _, value in kind.parameters]
     close(kernels.activation(kind.function)(X, *first_values), REFERENCES[name](X.astype(np.float64)))
@@ -136,7 +136,7 @@ class Layer:
 
     Attributes:
         y: its output.
-        dx: the gradient for its input of the output times `dy`.
+        dx: the gradient of its input, given `dy`.
         values: every variable, whole.
         gradients: of each variable, by name.
     """
@@ -254,7 +254,7 @@ def test_sum_of_rows() -> None:
 
 
 def random_slopes(devices: Devices, mesh_shape: str, layout: str, key: int | None, place: str) -> np.ndarray:
-    """Of rrelu at -1, at every place of [batch, sequence, embd]."""
+    """The slope of rrelu at each element of [batch, sequence, embd]."""
 
     def build(x: mtf.Tensor) -> list[mtf.Tensor]:
         return [activated(context_of(x, tiny.MODEL, key), x, "rrelu", "unused", place)]
@@ -263,7 +263,7 @@ def random_slopes(devices: Devices, mesh_shape: str, layout: str, key: int | Non
     return -tiny.evaluate(build, placed(devices, mesh_shape, layout), ("batch sequence embd", x))[0]
 
 
-def test_rrelu_draws_one_number_for_each_place_and_step(devices: Devices) -> None:
+def test_rrelu_samples_one_number_per_layer_and_step(devices: Devices) -> None:
     draws = {at: random_slopes(devices, "", "", *at) for at in ((1, "h0/mlp"), (1, "h1/mlp"), (2, "h0/mlp"))}
     assert all(np.ptp(slopes) == 0.0 and 0.0 < slopes.flat[0] < 1.0 for slopes in draws.values())
     assert len({float(slopes.flat[0]) for slopes in draws.values()}) == 3
@@ -271,7 +271,7 @@ def test_rrelu_draws_one_number_for_each_place_and_step(devices: Devices) -> Non
     np.testing.assert_array_equal(on_mesh, draws[1, "h0/mlp"])
 
 
-def test_rrelu_in_evaluation_draws_nothing(devices: Devices) -> None:
+def test_rrelu_samples_nothing_in_evaluation(devices: Devices) -> None:
     close(random_slopes(devices, "", "", None, "h0/mlp"), np.full([BATCH, LENGTH, 8], 0.5 / 1.5))
 
 
@@ -346,7 +346,7 @@ def test_feed_forward_of_one_position_is_that_of_the_sequence(devices: Devices) 
     close(position.y, sequence.y[:, 0])
 
 
-def test_layers_that_share_variables_have_random_numbers_of_their_own(devices: Devices) -> None:
+def test_layers_that_share_variables_have_independent_random_numbers(devices: Devices) -> None:
     model = dataclasses.replace(tiny.MODEL, res_dropout=0.5)
 
     def build(x: mtf.Tensor) -> list[mtf.Tensor]:
@@ -378,7 +378,7 @@ def test_an_update_is_the_same_on_a_mesh_in_microbatches(devices: Devices, chang
     actual = tiny.one_update(tiny.run_config(mesh, again, microbatches), devices)
     np.testing.assert_allclose([actual.loss, actual.grad_norm], [expected.loss, expected.grad_norm], rtol=1e-5)
     assert actual.after.keys() == expected.after.keys()
-    # A scalar's gradient is the rest of a long sum that nearly cancels.
+    # The gradient of a scalar is a long sum that nearly cancels.
     for name in [name for name in expected.after if f"{name}/adam_m" in expected.after]:
         gradient = expected.gradient(name)
         np.testing.assert_allclose(actual.gradient(name), gradient, rtol=0, atol=1e-4 * np.abs(gradient).max())

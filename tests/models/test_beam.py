@@ -1,4 +1,4 @@
-"""Beam search: turns against a search in plain Python, and whole searches of a model against the model in NumPy."""
+"""Beam search: its steps against a search in plain Python, and whole searches against the model in NumPy."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def log_softmax(x: np.ndarray) -> np.ndarray:
 def search(
     next_logits: Callable[[tuple[int, ...]], np.ndarray], eos_id: int, n_beams: int, penalty: float, max_new_tokens: int
 ) -> list[Ended]:
-    """The texts that a search ends with, best first."""
+    """The finished texts of a search, best first."""
     open_texts, ended = [(0.0, ())], []
     for length in range(1, max_new_tokens + 1):
         continued = [
@@ -52,8 +52,9 @@ N_BEAMS, N_VOCAB, N_NEW = 3, 7, 6
 
 
 def turns(table: np.ndarray, penalty: float, max_new_tokens: int) -> list[Ended]:
-    """A search in a language where the logits of a token depend on its place and the one before it, 0 at first: [place,
-    V, V].
+    """A search with the kernels, where logits depend on the position and the previous token, at first 0.
+
+    The table is [position, V, V].
     """
     texts, last = np.zeros((N_BEAMS, N_NEW), np.int32), np.zeros(N_BEAMS, np.int32)
     placeholder = np.full(N_BEAMS, kernels.NEG_INF, np.float32)
@@ -78,7 +79,9 @@ def turns(table: np.ndarray, penalty: float, max_new_tokens: int) -> list[Ended]
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.floats(-1.0, 2.0), st.integers(1, N_NEW), st.floats(-2.0, 3.0))
-def test_turns_find_what_a_plain_search_finds(seed: int, penalty: float, max_new_tokens: int, eos_bias: float) -> None:
+def test_steps_find_the_same_texts_as_a_plain_search(
+    seed: int, penalty: float, max_new_tokens: int, eos_bias: float
+) -> None:
     table = np.random.default_rng(seed).normal(0.0, 1.5, (N_NEW, N_VOCAB, N_VOCAB)).astype(np.float32)
     table[..., 2] += np.float32(eos_bias)
     exact = table.astype(np.float64)
@@ -90,7 +93,7 @@ def test_turns_find_what_a_plain_search_finds(seed: int, penalty: float, max_new
 
 @pytest.mark.parametrize(("penalty", "best"), [(-1.0, (2,)), (0.0, (2,)), (0.5, (2,)), (1.0, (0, 0, 0, 0, 0, 0))])
 def test_the_length_penalty_by_hand(penalty: float, best: tuple[int, ...]) -> None:
-    """After 0 comes 0 with the probability .6 or the end with .4, whatever their number."""
+    """After each 0 comes another 0 with probability .6, or the end with .4."""
     table = np.full((N_NEW, N_VOCAB, N_VOCAB), -30.0, np.float32)
     table[..., 0], table[..., 2] = np.log(0.6), np.log(0.4)
     found = {text: score for score, text in turns(table, penalty, N_NEW)}
@@ -99,7 +102,7 @@ def test_the_length_penalty_by_hand(penalty: float, best: tuple[int, ...]) -> No
     np.testing.assert_allclose(found[best], log_prob / len(best) ** penalty, rtol=1e-5)
 
 
-def test_there_are_no_more_texts_than_tokens_to_begin_with() -> None:
+def test_a_search_finds_at_most_one_text_per_first_token() -> None:
     table = np.full((N_NEW, 2, 2), 0.0, np.float32)
     assert sorted(text for _, text in turns(table, 1.0, 1)) == [(0,), (1,)]
 
@@ -156,7 +159,7 @@ def assert_same(actual: Sequence[BeamHypothesis], expected: Sequence[BeamHypothe
     [(PROMPT, 1.0, 10), (PROMPT, 0.0, 10), (PROMPT, -1.0, 1), ((7,), 2.0, 10), (tuple(range(20, 32)), 1.5, 4)],
     ids=str,
 )
-def test_answers_are_those_of_the_whole_model(
+def test_beams_are_those_of_the_reference_model(
     on_one_device: Searcher, prompt: tuple[int, ...], penalty: float, n_new_tokens: int
 ) -> None:
     expected = expected_answers(on_one_device, {}, prompt, penalty, n_new_tokens)
@@ -164,7 +167,7 @@ def test_answers_are_those_of_the_whole_model(
     assert_same(on_one_device.writer.search(prompt, 3, penalty, n_new_tokens, 1), expected[:1])
 
 
-# Experts that take every token: in the whole model a later token takes no room from an earlier one.
+# A capacity for every token, so that no assignment is dropped.
 MIXTURE = MoeParams(moe_num_experts=4, moe_hidden_size=16, moe_group_size=16, moe_capacity_factor_eval=4.0)
 
 
@@ -192,7 +195,9 @@ def test_every_kind_of_cache_follows_the_beams(devices: tuple[str, ...], model: 
         pytest.param("batch:y,embd:x", marks=pytest.mark.slow),
     ],
 )
-def test_a_mesh_answers_as_one_device(devices: tuple[str, ...], on_one_device: Searcher, layout: str) -> None:
+def test_a_mesh_finds_the_same_beams_as_one_device(
+    devices: tuple[str, ...], on_one_device: Searcher, layout: str
+) -> None:
     on_mesh = searcher_of(devices, ("x:2,y:2", layout)).writer
     for prompt in (PROMPT, PROMPT[:2]):
         actual, expected = (writer.search(prompt, 3, 1.0, 8, 3) for writer in (on_mesh, on_one_device.writer))
@@ -200,7 +205,7 @@ def test_a_mesh_answers_as_one_device(devices: tuple[str, ...], on_one_device: S
 
 
 @pytest.mark.slow
-def test_one_beam_writes_the_most_likely_token(devices: tuple[str, ...]) -> None:
+def test_one_beam_is_greedy_decoding(devices: tuple[str, ...]) -> None:
     searcher = searcher_of(devices, n_beams=1)
     text = list(PROMPT)
     while len(text) < len(PROMPT) + 8 and text[-1] != EOS:
@@ -210,6 +215,6 @@ def test_one_beam_writes_the_most_likely_token(devices: tuple[str, ...]) -> None
     assert list(answer.tokens) == [token for token in text[len(PROMPT) :] if token != EOS]
 
 
-def test_a_program_serves_prompts_of_other_lengths(on_one_device: Searcher) -> None:
+def test_one_program_serves_prompts_of_any_length(on_one_device: Searcher) -> None:
     writer = on_one_device.writer
     assert writer.program(4, 3, 10) is writer.program(9, 3, 2)

@@ -1,4 +1,4 @@
-"""The cache against the whole forward pass."""
+"""Decoding with the cache against the whole forward pass."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_the_cache_gives_the_logits_of_the_whole_forward_pass(
 
 @pytest.mark.parametrize("routing", ROUTING.values(), ids=ROUTING)
 def test_every_routing_of_experts_decodes(devices: tuple[str, ...], routing: dict[str, object]) -> None:
-    """Softmax attention and experts in one layer: the cache of a layer holds what both keep."""
+    """Softmax attention and experts in one layer: its cache holds the state of both."""
     params = dataclasses.replace(MIXTURE, **routing)
     changes = {"n_layer": 1, "attention_types": ("local",), "moe_layers": (0,), "moe_params": params}
     model = dataclasses.replace(tiny.MODEL, **changes)

@@ -58,7 +58,7 @@ def test_logits(devices: tuple[str, ...], changes: dict[str, object], length: in
     np.testing.assert_allclose(logits(tokens), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_token_changes_no_logits_before_it(devices: tuple[str, ...]) -> None:
+def test_a_token_does_not_change_earlier_logits(devices: tuple[str, ...]) -> None:
     logits, _ = compiled_logits(MODEL, MODEL.n_ctx, devices)
     tokens = tiny.batch()[0]
     before = logits(tokens)
@@ -81,7 +81,7 @@ def test_local_attention_sees_its_radius_only(devices: tuple[str, ...]) -> None:
     assert np.flatnonzero(differs).tolist() == list(range(2, 2 + radius))
 
 
-def test_places_and_steps_have_random_numbers_of_their_own(devices: tuple[str, ...]) -> None:
+def test_random_numbers_differ_by_layer_and_step(devices: tuple[str, ...]) -> None:
     places = ["wte", "wpe", "h0/attn", "h0/attn/residual", "h0/mlp/residual", "h1/attn"]
 
     def build(ones: mtf.Tensor, key: mtf.Tensor) -> list[mtf.Tensor]:
@@ -115,7 +115,7 @@ BLOCK_SHAPES = {
 
 
 def variables_of(model: ModelConfig) -> dict[str, SlicedVariable]:
-    """The variables of the mesh graph, which is enough for names, shapes and initial values."""
+    """The variables of a mesh graph that is not lowered; enough for names, shapes and initial values."""
     mesh, dims = mtf.Mesh(mtf.Graph(), "mesh"), Dims.of(model, 2, model.n_ctx)
     gpt2.logits(Context(mesh, model, dims), mtf.zeros(mesh, mtf.Shape([dims.batch, dims.sequence]), tf.int32))
     return mesh.graph.name_to_variable
@@ -145,7 +145,7 @@ WIDE = ModelConfig(n_head=4, n_embd=128, n_layer=4, n_ctx=256, n_vocab=512)
     ],
     ids=["plain", "by depth", "by in", "by both"],
 )
-def test_first_values(changes: dict[str, bool], c_fc: float, c_proj: float) -> None:
+def test_initial_values(changes: dict[str, bool], c_fc: float, c_proj: float) -> None:
     q, k = (128 * 32) ** -0.5, 128**-0.5
     stds = {"wte": 0.02, "wpe": 0.01, "h0/attn/q": q, "h3/attn/k": k, "h3/attn/v": k, "h3/attn/o": k}
     stds |= {"h1/mlp/conv1d_main/c_fc/kernel": c_fc, "h1/mlp/conv1d_main/c_proj/kernel": c_proj}
@@ -161,7 +161,7 @@ def test_first_values(changes: dict[str, bool], c_fc: float, c_proj: float) -> N
             assert (variable.initial_value(seed=1) == constant).all(), name
 
 
-def test_first_values_are_a_function_of_seed_and_name() -> None:
+def test_initial_values_are_a_function_of_seed_and_name() -> None:
     first, again = variables_of(WIDE), variables_of(WIDE)
     q = first["gpt2/h0/attn/q"].initial_value(seed=1)
     np.testing.assert_array_equal(again["gpt2/h0/attn/q"].initial_value(seed=1), q)

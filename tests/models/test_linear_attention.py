@@ -51,7 +51,7 @@ def placed(devices: Devices, mesh_shape: str, layout: str) -> Placement:
 def causal_gradient(
     queries: np.ndarray, keys: np.ndarray, values: np.ndarray, d_outputs: np.ndarray
 ) -> tuple[np.ndarray, ...]:
-    """For queries, keys and values, all weights [B, T, S, H, D] at once; epsilon is one more key."""
+    """Gradients of queries, keys and values, from all weights [B, T, S, H, D] at once; epsilon is one more key."""
     n_positions, features = keys.shape[1], np.exp(queries - np.logaddexp.reduce(queries, -1)[..., None])
     seen = np.insert(np.tri(n_positions, dtype=bool), 0, True, 1)[None, :, :, None, None]
     logits = np.where(seen, np.insert(keys, 0, np.log(1e-6), 1)[:, None], -np.inf)
@@ -65,7 +65,7 @@ def causal_gradient(
 
 
 def assert_causal_results(inputs: list[np.ndarray], tolerance: float = 1e-5) -> None:
-    """Outputs and gradients of the causal kernels are those of NumPy."""
+    """Compares outputs and gradients of the causal kernels with NumPy."""
     close(
         kernels.causal_linear_attention(*inputs[:3]),
         reference.causal_linear_attention(*doubles(*inputs[:3])),
@@ -76,7 +76,7 @@ def assert_causal_results(inputs: list[np.ndarray], tolerance: float = 1e-5) -> 
         close(one, other, tolerance)
 
 
-LONG = 130  # three chunks, the last of them not full
+LONG = 130  # three chunks, the last one partly filled
 
 
 @pytest.mark.parametrize("length", [1, LONG, pytest.param(2 * kernels.CHUNK, marks=pytest.mark.slow)])
@@ -121,7 +121,7 @@ def test_any_keys_are_stable(shift: float) -> None:
 
 @pytest.mark.parametrize("rise", [0.8, -0.8, 2.0, -2.0])
 def test_keys_that_rise_or_fall_all_along(rise: float) -> None:
-    """By almost as much as is gentle within a chunk, and by more."""
+    """By slightly less than a chunk allows, and by more."""
     queries, keys, values, d_outputs = inputs_of(LONG)
     keys += np.float32(rise) * np.arange(LONG, dtype=np.float32)[:, None, None]
     assert_causal_results([queries, keys, values, d_outputs], 1e-4)
@@ -144,7 +144,7 @@ def test_epsilon_counts_where_keys_are_small() -> None:
 
 @given(st.integers(0, LONG - 1))
 @settings(max_examples=20, deadline=None)
-def test_a_position_sees_none_behind_it(changed: int) -> None:
+def test_a_position_sees_no_later_one(changed: int) -> None:
     *inputs, _ = inputs_of(LONG)
     before = np.asarray(kernels.causal_linear_attention(*inputs))
     for x in inputs:
@@ -156,8 +156,8 @@ def test_a_position_sees_none_behind_it(changed: int) -> None:
 
 @given(st.integers(0, LONG - 1), st.sampled_from([-500.0, 500.0]))
 @settings(max_examples=20, deadline=None)
-def test_a_position_sees_no_steep_key_behind_it(changed: int, key: float) -> None:
-    """Apart from rounding, for the other length of chunks is taken."""
+def test_a_position_sees_no_later_key_that_changes_the_chunks(changed: int, key: float) -> None:
+    """Up to rounding, because the chunk length changes."""
     queries, keys, values, _ = inputs_of(LONG)
     before = np.asarray(kernels.causal_linear_attention(queries, keys, values))
     keys[:, changed] = key
@@ -206,7 +206,7 @@ def test_steps_after_a_prompt_equal_the_whole_sequence(devices: Devices, layout:
     n_prompt = 6
     queries, keys, values, _ = inputs_of(9)
     keys = keys * np.float32(scale)
-    # What stands behind the prompt must leave no trace.
+    # Padding after the prompt must not change the state.
     padded = [np.concatenate([x[:, :n_prompt], np.full_like(x[:, :2], 7.0)], 1) for x in (keys, values)]
     prompt = [*((SEQUENCE, x) for x in padded), ("batch", np.full(len(keys), n_prompt, np.int32))]
     steps = [("batch heads features_per_head", x[:, at]) for at in range(n_prompt, 9) for x in (queries, keys, values)]

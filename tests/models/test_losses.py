@@ -42,7 +42,7 @@ def test_training_loss(devices: tuple[str, ...], mesh_shape: str, layout: str, z
 
 
 @pytest.mark.parametrize("entmax_loss", [False, True])
-def test_the_loss_of_guessing_is_that_of_equal_logits(devices: tuple[str, ...], entmax_loss: bool) -> None:
+def test_the_uniform_loss_is_that_of_equal_logits(devices: tuple[str, ...], entmax_loss: bool) -> None:
     model = dataclasses.replace(tiny.MODEL, n_vocab=8, entmax_loss=entmax_loss)
 
     def build(logits: mtf.Tensor, labels: mtf.Tensor) -> list[mtf.Tensor]:

@@ -189,7 +189,7 @@ def on_one_device(devices: Devices, batch_size: int) -> Results:
 
 
 def trained(placement: Placement, batch_size: int) -> Results:
-    """In training, with all that is random."""
+    """A training pass, with dropout and random second choices."""
     config = model(moe_second_policy_train="random", moe_second_threshold_train=0.9, moe_dropout_rate=0.3)
     x, d_outputs = normal(batch_size, 12, 8), normal(batch_size, 12, 8, seed=1)
     return compiled_mixture(placement, config, x, is_training=True)[0](x, d_outputs)
@@ -203,7 +203,7 @@ def test_the_same_on_any_mesh(devices: Devices, mesh_shape: str, layout: str) ->
 
 
 @pytest.mark.slow
-def test_a_batch_that_the_mesh_does_not_divide_is_whole(devices: Devices) -> None:
+def test_a_batch_that_the_mesh_does_not_divide_is_not_split(devices: Devices) -> None:
     actual = trained(placed(devices, "x:2,y:2", "batch:x,experts:x"), 3)
     assert_same(actual, on_one_device(devices, 3))
 
@@ -218,7 +218,7 @@ def test_rows_of_the_experts_are_split_like_the_batch_unless_the_experts_are(dev
 
 
 def decoded(x: mtf.Tensor, config: ModelConfig, prompt_length: int) -> list[mtf.Tensor]:
-    """Outputs of a prompt, and then of one token after the other: [batch, prompt, embd], [batch, embd] ..."""
+    """Outputs of a prompt, then of single tokens: [batch, prompt, embd], [batch, embd] ..."""
     batch_dim, sequence_dim, embd_dim = x.shape.dims
     prompt = mtf.slice(x, 0, prompt_length, "sequence")
     mixture = mixture_of_experts(context(x.mesh, config, batch_dim.size, prompt_length), prompt, SCOPE, "h2/moe")
@@ -243,7 +243,7 @@ SLOW_DECODING = [("x:2", "batch:x,experts:x", 9), ("x:2,y:2", "experts:x,expert_
     ("mesh_shape", "layout", "prompt_length"),
     [("", "", 8), *[pytest.param(*case, marks=pytest.mark.slow) for case in SLOW_DECODING]],
 )
-def test_one_token_after_the_other_is_the_whole_sequence(
+def test_single_tokens_equal_the_whole_sequence(
     devices: Devices, mesh_shape: str, layout: str, prompt_length: int
 ) -> None:
     placement, x = placed(devices, mesh_shape, layout), normal(4, 12, 8)
@@ -287,7 +287,7 @@ def reference_policy(rule: RoutingParams, rows: np.ndarray, n_tokens: int) -> Ca
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**31 - 1), spread=st.sampled_from([0.1, 1.0, 4.0]))
 def test_routing(rule: RoutingParams, seed: int, spread: float) -> None:
-    """Of 3 rows of 11 tokens over 5 experts: every assignment within the capacity has a slot of its own."""
+    """Routes 3 rows of 11 tokens to 5 experts: every assignment within the capacity has its own slot."""
     rows = np.array([7, 2, 5], np.int32)
     logits = np.random.default_rng(seed).normal(0.0, spread, (3, 11, 5)).astype(np.float32)
     lengths = np.random.default_rng(seed).integers(1, 12, 3).astype(np.int32)
@@ -359,7 +359,7 @@ def test_dropout_is_for_training_only(devices: Devices) -> None:
     close(trained[is_kept], 2.0 * plain[is_kept])
 
 
-def test_first_values(devices: Devices) -> None:
+def test_initial_values(devices: Devices) -> None:
     config = dataclasses.replace(model(moe_hidden_size=200), n_embd=64)
     _, weights = compiled_mixture(placed(devices), config, normal(2, 3, 64))
     for value, shape, fan_in in zip(

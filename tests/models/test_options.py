@@ -18,7 +18,7 @@ from tests import tiny
 from tests.models import reference
 from tests.models.decoding import cached_logits
 
-# Few rows and tokens a group, so that experts run out of room.
+# Small groups, so that experts exceed their capacity.
 MIXTURE = MoeParams(
     moe_num_experts=4,
     moe_hidden_size=24,
@@ -91,7 +91,7 @@ def items(table: Mapping[str, dict[str, object]]) -> list:
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """A model with disturbed initial values: its logits of whole sequences, those with the cache, and its variables."""
+    """A model with disturbed initial values: its logits with and without the cache, and its variables."""
 
     model: ModelConfig
     function: Callable[[np.ndarray], list[np.ndarray]]

@@ -1,4 +1,4 @@
-"""The golden list: names and shapes of the variables for every option, as GPT-Neo's checkpoints have them."""
+"""The golden list of variable names and shapes for every option, as in GPT-Neo's checkpoints."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def attend(rule: AttentionParams, inputs: list[np.ndarray], is_aligned: bool = T
 def gradients(
     rule: AttentionParams, inputs: list[np.ndarray], *d_results: np.ndarray, is_aligned: bool = True
 ) -> tuple[tf.Tensor, ...]:
-    """For queries, keys and values, from d_outputs and, or not, d_log_z."""
+    """Gradients of queries, keys and values from d_outputs and optionally d_log_z."""
     results = attend(rule, inputs, is_aligned)
     return attention.attention_gradient(rule, is_aligned)(*inputs, ORIGIN, KEY, ROWS, *results, *d_results)
 
@@ -55,13 +55,13 @@ def dropout_factor(rate: float, length: int) -> np.ndarray:
     return np.where(uniform >= rate, 1.0 / (1.0 - rate), 0.0)
 
 
-# A block of queries has 64 positions here: radii below it, equal to it and above, and longer than the sequence.
+# Blocks have 64 queries here; radii below, at and above that, and longer than the sequence.
 LENGTHS_AND_RADII = [(1, None), (7, 3), (7, 20), (130, None), (130, 64), (130, 100)]
 
 
 @pytest.mark.parametrize("is_causal", [True, False])
 @pytest.mark.parametrize(("length", "radius"), LENGTHS_AND_RADII)
-def test_what_is_seen(length: int, radius: int | None, is_causal: bool) -> None:
+def test_masks(length: int, radius: int | None, is_causal: bool) -> None:
     inputs, rule = inputs_of(length), AttentionParams(is_causal, radius, 0.0)
     d_outputs, d_log_z = normal(2, length, N_HEADS, N_FEATURES, seed=9), normal(2, N_HEADS, length, seed=9)
     seen = reference.visible(length, length, is_causal, radius)
@@ -78,7 +78,7 @@ def test_the_gradient_of_the_outputs_alone(radius: int | None) -> None:
     all_close(gradients(AttentionParams(True, radius, 0.0), inputs, d_outputs), expected, 2e-5)
 
 
-def test_keys_that_are_fewer_than_the_queries_and_seen_by_all() -> None:
+def test_fewer_keys_than_queries_without_a_mask() -> None:
     inputs, rule = inputs_of(70, 3), AttentionParams(is_causal=False, radius=None, dropout_rate=0.0)
     d_outputs, d_log_z = normal(2, 70, N_HEADS, N_FEATURES, seed=9), normal(2, N_HEADS, 70, seed=9)
     seen = np.ones((70, 3), bool)

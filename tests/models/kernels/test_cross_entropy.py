@@ -11,7 +11,7 @@ from tests.models.arrays import close, normal, slope
 
 
 def log_z_and_label_logit(logits: np.ndarray, labels: np.ndarray, n_slices: int) -> tuple[np.ndarray, np.ndarray]:
-    """As `models/ops/` puts it together from slices of the vocabulary."""
+    """Combines the slices of the vocabulary as `models/ops/cross_entropy.py` does."""
     slices = np.split(logits, n_slices, -1)
     largest = np.max([cross_entropy.largest_logit(part) for part in slices], 0)
     starts = [np.int32(index * slices[0].shape[-1]) for index in range(n_slices)]

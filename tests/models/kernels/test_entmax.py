@@ -45,12 +45,12 @@ def test_entmax(n_tokens: int, std: float) -> None:
     assert (actual[expected == 0.0] < 1e-12).all() and (actual[expected > 1e-9] > 0.0).all()
 
 
-def test_entmax_of_equal_logits_is_even_and_of_distant_ones_one_and_0() -> None:
+def test_entmax_of_equal_and_of_distant_logits() -> None:
     np.testing.assert_allclose(kernels.entmax(np.full((2, 1000), -7.0, np.float32)), 0.001, rtol=1e-5)
     np.testing.assert_array_equal(kernels.entmax(np.array([[3.0, 9.0, 5.6]], np.float32)), [[0.0, 1.0, 0.0]])
 
 
-def test_a_token_loses_its_last_share_1_over_alpha_minus_1_below_the_other() -> None:
+def test_probability_is_0_from_1_over_alpha_minus_1_below_the_largest_logit() -> None:
     below = 1.0 / (ALPHA - 1.0)
     just_within, just_without = (
         kernels.entmax(np.array([[0.0, -below * factor]], np.float32)).numpy()[0, 1] for factor in (0.9, 1.001)
@@ -80,7 +80,7 @@ def test_the_loss_and_its_gradient(devices: Devices, mesh_shape: str, layout: st
 
     def build(logits: mtf.Tensor, labels: mtf.Tensor, weights: mtf.Tensor) -> list[mtf.Tensor]:
         token_losses = losses.token_losses(MODEL, logits, labels)
-        loss = token_losses.training_loss(weights, z_loss=0.5)  # which entmax has no use for
+        loss = token_losses.training_loss(weights, z_loss=0.5)  # ignored by entmax
         return [token_losses.loss, loss, token_losses.mean(weights), *mtf.gradients([loss], [logits])]
 
     placement = place(tiny.mesh_config(mesh_shape, layout), devices if layout else devices[:1])
@@ -121,7 +121,7 @@ def test_the_loss_of_bfloat16_logits_is_float32_and_its_gradient_bfloat16() -> N
     np.testing.assert_allclose(tf.cast(d_logits, tf.float32), exact_entmax(exact) - np.eye(64)[labels], atol=2**-8)
 
 
-# The last three are out of reach of entmax, and the last but three is too at half the temperature.
+# Entmax gives the last three the probability 0, and at half the temperature a fourth one too.
 LOGITS = np.array([1.0, 0.2, 2.0, 0.6, 0.0, -3.0, -2.5, -4.0])
 
 
@@ -138,7 +138,7 @@ LOGITS = np.array([1.0, 0.2, 2.0, 0.6, 0.0, -3.0, -2.5, -4.0])
     ],
     ids=str,
 )
-def test_tokens_come_with_their_probabilities(rule: SamplingParams) -> None:
+def test_tokens_are_sampled_with_their_probabilities(rule: SamplingParams) -> None:
     expected = reference_sampling.probabilities(rule, LOGITS)
     assert (expected == 0.0).any()
     assert_drawn_with(Rows.repeated(LOGITS, rule, np.arange(2**15)).chosen()[0], expected)

@@ -17,10 +17,10 @@ def dropped(rate: float, key: int = 3, shape: tuple[int, ...] = (8, 64, 128)) ->
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
-def test_dropout_keeps_its_share_and_scales_the_rest(rate: float) -> None:
+def test_dropout_zeroes_its_share_and_scales_the_rest(rate: float) -> None:
     factors = dropped(rate)
     np.testing.assert_allclose(np.unique(factors), [0.0, 1.0 / (1.0 - rate)], rtol=1e-6)
-    # Five standard deviations of the share of 65536 draws; each row and each feature has its share too.
+    # Five standard deviations of the share of 65536 draws, which each row and each feature must meet too.
     bound = 5.0 * np.sqrt(rate * (1.0 - rate))
     assert abs((factors == 0).mean() - rate) < bound / np.sqrt(factors.size)
     assert np.abs((factors == 0).mean((1, 2)) - rate).max() < bound / np.sqrt(64 * 128)

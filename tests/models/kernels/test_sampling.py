@@ -61,7 +61,7 @@ def test_filters(rule: SamplingParams, kept: list[int]) -> None:
     np.testing.assert_allclose(probabilities, expected / expected.sum(), rtol=1e-5)
 
 
-def test_tokens_as_likely_as_the_last_that_a_filter_keeps_are_kept_with_it() -> None:
+def test_ties_with_the_last_token_that_a_filter_keeps_are_kept() -> None:
     for rule in (SamplingParams(top_k=2), SamplingParams(top_p=0.6)):
         probabilities, *_ = Rows.repeated(
             np.array([1.0, 2.0, 1.0, 0.0, 1.0, -5, -5, -5]), rule, SOME[:N_ROWS]
@@ -69,14 +69,14 @@ def test_tokens_as_likely_as_the_last_that_a_filter_keeps_are_kept_with_it() -> 
         assert np.flatnonzero(probabilities).tolist() == [0, 1, 2, 4]
 
 
-def test_a_token_that_is_the_least_bit_less_likely_than_the_last_is_not_kept() -> None:
+def test_a_token_slightly_less_likely_than_the_last_is_not_kept() -> None:
     logits = -np.array([0.0, 1.0, np.nextafter(np.float32(1.0), np.float32(2.0)), 9, 9, 9, 9, 9])
     for rule in (SamplingParams(top_k=2), SamplingParams(top_p=0.6)):
         probabilities, *_ = Rows.repeated(logits, rule, SOME[:N_ROWS]).probabilities()
         assert np.flatnonzero(probabilities).tolist() == [0, 1]
 
 
-TEXT = Text((2, 4, 5, 2, 5, 5), n_prompt=3)  # 2, 5 and 5 were written
+TEXT = Text((2, 4, 5, 2, 5, 5), n_prompt=3)  # 2, 5 and 5 were generated
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_penalties_and_bans(rule: SamplingParams, expected: list[float | None]) 
     assert set(most_likely.chosen()[0]) == {exact.argmax()}
 
 
-def test_a_longer_run_is_banned_by_its_last_token_only() -> None:
+def test_a_repeated_ngram_bans_only_its_last_token() -> None:
     text = Text((7, 1, 2, 3, 1, 2, 4, 3, 1, 2), n_prompt=2)
     banned = {n: np.flatnonzero(np.isinf(reference.steered(ngrams(n), LOGITS, text))).tolist() for n in range(1, 12)}
     assert banned == {1: [1, 2, 3, 4, 7], 2: [3, 4], 3: [3, 4], 4: [4]} | {n: [] for n in range(5, 12)}
@@ -118,18 +118,18 @@ def ngrams(n: int) -> SamplingParams:
     return SamplingParams(no_repeat_ngram=n)
 
 
-def test_where_everything_is_banned_any_token_may_come_but_the_end() -> None:
+def test_where_all_tokens_are_banned_any_but_eos_may_be_sampled() -> None:
     text, rule = Text(tuple(range(8)), n_prompt=8), SamplingParams(no_repeat_ngram=1, never_end=True)
     assert set(Rows.repeated(LOGITS, rule, SOME, text).chosen()[0]) == {0, 1, 2, 4, 5, 6, 7}
 
 
-def test_greedy_takes_the_first_of_equal_tokens_whatever_the_filters_and_the_seed() -> None:
+def test_greedy_takes_the_first_of_equal_tokens_with_any_filter_and_seed() -> None:
     rule = SamplingParams(0.0, top_k=1, typical_p=0.1, entmax_sampling=True)
     assert set(Rows.repeated(np.array([0.0, 3.0, 1.0, 3.0, 2.0, 2.0, 2.0, 2.0]), rule, SOME).chosen()[0]) == {1}
 
 
 @pytest.mark.parametrize("temperature", [1e-5, 1e-30, 1e-38, 5e-324])
-def test_the_lowest_temperatures_give_the_most_likely_token_too(temperature: float) -> None:
+def test_the_lowest_temperatures_give_the_most_likely_token(temperature: float) -> None:
     for entmax in (False, True):
         rule = SamplingParams(temperature, entmax_sampling=entmax)
         assert set(Rows.repeated(LOGITS, rule, SOME).chosen()[0]) == {2}
@@ -164,12 +164,12 @@ TEXTS = st.builds(
     st.lists(RULES, min_size=N_ROWS, max_size=N_ROWS),
     st.lists(TEXTS, min_size=N_ROWS, max_size=N_ROWS),
 )
-def test_each_row_is_drawn_by_its_own_rule(seed: int, rules: list[SamplingParams], texts: list[Text]) -> None:
+def test_each_row_is_sampled_with_its_own_parameters(seed: int, rules: list[SamplingParams], texts: list[Text]) -> None:
     logits = np.random.default_rng(seed).normal(0.0, 2.0, (N_ROWS, N_VOCAB)).astype(np.float32)
     actual = Rows(logits, rules, texts, np.zeros(N_ROWS, np.int32)).probabilities()
     for row, rule, text, probabilities in zip(logits, rules, texts, actual, strict=True):
         exact, clearness = reference.probabilities_and_clearness(rule, reference.steered(rule, row, text))
-        if clearness > 1e-4:  # else float32 may count the token at the bound either way
+        if clearness > 1e-4:  # otherwise float32 may keep or drop the token at the bound
             np.testing.assert_allclose(probabilities, exact, rtol=2e-4, atol=1e-6, err_msg=f"{rule} {text}")
 
 
@@ -193,14 +193,14 @@ def test_each_row_is_drawn_by_its_own_rule(seed: int, rules: list[SamplingParams
     ],
     ids=str,
 )
-def test_tokens_come_with_their_probabilities(rule: SamplingParams) -> None:
+def test_tokens_are_sampled_with_their_probabilities(rule: SamplingParams) -> None:
     for first_seed in (0, 2**31 - 2**15):
         tokens = Rows.repeated(LOGITS, rule, np.arange(2**15) + first_seed, TEXT).chosen()[0]
         assert_drawn_with(tokens, reference.probabilities(rule, LOGITS, TEXT))
 
 
 def first_clocks(seeds: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """What is sampled from unchanged LOGITS."""
+    """Samples from unchanged LOGITS."""
     clocks = noise.exponential(tf.constant(seeds, tf.int32), tf.constant(positions, tf.int32), len(LOGITS))
     return (np.exp(LOGITS) / clocks.numpy()).argmax(-1)
 
@@ -223,13 +223,13 @@ def test_seeds_and_positions_next_to_each_other_are_independent(moved: tuple[int
 
 @pytest.mark.parametrize(("seeds", "apart"), [((20522, 12438), 1), ((51657, 18951), 3), ((38919, 7856), 4)], ids=str)
 def test_no_two_rows_share_numbers(seeds: tuple[int, int], apart: int) -> None:
-    """With 32 bits of key these seeds would have the same numbers at position 5, so many places apart."""
+    """With 32-bit keys these seeds would share numbers at position 5, shifted by this many tokens."""
     one, other = noise.exponential(tf.constant(seeds), tf.constant([5, 5]), 256).numpy()
     assert (one[apart:] == other[:-apart]).mean() < 0.1
     assert len(np.intersect1d(one, other)) < 5
 
 
-def test_clocks_are_exponential_down_to_the_rarest() -> None:
+def test_exponential_numbers_are_exact_down_to_the_smallest() -> None:
     seeds = tf.range(4096)
     clocks = noise.exponential(seeds, seeds % 7, 4096).numpy().ravel()
     assert clocks.dtype == np.float32 and clocks.min() > 0.0 and np.isfinite(clocks).all()
@@ -239,7 +239,7 @@ def test_clocks_are_exponential_down_to_the_rarest() -> None:
 
 
 def mixed_rows() -> Rows:
-    """Rows with rules and texts of all kinds."""
+    """Rows with parameters and texts of all kinds."""
     rng = np.random.default_rng(3)
     rules = [
         GREEDY,
@@ -263,7 +263,7 @@ def taken(rows: Rows, indices: list[int]) -> Rows:
 @pytest.mark.parametrize(
     "indices", [[7, 6, 5, 4, 3, 2, 1, 0], [2, 2, 5, 1, 1, 1, 2, 5], [6] * 8, [3] * 8, [4] * 8, [2]], ids=str
 )
-def test_a_row_does_not_depend_on_its_place_and_its_company(indices: list[int]) -> None:
+def test_a_row_does_not_depend_on_its_index_and_the_other_rows(indices: list[int]) -> None:
     rows = mixed_rows()
     for together, alone in zip(rows.chosen(n_top=2), taken(rows, indices).chosen(n_top=2), strict=True):
         np.testing.assert_allclose(alone, together[indices], rtol=1e-6)
@@ -278,7 +278,7 @@ def test_rows_with_one_seed_differ_by_length_only() -> None:
 @pytest.mark.parametrize(
     "layout", ["batch:x,vocab:y,memory_length:y", pytest.param("vocab:x,memory_length:y", marks=pytest.mark.slow)]
 )
-def test_a_mesh_chooses_as_one_device(devices: tuple[str, ...], layout: str) -> None:
+def test_a_mesh_samples_the_same_tokens_as_one_device(devices: tuple[str, ...], layout: str) -> None:
     rows = mixed_rows()
     names = ["batch vocab", "batch float_settings", "batch integer_settings", "batch", "batch"]
     names += ["batch memory_length", "batch", "batch"]
@@ -316,7 +316,7 @@ def test_top_tokens_are_zero_if_no_row_wants_them() -> None:
 
 
 @pytest.mark.slow
-def test_a_vocabulary_may_be_smaller_than_what_is_told() -> None:
+def test_a_vocabulary_may_be_smaller_than_the_number_of_top_tokens() -> None:
     rows = Rows.repeated(np.array([0.0, 1.0, -1.0]), GREEDY, np.arange(2))
     tokens, _, top_tokens, top_log_probs = rows.chosen(n_top=1)
     assert top_tokens[0, :3].tolist() == [1, 0, 2] and np.isneginf(top_log_probs[:, 3:]).all()

@@ -42,7 +42,7 @@ def noise(mesh: mtf.Mesh, key: int) -> Noise:
 
 
 def dropout_factor(devices: Devices, n_keys: int, key: int) -> np.ndarray:
-    """What the weights [batch, heads, sequence, keys] are multiplied by."""
+    """The factors of the weights, [batch, heads, sequence, keys]."""
     ones = ("batch heads sequence keys", np.ones((N_BATCH, N_HEADS, N_POSITIONS, n_keys), np.float32))
     (factor,) = tiny.evaluate(lambda x: [dropout(x, RATE, noise(x.mesh, key))], placed(devices, "", ""), ones)
     return factor
@@ -86,7 +86,7 @@ def test_softmax_attention(devices: Devices, mesh_shape: str, layout: str, rule:
 
 
 @pytest.mark.parametrize("which", [0, 1])
-def test_the_gradient_of_one_result_alone(devices: Devices, which: int) -> None:
+def test_the_gradient_of_one_output_alone(devices: Devices, which: int) -> None:
     inputs = [rows(N_POSITIONS, seed) for seed in range(3)]
 
     def build(*tensors: mtf.Tensor) -> list[mtf.Tensor]:
@@ -137,8 +137,8 @@ def test_attention_merged_with_memory_equals_attention_over_both(
         close(one, other)
 
 
-def test_merging_when_one_part_is_next_to_nothing(devices: Devices) -> None:
-    """The share of a part underflows, both ways; log_z is that of the other."""
+def test_merging_when_one_part_is_negligible(devices: Devices) -> None:
+    """The share of either part underflows; log_z is that of the other."""
     parts = [
         (rows(1, seed)[:, 0], np.full((N_BATCH, N_HEADS), log_z, np.float32)) for seed, log_z in ((0, 200), (1, 0))
     ]
