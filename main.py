@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+from commands.options import LayoutSearch, Options
 from configs.errors import ConfigError, DeviceError, UserError
 from configs.load import load_config
 from configs.schema import FLAGS, PREDICTION_KEYS
@@ -70,104 +71,91 @@ def _add_command(group: argparse._ArgumentGroup, name: str, meaning: str) -> Non
 
 
 def _add_general_flags(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("-h", "--help", action="help", help="Shows this text.")
-    group.add_argument(
-        "--model", required=True, metavar="NAME", help="A config of configs/, or the path of a .json file."
-    )
-    group.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="Overrides a key of the config; may be repeated.",
-    )
-    group.add_argument(
+    add = group.add_argument
+    add("-h", "--help", action="help", help="Shows this text.")
+    add("--model", required=True, metavar="NAME", help="A config of configs/, or the path of a .json file.")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="Overrides a config key; may be repeated.")
+    add(
         "--init_from",
         metavar="PATH",
         help="Initial weights: a checkpoint of this program or of GPT-Neo, or a folder of Hugging Face's.",
     )
-    group.add_argument("--sacred_id", default="nosacred", metavar="ID", help="Part of the names of output files.")
+    add("--sacred_id", default="nosacred", metavar="ID", help="Part of the names of output files.")
 
 
 def _add_train_flags(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
+    add = group.add_argument
+    add(
         "--steps_per_checkpoint", type=int, default=5000, metavar="N", help="Steps between checkpoints (default: 5000)."
     )
-    group.add_argument("--new", action="store_true", help="Deletes the run at model_path first, after a question.")
-    group.add_argument("--yes", action="store_true", help="Answers yes to the question of --new.")
+    add("--new", action="store_true", help="Deletes the run at model_path first, after a question.")
+    add("--yes", action="store_true", help="Answers yes to the question of --new.")
 
 
 def _add_predict_flags(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
     _add_command(group, "predict", "Continues prompts.")
-    group.add_argument(
+    add(
         "--prompt",
-        default="",
         metavar="FILE",
         help="A text file, or FILE.jsonl with a prompt and its settings on each line; -: standard input.",
     )
-    group.add_argument(
-        "--output", metavar="FILE", help="Writes the answers as lines of JSON; -: to standard output, and nothing else."
-    )
+    add("--output", metavar="FILE", help="Writes the answers as JSON lines; -: to standard output, and nothing else.")
 
 
 def _add_serve_flags(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
+    add = group.add_argument
+    add(
         "--serve",
         action=CommandAction,
         type=int,
         metavar="PORT",
         help="Answers requests over HTTP, in OpenAI's format; port 0: any free port.",
     )
-    group.add_argument("--host", help=f"Address to listen on (default: {LOOPBACK}).")
+    add("--host", help=f"Address to listen on (default: {LOOPBACK}).")
 
 
 def _add_plan_flags(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
     _add_command(group, "plan", "Estimates the memory, operations and traffic of a training step.")
     layouts = group.add_mutually_exclusive_group()
     layouts.add_argument("--auto_layout", action="store_true", help="Chooses a layout for the config's mesh_shape.")
     layouts.add_argument("--auto_layout_and_mesh_shape", action="store_true", help="Chooses the mesh_shape too.")
-    group.add_argument(
-        "--apply", action="store_true", help="Runs the command with the chosen layout, instead of only showing it."
-    )
+    add("--apply", action="store_true", help="Runs the command with the chosen layout, instead of only showing it.")
 
 
 def _add_export_flags(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
     _add_command(group, "export", "Writes the model for other programs.")
-    group.add_argument(
+    add(
         "--export_format",
         choices=EXPORT_FORMATS,
         default="saved_model",
         help="saved_model: TensorFlow's; hf: a folder for Hugging Face's transformers (default: saved_model).",
     )
-    group.add_argument("--export_dir", default="export", metavar="DIR", help="A new or empty folder (default: export).")
+    add("--export_dir", default="export", metavar="DIR", help="A new or empty folder (default: export).")
 
 
 def _add_generation_flags(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--rows", type=int, metavar="N", help="Samples that are generated at once; with --predict or --serve."
-    )
+    add = group.add_argument
+    add("--rows", type=int, metavar="N", help="Samples that are generated at once; with --predict or --serve.")
     for flag, key in FLAGS.items():
         metadata = PREDICTION_KEYS[key].metadata
         metavar = metadata["flag"].partition(" ")[2]
         if not metavar:
-            group.add_argument(f"--{flag}", action="store_true", help=metadata["doc"])
+            add(f"--{flag}", action="store_true", help=metadata["doc"])
         else:
             n_values = "+" if isinstance(PREDICTION_KEYS[key].default, tuple) else None
-            group.add_argument(f"--{flag}", nargs=n_values, metavar=metavar, help=metadata["doc"])
+            add(f"--{flag}", nargs=n_values, metavar=metavar, help=metadata["doc"])
 
 
 def _add_device_flags(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--gpu_ids", nargs="+", metavar="DEVICE", help="Such as device:GPU:0; default: all GPUs, or the CPU."
-    )
-    group.add_argument("--cpu_devices", type=int, metavar="N", help="Makes N virtual CPU devices, to try out a mesh.")
-    group.add_argument(
-        "--tpu", metavar="NAME", help="A Cloud TPU, its address such as grpc://10.0.0.2:8470, colab, or local."
-    )
-    group.add_argument(
-        "--hosts", metavar="A:PORT,B:PORT", help="All processes of a run; each is started with the same command."
-    )
-    group.add_argument("--host_index", type=int, metavar="N", help="Index of this process in --hosts, from 0.")
+    add = group.add_argument
+    add("--gpu_ids", nargs="+", metavar="DEVICE", help="Such as device:GPU:0; default: all GPUs, or the CPU.")
+    add("--cpu_devices", type=int, metavar="N", help="Makes N virtual CPU devices, to try out a mesh.")
+    add("--tpu", metavar="NAME", help="A Cloud TPU, its address such as grpc://10.0.0.2:8470, colab, or local.")
+    add("--hosts", metavar="A:PORT,B:PORT", help="All processes of a run; each is started with the same command.")
+    add("--host_index", type=int, metavar="N", help="Index of this process in --hosts, from 0.")
 
 
 def _chooses_layout(arguments: argparse.Namespace) -> bool:
@@ -298,28 +286,14 @@ def _run(arguments: argparse.Namespace) -> int:
     serving = _serving(arguments)
     with on_disk(arguments.model) as model:
         config = load_config(model, config_overrides(arguments), arguments.init_from)
+    given = {
+        field.name: getattr(arguments, field.name) for field in dataclasses.fields(Options) if field.name in arguments
+    }
+    search = LayoutSearch(arguments.auto_layout_and_mesh_shape, arguments.apply) if _chooses_layout(arguments) else None
+    options = Options(**given, serving=serving, layout_search=search)
     # TensorFlow takes seconds to load, so errors of the command line and the config come first.
     from commands.dispatch import confirm_delete, run
-    from commands.options import Export, LayoutSearch, Options
 
-    search = LayoutSearch(arguments.auto_layout_and_mesh_shape, arguments.apply)
-    options = Options(
-        hosts=arguments.hosts,
-        host_index=arguments.host_index,
-        tpu=arguments.tpu,
-        gpu_ids=tuple(arguments.gpu_ids) if arguments.gpu_ids else None,
-        n_cpu_devices=arguments.cpu_devices,
-        steps_per_checkpoint=arguments.steps_per_checkpoint,
-        sacred_id=arguments.sacred_id,
-        prompt_path=arguments.prompt or None,
-        output_path=arguments.output,
-        n_rows=arguments.rows,
-        is_new=arguments.new,
-        init_from=arguments.init_from,
-        export=Export(arguments.export_format, arguments.export_dir),
-        serving=serving,
-        layout_search=search if _chooses_layout(arguments) else None,
-    )
     if arguments.new and not confirm_delete(config, lambda question: _confirm(arguments, question)):
         return 0
     return run(arguments.command, config, options)

@@ -51,7 +51,7 @@ def check_hook_inputs(run: Run, data: RunData) -> None:
         if run.config.evaluation.eval_steps and pattern:
             list_shards(pattern)
     if run.config.prediction.predict_steps and run.tokenizer is not None:
-        given = read_prompts(run.options.prompt_path, run.config)
+        given = read_prompts(run.options.prompt, run.config)
         run.group.check_same("the prompt", given.text)
         encode_prompts(given.prompts, run.config, run.tokenizer, say)
 

@@ -71,7 +71,7 @@ def run(command: str, config: RunConfig, options: Options) -> int:
         UserError: something that the user gave cannot be used.
     """
     run_directory.check_path(config.model_path)
-    if options.is_new and options.init_from is not None:
+    if options.new and options.init_from is not None:
         run_directory.check_outside(config.model_path, options.init_from)
     cluster = find_cluster(options.hosts, options.host_index)
     if cluster is not None:
@@ -95,7 +95,7 @@ def _check_cluster(command: str, options: Options) -> None:
             f"--{command}: runs in a single process, which may have many devices; leave out --hosts, TF_CONFIG and "
             "Slurm"
         )
-    if options.gpu_ids is not None or options.n_cpu_devices is not None or options.tpu is not None:
+    if options.gpu_ids is not None or options.cpu_devices is not None or options.tpu is not None:
         raise DeviceError(
             "--hosts, TF_CONFIG or Slurm: each process has one device, the GPU of its local rank or the CPU; leave out "
             "--gpu_ids, --cpu_devices and --tpu"

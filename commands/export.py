@@ -19,8 +19,8 @@ def export(config: RunConfig, options: Options) -> int:
     tokenizer = trained_tokenizer(config, options.init_from)
     if options.init_from is None:
         run_directory.check_settings(config, tokenizer and tokenizer.to_json())
-    weights, directory = find_weights(path), options.export.directory
-    if options.export.format == "hf":
+    weights, directory = find_weights(path), options.export_dir
+    if options.export_format == "hf":
         write_huggingface_folder(directory, config, weights, tokenizer and tokenizer.to_json())
     else:
         export_saved_model(directory, config, weights)

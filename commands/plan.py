@@ -24,7 +24,7 @@ from runtime.run import directory as run_directory
 def _planned_devices(config: RunConfig, options: Options) -> tuple[int, Machine]:
     """Returns the number and kind of the devices of mesh_shape, which need not exist, or else of those present."""
     cluster = find_cluster(options.hosts, options.host_index)
-    devices = choose_devices(options.gpu_ids, options.n_cpu_devices)
+    devices = choose_devices(options.gpu_ids, options.cpu_devices)
     if cluster is not None:
         devices = devices[:1] * cluster.size
     n_devices = math.prod(size for _, size in config.mesh.mesh_shape or (("all", len(devices)),))

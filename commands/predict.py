@@ -27,7 +27,7 @@ def predict(config: RunConfig, options: Options, group: ProcessGroup) -> int:
     """Continues prompts with the newest checkpoint, prints the texts and writes them to the run directory."""
     check_causal(config)
     _check_streams(options, group)
-    given = read_prompts(options.prompt_path, config)
+    given = read_prompts(options.prompt, config)
     group.check_same("the prompt", given.text)
     with stdout_to_stderr() if _is_piped(given, options, group) else contextlib.nullcontext() as pipe:
         run = set_up_for_generation(config, options, group)
@@ -41,15 +41,15 @@ def predict(config: RunConfig, options: Options, group: ProcessGroup) -> int:
             if pipe is None and not given.is_jsonl:
                 say(format_samples(_texts(generator, samples)))
             say(f"written to {save(samples)}")
-            if options.output_path not in (None, STDIO):
-                _write_output(options.output_path, _lines(samples))
-                say(f"and to {options.output_path}")
+            if options.output not in (None, STDIO):
+                _write_output(options.output, _lines(samples))
+                say(f"and to {options.output}")
     return 0
 
 
 def build_sampler(run: Run) -> Callable[[int], str]:
     """Returns a function that continues the prompts at a step of training and returns the path of the texts."""
-    given = read_prompts(run.options.prompt_path, run.config)
+    given = read_prompts(run.options.prompt, run.config)
     encoded = encode_prompts(given.prompts, run.config, run.tokenizer, lambda warning: None)
     generator = build_text_generator(run, _n_rows(encoded, run.options))
 
@@ -62,10 +62,10 @@ def build_sampler(run: Run) -> Callable[[int], str]:
 
 def _check_streams(options: Options, group: ProcessGroup) -> None:
     """Checks that input and output can be used, before anything is computed."""
-    if options.prompt_path == STDIO and group.size > 1:
+    if options.prompt == STDIO and group.size > 1:
         raise ConfigError("--prompt -: many processes cannot share standard input; give a file that all can read")
-    if options.output_path not in (None, STDIO) and is_local(options.output_path) and group.is_first:
-        _check_output(options.output_path, options.prompt_path)
+    if options.output not in (None, STDIO) and is_local(options.output) and group.is_first:
+        _check_output(options.output, options.prompt)
 
 
 def _check_output(path: str, prompt_path: str | None) -> None:
@@ -97,12 +97,12 @@ def _write_output(path: str, text: str) -> None:
 
 def _is_piped(given: PromptFile, options: Options, group: ProcessGroup) -> bool:
     """Returns whether standard output is reserved for the texts, as JSON lines."""
-    is_filter = given.is_jsonl and options.prompt_path == STDIO and options.output_path is None
-    return group.is_first and (options.output_path == STDIO or is_filter)
+    is_filter = given.is_jsonl and options.prompt == STDIO and options.output is None
+    return group.is_first and (options.output == STDIO or is_filter)
 
 
 def _n_rows(encoded: EncodedPrompts, options: Options) -> int:
-    return options.n_rows or min(encoded.n_samples, DEFAULT_ROWS)
+    return options.rows or min(encoded.n_samples, DEFAULT_ROWS)
 
 
 def _generate(

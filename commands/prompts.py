@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from configs.errors import ConfigError, UserError
 from configs.prompts import Prompt, parse_prompts, starts_as_json_lines
+from configs.reader import raise_issues
 from configs.schema import RunConfig
 from data.tokenization.tokenizer import Tokenizer
 from meshtf import tf
@@ -49,15 +50,15 @@ def read_prompts(path: str | None, config: RunConfig) -> PromptFile:
     """Reads a prompt, or prompts as JSON lines if the name ends in .jsonl or the first line of standard input is one.
 
     Args:
-        path: the file, "-" for standard input, or None for the default prompt.
+        path: the file, "-" for standard input, or None or "" for the default prompt.
         config: the run, whose settings apply where a line sets none.
 
     Raises:
         UserError: the file cannot be read.
         ConfigError: a line is invalid.
     """
-    text = DEFAULT_PROMPT if path is None else _read(path)
-    is_jsonl = path is not None and (path.endswith(".jsonl") or (path == STDIO and starts_as_json_lines(text)))
+    text = _read(path) if path else DEFAULT_PROMPT
+    is_jsonl = bool(path) and (path.endswith(".jsonl") or (path == STDIO and starts_as_json_lines(text)))
     place = "standard input" if path == STDIO else f"--prompt {path}"
     prompts = parse_prompts(place, text, config) if is_jsonl else [Prompt(place, text, config.prediction, {})]
     return PromptFile(text, prompts, is_jsonl)
@@ -91,6 +92,5 @@ def encode_prompts(
             encoded.append(fit_prompt(ids, prompt, n_ctx, config.data.eos_id, warn))
         except ConfigError as error:
             issues.append(str(error))
-    if issues:
-        raise ConfigError("\n".join(issues))
+    raise_issues(issues)
     return EncodedPrompts(prompts, encoded)

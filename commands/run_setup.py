@@ -81,7 +81,7 @@ def place_run(config: RunConfig, options: Options, group: ProcessGroup) -> Place
     if options.tpu is not None:
         placement = place_on_tpu(config.mesh, find_tpu(options.tpu))
     elif group.device is None:
-        placement = place(config.mesh, choose_devices(options.gpu_ids, options.n_cpu_devices))
+        placement = place(config.mesh, choose_devices(options.gpu_ids, options.cpu_devices))
     else:
         placement = place_process(config.mesh, group.index, group.size, group.device)
     say(f"mesh: {placement.describe()}")

@@ -16,6 +16,6 @@ def serve(config: RunConfig, options: Options, group: ProcessGroup) -> int:
 
     check_causal(config)
     run = set_up_for_generation(config, options, group)
-    generator = build_text_generator(run, options.n_rows or DEFAULT_ROWS)
+    generator = build_text_generator(run, options.rows or DEFAULT_ROWS)
     load_trained(run)
     return serve_model(ServedModel(config.name, generator.engine, run.tokenizer, config.data.eos_id), options.serving)

@@ -80,7 +80,7 @@ def _peak_tokens_per_second(config: RunConfig, placement: Placement, group: Proc
 def _load_weights(run: Run) -> TrainingPosition:
     """Restores the newest checkpoint of the run, or else starts from `--init_from` or from random weights."""
     say(f"model: {run.placement.store.n_trainable_parameters():,} parameters")
-    is_resumed = not run.options.is_new and checkpoints.latest_checkpoint(run.config.model_path) is not None
+    is_resumed = not run.options.new and checkpoints.latest_checkpoint(run.config.model_path) is not None
     if is_resumed:
         run_directory.check_settings(run.config, run.tokenizer_json)
         if run.options.init_from is not None:
@@ -118,7 +118,7 @@ def _locked_run_directory(run: Run, resumed_from: str | None) -> Iterator[None]:
                     f"model_path = {config.model_path}: another process has trained here in the meantime; run the same "
                     "command again to resume from its checkpoint, or give another model_path"
                 )
-            if run.options.is_new and run_directory.is_run(config.model_path):
+            if run.options.new and run_directory.is_run(config.model_path):
                 run_directory.delete_contents(config.model_path)
                 say(f"deleted the run in {config.model_path}")
             run_directory.write_settings(config, run.tokenizer_json)

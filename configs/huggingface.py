@@ -9,6 +9,7 @@ from typing import Any
 
 from configs.errors import ConfigError
 from configs.kinds import ATTENTION, Kind
+from configs.reader import raise_issues, shown
 from configs.schema import ModelConfig, keys_of
 
 
@@ -129,8 +130,7 @@ def model_keys(hf_config: Mapping[str, Any], file: str = "config.json") -> dict[
     """
     family = family_of(hf_config, file)
     issues = [*_find_size_issues(hf_config, family), *_find_option_issues(hf_config, family)]
-    if issues:
-        raise ConfigError("\n".join(f"{file}: {issue}" for issue in issues))
+    raise_issues(f"{file}: {issue}" for issue in issues)
     sizes = {ours: hf_config[theirs] for theirs, ours in family.sizes.items()}
     activation = ACTIVATIONS[hf_config.get("activation_function", "gelu_new")]
     absent = {key: _kind(key).write(MODEL_KEYS[key].default) for key in OURS_ALONE}
@@ -219,8 +219,7 @@ def _holds_only(names: Any, known: Sequence[str]) -> bool:
 
 
 def _lacking(key: str, value: Any, problem: str, remedy: str) -> str:
-    text = json.dumps(value)
-    return f"{key} = {text if len(text) <= 80 else text[:77] + '...'}: {problem}; {remedy}"
+    return f"{key} = {shown(value)}: {problem}; {remedy}"
 
 
 def _attention_keys(hf_config: Mapping[str, Any], family: Family) -> dict[str, Any]:
@@ -250,9 +249,7 @@ def huggingface_config(model: ModelConfig, eos_id: int) -> dict[str, Any]:
         ConfigError: the architecture lacks options of the model; one line an option.
     """
     family = family_for(model)
-    misfits = list(_find_misfits(model, family))
-    if misfits:
-        raise ConfigError("\n".join(misfits))
+    raise_issues(_find_misfits(model, family))
     theirs = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
     return {
         "model_type": family.model_type,

@@ -14,6 +14,7 @@ from typing import Any
 from configs.errors import ConfigError
 from configs.kinds import is_unicode
 from configs.load import override_prediction
+from configs.reader import raise_issues
 from configs.schema import PredictionConfig, RunConfig
 
 MAX_ISSUES = 20
@@ -67,8 +68,7 @@ def parse_prompts(place: str, text: str, config: RunConfig) -> list[Prompt]:
         issues[MAX_ISSUES:] = [f"{place}: {len(issues) - MAX_ISSUES} more lines are wrong; correct them too"]
     if not prompts and not issues:
         issues.append(f"{place}: holds no prompt; write one object a line, such as {EXAMPLE}")
-    if issues:
-        raise ConfigError("\n".join(issues))
+    raise_issues(issues)
     return prompts
 
 

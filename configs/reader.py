@@ -129,10 +129,20 @@ def read_file(path: Path, aliases: Mapping[str, str], issues: list[str]) -> dict
     Raises:
         ConfigError: the file cannot be read, or holds no JSON object.
     """
+    parsed = read_object(path, issues)
+    return rename_aliases([RawValue(key, value, str(path)) for key, value in parsed.items()], aliases, issues)
+
+
+def read_object(path: Path, issues: list[str]) -> dict[str, Any]:
+    """Reads a JSON object; `issues` gets a line for every key that is given twice.
+
+    Raises:
+        ConfigError: the file cannot be read, or holds no JSON object.
+    """
     parsed = _parse_json(path, _read_text(path), issues)
     if not isinstance(parsed, dict):
         raise ConfigError(f'{path}: holds no JSON object; write {{"key": value, ...}}')
-    return rename_aliases([RawValue(key, value, str(path)) for key, value in parsed.items()], aliases, issues)
+    return parsed
 
 
 def _read_text(path: Path) -> str:

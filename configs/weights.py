@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import glob
-import json
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from configs.errors import CheckpointError, ConfigError, ValueIssue
 from configs.huggingface import is_huggingface, model_keys
 from configs.kinds import ATTENTION
+from configs.reader import raise_issues, read_object, shown
 from configs.schema import ALIASES, RUN_FIELDS, ModelConfig, is_required, keys_of
 
 CONFIG_FILE = "config.json"
@@ -98,37 +99,19 @@ def initial_model_keys(path: str) -> dict[str, Any]:
     file = config_beside(place)
     if not os.path.isfile(file):
         return {}
-    config = read_config(file)
+    config = read_object(Path(file), issues=[])
     if is_huggingface(config):
         return _valid_keys(model_keys(config, file), file, FIELDS)
-    if KEY_OF_OURS in config:
-        _check_names(config, file)
-        return _valid_keys(_flat_keys(config), file, FIELDS)
-    return _valid_keys(_flat_keys(config), file, SIZES)
-
-
-def read_config(file: str) -> dict[str, Any]:
-    """Returns the contents of a config.json.
-
-    Raises:
-        ConfigError: it cannot be read, or is no JSON object.
-    """
-    try:
-        with open(file, encoding="utf-8-sig") as opened:
-            config = json.load(opened)
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{file}: cannot be read ({error}); copy the file again") from None
-    if not isinstance(config, dict):
-        raise ConfigError(f"{file}: holds no JSON object; copy the file again")
-    return config
+    if KEY_OF_OURS not in config:
+        return _valid_keys(_flat_keys(config), file, SIZES)
+    _check_names(config, file)
+    return _valid_keys(_flat_keys(config), file, FIELDS)
 
 
 def _check_names(config: Mapping[str, Any], file: str) -> None:
     """Raises an error for unknown keys, by which another version may have built another model."""
-    unknown = [key for key in config if key not in KEYS_OF_A_RUN]
-    if unknown:
-        problem = "is not a known key; correct it, or use the version that wrote it"
-        raise ConfigError("\n".join(f"{file}: {key} = {json.dumps(config[key])}: {problem}" for key in unknown))
+    unknown = [f"{file}: {key} = {shown(config[key])}" for key in config if key not in KEYS_OF_A_RUN]
+    raise_issues(f"{place}: is not a known key; correct it, or use the version that wrote it" for place in unknown)
 
 
 def _valid_keys(keys: Mapping[str, Any], file: str, needed: Collection[str]) -> dict[str, Any]:
@@ -138,11 +121,7 @@ def _valid_keys(keys: Mapping[str, Any], file: str, needed: Collection[str]) -> 
         ConfigError: a needed key is invalid.
     """
     issues = {key: issue for key, value in keys.items() for issue in _find_value_issue(key, value)}
-    needed_issues = [
-        f"{file}: {key} = {json.dumps(keys[key])}: {issue}" for key, issue in issues.items() if key in needed
-    ]
-    if needed_issues:
-        raise ConfigError("\n".join(needed_issues))
+    raise_issues(f"{file}: {key} = {shown(keys[key])}: {issue}" for key, issue in issues.items() if key in needed)
     return {key: value for key, value in keys.items() if key not in issues}
 
 

@@ -13,6 +13,7 @@ import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,9 @@ from safetensors import safe_open
 
 from configs.errors import CheckpointError, UserError
 from configs.huggingface import GPT_2, family_for, family_of, model_keys
+from configs.reader import read_object
 from configs.schema import ModelConfig, written_keys
-from configs.weights import config_beside, read_config
+from configs.weights import config_beside
 from runtime.checkpoint.weight_sources import StoredTensor, Weights, finite, reading
 
 SAFETENSORS = "model.safetensors"
@@ -122,7 +124,7 @@ def read_weights(folder: str) -> Weights:
             config's shape; on reading, a tensor holds NaN or infinity.
     """
     file = config_beside(folder)
-    hf_config = read_config(file)
+    hf_config = read_object(Path(file), issues=[])
     keys, found = model_keys(hf_config, file), _find_tensors(folder)
     weights: dict[str, StoredTensor] = {}
     for tensor in tensors_of(family_of(hf_config, file).model_type, keys["n_layer"]):

@@ -197,9 +197,18 @@ def test_a_path_may_name_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert weights_at("model.safetensors") == "."
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", "\udcff", "[" * 100_000])
-def test_a_broken_file_is_named(tmp_path: Path, text: str) -> None:
+BROKEN = {
+    "": "correct the file there",
+    "{": "correct the file there",
+    "[1]": 'write {"key": value, ...}',
+    "\udcff": "save it as UTF-8",
+    "[" * 100_000: "correct the file",
+}
+
+
+@pytest.mark.parametrize("text, remedy", BROKEN.items(), ids=["empty", "unclosed", "list", "bytes", "depth"])
+def test_a_broken_file_is_named_with_a_remedy(tmp_path: Path, text: str, remedy: str) -> None:
     (tmp_path / "config.json").write_text(text, errors="surrogateescape")
     with pytest.raises(ConfigError) as error:
         initial_model_keys(str(tmp_path))
-    assert str(error.value).startswith(f"{tmp_path}/config.json: ") and str(error.value).endswith("copy the file again")
+    assert str(error.value).startswith(f"{tmp_path}/config.json: ") and str(error.value).endswith(f"; {remedy}")
