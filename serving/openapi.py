@@ -99,11 +99,7 @@ def _event() -> Schema:
         {"type": "string", "contentMediaType": "application/json", "contentSchema": _reference(model)}
         for model in (Completion, ErrorResponse)
     ]
-    return {
-        "type": "object",
-        "properties": {"data": {"anyOf": [*payloads, {"const": "[DONE]"}]}},
-        "required": ["data"],
-    }
+    return {"type": "object", "properties": {"data": {"anyOf": [*payloads, {"const": "[DONE]"}]}}, "required": ["data"]}
 
 
 def _error(status: int) -> Schema:

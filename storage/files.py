@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 import threading
 from collections.abc import Iterator
 
@@ -110,6 +111,52 @@ def write_bytes(path: str, content: bytes) -> None:
                 os.remove(beside)
             raise
         flush_to_disk(folder)
+
+
+@contextlib.contextmanager
+def new_folder(directory: str, errors: type[Exception] = OSError) -> Iterator[str]:
+    """Yields a temporary folder, which is renamed when complete, so that the directory is whole or absent.
+
+    Args:
+        directory: a local folder that is new or empty.
+        errors: what the writer raises, besides OSError.
+
+    Raises:
+        UserError: the directory exists already, or cannot be written.
+    """
+    if not is_local(directory):
+        raise UserError(f"{directory}: is in a bucket; give a local folder, and copy it there afterwards")
+    if not directory or "\0" in directory:
+        raise UserError(f"{directory!r}: is not a path; give a folder that is new or empty")
+    directory, target = os.path.abspath(directory), os.path.realpath(directory)  # a link stays a link
+    parent = os.path.dirname(target)
+    _check_free(directory, target)
+    try:
+        os.makedirs(parent, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=parent) as private:
+            folder = os.path.join(private, "folder")
+            os.mkdir(folder)  # with default permissions; only the user may read the temporary one
+            yield folder
+            _flush_folder(folder)
+            _check_free(directory, target)  # another export may have finished first
+            os.replace(folder, target)
+        flush_to_disk(parent)
+    except (OSError, errors) as error:
+        reason = getattr(error, "message", str(error))
+        raise UserError(
+            f"{directory}: cannot be written: {reason}; give another folder, or make room and check the permissions"
+        ) from error
+
+
+def _check_free(directory: str, target: str) -> None:
+    if os.path.lexists(target) and (not os.path.isdir(target) or os.listdir(target)):
+        raise UserError(f"{directory}: exists already; give a folder that is new or empty")
+
+
+def _flush_folder(directory: str) -> None:
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            flush_to_disk(os.path.join(folder, name))
 
 
 class OwnFile:

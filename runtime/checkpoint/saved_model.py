@@ -7,11 +7,11 @@ from meshtf import mtf, tf
 from models import gpt2
 from models.context import Context
 from models.dims import Dims
-from runtime.checkpoint.export import new_folder
 from runtime.checkpoint.init_from import set_weights
 from runtime.checkpoint.weight_sources import Weights
 from runtime.mesh.lowering import lower, new_mesh
 from runtime.mesh.placement import Placement, VariableStore
+from storage.files import new_folder
 
 INPUT_NAME = "input_example_tensor"
 SIGNATURE = "serving_default"
@@ -33,7 +33,7 @@ def export_saved_model(directory: str, config: RunConfig, weights: Weights) -> N
         CheckpointError: the weights do not match the config.
         UserError: the folder is not empty, or cannot be written.
     """
-    with new_folder(directory) as folder:
+    with new_folder(directory, tf.errors.OpError) as folder:
         module = _Served(config.model)
         set_weights(weights, module.store, "the run")
         tf.saved_model.save(module, folder, signatures={SIGNATURE: module.signature})

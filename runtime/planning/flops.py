@@ -93,7 +93,4 @@ def _loop(operation: MicrobatchLoop, step: DryStep) -> float:
     return operation.microbatch_count * _flops(operation.operations, step)
 
 
-_FLOPS: dict[type, Callable[[mtf.Operation, DryStep], float]] = {
-    mtf.EinsumOperation: _product,
-    MicrobatchLoop: _loop,
-}
+_FLOPS: dict[type, Callable[[mtf.Operation, DryStep], float]] = {mtf.EinsumOperation: _product, MicrobatchLoop: _loop}

@@ -195,11 +195,7 @@ class _CheckpointOnExit:
 
 
 def _check_finite(
-    outputs: Mapping[str, np.ndarray],
-    position: TrainingPosition,
-    batch: Batch,
-    hooks: Hooks,
-    saved: TrainingPosition,
+    outputs: Mapping[str, np.ndarray], position: TrainingPosition, batch: Batch, hooks: Hooks, saved: TrainingPosition
 ) -> None:
     for name in ("loss", "grad_norm"):
         if not math.isfinite(outputs[name]):
