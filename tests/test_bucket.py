@@ -272,7 +272,7 @@ def test_a_second_process_does_not_train_in_the_same_folder(fresh: Place) -> Non
         (
             "runs%2Fother%2Fcheckpoint",
             "gs://trials/runs/other/checkpoint: cannot be read: ",
-            "; see to the network and to who may read it, and start again\n",
+            "; check the network and the permissions, and start again\n",
         ),
     ],
 )

@@ -27,21 +27,21 @@ FOLDERS = ("gpt_neo_global", "gpt_neo_local", "gpt_neo_alternating", "gpt_2", "g
 
 
 def expected_of(folder: Path) -> tuple[np.ndarray, Answer]:
-    """Tokens, and what transformers gave for them."""
+    """Tokens, and the results of transformers for them."""
     expected = np.load(folder / "expected.npz")
     return expected["tokens"].astype(np.int32), Answer(expected["logits"], float(expected["loss"]))
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-def test_logits_and_loss_are_those_of_transformers(name: str, devices: tuple[str, ...]) -> None:
+def test_logits_and_loss_equal_those_of_transformers(name: str, devices: tuple[str, ...]) -> None:
     folder = GOLDEN / name
     tokens, expected = expected_of(folder)
     assert_equal(our_answer(folder, model_of(folder), tokens, devices), expected, tolerance=1e-5)
 
 
 @pytest.mark.parametrize("key", ["attention_types", "activation_function", "local_attention_radius"])
-def test_a_wrong_setting_is_caught(key: str, devices: tuple[str, ...], tmp_path: Path) -> None:
-    """The golden files would show it."""
+def test_a_wrong_setting_changes_the_logits(key: str, devices: tuple[str, ...], tmp_path: Path) -> None:
+    """The golden files detect a wrong setting."""
     wrong = {"attention_types": ("local", "global"), "activation_function": "gelu", "local_attention_radius": 6}[key]
     folder = copied(tmp_path, "gpt_neo_local")
     model, (tokens, expected) = dataclasses.replace(model_of(folder), **{key: wrong}), expected_of(folder)
@@ -67,7 +67,7 @@ def assert_same(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]) 
         np.testing.assert_array_equal(actual[name], value, err_msg=name)
 
 
-def test_names_and_shapes_are_ours() -> None:
+def test_names_and_shapes_match_the_model() -> None:
     weights = read_weights(str(GOLDEN / "gpt_2"))
     block = {f"attn/{name}": (16, 16) for name in "qkvo"} | {f"attn/{name}_bias": (16,) for name in "qkv"}
     block |= {"attn/compute_output_bias/o_b": (16,)}
@@ -97,7 +97,7 @@ def rewrite(folder: Path, tensors: dict[str, np.ndarray]) -> None:
     save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, folder / "model.safetensors")
 
 
-def test_without_a_prefix_and_with_constants_and_the_tied_layer(tmp_path: Path) -> None:
+def test_prefix_constants_and_tied_layer_are_optional(tmp_path: Path) -> None:
     folder = copied(tmp_path)
     tensors = load_file(folder / "model.safetensors")
     bare = {name.removeprefix("transformer."): value for name, value in tensors.items()}
@@ -122,7 +122,7 @@ def test_half_precision_becomes_float32(tmp_path: Path, dtype: type) -> None:
 
 
 def shard(folder: Path) -> dict[str, str]:
-    """Takes model.safetensors apart; the file of each tensor."""
+    """Splits model.safetensors into shards; returns the file of each tensor."""
     tensors = load_file(folder / "model.safetensors")
     files = {name: f"model-0000{1 + index % 2}-of-00002.safetensors" for index, name in enumerate(sorted(tensors))}
     for file in set(files.values()):
@@ -132,7 +132,7 @@ def shard(folder: Path) -> dict[str, str]:
     return files
 
 
-def test_several_shards(tmp_path: Path) -> None:
+def test_several_shards_are_read_as_one_model(tmp_path: Path) -> None:
     folder = copied(tmp_path)
     shard(folder)
     assert_same(values(folder), values(GOLDEN / "gpt_2"))
@@ -143,7 +143,7 @@ def test_several_shards(tmp_path: Path) -> None:
     )
 
 
-# What is said of a folder that cannot be used.
+# Folders that cannot be used.
 
 
 def message(folder: Path) -> str:
@@ -152,7 +152,7 @@ def message(folder: Path) -> str:
     return str(error.value)
 
 
-def test_a_tensor_that_is_missing_unknown_or_of_another_shape(tmp_path: Path) -> None:
+def test_a_missing_or_unknown_tensor_or_another_shape_is_named(tmp_path: Path) -> None:
     folder = copied(tmp_path)
     tensors = load_file(folder / "model.safetensors")
     name = "transformer.h.1.mlp.c_fc.weight"
@@ -170,7 +170,7 @@ def test_a_tensor_that_is_missing_unknown_or_of_another_shape(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("kept_bytes", [0, 5, 100, 20_000])
-def test_a_file_that_is_cut_off(tmp_path: Path, kept_bytes: int) -> None:
+def test_a_truncated_file_is_named(tmp_path: Path, kept_bytes: int) -> None:
     folder = copied(tmp_path)
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:kept_bytes])
@@ -179,7 +179,7 @@ def test_a_file_that_is_cut_off(tmp_path: Path, kept_bytes: int) -> None:
     assert said.endswith("; copy the file again, or give other weights")
 
 
-def test_a_broken_index(tmp_path: Path) -> None:
+def test_a_broken_index_is_named(tmp_path: Path) -> None:
     folder = copied(tmp_path)
     shard(folder)
     path = folder / "model.safetensors.index.json"
@@ -187,7 +187,7 @@ def test_a_broken_index(tmp_path: Path) -> None:
     assert message(folder).startswith(f"{path}: cannot be read: ")
 
 
-def test_another_architecture(tmp_path: Path) -> None:
+def test_another_architecture_is_refused(tmp_path: Path) -> None:
     folder = copied(tmp_path)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"n_inner": 100, "activation_function": "gelu"}))
@@ -201,7 +201,7 @@ def test_another_architecture(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("weight_map", [{"wte.weight": 3}, {"wte.weight": ["a"]}, ["a"], None, "a"])
-def test_an_index_that_names_no_files(tmp_path: Path, weight_map: object) -> None:
+def test_an_index_that_names_no_files_is_refused(tmp_path: Path, weight_map: object) -> None:
     folder = copied(tmp_path)
     shard(folder)
     path = folder / "model.safetensors.index.json"
@@ -209,7 +209,7 @@ def test_an_index_that_names_no_files(tmp_path: Path, weight_map: object) -> Non
     assert message(folder).startswith(f"{path}: cannot be read: ")
 
 
-def test_a_tensor_that_is_given_twice(tmp_path: Path) -> None:
+def test_a_duplicate_tensor_is_refused(tmp_path: Path) -> None:
     folder = copied(tmp_path)
     tensors = load_file(folder / "model.safetensors")
     rewrite(folder, tensors | {"wte.weight": tensors["transformer.wte.weight"] + 1})
@@ -219,7 +219,7 @@ def test_a_tensor_that_is_given_twice(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "shown"), [(np.int64, "I64"), (np.uint8, "U8"), (np.bool_, "BOOL")])
-def test_a_tensor_of_integers(tmp_path: Path, dtype: type, shown: str) -> None:
+def test_a_tensor_of_integers_is_refused(tmp_path: Path, dtype: type, shown: str) -> None:
     folder, name = copied(tmp_path), "transformer.h.0.mlp.c_fc.weight"
     tensors = load_file(folder / "model.safetensors")
     rewrite(folder, tensors | {name: tensors[name].astype(dtype)})
@@ -231,7 +231,7 @@ def test_a_tensor_of_integers(tmp_path: Path, dtype: type, shown: str) -> None:
 @pytest.mark.parametrize(
     ("value", "dtype"), [(np.nan, np.float32), (np.inf, np.float16), (-np.inf, ml_dtypes.bfloat16), (1e300, np.float64)]
 )
-def test_a_tensor_that_holds_no_number(tmp_path: Path, value: float, dtype: type) -> None:
+def test_a_tensor_with_nan_or_infinity_is_refused(tmp_path: Path, value: float, dtype: type) -> None:
     folder, name = copied(tmp_path), "transformer.h.1.attn.c_attn.weight"
     tensors = load_file(folder / "model.safetensors")
     broken = tensors[name].astype(dtype)
@@ -247,7 +247,7 @@ def test_a_tensor_that_holds_no_number(tmp_path: Path, value: float, dtype: type
 
 
 @pytest.mark.parametrize("broken", ["integers", "NaN", None])
-def test_pickles_are_checked_likewise(tmp_path: Path, broken: str | None) -> None:
+def test_pickles_are_checked_like_safetensors(tmp_path: Path, broken: str | None) -> None:
     torch = pytest.importorskip("torch")
     folder, name = copied(tmp_path), "transformer.h.1.mlp.c_fc.bias"
     tensors = {key: torch.from_numpy(value) for key, value in load_file(folder / "model.safetensors").items()}
@@ -281,7 +281,7 @@ def test_pickles_need_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-def test_what_is_written_is_what_transformers_wrote(tmp_path: Path, name: str) -> None:
+def test_written_tensors_equal_those_of_transformers(tmp_path: Path, name: str) -> None:
     path = tmp_path / "model.safetensors"
     write_weights(str(path), read_weights(str(GOLDEN / name)), model_of(GOLDEN / name))
     written, expected = load_file(path), load_file(GOLDEN / name / "model.safetensors")
@@ -310,7 +310,7 @@ def test_only_weights_of_the_config_are_written(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_table_is_whole() -> None:
+def test_the_table_holds_every_variable_once() -> None:
     """Every variable of a model is in the table exactly once."""
     for name in ("gpt_2", "gpt_neo_alternating"):
         model = model_of(GOLDEN / name)

@@ -1,4 +1,4 @@
-"""A run that begins with given weights: of a checkpoint of ours or of GPT-Neo's."""
+"""Runs that start from the weights of a checkpoint of this project or of GPT-Neo."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def message(path: str | Path, placement: Placement) -> str:
 
 
 @pytest.mark.parametrize("mesh", [("", ""), EVERYTHING_SPLIT], ids=["one device", "everything split"])
-def test_weights_alone_are_taken_from_a_checkpoint(
+def test_only_weights_are_read_from_a_checkpoint(
     trained: Trained, devices: tuple[str, ...], mesh: tuple[str, str]
 ) -> None:
     placement = placed(devices, mesh)
@@ -98,7 +98,7 @@ def test_weights_alone_are_taken_from_a_checkpoint(
     assert_holds(placement.store, trained.weights)
 
 
-def test_the_newest_of_a_folder_is_taken(trained: Trained, devices: tuple[str, ...]) -> None:
+def test_the_newest_checkpoint_of_a_folder_is_read(trained: Trained, devices: tuple[str, ...]) -> None:
     placement = placed(devices)
     older = {name: value - 1 for name, value in trained.weights.items()}
     older_prefix = write_checkpoint(trained.folder / "model.ckpt-99", older)
@@ -109,7 +109,7 @@ def test_the_newest_of_a_folder_is_taken(trained: Trained, devices: tuple[str, .
     assert_holds(placement.store, older)
 
 
-def test_a_state_that_names_what_is_not_there(trained: Trained, tmp_path: Path) -> None:
+def test_a_state_file_that_names_missing_checkpoints_is_refused(trained: Trained, tmp_path: Path) -> None:
     (trained.folder / "checkpoint").write_text('model_checkpoint_path: "model.ckpt-500"\n')
     with pytest.raises(CheckpointError) as error:
         find_weights(str(trained.folder))
@@ -122,28 +122,28 @@ def test_a_state_that_names_what_is_not_there(trained: Trained, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("ending", [".index", ".data-00000-of-00001"])
-def test_a_file_of_a_checkpoint_stands_for_it(trained: Trained, ending: str) -> None:
+def test_a_checkpoint_is_found_by_any_of_its_files(trained: Trained, ending: str) -> None:
     assert find_weights(trained.prefix + ending).keys() == find_weights(trained.prefix).keys() != set()
 
 
-def test_a_file_of_hugging_face_stands_for_its_folder() -> None:
+def test_a_hugging_face_folder_is_found_by_any_of_its_files() -> None:
     weights = find_weights(f"{GOLDEN}/gpt_2/model.safetensors")
     assert weights.keys() == find_weights(f"{GOLDEN}/gpt_2").keys() != set()
 
 
-def test_other_files_of_a_folder_are_passed_over(trained: Trained) -> None:
+def test_other_files_of_a_folder_are_ignored(trained: Trained) -> None:
     (trained.folder / "notes-more.index").write_text("")
     assert "gpt2/wte" in find_weights(str(trained.folder))
 
 
-def test_bfloat16_weights_of_gpt_neo(trained: Trained, devices: tuple[str, ...], tmp_path: Path) -> None:
+def test_bfloat16_weights_of_gpt_neo_become_float32(trained: Trained, devices: tuple[str, ...], tmp_path: Path) -> None:
     placement = placed(devices)
     exact = {name: tf.cast(value, tf.bfloat16) for name, value in trained.weights.items()}
     load_initial_weights(write_checkpoint(tmp_path / "half" / "model.ckpt-1", exact), placement.store)
     assert_holds(placement.store, {name: tf.cast(value, tf.float32).numpy() for name, value in exact.items()})
 
 
-def test_a_variable_that_is_missing_unknown_or_of_another_shape(
+def test_a_missing_or_unknown_variable_or_another_shape_is_named(
     trained: Trained, devices: tuple[str, ...], tmp_path: Path
 ) -> None:
     placement, name = placed(devices), "gpt2/h1/attn/q"
@@ -161,7 +161,9 @@ def test_a_variable_that_is_missing_unknown_or_of_another_shape(
         np.testing.assert_array_equal(value, before[key], err_msg="nothing may be set by weights that do not fit")
 
 
-def test_a_place_without_weights_and_a_broken_file(trained: Trained, devices: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_path_without_weights_or_with_a_broken_file(
+    trained: Trained, devices: tuple[str, ...], tmp_path: Path
+) -> None:
     placement = placed(devices)
     assert message(tmp_path / "nowhere", placement).startswith(f"{tmp_path}/nowhere: holds no weights; give ")
     data = Path(f"{trained.prefix}.data-00000-of-00001")
@@ -171,14 +173,14 @@ def test_a_place_without_weights_and_a_broken_file(trained: Trained, devices: tu
 
 
 @pytest.mark.parametrize("path", ["nothing://bucket/model.ckpt-1", ""])
-def test_a_path_that_cannot_be_asked(path: str) -> None:
+def test_an_unreachable_path_is_reported(path: str) -> None:
     with pytest.raises(UserError) as error:
         find_weights(path)
     assert str(error.value).startswith(f"{path}: cannot be read: " if path else "--init_from: is empty; give ")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_variable_that_holds_no_number(trained: Trained, tmp_path: Path, value: float) -> None:
+def test_a_variable_with_nan_or_infinity_is_refused(trained: Trained, tmp_path: Path, value: float) -> None:
     broken = trained.weights["gpt2/wpe"].copy()
     broken[2, 3] = value
     path = write_checkpoint(tmp_path / "broken" / "model.ckpt-1", trained.weights | {"gpt2/wpe": broken})
@@ -186,7 +188,7 @@ def test_a_variable_that_holds_no_number(trained: Trained, tmp_path: Path, value
         find_weights(path)["gpt2/wpe"].read()
 
 
-def test_weights_are_read_when_they_are_wanted(trained: Trained) -> None:
+def test_weights_are_read_on_demand(trained: Trained) -> None:
     weights = find_weights(trained.prefix)
     Path(f"{trained.prefix}.data-00000-of-00001").write_bytes(b"")
     assert weights["gpt2/h0/mlp/conv1d_main/c_fc/kernel"].shape == (8, 32)

@@ -1,4 +1,4 @@
-"""Which processes there are, and the messages when they cannot connect."""
+"""The processes of a run from flags and variables, and the errors when they cannot connect."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_hosts_of_flags() -> None:
         ),
     ],
 )
-def test_hosts_that_are_no_cluster(hosts: str | None, host_index: int | None, message: str) -> None:
+def test_hosts_that_form_no_cluster_are_refused(hosts: str | None, host_index: int | None, message: str) -> None:
     assert refusal(hosts, host_index) == message
 
 
@@ -133,7 +133,7 @@ def test_tf_config(
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"cluster": {}}'])
-def test_tf_config_of_no_cluster(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+def test_a_tf_config_of_one_process_is_alone(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     set_tf_config(monkeypatch, text)
     assert find_cluster(None, None) is None
 
@@ -146,7 +146,7 @@ def test_the_command_line_comes_before_tf_config(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     "text", ["{", "3", "[]", '{"cluster": 3}', '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker"}}']
 )
-def test_tf_config_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+def test_a_malformed_tf_config_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     set_tf_config(monkeypatch, text)
     message = refusal()
     assert message.startswith(f"TF_CONFIG = {text}: cannot be read: ")
@@ -165,7 +165,7 @@ def test_tf_config_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch, text: st
         ({"worker": ["a:1", "b"]}, "worker", 0, "TF_CONFIG: 'b' is not a name and a port"),
     ],
 )
-def test_tf_config_that_is_no_cluster(
+def test_a_tf_config_that_forms_no_cluster_is_refused(
     monkeypatch: pytest.MonkeyPatch, jobs: dict, job: str, index: int, message: str
 ) -> None:
     set_tf_config(monkeypatch, {"cluster": jobs, "task": {"type": job, "index": index}})
@@ -206,7 +206,7 @@ def test_machines_of_slurm(monkeypatch: pytest.MonkeyPatch, machines: str, tasks
     assert find_cluster(None, None) == Cluster(expected, 1)
 
 
-def test_tasks_of_slurm_dealt_out_in_another_order(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slurm_tasks_in_another_order_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     set_slurm(monkeypatch, PROCID="1", STEP_NUM_TASKS="4", STEP_NODELIST="n[1-2]", STEP_TASKS_PER_NODE="2(x2)")
     monkeypatch.setenv("SLURMD_NODENAME", "n1")
     assert find_cluster(None, None) == Cluster(("n1:2222", "n1:2223", "n2:2222", "n2:2223"), 1)
@@ -229,7 +229,7 @@ def test_tasks_of_slurm_dealt_out_in_another_order(monkeypatch: pytest.MonkeyPat
         ),
     ],
 )
-def test_slurm_whose_variables_cannot_be_read(
+def test_malformed_slurm_variables_are_refused(
     monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], error: str
 ) -> None:
     set_slurm(monkeypatch, STEP_NUM_TASKS="3", **variables)
@@ -315,7 +315,7 @@ def test_a_process_that_others_wait_for_hangs_after_its_timeout(timeout_seconds:
         lambda number: Heartbeat(6, 0, 0),
     ],
 )
-def test_a_process_that_does_not_hang(heartbeat: Callable[[int], Heartbeat]) -> None:
+def test_a_process_that_makes_progress_does_not_hang(heartbeat: Callable[[int], Heartbeat]) -> None:
     assert round_of_timeout(200, ahead, heartbeat) is None
 
 
@@ -349,7 +349,7 @@ def test_a_process_that_hangs_ends_all_and_says_where(tmp_path: Path, n_processe
 @pytest.mark.slow
 @pytest.mark.processes
 @pytest.mark.parametrize("lost", [0, 1])
-def test_a_process_in_which_no_python_runs(tmp_path: Path, lost: int) -> None:
+def test_a_process_whose_python_is_blocked_ends_all(tmp_path: Path, lost: int) -> None:
     processes = start(2, tmp_path, "forever")
     assert last_words(processes, lost, signal.SIGUSR2) == in_others(
         lost,
@@ -415,7 +415,7 @@ def test_slices_of_twelve_processes_come_in_their_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "hosts", ["a:1 b:1", "a:1;b:1", "http://a:1,b:1", "user@a:1,b:1", "a/b:1,c:1", "a:1:2,b:1", "a:1,A:1", "a:1,a:01"]
 )
-def test_hosts_that_no_machine_has_or_that_are_one(hosts: str) -> None:
+def test_impossible_or_equal_hosts_are_refused(hosts: str) -> None:
     with pytest.raises(ClusterError, match="is not a name and a port|is given twice"):
         find_cluster(hosts, 0)
 
@@ -427,7 +427,7 @@ def test_hosts_by_address() -> None:
 @pytest.mark.parametrize(
     "workers", [None, [1, 2], [["a:1"], ["b:2"]], "a:1,b:2"], ids=["null", "numbers", "lists", "text"]
 )
-def test_workers_of_tf_config_that_are_no_list_of_texts(monkeypatch: pytest.MonkeyPatch, workers: object) -> None:
+def test_tf_config_workers_must_be_a_list_of_strings(monkeypatch: pytest.MonkeyPatch, workers: object) -> None:
     set_tf_config(monkeypatch, {"cluster": {"worker": workers}, "task": {"type": "worker", "index": 0}})
     if workers is None:
         assert find_cluster(None, None) is None
@@ -446,7 +446,7 @@ def test_jobs_of_tf_config_without_processes_do_not_matter(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("n_tasks", ["", "x"])
-def test_a_number_of_slurm_tasks_that_is_none(monkeypatch: pytest.MonkeyPatch, n_tasks: str) -> None:
+def test_an_invalid_number_of_slurm_tasks_is_refused(monkeypatch: pytest.MonkeyPatch, n_tasks: str) -> None:
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", n_tasks)
     if not n_tasks:
         assert find_cluster(None, None) is None

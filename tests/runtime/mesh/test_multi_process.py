@@ -1,4 +1,4 @@
-"""Many processes give what one device gives: real processes, which meet on this machine."""
+"""Several processes on this machine compute what one device computes."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_a_graph_of_two_axes_does_not_grow_with_the_mesh(n_processes: int) -> No
     assert counts[0] == pytest.approx(counts[1], rel=0.02)
 
 
-def test_a_mesh_of_another_number_of_processes() -> None:
+def test_a_mesh_for_another_number_of_processes_is_refused() -> None:
     with pytest.raises(DeviceError) as error:
         place_process(tiny.mesh_config("x:4", "batch:x"), 0, 2, "/device:CPU:0")
     assert str(error.value) == (
@@ -92,7 +92,7 @@ def test_a_mesh_of_another_number_of_processes() -> None:
     )
 
 
-def test_a_process_says_which_it_is() -> None:
+def test_a_placement_describes_its_process() -> None:
     placement = place_process(tiny.mesh_config("", ""), 1, 2, "/device:CPU:0")
     assert placement.describe() == "all:2 (batch:all) on CPU:0, process 1 of 2"
 
@@ -101,7 +101,7 @@ def test_a_process_says_which_it_is() -> None:
 
 
 def writer_of(processor: int, folder: Path, barrier: Callable[[], None]) -> CheckpointWriter:
-    """The writer of one of two processes, whose variable is all 0."""
+    """Returns the writer of one of two processes, whose variable is all 0."""
     placement = place_process(tiny.mesh_config("x:2", "vocab:x"), processor, 2, "/device:CPU:0")
     add_table(placement, whole=np.zeros((4, 6), np.float32))
     group = ProcessGroup(processor, 2, all_reduce_max=lambda number: barrier() or number)
@@ -116,7 +116,7 @@ def add_table(placement: Placement, whole: np.ndarray) -> VariableSlices:
     return stored
 
 
-def test_a_process_holds_its_own_slices_only() -> None:
+def test_a_process_holds_only_its_own_slices() -> None:
     whole = np.arange(24, dtype=np.float32).reshape(4, 6)
     for processor, begin in enumerate([0, 3]):
         placement = place_process(tiny.mesh_config("x:2,y:2", "vocab:x"), 2 * processor, 4, "/device:CPU:0")
@@ -128,7 +128,7 @@ def test_a_process_holds_its_own_slices_only() -> None:
         assert (copy.begins, copy.distinct_slices()) == (((0, begin),), [])
 
 
-def test_a_process_lost_while_saving_leaves_the_checkpoint_before(tmp_path: Path, devices: tuple[str, ...]) -> None:
+def test_a_process_lost_while_saving_leaves_the_previous_checkpoint(tmp_path: Path, devices: tuple[str, ...]) -> None:
     placement = place(tiny.mesh_config("", ""), devices[:1])
     whole = np.arange(24, dtype=np.float32).reshape(4, 6)
     stored = add_table(placement, whole)
@@ -153,7 +153,7 @@ def test_a_process_lost_while_saving_leaves_the_checkpoint_before(tmp_path: Path
     assert not list(tmp_path.glob("*.parts"))
 
 
-def test_a_part_that_the_first_process_does_not_see_is_missed(
+def test_a_part_that_is_not_visible_to_the_first_process_is_reported(
     tmp_path: Path, devices: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(writer, "VISIBLE_SECONDS", 0.0)
@@ -196,7 +196,7 @@ def start(n_processes: int, folder: Path, *jobs: str) -> list[subprocess.Popen]:
 
 @dataclasses.dataclass(frozen=True)
 class Expected:
-    """What one device makes of a model.
+    """The results of a model on one device.
 
     Attributes:
         outputs: of the step.
@@ -224,7 +224,7 @@ def one_device(case: Case, folder: Path, device: str) -> Expected:
 
 @dataclasses.dataclass(frozen=True)
 class Together:
-    """What processes made together.
+    """The results of several processes.
 
     Attributes:
         folder: with their checkpoints, and that of one device which they began with.
@@ -269,7 +269,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory, devices: tuple[str, ...]) -> 
     return run_together(2, tmp_path_factory.mktemp("pair"), devices[0], "moved", FAST)
 
 
-def test_slices_move_as_they_should(pair: Together) -> None:
+def test_collectives_move_slices_as_on_one_device(pair: Together) -> None:
     shifted = np.zeros_like(MATRIX)
     shifted[:-3] = MATRIX[3:]
     expected = [MATRIX] * 3 + [MATRIX.sum(0), MATRIX.max(0), MATRIX.min(0), np.roll(MATRIX, 1, 0), shifted]
@@ -319,7 +319,7 @@ def test_four_processes_on_two_axes(four: Together, devices: tuple[str, ...], na
 @pytest.mark.processes
 def test_four_processes_on_one_axis(tmp_path: Path, devices: tuple[str, ...]) -> None:
     together = run_together(4, tmp_path, devices[0], "moved", "four_data")
-    test_slices_move_as_they_should(together)
+    test_collectives_move_slices_as_on_one_device(together)
     check_case(together, "four_data", devices[0])
 
 

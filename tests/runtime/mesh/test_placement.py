@@ -1,4 +1,4 @@
-"""From devices to a mesh: what is chosen, what is split, and what is said when they do not fit."""
+"""The configured mesh on devices: its shape and layout, and the slices of variables."""
 
 from __future__ import annotations
 
@@ -6,63 +6,10 @@ import numpy as np
 import pytest
 
 from configs.errors import DeviceError
-from meshtf import mtf, tf
+from meshtf import mtf
 from models.variables import SlicedVariable, normal
-from runtime.mesh.devices import choose_devices
 from runtime.mesh.placement import VariableStore, place
 from tests import tiny
-
-N_GPUS = len(tf.config.list_physical_devices("GPU"))
-without_gpu = pytest.mark.skipif(N_GPUS > 0, reason="a GPU is there")
-
-
-def refusal(*arguments: object, of=choose_devices) -> str:
-    with pytest.raises(DeviceError) as error:
-        of(*arguments)
-    return str(error.value)
-
-
-# Devices.
-
-
-@without_gpu
-def test_without_a_gpu_it_is_the_cpu() -> None:
-    assert choose_devices(None, None) == ("/device:CPU:0",)
-
-
-@pytest.mark.skipif(N_GPUS == 0, reason="no GPU is there")
-def test_all_gpus_that_are_there() -> None:
-    assert choose_devices(None, None) == tuple(f"/device:GPU:{index}" for index in range(N_GPUS))
-    assert choose_devices(["device:GPU:0"], None) == ("/device:GPU:0",)
-
-
-@pytest.mark.parametrize("name", ["device:CPU:0", "/device:CPU:0", " device:CPU:0 "])
-def test_devices_by_name(name: str) -> None:
-    assert choose_devices([name], None) == ("/device:CPU:0",)
-
-
-@without_gpu
-def test_a_device_that_is_not_there() -> None:
-    assert refusal(["device:GPU:3"], None) == (
-        "--gpu_ids device:GPU:3: no such device; GPUs that TensorFlow sees: none; name one that is there, or leave "
-        "--gpu_ids out to run on what is there"
-    )
-
-
-def test_a_device_named_twice() -> None:
-    assert refusal(["device:CPU:0", "/device:CPU:0"], None) == (
-        "--gpu_ids device:CPU:0 /device:CPU:0: a device is named twice; name each once"
-    )
-
-
-@pytest.mark.parametrize("count", [0, -2])
-def test_a_number_of_devices_below_one(count: int) -> None:
-    assert refusal(None, count) == (
-        f"--cpu_devices {count}: must be at least 1; give the number of virtual CPU devices"
-    )
-
-
-# Placement.
 
 
 def test_one_device_runs_any_mesh(devices: tuple[str, ...]) -> None:
@@ -83,8 +30,10 @@ def test_a_mesh_without_a_layout_splits_the_batch_over_its_first_axis(devices: t
     assert placement.describe() == "rows:2,columns:2 (batch:rows) on CPU:0, CPU:1, CPU:2, CPU:3"
 
 
-def test_a_mesh_of_another_size(devices: tuple[str, ...]) -> None:
-    assert refusal(tiny.mesh_config("x:4,y:2", "batch:x"), devices, of=place) == (
+def test_a_mesh_that_does_not_fit_the_devices_is_refused(devices: tuple[str, ...]) -> None:
+    with pytest.raises(DeviceError) as error:
+        place(tiny.mesh_config("x:4,y:2", "batch:x"), devices)
+    assert str(error.value) == (
         "mesh_shape = x:4,y:2: needs 8 devices, 4 are there; give a mesh_shape whose sizes multiply to 4 "
         "(--set mesh_shape=x:4), or that many devices"
     )
@@ -106,9 +55,6 @@ def test_dimensions_can_be_left_whole(devices: tuple[str, ...]) -> None:
     assert placement.axis_size("sequence") == 1
 
 
-# Variables.
-
-
 def whole_and_slices(devices: tuple[str, ...], layout: str) -> tuple[VariableStore, np.ndarray]:
     placement = place(tiny.mesh_config("x:2,y:2", layout), devices)
     dims = mtf.Shape([mtf.Dimension("embd", 4), mtf.Dimension("vocab", 6)])
@@ -127,7 +73,7 @@ def whole_and_slices(devices: tuple[str, ...], layout: str) -> tuple[VariableSto
         ("batch:x", (4, 6), [0], ["4 6 0,4:0,6"]),
     ],
 )
-def test_slices_make_up_the_whole_and_copies_are_written_once(
+def test_slices_cover_the_variable_and_copies_are_written_once(
     devices: tuple[str, ...], layout: str, slice_shape: tuple[int, ...], distinct: list[int], specifications: list[str]
 ) -> None:
     store, whole = whole_and_slices(devices, layout)
@@ -140,7 +86,7 @@ def test_slices_make_up_the_whole_and_copies_are_written_once(
     assert store.n_trainable_parameters() == 24
 
 
-def test_first_values_depend_on_seed_and_name_only(devices: tuple[str, ...]) -> None:
+def test_initial_values_depend_on_seed_and_name_only(devices: tuple[str, ...]) -> None:
     _, split = whole_and_slices(devices, "embd:x,vocab:y")
     _, other_layout = whole_and_slices(devices, "vocab:x")
     np.testing.assert_array_equal(split, other_layout)

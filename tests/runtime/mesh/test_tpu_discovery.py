@@ -1,4 +1,4 @@
-"""What is said when a TPU cannot be found, within seconds whoever does not answer."""
+"""The errors for a TPU that cannot be found, each within seconds."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def no_tpu_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextlib.contextmanager
 def black_hole() -> Iterator[int]:
-    """A port where connections are taken and nothing is ever said."""
+    """A port that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         yield listening.getsockname()[1]
 
 
 @contextlib.contextmanager
 def answering(words: bytes) -> Iterator[int]:
-    """A port where one who connects is told something, and then goodbye."""
+    """A port that answers a connection with these bytes and closes it."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
         def answer() -> None:
@@ -84,66 +84,66 @@ def test_the_longest_search_ends_within_half_a_minute() -> None:
     assert REACH_SECONDS + 2.0 < 30.0
 
 
-def test_nobody_listens() -> None:
+def test_a_closed_port_is_reported() -> None:
     port = closed_port()
     name = f"grpc://127.0.0.1:{port}"
     assert refusal(name) == f"--tpu {name}: 127.0.0.1:{port}: Connection refused; {SEE}"
 
 
-def test_a_black_hole() -> None:
+def test_a_host_that_accepts_but_never_answers_times_out() -> None:
     with black_hole() as port:
         name = f"grpc://127.0.0.1:{port}"
         assert refusal(name, 0.5) == f"--tpu {name}: 127.0.0.1:{port}: no answer; {SEE}"
 
 
 @pytest.mark.parametrize("words", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"220 a mail server\r\n", b"", b"\0\0\0\4"])
-def test_something_else_listens(words: bytes) -> None:
+def test_a_host_that_does_not_speak_grpc_is_refused(words: bytes) -> None:
     with answering(words) as port:
         name = f"grpc://127.0.0.1:{port}"
         said = f"--tpu {name}: 127.0.0.1:{port}: not a host of a TPU, because it does not speak gRPC; {SEE}"
         assert refusal(name) == said
 
 
-def test_the_second_host_does_not_answer() -> None:
+def test_a_silent_second_host_is_named() -> None:
     with black_hole() as port, answering(b"\0\0\0\4\0\0\0\0\0") as first:
         name = f"grpc://127.0.0.1:{first},127.0.0.1:{port}"
         assert refusal(name, 0.5) == f"--tpu {name}: 127.0.0.1:{port}: no answer; {SEE}"
 
 
-def test_an_address_that_does_not_resolve() -> None:
+def test_an_unresolvable_address_is_reported() -> None:
     said = refusal("grpc://no-such-host.invalid:8470")
     start = "--tpu grpc://no-such-host.invalid:8470: no-such-host.invalid:8470: "
     assert said.startswith(start) and said.endswith(f"; {SEE}")
     assert "resolution" in said or "not known" in said
 
 
-def test_an_address_that_is_none() -> None:
+def test_an_invalid_port_is_reported() -> None:
     said = refusal("grpc://a:b")
     assert said.startswith("--tpu grpc://a:b: a:b: invalid literal") and said.endswith(f"; {SEE}")
 
 
-def test_a_name_that_nobody_resolves(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_without_a_metadata_server_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GCE_METADATA_HOST", f"127.0.0.1:{closed_port()}")
     said = refusal("no-such-tpu")
     start = "--tpu no-such-tpu: Google Cloud has no address for this name: <urlopen error "
     assert said.startswith(start) and said.endswith(f"Connection refused>; {GIVE}")
 
 
-def test_google_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_metadata_server_that_does_not_answer_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     with black_hole() as port:
         monkeypatch.setenv("GCE_METADATA_HOST", f"127.0.0.1:{port}")
         said = f"--tpu my-tpu: Google Cloud has no address for this name: no answer within 0 s; {GIVE}"
         assert refusal("my-tpu", 0.2) == said
 
 
-def test_colab_outside_of_colab() -> None:
+def test_colab_needs_its_variable() -> None:
     assert refusal("colab") == (
         "--tpu colab: COLAB_TPU_ADDR is not set: this is not a Colab notebook with a TPU; choose a TPU as the "
         "notebook's runtime; if the TPU is part of the machine, give --tpu local"
     )
 
 
-def test_colab_gives_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_address_of_colab_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     port = closed_port()
     monkeypatch.setenv("COLAB_TPU_ADDR", f"127.0.0.1:{port}")
     assert refusal("colab") == f"--tpu colab: 127.0.0.1:{port}: Connection refused; {SEE}"
@@ -157,7 +157,7 @@ def ended(name: str) -> tuple[int, str]:
     return run.returncode, run.stdout
 
 
-def test_no_tpu_on_this_machine() -> None:
+def test_a_machine_without_a_tpu_is_reported() -> None:
     assert ended("local") == (
         2,
         "DeviceError --tpu local: TensorFlow finds no TPU on this machine; on a TPU VM install tensorflow-tpu "
@@ -167,7 +167,7 @@ def test_no_tpu_on_this_machine() -> None:
 
 @pytest.mark.slow
 @pytest.mark.processes
-def test_a_server_of_tensorflow_without_a_tpu() -> None:
+def test_a_tensorflow_server_without_a_tpu_is_reported() -> None:
     port = closed_port()
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     command = [sys.executable, "-c", SERVER, str(port)]

@@ -1,4 +1,4 @@
-"""The program of a TPU, built for TPUs that are not there."""
+"""The program of a TPU, built without a TPU."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from tests.runtime.tpu_worker import turn_inputs
 from tests.runtime.tpus import SLICES, Built, place
 
 TOGETHER = {"CrossReplicaSum", "AllToAll", "CollectivePermute"}
-# Between the program and its cores.
+# Operations outside of the replicated program.
 PLUMBING = {"Placeholder", "Const", "Identity", "NoOp", "TPUReplicatedInput", "TPUReplicatedOutput"}
 PLUMBING |= {"TPUCompilationResult"}
 LAYOUT = "batch:x,heads:y,vocab:y,intermediate_expanded:y"
@@ -64,7 +64,7 @@ SHIPPED = (
 
 
 def differs_along(shape: mtf.Shape, axes: Sequence[int], one: int, other: int) -> bool:
-    """Whether two processors differ along these axes only, by the definition."""
+    """Returns whether two processors differ only along these axes."""
     places = [mtf.pnum_to_processor_coordinates(shape, number) for number in (one, other)]
     return all(axis in axes or a == b for axis, (a, b) in enumerate(zip(*places, strict=True)))
 
@@ -85,7 +85,7 @@ def test_groups_along_axes(sizes: list[int], data: st.DataObject) -> None:
 
 
 def check_operations(built: Built) -> None:
-    """Every core can compile what it is to run, and nothing but what passes it on is outside."""
+    """Checks that every core can compile its program, and that only input and output are outside."""
     inside = {node.op for node in built.replicated_nodes()} - TOGETHER - {"TPUReplicateMetadata"}
     for operation in inside:
         known = {kernel.device_type for kernel in kernels.get_registered_kernels_for_op(operation).kernel}
@@ -96,7 +96,7 @@ def check_operations(built: Built) -> None:
 
 
 def check_groups(built: Built) -> None:
-    """The groups are those of the mesh, as NumPy finds them."""
+    """Checks the groups of the collectives against those that NumPy finds."""
     shape = built.placement.shape
     numbers = np.arange(shape.size).reshape(shape.to_integer_list)
     known = []
@@ -113,7 +113,7 @@ def check_groups(built: Built) -> None:
 
 
 def check_slices(built: Built, config: RunConfig) -> None:
-    """Each variable is cut along the dimensions that the layout names, and comes in as one input of all cores."""
+    """Checks that each variable is split as the layout says, and is a single input of all cores."""
     sizes, layout = dict(config.mesh.mesh_shape), dict(config.mesh.layout)
     inputs = [node for node in built.graph.node if node.op == "TPUReplicatedInput" and node.attr["is_packed"].b]
     assert len(inputs) == len(built.placement.store.variables)
@@ -132,7 +132,7 @@ def check(config: RunConfig, slice_name: str) -> Built:
 
 @pytest.fixture(scope="module")
 def small() -> Built:
-    """For 8 cores, in microbatches, with layers computed again."""
+    """Returns a config for 8 cores, with microbatches and recomputed layers."""
     training = {"tokens_per_mb_per_replica": tiny.MODEL.n_ctx}
     return check(tiny.run_config(tiny.mesh_config("x:4,y:2", LAYOUT), {"recompute_grad": True}, training), "v3-8")
 
@@ -194,7 +194,7 @@ def test_the_shipped_configs_are_all_known() -> None:
     assert sorted(with_mesh) == sorted(SHIPPED)
 
 
-def test_evaluation_and_generation_are_programs_too() -> None:
+def test_evaluation_and_generation_are_compiled_programs() -> None:
     config = tiny.run_config(tiny.mesh_config("x:4,y:2", LAYOUT), ONE_LAYER)
     placement = place(config.mesh, "v3-8")
     steps = {"token_loss": build_eval_step(config, placement), "tokens": build_generate(config, placement, 4, 16)}
@@ -238,7 +238,7 @@ PROGRAMS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_xla_compiles_a_program_whole(name: str, devices: tuple[str, ...]) -> None:
+def test_xla_compiles_a_whole_program(name: str, devices: tuple[str, ...]) -> None:
     model, mesh_shape, layout, opt_name = PROGRAMS[name]
     training = {"opt_name": opt_name, "tokens_per_mb_per_replica": tiny.MODEL.n_ctx}
     config = tiny.run_config(tiny.mesh_config(mesh_shape, layout), model, training)
@@ -263,7 +263,7 @@ def test_xla_compiles_a_program_whole(name: str, devices: tuple[str, ...]) -> No
 # Variables and inputs.
 
 
-def test_slices_lie_on_their_cores_and_come_in_as_one(devices: tuple[str, ...], tmp_path: Path) -> None:
+def test_slices_are_on_their_cores_and_form_a_single_input(devices: tuple[str, ...], tmp_path: Path) -> None:
     config = tiny.run_config(tiny.mesh_config("x:2,y:2", LAYOUT), ONE_LAYER)
     coordinates = np.array([[(0, column, 0, core) for column in range(2) for core in range(2)]])
     four_cores = Tpu(tf.tpu.experimental.Topology(None, [1, 2, 1, 2], coordinates), "worker")
@@ -284,7 +284,7 @@ def test_slices_lie_on_their_cores_and_come_in_as_one(devices: tuple[str, ...], 
         np.testing.assert_array_equal(value, expected[name])
 
 
-def test_a_batch_that_the_mesh_does_not_divide() -> None:
+def test_a_batch_that_the_mesh_does_not_divide_is_refused() -> None:
     config = tiny.run_config(tiny.mesh_config("x:4,y:2", LAYOUT), training={"train_batch_size": 6})
     with pytest.raises(ConfigError, match="train_batch_size = 6: is split over 4 devices"):
         Built.of(config, "v3-8")
@@ -300,7 +300,7 @@ def test_each_host_is_sent_the_rows_of_its_cores_once() -> None:
         assert rows == range(4 * (processor // 8), 4 * (processor // 8) + 4)
 
 
-def test_a_turn_is_filled_up_and_cut_into_rows(devices: tuple[str, ...]) -> None:
+def test_a_call_is_padded_and_split_into_rows(devices: tuple[str, ...]) -> None:
     destinations = _Destinations(((devices[1], range(0, 2)), (devices[2], range(2, 4))), (0, 1))
     seen = {}
 
@@ -323,7 +323,7 @@ def test_a_turn_is_filled_up_and_cut_into_rows(devices: tuple[str, ...]) -> None
 
 @settings(max_examples=50)
 @given(st.integers(1, 3000), st.integers(1, 4096), st.sampled_from([16, 1024, 2048, 1 << 20]))
-def test_a_turn_is_a_part_of_iterations_that_finds_room(iterations: int, batch_size: int, n_ctx: int) -> None:
+def test_a_call_runs_a_divisor_of_iterations_that_fits(iterations: int, batch_size: int, n_ctx: int) -> None:
     config = tiny.run_config(None, {"n_ctx": n_ctx}, {"iterations": iterations, "train_batch_size": batch_size})
     fitting = [n for n in range(1, iterations + 1) if iterations % n == 0 and n * batch_size * n_ctx <= 1 << 26]
     assert steps_per_loop(config) == max(fitting, default=1)
@@ -332,7 +332,7 @@ def test_a_turn_is_a_part_of_iterations_that_finds_room(iterations: int, batch_s
 # What does not fit.
 
 
-def test_a_mesh_of_another_number_of_cores() -> None:
+def test_a_mesh_for_another_number_of_cores_is_refused() -> None:
     with pytest.raises(DeviceError) as error:
         place(tiny.mesh_config("x:16", "batch:x"), "v3-8")
     assert str(error.value) == (
@@ -341,7 +341,7 @@ def test_a_mesh_of_another_number_of_cores() -> None:
     )
 
 
-def test_a_placement_says_where_it_lies() -> None:
+def test_a_placement_describes_its_mesh_and_cores() -> None:
     placement = place(tiny.mesh_config("x:16,y:2", "batch:x,heads:y"), "v3-32")
     assert placement.describe() == "x:16,y:2 (batch:x,heads:y) on 32 TPU cores of 4 hosts"
     assert place(tiny.mesh_config("", ""), "v3-8").describe() == "all:8 (batch:all) on 8 TPU cores of 1 hosts"

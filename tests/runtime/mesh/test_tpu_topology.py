@@ -1,4 +1,4 @@
-"""Processors lie on cores so that those that speak much are near."""
+"""Processors that communicate much are placed on neighbouring cores."""
 
 from __future__ import annotations
 
@@ -70,11 +70,11 @@ def test_the_last_axis_fills_tiles_and_the_one_before_goes_from_tile_to_tile(
     assert is_ring([tuple(map(int, corner)) for corner in corners])
 
 
-def test_two_cores_that_speak_most_are_on_one_chip() -> None:
+def test_two_cores_that_communicate_most_are_on_one_chip() -> None:
     cores = cores_in_order(topology(8, 16, 1, 2), [128, 2])
     assert all(tuple(one[:3]) == tuple(other[:3]) for one, other in cores.reshape(128, 2, 4))
 
 
-def test_without_tiles_cores_stand_in_the_order_of_their_coordinates() -> None:
+def test_without_tiles_cores_are_in_the_order_of_their_coordinates() -> None:
     there = topology(2, 3, 1, 2)
     np.testing.assert_array_equal(cores_in_order(there, [4, 3]), there.device_coordinates[0])

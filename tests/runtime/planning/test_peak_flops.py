@@ -60,7 +60,7 @@ def test_tpus_by_their_type(monkeypatch: pytest.MonkeyPatch, accelerator: str | 
     assert tpu_peak(n_cores=8, cores_of_chip=2) == expected
 
 
-def test_a_cpu_is_measured_in_a_moment() -> None:
+def test_a_cpu_is_measured_quickly() -> None:
     """NumPy's product, on the same processors, is neither far faster nor far slower."""
     start_seconds = time.perf_counter()
     peak = measured_peak("/device:CPU:0", "float32")
@@ -75,7 +75,7 @@ def test_a_cpu_is_measured_in_a_moment() -> None:
     assert took_seconds < 10
 
 
-def test_virtual_cpus_are_one(devices: tuple[str, ...]) -> None:
+def test_virtual_cpus_count_as_one(devices: tuple[str, ...]) -> None:
     assert 0.2 < own_peak(devices, "float32") / own_peak(devices[:1], "float32") < 5
 
 

@@ -1,4 +1,4 @@
-"""What belongs to a run, and what may be deleted."""
+"""The folder of a run: what counts as a run, and what may be deleted."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_only_what_training_writes_is_a_run(tmp_path: Path) -> None:
     assert run_directory.is_run(str(tmp_path))
 
 
-def test_deleting_leaves_the_lock_of_the_one_who_deletes(tmp_path: Path) -> None:
+def test_deleting_a_run_keeps_its_lock(tmp_path: Path) -> None:
     (tmp_path / "eval").mkdir()
     (tmp_path / "eval" / "events").write_text("")
     (tmp_path / "checkpoint").write_text("")
@@ -31,7 +31,7 @@ def test_deleting_leaves_the_lock_of_the_one_who_deletes(tmp_path: Path) -> None
         assert [path.name for path in tmp_path.iterdir()] == ["lock"]
 
 
-def test_a_lock_is_free_again_afterwards(tmp_path: Path) -> None:
+def test_a_lock_is_released_at_the_end(tmp_path: Path) -> None:
     for _ in range(2):
         with (
             run_directory.locked(str(tmp_path)),
@@ -74,7 +74,7 @@ def run_at(path: Path, model: dict[str, object], data: dict[str, object]) -> Run
         (MIXED, {}, {**MIXED, "moe_params": MoeParams(moe_capacity_factor_eval=4.0)}, {}, None),
     ],
 )
-def test_a_run_goes_on_with_the_model_that_it_has(
+def test_a_changed_model_is_refused_on_resume(
     tmp_path: Path,
     model: dict[str, object],
     data: dict[str, object],
@@ -100,13 +100,13 @@ def test_weights_inside_a_run_that_is_deleted_are_refused(tmp_path: Path, weight
 
 
 @pytest.mark.parametrize("path", ["runs/[a]", "runs/a*", "runs/a?", "runs/a\\b"])
-def test_patterns_are_no_paths(path: str) -> None:
+def test_glob_patterns_are_refused(path: str) -> None:
     with pytest.raises(ConfigError):
         run_directory.check_path(path)
     run_directory.check_path("runs/a b-{c}")
 
 
-def test_other_clouds_are_no_paths() -> None:
+def test_other_clouds_are_refused() -> None:
     with pytest.raises(ConfigError) as raised:
         run_directory.check_path("s3://trials/run")
     assert str(raised.value) == (

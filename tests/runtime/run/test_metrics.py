@@ -118,7 +118,7 @@ def test_a_damaged_line_in_the_middle_is_named_and_left(tmp_path: Path, damaged:
     assert path.read_bytes() == before
 
 
-def test_resume_measures_again_what_came_after_the_checkpoint(tmp_path: Path) -> None:
+def test_resuming_drops_the_lines_after_the_checkpoint(tmp_path: Path) -> None:
     with MetricsWriter(str(tmp_path)) as metrics:
         for step in range(10, 60, 10):
             metrics.write("train", step, {"loss": 1.0})
@@ -138,7 +138,7 @@ def test_opening_without_a_resume_step_keeps_every_byte(tmp_path: Path) -> None:
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
-def test_kill_9_and_resume_give_the_steps_of_an_unbroken_run(tmp_path: Path) -> None:
+def test_kill_9_and_resume_give_the_steps_of_an_uninterrupted_run(tmp_path: Path) -> None:
     run = subprocess.Popen(
         [sys.executable, "-c", ENDLESS_RUN, str(tmp_path)], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
     )
@@ -158,7 +158,7 @@ def events_of(folder: Path) -> list[tuple[int, str, float]]:
     return [(event.step, value.tag, value.simple_value) for event in events for value in event.summary.value]
 
 
-def test_tensorboard_scalars_lie_where_gpt_neo_put_them(tmp_path: Path) -> None:
+def test_tensorboard_scalars_are_in_the_folders_of_gpt_neo(tmp_path: Path) -> None:
     with MetricsWriter(str(tmp_path)) as metrics:
         metrics.write("train", 10, {"loss": 2.5, "lr": 0.125})
         with tf.Graph().as_default():  # a training loop writes with its own graph open
@@ -188,7 +188,7 @@ def test_histograms_hold_every_finite_number_once(tmp_path: Path) -> None:
     assert [line for line in read_metrics(str(tmp_path)) if "weights/a" in line] == []
 
 
-def test_tensorboard_is_told_where_a_resumed_run_begins(tmp_path: Path) -> None:
+def test_tensorboard_learns_the_step_at_which_a_run_resumes(tmp_path: Path) -> None:
     write_steps(tmp_path, range(31, 32), resume_step=30)
     (path,) = tmp_path.glob("events.out.tfevents.*")
     events = list(tf.compat.v1.train.summary_iterator(str(path)))
@@ -255,14 +255,14 @@ def test_a_full_disk_is_an_error_of_the_user_that_names_the_file(
     assert steps_of(tmp_path) == list(range(1, 1 + len(steps_of(tmp_path)))) != []
 
 
-def test_a_full_disk_is_met_in_the_event_files_too(tmp_path: Path, limit_file_sizes: Callable[[int], None]) -> None:
+def test_a_full_disk_is_reported_for_event_files_too(tmp_path: Path, limit_file_sizes: Callable[[int], None]) -> None:
     limit_file_sizes(550)
     values = dict.fromkeys(string.ascii_letters, 1)  # 480 bytes as text, 620 as events
     message = written_until_full(tmp_path, values)
     assert message.startswith(f"{tmp_path}/: cannot be written: ")
 
 
-def test_a_large_array_shows_in_the_peak_and_stays_there() -> None:
+def test_a_large_array_raises_the_peak_for_good() -> None:
     before = memory_in_use(["/device:CPU:0"])["host_memory_gib"]
     large = np.ones(2**26)  # half a GiB, all of it touched
     during = memory_in_use(["/device:CPU:0"])

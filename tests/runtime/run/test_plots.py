@@ -1,4 +1,4 @@
-"""The picture's numbers: which points are drawn, and how they are smoothed."""
+"""The points of the learning curve, and their smoothing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def line(step: int, loss: float, split: str = "train") -> dict[str, object]:
     return {"step": step, "split": split, "loss": loss}
 
 
-def test_points_are_by_step_finite_and_the_last_word_of_their_step() -> None:
+def test_points_are_finite_by_step_and_the_last_of_their_step() -> None:
     metrics = [line(20, 3.0), line(10, 4.0), line(30, math.nan), line(20, 2.5), line(20, 9.0, "eval")]
     metrics.append({"step": 40, "split": "train", "lr": 0.1})
     steps, losses = loss_points(metrics, "train")

@@ -1,4 +1,4 @@
-"""What the progress shows on a terminal and in a log."""
+"""The progress of a run on a terminal and in a log."""
 
 from __future__ import annotations
 

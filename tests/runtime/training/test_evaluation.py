@@ -46,7 +46,7 @@ def test_the_loss_is_the_mean_over_the_tokens_of_full_batches() -> None:
     assert measured == {"loss": 1.25, "perplexity": math.exp(1.25), "tokens": 4}
 
 
-def test_rows_of_weight_0_count_nowhere() -> None:
+def test_rows_of_weight_0_do_not_count() -> None:
     measured = evaluate(step_of_rows(), batches([1, 1], [1, 0]), TokenCounts(True, None, BYTES_V))
     # 2 + 3 + 7 nats over 6 tokens, which are 0 + 3 + 5 + 5 + 3 + 0 bytes of text.
     assert measured["loss"] == 2.0
@@ -100,7 +100,7 @@ def test_padding_counts_neither_as_tokens_nor_as_nats() -> None:
     assert measured["bits_per_byte"] == pytest.approx(2 / math.log(2) / 3, rel=1e-12)
 
 
-def test_a_hopeless_loss_has_a_finite_perplexity() -> None:
+def test_a_huge_loss_has_a_finite_perplexity() -> None:
     batch = Batch(LABELS_BS[:1], LABELS_BS[:1], np.ones((1, 2), np.float32), 0)
     nats_BS = np.full((1, 2), 5e5, np.float32)
     measured = evaluate(lambda tokens, labels: {"token_loss": nats_BS}, [batch], TokenCounts(True, None, None))

@@ -44,7 +44,7 @@ def corrupt(placement: Placement, name: str, value: float) -> None:
     stored.assign_whole(corrupted)
 
 
-def test_a_sound_step_has_no_findings(corruptible: tuple[Placement, Diagnose]) -> None:
+def test_a_finite_step_has_no_findings(corruptible: tuple[Placement, Diagnose]) -> None:
     placement, diagnose = corruptible
     placement.store.initialize(seed=1)
     assert diagnose() == Diagnosis(None, (), N_VARIABLES)

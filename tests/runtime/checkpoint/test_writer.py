@@ -1,0 +1,122 @@
+"""Checkpoint files: their names and tensors, and which of them stay."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from configs.errors import UserError
+from configs.schema import ModelConfig
+from meshtf import tf
+from runtime.checkpoint.checkpoints import latest_checkpoint, restore
+from runtime.checkpoint.position import TrainingPosition
+from runtime.checkpoint.writer import CheckpointWriter
+from runtime.mesh.placement import VariableStore
+from tests import tiny
+from tests.runtime.checkpoint.checkpoint_files import (
+    MODEL,
+    POSITION,
+    Written,
+    save_steps,
+    steps_in_state,
+    steps_on_disk,
+)
+
+
+def gpt_neo_shapes(model: ModelConfig) -> dict[str, list[int]]:
+    """Returns GPT-Neo's table of variables and shapes, without those of the optimiser."""
+    n = model.n_embd
+    shapes = {"gpt2/wte": [model.n_vocab, n], "gpt2/wpe": [model.n_ctx, n], "gpt2/ln_f/g": [n], "gpt2/ln_f/b": [n]}
+    for layer, kind in enumerate(model.attention_types):
+        block = f"gpt2/h{layer}"
+        if kind != "none":
+            shapes |= {f"{block}/norm_1/g": [n], f"{block}/norm_1/b": [n]}
+            shapes |= {f"{block}/attn/{name}": [n, n] for name in "qkvo"}
+            shapes |= {f"{block}/attn/compute_output_bias/o_b": [n]}
+        shapes |= {f"{block}/norm_2/g": [n], f"{block}/norm_2/b": [n]}
+        main = f"{block}/mlp/conv1d_main"
+        shapes |= {f"{main}/c_fc/kernel": [n, 4 * n], f"{main}/c_fc/bias": [4 * n]}
+        shapes |= {f"{main}/c_proj/kernel": [4 * n, n], f"{main}/c_proj/bias": [n]}
+    return shapes
+
+
+def test_names_and_shapes_are_those_of_gpt_neo(written: Written) -> None:
+    model = gpt_neo_shapes(MODEL)
+    moments = {f"{name}/{slot}": shape for name, shape in model.items() for slot in ("adam_m", "adam_v")}
+    examples = "global_step_examples"
+    position = {
+        "global_step": [],
+        examples: [],
+        **{f"{examples}_of/{name}": [] for name in POSITION.examples_per_dataset},
+    }
+    assert dict(tf.train.list_variables(written.path)) == model | moments | position
+    # Hugging Face's converter takes every name that holds neither "adam" nor "global_step" for a weight.
+    weights = {name for name, _ in tf.train.list_variables(written.path) if "adam" not in name}
+    assert {name for name in weights if "global_step" not in name} == set(model)
+
+
+def test_every_tensor_of_a_split_mesh_is_written_whole(written: Written) -> None:
+    for name, value in written.values.items():
+        np.testing.assert_array_equal(tf.train.load_variable(written.path, name), value, err_msg=name)
+    assert tf.train.load_variable(written.path, "gpt2/wte").dtype == np.float32
+    assert tf.train.load_variable(written.path, "global_step") == 123
+    assert tf.train.load_variable(written.path, "global_step_examples") == 5_000_000_000
+    files = sorted(os.listdir(os.path.dirname(written.path)))
+    assert files == ["checkpoint", "model.ckpt-123.data-00000-of-00001", "model.ckpt-123.index"]
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, small: VariableStore) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError) as error:
+        save_steps(tmp_path / "file", small, [5])
+    path = f"{tmp_path}/file"
+    assert str(error.value) == (
+        f"{path}/model.ckpt-5: cannot be written: {path} is not a directory; make room there, or give another path"
+    )
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_folder_can_be_moved(tmp_path: Path, small: VariableStore) -> None:
+    save_steps(tmp_path / "here", small, [5, 10])
+    assert str(tmp_path) not in (tmp_path / "here" / "checkpoint").read_text()
+    (tmp_path / "here").rename(tmp_path / "there")
+    path = latest_checkpoint(str(tmp_path / "there"))
+    assert path == str(tmp_path / "there" / "model.ckpt-10")
+    assert restore(path, small, train_batch_size=1) == TrainingPosition(10, 80)
+    assert tf.train.latest_checkpoint(tmp_path / "there") == path
+
+
+def test_the_last_ten_checkpoints_stay_also_after_a_restart(tmp_path: Path, small: VariableStore) -> None:
+    save_steps(tmp_path, small, range(10, 80, 10))
+    assert steps_on_disk(tmp_path) == steps_in_state(tmp_path) == list(range(10, 80, 10))
+    save_steps(tmp_path, small, range(80, 130, 10))
+    assert steps_on_disk(tmp_path) == steps_in_state(tmp_path) == list(range(30, 130, 10))
+    assert not list(tmp_path.glob("model.ckpt-20.*"))
+    assert restore(latest_checkpoint(str(tmp_path)), small, 1) == TrainingPosition(120, 960)
+    np.testing.assert_array_equal(tiny.values_of(small)["gpt2/wte"], np.full((3, 2), 120.0))
+
+
+def test_one_checkpoint_of_every_two_hours_is_permanent(tmp_path: Path, small: VariableStore) -> None:
+    save_steps(tmp_path, small, range(1, 11))
+    state = tf.train.get_checkpoint_state(tmp_path)
+    # As if these ten had been saved every hour and a half, the last of them a day ago.
+    first_seconds = time.time() - 2 * 24 * 3600
+    state.last_preserved_timestamp = first_seconds
+    state.all_model_checkpoint_timestamps[:] = [first_seconds + 1.5 * 3600 * index for index in range(10)]
+    (tmp_path / "checkpoint").write_text(str(state))
+    save_steps(tmp_path, small, range(11, 16))
+    assert (steps_in_state(tmp_path), steps_on_disk(tmp_path)) == (list(range(6, 16)), [3, 5, *range(6, 16)])
+    save_steps(tmp_path, small, range(16, 21))
+    assert (steps_in_state(tmp_path), steps_on_disk(tmp_path)) == (list(range(11, 21)), [3, 5, 7, 9, *range(11, 21)])
+
+
+def test_a_new_writer_removes_the_unfinished_files_of_a_killed_process(tmp_path: Path, small: VariableStore) -> None:
+    part = ".0123456789abcdef0123456789abcdef.part"
+    for name in (part, "model.ckpt-8.data-00000-of-00001.tempstate123", "mine.part", "model.ckpt-8.tempstate"):
+        (tmp_path / name).write_text("x")
+    CheckpointWriter(str(tmp_path), small)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.part", "model.ckpt-8.tempstate"]
