@@ -15,7 +15,7 @@ import shlex
 import shutil
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from configs.errors import ConfigError, UserError
@@ -46,59 +46,42 @@ def _parser() -> argparse.ArgumentParser:
         epilog="All other flags go to main.py: see python3 main.py --help.",
         allow_abbrev=False,
     )
-    _add_recording_flags(parser.add_argument_group("recording"))
-    _add_viewing_flags(parser.add_argument_group("viewing runs"))
-    _add_supervision_flags(parser.add_argument_group("supervision"))
+    _add_recording_flags(parser.add_argument_group("recording").add_argument)
+    _add_viewing_flags(parser.add_argument_group("viewing runs").add_argument)
+    _add_supervision_flags(parser.add_argument_group("supervision").add_argument)
     for flag in NO_EFFECT_FLAGS:
         parser.add_argument(f"--{flag}", action="store_true", help=argparse.SUPPRESS)
     return parser
 
 
-def _add_recording_flags(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--experiment_name", metavar="NAME", help="default: the name of the config")
+def _add_recording_flags(add: Callable[..., object]) -> None:
+    add("--experiment_name", metavar="NAME", help="default: the name of the config")
     store = Path(DEFAULT_FOLDER)
-    group.add_argument("--store", type=Path, default=store, metavar="DIR", help=f"folder of runs (default {store})")
-    group.add_argument(
-        "--mongo", metavar="URL", help="copy the run to this MongoDB (default: MONGO_URL of the environment or .env)"
-    )
-    group.add_argument("--sync", nargs="+", metavar="RUN", help="only complete the copies of these runs in MongoDB")
+    add("--store", type=Path, default=store, metavar="DIR", help=f"folder of runs (default {store})")
+    add("--mongo", metavar="URL", help="copy the run to this MongoDB (default: MONGO_URL of the environment or .env)")
+    add("--sync", nargs="+", metavar="RUN", help="only complete the copies of these runs in MongoDB")
 
 
-def _add_viewing_flags(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--list", action="store_true", help="list all runs of the store, or of MongoDB if --mongo is given"
-    )
-    group.add_argument("--compare", nargs="+", metavar="RUN", help="compare the results and configs of runs")
-    group.add_argument(
-        "--report", metavar="RUN", help="write an HTML page with curves, samples, config and environment"
-    )
-    group.add_argument(
-        "--tensorboard",
-        nargs="+",
-        metavar="RUN",
-        help="start TensorBoard on a free port of this machine, for these runs",
-    )
+def _add_viewing_flags(add: Callable[..., object]) -> None:
+    add("--list", action="store_true", help="list all runs of the store, or of MongoDB if --mongo is given")
+    add("--compare", nargs="+", metavar="RUN", help="compare the results and configs of runs")
+    add("--report", metavar="RUN", help="write an HTML page with curves, samples, config and environment")
+    text = "start TensorBoard on a free port of this machine, for these runs"
+    add("--tensorboard", nargs="+", metavar="RUN", help=text)
 
 
-def _add_supervision_flags(group: argparse._ArgumentGroup) -> None:
+def _add_supervision_flags(add: Callable[..., object]) -> None:
     policy = RestartPolicy()
     for flag, seconds, text in (
-        (
-            "initial_heartbeat_timeout",
-            policy.first_step_seconds,
-            "timeout of the first step, with data and compilation",
-        ),
+        ("initial_heartbeat_timeout", policy.first_step_seconds, "timeout of the first step, with data and compiling"),
         ("heartbeat_timeout", policy.step_seconds, "restart main.py after so long without a new step"),
         ("grace", policy.grace_seconds, "time to write a checkpoint when asked to stop"),
         ("backoff", policy.backoff_seconds, "pause before a restart; doubles while there is no progress"),
     ):
-        text = f"{text} (default {seconds:.0f})"
-        group.add_argument(f"--{flag}", type=float, metavar="SECONDS", default=seconds, help=text)
+        add(f"--{flag}", type=float, metavar="SECONDS", default=seconds, help=f"{text} (default {seconds:.0f})")
     limit = policy.max_restarts
-    group.add_argument("--max_restarts", type=int, default=limit, help=f"limit of restarts (default {limit})")
-    group.add_argument(
-        "--recreate_command", metavar="COMMAND", help="with --tpu: run this before a restart, to recreate the TPU"
-    )
+    add("--max_restarts", type=int, default=limit, help=f"limit of restarts (default {limit})")
+    add("--recreate_command", metavar="COMMAND", help="with --tpu: run this before a restart, to recreate the TPU")
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, tuple[str, ...]]:
@@ -187,7 +170,9 @@ def _run(own: argparse.Namespace, arguments: tuple[str, ...]) -> int:
     is_first = is_first_process(parsed.host_index, os.environ)
     job = functools.partial(
         supervisor.Job,
-        policy=_policy(own),
+        policy=RestartPolicy(
+            own.initial_heartbeat_timeout, own.heartbeat_timeout, own.grace, own.backoff, own.max_restarts
+        ),
         watches_steps=parsed.command == "train" and not only_chooses and is_first,
         recreate_command=recreate_command,
     )
@@ -201,20 +186,13 @@ def _run(own: argparse.Namespace, arguments: tuple[str, ...]) -> int:
     return session.record_and_supervise(experiment, found, say)
 
 
-def _policy(own: argparse.Namespace) -> RestartPolicy:
-    return RestartPolicy(own.initial_heartbeat_timeout, own.heartbeat_timeout, own.grace, own.backoff, own.max_restarts)
+def _sync_or_view(own: argparse.Namespace) -> int:
+    if own.sync:
+        from tracking.mongodb.sync import sync  # imported on demand, as these take a second to load
 
-
-def _sync(own: argparse.Namespace) -> int:
-    from tracking.mongodb.sync import sync
-
-    sync(own.sync, own.store, own.mongo, say)
-    return 0
-
-
-def _view(own: argparse.Namespace) -> int:
-    if own.report:
-        from tracking.view.report import write_report  # imported on demand, as these take a second to load
+        sync(own.sync, own.store, own.mongo, say)
+    elif own.report:
+        from tracking.view.report import write_report
 
         _print(str(write_report(find_run(own.store, own.report))))
     elif own.tensorboard:
@@ -246,9 +224,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for flag, why in NO_EFFECT_FLAGS.items():
             if getattr(own, flag):
                 say(f"--{flag} has no effect: {why}")
-        if own.sync:
-            return _sync(own)
-        return _view(own) if any(getattr(own, name) for name in NON_RUNNING_FLAGS) else _run(own, others)
+        is_run = not any(getattr(own, name) for name in NON_RUNNING_FLAGS)
+        return _run(own, others) if is_run else _sync_or_view(own)
     except UserError as error:
         say(str(error))
         return 2

@@ -68,8 +68,8 @@ def check_access(folder: str) -> None:
     Raises:
         BucketError: the package, the credentials, the bucket or the permission is missing.
     """
-    bucket, prefix = _split(f"{folder.rstrip('/')}/")
-    _with_retries(folder, lambda: list(_client().list_blobs(bucket, prefix=prefix, max_results=1, **_NO_RETRY)))
+    bucket, prefix = split(f"{folder.rstrip('/')}/")
+    _with_retries(folder, lambda: list(client().list_blobs(bucket, prefix=prefix, max_results=1, **_NO_RETRY)))
 
 
 def stat(path: str) -> ObjectState:
@@ -78,7 +78,7 @@ def stat(path: str) -> ObjectState:
     def ask() -> ObjectState:
         from google.api_core.exceptions import NotFound
 
-        blob = _blob(path)
+        blob = blob_at(path)
         try:
             blob.reload(**_NO_RETRY)
         except NotFound:
@@ -100,7 +100,7 @@ def read(path: str, start: int = 0) -> bytes:
         from google.api_core.exceptions import NotFound, RequestRangeNotSatisfiable
 
         try:
-            return _blob(path).download_as_bytes(start=start, **_NO_RETRY)
+            return blob_at(path).download_as_bytes(start=start, **_NO_RETRY)
         except (NotFound, RequestRangeNotSatisfiable):
             return b""
 
@@ -152,7 +152,7 @@ class _ObjectReader(io.RawIOBase):
         from google.api_core.exceptions import NotFound, PreconditionFailed
 
         try:
-            blob = _blob(self._path)
+            blob = blob_at(self._path)
             generation = self._state.generation
             return blob.download_as_bytes(start=self._at, end=end - 1, if_generation_match=generation, **_NO_RETRY)
         except (NotFound, PreconditionFailed):
@@ -161,21 +161,16 @@ class _ObjectReader(io.RawIOBase):
             ) from None
 
 
-def list_names(folder: str) -> list[str]:
-    """Returns the names of all objects below a folder, relative to it."""
-    return list(list_objects(folder))
-
-
 def list_objects(folder: str) -> dict[str, ObjectState]:
     """Returns the states of all objects below a folder, by name relative to it."""
-    bucket, prefix = _split(f"{folder.rstrip('/')}/")
-    found = _with_retries(folder, lambda: list(_client().list_blobs(bucket, prefix=prefix, **_NO_RETRY)))
+    bucket, prefix = split(f"{folder.rstrip('/')}/")
+    found = _with_retries(folder, lambda: list(client().list_blobs(bucket, prefix=prefix, **_NO_RETRY)))
     return {blob.name.removeprefix(prefix): _state_of(blob) for blob in found}
 
 
 def write(path: str, content: bytes) -> None:
     """Writes an object, whole or not at all."""
-    _with_retries(path, lambda: _blob(path).upload_from_string(content, **_NO_RETRY))
+    _with_retries(path, lambda: blob_at(path).upload_from_string(content, **_NO_RETRY))
 
 
 def replace(path: str, content: bytes, generation: int) -> int:
@@ -188,14 +183,17 @@ def replace(path: str, content: bytes, generation: int) -> int:
     def ask() -> int:
         from google.api_core.exceptions import PreconditionFailed
 
-        blob = _blob(path)
+        blob = blob_at(path)
         try:
             blob.upload_from_string(content, if_generation_match=generation, **_NO_RETRY)
             return blob.generation
         except PreconditionFailed:
             found = stat(path)
             if found == NO_OBJECT or read(path) != content:  # our own write, if its response was lost
-                raise _conflict(path) from None
+                raise ConflictError(
+                    f"{path}: another process has written it meanwhile; let only one process train here, and restart "
+                    "that one"
+                ) from None
             return found.generation
 
     return _with_retries(path, ask)
@@ -231,7 +229,7 @@ def append(path: str, tail: bytes, before: ObjectState) -> ObjectState:
 
 def _part_beside(path: str) -> str:
     """Returns a unique name, which TensorBoard does not take for an event file."""
-    bucket, name = _split(path)
+    bucket, name = split(path)
     folder = f"{SCHEME}{bucket}/{name.rpartition('/')[0]}".rstrip("/")
     return f"{folder}/.{uuid.uuid4().hex}{PART_SUFFIX}"
 
@@ -240,15 +238,15 @@ def _compose(path: str, part: str, known: ObjectState) -> str:
     """Tries to append a part to an object in a known state; returns the reason if it cannot."""
     from google.api_core.exceptions import NotFound, PreconditionFailed
 
-    whole = _blob(path)
+    whole = blob_at(path)
     whole.content_type = "application/octet-stream"
-    sources = [_blob(part)] if known == NO_OBJECT else [_blob(path), _blob(part)]
+    sources = [blob_at(part)] if known == NO_OBJECT else [blob_at(path), blob_at(part)]
     try:
         whole.compose(sources, if_generation_match=known.generation, **_NO_RETRY)
     except (NotFound, PreconditionFailed):
         return "another process writes there too"
     except Exception as error:
-        if not _is_transient(error):
+        if not isinstance(error, _transient_errors()):
             raise
         return _reason(error)
     return "it stays as it was"
@@ -263,7 +261,7 @@ def set_metadata(path: str, metadata: dict[str, str], generation: int) -> bool:
     with _readable_errors(path):
         from google.api_core.exceptions import NotFound, PreconditionFailed
 
-        blob = _blob(path)
+        blob = blob_at(path)
         blob.metadata = metadata
         try:
             blob.patch(if_generation_match=generation, **_NO_RETRY)
@@ -279,12 +277,13 @@ def delete(path: str, generation: int | None = None) -> None:
         from google.api_core.exceptions import NotFound, PreconditionFailed
 
         with contextlib.suppress(NotFound, PreconditionFailed):
-            _blob(path).delete(if_generation_match=generation, **_NO_RETRY)
+            blob_at(path).delete(if_generation_match=generation, **_NO_RETRY)
 
     _with_retries(path, ask)
 
 
-def _client() -> Any:
+def client() -> Any:
+    """Returns the client of this thread."""
     return _client_of(threading.get_ident())
 
 
@@ -305,16 +304,22 @@ def _check_package(path: str) -> None:
         ) from error
 
 
-def _split(path: str) -> tuple[str, str]:
+def split(path: str) -> tuple[str, str]:
+    """Returns the bucket and the name of an object or a folder.
+
+    Raises:
+        BucketError: the path names no bucket.
+    """
     bucket, _, name = path.removeprefix(SCHEME).partition("/")
     if not bucket:
         raise BucketError(f"{path}: names no bucket; write it as {SCHEME}BUCKET/FOLDER")
     return bucket, name
 
 
-def _blob(path: str) -> Any:
-    bucket, name = _split(path)
-    return _client().bucket(bucket).blob(name)
+def blob_at(path: str) -> Any:
+    """Returns the client's handle of an object, which need not exist."""
+    bucket, name = split(path)
+    return client().bucket(bucket).blob(name)
 
 
 class _RetryError(Exception):
@@ -330,7 +335,7 @@ def _with_retries(path: str, ask: Callable[[], Result]) -> Result:
             try:
                 return ask()
             except Exception as error:
-                if not _is_transient(error) or time.monotonic() + pause > deadline:
+                if not isinstance(error, _transient_errors()) or time.monotonic() + pause > deadline:
                     raise
                 if number == 1:
                     print(f"{path} does not answer ({_reason(error)}); retrying", file=sys.stderr, flush=True)
@@ -338,12 +343,11 @@ def _with_retries(path: str, ask: Callable[[], Result]) -> Result:
     raise AssertionError("the pauses have no end")
 
 
-def _is_transient(error: Exception) -> bool:
-    from google.api_core import exceptions
+def _transient_errors() -> tuple[type[Exception], ...]:
+    from google.api_core.exceptions import ServerError, TooManyRequests
     from google.auth.exceptions import TransportError
 
-    passing = (exceptions.ServerError, exceptions.TooManyRequests, TransportError, OSError, _RetryError)
-    return isinstance(error, passing)
+    return ServerError, TooManyRequests, TransportError, OSError, _RetryError
 
 
 @contextlib.contextmanager
@@ -353,10 +357,10 @@ def _readable_errors(path: str) -> Iterator[None]:
     Raises:
         BucketError: says what to do.
     """
-    bucket, _ = _split(path)
+    bucket, _ = split(path)
     _check_package(path)
     from google.api_core import exceptions
-    from google.auth.exceptions import GoogleAuthError, TransportError
+    from google.auth.exceptions import GoogleAuthError
 
     try:
         yield
@@ -369,7 +373,7 @@ def _readable_errors(path: str) -> Iterator[None]:
             f"{path}: your account has no permission: {_reason(error)}; grant it the role Storage Object User "
             f"for the bucket {bucket}"
         ) from error
-    except (exceptions.ServerError, exceptions.TooManyRequests, TransportError, OSError, _RetryError) as error:
+    except _transient_errors() as error:
         raise BucketError(
             f"{path}: does not answer: {_reason(error)}; check the network and start again: what was written "
             "before is complete"
@@ -386,9 +390,3 @@ def _readable_errors(path: str) -> Iterator[None]:
 def _reason(error: Exception) -> str:
     text = str(getattr(error, "message", error)).strip() or type(error).__name__
     return text.splitlines()[0]
-
-
-def _conflict(path: str) -> ConflictError:
-    return ConflictError(
-        f"{path}: another process has written it meanwhile; let only one process train here, and restart that one"
-    )

@@ -44,6 +44,6 @@ def _copy(source: str, target: str) -> None:
 
 def _copy_datasets(remote: str, local: str) -> None:
     os.mkdir(os.path.join(local, DATASET_CONFIGS))
-    for name in buckets.list_names(posixpath.join(remote, DATASET_CONFIGS)):
+    for name in buckets.list_objects(posixpath.join(remote, DATASET_CONFIGS)):
         if name.endswith(".json") and "/" not in name:
             _copy(posixpath.join(remote, DATASET_CONFIGS, name), os.path.join(local, DATASET_CONFIGS, name))

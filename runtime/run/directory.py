@@ -207,7 +207,7 @@ def is_run(model_path: str) -> bool:
 def delete_contents(model_path: str) -> None:
     """Deletes a run, except for the lock, which this process holds."""
     if not is_local(model_path):
-        for name in buckets.list_names(model_path):
+        for name in buckets.list_objects(model_path):
             if name != LOCK_FILE:
                 buckets.delete(f"{model_path.rstrip('/')}/{name}")
         return

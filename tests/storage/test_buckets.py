@@ -31,14 +31,15 @@ def first(n: int, fault: int, part: str) -> Faults:
 
 
 def test_whole_objects(trials: Cloud) -> None:
-    assert (buckets.stat(A), buckets.read(A), buckets.list_names("gs://trials/run")) == (NO_OBJECT, b"", [])
+    assert (buckets.stat(A), buckets.read(A), buckets.list_objects("gs://trials/run")) == (NO_OBJECT, b"", {})
     buckets.write(A, b"01234")
     buckets.write("gs://trials/run/deeper/b", b"")
     buckets.write("gs://trials/runs/other", b"x")
     state = buckets.stat(A)
     assert state.generation > 0 and state.size_bytes == 5 and abs(state.updated_seconds - time.time()) < 60
     assert [buckets.read(A, start) for start in (0, 3, 5, 9)] == [b"01234", b"34", b"", b""]
-    assert buckets.list_names("gs://trials/run/") == buckets.list_names("gs://trials/run") == ["a", "deeper/b"]
+    assert buckets.list_objects("gs://trials/run/") == buckets.list_objects("gs://trials/run")
+    assert list(buckets.list_objects("gs://trials/run")) == ["a", "deeper/b"]
     buckets.delete(A, state.generation + 1)
     assert buckets.stat(A) == state
     for _ in range(2):
@@ -137,7 +138,7 @@ QUESTIONS: dict[str, Callable[[str], object]] = {
     "read": buckets.read,
     "write": lambda path: buckets.write(path, b"x"),
     "append": lambda path: buckets.append(path, b"x", NO_OBJECT),
-    "names_in": buckets.list_names,
+    "names_in": buckets.list_objects,
     "delete": buckets.delete,
     "note": lambda path: buckets.set_metadata(path, {}, 1),
 }

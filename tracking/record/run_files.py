@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import functools
 import os
 from collections.abc import Iterator
 from typing import Any
 
+from storage import buckets
 from storage.files import is_local
 
 
@@ -77,40 +78,31 @@ def _request_options() -> dict[str, Any]:
     }
 
 
-@functools.cache
-def _client() -> Any:
-    from google.cloud import storage
-
-    return storage.Client()
-
-
-def _split(path: str) -> tuple[str, str]:
-    bucket, _, name = path.removeprefix("gs://").partition("/")
-    return bucket, name
-
-
-def _read_blob(path: str, offset: int) -> bytes:
-    from google.api_core import exceptions
+@contextlib.contextmanager
+def _as_os_error(path: str) -> Iterator[None]:
+    from google.api_core.exceptions import GoogleAPIError
     from google.auth.exceptions import GoogleAuthError
 
-    bucket, name = _split(path)
     try:
-        return _client().bucket(bucket).blob(name).download_as_bytes(start=offset, **_request_options())
-    except (exceptions.NotFound, exceptions.RequestRangeNotSatisfiable):
-        return b""
-    except (exceptions.GoogleAPIError, GoogleAuthError) as error:
+        yield
+    except (GoogleAPIError, GoogleAuthError) as error:
         raise OSError(f"{path}: {error}") from error
 
 
-def _list_blobs(folder: str) -> Iterator[Entry]:
-    from google.api_core import exceptions
-    from google.auth.exceptions import GoogleAuthError
+def _read_blob(path: str, offset: int) -> bytes:
+    from google.api_core.exceptions import NotFound, RequestRangeNotSatisfiable
 
-    bucket, prefix = _split(folder.rstrip("/") + "/")
-    try:
-        for blob in _client().list_blobs(bucket, prefix=prefix, delimiter="/", **_request_options()):
+    with _as_os_error(path):
+        try:
+            return buckets.blob_at(path).download_as_bytes(start=offset, **_request_options())
+        except (NotFound, RequestRangeNotSatisfiable):
+            return b""
+
+
+def _list_blobs(folder: str) -> Iterator[Entry]:
+    from google.api_core.exceptions import NotFound
+
+    bucket, prefix = buckets.split(f"{folder.rstrip('/')}/")
+    with _as_os_error(folder), contextlib.suppress(NotFound):
+        for blob in buckets.client().list_blobs(bucket, prefix=prefix, delimiter="/", **_request_options()):
             yield Entry(blob.name.removeprefix(prefix), (blob.generation, blob.size))
-    except exceptions.NotFound:
-        return
-    except (exceptions.GoogleAPIError, GoogleAuthError) as error:
-        raise OSError(f"{folder}: {error}") from error

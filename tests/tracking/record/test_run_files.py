@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from storage import buckets
 from tests.storage.server import BROKEN_AFTER, BROKEN_BEFORE, Cloud, cloud
 from tracking.record import run_files
 from tracking.record.metrics_tail import MetricsTail, NewLines
@@ -21,10 +22,10 @@ def google(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Cloud]:
     with cloud(tmp_path) as found:
         for name, value in found.environment.items():
             monkeypatch.setenv(name, value)
-        run_files._client.cache_clear()
+        buckets._client_of.cache_clear()
         found.client.create_bucket("trials")
         yield found
-    run_files._client.cache_clear()
+    buckets._client_of.cache_clear()
 
 
 @pytest.fixture
