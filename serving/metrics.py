@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    PlatformCollector,
-    ProcessCollector,
-    generate_latest,
-)
+import prometheus_client as prometheus
 
 from serving.protocol import Usage
 from serving.queue import RequestQueue
@@ -26,37 +19,26 @@ class ServerMetrics:
     def __init__(self, queue: RequestQueue, n_rows: int, paths: Mapping[Callable, str]) -> None:
         """Takes the path of each endpoint; requests without an endpoint count as "other"."""
         self._paths = paths
-        self._registry = registry = CollectorRegistry()
-        ProcessCollector(registry=registry)
-        PlatformCollector(registry=registry)
-        self._requests = Counter(
-            "neomesh_requests", "Requests by path and status.", ("path", "status"), registry=registry
+        self._registry = registry = prometheus.CollectorRegistry()
+        prometheus.ProcessCollector(registry=registry)
+        prometheus.PlatformCollector(registry=registry)
+        counter, gauge = (functools.partial(kind, registry=registry) for kind in (prometheus.Counter, prometheus.Gauge))
+        histogram = functools.partial(prometheus.Histogram, registry=registry, buckets=SECONDS)
+        self._requests = counter("neomesh_requests", "Requests by path and status.", ("path", "status"))
+        self._request_latency_seconds = histogram(
+            "neomesh_request_latency_seconds", "Seconds from the start of a request to its end.", ("path",)
         )
-        self._request_latency_seconds = Histogram(
-            "neomesh_request_latency_seconds",
-            "Seconds from the start of a request to its end.",
-            ("path",),
-            registry=registry,
-            buckets=SECONDS,
+        self._time_to_first_token_seconds = histogram(
+            "neomesh_time_to_first_token_seconds", "Seconds from a valid request to its first token."
         )
-        self._time_to_first_token_seconds = Histogram(
-            "neomesh_time_to_first_token_seconds",
-            "Seconds from a valid request to its first token.",
-            registry=registry,
-            buckets=SECONDS,
-        )
-        self._sequences = Counter(
-            "neomesh_answers", "Sequences by the reason of their end.", ("end",), registry=registry
-        )
-        self._prompt_tokens = Counter("neomesh_prompt_tokens", "Tokens of prompts.", registry=registry)
-        self._completion_tokens = Counter("neomesh_completion_tokens", "Generated tokens.", registry=registry)
-        Gauge("neomesh_rows", "Sequences that can be generated at once.", registry=registry).set(n_rows)
-        Gauge("neomesh_num_requests_running", "Sequences that are being generated.", registry=registry).set_function(
-            lambda: queue.worker.n_running
-        )
-        Gauge(
-            "neomesh_num_requests_waiting", "Sequences that wait for a row or for their scores.", registry=registry
-        ).set_function(lambda: queue.worker.n_waiting)
+        self._sequences = counter("neomesh_answers", "Sequences by the reason of their end.", ("end",))
+        self._prompt_tokens = counter("neomesh_prompt_tokens", "Tokens of prompts.")
+        self._completion_tokens = counter("neomesh_completion_tokens", "Generated tokens.")
+        gauge("neomesh_rows", "Sequences that can be generated at once.").set(n_rows)
+        running = gauge("neomesh_num_requests_running", "Sequences that are being generated.")
+        running.set_function(lambda: queue.worker.n_running)
+        waiting = gauge("neomesh_num_requests_waiting", "Sequences that wait for a row or for their scores.")
+        waiting.set_function(lambda: queue.worker.n_waiting)
 
     def count_request(self, endpoint: Callable | None, status: int, seconds: float) -> None:
         """Counts a request that has ended."""
@@ -79,4 +61,4 @@ class ServerMetrics:
 
     def text(self) -> bytes:
         """Returns all metrics in Prometheus' text format."""
-        return generate_latest(self._registry)
+        return prometheus.generate_latest(self._registry)

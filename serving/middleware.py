@@ -13,9 +13,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serving.errors import ApiError, body_timed_out, body_too_large, wrong_key
 
 PUBLIC_PATHS = {"/healthz"}  # for load balancers, which have no key
-DRAIN_BODIES = (
-    16  # read up to so many times the limit of a body that is too large, so that the client gets the response
-)
+# A body that is too large is read up to so many times the limit, so that the client gets the response.
+DRAIN_BODIES = 16
 
 
 class ApiKeyMiddleware:

@@ -34,26 +34,21 @@ class ChoiceBuilder:
 
     def echo(self, prompt: EncodedPrompt, score: TokenChunk | None) -> Choice:
         """Returns the prompt with the scores of its tokens from the second on, if it has them."""
-        log_probs = (None, *(score.log_probs if score else ()))
-        top = ((), *(score.top if score else ()))
-        return self._part(prompt.text, prompt.shown_tokens, log_probs, top, None)
+        log_probs, top = (score.log_probs, score.top) if score else ((), ())
+        return self._part(prompt.text, None, self._logprobs(prompt.shown_tokens, (None, *log_probs), ((), *top)))
 
     def generated(self, chunk: TextChunk) -> Choice:
         """Returns a chunk of the text."""
-        return self._part(chunk.text, chunk.tokens, chunk.log_probs, chunk.top, chunk.finish_reason)
+        return self._part(chunk.text, chunk.finish_reason, self._logprobs(chunk.tokens, chunk.log_probs, chunk.top))
 
-    def _part(
-        self,
-        text: str,
-        tokens: Sequence[int],
-        log_probs: Sequence[float | None],
-        top: Sequence[Top],
-        finish_reason: str | None,
-    ) -> Choice:
-        logprobs = self._logprobs(tokens, log_probs, top) if self._n_top is not None else None
+    def _part(self, text: str, finish_reason: str | None, logprobs: LogProbs | None) -> Choice:
         return Choice(text=text, index=self._index, logprobs=logprobs, finish_reason=finish_reason)
 
-    def _logprobs(self, tokens: Sequence[int], log_probs: Sequence[float | None], top: Sequence[Top]) -> LogProbs:
+    def _logprobs(
+        self, tokens: Sequence[int], log_probs: Sequence[float | None], top: Sequence[Top]
+    ) -> LogProbs | None:
+        if self._n_top is None:
+            return None
         rows = list(zip(tokens, log_probs, top, strict=False))  # an empty prompt has a score but shows no token
         return LogProbs(
             tokens=[token_name(self._bytes_of(token)) for token in tokens],
