@@ -5,9 +5,10 @@ There is no queue that could fill up: whatever must be sent stays in the run's f
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bson.errors import BSONError
@@ -20,6 +21,21 @@ PUSH_SECONDS = 3.0
 RETRY_SECONDS = 2.0  # after the first failure; doubles with each further one while the run lasts
 MAX_RETRY_SECONDS = 15.0
 MONGO_ERRORS = (PyMongoError, BSONError, OSError, UserError)
+
+
+@contextlib.contextmanager
+def reaching(url: str, errors: tuple[type[Exception], ...]) -> Iterator[None]:
+    """Turns the errors of a database into one for the user.
+
+    Raises:
+        UserError: names the database and the reason.
+    """
+    try:
+        yield
+    except errors as error:
+        raise UserError(
+            f"MongoDB at {describe_url(url)}: {error_reason(error)}; start it, or check its permissions"
+        ) from error
 
 
 class Mirror:

@@ -11,8 +11,8 @@ from typing import Any
 from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
-from configs.errors import DataError, UserError
-from tracking.mongodb.mirror import error_reason
+from configs.errors import DataError
+from tracking.mongodb.mirror import reaching
 from tracking.mongodb.upload import connect, describe_url
 from tracking.record.store import Run
 from tracking.record.validation import find_problem, without_none
@@ -58,14 +58,8 @@ def find_run(url: str, run_id: str) -> Run:
 @contextlib.contextmanager
 def _reading(url: str) -> Iterator[Database]:
     database = connect(url)
-    try:
+    with contextlib.closing(database.client), reaching(url, (PyMongoError,)):
         yield database
-    except PyMongoError as error:
-        raise UserError(
-            f"MongoDB at {describe_url(url)}: {error_reason(error)}; start it, or check its permissions"
-        ) from error
-    finally:
-        database.client.close()
 
 
 def _run(entry: Mapping[str, Any]) -> Run | str:

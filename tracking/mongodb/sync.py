@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from configs.errors import ConfigError, UserError
-from tracking.mongodb.mirror import MONGO_ERRORS, error_reason
+from configs.errors import ConfigError
+from tracking.mongodb.mirror import MONGO_ERRORS, reaching
 from tracking.mongodb.upload import ENV_FILE, URL_VARIABLE, MongoCopy, connect, describe_url, find_url
 from tracking.record.store import find_run
 
@@ -23,10 +23,6 @@ def sync(run_ids: Sequence[str], store: Path, given_url: str | None, say: Callab
     for run_id in run_ids:
         find_run(store, run_id)
     for run_id in run_ids:
-        try:
+        with reaching(url, MONGO_ERRORS):
             mongo_id = MongoCopy(connect(url), store, run_id).push()
-        except MONGO_ERRORS as error:
-            raise UserError(
-                f"MongoDB at {describe_url(url)}: {error_reason(error)}; start it, or check its permissions"
-            ) from error
         say(f"run {run_id}: copied to MongoDB at {describe_url(url)} as run {mongo_id}")

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import DataError
-from tracking.record.metrics_tail import Line, parse_line
+from tracking.record.metrics_tail import Line, parse_lines
 from tracking.record.output import shortened
 from tracking.record.validation import find_problem, without_none
 
@@ -106,13 +106,17 @@ class Run:
         return shortened(self.folder / OUTPUT_FILE, n_bytes)
 
 
-@dataclasses.dataclass(frozen=True)
 class Series:
     """One metric over a run, in the order of measurement."""
 
-    steps: array.array[int] = dataclasses.field(default_factory=lambda: array.array("q"))
-    values: array.array[float] = dataclasses.field(default_factory=lambda: array.array("d"))
-    times_seconds: array.array[float] = dataclasses.field(default_factory=lambda: array.array("d"))
+    def __init__(self) -> None:
+        self.steps, self.values, self.times_seconds = array.array("q"), array.array("d"), array.array("d")
+
+    def append(self, step: int, value: float, time_seconds: float) -> None:
+        """Adds the next point."""
+        self.steps.append(step)
+        self.values.append(value)
+        self.times_seconds.append(time_seconds)
 
 
 def _natural_key(name: str) -> list[tuple[str, int]]:
@@ -198,7 +202,7 @@ def read_lines(folder: Path) -> list[Line]:
         *whole, _torn = (folder / METRICS_FILE).read_bytes().split(b"\n")
     except FileNotFoundError:
         return []
-    return [line for text in whole if (line := parse_line(text)) is not None]
+    return parse_lines(whole)
 
 
 def series_of(lines: Iterable[Line]) -> dict[str, Series]:
@@ -208,7 +212,5 @@ def series_of(lines: Iterable[Line]) -> dict[str, Series]:
         of_split = by_split.setdefault(split, {})
         for name, value in values.items():
             series = of_split.get(name) or of_split.setdefault(name, Series())
-            series.steps.append(step)
-            series.values.append(value)
-            series.times_seconds.append(time_seconds)
+            series.append(step, value, time_seconds)
     return {f"{split}.{name}": series for split, of_split in by_split.items() for name, series in of_split.items()}

@@ -65,11 +65,7 @@ def config_differences(runs: Sequence[Run]) -> list[tuple[str, list[Any]]]:
     return [(key, values) for key, values in rows if len({format_setting(value) for value in values}) > 1]
 
 
-class _Missing:
-    """The value of a setting that a config lacks."""
-
-
-MISSING = _Missing()
+MISSING = object()  # the value of a setting that a config lacks
 
 
 def flatten(config: Mapping[str, Any], before: str = "") -> dict[str, Any]:
