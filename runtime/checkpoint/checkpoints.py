@@ -155,11 +155,23 @@ def first_line(error: Exception) -> str:
     return re.sub(r"\{\{.*?\}\}\s*|\s*\[Op:\w+\].*", "", line)
 
 
+def missing_variable(source: str, name: str, found: Iterable[str], remedy: str) -> CheckpointError:
+    """Returns the error for a variable that a source of weights lacks, with the nearest name found there."""
+    nearest = difflib.get_close_matches(name, found, 1)
+    hint = f"; the nearest name there is {nearest[0]}" if nearest else ""
+    return CheckpointError(f"{source}: has no variable {name}{hint}; {remedy}")
+
+
+def weight_names(names: Iterable[str]) -> list[str]:
+    """Returns those names that belong to the model's variables, sorted: no optimiser state and no position."""
+    return sorted(name for name in names if name.startswith("gpt2/") and not SLOT.search(name))
+
+
 def _check_nothing_left(path: str, names: Iterable[str], store: VariableStore) -> None:
     """Refuses weights that the config's model lacks, as those of a deeper model."""
     known = {stored.name for stored in store}
-    for name in sorted(names):
-        if name.startswith("gpt2/") and not SLOT.search(name) and name not in known:
+    for name in weight_names(names):
+        if name not in known:
             raise CheckpointError(
                 f"{path}: holds {name}, which the model of the config lacks; give the config that was trained, or "
                 "another model_path"
@@ -175,11 +187,7 @@ def _check_variables(path: str, reader: tf.train.CheckpointReader, store: Variab
                 "beta1, or start another run with --init_from"
             )
         if stored.name not in shapes:
-            nearest = difflib.get_close_matches(stored.name, shapes, 1)
-            hint = f"; the nearest name there is {nearest[0]}" if nearest else ""
-            raise CheckpointError(
-                f"{path}: has no variable {stored.name}{hint}; give the config that was trained, or another model_path"
-            )
+            raise missing_variable(path, stored.name, shapes, "give the config that was trained, or another model_path")
         there = tuple(shapes[stored.name])
         if there != stored.whole_shape:
             raise CheckpointError(

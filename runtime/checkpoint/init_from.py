@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
-
 from configs.errors import CheckpointError
 from configs.weights import no_weights, weights_at
+from runtime.checkpoint.checkpoints import missing_variable
 from runtime.checkpoint.huggingface import is_huggingface_folder, read_weights
 from runtime.checkpoint.weight_sources import Weights, checkpoint_weights, find_checkpoint
 from runtime.mesh.placement import VariableSlices, VariableStore
@@ -70,9 +69,7 @@ def find_weights(path: str) -> Weights:
 def _check_variable(source: str, stored: VariableSlices, weights: Weights) -> None:
     tensor = weights.get(stored.name)
     if tensor is None:
-        nearest = difflib.get_close_matches(stored.name, weights, 1)
-        hint = f"; the nearest name there is {nearest[0]}" if nearest else ""
-        raise CheckpointError(f"{source}: has no variable {stored.name}{hint}; {REMEDY}")
+        raise missing_variable(source, stored.name, weights, REMEDY)
     if tensor.shape != stored.whole_shape:
         raise CheckpointError(
             f"{tensor.place}: is {list(tensor.shape)} there and {list(stored.whole_shape)} by the config; {REMEDY}"

@@ -12,7 +12,7 @@ import numpy as np
 
 from configs.errors import CheckpointError
 from meshtf import tf
-from runtime.checkpoint.checkpoints import SLOT, STATE_FILE, checkpoint_step, latest_checkpoint
+from runtime.checkpoint.checkpoints import STATE_FILE, checkpoint_step, latest_checkpoint, weight_names
 
 INDEX = re.compile(r"-\d+\.index$")
 
@@ -103,8 +103,7 @@ def checkpoint_weights(path: str) -> Weights:
     with reading(path):
         reader = tf.train.load_checkpoint(path)
         shapes = reader.get_variable_to_shape_map()
-    names = sorted(name for name in shapes if name.startswith("gpt2/") and not SLOT.search(name))
-    return {name: _checkpoint_tensor(path, reader, name, shapes[name]) for name in names}
+    return {name: _checkpoint_tensor(path, reader, name, shapes[name]) for name in weight_names(shapes)}
 
 
 def _checkpoint_tensor(path: str, reader: tf.train.CheckpointReader, name: str, shape: list[int]) -> StoredTensor:

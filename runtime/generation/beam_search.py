@@ -43,18 +43,12 @@ def build_beam_search(search: BeamSearch, placement: Placement, prompt_length: i
     placement = placement.without("batch", "sequence", "memory_length")
     mesh_impl = placement.implementation(search.n_beams)
 
-    def step(
-        tokens: tf.Tensor, lengths: tf.Tensor, length_penalty: tf.Tensor, max_new_tokens: tf.Tensor
-    ) -> dict[str, tf.Tensor]:
+    def step(*inputs: tf.Tensor) -> dict[str, tf.Tensor]:
         graph, mesh = new_mesh()
         batch_dim, prompt_dim = mtf.Dimension("batch", 1), mtf.Dimension("sequence", prompt_length)
-        inputs = SearchInputs(
-            mtf.import_tf_tensor(mesh, tokens, mtf.Shape([batch_dim, prompt_dim])),
-            mtf.import_tf_tensor(mesh, lengths, mtf.Shape([batch_dim])),
-            mtf.import_tf_tensor(mesh, length_penalty),
-            mtf.import_tf_tensor(mesh, max_new_tokens),
-        )
-        found = search.run(inputs)
+        shapes = [mtf.Shape(dims) for dims in ([batch_dim, prompt_dim], [batch_dim], [], [])]
+        imported = (mtf.import_tf_tensor(mesh, x, shape) for x, shape in zip(inputs, shapes, strict=True))
+        found = search.run(SearchInputs(*imported))
         outputs = {"tokens": found.finished_tokens, "lengths": found.finished_lengths, "scores": found.finished_scores}
         return lower(graph, mesh, mesh_impl, outputs)
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from configs.schema import MeshConfig
 from meshtf import LaidOut, collective_ops, mtf, tf
-from runtime.mesh.placement import DeviceMesh, Placement, VariableStore, fit
+from runtime.mesh.placement import Placement, SingleSliceMesh, VariableStore, fit
 
 # Smaller keys belong to collectives outside of a mesh, such as the barrier of all processes.
 FIRST_GROUP_KEY = 16
@@ -76,8 +76,8 @@ class Collectives:
         return y if as_gathered == list(members) else tf.gather(y, [as_gathered.index(member) for member in members])
 
 
-class ProcessMesh(DeviceMesh):
-    """Implements mesh-TensorFlow's mesh for a process with one processor: a laid-out tensor has a single slice."""
+class ProcessMesh(SingleSliceMesh):
+    """The mesh as a process with one processor sees it."""
 
     def __init__(self, placement: ProcessPlacement, layout: mtf.LayoutRules) -> None:
         super().__init__(placement.shape, layout, placement.devices, placement.store)
@@ -143,13 +143,6 @@ class ProcessMesh(DeviceMesh):
         """Returns the range of this processor's slice in the whole tensor, by dimension."""
         begins, sizes = self.slice_begin(shape, self._processor), self.slice_shape(shape)
         return tuple(slice(begin, begin + size) for begin, size in zip(begins, sizes, strict=True))
-
-    def export_to_tf_tensor(self, x: mtf.Tensor, laid_out_x: LaidOut) -> tf.Tensor:
-        """Returns the whole tensor in every process."""
-        for dimension, axis in enumerate(self.tensor_layout(x.shape).tensor_axis_to_mesh_axis):
-            if axis is not None:
-                laid_out_x = self.allconcat(laid_out_x, axis, dimension)
-        return laid_out_x.to_laid_out_tensor().all_slices[0]
 
 
 def _concat(parts: tf.Tensor, dimension: int) -> tf.Tensor:

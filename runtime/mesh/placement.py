@@ -138,6 +138,17 @@ class DeviceMesh(PlacementMeshImpl):
                     piece.assign(value, read_value=False)
 
 
+class SingleSliceMesh(DeviceMesh):
+    """A mesh seen from one of its processors: a laid-out tensor has a single slice."""
+
+    def export_to_tf_tensor(self, x: mtf.Tensor, laid_out_x: LaidOut) -> tf.Tensor:
+        """Returns the whole tensor on every processor."""
+        for dimension, axis in enumerate(self.tensor_layout(x.shape).tensor_axis_to_mesh_axis):
+            if axis is not None:
+                laid_out_x = self.allconcat(laid_out_x, axis, dimension)
+        return laid_out_x.to_laid_out_tensor().all_slices[0]
+
+
 @dataclasses.dataclass(frozen=True)
 class Placement:
     """The mesh of a run, what is split over it, its devices, and the variables on them."""
@@ -185,9 +196,11 @@ class Placement:
 
     def describe(self) -> str:
         """Describes the mesh in one line."""
-        rules = ",".join(f"{dim}:{axis}" for dim, axis in self.layout) or "nothing split"
-        shape = ",".join(f"{dim.name}:{dim.size}" for dim in self.shape.dims) or "one device"
-        return f"{shape} ({rules}) on {', '.join(device.removeprefix('/device:') for device in self.devices)}"
+        return f"{self._describe_split()} on {', '.join(device.removeprefix('/device:') for device in self.devices)}"
+
+    def _describe_split(self) -> str:
+        shape = format_pairs(tuple((dim.name, dim.size) for dim in self.shape.dims)) or "one device"
+        return f"{shape} ({format_pairs(self.layout) or 'nothing split'})"
 
 
 def place(mesh: MeshConfig, devices: Sequence[str]) -> Placement:

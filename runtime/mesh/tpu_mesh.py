@@ -8,41 +8,27 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import numpy as np
 
 from meshtf import LaidOut, mtf, tf
 from models.ops.mesh_operation import slice_starts
 from models.variables import SlicedVariable
-from runtime.mesh.placement import DeviceMesh, Placement
+from runtime.mesh.placement import DeviceMesh, Placement, SingleSliceMesh
 
 ReplicaGroups = Sequence[Sequence[int]]
 REDUCTIONS = {"MAX": tf.reduce_max, "MIN": tf.reduce_min}
 
 
-class CrossReplicaOps(Protocol):
+class CrossReplicaOps:
     """The three collectives of replicas that all others are built from. `groups` holds each replica once."""
 
     def cross_replica_sum(self, x: tf.Tensor, groups: ReplicaGroups) -> tf.Tensor:
         """Sums over the group."""
-
-    def all_to_all(self, x: tf.Tensor, groups: ReplicaGroups, split_dimension: int, concat_dimension: int) -> tf.Tensor:
-        """Splits x into one part for each member of the group, exchanges the parts, and concatenates those received."""
-
-    def collective_permute(self, x: tf.Tensor, pairs: ReplicaGroups) -> tf.Tensor:
-        """Sends x from the first to the second of each pair; a replica that is the second of none gets zeros."""
-
-
-class TpuCrossReplicaOps:
-    """The collectives as operations of a TPU."""
-
-    def cross_replica_sum(self, x: tf.Tensor, groups: ReplicaGroups) -> tf.Tensor:
-        """See `CrossReplicaOps`."""
         return tf.raw_ops.CrossReplicaSum(input=x, group_assignment=groups)
 
     def all_to_all(self, x: tf.Tensor, groups: ReplicaGroups, split_dimension: int, concat_dimension: int) -> tf.Tensor:
-        """See `CrossReplicaOps`."""
+        """Splits x into one part for each member of the group, exchanges the parts, and concatenates those received."""
         return tf.raw_ops.AllToAll(
             input=x,
             group_assignment=groups,
@@ -52,7 +38,7 @@ class TpuCrossReplicaOps:
         )
 
     def collective_permute(self, x: tf.Tensor, pairs: ReplicaGroups) -> tf.Tensor:
-        """See `CrossReplicaOps`."""
+        """Sends x from the first to the second of each pair; a replica that is the second of none gets zeros."""
         return tf.raw_ops.CollectivePermute(input=x, source_target_pairs=pairs)
 
 
@@ -79,8 +65,8 @@ class Replica:
     handle_of: Callable[[SlicedVariable, DeviceMesh], tf.Tensor]
 
 
-class TpuMesh(DeviceMesh):
-    """Implements mesh-TensorFlow's mesh for the program of each processor: a laid-out tensor has a single slice."""
+class TpuMesh(SingleSliceMesh):
+    """The mesh as the program of each processor sees it."""
 
     def __init__(self, placement: ReplicaPlacement, layout: mtf.LayoutRules) -> None:
         super().__init__(placement.shape, layout, placement.devices, placement.store)
@@ -170,13 +156,6 @@ class TpuMesh(DeviceMesh):
             return self.LaidOutTensor([whole])
         sizes = self.slice_shape(shape)
         return self.slicewise(lambda starts: tf.slice(whole, starts, sizes), slice_starts(self, shape.dims))
-
-    def export_to_tf_tensor(self, x: mtf.Tensor, laid_out_x: LaidOut) -> tf.Tensor:
-        """Returns the whole tensor in every replica."""
-        for dimension, axis in enumerate(self.tensor_layout(x.shape).tensor_axis_to_mesh_axis):
-            if axis is not None:
-                laid_out_x = self.allconcat(laid_out_x, axis, dimension)
-        return laid_out_x.to_laid_out_tensor().all_slices[0]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ from models.variables import SlicedVariable
 from runtime.mesh.lowering import LoweredStep
 from runtime.mesh.placement import DeviceMesh, Placement, Program, VariableStore, fit
 from runtime.mesh.tpu_discovery import Tpu
-from runtime.mesh.tpu_mesh import Replica, ReplicaPlacement, TpuCrossReplicaOps
+from runtime.mesh.tpu_mesh import CrossReplicaOps, Replica, ReplicaPlacement
 from runtime.mesh.tpu_topology import cores_in_order
 
 
@@ -64,7 +64,7 @@ class TpuPlacement(Placement):
                 variable.name, handle_id=variable.name, vars_=[packed], is_packed=True
             )
 
-        replica = Replica(processor, TpuCrossReplicaOps(), handle_of)
+        replica = Replica(processor, CrossReplicaOps(), handle_of)
         return ReplicaPlacement(self.shape, self.layout, self.devices, self.store, replica)
 
     def replicate(self, program: Program, inputs_of: Callable[[int], Sequence[tf.Tensor]]) -> dict[str, tf.Tensor]:
@@ -95,9 +95,7 @@ class TpuPlacement(Placement):
 
     def describe(self) -> str:
         """Describes the mesh in one line."""
-        rules = ",".join(f"{dim}:{axis}" for dim, axis in self.layout) or "nothing split"
-        shape = ",".join(f"{dim.name}:{dim.size}" for dim in self.shape.dims) or "one core"
-        return f"{shape} ({rules}) on {self.shape.size} TPU cores of {len(set(self.hosts))} hosts"
+        return f"{self._describe_split()} on {self.shape.size} TPU cores of {len(set(self.hosts))} hosts"
 
 
 def place_on_tpu(mesh: MeshConfig, tpu: Tpu) -> TpuPlacement:

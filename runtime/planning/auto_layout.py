@@ -224,14 +224,9 @@ def _planned_cost(config: RunConfig, mesh_shape: MeshShape, layout: Layout, mach
     return Cost(seconds, allocated_bytes(estimate_memory(step), step.microbatch_count))
 
 
-def _kinds(config: RunConfig) -> list[tuple[str, bool]]:
-    model = config.model
-    return [(kind, index in model.moe_layers) for index, kind in enumerate(model.attention_types)]
-
-
 def _period(config: RunConfig) -> int:
     """Returns the number of layers after which their kinds repeat; the number of all layers if they do not."""
-    kinds = _kinds(config)
+    kinds = [(kind, index in config.model.moe_layers) for index, kind in enumerate(config.model.attention_types)]
     periods = (count for count in range(1, len(kinds)) if len(kinds) % count == 0)
     return next((count for count in periods if kinds == kinds[:count] * (len(kinds) // count)), len(kinds))
 

@@ -35,11 +35,9 @@ def draw_plan(plan: Plan, path: str) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # here, as it takes long to import
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # imported here because it is slow
 
     figure = Figure(figsize=(11, 7.5), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
     above, below = figure.subplots(2, 1, height_ratios=[3, 1 + 0.4 * len(plan.memories)])
     _draw_layout(above, plan)
     _draw_memories(below, plan)

@@ -110,13 +110,9 @@ class _Walk:
 
     def _memory_at(self, operation: mtf.Operation, alive: Mapping[mtf.Tensor, int]) -> Memory:
         if isinstance(operation, MicrobatchLoop):
-            return self._peak_of_loop(operation, alive)
+            return self.peak(operation.operations, alive)  # each gradient is added to its sum at once
         gradients = sum(size for tensor, size in alive.items() if tensor in self.gradients)
         return Memory(0, 0, gradients, sum(alive.values()) - gradients, workspace_bytes(operation, self.step))
-
-    def _peak_of_loop(self, loop: MicrobatchLoop, alive: Mapping[mtf.Tensor, int]) -> Memory:
-        """Returns the peak of the loop's body, in which each gradient is added to its sum at once."""
-        return self.peak(loop.operations, alive)
 
 
 def _owners(operations: Sequence[mtf.Operation], step: DryStep) -> dict[mtf.Tensor, mtf.Tensor]:

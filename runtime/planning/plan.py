@@ -109,14 +109,8 @@ def _n_inactive_parameters(model: ModelConfig, parameters: Iterable[SlicedVariab
     if not model.moe_layers:
         return 0
     n_experts, n_used = model.moe_params.moe_num_experts, routing_params(model, is_training=True).n_choices
-    expert_sizes = (
-        variable.shape.size for variable in parameters if variable.shape.dims[:1] and _has_experts(variable)
-    )
-    return sum(size * (n_experts - n_used) // n_experts for size in expert_sizes)
-
-
-def _has_experts(variable: SlicedVariable) -> bool:
-    return variable.shape.dims[0].name == "experts"
+    shapes = [variable.shape for variable in parameters if variable.shape.dimension_names[:1] == ["experts"]]
+    return sum(shape.size * (n_experts - n_used) // n_experts for shape in shapes)
 
 
 def total_sent(transfers: Iterable[Transfer]) -> dict[tuple[str, str], float]:
@@ -197,9 +191,5 @@ def _sent_lines(plan: Plan) -> list[str]:
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Formats rows of cells as lines: the first column flush left, the others flush right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        )
-        for row in rows
-    ]
+    padded = ([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows)
+    return ["  ".join(cells) for cells in padded]

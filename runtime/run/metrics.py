@@ -208,17 +208,12 @@ def read_metrics(model_path: str) -> list[dict[str, Any]]:
     Raises:
         DataError: the file cannot be read, or a line other than its last is not a metrics line.
     """
-    return [_from_json(line) for line in _read_lines(metrics_path(model_path))]
-
-
-def _read_lines(path: str) -> list[dict[str, Any]]:
-    """Returns the lines of a metrics file unchanged, without a torn last one."""
-    if not tf.io.gfile.exists(path):
-        return []
-    return _parse_lines(path, _read_bytes(path))
+    path = metrics_path(model_path)
+    return [_from_json(line) for line in _parse_lines(path, _read_bytes(path))] if tf.io.gfile.exists(path) else []
 
 
 def _parse_lines(path: str, content: bytes) -> list[dict[str, Any]]:
+    """Returns the lines of a metrics file as written, without a torn last one."""
     *complete, _torn = content.split(b"\n")
     parsed = [_parse_line(text) for text in complete]
     if parsed and parsed[-1] is None:  # a power cut may leave a last line of zero bytes with its end

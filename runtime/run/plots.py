@@ -38,13 +38,12 @@ def plot_loss(
     Raises:
         UserError: the file cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # imported here because it is slow
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # imported here because it is slow
 
     figure = Figure(figsize=(9, 5.4), dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    _draw_reference(axes, uniform_loss)
+    label = f"uniform guess: {uniform_loss:.2f}"
+    axes.axhline(uniform_loss, color=_REFERENCE_COLOR, linestyle=":", linewidth=1.4, label=label)
     _draw_train(axes, *loss_points(metrics, "train"))
     _draw_eval(axes, *loss_points(metrics, "eval"))
     _label_axes(axes, title, tokens_per_step)
@@ -77,11 +76,6 @@ def format_tokens(count: float) -> str:
         if abs(count) >= unit:
             return f"{count / unit:.4g}{suffix}"
     return f"{count:.4g}"
-
-
-def _draw_reference(axes: Axes, loss: float) -> None:
-    label = f"uniform guess: {loss:.2f}"
-    axes.axhline(loss, color=_REFERENCE_COLOR, linestyle=":", linewidth=1.4, label=label)
 
 
 def _draw_train(axes: Axes, steps: np.ndarray, losses: np.ndarray) -> None:

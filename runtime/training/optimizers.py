@@ -198,12 +198,10 @@ def build_update(
     """
     norm = global_norm(gradients)
     limit = training.gradient_clipping
-    mesh = norm.mesh
-    scale = (
-        mtf.constant(mesh, 1.0)
-        if limit is None
-        else limit / mtf.maximum(norm, mtf.constant(mesh, limit, dtype=tf.float32))
-    )
+    if limit is None:
+        scale = mtf.constant(norm.mesh, 1.0)
+    else:
+        scale = limit / mtf.maximum(norm, mtf.constant(norm.mesh, limit, dtype=tf.float32))
     scale = mtf.cwise(_nan_unless_finite, [scale, norm])
     pairs = list(zip(trainable, gradients, strict=True))
     _UPDATES[training.opt_name](pairs, training, (scale, learning_rate, update_number))

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from configs.errors import ConfigError
 from configs.schema import ModelConfig, RunConfig
 from meshtf import mtf, tf
 from models import gpt2, losses
 from models.context import Context
 from models.dims import Dims
-from models.moe import MoeReport
 from models.ops.dropout import Noise
 from runtime.mesh.lowering import LoweredStep, compile_step, id_spec, lower, new_mesh
 from runtime.mesh.placement import DeviceMesh, Placement
@@ -39,16 +36,12 @@ def _training_outputs(
     token_losses = losses.token_losses(model, output.logits, features["labels"])
     loss = token_losses.training_loss(features["weights"], model.z_loss)
     # Token weights add up over microbatches; the experts' values are means, so each is divided.
-    for mixture in output.mixtures.values():
+    reported = {}
+    for place, mixture in output.mixtures.items():
         loss += mixture.aux_loss / microbatch_count
-    reported = {f"moe/{place}/{name}": value / microbatch_count for place, name, value in _reports(output.mixtures)}
+        reported[f"moe/{place}/dropped_fraction"] = mixture.dropped_fraction / microbatch_count
+        reported[f"moe/{place}/load"] = mixture.expert_load / microbatch_count
     return {"loss": loss, "token_loss": token_losses.mean(features["weights"]), **reported}
-
-
-def _reports(mixtures: dict[str, MoeReport]) -> Iterator[tuple[str, str, mtf.Tensor]]:
-    for place, mixture in mixtures.items():
-        yield place, "dropped_fraction", mixture.dropped_fraction
-        yield place, "load", mixture.expert_load
 
 
 def _scalars(outputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -94,22 +87,16 @@ def build_train_step(config: RunConfig, placement: Placement) -> LoweredStep:
     mesh_impl = placement.implementation(config.training.train_batch_size)
     microbatch_count = grad_accumulation.n_microbatches(config, placement.axis_size("batch"))
 
-    def step(
-        tokens: tf.Tensor,
-        labels: tf.Tensor,
-        weights: tf.Tensor,
-        learning_rate: tf.Tensor,
-        update_number: tf.Tensor,
-        noise_key: tf.Tensor,
-    ) -> dict[str, tf.Tensor]:
+    def step(*inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+        *batch, learning_rate, update_number, noise_key = inputs
         graph, mesh = new_mesh()
-        features = _import_batch(mesh, mesh_impl, _training_shape(config), tokens, labels, weights)
+        features = _import_batch(mesh, mesh_impl, _training_shape(config), *batch)
         key = mtf.import_tf_tensor(mesh, noise_key)
-        gradients, outputs = grad_accumulation.gradients(
-            features,
-            lambda features: _training_outputs(config.model, features, key, microbatch_count),
-            microbatch_count,
-        )
+
+        def outputs_of(microbatch: dict[str, mtf.Tensor]) -> dict[str, mtf.Tensor]:
+            return _training_outputs(config.model, microbatch, key, microbatch_count)
+
+        gradients, outputs = grad_accumulation.gradients(features, outputs_of, microbatch_count)
         trainable = list(graph.trainable_variables)
         schedule = [mtf.import_tf_tensor(mesh, scalar) for scalar in (learning_rate, update_number)]
         norm = build_update(trainable, gradients, config.training, *schedule)
