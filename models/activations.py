@@ -32,7 +32,10 @@ def gelu(x: tf.Tensor) -> tf.Tensor:
 
 
 def mish(x: tf.Tensor) -> tf.Tensor:
-    """Source: Misra 2019, Mish: A Self Regularized Non-Monotonic Activation Function, equation 1."""
+    """Computes x tanh(softplus(x)).
+
+    Source: Misra 2019, Mish: A Self Regularized Non-Monotonic Activation Function, equation 1.
+    """
     return x * tf.tanh(tf.math.softplus(x))
 
 
@@ -54,12 +57,12 @@ def randomized_leaky_relu(x: tf.Tensor, s: tf.Tensor) -> tf.Tensor:
 
 
 def triangle_wave(x: tf.Tensor) -> tf.Tensor:
-    """Computes the first four terms of the Fourier series of a triangle wave, up to a factor."""
+    """Computes the first four terms of the Fourier series of a triangle wave, up to a factor. Source: GPT-Neo."""
     return tf.sin(x) - tf.sin(3.0 * x) / 9.0 + tf.sin(5.0 * x) / 25.0 - tf.sin(7.0 * x) / 49.0
 
 
 def square_wave(x: tf.Tensor) -> tf.Tensor:
-    """Computes the first four terms of the Fourier series of a square wave, up to a factor."""
+    """Computes the first four terms of the Fourier series of a square wave, up to a factor. Source: GPT-Neo."""
     return tf.cos(x) - tf.cos(3.0 * x) / 3.0 + tf.cos(5.0 * x) / 5.0 - tf.cos(7.0 * x) / 7.0
 
 
@@ -74,7 +77,10 @@ def elish(x: tf.Tensor) -> tf.Tensor:
 
 
 def tanh_exp(x: tf.Tensor) -> tf.Tensor:
-    """Source: Liu and Di 2020, TanhExp: A Smooth Activation Function with High Convergence Speed."""
+    """Computes x tanh(exp(x)).
+
+    Source: Liu and Di 2020, TanhExp: A Smooth Activation Function with High Convergence Speed.
+    """
     return x * tf.tanh(tf.exp(tf.minimum(x, LARGEST_EXPONENT)))
 
 
@@ -123,7 +129,7 @@ def parametric_softplus(x: tf.Tensor, scale: tf.Tensor, stretch: tf.Tensor, shif
 def parametric_root_tanh(x: tf.Tensor, power: tf.Tensor, offset: tf.Tensor, root: tf.Tensor) -> tf.Tensor:
     """Returns (|x|^power + offset)^(1 / root) tanh(x), with power above 2, offset above 1 and root above 3.
 
-    GPT-Neo raises x itself, which has no real power where x is negative.
+    Source: GPT-Neo, which raises x itself; a negative x has no real power.
     """
     raised = tf.pow(tf.abs(x), _above(power, 2.0)) + _above(offset, 1.0)
     return tf.pow(raised, 1.0 / _above(root, 3.0)) * tf.tanh(x)
