@@ -39,9 +39,12 @@ def cross_entropy_gradient(
     log_z: tf.Tensor,
     d_log_z: tf.Tensor,
     d_label_logit: tf.Tensor,
-    vocab_start: tf.Tensor,
+    vocab_starts: tf.Tensor,
 ) -> tf.Tensor:
-    """d_logits [B, S, V] = softmax * d_log_z + one_hot(label) * d_label_logit, without the one-hot."""
+    """d_logits [B, S, V] = softmax * d_log_z + one_hot(label) * d_label_logit, without the one-hot.
+
+    The slice begins at `vocab_starts`, int32 [1].
+    """
     softmax = tf.exp(tf.cast(logits, tf.float32) - log_z[..., None])
-    is_label = vocab_start + tf.range(logits.shape[-1]) == labels[..., None]
+    is_label = vocab_starts + tf.range(logits.shape[-1]) == labels[..., None]
     return tf.cast(softmax * d_log_z[..., None] + tf.where(is_label, d_label_logit[..., None], 0.0), logits.dtype)

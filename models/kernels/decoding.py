@@ -28,13 +28,13 @@ def gather_positions(x: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
 
 
 @compiled
-def insert_rows(whole: tf.Tensor, rows: tf.Tensor, indices: tf.Tensor, start: tf.Tensor) -> tf.Tensor:
+def insert_rows(whole: tf.Tensor, rows: tf.Tensor, indices: tf.Tensor, starts: tf.Tensor) -> tf.Tensor:
     """Replaces rows of a slice.
 
-    ([B, ...], [N, ...], int32 [N], int32) -> [B, ...] with those rows whose index lies in this slice, which begins
-    at `start`.
+    ([B, ...], [N, ...], int32 [N], int32 [1]) -> [B, ...] with those rows whose index lies in this slice, which begins
+    at `starts`.
     """
-    own = indices - start
+    own = indices - starts
     own = tf.where((own >= 0) & (own < whole.shape[0]), own, whole.shape[0])
     return tf.tensor_scatter_nd_update(whole, own[:, None], rows)
 

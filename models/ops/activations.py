@@ -35,13 +35,12 @@ def activation(x: mtf.Tensor, function: kernels.Function, parameters: Sequence[m
         function: of float32 TensorFlow tensors; element-wise, or over features, which then must not be split.
         parameters: tensors of some of x's dimensions, such as scalars.
     """
-    inputs = [x, *parameters]
 
-    def gradient(dy: mtf.Tensor) -> list[mtf.Tensor]:
-        return ActivationGradient(function, dy, *inputs).outputs
+    def gradient(operation: mtf.Operation, dy: mtf.Tensor) -> list[mtf.Tensor]:
+        return ActivationGradient(function, dy, *operation.inputs).outputs
 
     kernel = kernels.activation(function)
-    return SliceKernel("activation", kernel, inputs, [(x.shape, x.dtype)], gradient).outputs[0]
+    return SliceKernel("activation", kernel, [x, *parameters], [(x.shape, x.dtype)], gradient).outputs[0]
 
 
 def biased_activation(
@@ -75,7 +74,7 @@ def bias_add(x: mtf.Tensor, bias: mtf.Tensor) -> mtf.Tensor:
         bias: [features].
     """
 
-    def gradient(dy: mtf.Tensor) -> list[mtf.Tensor]:
-        return [dy, BiasGradient(dy, bias).outputs[0]]
+    def gradient(operation: mtf.Operation, dy: mtf.Tensor) -> list[mtf.Tensor]:
+        return [dy, BiasGradient(dy, operation.inputs[1]).outputs[0]]
 
     return SliceKernel("bias_add", tf.add, [x, bias], [(x.shape, x.dtype)], gradient).outputs[0]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from meshtf import LaidOut, mtf, tf
 from models.kernels import cross_entropy as kernels
-from models.ops.mesh_operation import MeshOperation, mesh_axes, slice_start
+from models.ops.mesh_operation import MeshOperation, SliceKernel, mesh_axes, slice_start
 
 
 class SoftmaxStatistics(MeshOperation):
@@ -34,19 +34,9 @@ class SoftmaxStatistics(MeshOperation):
         logits, labels = self.inputs
         log_z = self.outputs[0]
         d_log_z, d_label_logit = (mtf.zeros_like(log_z) if grad is None else grad for grad in grad_ys)
-        return [SoftmaxStatisticsGradient(logits, labels, log_z, d_log_z, d_label_logit).outputs[0], None]
-
-
-class SoftmaxStatisticsGradient(MeshOperation):
-    """logits, labels, log_z, d_log_z, d_label_logit -> d_logits [batch, sequence, vocab]."""
-
-    def __init__(self, logits: mtf.Tensor, *others: mtf.Tensor):
-        super().__init__([logits, *others], [(logits.shape, logits.dtype)], "softmax_statistics_gradient")
-
-    def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: LaidOut) -> Sequence[LaidOut]:
-        """Computes the outputs from the slices of the inputs."""
-        start = slice_start(mesh_impl, self.inputs[0].shape.dims[-1])
-        return (mesh_impl.slicewise(kernels.cross_entropy_gradient, *inputs, start),)
+        inputs, d_logits = [logits, labels, log_z, d_log_z, d_label_logit], (logits.shape, logits.dtype)
+        kernel, starts = kernels.cross_entropy_gradient, logits.shape.dims[-1:]
+        return [SliceKernel("softmax_statistics_gradient", kernel, inputs, [d_logits], starts=starts).outputs[0], None]
 
 
 def softmax_statistics(logits: mtf.Tensor, labels: mtf.Tensor) -> tuple[mtf.Tensor, mtf.Tensor]:

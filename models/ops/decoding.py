@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from meshtf import LaidOut, mtf, tf
+from meshtf import mtf, tf
 from models.kernels import decoding as kernels
-from models.ops.mesh_operation import MeshOperation, SliceKernel, redistribute, slice_start
+from models.ops.mesh_operation import SliceKernel, redistribute
 
 
 def write_rows(whole: mtf.Tensor, positions: mtf.Tensor, rows: mtf.Tensor) -> mtf.Tensor:
@@ -29,18 +27,6 @@ def gather_positions(x: mtf.Tensor, positions: mtf.Tensor) -> mtf.Tensor:
     return SliceKernel("gather_positions", kernels.gather_positions, [whole, positions], outputs).outputs[0]
 
 
-class InsertRows(MeshOperation):
-    """whole [cache_rows, ...], rows [whole, ...], indices [whole] -> like whole."""
-
-    def __init__(self, inputs: Sequence[mtf.Tensor]):
-        super().__init__(inputs, [(inputs[0].shape, inputs[0].dtype)], "insert_rows")
-
-    def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: LaidOut) -> Sequence[LaidOut]:
-        """Computes the outputs from the slices of the inputs."""
-        start = slice_start(mesh_impl, self.inputs[0].shape.dims[0])
-        return (mesh_impl.slicewise(kernels.insert_rows, *inputs, start),)
-
-
 def insert_rows(whole: mtf.Tensor, rows: mtf.Tensor, indices: mtf.Tensor) -> mtf.Tensor:
     """Replaces rows of a larger tensor.
 
@@ -50,7 +36,8 @@ def insert_rows(whole: mtf.Tensor, rows: mtf.Tensor, indices: mtf.Tensor) -> mtf
         indices: int32 [batch], all different.
     """
     unsplit = [redistribute(x, x.shape.dims[0].name, "whole") for x in (rows, indices)]
-    return InsertRows([whole, *unsplit]).outputs[0]
+    inputs, outputs, starts = [whole, *unsplit], [(whole.shape, whole.dtype)], whole.shape.dims[:1]
+    return SliceKernel("insert_rows", kernels.insert_rows, inputs, outputs, starts=starts).outputs[0]
 
 
 def scores(logits: mtf.Tensor, tokens: mtf.Tensor, top_dim: mtf.Dimension) -> tuple[mtf.Tensor, mtf.Tensor, mtf.Tensor]:

@@ -20,10 +20,9 @@ def entmax_loss(logits: mtf.Tensor, labels: mtf.Tensor) -> mtf.Tensor:
     """
     whole = mtf.rename_dimension(logits, "vocab", "whole")
 
-    def gradient(d_loss: mtf.Tensor, _: None) -> list[mtf.Tensor | None]:
-        inputs, d_logits = [whole, labels, tau, d_loss], (whole.shape, whole.dtype)
+    def gradient(operation: mtf.Operation, d_loss: mtf.Tensor, _: None) -> list[mtf.Tensor | None]:
+        inputs, d_logits = [*operation.inputs, operation.outputs[1], d_loss], (whole.shape, whole.dtype)
         return [SliceKernel("entmax_loss_gradient", kernels.entmax_loss_gradient, inputs, [d_logits]).outputs[0], None]
 
     outputs = [(labels.shape, tf.float32)] * 2
-    loss, tau = SliceKernel("entmax_loss", kernels.entmax_loss, [whole, labels], outputs, gradient).outputs
-    return loss
+    return SliceKernel("entmax_loss", kernels.entmax_loss, [whole, labels], outputs, gradient).outputs[0]

@@ -36,9 +36,9 @@ def _attended(inputs: Sequence[mtf.Tensor], kernel: Kernel, gradient_kernel: Ker
     whole = [redistribute(x, "sequence", "whole") for x in inputs]
     likes = [(x.shape, x.dtype) for x in whole]
 
-    def gradient(d_outputs: mtf.Tensor) -> list[mtf.Tensor]:
-        name = "linear_attention_gradient"
-        return LinearAttentionGradient(name, gradient_kernel, [*whole, d_outputs], likes).outputs
+    def gradient(operation: mtf.Operation, d_outputs: mtf.Tensor) -> list[mtf.Tensor]:
+        inputs = [*operation.inputs, d_outputs]
+        return LinearAttentionGradient("linear_attention_gradient", gradient_kernel, inputs, likes).outputs
 
     (attended,) = LinearAttention("linear_attention", kernel, whole, likes[:1], gradient).outputs
     return redistribute(attended, "whole", "sequence")

@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterable, Sequence
 from meshtf import LaidOut, mtf, tf
 from models.kernels.compile import Kernel
 
-Gradient = Callable[..., list[mtf.Tensor | None]]  # of the outputs' gradients -> the inputs'
+Gradient = Callable[
+    ..., list[mtf.Tensor | None]
+]  # (the operation, gradients of its outputs ...) -> those of its inputs
 
 
 def mesh_axes(mesh_impl: mtf.MeshImpl, dims: Sequence[mtf.Dimension]) -> list[int]:
@@ -70,7 +72,11 @@ class MeshOperation(mtf.Operation):
 
 
 class SliceKernel(MeshOperation):
-    """Runs a kernel on the slices of each processor, without collectives."""
+    """Runs a kernel on the slices of each processor, without collectives.
+
+    If `starts` names dimensions, the kernel's last input is where its slice begins along them, int32 [len(starts)].
+    A gradient must read tensors from the operation that it gets: recomputation copies operations with other inputs.
+    """
 
     def __init__(
         self,
@@ -79,18 +85,20 @@ class SliceKernel(MeshOperation):
         inputs: Sequence[mtf.Tensor],
         outputs: Sequence[tuple[mtf.Shape, tf.DType]],
         gradient: Gradient | None = None,
+        starts: Sequence[mtf.Dimension] = (),
     ):
-        self._kernel, self._gradient = kernel, gradient
+        self._kernel, self._gradient, self._starts = kernel, gradient, starts
         super().__init__(inputs, outputs, name)
 
     def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: LaidOut) -> Sequence[LaidOut]:
         """Computes the outputs from the slices of the inputs."""
-        outputs = mesh_impl.slicewise(self._kernel, *inputs)
+        starts = [slice_starts(mesh_impl, self._starts)] if self._starts else []
+        outputs = mesh_impl.slicewise(self._kernel, *inputs, *starts)
         return [outputs] if len(self.outputs) == 1 else outputs
 
     def gradient(self, grad_ys: Sequence[mtf.Tensor | None]) -> list[mtf.Tensor | None]:
         """Returns the gradients of the inputs."""
-        return self._gradient(*grad_ys) if self._gradient else super().gradient(grad_ys)
+        return self._gradient(self, *grad_ys) if self._gradient else super().gradient(grad_ys)
 
 
 def lazy_sum(mesh_impl: mtf.MeshImpl, laid_out: LaidOut, dims: Sequence[mtf.Dimension]) -> LaidOut:

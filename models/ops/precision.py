@@ -20,4 +20,4 @@ def rounded(x: mtf.Tensor, dtype: tf.DType) -> mtf.Tensor:
     if dtype == tf.float32:
         return x
     kernel = functools.partial(tf.cast, dtype=dtype)
-    return SliceKernel("rounded", kernel, [x], [(x.shape, dtype)], lambda dy: Widened(dy).outputs).outputs[0]
+    return SliceKernel("rounded", kernel, [x], [(x.shape, dtype)], lambda _, dy: Widened(dy).outputs).outputs[0]

@@ -16,7 +16,7 @@ def rotate(x: mtf.Tensor, angles: mtf.Tensor) -> mtf.Tensor:
             them.
     """
 
-    def gradient(dy: mtf.Tensor) -> list[mtf.Tensor | None]:
-        return [rotate(dy, mtf.negative(angles)), None]
+    def gradient(operation: mtf.Operation, dy: mtf.Tensor) -> list[mtf.Tensor | None]:
+        return [rotate(dy, mtf.negative(operation.inputs[1])), None]
 
     return SliceKernel("rotation", kernels.rotate, [x, angles], [(x.shape, x.dtype)], gradient).outputs[0]

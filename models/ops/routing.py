@@ -99,10 +99,11 @@ def first_choices(experts: mtf.Tensor, experts_dim: mtf.Dimension) -> mtf.Tensor
 def chosen_logits(logits: mtf.Tensor, experts: mtf.Tensor) -> mtf.Tensor:
     """Gathers the logits [batch, tokens, choices] of the chosen experts from [batch, tokens, all_experts]."""
 
-    def gradient(d_chosen: mtf.Tensor) -> list[mtf.Tensor | None]:
+    def gradient(operation: mtf.Operation, d_chosen: mtf.Tensor) -> list[mtf.Tensor | None]:
         kernel = kernels.chosen_logits_gradient(logits.shape.dims[-1].size)
         d_logits = (logits.shape, logits.dtype)
-        return [SliceKernel("chosen_logits_gradient", kernel, [experts, d_chosen], [d_logits]).outputs[0], None]
+        inputs = [operation.inputs[1], d_chosen]
+        return [SliceKernel("chosen_logits_gradient", kernel, inputs, [d_logits]).outputs[0], None]
 
     chosen = (experts.shape, logits.dtype)
     return SliceKernel("chosen_logits", kernels.chosen_logits, [logits, experts], [chosen], gradient).outputs[0]
