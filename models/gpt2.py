@@ -10,20 +10,12 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 from meshtf import mtf
-from models import variables
+from models import moe, variables
 from models.attention import ATTENTION_KINDS, decode_attention, full_attention, prefill_attention
 from models.attention_kind import Cache
 from models.context import Context
 from models.feed_forward import dense_std, feed_forward
 from models.layer import Layer, layers
-from models.moe import (
-    MoeOutput,
-    MoeReport,
-    counts_before_sequences,
-    counts_before_tokens,
-    mixture_of_experts,
-    no_expert_counts,
-)
 from models.norms import block_norm, layer_norm, residual_gain
 from models.ops.activations import bias_add
 from models.ops.decoding import gather_positions
@@ -33,7 +25,7 @@ from models.positions import position_embeddings, sequence_positions
 TOKEN_STD = 0.02
 EXPERT_COUNTS = "expert_counts"  # in a layer's cache, beside what its attention keeps
 Attend = Callable[[mtf.Tensor, Layer], tuple[mtf.Tensor, Cache]]
-Mix = Callable[[mtf.Tensor, Layer], MoeOutput]
+Mix = Callable[[mtf.Tensor, Layer], moe.MoeOutput]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +38,7 @@ class ForwardPass:
     """
 
     logits: mtf.Tensor
-    mixtures: dict[str, MoeReport]
+    mixtures: dict[str, moe.MoeReport]
 
 
 def _token_table(context: Context) -> mtf.Tensor:
@@ -88,7 +80,7 @@ class _BlockOutput:
 
     x: mtf.Tensor
     cache: Cache
-    report: MoeReport | None
+    report: moe.MoeReport | None
 
 
 def _block(context: Context, x: mtf.Tensor, layer: Layer, attend: Attend, mix: Mix) -> _BlockOutput:
@@ -119,12 +111,12 @@ def _block(context: Context, x: mtf.Tensor, layer: Layer, attend: Attend, mix: M
 # Training and evaluation.
 
 
-def _training_block(context: Context, x: mtf.Tensor, layer: Layer) -> tuple[mtf.Tensor, MoeReport | None]:
+def _training_block(context: Context, x: mtf.Tensor, layer: Layer) -> tuple[mtf.Tensor, moe.MoeReport | None]:
     def attend(h: mtf.Tensor, layer: Layer) -> tuple[mtf.Tensor, Cache]:
         return full_attention(context, h, layer), {}
 
-    def mix(h: mtf.Tensor, layer: Layer) -> MoeOutput:
-        return mixture_of_experts(context, h, layer.scope, layer.name)
+    def mix(h: mtf.Tensor, layer: Layer) -> moe.MoeOutput:
+        return moe.mixture_of_experts(context, h, layer.scope, layer.name)
 
     def block(x: mtf.Tensor) -> tuple[mtf.Tensor, ...]:
         output = _block(context, x, layer, attend, mix)
@@ -133,7 +125,7 @@ def _training_block(context: Context, x: mtf.Tensor, layer: Layer) -> tuple[mtf.
     # A recomputed block may pass nothing to the outside except what it returns.
     is_recomputed = context.model.recompute_grad and context.is_training
     x, *reported = mtf.recompute_grad(block, [x]) if is_recomputed else block(x)
-    return x, MoeReport(*reported) if reported else None
+    return x, moe.MoeReport(*reported) if reported else None
 
 
 def forward(context: Context, tokens: mtf.Tensor) -> ForwardPass:
@@ -176,7 +168,7 @@ def empty_caches(context: Context) -> list[Cache]:
 
 def _empty_cache(context: Context, layer: Layer) -> Cache:
     cache = ATTENTION_KINDS[layer.attention].empty_cache(context, layer) if layer.has_attention else {}
-    return cache | {EXPERT_COUNTS: no_expert_counts(context)} if layer.is_mixture else cache
+    return cache | {EXPERT_COUNTS: moe.no_expert_counts(context)} if layer.is_mixture else cache
 
 
 def prompt_logits(context: Context, tokens: mtf.Tensor, lengths: mtf.Tensor) -> tuple[mtf.Tensor, list[Cache]]:
@@ -194,9 +186,9 @@ def prompt_logits(context: Context, tokens: mtf.Tensor, lengths: mtf.Tensor) -> 
     def attend(h: mtf.Tensor, layer: Layer) -> tuple[mtf.Tensor, Cache]:
         return prefill_attention(context, h, layer, lengths)
 
-    def mix(h: mtf.Tensor, layer: Layer) -> MoeOutput:
-        counts = counts_before_sequences(context, lengths)
-        return mixture_of_experts(context, h, layer.scope, layer.name, counts)
+    def mix(h: mtf.Tensor, layer: Layer) -> moe.MoeOutput:
+        counts = moe.counts_before_sequences(context, lengths)
+        return moe.mixture_of_experts(context, h, layer.scope, layer.name, counts)
 
     x, caches = _embedded(context, tokens, sequence_positions(context)), []
     for layer in layers(context.model):
@@ -227,8 +219,8 @@ def next_logits(
             x,
             layer,
             lambda h, layer, cache=cache: decode_attention(context, h, layer, _attention_cache(cache), positions),
-            lambda h, layer, cache=cache: mixture_of_experts(
-                context, h, layer.scope, layer.name, counts_before_tokens(cache[EXPERT_COUNTS], positions)
+            lambda h, layer, cache=cache: moe.mixture_of_experts(
+                context, h, layer.scope, layer.name, moe.counts_before_tokens(cache[EXPERT_COUNTS], positions)
             ),
         )
         x = output.x

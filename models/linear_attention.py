@@ -11,31 +11,25 @@ from meshtf import mtf
 from models.attention_kind import QKV, AttentionKind, Cache
 from models.context import Context
 from models.layer import Layer
-from models.ops.linear_attention import (
-    causal_linear_attention,
-    empty_linear_state,
-    linear_attention,
-    linear_attention_step,
-    linear_state,
-)
+from models.ops import linear_attention as ops
 
 
 def _full(context: Context, layer: Layer, qkv: QKV) -> mtf.Tensor:
-    attention = causal_linear_attention if context.model.is_causal else linear_attention
+    attention = ops.causal_linear_attention if context.model.is_causal else ops.linear_attention
     return attention(qkv.queries, qkv.keys, qkv.values)
 
 
 def _prefill(context: Context, layer: Layer, qkv: QKV, lengths: mtf.Tensor) -> Cache:
-    return linear_state(qkv.keys, qkv.values, lengths)
+    return ops.linear_state(qkv.keys, qkv.values, lengths)
 
 
 def _decode(context: Context, layer: Layer, qkv: QKV, cache: Cache, positions: mtf.Tensor) -> tuple[mtf.Tensor, Cache]:
-    return linear_attention_step(qkv.queries, qkv.keys, qkv.values, cache)
+    return ops.linear_attention_step(qkv.queries, qkv.keys, qkv.values, cache)
 
 
 def _empty_cache(context: Context, layer: Layer) -> Cache:
     dims = context.dims
-    return empty_linear_state(context.mesh, [dims.batch, dims.heads, dims.features_per_head])
+    return ops.empty_linear_state(context.mesh, [dims.batch, dims.heads, dims.features_per_head])
 
 
 def _flops(model: ModelConfig) -> float:

@@ -52,15 +52,12 @@ def _axial(context: Context, positions: mtf.Tensor) -> mtf.Tensor:
     for its checkpoints.
     """
     first, second = context.model.axial_pos_emb
-    rows = (
-        mtf.cwise(lambda position: position // second, [positions]),
-        mtf.cwise(lambda position: position % second, [positions]),
-    )
-    tables = [
-        context.variable(f"axial_wpe_{number}", [dim, context.dims.embd], variables.normal(POSITION_STD))
-        for number, dim in ((1, mtf.Dimension("axial_1", first)), (2, mtf.Dimension("axial_2", second)))
-    ]
-    halves = [embedding_lookup(table, row) for table, row in zip(tables, rows, strict=True)]
+    rows = mtf.cwise(lambda p: p // second, [positions]), mtf.cwise(lambda p: p % second, [positions])
+    halves = []
+    for number, (size, row) in enumerate(zip((first, second), rows, strict=True), 1):
+        dims = [mtf.Dimension(f"axial_{number}", size), context.dims.embd]
+        table = context.variable(f"axial_wpe_{number}", dims, variables.normal(POSITION_STD))
+        halves.append(embedding_lookup(table, row))
     return (halves[0] + halves[1]) * 0.5
 
 

@@ -39,9 +39,8 @@ def _memory(context: Context, layer: Layer) -> tuple[mtf.Tensor, mtf.Tensor]:
     dims, scope = context.dims, f"{layer.scope}/attn/attention"
     shape = [mtf.Dimension("mem_kv_sequence", context.model.num_mem_kv), dims.heads, dims.features_per_head]
     initializer = variables.normal(1.0 / math.sqrt(context.model.features_per_head))
-    return context.variable(f"{scope}/mem_k", shape, initializer), context.variable(
-        f"{scope}/mem_v", shape, initializer
-    )
+    keys, values = (context.variable(f"{scope}/{name}", shape, initializer) for name in ("mem_k", "mem_v"))
+    return keys, values
 
 
 # Whole sequences.

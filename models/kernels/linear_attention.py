@@ -97,9 +97,7 @@ def _with_safe_chunk_length(
     """Calls run(length, queries, keys, *others) with a chunk length that is safe for the keys."""
     length = _chunk_length(keys.shape[1])
     return tf.cond(
-        _fit_in_range(keys, length),
-        lambda: run(length, queries, keys, *others),
-        lambda: run(1, queries, keys, *others),
+        _fit_in_range(keys, length), lambda: run(length, queries, keys, *others), lambda: run(1, queries, keys, *others)
     )
 
 

@@ -122,12 +122,7 @@ def route(params: RoutingParams) -> Kernel:
     """
 
     def kernel(
-        logits: tf.Tensor,
-        counts: tf.Tensor,
-        positions: tf.Tensor,
-        lengths: tf.Tensor,
-        key: tf.Tensor,
-        rows: tf.Tensor,
+        logits: tf.Tensor, counts: tf.Tensor, positions: tf.Tensor, lengths: tf.Tensor, key: tf.Tensor, rows: tf.Tensor
     ) -> tuple[tf.Tensor, ...]:
         n_tokens, n_experts = logits.shape[1:]
         n_slots = params.n_slots(n_tokens)
