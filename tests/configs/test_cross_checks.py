@@ -1,0 +1,156 @@
+"""Values that do not fit together, and the exact message for each."""
+
+from __future__ import annotations
+
+import pytest
+
+from configs.load import load_config
+from tests.configs.config_files import MASKED, MODEL, message_of, without, write_configs
+
+
+def test_evaluation_and_prediction_batches_need_not_divide(tmp_path):
+    changes = {"mesh_shape": "x:4", "layout": "batch:x", "eval_batch_size": 3, "predict_batch_size": 1}
+    assert load_config(write_configs(tmp_path, MODEL | changes)).evaluation.eval_batch_size == 3
+
+
+CONFLICTS = {
+    "beams that sample": (
+        {"num_beams": 4, "top_p": 0.5},
+        "top_p = 0.5: has no effect on beam search (num_beams = 4); leave one of them out",
+    ),
+    "more samples than beams": (
+        {"num_beams": 4, "predict_batch_size": 5},
+        "predict_batch_size = 5: is more than num_beams = 4; lower it, or raise num_beams",
+    ),
+    "a top_k above the vocabulary": (
+        {"top_k": 129},
+        "top_k = 129: is more than n_vocab = 128; lower it; 0 turns it off",
+    ),
+    "heads that do not divide": (
+        {"n_head": 5},
+        "n_head = 5: does not divide n_embd = 64; choose n_head and n_embd so that n_embd / n_head is whole",
+    ),
+    "attention for too many layers": (
+        {"attention_types": [[["global", "local"], 6]]},
+        'attention_types = [[["global", "local"], 6]]: expands to 12 layers, but n_layer = 2; '
+        "make it expand to 2, or set n_layer to 12",
+    ),
+    "rotary embeddings of an odd width": (
+        {"rotary_emb": True, "n_embd": 12, "n_head": 4},
+        "rotary_emb = true: needs an even number of features per head, but n_embd / n_head = 3; "
+        "change n_head or n_embd, or set it to false",
+    ),
+    "axes that do not cover the context": (
+        {"axial_pos_emb": [3, 5]},
+        "axial_pos_emb = [3, 5]: multiplies to 15, but n_ctx = 32; give two sizes whose product is n_ctx",
+    ),
+    "two kinds of positions": (
+        {"axial_pos_emb": [4, 8], "rotary_emb": True},
+        "axial_pos_emb = [4, 8]: cannot be combined with rotary_emb; keep one of the two",
+    ),
+    "two kinds of norms": (
+        {"scalenorm": True, "rezero": True},
+        "scalenorm = true: changes the norms that rezero removes; keep one of the two",
+    ),
+    "memory without global attention": (
+        {"num_mem_kv": 4, "attention_types": [[["local"], 2]]},
+        "num_mem_kv = 4: acts in global layers, and attention_types has none; set it to 0, or give a global layer",
+    ),
+    "experts beyond the last layer": (
+        {"moe_layers": [1, 2]},
+        "moe_layers = [1, 2]: names layer 2, but the last of 2 layers is 1; count layers from 0",
+    ),
+    "experts named twice for a layer": (
+        {"moe_layers": [1, 1]},
+        "moe_layers = [1, 1]: names a layer twice; name each once",
+    ),
+    "experts that the axis does not divide": (
+        {"moe_layers": [1], "moe_params": {"moe_num_experts": 6}, "mesh_shape": "x:4", "layout": "experts:x"},
+        'layout = "experts:x": experts:x splits moe_num_experts = 6 over 4 devices, which does not divide it; '
+        "change moe_num_experts, the size of x, or the rule",
+    ),
+    "masked training without a mask": (
+        {"mlm_training": True},
+        "mlm_mask_id: is missing; give the id that replaces masked tokens",
+    ),
+    "a mask id outside the vocabulary": (
+        MASKED | {"mlm_mask_id": 128},
+        "mlm_mask_id = 128: is not below n_vocab = 128; give an id of the tokenizer",
+    ),
+    "a first id outside the vocabulary": (
+        MASKED | {"mlm_cls_token_id": 128},
+        "mlm_cls_token_id = 128: is not below n_vocab = 128; give an id of the tokenizer",
+    ),
+    "an ignored id outside the vocabulary": (
+        MASKED | {"mlm_mask_ignore_ids": [1, 200]},
+        "mlm_mask_ignore_ids = [1, 200]: holds 200, which is not below n_vocab = 128; give ids of the tokenizer",
+    ),
+    "a first id that is the mask": (
+        MASKED | {"mlm_cls_token_id": 5},
+        "mlm_cls_token_id = 5: is the same as mlm_mask_id; give another id",
+    ),
+    "a context that the first id fills": (
+        MASKED | {"mlm_cls_token_id": 6, "n_ctx": 1},
+        "mlm_cls_token_id = 6: fills the whole context of n_ctx = 1; raise n_ctx, or leave it out",
+    ),
+    "fractions of masked tokens above 1": (
+        MASKED | {"mlm_same_token_prob": 0.6, "mlm_random_token_prob": 0.5},
+        "mlm_random_token_prob = 0.5: exceeds 1 together with mlm_same_token_prob = 0.6; lower one of the two",
+    ),
+    "samples of a masked model": (
+        MASKED | {"predict_steps": 1},
+        "predict_steps = 1: asks for samples, but a masked language model cannot generate text; set it to 0",
+    ),
+    "heads that the axis does not divide": (
+        {"mesh_shape": "x:3", "layout": "heads:x"},
+        'layout = "heads:x": heads:x splits n_head = 4 over 3 devices, which does not divide it; '
+        "change n_head, the size of x, or the rule",
+    ),
+    "a feed-forward width that the axis does not divide": (
+        {"mesh_shape": "x:512", "layout": "intermediate_expanded:x"},
+        'layout = "intermediate_expanded:x": intermediate_expanded:x splits 4 n_embd = 256 over 512 devices, '
+        "which does not divide it; change 4 n_embd, the size of x, or the rule",
+    ),
+    "a tensor split twice over one axis": (
+        {"mesh_shape": "y:2", "layout": "vocab:y,embd:y"},
+        'layout = "vocab:y,embd:y": vocab:y and embd:y split the token table wte twice over one axis; '
+        "give one of them another axis, or leave it out",
+    ),
+    "attention split twice over one axis": (
+        {"mesh_shape": "y:2", "layout": "sequence:y,memory_length:y"},
+        'layout = "sequence:y,memory_length:y": sequence:y and memory_length:y split the attention weights twice '
+        "over one axis; give one of them another axis, or leave it out",
+    ),
+    "an unknown axis": (
+        {"mesh_shape": "x:2", "layout": "batch:y"},
+        'layout = "batch:y": batch:y names an axis that mesh_shape lacks; use x, or add y to mesh_shape',
+    ),
+    "a layout without a mesh": (
+        {"layout": "batch:x"},
+        'layout = "batch:x": batch:x needs a mesh, but there is no mesh_shape; give one, such as "x:2"',
+    ),
+    "no datasets": (
+        {"datasets": []},
+        'datasets = []: names no dataset; give ids, such as ["pile"], or set no_dataset to true',
+    ),
+    "an eos id outside the vocabulary": (
+        {"eos_id": 128},
+        "eos_id = 128: is not below n_vocab = 128; give the id of the tokenizer",
+    ),
+    "a padding id outside the vocabulary": (
+        {"padding_id": 129},
+        "padding_id = 129: is more than n_vocab = 128; give the id of the tokenizer",
+    ),
+}
+
+
+@pytest.mark.parametrize("change, expected", CONFLICTS.values(), ids=CONFLICTS.keys())
+def test_a_conflict_gives_its_exact_message(tmp_path, change, expected):
+    path = write_configs(tmp_path, MODEL | change)
+    assert message_of(path) == f"{path}: {expected}"
+
+
+def test_missing_datasets(tmp_path):
+    path = write_configs(tmp_path, without(MODEL, "datasets"))
+    expected = 'datasets: names no dataset; give ids, such as ["pile"], or set no_dataset to true'
+    assert message_of(path) == f"{path}: {expected}"

@@ -1,0 +1,188 @@
+"""The values that one key may have, and the exact message for any other value."""
+
+from __future__ import annotations
+
+import pytest
+
+from configs.load import load_config
+from configs.schema import MoeParams, keys_of
+from tests.configs.config_files import MODEL, message_of, write_configs
+
+
+def test_names_are_read_in_any_case(tmp_path):
+    changes = {"opt_name": "Adam", "precision": "BFloat16", "lr_decay": "Cosine", "activation_fn": "RELU"}
+    config = load_config(write_configs(tmp_path, MODEL | changes))
+    assert (config.training.opt_name, config.training.lr_decay) == ("adam", "cosine")
+    assert (config.model.precision, config.model.activation_function) == ("bfloat16", "relu")
+
+
+def test_empty_mesh_shape_and_layout_are_none(tmp_path):
+    config = load_config(write_configs(tmp_path, MODEL | {"mesh_shape": "", "layout": None}))
+    assert (config.mesh.mesh_shape, config.mesh.layout) == (None, None)
+
+
+WRONG_VALUES = {
+    "a flag for an integer": ({"n_head": True}, "n_head = true: is not an integer; give an integer >= 1"),
+    "a decimal integer": ({"train_steps": 1000.0}, "train_steps = 1000.0: is not an integer; write 1000"),
+    "a fraction for an integer": ({"n_ctx": 1.5}, "n_ctx = 1.5: is not an integer; give an integer >= 1"),
+    "a negative size": ({"n_layer": -2}, "n_layer = -2: is out of range; give an integer >= 1"),
+    "a size of zero": ({"n_embd": 0}, "n_embd = 0: is out of range; give an integer >= 1"),
+    "an integer in quotes": (
+        {"eval_steps": "10"},
+        'eval_steps = "10": is a string, not an integer; give an integer >= 0, without quotes',
+    ),
+    "a number in quotes": (
+        {"lr": "1e-4"},
+        'lr = "1e-4": is a string, not a number; give a number > 0, without quotes',
+    ),
+    "null for a number": ({"epsilon": None}, "epsilon = null: is not a number; give a number >= 1e-37"),
+    "not a number": ({"lr": float("nan")}, "lr = NaN: is not a finite number; give a number > 0"),
+    "infinity": ({"z_loss": float("inf")}, "z_loss = Infinity: is not a finite number; give a number >= 0"),
+    "a flag for a number": ({"beta1": False}, "beta1 = false: is not a number; give a number in [0, 1)"),
+    "a rate of zero": ({"lr": 0}, "lr = 0: is out of range; give a number > 0"),
+    "a dropout of one": ({"attn_dropout": 1.0}, "attn_dropout = 1.0: is out of range; give a number in [0, 1)"),
+    "a top_p of zero": ({"top_p": 0.0}, "top_p = 0.0: is out of range; give a number in (0, 1]"),
+    "a negative temperature": ({"temperature": -1}, "temperature = -1: is out of range; give a number >= 0"),
+    "a min_p above one": ({"min_p": 1.5}, "min_p = 1.5: is out of range; give a number in [0, 1]"),
+    "a typical_p of zero": ({"typical_p": 0}, "typical_p = 0: is out of range; give a number in (0, 1]"),
+    "a repetition_penalty of zero": (
+        {"repetition_penalty": 0},
+        "repetition_penalty = 0: is out of range; give a number in [0.01, 100]",
+    ),
+    "a presence_penalty that is too high": (
+        {"presence_penalty": 2.5},
+        "presence_penalty = 2.5: is out of range; give a number in [-2, 2]",
+    ),
+    "a frequency_penalty that is too low": (
+        {"frequency_penalty": -3},
+        "frequency_penalty = -3: is out of range; give a number in [-2, 2]",
+    ),
+    "a negative no_repeat_ngram": (
+        {"no_repeat_ngram": -1},
+        "no_repeat_ngram = -1: is out of range; give an integer from 0 to 1000000",
+    ),
+    "a stop that is a number": (
+        {"stop": ["a", 1]},
+        'stop = ["a", 1]: is not a string or a list of strings; write it as "a" or ["a", "b"]',
+    ),
+    "an empty stop": ({"stop": [""]}, 'stop = [""]: holds an empty string; give strings of at least one character'),
+    "zero beams": ({"num_beams": 0}, "num_beams = 0: is out of range; give an integer from 1 to 1000"),
+    "an infinite length_penalty": (
+        {"length_penalty": float("inf")},
+        "length_penalty = Infinity: is not a finite number; give a number in [-8, 8]",
+    ),
+    "an unknown cache_dtype": (
+        {"cache_dtype": "float16"},
+        'cache_dtype = "float16": is not a known name; use float32, bfloat16',
+    ),
+    "an unknown prompt_overflow": (
+        {"prompt_overflow": "right"},
+        'prompt_overflow = "right": is not a known name; use left, refuse',
+    ),
+    "clipping at zero": (
+        {"gradient_clipping": 0},
+        "gradient_clipping = 0: is out of range; give a number > 0",
+    ),
+    "a microbatch of zero": (
+        {"tokens_per_mb_per_replica": 0},
+        "tokens_per_mb_per_replica = 0: is out of range; give an integer >= 1",
+    ),
+    "a seed too large": (
+        {"seed": 2**31},
+        "seed = 2147483648: is out of range; give an integer from 0 to 2147483647",
+    ),
+    "an integer for a flag": (
+        {"recompute_grad": 1},
+        "recompute_grad = 1: is not true or false; write true or false, without quotes",
+    ),
+    "an unknown decay": ({"lr_decay": "step"}, 'lr_decay = "step": is not a known name; use linear, cosine'),
+    "an unknown optimizer": ({"opt_name": "sgd"}, 'opt_name = "sgd": is not a known name; use adam, adamw, adafactor'),
+    "an unknown precision": (
+        {"precision": "float16"},
+        'precision = "float16": is not a known name; use float32, bfloat16',
+    ),
+    "a precision that is a number": ({"precision": 16}, "precision = 16: is not a string; use float32, bfloat16"),
+    "evaluation tasks": (
+        {"eval_tasks": ["lambada"]},
+        'eval_tasks = ["lambada"]: is known from GPT-Neo but not available in this version; write []',
+    ),
+    "unknown tasks": ({"eval_tasks": ["x"]}, 'eval_tasks = ["x"]: names unknown evaluation tasks; write []'),
+    "a flat attention list": (
+        {"attention_types": ["global", "global"]},
+        'attention_types = ["global", "global"]: is not a list of [pattern, repeats] pairs; '
+        'write it as [[["global", "local"], 6]]',
+    ),
+    "no attention": (
+        {"attention_types": []},
+        'attention_types = []: is not a list of [pattern, repeats] pairs; write it as [[["global", "local"], 6]]',
+    ),
+    "unknown attention": (
+        {"attention_types": [[["global", "gobal"], 1]]},
+        'attention_types = [[["global", "gobal"], 1]]: the attention \'gobal\' is not a known name; '
+        "use global, local, linear, none",
+    ),
+    "attention repeated zero times": (
+        {"attention_types": [[["global"], 0]]},
+        'attention_types = [[["global"], 0]]: the number of repeats 0 is out of range; give an integer from 1 to 10000',
+    ),
+    "a mesh without sizes": (
+        {"mesh_shape": "x,y"},
+        'mesh_shape = "x,y": \'x\' is not a name:value pair; write it as "x:4,y:2"',
+    ),
+    "a mesh as a list": ({"mesh_shape": [4]}, 'mesh_shape = [4]: is not a string; write it as "x:4,y:2"'),
+    "an axis of size zero": (
+        {"mesh_shape": "x:0"},
+        "mesh_shape = \"x:0\": size '0' of axis 'x' is not an integer >= 1; give the number of devices",
+    ),
+    "an axis twice": (
+        {"mesh_shape": "x:2,x:2"},
+        "mesh_shape = \"x:2,x:2\": names the axis 'x' twice; keep one of the two",
+    ),
+    "a dimension twice": (
+        {"mesh_shape": "x:2,y:2", "layout": "batch:x,batch:y"},
+        "layout = \"batch:x,batch:y\": names the dimension 'batch' twice; keep one of the two",
+    ),
+    "an unknown dimension": (
+        {"mesh_shape": "x:2", "layout": "head:x"},
+        "layout = \"head:x\": names no known dimension: 'head'; did you mean heads?",
+    ),
+    "a split inside the heads": (
+        {"mesh_shape": "x:2", "layout": "features_per_head:x"},
+        'layout = "features_per_head:x": features_per_head:x splits heads, which attention needs whole; give heads:x',
+    ),
+    "a switch that is a number": (
+        {"rotary_emb": 1},
+        "rotary_emb = 1: is not true or false; write true or false, without quotes",
+    ),
+    "three axes": (
+        {"axial_pos_emb": [2, 2, 4]},
+        "axial_pos_emb = [2, 2, 4]: has 3 members; give two, whose product is n_ctx, such as [16, 64]",
+    ),
+    "a layer of experts in quotes": (
+        {"moe_layers": ["1"]},
+        "moe_layers = [\"1\"]: member '1' is a string, not an integer; give an integer >= 0, without quotes",
+    ),
+    "an unknown setting of experts": (
+        {"moe_params": {"moe_experts": 4}},
+        'moe_params = {"moe_experts": 4}: has the unknown member moe_experts; use ' + ", ".join(keys_of(MoeParams)),
+    ),
+    "a wrong setting of experts": (
+        {"moe_params": {"moe_num_experts": 1}},
+        'moe_params = {"moe_num_experts": 1}: moe_num_experts 1 is out of range; give an integer >= 2',
+    ),
+    "an epsilon that float32 rounds to 0": (
+        {"epsilon": 1e-60},
+        "epsilon = 1e-60: is out of range; give a number >= 1e-37",
+    ),
+    "an empty path": ({"model_path": " "}, 'model_path = " ": is empty; give a string that is not empty'),
+    "a path that is a number": (
+        {"model_path": 7},
+        "model_path = 7: is not a string; give a string in double quotes",
+    ),
+}
+
+
+@pytest.mark.parametrize("change, expected", WRONG_VALUES.values(), ids=WRONG_VALUES.keys())
+def test_a_wrong_value_gives_its_exact_message(tmp_path, change, expected):
+    path = write_configs(tmp_path, MODEL | change)
+    assert message_of(path) == f"{path}: {expected}"
