@@ -1,9 +1,9 @@
 """One process of several; tests start it as `python -m tests.runtime.spmd_worker HOSTS INDEX FOLDER JOB...`.
 
-A job is the name of a case, which takes a training step from the checkpoint in FOLDER/start/{model}, or `moved`, which
-moves slices about, or `gathered`, which puts them together; or alone `forever`, which trains until it is ended, or
-`until_stopped`, which trains until a signal comes to one process. What comes out is written to FOLDER/{index}.npz, and
-checkpoints to FOLDER/{case}. By SIGUSR1 a process hangs in Python, and by SIGUSR2 in something that lets no Python run.
+A job is the name of a case, which runs a training step from the checkpoint in FOLDER/start/{model}; `moved`, which runs
+all collectives; `gathered`, which gathers slices; or, as the only job, `forever`, which trains until it is killed, or
+`until_stopped`, which trains until a process receives a signal. The results are written to FOLDER/{index}.npz, and
+checkpoints to FOLDER/{case}. SIGUSR1 makes a process hang in Python, SIGUSR2 in a call that blocks Python.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ MATRIX = np.random.default_rng(3).normal(size=(8, 4)).astype(np.float32)
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A model on a mesh; with `tokens_at_once` in microbatches."""
+    """A model on a mesh; `tokens_at_once` sets the size of microbatches."""
 
     model: str
     mesh_shape: str
@@ -59,7 +59,7 @@ class Case:
     tokens_at_once: int | None = None
 
     def config(self, mesh_shape: str | None = None) -> RunConfig:
-        """The run, on this mesh or on another: an empty text is one device."""
+        """Returns the run, on this mesh or on another; an empty one is a single device."""
         mesh = tiny.mesh_config(self.mesh_shape if mesh_shape is None else mesh_shape, self.layout)
         return tiny.run_config(mesh, MODELS[self.model], {"tokens_per_mb_per_replica": self.tokens_at_once})
 
@@ -81,14 +81,14 @@ CASES = {
 
 
 def own_inputs(placement: Placement) -> tuple:
-    """What a training step takes, of the batch only the rows that are this process's own."""
+    """Returns the inputs of a training step, with only this process's own rows of the batch."""
     rows = placement.own_rows(tiny.BATCH_SIZE)
     *of_batch, rate, number, key = tiny.step_inputs()
     return *[whole[rows.start : rows.stop] for whole in of_batch], rate, number, key
 
 
 def train_once(name: str, group: ProcessGroup, folder: Path) -> dict[str, np.ndarray]:
-    """One update from the checkpoint, a checkpoint of what it made, and the loss of the next."""
+    """Trains one step from the checkpoint and saves the result; returns its outputs and the loss of the next step."""
     case = CASES[name]
     config = case.config()
     placement = place_process(config.mesh, group.index, group.size, group.device)
@@ -101,7 +101,7 @@ def train_once(name: str, group: ProcessGroup, folder: Path) -> dict[str, np.nda
 
 
 def moved(x: mtf.Tensor) -> list[mtf.Tensor]:
-    """All that makes a mesh move slices; x is [batch, columns], and the layout splits batch and heads."""
+    """Applies every operation that moves slices to x [batch, columns]; the layout splits batch and heads."""
     rows, columns = x.shape.dims
     joined = mtf.rename_dimension(x, "batch", "joined")
     exchanged = mtf.reshape(x, mtf.Shape([mtf.Dimension("joined", rows.size), mtf.Dimension("heads", columns.size)]))
@@ -117,7 +117,7 @@ def moved(x: mtf.Tensor) -> list[mtf.Tensor]:
 
 
 def move(group: ProcessGroup) -> dict[str, np.ndarray]:
-    """What `moved` gives."""
+    """Returns the outputs of `moved`."""
     mesh = tiny.mesh_config(f"x:{group.size}", "batch:x,heads:x")
     placement = place_process(mesh, group.index, group.size, group.device)
     outputs = tiny.evaluate(moved, placement, ("batch columns", MATRIX))
@@ -125,7 +125,7 @@ def move(group: ProcessGroup) -> dict[str, np.ndarray]:
 
 
 def gather(group: ProcessGroup) -> dict[str, np.ndarray]:
-    """What each process makes of slices of all."""
+    """Returns the slices of all processes, gathered in this one."""
     placement = place_process(tiny.mesh_config(f"x:{group.size}", "batch:x"), group.index, group.size, group.device)
     numbers = np.arange(2 * group.size, dtype=np.float32).reshape(group.size, 2)
     (output,) = tiny.evaluate(
@@ -135,7 +135,7 @@ def gather(group: ProcessGroup) -> dict[str, np.ndarray]:
 
 
 def build_steps(group: ProcessGroup) -> tuple[Placement, Callable[[], object]]:
-    """A small model over all processes, and what trains it by one step."""
+    """Returns the placement of a small model over all processes, and a function that trains it by one step."""
     config = dataclasses.replace(CASES["data"], mesh_shape=f"x:{group.size}").config()
     placement = place_process(config.mesh, group.index, group.size, group.device)
     step = build_train_step(config, placement)
@@ -144,7 +144,7 @@ def build_steps(group: ProcessGroup) -> tuple[Placement, Callable[[], object]]:
 
 
 def train_forever(group: ProcessGroup) -> None:
-    """Prints each finished step."""
+    """Trains until the process is killed; prints each finished step."""
     _, step = build_steps(group)
     with group.timeout():
         for number in itertools.count():
@@ -154,7 +154,7 @@ def train_forever(group: ProcessGroup) -> None:
 
 
 def train_until_stopped(group: ProcessGroup, folder: Path) -> None:
-    """Trains until a signal comes to one of the processes, and saves what was reached."""
+    """Trains until one of the processes receives a signal, then saves a checkpoint."""
     placement, step = build_steps(group)
     with StopRequest() as stop:
         for number in itertools.count():
@@ -167,18 +167,18 @@ def train_until_stopped(group: ProcessGroup, folder: Path) -> None:
 
 
 def hang_in_python(number: int, frame: FrameType | None) -> None:
-    """A signal handler that never comes back."""
+    """A signal handler that never returns."""
     while True:
         time.sleep(0.1)
 
 
 def hang_with_python(number: int, frame: FrameType | None) -> None:
-    """A signal handler that never comes back, and meanwhile lets no thread run Python."""
+    """A signal handler that never returns, and keeps every thread from running Python."""
     ctypes.PyDLL(None).sleep(1000)
 
 
 def main() -> int:
-    """Does the jobs; returns the exit status."""
+    """Runs the jobs; returns the exit status."""
     hosts, index, folder, *jobs = sys.argv[1:]
     signal.signal(signal.SIGUSR1, hang_in_python)
     signal.signal(signal.SIGUSR2, hang_with_python)

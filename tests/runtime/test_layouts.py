@@ -1,4 +1,4 @@
-"""One update is the same on one device, on four and on eight, however it is laid out, with every feature on."""
+"""One update is the same on one, four and eight devices, in any layout and with every feature."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def slow(*values: str) -> object:
         slow("x:2,y:2", MIX),
     ],
 )
-def test_layout(devices: tuple[str, ...], mesh_shape: str, layout: str) -> None:
+def test_any_layout_gives_the_update_of_one_device(devices: tuple[str, ...], mesh_shape: str, layout: str) -> None:
     config = tiny.run_config(tiny.mesh_config(mesh_shape, layout))
     tiny.assert_same_update(tiny.one_update(config, devices), tiny.one_device_update(devices, has_dropout=False))
 
@@ -58,7 +58,7 @@ def test_layout(devices: tuple[str, ...], mesh_shape: str, layout: str) -> None:
         slow("x:2,y:2", "heads:x,embd:y"),
     ],
 )
-def test_layout_with_dropout_recomputation_and_microbatches(
+def test_any_layout_with_every_feature_gives_the_update_of_one_device(
     devices: tuple[str, ...], mesh_shape: str, layout: str
 ) -> None:
     mesh = tiny.mesh_config(mesh_shape, layout)
@@ -67,7 +67,7 @@ def test_layout_with_dropout_recomputation_and_microbatches(
 
 
 @pytest.mark.slow
-def test_eight_devices() -> None:
+def test_eight_devices_give_the_update_of_one() -> None:
     run = subprocess.run([sys.executable, "-m", "tests.runtime.eight_devices"], cwd=REPOSITORY, capture_output=True)
     assert run.returncode == 0, run.stderr.decode()[-3000:]
     assert len(run.stdout.splitlines()) == len(CASES)

@@ -1,4 +1,4 @@
-"""Processes on two machines, which are network namespaces of this one, and a network between them that fails."""
+"""Processes on two machines, simulated by network namespaces, with a network between them that fails."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 REPOSITORY = Path(__file__).parents[2]
 ADDRESSES = ("10.213.7.1", "10.213.7.2")
 HOSTS = tuple(f"{address}:2222" for address in ADDRESSES)
-NOBODY = "02:00:00:00:00:99"
+UNUSED_ADDRESS = "02:00:00:00:00:99"
 PROGRAM = """
 import sys
 from runtime.cluster.spec import Cluster, ClusterError
@@ -50,7 +50,7 @@ class Network:
     processes: list[subprocess.Popen] = dataclasses.field(default_factory=list)
 
     def start(self, machine: int, *arguments: str) -> subprocess.Popen:
-        """Runs Python on a machine."""
+        """Starts Python on a machine."""
         process = subprocess.Popen(
             ["ip", "netns", "exec", self.names[machine], sys.executable, *arguments],
             cwd=REPOSITORY,
@@ -63,18 +63,18 @@ class Network:
         return process
 
     def start_training(self, machine: int, folder: Path) -> subprocess.Popen:
-        """Starts a process that trains until it is ended."""
+        """Starts a process that trains until it is killed."""
         worker = ["-m", "tests.runtime.spmd_worker", ",".join(HOSTS), str(machine), str(folder), "forever"]
         return self.start(machine, *worker)
 
     def start_connecting(self, machine: int, hosts: Sequence[str], index: int, wait_seconds: float) -> subprocess.Popen:
-        """Starts a process that meets the others, and leaves."""
+        """Starts a process that connects to the others and exits."""
         return self.start(machine, "-c", PROGRAM, ",".join(hosts), str(index), str(wait_seconds))
 
     def cut(self) -> None:
-        """Lets all packets go to where nobody is: neither machine is told that they are lost."""
+        """Sends all packets to an unused address, so that neither machine learns that they are lost."""
         for name, address in zip(self.names, reversed(ADDRESSES), strict=True):
-            ip("-n", name, "neigh", "replace", address, "lladdr", NOBODY, "nud", "permanent", "dev", "cable")
+            ip("-n", name, "neigh", "replace", address, "lladdr", UNUSED_ADDRESS, "nud", "permanent", "dev", "cable")
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def network() -> Iterator[Network]:
         ip("netns", "add", names[0])
     except subprocess.CalledProcessError as error:
         pytest.skip(f"network namespaces are not permitted here: {error.stderr.strip()}")
-    made = Network(names)
+    machines = Network(names)
     try:
         ip("netns", "add", names[1])
         ip("-n", names[0], "link", "add", "cable", "type", "veth", "peer", "name", "cable", "netns", names[1])
@@ -94,9 +94,9 @@ def network() -> Iterator[Network]:
             ip("-n", name, "address", "add", f"{address}/24", "dev", "cable")
             ip("-n", name, "link", "set", "cable", "up")
             ip("-n", name, "link", "set", "lo", "up")
-        yield made
+        yield machines
     finally:
-        for process in made.processes:
+        for process in machines.processes:
             process.kill()
             process.communicate()
         for name in names:
@@ -104,7 +104,7 @@ def network() -> Iterator[Network]:
 
 
 def wait_for(process: subprocess.Popen, start_of_line: str, limit_seconds: float) -> None:
-    """Reads until that is said; a process that says nothing else is ended by the limit."""
+    """Reads the output up to a line that starts so; kills the process after the time limit."""
     limit = threading.Timer(limit_seconds, process.kill)
     limit.start()
     try:
@@ -120,18 +120,18 @@ def loss_of(lost: int) -> str:
     )
 
 
-def test_two_machines_that_are_cut_off_from_each_other(network: Network, tmp_path: Path) -> None:
+def test_two_disconnected_machines_report_each_other(network: Network, tmp_path: Path) -> None:
     processes = [network.start_training(machine, tmp_path) for machine in (0, 1)]
     for process in processes:
         wait_for(process, "step 2", 120)
     network.cut()
     deadline_seconds = time.monotonic() + 60
-    said = [process.communicate(timeout=deadline_seconds - time.monotonic())[0] for process in processes]
-    assert [text.splitlines()[-1] for text in said] == [loss_of(1), loss_of(0)]
+    outputs = [process.communicate(timeout=deadline_seconds - time.monotonic())[0] for process in processes]
+    assert [text.splitlines()[-1] for text in outputs] == [loss_of(1), loss_of(0)]
     assert {process.returncode for process in processes} <= {2, 3}
 
 
-def test_a_machine_that_comes_late(network: Network, tmp_path: Path) -> None:
+def test_a_machine_that_starts_late_is_awaited(network: Network, tmp_path: Path) -> None:
     first = network.start_training(0, tmp_path)
     wait_for(first, f"waiting up to 60 s for {HOSTS[1]}", 60)
     second = network.start_training(1, tmp_path)
@@ -139,7 +139,7 @@ def test_a_machine_that_comes_late(network: Network, tmp_path: Path) -> None:
         wait_for(process, "step 2", 120)
 
 
-def test_a_machine_that_does_not_answer(network: Network) -> None:
+def test_a_machine_that_does_not_answer_is_reported(network: Network) -> None:
     network.cut()
     first = network.start_connecting(0, HOSTS, 0, 3.0)
     text, _ = first.communicate(timeout=60)
@@ -149,10 +149,10 @@ def test_a_machine_that_does_not_answer(network: Network) -> None:
     )
 
 
-def test_machines_that_were_given_the_index_of_each_other(network: Network) -> None:
+def test_swapped_indices_are_refused(network: Network) -> None:
     processes = [network.start_connecting(machine, HOSTS, 1 - machine, 60.0) for machine in (0, 1)]
-    said = [process.communicate(timeout=60)[0] for process in processes]
-    assert said == [
+    outputs = [process.communicate(timeout=60)[0] for process in processes]
+    assert outputs == [
         f"{HOSTS[machine]}: process {machine} is on this machine, where process {1 - machine} "
         f"({HOSTS[1 - machine]}) was started with the same port; start each process on its own machine, or give each "
         "its own port\n"
@@ -160,7 +160,7 @@ def test_machines_that_were_given_the_index_of_each_other(network: Network) -> N
     ]
 
 
-def test_a_process_that_the_others_look_for_elsewhere(network: Network) -> None:
+def test_a_process_under_another_address_is_not_found(network: Network) -> None:
     elsewhere = "10.213.7.3:2222"
     first = network.start_connecting(0, [elsewhere, HOSTS[1]], 0, 60.0)
     second = network.start_connecting(1, [elsewhere, HOSTS[1]], 1, 3.0)
@@ -170,13 +170,13 @@ def test_a_process_that_the_others_look_for_elsewhere(network: Network) -> None:
     assert text.splitlines()[-1] == loss_of(1)
 
 
-def test_a_process_that_is_not_where_its_own_name_says(network: Network) -> None:
+def test_a_process_whose_own_address_is_elsewhere_says_so(network: Network) -> None:
     first = network.start_connecting(0, ["10.213.7.3:2222", HOSTS[1]], 0, 3.0)
     text, _ = first.communicate(timeout=60)
     assert text.endswith("; the others look for this process at 10.213.7.3:2222, which is another machine\n")
 
 
-def test_a_name_that_nobody_knows(network: Network) -> None:
+def test_an_unknown_host_name_is_reported(network: Network) -> None:
     first = network.start_connecting(0, [HOSTS[0], "nowhere.invalid:2222"], 0, 2.0)
     text, _ = first.communicate(timeout=60)
     assert text == (

@@ -1,8 +1,8 @@
 """One process of several, each a replica of the program of a TPU; tests start it as
 `python -m tests.runtime.tpu_worker HOSTS INDEX FOLDER CASE...`.
 
-A case is one of `spmd_worker`: from the checkpoint in FOLDER/start/{model} one step of training is taken, and the model
-is saved to FOLDER/{case}; then three more are taken in one turn, of which the second learns nothing. What comes out is
+A case is one of `spmd_worker`. It runs one training step from the checkpoint in FOLDER/start/{model} and saves the
+model to FOLDER/{case}; then it runs three more steps in one call, the second with a learning rate of 0. The results are
 written to FOLDER/{index}.npz.
 """
 
@@ -35,7 +35,7 @@ N_STEPS = 3
 
 
 class ProcessCrossReplicaOps:
-    """What replicas do together, done by processes."""
+    """The collectives of replicas, run by processes."""
 
     def __init__(self, own: int, collectives: Collectives) -> None:
         self._own = own
@@ -71,7 +71,7 @@ def _group(members: Sequence[int]) -> Group:
 
 
 def as_replica(process: ProcessPlacement, processor: tf.Tensor) -> ReplicaPlacement:
-    """The placement of a process as the program of a TPU sees it; `processor` is its number."""
+    """Returns the placement of a process as the program of a TPU sees it; `processor` is its number."""
     mesh_impl = process.implementation(tiny.BATCH_SIZE)
 
     def handle_of(variable: SlicedVariable, _: DeviceMesh) -> tf.Tensor:
@@ -82,9 +82,10 @@ def as_replica(process: ProcessPlacement, processor: tf.Tensor) -> ReplicaPlacem
     return ReplicaPlacement(process.shape, process.layout, process.devices, process.store, replica)
 
 
-def turn_inputs(process: ProcessPlacement) -> list[np.ndarray]:
-    """The steps of a turn, each with the same inputs but for the learning rate, which is 0 in the second; of the batch
-    only the rows that are this process's own.
+def stacked_inputs(process: ProcessPlacement) -> list[np.ndarray]:
+    """Returns the stacked inputs of a call: equal for all steps except for the learning rate, 0 in the second step.
+
+    They hold only this process's own rows of the batch.
     """
     *others, rates, numbers, keys = (np.stack([value] * N_STEPS) for value in own_inputs(process))
     rates[1] = 0.0
@@ -92,14 +93,14 @@ def turn_inputs(process: ProcessPlacement) -> list[np.ndarray]:
 
 
 def train(name: str, group: ProcessGroup, folder: Path) -> dict[str, np.ndarray]:
-    """Takes the steps, and saves the model between the first and the others."""
+    """Runs the steps, and saves the model after the first."""
     case = CASES[name]
     config = case.config()
     process = place_process(config.mesh, group.index, group.size, group.device)
-    inputs = turn_inputs(process)
+    inputs = stacked_inputs(process)
 
-    def run(processor: tf.Tensor, n_steps: tf.Tensor, *turn: tf.Tensor) -> dict[str, tf.Tensor]:
-        return run_device_loop(config, as_replica(process, processor), n_steps, *turn)
+    def run(processor: tf.Tensor, n_steps: tf.Tensor, *stacked: tf.Tensor) -> dict[str, tf.Tensor]:
+        return run_device_loop(config, as_replica(process, processor), n_steps, *stacked)
 
     function = tf.function(run, autograph=False)
     function = function.get_concrete_function(tf.TensorSpec((), tf.int32), tf.TensorSpec((), tf.int32), *inputs)
@@ -113,7 +114,7 @@ def train(name: str, group: ProcessGroup, folder: Path) -> dict[str, np.ndarray]
 
 
 def move(group: ProcessGroup) -> dict[str, np.ndarray]:
-    """What `moved` gives."""
+    """Returns the outputs of `moved`."""
     mesh = tiny.mesh_config(f"x:{group.size}", "batch:x,heads:x")
     process = place_process(mesh, group.index, group.size, group.device)
     placement = as_replica(process, tf.constant(group.index))
@@ -122,7 +123,7 @@ def move(group: ProcessGroup) -> dict[str, np.ndarray]:
 
 
 def main() -> int:
-    """Does the jobs; returns the exit status."""
+    """Runs the jobs; returns the exit status."""
     hosts, index, folder, *jobs = sys.argv[1:]
     try:
         with connect(Cluster(tuple(hosts.split(",")), int(index)), wait_seconds=60.0) as group:

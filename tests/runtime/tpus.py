@@ -1,4 +1,4 @@
-"""TPUs that are not there: their topologies, and programs for them, built and not run."""
+"""TPUs without hardware: their topologies, and programs that are built for them but not run."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ SLICES = {"v3-8": (2, 2), "v3-32": (4, 4), "v3-256": (8, 16)}
 
 
 def tpu(rows: int, columns: int) -> Tpu:
-    """A TPU v3 with so many chips of two cores; a host has 2 x 2 chips."""
+    """Returns a TPU v3 with this grid of chips, each of two cores; a host has 2 x 2 chips."""
     hosts = [(row, column) for row in range(0, rows, 2) for column in range(0, columns, 2)]
     within = [(row, column, core) for row in range(2) for column in range(2) for core in range(2)]
     coordinates = [[(x + r, y + c, 0, core) for r, c, core in within] for x, y in hosts]
     return Tpu(tf.tpu.experimental.Topology(None, [rows, columns, 1, 2], np.array(coordinates)), "worker")
 
 
-class UnheldStore(PackedStore):
-    """Names of variables that hold nothing, however large they are.
+class StoreWithoutMemory(PackedStore):
+    """Variables of any size that take no memory.
 
     Attributes:
-        variables: all that were asked for, with the shape of a slice.
+        variables: those requested, with the shape of a slice.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class UnheldStore(PackedStore):
         self.variables: dict[str, tuple[SlicedVariable, list[int]]] = {}
 
     def packed_handle(self, variable: SlicedVariable, mesh_impl: DeviceMesh) -> tf.Tensor:
-        """A handle that leads to nothing."""
+        """Returns a handle without a variable."""
         if variable.name not in self._packed:
             shape = mesh_impl.slice_shape(variable.shape)
             self.variables[variable.name] = variable, shape
@@ -51,37 +51,37 @@ class UnheldStore(PackedStore):
 
 
 def place(mesh: MeshConfig, slice_name: str) -> TpuPlacement:
-    """A placement on one of `SLICES`."""
-    return dataclasses.replace(place_on_tpu(mesh, tpu(*SLICES[slice_name])), store=UnheldStore())
+    """Returns a placement on one of `SLICES`."""
+    return dataclasses.replace(place_on_tpu(mesh, tpu(*SLICES[slice_name])), store=StoreWithoutMemory())
 
 
 @dataclasses.dataclass(frozen=True)
 class Built:
-    """A program of training, as it would be sent to a TPU.
+    """A training program, as it would be sent to a TPU.
 
     Attributes:
-        graph: with all that it calls.
+        graph: with the functions that it calls.
     """
 
     placement: TpuPlacement
-    turn: DeviceLoop
+    loop: DeviceLoop
     graph: tf.compat.v1.GraphDef
 
     @staticmethod
     def of(config: RunConfig, slice_name: str) -> Built:
-        """Builds it."""
+        """Builds the program."""
         placement = place(config.mesh, slice_name)
-        turn = build_device_loop(config, placement)
-        return Built(placement, turn, turn.function.graph.as_graph_def())
+        loop = build_device_loop(config, placement)
+        return Built(placement, loop, loop.function.graph.as_graph_def())
 
     def replicated_nodes(self) -> Iterator[tf.compat.v1.NodeDef]:
-        """What every replica runs; the functions that it calls once each."""
+        """Yields the operations that every replica runs; those of a called function once."""
         yield from (node for node in self.graph.node if "_tpu_replicate" in node.attr)
         for function in self.graph.library.function:
             yield from function.node_def
 
     def constants_of(self, operation: str, place: int) -> Iterator[list]:
-        """The values of a constant input of all operations of a kind."""
+        """Yields the values of a constant input of all operations of a kind."""
         for function in self.graph.library.function:
             nodes = {node.name: node for node in function.node_def}
             for node in function.node_def:

@@ -23,7 +23,7 @@ from runtime.cluster.heartbeat import CHECK_SECONDS, Heartbeat, Timeouts
 from runtime.cluster.rendezvous import _check_machine, _check_port_is_free
 from runtime.cluster.spec import Cluster, ClusterError, find_cluster
 from runtime.mesh.multi_process import _processors_along
-from tests.runtime.mesh.test_multi_process import free_ports, last_words, start
+from tests.runtime.mesh.test_multi_process import free_ports, last_lines, start
 
 REPOSITORY = Path(__file__).parents[3]
 PROGRAM = """
@@ -335,7 +335,7 @@ def in_others(lost: int, processes: Sequence[subprocess.Popen], message: str) ->
 @pytest.mark.parametrize(("n_processes", "lost"), [(2, 0), (4, 2)])
 def test_a_process_that_hangs_ends_all_and_says_where(tmp_path: Path, n_processes: int, lost: int) -> None:
     processes = start(n_processes, tmp_path, "forever")
-    assert last_words(processes, lost, signal.SIGUSR1) == in_others(
+    assert last_lines(processes, lost, signal.SIGUSR1) == in_others(
         lost,
         processes,
         f"process {lost} ({{host}}): hangs: the others wait for it, and it makes no progress, so this process ({{own}})"
@@ -351,7 +351,7 @@ def test_a_process_that_hangs_ends_all_and_says_where(tmp_path: Path, n_processe
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_process_whose_python_is_blocked_ends_all(tmp_path: Path, lost: int) -> None:
     processes = start(2, tmp_path, "forever")
-    assert last_words(processes, lost, signal.SIGUSR2) == in_others(
+    assert last_lines(processes, lost, signal.SIGUSR2) == in_others(
         lost,
         processes,
         f"process {lost} ({{host}}): hangs outside Python, so this process ({{own}}) ends too; see which process "

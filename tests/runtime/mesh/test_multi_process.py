@@ -210,7 +210,7 @@ class Expected:
 
 
 def one_device(case: Case, folder: Path, device: str) -> Expected:
-    """Takes the step on one device, and writes the checkpoint that it begins with."""
+    """Saves the initial checkpoint, and runs the step on one device."""
     config = case.config(mesh_shape="")
     placement = place(config.mesh, [device])
     step = build_train_step(dataclasses.replace(config, mesh=tiny.mesh_config("", "")), placement)
@@ -227,7 +227,7 @@ class Together:
     """The results of several processes.
 
     Attributes:
-        folder: with their checkpoints, and that of one device which they began with.
+        folder: with their checkpoints, and the initial one.
         results: of each process.
         expected: of one device, by model.
     """
@@ -241,13 +241,13 @@ def run_together(n_processes: int, folder: Path, device: str, *jobs: str) -> Tog
     cases = {CASES[job].model: CASES[job] for job in jobs if job in CASES}
     expected = {model: one_device(case, folder, device) for model, case in cases.items()}
     processes = start(n_processes, folder, *jobs)
-    said = [process.communicate(timeout=600)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0] * n_processes, "\n".join(text[-2000:] for text in said)
+    texts = [process.communicate(timeout=600)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * n_processes, "\n".join(text[-2000:] for text in texts)
     return Together(folder, [dict(np.load(folder / f"{index}.npz")) for index in range(n_processes)], expected)
 
 
 def check_case(together: Together, name: str, device: str) -> None:
-    """Loss, norm, update and checkpoint of all processes are those of one device."""
+    """Checks that loss, norm, update and checkpoint of all processes equal those of one device."""
     case = CASES[name]
     expected = together.expected[case.model]
     for results in together.results:
@@ -323,31 +323,31 @@ def test_four_processes_on_one_axis(tmp_path: Path, devices: tuple[str, ...]) ->
     check_case(together, "four_data", devices[0])
 
 
-# When one is lost.
+# Lost processes.
 
 
-def loss_of(lost: int, told_by: int, process: subprocess.Popen) -> str:
+def loss_of(lost: int, reporter: int, process: subprocess.Popen) -> str:
     host = process.args[3].split(",")[lost]
     return (
-        f"process {lost} ({host}): ended, hangs or is unreachable, so this process ({told_by}) ends too; see its "
+        f"process {lost} ({host}): ended, hangs or is unreachable, so this process ({reporter}) ends too; see its "
         "last output, then restart all processes: they resume from the last checkpoint"
     )
 
 
-def last_words(processes: Sequence[subprocess.Popen], lost: int, how: signal.Signals) -> dict[int, str]:
-    """Waits until all train, loses one, and returns the last lines of the others, which must end within 60 s."""
+def last_lines(processes: Sequence[subprocess.Popen], lost: int, how: signal.Signals) -> dict[int, str]:
+    """Waits until all train, signals one, and returns the last lines of the others, which must end within 60 s."""
     try:
         for process in processes:
             assert any(line.startswith("step 2") for line in process.stdout)
         processes[lost].send_signal(how)
         deadline_seconds = time.monotonic() + 60
         others = [index for index in range(len(processes)) if index != lost]
-        said = {}
+        outputs = {}
         for index in others:
             text, _ = processes[index].communicate(timeout=deadline_seconds - time.monotonic())
-            said[index] = text.splitlines()[-1]
+            outputs[index] = text.splitlines()[-1]
         assert {processes[index].returncode for index in others} <= {2, 3}
-        return said
+        return outputs
     finally:
         for process in processes:
             process.kill()
@@ -360,7 +360,7 @@ def last_words(processes: Sequence[subprocess.Popen], lost: int, how: signal.Sig
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM])
 def test_a_lost_process_ends_the_other(tmp_path: Path, lost: int, how: signal.Signals) -> None:
     processes = start(2, tmp_path, "forever")
-    assert last_words(processes, lost, how) == {1 - lost: loss_of(lost, 1 - lost, processes[0])}
+    assert last_lines(processes, lost, how) == {1 - lost: loss_of(lost, 1 - lost, processes[0])}
 
 
 @pytest.mark.slow
@@ -368,8 +368,8 @@ def test_a_lost_process_ends_the_other(tmp_path: Path, lost: int, how: signal.Si
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_lost_process_ends_all_others(tmp_path: Path, how: signal.Signals) -> None:
     processes = start(4, tmp_path, "forever")
-    said = last_words(processes, 2, how)
-    assert said[0] == loss_of(2, 0, processes[0])
-    # The others may hear of it by way of the first, which watches over all.
+    outputs = last_lines(processes, 2, how)
+    assert outputs[0] == loss_of(2, 0, processes[0])
+    # The others may learn of it from the first, which probes all.
     for index in (1, 3):
-        assert said[index] in (loss_of(2, index, processes[0]), loss_of(0, index, processes[0]))
+        assert outputs[index] in (loss_of(2, index, processes[0]), loss_of(0, index, processes[0]))

@@ -45,7 +45,7 @@ def no_tpu_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextlib.contextmanager
-def black_hole() -> Iterator[int]:
+def silent_port() -> Iterator[int]:
     """A port that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         yield listening.getsockname()[1]
@@ -72,7 +72,7 @@ def closed_port() -> int:
         return listening.getsockname()[1]
 
 
-def refusal(name: str, reach_seconds: float = 20.0) -> str:
+def error_message(name: str, reach_seconds: float = 20.0) -> str:
     begun_seconds = time.monotonic()
     with pytest.raises(DeviceError) as error:
         find_tpu(name, reach_seconds)
@@ -87,57 +87,57 @@ def test_the_longest_search_ends_within_half_a_minute() -> None:
 def test_a_closed_port_is_reported() -> None:
     port = closed_port()
     name = f"grpc://127.0.0.1:{port}"
-    assert refusal(name) == f"--tpu {name}: 127.0.0.1:{port}: Connection refused; {SEE}"
+    assert error_message(name) == f"--tpu {name}: 127.0.0.1:{port}: Connection refused; {SEE}"
 
 
 def test_a_host_that_accepts_but_never_answers_times_out() -> None:
-    with black_hole() as port:
+    with silent_port() as port:
         name = f"grpc://127.0.0.1:{port}"
-        assert refusal(name, 0.5) == f"--tpu {name}: 127.0.0.1:{port}: no answer; {SEE}"
+        assert error_message(name, 0.5) == f"--tpu {name}: 127.0.0.1:{port}: no answer; {SEE}"
 
 
 @pytest.mark.parametrize("words", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"220 a mail server\r\n", b"", b"\0\0\0\4"])
 def test_a_host_that_does_not_speak_grpc_is_refused(words: bytes) -> None:
     with answering(words) as port:
         name = f"grpc://127.0.0.1:{port}"
-        said = f"--tpu {name}: 127.0.0.1:{port}: not a host of a TPU, because it does not speak gRPC; {SEE}"
-        assert refusal(name) == said
+        message = f"--tpu {name}: 127.0.0.1:{port}: not a host of a TPU, because it does not speak gRPC; {SEE}"
+        assert error_message(name) == message
 
 
 def test_a_silent_second_host_is_named() -> None:
-    with black_hole() as port, answering(b"\0\0\0\4\0\0\0\0\0") as first:
+    with silent_port() as port, answering(b"\0\0\0\4\0\0\0\0\0") as first:
         name = f"grpc://127.0.0.1:{first},127.0.0.1:{port}"
-        assert refusal(name, 0.5) == f"--tpu {name}: 127.0.0.1:{port}: no answer; {SEE}"
+        assert error_message(name, 0.5) == f"--tpu {name}: 127.0.0.1:{port}: no answer; {SEE}"
 
 
 def test_an_unresolvable_address_is_reported() -> None:
-    said = refusal("grpc://no-such-host.invalid:8470")
+    message = error_message("grpc://no-such-host.invalid:8470")
     start = "--tpu grpc://no-such-host.invalid:8470: no-such-host.invalid:8470: "
-    assert said.startswith(start) and said.endswith(f"; {SEE}")
-    assert "resolution" in said or "not known" in said
+    assert message.startswith(start) and message.endswith(f"; {SEE}")
+    assert "resolution" in message or "not known" in message
 
 
 def test_an_invalid_port_is_reported() -> None:
-    said = refusal("grpc://a:b")
-    assert said.startswith("--tpu grpc://a:b: a:b: invalid literal") and said.endswith(f"; {SEE}")
+    message = error_message("grpc://a:b")
+    assert message.startswith("--tpu grpc://a:b: a:b: invalid literal") and message.endswith(f"; {SEE}")
 
 
 def test_a_name_without_a_metadata_server_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GCE_METADATA_HOST", f"127.0.0.1:{closed_port()}")
-    said = refusal("no-such-tpu")
+    message = error_message("no-such-tpu")
     start = "--tpu no-such-tpu: Google Cloud has no address for this name: <urlopen error "
-    assert said.startswith(start) and said.endswith(f"Connection refused>; {GIVE}")
+    assert message.startswith(start) and message.endswith(f"Connection refused>; {GIVE}")
 
 
 def test_a_metadata_server_that_does_not_answer_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    with black_hole() as port:
+    with silent_port() as port:
         monkeypatch.setenv("GCE_METADATA_HOST", f"127.0.0.1:{port}")
-        said = f"--tpu my-tpu: Google Cloud has no address for this name: no answer within 0 s; {GIVE}"
-        assert refusal("my-tpu", 0.2) == said
+        message = f"--tpu my-tpu: Google Cloud has no address for this name: no answer within 0 s; {GIVE}"
+        assert error_message("my-tpu", 0.2) == message
 
 
 def test_colab_needs_its_variable() -> None:
-    assert refusal("colab") == (
+    assert error_message("colab") == (
         "--tpu colab: COLAB_TPU_ADDR is not set: this is not a Colab notebook with a TPU; choose a TPU as the "
         "notebook's runtime; if the TPU is part of the machine, give --tpu local"
     )
@@ -146,7 +146,7 @@ def test_colab_needs_its_variable() -> None:
 def test_the_address_of_colab_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     port = closed_port()
     monkeypatch.setenv("COLAB_TPU_ADDR", f"127.0.0.1:{port}")
-    assert refusal("colab") == f"--tpu colab: 127.0.0.1:{port}: Connection refused; {SEE}"
+    assert error_message("colab") == f"--tpu colab: 127.0.0.1:{port}: Connection refused; {SEE}"
 
 
 def ended(name: str) -> tuple[int, str]:
@@ -175,7 +175,7 @@ def test_a_tensorflow_server_without_a_tpu_is_reported() -> None:
         try:
             assert server.stdout.readline() == "ready\n"
             name = f"grpc://127.0.0.1:{port}"
-            said = f"--tpu {name}: the host that answers has no TPU; give the name or the address of a TPU\n"
-            assert ended(name) == (2, f"DeviceError {said}")
+            message = f"--tpu {name}: the host that answers has no TPU; give the name or the address of a TPU\n"
+            assert ended(name) == (2, f"DeviceError {message}")
         finally:
             server.kill()

@@ -38,7 +38,7 @@ from runtime.training.tpu_steps import (
 )
 from tests import tiny
 from tests.runtime.spmd_worker import MIXTURE, MODELS, ONE_LAYER
-from tests.runtime.tpu_worker import turn_inputs
+from tests.runtime.tpu_worker import stacked_inputs
 from tests.runtime.tpus import SLICES, Built, place
 
 TOGETHER = {"CrossReplicaSum", "AllToAll", "CollectivePermute"}
@@ -248,12 +248,12 @@ def test_xla_compiles_a_whole_program(name: str, devices: tuple[str, ...]) -> No
     def handle_of(variable: SlicedVariable, _: DeviceMesh) -> tf.Tensor:
         return process.store.slices_of(variable, mesh_impl).slices[0].handle
 
-    def run(processor: tf.Tensor, n_steps: tf.Tensor, *turn: tf.Tensor) -> dict[str, tf.Tensor]:
+    def run(processor: tf.Tensor, n_steps: tf.Tensor, *stacked: tf.Tensor) -> dict[str, tf.Tensor]:
         replica = Replica(processor, ShapesOnly(), handle_of)
         placement = ReplicaPlacement(process.shape, process.layout, process.devices, process.store, replica)
-        return run_device_loop(config, placement, n_steps, *turn)
+        return run_device_loop(config, placement, n_steps, *stacked)
 
-    number, inputs = tf.TensorSpec((), tf.int32), turn_inputs(process)
+    number, inputs = tf.TensorSpec((), tf.int32), stacked_inputs(process)
     function = tf.function(run, jit_compile=True, autograph=False).get_concrete_function(number, number, *inputs)
     process.store.initialize(seed=1)
     loss = function(tf.constant(0), tf.constant(2), *map(tf.constant, inputs))["loss"].numpy()
