@@ -144,7 +144,7 @@ class _Context:
 
     Attributes:
         identity: what the identities of its documents begin with.
-        name: its suffixes say what it contains; those that have been decoded are removed.
+        name: its suffixes say what it contains; the one that names the reader is removed.
         text_key: as in `read_documents`.
         max_bytes: as in `read_documents`.
     """
@@ -153,9 +153,6 @@ class _Context:
     name: str
     text_key: str
     max_bytes: int
-
-    def without(self, suffix: str) -> _Context:
-        return replace(self, name=self.name.removesuffix(suffix))
 
     def member(self, name: str) -> _Context:
         return replace(self, identity=f"{self.identity}/{name}", name=name)
@@ -167,18 +164,15 @@ Reader = Callable[[BinaryIO, _Context], Iterator[Document]]
 def _read_stream(stream: BinaryIO, context: _Context) -> Iterator[Document]:
     for suffix, read in _READERS.items():
         if context.name.endswith(suffix):
-            yield from read(stream, context)
+            yield from read(stream, replace(context, name=context.name.removesuffix(suffix)))
             return
     yield _read_text(stream, context)
 
 
 def _read_text(stream: BinaryIO, context: _Context) -> Document:
-    head = bytearray()
-    while len(head) <= context.max_bytes:
-        part = stream.read(1 << 20)
-        if not part:
-            return _document(context.identity, head)
-        head += part
+    head = _read_up_to(stream, context.max_bytes + 1)
+    if len(head) <= context.max_bytes:
+        return _document(context.identity, head)
     file = tempfile.TemporaryFile()  # noqa: SIM115 (closed when the document is no longer needed)
     file.write(head)
     shutil.copyfileobj(stream, file)
@@ -188,16 +182,17 @@ def _read_text(stream: BinaryIO, context: _Context) -> Document:
 def _check_long(identity: str, file: BinaryIO) -> Document:
     decoder, digest, length = codecs.getincrementaldecoder("utf-8")(), _fingerprint_of(b""), 0
     file.seek(0)
-    while content := file.read(_PART_BYTES):
+    is_end = False
+    while not is_end:
+        content = file.read(_PART_BYTES)
+        is_end = not content
         undecoded = len(decoder.getstate()[0])  # of a character that begins in the part before
         try:
-            decoder.decode(content)
+            decoder.decode(content, final=is_end)
         except UnicodeDecodeError as error:
             return Document(identity, None, f"not UTF-8 at byte {length - undecoded + error.start}")
         digest.update(content)
         length += len(content)
-    if undecoded := len(decoder.getstate()[0]):
-        return Document(identity, None, f"not UTF-8 at byte {length - undecoded}")
     return Document(identity, None, long_text=LongText(file, digest.digest()))
 
 
@@ -208,10 +203,11 @@ def _read_json_lines(stream: BinaryIO, context: _Context) -> Iterator[Document]:
 
 
 def _parse_line(line: bytes, identity: str, text_key: str) -> Document:
+    document = _document(identity, line)
+    if document.text is None:
+        return document
     try:
-        value = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        return Document(identity, None, _not_utf8(error))
+        value = json.loads(document.text)
     except (ValueError, RecursionError) as error:  # the second: of lists in lists in lists
         return Document(identity, None, f"not JSON: {error}")
     return _document_of_value(value, identity, text_key)
@@ -223,10 +219,6 @@ def _document_of_value(value: object, identity: str, text_key: str) -> Document:
         text = "\n\n".join(text)  # lm_dataformat's reading of a list
     if not isinstance(text, str):
         return Document(identity, None, f"no text under the key {text_key!r}")
-    return _check_encodable(identity, text)
-
-
-def _check_encodable(identity: str, text: str) -> Document:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:  # JSON can escape half of a surrogate pair
@@ -238,11 +230,7 @@ def _document(identity: str, content: bytes | bytearray) -> Document:
     try:
         return Document(identity, content.decode("utf-8"))
     except UnicodeDecodeError as error:
-        return Document(identity, None, _not_utf8(error))
-
-
-def _not_utf8(error: UnicodeDecodeError) -> str:
-    return f"not UTF-8 at byte {error.start}"
+        return Document(identity, None, f"not UTF-8 at byte {error.start}")
 
 
 def _read_tar(stream: BinaryIO, context: _Context) -> Iterator[Document]:
@@ -270,12 +258,10 @@ def _seekable(stream: BinaryIO) -> BinaryIO:
     return copy
 
 
-def _decompressed(
-    open_stream: Callable[[BinaryIO], BinaryIO], suffix: str, read_content: Reader = _read_stream
-) -> Reader:
+def _decompressed(open_stream: Callable[[BinaryIO], BinaryIO], read_content: Reader = _read_stream) -> Reader:
     def read(stream: BinaryIO, context: _Context) -> Iterator[Document]:
         with open_stream(stream) as content:
-            yield from read_content(content, context.without(suffix))
+            yield from read_content(content, context)
 
     return read
 
@@ -322,18 +308,19 @@ def _read_dat(stream: BinaryIO, context: _Context) -> Iterator[Document]:
     while head := stream.read(16):
         if not re.fullmatch(rb"[0-9]{16}", head):
             raise ValueError(f"no length before text {number}")
-        yield _document(f"{context.identity}:{number}", _read_exactly(stream, int(head)))
+        content = _read_up_to(stream, int(head))
+        if len(content) < int(head):
+            raise EOFError("it ends in the middle of a text")
+        yield _document(f"{context.identity}:{number}", content)
         number += 1
 
 
-def _read_exactly(stream: BinaryIO, length: int) -> bytes:
+def _read_up_to(stream: BinaryIO, length: int) -> bytearray:
     content = bytearray()
-    while len(content) < length:
-        part = stream.read(min(length - len(content), 1 << 20))  # a damaged length must not reserve all memory
-        if not part:
-            raise EOFError("it ends in the middle of a text")
+    # In parts: a stream may return less, and a damaged length must not reserve all memory.
+    while part := stream.read(min(length - len(content), 1 << 20)):
         content += part
-    return bytes(content)
+    return content
 
 
 def _read_xz(stream: BinaryIO, context: _Context) -> Iterator[Document]:
@@ -341,7 +328,7 @@ def _read_xz(stream: BinaryIO, context: _Context) -> Iterator[Document]:
         # OpenWebText's `*_data.xz` are tar archives although their names do not say so.
         is_tar = content.peek(512)[257:262] == b"ustar"
         read = _read_tar if is_tar else _read_stream
-        yield from read(content, context.without(".xz"))
+        yield from read(content, context)
 
 
 def _open_zstandard(stream: BinaryIO) -> BinaryIO:
@@ -383,12 +370,12 @@ class _ZstandardFrames(io.RawIOBase):
 
 
 _READERS: dict[str, Reader] = {
-    ".json.zst": _decompressed(_open_zstandard, ".json.zst", _read_json),
-    ".json.gz": _decompressed(gzip.open, ".json.gz", _read_json),
-    ".dat.zst": _decompressed(_open_zstandard, ".dat.zst", _read_dat),
-    ".zst": _decompressed(_open_zstandard, ".zst"),
-    ".tgz": _decompressed(gzip.open, ".tgz", _read_tar),
-    ".gz": _decompressed(gzip.open, ".gz"),
+    ".json.zst": _decompressed(_open_zstandard, _read_json),
+    ".json.gz": _decompressed(gzip.open, _read_json),
+    ".dat.zst": _decompressed(_open_zstandard, _read_dat),
+    ".zst": _decompressed(_open_zstandard),
+    ".tgz": _decompressed(gzip.open, _read_tar),
+    ".gz": _decompressed(gzip.open),
     ".xz": _read_xz,
     ".jsonl": _read_json_lines,
     ".tar": _read_tar,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import glob
 import os
 import posixpath
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import BinaryIO
@@ -84,8 +84,8 @@ def find_files(
     """
     found = {}
     for source in sources:
-        of_source = _objects_of if source.startswith(SCHEME) else _files_of
-        files = [file for file in of_source(source, suffixes, exclude) if not _is_excluded(file, exclude)]
+        found_in = _objects_of(source, suffixes) if source.startswith(SCHEME) else _files_of(source, suffixes, exclude)
+        files = [file for file in found_in if not _is_excluded(file, exclude)]
         if not files:
             raise DataError(_nothing_found(source, exclude, suffixes))
         for file in natsorted(files, key=lambda file: file.relative):
@@ -151,27 +151,23 @@ def _relative(path: str, root: str) -> str:
     return os.path.relpath(path, root).replace(os.sep, "/")
 
 
-def _objects_of(source: str, suffixes: tuple[str, ...], exclude: Sequence[str]) -> Iterator[SourceFile]:
+def _objects_of(source: str, suffixes: tuple[str, ...]) -> Iterator[SourceFile]:
     if not source.endswith("/") and (state := buckets.stat(source)) != buckets.NO_OBJECT:
-        yield SourceFile(source, posixpath.basename(source), _seen(state))
-    elif glob.has_magic(source):
-        root = _fixed_part(source)
-        patterns = source.removeprefix(f"{root}/").split("/")
-        for name, state in _states_in(root).items():
-            if _matches(name.split("/"), patterns):
-                yield SourceFile(f"{root}/{name}", name, _seen(state))
-    else:
-        for name, state in _states_in(source.rstrip("/")).items():
-            if name.endswith(suffixes) and not any(part.startswith(".") for part in name.split("/")):
-                yield SourceFile(f"{source.rstrip('/')}/{name}", name, _seen(state))
+        yield _source_object(posixpath.dirname(source), posixpath.basename(source), state)
+        return
+    is_glob = glob.has_magic(source)
+    root = _fixed_part(source) if is_glob else source.rstrip("/")
+    patterns = source.removeprefix(f"{root}/").split("/")
+    for name, state in buckets.list_objects(root).items():
+        parts = name.split("/")
+        is_hidden = any(part.startswith(".") for part in parts)
+        is_named = _matches(parts, patterns) if is_glob else name.endswith(suffixes) and not is_hidden
+        if is_named and parts[-1]:  # else it stands for a folder
+            yield _source_object(root, name, state)
 
 
-def _states_in(folder: str) -> Mapping[str, ObjectState]:
-    return {name: state for name, state in buckets.list_objects(folder).items() if name and not name.endswith("/")}
-
-
-def _seen(state: ObjectState) -> tuple[int, int]:
-    return state.size_bytes, state.generation
+def _source_object(root: str, name: str, state: ObjectState) -> SourceFile:
+    return SourceFile(f"{root}/{name}", name, (state.size_bytes, state.generation))
 
 
 def _matches(parts: Sequence[str], patterns: Sequence[str]) -> bool:
