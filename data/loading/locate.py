@@ -32,14 +32,10 @@ def _records_of_batch(config: RunConfig, patterns: Sequence[str], indices: Batch
     """Yields the file and number of each record; of an example cut from documents, those of all its documents."""
     datasets = records_of(config, patterns)
     for dataset, example in zip(indices.datasets_R.tolist(), indices.examples_R.tolist(), strict=True):
-        count = _records_per_example(config, dataset)
+        use = config.data.datasets[dataset]
+        count = use.stitch if record_rules(config, use).n_ctx is None else 1
         for shard, record in datasets[dataset].locations(np.arange(example * count, (example + 1) * count)):
             yield shard.path, record
-
-
-def _records_per_example(config: RunConfig, dataset: int) -> int:
-    use = config.data.datasets[dataset]
-    return 1 if record_rules(config, use).n_ctx is not None else use.stitch
 
 
 def _format_ranges(numbers: Sequence[int]) -> str:

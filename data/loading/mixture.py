@@ -163,23 +163,17 @@ def cut_documents(records: Records, may_skip: bool, window: DocumentWindow, exam
     Source: GPT-Neo's documents_random and documents_fixed, which fail on short documents and cannot resume.
     """
     read = records.try_read if may_skip else records.read
-    first, n_read, documents, problems = example * window.stitch, 0, [], []
-    while n_read < window.stitch or _joined_length(documents) < window.length:
-        if not documents and n_read >= window.stitch + records.n_records:
+    first, n_read, joined, problems = example * window.stitch, 0, [], []
+    while n_read < window.stitch or sum(map(len, joined)) - 1 < window.length:  # the last eos is cut off
+        if not joined and n_read >= window.stitch + records.n_records:
             raise DataError(f"on_bad_record = skip: every record is invalid, the last one is {problems[-1]}")
         n_more = window.stitch if n_read == 0 else 1
         for ids in read(np.arange(first + n_read, first + n_read + n_more)):
-            (problems if isinstance(ids, DataError) else documents).append(ids)
+            if isinstance(ids, DataError):
+                problems.append(str(ids))
+            else:
+                joined += [ids, [window.eos_id]]
         n_read += n_more
-    text = _join(documents, window.eos_id)
+    text = np.concatenate(joined[:-1])
     start = window.start(example, len(text))
-    return Example(text[start : start + window.length], tuple(map(str, problems)))
-
-
-def _joined_length(documents: Sequence[np.ndarray]) -> int:
-    return sum(len(ids) for ids in documents) + len(documents) - 1
-
-
-def _join(documents: Sequence[np.ndarray], eos_id: int) -> np.ndarray:
-    pieces = [piece for ids in documents for piece in (ids, [eos_id])]
-    return np.concatenate(pieces[:-1])
+    return Example(text[start : start + window.length], tuple(problems))

@@ -7,19 +7,19 @@ Shape suffixes: R records, N shards.
 
 from __future__ import annotations
 
-import collections
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 
 from configs.errors import DataError
+from data.ordered_results import results_in_order
 from data.tfrecord.random_access import FileCache
-from data.tfrecord.records import FEATURE, decode_record, parse_example, read_examples
+from data.tfrecord.records import FEATURE, decode_record, parse_example, read_records
 from data.tfrecord.shards import Shard, count_in_name, locate, on_host, shard_ends, shuffle_shards
 from meshtf import tf
 
@@ -129,19 +129,8 @@ def read_epoch(shards: Sequence[Shard], rules: RecordRules) -> Iterator[np.ndarr
 
 def prefetch(work: Callable[[Task], Result], tasks: Iterable[Task], n_ahead: int) -> Iterator[Result]:
     """Yields the result of each task, in order, while threads work on up to `n_ahead` tasks."""
-    remaining = iter(tasks)
     with ThreadPoolExecutor(min(THREADS, n_ahead), thread_name_prefix="reading") as pool:
-        pending: collections.deque[Future[Result]] = collections.deque()
-        try:
-            while True:
-                for task in itertools.islice(remaining, n_ahead - len(pending)):
-                    pending.append(pool.submit(work, task))
-                if not pending:
-                    return
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
+        yield from results_in_order(functools.partial(pool.submit, work), tasks, n_ahead)
 
 
 def parse_records(
@@ -171,7 +160,22 @@ def parse_record(record: bytes, path: str, number: int, rules: RecordRules) -> n
         DataError: it is invalid; the message names it.
     """
     ids = decode_record(record, path, number)
-    _check_record(ids, path, number, rules)
+    named = f"{path}: record {number}"
+    if not len(ids):
+        raise DataError(f"{named} holds no id; write the file again with data/create_tfrecords.py")
+    if rules.n_ctx is not None and len(ids) != rules.n_ctx + 1:
+        # If the first record has the right length, another n_ctx would only make that one invalid.
+        other_n_ctx = f"set n_ctx to {len(ids) - 1}, or " if number == 0 and len(ids) > 1 else ""
+        raise DataError(
+            f"{named} holds {len(ids)} ids, but n_ctx {rules.n_ctx} needs {rules.n_ctx + 1}; {other_n_ctx}"
+            f"write the file again with --chunk_size {rules.n_ctx}"
+        )
+    outside = ids[(ids < 0) | (ids >= rules.n_vocab)]
+    if len(outside):
+        raise DataError(
+            f"{named} holds the id {outside[0]}, outside [0, {rules.n_vocab}); raise n_vocab, or use the tokenizer "
+            "and dataset config that the file was written with"
+        )
     return ids
 
 
@@ -187,48 +191,22 @@ def _is_valid(ids: np.ndarray, rules: RecordRules) -> bool:
     return len(ids) > 0 and ids.min() >= 0 and ids.max() < rules.n_vocab
 
 
-def _check_shard(shard: Shard, rules: RecordRules) -> None:
-    """Reads a file record by record, slowly, to find out which one is invalid and why.
-
-    Raises:
-        DataError: the file cannot be read, a record is invalid, or the count differs from the shard's.
-    """
-    n_found = 0
-    for ids in read_examples(shard.path):
-        _check_record(ids, shard.path, n_found, rules)
-        n_found += 1
-    if n_found != shard.n_examples:
-        source = "its name says" if count_in_name(shard.path) else "an earlier count found"
-        raise DataError(
-            f"{shard.path}: holds {n_found} examples, but {source} {shard.n_examples}; copy it again if it was cut "
-            f"short, or rename it so that it ends in _{n_found}.tfrecords"
-        )
-
-
-def _check_record(ids: np.ndarray, path: str, number: int, rules: RecordRules) -> None:
-    record = f"{path}: record {number}"
-    if not len(ids):
-        raise DataError(f"{record} holds no id; write the file again with data/create_tfrecords.py")
-    if rules.n_ctx is not None and len(ids) != rules.n_ctx + 1:
-        # If the first record has the right length, another n_ctx would only make that one invalid.
-        other_n_ctx = f"set n_ctx to {len(ids) - 1}, or " if number == 0 and len(ids) > 1 else ""
-        raise DataError(
-            f"{record} holds {len(ids)} ids, but n_ctx {rules.n_ctx} needs {rules.n_ctx + 1}; {other_n_ctx}"
-            f"write the file again with --chunk_size {rules.n_ctx}"
-        )
-    outside = ids[(ids < 0) | (ids >= rules.n_vocab)]
-    if len(outside):
-        raise DataError(
-            f"{record} holds the id {outside[0]}, outside [0, {rules.n_vocab}); raise n_vocab, or use the tokenizer "
-            "and dataset config that the file was written with"
-        )
-
-
 def _diagnose(shard: Shard, rules: RecordRules) -> DataError:
-    """Returns the error that names the invalid record, found by reading the file again."""
+    """Returns the error that says what is wrong with a file, found by reading it again, record by record."""
+    n_found = 0
     try:
         with on_host():
-            _check_shard(shard, rules)
+            for record in read_records(shard.path):
+                parse_record(record, shard.path, n_found, rules)
+                n_found += 1
     except DataError as found:
         return found
-    return DataError(f"{shard.path}: has changed while it was read; make sure that nothing writes to it, and restart")
+    if n_found == shard.n_examples:
+        return DataError(
+            f"{shard.path}: has changed while it was read; make sure that nothing writes to it, and restart"
+        )
+    source = "its name says" if count_in_name(shard.path) else "an earlier count found"
+    return DataError(
+        f"{shard.path}: holds {n_found} examples, but {source} {shard.n_examples}; copy it again if it was cut "
+        f"short, or rename it so that it ends in _{n_found}.tfrecords"
+    )

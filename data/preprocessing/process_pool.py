@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import collections
-import itertools
 import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 from configs.errors import DataError
+from data.ordered_results import results_in_order
 
 WAITING_PER_PROCESS = 3
 
@@ -53,25 +52,13 @@ def in_order(
     context = multiprocessing.get_context("spawn")  # TensorFlow's threads do not survive a fork
     executor = ProcessPoolExecutor(processes, context, initializer=_start, initargs=(prepare, *arguments))
     try:
-        yield from _collect(executor, iter(tasks), WAITING_PER_PROCESS * processes)
+        yield from results_in_order(executor.submit, tasks, WAITING_PER_PROCESS * processes)
     except BrokenProcessPool:
         raise DataError(
             f"--processes {processes}: one of them was killed, perhaps for lack of memory; start again with fewer"
         ) from None
     finally:
         executor.shutdown(cancel_futures=True)
-
-
-def _collect(
-    executor: ProcessPoolExecutor, remaining: Iterator[Callable[[], Result]], max_waiting: int
-) -> Iterator[Result]:
-    waiting: collections.deque[Future[Result]] = collections.deque()
-    while True:
-        for task in itertools.islice(remaining, max_waiting - len(waiting)):
-            waiting.append(executor.submit(task))
-        if not waiting:
-            return
-        yield waiting.popleft().result()
 
 
 def _start(prepare: Callable[..., None] | None, *arguments: object) -> None:
