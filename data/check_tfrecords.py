@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import itertools
 import os
 import signal
@@ -24,13 +25,13 @@ if __name__ == "__main__":
 from configs.errors import DataError, UserError
 from data.check.plots import draw_reports
 from data.check.repair import check_free, describe_repaired, repair
-from data.check.report import check_no_errors, format_errors, format_report
+from data.check.report import Decode, check_no_errors, format_errors, format_report
 from data.check.scan import scan_dataset
 from data.check.validate import find_paths, split_into_blocks, validate_block
 from data.loading.reader import RecordRules
-from data.preprocessing.manifest import ENDING, Manifest, read_manifest
+from data.preprocessing.manifest import Manifest, manifest_paths, read_manifest
+from data.preprocessing.settings import check_minimums
 from data.tokenization.tokenizer import load_encoder
-from meshtf import tf
 
 MAX_VOCAB = 1 << 20  # if the vocabulary is not known: no tokenizer has as many ids
 FILES_SAMPLED = 8
@@ -65,23 +66,11 @@ class Settings:
     processes: int = 0
 
 
-@dataclass(frozen=True)
-class RecordSpec:
-    """How to read and show the records: from the command line, or else from the files.
-
-    Attributes:
-        rules: what makes a record valid.
-        eos_id: id between documents; None: not known.
-        decode: token ids to text.
-    """
-
-    rules: RecordRules
-    eos_id: int | None
-    decode: Callable[[Sequence[int]], str]
-
-
-def find_record_spec(settings: Settings, paths: Sequence[str]) -> RecordSpec:
+def find_record_rules(settings: Settings, paths: Sequence[str]) -> tuple[RecordRules, int | None, Decode]:
     """Combines command line, tokenizer, manifest and records, in this order.
+
+    Returns:
+        What makes a record valid; the id between documents, or None if it is not known; and what decodes ids.
 
     Raises:
         DataError: the tokenizer cannot be used.
@@ -93,28 +82,22 @@ def find_record_spec(settings: Settings, paths: Sequence[str]) -> RecordSpec:
     manifest_n_vocab = manifest.tokenizer.get("n_vocab") if manifest else None
     n_vocab = _first_known(settings.n_vocab, tokenizer and tokenizer.n_vocab, manifest_n_vocab, MAX_VOCAB)
     n_ctx = None if settings.documents else _n_ctx(settings, manifest, paths)
-    return RecordSpec(RecordRules(n_ctx, n_vocab), eos_id, tokenizer.decode if tokenizer else _show_ids)
+    return RecordRules(n_ctx, n_vocab), eos_id, tokenizer.decode if tokenizer else lambda ids: " ".join(map(str, ids))
 
 
 def _first_known(*values: int | None) -> int | None:
     return next((value for value in values if value is not None), None)
 
 
-def _show_ids(ids: Sequence[int]) -> str:
-    return " ".join(map(str, ids))
-
-
 def _manifest(paths: Sequence[str]) -> Manifest | None:
     """Returns the manifest that lists a file of the first folder; the scan reports a broken one."""
     folder = os.path.dirname(paths[0])
     names = {os.path.basename(path) for path in paths if os.path.dirname(path) == folder}
-    for manifest_name in sorted(name for name in tf.io.gfile.listdir(folder or ".") if name.endswith(ENDING)):
-        try:
-            manifest = read_manifest(os.path.join(folder, manifest_name))
-        except DataError:
-            continue
-        if any(entry.name in names for split in manifest.splits.values() for entry in split.files):
-            return manifest
+    for path in manifest_paths(folder or "."):
+        with contextlib.suppress(DataError):
+            manifest = read_manifest(path)
+            if any(entry.name in names for entry in manifest.entries()):
+                return manifest
     return None
 
 
@@ -128,11 +111,9 @@ def _most_common_length(paths: Sequence[str]) -> int:
     """Returns the most common length of the first records."""
     lengths: collections.Counter[int] = collections.Counter()
     for path in paths[:FILES_SAMPLED]:
-        try:
+        with contextlib.suppress(DataError):  # the scan reports it
             for block in itertools.islice(split_into_blocks(path), 1):
                 lengths.update(len(ids) for ids in validate_block(block, RecordRules(None, MAX_VOCAB)).rows)
-        except DataError:  # the scan reports it
-            continue
     return lengths.most_common(1)[0][0] if lengths else 1
 
 
@@ -146,10 +127,10 @@ def check_tfrecords(settings: Settings, say: Callable[[str], None] = print) -> N
     paths = find_paths(settings.globs)
     if settings.repair:
         check_free(paths, settings.repair_dir)
-    spec = find_record_spec(settings, paths)
-    n_ctx, n_vocab = spec.rules.n_ctx, spec.rules.n_vocab
+    rules, eos_id, decode = find_record_rules(settings, paths)
+    n_ctx, n_vocab = rules.n_ctx, rules.n_vocab
     say(f"checking {'documents' if n_ctx is None else f'examples of {n_ctx + 1} ids'}, ids below {n_vocab:,}")
-    report = scan_dataset(settings.globs, n_ctx, n_vocab, spec.eos_id, spec.decode, settings.processes)
+    report = scan_dataset(settings.globs, n_ctx, n_vocab, eos_id, decode, settings.processes)
     say(format_report(report))
     if settings.picture:
         draw_reports({", ".join(settings.globs): report}, settings.picture)
@@ -160,15 +141,11 @@ def check_tfrecords(settings: Settings, say: Callable[[str], None] = print) -> N
         say("no errors: nothing to repair")
     else:
         say(format_errors(report.errors))
-        say(describe_repaired(repair(paths, spec.rules, settings.repair_dir)))
+        say(describe_repaired(repair(paths, rules, settings.repair_dir)))
 
 
 def _check_settings(settings: Settings) -> None:
-    minimum = {"chunk_size": 1, "n_vocab": 1, "separator": 0, "processes": 0}
-    for key, smallest in minimum.items():
-        value = getattr(settings, key)
-        if value is not None and value < smallest:
-            raise DataError(f"--{key} {value}: is too small; give {smallest} or more")
+    check_minimums(settings, chunk_size=1, n_vocab=1, separator=0, processes=0)
     if settings.chunk_size is not None and settings.documents:
         raise DataError("--chunk_size and --documents: cannot be combined; give one of them")
     if settings.repair_dir is not None and not settings.repair:
@@ -181,12 +158,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Settings:
     add = parser.add_argument
     add("globs", nargs="+", metavar="GLOB", help="files, or quoted globs")
     add("--encoder_path", metavar="PATH", help="tokenizer: JSON file, folder or Hugging Face name")
-    add(
-        "--chunk_size",
-        type=int,
-        metavar="N",
-        help="examples hold N + 1 ids (default: from the manifest, or the most common length)",
-    )
+    add("--chunk_size", type=int, metavar="N", help="examples hold N + 1 ids (default: manifest's, or most common)")
     add("--documents", action="store_true", help="each record is a document, of any length")
     add("--n_vocab", type=int, metavar="N", help="ids are below N (default: from tokenizer or manifest)")
     add("--separator", type=int, metavar="ID", help="id between documents (default: from tokenizer or manifest)")

@@ -62,9 +62,8 @@ def _draw_lengths(axes: Axes, name: str, report: DatasetReport) -> None:
     edges, widths, heights = length_bars(report)
     axes.bar(edges, heights, widths, align="edge", color=_COLOR, edgecolor="white", linewidth=0.4)
     axes.set_title(name, loc="left", fontweight="bold", parse_math=False)
-    axes.set_xlabel("tokens per document")
-    axes.set_ylabel("documents")
-    _style_axes(axes, "x" if len(edges) else "")
+    axes.set(xlabel="tokens per document", ylabel="documents")
+    _style_axes(axes, xscale="log" if len(edges) else "linear")
 
 
 def _draw_frequencies(axes: Axes, report: DatasetReport) -> None:
@@ -72,15 +71,12 @@ def _draw_frequencies(axes: Axes, report: DatasetReport) -> None:
     axes.plot(np.arange(1, len(frequencies) + 1), frequencies, color=_COLOR, linewidth=1.8)
     used = f"{len(frequencies):,} of the ids up to {max(0, len(report.counts_V) - 1):,} are used"
     axes.set_title(used, loc="left", fontsize="medium")
-    axes.set_xlabel("rank of the id")
-    axes.set_ylabel("fraction of the tokens")
-    _style_axes(axes, "xy" if len(frequencies) else "")
+    axes.set(xlabel="rank of the id", ylabel="fraction of the tokens")
+    scale = "log" if len(frequencies) else "linear"
+    _style_axes(axes, xscale=scale, yscale=scale)
 
 
-def _style_axes(axes: Axes, log_axes: str) -> None:
-    if "x" in log_axes:
-        axes.set_xscale("log")
-    if "y" in log_axes:
-        axes.set_yscale("log")
+def _style_axes(axes: Axes, **scales: str) -> None:
+    axes.set(**scales)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

@@ -15,7 +15,7 @@ from data.loading.reader import RecordRules
 from data.tfrecord.records import staging_folder
 from data.tfrecord.shards import name_with_count
 from meshtf import tf
-from storage.files import writing_to
+from storage.files import is_local, writing_to
 
 FOLDER = "repaired"
 
@@ -88,7 +88,7 @@ def _write_folder(sources: Sequence[str], rules: RecordRules, folder: str) -> It
 
 
 def _publish(staging: str, folder: str) -> None:
-    if "://" not in folder:
+    if is_local(folder):
         tf.io.gfile.rename(staging, folder)
         return
     for name in tf.io.gfile.listdir(staging):  # a bucket has no folders that could be renamed at once

@@ -39,12 +39,7 @@ N_BINS = 40 * BINS_PER_OCTAVE
 
 
 def scan_dataset(
-    patterns: Sequence[str],
-    n_ctx: int | None,
-    n_vocab: int,
-    eos_id: int | None,
-    decode: Decode,
-    processes: int = 0,
+    patterns: Sequence[str], n_ctx: int | None, n_vocab: int, eos_id: int | None, decode: Decode, processes: int = 0
 ) -> DatasetReport:
     """Reads every record of the files that the globs match, with a progress bar on a terminal.
 
@@ -71,14 +66,15 @@ def scan_dataset(
             totals.add(result)
             bar.update(result.n_bytes)
     totals.end_document()
-    has_documents = n_ctx is None or eos_id is not None
+    ids = np.flatnonzero(totals.counts_V)
+    n_separators = None if eos_id is None else int(totals.counts_V[eos_id : eos_id + 1].sum())
     return DatasetReport(
         n_files=len(paths),
         n_examples=totals.n_examples,
-        n_tokens=totals.n_tokens,
-        n_documents=(totals.n_examples if n_ctx is None else totals.n_separators) if has_documents else None,
-        min_id=totals.id_range()[0],
-        max_id=totals.id_range()[1],
+        n_tokens=int(totals.counts_V.sum()),
+        n_documents=totals.n_examples if n_ctx is None else n_separators,
+        min_id=int(ids[0]) if len(ids) else None,
+        max_id=int(ids[-1]) if len(ids) else None,
         first_example="" if totals.first is None else decode_example(totals.first, eos_id, decode),
         boundary_example=None if totals.boundary is None else decode_boundary(totals.boundary, eos_id, decode),
         lengths_B=totals.lengths_B,
@@ -108,11 +104,9 @@ class _Result:
         messages: errors of the file as a whole.
         record_errors: errors of records, by their numbers.
         n_examples: valid records.
-        n_tokens: their ids.
-        n_separators: separators among the ids.
-        spans_D: lengths of the text between separators; the first and the last span may continue in other blocks.
-        documents_D: lengths of the records, where each is a document.
-        counts_V: occurrences of every id.
+        spans_D: lengths of the text between separators, or of the records, where each is a document; the first and
+            the last span may continue in other blocks.
+        counts_V: occurrences of every id in the valid records.
         first: the first valid record.
         boundary: the first record with a document boundary.
     """
@@ -122,10 +116,7 @@ class _Result:
     messages: tuple[str, ...] = ()
     record_errors: dict[int, str] = field(default_factory=dict)
     n_examples: int = 0
-    n_tokens: int = 0
-    n_separators: int = 0
     spans_D: np.ndarray = field(default_factory=_no_numbers)
-    documents_D: np.ndarray = field(default_factory=_no_numbers)
     counts_V: np.ndarray = field(default_factory=_no_numbers)
     first: np.ndarray | None = None
     boundary: np.ndarray | None = None
@@ -139,21 +130,24 @@ def _scan_block(block: RecordBlock, rules: RecordRules, eos_id: int | None) -> _
     if not validated.rows:
         return _Result(block.path, block.n_bytes(), (), validated.errors)
     ids_T = np.concatenate(validated.rows)
-    ends = _no_numbers() if eos_id is None else np.flatnonzero(ids_T == eos_id)
-    are_documents, has_spans = rules.n_ctx is None, rules.n_ctx is not None and eos_id is not None
     return _Result(
         path=block.path,
         n_bytes=block.n_bytes(),
         record_errors=validated.errors,
         n_examples=len(validated.rows),
-        n_tokens=len(ids_T),
-        n_separators=len(ends),
-        spans_D=np.diff(ends, prepend=-1, append=len(ids_T)) - 1 if has_spans else _no_numbers(),
-        documents_D=np.array([len(ids) for ids in validated.rows]) if are_documents else _no_numbers(),
+        spans_D=_spans(validated.rows, ids_T, rules, eos_id),
         counts_V=np.bincount(ids_T),
         first=validated.rows[0],
         boundary=next((ids for ids in validated.rows if find_boundary(ids, eos_id) is not None), None),
     )
+
+
+def _spans(rows: Sequence[np.ndarray], ids_T: np.ndarray, rules: RecordRules, eos_id: int | None) -> np.ndarray:
+    if rules.n_ctx is None:
+        return np.array([*map(len, rows), 0])  # nothing continues
+    if eos_id is None:
+        return _no_numbers()
+    return np.diff(np.flatnonzero(ids_T == eos_id), prepend=-1, append=len(ids_T)) - 1
 
 
 def _compare_with_manifest(path: str, entry: FileEntry) -> _Result:
@@ -242,7 +236,7 @@ class _Totals:
     """The sums over all results, which come in the order of the files."""
 
     def __init__(self) -> None:
-        self.n_examples = self.n_tokens = self.n_separators = 0
+        self.n_examples = 0
         self.counts_V = np.zeros(0, dtype=np.int64)
         self.lengths_B = np.zeros(N_BINS, dtype=np.int64)
         self.first: np.ndarray | None = None
@@ -252,10 +246,9 @@ class _Totals:
     def add(self, result: _Result) -> None:
         """Adds what one task found."""
         self.n_examples += result.n_examples
-        self.n_tokens += result.n_tokens
-        self.n_separators += result.n_separators
-        self.counts_V = _sum(self.counts_V, result.counts_V)
-        self._add_lengths(result.documents_D)
+        n_more_ids = max(0, len(result.counts_V) - len(self.counts_V))
+        self.counts_V = np.pad(self.counts_V, (0, n_more_ids))
+        self.counts_V[: len(result.counts_V)] += result.counts_V
         if len(result.spans_D):
             self._add_spans(result.spans_D)
         self.first = result.first if self.first is None else self.first
@@ -269,21 +262,6 @@ class _Totals:
         """Adds the documents that have ended; the last span may continue in the next block."""
         joined_D = spans_D.copy()
         joined_D[0] += self._open_length
-        self._add_lengths(joined_D[:-1])
-        self._open_length = int(joined_D[-1])
-
-    def _add_lengths(self, lengths_D: np.ndarray) -> None:
+        lengths_D, self._open_length = joined_D[:-1], int(joined_D[-1])
         bins_D = np.floor(np.log2(lengths_D[lengths_D > 0]) * BINS_PER_OCTAVE).astype(np.int64)
         self.lengths_B += np.bincount(bins_D, minlength=N_BINS)
-
-    def id_range(self) -> tuple[int | None, int | None]:
-        """Returns the smallest and the largest id."""
-        ids = np.flatnonzero(self.counts_V)
-        return (int(ids[0]), int(ids[-1])) if len(ids) else (None, None)
-
-
-def _sum(counts: np.ndarray, others: np.ndarray) -> np.ndarray:
-    longer, shorter = (counts, others) if len(counts) > len(others) else (others, counts)
-    total = longer.astype(np.int64)
-    total[: len(shorter)] += shorter
-    return total

@@ -8,12 +8,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from natsort import natsorted
 
 from configs.errors import DataError
 from data.loading.reader import RecordRules, parse_record, parse_records
 from data.tfrecord.framing import Frame, walk_frames
 from data.tfrecord.records import damaged_record_error, read_frame, unreadable_file_error
-from data.tfrecord.shards import Shard, count_in_name, glob_files, on_host, sort_shards
+from data.tfrecord.shards import Shard, glob_files, on_host
 from meshtf import RecordReader, tf
 
 BLOCK_RECORDS = 512
@@ -26,13 +27,13 @@ def find_paths(patterns: Sequence[str]) -> list[str]:
     Raises:
         DataError: a glob names a folder, or matches nothing.
     """
-    shards = []
+    paths = []
     for pattern in patterns:
-        paths = glob_files(pattern)
-        if not paths:
+        matching = glob_files(pattern)
+        if not matching:
             raise DataError(f"{pattern}: no file matches; check the path (relative paths start at {os.getcwd()})")
-        shards += sort_shards(Shard(path, count_in_name(path)) for path in paths)
-    return list(dict.fromkeys(shard.path for shard in shards))
+        paths += natsorted(sorted(matching))
+    return list(dict.fromkeys(paths))
 
 
 @dataclass(frozen=True)
@@ -60,15 +61,11 @@ def split_into_blocks(path: str) -> Iterator[RecordBlock]:
     Raises:
         DataError: it cannot be read.
     """
-    frames, first = _frames_of(path), 0
-    while block := tuple(itertools.islice(frames, BLOCK_RECORDS)):
-        yield RecordBlock(path, first, block)
-        first += len(block)
-
-
-def _frames_of(path: str) -> Iterator[Frame]:
+    frames, first = walk_frames(path), 0
     try:
-        yield from walk_frames(path)
+        while block := tuple(itertools.islice(frames, BLOCK_RECORDS)):
+            yield RecordBlock(path, first, block)
+            first += len(block)
     except tf.errors.OpError as error:
         raise unreadable_file_error(path, error) from None
 
@@ -97,8 +94,7 @@ def validate_block(block: RecordBlock, rules: RecordRules) -> ValidatedBlock:
     records, errors = _read(block)
     try:
         with on_host():
-            shard = Shard(block.path, 0)
-            locations = [(shard, number) for number in records]
+            locations = [(Shard(block.path, 0), number) for number in records]
             rows = parse_records(list(records.values()), locations, rules) if records else []
         return ValidatedBlock(list(records.values()), rows, errors)
     except DataError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
@@ -70,27 +71,21 @@ class Manifest:
     input: Mapping[str, int]
     splits: Mapping[str, Split]
 
+    def entries(self) -> list[FileEntry]:
+        """Returns the files of all splits."""
+        return [entry for split in self.splits.values() for entry in split.files]
+
     def to_json(self) -> dict:
         """Returns the values of its JSON file."""
         values = {"format": FORMAT, **asdict(self)}
         splits = values.pop("splits").items()
-        return values | {
-            "parts": {name: {"account": split["stats"], "files": split["files"]} for name, split in splits}
-        }
+        values["parts"] = {name: {"account": split["stats"], "files": split["files"]} for name, split in splits}
+        return values
 
 
 def manifest_path(directory: str, name: str) -> str:
     """Returns the path of a data set's manifest."""
     return f"{directory}/{name}{ENDING}"
-
-
-def write_manifest(directory: str, manifest: Manifest) -> None:
-    """Writes a manifest.
-
-    Raises:
-        UserError: the directory cannot be written to.
-    """
-    write_json(manifest_path(directory, manifest.name), manifest.to_json())
 
 
 def read_manifest(path: str) -> Manifest:
@@ -118,17 +113,19 @@ def _split_of(values: Mapping[str, object]) -> Split:
     return Split(PackingStats(**values["account"]), tuple(FileEntry(**entry) for entry in values["files"]))
 
 
+def manifest_paths(directory: str) -> list[str]:
+    """Returns the paths of all manifests in a folder."""
+    names = tf.io.gfile.listdir(directory) if tf.io.gfile.isdir(directory) else []
+    return [os.path.join(directory, name) for name in sorted(names) if name.endswith(ENDING)]
+
+
 def find_entries(directory: str) -> dict[str, FileEntry]:
     """Returns the entries of all manifests in a folder, by the names of their files.
 
     Raises:
         DataError: as `read_manifest`.
     """
-    if not tf.io.gfile.isdir(directory):
-        return {}
-    paths = [f"{directory}/{name}" for name in sorted(tf.io.gfile.listdir(directory)) if name.endswith(ENDING)]
-    splits = [split for path in paths for split in read_manifest(path).splits.values()]
-    return {entry.name: entry for split in splits for entry in split.files}
+    return {entry.name: entry for path in manifest_paths(directory) for entry in read_manifest(path).entries()}
 
 
 def listed_files(directory: str, name: str) -> list[str]:
@@ -140,7 +137,7 @@ def listed_files(directory: str, name: str) -> list[str]:
     path = manifest_path(directory, name)
     if not tf.io.gfile.exists(path):
         return []
-    paths = [f"{directory}/{entry.name}" for split in read_manifest(path).splits.values() for entry in split.files]
+    paths = [f"{directory}/{entry.name}" for entry in read_manifest(path).entries()]
     return [path for path in paths if tf.io.gfile.exists(path)]
 
 

@@ -175,28 +175,31 @@ class ExamplePacker:
         if self._document is None:
             self._position, self._document = position, _OpenDocument(self._joined_tokens)
         document = self._document
-        document.extend(ids, text_bytes)
+        document.tokens += len(ids)
+        document.text_bytes += text_bytes
+        document.pending.append(ids)
         is_kept = document.tokens >= max(1, self._layout.minimum_tokens)
         if is_kept:
-            yield from self._join(document.take_pending())
+            pending, document.pending = document.pending, []
+            yield from self._join(*pending)
         if is_last:
             self._position, self._document = position.following(), None
             if is_kept:
-                yield from self._end(document)
+                self._count_kept(document)
+                yield from self._join(np.array([self._layout.separator], np.int32))
             else:
                 self.discard("short" if document.tokens else "empty")
 
-    def _end(self, document: _OpenDocument) -> Iterator[np.ndarray]:
+    def _count_kept(self, document: _OpenDocument) -> None:
         self.stats.documents_read += 1
         self.stats.documents_kept += 1
         self.stats.text_tokens += document.tokens
         self.stats.text_bytes += document.text_bytes
         self.stats.separator_tokens += 1
-        yield from self._join(np.array([self._layout.separator], np.int32))
 
-    def _join(self, ids: np.ndarray) -> Iterator[np.ndarray]:
-        self._joined_tokens += len(ids)
-        self._pending.append(ids)
+    def _join(self, *pieces: np.ndarray) -> Iterator[np.ndarray]:
+        self._joined_tokens += sum(map(len, pieces))
+        self._pending += pieces
         length = self._layout.example_tokens
         n_full = (self._joined_tokens - self._cut_tokens) // length
         if not n_full:
@@ -226,6 +229,7 @@ class ExamplePacker:
         self.stats.check(self._layout.example_tokens)
 
 
+@dataclass
 class _OpenDocument:
     """A document whose last piece is still to come.
 
@@ -233,24 +237,13 @@ class _OpenDocument:
         start_tokens: length of the stream before it.
         tokens: its tokens so far.
         text_bytes: its UTF-8 bytes so far.
+        pending: pieces that wait until the document is known to be long enough, int32 [tokens] each.
     """
 
-    def __init__(self, start_tokens: int) -> None:
-        self.start_tokens = start_tokens
-        self.tokens = self.text_bytes = 0
-        self._pending: list[np.ndarray] = []
-
-    def extend(self, ids: np.ndarray, text_bytes: int) -> None:
-        """Adds a piece, which waits until the document is known to be long enough."""
-        self.tokens += len(ids)
-        self.text_bytes += text_bytes
-        self._pending.append(ids)
-
-    def take_pending(self) -> np.ndarray:
-        """Returns the ids that waited, int32 [tokens]."""
-        ids = np.concatenate(self._pending)
-        self._pending.clear()
-        return ids
+    start_tokens: int
+    tokens: int = 0
+    text_bytes: int = 0
+    pending: list[np.ndarray] = field(default_factory=list)
 
 
 class ShuffleBuffer:

@@ -39,7 +39,7 @@ from data.preprocessing.splits import EVAL, TRAIN, DocumentOptions, DocumentRead
 from data.text.files import SourceFile, find_files
 from data.tfrecord.records import find_shards
 from data.tokenization.tokenizer import Tokenizer, is_pretrained_name, load_encoder
-from storage.files import check_writable, exists
+from storage.files import check_writable, exists, is_local
 
 Encode = Callable[[Iterable[tuple[TextPiece, str | None]]], Iterator[tuple[TextPiece, np.ndarray | None, int]]]
 
@@ -212,8 +212,7 @@ def _create(job: _Job, folder: ResumeFolder) -> Manifest:
     settings, tokenizer = job.settings, job.tokenizer
     options = DocumentOptions(settings.text_key, settings.deduplicate, settings.max_documents, settings.eval_fraction)
     encoder = TextEncoder(tokenizer, settings.ftfy, settings.wikitext_detokenize)
-    encode = partial(_encode, encoder=encoder, job=job, folder=folder)
-    splits = write_splits(job.files, options, encoder, job.layouts(), folder, encode)
+    splits = write_splits(job.files, options, encoder, job.layouts(), folder, _choose_encode(job, encoder, folder))
     if not splits[TRAIN].files:
         stats = splits[TRAIN].stats
         reasons = "; ".join([stats.describe_documents(), *stats.problems[:1]])
@@ -221,26 +220,20 @@ def _create(job: _Job, folder: ResumeFolder) -> Manifest:
     return Manifest(
         name=settings.name,
         example_tokens=settings.chunk_size + 1,
-        tokenizer={
-            "path": settings.encoder_path,
-            "n_vocab": tokenizer.n_vocab,
-            "sha256": tokenizer_sha256(tokenizer),
-        },
+        tokenizer={"path": settings.encoder_path, "n_vocab": tokenizer.n_vocab, "sha256": tokenizer_sha256(tokenizer)},
         settings={key: value for key, value in job.fingerprint.settings.items() if key != "write_dataset_config"},
         input={"files": len(job.files), "bytes": sum(size for _, size, _ in job.fingerprint.input)},
         splits=splits,
     )
 
 
-def _encode(
-    pieces: Iterable[tuple[TextPiece, str | None]], encoder: TextEncoder, job: _Job, folder: ResumeFolder
-) -> Iterator[tuple[TextPiece, np.ndarray | None, int]]:
+def _choose_encode(job: _Job, encoder: TextEncoder, folder: ResumeFolder) -> Encode:
     settings = job.settings
     if settings.runner is None:
-        return encode_all(pieces, encoder, settings.processes)
+        return partial(encode_all, encoder=encoder, processes=settings.processes)
     ids_folder = f"{folder.path}/encoded-{job.fingerprint.digest()}"  # other input has other ids
     run_pipeline(job.files, settings.text_key, encoder, ids_folder, settings.runner, settings.beam_options)
-    return read_encoded(pieces, ids_folder)
+    return partial(read_encoded, folder=ids_folder)
 
 
 def _report(settings: Settings, manifest: Manifest) -> Report:
@@ -265,7 +258,8 @@ def _dataset_config(job: _Job, manifest: Manifest) -> Mapping[str, object] | Non
         return None
     is_name = is_pretrained_name(settings.encoder_path)
     directory = _absolute(settings.output_dir)
-    patterns = {split: f"{glob.escape(f'{directory}/{prefix}')}{_GLOB}" for split, prefix in job.prefixes.items()}
+    starts = {split: glob.escape(f"{directory}/{prefix}") for split, prefix in job.prefixes.items()}
+    patterns = {split: f"{start}_[0-9]*_[0-9]*_[0-9]*.tfrecords" for split, start in starts.items()}
     values = {
         "n_vocab": tokenizer.n_vocab,
         "path": patterns[TRAIN],
@@ -278,8 +272,5 @@ def _dataset_config(job: _Job, manifest: Manifest) -> Mapping[str, object] | Non
     return {"path": settings.write_dataset_config, "values": values}
 
 
-_GLOB = "_[0-9]*_[0-9]*_[0-9]*.tfrecords"
-
-
 def _absolute(path: str) -> str:
-    return path if "://" in path else os.path.abspath(path)
+    return os.path.abspath(path) if is_local(path) else path

@@ -30,7 +30,7 @@ from data.text.documents import explain, identity_digest, read_all_documents
 from data.text.files import SourceFile, find_files
 from data.tokenization.bpe_training import FILE_NAME, save_tokenizer, train_byte_level_bpe
 from data.tokenization.tokenizer import Tokenizer, check_special_ids, load_tokenizer
-from storage.files import write_text, writing_to
+from storage.files import is_local, write_text, writing_to
 from storage.locks import is_locked, locked
 
 LAYOUT_VERSION = 1  # a change of what is written, or of how, has to change it: old caches are then not used
@@ -78,7 +78,7 @@ def prepare_dataset(dataset: DatasetConfig, n_ctx: int, log: Log = print) -> Pre
         )
     if "/" in dataset.id:
         raise DataError(f"{dataset.id}: cannot begin a file name; name the dataset config without a slash")
-    if "://" in dataset.cache_dir:
+    if not is_local(dataset.cache_dir):
         raise DataError(
             f"{dataset.id}: cache_dir = {dataset.cache_dir}: raw text is prepared on a local disk; give a local "
             "folder, or write tfrecords into the bucket with data/create_tfrecords.py --output_dir, and name them in "
@@ -86,7 +86,7 @@ def prepare_dataset(dataset: DatasetConfig, n_ctx: int, log: Log = print) -> Pre
         )
     preparation = _Preparation(dataset, n_ctx, _find_text(dataset), _given_tokenizer(dataset), log)
     directory = preparation.directory
-    if _is_complete(directory):
+    if os.path.isfile(f"{directory}/{MANIFEST}"):
         log(f"{dataset.id}: {directory} is up to date")
     else:
         _make(preparation)
@@ -116,17 +116,13 @@ def _given_tokenizer(dataset: DatasetConfig) -> Tokenizer | None:
     return tokenizer
 
 
-def _is_complete(directory: str) -> bool:
-    return os.path.isfile(f"{directory}/{MANIFEST}")
-
-
 def _make(preparation: _Preparation) -> None:
     dataset, directory, log = preparation.dataset, preparation.directory, preparation.log
     lock = f"{dataset.cache_dir}/.lock"
     if is_locked(lock):
         log(f"{dataset.cache_dir}: waiting for another process that prepares this text")
     with locked(lock, lock, "", wait_seconds=math.inf):
-        if _is_complete(directory):
+        if os.path.isfile(f"{directory}/{MANIFEST}"):
             log(f"{dataset.id}: {directory} was made by another process meanwhile")
             return
         log(f"{dataset.id}: preparing {len(preparation.files):,} files of raw text in {directory}")

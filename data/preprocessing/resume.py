@@ -18,7 +18,7 @@ from data.preprocessing.manifest import FORMAT, FileEntry, Manifest, manifest_pa
 from data.preprocessing.packing import PackingStats, ResumePoint
 from data.preprocessing.splits import DocumentPosition
 from data.text.files import SourceFile
-from data.tfrecord.records import PARTIAL
+from data.tfrecord.records import PARTIAL, remove_tree
 from meshtf import tf
 from storage.files import is_local, write_text, writing_to
 from storage.locks import locked
@@ -169,7 +169,7 @@ class ResumeFolder:
             manifest: is written when all files are in their place.
             config: the "path" and the "values" of a dataset config to write; None for none.
         """
-        new_names = [entry.name for split in manifest.splits.values() for entry in split.files]
+        new_names = [entry.name for entry in manifest.entries()]
         plan = {
             "identity": self._fingerprint.digest(),
             "old": [path for path in old_paths if os.path.basename(path) not in new_names],
@@ -226,18 +226,15 @@ def remove_unless_finished(directory: str, name: str) -> None:
 def _read_if_there(path: str) -> dict | None:
     try:
         return read_json(path)
-    except (tf.errors.NotFoundError, tf.errors.FailedPreconditionError):  # the second: a file stands where folders are
-        return None
-    except ValueError:  # a machine that lost its power may leave an empty file
+    # Errors besides the first: a file stands where folders are; a machine that lost its power left an empty file.
+    except (tf.errors.NotFoundError, tf.errors.FailedPreconditionError, ValueError):
         return None
 
 
 def _empty(folder: str, but: str = "") -> None:
     with writing_to(folder, tf.errors.OpError):
         for name in set(tf.io.gfile.listdir(folder)) - {but}:
-            path = f"{folder}/{name.rstrip('/')}"
-            remove = tf.io.gfile.rmtree if tf.io.gfile.isdir(path) else tf.io.gfile.remove
-            remove(path)
+            remove_tree(f"{folder}/{name.rstrip('/')}")
 
 
 @contextmanager

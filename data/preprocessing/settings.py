@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from configs.errors import DataError
 from data.tokenization.tokenizer import EOS_TOKEN, Tokenizer
 from storage import buckets
+from storage.files import is_local
 
 MAX_CHUNK_SIZE = 1 << 24  # an example is held in memory
 
@@ -81,10 +82,8 @@ def check_settings(settings: Settings) -> Settings:
             "leading dot"
         )
     for key in ("input_dir", "output_dir", "write_dataset_config"):
-        _check_location(f"--{key}", getattr(settings, key))
-    for key, minimum in {"files_per": 1, "chunk_size": 1, "minimum_size": 0, "processes": 0}.items():
-        if getattr(settings, key) < minimum:
-            raise DataError(f"--{key} {getattr(settings, key)}: is too small; give {minimum} or more")
+        _check_location(f"--{key}", getattr(settings, key) or "")
+    check_minimums(settings, files_per=1, chunk_size=1, minimum_size=0, processes=0)
     if settings.chunk_size > MAX_CHUNK_SIZE:
         raise DataError(f"--chunk_size {settings.chunk_size}: is too large; give {MAX_CHUNK_SIZE} or less")
     if settings.max_documents is not None and settings.max_documents < 1:
@@ -94,12 +93,22 @@ def check_settings(settings: Settings) -> Settings:
     return replace(settings, output_dir=settings.output_dir.rstrip("/") or "/")
 
 
-def _check_location(flag: str, path: str | None) -> None:
-    if path is None:
-        return
+def check_minimums(settings: object, **minimums: int) -> None:
+    """Checks settings that are given against the smallest value that each may have.
+
+    Raises:
+        DataError: one is too small.
+    """
+    for key, minimum in minimums.items():
+        value = getattr(settings, key)
+        if value is not None and value < minimum:
+            raise DataError(f"--{key} {value}: is too small; give {minimum} or more")
+
+
+def _check_location(flag: str, path: str) -> None:
     if path.startswith(buckets.SCHEME):
         buckets.check_access(path)
-    elif "://" in path:
+    elif not is_local(path):
         raise DataError(
             f"{flag} {path}: is neither a local path nor one of Google Cloud Storage; give a local path, or "
             f"{buckets.SCHEME}BUCKET/FOLDER"

@@ -23,6 +23,7 @@ from data.tfrecord.framing import FRAME_BYTES, HEADER
 from data.tfrecord.records import damaged_record_error, unreadable_file_error
 from data.tfrecord.shards import Shard
 from meshtf import RecordReader, tf
+from storage.files import is_local
 
 MAX_OPEN_FILES = 4  # files are read one after the other, by threads that are a few batches apart
 CHUNK_BYTES = 4 << 20
@@ -40,7 +41,7 @@ class IndexedFile:
 
     def __init__(self, shard: Shard) -> None:
         self._shard = shard
-        self._download = _download(shard.path) if "://" in shard.path else None
+        self._download = None if is_local(shard.path) else _download(shard.path)
         # The downloaded file has no name, so that it disappears with this object or its process, however that ends.
         self._path = f"/dev/fd/{self._download.fileno()}" if self._download else shard.path
         self._free_readers: list[RecordReader] = []

@@ -35,10 +35,17 @@ def write_examples(path: str, examples: Iterable[Sequence[int] | np.ndarray]) ->
     Raises:
         UserError: the file cannot be written.
     """
-    partial = path + PARTIAL
+    partial, count = path + PARTIAL, 0
     with writing_to(path, tf.errors.OpError):
-        count = _write_partial(partial, examples)
-        tf.io.gfile.rename(partial, path, overwrite=True)
+        try:
+            with tf.io.TFRecordWriter(partial) as writer:
+                for example in examples:
+                    writer.write(serialize_example(example))
+                    count += 1
+            tf.io.gfile.rename(partial, path, overwrite=True)
+        except BaseException:  # also Ctrl-C: a partial file is removed
+            remove_tree(partial)
+            raise
     return count
 
 
@@ -61,32 +68,20 @@ def staging_folder(directory: str, name: str) -> Iterator[str]:
     """
     folder = f"{directory}/.{name}{PARTIAL}"
     with writing_to(directory, tf.errors.OpError):
-        _remove_folder(folder)
+        remove_tree(folder)
         tf.io.gfile.makedirs(folder)
     try:
         yield folder
     finally:
         with writing_to(directory, tf.errors.OpError):
-            _remove_folder(folder)
+            remove_tree(folder)
 
 
-def _remove_folder(folder: str) -> None:
-    if tf.io.gfile.exists(folder):
-        tf.io.gfile.rmtree(folder)
-
-
-def _write_partial(path: str, examples: Iterable[Sequence[int] | np.ndarray]) -> int:
-    count = 0
-    try:
-        with tf.io.TFRecordWriter(path) as writer:
-            for example in examples:
-                writer.write(serialize_example(example))
-                count += 1
-    except BaseException:  # also Ctrl-C: a partial file is removed
-        if tf.io.gfile.exists(path):
-            tf.io.gfile.remove(path)
-        raise
-    return count
+def remove_tree(path: str) -> None:
+    """Removes a file, or a folder with all below it, if there is one; raises TensorFlow's errors as they are."""
+    if tf.io.gfile.exists(path):
+        remove = tf.io.gfile.rmtree if tf.io.gfile.isdir(path) else tf.io.gfile.remove
+        remove(path)
 
 
 def serialize_example(ids: Sequence[int] | np.ndarray) -> bytes:

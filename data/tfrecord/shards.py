@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import json
 import os
 import random
@@ -85,18 +86,16 @@ def name_with_count(name: str, n_examples: int) -> str:
 
 def _counts_of(paths: Sequence[str]) -> dict[str, int]:
     counts = {}
-    for directory in sorted({os.path.dirname(path) for path in paths}):
-        counts |= _counts_in_directory(directory, [path for path in paths if os.path.dirname(path) == directory])
+    for directory, in_directory in itertools.groupby(sorted(paths, key=os.path.dirname), os.path.dirname):
+        cache = os.path.join(directory, COUNTS_FILE)
+        cached = _load_counts(cache)
+        entries = {path: _count_entry(path, cached) for path in in_directory}
+        by_name = {os.path.basename(path): entry for path, entry in entries.items()}
+        if not by_name.items() <= cached.items():
+            with contextlib.suppress(UserError):  # if the folder is not writable, the next process counts again
+                write_text(cache, json.dumps(cached | by_name, indent=1, sort_keys=True) + "\n")
+        counts |= {path: entry["n_examples"] for path, entry in entries.items()}
     return counts
-
-
-def _counts_in_directory(directory: str, paths: Sequence[str]) -> dict[str, int]:
-    cache = os.path.join(directory, COUNTS_FILE)
-    cached = _load_counts(cache)
-    entries = {os.path.basename(path): _count_entry(path, cached) for path in paths}
-    if not entries.items() <= cached.items():
-        _write_counts(cache, cached | entries)
-    return {path: entries[os.path.basename(path)]["n_examples"] for path in paths}
 
 
 def _count_entry(path: str, cached: dict) -> dict:
@@ -124,12 +123,6 @@ def _load_counts(cache: str) -> dict:
     except (tf.errors.OpError, ValueError):
         return {}
     return counts if isinstance(counts, dict) else {}
-
-
-def _write_counts(cache: str, counts: dict) -> None:
-    """Replaces the cache; if the folder is not writable, the next process counts again."""
-    with contextlib.suppress(UserError):
-        write_text(cache, json.dumps(counts, indent=1, sort_keys=True) + "\n")
 
 
 def sort_shards(shards: Iterable[Shard]) -> tuple[Shard, ...]:

@@ -15,6 +15,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from configs.errors import ConfigError, DataError
 from configs.schema import DatasetConfig
+from storage.files import is_local
 
 EOS_TOKEN = "<|endoftext|>"
 PADDING_TOKEN = "<|padding|>"
@@ -198,7 +199,7 @@ def load_tokenizer(path_or_name: str, is_pretrained: bool = False) -> Tokenizer:
     Raises:
         DataError: it does not exist, or is not a tokenizer.
     """
-    if "://" in path_or_name:
+    if not is_local(path_or_name):
         return _load_object(path_or_name)
     path = Path(path_or_name)
     if path.is_dir():
@@ -224,7 +225,7 @@ def load_encoder(encoder_path: str) -> Tokenizer:
 
 def is_pretrained_name(encoder_path: str) -> bool:
     """Returns whether `--encoder_path` is a Hugging Face name: it neither exists as a path nor looks like one."""
-    is_path = "://" in encoder_path or encoder_path.endswith(".json") or os.path.isabs(encoder_path)
+    is_path = not is_local(encoder_path) or encoder_path.endswith(".json") or os.path.isabs(encoder_path)
     return not is_path and not os.path.exists(encoder_path)
 
 
@@ -291,12 +292,6 @@ def check_special_ids(tokenizer: Tokenizer, dataset: DatasetConfig) -> None:
     Raises:
         ConfigError: they disagree; one line for each issue.
     """
-    issues = [*_size_issues(tokenizer, dataset), *_name_issues(tokenizer, dataset)]
-    if issues:
-        raise ConfigError("\n".join(f"{dataset.id}: {issue}" for issue in issues))
-
-
-def _size_issues(tokenizer: Tokenizer, dataset: DatasetConfig) -> list[str]:
     size, known = tokenizer.n_vocab, f"the tokenizer has ids 0 to {tokenizer.n_vocab - 1} only"
     issues = []
     if size > dataset.n_vocab:
@@ -306,16 +301,9 @@ def _size_issues(tokenizer: Tokenizer, dataset: DatasetConfig) -> list[str]:
     if dataset.padding_id >= size and dataset.padding_id != dataset.n_vocab:
         remedy = f"choose one of them, or n_vocab, {dataset.n_vocab}, for no padding token"
         issues.append(f"padding_id = {dataset.padding_id}: {known}; {remedy}")
-    return issues
-
-
-def _name_issues(tokenizer: Tokenizer, dataset: DatasetConfig) -> list[str]:
-    named = (
-        ("eos_id", dataset.eos_id, EOS_TOKEN, tokenizer.eos_id),
-        ("padding_id", dataset.padding_id, PADDING_TOKEN, tokenizer.padding_id),
-    )
-    return [
-        f"{key} = {given}: the tokenizer's {token} is {actual}; set {key} to {actual}"
-        for key, given, token, actual in named
-        if actual is not None and given != actual
-    ]
+    for key, token in (("eos_id", EOS_TOKEN), ("padding_id", PADDING_TOKEN)):
+        given, actual = getattr(dataset, key), getattr(tokenizer, key)
+        if actual not in (None, given):
+            issues.append(f"{key} = {given}: the tokenizer's {token} is {actual}; set {key} to {actual}")
+    if issues:
+        raise ConfigError("\n".join(f"{dataset.id}: {issue}" for issue in issues))

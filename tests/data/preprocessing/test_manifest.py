@@ -18,7 +18,7 @@ from data.preprocessing.manifest import (
     listed_files,
     manifest_path,
     read_manifest,
-    write_manifest,
+    write_json,
 )
 from data.preprocessing.packing import PackingStats
 from data.preprocessing.splits import EVAL, TRAIN
@@ -38,29 +38,33 @@ MANIFEST = Manifest(
 )
 
 
-def test_what_is_written_is_read(tmp_path):
-    write_manifest(str(tmp_path), MANIFEST)
+def write_manifest(folder: str) -> None:
+    write_json(manifest_path(folder, "a"), MANIFEST.to_json())
+
+
+def test_a_manifest_comes_back(tmp_path):
+    write_manifest(str(tmp_path))
     assert read_manifest(manifest_path(str(tmp_path), "a")) == MANIFEST
     assert [path.name for path in tmp_path.iterdir()] == ["a.manifest.json"]
     assert json.loads((tmp_path / "a.manifest.json").read_text())["parts"]["train"]["files"][0]["sha256"] == "00ff"
 
 
-def test_a_folder_gives_what_all_its_manifests_say_of_each_file(tmp_path):
+def test_the_entries_of_all_manifests_in_a_folder_are_found(tmp_path):
     assert find_entries(str(tmp_path / "none")) == {}
     assert find_entries(str(tmp_path)) == {}
-    write_manifest(str(tmp_path), MANIFEST)
+    write_manifest(str(tmp_path))
     assert find_entries(str(tmp_path)) == {TRAINING.name: TRAINING, HELD_OUT.name: HELD_OUT}
 
 
-def test_only_files_that_are_there_are_listed(tmp_path):
+def test_only_existing_files_are_listed(tmp_path):
     assert listed_files(str(tmp_path), "a") == []
-    write_manifest(str(tmp_path), MANIFEST)
+    write_manifest(str(tmp_path))
     (tmp_path / HELD_OUT.name).touch()
     assert listed_files(str(tmp_path), "a") == [f"{tmp_path}/{HELD_OUT.name}"]
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 2, "parts": {}}', '{"format": 1, "parts": {"train": 3}}'])
-def test_what_is_no_manifest_is_named(tmp_path, text):
+def test_an_invalid_manifest_is_named(tmp_path, text):
     path = tmp_path / "a.manifest.json"
     path.write_text(text)
     with pytest.raises(DataError) as error:
@@ -77,7 +81,7 @@ def test_a_missing_manifest_is_named(tmp_path):
 def test_a_place_that_cannot_be_written_to_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"file/a.manifest.json: cannot be written: "):
-        write_manifest(f"{tmp_path}/file", MANIFEST)
+        write_manifest(f"{tmp_path}/file")
 
 
 def test_a_checksum_is_that_of_sha256sum(tmp_path):
