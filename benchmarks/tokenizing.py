@@ -1,13 +1,13 @@
-"""How fast text becomes tfrecords, beside how fast the bare tokenizer encodes it; and how much memory that takes.
+"""Measures how fast text becomes tfrecords, compared with the bare tokenizer, and how much memory that takes.
 
     python3 benchmarks/tokenizing.py
     python3 benchmarks/tokenizing.py --memory 100 2000
 
-The text is Python's standard library, over and over, each document with a number of its own. Speed: `create_tfrecords`
-as a whole, from starting the processes to the manifest, on compressed JSON Lines, against `tokenizers`' `encode_batch`
-on texts in memory, on the same cores, in turn. Memory: the most that all processes together held (their shared pages
-counted once), for inputs of so many MB; with a tokenizer of whole words, which is quick, as what is in question is what
-waits between reading and writing. The last line is a JSON object with the figures.
+The text is Python's standard library, repeated; a number in each document makes it unique. Speed: `create_tfrecords` as
+a whole, from starting the processes to the manifest, on compressed JSON Lines, and `encode_batch` of `tokenizers` on
+texts in memory, timed alternately on the same cores. Memory: the peak of all processes together, with shared pages
+counted once, for inputs of the given sizes. It is measured with a fast tokenizer of whole words, because the question
+is how much text waits between reading and writing. The last line is a JSON object with the results.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ PROGRAM = Path(__file__).resolve().parent.parent / "data" / "create_tfrecords.py
 MB = 10**6
 N_VOCAB = 16_384
 CHUNK_SIZE = 1024
-GROUP_CHARACTERS = 4 * MB  # of texts that the bare tokenizer gets at once: its encodings take 100 times their memory
-SECONDS_BETWEEN_LOOKS = 0.1
+GROUP_CHARACTERS = 4 * MB  # the bare tokenizer's encodings take 100 times the memory of their texts
+SECONDS_BETWEEN_SAMPLES = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
 class Speeds:
-    """What was measured in turn; the ratios are medians of the repeats.
+    """The measured speeds; the ratios are medians of the repeats.
 
     Attributes:
-        ratio: ours, of the bare `encode_batch`.
-        ratio_fast: ours, of the bare `encode_batch_fast`, which keeps no offsets.
+        ratio: speed of `create_tfrecords` divided by that of `encode_batch`.
+        ratio_fast: the same for `encode_batch_fast`, which keeps no offsets.
     """
 
     text_megabytes: float
@@ -63,14 +63,14 @@ class Speeds:
 
 
 def library_texts() -> list[str]:
-    """The modules of the standard library, but for its tests."""
+    """Returns the modules of the standard library, without its tests."""
     paths = sorted(Path(sysconfig.get_path("stdlib")).rglob("*.py"))
-    here = (path for path in paths if not {"test", "tests", "site-packages", "dist-packages"} & set(path.parts))
-    return [path.read_text(encoding="utf-8") for path in here]
+    modules = (path for path in paths if not {"test", "tests", "site-packages", "dist-packages"} & set(path.parts))
+    return [path.read_text(encoding="utf-8") for path in modules]
 
 
 def numbered_texts(n_bytes: int) -> Iterator[str]:
-    """So many bytes of documents, no two of them alike."""
+    """Yields different documents of `n_bytes` bytes in all."""
     total = 0
     for number, text in enumerate(itertools.cycle(library_texts())):
         document = f"# {number}\n{text}"
@@ -81,14 +81,14 @@ def numbered_texts(n_bytes: int) -> Iterator[str]:
 
 
 def write_archive(path: str, n_bytes: int) -> None:
-    """Writes them as one file of compressed JSON Lines."""
+    """Writes `numbered_texts` as one file of compressed JSON Lines."""
     with open(path, "wb") as file, zstandard.ZstdCompressor().stream_writer(file) as stream:
         for text in numbered_texts(n_bytes):
             stream.write(json.dumps({"text": text}).encode() + b"\n")
 
 
 def groups(texts: Sequence[str]) -> Iterator[list[str]]:
-    """Groups of texts that the bare tokenizer is given at once."""
+    """Groups the texts for the bare tokenizer."""
     group, characters = [], 0
     for text in texts:
         group.append(text)
@@ -100,8 +100,8 @@ def groups(texts: Sequence[str]) -> Iterator[list[str]]:
         yield group
 
 
-def seconds_of_ours(folder: str, number: int, processes: int) -> float:
-    """The time that the whole command takes, but for importing its packages."""
+def pipeline_seconds(folder: str, number: int, processes: int) -> float:
+    """Returns the time of the whole command, without importing its packages."""
     settings = Settings(
         f"{folder}/text.jsonl.zst",
         name=f"run{number}",
@@ -115,8 +115,8 @@ def seconds_of_ours(folder: str, number: int, processes: int) -> float:
     return time.perf_counter() - started
 
 
-def seconds_of_bare(encode: object, texts: Sequence[str]) -> float:
-    """The time that encoding alone takes, on all cores."""
+def tokenizer_seconds(encode: object, texts: Sequence[str]) -> float:
+    """Returns the time of encoding alone, on all cores."""
     started = time.perf_counter()
     for group in groups(texts):
         encode(group, add_special_tokens=False)
@@ -124,20 +124,21 @@ def seconds_of_bare(encode: object, texts: Sequence[str]) -> float:
 
 
 def measure_speed(n_bytes: int, repeats: int, processes: int) -> Speeds:
-    """Times both in turn."""
+    """Times the pipeline and the bare tokenizer alternately."""
     texts = list(numbered_texts(n_bytes))
     megabytes = sum(len(text.encode()) for text in texts) / MB
     with tempfile.TemporaryDirectory() as folder:
         write_archive(f"{folder}/text.jsonl.zst", n_bytes)
         Path(f"{folder}/tokenizer.json").write_text(train_byte_level_bpe(texts[:300], N_VOCAB).to_json())
         bare = tokenizers.Tokenizer.from_file(f"{folder}/tokenizer.json")
-        seconds_of_ours(folder, -1, processes)  # loads TensorFlow
+        pipeline_seconds(folder, -1, processes)  # loads TensorFlow
         seconds = []
         for number in range(repeats):
-            ours = seconds_of_ours(folder, number, processes)
-            seconds.append((ours, *(seconds_of_bare(e, texts) for e in (bare.encode_batch, bare.encode_batch_fast))))
-    speeds = [statistics.median(megabytes / taken for taken in side) for side in zip(*seconds, strict=True)]
-    ratios = [statistics.median(bare_seconds[n] / bare_seconds[0] for bare_seconds in seconds) for n in (1, 2)]
+            encoders = (bare.encode_batch, bare.encode_batch_fast)
+            pipeline = pipeline_seconds(folder, number, processes)
+            seconds.append((pipeline, *(tokenizer_seconds(encode, texts) for encode in encoders)))
+    speeds = [statistics.median(megabytes / time for time in times) for times in zip(*seconds, strict=True)]
+    ratios = [statistics.median(times[n] / times[0] for times in seconds) for n in (1, 2)]
     return Speeds(megabytes, *speeds, *ratios)
 
 
@@ -151,7 +152,7 @@ def write_word_tokenizer(path: str) -> None:
 
 
 def measure_memory(n_bytes: int, processes: int) -> float:
-    """The most memory, in MB, that the command and its processes held together."""
+    """Returns the peak memory, in MB, of the command and its processes together."""
     with tempfile.TemporaryDirectory() as folder:
         write_archive(f"{folder}/text.jsonl.zst", n_bytes)
         write_word_tokenizer(f"{folder}/tokenizer.json")
@@ -166,31 +167,31 @@ def measure_memory(n_bytes: int, processes: int) -> float:
         command = [sys.executable, str(PROGRAM)]
         command += [text for key, value in flags.items() for text in (f"--{key}", str(value))]
         run = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        most = 0
+        peak_bytes = 0
         try:
             while run.poll() is None:
-                most = max(most, sum(map(held_bytes, [run.pid, *children(run.pid)])))
-                time.sleep(SECONDS_BETWEEN_LOOKS)
+                peak_bytes = max(peak_bytes, sum(map(memory_bytes, [run.pid, *descendants(run.pid)])))
+                time.sleep(SECONDS_BETWEEN_SAMPLES)
         finally:
             run.kill()
         if run.wait():
             raise RuntimeError("create_tfrecords.py failed")
-        return most / MB
+        return peak_bytes / MB
 
 
-def children(pid: int) -> Iterator[int]:
-    """The processes below one."""
+def descendants(pid: int) -> Iterator[int]:
+    """Yields the ids of the processes that a process has started, and of theirs."""
     try:
         listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except OSError:  # it has just ended
         return
     for child in map(int, listed):
         yield child
-        yield from children(child)
+        yield from descendants(child)
 
 
-def held_bytes(pid: int) -> int:
-    """A process's share of the memory in use."""
+def memory_bytes(pid: int) -> int:
+    """Returns the proportional set size of a process; 0 if it has ended."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:
@@ -200,17 +201,17 @@ def held_bytes(pid: int) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the benchmark; returns the exit status."""
-    parser = argparse.ArgumentParser(description="Compare tokenising into tfrecords with the bare tokenizer.")
+    parser = argparse.ArgumentParser(description="Compare writing tfrecords with the bare tokenizer.")
     parser.add_argument("--megabytes", type=int, default=32, help="text to encode (default 32)")
-    parser.add_argument("--repeats", type=int, default=5, help="times that each side is timed (default 5)")
+    parser.add_argument("--repeats", type=int, default=5, help="measurements of each (default 5)")
     parser.add_argument("--processes", type=int, default=0, help="processes that encode; 0 for one a core")
-    parser.add_argument("--memory", type=int, nargs="+", metavar="MB", help="measure memory for such inputs instead")
+    parser.add_argument("--memory", type=int, nargs="+", metavar="MB", help="measure memory for these sizes instead")
     parsed = parser.parse_args(arguments)
     try:
         if parsed.memory:
             figures = {megabytes: measure_memory(megabytes * MB, parsed.processes) for megabytes in parsed.memory}
-            for megabytes, held in figures.items():
-                print(f"{megabytes:>8,} MB of text  {held:>8,.0f} MB of memory")
+            for megabytes, peak in figures.items():
+                print(f"{megabytes:>8,} MB of text  {peak:>8,.0f} MB of memory")
             print(json.dumps(figures | {"growth": max(figures.values()) / min(figures.values()) - 1}))
             return 0
         speeds = measure_speed(parsed.megabytes * MB, parsed.repeats, parsed.processes)
