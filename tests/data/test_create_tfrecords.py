@@ -148,7 +148,7 @@ def test_discarded_documents_are_reported_with_the_reason(tmp_path, encoder_path
     assert parsed["tfrecords"] == list(report.tfrecords)
 
 
-def test_cleaning_and_separator_are_what_their_flags_say(tmp_path, tokenizer, encoder_path):
+def test_cleaning_and_separator_follow_their_flags(tmp_path, tokenizer, encoder_path):
     write_lines(tmp_path / "texts", ["schÃ¶n , Welt"], files=1)
     for name, expected in [
         ("plain", "schÃ¶n , Welt"),
@@ -163,7 +163,7 @@ def test_cleaning_and_separator_are_what_their_flags_say(tmp_path, tokenizer, en
         assert set(ids[end + 1 :]) <= {1}
 
 
-def test_files_that_are_there_are_kept_unless_asked_otherwise(tmp_path, encoder_path):
+def test_existing_files_are_kept_without_overwrite(tmp_path, encoder_path):
     write_lines(tmp_path / "texts", ["token stream"] * 30, files=1)
     create_tfrecords(settings_for(tmp_path, encoder_path, files_per=1))
     before = contents(tmp_path / "out")
@@ -261,7 +261,7 @@ def test_flags_are_gpt_neos():
     assert plain == Settings("in", 100_000, "openwebtext", "./tfrecords", "gpt2", 0, False, False, None, 2048, None, 0)
 
 
-def test_what_is_no_flag_is_for_beam_if_for_anyone(capsys):
+def test_unknown_flags_are_passed_to_beam_or_refused(capsys):
     more = "--text_key body --deduplicate --max_documents 7 --eval_fraction 0.5 --runner FlinkRunner --flink_master a:1"
     settings = parse_arguments(["--input_dir", "in", *more.split()])
     assert (settings.text_key, settings.deduplicate, settings.max_documents) == ("body", True, 7)
@@ -317,7 +317,7 @@ def test_a_user_error_is_one_message_and_status_2(tmp_path, encoder_path, capsys
     assert captured.err == f"{tmp_path}/none: no file found; name a directory, a glob or a file that has text\n"
 
 
-def test_a_dataset_config_that_is_there_is_kept(tmp_path, encoder_path):
+def test_an_existing_dataset_config_is_kept(tmp_path, encoder_path):
     write_lines(tmp_path / "texts", ["token"], files=1)
     config = tmp_path / "mine.json"
     config.write_text("{}")
@@ -327,7 +327,7 @@ def test_a_dataset_config_that_is_there_is_kept(tmp_path, encoder_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_damaged_input_leaves_what_was_there_as_it_was(tmp_path, encoder_path):
+def test_a_damaged_input_leaves_existing_files_unchanged(tmp_path, encoder_path):
     write_lines(tmp_path / "texts", ["token stream"] * 30, files=1)
     create_tfrecords(settings_for(tmp_path, encoder_path))
     before = contents(tmp_path / "out")
@@ -338,7 +338,7 @@ def test_a_damaged_input_leaves_what_was_there_as_it_was(tmp_path, encoder_path)
         assert contents(tmp_path / "out") == before
 
 
-def test_once_a_damaged_input_is_replaced_the_same_command_goes_on(tmp_path, encoder_path, small_batches):
+def test_the_same_command_resumes_after_a_damaged_input_is_replaced(tmp_path, encoder_path, small_batches):
     write_lines(tmp_path / "texts", random_texts(60), files=2)
     damaged = tmp_path / "texts" / "z.txt.xz"
     damaged.write_bytes(b"no xz file")
@@ -364,7 +364,7 @@ def broken_off(settings: Settings) -> None:
     last.write_bytes(lzma.compress(b"token stream"))
 
 
-def test_what_an_ended_run_made_of_other_settings_or_other_input_is_made_anew(tmp_path, encoder_path, small_batches):
+def test_files_of_an_interrupted_run_with_other_settings_or_input_are_made_again(tmp_path, encoder_path, small_batches):
     write_lines(tmp_path / "texts", random_texts(60), files=2)
     settings = settings_for(tmp_path, encoder_path, files_per=3)
     broken_off(settings)
@@ -386,7 +386,7 @@ def test_what_an_ended_run_made_of_other_settings_or_other_input_is_made_anew(tm
     assert contents(tmp_path / "out") == contents(tmp_path / "unbroken")
 
 
-def test_an_ended_run_goes_on_into_files_that_were_added_at_the_end(tmp_path, encoder_path, small_batches):
+def test_an_interrupted_run_resumes_into_files_added_at_the_end(tmp_path, encoder_path, small_batches):
     write_lines(tmp_path / "texts", random_texts(60), files=2)
     settings = settings_for(tmp_path, encoder_path, files_per=3, deduplicate=True, eval_fraction=0.3)
     broken_off(settings)
@@ -460,14 +460,14 @@ def check_killed_runs(tmp_path: Path, encoder_path: str, moments: int, processes
         assert contents(Path(run.output_dir)) == expected
 
 
-def test_killed_at_three_moments_it_gives_what_an_unbroken_run_gives(tmp_path, encoder_path):
+def test_a_run_killed_three_times_gives_the_files_of_an_uninterrupted_one(tmp_path, encoder_path):
     check_killed_runs(tmp_path, encoder_path, moments=3, processes=1)
 
 
 @pytest.mark.slow
 @pytest.mark.processes
 @pytest.mark.parametrize("processes", [1, 2])
-def test_killed_at_any_moment_it_gives_what_an_unbroken_run_gives(tmp_path, encoder_path, processes):
+def test_a_run_killed_at_any_moment_gives_the_files_of_an_uninterrupted_one(tmp_path, encoder_path, processes):
     check_killed_runs(tmp_path, encoder_path, moments=20, processes=processes)
 
 
@@ -516,7 +516,7 @@ for back in range(1, count + 1)[slice(None, None, 3 if steps == "some" else 1)]:
 
 
 @pytest.mark.parametrize("steps", ["some", pytest.param("all", marks=[pytest.mark.slow, pytest.mark.processes])])
-def test_killed_at_any_change_of_a_name_nothing_is_lost(tmp_path, encoder_path, steps):
+def test_nothing_is_lost_when_killed_at_any_rename(tmp_path, encoder_path, steps):
     write_lines(tmp_path / "texts", random_texts(60), files=3)
     begun, made = tmp_path / "begun", tmp_path / "made"
     settings = settings_for(tmp_path, encoder_path, files_per=100, overwrite=True, eval_fraction=0.3)
@@ -555,7 +555,7 @@ def documents_of(paths: Iterable[str], tokenizer: Tokenizer) -> list[str]:
     return [text.replace("<|padding|>", "") for text in tokenizer.decode(ids).split("<|endoftext|>")][:-1]
 
 
-def test_a_share_of_the_texts_is_held_out_wherever_they_come_from(tmp_path, tokenizer, encoder_path):
+def test_a_fraction_of_the_texts_is_held_out_whatever_file_they_are_in(tmp_path, tokenizer, encoder_path):
     texts = [f"token {n}" for n in range(300)]
     write_lines(tmp_path / "texts", texts, files=3)
     config = str(tmp_path / "mine.json")
@@ -576,7 +576,7 @@ def test_a_share_of_the_texts_is_held_out_wherever_they_come_from(tmp_path, toke
     assert sorted(documents_of(create_tfrecords(others).eval_tfrecords, tokenizer)) == sorted(held_out)
 
 
-def test_if_no_document_is_drawn_to_be_held_out_it_is_said_and_none_is_promised(tmp_path, encoder_path):
+def test_without_a_held_out_document_the_report_says_so_and_the_config_names_none(tmp_path, encoder_path):
     write_lines(tmp_path / "texts", ["token", "stream"], files=1)
     config = tmp_path / "mine.json"
     settings = settings_for(tmp_path, encoder_path, eval_fraction=1e-9, write_dataset_config=str(config))
@@ -586,7 +586,7 @@ def test_if_no_document_is_drawn_to_be_held_out_it_is_said_and_none_is_promised(
     assert json.loads(config.read_text())["eval_path"] == ""
 
 
-def test_a_full_disk_is_told_and_no_reason_to_start_from_the_beginning(tmp_path, encoder_path):
+def test_a_full_disk_is_an_error_after_which_the_run_resumes(tmp_path, encoder_path):
     write_lines(tmp_path / "texts", random_texts(300), files=1)
     settings = settings_for(tmp_path, encoder_path, files_per=30)
     script = (
@@ -614,7 +614,7 @@ def test_a_full_disk_is_told_and_no_reason_to_start_from_the_beginning(tmp_path,
     assert contents(tmp_path / "out") == contents(tmp_path / "unbroken")
 
 
-def test_a_data_set_takes_its_held_out_files_with_it_when_it_is_replaced(tmp_path, encoder_path):
+def test_replacing_a_dataset_removes_its_old_held_out_files(tmp_path, encoder_path):
     write_lines(tmp_path / "texts", random_texts(100), files=1)
     create_tfrecords(settings_for(tmp_path, encoder_path, eval_fraction=0.3))
     create_tfrecords(settings_for(tmp_path, encoder_path, name="t_eval_more"))
@@ -624,7 +624,7 @@ def test_a_data_set_takes_its_held_out_files_with_it_when_it_is_replaced(tmp_pat
     assert set(contents(tmp_path / "out")) == own | others
 
 
-def test_documents_met_before_are_left_out_if_asked(tmp_path, tokenizer, encoder_path):
+def test_duplicates_are_left_out_if_asked(tmp_path, tokenizer, encoder_path):
     write_lines(tmp_path / "texts", ["token", "stream", "token", "token ", "", "", "stream"], files=3)
     report = create_tfrecords(settings_for(tmp_path, encoder_path, deduplicate=True))
     assert documents_of(report.tfrecords, tokenizer) == ["token", "stream", "token "]
@@ -698,13 +698,13 @@ def test_the_manifest_says_what_the_files_hold(tmp_path, tokenizer, encoder_path
         ({"eval_fraction": float("nan")}, "--eval_fraction nan: is no fraction; give 0 or more, and less than 1"),
     ],
 )
-def test_shares_and_numbers_that_cannot_be_are_told(tmp_path, encoder_path, values, message):
+def test_impossible_fractions_and_counts_are_errors(tmp_path, encoder_path, values, message):
     with pytest.raises(DataError) as error:
         create_tfrecords(settings_for(tmp_path, encoder_path, **values))
     assert str(error.value) == message
 
 
-def test_an_output_dir_that_is_a_file_is_told_before_anything_is_read(tmp_path, encoder_path, monkeypatch):
+def test_an_output_dir_that_is_a_file_is_an_error_before_anything_is_read(tmp_path, encoder_path, monkeypatch):
     write_lines(tmp_path / "texts", ["token"], files=1)
     (tmp_path / "out").touch()
     monkeypatch.setattr(data.preprocessing.splits, "read_documents", lambda *file: pytest.fail("read"))

@@ -52,7 +52,7 @@ def test_the_command_line_gives_the_same_file_each_time_and_deletes_nothing(tmp_
     assert written[0] == written[1]
 
 
-def test_a_tokenizer_that_is_there_is_kept_unless_asked_otherwise(tmp_path, capsys):
+def test_an_existing_tokenizer_is_kept_without_overwrite(tmp_path, capsys):
     base = write_texts(tmp_path / "texts")
     flags = ["--base_dir", base, "--output_dir", str(tmp_path), "--file_type", "txt", "--vocab_size", "280"]
     assert main(flags) == 0
@@ -110,7 +110,7 @@ def test_each_error_says_what_to_do(tmp_path, settings, message):
     assert FILE_NAME not in os.listdir(base)
 
 
-def test_a_place_that_cannot_be_written_to_is_told_before_anything_is_read(tmp_path, monkeypatch):
+def test_an_unwritable_folder_is_an_error_before_anything_is_read(tmp_path, monkeypatch):
     base = write_texts(tmp_path / "texts")
     (tmp_path / "file").touch()
     monkeypatch.setattr(data.train_tokenizer, "read_all_documents", lambda files: pytest.fail("read"))

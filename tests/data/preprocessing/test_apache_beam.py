@@ -41,7 +41,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("start", [DocumentPosition(), DocumentPosition(0, 17, 17), DocumentPosition(1, 0, 62)])
-def test_ids_that_were_left_in_files_are_those_of_the_pool(tmp_path, monkeypatch, start):
+def test_ids_from_files_are_those_of_the_pool(tmp_path, monkeypatch, start):
     monkeypatch.setattr(data.preprocessing.parallel_encoding, "BATCH_CHARACTERS", 100)
     monkeypatch.setattr(data.tokenization.tokenizer, "PIECE_CHARACTERS", 50)
     write_texts(tmp_path / "texts")
@@ -63,7 +63,7 @@ def test_ids_that_were_left_in_files_are_those_of_the_pool(tmp_path, monkeypatch
     assert any(not tag.is_last for tag, _, _ in found)
 
 
-def test_ids_that_are_missing_are_told(tmp_path):
+def test_missing_ids_are_an_error(tmp_path):
     write_texts(tmp_path / "texts")
     encoder = TextEncoder(train_byte_level_bpe(["token stream example"] * 5, 270))
     reader = DocumentReader(find_files([f"{tmp_path}/texts"]), DocumentOptions(), {TRAIN: DocumentPosition()})
@@ -72,7 +72,7 @@ def test_ids_that_are_missing_are_told(tmp_path):
         list(read_encoded(texts, str(tmp_path)))
 
 
-def test_an_unknown_runner_is_told():
+def test_an_unknown_runner_is_an_error():
     with pytest.raises(DataError) as error:
         load_beam("SparkRunner")
     assert str(error.value) == (
@@ -81,7 +81,7 @@ def test_an_unknown_runner_is_told():
 
 
 @pytest.mark.skipif(HAS_BEAM, reason="Apache Beam is installed")
-def test_without_beam_it_is_said_what_to_install_and_nothing_is_written(tmp_path):
+def test_without_beam_the_error_says_what_to_install_and_nothing_is_written(tmp_path):
     write_texts(tmp_path / "texts")
     with pytest.raises(DataError) as error:
         create_tfrecords(Settings(f"{tmp_path}/texts", output_dir=f"{tmp_path}/out", runner="DataflowRunner"))

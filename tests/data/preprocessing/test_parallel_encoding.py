@@ -64,7 +64,7 @@ def read_ahead(tokenizer: Tokenizer, text: str, processes: int) -> int:
     return n_taken
 
 
-def test_no_more_is_read_ahead_than_a_few_batches(tokenizer, monkeypatch):
+def test_only_a_few_batches_are_read_ahead(tokenizer, monkeypatch):
     monkeypatch.setattr(data.preprocessing.parallel_encoding, "BATCH_CHARACTERS", 10)
     assert read_ahead(tokenizer, "token", 2) == 2 * 2 * WAITING_PER_PROCESS + 1
     assert read_ahead(tokenizer, "token", 1) == 3  # a batch of two, and what did not fit

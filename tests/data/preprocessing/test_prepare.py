@@ -60,7 +60,7 @@ def manifest_of(prepared: PreparedDataset) -> dict:
     return json.loads((Path(prepared.tokenizer_path).parent / "manifest.json").read_text())
 
 
-def test_raw_text_becomes_a_tokenizer_and_two_parts_without_loss(tmp_path):
+def test_raw_text_becomes_a_tokenizer_and_two_splits_without_loss(tmp_path):
     documents = write_documents(tmp_path / "texts")
     prepared, lines = prepare(dataset_of(tmp_path))
     tokenizer = load_tokenizer(prepared.tokenizer_path)
@@ -99,7 +99,7 @@ def test_the_tokenizer_never_sees_what_is_held_out(tmp_path):
     assert not [token for token in vocabulary if "zq" in token]
 
 
-def test_the_parts_do_not_change_when_a_document_is_added(tmp_path):
+def test_the_splits_do_not_change_when_a_document_is_added(tmp_path):
     write_documents(tmp_path / "texts")
     before, _ = prepare(dataset_of(tmp_path))
     (tmp_path / "texts" / "new.py").write_text("new = 1\n")
@@ -109,7 +109,7 @@ def test_the_parts_do_not_change_when_a_document_is_added(tmp_path):
     assert old <= new
 
 
-def test_what_was_made_is_fresh_until_text_or_settings_change(tmp_path):
+def test_a_cache_is_up_to_date_until_text_or_settings_change(tmp_path):
     write_documents(tmp_path / "texts")
     first, _ = prepare(dataset_of(tmp_path))
     again, lines = prepare(dataset_of(tmp_path))
@@ -136,7 +136,7 @@ def test_the_same_text_elsewhere_gives_the_same_files(tmp_path):
         assert a == b != []
 
 
-def test_a_killed_preparation_leaves_nothing_that_is_taken_for_finished(tmp_path):
+def test_a_killed_preparation_is_not_taken_for_a_finished_one(tmp_path):
     write_documents(tmp_path / "texts")
     script = (
         "import os, signal, sys\n"
@@ -161,7 +161,7 @@ def test_a_killed_preparation_leaves_nothing_that_is_taken_for_finished(tmp_path
     assert prepare(dataset_of(tmp_path))[1] == [f"mine: {os.path.dirname(prepared.tokenizer_path)} is up to date"]
 
 
-def test_two_at_once_make_it_once(tmp_path):
+def test_two_processes_at_once_prepare_the_text_once(tmp_path):
     write_documents(tmp_path / "texts")
     results: list[tuple[PreparedDataset, list[str]]] = []
     threads = [threading.Thread(target=lambda: results.append(prepare(dataset_of(tmp_path)))) for _ in range(3)]
@@ -242,7 +242,7 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path):
     )
 
 
-def test_a_cache_in_a_bucket_is_refused_with_what_to_do(tmp_path):
+def test_a_cache_in_a_bucket_is_refused(tmp_path):
     write_documents(tmp_path / "texts")
     with pytest.raises(DataError) as error:
         prepare(dataset_of(tmp_path, cache_dir="gs://mine/cache"))

@@ -22,7 +22,7 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_results_come_in_order_and_no_more_is_begun_than_can_wait(processes):
+def test_results_come_in_order_and_few_tasks_are_begun_ahead(processes):
     begun = []
     tasks = (begun.append(number) or functools.partial(operator.neg, number) for number in itertools.count())
     results = in_order(tasks, processes)
@@ -37,17 +37,17 @@ def test_an_error_of_a_task_reaches_the_caller(processes):
         list(in_order([functools.partial(math.sqrt, -1)], processes))
 
 
-def test_a_process_that_is_ended_from_outside_is_an_error():
+def test_a_killed_worker_is_an_error():
     with pytest.raises(DataError, match="^--processes 2: one of them was killed"):
         list(in_order([functools.partial(os._exit, 3)], 2))
 
 
-def test_no_more_processes_than_there_is_work_for():
+def test_there_are_no_more_processes_than_tasks():
     assert (processes_for(0), processes_for(1)) == (1, 1)
     assert 1 <= processes_for(10**6) <= (os.cpu_count() or 1)
 
 
-def test_processes_end_with_the_one_that_is_killed():
+def test_processes_end_with_a_killed_parent():
     program = (
         "import functools, itertools, multiprocessing, os, time\n"
         "from data.preprocessing.process_pool import in_order\n"

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import signal
+import subprocess
+import sys
 import tempfile
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from configs.errors import UserError
+from data.preprocessing.encoding import TextEncoder
 from data.preprocessing.manifest import Split
 from data.preprocessing.packing import PackingStats, ShardLayout
+from data.preprocessing.parallel_encoding import encode_all
+from data.preprocessing.pipeline import Encode, write_splits
 from data.preprocessing.resume import Fingerprint, ResumeFolder
 from data.preprocessing.shard_writer import ShardWriter
-from data.preprocessing.splits import TRAIN, DocumentPosition
+from data.preprocessing.splits import TRAIN, DocumentOptions, DocumentPosition, TextPiece
+from data.text.files import find_files
 from data.tfrecord.records import read_examples
+from data.tokenization.bpe_training import train_byte_level_bpe
 
+REPOSITORY = Path(__file__).resolve().parents[3]
 SEPARATOR, PADDING = 90, 91
 LAYOUTS = st.builds(
     ShardLayout,
@@ -44,6 +57,10 @@ def write(folder: str, documents: list[list[list[int]]], layout: ShardLayout) ->
             position = DocumentPosition(0, number, number)
             writer.add(position, np.array(piece, dtype=np.int32), 2 * len(piece), is_last=n == len(pieces))
     return writer.finish(DocumentPosition(1, 0, len(documents)))
+
+
+def finished_files(folder: str) -> list[str]:
+    return sorted(path.name for path in Path(folder).glob("*.tfrecords"))
 
 
 def stream_of(folder: str, split: Split) -> list[int]:
@@ -100,17 +117,67 @@ def test_shuffled_files_hold_all_examples_and_writing_resumes_after_any_of_them(
 
 
 def test_files_carry_number_process_and_count_in_their_names(tmp_path):
-    layout = ShardLayout("a", 2, 3, SEPARATOR, PADDING)
-    split = write(str(tmp_path), [[[n]] for n in range(7)], layout)
+    layout, folder = ShardLayout("a", 2, 3, SEPARATOR, PADDING), tmp_path / "missing" / "out"
+    split = write(str(folder), [[[n]] for n in range(7)], layout)
     names = [entry.name for entry in split.files]
     assert names == ["a_0_0_3.tfrecords", "a_1_0_3.tfrecords", "a_2_0_1.tfrecords"]
-    assert sorted(path.name for path in tmp_path.glob("a*")) == names
-    assert stream_of(str(tmp_path), split)[::2] == list(range(7))
+    assert sorted(path.name for path in folder.glob("a*")) == names
+    assert stream_of(str(folder), split)[::2] == list(range(7))
 
 
 def test_no_documents_give_no_file(tmp_path):
     assert write(str(tmp_path), [], ShardLayout("a", 2, 3, SEPARATOR, PADDING)).files == ()
     assert [path.name for path in tmp_path.iterdir()] == ["start.json"]
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError) as error:
+        resume_folder(f"{tmp_path}/file/out")
+    assert str(error.value).startswith(f"{tmp_path}/file/out: cannot be written: ")
+    assert str(error.value).endswith("; make room there, or give another path")
+
+
+def test_an_interrupted_run_leaves_finished_files_and_is_resumed_after_them(tmp_path):
+    layout, folder = ShardLayout("a", 2, 2, SEPARATOR, PADDING), str(tmp_path / "out")
+    (tmp_path / "text.jsonl").write_text("".join(f'"{letter}"\n' for letter in "abcdefg"))
+    files = find_files([str(tmp_path / "text.jsonl")])
+    encoder = TextEncoder(train_byte_level_bpe(["a"], 258))
+
+    def run(encode: Encode | None = None) -> Split:
+        return write_splits(files, DocumentOptions(), encoder, {TRAIN: layout}, resume_folder(folder), encode)[TRAIN]
+
+    def interrupted(pieces: Iterable[tuple[TextPiece, str | None]]) -> Iterator[tuple[TextPiece, np.ndarray, int]]:
+        yield from itertools.islice(encode_all(pieces, encoder, 1), 5)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(interrupted)
+    assert finished_files(folder) == ["a_0_0_2.tfrecords", "a_1_0_2.tfrecords"]
+    assert [len(list(read_examples(f"{folder}/{name}"))) for name in finished_files(folder)] == [2, 2]
+    split = run()
+    assert finished_files(folder) == [entry.name for entry in split.files]
+    assert stream_of(folder, split)[::2] == [encoder.tokenizer.encode(letter)[0] for letter in "abcdefg"]
+
+
+def test_a_killed_run_leaves_no_half_written_file_under_its_final_name(tmp_path):
+    script = (
+        "import os, signal, sys\n"
+        "import numpy as np\n"
+        "from data.preprocessing.packing import ShardLayout\n"
+        "from data.preprocessing.shard_writer import ShardWriter\n"
+        "from data.preprocessing.splits import DocumentPosition\n"
+        "from tests.data.preprocessing.test_shard_writer import resume_folder\n"
+        "writer = ShardWriter(resume_folder(sys.argv[1]), 'train', ShardLayout('a', 10, 10, 90, 91))\n"
+        "for number in range(25):\n"
+        "    writer.add(DocumentPosition(0, number, number), np.ones(9, np.int32), 9, is_last=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=REPOSITORY)
+    assert killed.returncode == -signal.SIGKILL
+    assert finished_files(str(tmp_path)) == ["a_0_0_10.tfrecords", "a_1_0_10.tfrecords"]
+    assert [len(list(read_examples(str(path)))) for path in sorted(tmp_path.glob("*.tfrecords"))] == [10, 10]
+    assert {path.name for path in tmp_path.glob("a_2*")} == {"a_2_0.partial"}
 
 
 def test_a_file_of_another_size_than_its_record_says_is_written_again(tmp_path):

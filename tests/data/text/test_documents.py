@@ -110,7 +110,7 @@ def test_a_compressed_text_is_one_document(tmp_path):
 @pytest.mark.parametrize(
     ("archive", "suffix"), [(Archive, ".jsonl.zst"), (DatArchive, ".dat.zst"), (JSONArchive, ".json.zst")]
 )
-def test_what_lm_dataformat_writes_is_read(tmp_path, archive, suffix):
+def test_files_written_by_lm_dataformat_are_read(tmp_path, archive, suffix):
     writer = archive(str(tmp_path))
     for text in TEXTS:
         writer.add_data(text)
@@ -149,7 +149,7 @@ def test_the_text_may_stand_under_another_key(tmp_path):
     assert [document.text for document in read(path, text_key="content")] == ["yes"]
 
 
-def test_what_is_not_utf8_is_reported_and_the_rest_is_read(tmp_path):
+def test_documents_that_are_not_utf8_are_reported_and_the_rest_is_read(tmp_path):
     (tmp_path / "a.txt").write_bytes(NOT_UTF8)
     (tmp_path / "b.txt").write_bytes(b"good")
     (tmp_path / "c.tar.gz").write_bytes(gzipped(tar_bytes({"x.txt": NOT_UTF8, "y.txt": b"also good"})))
@@ -183,7 +183,7 @@ def test_a_damaged_file_is_named(tmp_path, name, content):
     assert str(error.value).endswith("); replace the file, or leave it out")
 
 
-def test_shares_are_fixed_and_even():
+def test_fractions_are_fixed_and_even():
     assert digest_fraction(identity_digest(Document("a.txt", ""))) == 0x18B7CB099A9E / 2**48  # printf a.txt | sha256sum
     shares = [digest_fraction(identity_digest(Document(f"file{n}.py", ""))) for n in range(4000)]
     assert all(0 <= share < 1 for share in shares)
@@ -270,7 +270,7 @@ def lm_archive(folder: Path) -> Path:
     return path
 
 
-def test_what_lm_dataformat_does_not_read_itself_is_read(tmp_path):
+def test_files_that_lm_dataformat_cannot_read_are_read(tmp_path):
     archive = lm_archive(tmp_path / "lm")
     members = {"one.jsonl.zst": archive.read_bytes(), "two.jsonl.zst": archive.read_bytes()}
     (tmp_path / "a.jsonl.zst.tar").write_bytes(tar_bytes(members))

@@ -98,7 +98,7 @@ except DataError as error:
 
 
 @pytest.mark.skipif(os.getuid() == 0 and shutil.which("setpriv") is None, reason="this user may read everything")
-def test_a_folder_that_may_not_be_looked_into_is_not_passed_over(tmp_path):
+def test_an_unreadable_folder_is_an_error(tmp_path):
     make_tree(tmp_path)
     (tmp_path / "a").chmod(0)
     command = [sys.executable, "-c", WITHOUT_RIGHTS, str(tmp_path)]
@@ -119,6 +119,6 @@ def test_a_file_named_outright_may_have_the_characters_of_a_glob(tmp_path):
     assert found([f"{tmp_path}/a?.txt"]) == ["a1.txt"]
 
 
-def test_a_file_that_is_gone_is_named(tmp_path):
+def test_a_deleted_file_is_named(tmp_path):
     with pytest.raises(DataError, match=f"{tmp_path}/a.txt: cannot be read .*; replace the file, or leave it out"):
         SourceFile(f"{tmp_path}/a.txt", "a.txt").state()

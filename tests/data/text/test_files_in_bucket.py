@@ -56,7 +56,7 @@ def test_one_request_finds_all_files(tree: Cloud) -> None:
     assert again.state() != next(file for file in files if file.relative == "b2.txt").state()
 
 
-def test_what_is_not_there_is_named(tree: Cloud) -> None:
+def test_a_missing_object_is_named(tree: Cloud) -> None:
     with pytest.raises(DataError, match="gs://trials/none: no file ending in .* found; name a directory, a glob or"):
         find_files(["gs://trials/none"])
     with pytest.raises(BucketError, match="there is no bucket nowhere"):

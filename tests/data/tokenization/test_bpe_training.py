@@ -27,7 +27,7 @@ def test_a_merge_needs_two_occurrences():
     assert "ab" in json.loads(train_byte_level_bpe(["ab ab"], 300).to_json())["model"]["vocab"]
 
 
-def test_it_is_lossless_unless_asked_otherwise():
+def test_a_tokenizer_is_lossless_by_default():
     text = "ﬁne  Ⅳ text\r\n\ttail "
     assert train_byte_level_bpe(TEXTS, 300).decode(train_byte_level_bpe(TEXTS, 300).encode(text)) == text
     normalizing = train_byte_level_bpe(TEXTS, 300, nfkc=True)

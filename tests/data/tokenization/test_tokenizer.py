@@ -137,7 +137,7 @@ def test_bytes_in_a_text_where_tokens_are_words_or_bytes():
     assert list(map(Tokenizer(backend).bytes_of, range(7))) == [b"a", b" so", b"\xe2", b"\x82", b"\xac", b" ", b""]
 
 
-def test_what_is_no_tokenizer_is_named(tmp_path):
+def test_a_file_that_is_not_a_tokenizer_is_named(tmp_path):
     missing = f"{tmp_path}/none.json"
     assert error_of(missing) == (
         f"{missing}: no such tokenizer; give a tokenizers JSON file (data/train_tokenizer.py makes one), or a folder "
@@ -153,7 +153,7 @@ def test_what_is_no_tokenizer_is_named(tmp_path):
     assert error_of(str(tmp_path)).startswith(f"{tmp_path}: vocab.json and merges.txt are not a BPE (")
 
 
-def test_a_name_that_cannot_be_had_says_what_to_give_instead(tmp_path):
+def test_a_name_that_cannot_be_downloaded_says_what_to_give_instead(tmp_path):
     script = (
         "from configs.errors import DataError\n"
         "from data.tokenization.tokenizer import load_tokenizer\n"
@@ -195,7 +195,7 @@ def test_a_padding_id_equal_to_n_vocab_means_no_padding_token(tmp_path):
     ]
 
 
-def test_every_disagreement_is_told_at_once():
+def test_every_disagreement_is_reported_at_once():
     assert issues_of(TOKENIZER, n_vocab=100, eos_id=1, padding_id=0) == [
         "d: n_vocab = 100: the tokenizer has 310 ids; set n_vocab to at least that",
         "d: eos_id = 1: the tokenizer's <|endoftext|> is 0; set eos_id to 0",
