@@ -1,13 +1,30 @@
-"""What tests of one process share: TensorFlow's devices, which can be made once only."""
+"""What tests share: the devices of TensorFlow, which a process makes only once, and the programs compiled by XLA."""
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
+import tempfile
 
 import pytest
 
 N_DEVICES = 4
 DEVICES = pytest.StashKey[tuple[str, ...]]()
+PROGRAMS = pytest.StashKey[str]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Lets all processes of this run, workers and the programs they start, share what XLA compiles."""
+    if "TF_XLA_FLAGS" not in os.environ:
+        config.stash[PROGRAMS] = tempfile.mkdtemp(prefix="neomesh-xla-")
+        os.environ["TF_XLA_FLAGS"] = f"--tf_xla_persistent_cache_directory={config.stash[PROGRAMS]}"
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Removes the programs again."""
+    if PROGRAMS in config.stash:
+        shutil.rmtree(config.stash[PROGRAMS], ignore_errors=True)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -139,6 +139,8 @@ def check_whole(place: Place) -> None:
     assert place.google.read("trials", "runs/tiny/loss.png").startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 def test_training_resumes_exactly_when_killed_while_saving(fresh: Place) -> None:
     fresh.killed(r"POST .*model\.ckpt-32\.index.*rewriteTo")
     assert "runs/tiny/lock" in fresh.google.names("trials")

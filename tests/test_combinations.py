@@ -26,7 +26,6 @@ from runtime.training.steps import build_train_step
 from tests import tiny
 
 N_COMBINATIONS = 100
-N_FAST = 2
 LAYOUTS = (
     "batch:x,heads:y,vocab:y,intermediate_expanded:y",
     "batch:x,embd:y",
@@ -142,10 +141,10 @@ def numbered(number: int) -> object:
     compiled, and a process that has compiled some fifty of these models has no memory maps left.
     """
     quarter = 1 + 4 * number // N_COMBINATIONS
-    marks = [] if number < N_FAST else [pytest.mark.slow]
-    return pytest.param(number, id=f"quarter{quarter}-{number}", marks=marks)
+    return pytest.param(number, id=f"quarter{quarter}-{number}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", map(numbered, range(N_COMBINATIONS)))
 def test_a_combination(devices: tuple[str, ...], tmp_path: Path, number: int) -> None:
     one, many = (Run.of(config, devices) for config in combination(number))

@@ -99,6 +99,8 @@ def test_two_processes_train_evaluate_and_write_as_one(folder: Path) -> None:
     assert kept == {path.name for path in alone.iterdir() if "tfevents" not in path.name}
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 def test_a_cluster_of_the_environment_goes_on_from_the_checkpoint_of_one_process(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -118,8 +120,15 @@ def test_a_cluster_of_the_environment_goes_on_from_the_checkpoint_of_one_process
 
 @pytest.mark.parametrize(
     ("of_second", "what"),
-    [(["--set", "lr=0.5"], "the config"), (["--steps_per_checkpoint", "7"], "the command line")],
-    ids=["config", "flag"],
+    [
+        pytest.param(["--set", "lr=0.5"], "the config", id="config"),
+        pytest.param(
+            ["--steps_per_checkpoint", "7"],
+            "the command line",
+            id="flag",
+            marks=[pytest.mark.slow, pytest.mark.processes],
+        ),
+    ],
 )
 def test_processes_that_were_told_different_things_do_not_begin(folder: Path, of_second: list[str], what: str) -> None:
     hosts = ",".join(f"127.0.0.1:{port}" for port in free_ports(2))
@@ -133,6 +142,8 @@ def test_processes_that_were_told_different_things_do_not_begin(folder: Path, of
     assert not (folder / "runs/unequal").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 def test_a_signal_to_one_process_ends_all_at_the_same_step_and_the_run_goes_on(folder: Path) -> None:
     arguments = (*STEPS, *MEASURED, "--set", "model_path=runs/stopped")
     with together(folder, 2, *arguments) as processes:

@@ -235,9 +235,9 @@ def test_prompts_of_a_file_are_continued_at_checkpoints(here: Path, capsys) -> N
         assert [(line["prompt"], line["sample"]) for line in kept] == [("the", 0), ("a", 0), ("a", 1)]
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=[pytest.mark.slow, pytest.mark.processes])]
-)
+@pytest.mark.slow
+@pytest.mark.processes
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_interrupted_program_saves_the_finished_texts(folder: Path, number: signal.Signals) -> None:
     (folder / "many.jsonl").write_text(as_lines([{"prompt": "the cat", "never_end": True}] * 50_000))
     whole = folder / f"runs/tiny/predictions_{number.name}_{N_STEPS}.jsonl"

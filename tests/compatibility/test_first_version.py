@@ -38,7 +38,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_run_resumes_with_the_same_losses(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--model", "tiny.json", "--set", "train_steps=30", "--steps_per_checkpoint", "10"]) == 0
-    assert "is fresh" in capsys.readouterr().out  # the tokenizer and the tfrecords of the raw text are used as they are
+    assert "is up to date" in capsys.readouterr().out  # nothing is prepared again
     lines = [line for line in read_metrics("runs/tiny") if line["split"] == "train"]
     assert [line["step"] for line in lines] == list(range(1, 31))
     resumed = [(line["step"], line["loss"]) for line in lines[20:]]
