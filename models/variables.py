@@ -19,7 +19,7 @@ class SlicedVariable(mtf.Variable):
     lowered, and checkpoints are written from the slices.
     """
 
-    def __init__(self, mesh: mtf.Mesh, name: str, shape: mtf.Shape, initializer: Initializer, trainable: bool):
+    def __init__(self, mesh: mtf.Mesh, name: str, shape: mtf.Shape, initializer: Initializer, trainable: bool) -> None:
         """Adds a float32 variable to the mesh's graph under exactly this name."""
         mtf.Operation.__init__(self, [], mesh, name="variable")
         self._dtype = mtf.VariableDType(tf.float32)

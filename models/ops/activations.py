@@ -13,7 +13,7 @@ from models.ops.mesh_operation import MeshOperation, SliceKernel, lazy_sum
 class ActivationGradient(MeshOperation):
     """dy, x, others -> dx, d_others: each the sum over the dimensions of x that it lacks."""
 
-    def __init__(self, function: kernels.Function, dy: mtf.Tensor, *inputs: mtf.Tensor):
+    def __init__(self, function: kernels.Function, dy: mtf.Tensor, *inputs: mtf.Tensor) -> None:
         self._function = function
         super().__init__([dy, *inputs], [(x.shape, x.dtype) for x in inputs], "activation_gradient")
 
@@ -58,7 +58,7 @@ def uniform_scalar(noise: Noise) -> mtf.Tensor:
 class BiasGradient(MeshOperation):
     """dy [..., features] -> d_bias [features]."""
 
-    def __init__(self, dy: mtf.Tensor, bias: mtf.Tensor):
+    def __init__(self, dy: mtf.Tensor, bias: mtf.Tensor) -> None:
         super().__init__([dy], [(bias.shape, bias.dtype)], "bias_gradient")
 
     def lower_slices(self, mesh_impl: mtf.MeshImpl, dy: LaidOut) -> Sequence[LaidOut]:

@@ -36,7 +36,7 @@ class _AttentionDims:
 class SoftmaxAttention(MeshOperation):
     """queries, keys, values, key, rows -> outputs like the queries, log_z float32 [batch, heads, sequence]."""
 
-    def __init__(self, inputs: Sequence[mtf.Tensor], params: AttentionParams):
+    def __init__(self, inputs: Sequence[mtf.Tensor], params: AttentionParams) -> None:
         self._params = params
         batch_dim, sequence_dim, heads_dim, _ = inputs[0].shape.dims
         log_z_shape = mtf.Shape([batch_dim, heads_dim, sequence_dim])
@@ -84,7 +84,7 @@ class SoftmaxAttentionGradient(MeshOperation):
     d_values.
     """
 
-    def __init__(self, inputs: Sequence[mtf.Tensor], params: AttentionParams):
+    def __init__(self, inputs: Sequence[mtf.Tensor], params: AttentionParams) -> None:
         self._params = params
         super().__init__(inputs, [(x.shape, x.dtype) for x in inputs[:3]], "softmax_attention_gradient")
 

@@ -16,7 +16,7 @@ class SoftmaxStatistics(MeshOperation):
     sequence].
     """
 
-    def __init__(self, logits: mtf.Tensor, labels: mtf.Tensor):
+    def __init__(self, logits: mtf.Tensor, labels: mtf.Tensor) -> None:
         super().__init__([logits, labels], [(labels.shape, tf.float32)] * 2, "softmax_statistics")
 
     def lower_slices(self, mesh_impl: mtf.MeshImpl, logits: LaidOut, labels: LaidOut) -> Sequence[LaidOut]:

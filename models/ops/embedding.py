@@ -12,7 +12,7 @@ from models.ops.mesh_operation import MeshOperation, lazy_sum, mesh_axes, slice_
 class EmbeddingLookup(MeshOperation):
     """table [vocab, embd], ids [...] -> [..., embd]."""
 
-    def __init__(self, table: mtf.Tensor, ids: mtf.Tensor):
+    def __init__(self, table: mtf.Tensor, ids: mtf.Tensor) -> None:
         super().__init__([table, ids], [(ids.shape + [table.shape.dims[1]], table.dtype)], "embedding_lookup")
 
     def lower_slices(self, mesh_impl: mtf.MeshImpl, table: LaidOut, ids: LaidOut) -> Sequence[LaidOut]:
@@ -33,7 +33,7 @@ class EmbeddingLookup(MeshOperation):
 class EmbeddingGradient(MeshOperation):
     """ids [...], d_embedded [..., embd] -> [vocab, embd]: each row the sum over its lookups."""
 
-    def __init__(self, ids: mtf.Tensor, d_embedded: mtf.Tensor, table_shape: mtf.Shape):
+    def __init__(self, ids: mtf.Tensor, d_embedded: mtf.Tensor, table_shape: mtf.Shape) -> None:
         super().__init__([ids, d_embedded], [(table_shape, d_embedded.dtype)], "embedding_gradient")
 
     def lower_slices(self, mesh_impl: mtf.MeshImpl, ids: LaidOut, d_embedded: LaidOut) -> Sequence[LaidOut]:

@@ -12,7 +12,7 @@ from models.ops.mesh_operation import MeshOperation, mesh_axes
 class GlobalNorm(MeshOperation):
     """Tensors of any shapes -> float32 scalar."""
 
-    def __init__(self, tensors: Sequence[mtf.Tensor]):
+    def __init__(self, tensors: Sequence[mtf.Tensor]) -> None:
         super().__init__(tensors, [(mtf.Shape([]), tf.float32)], "global_norm")
 
     def lower_slices(self, mesh_impl: mtf.MeshImpl, *laid_out: LaidOut) -> Sequence[LaidOut]:

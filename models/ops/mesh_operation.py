@@ -52,7 +52,7 @@ def slice_start(mesh_impl: mtf.MeshImpl, dim: mtf.Dimension) -> LaidOut:
 class MeshOperation(mtf.Operation):
     """An operation that computes its outputs from the slices of its inputs, in `lower_slices`."""
 
-    def __init__(self, inputs: Sequence[mtf.Tensor], outputs: Sequence[tuple[mtf.Shape, tf.DType]], name: str):
+    def __init__(self, inputs: Sequence[mtf.Tensor], outputs: Sequence[tuple[mtf.Shape, tf.DType]], name: str) -> None:
         super().__init__(list(inputs), name=name)
         self._outputs = [mtf.Tensor(self, shape, dtype, index=index) for index, (shape, dtype) in enumerate(outputs)]
 
@@ -86,7 +86,7 @@ class SliceKernel(MeshOperation):
         outputs: Sequence[tuple[mtf.Shape, tf.DType]],
         gradient: Gradient | None = None,
         starts: Sequence[mtf.Dimension] = (),
-    ):
+    ) -> None:
         self._kernel, self._gradient, self._starts = kernel, gradient, starts
         super().__init__(inputs, outputs, name)
 

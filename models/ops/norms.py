@@ -12,7 +12,7 @@ from models.ops.mesh_operation import MeshOperation, lazy_sum, mesh_axes
 class LayerNorm(MeshOperation):
     """x [..., embd], gain [embd], bias [embd] -> y [..., embd], mean [...], inverse_std [...]."""
 
-    def __init__(self, x: mtf.Tensor, gain: mtf.Tensor, bias: mtf.Tensor, epsilon: float):
+    def __init__(self, x: mtf.Tensor, gain: mtf.Tensor, bias: mtf.Tensor, epsilon: float) -> None:
         self._epsilon = epsilon
         rows = mtf.Shape(x.shape.dims[:-1])
         super().__init__([x, gain, bias], [(x.shape, x.dtype), (rows, tf.float32), (rows, tf.float32)], "layer_norm")
@@ -41,7 +41,9 @@ class LayerNorm(MeshOperation):
 class LayerNormGradient(MeshOperation):
     """x, mean, inverse_std, gain, dy -> dx [..., embd], d_gain [embd], d_bias [embd]."""
 
-    def __init__(self, x: mtf.Tensor, mean: mtf.Tensor, inverse_std: mtf.Tensor, gain: mtf.Tensor, dy: mtf.Tensor):
+    def __init__(
+        self, x: mtf.Tensor, mean: mtf.Tensor, inverse_std: mtf.Tensor, gain: mtf.Tensor, dy: mtf.Tensor
+    ) -> None:
         outputs = [(x.shape, x.dtype), (gain.shape, gain.dtype), (gain.shape, gain.dtype)]
         super().__init__([x, mean, inverse_std, gain, dy], outputs, "layer_norm_gradient")
 

@@ -11,7 +11,7 @@ from models.ops.mesh_operation import SliceKernel
 class Widened(SliceKernel):
     """x -> float32 x."""
 
-    def __init__(self, x: mtf.Tensor):
+    def __init__(self, x: mtf.Tensor) -> None:
         super().__init__("widened", functools.partial(tf.cast, dtype=tf.float32), [x], [(x.shape, tf.float32)])
 
 

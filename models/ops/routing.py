@@ -123,7 +123,7 @@ def _origin(mesh_impl: mtf.MeshImpl) -> LaidOut:
 class ToExperts(MeshOperation):
     """x [batch, rows, features], destinations, sources -> [experts, expert_batch, slots, features]."""
 
-    def __init__(self, x: mtf.Tensor, routes: DispatchIndices, experts_dim: mtf.Dimension):
+    def __init__(self, x: mtf.Tensor, routes: DispatchIndices, experts_dim: mtf.Dimension) -> None:
         _, batch_dim, slots_dim = routes.sources.shape.dims
         expert_batch_dim = mtf.Dimension("expert_batch", batch_dim.size)
         shape = mtf.Shape([experts_dim, expert_batch_dim, slots_dim, x.shape.dims[-1]])
@@ -152,7 +152,7 @@ class ToExperts(MeshOperation):
 class FromExperts(MeshOperation):
     """slots [experts, expert_batch, slots, features], destinations, sources -> [batch, rows, features]."""
 
-    def __init__(self, slots: mtf.Tensor, routes: DispatchIndices):
+    def __init__(self, slots: mtf.Tensor, routes: DispatchIndices) -> None:
         shape = mtf.Shape([*routes.destinations.shape.dims[:2], slots.shape.dims[-1]])
         super().__init__([slots, routes.destinations, routes.sources], [(shape, slots.dtype)], "from_experts")
 

@@ -42,7 +42,7 @@ def export_saved_model(directory: str, config: RunConfig, weights: Weights) -> N
 class _Served(tf.Module):
     """A model as a function of tokens, with its variables."""
 
-    def __init__(self, model: ModelConfig):
+    def __init__(self, model: ModelConfig) -> None:
         """Builds the graph; the variables are still 0."""
         super().__init__()
         # No device name: the serving program chooses the device.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -68,7 +68,7 @@ class VariableStore:
     def __init__(self) -> None:
         self._by_name: dict[str, VariableSlices] = {}
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[VariableSlices]:
         return iter(self._by_name.values())
 
     def slices_of(self, variable: SlicedVariable, mesh_impl: mtf.MeshImpl) -> VariableSlices:
@@ -112,7 +112,7 @@ class DeviceMesh(PlacementMeshImpl):
         processors: the numbers of the processors that are devices of this process.
     """
 
-    def __init__(self, shape: mtf.Shape, layout: mtf.LayoutRules, devices: Sequence[str], store: VariableStore):
+    def __init__(self, shape: mtf.Shape, layout: mtf.LayoutRules, devices: Sequence[str], store: VariableStore) -> None:
         super().__init__(shape, layout, list(devices))
         self.store = store
         self.processors: Sequence[int] = range(self.size)
@@ -124,7 +124,7 @@ class DeviceMesh(PlacementMeshImpl):
     class LaidOutVariable:
         """Implements mesh-TensorFlow's laid-out variable."""
 
-        def __init__(self, variable: SlicedVariable, mesh_impl: DeviceMesh):
+        def __init__(self, variable: SlicedVariable, mesh_impl: DeviceMesh) -> None:
             self._mesh_impl = mesh_impl
             self._slices = mesh_impl.store.slices_of(variable, mesh_impl).slices
             self.laid_out_tensor = mesh_impl.LaidOutTensor(list(self._slices))

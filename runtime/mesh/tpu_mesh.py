@@ -75,7 +75,7 @@ class TpuMesh(SingleSliceMesh):
     class LaidOutVariable:
         """The slice of a variable, read once."""
 
-        def __init__(self, variable: SlicedVariable, mesh_impl: TpuMesh):
+        def __init__(self, variable: SlicedVariable, mesh_impl: TpuMesh) -> None:
             self._handle = mesh_impl.replica.handle_of(variable, mesh_impl)
             value = tf.raw_ops.ReadVariableOp(resource=self._handle, dtype=tf.float32)
             value.set_shape(mesh_impl.slice_shape(variable.shape))
