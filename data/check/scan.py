@@ -28,8 +28,8 @@ from data.check.report import (
 )
 from data.check.validate import RecordBlock, explain_no_records, find_paths, split_into_blocks, validate_block
 from data.loading.reader import RecordRules
+from data.parallel.process_pool import in_order, processes_for
 from data.preprocessing.manifest import FileEntry, checksum, find_entries
-from data.preprocessing.process_pool import in_order, processes_for
 from data.tfrecord.records import unreadable_file_error
 from data.tfrecord.shards import count_in_name
 from meshtf import tf

@@ -17,7 +17,7 @@ from typing import TypeVar
 import numpy as np
 
 from configs.errors import DataError
-from data.ordered_results import results_in_order
+from data.parallel.ordered_results import results_in_order
 from data.tfrecord.random_access import FileCache
 from data.tfrecord.records import FEATURE, decode_record, parse_example, read_records
 from data.tfrecord.shards import Shard, count_in_name, locate, on_host, shard_ends, shuffle_shards

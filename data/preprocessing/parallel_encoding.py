@@ -14,8 +14,8 @@ from typing import TypeVar
 
 import numpy as np
 
+from data.parallel.process_pool import core_count, in_order
 from data.preprocessing.encoding import EncodedBatch, TextEncoder
-from data.preprocessing.process_pool import core_count, in_order
 
 BATCH_CHARACTERS = 1 << 18
 """Text that a process gets at once: a fraction of a second's work, so that all processes finish at about one time."""

@@ -12,9 +12,9 @@ import pytest
 
 import data.preprocessing.parallel_encoding
 from configs.errors import DataError
+from data.parallel.process_pool import WAITING_PER_PROCESS
 from data.preprocessing.encoding import TextEncoder
 from data.preprocessing.parallel_encoding import BATCH_CHARACTERS, BATCH_TEXTS, batch_texts, encode_all
-from data.preprocessing.process_pool import WAITING_PER_PROCESS
 from data.tokenization.bpe_training import train_byte_level_bpe
 from data.tokenization.tokenizer import Tokenizer
 

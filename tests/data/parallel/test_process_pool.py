@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from configs.errors import DataError
-from data.preprocessing.process_pool import in_order, processes_for
+from data.parallel.process_pool import in_order, processes_for
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -50,7 +50,7 @@ def test_there_are_no_more_processes_than_tasks():
 def test_processes_end_with_a_killed_parent():
     program = (
         "import functools, itertools, multiprocessing, os, time\n"
-        "from data.preprocessing.process_pool import in_order\n"
+        "from data.parallel.process_pool import in_order\n"
         "if __name__ == '__main__':\n"
         "    tasks = itertools.chain([os.getpid], itertools.repeat(functools.partial(time.sleep, 0.1)))\n"
         "    for result in in_order(tasks, 2):\n"

@@ -12,7 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 from configs.errors import DataError
-from data.ordered_results import results_in_order
+from data.parallel.ordered_results import results_in_order
 
 WAITING_PER_PROCESS = 3
 
