@@ -1,6 +1,6 @@
-"""Draws docs/assets/rooms.svg, the rooms of the code and what they import: `python docs/draw_rooms.py`.
+"""Draws docs/assets/rooms.svg, the packages of the code and what they import: `python docs/draw_rooms.py`.
 
-Floors come from the layers contracts in pyproject.toml, arrows from the imports themselves.
+Layers come from the layers contracts in pyproject.toml, arrows from the imports themselves.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ JOBS = {
     "meshtf.py": "the one door to TensorFlow",
 }
 TOP = [["main.py", "run_experiment.py"]]
-BESIDE = {"runtime": ["inputs.py"], "configs": ["meshtf.py"]}  # modules at the root, on the floor of a package
+BESIDE = {"runtime": ["inputs.py"], "configs": ["meshtf.py"]}  # modules at the root, in the layer of a package
 WIDTH, PADDING, GAP, LINE = 1000, 14, 46, 17
 FLOOR = (
     '<text x="{x}" y="{y}" font-size="{size}" font-weight="{weight}" text-anchor="middle" fill="{fill}">{text}</text>'
@@ -51,12 +51,12 @@ def contracts() -> dict[str, list[list[str]]]:
 
 
 def floors(layers: list[list[str]]) -> list[list[str]]:
-    """Returns the rooms of the house from the top floor down, with the modules at the root."""
+    """Returns the packages from the top layer down, with the modules at the root."""
     return TOP + [[*(name for room in layer for name in BESIDE.get(room, [])), *layer] for layer in layers]
 
 
 def imports(room: str) -> Iterator[str]:
-    """Yields the top-level rooms that a room's modules import."""
+    """Yields the top-level packages that a package's modules import."""
     paths = [ROOT / room] if room.endswith(".py") else (ROOT / room).rglob("*.py")
     for path in paths:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -69,7 +69,7 @@ def imports(room: str) -> Iterator[str]:
 
 
 def room_lines(room: str, inside: list[list[str]]) -> list[str]:
-    """Returns what is written in a room: its name, its job, and its sub-packages, a line for each of their layers."""
+    """Returns the text of a package: its name, its job, and its sub-packages, a line for each of their layers."""
     return [room, JOBS[room], *(" · ".join(layer) for layer in inside)]
 
 
@@ -93,7 +93,7 @@ def draw() -> str:
 
 
 def text_lines(lines: list[str], middle: float, top: float) -> Iterator[str]:
-    """Yields the lines of a room, the first one bold."""
+    """Yields the lines of a package, the first one bold."""
     for number, line in enumerate(lines):
         weight, fill = ("bold", "#1f2933") if number == 0 else ("normal", "#52606d" if number == 1 else "#2f6f9f")
         y = top + LINE * (number + 1)
@@ -104,7 +104,7 @@ def header(height: float) -> list[str]:
     """Returns the beginning of the file: its size, the background, the head of an arrow."""
     return [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="system-ui, sans-serif" '
-        'role="img" aria-label="The rooms of the code, and what they import">',
+        'role="img" aria-label="The packages of the code, and what they import">',
         '<defs><marker id="head" markerWidth="8" markerHeight="8" refX="6" refY="4" orient="auto">'
         '<path d="M0 0 L8 4 L0 8 z" fill="#2f6f9f"/></marker></defs>',
         '<rect width="100%" height="100%" fill="#ffffff"/>',
@@ -112,7 +112,7 @@ def header(height: float) -> list[str]:
 
 
 def direct_imports() -> dict[str, list[str]]:
-    """Returns what each room imports, without what it reaches through another room, and without what all import."""
+    """Returns what each package imports, without what it reaches through another one, and without what all import."""
     used = {room: set(imports(room)) - {"configs", "meshtf.py"} for room in JOBS}
 
     def reached(room: str) -> set[str]:
@@ -122,7 +122,7 @@ def direct_imports() -> dict[str, list[str]]:
 
 
 def arrows(boxes: dict[str, tuple[float, float, float, float]]) -> Iterator[str]:
-    """Yields an arrow from each room to each that it imports directly."""
+    """Yields an arrow from each package to each that it imports directly."""
     used = direct_imports()
     sources = {room: sorted((r for r in boxes if room in used[r]), key=lambda r: boxes[r][0]) for room in boxes}
     for room in boxes:
