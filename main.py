@@ -78,7 +78,7 @@ def _add_general_flags(group: argparse._ArgumentGroup) -> None:
     add(
         "--init_from",
         metavar="PATH",
-        help="Initial weights: a checkpoint of this program or of GPT-Neo, or a folder of Hugging Face's.",
+        help="Initial weights: a checkpoint of this program or of GPT-Neo, or a Hugging Face folder.",
     )
     add("--sacred_id", default="nosacred", metavar="ID", help="Part of the names of output files.")
 
@@ -88,8 +88,8 @@ def _add_train_flags(group: argparse._ArgumentGroup) -> None:
     add(
         "--steps_per_checkpoint", type=int, default=5000, metavar="N", help="Steps between checkpoints (default: 5000)."
     )
-    add("--new", action="store_true", help="Deletes the run at model_path first, after a question.")
-    add("--yes", action="store_true", help="Answers yes to the question of --new.")
+    add("--new", action="store_true", help="Deletes the run at model_path first, after asking.")
+    add("--yes", action="store_true", help="Answers yes when --new asks.")
 
 
 def _add_predict_flags(group: argparse._ArgumentGroup) -> None:
@@ -121,7 +121,7 @@ def _add_plan_flags(group: argparse._ArgumentGroup) -> None:
     layouts = group.add_mutually_exclusive_group()
     layouts.add_argument("--auto_layout", action="store_true", help="Chooses a layout for the config's mesh_shape.")
     layouts.add_argument("--auto_layout_and_mesh_shape", action="store_true", help="Chooses the mesh_shape too.")
-    add("--apply", action="store_true", help="Runs the command with the chosen layout, instead of only showing it.")
+    add("--apply", action="store_true", help="Runs the command with the chosen layout instead of only showing it.")
 
 
 def _add_export_flags(group: argparse._ArgumentGroup) -> None:
@@ -210,7 +210,7 @@ RULES = (
     ),
     Rule(
         lambda a: bool(a.gpu_ids) and a.cpu_devices is not None,
-        "--gpu_ids and --cpu_devices: exclude each other; give one of them",
+        "--gpu_ids and --cpu_devices: cannot be combined; give one of them",
         DeviceError,
     ),
     _only_with("new", "train", "--new: starts training from the beginning; leave out --{command}"),
@@ -271,7 +271,7 @@ def _confirm(arguments: argparse.Namespace, question: str) -> bool:
     if arguments.yes:
         return True
     if not sys.stdin.isatty():
-        raise ConfigError(f"--new: {question}: standard input is no terminal to answer at; give --yes too")
+        raise ConfigError(f"--new: {question}: standard input is not a terminal; give --yes too")
     return input(f"{question} [y/n] ").strip().lower() in ("y", "yes")
 
 

@@ -27,7 +27,7 @@ from tracking.supervise.exit_policy import RestartPolicy
 
 OTHER_PROCESSES = "other_processes"
 MAIN = Path(__file__).resolve().with_name("main.py")
-# Flags that do something else than run main.py.
+# Flags that do something other than run main.py.
 NON_RUNNING_FLAGS = ("sync", "list", "compare", "report", "tensorboard")
 # Commands of main.py that run until they are stopped.
 ENDLESS_COMMANDS = ("interactive", "serve")
@@ -73,14 +73,18 @@ def _add_viewing_flags(add: Callable[..., object]) -> None:
 def _add_supervision_flags(add: Callable[..., object]) -> None:
     policy = RestartPolicy()
     for flag, seconds, text in (
-        ("initial_heartbeat_timeout", policy.first_step_seconds, "timeout of the first step, with data and compiling"),
-        ("heartbeat_timeout", policy.step_seconds, "restart main.py after so long without a new step"),
+        (
+            "initial_heartbeat_timeout",
+            policy.first_step_seconds,
+            "timeout of the first step, including data preparation and compilation",
+        ),
+        ("heartbeat_timeout", policy.step_seconds, "restart main.py after this long without a new step"),
         ("grace", policy.grace_seconds, "time to write a checkpoint when asked to stop"),
         ("backoff", policy.backoff_seconds, "pause before a restart; doubles while there is no progress"),
     ):
         add(f"--{flag}", type=float, metavar="SECONDS", default=seconds, help=f"{text} (default {seconds:.0f})")
     limit = policy.max_restarts
-    add("--max_restarts", type=int, default=limit, help=f"limit of restarts (default {limit})")
+    add("--max_restarts", type=int, default=limit, help=f"maximum number of restarts (default {limit})")
     add("--recreate_command", metavar="COMMAND", help="with --tpu: run this before a restart, to recreate the TPU")
 
 
@@ -88,7 +92,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[argparse.Na
     """Splits the command line into the flags of this program and those of main.py.
 
     Raises:
-        UserError: flags are invalid or exclude each other.
+        UserError: flags are invalid or cannot be combined.
     """
     own, others = _parser().parse_known_args(arguments)
     for name in ("initial_heartbeat_timeout", "heartbeat_timeout", "grace", "backoff", "max_restarts"):
@@ -104,9 +108,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[argparse.Na
 def _check_alone(own: argparse.Namespace, others: Sequence[str]) -> None:
     given = [f"--{name}" for name in NON_RUNNING_FLAGS if getattr(own, name)]
     if len(given) > 1:
-        raise ConfigError(f"{given[0]}: excludes {given[1]}; give one of them")
+        raise ConfigError(f"{given[0]}: cannot be combined with {given[1]}; give one of them")
     if given and others:
-        raise ConfigError(f"{given[0]}: excludes flags of main.py; leave out {others[0]}")
+        raise ConfigError(f"{given[0]}: cannot be combined with flags of main.py; leave out {others[0]}")
     if own.mongo and given in (["--report"], ["--tensorboard"]):
         raise ConfigError(f"--mongo: {given[0]} reads the folder of the run, not MongoDB; leave it out")
 
@@ -150,7 +154,7 @@ def _check_recordable(parsed: argparse.Namespace) -> None:
 
 
 def say(text: str) -> None:
-    """Prints to standard error, apart from main.py's output."""
+    """Prints to standard error, separate from main.py's output."""
     with contextlib.suppress(OSError):  # a closed standard error must not end a run
         print(text, file=sys.stderr, flush=True)
 

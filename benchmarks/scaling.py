@@ -1,11 +1,11 @@
-"""How much faster two processes of one core each train than one process of one core.
+"""Measures how much faster two processes of one core each train than one process of one core.
 
     python3 benchmarks/scaling.py --set train_batch_size=32 --set tokens_per_mb_per_replica=2048
 
 All processes take batches of `train_batch_size` examples each; the two split theirs over the mesh and add up their
-gradients. The one, two that train apart, and the two together are timed in turn, so that a machine that slows down
-slows all, and those that are not timed sleep. The last line is a JSON object with the figures. Linux only: there a
-process can be bound to a core.
+gradients. One process, two separate processes and two that train together are timed in turn, so that a machine that
+slows down slows all; processes that are not being timed sleep. The last line is a JSON object with the figures. Linux
+only, because it binds each process to a core.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Figures:
 
     Attributes:
         ratio: of the speeds: the median of `ratios`, which are those of each repeat in order.
-        apart_ratio: the same of two processes that train apart: what this machine has to give at most.
-        work_ratio: as `ratio`, of the processors' time: what it would be if the two never waited.
+        apart_ratio: the same for two processes that train separately: the most that this machine allows.
+        work_ratio: the same from CPU time: what `ratio` would be if the two never waited for each other.
     """
 
     model: str
@@ -91,7 +91,7 @@ def _serve(config: RunConfig, index: int, n_processes: int, device: str) -> None
 
 @contextlib.contextmanager
 def started(arguments: argparse.Namespace, cores: Sequence[int]) -> Iterator[list[subprocess.Popen]]:
-    """Processes on a core each, which wait to be told how many steps to take."""
+    """Processes bound to a core each, which wait for a number of steps to run."""
     hosts = ",".join(f"127.0.0.1:{port}" for port in _free_ports(len(cores)))
     command = [sys.executable, __file__, "--model", arguments.model, *(f"--set={value}" for value in arguments.set)]
     processes = []
@@ -123,12 +123,12 @@ def _free_ports(count: int) -> list[int]:
 
 
 def seconds(processes: Sequence[subprocess.Popen], n_steps: int) -> np.ndarray:
-    """How long the processes take, and how long the busiest of their processors works."""
+    """Returns how long the processes take, and the CPU time of the busiest one."""
     for process in processes:
         print(n_steps, file=process.stdin, flush=True)
     answers = [process.stdout.readline() for process in processes]
     if not all(answers):
-        raise SystemExit("a timed process has ended; what it said stands above")
+        raise SystemExit("a timed process has ended; its output is above")
     return np.max([list(map(float, answer.split())) for answer in answers], axis=0)
 
 

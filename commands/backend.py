@@ -1,4 +1,4 @@
-"""The choice between a TPU and other devices: what is built in another way on a TPU."""
+"""The choice between a TPU and other devices: what is built differently on a TPU."""
 
 from __future__ import annotations
 

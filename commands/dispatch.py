@@ -41,13 +41,13 @@ SINGLE_COMMANDS: dict[str, Callable[[RunConfig, Options], int]] = {
     "export": export,
     "plan": plan,
 }
-# These take their input from a terminal or a network, which one process alone has.
+# These take their input from a terminal or a network, which only one process has.
 UNCLUSTERED_COMMANDS = ("interactive", "serve")
 GENERATION_COMMANDS = ("predict", *UNCLUSTERED_COMMANDS)
 
 
 def confirm_delete(config: RunConfig, confirm: Callable[[str], bool]) -> bool:
-    """Returns whether there is no run at model_path, or `confirm` allows to delete it.
+    """Returns whether there is no run at model_path, or `confirm` allows deleting it.
 
     Raises:
         UserError: model_path holds something that is not a run.

@@ -40,7 +40,7 @@ def evaluate(config: RunConfig, options: Options, group: ProcessGroup) -> int:
     say(f"step {position.step}: held-out {format_metrics(measured)}")
     baseline = uniform_loss(config.model)
     say(f"loss {measured['loss']:.2f}, {baseline - measured['loss']:.2f} below the uniform baseline ({baseline:.2f})")
-    if options.init_from is None and group.is_first:  # other weights are no part of the run
+    if options.init_from is None and group.is_first:  # other weights are not part of the run
         with MetricsWriter(config.model_path) as metrics:
             metrics.write("eval", position.step, measured)
         plot_run(config)
@@ -58,7 +58,7 @@ def _token_counts(run: Run) -> TokenCounts:
     """Returns which labels count; the model's vocabulary may have rows that the tokenizer never uses."""
     model, data = run.config.model, run.config.data
     padding_id = None if data.padding_id == data.eos_id else data.padding_id
-    if run.tokenizer is None or not model.is_causal:  # masked tokens alone are no text that has bytes
+    if run.tokenizer is None or not model.is_causal:  # masked tokens alone are not text, and have no bytes
         return TokenCounts(not model.entmax_loss, padding_id, None)
     known = run.tokenizer.token_byte_lengths()
     bytes_V = np.pad(known, (0, max(0, model.n_vocab - len(known))))

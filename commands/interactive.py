@@ -93,7 +93,7 @@ def _piped_lines() -> Iterator[str]:
 def _load_history() -> ModuleType | None:
     """Gives `input` line editing and the lines typed in earlier sessions, if this Python has readline."""
     try:
-        import readline  # here, as it changes the terminal
+        import readline  # imported here because it changes the terminal
     except ImportError:
         return None
     readline.set_history_length(HISTORY_LINES)

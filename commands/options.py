@@ -14,7 +14,7 @@ class LayoutSearch:
 
     Attributes:
         may_change_mesh: mesh_shape is chosen too.
-        is_applied: the command runs with the result, which else is only shown.
+        is_applied: the command runs with the result, which is otherwise only shown.
     """
 
     may_change_mesh: bool
@@ -37,7 +37,7 @@ class Options:
         output: the file for the answers as lines of JSON, "-" for standard output; None: none.
         rows: the number of samples generated at once; None: as many as are needed, up to a limit.
         new: delete the run at model_path before training, once everything else has been checked.
-        init_from: the initial weights, or those to use in place of the newest checkpoint; None: none.
+        init_from: the initial weights, or those to use instead of the newest checkpoint; None: none.
         export_format: "saved_model" or "hf".
         export_dir: the folder of an export.
         serving: the settings of the command serve; None for other commands.

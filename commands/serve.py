@@ -11,7 +11,7 @@ from runtime.cluster.process_group import ProcessGroup
 
 def serve(config: RunConfig, options: Options, group: ProcessGroup) -> int:
     """Serves the newest checkpoint until the process is stopped; returns the exit status."""
-    from serving.app import serve as serve_model  # here, as only this command needs the server's packages
+    from serving.app import serve as serve_model  # imported here because only this command needs the server's packages
     from serving.model import ServedModel
 
     check_causal(config)

@@ -78,7 +78,7 @@ class TextGenerator:
         return self.run.group.all_reduce_max(secrets.randbits(31))
 
     def text_of(self, sample: Sample) -> str:
-        """Returns the prompt, without any eos, and its continuation; or the latter alone if the settings say so."""
+        """Returns the prompt, without any eos, and its continuation; or only the continuation if the config says so."""
         if self.run.config.prediction.remove_partial_sequences:
             return sample.generated.text
         before = [token for token in sample.tokens if token != self.run.config.data.eos_id]

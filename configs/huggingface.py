@@ -155,7 +155,7 @@ def _find_size_issues(hf_config: Mapping[str, Any], family: Family) -> Iterator[
     for theirs, ours in sizes.items():
         size, kind = hf_config.get(theirs), _kind(ours)
         if not _is_understood(size, kind):
-            yield _lacking(theirs, size, "is no size", f"{AGAIN}, it must give {kind.description}")
+            yield _lacking(theirs, size, "is not a size", f"{AGAIN}, it must give {kind.description}")
 
 
 def _find_option_issues(hf_config: Mapping[str, Any], family: Family) -> Iterator[str]:
@@ -190,7 +190,7 @@ def _find_layer_issues(hf_config: Mapping[str, Any]) -> Iterator[str]:
     attention_types = hf_config.get("attention_types")
     layers = list(ATTENTION.parse(attention_types)) if _is_understood(attention_types, ATTENTION) else ["unknown"]
     if not {"global", "local"}.issuperset(layers):
-        problem = 'is no list of [pattern, repeats], such as [[["global", "local"], 12]]'
+        problem = 'is not a list of [pattern, repeats], such as [[["global", "local"], 12]]'
         yield _lacking("attention_types", attention_types, problem, AGAIN)
         return
     if len(layers) != hf_config.get("num_layers"):
@@ -239,7 +239,7 @@ def family_for(model: ModelConfig) -> Family:
 
 
 def huggingface_config(model: ModelConfig, eos_id: int) -> dict[str, Any]:
-    """Returns what config.json must hold for the model to be the same at Hugging Face's.
+    """Returns the config.json with which Hugging Face's class computes the same model.
 
     Args:
         model: the settings of the model.
@@ -268,7 +268,7 @@ def _attention_options(model: ModelConfig, family: Family) -> dict[str, Any]:
     if family is GPT_2 and model.scale_attn_weights:
         return {"scale_attn_weights": True}
     if family is GPT_2:
-        # transformers 4 scales all the same, unless it computes attention in the plain way; 5 does right in any.
+        # transformers 4 scales anyway unless attention is "eager"; transformers 5 never does.
         return {"scale_attn_weights": False, "_attn_implementation": "eager"}
     return {
         "attention_types": ATTENTION.write(model.attention_types),

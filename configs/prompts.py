@@ -101,7 +101,7 @@ def _prompt(place: str, line: str, config: RunConfig) -> Prompt:
     except ValueError as error:
         raise ConfigError(f"{place}: is not JSON ({error}); correct the line, such as {EXAMPLE}") from None
     if not isinstance(keys, dict) or "prompt" not in keys:
-        raise ConfigError(f"{place}: is no object with a prompt; write it as {EXAMPLE}")
+        raise ConfigError(f"{place}: is not an object with a prompt; write it as {EXAMPLE}")
     extra = {key: keys.pop(key) for key in ("id",) if key in keys}
     if not is_unicode(json.dumps(extra, ensure_ascii=False)):
         raise ConfigError(f"{place}: id: holds half of a character (a surrogate); write the whole character")

@@ -182,7 +182,7 @@ class ModelConfig:
         one_of(ACTIVATIONS), "Activation of the feed-forward layers; gelu is the tanh approximation.", default="gelu"
     )
     rotary_emb: bool = setting(
-        SWITCH, "Rotary position embeddings of queries and keys, in place of learned ones.", default=False
+        SWITCH, "Rotary position embeddings of queries and keys, instead of learned ones.", default=False
     )
     axial_pos_emb: tuple[int, int] | None = setting(
         unless_off(AXIAL, None),
@@ -216,7 +216,7 @@ class ModelConfig:
     share_parameters: bool = setting(SWITCH, "All layers share one block's variables.", default=False)
     no_weight_tie: bool = setting(
         SWITCH,
-        "A separate output layer in place of the token embedding, and, as in GPT-Neo, no final norm.",
+        "A separate output layer instead of the token embedding, and, as in GPT-Neo, no final norm.",
         default=False,
     )
     moe_layers: tuple[int, ...] = setting(
@@ -228,12 +228,12 @@ class ModelConfig:
     moe_activation: str = setting(one_of(ACTIVATIONS), "Activation of the experts.", default="relu")
     mlm_training: bool = setting(
         SWITCH,
-        "Masked language modelling with bidirectional attention, in place of the next token; such a model generates "
+        "Masked language modelling with bidirectional attention, instead of the next token; such a model generates "
         "no text.",
         default=False,
     )
     entmax_loss: bool = setting(
-        SWITCH, "Trains with the entmax loss (alpha 1.3) in place of cross-entropy and z_loss.", default=False
+        SWITCH, "Trains with the entmax loss (alpha 1.3) instead of cross-entropy and z_loss.", default=False
     )
     embed_dropout: float = setting(SHARE, "Dropout of token and position embeddings.", unit="probability", default=0.0)
     res_dropout: float = setting(
@@ -264,7 +264,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """The optimizer, its schedule, and the size of a step."""
+    """The optimiser, its schedule, and the size of a step."""
 
     train_batch_size: int = setting(
         integer(1), "Examples of a training step, on all devices together.", unit="examples"
@@ -284,7 +284,7 @@ class TrainingConfig:
     warmup_steps: int = setting(integer(0), "Steps over which the rate grows linearly from 0.", unit="steps", default=0)
     opt_name: str = setting(
         one_of(OPTIMIZERS),
-        "The optimizer: adam is GPT-Neo's, without bias correction; adamw has it; adafactor factors the second "
+        "The optimiser: adam is GPT-Neo's, without bias correction; adamw has it; adafactor factors the second "
         "moments.",
         default="adam",
     )
@@ -404,7 +404,7 @@ class PredictionConfig:
     )
     entmax_sampling: bool = sampling_setting(
         SWITCH,
-        "Samples from the entmax (alpha 1.3) of the logits in place of their softmax.",
+        "Samples from the entmax (alpha 1.3) of the logits instead of their softmax.",
         default=False,
         flag="--entmax_sampling",
     )
@@ -562,7 +562,7 @@ def _parse_source(source: Any) -> str | Mapping[str, Any]:
 def _check_dataset_id(dataset_id: str) -> None:
     """Rejects an id that is not a plain name, since it names a file and a folder."""
     if not dataset_id.strip(" .") or "/" in dataset_id or "\\" in dataset_id:
-        raise ValueIssue(f"the dataset id {dataset_id!r} is no plain name", "give one without slashes, such as pile")
+        raise ValueIssue(f"the dataset id {dataset_id!r} is not a plain name", "give one without slashes, such as pile")
 
 
 def _parse_dataset_entry(entry: Any) -> DatasetEntry:

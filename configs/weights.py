@@ -18,7 +18,7 @@ from configs.schema import ALIASES, RUN_FIELDS, ModelConfig, is_required, keys_o
 CONFIG_FILE = "config.json"
 # Every config.json of a run has this key, and none of GPT-Neo's has it.
 KEY_OF_OURS = "temperature"
-# Keys of the model that may change when training goes on from weights.
+# Keys of the model that may change when training continues from weights.
 FREE_KEYS = (
     "embed_dropout",
     "res_dropout",
@@ -65,8 +65,8 @@ def config_beside(path: str) -> str:
 def no_weights(path: str) -> CheckpointError:
     """Returns the error for a path without weights."""
     return CheckpointError(
-        f"{path}: holds no weights; give a checkpoint (its path without .index), the folder of one, or a folder of "
-        "Hugging Face's"
+        f"{path}: holds no weights; give a checkpoint (its path without .index), the folder of one, or a Hugging "
+        "Face folder"
     )
 
 

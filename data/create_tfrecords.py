@@ -39,7 +39,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Settings:
     add("--output_dir", default=default.output_dir, help="where the files are written")
     add("--encoder_path", default=default.encoder_path, help="tokenizer: JSON file, folder or Hugging Face name")
     add("--minimum_size", type=int, default=default.minimum_size, help="leave out documents of fewer tokens")
-    add("--ftfy", action="store_true", help="repair mis-decoded text and normalize it to NFKC")
+    add("--ftfy", action="store_true", help="repair mis-decoded text and normalise it to NFKC")
     add("--wikitext-detokenize", action="store_true", help="undo WikiText's tokenization")
     add("--separator", type=int, default=default.separator, help=f"id after every document (default: {EOS_TOKEN})")
     add("--chunk_size", type=int, default=default.chunk_size, help="n_ctx of the model; an example has one token more")

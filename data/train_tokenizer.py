@@ -37,7 +37,7 @@ class Settings:
         output_dir: where the tokenizer is written.
         file_type: suffix of the files to read, without the dot; "all" for every readable kind.
         sample_share: fraction of the documents to train on, in (0, 1].
-        nfkc: normalizes to Unicode's NFKC, which is not lossless.
+        nfkc: normalises to Unicode's NFKC, which is not lossless.
         add_prefix_space: encodes every text as if a space preceded it.
         overwrite: replaces an existing tokenizer.
     """
@@ -60,7 +60,7 @@ def train_tokenizer(settings: Settings) -> str:
     """
     path = os.path.join(settings.output_dir, FILE_NAME)
     if not 0 < settings.sample_share <= 1:
-        raise DataError(f"sample_share {settings.sample_share}: is no fraction; give more than 0 and at most 1")
+        raise DataError(f"sample_share {settings.sample_share}: is not a fraction; give more than 0 and at most 1")
     if exists(path) and not settings.overwrite:
         raise DataError(f"{path}: already exists; choose another --output_dir, or give --overwrite to replace it")
     suffixes = SUFFIXES if settings.file_type == "all" else (f".{settings.file_type}",)
@@ -100,7 +100,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Settings:
     add("--file_type", default=Settings.file_type, choices=FILE_TYPES, help="suffix of the files to read")
     add("--vocab_size", type=int, required=True, help="number of ids, the two special tokens included")
     add("--sample_share", type=float, default=Settings.sample_share, help="fraction of the documents to train on")
-    add("--nfkc", action="store_true", help="normalize to NFKC (not lossless)")
+    add("--nfkc", action="store_true", help="normalise to NFKC (not lossless)")
     add("--add_prefix_space", action="store_true", help="put a space before every text (not lossless)")
     add("--overwrite", action="store_true", help="replace an existing tokenizer")
     return Settings(**vars(parser.parse_args(arguments)))

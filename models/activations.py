@@ -16,7 +16,7 @@ from models.kernels.activations import Function
 from models.ops.activations import activation, biased_activation, uniform_scalar
 from models.variables import Initializer
 
-# The mean of the random number of a random activation, used in its stead outside of training.
+# The mean of the random number of a random activation, used instead of it outside of training.
 MEAN_SCALAR = 0.5
 
 # For larger x, tanh(exp(x)) is 1 in float32, with a derivative of 0; exp itself would overflow further up.

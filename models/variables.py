@@ -52,7 +52,7 @@ def get_variable(
         trainable: False for the slots of the optimiser.
     """
     variable = mesh.graph.name_to_variable.get(name) or SlicedVariable(mesh, name, shape, initializer, trainable)
-    assert variable.shape == shape, f"{name} was made with shape {variable.shape}, and is now wanted with {shape}"
+    assert variable.shape == shape, f"{name} was created with shape {variable.shape}, but is requested with {shape}"
     return variable.value
 
 

@@ -35,7 +35,7 @@ def serve(model: ServedModel, settings: ServingSettings) -> int:
     them. The status is 0 if every response was complete.
 
     Raises:
-        UserError: the address cannot be listened on.
+        UserError: the server cannot listen on the address.
     """
     with _listen(settings) as listener:
         warm_up(model.engine)

@@ -22,9 +22,9 @@ class _Row:
 class ServingEngine:
     """Wraps an engine: prefills one prompt at a time, and reports the eos that ends a text like any token.
 
-    Prefilling several prompts at once would need a program for each number of prompts and length, which all clients
-    would wait for, and the last digits of a prompt's scores would depend on the other requests of the moment. Clients
-    that score an echoed prompt drop the last token, which they take for a generated one: there must be one.
+    Prefilling several prompts at once would need a program for each number of prompts and length, and every client
+    would wait while it compiles; the last digits of a prompt's scores would also depend on the other requests. Clients
+    that score an echoed prompt drop the last token because they assume that it was generated, so there must be one.
 
     Attributes:
         n_rows: see `Engine`.

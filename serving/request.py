@@ -135,7 +135,7 @@ def _prompts(given: str | Sequence, model: ServedModel) -> list[EncodedPrompt]:
 
 
 def _encode_text(text: str, model: ServedModel) -> EncodedPrompt:
-    # Only as much as shows that it is too long.
+    # Encode only enough to show that it is too long.
     tokens = tuple(model.tokenizer.encode_end(text, model.engine.n_ctx + 1))
     return EncodedPrompt(text, tokens) if tokens else EncodedPrompt(text, (model.eos_id,), is_empty=True)
 

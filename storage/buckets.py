@@ -157,7 +157,7 @@ class _ObjectReader(io.RawIOBase):
             return blob.download_as_bytes(start=self._at, end=end - 1, if_generation_match=generation, **_NO_RETRY)
         except (NotFound, PreconditionFailed):
             raise BucketError(
-                f"{self._path}: has changed while it was read; make sure that nothing writes it, and start again"
+                f"{self._path}: changed while it was being read; make sure that nothing writes to it, and start again"
             ) from None
 
 

@@ -25,9 +25,9 @@ from storage.buckets import NO_OBJECT, BucketError, ConflictError, ObjectState
 from storage.files import is_local, writing_to
 
 RENEWAL_SECONDS = 20.0
-LEASE_SECONDS = 120.0  # longer than a network may fail
+LEASE_SECONDS = 120.0  # longer than a short network failure
 RECHECK_SECONDS = 2.0
-STALE_SECONDS = 900.0  # more than clocks differ by: a lock that has not changed for so long is free
+STALE_SECONDS = 900.0  # more than clocks differ by: a lock that has not changed for this long is free
 POLL_SECONDS = 0.1
 
 
@@ -39,7 +39,7 @@ def locked(path: str, refusal: str, remedy: str, wait_seconds: float = 0.0) -> I
         path: the file or object that is the lock. A file stays; its holder may delete it.
         refusal: the first half of the error message: what another process does there.
         remedy: the second half: what to do then.
-        wait_seconds: how long to wait for another process of this machine, which holds the lock of a disk.
+        wait_seconds: how long to wait for a lock on a disk that another process holds.
 
     Raises:
         UserError: another process holds it, or it cannot be written.
@@ -144,7 +144,7 @@ def _await_free(path: str, refusal: str, remedy: str) -> ObjectState:
 
 
 def _is_renewed(path: str, found: ObjectState) -> bool:
-    """Waits for the holder to renew or release the lock; released counts, as the files may have changed since."""
+    """Returns whether the lock changes: a release counts too, because the holder may have changed files before it."""
     deadline = time.monotonic() + LEASE_SECONDS
     while time.monotonic() < deadline:
         time.sleep(RECHECK_SECONDS)

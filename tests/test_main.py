@@ -469,8 +469,8 @@ REFUSALS: dict[str, tuple[list[str], str]] = {
     ),
     "weights that are not there": (
         ["--init_from", "nowhere", "--set", "model_path=runs/other"],
-        "nowhere: holds no weights; give a checkpoint (its path without .index), the folder of one, or a folder of "
-        "Hugging Face's",
+        "nowhere: holds no weights; give a checkpoint (its path without .index), the folder of one, or a Hugging "
+        "Face folder",
     ),
     "other weights": (
         ["--init_from", "runs/tiny", "--set", "model_path=runs/other", "--set", "n_head=4", "--set", "n_ctx=8"],
@@ -513,7 +513,7 @@ REFUSALS: dict[str, tuple[list[str], str]] = {
     ),
     "two kinds of devices": (
         ["--gpu_ids", "device:GPU:0", "--cpu_devices", "2"],
-        "--gpu_ids and --cpu_devices: exclude each other; give one of them",
+        "--gpu_ids and --cpu_devices: cannot be combined; give one of them",
     ),
     "no devices": (
         ["--cpu_devices", "0"],
@@ -529,7 +529,7 @@ REFUSALS: dict[str, tuple[list[str], str]] = {
     ),
     "new in a script": (
         ["--new"],
-        "--new: Delete the run in runs/tiny?: standard input is no terminal to answer at; give --yes too",
+        "--new: Delete the run in runs/tiny?: standard input is not a terminal; give --yes too",
     ),
     "new where no run is": (
         ["--new", "--yes", "--set", "model_path=texts"],

@@ -167,7 +167,7 @@ REFUSALS = {
         "--mongo host: is not the URL of a MongoDB: Invalid URI scheme: URI must begin with 'mongodb://' or "
         "'mongodb+srv://'; write it as mongodb://NAME:PASSWORD@HOST:27017/DATABASE",
     ),
-    "sync and train": (["--sync", "1"], "--sync: excludes flags of main.py; leave out --model"),
+    "sync and train": (["--sync", "1"], "--sync: cannot be combined with flags of main.py; leave out --model"),
 }
 
 

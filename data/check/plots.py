@@ -28,7 +28,7 @@ def draw_reports(reports: Mapping[str, DatasetReport], path: str) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # here because it is slow to import
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # imported here because it is slow
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 3.6 * len(reports)), dpi=120, layout="constrained")

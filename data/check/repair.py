@@ -45,7 +45,7 @@ def check_free(paths: Sequence[str], directory: str | None) -> None:
     """
     for folder in {_folder_for(path, directory) for path in paths}:
         if tf.io.gfile.exists(folder):
-            raise DataError(f"{folder}: already exists; remove it, or give another folder by --repair_dir")
+            raise DataError(f"{folder}: already exists; remove it, or give another folder with --repair_dir")
 
 
 def repair(paths: Sequence[str], rules: RecordRules, directory: str | None = None) -> list[RepairedFile]:

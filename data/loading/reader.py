@@ -203,7 +203,7 @@ def _diagnose(shard: Shard, rules: RecordRules) -> DataError:
         return found
     if n_found == shard.n_examples:
         return DataError(
-            f"{shard.path}: has changed while it was read; make sure that nothing writes to it, and restart"
+            f"{shard.path}: changed while it was being read; make sure that nothing writes to it, and restart"
         )
     source = "its name says" if count_in_name(shard.path) else "an earlier count found"
     return DataError(

@@ -2,7 +2,7 @@
 
 The Beam pipeline reads every source file, cuts its texts into batches, distributes and encodes them, and writes the ids
 to files of a shared folder. This process then reads the documents once more, and packs and writes them as usual, with
-ids from that folder in place of a tokenizer; so the files are the same. Existing batches are not encoded again.
+ids from that folder instead of a tokenizer, so the files are the same. Existing batches are not encoded again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The manifest of a data set: a JSON file beside its tfrecord files, which is written last.
+"""The manifest of a dataset: a JSON file beside its tfrecord files, which is written last.
 
 `{name}.manifest.json` lists every file with its counts and its checksum, and holds the counts of documents and tokens,
 the tokenizer and the settings. Where there is a manifest, the files are complete. Paths may be local or `gs://`.
@@ -53,7 +53,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A complete data set.
+    """A complete dataset.
 
     Attributes:
         name: what the names of its files begin with.
@@ -84,7 +84,7 @@ class Manifest:
 
 
 def manifest_path(directory: str, name: str) -> str:
-    """Returns the path of a data set's manifest."""
+    """Returns the path of a dataset's manifest."""
     return f"{directory}/{name}{ENDING}"
 
 
@@ -104,7 +104,7 @@ def read_manifest(path: str) -> Manifest:
         raise DataError(f"{path}: no such file; check the path") from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(
-            f"{path}: is not a manifest of a data set ({error}); remove it, and write the data set again with "
+            f"{path}: is not a manifest of a dataset ({error}); remove it, and write the dataset again with "
             "data/create_tfrecords.py"
         ) from None
 
@@ -129,7 +129,7 @@ def find_entries(directory: str) -> dict[str, FileEntry]:
 
 
 def listed_files(directory: str, name: str) -> list[str]:
-    """Returns the paths of the existing files that a data set's manifest lists; none without a manifest.
+    """Returns the paths of the existing files that a dataset's manifest lists; none without a manifest.
 
     Raises:
         DataError: as `read_manifest`.

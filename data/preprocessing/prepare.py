@@ -33,7 +33,7 @@ from data.tokenization.tokenizer import Tokenizer, check_special_ids, load_token
 from storage.files import is_local, write_text, writing_to
 from storage.locks import is_locked, locked
 
-LAYOUT_VERSION = 1  # a change of what is written, or of how, has to change it: old caches are then not used
+LAYOUT_VERSION = 1  # must change whenever what is written changes, so that old caches are not used
 EXAMPLES_PER_FILE = 20_000
 SHUFFLE_TOKENS = 1 << 24
 MANIFEST = "manifest.json"

@@ -1,6 +1,6 @@
 """Resuming an interrupted run: what it has finished is kept on disk.
 
-A data set is made in a hidden folder beside the place of its files. Each finished tfrecord file has a record there of
+A dataset is made in a hidden folder beside the place of its files. Each finished tfrecord file has a record there of
 where in the input the next file begins. When all files are finished, a plan is written by which they are moved to
 their place; any run that finds the plan carries it out, wherever the run that wrote it was interrupted.
 """
@@ -53,7 +53,7 @@ def _finished_file_of(values: Mapping[str, object]) -> FinishedFile:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What a data set is made from: the same settings and input always give the same files.
+    """What a dataset is made from: the same settings and input always give the same files.
 
     Attributes:
         settings: the settings that determine the content of the files.
@@ -83,7 +83,7 @@ def source_states(files: Sequence[SourceFile]) -> list[tuple[str, int, int]]:
 
 
 class ResumeFolder:
-    """The folder in which a data set is made, with the records of its finished files.
+    """The folder in which a dataset is made, with the records of its finished files.
 
     Attributes:
         path: where it is.
@@ -182,7 +182,7 @@ class ResumeFolder:
 
 
 def resume_path(directory: str, name: str) -> str:
-    """Returns the path of the folder in which the data set of a name is made."""
+    """Returns the path of the folder in which the dataset of a name is made."""
     return f"{directory}/.{name}{PARTIAL}"
 
 

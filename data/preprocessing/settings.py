@@ -89,7 +89,7 @@ def check_settings(settings: Settings) -> Settings:
     if settings.max_documents is not None and settings.max_documents < 1:
         raise DataError(f"--max_documents {settings.max_documents}: is too small; give 1 or more, or leave it out")
     if not 0 <= settings.eval_fraction < 1:
-        raise DataError(f"--eval_fraction {settings.eval_fraction}: is no fraction; give 0 or more, and less than 1")
+        raise DataError(f"--eval_fraction {settings.eval_fraction}: is not a fraction; give 0 or more, and less than 1")
     return replace(settings, output_dir=settings.output_dir.rstrip("/") or "/")
 
 
@@ -123,7 +123,7 @@ def separator_of(settings: Settings, tokenizer: Tokenizer) -> int:
     """
     separator = tokenizer.eos_id if settings.separator is None else settings.separator
     if separator is None:
-        raise DataError(f"{settings.encoder_path}: has no {EOS_TOKEN}; give the id between documents by --separator")
+        raise DataError(f"{settings.encoder_path}: has no {EOS_TOKEN}; give the id between documents with --separator")
     if not 0 <= separator < tokenizer.n_vocab:
         raise DataError(f"--separator {separator}: the tokenizer has {tokenizer.n_vocab} ids; give a smaller one")
     if settings.write_dataset_config and tokenizer.eos_id not in (None, separator):

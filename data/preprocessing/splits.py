@@ -1,4 +1,4 @@
-"""Reading the documents of a data set in order and assigning each to a split: training, held out, or left out."""
+"""Reading the documents of a dataset in order and assigning each to a split: training, held out, or left out."""
 
 from __future__ import annotations
 

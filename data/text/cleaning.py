@@ -40,7 +40,7 @@ def detokenize_wikitext(text: str) -> str:
 
     Words, digits, line breaks and `<unk>` are unchanged, and so is text without spaces before its punctuation.
 
-    Source: the conventions of the WikiText data sets (Merity et al. 2016, "Pointer Sentinel Mixture Models", s. 4).
+    Source: the conventions of the WikiText datasets (Merity et al. 2016, "Pointer Sentinel Mixture Models", s. 4).
     """
     text = _HEADING.sub(_join_heading, text)
     for pattern, replacement in _JOINS:

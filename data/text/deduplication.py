@@ -1,4 +1,4 @@
-"""Telling texts apart by their digests: finding copies, and drawing a fixed fraction of all texts."""
+"""Digests of texts: finds copies, and draws a fixed fraction of all texts."""
 
 from __future__ import annotations
 

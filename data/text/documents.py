@@ -103,7 +103,7 @@ def read_all_documents(files: Iterable[SourceFile], text_key: str = "text") -> I
 
 
 def read_documents(file: SourceFile, text_key: str = "text", max_bytes: int = sys.maxsize) -> Iterator[Document]:
-    """Yields the documents of one file; one that is not UTF-8 or not JSON has a problem in place of a text.
+    """Yields the documents of one file; one that is not UTF-8 or not JSON has a problem instead of a text.
 
     Args:
         file: the file to read.

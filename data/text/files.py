@@ -1,6 +1,6 @@
 """Finding and opening source files on a disk or in a bucket.
 
-A file is identified by its path below the source that was named, so the same texts give the same data set anywhere.
+A file is identified by its path below the source that was named, so the same texts give the same dataset anywhere.
 """
 
 from __future__ import annotations

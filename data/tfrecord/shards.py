@@ -80,7 +80,7 @@ def count_in_name(path: str) -> int:
 
 
 def name_with_count(name: str, n_examples: int) -> str:
-    """Returns the name of a file with this count at its end, in place of any other."""
+    """Returns the name of a file with this count at its end, instead of any other."""
     return f"{_COUNT_IN_NAME.sub('', name).removesuffix('.tfrecords')}_{n_examples}.tfrecords"
 
 

@@ -26,7 +26,7 @@ def train_byte_level_bpe(
     Args:
         texts: texts to train on; too little text gives fewer than `vocab_size` ids.
         vocab_size: number of ids, special tokens included.
-        nfkc: normalizes to NFKC first.
+        nfkc: normalises to NFKC first.
         add_prefix_space: puts a space before every text.
 
     Raises:

@@ -20,7 +20,7 @@ class AttentionParams:
 
     Attributes:
         is_causal: position p sees no later position.
-        radius: position p sees only the positions less than `radius` away from it; None: however far.
+        radius: position p sees only the positions less than `radius` away from it; None: no limit.
         dropout_rate: of the attention weights.
     """
 

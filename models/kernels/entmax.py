@@ -28,7 +28,7 @@ def _excess(centered: tf.Tensor, tau: tf.Tensor) -> tf.Tensor:
 
 
 def _threshold(centered: tf.Tensor) -> tf.Tensor:
-    """Finds the tau at which the probabilities of centered logits sum to 1: float32 [..., V] -> [...], in [-1, 0).
+    """Finds the tau at which the probabilities of centred logits sum to 1: float32 [..., V] -> [...], in [-1, 0).
 
     Newton's method on a convex, decreasing sum: from below the root it increases and never overshoots. It needs a third
     of the passes over the logits that bisection needs.

@@ -24,7 +24,7 @@ from models.kernels.noise import exponential
 MIN_TEMPERATURE = 1e-30  # float32 has too few digits to divide by less
 MAX_TOP = 5
 BANNED = tf.float32.min  # finite: if every token is banned, none is
-VALUES_IN_CPU_CACHE = 2**17  # for each search, distances and probabilities of at most so many tokens at a time
+VALUES_IN_CPU_CACHE = 2**17  # for each search, distances and probabilities of at most this many tokens at a time
 INFINITY_BITS = 0x7F800000  # of float32; non-negative numbers and their bits are in the same order
 
 

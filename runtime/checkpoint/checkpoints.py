@@ -168,7 +168,7 @@ def weight_names(names: Iterable[str]) -> list[str]:
 
 
 def _check_nothing_left(path: str, names: Iterable[str], store: VariableStore) -> None:
-    """Refuses weights that the config's model lacks, as those of a deeper model."""
+    """Refuses weights that the config's model lacks, such as those of a deeper model."""
     known = {stored.name for stored in store}
     for name in weight_names(names):
         if name not in known:

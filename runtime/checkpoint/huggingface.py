@@ -137,7 +137,7 @@ def read_weights(folder: str) -> Weights:
     _check_tied(found, weights["gpt2/wte"])
     for stored in found.values():
         raise CheckpointError(
-            f"{stored.place}: is no tensor of the model that config.json describes; give the config.json of "
+            f"{stored.place}: is not a tensor of the model that config.json describes; give the config.json of "
             "these weights, of a language model without another head"
         )
     return weights
@@ -215,7 +215,7 @@ def _weight_files(folder: str) -> list[str]:
 def _shards(index: Any) -> list[str]:
     files = list(index["weight_map"].values())
     if not all(isinstance(file, str) for file in files):
-        raise TypeError("weight_map names what is no file")
+        raise TypeError("weight_map names something that is not a file")
     return sorted(set(files))
 
 
@@ -239,7 +239,7 @@ def _open_safetensors(path: str) -> dict[str, StoredTensor]:
 def _open_pickle(path: str) -> dict[str, StoredTensor]:
     torch = _torch(path)
     with reading(path):
-        # Files of PyTorch before 1.6 are no zip archives, and cannot be mapped: they are read whole.
+        # Files of PyTorch before 1.6 are not zip archives and cannot be mapped: they are read whole.
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
         tensors = {name: tensor for name, tensor in loaded.items() if _is_weight(name)}
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}

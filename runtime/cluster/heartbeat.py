@@ -82,7 +82,7 @@ def _end(message: str) -> None:
     """Ends this process from a side thread, because the main thread waits forever and cannot be woken."""
     sys.stdout.flush()
     print(message, file=sys.stderr, flush=True)
-    time.sleep(1.0)  # TensorFlow's server still tells the others
+    time.sleep(1.0)  # TensorFlow's server still informs the others
     os._exit(PeerLostError.exit_status)
 
 

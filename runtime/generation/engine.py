@@ -80,7 +80,7 @@ def padded_length(n_tokens: int, n_ctx: int) -> int:
 
 
 def _n_padded_rows(n_requests: int) -> int:
-    """Returns the number of rows of the program that reads so many prompts: a power of two."""
+    """Returns the number of rows of the program that prefills this many prompts: a power of two."""
     return 1 << (n_requests - 1).bit_length()
 
 
@@ -219,7 +219,7 @@ class StaticBatchEngine:
     """
 
     def __init__(self, n_ctx: int, n_rows: int, build: Callable[[int, int], Step]) -> None:
-        """Takes what builds the program of so many rows and a prompt length."""
+        """Takes the function that builds the program for a number of rows and a prompt length."""
         self.n_rows, self.n_ctx, self._build = n_rows, n_ctx, functools.lru_cache(maxsize=None)(build)
         self._active: dict[int, ActiveSequence] = {}
         # The program for a full batch of short prompts: building one makes the model's variables.

@@ -108,7 +108,7 @@ class RowState:
 
     def state(self, mesh: mtf.Mesh, mesh_impl: DeviceMesh, batch_name: str, limits: mtf.Tensor) -> DecodeState:
         """Returns the rows as tensors of a graph, [batch, ...] with the given name for that dimension."""
-        # In a graph of its own: only names and shapes are needed, and this mesh may not split so many rows.
+        # In a graph of its own: only names and shapes are needed, and this mesh may not divide this many rows.
         empty = _empty_state(self.decoder, new_mesh()[1], mtf.Dimension("batch", self.n_rows))
 
         def imported(name: str, like: mtf.Tensor) -> mtf.Tensor:

@@ -137,7 +137,7 @@ def _fastest(config: RunConfig, shapes: Sequence[MeshShape], machine: Machine) -
 def mesh_shapes(n_devices: int) -> Iterator[MeshShape]:
     """Yields every mesh of `n_devices` with at most MAX_AXES axes, the larger first since their order does not matter.
 
-    Axes of size 1 are left out, but for the mesh of a single device.
+    Axes of size 1 are left out, except on the mesh of a single device.
     """
     yield (("x", n_devices),)
     for n_axes in range(2, MAX_AXES + 1):

@@ -85,7 +85,7 @@ class AbstractMesh(PlacementMeshImpl):
         return self.LaidOutTensor([own_rows[tuple(map(slice, self.slice_shape(shape)))]])
 
     def export_to_tf_tensor(self, x: mtf.Tensor, laid_out_x: LaidOut) -> tf.Tensor:
-        """Returns processor 0's slice in place of the whole tensor."""
+        """Returns processor 0's slice instead of the whole tensor."""
         return laid_out_x.all_slices[0]
 
     def laid_out_pnum(self) -> LaidOut:

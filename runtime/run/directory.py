@@ -19,7 +19,7 @@ TOKENIZER_FILE = "tokenizer.json"
 LOCK_FILE = "lock"
 # May exist before a run does.
 PLAN_PICTURE, DATASET_PICTURE = "plan.png", "dataset.png"
-# Settings that no variable's shape shows, though the same weights mean another model with another value.
+# Settings that change what the weights compute, but not the shape of any variable.
 WEIGHT_SETTINGS = (
     "n_head",
     "n_layer",
@@ -187,7 +187,7 @@ class FencingToken:
 
 
 def is_empty(model_path: str) -> bool:
-    """Whether a folder holds nothing, apart from plots of a plan or a dataset."""
+    """Whether a folder holds nothing except plots of a plan or a dataset."""
     if not tf.io.gfile.exists(model_path):
         return True
     return tf.io.gfile.isdir(model_path) and set(tf.io.gfile.listdir(model_path)) <= {PLAN_PICTURE, DATASET_PICTURE}

@@ -68,7 +68,7 @@ class _Lines:
     def __init__(self, total_steps: int, first_step: int, stream: TextIO) -> None:
         self._total_steps = total_steps
         self._stream = stream
-        self._first_step: int | None = None  # the clock starts after the first update, which also pays for set-up
+        self._first_step: int | None = None  # the clock starts after the first update, which includes set-up
         self._first_seconds = 0.0
         self._written_step = first_step
         self._written_seconds = -SECONDS_BETWEEN_LINES

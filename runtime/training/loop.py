@@ -1,6 +1,6 @@
 """The training loop. It knows batches, a step and hooks; no model, no dataset, no TensorFlow.
 
-What happens at a checkpoint, beside saving it, is in `commands/checkpoint_hooks.py`.
+What happens at a checkpoint, besides saving it, is in `commands/checkpoint_hooks.py`.
 """
 
 from __future__ import annotations

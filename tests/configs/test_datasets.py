@@ -52,15 +52,16 @@ WRONG_ENTRIES = {
     ),
     "an empty dataset id": (
         {"datasets": [{"id": ""}]},
-        'datasets = [{"id": ""}]: the dataset id \'\' is no plain name; give one without slashes, such as pile',
+        'datasets = [{"id": ""}]: the dataset id \'\' is not a plain name; give one without slashes, such as pile',
     ),
     "a dataset id that is a path": (
         {"datasets": [{"id": "a/b"}]},
-        'datasets = [{"id": "a/b"}]: the dataset id \'a/b\' is no plain name; give one without slashes, such as pile',
+        'datasets = [{"id": "a/b"}]: the dataset id \'a/b\' is not a plain name; '
+        "give one without slashes, such as pile",
     ),
     "a dataset id that is a folder": (
         {"datasets": [[{"id": ".."}, None, "chunks", 1.0]]},
-        'datasets = [[{"id": ".."}, null, "chunks", 1.0]]: the dataset id \'..\' is no plain name; '
+        'datasets = [[{"id": ".."}, null, "chunks", 1.0]]: the dataset id \'..\' is not a plain name; '
         "give one without slashes, such as pile",
     ),
     "an unknown datatype": (

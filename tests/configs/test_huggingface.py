@@ -127,22 +127,22 @@ def test_another_architecture(model_type: object) -> None:
 
 @pytest.mark.parametrize("size", [None, 0, -1, "768", 7.5, True, {"a": 1}, [1]])
 def test_a_broken_size(size: object) -> None:
-    said = f"n_embd = {json.dumps(size)}: is no size; copy the file again, it must give an integer >= 1"
+    said = f"n_embd = {json.dumps(size)}: is not a size; copy the file again, it must give an integer >= 1"
     assert issues(GPT_2 | {"n_embd": size}) == [f"there/config.json: {said}"]
 
 
 @pytest.mark.parametrize("types", [None, "global", [[["global", "linear"], 12]], [["global", 24]], [[[], 1]]])
 def test_broken_attention_types(types: object) -> None:
     (said,) = issues(GPT_NEO | {"attention_types": types})
-    assert said.startswith(f"there/config.json: attention_types = {json.dumps(types)}: is no list of [pattern, ")
+    assert said.startswith(f"there/config.json: attention_types = {json.dumps(types)}: is not a list of [pattern, ")
 
 
 @pytest.mark.parametrize(
     ("config", "changed", "said"),
     [
-        (GPT_NEO, {"window_size": "7"}, "is no size; copy the file again, it must give an integer >= 1"),
-        (GPT_NEO, {"window_size": None}, "is no size; copy the file again, it must give an integer >= 1"),
-        (GPT_NEO, {"vocab_size": 1}, "is no size; copy the file again, it must give an integer >= 2"),
+        (GPT_NEO, {"window_size": "7"}, "is not a size; copy the file again, it must give an integer >= 1"),
+        (GPT_NEO, {"window_size": None}, "is not a size; copy the file again, it must give an integer >= 1"),
+        (GPT_NEO, {"vocab_size": 1}, "is not a size; copy the file again, it must give an integer >= 2"),
         (GPT_NEO, {"attention_types": [[["global"], 23]]}, "expands to 23 layers, not to num_layers; "),
         (GPT_NEO, {"attention_layers": ["global"] * 24}, "is not what attention_types expands to; copy the file"),
         (GPT_NEO, {"attention_layers": "global"}, "is not what attention_types expands to; copy the file again"),

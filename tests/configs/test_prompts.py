@@ -65,8 +65,8 @@ def test_beam_search_in_a_line_resets_the_sampling_keys() -> None:
             "is not JSON (1e400 is too large); correct the line, such as",
         ),
         ("[" * 100_000, "is not JSON (it is nested too deeply); correct the line, such as"),
-        ('["a"]', "is no object with a prompt; write it as"),
-        ('{"text": "a"}', "is no object with a prompt; write it as"),
+        ('["a"]', "is not an object with a prompt; write it as"),
+        ('{"text": "a"}', "is not an object with a prompt; write it as"),
     ],
 )
 def test_a_line_that_is_no_prompt_is_named(line: str, issue: str) -> None:

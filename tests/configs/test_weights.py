@@ -121,7 +121,7 @@ def test_every_value_can_be_parsed_and_is_compared(tmp_path: Path, name: str) ->
         assert f": {key}" in str(error.value) and f"({folder}/config.json)" in str(error.value)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"window_size": "7", "n_positions": 0}))
-    with pytest.raises(ConfigError, match=": is no size; copy the file again"):
+    with pytest.raises(ConfigError, match=": is not a size; copy the file again"):
         load_config("quickstart", weights=str(folder))
 
 

@@ -244,7 +244,7 @@ def test_a_tokenizer_without_an_end_of_text_needs_a_separator(tmp_path):
     write_lines(tmp_path / "texts", ["aba"], files=1)
     with pytest.raises(DataError) as error:
         create_tfrecords(settings_for(tmp_path, str(tmp_path)))
-    assert str(error.value) == f"{tmp_path}: has no <|endoftext|>; give the id between documents by --separator"
+    assert str(error.value) == f"{tmp_path}: has no <|endoftext|>; give the id between documents with --separator"
     report = create_tfrecords(settings_for(tmp_path, str(tmp_path), separator=1, chunk_size=5))
     assert all_ids(report) == [0, 1, 0, 1, 1, 1]
 
@@ -693,9 +693,9 @@ def test_the_manifest_says_what_the_files_hold(tmp_path, tokenizer, encoder_path
     ("values", "message"),
     [
         ({"max_documents": 0}, "--max_documents 0: is too small; give 1 or more, or leave it out"),
-        ({"eval_fraction": 1.0}, "--eval_fraction 1.0: is no fraction; give 0 or more, and less than 1"),
-        ({"eval_fraction": -0.1}, "--eval_fraction -0.1: is no fraction; give 0 or more, and less than 1"),
-        ({"eval_fraction": float("nan")}, "--eval_fraction nan: is no fraction; give 0 or more, and less than 1"),
+        ({"eval_fraction": 1.0}, "--eval_fraction 1.0: is not a fraction; give 0 or more, and less than 1"),
+        ({"eval_fraction": -0.1}, "--eval_fraction -0.1: is not a fraction; give 0 or more, and less than 1"),
+        ({"eval_fraction": float("nan")}, "--eval_fraction nan: is not a fraction; give 0 or more, and less than 1"),
     ],
 )
 def test_impossible_fractions_and_counts_are_errors(tmp_path, encoder_path, values, message):

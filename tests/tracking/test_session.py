@@ -269,7 +269,10 @@ def test_a_second_signal_kills_at_once(here: Experiments) -> None:
     with meanwhile(*steps, INTERRUPT):
         deaf = ("--steps", "10000", "--seconds_per_step", "0.02", "--deaf")
         done = dataclasses.replace(here, policy=policy).run(*deaf)
-    assert (done.status, done.run.info["reason"]) == (130, "stopped by SIGINT and killed, as it went on")
+    assert (done.status, done.run.info["reason"]) == (
+        130,
+        "stopped by SIGINT and killed while still running",
+    )
 
 
 def test_a_child_stopped_from_outside_is_not_restarted(here: Experiments) -> None:

@@ -12,7 +12,7 @@ class DownsampledSeries(Series):
     """One metric, downsampled to at most `max_points`.
 
     Attributes:
-        every: one of so many points is kept.
+        every: the distance between kept points; 1: all are kept.
     """
 
     def __init__(self, max_points: int = MAX_POINTS) -> None:

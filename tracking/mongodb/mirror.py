@@ -1,6 +1,6 @@
 """Keeps the copy of a run in MongoDB up to date while it runs, in a background thread.
 
-There is no queue that could fill up: whatever must be sent stays in the run's folder.
+There is no queue that could fill up: whatever is still to be sent stays in the run's folder.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ def _run(entry: Mapping[str, Any]) -> Run | str:
     entry = without_none({"status": "RUNNING", **entry, **times})
     config, info = entry.get("config") or {}, entry.get("info") or {}
     if not (isinstance(config, Mapping) and isinstance(info, Mapping)):
-        return "its config or info is no mapping"
+        return "its config or info is not a mapping"
     info = without_none(info)
     return find_problem(entry, info) or Run(Path(str(int(entry["_id"]))), entry, config, info)
 

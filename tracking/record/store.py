@@ -35,7 +35,7 @@ from tracking.record.validation import find_problem, without_none
 DEFAULT_FOLDER = "experiments"
 RUN_FILE, CONFIG_FILE, INFO_FILE = "run.json", "config.json", "info.json"
 METRICS_FILE, SACRED_METRICS_FILE, OUTPUT_FILE = "metrics.jsonl", "metrics.json", "cout.txt"
-# A RUNNING run without a heartbeat for so long has died together with its supervisor.
+# A RUNNING run without a heartbeat for this long has died together with its supervisor.
 STALE_SECONDS = 120.0
 
 
@@ -183,7 +183,7 @@ def _read_run(path: Path) -> Run | str:
     entry, config, info = (_read_json(path / name) for name in (RUN_FILE, CONFIG_FILE, INFO_FILE))
     for name, content in ((RUN_FILE, entry), (CONFIG_FILE, config)):
         if content is None:
-            return f"{name} is no JSON object"
+            return f"{name} is not a JSON object"
     entry, info = without_none(entry), without_none(info or {})
     return find_problem(entry, info) or Run(path, entry, config, info)
 

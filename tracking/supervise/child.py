@@ -35,7 +35,7 @@ class Child:
     Attributes:
         id: its process id.
         printed_step: the last step in its progress output; None: none so far.
-        last_said: its last lines of output.
+        last_lines: its last lines of output.
     """
 
     def __init__(self, command: Sequence[str], keep: Callable[[bytes], None]) -> None:
@@ -49,7 +49,7 @@ class Child:
             OSError: it cannot be started.
         """
         self.printed_step: int | None = None
-        self.last_said = LastLines()
+        self.last_lines = LastLines()
         self._keep = keep
         self._is_cleaned_up = False
         tethered = [sys.executable, str(TETHER), str(os.getpid()), *command]
@@ -121,7 +121,7 @@ class Child:
             self._keep(lines)
         said = [line for line in lines.split(b"\n") if line.strip() and not _PROGRESS_LINE.match(line)]
         if said:
-            setattr(self.last_said, name, said[-1].decode("utf-8", "replace").strip()[:MAX_LINE_CHARACTERS])
+            setattr(self.last_lines, name, said[-1].decode("utf-8", "replace").strip()[:MAX_LINE_CHARACTERS])
         steps = _PROGRESS_LINE.findall(lines)
         if steps:
             self.printed_step = int(steps[-1])

@@ -67,20 +67,20 @@ class GiveUp:
     why: str
 
 
-def classify_exit(exit_status: int, asked_to_stop: int | None, last_said: LastLines, memory: str) -> ChildExit:
+def classify_exit(exit_status: int, asked_to_stop: int | None, last_lines: LastLines, memory: str) -> ChildExit:
     """Classifies the exit of a child that ended by itself or by a signal.
 
     Args:
         exit_status: of the child; negative for a signal that killed it.
         asked_to_stop: the signal with which the user stopped the run; None: the user did not.
-        last_said: its last lines of output.
+        last_lines: its last lines of output.
         memory: what `oom_evidence` returned.
     """
     if exit_status == 0:
         return ChildExit("COMPLETED", "finished", 0, False)
-    said, complained = _as_end(last_said.output), _as_end(last_said.error or last_said.output)
+    said, complained = _as_end(last_lines.output), _as_end(last_lines.error or last_lines.output)
     if asked_to_stop is not None:
-        how = " and killed, as it went on" if _is_killed(exit_status) else said
+        how = " and killed while still running" if _is_killed(exit_status) else said
         reason = f"stopped by {signal.Signals(asked_to_stop).name}{how}"
         return ChildExit("INTERRUPTED", reason, 128 + asked_to_stop, False)
     if exit_status == REFUSED:

@@ -215,14 +215,14 @@ class _Supervisor:
                 self._say(f"no new step for {detector.idle_seconds():.0f} s: stopping main.py")
                 return self._end_hung(child, detector)
         self._journal.update()
-        return classify_exit(status, self._stop.first(), child.last_said, oom_evidence(n_kills))
+        return classify_exit(status, self._stop.first(), child.last_lines, oom_evidence(n_kills))
 
     def _end_hung(self, child: Child, detector: _HangDetector) -> ChildExit:
         idle_seconds = detector.idle_seconds()
         status = self._stop_child(child)
         self._journal.update()
         if self._stop.numbers:
-            return classify_exit(status, self._stop.first(), child.last_said, "")
+            return classify_exit(status, self._stop.first(), child.last_lines, "")
         return classify_hang(idle_seconds, detector.step, status)
 
     def _stop_child(self, child: Child) -> int:

@@ -1,6 +1,6 @@
 """Runs a program that receives SIGTERM when the process that started it dies for any reason.
 
-`python tracking/tether.py PARENT_ID PROGRAM ARGUMENT...`. Without a system that can watch a
+`python tracking/supervise/tether.py PARENT_ID PROGRAM ARGUMENT...`. Without a system that can watch a
 parent, the program just runs.
 """
 

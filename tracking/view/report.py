@@ -1,8 +1,8 @@
 """Writes a run as one self-contained page of HTML: no network, no server, no library.
 
 The data are collected here; `report.html` beside this file draws them. A run may have a million points, and a screen
-has some thousand columns, so each curve keeps only its visible points: in every column the first, the last, the lowest
-and the highest. The page says how many these are.
+has a few thousand columns, so each curve keeps only its visible points: in every column the first, the last, the lowest
+and the highest. The page says how many are shown.
 """
 
 from __future__ import annotations

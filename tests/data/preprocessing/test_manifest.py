@@ -69,8 +69,8 @@ def test_an_invalid_manifest_is_named(tmp_path, text):
     path.write_text(text)
     with pytest.raises(DataError) as error:
         read_manifest(str(path))
-    assert str(error.value).startswith(f"{path}: is not a manifest of a data set (")
-    assert str(error.value).endswith("); remove it, and write the data set again with data/create_tfrecords.py")
+    assert str(error.value).startswith(f"{path}: is not a manifest of a dataset (")
+    assert str(error.value).endswith("); remove it, and write the dataset again with data/create_tfrecords.py")
 
 
 def test_a_missing_manifest_is_named(tmp_path):

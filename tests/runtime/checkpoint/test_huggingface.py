@@ -161,7 +161,7 @@ def test_a_missing_or_unknown_tensor_or_another_shape_is_named(tmp_path: Path) -
         f"{folder}: has no tensor h.1.mlp.c_fc.weight; copy the folder again: its config.json describes a model with it"
     )
     rewrite(folder, tensors | {"score.weight": np.zeros((2, 16), np.float32)})
-    assert message(folder).startswith(f"{folder}/model.safetensors: score.weight: is no tensor of the model that ")
+    assert message(folder).startswith(f"{folder}/model.safetensors: score.weight: is not a tensor of the model that ")
     rewrite(folder, tensors | {name: tensors[name].T})
     assert message(folder) == (
         f"{folder}/model.safetensors: {name}: is [64, 16] there and [16, 64] by config.json; give the config.json "

@@ -50,7 +50,7 @@ def test_a_broken_run_is_named_and_hides_no_other(
 def test_a_file_that_is_no_json_object(tmp_path: Path, content: str) -> None:
     folder = write_run(tmp_path, 1, {}).folder
     (folder / "run.json").write_text(content)
-    with pytest.raises(DataError, match="run.json is no JSON object; fix it"):
+    with pytest.raises(DataError, match="run.json is not a JSON object; fix it"):
         find_run(tmp_path, "1")
 
 
@@ -92,4 +92,4 @@ def test_a_store_with_broken_runs_only(tmp_path: Path) -> None:
     write_run(tmp_path, 1, {})
     (tmp_path / "1" / "config.json").write_text("x")
     first, second = all_runs(tmp_path, None).splitlines()
-    assert first == f"no run is in {tmp_path}" and second.startswith(f"{tmp_path / '1'}: config.json is no JSON")
+    assert first == f"no run is in {tmp_path}" and second.startswith(f"{tmp_path / '1'}: config.json is not a JSON")

@@ -59,7 +59,7 @@ def test_progress_lines_are_not_last_lines() -> None:
     program = "import sys; print('out\\nlast out'); print('first\\nwrong: \\u20ac\\n\\nstep 3/9  x', file=sys.stderr)"
     child = Child(python(program), bytes)
     assert child.wait(10.0) == 0
-    assert (child.last_said.output, child.last_said.error) == ("last out", "wrong: \N{EURO SIGN}")
+    assert (child.last_lines.output, child.last_lines.error) == ("last out", "wrong: \N{EURO SIGN}")
 
 
 def test_much_output_without_a_pause(capfd: pytest.CaptureFixture[str]) -> None:

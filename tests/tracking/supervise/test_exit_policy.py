@@ -40,7 +40,7 @@ DESCRIPTIONS = {
     "Ctrl-C": ((143, signal.SIGINT), ("INTERRUPTED", "stopped by SIGINT: last", 130, False)),
     "Ctrl-C and killed": (
         (-9, signal.SIGINT),
-        ("INTERRUPTED", "stopped by SIGINT and killed, as it went on", 130, False),
+        ("INTERRUPTED", "stopped by SIGINT and killed while still running", 130, False),
     ),
 }
 

@@ -50,8 +50,8 @@ def test_a_report_is_written_and_its_path_printed(store: Path, capsys: pytest.Ca
         (["--compare", "3", "5"], "run 5: is not in STORE; the nearest is 4; give another folder with --store"),
         (["--report", "x"], "run x: is not in STORE; the nearest is 4; give another folder with --store"),
         (["--tensorboard", "5"], "run 5: is not in STORE; the nearest is 4; give another folder with --store"),
-        (["--list", "--report", "3"], "--list: excludes --report; give one of them"),
-        (["--list", "--model", "tiny"], "--list: excludes flags of main.py; leave out --model"),
+        (["--list", "--report", "3"], "--list: cannot be combined with --report; give one of them"),
+        (["--list", "--model", "tiny"], "--list: cannot be combined with flags of main.py; leave out --model"),
         (
             ["--report", "3", "--mongo", "h"],
             "--mongo: --report reads the folder of the run, not MongoDB; leave it",
