@@ -13,7 +13,7 @@ from commands.run_data import RunData
 from commands.run_setup import Run
 from data.tfrecord.shards import list_shards
 from inputs import evaluation_batches
-from runtime.checkpoint import checkpoints
+from runtime.checkpoint import reader
 from runtime.checkpoint.position import TrainingPosition
 from runtime.run.metrics import MetricsWriter
 
@@ -89,9 +89,9 @@ def _histogram_hook(run: Run, metrics: MetricsWriter) -> CheckpointHook:
     def write_histograms(position: TrainingPosition) -> None:
         names = [stored.name for stored in run.placement.store if stored.variable.trainable]
         # Read from the checkpoint, where each variable is whole on any mesh.
-        path = checkpoints.latest_checkpoint(run.config.model_path)
+        path = reader.latest_checkpoint(run.config.model_path)
         with run.group.timeout(SAVE_SECONDS):
-            for name, value in checkpoints.read_variables(path, names):
+            for name, value in reader.read_variables(path, names):
                 metrics.write_histogram(position.step, f"weights/{name.removeprefix('gpt2/')}", value)
 
     return write_histograms

@@ -11,7 +11,7 @@ from commands.run_data import RunData, trained_tokenizer
 from configs.errors import CheckpointError, ConfigError
 from configs.schema import RunConfig
 from data.tokenization.tokenizer import Tokenizer
-from runtime.checkpoint import checkpoints
+from runtime.checkpoint import reader
 from runtime.checkpoint.init_from import load_initial_weights
 from runtime.checkpoint.position import TrainingPosition
 from runtime.cluster.process_group import ProcessGroup
@@ -94,7 +94,7 @@ def newest_checkpoint(config: RunConfig) -> str:
     Raises:
         CheckpointError: there is none.
     """
-    path = checkpoints.latest_checkpoint(config.model_path)
+    path = reader.latest_checkpoint(config.model_path)
     if path is None:
         raise CheckpointError(
             f"model_path = {config.model_path}: holds no checkpoint; train first, or give the model_path of "
@@ -122,6 +122,6 @@ def load_init_from(run: Run) -> TrainingPosition:
 def restore_latest(run: Run) -> TrainingPosition:
     """Restores the newest checkpoint."""
     path = newest_checkpoint(run.config)
-    position = checkpoints.restore(path, run.placement.store, run.config.training.train_batch_size)
+    position = reader.restore(path, run.placement.store, run.config.training.train_batch_size)
     say(f"restored {path}")
     return position

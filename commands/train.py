@@ -19,17 +19,18 @@ from commands.run_setup import Run, load_init_from, place_run, restore_latest, s
 from configs.errors import CheckpointError, DataError
 from configs.schema import RunConfig
 from data.loading.batch import Batch
-from data.loading.locate import describe_batch
+from data.loading.describe_batch import describe_batch
 from inputs import training_batches
 from meshtf import tf
 from models.kernels.noise import noise_key
-from runtime.checkpoint import checkpoints
+from runtime.checkpoint import reader
 from runtime.checkpoint.position import TrainingPosition
 from runtime.checkpoint.writer import CheckpointWriter
 from runtime.cluster.process_group import ProcessGroup
 from runtime.mesh.placement import Placement
 from runtime.planning.peak_flops import peak_tokens_per_second
 from runtime.run import directory as run_directory
+from runtime.run import lock
 from runtime.run.metrics import MetricsWriter, memory_in_use
 from runtime.run.progress_bar import Progress
 from runtime.training import loop
@@ -48,7 +49,7 @@ def train(config: RunConfig, options: Options, group: ProcessGroup) -> int:
     check_hook_inputs(run, data)
     data.check_same(group)
     multi_step = run.backend.build_training(config, placement, group)
-    resumed_from = checkpoints.latest_checkpoint(config.model_path)
+    resumed_from = reader.latest_checkpoint(config.model_path)
     position = _load_weights(run)
     train_steps = config.training.train_steps
     if position.step >= train_steps:
@@ -80,7 +81,7 @@ def _peak_tokens_per_second(config: RunConfig, placement: Placement, group: Proc
 def _load_weights(run: Run) -> TrainingPosition:
     """Restores the newest checkpoint of the run, or else starts from `--init_from` or from random weights."""
     say(f"model: {run.placement.store.n_trainable_parameters():,} parameters")
-    is_resumed = not run.options.new and checkpoints.latest_checkpoint(run.config.model_path) is not None
+    is_resumed = not run.options.new and reader.latest_checkpoint(run.config.model_path) is not None
     if is_resumed:
         run_directory.check_settings(run.config, run.tokenizer_json)
         if run.options.init_from is not None:
@@ -111,9 +112,9 @@ def _locked_run_directory(run: Run, resumed_from: str | None) -> Iterator[None]:
         CheckpointError: another process has trained there since the weights were read, from `resumed_from`.
     """
     config, group = run.config, run.group
-    with run_directory.locked(config.model_path) if group.is_first else contextlib.nullcontext():
+    with lock.locked(config.model_path) if group.is_first else contextlib.nullcontext():
         if group.is_first:
-            if checkpoints.latest_checkpoint(config.model_path) != resumed_from:
+            if reader.latest_checkpoint(config.model_path) != resumed_from:
                 raise CheckpointError(
                     f"model_path = {config.model_path}: another process has trained here in the meantime; run the same "
                     "command again to resume from its checkpoint, or give another model_path"

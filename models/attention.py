@@ -6,7 +6,7 @@ import math
 
 from meshtf import mtf
 from models import variables
-from models.attention_kind import QKV, AttentionKind, Cache
+from models.attention_interface import QKV, AttentionKind, Cache
 from models.context import Context
 from models.layer import Layer
 from models.linear_attention import LINEAR

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from configs.schema import ModelConfig
 from meshtf import mtf, tf
 from models import gpt2
-from models.attention_kind import Cache
+from models.attention_interface import Cache
 from models.context import Context
 from models.dims import Dims
 from models.kernels.sampling import MAX_TOP

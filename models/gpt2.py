@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from meshtf import mtf
 from models import moe, variables
 from models.attention import ATTENTION_KINDS, decode_attention, full_attention, prefill_attention
-from models.attention_kind import Cache
+from models.attention_interface import Cache
 from models.context import Context
 from models.feed_forward import dense_std, feed_forward
 from models.layer import Layer, layers

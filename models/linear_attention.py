@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from configs.schema import ModelConfig
 from meshtf import mtf
-from models.attention_kind import QKV, AttentionKind, Cache
+from models.attention_interface import QKV, AttentionKind, Cache
 from models.context import Context
 from models.layer import Layer
 from models.ops import linear_attention as ops

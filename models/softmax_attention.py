@@ -11,7 +11,7 @@ import math
 from configs.schema import ModelConfig
 from meshtf import mtf, tf
 from models import variables
-from models.attention_kind import QKV, AttentionKind, Cache
+from models.attention_interface import QKV, AttentionKind, Cache
 from models.context import Context
 from models.kernels.attention import AttentionParams
 from models.layer import Layer

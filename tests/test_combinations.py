@@ -15,8 +15,8 @@ from configs.kinds import ATTENTION_TYPES
 from configs.layout import find_layout_issues, parse_layout, parse_mesh_shape
 from configs.schema import ACTIVATIONS, MoeParams, PredictionConfig, RunConfig
 from models.kernels.sampling import SamplingParams
-from runtime.checkpoint.checkpoints import restore
 from runtime.checkpoint.position import TrainingPosition
+from runtime.checkpoint.reader import restore
 from runtime.checkpoint.writer import CheckpointWriter
 from runtime.generation.engine import build_engine
 from runtime.generation.requests import GenerationRequest

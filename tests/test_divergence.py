@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from meshtf import tf
-from runtime.checkpoint.checkpoints import latest_checkpoint
+from runtime.checkpoint.reader import latest_checkpoint
 from runtime.run.metrics import read_metrics
 from tests.program import run_process, write_project
 

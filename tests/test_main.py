@@ -24,7 +24,7 @@ from configs.load import load_config
 from data.tfrecord.records import read_examples, write_examples
 from data.tokenization.tokenizer import load_tokenizer
 from main import COMMANDS, main, parse_arguments
-from runtime.run import directory as run_directory
+from runtime.run import lock
 from runtime.run.metrics import read_metrics
 from tests.program import (
     DATASET,
@@ -825,7 +825,7 @@ def test_a_second_process_on_one_run_is_refused(
     here: Project, copied_run: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     changes = ("--set", f"model_path={copied_run}", "--set", "train_steps=400")
-    with run_directory.locked(copied_run):
+    with lock.locked(copied_run):
         before = snapshot(Path(copied_run))
         said = call(capsys, *changes)
         assert snapshot(Path(copied_run)) == before

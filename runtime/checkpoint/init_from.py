@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from configs.errors import CheckpointError
 from configs.weights import no_weights, weights_at
-from runtime.checkpoint.checkpoints import missing_variable
 from runtime.checkpoint.huggingface import is_huggingface_folder, read_weights
+from runtime.checkpoint.reader import missing_variable
 from runtime.checkpoint.weight_sources import Weights, checkpoint_weights, find_checkpoint
 from runtime.mesh.placement import VariableSlices, VariableStore
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from configs.errors import CheckpointError
 from meshtf import tf
-from runtime.checkpoint.checkpoints import STATE_FILE, checkpoint_step, latest_checkpoint, weight_names
+from runtime.checkpoint.reader import STATE_FILE, checkpoint_step, latest_checkpoint, weight_names
 
 INDEX = re.compile(r"-\d+\.index$")
 

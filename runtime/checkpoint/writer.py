@@ -1,4 +1,4 @@
-"""Writes checkpoints from the slices of the mesh, and removes old ones.
+"""Writes checkpoints from the slices of the mesh.
 
 A checkpoint takes three steps: the tensors, then the index (TensorFlow renames it into place once all tensors are
 written), then the line in the file `checkpoint` (renamed into place too). If the process is killed at any moment, the
@@ -15,23 +15,20 @@ from collections.abc import Iterator, Sequence
 
 from configs.errors import CheckpointError
 from meshtf import tf
-from runtime.checkpoint.checkpoints import (
+from runtime.checkpoint.position import TrainingPosition
+from runtime.checkpoint.reader import (
     DATASET_EXAMPLES_PREFIX,
     EXAMPLES_NAME,
-    STATE_FILE,
     STEP_NAME,
     first_line,
-    read_state,
 )
-from runtime.checkpoint.position import TrainingPosition
+from runtime.checkpoint.retention import CheckpointRetention
 from runtime.cluster.process_group import ALONE, ProcessGroup
 from runtime.mesh.placement import VariableStore
-from runtime.run.directory import FencingToken
-from storage.files import OwnFile, flush_to_disk, write_text
+from runtime.run.lock import FencingToken
+from storage.files import flush_to_disk, write_text
 
 LEFTOVER = re.compile(r"^model\.ckpt-.*\.tempstate\d+$|^\.[0-9a-f]{32}\.part$")
-N_RECENT = 10
-PERMANENT_EVERY_SECONDS = 2 * 3600
 PART_DONE = "done"  # in the folder of a part: how many entries it holds
 VISIBLE_SECONDS = 60.0  # until a shared folder shows what another machine has written
 
@@ -40,16 +37,13 @@ _Entry = tuple[str, str, tf.Tensor]
 
 
 class CheckpointWriter:
-    """Writes the checkpoints of one run. The last 10 stay, and one every two hours."""
+    """Writes the checkpoints of one run."""
 
     def __init__(self, model_path: str, store: VariableStore, group: ProcessGroup = ALONE) -> None:
         self._model_path = model_path
         self._store = store
         self._group = group
-        self._token, self._state_file = FencingToken(model_path), OwnFile(posixpath.join(model_path, STATE_FILE))
-        state = read_state(model_path)
-        self._times_seconds = dict(state.times_seconds) if state else {}
-        self._permanent_seconds = state.permanent_seconds if state else time.time()
+        self._token, self._retention = FencingToken(model_path), CheckpointRetention(model_path)
         if group.is_first:
             _remove_leftovers(model_path)
 
@@ -70,39 +64,9 @@ class CheckpointWriter:
             else:
                 _write_part(path, self._store, position, self._group)
             if self._group.is_first:
-                self._register(path)
+                self._retention.add(path)
             self._group.barrier()
         return path
-
-    def _register(self, path: str) -> None:
-        """Makes a checkpoint the newest, and removes the oldest ones that are not permanent."""
-        self._times_seconds.pop(path, None)
-        self._times_seconds[path] = time.time()
-        expired = []
-        while len(self._times_seconds) > N_RECENT:
-            old_path = next(iter(self._times_seconds))
-            old_seconds = self._times_seconds.pop(old_path)
-            if old_seconds > self._permanent_seconds + PERMANENT_EVERY_SECONDS:
-                self._permanent_seconds = old_seconds
-            else:
-                expired.append(old_path)
-        self._write_state()
-        # Only now does nothing name them any more.
-        for old_path in expired:
-            tf.compat.v1.train.remove_checkpoint(old_path)
-
-    def _write_state(self) -> None:
-        state = tf.compat.v1.train.generate_checkpoint_state_proto(
-            self._model_path,
-            list(self._times_seconds)[-1],
-            list(self._times_seconds),
-            list(self._times_seconds.values()),
-            self._permanent_seconds,
-        )
-        # Relative names, so that the folder can be moved.
-        state.model_checkpoint_path = posixpath.basename(state.model_checkpoint_path)
-        state.all_model_checkpoint_paths[:] = map(posixpath.basename, list(state.all_model_checkpoint_paths))
-        self._state_file.write(str(state))
 
 
 def _remove_leftovers(model_path: str) -> None:

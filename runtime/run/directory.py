@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import posixpath
 
-from configs.errors import CheckpointError, ConfigError, UserError
+from configs.errors import CheckpointError, ConfigError
 from configs.load import load_config, resolved_json
 from configs.schema import RunConfig
 from meshtf import tf
-from storage import buckets, locks
+from runtime.run.lock import LOCK_FILE
+from storage import buckets
 from storage.files import is_local, write_text
 from storage.remote_configs import on_disk
 
 CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.json"
-LOCK_FILE = "lock"
 # May exist before a run does.
 PLAN_PICTURE, DATASET_PICTURE = "plan.png", "dataset.png"
 # Settings that change what the weights compute, but not the shape of any variable.
@@ -148,42 +147,6 @@ def check_outside(model_path: str, weights: str) -> None:
 
 def _shown(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def locked(model_path: str) -> contextlib.AbstractContextManager[None]:
-    """Locks the folder against other processes: on a disk against those of this machine, in a bucket against all.
-
-    Raises:
-        UserError: another process holds the lock.
-    """
-    path, refusal = posixpath.join(model_path, LOCK_FILE), f"model_path = {model_path}: another process trains here"
-    return locks.locked(path, refusal, "wait for it, or give another model_path")
-
-
-class FencingToken:
-    """The generation of the lock that this process holds on a folder in a bucket.
-
-    A process that was suspended until another one took the lock must notice that before it writes.
-    """
-
-    def __init__(self, model_path: str) -> None:
-        self._model_path = model_path
-        self._generation = self._current()
-
-    def check(self) -> None:
-        """Checks that no other process has taken over the lock.
-
-        Raises:
-            UserError: another process has.
-        """
-        if self._current() != self._generation:
-            raise UserError(
-                f"model_path = {self._model_path}: another process has taken over the run; let it continue, or "
-                "stop it and restart this one"
-            )
-
-    def _current(self) -> int:
-        return 0 if is_local(self._model_path) else buckets.stat(posixpath.join(self._model_path, LOCK_FILE)).generation
 
 
 def is_empty(model_path: str) -> bool:

@@ -23,8 +23,8 @@ import numpy as np
 from configs.errors import UserError
 from configs.schema import MoeParams, RunConfig
 from meshtf import mtf
-from runtime.checkpoint.checkpoints import latest_checkpoint, restore
 from runtime.checkpoint.position import TrainingPosition
+from runtime.checkpoint.reader import latest_checkpoint, restore
 from runtime.checkpoint.writer import CheckpointWriter
 from runtime.cluster.process_group import ProcessGroup
 from runtime.cluster.rendezvous import connect

@@ -18,8 +18,8 @@ import numpy as np
 from configs.errors import UserError
 from meshtf import tf
 from models.variables import SlicedVariable
-from runtime.checkpoint.checkpoints import latest_checkpoint, restore
 from runtime.checkpoint.position import TrainingPosition
+from runtime.checkpoint.reader import latest_checkpoint, restore
 from runtime.checkpoint.writer import CheckpointWriter
 from runtime.cluster.process_group import ProcessGroup
 from runtime.cluster.rendezvous import connect

@@ -10,7 +10,7 @@ import numpy as np
 
 from configs.load import load_config
 from data.tokenization.tokenizer import Tokenizer, load_tokenizer
-from runtime.checkpoint.checkpoints import latest_checkpoint
+from runtime.checkpoint.reader import latest_checkpoint
 from runtime.checkpoint.weight_sources import checkpoint_weights
 from tests import program
 from tests.models import reference

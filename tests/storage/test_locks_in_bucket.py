@@ -17,6 +17,7 @@ import pytest
 
 from configs.errors import UserError
 from runtime.run import directory as run_directory
+from runtime.run import lock
 from storage import buckets, locks
 from tests.program import REPOSITORY
 from tests.storage.server import BROKEN_BEFORE, Cloud
@@ -62,8 +63,8 @@ def holder() -> Iterator[subprocess.Popen[str]]:
 
 def test_the_lock_is_held_and_free_again(trials: Cloud) -> None:
     for _ in range(2):
-        with run_directory.locked(FOLDER):
-            with pytest.raises(UserError) as raised, run_directory.locked(FOLDER):
+        with lock.locked(FOLDER):
+            with pytest.raises(UserError) as raised, lock.locked(FOLDER):
                 pass
             assert str(raised.value).startswith(
                 f"model_path = {FOLDER}: another process trains here, process {os.getpid()} of "
@@ -75,7 +76,7 @@ def test_the_lock_is_held_and_free_again(trials: Cloud) -> None:
 def test_a_run_is_deleted_but_for_the_lock(trials: Cloud) -> None:
     for name in ("run/checkpoint", "run/eval/events", "runs/other"):
         trials.write("trials", name, b"x")
-    with run_directory.locked(FOLDER):
+    with lock.locked(FOLDER):
         run_directory.delete_contents(f"{FOLDER}/")
         assert trials.names("trials") == ["run/lock", "runs/other"]
 
@@ -149,7 +150,7 @@ def test_one_of_many_gets_the_lock(trials: Cloud) -> None:
 
 
 def test_a_holder_that_lost_the_lock_is_stopped_and_writes_no_more(trials: Cloud) -> None:
-    token = run_directory.FencingToken(FOLDER)
+    token = lock.FencingToken(FOLDER)
     token.check()
     with holder() as process:
         buckets.write(LOCK, ELSEWHERE)

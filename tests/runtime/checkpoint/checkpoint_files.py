@@ -10,8 +10,8 @@ import numpy as np
 
 from meshtf import mtf, tf
 from models.variables import SlicedVariable, zeros
-from runtime.checkpoint.checkpoints import checkpoint_step
 from runtime.checkpoint.position import TrainingPosition
+from runtime.checkpoint.reader import checkpoint_step
 from runtime.checkpoint.writer import CheckpointWriter
 from runtime.mesh.placement import VariableStore, place
 from tests import tiny

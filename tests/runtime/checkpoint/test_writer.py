@@ -12,8 +12,8 @@ import pytest
 from configs.errors import UserError
 from configs.schema import ModelConfig
 from meshtf import tf
-from runtime.checkpoint.checkpoints import latest_checkpoint, restore
 from runtime.checkpoint.position import TrainingPosition
+from runtime.checkpoint.reader import latest_checkpoint, restore
 from runtime.checkpoint.writer import CheckpointWriter
 from runtime.mesh.placement import VariableStore
 from tests import tiny

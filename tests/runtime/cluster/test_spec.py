@@ -18,7 +18,7 @@ import pytest
 
 from configs.errors import UserError
 from meshtf import mtf
-from runtime.checkpoint.checkpoints import latest_checkpoint
+from runtime.checkpoint.reader import latest_checkpoint
 from runtime.cluster.heartbeat import CHECK_SECONDS, Heartbeat, Timeouts
 from runtime.cluster.rendezvous import _check_machine, _check_port_is_free
 from runtime.cluster.spec import Cluster, ClusterError, find_cluster

@@ -21,8 +21,8 @@ from configs.errors import CheckpointError, DeviceError
 from meshtf import mtf
 from models.variables import SlicedVariable, normal
 from runtime.checkpoint import writer
-from runtime.checkpoint.checkpoints import latest_checkpoint, restore
 from runtime.checkpoint.position import TrainingPosition
+from runtime.checkpoint.reader import latest_checkpoint, restore
 from runtime.checkpoint.writer import CheckpointWriter
 from runtime.cluster.process_group import ProcessGroup
 from runtime.cluster.spec import ClusterError

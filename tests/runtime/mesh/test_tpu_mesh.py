@@ -18,8 +18,8 @@ from configs.load import load_config
 from configs.schema import RunConfig
 from meshtf import mtf, tf
 from models.variables import SlicedVariable
-from runtime.checkpoint.checkpoints import restore
 from runtime.checkpoint.position import TrainingPosition
+from runtime.checkpoint.reader import restore
 from runtime.checkpoint.writer import CheckpointWriter
 from runtime.generation.programs import build_generate
 from runtime.mesh.multi_process import place_process

@@ -11,6 +11,7 @@ import pytest
 from configs.errors import CheckpointError, ConfigError, UserError
 from configs.schema import MoeParams, RunConfig
 from runtime.run import directory as run_directory
+from runtime.run import lock
 from tests import tiny
 
 
@@ -26,7 +27,7 @@ def test_deleting_a_run_keeps_its_lock(tmp_path: Path) -> None:
     (tmp_path / "eval").mkdir()
     (tmp_path / "eval" / "events").write_text("")
     (tmp_path / "checkpoint").write_text("")
-    with run_directory.locked(str(tmp_path)):
+    with lock.locked(str(tmp_path)):
         run_directory.delete_contents(str(tmp_path))
         assert [path.name for path in tmp_path.iterdir()] == ["lock"]
 
@@ -34,9 +35,9 @@ def test_deleting_a_run_keeps_its_lock(tmp_path: Path) -> None:
 def test_a_lock_is_released_at_the_end(tmp_path: Path) -> None:
     for _ in range(2):
         with (
-            run_directory.locked(str(tmp_path)),
+            lock.locked(str(tmp_path)),
             pytest.raises(UserError, match="another process trains here"),
-            run_directory.locked(str(tmp_path)),
+            lock.locked(str(tmp_path)),
         ):
             pass
 

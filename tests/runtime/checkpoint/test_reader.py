@@ -12,8 +12,8 @@ import pytest
 
 from configs.errors import CheckpointError
 from meshtf import tf
-from runtime.checkpoint.checkpoints import latest_checkpoint, restore
 from runtime.checkpoint.position import TrainingPosition
+from runtime.checkpoint.reader import latest_checkpoint, restore
 from runtime.mesh.placement import VariableStore, place
 from tests import tiny
 from tests.runtime.checkpoint.checkpoint_files import (

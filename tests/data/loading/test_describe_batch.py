@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.loading.locate import describe_batch
+from data.loading.describe_batch import describe_batch
 from data.tfrecord.records import read_examples, write_examples
 from inputs import training_batches
 from tests.test_inputs import run_config, use_of, write_numbered

@@ -1,0 +1,53 @@
+"""Which checkpoints of a run stay: the last 10, and one every two hours."""
+
+from __future__ import annotations
+
+import posixpath
+import time
+
+from meshtf import tf
+from runtime.checkpoint.reader import STATE_FILE, read_state
+from storage.files import OwnFile
+
+N_RECENT = 10
+PERMANENT_EVERY_SECONDS = 2 * 3600
+
+
+class CheckpointRetention:
+    """The checkpoints of one run, as the file `checkpoint` lists them."""
+
+    def __init__(self, model_path: str) -> None:
+        self._model_path = model_path
+        self._state_file = OwnFile(posixpath.join(model_path, STATE_FILE))
+        state = read_state(model_path)
+        self._times_seconds = dict(state.times_seconds) if state else {}
+        self._permanent_seconds = state.permanent_seconds if state else time.time()
+
+    def add(self, path: str) -> None:
+        """Makes a checkpoint the newest, and removes the oldest ones that are not permanent."""
+        self._times_seconds.pop(path, None)
+        self._times_seconds[path] = time.time()
+        expired = []
+        while len(self._times_seconds) > N_RECENT:
+            old_path = next(iter(self._times_seconds))
+            old_seconds = self._times_seconds.pop(old_path)
+            if old_seconds > self._permanent_seconds + PERMANENT_EVERY_SECONDS:
+                self._permanent_seconds = old_seconds
+            else:
+                expired.append(old_path)
+        self._write_state()
+        for old_path in expired:  # only now is it no longer listed
+            tf.compat.v1.train.remove_checkpoint(old_path)
+
+    def _write_state(self) -> None:
+        state = tf.compat.v1.train.generate_checkpoint_state_proto(
+            self._model_path,
+            list(self._times_seconds)[-1],
+            list(self._times_seconds),
+            list(self._times_seconds.values()),
+            self._permanent_seconds,
+        )
+        # Relative names, so that the folder can be moved.
+        state.model_checkpoint_path = posixpath.basename(state.model_checkpoint_path)
+        state.all_model_checkpoint_paths[:] = map(posixpath.basename, list(state.all_model_checkpoint_paths))
+        self._state_file.write(str(state))
