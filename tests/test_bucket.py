@@ -264,7 +264,7 @@ def test_a_second_process_does_not_train_in_the_same_folder(fresh: Place) -> Non
 
 
 @pytest.mark.parametrize(
-    ("part", "said_of", "remedy"),
+    ("part", "problem", "remedy"),
     [
         (
             "data%2Ftrain",
@@ -278,18 +278,18 @@ def test_a_second_process_does_not_train_in_the_same_folder(fresh: Place) -> Non
         ),
     ],
 )
-def test_unreadable_files_are_named(place: Place, part: str, said_of: str, remedy: str) -> None:
+def test_unreadable_files_are_named(place: Place, part: str, problem: str, remedy: str) -> None:
     place.google.faults = lambda request: 403 if part in request.path else None
-    said = place.run("--set", "model_path=gs://trials/runs/other")
+    result = place.run("--set", "model_path=gs://trials/runs/other")
     place.google.faults = lambda request: None
-    assert said.returncode == 2 and place.google.names("trials", "runs/other") == []
-    assert said.stderr.startswith(f"{said_of}Error executing an HTTP request: HTTP response code 403")
-    assert said.stderr.endswith(remedy)
+    assert result.returncode == 2 and place.google.names("trials", "runs/other") == []
+    assert result.stderr.startswith(f"{problem}Error executing an HTTP request: HTTP response code 403")
+    assert result.stderr.endswith(remedy)
 
 
 def test_a_config_that_is_not_there_is_named(place: Place) -> None:
-    said = place.run("--model", "gs://trials/configs/none.json")
-    assert (said.returncode, said.stdout, said.stderr) == (
+    result = place.run("--model", "gs://trials/configs/none.json")
+    assert (result.returncode, result.stdout, result.stderr) == (
         2,
         "",
         "gs://trials/configs/none.json: cannot be read (No such object); check the path\n",
@@ -298,6 +298,6 @@ def test_a_config_that_is_not_there_is_named(place: Place) -> None:
 
 def test_an_invalid_config_in_the_bucket_is_named_by_its_path(place: Place) -> None:
     write_json(place.google, "configs/wrong.json", TINY | {"n_heads": 3})
-    said = place.run("--model", "gs://trials/configs/wrong.json")
-    assert said.returncode == 2
-    assert said.stderr == "gs://trials/configs/wrong.json: n_heads = 3: is not a known key; did you mean n_head?\n"
+    result = place.run("--model", "gs://trials/configs/wrong.json")
+    assert result.returncode == 2
+    assert result.stderr == "gs://trials/configs/wrong.json: n_heads = 3: is not a known key; did you mean n_head?\n"

@@ -76,9 +76,9 @@ def check_pip(arguments: Sequence[str]) -> None:
 
 def body_of(arguments: Sequence[str]) -> str:
     """What curl would send as JSON."""
-    said = dict(zip(arguments[1::2], arguments[2::2], strict=True))
-    assert set(said) == {"-H", "-d"} and said["-H"] == "Content-Type: application/json"
-    return said["-d"]
+    printed = dict(zip(arguments[1::2], arguments[2::2], strict=True))
+    assert set(printed) == {"-H", "-d"} and printed["-H"] == "Content-Type: application/json"
+    return printed["-d"]
 
 
 def check_request(arguments: Sequence[str]) -> None:
@@ -194,7 +194,7 @@ def overrides(**values: object) -> list[str]:
 
 
 def test_requests_that_are_shown_are_answered() -> None:
-    """To the server of the tests, which goes on with a text by saying it again: it has another name and address."""
+    """They are sent to the server of the tests, which repeats the prompt and has another name and address."""
     text = (REPOSITORY / "docs" / "serving.md").read_text(encoding="utf-8")
     (program,) = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     (request,) = (words[1:] for words in commands(text) if words[0] == "curl")
@@ -203,8 +203,8 @@ def test_requests_that_are_shown_are_answered() -> None:
         def for_it(text: str) -> str:
             return text.replace(ADDRESS, server.url).replace(SERVED, "scripted")
 
-        said = subprocess.run([sys.executable, "-c", for_it(program)], capture_output=True, text=True, timeout=60)
-        assert len(said.stdout) == 40 and set(said.stdout) <= set("def main"), said.stderr[-2000:]
+        printed = subprocess.run([sys.executable, "-c", for_it(program)], capture_output=True, text=True, timeout=60)
+        assert len(printed.stdout) == 40 and set(printed.stdout) <= set("def main"), printed.stderr[-2000:]
         answer = httpx2.post(for_it(request[0]), json=json.loads(for_it(body_of(request))))
         assert len(answer.json()["choices"][0]["text"]) == 40
 

@@ -1,5 +1,5 @@
-"""The program as a person meets it: real processes on a tiny model and a few small texts, and what is said when a
-command line, a config or a file is wrong.
+"""The program as a user sees it: real processes on a tiny model and a few small texts, and the errors when a command
+line, a config or a file is wrong.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def copied_run(here: Project) -> Iterator[str]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Said:
+class Result:
     """What one call of `main` in this process gave."""
 
     status: int
@@ -88,13 +88,13 @@ class Said:
     err: str
 
 
-def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> Said:
+def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> Result:
     capsys.readouterr()
     try:
         status = main(["--model", "tiny.json", *arguments])
     except SystemExit as end:  # argparse's way of refusing
         status = end.code
-    return Said(status, *capsys.readouterr())
+    return Result(status, *capsys.readouterr())
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
@@ -194,8 +194,8 @@ def test_a_run_stopped_or_killed_anywhere_resumes_exactly(project: Project, numb
 def test_evaluation_covers_all_held_out_data_on_any_mesh(
     here: Project, copied_run: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = call(capsys, "--eval", "--set", f"model_path={copied_run}")
-    assert (said.status, said.err) == (0, "")
+    result = call(capsys, "--eval", "--set", f"model_path={copied_run}")
+    assert (result.status, result.err) == (0, "")
     measured = read_metrics(copied_run)[-1]
     padding_id = 1
     labels = [ids[1:] for ids in read_examples(str(here.tfrecords("eval")))]
@@ -205,7 +205,7 @@ def test_evaluation_covers_all_held_out_data_on_any_mesh(
     assert 1.0 < measured["loss"] < 3.0
     assert measured["perplexity"] == pytest.approx(math.exp(measured["loss"]))
     below_uniform = math.log(300) - measured["loss"]
-    assert said.out.splitlines()[-3:] == [
+    assert result.out.splitlines()[-3:] == [
         f"restored {copied_run}/model.ckpt-300",
         f"step 300: held-out loss {measured['loss']:.4f}  perplexity {measured['perplexity']:.4f}  "
         f"tokens {n_tokens}  bits_per_byte {measured['bits_per_byte']:.4f}",
@@ -268,20 +268,20 @@ def test_exported_weights_come_back_without_the_model_being_said_again(
         assert main(["--model", "tuned.json", "--eval", "--init_from", weights]) == 0
         (measured,) = re.findall(r"step 0: held-out loss (\d\.\d{4}) ", capsys.readouterr().out)
         assert float(measured) == pytest.approx(loss, abs=1e-4)
-    assert not (here.folder / "runs" / "tuned").exists()  # other weights are no part of a run
+    assert not (here.folder / "runs" / "tuned").exists()  # other weights are not part of a run
 
 
 def test_a_run_starts_from_given_weights_and_then_resumes_by_itself(
     here: Project, exported: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--init_from", exported, "--set", "model_path=runs/from", "--set", "lr_decay=null"]
-    said = call(capsys, *arguments, "--set", "train_steps=3")
-    assert said.status == 0 and f"loaded weights from {exported}\n" in said.out
+    result = call(capsys, *arguments, "--set", "train_steps=3")
+    assert result.status == 0 and f"loaded weights from {exported}\n" in result.out
     first = read_metrics("runs/from")[0]
     assert first["step"] == 1 and first["loss"] < read_metrics(str(here.run))[10]["loss"]
-    said = call(capsys, *arguments, "--set", "train_steps=5")
-    assert "restored runs/from/model.ckpt-3\n" in said.out and "loaded weights" not in said.out
-    assert f"--init_from {exported}: ignored, since the run resumes from its own checkpoint\n" in said.out
+    result = call(capsys, *arguments, "--set", "train_steps=5")
+    assert "restored runs/from/model.ckpt-3\n" in result.out and "loaded weights" not in result.out
+    assert f"--init_from {exported}: ignored, since the run resumes from its own checkpoint\n" in result.out
     config = {key: value for key, value in TINY.items() if key not in MODEL_KEYS}
     (here.folder / "from.json").write_text(json.dumps(config | {"model_path": "runs/from"}))
     assert main(["--model", "from.json", "--eval"]) == 0  # the run knows the model that its config leaves out
@@ -289,27 +289,27 @@ def test_a_run_starts_from_given_weights_and_then_resumes_by_itself(
 
 
 def test_a_saved_model_is_written(here: Project, capsys: pytest.CaptureFixture[str]) -> None:
-    said = call(capsys, "--export", "--export_dir", "served")
-    assert (said.status, said.err) == (0, "")
-    assert said.out.endswith("exported runs/tiny/model.ckpt-300 to served\n")
+    result = call(capsys, "--export", "--export_dir", "served")
+    assert (result.status, result.err) == (0, "")
+    assert result.out.endswith("exported runs/tiny/model.ckpt-300 to served\n")
     assert (here.folder / "served" / "saved_model.pb").exists()
 
 
 def test_a_plan_is_shown_and_drawn_before_anything_runs(here: Project, capsys: pytest.CaptureFixture[str]) -> None:
     mesh = ["--set", "mesh_shape=x:2,y:2", "--set", "layout=batch:x,heads:y", "--set", "model_path=runs/planned"]
-    said = call(capsys, "--plan", *mesh)
-    assert (said.status, said.err) == (0, "")
+    result = call(capsys, "--plan", *mesh)
+    assert (result.status, result.err) == (0, "")
     n_parameters = 300 * 16 + 16 * 16 + 12 * 16 * 16 + 12 * 16  # tables, kernels, norms and biases
-    assert said.out.startswith("tiny on x:2,y:2 (batch:x,heads:y)\n")
-    assert re.search(rf"^parameters +{n_parameters:,}$", said.out, re.MULTILINE)
-    assert said.out.endswith("drawn in runs/planned/plan.png\n")
+    assert result.out.startswith("tiny on x:2,y:2 (batch:x,heads:y)\n")
+    assert re.search(rf"^parameters +{n_parameters:,}$", result.out, re.MULTILINE)
+    assert result.out.endswith("drawn in runs/planned/plan.png\n")
     assert (here.folder / "runs" / "planned" / "plan.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_layout_is_chosen_and_applied(here: Project, capsys: pytest.CaptureFixture[str]) -> None:
-    said = call(capsys, "--auto_layout", "--set", "mesh_shape=x:2", "--set", "train_batch_size=4096")
-    assert said.status == 0
-    assert '"mesh_shape": "x:2", "layout": "batch:x"\n' in said.out
+    result = call(capsys, "--auto_layout", "--set", "mesh_shape=x:2", "--set", "train_batch_size=4096")
+    assert result.status == 0
+    assert '"mesh_shape": "x:2", "layout": "batch:x"\n' in result.out
     arguments = ["--auto_layout", "--set", "mesh_shape=x:2", "--apply", "--cpu_devices", "2"]
     process = run_process(here.folder, *arguments, "--set", "model_path=runs/applied", "--set", "train_steps=2")
     assert process.returncode == 0, process.stderr
@@ -320,9 +320,9 @@ def test_a_layout_is_chosen_and_applied(here: Project, capsys: pytest.CaptureFix
 
 def test_check_dataset_counts_what_is_there(here: Project, capsys: pytest.CaptureFixture[str]) -> None:
     before = snapshot(here.folder)
-    said = call(capsys, "--check_dataset")
-    assert (said.status, said.err) == (0, "")
-    assert said.out.endswith("\ndrawn in runs/tiny/dataset.png\n")
+    result = call(capsys, "--check_dataset")
+    assert (result.status, result.err) == (0, "")
+    assert result.out.endswith("\ndrawn in runs/tiny/dataset.png\n")
     drawn = here.run / "dataset.png"
     assert drawn.read_bytes().startswith(b"\x89PNG")
     drawn.unlink()
@@ -335,14 +335,14 @@ def test_check_dataset_counts_what_is_there(here: Project, capsys: pytest.Captur
         figures = {"files": 1, "examples": len(examples), "tokens": len(ids), "documents": ids.count(0)}
         figures |= {"smallest id": min(ids), "largest id": max(ids)}
         table = "\n".join(f"{figure:<12} {value:>16,}" for figure, value in figures.items())
-        assert f"\nwords, {name}: {pattern}\n{table}\nfirst example:\n{text}\n" in said.out
+        assert f"\nwords, {name}: {pattern}\n{table}\nfirst example:\n{text}\n" in result.out
 
 
 def test_a_finished_run_says_how_to_train_on(here: Project, capsys: pytest.CaptureFixture[str]) -> None:
     before = snapshot(here.folder)
-    said = call(capsys)
-    assert said.status == 0
-    assert said.out.splitlines()[-1] == "step 300 of 300: training is finished; raise train_steps to train on"
+    result = call(capsys)
+    assert result.status == 0
+    assert result.out.splitlines()[-1] == "step 300 of 300: training is finished; raise train_steps to train on"
     assert snapshot(here.folder) == before
 
 
@@ -351,8 +351,8 @@ def test_checkpoints_evaluate_and_write_samples(
 ) -> None:
     keys = ["eval_steps=2", "predict_steps=1", "train_steps=308", "lr_decay=null", f"model_path={copied_run}"]
     overrides = [text for key in keys for text in ("--set", key)]
-    said = call(capsys, "--steps_per_checkpoint", "4", "--sacred_id", "mine", *overrides)
-    assert said.status == 0
+    result = call(capsys, "--steps_per_checkpoint", "4", "--sacred_id", "mine", *overrides)
+    assert result.status == 0
     lines = read_metrics(copied_run)[N_STEPS:]
     assert [(line["split"], line["step"]) for line in lines] == [
         *(("train", step) for step in (301, 302, 303, 304)),
@@ -363,21 +363,21 @@ def test_checkpoints_evaluate_and_write_samples(
     assert [line["tokens"] for line in lines if line["split"] == "eval"] == [2 * 4 * 16] * 2
     for step in (304, 308):
         path = f"{copied_run}/predictions_mine_{step}.txt"
-        assert f"step {step}: samples in {path}\n" in said.err
+        assert f"step {step}: samples in {path}\n" in result.err
         assert Path(path).read_text().startswith(f"{'=' * 40} SAMPLE 0 {'=' * 40}\n\nIn the beginning")
-        assert f"step {step}: held-out loss " in said.err
+        assert f"step {step}: held-out loss " in result.err
 
 
 def test_a_run_that_diverges_keeps_its_last_checkpoint(
     here: Project, copied_run: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = call(capsys, "--set", f"model_path={copied_run}", "--set", "lr=1e30", "--set", "train_steps=400")
-    assert said.status == 2
+    result = call(capsys, "--set", f"model_path={copied_run}", "--set", "lr=1e30", "--set", "train_steps=400")
+    assert result.status == 2
     assert re.fullmatch(
         r"step 30\d, examples 12\d\d to 12\d\d \(datasets/words/\S+: records \d+ to \d+\): (loss|grad_norm) = "
         r"(nan|inf): training has diverged: the first tensor that is not finite is .+; the newest checkpoint is "
         r"that of step 300; lower lr, raise warmup_steps or set gradient_clipping, and run again",
-        said.err.splitlines()[-1],
+        result.err.splitlines()[-1],
     )
     assert max(int(path.stem.split("-")[1]) for path in Path(copied_run).glob("*.index")) == 300
 
@@ -388,9 +388,9 @@ def test_a_run_that_diverges_keeps_its_last_checkpoint(
 def test_new_deletes_the_run_and_starts_at_step_0(
     here: Project, copied_run: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = call(capsys, "--new", "--yes", "--set", "train_steps=3", "--set", f"model_path={copied_run}")
-    assert said.status == 0
-    assert f"deleted the run in {copied_run}\n" in said.out and "restored" not in said.out
+    result = call(capsys, "--new", "--yes", "--set", "train_steps=3", "--set", f"model_path={copied_run}")
+    assert result.status == 0
+    assert f"deleted the run in {copied_run}\n" in result.out and "restored" not in result.out
     assert sorted(path.stem for path in Path(copied_run).glob("*.index")) == ["model.ckpt-3"]
     # The batches, too, begin again at the first; the noise and the first values are those of the same seed.
     begun = [line["loss"] for line in read_metrics(copied_run)]
@@ -407,9 +407,9 @@ def test_new_asks_at_a_terminal(
     with open(theirs, encoding="utf-8") as terminal:
         monkeypatch.setattr(sys, "stdin", terminal)
         os.write(ours, f"{answer}\n".encode())
-        said = call(capsys, "--new")
+        result = call(capsys, "--new")
     os.close(ours)
-    assert said == Said(0, "Delete the run in runs/tiny? [y/n] ", "")
+    assert result == Result(0, "Delete the run in runs/tiny? [y/n] ", "")
     assert snapshot(here.folder) == before
 
 
@@ -628,8 +628,8 @@ REFUSALS: dict[str, tuple[list[str], str]] = {
 def test_one_message_status_2_and_nothing_touched(here: Project, capsys: pytest.CaptureFixture[str], case: str) -> None:
     arguments, message = REFUSALS[case]
     before = snapshot(here.folder)
-    said = call(capsys, *arguments)
-    assert (said.status, said.err) == (2, message.replace("{here}", str(here.folder)) + "\n")
+    result = call(capsys, *arguments)
+    assert (result.status, result.err) == (2, message.replace("{here}", str(here.folder)) + "\n")
     assert snapshot(here.folder) == before
 
 
@@ -647,9 +647,9 @@ def test_a_command_line_of_another_form(
     here: Project, capsys: pytest.CaptureFixture[str], arguments: Sequence[str], message: str
 ) -> None:
     before = snapshot(here.folder)
-    said = call(capsys, *arguments)
-    assert (said.status, said.out) == (2, "")
-    assert said.err.startswith("usage: main.py ") and said.err.endswith(f"\nmain.py: error: {message}\n")
+    result = call(capsys, *arguments)
+    assert (result.status, result.out) == (2, "")
+    assert result.err.startswith("usage: main.py ") and result.err.endswith(f"\nmain.py: error: {message}\n")
     assert snapshot(here.folder) == before
 
 
@@ -743,11 +743,11 @@ def test_a_wrong_record_is_named_and_nothing_is_written(
     before = snapshot(here.folder)
     records = records_dataset(path=str(path), eval_path=str(path))
     for arguments in (["--set", "model_path=runs/other"], ["--eval"]):
-        said = call(capsys, *arguments, "--set", records)
-        assert (said.status, said.err) == (2, f"{path}: {problem}\n"), arguments
+        result = call(capsys, *arguments, "--set", records)
+        assert (result.status, result.err) == (2, f"{path}: {problem}\n"), arguments
         assert snapshot(here.folder) == before
-    said = call(capsys, "--check_dataset", "--set", records)
-    assert said.status == 2 and said.err.startswith(f"{path}: {problem.split('; ')[0]}; ")
+    result = call(capsys, "--check_dataset", "--set", records)
+    assert result.status == 2 and result.err.startswith(f"{path}: {problem.split('; ')[0]}; ")
     (here.run / "dataset.png").unlink()
 
 
@@ -757,17 +757,17 @@ def test_a_run_whose_checkpoint_is_torn_stays_as_it_is(
     os.truncate(f"{copied_run}/model.ckpt-300.data-00000-of-00001", 100)
     before = snapshot(here.folder)
     for arguments in ([], ["--eval"], ["--predict"]):
-        said = call(capsys, *arguments, "--set", f"model_path={copied_run}")
-        assert said.status == 2
-        assert said.err.startswith(f"{copied_run}/model.ckpt-300: cannot be read: ")
-        assert said.err.endswith(
+        result = call(capsys, *arguments, "--set", f"model_path={copied_run}")
+        assert result.status == 2
+        assert result.err.startswith(f"{copied_run}/model.ckpt-300: cannot be read: ")
+        assert result.err.endswith(
             "; remove the files of this checkpoint to resume from the previous one, or give another model_path\n"
         )
         assert snapshot(here.folder) == before
     for path in Path(copied_run).glob("model.ckpt-300.*"):
         path.unlink()
-    said = call(capsys, "--predict", "--seed", "1", "--set", f"model_path={copied_run}")
-    assert (said.status, said.out.splitlines()[1]) == (0, f"restored {copied_run}/model.ckpt-200")
+    result = call(capsys, "--predict", "--seed", "1", "--set", f"model_path={copied_run}")
+    assert (result.status, result.out.splitlines()[1]) == (0, f"restored {copied_run}/model.ckpt-200")
 
 
 def test_another_tokenizer_is_refused(here: Project, copied_run: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -775,8 +775,8 @@ def test_another_tokenizer_is_refused(here: Project, copied_run: str, capsys: py
     tokenizer.write_text(tokenizer.read_text().replace('"version": "1.0"', '"version": "1.0" '))
     before = snapshot(here.folder)
     for arguments in (["--set", "train_steps=301"], ["--eval"]):
-        said = call(capsys, *arguments, "--set", f"model_path={copied_run}")
-        assert (said.status, said.err) == (
+        result = call(capsys, *arguments, "--set", f"model_path={copied_run}")
+        assert (result.status, result.err) == (
             2,
             f"{copied_run}/tokenizer.json: differs from the tokenizer of the dataset, which has changed since "
             "training started; give another model_path, or --new to start over\n",
@@ -798,11 +798,11 @@ def test_a_trained_model_needs_none_of_its_data(
     assert call(capsys, "--export", "--export_format", "hf", "--export_dir", "exported_alone", *run).status == 0
     assert Path("exported_alone", "tokenizer.json").read_text() == Path(copied_run, "tokenizer.json").read_text()
     Path(copied_run, "tokenizer.json").write_text("{}")
-    said = call(capsys, *asked, *run)
-    assert said.status == 2 and said.err.startswith(f"{copied_run}/tokenizer.json: ")
+    result = call(capsys, *asked, *run)
+    assert result.status == 2 and result.err.startswith(f"{copied_run}/tokenizer.json: ")
     Path(copied_run, "tokenizer.json").unlink()
-    said = call(capsys, *asked, *run)
-    assert (said.status, said.err) == (
+    result = call(capsys, *asked, *run)
+    assert (result.status, result.err) == (
         2,
         "gone: no file found; name a directory, a glob or a file that has text\n",
     )
@@ -812,12 +812,12 @@ def test_a_run_is_deleted_only_once_the_new_one_can_start(
     here: Project, copied_run: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = snapshot(Path(copied_run))
-    # The tfrecords of n_ctx 16 are no examples of a model of 8: found at the first batch.
+    # The tfrecords of n_ctx 16 are not examples for a model of 8: found at the first batch.
     dataset = {"id": "words", "n_vocab": 300, "path": str(here.tfrecords("train")), "eos_id": 0, "padding_id": 1}
     dataset["tokenizer_path"] = f"{copied_run}/tokenizer.json"
     changes = ["n_ctx=8", f"model_path={copied_run}", f"datasets={json.dumps([dataset])}"]
-    said = call(capsys, "--new", "--yes", *(part for change in changes for part in ("--set", change)))
-    assert said.status == 2 and "n_ctx" in said.err
+    result = call(capsys, "--new", "--yes", *(part for change in changes for part in ("--set", change)))
+    assert result.status == 2 and "n_ctx" in result.err
     assert snapshot(Path(copied_run)) == before
 
 
@@ -827,18 +827,18 @@ def test_a_second_process_on_one_run_is_refused(
     changes = ("--set", f"model_path={copied_run}", "--set", "train_steps=400")
     with lock.locked(copied_run):
         before = snapshot(Path(copied_run))
-        said = call(capsys, *changes)
+        result = call(capsys, *changes)
         assert snapshot(Path(copied_run)) == before
-    assert (said.status, said.err) == (
+    assert (result.status, result.err) == (
         2,
         f"model_path = {copied_run}: another process trains here; wait for it, or give another model_path\n",
     )
 
 
 def test_an_out_of_memory_error_says_what_helps(here: Project, capsys: pytest.CaptureFixture[str]) -> None:
-    said = call(capsys, "--predict", "--rows", "10000000000")
-    assert said.status == 2
-    assert said.err == (
+    result = call(capsys, "--predict", "--rows", "10000000000")
+    assert result.status == 2
+    assert result.err == (
         "tiny: out of memory: the predict step does not fit; give fewer --rows, set cache_dtype to bfloat16, or "
         "split the model over more devices\n"
     )

@@ -71,8 +71,8 @@ class Processes:
 
     def ended(self, seconds: float = 120.0) -> list[tuple[int, str, str]]:
         """Exit status, output and errors of each."""
-        said = [process.communicate(timeout=seconds) for process in self.all]
-        return [(process.returncode, *texts) for process, texts in zip(self.all, said, strict=True)]
+        printed = [process.communicate(timeout=seconds) for process in self.all]
+        return [(process.returncode, *texts) for process, texts in zip(self.all, printed, strict=True)]
 
 
 def together(folder: Path, n_processes: int, *arguments: str, last: Path | None = None) -> Processes:

@@ -177,8 +177,10 @@ def test_a_long_prompt_keeps_its_end(
     from_file: subprocess.CompletedProcess[str],
     from_standard_input: subprocess.CompletedProcess[str],
 ) -> None:
-    said = "--prompt prompts.jsonl: line 6: the prompt does not fit into n_ctx = 16: only its last 8 tokens are used\n"
-    assert said in from_file.stdout
+    printed = (
+        "--prompt prompts.jsonl: line 6: the prompt does not fit into n_ctx = 16: only its last 8 tokens are used\n"
+    )
+    assert printed in from_file.stdout
     assert parsed(from_standard_input.stdout)[8]["text"] == first[6]["text"]
 
 
@@ -203,10 +205,10 @@ def test_a_text_file_gives_the_samples_of_the_same_prompt_in_json(here: Path, fi
     Path("prompt.txt").write_text("the cat sat on a mat and")
     settings = ("--seed", "3", "--n_samples", "2", "--remove_partial_sequences")
     assert predict("--prompt", "prompt.txt", *settings, "--output", "out/answers.jsonl") == 0
-    said = capsys.readouterr().out
-    framed = re.findall(r"={40} SAMPLE \d ={40}\n\n(.*?)\n\n={80}\n", said, re.DOTALL)
+    printed = capsys.readouterr().out
+    framed = re.findall(r"={40} SAMPLE \d ={40}\n\n(.*?)\n\n={80}\n", printed, re.DOTALL)
     assert framed == [line["text"] for line in first[:2]]
-    assert said.endswith(f"written to {KEPT}.txt\nand to out/answers.jsonl\n")
+    assert printed.endswith(f"written to {KEPT}.txt\nand to out/answers.jsonl\n")
     assert [line["tokens"] for line in parsed(Path("out/answers.jsonl").read_text())] == [
         line["tokens"] for line in first[:2]
     ]
@@ -249,13 +251,13 @@ def test_an_interrupted_program_saves_the_finished_texts(folder: Path, number: s
         process.send_signal(number)
         time.sleep(0.01)
         process.send_signal(number)  # impatient people press twice
-        rest, said = process.communicate(timeout=60)
+        rest, printed = process.communicate(timeout=60)
     kept = whole.with_suffix(".partial.jsonl").read_text()
     assert process.returncode in (130, -number) and whole.read_text() == "of an earlier run"
     assert kept.startswith("".join(begin) + rest) and kept.endswith("\n")
     n_kept = kept.count("\n")
     path = Path(os.path.relpath(whole, folder)).with_suffix(".partial.jsonl")
-    assert f"{n_kept} of 50000 answers written to {path}" in said.splitlines()
+    assert f"{n_kept} of 50000 answers written to {path}" in printed.splitlines()
 
 
 # Progress.

@@ -77,8 +77,8 @@ def test_a_training_run_is_recorded_completely(project: Path) -> None:
     run = newest(project)
     assert process.returncode == 0, err
     assert out.endswith("trained to step 40; checkpoints, metrics and loss.png are in runs/whole\n")
-    said = [line for line in err.splitlines() if not line.startswith("step ")]
-    assert said == [
+    printed = [line for line in err.splitlines() if not line.startswith("step ")]
+    assert printed == [
         "--autostack has no effect: variables keep their names",
         f"run {run.id}: recorded in experiments/{run.id}",
         f"run {run.id}: COMPLETED: finished",
@@ -254,11 +254,11 @@ def test_one_of_two_processes_is_killed_and_both_resume(project: Path) -> None:
         while all(p.poll() is None for p in processes) and count_lines(project / "runs/two/metrics.jsonl") < 70:
             time.sleep(0.05)
         os.kill(child_of(processes[1]), signal.SIGKILL)
-        said = [process.communicate(timeout=240)[1] for process in processes]
+        printed = [process.communicate(timeout=240)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()
-    assert [process.returncode for process in processes] == [0, 0], said
+    assert [process.returncode for process in processes] == [0, 0], printed
     (run,) = list_runs(project / "experiments_of_two")
     (other,) = list_runs(project / "experiments_of_two" / "other_processes")
     assert (run.status, other.status) == ("COMPLETED", "COMPLETED")

@@ -127,18 +127,18 @@ def test_another_architecture(model_type: object) -> None:
 
 @pytest.mark.parametrize("size", [None, 0, -1, "768", 7.5, True, {"a": 1}, [1]])
 def test_a_broken_size(size: object) -> None:
-    said = f"n_embd = {json.dumps(size)}: is not a size; copy the file again, it must give an integer >= 1"
-    assert issues(GPT_2 | {"n_embd": size}) == [f"there/config.json: {said}"]
+    expected = f"n_embd = {json.dumps(size)}: is not a size; copy the file again, it must give an integer >= 1"
+    assert issues(GPT_2 | {"n_embd": size}) == [f"there/config.json: {expected}"]
 
 
 @pytest.mark.parametrize("types", [None, "global", [[["global", "linear"], 12]], [["global", 24]], [[[], 1]]])
 def test_broken_attention_types(types: object) -> None:
-    (said,) = issues(GPT_NEO | {"attention_types": types})
-    assert said.startswith(f"there/config.json: attention_types = {json.dumps(types)}: is not a list of [pattern, ")
+    (expected,) = issues(GPT_NEO | {"attention_types": types})
+    assert expected.startswith(f"there/config.json: attention_types = {json.dumps(types)}: is not a list of [pattern, ")
 
 
 @pytest.mark.parametrize(
-    ("config", "changed", "said"),
+    ("config", "changed", "expected"),
     [
         (GPT_NEO, {"window_size": "7"}, "is not a size; copy the file again, it must give an integer >= 1"),
         (GPT_NEO, {"window_size": None}, "is not a size; copy the file again, it must give an integer >= 1"),
@@ -161,12 +161,12 @@ def test_broken_attention_types(types: object) -> None:
     ],
 )
 def test_a_value_that_contradicts_or_is_of_a_wrong_type(
-    config: dict[str, Any], changed: dict[str, Any], said: str
+    config: dict[str, Any], changed: dict[str, Any], expected: str
 ) -> None:
     ((key, value),) = changed.items()
     shown = json.dumps(value) if len(json.dumps(value)) <= 80 else json.dumps(value)[:77] + "..."
     (issue,) = issues(config | changed)
-    assert issue.startswith(f"there/config.json: {key} = {shown}: {said}")
+    assert issue.startswith(f"there/config.json: {key} = {shown}: {expected}")
 
 
 def test_what_says_the_same_is_taken() -> None:

@@ -1,4 +1,4 @@
-"""What the config.json beside weights says of their model, whoever has written it."""
+"""The config.json beside weights describes their model, whichever program wrote it."""
 
 from __future__ import annotations
 

@@ -421,7 +421,7 @@ if __name__ == "__main__":
 
 
 def run_and_kill(runs: list[tuple[Settings, float]]) -> list[str]:
-    """Runs each, kills it after so many seconds, and runs it again, to the end; says what each run came to."""
+    """Runs each, kills it after its seconds, and runs it again to the end; returns the result of each run."""
     described = json.dumps([(asdict(settings), seconds) for settings, seconds in runs])
     return run_script(RUN_AND_KILL, described)
 

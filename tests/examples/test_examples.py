@@ -122,5 +122,5 @@ def test_the_notebook_runs(clone: Path) -> None:
     cell.source = cell.source.replace("STEPS = 1800", "STEPS = 40")
     client = nbclient.NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(clone / "examples")}})
     client.execute()
-    said = json.dumps([output for cell in notebook.cells for output in cell.get("outputs", [])])
-    assert "step 40: held-out loss" in said and "SAMPLE 1" in said and "image/png" in said
+    printed = json.dumps([output for cell in notebook.cells for output in cell.get("outputs", [])])
+    assert "step 40: held-out loss" in printed and "SAMPLE 1" in printed and "image/png" in printed

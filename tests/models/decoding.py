@@ -1,4 +1,4 @@
-"""Decoding with given tokens in place of sampled ones."""
+"""Decoding with given tokens instead of sampled ones."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class Tally:
     memory_bytes: list[tuple[float, float]] = dataclasses.field(default_factory=list)
 
     def memory_from(self, seconds: float) -> list[float]:
-        """Returns the sizes of the server's memory from so many seconds on."""
+        """Returns the sizes of the server's memory after this many seconds."""
         return [size for at, size in self.memory_bytes if at >= seconds]
 
 
@@ -103,7 +103,7 @@ def _scores(choices: list[dict[str, Any]]) -> list[float]:
 
 
 async def load(server: Server, known: Sequence[Known], n_clients: int, seconds: float) -> Tally:
-    """Lets so many clients send requests at once, for so long."""
+    """Lets this many clients send requests at once, for this long."""
     tally, end = Tally(), time.monotonic() + seconds
     limits = httpx2.Limits(max_connections=None, max_keepalive_connections=n_clients)
     async with httpx2.AsyncClient(base_url=server.url, timeout=300, limits=limits) as client:

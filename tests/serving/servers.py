@@ -35,7 +35,7 @@ class Server:
     """
 
     def __init__(self, process_id: int, wait: Callable[[float], int], output: Path) -> None:
-        """Takes a function that waits up to so many seconds for the process to end, and returns its exit status."""
+        """Takes a function that waits up to a number of seconds for the process to end, and returns its exit status."""
         self.process_id = process_id
         self._wait = wait
         self._output = output

@@ -128,7 +128,7 @@ def test_a_full_queue_refuses_requests_until_there_is_room() -> None:
             response = post(server)
             assert (response.status_code, response.json()["error"]["code"]) == (429, "queue_full")
             assert int(response.headers["retry-after"]) >= 1
-            assert post(server, n=4).status_code == 400  # there can never be room for so many
+            assert post(server, n=4).status_code == 400  # there can never be room for this many
             assert httpx2.get(f"{server.url}/healthz").status_code == 200
         assert [one.result().json()["choices"][0]["text"] for one in waiting] == ["ab", "ab"]
         assert post(server, max_tokens=1).status_code == 200

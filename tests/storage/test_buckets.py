@@ -128,8 +128,8 @@ def test_a_network_failure_is_waited_for(trials: Cloud, capsys: pytest.CaptureFi
     trials.faults = lambda request: BROKEN_BEFORE if time.monotonic() < until else None
     buckets.write(A, b"content")
     assert trials.read("trials", "run/a") == b"content"
-    (said,) = capsys.readouterr().err.splitlines()
-    assert said.startswith(f"{A} does not answer (") and said.endswith("; retrying")
+    (message,) = capsys.readouterr().err.splitlines()
+    assert message.startswith(f"{A} does not answer (") and message.endswith("; retrying")
 
 
 QUESTIONS: dict[str, Callable[[str], object]] = {
@@ -146,19 +146,19 @@ QUESTIONS: dict[str, Callable[[str], object]] = {
 
 def refusals(path: str, questions: Iterable[str]) -> set[str]:
     """Returns the error message of each request."""
-    said = set()
+    message = set()
     for question in questions:
         with pytest.raises(BucketError) as raised:
             QUESTIONS[question](path)
-        said.add(str(raised.value))
-    return said
+        message.add(str(raised.value))
+    return message
 
 
 def test_no_permission(trials: Cloud) -> None:
     trials.faults = lambda request: 403
-    for said in refusals(A, QUESTIONS):
-        assert said.startswith("gs://trials/run/") and ": your account has no permission: " in said
-        assert said.endswith("; grant it the role Storage Object User for the bucket trials")
+    for message in refusals(A, QUESTIONS):
+        assert message.startswith("gs://trials/run/") and ": your account has no permission: " in message
+        assert message.endswith("; grant it the role Storage Object User for the bucket trials")
 
 
 def test_no_bucket(trials: Cloud) -> None:
@@ -169,43 +169,43 @@ def test_no_bucket(trials: Cloud) -> None:
 
 @pytest.mark.parametrize("path", ["gs://", "gs:///run"])
 def test_no_name_of_a_bucket(trials: Cloud, path: str) -> None:
-    for said in refusals(path, QUESTIONS):
-        assert said.endswith(": names no bucket; write it as gs://BUCKET/FOLDER")
+    for message in refusals(path, QUESTIONS):
+        assert message.endswith(": names no bucket; write it as gs://BUCKET/FOLDER")
 
 
 def test_an_impossible_name_of_a_bucket(trials: Cloud) -> None:
-    for said in refusals("gs://-a/run", QUESTIONS):
-        assert said.startswith("gs://-a/") and ": cannot be used: " in said
-        assert said.endswith("; give another path")
+    for message in refusals("gs://-a/run", QUESTIONS):
+        assert message.startswith("gs://-a/") and ": cannot be used: " in message
+        assert message.endswith("; give another path")
 
 
 def test_nobody_answers(trials: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(buckets, "RETRY_SECONDS", 0.3)
     trials.faults = lambda request: BROKEN_BEFORE
-    for said in refusals(A, QUESTIONS):
-        assert said.startswith("gs://trials/run/") and ": does not answer: " in said
-        assert said.endswith("; check the network and start again: what was written before is complete")
+    for message in refusals(A, QUESTIONS):
+        assert message.startswith("gs://trials/run/") and ": does not answer: " in message
+        assert message.endswith("; check the network and start again: what was written before is complete")
 
 
 def test_invalid_credentials(trials: Cloud) -> None:
     trials.faults = lambda request: 401
-    for said in refusals(A, QUESTIONS):
-        assert ": there are no valid credentials for Google Cloud: " in said
+    for message in refusals(A, QUESTIONS):
+        assert ": there are no valid credentials for Google Cloud: " in message
 
 
 def test_no_credentials(trials: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("STORAGE_EMULATOR_HOST")
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/nowhere/key.json")
-    for said in refusals(A, QUESTIONS):
-        assert said.startswith("gs://trials/run/")
-        assert ": there are no valid credentials for Google Cloud: File /nowhere/key.json was not found" in said
-        assert said.endswith("set GOOGLE_APPLICATION_CREDENTIALS to the key file of a service account")
+    for message in refusals(A, QUESTIONS):
+        assert message.startswith("gs://trials/run/")
+        assert ": there are no valid credentials for Google Cloud: File /nowhere/key.json was not found" in message
+        assert message.endswith("set GOOGLE_APPLICATION_CREDENTIALS to the key file of a service account")
 
 
 def test_no_package(trials: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("google.cloud.storage", "google.api_core", "google.auth"):
         monkeypatch.setitem(sys.modules, name, None)
-    for said in refusals(A, QUESTIONS):
-        assert said.startswith("gs://trials/run/") and said.endswith(
+    for message in refusals(A, QUESTIONS):
+        assert message.startswith("gs://trials/run/") and message.endswith(
             ": the package google-cloud-storage is not installed; install the packages of requirements.txt"
         )

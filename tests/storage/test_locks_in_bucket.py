@@ -154,9 +154,9 @@ def test_a_holder_that_lost_the_lock_is_stopped_and_writes_no_more(trials: Cloud
     token.check()
     with holder() as process:
         buckets.write(LOCK, ELSEWHERE)
-        _, said = process.communicate(timeout=20)
+        _, printed = process.communicate(timeout=20)
         assert process.returncode == -signal.SIGTERM
-    assert said == f"{LOCK}: another process has taken the lock; this one stops\n"
+    assert printed == f"{LOCK}: another process has taken the lock; this one stops\n"
     with pytest.raises(UserError, match=f"model_path = {FOLDER}: another process has taken over the run"):
         token.check()
     assert trials.read("trials", "run/lock") == ELSEWHERE

@@ -38,7 +38,7 @@ class Done:
 
     status: int
     run: Run
-    said: list[str]
+    messages: list[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,14 +55,14 @@ class Experiments:
         return self.folder / "experiments"
 
     def run(self, *arguments: str, model: str = "model") -> Done:
-        said: list[str] = []
+        messages: list[str] = []
         job = functools.partial(Job, policy=self.policy, watches_steps=True, recreate_command=self.recreate_command)
         model_path = str(self.folder / model)
         spec = RunSpec("train", ("--folder", model_path, *arguments), {"lr": 0.1, "a.b": {"$c": 2**70}}, model_path)
         experiment = Experiment((sys.executable, str(TRAINER)), spec, job, self.store, self.mongo_url)
-        status = record_and_supervise(experiment, provenance(), said.append)
-        (run_id,) = {line.split()[1].rstrip(":") for line in said if line.startswith("run ")}
-        return Done(status, find_run(self.store, run_id), said)
+        status = record_and_supervise(experiment, provenance(), messages.append)
+        (run_id,) = {line.split()[1].rstrip(":") for line in messages if line.startswith("run ")}
+        return Done(status, find_run(self.store, run_id), messages)
 
     def lines(self, model: str = "model") -> list[bytes]:
         path = self.folder / model / "metrics.jsonl"

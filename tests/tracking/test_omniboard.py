@@ -99,7 +99,7 @@ def test_a_run_is_listed_its_loss_drawn_and_its_artifact_downloaded(
     done = Experiments(tmp_path, mongo_url=address_of(guarded, "neomesh")).run(
         "--steps", "60", "--steps_per_checkpoint", "30"
     )
-    assert done.said[-1].startswith("run 1: copied to MongoDB"), done.said
+    assert done.messages[-1].startswith("run 1: copied to MongoDB"), done.messages
     seen_folder = tmp_path / "seen"
     seen_folder.mkdir()
     with omniboard(packages, address_of(guarded, "omniboard"), tmp_path / "omniboard.log") as address:

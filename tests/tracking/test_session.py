@@ -40,11 +40,11 @@ def test_an_incomplete_record_is_reported(here: Experiments) -> None:
     with meanwhile(lambda: until((here.store / "1" / "run.json").exists), stands_in_the_way.mkdir):
         done = here.run("--seconds_per_step", "0.05")
     assert (done.status, done.run.status) == (0, "COMPLETED")
-    assert done.said[-1] == (
+    assert done.messages[-1] == (
         f"run 1: its record in {done.run.folder} is incomplete, as reported; the metrics are also in "
         f"{here.folder / 'model'}"
     )
-    assert ": cannot be recorded now; the run continues, and this is retried" in done.said[-3]
+    assert ": cannot be recorded now; the run continues, and this is retried" in done.messages[-3]
 
 
 def test_nothing_is_recorded_where_another_process_trains(here: Experiments) -> None:
@@ -60,16 +60,20 @@ def test_nothing_is_recorded_where_another_process_trains(here: Experiments) -> 
 
 def test_a_run_is_recorded_completely(here: Experiments, capfd: pytest.CaptureFixture[str]) -> None:
     done = here.run()
-    run, said = done.run, capfd.readouterr()
+    run, captured = done.run, capfd.readouterr()
     assert (done.status, run.id, run.name, run.status) == (0, 1, "trial", "COMPLETED")
-    assert done.said == [f"run 1: recorded in {run.folder}", "run 1: COMPLETED: finished"]
+    assert done.messages == [f"run 1: recorded in {run.folder}", "run 1: COMPLETED: finished"]
     assert series(done).steps.tolist() == list(range(1, 21))
     assert series(done).values[:3].tolist() == [10.0, 5.0, 10 / 3] and math.isnan(series(done).values[12])
     assert series(done, "eval.loss").steps.tolist() == [5, 10, 15, 20]
     assert (run.info["step"], run.info["latest"]["eval"]) == (20, {"loss": 0.55, "step": 20})
     assert (run.config, run.info["reason"]) == ({"lr": 0.1, "a.b": {"$c": 2**70}}, "finished")
-    assert "--sacred_id', '1'" in said.out and said.out.endswith("trained to step 20\n") and "step 20/20" in said.err
-    assert sorted(run.output(10**6)) == sorted(said.out + said.err)
+    assert (
+        "--sacred_id', '1'" in captured.out
+        and captured.out.endswith("trained to step 20\n")
+        and "step 20/20" in captured.err
+    )
+    assert sorted(run.output(10**6)) == sorted(captured.out + captured.err)
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl"])
@@ -133,7 +137,7 @@ def test_a_full_disk_does_not_end_the_run(here: Experiments, monkeypatch: pytest
 
     with meanwhile(break_and_repair):
         done = here.run("--steps", "40", "--seconds_per_step", "0.05")
-    assert done.status == 0 and any("cannot be recorded now; the run continues" in line for line in done.said)
+    assert done.status == 0 and any("cannot be recorded now; the run continues" in line for line in done.messages)
     assert series(done).steps.tolist() == list(range(1, 41))
 
 
@@ -153,7 +157,7 @@ def test_a_crash_is_survived_and_no_step_recorded_twice(here: Experiments) -> No
     assert (done.status, done.run.status, len(done.run.info["restarts"])) == (0, "COMPLETED", 1)
     reason = "main.py crashed with exit status 1: RuntimeError: something broke"
     assert restart_reasons(done) == [reason]
-    assert done.said[1:] == [f"{reason}; restart 1 in 0 s", "run 1: COMPLETED after 1 restart: finished"]
+    assert done.messages[1:] == [f"{reason}; restart 1 in 0 s", "run 1: COMPLETED after 1 restart: finished"]
     assert series(done).steps.tolist() == list(range(1, 21))
     assert series(done, "train.start").values.tolist() == [1.0] * 10 + [2.0] * 10
     assert series(done, "eval.loss").steps.tolist() == [5, 10, 15, 20]
@@ -325,6 +329,6 @@ def test_the_tpu_is_recreated_before_a_restart(here: Experiments) -> None:
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
     done = dataclasses.replace(here, recreate_command=(str(script), "a b; c")).run("--fail", "crash:13:2")
     assert (here.folder / "log").read_text() == "recreated a b; c\n" * 2
-    assert f"--recreate_command: {script} 'a b; c'" in done.said
-    assert any(f"{script}: failed: has exit status 4; restarting the run anyway" in line for line in done.said)
+    assert f"--recreate_command: {script} 'a b; c'" in done.messages
+    assert any(f"{script}: failed: has exit status 4; restarting the run anyway" in line for line in done.messages)
     assert done.run.status == "COMPLETED"

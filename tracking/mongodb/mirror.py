@@ -105,5 +105,5 @@ class Mirror:
 
 def error_reason(error: BaseException) -> str:
     """Returns the reason of a database error, in one line."""
-    said = re.split(r", Timeout:|, full error:| \(configured timeouts:|\n", str(error))[0]
-    return said or type(error).__name__
+    reason = re.split(r", Timeout:|, full error:| \(configured timeouts:|\n", str(error))[0]
+    return reason or type(error).__name__

@@ -119,9 +119,9 @@ class Child:
         """Keeps whole lines, so that lines of the two streams do not mix."""
         if lines:
             self._keep(lines)
-        said = [line for line in lines.split(b"\n") if line.strip() and not _PROGRESS_LINE.match(line)]
-        if said:
-            setattr(self.last_lines, name, said[-1].decode("utf-8", "replace").strip()[:MAX_LINE_CHARACTERS])
+        messages = [line for line in lines.split(b"\n") if line.strip() and not _PROGRESS_LINE.match(line)]
+        if messages:
+            setattr(self.last_lines, name, messages[-1].decode("utf-8", "replace").strip()[:MAX_LINE_CHARACTERS])
         steps = _PROGRESS_LINE.findall(lines)
         if steps:
             self.printed_step = int(steps[-1])

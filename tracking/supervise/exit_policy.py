@@ -78,30 +78,32 @@ def classify_exit(exit_status: int, asked_to_stop: int | None, last_lines: LastL
     """
     if exit_status == 0:
         return ChildExit("COMPLETED", "finished", 0, False)
-    said, complained = _as_end(last_lines.output), _as_end(last_lines.error or last_lines.output)
+    last_output, last_error = _as_end(last_lines.output), _as_end(last_lines.error or last_lines.output)
     if asked_to_stop is not None:
-        how = " and killed while still running" if _is_killed(exit_status) else said
+        how = " and killed while still running" if _is_killed(exit_status) else last_output
         reason = f"stopped by {signal.Signals(asked_to_stop).name}{how}"
         return ChildExit("INTERRUPTED", reason, 128 + asked_to_stop, False)
     if exit_status == REFUSED:
-        return ChildExit("FAILED", f"main.py refused{complained}", exit_status, False)
+        return ChildExit("FAILED", f"main.py refused{last_error}", exit_status, False)
     if (number := _stop_signal(exit_status)) is not None:
-        return ChildExit("INTERRUPTED", f"main.py was stopped by {number.name} from outside{said}", exit_status, False)
-    return ChildExit("FAILED", _describe_crash(exit_status, complained, memory), exit_status, True)
+        return ChildExit(
+            "INTERRUPTED", f"main.py was stopped by {number.name} from outside{last_output}", exit_status, False
+        )
+    return ChildExit("FAILED", _describe_crash(exit_status, last_error, memory), exit_status, True)
 
 
 def _as_end(words: str) -> str:
     return f": {words}" if words else ""
 
 
-def _describe_crash(exit_status: int, complained: str, memory: str) -> str:
+def _describe_crash(exit_status: int, last_error: str, memory: str) -> str:
     if exit_status == PROCESS_LOST:
-        return f"another process of the cluster was lost{complained}"
+        return f"another process of the cluster was lost{last_error}"
     if _is_killed(exit_status):
         return f"main.py was killed by SIGKILL: {memory}"
     if exit_status < 0:
-        return f"main.py was killed by {_signal_name(-exit_status)}{complained}"
-    return f"main.py crashed with exit status {exit_status}{complained}"
+        return f"main.py was killed by {_signal_name(-exit_status)}{last_error}"
+    return f"main.py crashed with exit status {exit_status}{last_error}"
 
 
 def _is_killed(exit_status: int) -> bool:

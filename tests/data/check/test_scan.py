@@ -153,8 +153,8 @@ def test_files_are_compared_with_their_manifest(tmp_path):
         f"{path}: has another checksum than its manifest says; copy it again, or write the dataset again"
     ]
     write_examples(path, SECOND[:2])
-    said = messages_of(tmp_path)
-    assert [message.split("; ")[0].removeprefix(f"{path}: ") for message in said] == [
+    printed = messages_of(tmp_path)
+    assert [message.split("; ")[0].removeprefix(f"{path}: ") for message in printed] == [
         "holds 2 examples, but its name says 3",
         "holds 2 examples, but its manifest says 3",
         f"has {Path(path).stat().st_size} bytes, but its manifest says {Path(path).stat().st_size // 2 * 3}",

@@ -106,10 +106,10 @@ def test_an_unreadable_folder_is_an_error(tmp_path):
         taken = "-dac_override,-dac_read_search"
         command = ["setpriv", f"--bounding-set={taken}", f"--inh-caps={taken}", *command]
     try:
-        said = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+        result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     finally:
         (tmp_path / "a").chmod(0o755)
-    assert said.stdout.startswith(f"{tmp_path}/a: cannot be read ("), said.stderr
+    assert result.stdout.startswith(f"{tmp_path}/a: cannot be read ("), result.stderr
 
 
 def test_a_file_named_outright_may_have_the_characters_of_a_glob(tmp_path):

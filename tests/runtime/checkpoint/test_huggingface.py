@@ -1,5 +1,5 @@
-"""Weights of Hugging Face's folders: the same logits and loss as theirs, every form of file, and what is said of one
-that cannot be used.
+"""Weights of Hugging Face's folders: the same logits and loss as theirs, every form of file, and the errors
+for unusable ones.
 
 The folders under tests/golden were written by transformers; make_golden.py there shows how.
 """
@@ -174,9 +174,9 @@ def test_a_truncated_file_is_named(tmp_path: Path, kept_bytes: int) -> None:
     folder = copied(tmp_path)
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:kept_bytes])
-    said = message(folder)
-    assert said.startswith(f"{path}: cannot be read: ") and "\n" not in said
-    assert said.endswith("; copy the file again, or give other weights")
+    problem = message(folder)
+    assert problem.startswith(f"{path}: cannot be read: ") and "\n" not in problem
+    assert problem.endswith("; copy the file again, or give other weights")
 
 
 def test_a_broken_index_is_named(tmp_path: Path) -> None:
@@ -213,9 +213,9 @@ def test_a_duplicate_tensor_is_refused(tmp_path: Path) -> None:
     folder = copied(tmp_path)
     tensors = load_file(folder / "model.safetensors")
     rewrite(folder, tensors | {"wte.weight": tensors["transformer.wte.weight"] + 1})
-    said, path = message(folder), f"{folder}/model.safetensors"
+    problem, path = message(folder), f"{folder}/model.safetensors"
     places = [f"{path}: transformer.wte.weight", f"{path}: wte.weight"]
-    assert said in [f"{a}: is given twice, as {b} too; keep one" for a, b in (places, places[::-1])]
+    assert problem in [f"{a}: is given twice, as {b} too; keep one" for a, b in (places, places[::-1])]
 
 
 @pytest.mark.parametrize(("dtype", "shown"), [(np.int64, "I64"), (np.uint8, "U8"), (np.bool_, "BOOL")])
@@ -261,8 +261,8 @@ def test_pickles_are_checked_like_safetensors(tmp_path: Path, broken: str | None
     if broken is None:
         assert_same(values(folder), values(GOLDEN / "gpt_2"))
         return
-    said = {"integers": "is of torch.int64", "NaN": "holds NaN or infinity"}[broken]
-    assert message(folder).startswith(f"{folder}/pytorch_model.bin: {name}: {said}; ")
+    problem = {"integers": "is of torch.int64", "NaN": "holds NaN or infinity"}[broken]
+    assert message(folder).startswith(f"{folder}/pytorch_model.bin: {name}: {problem}; ")
 
 
 def test_pickles_need_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -168,8 +168,8 @@ def test_a_path_without_weights_or_with_a_broken_file(
     assert message(tmp_path / "nowhere", placement).startswith(f"{tmp_path}/nowhere: holds no weights; give ")
     data = Path(f"{trained.prefix}.data-00000-of-00001")
     data.write_bytes(data.read_bytes()[:100])
-    said = message(trained.prefix, placement)
-    assert said.startswith(f"{trained.prefix}") and ": cannot be read: " in said and "\n" not in said
+    printed = message(trained.prefix, placement)
+    assert printed.startswith(f"{trained.prefix}") and ": cannot be read: " in printed and "\n" not in printed
 
 
 @pytest.mark.parametrize("path", ["nothing://bucket/model.ckpt-1", ""])

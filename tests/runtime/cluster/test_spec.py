@@ -341,9 +341,9 @@ def test_a_process_that_hangs_ends_all_and_says_where(tmp_path: Path, n_processe
         f"process {lost} ({{host}}): hangs: the others wait for it, and it makes no progress, so this process ({{own}})"
         " ends too; see the stack that it prints, then restart all processes: they resume from the last checkpoint",
     )
-    said = processes[lost].stdout.read()
-    assert "and it makes no progress; it is this process, which ends here:\n" in said
-    assert said.splitlines()[-3].endswith("in hang_in_python")
+    output = processes[lost].stdout.read()
+    assert "and it makes no progress; it is this process, which ends here:\n" in output
+    assert output.splitlines()[-3].endswith("in hang_in_python")
 
 
 @pytest.mark.slow
@@ -373,14 +373,14 @@ def test_a_signal_to_any_process_stops_all_at_one_step(tmp_path: Path, signalled
             assert any(line.startswith("step 2") for line in process.stdout)
         for index in signalled:
             processes[index].send_signal(signal.SIGTERM)
-        said = [process.communicate(timeout=60)[0].splitlines()[-1] for process in processes]
+        output = [process.communicate(timeout=60)[0].splitlines()[-1] for process in processes]
     finally:
         for process in processes:
             process.kill()
             process.wait()
     assert [process.returncode for process in processes] == [0, 0]
-    assert len(set(said)) == 1
-    verb, number = said[0].split()
+    assert len(set(output)) == 1
+    verb, number = output[0].split()
     assert verb == "saved"
     assert latest_checkpoint(f"{tmp_path}/stopped").endswith(f"model.ckpt-{number}")
 
@@ -401,12 +401,12 @@ def test_the_processes_along_an_axis_come_in_its_order() -> None:
 def test_slices_of_twelve_processes_come_in_their_order(tmp_path: Path) -> None:
     processes = start(12, tmp_path, "gathered")
     try:
-        said = [process.communicate(timeout=300)[0] for process in processes]
+        output = [process.communicate(timeout=300)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
             process.wait()
-    assert [process.returncode for process in processes] == [0] * 12, "\n".join(text[-500:] for text in said)
+    assert [process.returncode for process in processes] == [0] * 12, "\n".join(text[-500:] for text in output)
     for index in range(12):
         whole = np.load(tmp_path / f"{index}.npz")["gathered/all"]
         np.testing.assert_array_equal(whole, np.arange(24, dtype=np.float32).reshape(12, 2))

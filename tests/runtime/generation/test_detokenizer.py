@@ -49,7 +49,7 @@ def expected(parts: Sequence[bytes], stops: Sequence[str]) -> tuple[str, list[in
 def streamed(
     parts: Sequence[bytes], stops: Sequence[str], takes: Sequence[int]
 ) -> tuple[list[str], list[list[int]], bool]:
-    """Returns the released texts and token numbers, taking so many tokens at a time."""
+    """Returns the released texts and token numbers, taking this many tokens at a time."""
     detokenizer, texts, numbers = Detokenizer(stops), [], []
     remaining = iter(enumerate(parts))
     for n_tokens in [*takes, None]:  # at last, all that is left

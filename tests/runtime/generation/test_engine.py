@@ -50,7 +50,7 @@ class EngineWithWeights:
     values: dict[str, np.ndarray]
 
     def generate(self, requests: Mapping[int, GenerationRequest], n_steps: int = 100) -> dict[int, TokenChunk]:
-        """Generates all requests, each in its row, so many steps at a time."""
+        """Generates all requests, each in its row, this many steps at a time."""
         self.engine.prefill(requests)
         chunks: dict[int, list[TokenChunk]] = {row: [] for row in requests}
         while any(not parts or parts[-1].finish_reason is None for parts in chunks.values()):

@@ -71,7 +71,7 @@ def run_at(path: Path, model: dict[str, object], data: dict[str, object]) -> Run
         ),
         ({}, {}, {"moe_activation": "gelu"}, {}, None),
         ({}, {"mlm_mask_id": 3}, {}, {"mlm_mask_id": 5}, None),
-        # Room for more tokens is no other model.
+        # Room for more tokens does not make another model.
         (MIXED, {}, {**MIXED, "moe_params": MoeParams(moe_capacity_factor_eval=4.0)}, {}, None),
     ],
 )

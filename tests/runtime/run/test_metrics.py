@@ -231,7 +231,7 @@ def test_a_file_in_place_of_the_model_path_is_named(tmp_path: Path) -> None:
 
 @pytest.fixture
 def limit_file_sizes() -> Iterator[Callable[[int], None]]:
-    """Lets files grow to so many bytes; a longer one fails as on a full disk."""
+    """Limits the size of files in bytes; a longer one fails as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield lambda n_bytes: resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -1,4 +1,4 @@
-"""The TPU's training program, run by processes in place of cores: all but its three collectives is executed."""
+"""The TPU's training program, run by processes instead of cores: everything but its three collectives is executed."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def test_a_run_is_copied_while_it_runs_and_completely_at_the_end(here: Experimen
 
     with meanwhile(watch):
         done = here.run("--seconds_per_step", "0.05", "--fail", "crash:13:1")
-    assert done.said[-1] == f"run 1: copied to MongoDB at {describe_url(server.url)} as run 1"
+    assert done.messages[-1] == f"run 1: copied to MongoDB at {describe_url(server.url)} as run 1"
     assert_same(here, server, 1)
     entry = runs.find_one({"_id": 1})
     assert entry["config"] == {"lr": 0.1, "a,b": {"@c": float(2**70)}}
@@ -185,7 +185,7 @@ def test_runs_from_elsewhere_keep_their_numbers(here: Experiments, server: Mongo
     server.database().runs.insert_one({"_id": upload.ObjectId(), "status": "of another program"})
     elsewhere = dataclasses.replace(here, folder=tmp_path / "elsewhere")
     elsewhere.folder.mkdir()
-    assert here.run().said[-1].endswith(" as run 1") and elsewhere.run().said[-1].endswith(" as run 2")
+    assert here.run().messages[-1].endswith(" as run 1") and elsewhere.run().messages[-1].endswith(" as run 2")
     assert_same(here, server, 1)
     assert_same(elsewhere, server, 2)
 
@@ -239,9 +239,9 @@ def test_database_starts_after_the_run(tmp_path: Path) -> None:
     with meanwhile(lambda: until(lambda: len(here.lines()) > 20), late.start):
         done = here.run("--steps", "120", "--seconds_per_step", "0.02")
     try:
-        said = [line for line in done.said if "MongoDB" in line]
-        assert said[0].endswith("; the run continues without it"), said
-        assert said[1].endswith(" is back; the copy is completed") and said[2].endswith(" as run 1")
+        messages = [line for line in done.messages if "MongoDB" in line]
+        assert messages[0].endswith("; the run continues without it"), messages
+        assert messages[1].endswith(" is back; the copy is completed") and messages[2].endswith(" as run 1")
         assert_same(here, late, 1)
     finally:
         late.kill()
@@ -255,7 +255,7 @@ def test_database_is_absent_and_synced_later(tmp_path: Path, monkeypatch: pytest
     done = here.run()
     place = describe_url(late.url)
     assert (done.status, done.run.status) == (0, "COMPLETED")
-    assert done.said[-1] == (
+    assert done.messages[-1] == (
         f"run 1: the copy in MongoDB at {place} is incomplete; complete it with run_experiment.py --sync 1 "
         f"--store {here.store}"
     )
@@ -314,7 +314,7 @@ def test_database_does_not_answer_for_a_while(tmp_path: Path, monkeypatch: pytes
 
         with meanwhile(stop_and_go_on):
             done = here.run("--steps", "150", "--seconds_per_step", "0.02")
-        assert any(line.endswith("; the run continues without it") for line in done.said)
+        assert any(line.endswith("; the run continues without it") for line in done.messages)
         assert_same(here, server, 1)
     assert_never_paused(done, 150)
 

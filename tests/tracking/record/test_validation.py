@@ -1,4 +1,4 @@
-"""Stores that a crash, a full disk or a person has damaged: what is sound is still shown, the rest is named."""
+"""Stores that a crash, a full disk or a person has damaged: what can be read is still shown, the rest is named."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ JSON = st.recursive(
 @settings(deadline=None, max_examples=300)
 @given(held=st.sampled_from(["entry", "experiment", "info"]), data=st.data(), value=JSON)
 def test_every_readable_run_can_be_shown(held: str, data: st.DataObject, value: Any) -> None:
-    """Any one value of a sound run in place of which something else stands."""
+    """A readable run with any one value replaced."""
     entry, info = json.loads(json.dumps(ENTRY)), json.loads(json.dumps(INFO))
     target = {"entry": entry, "experiment": entry["experiment"], "info": info}[held]
     target[data.draw(st.sampled_from(sorted(target)))] = value

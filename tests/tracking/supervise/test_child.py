@@ -43,8 +43,8 @@ def test_output_is_shown_and_kept(capfd: pytest.CaptureFixture[str]) -> None:
     child = Child(python("import sys; print('out'); print('err', file=sys.stderr); sys.exit(7)"), kept.append)
     assert child.wait(10.0) == 7
     assert (child.poll(), sorted(b"".join(kept).split())) == (7, [b"err", b"out"])
-    said = capfd.readouterr()
-    assert (said.out, said.err) == ("out\n", "err\n")
+    captured = capfd.readouterr()
+    assert (captured.out, captured.err) == ("out\n", "err\n")
 
 
 def test_steps_are_parsed_from_output() -> None:

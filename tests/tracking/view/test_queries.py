@@ -83,9 +83,9 @@ def board(store: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     environment = {"TMPDIR": str(store.parent), "PATH": "/usr/bin:/bin"}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
     try:
-        said = process.stderr.readline()
-        assert said.startswith("TensorBoard shows run 3 at http://127.0.0.1:"), said
-        yield process, said.split(" at ")[1].split()[0]
+        line = process.stderr.readline()
+        assert line.startswith("TensorBoard shows run 3 at http://127.0.0.1:"), line
+        yield process, line.split(" at ")[1].split()[0]
     finally:
         process.kill()
         process.wait()
