@@ -180,7 +180,7 @@ def measure_memory(n_bytes: int, processes: int) -> float:
 
 
 def descendants(pid: int) -> Iterator[int]:
-    """Yields the ids of the processes that a process has started, and of theirs."""
+    """Yields the ids of all descendants of a process."""
     try:
         listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except OSError:  # it has just ended
@@ -204,7 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Compare writing tfrecords with the bare tokenizer.")
     parser.add_argument("--megabytes", type=int, default=32, help="text to encode (default 32)")
     parser.add_argument("--repeats", type=int, default=5, help="measurements of each (default 5)")
-    parser.add_argument("--processes", type=int, default=0, help="processes that encode; 0 for one a core")
+    parser.add_argument("--processes", type=int, default=0, help="processes that encode; 0 for one per core")
     parser.add_argument("--memory", type=int, nargs="+", metavar="MB", help="measure memory for these sizes instead")
     parsed = parser.parse_args(arguments)
     try:

@@ -34,6 +34,6 @@ def check_dataset(config: RunConfig, options: Options) -> int:
                 say(f"\n{use.dataset.id}, {part}: {pattern}\n{format_report(report)}")
     path = posixpath.join(config.model_path, run_directory.DATASET_PICTURE)
     draw_reports(reports, path)
-    say(f"drawn in {path}")
+    say(f"plot written to {path}")
     check_no_errors([errors for report in reports.values() for errors in report.errors])
     return 0

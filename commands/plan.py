@@ -39,7 +39,7 @@ def plan(config: RunConfig, options: Options) -> int:
     path = posixpath.join(config.model_path, run_directory.PLAN_PICTURE)
     tf.io.gfile.makedirs(config.model_path)
     draw_plan(planned, path)
-    say(f"drawn in {path}")
+    say(f"plot written to {path}")
     return 0
 
 

@@ -134,7 +134,7 @@ def check_tfrecords(settings: Settings, say: Callable[[str], None] = print) -> N
     say(format_report(report))
     if settings.picture:
         draw_reports({", ".join(settings.globs): report}, settings.picture)
-        say(f"drawn in {settings.picture}")
+        say(f"plot written to {settings.picture}")
     if not settings.repair:
         check_no_errors(report.errors)
     elif not report.errors:
@@ -165,7 +165,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Settings:
     add("--picture", metavar="FILE", help="plot document lengths and token frequencies into this PNG file")
     add("--repair", action="store_true", help="copy the valid records to new files, named by their counts")
     add("--repair_dir", metavar="DIR", help="new folder for the copies (default: repaired/ beside each file)")
-    add("--processes", type=int, default=0, help="reading processes (default 0: by the number of cores and bytes)")
+    add("--processes", type=int, default=0, help="reading processes (default 0: chosen by cores and file sizes)")
     values = vars(parser.parse_args(arguments))
     return Settings(**values | {"globs": tuple(values["globs"])})
 

@@ -32,7 +32,7 @@ class Settings:
     """The settings by the names of their flags.
 
     Attributes:
-        base_dir: directory with the texts, read with all below it.
+        base_dir: directory with the texts, searched recursively.
         vocab_size: number of ids, special tokens included.
         output_dir: where the tokenizer is written.
         file_type: suffix of the files to read, without the dot; "all" for every readable kind.
@@ -95,7 +95,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Settings:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description="Train a byte-level BPE tokenizer on text files.")
     add = parser.add_argument
-    add("--base_dir", required=True, help="directory with the texts, read with all below it")
+    add("--base_dir", required=True, help="directory with the texts, searched recursively")
     add("--output_dir", default=Settings.output_dir, help="where the tokenizer is written; nothing there is deleted")
     add("--file_type", default=Settings.file_type, choices=FILE_TYPES, help="suffix of the files to read")
     add("--vocab_size", type=int, required=True, help="number of ids, the two special tokens included")

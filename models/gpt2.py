@@ -34,7 +34,7 @@ class ForwardPass:
 
     Attributes:
         logits: [batch, sequence, vocab].
-        mixtures: report of each mixture-of-experts layer by its name, as "h2".
+        mixtures: report of each mixture-of-experts layer by its name, such as "h2".
     """
 
     logits: mtf.Tensor

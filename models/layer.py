@@ -14,9 +14,9 @@ class Layer:
     Attributes:
         attention: its member of `attention_types`.
         is_mixture: whether its feed-forward half is a mixture of experts.
-        scope: prefix of its variables, as "h3"; empty where all layers share the variables of one block, whose names
-            then begin with `gpt2//`, as in GPT-Neo's checkpoints.
-        name: as "h3", also where variables are shared; distinguishes random numbers and metrics.
+        scope: prefix of its variables, such as "h3"; empty where all layers share the variables of one block, whose
+            names then begin with `gpt2//`, as in GPT-Neo's checkpoints.
+        name: such as "h3", also where variables are shared; distinguishes random numbers and metrics.
     """
 
     attention: str

@@ -191,8 +191,7 @@ def replace(path: str, content: bytes, generation: int) -> int:
             found = stat(path)
             if found == NO_OBJECT or read(path) != content:  # our own write, if its response was lost
                 raise ConflictError(
-                    f"{path}: another process has written it meanwhile; let only one process train here, and restart "
-                    "that one"
+                    f"{path}: another process has written to it; let only one process train here, and restart that one"
                 ) from None
             return found.generation
 

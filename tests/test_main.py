@@ -302,7 +302,7 @@ def test_a_plan_is_shown_and_drawn_before_anything_runs(here: Project, capsys: p
     n_parameters = 300 * 16 + 16 * 16 + 12 * 16 * 16 + 12 * 16  # tables, kernels, norms and biases
     assert result.out.startswith("tiny on x:2,y:2 (batch:x,heads:y)\n")
     assert re.search(rf"^parameters +{n_parameters:,}$", result.out, re.MULTILINE)
-    assert result.out.endswith("drawn in runs/planned/plan.png\n")
+    assert result.out.endswith("plot written to runs/planned/plan.png\n")
     assert (here.folder / "runs" / "planned" / "plan.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -322,7 +322,7 @@ def test_check_dataset_counts_what_is_there(here: Project, capsys: pytest.Captur
     before = snapshot(here.folder)
     result = call(capsys, "--check_dataset")
     assert (result.status, result.err) == (0, "")
-    assert result.out.endswith("\ndrawn in runs/tiny/dataset.png\n")
+    assert result.out.endswith("\nplot written to runs/tiny/dataset.png\n")
     drawn = here.run / "dataset.png"
     assert drawn.read_bytes().startswith(b"\x89PNG")
     drawn.unlink()

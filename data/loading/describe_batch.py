@@ -17,7 +17,7 @@ MAX_FILES = 4  # named in one message
 def describe_batch(
     config: RunConfig, patterns: Sequence[str], start_example: int, examples_per_dataset: Mapping[str, int] | None
 ) -> str:
-    """Names the records of one batch, of all processes together, by file; arguments as of `inputs.training_batches`."""
+    """Names the records of one batch, of all processes together, by file; see `inputs.training_batches`."""
     weights, rows = mixture_of(config, patterns).weights, range(config.training.train_batch_size)
     indices = next(batches_from_position(weights, config.training, start_example, examples_per_dataset, rows))
     by_file: dict[str, list[int]] = {}

@@ -85,7 +85,7 @@ class ShardLayout:
     """How the tokens of a split are laid out in its files.
 
     Attributes:
-        prefix: what the names of the files begin with.
+        prefix: prefix of the file names.
         example_tokens: ids in an example, n_ctx + 1.
         examples_per_file: examples in every file but the last.
         separator: id that follows every document.

@@ -32,7 +32,7 @@ def encode_all(
     Args:
         tagged_texts: texts, each with a tag that comes back with its ids; None for no text.
         encoder: what encodes.
-        processes: processes that encode; 1 is this one, 0 means one a core.
+        processes: processes that encode; 1 is this one, 0 means one per core.
 
     Yields:
         Each tag with the int32 ids of its text, [tokens], and the bytes of the text; None and 0 without a text.

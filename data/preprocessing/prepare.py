@@ -1,7 +1,7 @@
 """Preparing the raw text of a dataset config: its tokenizer, and its tfrecords to train on and to evaluate on.
 
 They are kept under the dataset's `cache_dir`, in a directory named by a fingerprint of the text and the settings. Such
-a directory is always complete, for it is made under another name.
+a directory is always complete, because it is made under another name.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ class _Preparation:
         if len(lowest) < 2:
             left_out = f" (left out: {problems[0]})" if problems else ""
             raise DataError(
-                f"{self.dataset.id}: the text is {len(lowest)} document(s){left_out}, and one has to be held out; "
+                f"{self.dataset.id}: the text is {len(lowest)} document(s){left_out}, and one must be held out; "
                 f"{_MORE_DOCUMENTS}"
             )
         return fraction if lowest[0] < fraction else sum(lowest) / 2

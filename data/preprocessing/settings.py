@@ -21,9 +21,9 @@ class Settings:
     """The settings by the names of their flags.
 
     Attributes:
-        input_dir: directory (with all below it), glob or file with the text.
+        input_dir: directory (searched recursively), glob or file with the text.
         files_per: examples in a tfrecord file.
-        name: what the names of the files begin with.
+        name: prefix of the file names.
         output_dir: where they are written; may be `gs://`.
         encoder_path: tokenizers JSON file, folder with vocab.json and merges.txt, or Hugging Face name.
         minimum_size: documents of fewer tokens are left out.
@@ -32,7 +32,7 @@ class Settings:
         separator: id after every document; None for the tokenizer's `<|endoftext|>`.
         chunk_size: n_ctx of the model; an example has one token more.
         write_dataset_config: where to write a dataset config; None for nowhere.
-        processes: processes that encode; 0 for one a core.
+        processes: processes that encode; 0 for one per core.
         overwrite: replaces existing files of this name.
         text_key: the key of a JSON object that holds its text.
         deduplicate: leaves out copies of earlier documents.

@@ -78,7 +78,7 @@ def staging_folder(directory: str, name: str) -> Iterator[str]:
 
 
 def remove_tree(path: str) -> None:
-    """Removes a file, or a folder with all below it, if there is one; raises TensorFlow's errors as they are."""
+    """Removes a file, or a folder with everything in it, if there is one; raises TensorFlow's errors as they are."""
     if tf.io.gfile.exists(path):
         remove = tf.io.gfile.rmtree if tf.io.gfile.isdir(path) else tf.io.gfile.remove
         remove(path)

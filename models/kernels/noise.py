@@ -77,7 +77,7 @@ def exponential(seeds: tf.Tensor, positions: tf.Tensor, n_numbers: int) -> tf.Te
 def dropout_factor(
     key: tf.Tensor, rows: tf.Tensor, starts: tf.Tensor, shape: tuple[int, ...], rate: float
 ) -> tf.Tensor:
-    """Returns 0 for dropped elements and 1 / (1 - rate) for the others; arguments as of `uniform`."""
+    """Returns 0 for dropped elements and 1 / (1 - rate) for the others; takes the arguments of `uniform`."""
     return tf.where(uniform(key, rows, starts, shape) >= rate, 1.0 / (1.0 - rate), 0.0)
 
 

@@ -13,7 +13,7 @@ def choose_devices(gpu_ids: Sequence[str] | None, n_cpu_devices: int | None) -> 
     """Returns the devices to run on; call it before TensorFlow runs anything.
 
     Args:
-        gpu_ids: as `device:GPU:0`; None: every visible GPU, or else the CPU.
+        gpu_ids: such as `device:GPU:0`; None: every visible GPU, or else the CPU.
         n_cpu_devices: how many virtual CPU devices to create instead; None: none.
 
     Raises:

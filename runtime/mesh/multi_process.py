@@ -194,7 +194,7 @@ def place_process(mesh: MeshConfig, processor: int, n_processors: int, device: s
         mesh: the mesh of the config; without a `mesh_shape` the batch is split over all processes.
         processor: the number of this process.
         n_processors: how many there are.
-        device: the device of this process, as `/device:CPU:0`.
+        device: the device of this process, such as `/device:CPU:0`.
 
     Raises:
         DeviceError: the mesh needs a different number of processes.

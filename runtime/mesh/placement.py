@@ -224,7 +224,7 @@ def fit(mesh: MeshConfig, n_processors: int, kind: str) -> tuple[mtf.Shape, tupl
     Args:
         mesh: the mesh of the config.
         n_processors: how many there are.
-        kind: what messages call them, as "devices".
+        kind: what messages call them, such as "devices".
 
     Raises:
         DeviceError: the mesh needs a different number.

@@ -49,7 +49,7 @@ def find_tpu(name: str, reach_seconds: float = REACH_SECONDS, start_seconds: flo
     """Finds a TPU and initializes it, which clears its memory.
 
     Args:
-        name: the name of a TPU of Google Cloud; or the addresses of its hosts, as `grpc://10.0.0.2:8470`, separated by
+        name: that of a Google Cloud TPU, or the addresses of its hosts, such as `grpc://10.0.0.2:8470`, separated by
             commas; or `colab`, for that of a Colab notebook; or `local`, for a TPU of this machine.
         reach_seconds: how long to look for it.
         start_seconds: how long it may take to start once it is found.

@@ -273,7 +273,7 @@ def memory_in_use(devices: Sequence[str]) -> dict[str, float]:
     """Returns the peak memory of this process in GiB, by metric name: host memory, and that of its fullest GPU.
 
     Args:
-        devices: those of the run, as `/device:GPU:0`.
+        devices: those of the run, such as `/device:GPU:0`.
     """
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * PEAK_UNIT_BYTES / GIB
     gpus = [device.removeprefix("/device:") for device in devices if ":GPU:" in device and "/job:" not in device]

@@ -60,7 +60,7 @@ def test_metadata_belongs_to_one_generation(trials: Cloud) -> None:
 def test_nobody_is_overwritten(trials: Cloud) -> None:
     generation = buckets.replace(A, b"mine", 0)
     for wrong in (0, generation - 1):
-        with pytest.raises(ConflictError, match=f"{A}: another process has written it meanwhile"):
+        with pytest.raises(ConflictError, match=f"{A}: another process has written to it"):
             buckets.replace(A, b"yours", wrong)
     assert buckets.read(A) == b"mine"
     newer = buckets.replace(A, b"mine again", generation)
@@ -146,12 +146,12 @@ QUESTIONS: dict[str, Callable[[str], object]] = {
 
 def refusals(path: str, questions: Iterable[str]) -> set[str]:
     """Returns the error message of each request."""
-    message = set()
+    messages = set()
     for question in questions:
         with pytest.raises(BucketError) as raised:
             QUESTIONS[question](path)
-        message.add(str(raised.value))
-    return message
+        messages.add(str(raised.value))
+    return messages
 
 
 def test_no_permission(trials: Cloud) -> None:

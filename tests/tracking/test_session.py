@@ -173,7 +173,7 @@ def test_five_crashes_at_the_start_are_enough(here: Experiments) -> None:
     done = here.run("--fail", "crash:0:99")
     reason = "main.py crashed with exit status 1: RuntimeError: something broke"
     assert (done.status, done.run.status, len(done.run.info["restarts"])) == (1, "FAILED", 4)
-    assert done.run.info["reason"] == f"{reason}; given up after 5 starts without a new step"
+    assert done.run.info["reason"] == f"{reason}; gave up after 5 starts without a new step"
     assert done.run.entry["fail_trace"][0] == done.run.info["reason"]
     assert "RuntimeError: something broke" in done.run.entry["fail_trace"][1:]
     assert (here.folder / "model.starts").read_text() == "x" * 5
@@ -188,7 +188,7 @@ def test_repeated_crashes_at_the_same_step_are_not_progress(here: Experiments) -
 def test_restarts_have_a_limit(here: Experiments) -> None:
     policy = dataclasses.replace(here.policy, max_restarts=2)
     done = dataclasses.replace(here, policy=policy).run("--fail", "crash:13:99")
-    assert done.run.info["reason"].endswith("; given up after 2 restarts")
+    assert done.run.info["reason"].endswith("; gave up after 2 restarts")
 
 
 def test_an_error_that_the_user_can_fix_is_not_retried(here: Experiments) -> None:
@@ -196,7 +196,7 @@ def test_an_error_that_the_user_can_fix_is_not_retried(here: Experiments) -> Non
     done = here.run("--fail", "crash:0:99", "--status", "2")
     assert (done.status, done.run.status, done.run.info["restarts"]) == (2, "FAILED", [])
     assert (done.run.lines(), done.run.artifacts) == ([], [])
-    assert done.run.info["reason"] == "main.py refused: RuntimeError: something broke"
+    assert done.run.info["reason"] == "main.py refused its input: RuntimeError: something broke"
 
 
 def test_killed_as_by_the_kernel(here: Experiments) -> None:
@@ -252,7 +252,7 @@ def test_a_child_that_always_hangs_at_the_start(here: Experiments) -> None:
     policy = RestartPolicy(first_step_seconds=0.3, step_seconds=20.0, grace_seconds=0.1, backoff_seconds=0.01)
     done = dataclasses.replace(here, policy=policy).run("--fail", "hang:0:99")
     assert (done.status, done.run.status) == (1, "TIMEOUT")
-    assert done.run.info["reason"].startswith("no new step for 0 s since it was started; given up after 5 starts")
+    assert done.run.info["reason"].startswith("no new step for 0 s since it was started; gave up after 5 starts")
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])

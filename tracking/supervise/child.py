@@ -74,7 +74,7 @@ class Child:
         return status
 
     def wait(self, limit_seconds: float) -> int | None:
-        """Waits for the process, at most `limit_seconds`, then does as `poll`."""
+        """Waits for the process, at most `limit_seconds`; returns the same as `poll`."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(limit_seconds)
         return self.poll()

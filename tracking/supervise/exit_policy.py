@@ -84,7 +84,7 @@ def classify_exit(exit_status: int, asked_to_stop: int | None, last_lines: LastL
         reason = f"stopped by {signal.Signals(asked_to_stop).name}{how}"
         return ChildExit("INTERRUPTED", reason, 128 + asked_to_stop, False)
     if exit_status == REFUSED:
-        return ChildExit("FAILED", f"main.py refused{last_error}", exit_status, False)
+        return ChildExit("FAILED", f"main.py refused its input{last_error}", exit_status, False)
     if (number := _stop_signal(exit_status)) is not None:
         return ChildExit(
             "INTERRUPTED", f"main.py was stopped by {number.name} from outside{last_output}", exit_status, False
@@ -143,9 +143,9 @@ def next_action(
     if not child_exit.can_restart:
         return None
     if n_failures >= MAX_FAILURES:
-        return GiveUp(f"given up after {n_failures} starts without a new step")
+        return GiveUp(f"gave up after {n_failures} starts without a new step")
     if n_restarts >= policy.max_restarts:
-        return GiveUp(f"given up after {n_restarts} restarts")
+        return GiveUp(f"gave up after {n_restarts} restarts")
     return Restart(min(policy.backoff_seconds * 2 ** max(0, n_failures - 1), MAX_BACKOFF_SECONDS))
 
 

@@ -219,7 +219,7 @@ def test_one_document_cannot_be_split(tmp_path):
     write_documents(tmp_path / "texts", number=1)
     with pytest.raises(DataError) as error:
         prepare(dataset_of(tmp_path))
-    assert str(error.value) == f"mine: the text is 1 document(s), and one has to be held out; {MORE}"
+    assert str(error.value) == f"mine: the text is 1 document(s), and one must be held out; {MORE}"
     prepared, _ = prepare(dataset_of(tmp_path, eval_fraction=0.0))
     assert prepared.eval_pattern is None
     assert len(examples_of(prepared.train_pattern)) > 1
@@ -281,7 +281,7 @@ def test_text_that_cannot_be_read_gives_the_reason(tmp_path):
     with pytest.raises(DataError) as error:
         prepare(dataset_of(tmp_path))
     assert str(error.value) == (
-        f"mine: the text is 0 document(s) (left out: bad.txt: not UTF-8 at byte 3), and one has to be held out; {MORE}"
+        f"mine: the text is 0 document(s) (left out: bad.txt: not UTF-8 at byte 3), and one must be held out; {MORE}"
     )
     with pytest.raises(DataError) as error:
         prepare(dataset_of(tmp_path, eval_fraction=0.0))

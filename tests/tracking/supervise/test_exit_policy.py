@@ -25,7 +25,7 @@ CRASH = ChildExit("FAILED", "crashed", 1, True)
 DESCRIPTIONS = {
     "finished": ((0, None), ("COMPLETED", "finished", 0, False)),
     "finished when asked to stop": ((0, signal.SIGINT), ("COMPLETED", "finished", 0, False)),
-    "refused": ((2, None), ("FAILED", "main.py refused: last error", 2, False)),
+    "refused": ((2, None), ("FAILED", "main.py refused its input: last error", 2, False)),
     "lost process": ((3, None), ("FAILED", "another process of the cluster was lost: last error", 3, True)),
     "crash": ((1, None), ("FAILED", "main.py crashed with exit status 1: last error", 1, True)),
     "segmentation fault": ((-11, None), ("FAILED", "main.py was killed by SIGSEGV: last error", -11, True)),
@@ -62,7 +62,7 @@ def test_pauses_double_while_there_is_no_progress() -> None:
     policy = RestartPolicy(backoff_seconds=5.0, max_restarts=1000)
     pauses = [next_action(CRASH, 0, n_failures, policy) for n_failures in range(MAX_FAILURES)]
     assert pauses == [Restart(5.0), Restart(5.0), Restart(10.0), Restart(20.0), Restart(40.0)]
-    assert next_action(CRASH, 0, MAX_FAILURES, policy) == GiveUp("given up after 5 starts without a new step")
+    assert next_action(CRASH, 0, MAX_FAILURES, policy) == GiveUp("gave up after 5 starts without a new step")
 
 
 @given(n_restarts=st.integers(0, 200), n_failures=st.integers(0, 10), pause=st.floats(0, 1e6))
