@@ -306,6 +306,8 @@ def test_a_plan_is_shown_and_drawn_before_anything_runs(here: Project, capsys: p
     assert (here.folder / "runs" / "planned" / "plan.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 def test_a_layout_is_chosen_and_applied(here: Project, capsys: pytest.CaptureFixture[str]) -> None:
     result = call(capsys, "--auto_layout", "--set", "mesh_shape=x:2", "--set", "train_batch_size=4096")
     assert result.status == 0

@@ -139,6 +139,8 @@ def spoil(texts: Cloud, name: str) -> None:
     texts.write("trials", name, bytes(content))
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 def test_resumes_when_killed_while_moving_files(texts: Cloud, tmp_path: Path) -> None:
     killed(texts, r"POST .*out%2F\.t\.partial%2Ft_1_0_30\.tfrecords/rewriteTo/b/trials/o/out%2Ft_1_0_30")
     assert "out/.t.lock" in texts.names("trials")

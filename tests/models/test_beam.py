@@ -190,7 +190,7 @@ def test_every_kind_of_cache_follows_the_beams(devices: tuple[str, ...], model: 
 @pytest.mark.parametrize(
     "layout",
     [
-        "batch:x,heads:y,vocab:y,intermediate_expanded:y",
+        pytest.param("batch:x,heads:y,vocab:y,intermediate_expanded:y", marks=pytest.mark.slow),
         pytest.param("heads:x,vocab:y,memory_length:y,sequence:y", marks=pytest.mark.slow),
         pytest.param("batch:y,embd:x", marks=pytest.mark.slow),
     ],

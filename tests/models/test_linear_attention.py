@@ -178,7 +178,7 @@ def test_bfloat16_is_summed_in_float32(exact: Callable[..., np.ndarray]) -> None
 @pytest.mark.parametrize(
     ("attend", "mesh_shape", "layout"),
     [
-        (causal_linear_attention, "x:2,y:2", "batch:x,heads:y"),
+        pytest.param(causal_linear_attention, "x:2,y:2", "batch:x,heads:y", marks=pytest.mark.slow),
         pytest.param(causal_linear_attention, "x:4", "sequence:x", marks=pytest.mark.slow),
         pytest.param(linear_attention, "x:2,y:2", "batch:x,heads:y", marks=pytest.mark.slow),
         (linear_attention, "x:4", "sequence:x"),

@@ -22,6 +22,8 @@ def client(trained_server: Server) -> openai.OpenAI:
     return trained_server.client(timeout=120)
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 def test_scores_are_those_of_the_model(project: Project, client: openai.OpenAI) -> None:
     """Both for the echoed prompt and the generated text, whatever the sampling parameters."""
     text = "the cat saw one"

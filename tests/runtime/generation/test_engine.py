@@ -155,14 +155,15 @@ def test_seeds_differ(on_one_device: EngineWithWeights) -> None:
     assert len({chunk.tokens for chunk in on_one_device.generate(same_prompt).values()}) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mesh", "n_rows"),
     [
         (("x:2,y:2", "batch:x,heads:y,vocab:y,intermediate_expanded:y"), 4),
-        pytest.param(("x:4", "batch:x"), 4, marks=pytest.mark.slow),
-        pytest.param(("x:2,y:2", "batch:y,embd:x"), 4, marks=pytest.mark.slow),
-        pytest.param(("x:2,y:2", "batch:y,sequence:x,memory_length:x"), 4, marks=pytest.mark.slow),
-        pytest.param(("x:2,y:2", "batch:x,heads:y"), 5, marks=pytest.mark.slow),
+        (("x:4", "batch:x"), 4),
+        (("x:2,y:2", "batch:y,embd:x"), 4),
+        (("x:2,y:2", "batch:y,sequence:x,memory_length:x"), 4),
+        (("x:2,y:2", "batch:x,heads:y"), 5),
     ],
     ids=str,
 )
@@ -196,6 +197,7 @@ def test_linear_layers_cache_their_sums_only(devices: tuple[str, ...]) -> None:
             text.append(token)
 
 
+@pytest.mark.slow
 def test_a_cache_of_bfloat16_changes_little(devices: tuple[str, ...], on_one_device: EngineWithWeights) -> None:
     bfloat16 = build(devices, cache_dtype="bfloat16")
     assert bfloat16.engine._row_state.slices["cache_0/keys_0"][0].dtype.name == "bfloat16"

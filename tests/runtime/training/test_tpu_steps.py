@@ -88,10 +88,14 @@ def check_moved(together: Together) -> None:
             np.testing.assert_allclose(results[f"moved/{index}"], value, rtol=0, atol=1e-6 if index == 3 else 0)
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 def test_slices_are_moved(pair: Together) -> None:
     check_moved(pair)
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.parametrize("name", FAST)
 def test_two_replicas_train_as_one_device(pair: Together, devices: tuple[str, ...], name: str) -> None:
     check_loop(pair, name, devices[0])
