@@ -136,7 +136,8 @@ def test_processes_that_were_told_different_things_do_not_begin(folder: Path, of
     with Processes(folder, [[*common, "0"], [*common, "1", *of_second]], [{}, {}]) as processes:
         ended = processes.ended()
     message = (
-        f"{what}: not the same in all 2 processes; start each with the same command and files, but for --host_index\n"
+        f"{what}: differs between the 2 processes; start each with the same command and files, except for "
+        "--host_index\n"
     )
     assert ended == [(2, "", message), (2, "", message)]
     assert not (folder / "runs/unequal").exists()
@@ -173,7 +174,7 @@ def test_processes_with_other_data_change_nothing(folder: Path, tmp_path: Path) 
         with together(folder, 2, *arguments, *flags, last=tmp_path / "copy") as processes:
             ended = processes.ended()
         assert [status for status, *_ in ended] == [2, 2], ended
-        assert all(re.match("the (data|tokenizer): not the same in all 2 processes", error) for *_, error in ended)
+        assert all(re.match("the (data|tokenizer): differs between the 2 processes", error) for *_, error in ended)
     after = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
     assert {name: after.get(name) for name in before} == before
 

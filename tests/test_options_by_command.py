@@ -22,7 +22,6 @@ EXPERTS = {"moe_num_experts": 2, "moe_hidden_size": 8}
 SIZES = {"n_head", "n_embd", "n_layer", "n_ctx", "n_vocab"}
 # Options that go together share a run.
 RUNS = {
-    "plain": {},
     "linear and none, top 2 experts, dropout": {
         "attention_types": [[["linear", "none"], 1]],
         "moe_layers": [0, 1],
@@ -72,12 +71,12 @@ RUNS = {
             "moe_second_threshold_eval": 0.1,
         },
     },
-    "bfloat16, recomputed": {
+    "plain block in bfloat16, recomputed": {
         "precision": "bfloat16",
         "recompute_grad": True,
         "scale_by_depth": True,
         "z_loss": 0.01,
-        "tokens_per_mb_per_replica": 32,
+        "n_layer": 1,
         "opt_name": "adafactor",
     },
     "masked": MASKED,

@@ -146,6 +146,8 @@ def test_without_a_seed_equal_prompts_get_different_texts(first: Lines) -> None:
     assert len({line["text"] for line in first[7:10]}) == 3
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 def test_a_text_depends_neither_on_other_prompts_nor_on_their_order(
     first: Lines, from_standard_input: subprocess.CompletedProcess[str]
 ) -> None:
@@ -430,6 +432,8 @@ def test_beam_search_finds_the_most_likely_texts(here: Path, tokenizer: Tokenize
 # --interactive.
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 def test_piped_lines_are_continued_one_by_one(here: Path, first: Lines, monkeypatch, capsys) -> None:
     typed = b"the cat sat on a mat and\n\nthe cat sat on a mat and\r\n"
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed)))

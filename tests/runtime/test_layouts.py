@@ -65,6 +65,7 @@ def test_any_layout_with_every_feature_gives_the_update_of_one_device(
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_eight_devices_give_the_update_of_one() -> None:
     run = subprocess.run([sys.executable, "-m", "tests.runtime.eight_devices"], cwd=REPOSITORY, capture_output=True)
     assert run.returncode == 0, run.stderr.decode()[-3000:]
