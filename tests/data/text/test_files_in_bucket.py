@@ -116,5 +116,5 @@ def test_an_object_replaced_while_it_is_read_is_an_error(trials: Cloud, monkeypa
     with open_source("gs://trials/a") as file:
         assert file.read(10) == b"0" * 10
         trials.write("trials", "a", b"1" * 100)
-        with pytest.raises(BucketError, match="gs://trials/a: has changed while it was read"):
+        with pytest.raises(BucketError, match="gs://trials/a: changed while it was being read"):
             file.read()
