@@ -116,7 +116,8 @@ def test_the_modules_are_a_library(clone: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.processes
-def test_the_notebook_runs(clone: Path) -> None:
+def test_the_notebook_runs(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", f"{PYTHON_DIRECTORY}:{os.environ['PATH']}")  # whose python3 the notebook calls
     notebook = nbformat.read(clone / "examples" / "quickstart.ipynb", as_version=4)
     (cell,) = (cell for cell in notebook.cells if "STEPS = 1800" in cell.source)
     cell.source = cell.source.replace("STEPS = 1800", "STEPS = 40")
