@@ -1,4 +1,4 @@
-"""The manifest of a dataset: a JSON file beside its tfrecord files, which is written last.
+"""The manifest of a dataset: a JSON file beside its tfrecord files, written after all of them.
 
 `{name}.manifest.json` lists every file with its counts and its checksum, and holds the counts of documents and tokens,
 the tokenizer and the settings. Where there is a manifest, the files are complete. Paths may be local or `gs://`.

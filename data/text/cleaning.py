@@ -38,7 +38,7 @@ _JOINS = (
 def detokenize_wikitext(text: str) -> str:
     """Undoes WikiText's tokenization of hyphens, numbers, punctuation, brackets, quotes and headings.
 
-    Words, digits, line breaks and `<unk>` are unchanged, and so is text without spaces before its punctuation.
+    Words, digits, line breaks and `<unk>` stay. Text without spaces before its punctuation does not change.
 
     Source: the conventions of the WikiText datasets (Merity et al. 2016, "Pointer Sentinel Mixture Models", s. 4).
     """

@@ -81,4 +81,4 @@ def test_an_experiment_is_listed_compared_and_reported(project: Path, capsys: py
     assert "3.47" in capsys.readouterr().out  # the held-out loss
     assert run_experiment.main(["--report", "1"]) == 0
     page = (project / "experiments" / "1" / "report.html").read_text()
-    assert "skipped_fraction" in page and "the share of records left out" not in page
+    assert "skipped_fraction" in page and "skipped_share" not in page  # under the name that metrics have now
