@@ -25,6 +25,17 @@ def exists(path: str) -> bool:
     return os.path.exists(path) if is_local(path) else buckets.stat(path) != buckets.NO_OBJECT
 
 
+def decode_text(content: bytes) -> str:
+    """Decodes UTF-8, without the byte order mark with which some editors begin a file.
+
+    Everything that people write is read by this: texts, prompts, vocabularies.
+
+    Raises:
+        UnicodeDecodeError: it is not UTF-8; `start` counts from the first byte of `content`.
+    """
+    return content.decode("utf-8").removeprefix("\ufeff")
+
+
 def flush_to_disk(path: str) -> None:
     """Waits until a local file or folder would survive a power loss."""
     if not is_local(path):

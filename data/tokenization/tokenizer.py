@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +16,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from configs.errors import ConfigError, DataError
 from configs.schema import DatasetConfig
-from storage.files import is_local
+from storage.files import decode_text, is_local
 
 EOS_TOKEN = "<|endoftext|>"
 PADDING_TOKEN = "<|padding|>"
@@ -233,8 +234,8 @@ def _load_object(path: str) -> Tokenizer:
     from meshtf import tf  # not at the top: it takes seconds to load, and most tokenizers are local files
 
     try:
-        with tf.io.gfile.GFile(path) as file:
-            return from_json(file.read())
+        with tf.io.gfile.GFile(path, "rb") as file:
+            return from_json(decode_text(file.read()))
     except tf.errors.OpError as error:
         reason = error.message.splitlines()[0]
         raise DataError(f"{path}: cannot be read ({reason}); check the path and its permissions") from None
@@ -244,7 +245,7 @@ def _load_object(path: str) -> Tokenizer:
 
 def _load_file(path: Path) -> Tokenizer:
     try:
-        return Tokenizer(tokenizers.Tokenizer.from_file(str(path)))
+        return from_json(decode_text(path.read_bytes()))
     except Exception as error:  # the library raises a bare Exception
         raise DataError(
             f"{path}: not a tokenizers JSON file ({error}); give one, or the folder with vocab.json and merges.txt"
@@ -258,10 +259,16 @@ def _load_folder(folder: Path) -> Tokenizer:
         if not (folder / name).is_file():
             raise DataError(f"{folder}: has no {name}; a tokenizer folder holds vocab.json and merges.txt")
     try:
-        model = models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+        vocabulary = json.loads(decode_text((folder / "vocab.json").read_bytes()))
+        model = models.BPE(vocabulary, _merges(decode_text((folder / "merges.txt").read_bytes())))
     except Exception as error:  # the library raises a bare Exception
         raise DataError(f"{folder}: vocab.json and merges.txt are not a BPE ({error}); copy them again") from None
     return Tokenizer(_byte_level(model))
+
+
+def _merges(text: str) -> list[tuple[str, ...]]:
+    lines = (line.removesuffix("\r") for line in text.split("\n"))
+    return [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
 
 
 def _byte_level(model: models.BPE) -> tokenizers.Tokenizer:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from configs.errors import UserError
-from storage.files import write_text
+from storage.files import decode_text, write_text
 
 
 def test_a_file_is_written_whole_and_folders_are_made(tmp_path: Path) -> None:
@@ -47,3 +47,11 @@ def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
         f"{tmp_path}/run/file.txt: cannot be written: File exists; make room there, or give another path"
     )
     assert (tmp_path / "run").read_text() == "mine"
+
+
+def test_text_is_decoded_without_a_byte_order_mark() -> None:
+    assert decode_text(b"\xef\xbb\xbfschon \xef\xbb\xbf") == "schon \ufeff"
+    assert decode_text(b"\xef\xbb\xbf") == decode_text(b"") == ""
+    with pytest.raises(UnicodeDecodeError) as error:
+        decode_text(b"\xef\xbb\xbfcaf\xe9")
+    assert error.value.start == 6

@@ -137,6 +137,19 @@ def test_bytes_in_a_text_where_tokens_are_words_or_bytes():
     assert list(map(Tokenizer(backend).bytes_of, range(7))) == [b"a", b" so", b"\xe2", b"\x82", b"\xac", b" ", b""]
 
 
+def test_vocabularies_are_read_without_a_byte_order_mark(tmp_path):
+    plain, marked = tmp_path / "plain", tmp_path / "marked"
+    plain.mkdir(), marked.mkdir()
+    write_folder(plain)
+    (plain / "merges.txt").write_text("h e\r\nl l\r\n")  # without the comment, the mark stands before a merge
+    (tmp_path / "t.json").write_bytes(b"\xef\xbb\xbf" + TOKENIZER.to_json().encode())
+    for name in ("vocab.json", "merges.txt"):
+        (marked / name).write_bytes(b"\xef\xbb\xbf" + (plain / name).read_bytes())
+    assert load_tokenizer(str(marked)).to_json() == load_tokenizer(str(plain)).to_json()
+    assert load_tokenizer(str(marked)).encode("hello") == [8, 9, 3]
+    assert load_tokenizer(str(tmp_path / "t.json")).to_json() == TOKENIZER.to_json()
+
+
 def test_a_file_that_is_not_a_tokenizer_is_named(tmp_path):
     missing = f"{tmp_path}/none.json"
     assert error_of(missing) == (
