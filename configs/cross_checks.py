@@ -159,7 +159,7 @@ def _dimension_sizes(values: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str
 
 
 def _find_source_issues(path: str | None, text: tuple[str, ...], eval_path: str | None) -> KeyedIssues:
-    if not path and not text:
+    if not path and not text and not eval_path:
         yield "path", "names no data", "give path, the glob of tfrecords, or text, the raw text"
     if path and text:
         yield "path", "names tfrecords, but text names raw text", "keep one of the two"
@@ -167,8 +167,10 @@ def _find_source_issues(path: str | None, text: tuple[str, ...], eval_path: str 
         yield "eval_path", "has no effect on raw text", "remove it; eval_fraction holds out documents of text"
 
 
-def _find_tokenizer_issues(path: str | None, tokenizer_path: str | None, tokenizer_is_pretrained: bool) -> KeyedIssues:
-    if path and not tokenizer_path:
+def _find_tokenizer_issues(
+    path: str | None, eval_path: str | None, tokenizer_path: str | None, tokenizer_is_pretrained: bool
+) -> KeyedIssues:
+    if (path or eval_path) and not tokenizer_path:
         yield "tokenizer_path", "is missing", "give the tokenizer that made the tfrecords"
     if tokenizer_is_pretrained and not tokenizer_path:
         yield "tokenizer_is_pretrained", "needs tokenizer_path", "give its name, such as gpt2"

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from configs.cross_checks import DATASET_CHECKS, SPECIAL_ID_CHECKS
 from configs.errors import ConfigError, ValueIssue, did_you_mean
 from configs.reader import ConfigReader, RawValue, read_file
-from configs.schema import DATASET_INERT_KEYS, DatasetConfig, DatasetEntry, DatasetUse, keys_of
+from configs.schema import DATASET_INERT_KEYS, RANDOM_SAMPLE, DatasetConfig, DatasetEntry, DatasetUse, Globs, keys_of
 
+GPT2_VOCAB = 50257
+GPT2_KEYS = {"n_vocab": GPT2_VOCAB, "tokenizer_path": "gpt2", "tokenizer_is_pretrained": True}
+GPT2_KEYS |= {"eos_id": GPT2_VOCAB - 1, "padding_id": GPT2_VOCAB}
 SHIPPED_DIR = Path(__file__).resolve().parent / "dataset_configs"
 DATASET_FIELDS = keys_of(DatasetConfig)
 
@@ -33,10 +38,23 @@ def load_datasets(reader: ConfigReader, directory: Path) -> tuple[DatasetUse, ..
 def _load_dataset(reader: ConfigReader, entry: DatasetEntry, directory: Path) -> DatasetConfig | None:
     if isinstance(entry.source, str):
         return _load_dataset_by_id(reader, entry.source, directory)
-    dataset_id = entry.source["id"]
-    file = f"{reader.raw['datasets'].file}: dataset {dataset_id}"
-    raw = {key: RawValue(key, value, file) for key, value in entry.source.items() if key != "id"}
-    return _build_dataset(dataset_id, ConfigReader(file, raw, issues=reader.issues))
+    source = _config_of_globs(entry.source, reader) if isinstance(entry.source, Globs) else entry.source
+    if source is None:
+        return None
+    file = f"{reader.raw['datasets'].file}: dataset {source['id']}"
+    raw = {key: RawValue(key, value, file) for key, value in source.items() if key != "id"}
+    return _build_dataset(source["id"], ConfigReader(file, raw, issues=reader.issues))
+
+
+def _config_of_globs(globs: Globs, reader: ConfigReader) -> dict[str, Any] | None:
+    """Returns the dataset config that two globs stand for; as in GPT-Neo, a vocabulary of GPT-2's size is GPT-2's."""
+    if reader.values.get("n_vocab", GPT2_VOCAB) < GPT2_VOCAB:
+        problem = f"names tfrecords without their tokenizer, and n_vocab is less than GPT-2's {GPT2_VOCAB}"
+        reader.report("datasets", ValueIssue(problem, "name them and tokenizer_path in a file of dataset_configs/"))
+        return None
+    stem = os.path.basename(globs.path).partition(".")[0]
+    dataset_id = re.sub(r"[^\w-]+", "_", stem).strip("_") or "globs"
+    return {"id": dataset_id, "path": globs.path, "eval_path": globs.eval_path, **GPT2_KEYS}
 
 
 def _load_dataset_by_id(reader: ConfigReader, dataset_id: str, directory: Path) -> DatasetConfig | None:
@@ -65,10 +83,20 @@ def _build_dataset(dataset_id: str, reader: ConfigReader) -> DatasetConfig | Non
     known_issues = len(reader.issues)
     reader.check_names(DATASET_FIELDS, DATASET_INERT_KEYS)
     reader.parse(DATASET_FIELDS)
+    if reader.values.get("n_vocab") == reader.values.get("eos_id") == GPT2_VOCAB - 1:
+        reader.values["n_vocab"] = GPT2_VOCAB  # GPT-Neo's notebook counts one id too few
     reader.fill_defaults(DATASET_FIELDS)
     reader.values.setdefault("cache_dir", f"datasets/{dataset_id}")
     reader.cross_check(DATASET_CHECKS)
     return None if len(reader.issues) > known_issues else DatasetConfig(id=dataset_id, **reader.values)
+
+
+def default_input_fn(reader: ConfigReader) -> None:
+    """Reads documents where the forms of GPT-Neo's page that mean them are used: two globs, or random_sample."""
+    entries = reader.raw["datasets"].value if reader.values.get("datasets") else []
+    means_documents = (isinstance(entry, list) and (len(entry) == 5 or RANDOM_SAMPLE in entry) for entry in entries)
+    if "input_fn" not in reader.raw and any(means_documents):
+        reader.values["input_fn"] = "generic_text"
 
 
 def check_datasets(reader: ConfigReader, uses: Sequence[DatasetUse]) -> None:

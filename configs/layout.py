@@ -32,6 +32,7 @@ TENSORS = {
 # The dimensions that can be split.
 DIMENSIONS = tuple(dict.fromkeys(dimension for dimensions in TENSORS.values() for dimension in dimensions))
 
+NOTEBOOKS_SLIP = ("vocab", "n_vocab")  # in GPT-Neo's notebook; mesh-TensorFlow passes over a rule without an axis
 _SEPARATORS = re.compile(r"[,.;\s]+")
 
 
@@ -72,7 +73,7 @@ def parse_layout(text: str) -> Layout | None:
     Raises:
         ValueIssue: the text has another form, a dimension that cannot be split, or a dimension twice.
     """
-    pairs = _parse_pairs(text, "batch:x,heads:y")
+    pairs = [pair for pair in _parse_pairs(text, "batch:x,heads:y") if pair != NOTEBOOKS_SLIP]
     for dimension, axis in pairs:
         _check_dimension(dimension, axis)
     _check_unique([dimension for dimension, _ in pairs], "dimension")

@@ -15,7 +15,7 @@ from typing import Any
 
 from configs import schema
 from configs.cross_checks import PREDICTION_CHECKS, RUN_CHECKS
-from configs.datasets import check_datasets, load_datasets, special_ids
+from configs.datasets import check_datasets, default_input_fn, load_datasets, special_ids
 from configs.errors import ConfigError, ValueIssue, did_you_mean
 from configs.reader import ConfigReader, RawValue, raise_issues, read_file, rename_aliases, shown
 from configs.schema import RUN_FIELDS, PredictionConfig, RunConfig, is_required, keys_of
@@ -48,6 +48,7 @@ def load_config(model: str, overrides: Sequence[str] = (), weights: str | None =
     reader.check_names(RUN_FIELDS)
     reader.parse(RUN_FIELDS)
     reader.fill_defaults(RUN_FIELDS)
+    default_input_fn(reader)
     reader.values.setdefault("name", path.stem)
     _check_against_weights(reader, from_weights)
     reader.cross_check(RUN_CHECKS)

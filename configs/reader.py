@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
@@ -15,6 +16,8 @@ from configs.schema import is_required
 
 REFERENCE = "docs/configuration.md"
 COPIED_DEFAULTS = {"eval_batch_size": "train_batch_size", "lr_decay_end": "train_steps"}
+
+_STRING_OR_COMMENT = re.compile(r'"(?:\\.|[^"\\\n])*"|(?:#|//)[^\n]*|/\*.*?\*/', re.DOTALL)
 
 Fields = Mapping[str, dataclasses.Field]
 
@@ -139,7 +142,7 @@ def read_object(path: Path, issues: list[str]) -> dict[str, Any]:
     Raises:
         ConfigError: the file cannot be read, or holds no JSON object.
     """
-    parsed = _parse_json(path, _read_text(path), issues)
+    parsed = _parse_json(path, _without_comments(_read_text(path)), issues)
     if not isinstance(parsed, dict):
         raise ConfigError(f'{path}: holds no JSON object; write {{"key": value, ...}}')
     return parsed
@@ -153,6 +156,15 @@ def _read_text(path: Path) -> str:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"{path}: cannot be read ({reason}); check the path") from None
+
+
+def _without_comments(text: str) -> str:
+    """Blanks out comments as GPT-Neo's page writes them, `# ...`, and those of JavaScript; line numbers stay."""
+
+    def blank(match: re.Match[str]) -> str:
+        return match.group() if match.group().startswith('"') else re.sub(r"[^\n]", " ", match.group())
+
+    return _STRING_OR_COMMENT.sub(blank, text)
 
 
 def _parse_json(path: Path, text: str, issues: list[str]) -> Any:

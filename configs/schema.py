@@ -58,8 +58,14 @@ SECOND_POLICIES_EVAL = ("all", "none", "threshold")
 INPUT_FNS = ("sequential_input", "generic_text")
 PROMPT_OVERFLOWS = ("left", "refuse")
 DATATYPES = ("chunks", "documents_fixed", "documents_random")
+RANDOM_SAMPLE = "random_sample"  # an older name in GPT-Neo's page
 
-ALIASES = {"activation_fn": "activation_function", "n_positions": "n_ctx"}
+ALIASES = {
+    "activation_fn": "activation_function",
+    "n_positions": "n_ctx",
+    "n_heads": "n_head",
+    "axial_pos_emb_": "axial_pos_emb",
+}
 
 DATASET_INERT_KEYS = {"lambada_tokens_path": "acts with the evaluation task lambada only"}
 
@@ -537,18 +543,33 @@ class DatasetUse:
 
 
 @dataclass(frozen=True)
-class DatasetEntry:
-    """A member of the key `datasets` before its dataset config is loaded: an id, or the config itself."""
+class Globs:
+    """The tfrecords of a dataset without a config, as in an older form of GPT-Neo's `datasets`."""
 
-    source: str | Mapping[str, Any]
+    path: str
+    eval_path: str | None
+
+
+@dataclass(frozen=True)
+class DatasetEntry:
+    """A member of the key `datasets` before its dataset config is loaded: an id, the config itself, or two globs."""
+
+    source: str | Mapping[str, Any] | Globs
     stitch: int | None = None
     datatype: str = "chunks"
     weight: float | None = None
 
 
 DATASETS_EXAMPLE = 'write it as ["pile"] or [["pile", 25, "documents_random", 1.0]]'
-DATATYPE = one_of(DATATYPES)
 STITCH = optional(integer(1))
+
+
+def _parse_datatype(value: Any) -> str:
+    named = {None: "chunks", RANDOM_SAMPLE: "documents_random"}
+    return named[value] if value in (None, RANDOM_SAMPLE) else one_of(DATATYPES).parse(value)
+
+
+DATATYPE = Kind("", _parse_datatype)
 
 
 def _parse_source(source: Any) -> str | Mapping[str, Any]:
@@ -557,6 +578,10 @@ def _parse_source(source: Any) -> str | Mapping[str, Any]:
         raise ValueIssue("holds an entry without a dataset id", DATASETS_EXAMPLE)
     _check_dataset_id(source["id"] if named else source)
     return source
+
+
+def _parse_globs(path: Any, eval_path: Any) -> Globs:
+    return Globs(parse_part("the glob", TEXT, path), parse_part("the evaluation glob", PATH, eval_path))
 
 
 def _check_dataset_id(dataset_id: str) -> None:
@@ -568,11 +593,11 @@ def _check_dataset_id(dataset_id: str) -> None:
 def _parse_dataset_entry(entry: Any) -> DatasetEntry:
     if not isinstance(entry, list):
         return DatasetEntry(_parse_source(entry))
-    if len(entry) != 4:
+    if len(entry) not in (4, 5):
         raise ValueIssue("holds an entry that is not [id, stitch, datatype, weight]", DATASETS_EXAMPLE)
-    source, stitch, datatype, weight = entry
+    *source, stitch, datatype, weight = entry
     parsed = DatasetEntry(
-        _parse_source(source),
+        _parse_source(*source) if len(source) == 1 else _parse_globs(*source),
         parse_part("stitch", STITCH, stitch),
         parse_part("datatype", DATATYPE, datatype),
         parse_part("weight", optional(POSITIVE), weight),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from configs.load import CONFIGS_DIR, load_config
+from configs.load import CONFIGS_DIR, load_config, resolved_json
 from tests.configs.config_files import MODEL, WORDS, message_of, without, write_configs
 
 
@@ -177,3 +177,66 @@ def test_a_broken_dataset_config_is_one_issue_among_others(tmp_path):
         f"{path}: lr = 0: is out of range; give a number > 0",
         f'{dataset_path}: holds no JSON object; write {{"key": value, ...}}',
     ]
+
+
+# The forms of GPT-Neo's page and notebook.
+
+GPT2 = {"n_vocab": 50257}
+
+
+def test_two_globs_are_a_dataset_of_gpt2_documents(tmp_path):
+    entry = ["data/bundestag_*.tfrecords", "", 10, "random_sample", 1.0]
+    config = load_config(write_configs(tmp_path, MODEL | GPT2 | {"datasets": [entry]}))
+    (use,) = config.data.datasets
+    dataset = use.dataset
+    assert (dataset.id, dataset.path, dataset.eval_path) == ("bundestag", "data/bundestag_*.tfrecords", None)
+    assert (dataset.tokenizer_path, dataset.tokenizer_is_pretrained, dataset.n_vocab) == ("gpt2", True, 50257)
+    assert (use.stitch, use.datatype, use.weight) == (10, "documents_random", 1.0)
+    assert (config.data.input_fn, config.data.eos_id) == ("generic_text", 50256)
+
+
+def test_two_globs_go_to_training_and_evaluation_and_come_back_from_the_config_of_the_run(tmp_path):
+    entries = [["*.tfrecords", "held/*", None, "chunks", 2], ["a.b/c d_*", None, 3, "documents_fixed", None]]
+    path = write_configs(tmp_path, MODEL | GPT2 | {"datasets": entries, "input_fn": "sequential_input"})
+    config = load_config(path)
+    assert [(use.dataset.id, use.dataset.eval_path) for use in config.data.datasets] == [
+        ("globs", "held/*"),
+        ("c_d", None),
+    ]
+    assert config.data.input_fn == "sequential_input"
+    (tmp_path / "config.json").write_text(resolved_json(config))
+    assert load_config(str(tmp_path / "config.json")) == config
+
+
+def test_two_globs_need_a_known_tokenizer(tmp_path):
+    path = write_configs(tmp_path, MODEL | {"datasets": [["a", "b", None, None, None]]})
+    assert message_of(path) == (
+        f'{path}: datasets = [["a", "b", null, null, null]]: names tfrecords without their tokenizer, and n_vocab '
+        "is less than GPT-2's 50257; name them and tokenizer_path in a file of dataset_configs/"
+    )
+
+
+@pytest.mark.parametrize(
+    "datatype, changes, expected",
+    [
+        ("random_sample", {}, ("documents_random", "generic_text")),
+        ("random_sample", {"input_fn": "sequential_input"}, ("documents_random", "sequential_input")),
+        ("documents_random", {}, ("documents_random", "sequential_input")),
+        (None, {}, ("chunks", "sequential_input")),
+    ],
+)
+def test_a_datatype_may_have_its_older_name_or_none(tmp_path, datatype, changes, expected):
+    path = write_configs(tmp_path, MODEL | {"datasets": [["words", 10, datatype, None]]} | changes)
+    data = load_config(path).data
+    assert (data.datasets[0].datatype, data.input_fn) == expected
+
+
+def test_the_datasets_of_gpt_neos_notebook_load(tmp_path):
+    """One id too few for GPT-2's tokenizer, a padding id beyond it, and held-out data alone."""
+    ids = {"n_vocab": 50256, "eos_id": 50256, "padding_id": 50257}
+    dataset = {"path": "", "eval_path": "wikitext/*", "tokenizer_is_pretrained": True, "tokenizer_path": "gpt2", **ids}
+    model = MODEL | GPT2 | {"datasets": [["wikitext", None, None, None]]}
+    config = load_config(write_configs(tmp_path, model, wikitext=dataset))
+    (use,) = config.data.datasets
+    assert (use.dataset.n_vocab, use.dataset.path, use.dataset.eval_path) == (50257, None, "wikitext/*")
+    assert (config.data.eos_id, config.data.padding_id) == (50256, 50256)

@@ -100,3 +100,7 @@ def test_a_layout_is_refused_exactly_when_some_tensor_meets_an_axis_twice(rules)
 def test_dimensions_of_no_common_tensor_share_an_axis():
     layout = parse_layout("heads:y,vocab:y,intermediate_expanded:y")
     assert list(find_layout_issues((("y", 2),), layout, {})) == []
+
+
+def test_the_rule_without_an_axis_of_gpt_neos_notebook_is_passed_over():
+    assert parse_layout("heads:x,vocab:n_vocab,embd:y") == (("heads", "x"), ("embd", "y"))

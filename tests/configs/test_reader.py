@@ -80,3 +80,28 @@ def test_json_that_python_cannot_parse(tmp_path, content):
 def test_a_missing_file(tmp_path):
     path = tmp_path / "none.json"
     assert message_of(str(path)) == f"{path}: cannot be read (No such file or directory); check the path"
+
+
+def test_comments_are_passed_over_but_not_in_strings(tmp_path):
+    path = Path(write_configs(tmp_path, without(MODEL, "n_head", "model_path")))
+    commented = """# a comment, "n_head": 3
+    { "n_head": 4,  # heads
+      "model_path": "gs://a#b/*c*/\\"#d", // where
+      /* two
+      lines */
+    """
+    path.write_text(commented + path.read_text()[1:])
+    config = load_config(str(path))
+    assert (config.model.n_head, config.model_path) == (4, 'gs://a#b/*c*/"#d')
+
+
+def test_a_place_after_comments_is_that_of_the_file(tmp_path):
+    path = tmp_path / "broken.json"
+    path.write_text('{ # one\n  /* two\n */ "n_head": 4, // é\n  "n_embd": ,\n}')
+    assert message_of(str(path)) == f"{path}: line 4 column 13: is not JSON (Expecting value); correct the file there"
+
+
+@pytest.mark.parametrize("alias, key, value", [("n_heads", "n_head", 4), ("axial_pos_emb_", "axial_pos_emb", [4, 8])])
+def test_names_of_gpt_neos_page_are_read(tmp_path, alias, key, value):
+    config = load_config(write_configs(tmp_path, without(MODEL, key) | {alias: value}))
+    assert getattr(config.model, key) == (tuple(value) if isinstance(value, list) else value)
