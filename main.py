@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from commands.options import LayoutSearch, Options
+from configs.command_line import CommandLine
 from configs.errors import ConfigError, DeviceError, UserError
 from configs.load import load_config
 from configs.schema import FLAGS, PREDICTION_KEYS
@@ -45,7 +46,7 @@ class CommandAction(argparse.Action):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         "main.py", USAGE, DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter, add_help=False
     )
     parser.set_defaults(command="train")
@@ -151,7 +152,7 @@ def _add_generation_flags(group: argparse._ArgumentGroup) -> None:
 
 def _add_device_flags(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--gpu_ids", nargs="+", metavar="DEVICE", help="Such as device:GPU:0; default: all GPUs, or the CPU.")
+    add("--gpu_ids", nargs="+", metavar="DEVICE", help="Such as device:GPU:0, or 0; default: all GPUs, or the CPU.")
     add("--cpu_devices", type=int, metavar="N", help="Makes N virtual CPU devices, to try out a mesh.")
     add("--tpu", metavar="NAME", help="A Cloud TPU, its address such as grpc://10.0.0.2:8470, colab, or local.")
     add("--hosts", metavar="A:PORT,B:PORT", help="All processes of a run; each is started with the same command.")

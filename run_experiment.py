@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from configs.command_line import CommandLine
 from configs.errors import ConfigError, UserError
 from configs.load import load_config, resolved_json
 from main import config_overrides
@@ -40,7 +41,7 @@ NO_EFFECT_FLAGS = {
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         prog="run_experiment.py",
         description="Run main.py as a recorded and supervised experiment.",
         epilog="All other flags go to main.py: see python3 main.py --help.",
@@ -100,7 +101,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[argparse.Na
         if not (math.isfinite(value) and value >= 0):
             raise ConfigError(f"--{name} {value}: is not a number of at least 0; give one")
     _check_alone(own, others)
-    if any(word.split("=")[0] == "--sacred_id" for word in others):
+    if any(word.split("=")[0] in ("--sacred_id", "--sacred-id") for word in others):
         raise ConfigError("--sacred_id: is set to the number of the run; leave it out")
     return own, tuple(others)
 

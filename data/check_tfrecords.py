@@ -8,7 +8,6 @@ record is valid or, with --repair, if the valid ones were copied; and with 2 oth
 
 from __future__ import annotations
 
-import argparse
 import collections
 import contextlib
 import itertools
@@ -22,6 +21,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from configs.command_line import CommandLine
 from configs.errors import DataError, UserError
 from data.check.plots import draw_reports
 from data.check.repair import check_free, describe_repaired, repair
@@ -81,7 +81,7 @@ def find_record_rules(settings: Settings, paths: Sequence[str]) -> tuple[RecordR
     eos_id = _first_known(settings.separator, tokenizer and tokenizer.eos_id, manifest_eos_id)
     manifest_n_vocab = manifest.tokenizer.get("n_vocab") if manifest else None
     n_vocab = _first_known(settings.n_vocab, tokenizer and tokenizer.n_vocab, manifest_n_vocab, MAX_VOCAB)
-    n_ctx = None if settings.documents else _n_ctx(settings, manifest, paths)
+    n_ctx = _n_ctx(settings, manifest, paths)
     return RecordRules(n_ctx, n_vocab), eos_id, tokenizer.decode if tokenizer else lambda ids: " ".join(map(str, ids))
 
 
@@ -101,9 +101,11 @@ def _manifest(paths: Sequence[str]) -> Manifest | None:
     return None
 
 
-def _n_ctx(settings: Settings, manifest: Manifest | None, paths: Sequence[str]) -> int:
+def _n_ctx(settings: Settings, manifest: Manifest | None, paths: Sequence[str]) -> int | None:
     if settings.chunk_size is not None:
         return settings.chunk_size
+    if settings.documents or (manifest and manifest.example_tokens is None):
+        return None
     return (manifest.example_tokens if manifest else _most_common_length(paths)) - 1
 
 
@@ -154,7 +156,7 @@ def _check_settings(settings: Settings) -> None:
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> Settings:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(description="Checks every record of tfrecord files.")
+    parser = CommandLine(description="Checks every record of tfrecord files.")
     add = parser.add_argument
     add("globs", nargs="+", metavar="GLOB", help="files, or quoted globs")
     add("--encoder_path", metavar="PATH", help="tokenizer: JSON file, folder or Hugging Face name")

@@ -1,4 +1,4 @@
-"""Encodes text files into tfrecords of one example length.
+"""Encodes text files into tfrecords: chunks of one length, or a document a record.
 
     python data/create_tfrecords.py --input_dir texts --name mine --encoder_path tokenizers/mine.json --chunk_size 1024
 
@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from configs.command_line import CommandLine
 from configs.errors import UserError
-from data.preprocessing.settings import Settings
+from data.preprocessing.settings import DOCUMENTS, MODES, Settings
 from data.tokenization.tokenizer import EOS_TOKEN
 
 if TYPE_CHECKING:
@@ -31,18 +32,23 @@ DATASET_CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "dataset_con
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> Settings:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(description="Encode text files into tfrecords of one example length.")
+    parser = CommandLine(description="Encode text files into tfrecords.")
     add, default = parser.add_argument, Settings
-    add("--input_dir", required=True, help="directory (searched recursively), glob or file with the text")
-    add("--files_per", type=int, default=default.files_per, help="examples in a tfrecord file")
+    add("--input_dir", "--base_dir", required=True, help="directory (searched recursively), glob or file with the text")
+    add("--mode", choices=MODES, default=default.mode, help="a record is a chunk of the text (default), or a document")
+    add("--files_per", type=int, default=default.files_per, help="records in a tfrecord file")
     add("--name", default=default.name, help="prefix of the file names")
     add("--output_dir", default=default.output_dir, help="directory to write the files to")
-    add("--encoder_path", default=default.encoder_path, help="tokenizer: JSON file, folder or Hugging Face name")
+    tokenizer = parser.add_mutually_exclusive_group().add_argument
+    tokenizer("--encoder_path", default=default.encoder_path, help="tokenizer: JSON file, folder or Hugging Face name")
+    use_gpt2 = {"dest": "encoder_path", "action": "store_const", "const": "gpt2"}
+    tokenizer("--use_gpt2_tokenizer", **use_gpt2, help="the tokenizer gpt2 of Hugging Face, which is the default")
     add("--minimum_size", type=int, default=default.minimum_size, help="leave out documents with fewer tokens")
     add("--ftfy", action="store_true", help="repair mis-decoded text and normalise it to NFKC")
-    add("--wikitext-detokenize", action="store_true", help="undo WikiText's tokenization")
-    add("--separator", type=int, default=default.separator, help=f"id after every document (default: {EOS_TOKEN})")
-    add("--chunk_size", type=int, default=default.chunk_size, help="n_ctx of the model; an example has one token more")
+    add("--no_ftfy", dest="ftfy", action="store_false", help="leave text as it is, which is the default")
+    add("--wikitext_detokenize", action="store_true", help="undo WikiText's tokenization")
+    add("--separator", type=_token_id, metavar="ID", help=f"id after every document, 0 or [0] (default: {EOS_TOKEN})")
+    add("--chunk_size", type=int, default=argparse.SUPPRESS, help="n_ctx of the model; a chunk has one token more")
     add("--write_dataset_config", nargs="?", const="", metavar="PATH", help="write a dataset config")
     add("--processes", type=int, default=default.processes, help="processes that encode; 0 for one per core")
     add("--overwrite", action="store_true", help="replace existing files of this name")
@@ -55,9 +61,19 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Settings:
     if others and known.runner is None:
         parser.error(f"unrecognized arguments: {' '.join(others)}")
     values = vars(known) | {"beam_options": tuple(others)}
+    if known.mode == DOCUMENTS and "chunk_size" in values:
+        print("--chunk_size has no effect: with --mode documents, a record is a whole document", file=sys.stderr)
     if values["write_dataset_config"] == "":
         values["write_dataset_config"] = str(DATASET_CONFIGS / f"{values['name']}.json")
     return Settings(**values)
+
+
+def _token_id(text: str) -> int:
+    """Parses an id, or a list of one as GPT-Neo's pages write it."""
+    try:
+        return int(text.strip().removeprefix("[").removesuffix("]"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text}: is not one id; give one, such as 0 or [0]") from None
 
 
 def describe(report: Report) -> str:
@@ -72,19 +88,26 @@ def describe(report: Report) -> str:
     lines.append(f"manifest: {report.manifest}")
     if report.dataset_config:
         lines.append(f"dataset config: {report.dataset_config}")
+    if report.example_tokens is None:
+        entry = [Path(report.dataset_config or "your_dataset").stem, 25, "documents_random", 1.0]
+        lines.append(f'to train on them: "input_fn": "generic_text", "datasets": [{json.dumps(entry)}]')
     return "\n".join([*lines, *(f"discarded {problem}" for problem in problems)])
 
 
-def _describe_split(stats: PackingStats, tfrecords: Sequence[str], example_tokens: int) -> list[str]:
-    tokens = stats.text_tokens + stats.separator_tokens + stats.padding_tokens
+def _describe_split(stats: PackingStats, tfrecords: Sequence[str], example_tokens: int | None) -> list[str]:
     written = f"{len(tfrecords):,} written, {tfrecords[0]} to {tfrecords[-1]}" if tfrecords else "none"
-    return [
-        stats.describe_documents(),
+    return [stats.describe_documents(), _describe_tokens(stats, example_tokens), f"tfrecords: {written}"]
+
+
+def _describe_tokens(stats: PackingStats, example_tokens: int | None) -> str:
+    if example_tokens is None:
+        return f"tokens: {stats.text_tokens:,} of text in {stats.examples:,} records of one document each"
+    tokens = stats.text_tokens + stats.separator_tokens + stats.padding_tokens
+    return (
         f"tokens: {stats.text_tokens:,} of text + {stats.separator_tokens:,} separators + "
         f"{stats.padding_tokens:,} of padding at the end = {tokens:,} = "
-        f"{stats.examples:,} examples of {example_tokens:,}",
-        f"tfrecords: {written}",
-    ]
+        f"{stats.examples:,} examples of {example_tokens:,}"
+    )
 
 
 def to_json(report: Report) -> str:

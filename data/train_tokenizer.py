@@ -5,7 +5,6 @@ python data/train_tokenizer.py --base_dir texts --file_type txt --vocab_size 327
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,6 +16,7 @@ if __name__ == "__main__":
 
 from tqdm import tqdm
 
+from configs.command_line import CommandLine
 from configs.errors import DataError, UserError
 from data.text.deduplication import digest_fraction
 from data.text.documents import Document, explain, identity_digest, read_all_documents
@@ -70,7 +70,7 @@ def train_tokenizer(settings: Settings) -> str:
         texts = _require_text(_sample(read_all_documents(bar), settings.sample_share), settings.base_dir)
         tokenizer = train_byte_level_bpe(texts, settings.vocab_size, settings.nfkc, settings.add_prefix_space)
     save_tokenizer(tokenizer, path)
-    print(f"{path}: {tokenizer.n_vocab} ids from {len(files)} files")
+    print(f"tokenizer saved at {path}: {tokenizer.n_vocab} ids from {len(files)} files")
     return path
 
 
@@ -93,7 +93,7 @@ def _require_text(texts: Iterator[str], source: str) -> Iterator[str]:
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> Settings:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(description="Train a byte-level BPE tokenizer on text files.")
+    parser = CommandLine(description="Train a byte-level BPE tokenizer on text files.")
     add = parser.add_argument
     add("--base_dir", required=True, help="directory with the texts, searched recursively")
     add("--output_dir", default=Settings.output_dir, help="where the tokenizer is written; nothing there is deleted")

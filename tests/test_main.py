@@ -712,7 +712,8 @@ WRONG_RECORDS = {
     "length": (
         [[2] * 17, [2] * 16],
         0,
-        "record 1 holds 16 ids, but n_ctx 16 needs 17; write the file again with --chunk_size 16",
+        "record 1 holds 16 ids, but n_ctx 16 needs 17; write the file again with --chunk_size 16; records of documents "
+        "need input_fn = generic_text",
     ),
     "vocabulary": (
         [[2] * 17, [2] * 16 + [300]],

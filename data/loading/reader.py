@@ -168,7 +168,7 @@ def parse_record(record: bytes, path: str, number: int, rules: RecordRules) -> n
         other_n_ctx = f"set n_ctx to {len(ids) - 1}, or " if number == 0 and len(ids) > 1 else ""
         raise DataError(
             f"{named} holds {len(ids)} ids, but n_ctx {rules.n_ctx} needs {rules.n_ctx + 1}; {other_n_ctx}"
-            f"write the file again with --chunk_size {rules.n_ctx}"
+            f"write the file again with --chunk_size {rules.n_ctx}; records of documents need input_fn = generic_text"
         )
     outside = ids[(ids < 0) | (ids >= rules.n_vocab)]
     if len(outside):

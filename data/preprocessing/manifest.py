@@ -57,7 +57,7 @@ class Manifest:
 
     Attributes:
         name: what the names of its files begin with.
-        example_tokens: ids in an example, n_ctx + 1.
+        example_tokens: ids in an example, n_ctx + 1; None: each record is a document.
         tokenizer: its "path" as given, its "n_vocab", and the "sha256" of its JSON text.
         settings: the settings that determine the content of the files, by the names of their flags.
         input: number of source "files" and their "bytes".
@@ -65,7 +65,7 @@ class Manifest:
     """
 
     name: str
-    example_tokens: int
+    example_tokens: int | None
     tokenizer: Mapping[str, str | int]
     settings: Mapping[str, object]
     input: Mapping[str, int]

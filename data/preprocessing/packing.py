@@ -1,7 +1,7 @@
-"""Packing token ids into examples of one length.
+"""Packing token ids into examples: chunks of one length, or documents.
 
-A separator follows every document. All documents form one stream, which is cut into examples; the rest of a document
-begins the next example, and only the very last example is padded.
+For chunks, a separator follows every document. All documents form one stream, which is cut into examples; the rest of a
+document begins the next example, and only the very last example is padded.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
+from configs.errors import DataError
 from data.preprocessing.splits import DocumentPosition
 
 MAX_PROBLEMS = 20
+MAX_DOCUMENT_TOKENS = 1 << 24  # of a record, which is held in memory
 
 
 @dataclass
@@ -30,7 +32,7 @@ class PackingStats:
         discarded_duplicate: copies of an earlier document, if duplicates are left out.
         text_bytes: UTF-8 bytes of the kept documents, after cleaning.
         text_tokens: tokens of the kept documents.
-        separator_tokens: one for every kept document.
+        separator_tokens: one for every kept document; none where each record is a document.
         padding_tokens: tokens that pad the last example.
         examples: examples made.
         problems: the first few undecodable documents, as "identity: problem".
@@ -54,6 +56,26 @@ class PackingStats:
         """Number of documents that were left out for any reason."""
         return self.discarded_undecodable + self.discarded_empty + self.discarded_short + self.discarded_duplicate
 
+    def discard(self, reason: str, problem: str = "") -> None:
+        """Counts a document that is left out.
+
+        Args:
+            reason: the end of the name of a `discarded_` field.
+            problem: the reason in words, if there is more to say.
+        """
+        self.documents_read += 1
+        field_name = f"discarded_{reason}"
+        setattr(self, field_name, getattr(self, field_name) + 1)
+        if problem and len(self.problems) < MAX_PROBLEMS:
+            self.problems.append(problem)
+
+    def keep(self, tokens: int, text_bytes: int) -> None:
+        """Counts a document that is kept."""
+        self.documents_read += 1
+        self.documents_kept += 1
+        self.text_tokens += tokens
+        self.text_bytes += text_bytes
+
     def copy(self) -> PackingStats:
         """Returns a copy that later counting does not change."""
         return replace(self, problems=list(self.problems))
@@ -73,9 +95,12 @@ class PackingStats:
             f"{self.discarded:,} discarded ({reasons})"
         )
 
-    def check(self, example_tokens: int) -> None:
-        """Asserts that every document and every token is accounted for."""
+    def check(self, example_tokens: int | None) -> None:
+        """Asserts that every document and every token is accounted for; see `ShardLayout.example_tokens`."""
         assert self.documents_read == self.documents_kept + self.discarded, asdict(self)
+        if example_tokens is None:
+            assert self.examples == self.documents_kept, asdict(self)
+            return
         tokens = self.text_tokens + self.separator_tokens + self.padding_tokens
         assert tokens == self.examples * example_tokens, asdict(self)
 
@@ -86,7 +111,7 @@ class ShardLayout:
 
     Attributes:
         prefix: prefix of the file names.
-        example_tokens: ids in an example, n_ctx + 1.
+        example_tokens: ids in an example, n_ctx + 1; None: each document is an example, without a separator.
         examples_per_file: examples in every file but the last.
         separator: id that follows every document.
         padding: id that pads the last example.
@@ -95,7 +120,7 @@ class ShardLayout:
     """
 
     prefix: str
-    example_tokens: int
+    example_tokens: int | None
     examples_per_file: int
     separator: int
     padding: int
@@ -147,19 +172,6 @@ class ExamplePacker:
         """Number of examples cut from the stream, including those of earlier runs."""
         return self._cut_tokens // self._layout.example_tokens
 
-    def discard(self, reason: str, problem: str = "") -> None:
-        """Counts a document that is left out.
-
-        Args:
-            reason: the end of a `discarded_` field of `PackingStats`.
-            problem: the reason in words, if there is more to say.
-        """
-        self.stats.documents_read += 1
-        field_name = f"discarded_{reason}"
-        setattr(self.stats, field_name, getattr(self.stats, field_name) + 1)
-        if problem and len(self.stats.problems) < MAX_PROBLEMS:
-            self.stats.problems.append(problem)
-
     def add(self, position: DocumentPosition, ids: np.ndarray, text_bytes: int, is_last: bool) -> Iterator[np.ndarray]:
         """Adds a document or a piece of one, and yields the examples that become full.
 
@@ -185,17 +197,11 @@ class ExamplePacker:
         if is_last:
             self._position, self._document = position.following(), None
             if is_kept:
-                self._count_kept(document)
+                self.stats.keep(document.tokens, document.text_bytes)
+                self.stats.separator_tokens += 1
                 yield from self._join(np.array([self._layout.separator], np.int32))
             else:
-                self.discard("short" if document.tokens else "empty")
-
-    def _count_kept(self, document: _OpenDocument) -> None:
-        self.stats.documents_read += 1
-        self.stats.documents_kept += 1
-        self.stats.text_tokens += document.tokens
-        self.stats.text_bytes += document.text_bytes
-        self.stats.separator_tokens += 1
+                self.stats.discard("short" if document.tokens else "empty")
 
     def _join(self, *pieces: np.ndarray) -> Iterator[np.ndarray]:
         self._joined_tokens += sum(map(len, pieces))
@@ -244,6 +250,69 @@ class _OpenDocument:
     tokens: int = 0
     text_bytes: int = 0
     pending: list[np.ndarray] = field(default_factory=list)
+
+
+class DocumentPacker:
+    """Makes an example of each document.
+
+    Attributes:
+        stats: counts of the finished documents and of the examples.
+    """
+
+    def __init__(self, layout: ShardLayout, start: ResumePoint) -> None:
+        """Begins at the start of a document."""
+        self._minimum_tokens = max(1, layout.minimum_tokens)
+        self.stats = start.stats.copy()
+        self._position, self._document = start.document, _OpenDocument(0)
+
+    @property
+    def n_examples(self) -> int:
+        """Number of examples made, including those of earlier runs."""
+        return self.stats.examples
+
+    def add(self, position: DocumentPosition, ids: np.ndarray, text_bytes: int, is_last: bool) -> Iterator[np.ndarray]:
+        """Adds a document or a piece of one, and yields its ids when it is complete; see `ExamplePacker.add`.
+
+        Raises:
+            DataError: the document is too long for a record.
+        """
+        document = self._document
+        document.tokens += len(ids)
+        document.text_bytes += text_bytes
+        document.pending.append(ids)
+        if document.tokens > MAX_DOCUMENT_TOKENS:
+            raise DataError(
+                f"document {position.overall}: has more than {MAX_DOCUMENT_TOKENS:,} tokens, too many for one record; "
+                "write chunks with --mode chunks"
+            )
+        if is_last:
+            self._position, self._document = position.following(), _OpenDocument(0)
+            yield from self._finish_document(document)
+
+    def _finish_document(self, document: _OpenDocument) -> Iterator[np.ndarray]:
+        if document.tokens < self._minimum_tokens:
+            self.stats.discard("short" if document.tokens else "empty")
+            return
+        self.stats.keep(document.tokens, document.text_bytes)
+        self.stats.examples += 1
+        yield np.concatenate(document.pending)
+
+    def resume_point(self) -> ResumePoint:
+        """Returns where to resume after the examples made so far."""
+        return ResumePoint(self._position, 0, self.stats.copy())
+
+    def finish(self, end: DocumentPosition) -> Iterator[np.ndarray]:
+        """Checks the counts; there is no further example."""
+        self._position = end
+        self.stats.check(None)
+        return iter(())
+
+
+def packer_of(layout: ShardLayout, start: ResumePoint, n_finished: int) -> ExamplePacker | DocumentPacker:
+    """Returns the packer of a layout, which resumes after `n_finished` examples of earlier runs."""
+    if layout.example_tokens is None:
+        return DocumentPacker(layout, start)
+    return ExamplePacker(layout, start, n_finished * layout.example_tokens - start.offset)
 
 
 class ShuffleBuffer:

@@ -94,7 +94,7 @@ class Report:
     Attributes:
         stats: counts of the documents and tokens to train on.
         files_read: source files.
-        example_tokens: tokens in an example.
+        example_tokens: tokens in an example; None: each is a document.
         tfrecords: the files to train on, in order.
         eval_tfrecords: the held-out files, in order.
         eval_stats: counts of the held-out documents and tokens; None if none are held out.
@@ -104,7 +104,7 @@ class Report:
 
     stats: PackingStats
     files_read: int
-    example_tokens: int
+    example_tokens: int | None
     tfrecords: tuple[str, ...]
     eval_tfrecords: tuple[str, ...]
     eval_stats: PackingStats | None
@@ -163,7 +163,7 @@ class _Job:
         settings, padding = self.settings, self.tokenizer.padding_id
         train = ShardLayout(
             prefix=self.prefixes[TRAIN],
-            example_tokens=settings.chunk_size + 1,
+            example_tokens=settings.example_tokens,
             examples_per_file=settings.files_per,
             separator=self.separator,
             padding=self.separator if padding is None else padding,
@@ -219,7 +219,7 @@ def _create(job: _Job, folder: ResumeFolder) -> Manifest:
         raise DataError(f"{settings.input_dir}: no text to write; {reasons}")
     return Manifest(
         name=settings.name,
-        example_tokens=settings.chunk_size + 1,
+        example_tokens=settings.example_tokens,
         tokenizer={"path": settings.encoder_path, "n_vocab": tokenizer.n_vocab, "sha256": tokenizer_sha256(tokenizer)},
         settings={key: value for key, value in job.fingerprint.settings.items() if key != "write_dataset_config"},
         input={"files": len(job.files), "bytes": sum(size for _, size, _ in job.fingerprint.input)},

@@ -14,6 +14,7 @@ from storage import buckets
 from storage.files import is_local
 
 MAX_CHUNK_SIZE = 1 << 24  # an example is held in memory
+CHUNKS, DOCUMENTS = MODES = ("chunks", "documents")
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Settings:
 
     Attributes:
         input_dir: directory (searched recursively), glob or file with the text.
-        files_per: examples in a tfrecord file.
+        files_per: records in a tfrecord file.
         name: prefix of the file names.
         output_dir: where they are written; may be `gs://`.
         encoder_path: tokenizers JSON file, folder with vocab.json and merges.txt, or Hugging Face name.
@@ -30,7 +31,7 @@ class Settings:
         ftfy: repairs mis-decoded text.
         wikitext_detokenize: undoes WikiText's tokenization.
         separator: id after every document; None for the tokenizer's `<|endoftext|>`.
-        chunk_size: n_ctx of the model; an example has one token more.
+        chunk_size: n_ctx of the model; a chunk has one token more.
         write_dataset_config: where to write a dataset config; None for nowhere.
         processes: processes that encode; 0 for one per core.
         overwrite: replaces existing files of this name.
@@ -40,6 +41,7 @@ class Settings:
         eval_fraction: fraction of the documents, drawn by their text, that goes to files `{name}_eval_*` instead.
         runner: the runner of Apache Beam that encodes; None for processes of this machine.
         beam_options: Beam's own flags.
+        mode: what a record is: "chunks", a chunk of the text, or "documents", one document of any length.
     """
 
     input_dir: str
@@ -61,12 +63,19 @@ class Settings:
     eval_fraction: float = 0.0
     runner: str | None = None
     beam_options: tuple[str, ...] = ()
+    mode: str = CHUNKS
+
+    @property
+    def example_tokens(self) -> int | None:
+        """Ids in a record; None: a record is a document."""
+        return None if self.mode == DOCUMENTS else self.chunk_size + 1
 
     def content_settings(self) -> Mapping[str, object]:
         """Returns the settings that determine the content of the files, besides tokenizer and separator."""
         values = asdict(self)
         for key in ("input_dir", "output_dir", "encoder_path", "processes", "overwrite", "runner", "beam_options"):
             del values[key]
+        del values["mode" if self.mode == CHUNKS else "chunk_size"]
         return values
 
 

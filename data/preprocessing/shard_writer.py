@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from data.preprocessing.manifest import FileEntry, Split, checksum
-from data.preprocessing.packing import ExamplePacker, ResumePoint, ShardLayout, ShuffleBuffer
+from data.preprocessing.packing import ResumePoint, ShardLayout, ShuffleBuffer, packer_of
 from data.preprocessing.resume import FinishedFile, ResumeFolder
 from data.preprocessing.splits import DocumentPosition
 from data.tfrecord.records import PARTIAL, SUFFIX, serialize_example
@@ -32,14 +32,14 @@ class ShardWriter:
         point = finished[-1].next if finished else ResumePoint()
         self.start = point.document
         self._n_finished = sum(file.entry.examples for file in finished)
-        self._packer = ExamplePacker(layout, point, self._n_finished * layout.example_tokens - point.offset)
+        self._packer = packer_of(layout, point, self._n_finished)
         self._shuffle = ShuffleBuffer(layout.shuffle_examples)
-        self._n_written = self._packer.n_examples
+        self._n_written, self._tokens_in_file = self._packer.n_examples, 0
         self._file: tf.io.TFRecordWriter | None = None
 
     def discard(self, reason: str, problem: str = "") -> None:
-        """Counts a document that is left out; see `ExamplePacker.discard`."""
-        self._packer.discard(reason, problem)
+        """Counts a document that is left out; see `PackingStats.discard`."""
+        self._packer.stats.discard(reason, problem)
 
     def add(self, position: DocumentPosition, ids: np.ndarray, text_bytes: int, is_last: bool) -> None:
         """Adds a document or a piece of one; see `ExamplePacker.add`."""
@@ -80,6 +80,7 @@ class ShardWriter:
             if self._file is None:
                 self._file = tf.io.TFRecordWriter(self._path_start() + PARTIAL)
             self._file.write(serialize_example(example))
+        self._tokens_in_file += len(example)
         if self._n_written - self._n_finished == self._layout.examples_per_file:
             self._finish_file()
 
@@ -97,13 +98,13 @@ class ShardWriter:
         entry = FileEntry(
             name=path.removeprefix(f"{self._folder.path}/"),
             examples=n_examples,
-            tokens=n_examples * self._layout.example_tokens,
+            tokens=self._tokens_in_file,
             documents=self._packer.stats.documents_kept - n_earlier,
             bytes=n_bytes,
             sha256=digest,
         )
         self._folder.record(self._split, FinishedFile(entry, self._resume_point()))
-        self._file, self._n_finished = None, self._n_written
+        self._file, self._n_finished, self._tokens_in_file = None, self._n_written, 0
 
     def _resume_point(self) -> ResumePoint:
         if self._layout.shuffle_examples:  # a file holds examples from anywhere: all are packed and shuffled again

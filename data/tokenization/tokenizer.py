@@ -208,7 +208,8 @@ def load_tokenizer(path_or_name: str, is_pretrained: bool = False) -> Tokenizer:
     if path.is_file():
         return _load_file(path)
     if is_pretrained:
-        return _load_file(_download(path_or_name))
+        path = _download(path_or_name)
+        return _load_folder(path) if path.is_dir() else _load_file(path)
     raise DataError(
         f"{path_or_name}: no such tokenizer; give a tokenizers JSON file (data/train_tokenizer.py makes one), or a "
         "folder with vocab.json and merges.txt"
@@ -280,9 +281,13 @@ def _byte_level(model: models.BPE) -> tokenizers.Tokenizer:
 
 
 def _download(name: str) -> Path:
+    """Returns the JSON file of a tokenizer, or the folder of the cache with the two files that older programs kept."""
     try:
-        cached = try_to_load_from_cache(name, "tokenizer.json")
-        return Path(cached if isinstance(cached, str) else hf_hub_download(name, "tokenizer.json"))
+        cached = [try_to_load_from_cache(name, file) for file in ("tokenizer.json", "vocab.json", "merges.txt")]
+        found = [isinstance(path, str) for path in cached]
+        if not found[0] and all(found[1:]):
+            return Path(cached[1]).parent
+        return Path(cached[0] if found[0] else hf_hub_download(name, "tokenizer.json"))
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise DataError(

@@ -13,7 +13,7 @@ def choose_devices(gpu_ids: Sequence[str] | None, n_cpu_devices: int | None) -> 
     """Returns the devices to run on; call it before TensorFlow runs anything.
 
     Args:
-        gpu_ids: such as `device:GPU:0`; None: every visible GPU, or else the CPU.
+        gpu_ids: such as `device:GPU:0` or `0`; None: every visible GPU, or else the CPU.
         n_cpu_devices: how many virtual CPU devices to create instead; None: none.
 
     Raises:
@@ -26,7 +26,8 @@ def choose_devices(gpu_ids: Sequence[str] | None, n_cpu_devices: int | None) -> 
     ]
     if gpu_ids is None:
         return tuple(visible) or ("/device:CPU:0",)
-    wanted = tuple("/" + name.strip().lstrip("/") for name in gpu_ids)
+    named = (f"device:GPU:{name}" if name.isdigit() else name.strip().lstrip("/") for name in gpu_ids)
+    wanted = tuple(f"/{name}" for name in named)
     for name in wanted:
         if name not in [*visible, "/device:CPU:0"]:
             there = ", ".join(device.lstrip("/") for device in visible) or "none"

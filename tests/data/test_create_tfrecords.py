@@ -26,6 +26,7 @@ import data.text.documents
 import data.tokenization.tokenizer
 from configs.errors import DataError, UserError
 from configs.load import load_config
+from data import check_tfrecords
 from data.create_tfrecords import describe, main, parse_arguments, to_json
 from data.preprocessing.manifest import read_manifest
 from data.preprocessing.pipeline import Report, create_tfrecords
@@ -33,9 +34,10 @@ from data.preprocessing.settings import Settings
 from data.text.deduplication import digest_fraction
 from data.text.documents import Document, fingerprint
 from data.tfrecord.records import read_examples
-from data.tfrecord.shards import list_shards
+from data.tfrecord.shards import list_shards, shuffle_shards
 from data.tokenization.bpe_training import FILE_NAME, save_tokenizer, train_byte_level_bpe
 from data.tokenization.tokenizer import Tokenizer, load_tokenizer
+from inputs import training_batches
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WORDS = ["token", "stream", "schöne", "Welt", "\n", "example", "<|endoftext|>", "of", "1979"]
@@ -259,6 +261,78 @@ def test_flags_are_gpt_neos():
     assert settings == Settings("in", 5, "n", "out", "e", 3, True, True, 9, 4, config, 2)
     plain = parse_arguments(["--input_dir", "in"])
     assert plain == Settings("in", 100_000, "openwebtext", "./tfrecords", "gpt2", 0, False, False, None, 2048, None, 0)
+
+
+def test_flags_of_gpt_neos_page_are_taken(capsys):
+    page = ["--mode", "documents", "--base_dir", "in", "--name", "n", "--output_dir", "out", "--use_gpt2_tokenizer"]
+    settings = parse_arguments([*page, "--separator", "[0]", "--minimum-size", "3", "--no_ftfy"])
+    assert settings == Settings("in", name="n", output_dir="out", minimum_size=3, separator=0, mode="documents")
+    assert settings.example_tokens is None and capsys.readouterr().err == ""
+    parse_arguments([*page, "--chunk_size", "16"])
+    assert capsys.readouterr().err.startswith("--chunk_size has no effect: with --mode documents, ")
+
+
+@pytest.mark.parametrize(("text", "ids"), [("0", 0), ("[0]", 0), (" [ 50256 ] ", 50256)])
+def test_a_separator_is_an_id_or_a_list_of_one(text, ids):
+    assert parse_arguments(["--input_dir", "in", "--separator", text]).separator == ids
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--separator", "[0, 1]"], "argument --separator: [0, 1]: is not one id; give one, such as 0 or [0]"),
+        (["--separator", "x"], "argument --separator: x: is not one id; give one, such as 0 or [0]"),
+        (
+            ["--use_gpt2_tokenizer", "--encoder_path", "mine.json"],
+            "argument --encoder_path: not allowed with argument --use_gpt2_tokenizer",
+        ),
+        (["--mode", "document"], "argument --mode: invalid choice: 'document' (choose from "),
+    ],
+)
+def test_a_wrong_flag_is_refused(capsys, flags, message):
+    with pytest.raises(SystemExit) as ended:
+        parse_arguments(["--input_dir", "in", *flags])
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_without_arguments_all_options_are_shown(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([])
+    assert ended.value.code == 2
+    assert "--minimum_size" in capsys.readouterr().out
+
+
+def test_records_of_documents_are_told_apart_and_read_by_their_datatype(tmp_path, tokenizer, encoder_path, capsys):
+    texts = [text for text in random_texts(40) if text]
+    write_lines(tmp_path / "texts", texts, files=2)
+    settings = settings_for(tmp_path, encoder_path, mode="documents", minimum_size=5, files_per=7)
+    report = create_tfrecords(replace(settings, write_dataset_config=f"{tmp_path}/dataset_configs/t.json"))
+    documents = [tokenizer.encode(text) for text in texts]
+    documents = [ids for ids in documents if len(ids) >= 5]
+    assert [ids.tolist() for path in report.tfrecords for ids in read_examples(path)] == documents
+    lines = describe(report).splitlines()
+    tokens = sum(map(len, documents))
+    assert lines[2] == f"tokens: {tokens:,} of text in {len(documents)} records of one document each"
+    entry = '[["t", 25, "documents_random", 1.0]]'
+    assert lines[-1] == f'to train on them: "input_fn": "generic_text", "datasets": {entry}'
+    assert json.loads(to_json(report))["example_tokens"] is None
+    assert read_manifest(f"{tmp_path}/out/t.manifest.json").example_tokens is None
+
+    assert check_tfrecords.main([f"{tmp_path}/out/*.tfrecords"]) == 0
+    assert "checking documents, ids below 290" in capsys.readouterr().out
+
+    keys = {"n_head": 2, "n_embd": 8, "n_layer": 1, "n_ctx": 12, "n_vocab": 290, "train_batch_size": 3}
+    keys |= {"train_steps": 1, "model_path": "run", "datasets": [["t", 3, "random_sample", 1.0]]}
+    (tmp_path / "m.json").write_text(json.dumps(keys))
+    config = load_config(f"{tmp_path}/m.json")
+    batch = next(training_batches(config, [config.data.datasets[0].dataset.path], 0, None))
+    shards = list_shards(config.data.datasets[0].dataset.path)
+    in_order = [ids.tolist() for shard in shuffle_shards(shards, 1) for ids in read_examples(shard.path)]
+    for row, (tokens_S, label) in enumerate(zip(batch.tokens_BS, batch.labels_BS[:, -1], strict=True)):
+        stitched = [token for ids in in_order[3 * row :] for token in [*ids, 0]]
+        window = [*tokens_S.tolist(), int(label)]
+        assert any(stitched[n : n + 13] == window for n in range(len(stitched)))
 
 
 def test_unknown_flags_are_passed_to_beam_or_refused(capsys):

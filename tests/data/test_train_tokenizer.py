@@ -45,7 +45,7 @@ def test_the_command_line_gives_the_same_file_each_time_and_deletes_nothing(tmp_
             text=True,
             check=True,
         )
-        assert done.stdout == f"{output}/{FILE_NAME}: 290 ids from 7 files\n"
+        assert done.stdout == f"tokenizer saved at {output}/{FILE_NAME}: 290 ids from 7 files\n"
         assert done.stderr == ""
         assert sorted(os.listdir(output)) == [FILE_NAME, "mine.txt"]
         written.append((output / FILE_NAME).read_bytes())

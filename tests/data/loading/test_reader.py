@@ -144,7 +144,10 @@ def message_of(rows) -> str:
 @pytest.mark.parametrize(
     ("record", "problem"),
     [
-        ([1, 2, 3], "holds 3 ids, but n_ctx 3 needs 4; write the file again with --chunk_size 3"),
+        (
+            [1, 2, 3],
+            "holds 3 ids, but n_ctx 3 needs 4; write the file again with --chunk_size 3; records of documents need ",
+        ),
         ([1, 2, 3, 1000], "holds the id 1000, outside [0, 1000); raise n_vocab, or use the tokenizer and dataset "),
         ([1, -2, 3, 4], "holds the id -2, outside [0, 1000); raise n_vocab, or use the tokenizer and dataset "),
         ([1, 2**40, 3, 4], "holds the id 1099511627776, outside [0, 1000); raise n_vocab, or use the tokenizer and "),
@@ -217,7 +220,7 @@ def test_another_n_ctx_is_advised_if_the_first_record_has_another_length(tmp_pat
     write_examples(shard.path, [[1, 2, 3]] * 2)
     assert message_of(read_epoch([shard], RULES)) == (
         f"{shard.path}: record 0 holds 3 ids, but n_ctx 3 needs 4; set n_ctx to 2, or write the file again with "
-        "--chunk_size 3"
+        "--chunk_size 3; records of documents need input_fn = generic_text"
     )
 
 

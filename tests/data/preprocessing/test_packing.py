@@ -9,8 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import data.preprocessing.packing
+from configs.errors import DataError
 from data.preprocessing.packing import (
     MAX_PROBLEMS,
+    DocumentPacker,
     ExamplePacker,
     PackingStats,
     ResumePoint,
@@ -71,10 +74,20 @@ def test_undecodable_documents_are_counted_and_the_first_are_named():
     packer = ExamplePacker(ShardLayout("a", 3, 9, SEPARATOR, PADDING), ResumePoint(), 0)
     list(packer.add(DocumentPosition(), np.array([1]), 1, is_last=True))
     for n in range(30):
-        packer.discard("undecodable", f"bad{n}: not UTF-8")
+        packer.stats.discard("undecodable", f"bad{n}: not UTF-8")
     stats = packer.stats
     assert (stats.documents_read, stats.discarded_undecodable) == (31, 30)
     assert stats.problems == [f"bad{n}: not UTF-8" for n in range(MAX_PROBLEMS)]
+
+
+def test_a_document_too_long_for_a_record_is_an_error_that_names_it(monkeypatch):
+    monkeypatch.setattr(data.preprocessing.packing, "MAX_DOCUMENT_TOKENS", 4)
+    packer = DocumentPacker(ShardLayout("a", None, 9, SEPARATOR, PADDING), ResumePoint())
+    (example,) = packer.add(DocumentPosition(0, 0, 0), np.arange(4), 4, is_last=True)
+    assert example.tolist() == [0, 1, 2, 3]
+    with pytest.raises(DataError, match="^document 7: has more than 4 tokens, too many for one record; write chunks "):
+        for _ in range(2):
+            list(packer.add(DocumentPosition(1, 2, 7), np.arange(3), 3, is_last=False))
 
 
 def test_stats_that_do_not_add_up_are_noticed():

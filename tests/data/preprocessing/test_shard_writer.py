@@ -97,6 +97,34 @@ def test_files_are_the_packed_documents_and_writing_resumes_after_any_of_them(do
             assert write(folder, documents, layout) == split
 
 
+@given(st.lists(PIECES, max_size=8), LAYOUTS)
+@settings(max_examples=12, deadline=None)
+def test_records_of_documents_are_their_ids_alone_and_writing_resumes_after_any_file(documents, layout):
+    layout = replace(layout, example_tokens=None)
+    whole = [[i for piece in pieces for i in piece] for pieces in documents]
+    kept = [ids for ids in whole if len(ids) >= max(1, layout.minimum_tokens)]
+    with tempfile.TemporaryDirectory() as folder:
+        split = write(folder, documents, layout)
+        records = [ids.tolist() for entry in split.files for ids in read_examples(f"{folder}/{entry.name}")]
+        assert records == kept
+        n_empty = sum(not ids for ids in whole)
+        assert split.stats == PackingStats(
+            documents_read=len(whole),
+            documents_kept=len(kept),
+            discarded_empty=n_empty,
+            discarded_short=len(whole) - len(kept) - n_empty,
+            text_bytes=2 * sum(map(len, kept)),
+            text_tokens=sum(map(len, kept)),
+            examples=len(kept),
+        )
+        assert [entry.documents for entry in split.files] == [entry.examples for entry in split.files]
+        assert sum(entry.tokens for entry in split.files) == sum(map(len, kept))
+        for last in range(len(split.files), 0, -1):
+            Path(f"{folder}/{TRAIN}/{last - 1}.json").unlink()
+            Path(f"{folder}/{split.files[last - 1].name}").unlink()
+            assert write(folder, documents, layout) == split
+
+
 @given(st.lists(PIECES, max_size=8), LAYOUTS, st.integers(1, 6))
 @settings(max_examples=12, deadline=None)
 def test_shuffled_files_hold_all_examples_and_writing_resumes_after_any_of_them(documents, layout, shuffle_examples):

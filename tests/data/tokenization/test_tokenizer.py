@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import tokenizers
 from hypothesis import given, settings
@@ -308,3 +309,24 @@ def test_pieces_are_encoded_a_few_at_a_time(monkeypatch):
         ["g", "hij", "klm"],
         ["n"],
     ]
+
+
+@pytest.mark.parametrize("files", [("tokenizer.json",), ("vocab.json", "merges.txt")])
+def test_a_pretrained_tokenizer_is_read_from_the_cache(tmp_path, monkeypatch, files):
+    """Hugging Face's cache as programs fill it: older ones, such as GPT-Neo's, kept the two files only."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    snapshot = tmp_path / "models--gpt2" / "snapshots" / "abc"
+    (tmp_path / "models--gpt2" / "refs").mkdir(parents=True)
+    (tmp_path / "models--gpt2" / "refs" / "main").write_text("abc")
+    snapshot.mkdir(parents=True)
+    trained = train_byte_level_bpe(["the cat sat"] * 5, 270)
+    if len(files) == 1:
+        (snapshot / "tokenizer.json").write_text(trained.to_json())
+    else:
+        model = json.loads(trained.to_json())["model"]
+        (snapshot / "vocab.json").write_text(json.dumps(model["vocab"]))
+        merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+        (snapshot / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]))
+    found = load_tokenizer("gpt2", is_pretrained=True)
+    assert (found.n_vocab, found.eos_id) == (trained.n_vocab, 0)
+    assert found.encode("the cat<|endoftext|>") == trained.encode("the cat<|endoftext|>")

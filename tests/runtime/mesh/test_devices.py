@@ -42,6 +42,11 @@ def test_a_missing_device_is_refused() -> None:
     )
 
 
+@without_gpu
+def test_a_number_is_that_of_a_gpu() -> None:
+    assert error_message(["0", "1"], None).startswith("--gpu_ids device:GPU:0: no such device; ")
+
+
 def test_a_device_named_twice_is_refused() -> None:
     assert error_message(["device:CPU:0", "/device:CPU:0"], None) == (
         "--gpu_ids device:CPU:0 /device:CPU:0: a device is named twice; name each once"
