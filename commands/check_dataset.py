@@ -27,10 +27,11 @@ def check_dataset(config: RunConfig, options: Options) -> int:
     for use, ready in zip(config.data.datasets, data.prepared, strict=True):
         for part, pattern in (("training", ready.train_pattern), ("evaluation", ready.eval_pattern)):
             if pattern:
+                n_ctx, ids = record_rules(config, use).n_ctx, config.data
                 report = scan_dataset(
-                    [pattern], record_rules(config, use).n_ctx, config.model.n_vocab, config.data.eos_id, decode
+                    [pattern], n_ctx, config.model.n_vocab, ids.eos_id, decode, padding_id=ids.padding_id
                 )
-                reports[f"{use.dataset.id}, {part}: {pattern}"] = report
+                reports[f"{use.dataset.id}, {part}\n{pattern}"] = report
                 say(f"\n{use.dataset.id}, {part}: {pattern}\n{format_report(report)}")
     path = posixpath.join(config.model_path, run_directory.DATASET_PICTURE)
     draw_reports(reports, path)

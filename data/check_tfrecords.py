@@ -2,7 +2,8 @@
 
     python data/check_tfrecords.py 'tfrecords/mine_*.tfrecords' --encoder_path tokenizers/mine.json
 
-Settings that are not given come from the manifest beside the files, or from the records. Exits with status 0 if every
+Settings that are not given come from the manifest beside the files, or from the records; so does the tokenizer, which
+decodes an example. Exits with status 0 if every
 record is valid or, with --repair, if the valid ones were copied; and with 2 otherwise.
 """
 
@@ -30,8 +31,10 @@ from data.check.scan import scan_dataset
 from data.check.validate import find_paths, split_into_blocks, validate_block
 from data.loading.reader import RecordRules
 from data.preprocessing.manifest import Manifest, manifest_paths, read_manifest
+from data.preprocessing.pipeline import tokenizer_sha256
 from data.preprocessing.settings import check_minimums
-from data.tokenization.tokenizer import load_encoder
+from data.tokenization.bpe_training import FILE_NAME
+from data.tokenization.tokenizer import Tokenizer, is_at_hand, load_encoder
 
 MAX_VOCAB = 1 << 20  # if the vocabulary is not known: no tokenizer has as many ids
 FILES_SAMPLED = 8
@@ -66,23 +69,64 @@ class Settings:
     processes: int = 0
 
 
-def find_record_rules(settings: Settings, paths: Sequence[str]) -> tuple[RecordRules, int | None, Decode]:
-    """Combines command line, tokenizer, manifest and records, in this order.
+@dataclass(frozen=True)
+class RecordFormat:
+    """What is known of the records.
 
-    Returns:
-        What makes a record valid; the id between documents, or None if it is not known; and what decodes ids.
+    Attributes:
+        rules: what makes one valid.
+        eos_id: the id between documents; None: it is not known.
+        padding_id: the id that fills up examples; None: it is not known.
+        decode: ids to text.
+        remark: why ids are shown and no text; empty: text is shown.
+    """
+
+    rules: RecordRules
+    eos_id: int | None
+    padding_id: int | None
+    decode: Decode
+    remark: str
+
+
+def find_record_format(settings: Settings, paths: Sequence[str]) -> RecordFormat:
+    """Combines command line, tokenizer, manifest and records, in this order.
 
     Raises:
         DataError: the tokenizer cannot be used.
     """
-    tokenizer = load_encoder(settings.encoder_path) if settings.encoder_path is not None else None
     manifest = _manifest(paths)
+    tokenizer, remark = _find_tokenizer(settings, manifest, paths)
     manifest_eos_id = manifest.settings.get("separator") if manifest else None
-    eos_id = _first_known(settings.separator, tokenizer and tokenizer.eos_id, manifest_eos_id)
     manifest_n_vocab = manifest.tokenizer.get("n_vocab") if manifest else None
     n_vocab = _first_known(settings.n_vocab, tokenizer and tokenizer.n_vocab, manifest_n_vocab, MAX_VOCAB)
-    n_ctx = _n_ctx(settings, manifest, paths)
-    return RecordRules(n_ctx, n_vocab), eos_id, tokenizer.decode if tokenizer else lambda ids: " ".join(map(str, ids))
+    return RecordFormat(
+        rules=RecordRules(_n_ctx(settings, manifest, paths), n_vocab),
+        eos_id=_first_known(settings.separator, manifest_eos_id, tokenizer and tokenizer.eos_id),
+        padding_id=tokenizer and tokenizer.padding_id,
+        decode=tokenizer.decode if tokenizer else lambda ids: " ".join(map(str, ids)),
+        remark=remark,
+    )
+
+
+def _find_tokenizer(
+    settings: Settings, manifest: Manifest | None, paths: Sequence[str]
+) -> tuple[Tokenizer | None, str]:
+    """Returns the tokenizer of the command line, or else the one that wrote the files; and if there is none, why."""
+    if settings.encoder_path is not None:
+        return load_encoder(settings.encoder_path), ""
+    path = str(manifest.tokenizer.get("path")) if manifest else _tokenizer_beside(paths[0])
+    if not is_at_hand(path):
+        missing = f"the tokenizer of the manifest, {path}, is not here" if manifest else "no tokenizer is known"
+        return None, f"ids are shown in place of text: {missing}; give --encoder_path"
+    tokenizer = load_encoder(path)
+    if manifest and tokenizer_sha256(tokenizer) != manifest.tokenizer.get("sha256"):
+        return None, f"ids are shown in place of text: {path} is not what wrote the files; give --encoder_path"
+    return tokenizer, ""
+
+
+def _tokenizer_beside(path: str) -> str:
+    """Returns where main.py puts the tokenizer of raw text that it prepares."""
+    return os.path.join(os.path.dirname(os.path.dirname(path)) or os.pardir, FILE_NAME)
 
 
 def _first_known(*values: int | None) -> int | None:
@@ -129,13 +173,18 @@ def check_tfrecords(settings: Settings, say: Callable[[str], None] = print) -> N
     paths = find_paths(settings.globs)
     if settings.repair:
         check_free(paths, settings.repair_dir)
-    rules, eos_id, decode = find_record_rules(settings, paths)
-    n_ctx, n_vocab = rules.n_ctx, rules.n_vocab
+    found = find_record_format(settings, paths)
+    n_ctx, n_vocab = found.rules.n_ctx, found.rules.n_vocab
     say(f"checking {'documents' if n_ctx is None else f'examples of {n_ctx + 1} ids'}, ids below {n_vocab:,}")
-    report = scan_dataset(settings.globs, n_ctx, n_vocab, eos_id, decode, settings.processes)
+    if found.remark:
+        say(found.remark)
+    report = scan_dataset(
+        settings.globs, n_ctx, n_vocab, found.eos_id, found.decode, settings.processes, found.padding_id
+    )
     say(format_report(report))
     if settings.picture:
-        draw_reports({", ".join(settings.globs): report}, settings.picture)
+        title = f"{report.n_examples:,} examples in {report.n_files:,} files"
+        draw_reports({f"{title}\n{', '.join(settings.globs)}": report}, settings.picture)
         say(f"plot written to {settings.picture}")
     if not settings.repair:
         check_no_errors(report.errors)
@@ -143,7 +192,7 @@ def check_tfrecords(settings: Settings, say: Callable[[str], None] = print) -> N
         say("no errors: nothing to repair")
     else:
         say(format_errors(report.errors))
-        say(describe_repaired(repair(paths, rules, settings.repair_dir)))
+        say(describe_repaired(repair(paths, found.rules, settings.repair_dir)))
 
 
 def _check_settings(settings: Settings) -> None:
@@ -159,7 +208,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Settings:
     parser = CommandLine(description="Checks every record of tfrecord files.")
     add = parser.add_argument
     add("globs", nargs="+", metavar="GLOB", help="files, or quoted globs")
-    add("--encoder_path", metavar="PATH", help="tokenizer: JSON file, folder or Hugging Face name")
+    add(
+        "--encoder_path",
+        metavar="PATH",
+        help="tokenizer: JSON file, folder or Hugging Face name (default: the files' own)",
+    )
     add("--chunk_size", type=int, metavar="N", help="examples hold N + 1 ids (default: manifest's, or most common)")
     add("--documents", action="store_true", help="each record is a document, of any length")
     add("--n_vocab", type=int, metavar="N", help="ids are below N (default: from tokenizer or manifest)")

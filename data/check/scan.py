@@ -39,7 +39,13 @@ N_BINS = 40 * BINS_PER_OCTAVE
 
 
 def scan_dataset(
-    patterns: Sequence[str], n_ctx: int | None, n_vocab: int, eos_id: int | None, decode: Decode, processes: int = 0
+    patterns: Sequence[str],
+    n_ctx: int | None,
+    n_vocab: int,
+    eos_id: int | None,
+    decode: Decode,
+    processes: int = 0,
+    padding_id: int | None = None,
 ) -> DatasetReport:
     """Reads every record of the files that the globs match, with a progress bar on a terminal.
 
@@ -52,13 +58,15 @@ def scan_dataset(
         eos_id: the id that separates documents; None: it is not known.
         decode: token ids to text.
         processes: number of reading processes; 0: by the number of cores and bytes.
+        padding_id: the id that fills up examples at their end, and belongs to no document; None: it is not known.
 
     Raises:
         DataError: a glob matches nothing; errors in the files are in the report.
     """
     paths = find_paths(patterns)
     n_bytes = sum(map(_size_of, paths))
-    scan, totals = _Scan(patterns, RecordRules(n_ctx, n_vocab), eos_id), _Totals()
+    ends = _EndIds(eos_id, None if n_ctx is None or padding_id == eos_id else padding_id)
+    scan, totals = _Scan(patterns, RecordRules(n_ctx, n_vocab), ends), _Totals()
     results = in_order(scan.tasks(paths), processes or processes_for(n_bytes // BYTES_PER_PROCESS))
     with tqdm(total=n_bytes, unit="B", unit_scale=True, desc="checking", disable=None, leave=False) as bar:
         for result in results:
@@ -67,12 +75,12 @@ def scan_dataset(
             bar.update(result.n_bytes)
     totals.end_document()
     ids = np.flatnonzero(totals.counts_V)
-    n_separators = None if eos_id is None else int(totals.counts_V[eos_id : eos_id + 1].sum())
+    n_documents = None if eos_id is None else int(totals.lengths_B.sum())
     return DatasetReport(
         n_files=len(paths),
         n_examples=totals.n_examples,
         n_tokens=int(totals.counts_V.sum()),
-        n_documents=totals.n_examples if n_ctx is None else n_separators,
+        n_documents=totals.n_examples if n_ctx is None else n_documents,
         min_id=int(ids[0]) if len(ids) else None,
         max_id=int(ids[-1]) if len(ids) else None,
         first_example="" if totals.first is None else decode_example(totals.first, eos_id, decode),
@@ -81,6 +89,20 @@ def scan_dataset(
         counts_V=totals.counts_V,
         errors=scan.errors(),
     )
+
+
+@dataclass(frozen=True)
+class _EndIds:
+    """The id that ends a document, and the one that fills up examples; None where it is not known."""
+
+    eos_id: int | None
+    padding_id: int | None
+
+    def unpadded(self, row: np.ndarray) -> np.ndarray:
+        """Returns an example without the padding at its end."""
+        if self.padding_id is None or not len(row) or row[-1] != self.padding_id:
+            return row
+        return row[: len(np.trim_zeros(row != self.padding_id, "b"))]
 
 
 def _size_of(path: str) -> int:
@@ -122,7 +144,7 @@ class _Result:
     boundary: np.ndarray | None = None
 
 
-def _scan_block(block: RecordBlock, rules: RecordRules, eos_id: int | None) -> _Result:
+def _scan_block(block: RecordBlock, rules: RecordRules, ends: _EndIds) -> _Result:
     try:
         validated = validate_block(block, rules)
     except DataError as error:
@@ -135,19 +157,20 @@ def _scan_block(block: RecordBlock, rules: RecordRules, eos_id: int | None) -> _
         n_bytes=block.n_bytes(),
         record_errors=validated.errors,
         n_examples=len(validated.rows),
-        spans_D=_spans(validated.rows, ids_T, rules, eos_id),
+        spans_D=_spans(validated.rows, rules, ends),
         counts_V=np.bincount(ids_T),
         first=validated.rows[0],
-        boundary=next((ids for ids in validated.rows if find_boundary(ids, eos_id) is not None), None),
+        boundary=next((ids for ids in validated.rows if find_boundary(ids, ends.eos_id) is not None), None),
     )
 
 
-def _spans(rows: Sequence[np.ndarray], ids_T: np.ndarray, rules: RecordRules, eos_id: int | None) -> np.ndarray:
+def _spans(rows: Sequence[np.ndarray], rules: RecordRules, ends: _EndIds) -> np.ndarray:
     if rules.n_ctx is None:
         return np.array([*map(len, rows), 0])  # nothing continues
-    if eos_id is None:
+    if ends.eos_id is None:
         return _no_numbers()
-    return np.diff(np.flatnonzero(ids_T == eos_id), prepend=-1, append=len(ids_T)) - 1
+    ids_T = np.concatenate([ends.unpadded(row) for row in rows])
+    return np.diff(np.flatnonzero(ids_T == ends.eos_id), prepend=-1, append=len(ids_T)) - 1
 
 
 def _compare_with_manifest(path: str, entry: FileEntry) -> _Result:
@@ -167,8 +190,8 @@ def _compare_with_manifest(path: str, entry: FileEntry) -> _Result:
 class _Scan:
     """The tasks of a scan, and the errors found so far."""
 
-    def __init__(self, patterns: Sequence[str], rules: RecordRules, eos_id: int | None) -> None:
-        self._patterns, self._rules, self._eos_id = patterns, rules, eos_id
+    def __init__(self, patterns: Sequence[str], rules: RecordRules, ends: _EndIds) -> None:
+        self._patterns, self._rules, self._ends = patterns, rules, ends
         self._errors: dict[str, FileErrors] = {}
         self._entries: dict[str, FileEntry] = {}
 
@@ -187,7 +210,7 @@ class _Scan:
             n_records += len(block.frames)
             has_valid = has_valid or any(frame.is_valid for frame in block.frames)
             if has_valid:
-                yield functools.partial(_scan_block, block, self._rules, self._eos_id)
+                yield functools.partial(_scan_block, block, self._rules, self._ends)
         messages = _count_errors(path, n_records, entry) if has_valid else [explain_no_records(path)]
         self._errors_of(path).messages += messages
         if entry is not None:

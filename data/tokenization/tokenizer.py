@@ -16,7 +16,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from configs.errors import ConfigError, DataError
 from configs.schema import DatasetConfig
-from storage.files import decode_text, is_local
+from storage.files import decode_text, exists, is_local
 
 EOS_TOKEN = "<|endoftext|>"
 PADDING_TOKEN = "<|padding|>"
@@ -229,6 +229,16 @@ def is_pretrained_name(encoder_path: str) -> bool:
     """Returns whether `--encoder_path` is a Hugging Face name: it neither exists as a path nor looks like one."""
     is_path = not is_local(encoder_path) or encoder_path.endswith(".json") or os.path.isabs(encoder_path)
     return not is_path and not os.path.exists(encoder_path)
+
+
+def is_at_hand(encoder_path: str) -> bool:
+    """Returns whether `load_encoder` needs no download: the path exists, or the name is in the cache."""
+    if not is_pretrained_name(encoder_path):
+        return exists(encoder_path)
+    try:
+        return isinstance(try_to_load_from_cache(encoder_path, "tokenizer.json"), str)
+    except ValueError:  # no name that Hugging Face could have
+        return False
 
 
 def _load_object(path: str) -> Tokenizer:

@@ -137,12 +137,18 @@ def resident_bytes(plan: Plan) -> int:
     return plan.program_bytes + math.ceil(allocated_bytes(plan.memory, plan.microbatch_count))
 
 
+def byte_unit(count: float) -> tuple[int, str]:
+    """Returns the greatest binary unit that a size reaches, and its name."""
+    for exponent, name in ((40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")):
+        if abs(count) >= 1 << exponent:
+            return 1 << exponent, name
+    return 1, "B"
+
+
 def format_bytes(count: float) -> str:
     """Returns a size in binary units with about three digits: 1,610,612,736 is "1.50 GiB"."""
-    for unit, name in ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
-        if abs(count) >= unit:
-            return f"{count / unit:,.{2 if count < 100 * unit else 0}f} {name}"
-    return f"{count:,.0f} B"
+    unit, name = byte_unit(count)
+    return f"{count / unit:,.{2 if unit > 1 and abs(count) < 100 * unit else 0}f} {name}"
 
 
 def format_plan(plan: Plan) -> str:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import math
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from storage.files import write_bytes
+from storage.pictures import fit_text, write_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,7 +16,8 @@ if TYPE_CHECKING:
 
 SMOOTHING_SHARE = 1 / 25
 
-_TRAIN_COLOR, _EVAL_COLOR, _REFERENCE_COLOR = "#2a6fb0", "#d1495b", "#7a7a7a"
+_TRAIN_COLOR, _EVAL_COLOR, _LOWEST_COLOR, _REFERENCE_COLOR = "#2a6fb0", "#d1495b", "#2c7a4b", "#7a7a7a"
+_TITLE_PIXELS = 1000
 
 
 def plot_loss(
@@ -38,16 +37,23 @@ def plot_loss(
     Raises:
         UserError: the file cannot be written.
     """
-    from matplotlib.figure import Figure  # imported here because it is slow
+    write_png(build_figure(metrics, title, uniform_loss, tokens_per_step), path)
+
+
+def build_figure(metrics: Sequence[dict[str, Any]], title: str, uniform_loss: float, tokens_per_step: int) -> Figure:
+    """Returns the figure of `plot_loss`."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # imported here because it is slow
+    from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 5.4), dpi=130, layout="constrained")
+    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     label = f"uniform guess: {uniform_loss:.2f}"
     axes.axhline(uniform_loss, color=_REFERENCE_COLOR, linestyle=":", linewidth=1.4, label=label)
     _draw_train(axes, *loss_points(metrics, "train"))
     _draw_eval(axes, *loss_points(metrics, "eval"))
     _label_axes(axes, title, tokens_per_step)
-    write_png(figure, path)
+    return figure
 
 
 def loss_points(metrics: Sequence[dict[str, Any]], split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -58,16 +64,19 @@ def loss_points(metrics: Sequence[dict[str, Any]], split: str) -> tuple[np.ndarr
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """Returns the mean of values [point] over SMOOTHING_SHARE of the points around each.
+    """Returns the mean of each of the values [point] and those before it, `smoothing_points` of them.
 
-    The window is centred, so that the line does not lag behind a falling loss. It is narrower at the beginning, where
-    the loss falls steeply and the line starts at the first value, and one-sided at the end, where it should stay calm.
+    The window trails, so that what is drawn does not change when training goes on; it is shorter at the beginning.
     """
     index = np.arange(len(values))
-    before = np.minimum(round(SMOOTHING_SHARE * len(values) / 2), index)
-    after = np.minimum(before, len(values) - 1 - index)
+    starts = np.maximum(index + 1 - smoothing_points(len(values)), 0)
     sums = np.concatenate([[0.0], np.cumsum(values)])
-    return (sums[index + after + 1] - sums[index - before]) / (before + after + 1)
+    return (sums[index + 1] - sums[starts]) / (index + 1 - starts)
+
+
+def smoothing_points(n_points: int) -> int:
+    """Returns the length of the window over which a curve of `n_points` is smoothed: SMOOTHING_SHARE of them."""
+    return max(1, round(SMOOTHING_SHARE * n_points))
 
 
 def format_tokens(count: float) -> str:
@@ -81,8 +90,14 @@ def format_tokens(count: float) -> str:
 def _draw_train(axes: Axes, steps: np.ndarray, losses: np.ndarray) -> None:
     if len(steps) == 0:
         return
+    n_points = smoothing_points(len(losses))
+    if n_points == 1:
+        marker = "o" if len(steps) == 1 else None
+        axes.plot(steps, losses, color=_TRAIN_COLOR, linewidth=2.0, marker=marker, label="training")
+        return
     axes.plot(steps, losses, color=_TRAIN_COLOR, alpha=0.35, linewidth=0.9)
-    axes.plot(steps, smooth(losses), color=_TRAIN_COLOR, linewidth=2.0, label="training, smoothed")
+    label = f"training, mean of the last {n_points} points"
+    axes.plot(steps, smooth(losses), color=_TRAIN_COLOR, linewidth=2.0, label=label)
 
 
 def _draw_eval(axes: Axes, steps: np.ndarray, losses: np.ndarray) -> None:
@@ -90,13 +105,19 @@ def _draw_eval(axes: Axes, steps: np.ndarray, losses: np.ndarray) -> None:
         return
     label = f"evaluation, now {losses[-1]:.2f}"
     axes.plot(steps, losses, "o-", color=_EVAL_COLOR, markersize=6, linewidth=1.0, markeredgecolor="white", label=label)
+    best = int(np.argmin(losses))
+    lowest = f"lowest evaluation, {losses[best]:.2f} at step {steps[best]:,}"
+    axes.plot(steps[best], losses[best], "*", color=_LOWEST_COLOR, markersize=15, markeredgecolor="white", label=lowest)
 
 
 def _label_axes(axes: Axes, title: str, tokens_per_step: int) -> None:
-    axes.set_title(title, loc="left", fontweight="bold", parse_math=False)
+    fit_text(axes.set_title(title, loc="left", fontweight="bold", parse_math=False), _TITLE_PIXELS)
     axes.set_xlabel("step")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_formatter(lambda step, _position: f"{step:,.0f}")
     axes.set_ylabel("loss (nats a token)")
-    axes.margins(x=0.02)
+    steps = [step for line in axes.lines[1:] for step in line.get_xdata()]  # the first line is that of the guess
+    axes.set_xlim(0, 1.02 * max(steps, default=1))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
@@ -104,16 +125,3 @@ def _label_axes(axes: Axes, title: str, tokens_per_step: int) -> None:
     tokens.set_xlabel("tokens seen")
     tokens.xaxis.set_major_formatter(lambda count, _position: format_tokens(count))
     tokens.spines["top"].set_visible(False)
-
-
-def write_png(figure: Figure, path: str) -> None:
-    """Writes a figure to a PNG file, whole or not at all.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
-    png = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
-        figure.savefig(png, format="png")
-    write_bytes(path, png.getvalue())

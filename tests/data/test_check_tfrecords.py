@@ -14,8 +14,11 @@ from tokenizers import models, pre_tokenizers
 
 from data.check.report import BOUNDARY
 from data.check_tfrecords import main
+from data.preprocessing.pipeline import tokenizer_sha256
 from data.tfrecord.records import read_examples, write_examples
 from data.tfrecord.shards import list_shards
+from data.tokenization.bpe_training import FILE_NAME
+from data.tokenization.tokenizer import Tokenizer, load_tokenizer
 from tests.data.check.test_scan import write_with_manifest
 from tests.data.corruption import write_corrupted
 
@@ -78,15 +81,57 @@ def test_missing_settings_come_from_the_manifest(tmp_path, capsys):
     assert status == 2 and "record 1 holds the id 100, outside [0, 100)" in err
 
 
+def save_words(path: Path, *words: str) -> Tokenizer:
+    """Saves a tokenizer of these words, the first of which ends a document."""
+    backend = RawTokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token=words[0]))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.add_special_tokens([word for word in words if word.startswith("<|")])
+    backend.save(str(path))
+    return load_tokenizer(str(path))
+
+
 def test_a_tokenizer_decodes_text_and_gives_the_vocabulary(tmp_path, capsys):
-    words = RawTokenizer(models.WordLevel({"<|endoftext|>": 0, "mesh": 1, "word": 2}, unk_token="mesh"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    words.add_special_tokens(["<|endoftext|>"])
-    words.save(f"{tmp_path}/t.json")
+    save_words(tmp_path / "t.json", "<|endoftext|>", "mesh", "word")
     write_examples(f"{tmp_path}/a_2.tfrecords", [[1, 0, 2, 2], [1, 1, 1, 3]])
     status, out, err = run(capsys, f"{tmp_path}/*.tfrecords", "--encoder_path", f"{tmp_path}/t.json")
     assert "ids below 3\n" in out and f"mesh{BOUNDARY}word word" in out
     assert status == 2 and "record 1 holds the id 3, outside [0, 3)" in err
+
+
+@pytest.mark.parametrize(
+    ("change", "shown"),
+    [
+        ("none", f"first example:\nmesh{BOUNDARY}word word"),
+        ("other", "ids are shown in place of text: {path} is not what wrote the files; give --encoder_path\n"),
+        ("gone", "the tokenizer of the manifest, {path}, is not here; give --encoder_path\n"),
+    ],
+)
+def test_the_tokenizer_of_the_manifest_decodes_text(tmp_path, capsys, change, shown):
+    path = tmp_path / "t.json"
+    sha256 = tokenizer_sha256(save_words(path, "<|endoftext|>", "mesh", "word"))
+    write_with_manifest(tmp_path, [[1, 0, 2, 2]], {"path": str(path), "n_vocab": 3, "sha256": sha256})
+    if change == "other":
+        save_words(path, "<|endoftext|>", "mesh", "other")
+    elif change == "gone":
+        path.unlink()
+    status, out, _ = run(capsys, f"{tmp_path}/*.tfrecords")
+    assert status == 0 and shown.format(path=path) in out
+    assert (f"first example:\n1{BOUNDARY}2 2" in out) == (change != "none")
+
+
+def test_the_tokenizer_beside_prepared_text_decodes_it_and_padding_is_no_document(tmp_path, capsys):
+    save_words(tmp_path / FILE_NAME, "<|endoftext|>", "<|padding|>", "mesh", "word")
+    (tmp_path / "train").mkdir()
+    write_examples(f"{tmp_path}/train/a_2.tfrecords", [[2, 0, 3, 3], [3, 0, 1, 1]])
+    status, out, _ = run(capsys, f"{tmp_path}/train/*.tfrecords")
+    assert status == 0 and f"mesh{BOUNDARY}word word" in out
+    assert "documents                   2" in out
+
+
+def test_without_a_tokenizer_ids_are_shown_and_why(tmp_path, capsys):
+    write_two(tmp_path, break_one=False)
+    _, out, _ = run(capsys, f"{tmp_path}/*.tfrecords")
+    assert "ids are shown in place of text: no tokenizer is known; give --encoder_path\n" in out
 
 
 def test_documents_are_of_any_length(tmp_path, capsys):

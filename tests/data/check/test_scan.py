@@ -73,6 +73,32 @@ def test_without_a_separator_documents_are_not_counted(tmp_path):
     assert (filled(report.lengths_B), report.boundary_example) == ({}, None)
 
 
+PAD_ID = 1
+
+
+@pytest.mark.parametrize(
+    ("examples", "documents"),
+    [
+        ([[5, 6, 0, 7], [7, 0, PAD_ID, PAD_ID]], [[5, 6], [7, 7]]),  # after the separator of the last document
+        ([[5, 6, 0, 7], [7, 7, PAD_ID, PAD_ID], [8, 0, 9, 0]], [[5, 6], [7, 7, 7, 8], [9]]),
+        ([[5, 0, 6, 0], [PAD_ID] * 4], [[5], [6]]),
+        ([[5, PAD_ID, 6, 0], [PAD_ID, 7, 0, PAD_ID]], [[5, PAD_ID, 6], [PAD_ID, 7]]),  # inside a text it is text
+    ],
+)
+def test_padding_is_no_document(tmp_path, examples, documents):
+    write_examples(f"{tmp_path}/a_{len(examples)}.tfrecords", examples)
+    report = scan_dataset([f"{tmp_path}/*"], 3, 100, EOS_ID, decode, padding_id=PAD_ID)
+    assert filled(report.lengths_B) == lengths_of(documents) and report.n_documents == len(documents)
+    assert report.n_tokens == 4 * len(examples)
+
+
+@pytest.mark.parametrize("padding_id", [None, EOS_ID])
+def test_separators_that_fill_up_an_example_are_no_documents(tmp_path, padding_id):
+    write_examples(f"{tmp_path}/a_2.tfrecords", [[5, 6, 0, 7], [7, 0, 0, 0]])
+    report = scan_dataset([f"{tmp_path}/*"], 3, 100, EOS_ID, decode, padding_id=padding_id)
+    assert report.n_documents == 2 and filled(report.lengths_B) == lengths_of([[5, 6], [7, 7]])
+
+
 @settings(deadline=None, max_examples=15)
 @given(st.lists(st.lists(st.integers(0, 3), min_size=5, max_size=5), min_size=1, max_size=1400))
 def test_documents_are_measured_over_examples_and_blocks(tmp_path_factory, examples):
@@ -82,7 +108,7 @@ def test_documents_are_measured_over_examples_and_blocks(tmp_path_factory, examp
     documents = [list(part) for is_end, part in itertools.groupby(ids, lambda number: number == 0) if not is_end]
     report = scan_dataset([str(path)], 4, 4, EOS_ID, decode)
     assert filled(report.lengths_B) == lengths_of(documents)
-    assert (report.n_documents, report.n_tokens) == (ids.count(0), len(ids))
+    assert (report.n_documents, report.n_tokens) == (len(documents), len(ids))
 
 
 @pytest.mark.parametrize(
@@ -126,14 +152,17 @@ def test_a_glob_that_matches_no_file_is_an_error(tmp_path, pattern):
         scan_dataset([f"{tmp_path}/{pattern}"], 3, 100, EOS_ID, decode)
 
 
-def write_with_manifest(folder: Path, examples) -> str:
+UNKNOWN_TOKENIZER = {"path": "t", "n_vocab": 100, "sha256": ""}
+
+
+def write_with_manifest(folder: Path, examples, tokenizer=UNKNOWN_TOKENIZER) -> str:
     path = f"{folder}/m_0_0_{len(examples)}.tfrecords"
     write_examples(path, examples)
     n_bytes, digest = checksum(path)
     name = path.rpartition("/")[2]
     entry = {"name": name, "examples": len(examples), "tokens": 4 * len(examples), "documents": 1}
     entry |= {"bytes": n_bytes, "sha256": digest}
-    values = {"format": 1, "name": "m", "example_tokens": 4, "tokenizer": {"path": "t", "n_vocab": 100, "sha256": ""}}
+    values = {"format": 1, "name": "m", "example_tokens": 4, "tokenizer": tokenizer}
     values |= {"settings": {"separator": EOS_ID}, "input": {"files": 1, "bytes": 1}}
     values |= {"parts": {"train": {"account": {}, "files": [entry]}}}
     (folder / "m.manifest.json").write_text(json.dumps(values))

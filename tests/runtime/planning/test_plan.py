@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import struct
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,12 +17,13 @@ from hypothesis import strategies as st
 from configs.errors import ConfigError, UserError
 from configs.schema import ModelConfig, MoeParams, RunConfig
 from models.softmax_attention import mean_seen
-from runtime.planning.diagram import cells, draw_plan
+from runtime.planning.diagram import build_figure, cells, draw_plan
 from runtime.planning.dry_run import DryStep, build_dry_step, dry_placement
 from runtime.planning.flops import flops_of_processor, flops_of_token
 from runtime.planning.memory import Memory, estimate_memory
 from runtime.planning.plan import Plan, format_bytes, format_plan, make_plan, resident_bytes, total_sent
 from tests import tiny
+from tests.pictures import check_texts
 
 B, S, E, V, FLOAT = 8, 16, 32, 64, 4
 ONE_LAYER = {"n_layer": 1, "attention_types": ("global",)}
@@ -282,10 +284,55 @@ def test_a_dense_model_has_no_tensors_of_experts() -> None:
     assert "nothing is sent" in format_plan(dense)
 
 
+AXIS = "model_parallel_axis_of_a_long_name"
+VARIANTS = {
+    "as made": {},
+    "one device": {"mesh_shape": (), "layout": (), "sent_bytes": {}},
+    "long names": {
+        "name": "n" * 300,
+        "mesh_shape": ((AXIS, 8), ("$y", 2)),
+        "layout": (("batch", AXIS), ("heads", "$y")),
+        "sent_bytes": {(AXIS, f"kind{number}"): 1e9 for number in range(12)} | {("$y", "allreduce"): 1.0},
+    },
+}
+
+
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+def test_no_two_texts_of_the_picture_meet(plan: Plan, changes: dict[str, object]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure = build_figure(dataclasses.replace(plan, **changes))
+    check_texts(figure)
+    assert len(figure.axes) == (3 if changes.get("sent_bytes", True) else 2)
+
+
+def test_the_picture_shows_bytes_in_round_numbers_and_by_axis(plan: Plan) -> None:
+    memory = Memory(*[3 << 30] * len(dataclasses.fields(Memory)))
+    sent = {("x", "allreduce"): 1.5 * 2**30, ("y", "allreduce"): 2.0**30, ("y", "alltoall"): 2.0**20}
+    figure = build_figure(dataclasses.replace(plan, memories={"as configured": memory}, sent_bytes=sent))
+    _, memories, by_axis = figure.axes
+    assert [label.get_text() for label in memories.get_xticklabels()][:4] == ["0", "2", "4", "6"]
+    assert memories.get_xlabel() == "peak memory of a device in a step (GiB)"
+    assert {" 15.00 GiB"} == {text.get_text() for text in memories.texts}
+    assert [label.get_text() for label in by_axis.get_yticklabels()] == ["x (of 4)", "y (of 2)"]
+    assert [bar.get_width() for bar in by_axis.patches] == [1.5, 1 + 2**-10]
+    assert [text.get_text() for text in by_axis.texts] == [
+        " 1.50 GiB allreduce",
+        " 1.00 GiB allreduce + 1.00 MiB alltoall",
+    ]
+
+
+def test_no_color_stands_for_an_axis_and_for_a_kind_of_memory(plan: Plan) -> None:
+    layout, memories, by_axis = build_figure(plan).axes
+    of_axes, of_memory = ({bar.get_facecolor() for bar in axes.patches} for axes in (by_axis, memories))
+    assert len(of_axes) == 2 and of_axes < {bar.get_facecolor() for bar in layout.patches}
+    assert len(of_memory) == len(dataclasses.fields(Memory)) and not of_axes & of_memory
+
+
 def test_the_picture_is_a_png(plan: Plan, tmp_path: Path) -> None:
     draw_plan(plan, str(tmp_path / "plan.png"))
     png = (tmp_path / "plan.png").read_bytes()
-    assert png[:8] == b"\x89PNG\r\n\x1a\n" and struct.unpack(">II", png[16:24]) == (1320, 900)
+    assert png[:8] == b"\x89PNG\r\n\x1a\n" and struct.unpack(">II", png[16:24]) == (1320, 1104)
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written"):
         draw_plan(plan, str(tmp_path / "file" / "plan.png"))

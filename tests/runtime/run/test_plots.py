@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.errors import UserError
-from runtime.run.plots import SMOOTHING_SHARE, format_tokens, loss_points, plot_loss, smooth
+from runtime.run.plots import build_figure, format_tokens, loss_points, plot_loss, smooth, smoothing_points
+from tests.pictures import check_texts, words_of
 
 
 def line(step: int, loss: float, split: str = "train") -> dict[str, object]:
@@ -28,26 +29,23 @@ def test_points_are_finite_by_step_and_the_last_of_their_step() -> None:
     assert [points.tolist() for points in loss_points(metrics, "eval")] == [[20], [9.0]]
 
 
-def test_smoothing_is_the_mean_of_a_window() -> None:
+def test_smoothing_is_the_mean_of_the_last_points() -> None:
     values = np.random.default_rng(0).normal(size=200)
-    smoothed, reach = smooth(values), round(SMOOTHING_SHARE * 200 / 2)
-    assert reach == 4
-    assert smoothed[0] == pytest.approx(values[0])
-    assert smoothed[2] == pytest.approx(values[0:5].mean())
-    assert smoothed[100] == pytest.approx(values[96:105].mean())
-    assert smoothed[199] == pytest.approx(values[195:200].mean())
+    smoothed, n_points = smooth(values), smoothing_points(200)
+    assert n_points == 8
+    for place in (0, 2, 7, 8, 100, 199):
+        assert smoothed[place] == pytest.approx(values[max(0, place - 7) : place + 1].mean())
 
 
 @settings(deadline=None)
-@given(st.lists(st.floats(-100, 100), max_size=80), st.floats(-5, 5), st.floats(-5, 5))
-def test_smoothing_stays_within_its_values_and_keeps_lines(noise: list[float], slope: float, start: float) -> None:
+@given(st.lists(st.floats(-100, 100), max_size=80), st.floats(-100, 100))
+def test_smoothing_stays_within_its_values_and_does_not_know_the_future(noise: list[float], last: float) -> None:
     smoothed = smooth(np.array(noise))
     assert smoothed.shape == (len(noise),)
     if noise:
         assert min(noise) - 1e-9 <= smoothed.min() and smoothed.max() <= max(noise) + 1e-9
-    straight = start + slope * np.arange(len(noise))
-    until_the_end = len(noise) - round(SMOOTHING_SHARE * len(noise) / 2)
-    np.testing.assert_allclose(smooth(straight)[:until_the_end], straight[:until_the_end], atol=1e-9)
+    if smoothing_points(len(noise)) == smoothing_points(len(noise) + 1):
+        np.testing.assert_array_equal(smooth(np.array([*noise, last]))[:-1], smoothed)
 
 
 @pytest.mark.parametrize(
@@ -69,9 +67,34 @@ def test_the_file_is_a_png_of_its_metrics_alone(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["loss.png"]
 
 
-def test_one_point_and_no_evaluation_can_be_drawn(tmp_path: Path) -> None:
-    plot_loss([line(1, 5.0)], str(tmp_path / "loss.png"), title="tiny", uniform_loss=5.545, tokens_per_step=64)
-    assert (tmp_path / "loss.png").stat().st_size > 5000
+RUNS = {
+    "nothing": [],
+    "one point": [line(1, 5.0)],
+    "two points": [line(1, 5.0), line(2, 4.0)],
+    "evaluation alone": [line(10, 5.0, "eval")],
+    "a long run": [line(10**6 * n, 3 + 5 / n, split) for n in range(1, 200) for split in ("train", "eval")],
+}
+
+
+@pytest.mark.parametrize("title", ["tiny", "n" * 300])
+@pytest.mark.parametrize("metrics", RUNS.values(), ids=RUNS)
+def test_no_two_texts_meet(metrics: list[dict[str, object]], title: str) -> None:
+    figure = build_figure(metrics, title, uniform_loss=5.545, tokens_per_step=524_288)
+    check_texts(figure)
+    steps = [label.get_text().replace(",", "") for label in figure.axes[0].get_xticklabels()]
+    assert len(set(steps)) == len(steps) and all(step.isdecimal() for step in steps)
+
+
+def test_the_lowest_evaluation_is_marked() -> None:
+    evaluated = {600: 4.0, 1200: 3.5, 1800: 3.75}
+    metrics = [line(10 * n, 5.0) for n in range(1, 181)] + [
+        line(step, loss, "eval") for step, loss in evaluated.items()
+    ]
+    figure = build_figure(metrics, "tiny", uniform_loss=5.545, tokens_per_step=64)
+    (mark,) = (curve for curve in figure.axes[0].lines if curve.get_marker() == "*")
+    assert (list(mark.get_xdata()), list(mark.get_ydata())) == ([1200], [3.5])
+    assert {"evaluation, now 3.75", "lowest evaluation, 3.50 at step 1,200"} <= set(words_of(figure))
+    assert "training, mean of the last 7 points" in words_of(figure)
 
 
 @pytest.mark.parametrize("title", ["a$\\b$", "$x", "\u65e5\u672c"])
