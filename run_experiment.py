@@ -20,13 +20,15 @@ from pathlib import Path
 
 from configs.command_line import CommandLine
 from configs.errors import ConfigError, UserError
-from configs.load import load_config, resolved_json
+from configs.load import given_keys, load_config, resolved_json
+from configs.prompts import DEFAULT_PROMPT
 from main import config_overrides
 from main import parse_arguments as parse_main_arguments
 from tracking.record.store import DEFAULT_FOLDER, find_run
 from tracking.supervise.exit_policy import RestartPolicy
 
 OTHER_PROCESSES = "other_processes"
+MAX_PROMPT_CHARACTERS = 1 << 16
 MAIN = Path(__file__).resolve().with_name("main.py")
 # Flags that do something other than run main.py.
 NON_RUNNING_FLAGS = ("sync", "list", "compare", "report", "tensorboard")
@@ -160,7 +162,7 @@ def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def _run(own: argparse.Namespace, arguments: tuple[str, ...]) -> int:
+def _run(own: argparse.Namespace, arguments: tuple[str, ...], words: Sequence[str]) -> int:
     parsed = parse_main_arguments(arguments)
     _check_recordable(parsed)
     config = load_config(parsed.model, config_overrides(parsed), parsed.init_from)
@@ -181,7 +183,13 @@ def _run(own: argparse.Namespace, arguments: tuple[str, ...]) -> int:
         watches_steps=parsed.command == "train" and not only_chooses and is_first,
         recreate_command=recreate_command,
     )
-    spec = recorder.RunSpec(parsed.command, arguments, json.loads(resolved_json(config)), config.model_path)
+    start = recorder.Start(
+        words=tuple(map(provenance.without_password, words)),
+        directory=os.getcwd(),
+        keys=given_keys(parsed.model, config_overrides(parsed)),
+        prompt=_prompt_text(parsed),
+    )
+    spec = recorder.RunSpec(parsed.command, arguments, json.loads(resolved_json(config)), config.model_path, start)
     mongo_url = upload.find_url(own.mongo, Path(upload.ENV_FILE))
     # A run of many processes is listed once; the records of the others are kept apart.
     where = (own.store, mongo_url) if is_first else (own.store / OTHER_PROCESSES, None)
@@ -189,6 +197,16 @@ def _run(own: argparse.Namespace, arguments: tuple[str, ...]) -> int:
     own_config = [parsed.model] if parsed.model.endswith(".json") else []
     found = provenance.find_provenance(own.experiment_name or config.name, own_config)
     return session.record_and_supervise(experiment, found, say)
+
+
+def _prompt_text(parsed: argparse.Namespace) -> str:
+    """Returns the text of a prompt file that holds a single prompt; empty if main.py gets its prompts otherwise."""
+    if not parsed.prompt:
+        return DEFAULT_PROMPT
+    if parsed.prompt.endswith(".jsonl") or not os.path.isfile(parsed.prompt):
+        return ""
+    with open(parsed.prompt, encoding="utf-8-sig", errors="replace") as file:
+        return file.read(MAX_PROMPT_CHARACTERS)
 
 
 def _sync_or_view(own: argparse.Namespace) -> int:
@@ -230,7 +248,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if getattr(own, flag):
                 say(f"--{flag} has no effect: {why}")
         is_run = not any(getattr(own, name) for name in NON_RUNNING_FLAGS)
-        return _run(own, others) if is_run else _sync_or_view(own)
+        words = sys.argv[1:] if arguments is None else arguments
+        return _run(own, others, words) if is_run else _sync_or_view(own)
     except UserError as error:
         say(str(error))
         return 2

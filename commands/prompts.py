@@ -7,14 +7,13 @@ import sys
 from collections.abc import Callable, Sequence
 
 from configs.errors import ConfigError, UserError
-from configs.prompts import Prompt, parse_prompts, starts_as_json_lines
+from configs.prompts import DEFAULT_PROMPT, Prompt, parse_prompts, starts_as_json_lines
 from configs.reader import raise_issues
 from configs.schema import RunConfig
 from data.tokenization.tokenizer import Tokenizer
 from meshtf import tf
 from runtime.generation.requests import fit_prompt
 
-DEFAULT_PROMPT = "In the beginning"
 STDIO = "-"  # standard input or standard output
 
 

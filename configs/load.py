@@ -58,6 +58,13 @@ def load_config(model: str, overrides: Sequence[str] = (), weights: str | None =
     return _build_run_config(reader.values | {"datasets": datasets} | special_ids(reader, datasets))
 
 
+def given_keys(model: str, overrides: Sequence[str] = ()) -> tuple[str, ...]:
+    """Returns the keys that a config file or the overrides set, for a config that `load_config` has accepted."""
+    issues: list[str] = []
+    given = read_file(_find_model_config(model), schema.ALIASES, issues) | _read_overrides(overrides, issues)
+    return tuple(given)
+
+
 def override_prediction(config: RunConfig, keys: Mapping[str, Any], place: str) -> PredictionConfig:
     """Replaces settings of prediction, for one prompt of many.
 

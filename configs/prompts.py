@@ -17,6 +17,7 @@ from configs.load import override_prediction
 from configs.reader import raise_issues
 from configs.schema import PredictionConfig, RunConfig
 
+DEFAULT_PROMPT = "In the beginning"
 MAX_ISSUES = 20
 EXAMPLE = '{"prompt": "Once upon a time"}'
 

@@ -99,6 +99,23 @@ class _SacredFiles(FileStorageObserver):
 
 
 @dataclasses.dataclass(frozen=True)
+class Start:
+    """How the user has started a run; shown in its report.
+
+    Attributes:
+        words: the command line of run_experiment.py, without passwords.
+        directory: where it was given.
+        keys: the config keys that it or the config file sets.
+        prompt: the text that samples run on from; empty: it is in their file.
+    """
+
+    words: tuple[str, ...] = ()
+    directory: str = ""
+    keys: tuple[str, ...] = ()
+    prompt: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class RunSpec:
     """What is known about a run before it starts.
 
@@ -107,12 +124,14 @@ class RunSpec:
         arguments: its command line.
         config: the resolved config.
         model_path: the folder of the run's checkpoints and metrics.
+        start: how the user has started it.
     """
 
     command: str
     arguments: tuple[str, ...]
     config: Mapping[str, Any]
     model_path: str
+    start: Start = Start()
 
 
 class Recorder:
@@ -163,7 +182,11 @@ class Recorder:
             host_info=provenance.host,
             start_time=utc_now(),
             config=dict(self._spec.config),
-            meta_info={"arguments": list(self._spec.arguments), "uid": secrets.token_hex(12)},
+            meta_info={
+                "arguments": list(self._spec.arguments),
+                "uid": secrets.token_hex(12),
+                **{key: value for key, value in dataclasses.asdict(self._spec.start).items() if value},
+            },
             _id=None,
         )
 

@@ -87,6 +87,10 @@ class Run:
             raise DataError(f"run {self.id}: was not recorded by run_experiment.py; only such runs can be copied")
         return uid
 
+    def started_with(self, key: str) -> Any:
+        """Returns a part of how the run was started, by a key of `recorder.Start`; None if it was not recorded."""
+        return self.entry.get("meta", {}).get(key)
+
     def time(self, key: str) -> datetime.datetime | None:
         """Returns start_time, heartbeat or stop_time of run.json, in UTC but without a time zone, as in Sacred."""
         text = self.entry.get(key)

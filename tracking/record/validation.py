@@ -60,6 +60,10 @@ ENTRY_RULES: dict[str, Rule] = {
     "host": _is_mapping,
     "meta": _is_mapping,
     "meta.arguments": _list_of(_is_text),
+    "meta.words": _list_of(_is_text),
+    "meta.keys": _list_of(_is_text),
+    "meta.directory": _is_text,
+    "meta.prompt": _is_text,
 }
 INFO_RULES: dict[str, Rule] = {
     "step": _is_measure,

@@ -12,6 +12,7 @@ import datetime
 import json
 import math
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,18 +45,20 @@ class Chart:
         unit: of the values; empty: none.
         pattern: matches the names of its metrics, such as `train.loss`.
         is_smoothed: whether training metrics also get a smoothed curve.
+        from_zero: whether the range of its values begins at 0.
     """
 
     title: str
     unit: str
     pattern: str
     is_smoothed: bool = False
+    from_zero: bool = True
 
 
 CHARTS = (
-    Chart("Loss", "nats a token", r".*\.loss", is_smoothed=True),
-    Chart("Learning rate", "", r".*\.(lr|learning_rate)"),
-    Chart("Gradient norm", "", r".*\.(grad|gradient)_norm"),
+    Chart("Loss", "nats a token", r".*\.loss", is_smoothed=True, from_zero=False),
+    Chart("Learning rate", "learning rate", r".*\.(lr|learning_rate)"),
+    Chart("Gradient norm", "norm", r".*\.(grad|gradient)_norm"),
     Chart("Throughput", "tokens a second", r".*\.tokens_per_second"),
     Chart("Model flops utilisation", "share of the peak", r".*\.(mfu|.*flops_utili[sz]ation)"),
     Chart("Waiting for data", "share of the time", r".*\.data_wait"),
@@ -82,7 +85,8 @@ def write_report(run: Run) -> Path:
 
 def page_data(run: Run) -> dict[str, Any]:
     """Returns everything that the page shows."""
-    series = series_of(run.lines())
+    measured = series_of(run.lines())
+    series = {name: points for name, points in measured.items() if any(points.values)}
     n_columns = max(MIN_COLUMNS, min(MAX_COLUMNS, MAX_TOTAL_COLUMNS // max(1, len(series))))
     start_seconds = min((s.times_seconds[0] for s in series.values()), default=0.0)
     charts = list(_charts(series, start_seconds, n_columns))
@@ -91,13 +95,14 @@ def page_data(run: Run) -> dict[str, Any]:
         "tiles": list(_tiles(run, series)),
         "tokens_per_step": _tokens_per_step(run.config),
         "charts": charts,
+        "always_zero": sorted(measured.keys() - series.keys()),
         "n_columns": n_columns,
         "n_measured": sum(len(s.steps) for s in series.values()),
         "n_drawn": sum(len(curve["steps"]) for chart in charts for curve in chart["curves"] if not curve["is_smooth"]),
-        "samples": _samples(run.artifacts),
-        "config": [[key, format_setting(value)] for key, value in flatten(run.config).items()],
+        "samples": _samples(run.artifacts, str(run.started_with("prompt") or "")),
+        "config": _config(run),
         "environment": _environment(run.entry),
-        "restarts": _restarts(run, start_seconds),
+        "restarts": _restarts(run, list(series.values()), start_seconds),
         "output": run.output(OUTPUT_BYTES),
     }
 
@@ -109,10 +114,15 @@ def _charts(series: Mapping[str, Series], start_seconds: float, n_columns: int) 
         names = [name for name in rest if re.fullmatch(chart.pattern, name)]
         curves = [curve for n in names for curve in _curves(n, rest.pop(n), chart, start_seconds, n_columns)]
         if curves:
-            yield {"title": chart.title, "unit": chart.unit, "is_other": False, "curves": curves}
+            yield _chart(chart, curves, is_other=False)
     for name in sorted(rest):
-        curves = _curves(name, rest[name], Chart(name, "", ""), start_seconds, n_columns)
-        yield {"title": name, "unit": "", "is_other": True, "curves": curves}
+        chart = Chart(name, "", "", from_zero=False)
+        yield _chart(chart, _curves(name, rest[name], chart, start_seconds, n_columns), is_other=True)
+
+
+def _chart(chart: Chart, curves: list[dict[str, Any]], is_other: bool) -> dict[str, Any]:
+    known = {"title": chart.title, "unit": chart.unit, "from_zero": chart.from_zero}
+    return {**known, "is_other": is_other, "curves": curves}
 
 
 def _curves(name: str, series: Series, chart: Chart, start_seconds: float, n_columns: int) -> list[dict[str, Any]]:
@@ -125,11 +135,13 @@ def _curves(name: str, series: Series, chart: Chart, start_seconds: float, n_col
     points = steps[is_finite], seconds[is_finite], values[is_finite]
     lost = np.flatnonzero(~is_finite)[:MAX_COLUMNS]
     not_finite = {"steps": steps[lost].tolist(), "seconds": seconds[lost].round(1).tolist()}
-    curve = {"name": name, "is_smooth": False, "not_finite": not_finite, **_drawn(points, n_columns)}
+    curve = {"name": name, "label": name, "is_smooth": False, "not_finite": not_finite, **_drawn(points, n_columns)}
     if not (chart.is_smoothed and name.startswith("train.") and is_finite.sum() > 1 / SMOOTHING_SHARE):
         return [curve]
     smoothed = _drawn((*points[:2], smooth(points[2])), n_columns // 4)
-    return [curve, {"name": name, "is_smooth": True, "not_finite": {"steps": [], "seconds": []}, **smoothed}]
+    label = f"{name}, mean of the last {smoothing_points(is_finite.sum())} points"
+    none = {"steps": [], "seconds": []}
+    return [curve, {"name": name, "label": label, "is_smooth": True, "not_finite": none, **smoothed}]
 
 
 def _drawn(points: tuple[np.ndarray, np.ndarray, np.ndarray], n_columns: int) -> dict[str, list[float]]:
@@ -157,12 +169,16 @@ def _extremes(x: np.ndarray, values: np.ndarray, n_columns: int) -> np.ndarray:
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """Returns the moving average of values [point] over SMOOTHING_SHARE of them; over fewer near both ends."""
+    """Returns the mean of each of the values [point] and those before it, as far as `smoothing_points` reach back."""
     index = np.arange(len(values))
-    before = np.minimum(round(SMOOTHING_SHARE * len(values) / 2), index)
-    after = np.minimum(before, len(values) - 1 - index)
+    starts = np.maximum(index + 1 - smoothing_points(len(values)), 0)
     sums = np.concatenate([[0.0], np.cumsum(values)])
-    return (sums[index + after + 1] - sums[index - before]) / (before + after + 1)
+    return (sums[index + 1] - sums[starts]) / (index + 1 - starts)
+
+
+def smoothing_points(n_points: int) -> int:
+    """Returns the length of the window over which a curve of `n_points` is smoothed: SMOOTHING_SHARE of them."""
+    return max(1, round(SMOOTHING_SHARE * n_points))
 
 
 def _tokens_per_step(config: Mapping[str, Any]) -> int | None:
@@ -181,17 +197,35 @@ def _header(run: Run) -> dict[str, Any]:
         "took": duration(run),
         "host": str(run.entry.get("host", {}).get("hostname", "")),
         "model_path": str(run.info.get("model_path", "")),
-        "command": " ".join([str(run.entry.get("command", "")), *run.entry.get("meta", {}).get("arguments", [])]),
+        "command": _command(run),
     }
+
+
+def _command(run: Run) -> str:
+    """Returns the command that starts the same again, as a shell takes it."""
+    words = run.started_with("words") or run.started_with("arguments") or []
+    folder, project = run.started_with("directory"), str(run.entry["experiment"].get("base_dir") or "")
+    if folder in (None, project):
+        return shlex.join(["python3", "run_experiment.py", *words])
+    return f"cd {shlex.quote(folder)} && {shlex.join(['python3', f'{project}/run_experiment.py', *words])}"
+
+
+def _config(run: Run) -> dict[str, list[list[str]]]:
+    """Returns the settings, those that the user has set apart from the others."""
+    given = set(run.started_with("keys") or [])
+    parts: dict[str, list[list[str]]] = {"given": [], "defaults": []}
+    for key, value in flatten(run.config).items():
+        part = "given" if key.split(".")[0] in given else "defaults"
+        parts[part].append([key, format_setting(value)])
+    return parts
 
 
 def _tiles(run: Run, series: Mapping[str, Series]) -> Iterable[list[str]]:
     """Yields the figures at the head of the page: name, value, remark."""
     yield ["step", f"{int(run.info.get('step') or 0):,}", _share_of_steps(run)]
     for name, title in (("train.loss", "training loss"), ("eval.loss", "evaluation loss")):
-        values = _finite_values(series.get(name))
-        if len(values):
-            yield [title, format_number(float(values[-1])), f"lowest {format_number(float(values.min()))}"]
+        if len(values := _finite_values(series.get(name))):
+            yield [title, format_number(float(values[-1])), _lowest(series[name])]
     speeds = _finite_values(series.get("train.tokens_per_second"))
     if len(speeds):
         yield ["tokens a second", format_number(float(np.median(speeds))), "median"]
@@ -207,18 +241,24 @@ def _share_of_steps(run: Run) -> str:
     return f"of {n_steps:,}" if type(n_steps) is int else ""
 
 
+def _lowest(series: Series) -> str:
+    finite = [(value, step) for value, step in zip(series.values, series.steps, strict=True) if math.isfinite(value)]
+    value, step = min(finite)
+    return f"lowest {format_number(value)} at step {step:,}"
+
+
 def _finite_values(series: Series | None) -> np.ndarray:
     values = np.asarray(series.values if series else [], float)
     return values[np.isfinite(values)]
 
 
-def _samples(artifacts: Sequence[Path]) -> dict[str, Any]:
-    """Returns the samples: a column for each step, a row for each sample."""
+def _samples(artifacts: Sequence[Path], prompt: str) -> dict[str, Any]:
+    """Returns the samples, each as prompt and answer: a column for each step, a row for each sample."""
     found = {int(named[1]): path for path in artifacts if (named := NAMED_BY_STEP.fullmatch(path.name))}
     chosen = [sorted(found)[index] for index in evenly_spaced(len(found), MAX_SAMPLE_STEPS)]
-    columns = [read_samples(found[step]) for step in chosen]
+    columns = [read_samples(found[step], prompt) for step in chosen]
     n_rows = max(map(len, columns), default=0)
-    rows = [[column[row] if row < len(column) else "" for column in columns] for row in range(n_rows)]
+    rows = [[column[row] if row < len(column) else ("", "") for column in columns] for row in range(n_rows)]
     return {"steps": chosen, "rows": rows, "n_steps": len(found)}
 
 
@@ -229,27 +269,41 @@ def evenly_spaced(n_all: int, n_chosen: int) -> list[int]:
     return [round(index * (n_all - 1) / (n_chosen - 1)) for index in range(n_chosen)]
 
 
-def read_samples(path: Path) -> list[str]:
-    """Returns the texts of a file of samples, without separators; none if it cannot be read."""
+def read_samples(path: Path, prompt: str = "") -> list[tuple[str, str]]:
+    """Returns prompt and answer of each text in a file of samples, without separators; none if it cannot be read.
+
+    Args:
+        path: the file.
+        prompt: of a file of plain texts, which run on from it.
+    """
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return []
     if path.suffix == ".jsonl":
-        return [_answer(line)[:MAX_SAMPLE] for line in text.split("\n") if line.strip()]
+        return [_shortened(*_answer(line)) for line in text.split("\n") if line.strip()]
     texts = SAMPLE_HEAD.split(text)
     texts = texts[1:] if len(texts) > 1 else texts
-    return [re.sub(r"\n=+\s*$", "", one).strip("\n")[:MAX_SAMPLE] for one in texts]
+    stripped = (re.sub(r"\n=+\s*$", "", one).strip("\n") for one in texts)
+    return [_shortened(*_parted(one, prompt.lstrip("\n"))) for one in stripped]
 
 
-def _answer(line: str) -> str:
-    """Returns prompt and text of a line of JSON, or the line itself if it has none."""
+def _shortened(prompt: str, answer: str) -> tuple[str, str]:
+    return prompt[-MAX_SAMPLE:], answer[:MAX_SAMPLE]
+
+
+def _parted(text: str, prompt: str) -> tuple[str, str]:
+    return (prompt, text.removeprefix(prompt)) if text.startswith(prompt) else ("", text)
+
+
+def _answer(line: str) -> tuple[str, str]:
+    """Returns prompt and text of a line of JSON; the line itself as the text if it has none."""
     try:
         answer = json.loads(line)
         prompt, text = answer["prompt"], answer["text"]
     except (ValueError, TypeError, KeyError):
-        return line
-    return prompt + text if isinstance(prompt, str) and isinstance(text, str) else str(text)
+        return "", line
+    return (prompt if isinstance(prompt, str) else "", str(text))
 
 
 def _environment(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -264,14 +318,22 @@ def _environment(entry: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _restarts(run: Run, start_seconds: float) -> list[dict[str, Any]]:
+def _restarts(run: Run, series: Sequence[Series], start_seconds: float) -> list[dict[str, Any]]:
+    times, steps = ([np.asarray(getattr(one, name)) for one in series] for name in ("times_seconds", "steps"))
     return [
         {
             "number": event.get("restart"),
             "time": str(event.get("time")),
-            "step": event.get("furthest_step"),
-            "seconds": round(datetime.datetime.fromisoformat(event["time"]).timestamp() - start_seconds, 1),
+            "killed_at": event.get("furthest_step"),
+            "step": _resumed_from(times, steps, seconds := datetime.datetime.fromisoformat(event["time"]).timestamp()),
+            "seconds": round(seconds - start_seconds, 1),
             "reason": str(event.get("reason")),
         }
         for event in run.info.get("restarts") or []
     ]
+
+
+def _resumed_from(times: Sequence[np.ndarray], steps: Sequence[np.ndarray], seconds: float) -> int:
+    """Returns the step that a run went on from: the last one measured before, as later ones were measured again."""
+    earlier = [of_one[at < seconds + 1] for at, of_one in zip(times, steps, strict=True)]
+    return max((int(of_one.max()) for of_one in earlier if len(of_one)), default=0)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -56,6 +57,7 @@ def test_every_metric_has_a_curve(tmp_path: Path) -> None:
     assert measured["seconds"] == [2.0 * (step - 1) for step in steps]
     assert measured["not_finite"] == {"steps": [13], "seconds": [24.0]}
     assert smoothed["is_smooth"] and set(smoothed["steps"]) <= set(steps)
+    assert smoothed["label"] == "train.loss, mean of the last 4 points"
     assert (evaluation["steps"], evaluation["values"]) == ([50], [0.3])
     assert found["Memory"]["curves"][0]["values"] == [float(step) for step in range(1, 101)]
     assert (data["n_measured"], data["n_drawn"], data["tokens_per_step"]) == (401, 400, 32)
@@ -73,17 +75,68 @@ def test_the_rest_of_the_page(tmp_path: Path) -> None:
     run = small_run(tmp_path, outer={"inner": [1, 2]})
     (run.folder / "cout.txt").write_text("the last words")
     data = page_data(run)
-    assert ["outer.inner", "[1, 2]"] in data["config"]
-    assert data["restarts"] == [
-        {"number": 1, "time": "1970-01-01T00:17:20+00:00", "step": 20, "seconds": 38.0, "reason": "main.py hangs"}
-    ]
+    assert ["outer.inner", "[1, 2]"] in data["config"]["defaults"]
     tiles = {name: (value, more) for name, value, more in data["tiles"]}
-    assert tiles["step"] == ("100", "of 200") and tiles["training loss"] == ("0.1", "lowest 0.1")
+    assert tiles["step"] == ("100", "of 200") and tiles["training loss"] == ("0.1", "lowest 0.1 at step 100")
     assert tiles["took"] == ("1:01:02", "1 restart")
     environment = data["environment"]
     assert ["gpus.count", "2"] in environment["host"] and environment["packages"] == ["numpy==2.4.0"]
     assert ["commit", '"0123456789abcdef"'] in environment["git"] and environment["changed"] == ["main.py"]
-    assert (data["output"], data["run"]["command"]) == ("the last words", "train --model tiny")
+    assert (data["output"], data["run"]["command"]) == ("the last words", "python3 run_experiment.py --model tiny")
+
+
+def started(store: Path, name: str = "trial", **how: Any) -> Run:
+    experiment = {"name": name, "base_dir": "/the project"}
+    entry = {"experiment": experiment, "meta": {"arguments": ["--model", "m"], **how}}
+    return write_run(store, 1, {"lr": 0.1, "seed": 1, "datasets": [{"id": "a", "path": "b"}]}, entry)
+
+
+@pytest.mark.parametrize("directory", ["/the project", "/my runs"])
+def test_a_shell_takes_the_command_as_it_was_given(tmp_path: Path, directory: str) -> None:
+    words = ["--model", "my config.json", "--set", 'stop=["a b"]', "--experiment_name", "it's $HOME"]
+    command = page_data(started(tmp_path, words=words, directory=directory))["run"]["command"]
+    folder, project = ("", "") if directory == "/the project" else ("cd '/my runs' && ", "/the project/")
+    assert command.startswith(folder)
+    assert shlex.split(command.removeprefix(folder)) == ["python3", f"{project}run_experiment.py", *words]
+
+
+def test_settings_that_the_user_has_set_come_first(tmp_path: Path) -> None:
+    config = page_data(started(tmp_path, keys=["datasets", "lr"]))["config"]
+    assert config["given"] == [["lr", "0.1"], ["datasets.0.id", '"a"'], ["datasets.0.path", '"b"']]
+    assert config["defaults"] == [["seed", "1"]]
+
+
+@pytest.mark.parametrize(
+    ("lines", "resumed_from"),
+    [
+        ([train(step, loss=1.0) for step in (20, 40, 60)] + [{**train(80, loss=1.0), "time": 1500.0}], 60),
+        ([{**train(20, loss=1.0), "time": 1500.0}], 0),
+        ([train(step, loss=1.0) for step in (20, 40)], 40),  # it has not gone on yet
+        ([train(20, loss=1.0), evaluated(30, loss=1.0), {**train(40, loss=1.0), "time": 1500.0}], 30),
+    ],
+)
+def test_the_mark_of_a_restart_stands_where_it_went_on(
+    tmp_path: Path, lines: list[dict[str, Any]], resumed_from: int
+) -> None:
+    event = {"restart": 1, "time": "1970-01-01T00:20:00+00:00", "furthest_step": 110, "reason": "killed"}
+    (restart,) = page_data(write_run(tmp_path, 1, {}, info={"restarts": [event]}, metrics=lines))["restarts"]
+    assert (restart["killed_at"], restart["step"]) == (110, resumed_from)
+    assert restart["seconds"] == 1200 - lines[0]["time"]
+
+
+def test_what_is_always_zero_is_named_and_not_drawn(tmp_path: Path) -> None:
+    lines = [train(step, loss=1.0, zero=0.0, **{"data/skipped_fraction": 0.0}) for step in (1, 2)]
+    data = page_data(write_run(tmp_path, 1, {}, metrics=lines))
+    assert list(charts(data)) == ["Loss"]
+    assert data["always_zero"] == ["train.data/skipped_fraction", "train.zero"]
+    assert (data["n_measured"], data["n_drawn"]) == (2, 2)
+
+
+def test_ranges_begin_at_zero_but_for_losses_and_what_is_unknown(tmp_path: Path) -> None:
+    found = charts(page_data(small_run(tmp_path)))
+    from_zero = {title: chart["from_zero"] for title, chart in found.items()}
+    assert from_zero == {"Loss": False, "Learning rate": True, "Memory": True, "train.odd": False}
+    assert all(chart["unit"] for title, chart in found.items() if title != "train.odd")
 
 
 def test_a_run_that_has_measured_nothing(tmp_path: Path) -> None:
@@ -120,13 +173,11 @@ def test_no_points() -> None:
     assert len(visible_points(np.zeros(0, int), np.zeros(0), np.zeros(0), 10)) == 0
 
 
-def test_smoothing_is_a_moving_average() -> None:
+def test_smoothing_is_the_mean_of_the_last_points() -> None:
     values = np.random.default_rng(1).normal(size=200)
     smoothed = smooth(values)
-    for place in (0, 2, 100, 199):
-        before = min(4, place)
-        after = min(before, 199 - place)
-        assert smoothed[place] == pytest.approx(values[place - before : place + after + 1].mean())
+    for place in (0, 2, 7, 8, 100, 199):
+        assert smoothed[place] == pytest.approx(values[max(0, place - 7) : place + 1].mean())
 
 
 def write_samples(run: Run, step: int, texts: list[str]) -> str:
@@ -143,14 +194,34 @@ def test_samples_are_side_by_side_by_step(tmp_path: Path) -> None:
     run = Run(run.folder, {**run.entry, "artifacts": [*names, "loss.png", "predictions_3_7.txt"]}, run.config, run.info)
     assert page_data(run)["samples"] == {
         "steps": [5, 7, 20, 100],
-        "rows": [["first", "", "  a\n\nb", HOSTILE], ["", "", "c == d\n==", ""], ["", "", "", "x"]],
+        "rows": [
+            [("", "first"), ("", ""), ("", "  a\n\nb"), ("", HOSTILE)],
+            [("", ""), ("", ""), ("", "c == d\n=="), ("", "")],
+            [("", ""), ("", ""), ("", ""), ("", "x")],
+        ],
         "n_steps": 4,
     }
 
 
+@pytest.mark.parametrize(
+    ("prompt", "cell"),
+    [
+        ("def main", ("def main", "():\n    pass")),
+        ("\ndef main", ("def main", "():\n    pass")),
+        ("", ("", "def main():\n    pass")),
+        ("other", ("", "def main():\n    pass")),
+    ],
+)
+def test_the_prompt_is_apart_from_the_answer(tmp_path: Path, prompt: str, cell: tuple[str, str]) -> None:
+    run = started(tmp_path, prompt=prompt)
+    name = write_samples(run, 5, ["def main():\n    pass"])
+    run = Run(run.folder, {**run.entry, "artifacts": [name]}, run.config, run.info)
+    assert page_data(run)["samples"]["rows"] == [[cell]]
+
+
 def test_text_without_separators_is_one_sample(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("just text\n")
-    assert read_samples(tmp_path / "a.txt") == ["just text"]
+    assert read_samples(tmp_path / "a.txt") == [("", "just text")]
 
 
 def test_answers_as_lines_of_json_are_samples(tmp_path: Path) -> None:
@@ -162,7 +233,7 @@ def test_answers_as_lines_of_json_are_samples(tmp_path: Path) -> None:
     name = "predictions_3_20.jsonl"
     (run.folder / name).write_text("".join(f"{json.dumps(line)}\n" for line in lines) + '["torn\n')
     run = Run(run.folder, {**run.entry, "artifacts": [name]}, run.config, run.info)
-    rows = [["def main():\n"], [HOSTILE], ['["torn']]
+    rows = [[("def main", "():\n")], [("", HOSTILE)], [("", '["torn')]]
     assert page_data(run)["samples"] == {"steps": [20], "rows": rows, "n_steps": 1}
 
 
@@ -193,7 +264,7 @@ def test_the_page_is_self_contained(tmp_path: Path) -> None:
 def test_output_of_a_run_is_escaped(tmp_path: Path) -> None:
     page = write_report(small_run(tmp_path, name=HOSTILE)).read_text()
     assert page.count("</script>") == 2
-    assert ["name", json.dumps(HOSTILE, ensure_ascii=False)] in embedded(page)["config"]
+    assert ["name", json.dumps(HOSTILE, ensure_ascii=False)] in embedded(page)["config"]["defaults"]
 
 
 def test_the_page_is_in_the_folder_of_the_run_and_replaced(tmp_path: Path) -> None:
@@ -225,6 +296,7 @@ def test_a_browser_draws_the_page(tmp_path: Path) -> None:
     done = subprocess.run([CHROMIUM, *flags, write_report(run).as_uri()], capture_output=True, text=True, timeout=120)
     drawn = done.stdout
     assert "<title>Run 3: trial</title>" in drawn and 'data-drawn="yes"' in drawn
+    assert drawn.count(">nats a token</text>") == 1 and drawn.count(">step</text>") == 2  # labels of the axes
     assert drawn.count("<svg") == 2 and drawn.count('<path d="M') == 3  # the loss has a calm line beside
     assert re.search(r"200,000 points were measured and [\d,]+ are drawn", drawn)
     assert "&lt;/script&gt;&lt;script&gt;document.title" in drawn.split("<script")[0]
