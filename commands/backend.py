@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 from configs.schema import RunConfig
@@ -42,10 +43,12 @@ def _tpu_training(config: RunConfig, placement: TpuPlacement, group: ProcessGrou
     return build_device_loop(config, placement)
 
 
-def _device_peak(config: RunConfig, placement: Placement, group: ProcessGroup) -> float:
-    group.barrier()  # processes that share a machine measure its speed while all compute
-    giga = group.all_reduce_max(int(own_peak(placement.devices, config.model.precision) / 1e9))
-    return giga * 1e9 * group.size
+def _device_peak(config: RunConfig, placement: Placement, group: ProcessGroup) -> float | None:
+    if group.size == 1:
+        return own_peak(placement.devices, config.model.precision)
+    group.barrier()  # processes that share a machine measure its speed while all compute, and wait for each other
+    own = own_peak(placement.devices, config.model.precision, max_waiting=math.inf)
+    return group.all_reduce_max(int((own or 0) / 1e9)) * 1e9 * group.size or None
 
 
 def _tpu_peak(config: RunConfig, placement: TpuPlacement, group: ProcessGroup) -> float | None:

@@ -73,6 +73,7 @@ def _peak_tokens_per_second(config: RunConfig, placement: Placement, group: Proc
     """Returns the throughput of all devices at their peak; None if it is unknown."""
     peak = backend_of(placement).peak_flops(config, placement, group)
     if peak is None:
+        say("peak of the devices: not known, so no mfu is shown; that of CPUs is measured while nothing else uses them")
         return None
     say(f"peak of the devices: {peak / 1e12:,.4g} TFLOP/s")
     return peak_tokens_per_second(config.model, peak)

@@ -31,7 +31,7 @@ TINY = {
     "model_path": "runs/tiny",
     "datasets": [DATASET],
 }
-PROGRESS = re.compile(r"step \d+/\d+  loss \d+\.\d{4}  [\d,]+ tokens/s  mfu \d+\.\d%(  \d\d:\d\d left)?")
+PROGRESS = re.compile(r"step \d+/\d+  loss \d+\.\d{4}  [\d,]+ tokens/s(  mfu \d+\.\d%)?(  \d\d:\d\d left)?")
 
 # One thread, so that sums are made in the same order in every run.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}

@@ -115,7 +115,7 @@ def test_training_shows_a_few_lines_and_nothing_of_tensorflow(project: Project) 
     assert training.returncode == 0, training.stderr
     patterns = [
         r"mesh: one device \(nothing split\) on [CG]PU:0",
-        r"peak of the devices: [\d.]+ TFLOP/s",
+        r"peak of the devices: ([\d.]+ TFLOP/s|not known, .*)",
         r"words: preparing 12 files of raw text in datasets/words/n_ctx_16-[0-9a-f]{16}",
         r"words: trained a byte-level BPE tokenizer of 300 ids",
         r"words: train: \d+ documents, [\d,]+ bytes, [\d,]+ tokens, \d+ examples",
@@ -140,10 +140,12 @@ def test_training_leaves_what_it_promises(project: Project) -> None:
     assert (project.run / "loss.png").read_bytes().startswith(b"\x89PNG")
     lines = read_metrics(str(project.run))
     assert [line["step"] for line in lines] == list(range(1, N_STEPS + 1))
-    assert {tuple(line) for line in lines} == {
+    # Without mfu, which is left out where the processors are busy.
+    assert {tuple(key for key in line if key != "mfu") for line in lines} == {
         ("step", "split", "time", "loss", "grad_norm", "lr")
-        + ("tokens_per_second", "data_wait", "mfu", "data/skipped_fraction", "host_memory_gib")
+        + ("tokens_per_second", "data_wait", "data/skipped_fraction", "host_memory_gib")
     }
+    assert all(0 < line.get("mfu", 1) <= 1 for line in lines)
     assert lines[0]["loss"] == pytest.approx(math.log(300), abs=0.1)
     assert lines[-1]["loss"] < lines[0]["loss"] - 2.5
     kept = load_config(str(project.run / "config.json"))

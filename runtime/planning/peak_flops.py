@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import os
 import re
 import time
@@ -33,7 +35,10 @@ GPU_PEAKS: tuple[tuple[str, float, float], ...] = (
 # TFLOP/s of one chip, by the prefix of TPU_ACCELERATOR_TYPE; float32 products use the bfloat16 units.
 TPU_PEAKS = {"v2": 45.0, "v3": 123.0, "v4": 275.0, "v5lite": 197.0, "v5e": 197.0, "v5p": 459.0, "v6e": 918.0}
 TPU_VARIABLE = "TPU_ACCELERATOR_TYPE"
-MEASURING_SECONDS = 0.2
+QUIET_CALLS = 5  # the fastest of so many counts
+MEASURING_SECONDS = 3.0  # at most
+MAX_WAITING = 0.05  # share of the time that threads of a quiet call wait for a processor
+WAITING_FILES = "/proc/self/task/*/schedstat"  # Linux: of each thread the nanoseconds it ran, and waited to run
 PRODUCT_SIZES = {"CPU": 1536, "GPU": 8192}
 
 
@@ -54,17 +59,22 @@ def tpu_peak(n_cores: int, cores_of_chip: int) -> float | None:
     return None
 
 
-def own_peak(devices: Sequence[str], precision: str) -> float:
+def own_peak(devices: Sequence[str], precision: str, max_waiting: float = MAX_WAITING) -> float | None:
     """Returns the FLOP/s of this process's devices together: from the data sheet for known GPUs, or else measured.
 
     Args:
         devices: such as "/device:GPU:0"; all CPU devices of a process count as one CPU.
         precision: "float32" or "bfloat16", the dtype of the activations.
+        max_waiting: as of `measured_peak`.
+
+    Returns:
+        None if it cannot be measured, as other programs use the processors.
     """
     gpus = [device for device in devices if ":GPU:" in device]
     if not gpus:
-        return measured_peak(devices[0], precision)
-    return sum(known_gpu_peak(_gpu_name(gpu), precision) or measured_peak(gpu, precision) for gpu in gpus)
+        return measured_peak(devices[0], precision, max_waiting)
+    peaks = [known_gpu_peak(_gpu_name(gpu), precision) or measured_peak(gpu, precision, max_waiting) for gpu in gpus]
+    return None if None in peaks else sum(peaks)
 
 
 def _gpu_name(device: str) -> str:
@@ -73,14 +83,22 @@ def _gpu_name(device: str) -> str:
     return str(details.get("device_name", ""))
 
 
-def measured_peak(device: str, precision: str) -> float:
+def measured_peak(device: str, precision: str, max_waiting: float = MAX_WAITING) -> float | None:
     """Measures the FLOP/s of large matrix products, in float32 and in the precision of the run; returns the higher.
 
     Where bfloat16 is emulated, float32 is faster.
+
+    Args:
+        device: such as "/device:CPU:0".
+        precision: "float32" or "bfloat16".
+        max_waiting: the share of its time that a product may wait for processors that other programs use.
+
+    Returns:
+        None if every product had to wait for longer: the peak would be too low, and the utilisation too high.
     """
     size = PRODUCT_SIZES[device.split(":")[-2]]
-    seconds = min(_fastest_seconds(_product(device, size, dtype)) for dtype in {"float32", precision})
-    return 2.0 * size**3 / seconds
+    seconds = [_fastest_seconds(_product(device, size, dtype), max_waiting) for dtype in {"float32", precision}]
+    return None if None in seconds else 2.0 * size**3 / min(seconds)
 
 
 def _product(device: str, size: int, dtype: str) -> Callable[[], object]:
@@ -99,15 +117,26 @@ def _product(device: str, size: int, dtype: str) -> Callable[[], object]:
     return run
 
 
-def _fastest_seconds(action: Callable[[], object]) -> float:
-    """Returns the seconds of the fastest call: a warm-up, then calls for MEASURING_SECONDS, at least two."""
+def _fastest_seconds(action: Callable[[], object], max_waiting: float) -> float | None:
+    """Returns the seconds of the fastest of QUIET_CALLS calls that did not wait; None if there was no such call."""
     action()
-    fastest, n_calls, end_seconds = float("inf"), 0, time.perf_counter() + MEASURING_SECONDS
-    while n_calls < 2 or time.perf_counter() < end_seconds:
-        start_seconds = time.perf_counter()
+    quiet, end_seconds = [], time.perf_counter() + MEASURING_SECONDS
+    while len(quiet) < QUIET_CALLS and time.perf_counter() < end_seconds:
+        waited_before, start_seconds = _waited_seconds(), time.perf_counter()
         action()
-        fastest, n_calls = min(fastest, time.perf_counter() - start_seconds), n_calls + 1
-    return fastest
+        seconds = time.perf_counter() - start_seconds
+        if _waited_seconds() - waited_before <= max_waiting * seconds * (os.cpu_count() or 1):
+            quiet.append(seconds)
+    return min(quiet, default=None)
+
+
+def _waited_seconds() -> float:
+    """Returns how long the threads of this process have waited for a processor; 0 where the system does not tell."""
+    waited_nanoseconds = 0
+    for path in glob.glob(WAITING_FILES):
+        with contextlib.suppress(OSError, ValueError, IndexError), open(path) as file:  # a thread may have ended
+            waited_nanoseconds += int(file.read().split()[1])
+    return waited_nanoseconds / 1e9
 
 
 def peak_tokens_per_second(model: ModelConfig, peak: float) -> float:

@@ -52,7 +52,7 @@ class Hooks:
         save_checkpoint: saves the variables.
         after_checkpoint: called in turn after each checkpoint but the last, such as evaluation and samples.
         progress: shows loss and speed.
-        warn: takes a message about a skipped record.
+        warn: takes a message, such as about a skipped record.
         diagnose: takes the position before a step that diverged, and its batch; the variables are as before that step.
         peak_tokens_per_second: throughput at full utilisation; None if unknown.
         all_reduce_max: the maximum over all processes, so that all stop at the same step.
@@ -101,7 +101,7 @@ def train(
     """
     checkpoint = _CheckpointOnExit(hooks.save_checkpoint, position)
     loader = _BatchLoader(batches)
-    meter = ThroughputMeter(hooks.peak_tokens_per_second)
+    meter = ThroughputMeter(hooks.peak_tokens_per_second, hooks.warn)
     with StopRequest() as stop, checkpoint:
         while position.step < training.train_steps:
             n_steps = next_step_count(multi_step, position.step, training.train_steps, steps_per_checkpoint)
@@ -119,7 +119,7 @@ def train(
             if position.step % steps_per_checkpoint == 0 and position.step < training.train_steps:
                 checkpoint.save()
                 hooks.run_after_checkpoint(position)
-                meter = ThroughputMeter(hooks.peak_tokens_per_second)
+                meter.restart()
     return position, None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 SMOOTHING = 0.9  # weight of the past in the moving averages
 
@@ -33,13 +33,19 @@ class Throughput:
 class ThroughputMeter:
     """Measures throughput from its creation on."""
 
-    def __init__(self, peak_tokens_per_second: float | None) -> None:
+    def __init__(self, peak_tokens_per_second: float | None, warn: Callable[[str], None]) -> None:
         """Starts the clock.
 
         Args:
             peak_tokens_per_second: at full utilisation; None if unknown.
+            warn: takes a message if the steps are faster, so that this cannot be the peak.
         """
         self._peak_tokens_per_second = peak_tokens_per_second
+        self._warn = warn
+        self.restart()
+
+    def restart(self) -> None:
+        """Starts the clock and the averages again, after a pause."""
         self._last_seconds = time.perf_counter()
         self._waited_seconds = 0.0
         self._mean: tuple[float, float] | None = None
@@ -61,5 +67,15 @@ class ThroughputMeter:
             SMOOTHING * old + (1.0 - SMOOTHING) * new for old, new in zip(self._mean or latest, latest, strict=True)
         )
         tokens_per_second, data_wait = self._mean
+        return Throughput(tokens_per_second, data_wait, self._mfu(tokens_per_second))
+
+    def _mfu(self, tokens_per_second: float) -> float | None:
+        """Returns the share of the peak; None from the moment on when the peak turns out to be too low."""
         peak = self._peak_tokens_per_second
-        return Throughput(tokens_per_second, data_wait, peak and tokens_per_second / peak)
+        if peak is not None and tokens_per_second > peak:
+            self._warn(
+                f"mfu is left out from here on: {tokens_per_second:,.0f} tokens/s are more than the {peak:,.0f} of the "
+                "devices' peak, which was measured too low"
+            )
+            self._peak_tokens_per_second = peak = None
+        return peak and tokens_per_second / peak

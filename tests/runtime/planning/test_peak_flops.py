@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import glob
+import math
+import multiprocessing
+import os
 import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from configs.schema import ModelConfig
+from runtime.planning import peak_flops
 from runtime.planning.peak_flops import (
+    MAX_WAITING,
     TPU_VARIABLE,
+    WAITING_FILES,
     known_gpu_peak,
     measured_peak,
     own_peak,
@@ -63,7 +71,7 @@ def test_tpus_by_their_type(monkeypatch: pytest.MonkeyPatch, accelerator: str | 
 def test_a_cpu_is_measured_quickly() -> None:
     """NumPy's product, on the same processors, is neither far faster nor far slower."""
     start_seconds = time.perf_counter()
-    peak = measured_peak("/device:CPU:0", "float32")
+    peak = measured_peak("/device:CPU:0", "float32", max_waiting=math.inf)
     took_seconds = time.perf_counter() - start_seconds
     matrix = np.ones((1024, 1024), np.float32)
     seconds = []
@@ -76,7 +84,60 @@ def test_a_cpu_is_measured_quickly() -> None:
 
 
 def test_virtual_cpus_count_as_one(devices: tuple[str, ...]) -> None:
-    assert 0.2 < own_peak(devices, "float32") / own_peak(devices[:1], "float32") < 5
+    all_of_them, one = (own_peak(some, "float32", max_waiting=math.inf) for some in (devices, devices[:1]))
+    assert 0.2 < all_of_them / one < 5
+
+
+def _spin(seconds: float) -> None:
+    end_seconds = time.perf_counter() + seconds
+    while time.perf_counter() < end_seconds:
+        pass
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+@pytest.mark.skipif(not glob.glob(WAITING_FILES), reason="this system does not tell how long threads wait")
+def test_a_busy_machine_has_no_peak() -> None:
+    spinning = [multiprocessing.get_context("spawn").Process(target=_spin, args=(60,)) for _ in range(os.cpu_count())]
+    for process in spinning:
+        process.start()
+    try:
+        time.sleep(5)  # until all of them spin
+        assert measured_peak("/device:CPU:0", "float32") is None
+    finally:
+        for process in spinning:
+            process.kill()
+            process.join()
+
+
+def _calls(monkeypatch: pytest.MonkeyPatch, calls: list[tuple[float, float]]) -> Callable[[], None]:
+    """Returns an action whose calls take these seconds, and wait these, by a clock of their own."""
+    clock = [0.0, 0.0]
+    monkeypatch.setattr(peak_flops.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(peak_flops, "_waited_seconds", lambda: clock[1])
+    remaining = iter([(1.0, 0.0), *calls])  # the first warms up
+
+    def call() -> None:
+        took, waited = next(remaining)
+        clock[0], clock[1] = clock[0] + took, clock[1] + waited
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("calls", "fastest"),
+    [
+        ([(0.3, 0.0), (0.2, 0.0), (0.4, 0.0), (0.3, 0.0), (0.3, 0.0)], 0.2),  # no more than five
+        ([(0.1, 0.09), (0.3, 0.0), (0.2, 0.1), (3.0, 0.0)], 0.3),  # one that waited is not counted, however fast
+        ([(1.0, 0.9)] * 3, None),
+        ([(9.0, 0.0)], 9.0),
+    ],
+)
+def test_the_fastest_call_that_did_not_wait_counts(
+    monkeypatch: pytest.MonkeyPatch, calls: list[tuple[float, float]], fastest: float | None
+) -> None:
+    monkeypatch.setattr(peak_flops.os, "cpu_count", lambda: 1)
+    assert peak_flops._fastest_seconds(_calls(monkeypatch, calls), MAX_WAITING) == pytest.approx(fastest)
 
 
 def test_peak_tokens_per_second_counts_the_models_own_operations() -> None:

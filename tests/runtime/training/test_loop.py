@@ -125,10 +125,10 @@ def test_metrics_are_written_every_iterations_steps_and_at_the_end() -> None:
 
 
 def test_mfu_is_the_speed_over_the_peak() -> None:
-    recorder = Recorder(peak_tokens_per_second=5e6)
+    recorder = Recorder(peak_tokens_per_second=5e9)
     recorder.train(START, steps_per_checkpoint=3)
     lines = recorder.of_kind("metrics")
-    assert all(values["mfu"] == values["tokens_per_second"] / 5e6 for _, values in lines) and len(lines) == 3
+    assert all(values["mfu"] == values["tokens_per_second"] / 5e9 for _, values in lines) and len(lines) == 3
 
 
 def test_a_resumed_run_repeats_the_uninterrupted_one() -> None:

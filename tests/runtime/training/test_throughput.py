@@ -17,7 +17,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def test_the_first_update_gives_its_own_rates(clock: list[float]) -> None:
-    meter = ThroughputMeter(peak_tokens_per_second=1000.0)
+    meter = ThroughputMeter(1000.0, warn=pytest.fail)
     with meter.waiting_for_data():
         clock[0] += 0.5
     clock[0] += 1.5
@@ -28,7 +28,7 @@ def test_the_first_update_gives_its_own_rates(clock: list[float]) -> None:
 
 
 def test_later_updates_move_the_averages_by_a_tenth(clock: list[float]) -> None:
-    meter = ThroughputMeter(peak_tokens_per_second=None)
+    meter = ThroughputMeter(None, warn=pytest.fail)
     with meter.waiting_for_data():
         clock[0] += 1.0
     meter.update(100)
@@ -36,6 +36,32 @@ def test_later_updates_move_the_averages_by_a_tenth(clock: list[float]) -> None:
     measured = meter.update(400)
     assert measured.tokens_per_second == pytest.approx(0.9 * 100.0 + 0.1 * 200.0)
     assert measured.data_wait == pytest.approx(0.9)  # waiting is counted from the last update on
+
+
+def test_a_peak_that_is_outrun_is_no_peak(clock: list[float]) -> None:
+    said: list[str] = []
+    meter = ThroughputMeter(1000.0, said.append)
+    shares = []
+    for n_tokens in (900, 1100, 20_000, 10):
+        clock[0] += 1.0
+        shares.append(meter.update(n_tokens).mfu)
+    meter.restart()
+    clock[0] += 1.0
+    assert (shares, meter.update(500).mfu) == ([pytest.approx(0.9), pytest.approx(0.92), None, None], None)
+    assert said == [
+        "mfu is left out from here on: 2,828 tokens/s are more than the 1,000 of the devices' peak, which was "
+        "measured too low"
+    ]
+
+
+def test_a_restart_begins_the_averages_anew(clock: list[float]) -> None:
+    meter = ThroughputMeter(None, warn=pytest.fail)
+    clock[0] += 1.0
+    meter.update(100)
+    clock[0] += 1000.0  # an evaluation
+    meter.restart()
+    clock[0] += 1.0
+    assert meter.update(300).tokens_per_second == pytest.approx(300.0)
 
 
 def test_only_known_values_become_metrics() -> None:
