@@ -22,7 +22,8 @@ from models.kernels.entmax import entmax
 from models.kernels.noise import exponential
 
 MIN_TEMPERATURE = 1e-30  # float32 has too few digits to divide by less
-MAX_TOP = 5
+MAX_TOP = 20
+MAX_BIASES = 1024
 BANNED = tf.float32.min  # finite: if every token is banned, none is
 VALUES_IN_CPU_CACHE = 2**17  # for each search, distances and probabilities of at most this many tokens at a time
 INFINITY_BITS = 0x7F800000  # of float32; non-negative numbers and their bits are in the same order
@@ -46,6 +47,8 @@ class SamplingParams:
         no_repeat_ngram: no sequence of this many tokens occurs twice in prompt and text; 0: no limit.
         entmax_sampling: probabilities are the entmax of the logits instead of their softmax.
         never_end: eos is never sampled.
+        min_tokens: eos is not sampled, and no stop string counts, before the text has this many tokens; 0: no limit.
+        logit_bias: (token, number added to its logit before everything else), at most `MAX_BIASES` pairs.
     """
 
     temperature: float = 1.0
@@ -59,18 +62,29 @@ class SamplingParams:
     no_repeat_ngram: int = 0
     entmax_sampling: bool = False
     never_end: bool = False
+    min_tokens: int = 0
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
 
 _TYPES = {field.name: type(field.default) for field in dataclasses.fields(SamplingParams)}
-FLOAT_SETTINGS = tuple(name for name, value_type in _TYPES.items() if value_type is float)
-INTEGER_SETTINGS = tuple(name for name, value_type in _TYPES.items() if value_type is not float)
+# The columns of the parameters as arrays, with the width of each.
+FLOAT_SETTINGS = {name: 1 for name, value_type in _TYPES.items() if value_type is float} | {"biases": MAX_BIASES}
+INTEGER_SETTINGS = {name: 1 for name, value_type in _TYPES.items() if value_type in (int, bool)} | {
+    "biased_tokens": MAX_BIASES
+}
+N_FLOATS, N_INTEGERS = sum(FLOAT_SETTINGS.values()), sum(INTEGER_SETTINGS.values())
 
 
 def param_arrays(rules: Sequence[SamplingParams]) -> tuple[np.ndarray, np.ndarray]:
     """Returns the parameters of the rows as float32 [B, float_settings] and int32 [B, integer_settings]."""
-    floats = [[getattr(rule, name) for name in FLOAT_SETTINGS] for rule in rules]
-    integers = [[getattr(rule, name) for name in INTEGER_SETTINGS] for rule in rules]
-    return np.array(floats, np.float32), np.array(integers, np.int32)
+    floats, integers = np.zeros((len(rules), N_FLOATS), np.float32), np.full((len(rules), N_INTEGERS), -1, np.int32)
+    for row, rule in enumerate(rules):
+        for array, names in ((floats, FLOAT_SETTINGS), (integers, INTEGER_SETTINGS)):
+            values = [getattr(rule, name) for name in names if name in _TYPES]
+            array[row, : len(values)] = values
+        for column, (token, bias) in enumerate(rule.logit_bias):
+            integers[row, column - MAX_BIASES], floats[row, column - MAX_BIASES] = token, bias
+    return floats, integers
 
 
 Settings = dict[str, tf.Tensor]
@@ -78,9 +92,16 @@ Change = Callable[[tf.Tensor], tf.Tensor]
 
 
 def settings_of(floats: tf.Tensor, integers: tf.Tensor) -> Settings:
-    """Returns the parameters of the rows by the names of `SamplingParams`, each [B, 1]."""
-    columns = [*tf.split(floats, len(FLOAT_SETTINGS), 1), *tf.split(integers, len(INTEGER_SETTINGS), 1)]
-    return dict(zip([*FLOAT_SETTINGS, *INTEGER_SETTINGS], columns, strict=True))
+    """Returns the parameters of the rows by the names of `SamplingParams`, each [B, 1].
+
+    `logit_bias` is in "biased_tokens", -1 where there is none, and "biases", both [B, MAX_BIASES].
+    """
+    parts = [(floats, FLOAT_SETTINGS), (integers, INTEGER_SETTINGS)]
+    return {
+        name: column
+        for array, widths in parts
+        for name, column in zip(widths, tf.split(array, list(widths.values()), 1), strict=True)
+    }
 
 
 def _apply_changes(x: tf.Tensor, *changes: tuple[tf.Tensor, Change]) -> tf.Tensor:
@@ -129,10 +150,19 @@ class History:
 
     def counts(self, is_counted: tf.Tensor, n_vocab: int) -> tf.Tensor:
         """Counts how often each token occurs at the given positions, bool [B, M]: float32 [B, V]."""
-        n_rows = self.tokens.shape[0]
-        indices = tf.where(is_counted, tf.range(n_rows)[:, None] * n_vocab + self.tokens, -1)  # -1: left out
-        ones = tf.ones(indices.shape, tf.float32)
-        return tf.reshape(tf.math.unsorted_segment_sum(ones, indices, n_rows * n_vocab), [n_rows, n_vocab])
+        return _sums_by_token(tf.where(is_counted, self.tokens, -1), tf.ones(self.tokens.shape), n_vocab)
+
+
+def _sums_by_token(tokens: tf.Tensor, values: tf.Tensor, n_vocab: int) -> tf.Tensor:
+    """Adds up the values of each token of a row; -1 is no token: int32 [B, N], [B, N] -> float32 [B, V]."""
+    n_rows = tokens.shape[0]
+    indices = tf.where(tokens >= 0, tf.range(n_rows)[:, None] * n_vocab + tokens, -1)  # -1: left out
+    return tf.reshape(tf.math.unsorted_segment_sum(values, indices, n_rows * n_vocab), [n_rows, n_vocab])
+
+
+def _biased(settings: Settings, logits: tf.Tensor) -> tf.Tensor:
+    """Source: OpenAI's API reference."""
+    return logits + _sums_by_token(settings["biased_tokens"], settings["biases"], logits.shape[1])
 
 
 def _repetition_penalized(settings: Settings, logits: tf.Tensor, history: History) -> tf.Tensor:
@@ -177,12 +207,14 @@ def penalized_logits(settings: Settings, logits: tf.Tensor, history: History, eo
     has_presence = (settings["presence_penalty"] != 0.0) | (settings["frequency_penalty"] != 0.0)
     logits = _apply_changes(
         logits,
+        (settings["biased_tokens"][:, :1] >= 0, lambda x: _biased(settings, x)),
         (settings["repetition_penalty"] != 1.0, lambda x: _repetition_penalized(settings, x, history)),
         (has_presence, lambda x: _presence_penalized(settings, x, history)),
         (settings["no_repeat_ngram"] > 0, lambda x: _ban_repeated_ngrams(settings, x, history)),
     )
-    is_end = tf.range(logits.shape[1]) == eos_id
-    return tf.where((settings["never_end"] > 0) & is_end, -float("inf"), logits)
+    is_too_short = (history.lengths - history.prompt_lengths)[:, None] < settings["min_tokens"]
+    is_banned = ((settings["never_end"] > 0) | is_too_short) & (tf.range(logits.shape[1]) == eos_id)
+    return tf.where(is_banned, -float("inf"), logits)
 
 
 # Filters. Probabilities are unnormalised here: divided by that of the most likely token, and 0 for tokens that a filter

@@ -48,15 +48,15 @@ class TextChunk:
     finish_reason: str | None
 
 
-def _first_stop(text: str, stops: Sequence[str]) -> int:
-    """Returns where the first stop string in a text starts; the text's length if there is none."""
-    return min((start for stop in stops if (start := text.find(stop)) >= 0), default=len(text))
+def _first_stop(text: str, stops: Sequence[str], begin: int) -> int:
+    """Returns where the first stop string from `begin` on starts; the text's length if there is none."""
+    return min((start for stop in stops if (start := text.find(stop, begin)) >= 0), default=len(text))
 
 
-def _partial_stop(text: str, stops: Sequence[str]) -> int:
+def _partial_stop(text: str, stops: Sequence[str], begin: int) -> int:
     """Returns where an end of the text that may become a stop string starts; the text's length if none may."""
     longest = max(map(len, stops), default=0)
-    starts = range(max(0, len(text) - longest), len(text))
+    starts = range(max(begin, len(text) - longest), len(text))
     return next((start for start in starts if any(stop.startswith(text[start:]) for stop in stops)), len(text))
 
 
@@ -68,9 +68,11 @@ def _n_completed(pending: bytes, new: bytes) -> int:
 class Detokenizer:
     """Decodes the tokens of one text. Invalid UTF-8 becomes U+FFFD, as if all bytes were decoded at once."""
 
-    def __init__(self, stop_strings: Sequence[str]) -> None:
-        """Starts with an empty text; no stop string may be empty."""
+    def __init__(self, stop_strings: Sequence[str], min_tokens: int = 0) -> None:
+        """Starts with an empty text; no stop string may be empty, and none counts in the first `min_tokens` tokens."""
         self._stop_strings = tuple(stop_strings)
+        self._n_tokens_before_stops = min_tokens
+        self._stops_from = 0  # the index in `_held` from which stop strings count
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
         self._tokens: deque[tuple[int, ScoredToken]] = deque()  # with the index in `_held` at which each starts
@@ -80,6 +82,9 @@ class Detokenizer:
         pending, _ = self._decoder.getstate()
         self._tokens.append((len(self._held) + _n_completed(pending, token_bytes), token))
         self._held += self._decoder.decode(token_bytes)
+        if self._n_tokens_before_stops > 0:
+            self._n_tokens_before_stops -= 1
+            self._stops_from = len(self._held)
 
     def take(self, finish_reason: str | None) -> TextChunk:
         """Returns all new text that is certain.
@@ -89,9 +94,10 @@ class Detokenizer:
         """
         if finish_reason is not None:
             self._held += self._decoder.decode(b"", final=True)
-        stop, certain, tokens_end = _first_stop(self._held, self._stop_strings), len(self._held), math.inf
+        certain, tokens_end = len(self._held), math.inf
+        stop = _first_stop(self._held, self._stop_strings, self._stops_from)
         if finish_reason is None:
-            certain = tokens_end = _partial_stop(self._held, self._stop_strings)
+            certain = tokens_end = _partial_stop(self._held, self._stop_strings, self._stops_from)
         if stop < len(self._held) and stop <= certain:
             return self._release(stop, stop, "stop")
         return self._release(certain, tokens_end, finish_reason)
@@ -102,6 +108,7 @@ class Detokenizer:
             tokens.append(self._tokens.popleft()[1])
         self._tokens = deque((start - end, token) for start, token in self._tokens)
         text, self._held = self._held[:end], self._held[end:]
+        self._stops_from = max(0, self._stops_from - end)
         return TextChunk(
             text,
             tuple(token.id for token in tokens),

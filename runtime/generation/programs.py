@@ -14,7 +14,7 @@ from models import gpt2
 from models.context import Context
 from models.decode import Decoder, DecodeState, Prompts
 from models.dims import Dims
-from models.kernels.sampling import FLOAT_SETTINGS, INTEGER_SETTINGS, MAX_TOP
+from models.kernels.sampling import MAX_TOP, N_FLOATS, N_INTEGERS
 from models.ops.decoding import insert_rows, scores
 from models.ops.sampling import RowParams
 from runtime.mesh.lowering import LoweredStep, compile_step, id_spec, lower, new_mesh
@@ -43,8 +43,8 @@ def decoding_placement(placement: Placement, n_rows: int) -> Placement:
 
 def prompt_signature(n_rows: int, length: int) -> list[tf.TensorSpec]:
     """Returns the specs of the prompt arrays: tokens, row inputs, and sampling settings as floats and as integers."""
-    floats = tf.TensorSpec((n_rows, len(FLOAT_SETTINGS)), tf.float32)
-    return [id_spec(n_rows, length), id_spec(len(ROW_INPUTS), n_rows), floats, id_spec(n_rows, len(INTEGER_SETTINGS))]
+    floats = tf.TensorSpec((n_rows, N_FLOATS), tf.float32)
+    return [id_spec(n_rows, length), id_spec(len(ROW_INPUTS), n_rows), floats, id_spec(n_rows, N_INTEGERS)]
 
 
 def _import_prompts(
@@ -67,8 +67,8 @@ def _empty_state(decoder: Decoder, mesh: mtf.Mesh, batch_dim: mtf.Dimension) -> 
     def zeros(*dims: mtf.Dimension, dtype: tf.DType = tf.int32) -> mtf.Tensor:
         return mtf.zeros(mesh, [batch_dim, *dims], dtype)
 
-    floats = zeros(mtf.Dimension("float_settings", len(FLOAT_SETTINGS)), dtype=tf.float32)
-    integers = zeros(mtf.Dimension("integer_settings", len(INTEGER_SETTINGS)))
+    floats = zeros(mtf.Dimension("float_settings", N_FLOATS), dtype=tf.float32)
+    integers = zeros(mtf.Dimension("integer_settings", N_INTEGERS))
     return decoder.empty_state(RowParams(floats, integers, zeros(), zeros()), zeros(), zeros())
 
 

@@ -65,7 +65,8 @@ class Scheduler:
         """
         assert all(request.stop_strings), "an empty stop string"
         request_id = next(self._request_ids)
-        self._waiting[request_id] = _Sequence(request_id, request, on_chunk, Detokenizer(request.stop_strings))
+        detokenizer = Detokenizer(request.stop_strings, request.sampling.min_tokens)
+        self._waiting[request_id] = _Sequence(request_id, request, on_chunk, detokenizer)
         return request_id
 
     def cancel(self, request_id: int) -> None:

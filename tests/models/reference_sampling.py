@@ -38,6 +38,8 @@ class Text:
 def steered(rule: SamplingParams, logits: np.ndarray, text: Text) -> np.ndarray:
     """Logits after penalties and bans, -inf where banned: [V] -> [V]."""
     logits, tokens = np.array(logits, np.float64), text.tokens
+    for token, bias in rule.logit_bias:
+        logits[token] += bias
     for token in set(tokens):
         penalty = rule.repetition_penalty
         logits[token] *= penalty if logits[token] < 0 else 1.0 / penalty
@@ -49,7 +51,7 @@ def steered(rule: SamplingParams, logits: np.ndarray, text: Text) -> np.ndarray:
     for end in range(n_others, len(tokens)) if rule.no_repeat_ngram else ():
         if tokens[end - n_others : end] == tokens[len(tokens) - n_others :]:
             logits[tokens[end]] = -np.inf
-    if rule.never_end:
+    if rule.never_end or len(tokens) - text.n_prompt < rule.min_tokens:
         logits[EOS] = -np.inf
     return logits
 

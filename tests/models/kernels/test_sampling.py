@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from meshtf import mtf, tf
 from models.kernels import noise, sampling
-from models.kernels.sampling import MAX_TOP, SamplingParams
+from models.kernels.sampling import MAX_BIASES, MAX_TOP, SamplingParams
 from models.ops.sampling import RowParams, sample_next_tokens
 from runtime.mesh.placement import place
 from tests import tiny
@@ -94,6 +94,16 @@ TEXT = Text((2, 4, 5, 2, 5, 5), n_prompt=3)  # 2, 5 and 5 were generated
         (SamplingParams(no_repeat_ngram=2), [1.0, -0.5, None, 0.3, -2.0, None, 0.0, -1.0]),
         (SamplingParams(no_repeat_ngram=3), list(LOGITS)),
         (SamplingParams(never_end=True), [1.0, -0.5, 2.0, None, -2.0, 1.5, 0.0, -1.0]),
+        (SamplingParams(min_tokens=4), [1.0, -0.5, 2.0, None, -2.0, 1.5, 0.0, -1.0]),
+        (SamplingParams(min_tokens=3), list(LOGITS)),
+        (SamplingParams(logit_bias=((0, 5.5), (2, -100.0))), [6.5, -0.5, -98.0, 0.3, -2.0, 1.5, 0.0, -1.0]),
+        (SamplingParams(logit_bias=((7, 100.0),)), [1.0, -0.5, 2.0, 0.3, -2.0, 1.5, 0.0, 99.0]),
+        (SamplingParams(logit_bias=((3, 100.0),), min_tokens=4), [1.0, -0.5, 2.0, None, -2.0, 1.5, 0.0, -1.0]),
+        # The bias comes before the penalty, as with Hugging Face and vLLM.
+        (
+            SamplingParams(repetition_penalty=2.0, logit_bias=((2, 4.0), (5, -2.0))),
+            [1.0, -0.5, 3.0, 0.3, -4.0, -1.0, 0.0, -1.0],
+        ),
     ],
     ids=str,
 )
@@ -103,6 +113,15 @@ def test_penalties_and_bans(rule: SamplingParams, expected: list[float | None]) 
     np.testing.assert_allclose(probabilities, exact / exact.sum(), rtol=1e-5, atol=1e-9)
     most_likely = Rows.repeated(LOGITS, dataclasses.replace(rule, temperature=0.0), SOME, TEXT)
     assert set(most_likely.chosen()[0]) == {exact.argmax()}
+
+
+def test_as_many_biases_as_there_is_room_for_all_count() -> None:
+    """Those of one token add up."""
+    per_token = MAX_BIASES // N_VOCAB
+    rule = SamplingParams(logit_bias=tuple((i % N_VOCAB, (i % N_VOCAB) / per_token) for i in range(MAX_BIASES)))
+    probabilities, *_ = Rows.repeated(LOGITS, rule, SOME[:N_ROWS]).probabilities()
+    exact = np.exp(LOGITS + np.arange(N_VOCAB))
+    np.testing.assert_allclose(probabilities, exact / exact.sum(), rtol=1e-4)
 
 
 def test_a_repeated_ngram_bans_only_its_last_token() -> None:
@@ -150,6 +169,8 @@ RULES = st.builds(
     no_repeat_ngram=st.integers(0, 4),
     entmax_sampling=st.booleans(),
     never_end=st.booleans(),
+    min_tokens=st.integers(0, 16),
+    logit_bias=st.lists(st.tuples(st.integers(0, N_VOCAB - 1), st.integers(-4, 4)), max_size=3).map(tuple),
 )
 TEXTS = st.builds(
     lambda tokens, n_prompt: Text(tuple(tokens), min(n_prompt, len(tokens))),
@@ -188,6 +209,7 @@ def test_each_row_is_sampled_with_its_own_parameters(seed: int, rules: list[Samp
         SamplingParams(no_repeat_ngram=2),
         SamplingParams(entmax_sampling=True),
         SamplingParams(never_end=True),
+        SamplingParams(min_tokens=9, logit_bias=((0, -1.5), (4, 2.5))),
         SamplingParams(1.5, top_k=5, top_p=0.9),
         SamplingParams(0.8, top_k=6, min_p=0.05, repetition_penalty=1.3, frequency_penalty=0.2),
     ],
@@ -249,7 +271,7 @@ def mixed_rows() -> Rows:
         SamplingParams(1.2, min_p=0.1, repetition_penalty=1.3),
         SamplingParams(entmax_sampling=True, presence_penalty=0.5),
         SamplingParams(0.0, no_repeat_ngram=2, frequency_penalty=1.0),
-        SamplingParams(1.5, top_k=3),
+        SamplingParams(1.5, top_k=3, min_tokens=9, logit_bias=((3, 4.0), (60, 2.5))),
     ]
     texts = [Text(tuple(rng.integers(0, 4, n).tolist()), n // 2) for n in range(4, 12)]
     return Rows(rng.normal(0.0, 2.0, (8, 64)).astype(np.float32), rules, texts, np.arange(8, dtype=np.int32) * 3)

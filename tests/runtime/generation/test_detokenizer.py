@@ -47,10 +47,10 @@ def expected(parts: Sequence[bytes], stops: Sequence[str]) -> tuple[str, list[in
 
 
 def streamed(
-    parts: Sequence[bytes], stops: Sequence[str], takes: Sequence[int]
+    parts: Sequence[bytes], stops: Sequence[str], takes: Sequence[int], min_tokens: int = 0
 ) -> tuple[list[str], list[list[int]], bool]:
     """Returns the released texts and token numbers, taking this many tokens at a time."""
-    detokenizer, texts, numbers = Detokenizer(stops), [], []
+    detokenizer, texts, numbers = Detokenizer(stops, min_tokens), [], []
     remaining = iter(enumerate(parts))
     for n_tokens in [*takes, None]:  # at last, all that is left
         for number, part in itertools.islice(remaining, n_tokens):
@@ -132,6 +132,21 @@ def test_tokens_are_released_with_the_text_in_which_they_start(data: bytes, cuts
 )
 def test_text_released_after_each_token(parts: list[bytes], stops: list[str], texts: list[str]) -> None:
     assert streamed(parts, stops, [1] * len(parts))[0] == texts
+
+
+@pytest.mark.parametrize(
+    ("parts", "min_tokens", "texts"),
+    [
+        ([b"xab", b"c", b"xab", b"c"], 0, ["x"]),
+        ([b"xab", b"c", b"xab", b"c"], 1, ["xab", "c", "x"]),  # a stop string that has begun before does not count
+        ([b"a", b"b", b"a", b"b", b"c"], 3, ["a", "b", "a", "b", "c", ""]),
+        ([b"a", b"b", b"a", b"b", b"a", b"b"], 4, ["a", "b", "a", "b", "", ""]),
+        ([b"ab", b"ab"], 9, ["ab", "ab", ""]),
+        ([b"\xe2", b"\x82", b"\xacab"], 2, ["", "", "\u20ac"]),
+    ],
+)
+def test_no_stop_string_counts_in_the_first_tokens(parts: list[bytes], min_tokens: int, texts: list[str]) -> None:
+    assert streamed(parts, ["ab"], [1] * len(parts), min_tokens)[0] == texts
 
 
 def test_tokens_without_text_are_released_with_the_next_text_or_at_the_end() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from configs.errors import ConfigError
 from configs.prompts import Prompt
-from configs.schema import PredictionConfig
+from configs.schema import SAMPLING_KEYS, PredictionConfig
 from models.kernels.sampling import SamplingParams
 from runtime.generation.requests import fit_prompt, sample_requests, sample_seed, sampling_params
 
@@ -40,7 +40,13 @@ def test_every_sampling_setting_is_passed_on() -> None:
     assert sampling == SamplingParams(0.3, 5, 0.8, 0.7, 0.1, 1.5, -0.5, 0.25, 4, True, True)
     defaults = sampling_params(PredictionConfig(temperature=1.0))
     assert defaults == SamplingParams()
-    assert all(getattr(sampling, field.name) != getattr(defaults, field.name) for field in dataclasses.fields(sampling))
+    changed = {
+        field.name
+        for field in dataclasses.fields(sampling)
+        if getattr(sampling, field.name) != getattr(defaults, field.name)
+    }
+    of_requests_alone = {"min_tokens", "logit_bias"}
+    assert changed == set(SAMPLING_KEYS) == {field.name for field in dataclasses.fields(sampling)} - of_requests_alone
 
 
 def test_a_prompt_is_kept_whole_if_it_leaves_room_for_a_token() -> None:
