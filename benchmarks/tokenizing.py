@@ -33,7 +33,6 @@ import zstandard
 from tokenizers import models, pre_tokenizers, trainers
 
 from configs.errors import UserError
-from data.preprocessing.pipeline import create_tfrecords
 from data.preprocessing.settings import Settings
 from data.tokenization.bpe_training import train_byte_level_bpe
 
@@ -102,6 +101,8 @@ def groups(texts: Sequence[str]) -> Iterator[list[str]]:
 
 def pipeline_seconds(folder: str, number: int, processes: int) -> float:
     """Returns the time of the whole command, without importing its packages."""
+    from data.preprocessing.pipeline import create_tfrecords  # at the top, each worker would load TensorFlow
+
     settings = Settings(
         f"{folder}/text.jsonl.zst",
         name=f"run{number}",

@@ -137,7 +137,7 @@ def assert_same_step(first: dict[str, np.ndarray], second: dict[str, np.ndarray]
 
 
 def numbered(number: int) -> object:
-    """A case that says its quarter, for `make test-slow` runs each in processes of its own: XLA keeps all that it has
+    """A case that says its quarter, for the Makefile runs each in processes of its own: XLA keeps all that it has
     compiled, and a process that has compiled some fifty of these models has no memory maps left.
     """
     quarter = 1 + 4 * number // N_COMBINATIONS

@@ -13,9 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 from meshtf import LaidOut, mtf, tf
 from models.kernels.compile import Kernel
 
-Gradient = Callable[
-    ..., list[mtf.Tensor | None]
-]  # (the operation, gradients of its outputs ...) -> those of its inputs
+# Takes the operation and the gradients of its outputs; returns those of its inputs.
+Gradient = Callable[..., list[mtf.Tensor | None]]
 
 
 def mesh_axes(mesh_impl: mtf.MeshImpl, dims: Sequence[mtf.Dimension]) -> list[int]:
