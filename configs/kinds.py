@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ ATTENTION_TYPES = {
     "none": "feed-forward only",
 }
 NUMBER_WORDS = ("nan", "inf", "infinity")
+QUOTED_NUMBER = re.compile(r"\d+(\.\d+)?[eE]-?\d+", re.ASCII)
 MAX_PATTERN_REPEATS = 10_000
 
 
@@ -82,6 +84,16 @@ def number(span: str, accepts: Callable[[float], bool]) -> Kind:
         return float(value)
 
     return Kind(description, parse)
+
+
+def or_quoted(kind: Kind) -> Kind:
+    """Returns a kind of numbers that may be in quotes if they have an exponent, as in a released config of GPT-Neo."""
+
+    def parse(value: Any) -> Any:
+        is_quoted = isinstance(value, str) and QUOTED_NUMBER.fullmatch(value)
+        return kind.parse(float(value) if is_quoted else value)
+
+    return Kind(kind.description, parse)
 
 
 def within(minimum: float, maximum: float) -> Kind:
@@ -192,7 +204,7 @@ POSITIVE = number("> 0", lambda value: value > 0)
 NON_NEGATIVE = number(">= 0", lambda value: value >= 0)
 SHARE = number("in [0, 1)", lambda value: 0 <= value < 1)
 # float32 rounds smaller numbers to 0.
-POSITIVE_FLOAT32 = number(">= 1e-37", lambda value: value >= 1e-37)
+POSITIVE_FLOAT32 = or_quoted(number(">= 1e-37", lambda value: value >= 1e-37))
 TOP_P = number("in (0, 1]", lambda value: 0 < value <= 1)
 STOPS = Kind("a string or a list of strings, none empty; null: none", _parse_stops, list)
 

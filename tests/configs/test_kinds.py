@@ -35,6 +35,14 @@ WRONG_VALUES = {
         {"lr": "1e-4"},
         'lr = "1e-4": is a string, not a number; give a number > 0, without quotes',
     ),
+    "a quoted number without exponent": (
+        {"epsilon": "0.1"},
+        'epsilon = "0.1": is a string, not a number; give a number >= 1e-37, without quotes',
+    ),
+    "a quoted number that is too small": (
+        {"epsilon": "1e-60"},
+        'epsilon = "1e-60": is out of range; give a number >= 1e-37',
+    ),
     "null for a number": ({"epsilon": None}, "epsilon = null: is not a number; give a number >= 1e-37"),
     "not a number": ({"lr": float("nan")}, "lr = NaN: is not a finite number; give a number > 0"),
     "infinity": ({"z_loss": float("inf")}, "z_loss = Infinity: is not a finite number; give a number >= 0"),
