@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -12,14 +14,21 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
-from tokenizers import decoders, models, pre_tokenizers
+from tokenizers import pre_tokenizers
 
 from configs.errors import ConfigError, DataError
 from configs.schema import DatasetConfig
+from data.tokenization.backend import (
+    BPE_FILES,
+    EOS_TOKEN,
+    PADDING_TOKEN,
+    TOKENIZER_FILE,
+    backend_from_folder,
+    backend_from_json,
+    switch_off_state,
+)
 from storage.files import decode_text, exists, is_local
 
-EOS_TOKEN = "<|endoftext|>"
-PADDING_TOKEN = "<|padding|>"
 PIECE_CHARACTERS = 1 << 18
 PIECES_AT_ONCE = 8
 MAX_WORD_CHARACTERS = 1 << 20  # a longer word is cut, to bound memory
@@ -40,19 +49,26 @@ class Tokenizer:
     """Encodes and decodes text.
 
     No text is encoded as a special token: a document that contains `<|endoftext|>` gets the ids of these characters.
+
+    Attributes:
+        switched_off: what the file held that would cut, fill up or vary texts, and is not used.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        """Takes over a backend, and switches off what does not belong to a tokenizer."""
         self._backend = backend
         self._backend.encode_special_tokens = True
+        self.switched_off = switch_off_state(backend)
+        self._added_tokens = backend.get_added_tokens_decoder()
+        self._is_byte_level = _is_byte_level(backend)
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return from_json, (self.to_json(),)  # the backend's own pickle forgets encode_special_tokens
 
-    @property
+    @functools.cached_property
     def n_vocab(self) -> int:
-        """Number of ids, special tokens included."""
-        return self._backend.get_vocab_size(with_added_tokens=True)
+        """The highest id of all tokens, special ones included, and 1; ids between may be no token."""
+        return max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     @property
     def eos_id(self) -> int | None:
@@ -106,6 +122,8 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Returns the text of ids, with the names of special tokens; bytes that are not UTF-8 become U+FFFD."""
+        if self._is_byte_level:  # the backend would read the letters of added tokens as bytes
+            return b"".join(self.bytes_of(int(i)) for i in ids).decode("utf-8", "replace")
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=False)
 
     def bytes_of(self, token_id: int) -> bytes:
@@ -113,8 +131,8 @@ class Tokenizer:
         token = self._backend.id_to_token(token_id)
         if token is None:
             return b""
-        if isinstance(self._backend.decoder, decoders.ByteLevel):
-            return _bytes_of_characters(token)
+        if self._is_byte_level:
+            return token.encode() if token_id in self._added_tokens else _bytes_of_characters(token)
         if byte := _BYTE_TOKEN.fullmatch(token):
             return bytes([int(byte.group(1), 16)])
         before = self.encode("a")  # at the start of a text, a word's first token would lose its space
@@ -131,20 +149,17 @@ class Tokenizer:
             int32, [n_vocab]. For a byte-level tokenizer without normalisation the sum over the ids of a text is the
             length of its UTF-8; for others each id is counted by what it decodes to alone.
         """
-        special = self._backend.get_added_tokens_decoder()
-        vocabulary = self._backend.get_vocab(with_added_tokens=True)
-        lengths = np.zeros(max(vocabulary.values(), default=-1) + 1, dtype=np.int32)
-        for token, token_id in vocabulary.items():
-            if token_id not in special:
+        lengths = np.zeros(self.n_vocab, dtype=np.int32)
+        for token, token_id in self._backend.get_vocab(with_added_tokens=True).items():
+            added = self._added_tokens.get(token_id)
+            if added is None:
                 lengths[token_id] = self._byte_length(token, token_id)
-            elif not special[token_id].special:
+            elif not added.special:
                 lengths[token_id] = len(token.encode("utf-8"))
         return lengths
 
     def _byte_length(self, token: str, token_id: int) -> int:
-        if isinstance(self._backend.decoder, decoders.ByteLevel):
-            return len(token)  # one printable character stands for each byte
-        return len(self._backend.decode([token_id]).encode("utf-8"))
+        return len(_bytes_of_characters(token) if self._is_byte_level else self.decode([token_id]).encode("utf-8"))
 
 
 def _bytes_of_characters(token: str) -> bytes:
@@ -153,6 +168,14 @@ def _bytes_of_characters(token: str) -> bytes:
         return bytes(_BYTE_OF_CHARACTER[character] for character in token)
     except KeyError:
         return token.encode()
+
+
+def _is_byte_level(backend: tokenizers.Tokenizer) -> bool:
+    """Returns whether a character of a token stands for a byte."""
+    if backend.decoder is None:
+        return False
+    decoder = json.loads(backend.decoder.__getstate__())
+    return [part["type"] for part in decoder.get("decoders", [decoder]) if part["type"] != "Fuse"] == ["ByteLevel"]
 
 
 def _end_of_piece(text: str, start: int) -> int | None:
@@ -187,7 +210,7 @@ def _groups(pieces: Iterable[str]) -> Iterator[list[str]]:
 
 def from_json(text: str) -> Tokenizer:
     """Makes a tokenizer from the text of a tokenizers JSON file."""
-    return Tokenizer(tokenizers.Tokenizer.from_str(text))
+    return Tokenizer(backend_from_json(text))
 
 
 def load_tokenizer(path_or_name: str, is_pretrained: bool = False) -> Tokenizer:
@@ -200,6 +223,18 @@ def load_tokenizer(path_or_name: str, is_pretrained: bool = False) -> Tokenizer:
     Raises:
         DataError: it does not exist, or is not a tokenizer.
     """
+    tokenizer = _load(path_or_name, is_pretrained)
+    if tokenizer.switched_off:
+        _say_once(f"{path_or_name}: {', '.join(tokenizer.switched_off)} in it is switched off: texts are encoded whole")
+    return tokenizer
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _load(path_or_name: str, is_pretrained: bool) -> Tokenizer:
     if not is_local(path_or_name):
         return _load_object(path_or_name)
     path = Path(path_or_name)
@@ -264,30 +299,15 @@ def _load_file(path: Path) -> Tokenizer:
 
 
 def _load_folder(folder: Path) -> Tokenizer:
-    if (folder / "tokenizer.json").is_file():
-        return _load_file(folder / "tokenizer.json")
-    for name in ("vocab.json", "merges.txt"):
+    files = (TOKENIZER_FILE,) if (folder / TOKENIZER_FILE).is_file() else BPE_FILES
+    for name in files:
         if not (folder / name).is_file():
             raise DataError(f"{folder}: has no {name}; a tokenizer folder holds vocab.json and merges.txt")
     try:
-        vocabulary = json.loads(decode_text((folder / "vocab.json").read_bytes()))
-        model = models.BPE(vocabulary, _merges(decode_text((folder / "merges.txt").read_bytes())))
+        return Tokenizer(backend_from_folder(folder))
     except Exception as error:  # the library raises a bare Exception
-        raise DataError(f"{folder}: vocab.json and merges.txt are not a BPE ({error}); copy them again") from None
-    return Tokenizer(_byte_level(model))
-
-
-def _merges(text: str) -> list[tuple[str, ...]]:
-    lines = (line.removesuffix("\r") for line in text.split("\n"))
-    return [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
-
-
-def _byte_level(model: models.BPE) -> tokenizers.Tokenizer:
-    backend = tokenizers.Tokenizer(model)
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([token for token in (EOS_TOKEN, PADDING_TOKEN) if model.token_to_id(token) is not None])
-    return backend
+        kind = "is not a tokenizers JSON file" if len(files) == 1 else "are not a BPE"
+        raise DataError(f"{folder}: {' and '.join(files)} {kind} ({error}); copy them again") from None
 
 
 def _download(name: str) -> Path:

@@ -8,10 +8,11 @@ import posixpath
 from configs.errors import CheckpointError, ConfigError
 from configs.load import load_config, resolved_json
 from configs.schema import RunConfig
+from data.tokenization.tokenizer import from_json
 from meshtf import tf
 from runtime.run.lock import LOCK_FILE
 from storage import buckets
-from storage.files import is_local, write_text
+from storage.files import decode_text, is_local, write_text
 from storage.remote_configs import on_disk
 
 CONFIG_FILE = "config.json"
@@ -82,11 +83,16 @@ def check_settings(config: RunConfig, tokenizer_json: str | None) -> None:
     """
     _check_model(config)
     path = tokenizer_path(config.model_path)
-    if tokenizer_json is not None and path is not None and _read(path) != tokenizer_json.encode():
+    if tokenizer_json is not None and path is not None and not _is_tokenizer(_read(path), tokenizer_json):
         raise CheckpointError(
             f"{path}: differs from the tokenizer of the dataset, which has changed since training started; give "
             "another model_path, or --new to start over"
         )
+
+
+def _is_tokenizer(kept: bytes, tokenizer_json: str) -> bool:
+    """Compares a kept tokenizer with another, also if it was kept with a truncation that is now switched off."""
+    return kept == tokenizer_json.encode() or from_json(decode_text(kept)).to_json() == tokenizer_json
 
 
 def tokenizer_path(model_path: str) -> str | None:

@@ -21,6 +21,7 @@ from configs.errors import ConfigError, DataError
 from configs.schema import DatasetConfig
 from data.tokenization.bpe_training import save_tokenizer, train_byte_level_bpe
 from data.tokenization.tokenizer import Tokenizer, check_special_ids, from_json, load_tokenizer
+from runtime.generation.detokenizer import Detokenizer, ScoredToken
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 SAMPLE = [
@@ -330,3 +331,136 @@ def test_a_pretrained_tokenizer_is_read_from_the_cache(tmp_path, monkeypatch, fi
     found = load_tokenizer("gpt2", is_pretrained=True)
     assert (found.n_vocab, found.eos_id) == (trained.n_vocab, 0)
     assert found.encode("the cat<|endoftext|>") == trained.encode("the cat<|endoftext|>")
+
+
+LEFT_IN_A_FILE = {
+    "truncation": {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0},
+    "padding": {
+        "strategy": {"Fixed": 64},
+        "direction": "Left",
+        "pad_to_multiple_of": None,
+        "pad_id": 1,
+        "pad_type_id": 0,
+        "pad_token": "<|padding|>",
+    },
+}
+
+
+@pytest.mark.parametrize("left", ["truncation", "padding", "dropout"])
+def test_what_a_program_left_in_a_file_is_switched_off_and_said(tmp_path, capsys, left):
+    values = json.loads(TOKENIZER.to_json())
+    if left == "dropout":
+        values["model"]["dropout"] = 0.9
+    else:
+        values[left] = LEFT_IN_A_FILE[left]
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps(values))
+    loaded = load_tokenizer(str(path))
+    text = SAMPLE[0] * 9
+    assert loaded.encode(text) == TOKENIZER.encode(text)
+    assert loaded.encode_batch([text, "a"]) == [TOKENIZER.encode(text), TOKENIZER.encode("a")]
+    assert pickle.loads(pickle.dumps(loaded)).encode(text) == TOKENIZER.encode(text)
+    assert json.loads(loaded.to_json()) == json.loads(TOKENIZER.to_json())
+    load_tokenizer(str(path))
+    assert capsys.readouterr().err == f"{path}: {left} in it is switched off: texts are encoded whole\n"
+
+
+ADDED = ["naïve", "đem", "Ġ", "漢字", "ÿ", "plain", "e\u0301"]
+
+
+@pytest.mark.parametrize("is_in_sequence", [False, True])
+@pytest.mark.parametrize("is_special", [False, True])
+def test_added_tokens_stand_for_their_own_letters(is_special, is_in_sequence):
+    backend = tokenizers.Tokenizer.from_str(TOKENIZER.to_json())
+    if is_in_sequence:
+        backend.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Fuse()])
+    new = [word for word in ADDED if backend.token_to_id(word) is None]  # Ġ and ÿ are letters for bytes
+    (backend.add_special_tokens if is_special else backend.add_tokens)(new)
+    tokenizer = Tokenizer(backend)
+    ids = [backend.token_to_id(word) for word in new]
+    assert [tokenizer.bytes_of(i).decode() for i in ids] == new
+    assert tokenizer.decode([*ids, *tokenizer.encode(" é")]) == "".join(new) + " é"
+    assert tokenizer.token_byte_lengths()[ids].tolist() == [0 if is_special else len(word.encode()) for word in new]
+    if not is_special:
+        text = "a naïve 漢字"
+        assert tokenizer.token_byte_lengths()[tokenizer.encode(text)].sum() == len(text.encode())
+
+
+def test_a_stop_finds_the_letters_of_an_added_token():
+    backend = tokenizers.Tokenizer.from_str(TOKENIZER.to_json())
+    backend.add_tokens(["đem"])
+    tokenizer, detokenizer = Tokenizer(backend), Detokenizer(["đe"])
+    for token in tokenizer.encode("the đem end"):
+        detokenizer.add(ScoredToken(token, 0.0, ()), tokenizer.bytes_of(token))
+    chunk = detokenizer.take("length")
+    assert (chunk.text, chunk.finish_reason) == ("the ", "stop")
+
+
+def test_a_folder_with_added_tokens_is_read_with_their_ids(tmp_path):
+    write_folder(tmp_path)
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<x>": 20, "héé": 14, "[PAD]": 11}))
+    (tmp_path / "special_tokens_map.json").write_text(
+        json.dumps({"eos_token": "<|endoftext|>", "pad_token": {"content": "[PAD]"}, "additional_special_tokens": []})
+    )
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert tokenizer.n_vocab == 21
+    assert tokenizer.encode("he<x>héé") == [8, 20, 14]
+    assert 11 not in tokenizer.encode("[PAD]") and 10 not in tokenizer.encode("<|endoftext|>")
+    assert tokenizer.decode([8, 20, 14, 11, 13]) == "he<x>héé[PAD]"
+    assert tokenizer.token_byte_lengths().tolist() == [*[1] * 8, 2, 2, 0, 0, 0, 0, 5, 0, 0, 0, 0, 0, 3]
+    copy = pickle.loads(pickle.dumps(tokenizer))
+    assert copy.encode("he<x>héé") == [8, 20, 14] and copy.to_json() == tokenizer.to_json()
+
+
+def test_a_tokenizer_config_says_what_an_added_token_is(tmp_path):
+    write_folder(tmp_path)
+    decoder = {"30": {"content": "<a>", "special": True}, "12": {"content": "<b>", "lstrip": True, "special": False}}
+    config = {"added_tokens_decoder": decoder, "add_prefix_space": True}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert (tokenizer.n_vocab, tokenizer.encode("he <b>")) == (31, [5, 8, 12])
+    assert 30 not in tokenizer.encode("<a>")
+
+
+def test_added_tokens_beside_a_json_file_are_read_too(tmp_path):
+    save_tokenizer(TOKENIZER, str(tmp_path / "tokenizer.json"))
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<x>": 400}))
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert (tokenizer.n_vocab, tokenizer.encode("<x>"), tokenizer.eos_id) == (401, [400], 0)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        models.BPE({"a": 0, "b": 1, "ab": 7}, [("a", "b")]),
+        models.WordLevel({"ab": 7, "a": 1, "[UNK]": 0}, unk_token="[UNK]"),
+        models.WordPiece({"ab": 7, "[UNK]": 0}, unk_token="[UNK]"),
+    ],
+)
+def test_ids_may_have_gaps(model):
+    backend = tokenizers.Tokenizer(model)
+    assert Tokenizer(backend).n_vocab == 8
+    values = json.loads(backend.to_str())
+    values["added_tokens"] = [added_token("<x>", 12), added_token("<y>", 9)]
+    tokenizer = from_json(json.dumps(values))
+    assert (tokenizer.n_vocab, tokenizer.encode("ab<x>ab<y>")) == (13, [7, 12, 7, 9])
+
+
+def added_token(content: str, token_id: int) -> dict:
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    return {"id": token_id, "content": content} | flags
+
+
+@pytest.mark.parametrize(
+    ("model", "token", "reason"),
+    [
+        (models.BPE({"a": 0, "b": 1}, []), ("<x>", 1), "the added token <x> has the id 1, but the vocabulary"),
+        (models.BPE({"a": 0, "b": 1}, []), ("a", 5), "the added token a has the id 5, but the vocabulary"),
+        (models.Unigram([("a", 0.0)], None), ("<x>", 5), "the added token <x> has the id 5 after a gap"),
+    ],
+)
+def test_ids_that_cannot_be_given_are_refused(tmp_path, model, token, reason):
+    values = json.loads(tokenizers.Tokenizer(model).to_str())
+    values["added_tokens"] = [added_token(*token)]
+    (tmp_path / "t.json").write_text(json.dumps(values))
+    assert reason in error_of(f"{tmp_path}/t.json")

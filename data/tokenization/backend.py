@@ -1,0 +1,127 @@
+"""Makes tokenizers of the tokenizers library from JSON, or from the files of a folder, with every id as it is given."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
+
+from storage.files import decode_text
+
+EOS_TOKEN = "<|endoftext|>"
+PADDING_TOKEN = "<|padding|>"
+TOKENIZER_FILE = "tokenizer.json"
+BPE_FILES = ("vocab.json", "merges.txt")
+
+
+def backend_from_json(text: str) -> tokenizers.Tokenizer:
+    """Makes a tokenizer from the text of a tokenizers JSON file, whose added tokens keep the ids that it gives them.
+
+    Raises:
+        Exception: it is not one; the library raises a bare Exception.
+    """
+    backend, values = tokenizers.Tokenizer.from_str(text), json.loads(text)
+    ids = {token["content"]: token["id"] for token in values.get("added_tokens") or []}
+    moved = {token: token_id for token, token_id in ids.items() if backend.token_to_id(token) != token_id}
+    if not moved:
+        return backend
+    _add_to_vocabulary(moved, values["model"])  # the library numbers anew what it does not find there
+    return tokenizers.Tokenizer.from_str(json.dumps(values))
+
+
+def backend_from_folder(folder: Path) -> tokenizers.Tokenizer:
+    """Makes a tokenizer from tokenizer.json, or else from vocab.json and merges.txt, and from the added tokens there.
+
+    Raises:
+        Exception: a file is broken; the library raises a bare Exception.
+    """
+    if (folder / TOKENIZER_FILE).is_file():
+        values = _read_json(folder / TOKENIZER_FILE)
+    else:
+        values = json.loads(_byte_level(folder).to_str())
+    given = {token["content"]: token for token in values.get("added_tokens") or []}
+    tokens = _added_tokens(folder, values["model"]["vocab"]) | given
+    values["added_tokens"] = sorted(tokens.values(), key=lambda token: token["id"])
+    return backend_from_json(json.dumps(values))
+
+
+def switch_off_state(backend: tokenizers.Tokenizer) -> list[str]:
+    """Switches off what a program has left in a tokenizer that would change texts; returns what that was."""
+    found = {
+        "truncation": backend.truncation,
+        "padding": backend.padding,
+        "dropout": getattr(backend.model, "dropout", None),
+    }
+    backend.no_truncation()
+    backend.no_padding()
+    if found["dropout"] is not None:
+        backend.model.dropout = None
+    return [name for name, state in found.items() if state]
+
+
+def _add_to_vocabulary(tokens: dict[str, int], model: dict[str, Any]) -> None:
+    vocabulary = model["vocab"]
+    if not isinstance(vocabulary, dict):
+        raise ValueError(f"{_first(tokens)} after a gap, which a {model['type']} vocabulary cannot have")
+    taken = set(vocabulary.values())
+    wrong = {token: token_id for token, token_id in tokens.items() if token in vocabulary or token_id in taken}
+    if wrong:
+        raise ValueError(f"{_first(wrong)}, but the vocabulary gives token or id otherwise")
+    vocabulary |= tokens
+
+
+def _first(tokens: dict[str, int]) -> str:
+    token, token_id = next(iter(tokens.items()))
+    return f"the added token {token} has the id {token_id}"
+
+
+def _byte_level(folder: Path) -> tokenizers.Tokenizer:
+    vocabulary, merges = (decode_text((folder / name).read_bytes()) for name in BPE_FILES)
+    backend = tokenizers.Tokenizer(models.BPE(json.loads(vocabulary), _merges(merges)))
+    is_prefixed = _read_json(folder / "tokenizer_config.json").get("add_prefix_space") is True
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=is_prefixed)
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+def _merges(text: str) -> list[tuple[str, ...]]:
+    lines = (line.removesuffix("\r") for line in text.split("\n"))
+    return [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+
+
+def _added_tokens(folder: Path, vocabulary: Any) -> dict[str, dict[str, Any]]:
+    """Returns the added tokens that lie beside a vocabulary, as a tokenizers JSON file lists them, by their text."""
+    config = _read_json(folder / "tokenizer_config.json")
+    special = {EOS_TOKEN, PADDING_TOKEN, *_names(_read_json(folder / "special_tokens_map.json"))}
+    ids = {token: vocabulary[token] for token in special if isinstance(vocabulary, dict) and token in vocabulary}
+    ids |= _read_json(folder / "added_tokens.json")
+    tokens = {token: _added_token(token, token_id, token in special) for token, token_id in ids.items()}
+    for token_id, entry in config.get("added_tokens_decoder", {}).items():
+        token = _added_token(entry["content"], int(token_id), entry.get("special", False))
+        tokens[entry["content"]] = token | {key: entry[key] for key in token if key in entry}
+    return tokens
+
+
+def _added_token(content: str, token_id: int, is_special: bool) -> dict[str, Any]:
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
+    return {"id": token_id, "content": content, "special": is_special, "normalized": not is_special} | flags
+
+
+def _names(value: Any) -> Iterator[str]:
+    """Yields the tokens that a special_tokens_map.json names: each a string, an object, or a list of them."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict) and "content" in value:
+        yield value["content"]
+    else:
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _names(part)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Returns the object in a JSON file; empty if there is no file."""
+    return json.loads(decode_text(path.read_bytes())) if path.is_file() else {}
