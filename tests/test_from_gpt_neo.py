@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import huggingface_hub
@@ -42,24 +45,33 @@ PROGRAMS = {
     "data/create_tfrecords.py": create_tfrecords.main,
     "main.py": main.main,
 }
+TEST_DATA = os.environ.get("NEOMESH_TEST_DATA", "")
 Check = Callable[[str, pytest.CaptureFixture[str]], None]
+
+
+def fill_cache(hub: Path, files: Mapping[str, str]) -> None:
+    """Writes files into a cache of Hugging Face, under the name gpt2."""
+    model = hub / "models--gpt2"
+    for new in (model / "refs", model / "snapshots" / "abc"):
+        new.mkdir(parents=True)
+    (model / "refs" / "main").write_text("abc")
+    for name, text in files.items():
+        (model / "snapshots" / "abc" / name).write_text(text, encoding="utf-8")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A folder with texts, configs, and Hugging Face's cache, in which a small tokenizer has the name gpt2."""
     folder, draw = tmp_path_factory.mktemp("page"), random.Random(1)
-    cache = folder / "hub" / "models--gpt2"
-    for new in (folder / "texts", folder / "dataset_configs", cache / "refs", cache / "snapshots" / "abc"):
-        new.mkdir(parents=True)
+    for new in ("texts", "dataset_configs"):
+        (folder / new).mkdir()
     for number in range(8):
         (folder / "texts" / f"{number}.txt").write_text(" ".join(draw.choices(WORDS, k=1 + 9 * number)))
     (folder / "prompt.txt").write_text("the cat")
     (folder / "mine.json").write_text(json.dumps(MODEL))
     (folder / "dataset_configs" / "mine.json").write_text(json.dumps(MINE))
-    (cache / "refs" / "main").write_text("abc")
     tokenizer = train_byte_level_bpe([" ".join(draw.choices(WORDS, k=99))], 290)
-    (cache / "snapshots" / "abc" / "tokenizer.json").write_text(tokenizer.to_json())
+    fill_cache(folder / "hub", {"tokenizer.json": tokenizer.to_json()})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(folder / "hub"))
         patch.setattr(create_tfrecords, "DATASET_CONFIGS", folder / "dataset_configs")
@@ -157,6 +169,11 @@ def starts_an_experiment(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert (own.experiment_name, parsed.tpu, parsed.model) == ("first", "colab", "mine.json")
 
 
+def have_no_effect(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_experiment.main([*shlex.split(line), "--list", "--store", "none"]) == 0
+    assert [text.split(" has")[0] for text in capsys.readouterr().err.splitlines()] == shlex.split(line)
+
+
 def is_not_available(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ConfigError, match="is known from GPT-Neo but not available in this version; write"):
         loaded(line, MINE)
@@ -182,10 +199,13 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("python3 main.py --predict --prompt prompt.txt --gpu_ids", NO_GPU),
     ("python3 main.py --model mine.json --steps_per_checkpoint 500 --tpu colab --predict", NO_TPU),
     ("python3 main.py --eval --tpu", NO_TPU),
+    ("python3 main.py --model mine.json --export", stops(2, "model_path = runs/mine: holds no checkpoint")),
+    ("python3 main.py --model mine.json --new", NO_TPU),
     ("python main --model mine.json --check_dataset", prints("largest id", (" main ", " main.py "))),
     ("python3 main.py --model mine.json --auto_layout", stops(2, "--auto_layout: the config has no mesh_shape; ")),
     ("python3 main.py --model mine.json --auto_layout_and_mesh_shape", prints("mesh_shape")),
     ("python3 run_experiment.py", starts_an_experiment),
+    ("--autostack", have_no_effect),
     ('"n_heads"', config('"n_head": 2')),
     ('"axial_pos_emb_"', config('"axial_pos_emb": [4, 4]')),
     ('"train_steps"', config('"train_steps": 9')),
@@ -214,3 +234,39 @@ def test_a_line_of_the_page_does_what_the_table_says(
     line: str, check: Check, capsys: pytest.CaptureFixture[str]
 ) -> None:
     check(line, capsys)
+
+
+@pytest.mark.skipif(not TEST_DATA, reason="NEOMESH_TEST_DATA names no folder with GPT-2's tokenizer")
+def test_gpt2_from_a_cache_that_an_older_program_filled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(TEST_DATA, "gpt2_tokenizer")
+    files = {name: (folder / name).read_text(encoding="utf-8") for name in ("vocab.json", "merges.txt")}
+    fill_cache(tmp_path / "hub", files)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("the cat sat", encoding="utf-8")
+    flags = "--mode documents --input_dir texts --name a --output_dir out --use_gpt2_tokenizer --separator [50256]"
+    assert create_tfrecords.main([*flags.split(), "--minimum_size", "2"]) == 0
+    assert [ids.tolist() for ids in read_examples("out/a_0_0_1.tfrecords")] == [[1169, 3797, 3332]]
+
+    entries = {"globs": ["out/a_*.tfrecords", "", 10, "random_sample", 1.0], "notebook": ["notebook", None, None, None]}
+    dataset = IDS | {"n_vocab": 50256, "path": "", "eval_path": "out/a_*.tfrecords"}
+    (tmp_path / "dataset_configs").mkdir()
+    (tmp_path / "dataset_configs" / "notebook.json").write_text(json.dumps(dataset))
+    for entry in entries.values():
+        (tmp_path / "m.json").write_text(json.dumps(MODEL | {"n_ctx": 2, "datasets": [entry]}))
+        assert main.main(["--model", "m.json", "--check_dataset"]) == 0
+        assert "the cat sat" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+def test_an_experiment_gets_as_far_as_the_missing_tpu(tmp_path: Path) -> None:
+    (line,) = [line for line in LINES if "run_experiment.py" in line]
+    Path("mine.json").write_text(json.dumps(MODEL))
+    command = [sys.executable, str(REPOSITORY / "run_experiment.py"), *shlex.split(line)[2:], "--store", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("run 1: FAILED: main.py refused its input: --tpu colab: COLAB_TPU_")
