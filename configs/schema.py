@@ -25,6 +25,7 @@ from configs.kinds import (
     PATH,
     POSITIVE,
     POSITIVE_FLOAT32,
+    SEPARATOR,
     SHARE,
     STOPS,
     SWITCH,
@@ -518,8 +519,8 @@ class DatasetConfig:
     )
     text: tuple[str, ...] = setting(
         TEXTS,
-        "Raw text: folders or globs of .txt, .md, .py, .jsonl, .jsonl.zst, .xz, .tar.gz or .zip files; {python_stdlib} "
-        "is Python's standard library.",
+        "Raw text: folders or globs of .txt, .md, .py, .json or .jsonl files, compressed (.gz, .xz, .zst) or in .tar "
+        "or .zip archives; {python_stdlib} is Python's standard library.",
         default=(),
     )
     text_exclude: tuple[str, ...] = setting(TEXTS, "Globs of raw text to exclude.", default=())
@@ -529,7 +530,18 @@ class DatasetConfig:
     cache_dir: str = setting(
         TEXT, "Raw text: folder of the tokenizer and the tfrecords made from it.", default_text="`datasets/<id>`"
     )
-    text_key: str = setting(TEXT, "Raw text: key of a .jsonl record that holds the document.", default="text")
+    text_key: str = setting(TEXT, "Raw text: key of a JSON object that holds the document.", default="text")
+    document_separator: str | bool | None = setting(
+        SEPARATOR,
+        "Raw text: a marker that parts documents inside a text, such as <|endoftext|>. Line breaks beside it are left "
+        "out.",
+        default=None,
+    )
+    on_bad_file: str = setting(
+        one_of(("stop", "skip")),
+        "Raw text: at a file that cannot be read, such as a broken link or a pipe: stop, or skip it and say so.",
+        default="stop",
+    )
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ if __name__ == "__main__":
 from configs.command_line import CommandLine
 from configs.errors import UserError
 from data.preprocessing.settings import DOCUMENTS, MODES, Settings
+from data.text.files import ON_BAD_FILE
 from data.tokenization.tokenizer import EOS_TOKEN
 
 if TYPE_CHECKING:
@@ -53,6 +54,14 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Settings:
     add("--processes", type=int, default=default.processes, help="processes that encode; 0 for one per core")
     add("--overwrite", action="store_true", help="replace existing files of this name")
     add("--text_key", default=default.text_key, help="key of a JSON object that holds its text")
+    add(
+        "--document_separator",
+        nargs="?",
+        const=True,
+        metavar="MARKER",
+        help=f"part documents inside a text at a marker, by itself at {EOS_TOKEN} or the tokenizer's end of text",
+    )
+    add("--on_bad_file", default=default.on_bad_file, choices=ON_BAD_FILE, help="at a broken link or a pipe")
     add("--deduplicate", action="store_true", help="leave out exact copies of earlier documents")
     add("--max_documents", type=int, default=default.max_documents, help="read at most this many documents")
     add("--eval_fraction", type=float, default=default.eval_fraction, help="fraction of the documents to hold out")
@@ -85,6 +94,7 @@ def describe(report: Report) -> str:
         held_out = _describe_split(report.eval_stats, report.eval_tfrecords, report.example_tokens)
         lines += [f"held out: {line}" for line in held_out]
         problems = problems + report.eval_stats.problems
+    lines += [f"note: {note}" for note in report.notes]
     lines.append(f"manifest: {report.manifest}")
     if report.dataset_config:
         lines.append(f"dataset config: {report.dataset_config}")

@@ -19,11 +19,14 @@ from tqdm import tqdm
 from configs.command_line import CommandLine
 from configs.errors import DataError, UserError
 from data.text.deduplication import digest_fraction
-from data.text.documents import Document, explain, identity_digest, read_all_documents
-from data.text.files import SUFFIXES, find_files
-from data.tokenization.bpe_training import FILE_NAME, save_tokenizer, train_byte_level_bpe
+from data.text.documents import Document, TextFormat, explain, identity_digest, read_all_documents
+from data.text.files import ON_BAD_FILE, SUFFIXES, ReadingNotes, find_files
+from data.tokenization.bpe_training import FILE_NAME, cut_text, save_tokenizer, train_byte_level_bpe
+from data.tokenization.tokenizer import EOS_TOKEN
 from storage.files import check_writable, exists
 
+MAX_PROBLEMS = 20  # named one by one
+MAX_TEXT_BYTES = 1 << 26  # longer texts are kept in a temporary file
 FILE_TYPES = ("all", *(suffix[1:] for suffix in SUFFIXES))
 
 
@@ -40,6 +43,9 @@ class Settings:
         nfkc: normalises to Unicode's NFKC, which is not lossless.
         add_prefix_space: encodes every text as if a space preceded it.
         overwrite: replaces an existing tokenizer.
+        text_key: the key of a JSON object that holds its text.
+        document_separator: what parts documents inside a text; None for nothing.
+        on_bad_file: whether to "stop" at a file that cannot be read, such as a broken link, or to "skip" it.
     """
 
     base_dir: str
@@ -50,6 +56,9 @@ class Settings:
     nfkc: bool = False
     add_prefix_space: bool = False
     overwrite: bool = False
+    text_key: str = "text"
+    document_separator: str | None = None
+    on_bad_file: str = "stop"
 
 
 def train_tokenizer(settings: Settings) -> str:
@@ -64,31 +73,41 @@ def train_tokenizer(settings: Settings) -> str:
     if exists(path) and not settings.overwrite:
         raise DataError(f"{path}: already exists; choose another --output_dir, or give --overwrite to replace it")
     suffixes = SUFFIXES if settings.file_type == "all" else (f".{settings.file_type}",)
-    files = find_files([settings.base_dir], suffixes=suffixes)
+    notes = ReadingNotes()
+    files = find_files([settings.base_dir], (), suffixes, settings.on_bad_file, notes)
     check_writable(path)
+    text_format = TextFormat(settings.text_key, settings.document_separator, MAX_TEXT_BYTES)
     with tqdm(files, desc="reading", unit="file", disable=None) as bar:
-        texts = _require_text(_sample(read_all_documents(bar), settings.sample_share), settings.base_dir)
-        tokenizer = train_byte_level_bpe(texts, settings.vocab_size, settings.nfkc, settings.add_prefix_space)
+        texts = _texts(read_all_documents(bar, text_format, notes), settings)
+        tokenizer = train_byte_level_bpe(texts, settings.vocab_size, settings.nfkc, settings.add_prefix_space, _say)
     save_tokenizer(tokenizer, path)
+    for line in notes.lines():
+        _say(line)
     print(f"tokenizer saved at {path}: {tokenizer.n_vocab} ids from {len(files)} files")
     return path
 
 
-def _sample(documents: Iterable[Document], fraction: float) -> Iterator[str]:
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _texts(documents: Iterable[Document], settings: Settings) -> Iterator[str]:
+    """Yields the texts of a sample in pieces, and names documents without a text."""
+    has_text, problems = False, []
     for document in documents:
-        if document.text is None:
-            print(f"left out {explain(document)}", file=sys.stderr)
-        elif digest_fraction(identity_digest(document)) < fraction:
-            yield document.text
-
-
-def _require_text(texts: Iterator[str], source: str) -> Iterator[str]:
-    found = False
-    for text in texts:
-        found = found or bool(text)
-        yield text
-    if not found:
-        raise DataError(f"{source}: has no text to train on; add text, or raise --sample_share")
+        if document.problem is not None:
+            problems.append(explain(document))
+            if len(problems) <= MAX_PROBLEMS:
+                _say(f"left out {problems[-1]}")
+        elif digest_fraction(identity_digest(document)) < settings.sample_share:
+            for text in cut_text(document.parts(), settings.add_prefix_space):
+                has_text = has_text or bool(text)
+                yield text
+    if len(problems) > MAX_PROBLEMS:
+        _say(f"left out {len(problems) - MAX_PROBLEMS:,} more")
+    if not has_text:
+        reason = f" ({problems[0]})" if problems else ""
+        raise DataError(f"{settings.base_dir}: has no text to train on{reason}; add text, or raise --sample_share")
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> Settings:
@@ -103,6 +122,15 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Settings:
     add("--nfkc", action="store_true", help="normalise to NFKC (not lossless)")
     add("--add_prefix_space", action="store_true", help="put a space before every text (not lossless)")
     add("--overwrite", action="store_true", help="replace an existing tokenizer")
+    add("--text_key", default=Settings.text_key, help="key of a JSON object that holds its text")
+    add(
+        "--document_separator",
+        nargs="?",
+        const=EOS_TOKEN,
+        metavar="MARKER",
+        help=f"part documents inside a text at a marker, by itself at {EOS_TOKEN}",
+    )
+    add("--on_bad_file", default=Settings.on_bad_file, choices=ON_BAD_FILE, help="at a broken link or a pipe")
     return Settings(**vars(parser.parse_args(arguments)))
 
 

@@ -18,8 +18,7 @@ import numpy as np
 from configs.errors import DataError, UserError
 from data.preprocessing.encoding import EncodedBatch, TextEncoder
 from data.preprocessing.parallel_encoding import batch_texts
-from data.preprocessing.splits import MAX_TEXT_BYTES, TextPiece
-from data.text.documents import read_documents
+from data.preprocessing.splits import DocumentOptions, TextPiece
 from data.text.files import SourceFile
 from meshtf import tf
 from storage.files import write_bytes, writing_to
@@ -48,17 +47,22 @@ def load_beam(runner: str) -> ModuleType:
 
 
 def run_pipeline(
-    files: Sequence[SourceFile], text_key: str, encoder: TextEncoder, folder: str, runner: str, options: Sequence[str]
+    files: Sequence[SourceFile],
+    options: DocumentOptions,
+    encoder: TextEncoder,
+    folder: str,
+    runner: str,
+    beam_options: Sequence[str],
 ) -> None:
     """Encodes all documents of all files into a folder.
 
     Args:
         files: source files, at paths that every machine can read.
-        text_key: the key of a JSON object that holds its text.
+        options: how their documents are read.
         encoder: encodes the texts.
         folder: where every machine writes the ids.
         runner: one of RUNNERS.
-        options: Beam's own flags, such as `--project=mine`.
+        beam_options: Beam's own flags, such as `--project=mine`.
 
     Raises:
         DataError: the pipeline failed.
@@ -67,9 +71,9 @@ def run_pipeline(
     with writing_to(folder, tf.errors.OpError):
         tf.io.gfile.makedirs(folder)
     try:
-        with beam.Pipeline(runner=runner, argv=list(options)) as pipeline:
+        with beam.Pipeline(runner=runner, argv=list(beam_options)) as pipeline:
             numbered = pipeline | "files" >> beam.Create(list(enumerate(files)))
-            batches = numbered | "shared files" >> beam.Reshuffle() | beam.FlatMap(partial(_batches, text_key, encoder))
+            batches = numbered | "shared files" >> beam.Reshuffle() | beam.FlatMap(partial(_batches, options, encoder))
             batches | "shared batches" >> beam.Reshuffle() | beam.Map(partial(_encode, folder, encoder))
     except UserError:
         raise
@@ -78,11 +82,11 @@ def run_pipeline(
         raise DataError(f"--runner {runner}: failed ({reason[0]}); see its log, and run it again") from error
 
 
-def _batches(text_key: str, encoder: TextEncoder, numbered: tuple[int, SourceFile]) -> Iterator[Batch]:
+def _batches(options: DocumentOptions, encoder: TextEncoder, numbered: tuple[int, SourceFile]) -> Iterator[Batch]:
     file_number, file = numbered
     pieces = (
         (document_number, piece)
-        for document_number, document in enumerate(read_documents(file, text_key, MAX_TEXT_BYTES))
+        for document_number, (document, _) in enumerate(options.read(file))
         if document.problem is None
         for piece in encoder.cut(document)
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -33,13 +34,16 @@ from data.preprocessing.resume import (
     resume_path,
     source_states,
 )
-from data.preprocessing.settings import Settings, check_settings, separator_of
+from data.preprocessing.settings import Settings, check_settings, marker_of, separator_of
 from data.preprocessing.shard_writer import ShardWriter
-from data.preprocessing.splits import EVAL, TRAIN, DocumentOptions, DocumentReader, TextPiece
-from data.text.files import SourceFile, find_files
+from data.preprocessing.splits import EVAL, TRAIN, DocumentOptions, DocumentReader, TextPiece, hold_out_end
+from data.text.documents import TextFormat
+from data.text.files import ReadingNotes, SourceFile, find_files
 from data.tfrecord.records import find_shards
 from data.tokenization.tokenizer import Tokenizer, is_pretrained_name, load_encoder
 from storage.files import check_writable, exists, is_local
+
+MAX_SPELLED = 8  # special tokens in a line
 
 Encode = Callable[[Iterable[tuple[TextPiece, str | None]]], Iterator[tuple[TextPiece, np.ndarray | None, int]]]
 
@@ -51,6 +55,7 @@ def write_splits(
     layouts: Mapping[str, ShardLayout],
     folder: ResumeFolder,
     encode: Encode | None = None,
+    log: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Split]:
     """Reads, encodes and writes all documents.
 
@@ -61,6 +66,7 @@ def write_splits(
         layouts: of each split that is written.
         folder: where the files are written, after those that an interrupted run has finished.
         encode: runs the encoder; None for this process.
+        log: is called with a line for each thing that was read in another way than its name or text promised.
 
     Returns:
         The files of each split.
@@ -70,21 +76,43 @@ def write_splits(
     """
     encode = encode or partial(encode_all, encoder=encoder, processes=1)
     writers = {split: ShardWriter(folder, split, layout) for split, layout in layouts.items()}
+    spelled: Counter[str] = Counter()
     reader = DocumentReader(files, options, {split: writer.start for split, writer in writers.items()})
     try:
         with tqdm(total=len(files), desc="encoding", unit="file", disable=None) as bar:
             pieces = reader.pieces(encoder.cut, lambda n_files: bar.update(n_files - bar.n))
+            pieces = _counting(pieces, encoder.tokenizer.special_tokens, spelled)
             with closing(encode(pieces)) as encoded:
                 for piece, ids, text_bytes in encoded:
                     if ids is None:
                         writers[piece.split].discard(piece.discard_reason, piece.problem)
                     else:
                         writers[piece.split].add(piece.position, ids, text_bytes, piece.is_last)
-        return {split: writer.finish(reader.position) for split, writer in writers.items()}
+        splits = {split: writer.finish(reader.position) for split, writer in writers.items()}
     except BaseException:
         for writer in writers.values():
             writer.abandon()
         raise
+    for line in [*reader.notes.lines(), *_lines_of(spelled, options.format.marker, reader.notes.markers)]:
+        log(line)
+    return splits
+
+
+def _counting(
+    pieces: Iterable[tuple[TextPiece, str | None]], special_tokens: Sequence[str], spelled: Counter[str]
+) -> Iterator[tuple[TextPiece, str | None]]:
+    for piece, text in pieces:
+        for token in special_tokens if text else ():
+            spelled[token] += text.count(token)
+        yield piece, text
+
+
+def _lines_of(spelled: Counter[str], marker: str | None, n_markers: int) -> Iterator[str]:
+    if found := +spelled:
+        listed = ", ".join(f"{token} {count:,} times" for token, count in found.most_common(MAX_SPELLED))
+        yield f"texts spell special tokens, read as plain characters: {listed}; document_separator parts documents"
+    if marker is not None and not n_markers:
+        yield f"document_separator = {marker!r}: does not occur in the texts"
 
 
 @dataclass(frozen=True)
@@ -100,6 +128,7 @@ class Report:
         eval_stats: counts of the held-out documents and tokens; None if none are held out.
         manifest: path of the manifest.
         dataset_config: path of the dataset config; None if none was asked for.
+        notes: a line for each thing that was read in another way than its name or text promised.
     """
 
     stats: PackingStats
@@ -110,6 +139,7 @@ class Report:
     eval_stats: PackingStats | None
     manifest: str
     dataset_config: str | None
+    notes: tuple[str, ...] = ()
 
 
 def create_tfrecords(settings: Settings, log: Callable[[str], None] = print) -> Report:
@@ -128,14 +158,15 @@ def create_tfrecords(settings: Settings, log: Callable[[str], None] = print) -> 
         load_beam(settings.runner)
     tokenizer = load_encoder(settings.encoder_path)
     separator = separator_of(settings, tokenizer)
-    files = find_files([settings.input_dir])
+    notes = ReadingNotes()
+    files = find_files([settings.input_dir], on_bad_file=settings.on_bad_file, notes=notes)
     content = settings.content_settings() | {"separator": separator, "tokenizer_sha256": tokenizer_sha256(tokenizer)}
     job = _Job(settings, tokenizer, separator, files, Fingerprint(content, source_states(files)))
     if settings.write_dataset_config:
         check_writable(settings.write_dataset_config)
     with exclusive(settings.output_dir, settings.name):
-        _create_unless_finished(job, log)
-        return _report(settings, read_manifest(manifest_path(settings.output_dir, settings.name)))
+        lines = [*notes.lines(), *_create_unless_finished(job, log)]
+        return _report(settings, read_manifest(manifest_path(settings.output_dir, settings.name)), lines)
 
 
 def tokenizer_sha256(tokenizer: Tokenizer) -> str:
@@ -179,23 +210,25 @@ class _Job:
         return list(dict.fromkeys([*files, *listed_files(settings.output_dir, settings.name)]))
 
 
-def _create_unless_finished(job: _Job, log: Callable[[str], None]) -> None:
+def _create_unless_finished(job: _Job, log: Callable[[str], None]) -> list[str]:
     settings = job.settings
     finished = carry_out_plan(settings.output_dir, settings.name)
     if finished == job.fingerprint.digest():
-        return
+        return []
     if finished is not None:
         log("the finished files of another run have been moved to their place")
     old_files = job.old_files()
     _check_free(settings, old_files)
     folder = ResumeFolder(resume_path(settings.output_dir, settings.name), job.fingerprint, log)
+    notes: list[str] = []
     try:
-        manifest = _create(job, folder)
+        manifest = _create(job, folder, notes.append)
     except BaseException:
         remove_unless_finished(settings.output_dir, settings.name)
         raise
     folder.write_plan(settings.output_dir, old_files, manifest, _dataset_config(job, manifest))
     carry_out_plan(settings.output_dir, settings.name)
+    return notes
 
 
 def _check_free(settings: Settings, old_files: list[str]) -> None:
@@ -208,11 +241,12 @@ def _check_free(settings: Settings, old_files: list[str]) -> None:
         )
 
 
-def _create(job: _Job, folder: ResumeFolder) -> Manifest:
+def _create(job: _Job, folder: ResumeFolder, log: Callable[[str], None]) -> Manifest:
     settings, tokenizer = job.settings, job.tokenizer
-    options = DocumentOptions(settings.text_key, settings.deduplicate, settings.max_documents, settings.eval_fraction)
+    options = _document_options(job, log)
     encoder = TextEncoder(tokenizer, settings.ftfy, settings.wikitext_detokenize)
-    splits = write_splits(job.files, options, encoder, job.layouts(), folder, _choose_encode(job, encoder, folder))
+    encode = _choose_encode(job, options, encoder, folder)
+    splits = write_splits(job.files, options, encoder, job.layouts(), folder, encode, log)
     if not splits[TRAIN].files:
         stats = splits[TRAIN].stats
         reasons = "; ".join([stats.describe_documents(), *stats.problems[:1]])
@@ -227,16 +261,23 @@ def _create(job: _Job, folder: ResumeFolder) -> Manifest:
     )
 
 
-def _choose_encode(job: _Job, encoder: TextEncoder, folder: ResumeFolder) -> Encode:
+def _document_options(job: _Job, log: Callable[[str], None]) -> DocumentOptions:
+    settings = job.settings
+    text_format = TextFormat(settings.text_key, marker_of(settings.document_separator, job.tokenizer, job.separator))
+    options = DocumentOptions(text_format, settings.deduplicate, settings.max_documents, settings.eval_fraction)
+    return hold_out_end(options, job.files, log) if settings.eval_fraction else options
+
+
+def _choose_encode(job: _Job, options: DocumentOptions, encoder: TextEncoder, folder: ResumeFolder) -> Encode:
     settings = job.settings
     if settings.runner is None:
         return partial(encode_all, encoder=encoder, processes=settings.processes)
     ids_folder = f"{folder.path}/encoded-{job.fingerprint.digest()}"  # other input has other ids
-    run_pipeline(job.files, settings.text_key, encoder, ids_folder, settings.runner, settings.beam_options)
+    run_pipeline(job.files, options, encoder, ids_folder, settings.runner, settings.beam_options)
     return partial(read_encoded, folder=ids_folder)
 
 
-def _report(settings: Settings, manifest: Manifest) -> Report:
+def _report(settings: Settings, manifest: Manifest, notes: Sequence[str]) -> Report:
     splits = manifest.splits
     paths = {name: tuple(f"{settings.output_dir}/{file.name}" for file in splits[name].files) for name in splits}
     return Report(
@@ -248,6 +289,7 @@ def _report(settings: Settings, manifest: Manifest) -> Report:
         eval_stats=splits[EVAL].stats if EVAL in splits else None,
         manifest=manifest_path(settings.output_dir, settings.name),
         dataset_config=settings.write_dataset_config,
+        notes=tuple(notes),
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import heapq
+import itertools
 import json
 import math
 import os
@@ -24,16 +25,17 @@ from data.preprocessing.manifest import Split
 from data.preprocessing.packing import ShardLayout
 from data.preprocessing.pipeline import tokenizer_sha256, write_splits
 from data.preprocessing.resume import Fingerprint, ResumeFolder, source_states
-from data.preprocessing.splits import EVAL, TRAIN, DocumentOptions
+from data.preprocessing.settings import marker_of
+from data.preprocessing.splits import EVAL, TRAIN, DocumentOptions, hold_out_end
 from data.text.deduplication import digest_fraction
-from data.text.documents import explain, identity_digest, read_all_documents
-from data.text.files import SourceFile, find_files
-from data.tokenization.bpe_training import FILE_NAME, save_tokenizer, train_byte_level_bpe
+from data.text.documents import TextFormat, explain, identity_digest
+from data.text.files import ReadingNotes, SourceFile, find_files
+from data.tokenization.bpe_training import FILE_NAME, cut_text, save_tokenizer, train_byte_level_bpe
 from data.tokenization.tokenizer import Tokenizer, check_special_ids, load_tokenizer
 from storage.files import is_local, write_text, writing_to
 from storage.locks import is_locked, locked
 
-LAYOUT_VERSION = 1  # must change whenever what is written changes, so that old caches are not used
+LAYOUT_VERSION = 2  # must change whenever what is written changes, so that old caches are not used
 EXAMPLES_PER_FILE = 20_000
 SHUFFLE_TOKENS = 1 << 24
 MANIFEST = "manifest.json"
@@ -84,11 +86,14 @@ def prepare_dataset(dataset: DatasetConfig, n_ctx: int, log: Log = print) -> Pre
             "folder, or write tfrecords into the bucket with data/create_tfrecords.py --output_dir, and name them in "
             "path"
         )
-    preparation = _Preparation(dataset, n_ctx, _find_text(dataset), _given_tokenizer(dataset), log)
+    notes = ReadingNotes()
+    preparation = _Preparation(dataset, n_ctx, _find_text(dataset, notes), _given_tokenizer(dataset), log)
     directory = preparation.directory
     if os.path.isfile(f"{directory}/{MANIFEST}"):
         log(f"{dataset.id}: {directory} is up to date")
     else:
+        for line in notes.lines():
+            log(f"{dataset.id}: {line}")
         _make(preparation)
     pattern = f"{glob.escape(directory)}/{{}}/*.tfrecords"
     return PreparedDataset(
@@ -99,12 +104,13 @@ def prepare_dataset(dataset: DatasetConfig, n_ctx: int, log: Log = print) -> Pre
     )
 
 
-def _find_text(dataset: DatasetConfig) -> list[SourceFile]:
+def _find_text(dataset: DatasetConfig, notes: ReadingNotes) -> list[SourceFile]:
     stdlib = sysconfig.get_path("stdlib")
     files = []
     for source in dataset.text:
         exclude = (*dataset.text_exclude, *(NOT_THE_STDLIB if PYTHON_STDLIB in source else ()))
-        files += find_files([source.replace(PYTHON_STDLIB, stdlib)], exclude)
+        source = source.replace(PYTHON_STDLIB, stdlib)
+        files += find_files([source], exclude, on_bad_file=dataset.on_bad_file, notes=notes)
     return list({file.path: file for file in files}.values())
 
 
@@ -154,6 +160,7 @@ class _Preparation:
             "special_ids": [dataset.eos_id, dataset.padding_id],
             "eval_fraction": dataset.eval_fraction,
             "text_key": dataset.text_key,
+            "document_separator": dataset.document_separator,
             "tokenizer": self.given_tokenizer and self.given_tokenizer.to_json(),
         }
         return Fingerprint(settings, source_states(self.files))
@@ -169,14 +176,13 @@ class _Preparation:
     def write(self, directory: str) -> None:
         """Writes everything, the manifest last."""
         dataset = self.dataset
-        folder = ResumeFolder(directory, self.fingerprint, lambda line: self.log(f"{dataset.id}: {line}"))
-        bound = self._held_out_bound()
-        options = DocumentOptions(dataset.text_key, eval_fraction=bound, split_digest=identity_digest)
+        folder = ResumeFolder(directory, self.fingerprint, self._say)
+        options = self._options()
         tokenizer = self.given_tokenizer or self._train_tokenizer(options, f"{directory}/{FILE_NAME}")
         layouts = self._layouts(tokenizer)
         for split in layouts:
             os.makedirs(f"{directory}/{split}", exist_ok=True)
-        splits = write_splits(self.files, options, TextEncoder(tokenizer), layouts, folder)
+        splits = write_splits(self.files, options, TextEncoder(tokenizer), layouts, folder, log=self._say)
         for name, split in splits.items():
             self._report(name, split)
         manifest = {
@@ -189,12 +195,24 @@ class _Preparation:
         write_text(f"{directory}/{MANIFEST}", json.dumps(manifest, indent=2) + "\n")
         folder.remove_records()
 
-    def _held_out_bound(self) -> float:
-        """Returns the bound below which documents are held out: at least one is, if any is to be."""
+    def _say(self, line: str) -> None:
+        self.log(f"{self.dataset.id}: {line}")
+
+    def _options(self) -> DocumentOptions:
+        """Returns how documents are read and split: at least one is held out if any is to be, or the end of one."""
+        dataset = self.dataset
+        marker = marker_of(dataset.document_separator, self.given_tokenizer, dataset.eos_id)
+        options = DocumentOptions(TextFormat(dataset.text_key, marker), split_digest=identity_digest)
+        if not dataset.eval_fraction:
+            return options
+        options = replace(options, eval_fraction=dataset.eval_fraction)
+        at_end = hold_out_end(options, self.files, self._say)
+        return at_end if at_end.end_fraction else replace(options, eval_fraction=self._held_out_bound(options))
+
+    def _held_out_bound(self, options: DocumentOptions) -> float:
+        """Returns the bound below which documents are held out."""
         fraction, problems = self.dataset.eval_fraction, []
-        if not fraction:
-            return 0.0
-        lowest = heapq.nsmallest(2, self._fractions(problems))
+        lowest = heapq.nsmallest(2, self._fractions(options, problems))
         if len(lowest) < 2:
             left_out = f" (left out: {problems[0]})" if problems else ""
             raise DataError(
@@ -203,9 +221,9 @@ class _Preparation:
             )
         return fraction if lowest[0] < fraction else sum(lowest) / 2
 
-    def _fractions(self, problems: list[str]) -> Iterator[float]:
-        for document in read_all_documents(self.files, self.dataset.text_key):
-            if document.text:
+    def _fractions(self, options: DocumentOptions, problems: list[str]) -> Iterator[float]:
+        for document, _ in itertools.chain.from_iterable(map(options.read, self.files)):
+            if document.text or document.long_text:
                 yield digest_fraction(identity_digest(document))
             elif document.problem:
                 problems.append(explain(document))
@@ -213,10 +231,10 @@ class _Preparation:
     def _train_tokenizer(self, options: DocumentOptions, path: str) -> Tokenizer:
         if os.path.exists(path):  # an interrupted run trained it
             return load_tokenizer(path)
-        documents = read_all_documents(self.files, options.text_key)
-        texts = (document.text for document in documents if document.text and options.split_of(document) == TRAIN)
+        documents = itertools.chain.from_iterable(map(options.read, self.files))
+        texts = (text for document, split in documents if split == TRAIN for text in cut_text(document.parts()))
         try:
-            tokenizer = train_byte_level_bpe(texts, self.dataset.n_vocab)
+            tokenizer = train_byte_level_bpe(texts, self.dataset.n_vocab, log=self._say)
         except DataError as error:
             raise DataError(f"{self.dataset.id}: {error}") from error
         check_special_ids(tokenizer, self.dataset)

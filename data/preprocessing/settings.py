@@ -15,6 +15,7 @@ from storage.files import is_local
 
 MAX_CHUNK_SIZE = 1 << 24  # an example is held in memory
 CHUNKS, DOCUMENTS = MODES = ("chunks", "documents")
+_NOT_CONTENT = ("input_dir", "output_dir", "encoder_path", "processes", "overwrite", "on_bad_file", "runner")
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Settings:
         processes: processes that encode; 0 for one per core.
         overwrite: replaces existing files of this name.
         text_key: the key of a JSON object that holds its text.
+        document_separator: what parts documents inside a text; True for the tokenizer's end of text, None for nothing.
+        on_bad_file: whether to "stop" at a file that cannot be read, such as a broken link, or to "skip" it.
         deduplicate: leaves out copies of earlier documents.
         max_documents: reads at most this many documents; None for all.
         eval_fraction: fraction of the documents, drawn by their text, that goes to files `{name}_eval_*` instead.
@@ -58,6 +61,8 @@ class Settings:
     processes: int = 0
     overwrite: bool = False
     text_key: str = "text"
+    document_separator: str | bool | None = None
+    on_bad_file: str = "stop"
     deduplicate: bool = False
     max_documents: int | None = None
     eval_fraction: float = 0.0
@@ -73,7 +78,7 @@ class Settings:
     def content_settings(self) -> Mapping[str, object]:
         """Returns the settings that determine the content of the files, besides tokenizer and separator."""
         values = asdict(self)
-        for key in ("input_dir", "output_dir", "encoder_path", "processes", "overwrite", "runner", "beam_options"):
+        for key in (*_NOT_CONTENT, "beam_options"):
             del values[key]
         del values["mode" if self.mode == CHUNKS else "chunk_size"]
         return values
@@ -122,6 +127,13 @@ def _check_location(flag: str, path: str) -> None:
             f"{flag} {path}: is neither a local path nor one of Google Cloud Storage; give a local path, or "
             f"{buckets.SCHEME}BUCKET/FOLDER"
         )
+
+
+def marker_of(document_separator: str | bool | None, tokenizer: Tokenizer | None, eos_id: int) -> str | None:
+    """Returns what parts documents inside a text: a string, or for True the name of the end of text."""
+    if document_separator is not True:
+        return document_separator or None
+    return EOS_TOKEN if tokenizer is None or tokenizer.eos_id is not None else tokenizer.decode([eos_id])
 
 
 def separator_of(settings: Settings, tokenizer: Tokenizer) -> int:

@@ -1,34 +1,39 @@
 """Streaming the documents of source files.
 
-A plain text file is one document, each line of a JSON Lines file is one, and each member of an archive is read by its
-own name. The last suffix names the compression: `a.txt.gz` and `a.gz` are one document each, `a.jsonl.gz` one a line.
-The archives of lm_dataformat (`.dat.zst`, `.json.zst`) are read as well; unlike its own reader, this one takes a
-truncated file as an error, not as the end.
+A plain text file is one document, or several that a marker parts; each line of a JSON Lines file and each element of a
+JSON array is one, and each member of an archive is read by its own name. The last suffix names the compression:
+`a.txt.gz` and `a.gz` are one document each, `a.jsonl.gz` one a line. The archives of lm_dataformat (`.dat.zst`,
+`.json.zst`) are read as well; unlike its own reader, this one takes a truncated file as an error, not as the end.
 """
 
 from __future__ import annotations
 
 import codecs
-import gzip
 import hashlib
-import io
+import itertools
 import json
 import lzma
 import re
 import shutil
+import struct
 import sys
 import tarfile
 import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import BinaryIO, TextIO
+from typing import BinaryIO
 
 import zstandard
 
-from data.text.files import SourceFile, cannot_read, open_source
+from configs.errors import UserError
+from data.text.archives import tar_members, zip_members
+from data.text.decompression import Expansion, open_gzip, open_xz, open_zstandard, read_to_end
+from data.text.files import TEXT_SUFFIXES, ReadingNotes, SourceFile, cannot_read, is_read, open_source, suffix_of
+from data.text.json_values import MAX_JSON_BYTES, begins_value, lines_of, values_of
+from data.text.marked_stream import MarkedStream
+from storage.files import decode_text
 
 _DAMAGED = (
     OSError,
@@ -36,6 +41,8 @@ _DAMAGED = (
     ValueError,
     RuntimeError,  # a zip file with a password, or of an unknown compression
     lzma.LZMAError,
+    OverflowError,
+    struct.error,
     zlib.error,
     zipfile.BadZipFile,
     tarfile.TarError,
@@ -58,6 +65,10 @@ class Document:
     text: str | None
     problem: str | None = None
     long_text: LongText | None = None
+
+    def parts(self) -> Iterable[str]:
+        """Returns its text in parts: one, several of a long text, or none if it cannot be read."""
+        return self.long_text.parts() if self.long_text else [self.text] if self.text else []
 
 
 @dataclass(frozen=True)
@@ -92,32 +103,67 @@ def _fingerprint_of(content: bytes) -> hashlib.blake2b:
 _PART_BYTES = 1 << 22
 
 
-def read_all_documents(files: Iterable[SourceFile], text_key: str = "text") -> Iterator[Document]:
+@dataclass(frozen=True)
+class TextFormat:
+    """How documents stand in files.
+
+    Attributes:
+        text_key: the key of a JSON object that holds the text (a string, or a list of paragraphs).
+        marker: what parts documents inside a text; None if a text is one document.
+        max_bytes: longer plain text is kept in a temporary file.
+    """
+
+    text_key: str = "text"
+    marker: str | None = None
+    max_bytes: int = sys.maxsize
+
+
+def read_all_documents(
+    files: Iterable[SourceFile], text_format: TextFormat = TextFormat(), notes: ReadingNotes | None = None
+) -> Iterator[Document]:
     """Yields the documents of several files, in their order.
 
     Raises:
         DataError: as `read_documents`.
     """
     for file in files:
-        yield from read_documents(file, text_key)
+        yield from read_documents(file, text_format, notes)
 
 
-def read_documents(file: SourceFile, text_key: str = "text", max_bytes: int = sys.maxsize) -> Iterator[Document]:
+def read_documents(
+    file: SourceFile, text_format: TextFormat = TextFormat(), notes: ReadingNotes | None = None
+) -> Iterator[Document]:
     """Yields the documents of one file; one that is not UTF-8 or not JSON has a problem instead of a text.
 
     Args:
         file: the file to read.
-        text_key: the key of a JSON Lines object that holds the text (a string, or a list of paragraphs).
-        max_bytes: longer plain text is kept in a temporary file.
+        text_format: how documents stand in it.
+        notes: gets what is passed over, or read as plain text.
 
     Raises:
         DataError: the file itself cannot be opened, or its compression or archive is damaged.
     """
     try:
+        expansion = Expansion(file.state()[0])
+        context = _Context(file.relative, file.relative, text_format, expansion, notes or ReadingNotes())
         with open_source(file.path) as stream:
-            yield from _read_stream(stream, _Context(file.relative, file.relative, text_key, max_bytes))
+            for document in _read_stream(stream, context):
+                yield from _parted(document, context)
+    except UserError:
+        raise
     except _DAMAGED as error:
         raise cannot_read(file.path, error) from None
+
+
+def _parted(document: Document, context: _Context) -> Iterator[Document]:
+    marker = context.format.marker
+    if marker is None or document.text is None or marker not in document.text:
+        yield document
+        return
+    context.notes.markers += document.text.count(marker)
+    texts = (text.strip("\r\n") for text in document.text.split(marker))
+    for number, text in enumerate((text for text in texts if text.strip()), start=1):
+        yield Document(f"{document.identity}:{number}", text)
 
 
 def explain(document: Document) -> str:
@@ -145,14 +191,16 @@ class _Context:
     Attributes:
         identity: what the identities of its documents begin with.
         name: its suffixes say what it contains; the one that names the reader is removed.
-        text_key: as in `read_documents`.
-        max_bytes: as in `read_documents`.
+        format: as in `read_documents`.
+        expansion: counts what is unpacked.
+        notes: as in `read_documents`.
     """
 
     identity: str
     name: str
-    text_key: str
-    max_bytes: int
+    format: TextFormat
+    expansion: Expansion
+    notes: ReadingNotes
 
     def member(self, name: str) -> _Context:
         return replace(self, identity=f"{self.identity}/{name}", name=name)
@@ -163,23 +211,43 @@ Reader = Callable[[BinaryIO, _Context], Iterator[Document]]
 
 def _read_stream(stream: BinaryIO, context: _Context) -> Iterator[Document]:
     for suffix, read in _READERS.items():
-        if context.name.endswith(suffix):
-            yield from read(stream, replace(context, name=context.name.removesuffix(suffix)))
+        if context.name.lower().endswith(suffix):
+            yield from read(stream, replace(context, name=context.name[: -len(suffix)]))
             return
-    yield _read_text(stream, context)
+    suffix = suffix_of(context.name)
+    if suffix and suffix not in TEXT_SUFFIXES:
+        context.notes.plain_text[suffix] += 1
+    yield from _read_text(stream, context)
 
 
-def _read_text(stream: BinaryIO, context: _Context) -> Document:
-    head = _read_up_to(stream, context.max_bytes + 1)
-    if len(head) <= context.max_bytes:
-        return _document(context.identity, head)
+def _read_text(stream: BinaryIO, context: _Context) -> Iterator[Document]:
+    marker, max_bytes = context.format.marker, context.format.max_bytes
+    if marker is None:
+        yield _whole_text(stream, context.identity, max_bytes)
+        return
+    parts, number = MarkedStream(stream, marker.encode()), 1
+    while True:
+        document = _whole_text(parts, f"{context.identity}:{number}", max_bytes)
+        if document.text is None or document.text.strip():
+            yield document
+            number += 1
+        if not parts.next_part():
+            return
+        context.notes.markers += 1
+
+
+def _whole_text(stream: BinaryIO | MarkedStream, identity: str, max_bytes: int) -> Document:
+    head = _read_up_to(stream, max_bytes + 1)
+    if len(head) <= max_bytes:
+        return _document(identity, head)
     file = tempfile.TemporaryFile()  # noqa: SIM115 (closed when the document is no longer needed)
-    file.write(head)
+    file.write(head.removeprefix(codecs.BOM_UTF8))
     shutil.copyfileobj(stream, file)
-    return _check_long(context.identity, file)
+    return check_long_text(identity, file)
 
 
-def _check_long(identity: str, file: BinaryIO) -> Document:
+def check_long_text(identity: str, file: BinaryIO) -> Document:
+    """Returns the document of a text in a temporary file, or the reason why it is none."""
     decoder, digest, length = codecs.getincrementaldecoder("utf-8")(), _fingerprint_of(b""), 0
     file.seek(0)
     is_end = False
@@ -196,13 +264,33 @@ def _check_long(identity: str, file: BinaryIO) -> Document:
     return Document(identity, None, long_text=LongText(file, digest.digest()))
 
 
+def _read_json(stream: BinaryIO, context: _Context) -> Iterator[Document]:
+    """Reads one array of texts, as lm_dataformat writes, or JSON Lines under this name, as C4 has them."""
+    # `peek` returns what is in the buffer already: enough to see where the array begins.
+    if stream.peek(1 << 12).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+        yield from _documents_of(values_of(b"", stream), context, first=0)
+    else:
+        yield from _read_json_lines(stream, context)
+
+
 def _read_json_lines(stream: BinaryIO, context: _Context) -> Iterator[Document]:
-    for number, line in enumerate(stream, start=1):
-        if line.strip():
-            yield _parse_line(line, f"{context.identity}:{number}", context.text_key)
+    lines = lines_of(stream)
+    first = next(lines, None)
+    if first and first[1] and begins_value(first[1]):
+        yield from _documents_of(values_of(first[1], stream), context, first=1)
+        return
+    for number, line in itertools.chain([first] if first else [], lines):
+        yield _parse_line(line, f"{context.identity}:{number}", context.format.text_key)
 
 
-def _parse_line(line: bytes, identity: str, text_key: str) -> Document:
+def _documents_of(values: Iterator[object], context: _Context, first: int) -> Iterator[Document]:
+    for number, value in enumerate(values, first):
+        yield _document_of_value(value, f"{context.identity}:{number}", context.format.text_key)
+
+
+def _parse_line(line: bytes | None, identity: str, text_key: str) -> Document:
+    if line is None:
+        return Document(identity, None, f"a line of more than {MAX_JSON_BYTES:,} bytes")
     document = _document(identity, line)
     if document.text is None:
         return document
@@ -218,7 +306,7 @@ def _document_of_value(value: object, identity: str, text_key: str) -> Document:
     if isinstance(text, list) and all(isinstance(paragraph, str) for paragraph in text):
         text = "\n\n".join(text)  # lm_dataformat's reading of a list
     if not isinstance(text, str):
-        return Document(identity, None, f"no text under the key {text_key!r}")
+        return Document(identity, None, f"no text under the key {text_key!r}{_other_keys(value, text_key)}")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:  # JSON can escape half of a surrogate pair
@@ -226,80 +314,48 @@ def _document_of_value(value: object, identity: str, text_key: str) -> Document:
     return Document(identity, text)
 
 
+def _other_keys(value: object, text_key: str) -> str:
+    keys = [key for key in value if key != text_key] if isinstance(value, dict) else []
+    if not keys:
+        return ""
+    return f"; text_key can name {', '.join(map(ascii, keys[:_MAX_KEYS]))}{', ...' * (len(keys) > _MAX_KEYS)}"
+
+
+_MAX_KEYS = 8
+
+
 def _document(identity: str, content: bytes | bytearray) -> Document:
     try:
-        return Document(identity, content.decode("utf-8"))
+        return Document(identity, decode_text(content))
     except UnicodeDecodeError as error:
         return Document(identity, None, f"not UTF-8 at byte {error.start}")
 
 
 def _read_tar(stream: BinaryIO, context: _Context) -> Iterator[Document]:
-    with tarfile.open(fileobj=stream, mode="r|") as archive:
-        for member in archive:
-            if member.isfile():
-                yield from _read_stream(archive.extractfile(member), context.member(member.name))
+    yield from _read_members(tar_members(stream, context.notes), context)
 
 
 def _read_zip(stream: BinaryIO, context: _Context) -> Iterator[Document]:
-    with _seekable(stream) as whole, zipfile.ZipFile(whole) as archive:
-        for member in archive.infolist():
-            if not member.is_dir():
-                with archive.open(member) as content:
-                    yield from _read_stream(content, context.member(member.filename))
+    yield from _read_members(zip_members(stream, context.expansion, context.notes), context)
 
 
-def _seekable(stream: BinaryIO) -> BinaryIO:
-    with suppress(AttributeError):  # a member of a streamed archive has no such method
-        if stream.seekable():
-            return stream
-    copy = tempfile.TemporaryFile()  # noqa: SIM115 (closed by the caller)
-    shutil.copyfileobj(stream, copy)
-    copy.seek(0)
-    return copy
+def _read_members(members: Iterator[tuple[str, BinaryIO]], context: _Context) -> Iterator[Document]:
+    for name, content in members:
+        if is_read(name):
+            yield from _read_stream(content, context.member(name))
+        else:
+            context.notes.pass_over(name)
 
 
-def _decompressed(open_stream: Callable[[BinaryIO], BinaryIO], read_content: Reader = _read_stream) -> Reader:
+def _decompressed(
+    open_frames: Callable[[BinaryIO, Expansion], BinaryIO], read_content: Reader = _read_stream
+) -> Reader:
     def read(stream: BinaryIO, context: _Context) -> Iterator[Document]:
-        with open_stream(stream) as content:
+        with open_frames(stream, context.expansion) as content:
             yield from read_content(content, context)
+            read_to_end(content)
 
     return read
-
-
-def _read_json(stream: BinaryIO, context: _Context) -> Iterator[Document]:
-    """Reads one array of texts, as lm_dataformat writes, or JSON Lines under this name, as C4 has them."""
-    content = io.BufferedReader(stream)
-    if not content.peek(1 << 12).lstrip().startswith(b"["):
-        yield from _read_json_lines(content, context)
-        return
-    for number, value in enumerate(_array_elements(io.TextIOWrapper(content, encoding="utf-8", newline=""))):
-        yield _document_of_value(value, f"{context.identity}:{number}", context.text_key)
-
-
-_BETWEEN_ELEMENTS = re.compile(r"[\s,]*")
-_MAX_CHARACTERS = 1 << 30  # of an element: a longer one means a damaged file
-
-
-def _array_elements(text: TextIO) -> Iterator[object]:
-    """Yields the elements of a JSON array, holding little more than one in memory."""
-    decoder, buffer, at = json.JSONDecoder(), text.read(1 << 16), 0
-    at = buffer.index("[") + 1
-    while True:
-        at = _BETWEEN_ELEMENTS.match(buffer, at).end()
-        if buffer.startswith("]", at):
-            return
-        try:
-            value, end = decoder.raw_decode(buffer, at)
-        except ValueError:
-            end = len(buffer)
-        if end < len(buffer):  # else the element may continue
-            yield value
-            at = end
-            continue
-        more = text.read(max(1 << 16, len(buffer) - at))
-        if not more or len(buffer) - at > _MAX_CHARACTERS:
-            raise ValueError(f"not JSON, or truncated, in the element that begins with {buffer[at : at + 40]!r}")
-        buffer, at = buffer[at:] + more, 0
 
 
 def _read_dat(stream: BinaryIO, context: _Context) -> Iterator[Document]:
@@ -308,6 +364,8 @@ def _read_dat(stream: BinaryIO, context: _Context) -> Iterator[Document]:
     while head := stream.read(16):
         if not re.fullmatch(rb"[0-9]{16}", head):
             raise ValueError(f"no length before text {number}")
+        if int(head) > MAX_JSON_BYTES:
+            raise ValueError(f"text {number} is longer than {MAX_JSON_BYTES:,} bytes")
         content = _read_up_to(stream, int(head))
         if len(content) < int(head):
             raise EOFError("it ends in the middle of a text")
@@ -315,7 +373,7 @@ def _read_dat(stream: BinaryIO, context: _Context) -> Iterator[Document]:
         number += 1
 
 
-def _read_up_to(stream: BinaryIO, length: int) -> bytearray:
+def _read_up_to(stream: BinaryIO | MarkedStream, length: int) -> bytearray:
     content = bytearray()
     # In parts: a stream may return less, and a damaged length must not reserve all memory.
     while part := stream.read(min(length - len(content), 1 << 20)):
@@ -323,61 +381,21 @@ def _read_up_to(stream: BinaryIO, length: int) -> bytearray:
     return content
 
 
-def _read_xz(stream: BinaryIO, context: _Context) -> Iterator[Document]:
-    with io.BufferedReader(lzma.open(stream)) as content:
-        # OpenWebText's `*_data.xz` are tar archives although their names do not say so.
-        is_tar = content.peek(512)[257:262] == b"ustar"
-        read = _read_tar if is_tar else _read_stream
-        yield from read(content, context)
-
-
-def _open_zstandard(stream: BinaryIO) -> BinaryIO:
-    return io.BufferedReader(_ZstandardFrames(stream))
-
-
-class _ZstandardFrames(io.RawIOBase):
-    """Decompresses all frames of a file; zstandard's own stream reader takes a truncated file for a complete one."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-        self._frame = None
-        self._compressed = b""
-        self._text = memoryview(b"")  # slices of it copy nothing
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:
-        while not self._text and self._advance():
-            pass
-        count = min(len(buffer), len(self._text))
-        buffer[:count] = self._text[:count]
-        self._text = self._text[count:]
-        return count
-
-    def _advance(self) -> bool:
-        compressed = self._compressed or self._stream.read(1 << 12)  # little: it can become 30,000 times as much
-        if not compressed:
-            if self._frame:
-                raise EOFError("it ends in the middle of a zstandard frame")
-            return False
-        self._frame = self._frame or zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
-        self._text = memoryview(self._frame.decompress(compressed))
-        self._compressed = self._frame.unused_data if self._frame.eof else b""
-        if self._frame.eof:
-            self._frame = None
-        return True
+def _read_xz_content(stream: BinaryIO, context: _Context) -> Iterator[Document]:
+    # OpenWebText's `*_data.xz` are tar archives although their names do not say so.
+    read = _read_tar if stream.peek(512)[257:262] == b"ustar" else _read_stream
+    yield from read(stream, context)
 
 
 _READERS: dict[str, Reader] = {
-    ".json.zst": _decompressed(_open_zstandard, _read_json),
-    ".json.gz": _decompressed(gzip.open, _read_json),
-    ".dat.zst": _decompressed(_open_zstandard, _read_dat),
-    ".zst": _decompressed(_open_zstandard),
-    ".tgz": _decompressed(gzip.open, _read_tar),
-    ".gz": _decompressed(gzip.open),
-    ".xz": _read_xz,
+    ".dat.zst": _decompressed(open_zstandard, _read_dat),
+    ".zst": _decompressed(open_zstandard),
+    ".tgz": _decompressed(open_gzip, _read_tar),
+    ".gz": _decompressed(open_gzip),
+    ".xz": _decompressed(open_xz, _read_xz_content),
+    ".json": _read_json,
     ".jsonl": _read_json_lines,
+    ".ndjson": _read_json_lines,
     ".tar": _read_tar,
     ".zip": _read_zip,
 }

@@ -5,21 +5,41 @@ Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learner
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+import re
+from collections.abc import Callable, Iterable, Iterator
 
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from configs.errors import DataError
-from data.tokenization.tokenizer import EOS_TOKEN, PADDING_TOKEN, Tokenizer
+from data.tokenization.tokenizer import EOS_TOKEN, PADDING_TOKEN, SEAM, Tokenizer, cut_at_seams
 from storage.files import check_writable, write_text
 
 FILE_NAME = "byte-level-bpe.tokenizer.json"
 MIN_VOCAB_SIZE = 256 + 2  # every byte, and the two special tokens
+PIECE_CHARACTERS = 1 << 16  # the trainer holds 256 pieces at a time
+MAX_WORD_CHARACTERS = 1 << 12  # the time that a word takes grows with the square of its length
+_BEFORE_A_SPACE = re.compile(r"(?<=\S)(?= \S)")
+_WORD = re.compile(r"[^\W\d_]+|\d+|(?:[^\s\w]|_)+|\s+")  # as the pre-tokenizer's, without the space before it
+_LONG_BLANK = re.compile(rf"\s{{{MAX_WORD_CHARACTERS + 1}}}")
+
+
+def cut_text(parts: Iterable[str], add_prefix_space: bool = False) -> Iterator[str]:
+    """Cuts a text, given in parts, into pieces that have the words of the whole, to bound memory."""
+    seam, rest = _BEFORE_A_SPACE if add_prefix_space else SEAM, ""
+    for part in parts:
+        *pieces, rest = cut_at_seams(rest + part, seam, PIECE_CHARACTERS)
+        yield from pieces
+    yield rest
 
 
 def train_byte_level_bpe(
-    texts: Iterable[str], vocab_size: int, nfkc: bool = False, add_prefix_space: bool = False
+    texts: Iterable[str],
+    vocab_size: int,
+    nfkc: bool = False,
+    add_prefix_space: bool = False,
+    log: Callable[[str], None] = lambda line: None,
 ) -> Tokenizer:
     """Trains a tokenizer with `<|endoftext|>` as id 0, `<|padding|>` as id 1, and all 256 bytes.
 
@@ -28,6 +48,7 @@ def train_byte_level_bpe(
         vocab_size: number of ids, special tokens included.
         nfkc: normalises to NFKC first.
         add_prefix_space: puts a space before every text.
+        log: is called with a line if very long words were cut.
 
     Raises:
         DataError: vocab_size has no room for the bytes and the special tokens.
@@ -48,8 +69,27 @@ def train_byte_level_bpe(
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    backend.train_from_iterator(texts, trainer)
+    cut_words: list[str] = []
+    pieces = (piece for text in texts for piece in cut_text([text], add_prefix_space))
+    backend.train_from_iterator((part for piece in pieces for part in _cut_words(piece, cut_words)), trainer)
+    if cut_words:
+        log(
+            f"{len(cut_words):,} word(s) of more than {MAX_WORD_CHARACTERS:,} characters were cut to train the "
+            f"tokenizer, such as {cut_words[0]!r}..."
+        )
     return Tokenizer(backend)
+
+
+def _cut_words(piece: str, cut_words: list[str]) -> list[str]:
+    """Cuts a piece inside its very long words, whose beginnings are added to `cut_words`."""
+    if max(map(len, piece.split()), default=0) <= MAX_WORD_CHARACTERS and not _LONG_BLANK.search(piece):
+        return [piece]
+    ends = []
+    for word in _WORD.finditer(piece):
+        if len(word[0]) > MAX_WORD_CHARACTERS:
+            cut_words.append(word[0][:20])
+            ends += range(word.start() + MAX_WORD_CHARACTERS, word.end(), MAX_WORD_CHARACTERS)
+    return [piece[start:end] for start, end in itertools.pairwise([0, *ends, len(piece)])]
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: str) -> None:

@@ -39,7 +39,7 @@ _HIDDEN = [byte for byte in range(256) if byte not in _VISIBLE]
 _BYTE_OF_CHARACTER = {chr(byte): byte for byte in _VISIBLE} | {
     chr(256 + rank): byte for rank, byte in enumerate(_HIDDEN)
 }
-_SEAM = re.compile(
+SEAM = re.compile(
     r"(?<=\S)(?:\n(?=\S)|(?= \S))"  # after a line break, or before a space, between two words
     r"|(?<=[A-Za-z])(?=[0-9.,;:+/=\x22()<>\[\]{}])|(?<=[\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fa5])(?=[、。！，．：；？])"
 )
@@ -76,6 +76,11 @@ class Tokenizer:
         return self._backend.token_to_id(EOS_TOKEN)
 
     @property
+    def special_tokens(self) -> list[str]:
+        """Names of the special tokens, such as `<|endoftext|>`."""
+        return [token.content for token in self._added_tokens.values() if token.special]
+
+    @property
     def padding_id(self) -> int | None:
         """Id of `<|padding|>`; None if the tokenizer has no such token."""
         return self._backend.token_to_id(PADDING_TOKEN)
@@ -107,18 +112,12 @@ class Tokenizer:
         """Returns at most this many characters from the end, if the text can be cut there without changing a token."""
         if len(text) <= characters or not _splits_at_lines(self._backend):
             return text
-        seam = _SEAM.search(text, len(text) - characters)
+        seam = SEAM.search(text, len(text) - characters)
         return text[seam.end() :] if seam else text
 
     def pieces(self, text: str) -> list[str]:
         """Cuts a very long text where this changes no token, to bound memory and to share the work among cores."""
-        if len(text) <= PIECE_CHARACTERS or not _splits_at_lines(self._backend):
-            return [text]
-        pieces, start = [], 0
-        while end := _end_of_piece(text, start):
-            pieces.append(text[start:end])
-            start = end
-        return [*pieces, text[start:]]
+        return cut_at_seams(text, SEAM, PIECE_CHARACTERS) if _splits_at_lines(self._backend) else [text]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Returns the text of ids, with the names of special tokens; bytes that are not UTF-8 become U+FFFD."""
@@ -178,16 +177,25 @@ def _is_byte_level(backend: tokenizers.Tokenizer) -> bool:
     return [part["type"] for part in decoder.get("decoders", [decoder]) if part["type"] != "Fuse"] == ["ByteLevel"]
 
 
-def _end_of_piece(text: str, start: int) -> int | None:
+def cut_at_seams(text: str, seam: re.Pattern[str], piece_characters: int) -> list[str]:
+    """Cuts a text at the first seam after so many characters, again and again; a word of a million letters is cut."""
+    pieces, start = [], 0
+    while end := _end_of_piece(text, start, seam, piece_characters):
+        pieces.append(text[start:end])
+        start = end
+    return [*pieces, text[start:]]
+
+
+def _end_of_piece(text: str, start: int, seam: re.Pattern[str], piece_characters: int) -> int | None:
     """Returns where a piece that begins here may end; None for the end of the text."""
-    longest = start + max(MAX_WORD_CHARACTERS, PIECE_CHARACTERS)
-    if seam := _SEAM.search(text, start + PIECE_CHARACTERS, longest):
-        return seam.end()
+    longest = start + max(MAX_WORD_CHARACTERS, piece_characters)
+    if found := seam.search(text, start + piece_characters, longest):
+        return found.end()
     return longest if longest < len(text) else None
 
 
 def _splits_at_lines(backend: tokenizers.Tokenizer) -> bool:
-    """Returns whether every `_SEAM` is a token boundary.
+    """Returns whether every `SEAM` is a token boundary.
 
     In GPT-2's regular expression, which byte-level tokenizers use, a line break between two characters that are not
     white space is a word of its own, such a space begins a word, and a word ends where its letters end.

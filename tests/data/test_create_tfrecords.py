@@ -720,7 +720,7 @@ def test_texts_may_stand_under_another_key(tmp_path, tokenizer, encoder_path):
     (tmp_path / "texts" / "a.jsonl").write_text('{"text": "no", "content": "token"}\n{"text": "no"}')
     report = create_tfrecords(settings_for(tmp_path, encoder_path, text_key="content"))
     assert documents_of(report.tfrecords, tokenizer) == ["token"]
-    assert report.stats.problems == ["a.jsonl:2: no text under the key 'content'"]
+    assert report.stats.problems == ["a.jsonl:2: no text under the key 'content'; text_key can name 'text'"]
 
 
 @pytest.mark.parametrize("flags", [{}, {"wikitext_detokenize": True}])

@@ -113,7 +113,7 @@ def test_each_error_says_what_to_do(tmp_path, settings, message):
 def test_an_unwritable_folder_is_an_error_before_anything_is_read(tmp_path, monkeypatch):
     base = write_texts(tmp_path / "texts")
     (tmp_path / "file").touch()
-    monkeypatch.setattr(data.train_tokenizer, "read_all_documents", lambda files: pytest.fail("read"))
+    monkeypatch.setattr(data.train_tokenizer, "read_all_documents", lambda *files: pytest.fail("read"))
     with pytest.raises(UserError) as error:
         train_tokenizer(Settings(base, 300, f"{tmp_path}/file", "txt"))
     assert str(error.value) == (
@@ -122,7 +122,7 @@ def test_an_unwritable_folder_is_an_error_before_anything_is_read(tmp_path, monk
 
 
 def test_ctrl_c_is_one_line_and_status_130(tmp_path, monkeypatch, capsys):
-    def interrupted(files):
+    def interrupted(*files):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(data.train_tokenizer, "read_all_documents", interrupted)

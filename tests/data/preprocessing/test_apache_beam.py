@@ -49,7 +49,7 @@ def test_ids_from_files_are_those_of_the_pool(tmp_path, monkeypatch, start):
     files = find_files([f"{tmp_path}/texts"])
     (tmp_path / "ids").mkdir()
     for numbered in enumerate(files):
-        for batch in _batches("text", encoder, numbered):
+        for batch in _batches(DocumentOptions(), encoder, numbered):
             _encode(f"{tmp_path}/ids", encoder, batch)
     assert len(list((tmp_path / "ids").iterdir())) > 10
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import gzip
 import json
 import os
 import signal
@@ -10,10 +11,12 @@ import subprocess
 import sys
 import sysconfig
 import threading
+import zipfile
 from pathlib import Path
 
 import pytest
 
+import data.preprocessing.splits
 from configs.errors import ConfigError, DataError, UserError
 from configs.schema import DatasetConfig
 from data.preprocessing.prepare import NOT_THE_STDLIB, PreparedDataset, prepare_dataset
@@ -215,11 +218,35 @@ def test_at_least_one_document_is_held_out_of_two(tmp_path):
     assert len(texts_of(prepared.eval_pattern, prepared)) == 1
 
 
-def test_one_document_cannot_be_split(tmp_path):
-    write_documents(tmp_path / "texts", number=1)
+@pytest.mark.parametrize("name", ["input.txt", "input.txt.gz", "input.json", "input.zip"])
+@pytest.mark.parametrize("max_bytes", [100, 1 << 26])
+def test_the_end_of_one_document_is_held_out(tmp_path, monkeypatch, name, max_bytes):
+    monkeypatch.setattr(data.preprocessing.splits, "MAX_TEXT_BYTES", max_bytes)
+    text = "".join(f"line {n} of a schöner text\n" for n in range(100))
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "empty.md").touch()
+    with zipfile.ZipFile(tmp_path / "zipped", "w") as archive:
+        archive.writestr("a.txt", text)
+    written = {".txt": text.encode(), ".gz": gzip.compress(text.encode()), ".json": json.dumps([text]).encode()}
+    content = written.get(Path(name).suffix) or (tmp_path / "zipped").read_bytes()
+    (tmp_path / "texts" / name).write_bytes(content)
+    prepared, lines = prepare(dataset_of(tmp_path, text=(f"{tmp_path}/texts",)))
+    (held_out,), manifest = texts_of(prepared.eval_pattern, prepared), manifest_of(prepared)
+    assert text.endswith(held_out) and held_out.startswith("line 8")
+    assert manifest["eval"]["text_bytes"] == len(held_out.encode())
+    assert manifest["train"]["text_bytes"] == len(text.removesuffix(held_out).encode())
+    assert "mine: the text is one document: its end, 0.2 of it, is held out" in lines
+    assert prepare(dataset_of(tmp_path))[1][0].endswith(" is up to date")
+
+
+def test_one_document_that_is_too_short_cannot_be_split(tmp_path):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("a")
     with pytest.raises(DataError) as error:
         prepare(dataset_of(tmp_path))
-    assert str(error.value) == f"mine: the text is 1 document(s), and one must be held out; {MORE}"
+    assert str(error.value) == f"mine: no document with text is left for eval; {MORE}"
+    write_documents(tmp_path / "texts", number=1)
+    (tmp_path / "texts" / "a.txt").unlink()
     prepared, _ = prepare(dataset_of(tmp_path, eval_fraction=0.0))
     assert prepared.eval_pattern is None
     assert len(examples_of(prepared.train_pattern)) > 1

@@ -15,25 +15,29 @@ import pytest
 import zstandard
 from lm_dataformat import Archive, DatArchive, JSONArchive
 
+import data.text.decompression
 import data.text.documents
+import data.text.json_values
+import data.text.marked_stream
 from configs.errors import DataError
 from data.text.deduplication import digest_fraction
 from data.text.documents import (
     Document,
+    TextFormat,
     explain,
     fingerprint,
     identity_digest,
     read_all_documents,
     read_documents,
 )
-from data.text.files import SourceFile, find_files
+from data.text.files import ReadingNotes, SourceFile, find_files
 
 TEXTS = ["one\n", "zwei äöü\r\n\tend ", "三\u2028 <|endoftext|>"]
 NOT_UTF8 = b"caf\xe9"
 
 
 def read(path: Path, **settings: object) -> list[Document]:
-    return list(read_documents(SourceFile(str(path), path.name), **settings))
+    return list(read_documents(SourceFile(str(path), path.name), TextFormat(**settings)))
 
 
 def texts(path: Path) -> list[str | None]:
@@ -137,7 +141,8 @@ def test_json_lines_in_their_various_shapes(tmp_path):
     assert [document.text for document in documents] == ["a", "b", "c\n\nd"] + [None] * 6
     assert [document.identity for document in documents] == [f"a.jsonl:{n}" for n in (1, 2, 4, 5, 6, 7, 8, 9, 10)]
     problems = [document.problem for document in documents[3:]]
-    assert problems[0] == problems[2] == problems[4] == "no text under the key 'text'"
+    assert problems[0] == problems[4] == "no text under the key 'text'"
+    assert problems[2] == "no text under the key 'text'; text_key can name 'other'"
     assert problems[1].startswith("not JSON: ")
     assert problems[3] == "half a surrogate pair at character 0"
     assert problems[5] == "not UTF-8 at byte 4"
@@ -306,3 +311,183 @@ def test_a_zip_file_in_a_tar_file_is_read(tmp_path):
         archive.writestr("a.txt", TEXTS[0])
     (tmp_path / "a.tar.gz").write_bytes(gzipped(tar_bytes({"b.zip": content.getvalue()})))
     assert texts(tmp_path / "a.tar.gz") == [TEXTS[0]]
+
+
+MARK = b"\xef\xbb\xbf"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.txt", MARK + b"one"),
+        ("a.txt.gz", gzipped(MARK + b"one")),
+        ("a.tar", tar_bytes({"a.txt": MARK + b"one"})),
+        ("a.jsonl", MARK + b'{"text": "one"}\n'),
+        ("a.jsonl", MARK + b'\n{"text": "one"}\n'),
+        ("a.jsonl.xz", lzma.compress(MARK + b'{"text":\n"one"}')),
+        ("a.json", MARK + b'["one"]'),
+        ("a.json.zst", zstandard.compress(MARK + b' [\n{"text": "one"}]\n')),
+        ("a.json", MARK + b'{\n"text": "one"}'),
+    ],
+)
+def test_a_byte_order_mark_is_no_text(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content)
+    assert texts(path) == ["one"]
+    assert texts_in_zip(tmp_path, name, content) == ["one"]
+
+
+def texts_in_zip(folder: Path, name: str, content: bytes) -> list[str | None]:
+    with zipfile.ZipFile(folder / "whole.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, content)
+    return texts(folder / "whole.zip")
+
+
+def test_a_long_text_begins_after_its_byte_order_mark(tmp_path):
+    (tmp_path / "a.txt").write_bytes(MARK + "zwölf".encode() * 9)
+    (document,) = read(tmp_path / "a.txt", max_bytes=9)
+    assert "".join(document.parts()) == "zwölf" * 9
+    assert document.long_text.digest == fingerprint("zwölf" * 9)
+
+
+VALUES = [{"text": "one"}, {"text": "two", "id": 7}, {"text": ["three", "four"]}]
+READ = ["one", "two", "three\n\nfour"]
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.JSON", "a.json.gz", "a.JSON.XZ", "a.jsonl", "a.ndjson", "A.JSONL.GZ"])
+@pytest.mark.parametrize(
+    "written",
+    [
+        json.dumps(VALUES, indent=2),
+        json.dumps(VALUES, indent="\t") + "\n\n",
+        "\n".join(map(json.dumps, VALUES)),
+        "\r\n\r\n".join(map(json.dumps, VALUES)) + "\r\n",
+        "\n".join(json.dumps(value, indent=2) for value in VALUES),
+        ",\n".join(json.dumps(value, indent=2) for value in VALUES) + "\n",
+    ],
+)
+def test_json_is_read_by_what_it_is(tmp_path, name, written):
+    compress = {"gz": gzipped, "xz": lzma.compress}.get(name.lower().split(".")[-1], bytes)
+    (tmp_path / name).write_bytes(compress(written.encode()))
+    assert texts(tmp_path / name) == READ
+    assert texts_in_zip(tmp_path, name, compress(written.encode())) == READ
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.json", b'["one"] "two"'),
+        ("a.json", b'["one"]]'),
+        ("a.json", b'{\n "text": "one"\n}\n{ "text": '),
+        ("a.jsonl", b'[\n"one", "two"'),
+        ("a.json", b'["one", ' + b"[" * 100_000),
+    ],
+)
+def test_damaged_json_is_named(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=f"{tmp_path}/{name}: cannot be read "):
+        read(tmp_path / name)
+
+
+def test_a_damaged_first_line_costs_no_other(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "one\n{"text": "two"}\n')
+    assert texts(tmp_path / "a.jsonl") == [None, "two"]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.jsonl.gz"])
+def test_a_line_that_is_too_long_for_memory_is_named_and_the_rest_is_read(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(data.text.json_values, "MAX_JSON_BYTES", 30)
+    monkeypatch.setattr(data.text.documents, "MAX_JSON_BYTES", 30)
+    content = json.dumps({"text": "x" * 10}) + "\n" + json.dumps({"text": "y" * 90}) + "\n" + json.dumps("z")
+    (tmp_path / name).write_bytes((gzipped if name.endswith("gz") else bytes)(content.encode()))
+    assert texts(tmp_path / name) == ["x" * 10, None, "z"]
+    assert read(tmp_path / name)[1] == Document(f"{name}:2", None, "a line of more than 30 bytes")
+
+
+def test_an_element_that_is_too_long_for_memory_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(data.text.json_values, "MAX_JSON_BYTES", 100_000)
+    (tmp_path / "a.json").write_text(json.dumps(["one", "x" * 300_000]))
+    with pytest.raises(DataError, match="a.json: cannot be read .*longer than 100,000 characters"):
+        read(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("name", ["a.txt.gz", "a.jsonl.xz", "a.txt.zst", "a.zip", "a.tar.gz", "zip_in.tar"])
+def test_a_decompression_bomb_ends_early(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(data.text.decompression, "ALWAYS_ALLOWED_BYTES", 1 << 20)
+    bomb, packed = b" " * (8 << 20), io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.txt", bomb)
+    contents = {"gz": gzipped, "xz": lzma.compress, "zst": zstandard.compress, "zip": lambda _: packed.getvalue()}
+    contents["tar"] = lambda _: tar_bytes({"b.zip": packed.getvalue()})
+    content = tar_bytes({"a.txt": bomb}) if name == "a.tar.gz" else bomb
+    (tmp_path / name).write_bytes(contents[name.split(".")[-1]](content))
+    with pytest.raises(DataError, match=f"{name}: cannot be read .it unpacks to more than .* as a decompression bomb"):
+        read(tmp_path / name)
+
+
+def test_members_of_archives_are_read_by_the_rules_of_folders(tmp_path):
+    members = {
+        **{"./a.txt": b"one", "B.TXT": b"two", "folder/c.jsonl": b'"three"\n', "d.txt.gz": gzipped(b"four")},
+        **{"__MACOSX/._a.txt": b"\0", ".DS_Store": b"\0", ".git/x.txt": b"no", "x.png": b"\x89", "README": b"no"},
+    }
+    (tmp_path / "a.tar").write_bytes(tar_bytes(members))
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    for path in (tmp_path / "a.tar", tmp_path / "a.zip"):
+        notes = ReadingNotes()
+        documents = read_documents(SourceFile(str(path), path.name), notes=notes)
+        assert [document.text for document in documents] == ["one", "two", "three", "four"]
+        assert notes.lines() == [
+            "passed over: 3 hidden, 1 .png, 1 without suffix; a glob reads files of any suffix",
+        ]
+
+
+def test_links_in_archives_are_counted(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name, kind in (("a.txt", tarfile.SYMTYPE), ("b.txt", tarfile.LNKTYPE)):
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = kind, "none"
+            archive.addfile(link)
+    notes = ReadingNotes()
+    assert list(read_documents(SourceFile(f"{tmp_path}/a.tar", "a.tar"), notes=notes)) == []
+    assert notes.lines()[0].startswith("passed over: 2 link or device")
+
+
+def test_files_of_unknown_suffixes_that_are_read_are_counted(tmp_path):
+    notes = ReadingNotes()
+    for name in ("a.rst", "b.csv", "c.CSV", "d.en.gz", "e.gz", "LICENSE", "f.txt"):
+        (tmp_path / name).write_bytes(gzipped(b"x") if name.endswith("gz") else b"x")
+    documents = read_all_documents(find_files([f"{tmp_path}/*"]), notes=notes)
+    assert [document.text for document in documents] == ["x"] * 7
+    assert notes.lines() == ["read as plain text: 2 .csv, 1 .rst, 1 .en"]
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["one<|e|>two<|e|>", "<|e|>one\r\n<|e|>\n\ntwo", "\none\n<|e|>\n<|e|>two\n<|e|>\n \n", "one<|e|><|e|>two"],
+)
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 1 << 20])
+def test_a_marker_parts_documents(tmp_path, monkeypatch, written, size):
+    monkeypatch.setattr(data.text.marked_stream, "_READ_BYTES", size)
+    (tmp_path / "a.txt").write_bytes(written.encode())
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": written}))
+    documents = read(tmp_path / "a.txt", marker="<|e|>")
+    assert documents == [Document("a.txt:1", "one"), Document("a.txt:2", "two")]
+    documents = read(tmp_path / "a.jsonl", marker="<|e|>")
+    assert documents == [Document("a.jsonl:1:1", "one"), Document("a.jsonl:1:2", "two")]
+
+
+def test_a_parted_text_may_be_too_long_for_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(data.text.marked_stream, "_READ_BYTES", 50)
+    long = "zwölf\n\nBoxkämpfer <| jagen\n" * 30 + "Viktor"
+    (tmp_path / "a.txt").write_text(f"{long}\n<|e|>\nshort<|e|>\n{long}\n")
+    first, second, third = read(tmp_path / "a.txt", marker="<|e|>", max_bytes=100)
+    assert "".join(first.parts()) == "".join(third.parts()) == long
+    assert (first.text, second.text) == (None, "short")
+
+
+@pytest.mark.parametrize("text", ["x", "no marker at all\n"])
+def test_without_a_marker_a_text_stays_whole(tmp_path, text):
+    (tmp_path / "a.txt").write_text(text)
+    assert [document.text for document in read(tmp_path / "a.txt", marker="<|e|>")] == [text.strip("\n")]

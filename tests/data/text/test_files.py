@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from configs.errors import DataError
-from data.text.files import SourceFile, find_files
+from data.text.files import ReadingNotes, SourceFile, find_files
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -65,13 +65,69 @@ def test_a_source_without_files_is_named(tmp_path):
     )
 
 
-def test_only_regular_files_are_found(tmp_path):
+BAD_FILES = {
+    "broken.txt": (lambda path: path.symlink_to("none"), "a link to nothing"),
+    "lost_folder": (lambda path: path.symlink_to("none"), "a link to nothing"),
+    "pipe.jsonl": (os.mkfifo, "a pipe, a socket or a device; write its text to a file"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+@pytest.mark.parametrize("source", ["{tmp}", "{tmp}/*", "{tmp}/**/*", "{tmp}/{name}"])
+def test_a_file_that_cannot_be_read_is_an_error_or_counted(tmp_path, name, source):
+    make, problem = BAD_FILES[name]
     (tmp_path / "a.txt").write_text("text")
-    (tmp_path / "broken.txt").symlink_to(tmp_path / "none")
     (tmp_path / "link.txt").symlink_to(tmp_path / "a.txt")
-    os.mkfifo(tmp_path / "pipe.txt")
-    for source in (str(tmp_path), f"{tmp_path}/*.txt"):
-        assert [file.relative for file in find_files([source])] == ["a.txt", "link.txt"]
+    make(tmp_path / name)
+    sources = [str(tmp_path / "a.txt"), source.format(tmp=tmp_path, name=name)]
+    with pytest.raises(DataError) as error:
+        find_files(sources)
+    assert str(error.value) == (
+        f"{tmp_path}/{name}: cannot be read ({problem}); replace the file, or leave it out; on_bad_file = skip counts "
+        "such files"
+    )
+    if source != "{tmp}/{name}":
+        notes = ReadingNotes()
+        found = find_files(sources, on_bad_file="skip", notes=notes)
+        assert [file.relative for file in found] == ["a.txt", "link.txt"]
+        assert notes.lines() == [f"left out 1 file(s) that cannot be read: {name} ({problem})"]
+
+
+def test_what_a_folder_has_besides_texts_is_counted_by_suffix(tmp_path):
+    make_tree(tmp_path)
+    for name in ("a.PDF", "b.pdf", "README", "__MACOSX/._b.txt", "broken.pdf", "A.TXT", "b.JsonL", "c.Json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    notes = ReadingNotes()
+    files = find_files([str(tmp_path)], notes=notes)
+    assert {"A.TXT", "b.JsonL", "c.Json"} < {file.relative for file in files}
+    assert notes.lines() == [
+        "passed over: 3 hidden, 3 .pdf, 1 without suffix, 1 .xyz; a glob reads files of any suffix"
+    ]
+
+
+@pytest.mark.parametrize("source", ["/", "//", "/**/*", "/**", "/./**/*.txt", "/proc", "/proc/**/*", "/sys/**", "/dev"])
+def test_a_search_without_end_is_refused(source):
+    with pytest.raises(DataError, match=r"^\S+: searches all of /\w*; name the folder that holds the texts$"):
+        find_files([source])
+
+
+def test_a_link_to_the_whole_machine_is_refused(tmp_path):
+    make_tree(tmp_path)
+    (tmp_path / "root").symlink_to("/")
+    for source in (str(tmp_path), f"{tmp_path}/**/*.py"):
+        with pytest.raises(DataError, match="searches all of /; name the folder"):
+            find_files([source])
+
+
+def test_a_glob_ends_where_links_lead_in_circles(tmp_path):
+    make_tree(tmp_path)
+    for name in ("up", "a/up", "test/up"):
+        (tmp_path / name).symlink_to(tmp_path)
+    assert found([f"{tmp_path}/**/*.py"]) == ["a/test/t.py", "a/z.py", "test/u.py"]
+    assert found([f"{tmp_path}/**/test/*"]) == ["a/test/t.py", "test/u.py"]
+    assert found([f"{tmp_path}/**"]) == ["a/notes.xyz", "a/test/t.py", "a/z.py", "b2.txt", "b10.txt", "test/u.py"]
+    assert found([f"{tmp_path}/**/.git/*"]) == [".git/x.txt"]
 
 
 def test_links_to_folders_are_followed_and_no_folder_is_read_twice(tmp_path):
