@@ -185,8 +185,8 @@ def _parse_stops(value: Any) -> tuple[str, ...]:
 
 
 def _parse_separator(value: Any) -> str | bool | None:
-    if value is None or value is False or value is True:
-        return value or None
+    if value is None or value is False or value is True or value == "eos":
+        return bool(value) or None
     if not isinstance(value, str) or not value:
         raise ValueIssue("is not a string", "give the marker, or true for the tokenizer's end of text")
     return value
@@ -214,7 +214,7 @@ SHARE = number("in [0, 1)", lambda value: 0 <= value < 1)
 # float32 rounds smaller numbers to 0.
 POSITIVE_FLOAT32 = or_quoted(number(">= 1e-37", lambda value: value >= 1e-37))
 TOP_P = number("in (0, 1]", lambda value: 0 < value <= 1)
-SEPARATOR = Kind("a string; true: the tokenizer's end of text; null or false: none", _parse_separator)
+SEPARATOR = Kind("a string; true or eos: the tokenizer's end of text; null or false: none", _parse_separator)
 STOPS = Kind("a string or a list of strings, none empty; null: none", _parse_stops, list)
 
 # Attention patterns: [[["global", "local"], 6]] is global, local, global, local ... over 12 layers.

@@ -57,9 +57,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Settings:
     add(
         "--document_separator",
         nargs="?",
-        const=True,
+        const="eos",
         metavar="MARKER",
-        help=f"part documents inside a text at a marker, by itself at {EOS_TOKEN} or the tokenizer's end of text",
+        help=f"part documents inside a text at a marker; without one, or eos: at the tokenizer's {EOS_TOKEN}",
     )
     add("--on_bad_file", default=default.on_bad_file, choices=ON_BAD_FILE, help="at a broken link or a pipe")
     add("--deduplicate", action="store_true", help="leave out exact copies of earlier documents")

@@ -76,7 +76,8 @@ def train_tokenizer(settings: Settings) -> str:
     notes = ReadingNotes()
     files = find_files([settings.base_dir], (), suffixes, settings.on_bad_file, notes)
     check_writable(path)
-    text_format = TextFormat(settings.text_key, settings.document_separator, MAX_TEXT_BYTES)
+    marker = EOS_TOKEN if settings.document_separator == "eos" else settings.document_separator
+    text_format = TextFormat(settings.text_key, marker, MAX_TEXT_BYTES)
     with tqdm(files, desc="reading", unit="file", disable=None) as bar:
         texts = _texts(read_all_documents(bar, text_format, notes), settings)
         tokenizer = train_byte_level_bpe(texts, settings.vocab_size, settings.nfkc, settings.add_prefix_space, _say)
@@ -126,9 +127,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Settings:
     add(
         "--document_separator",
         nargs="?",
-        const=EOS_TOKEN,
+        const="eos",
         metavar="MARKER",
-        help=f"part documents inside a text at a marker, by itself at {EOS_TOKEN}",
+        help=f"part documents inside a text at a marker; without one, or eos: at {EOS_TOKEN}",
     )
     add("--on_bad_file", default=Settings.on_bad_file, choices=ON_BAD_FILE, help="at a broken link or a pipe")
     return Settings(**vars(parser.parse_args(arguments)))

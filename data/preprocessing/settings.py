@@ -131,7 +131,7 @@ def _check_location(flag: str, path: str) -> None:
 
 def marker_of(document_separator: str | bool | None, tokenizer: Tokenizer | None, eos_id: int) -> str | None:
     """Returns what parts documents inside a text: a string, or for True the name of the end of text."""
-    if document_separator is not True:
+    if document_separator not in (True, "eos"):
         return document_separator or None
     return EOS_TOKEN if tokenizer is None or tokenizer.eos_id is not None else tokenizer.decode([eos_id])
 

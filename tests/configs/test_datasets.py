@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from configs.errors import ValueIssue
+from configs.kinds import SEPARATOR
 from configs.load import CONFIGS_DIR, load_config, resolved_json
 from tests.configs.config_files import MODEL, WORDS, message_of, without, write_configs
 
@@ -240,3 +242,16 @@ def test_the_datasets_of_gpt_neos_notebook_load(tmp_path):
     (use,) = config.data.datasets
     assert (use.dataset.n_vocab, use.dataset.path, use.dataset.eval_path) == (50257, None, "wikitext/*")
     assert (config.data.eos_id, config.data.padding_id) == (50256, 50256)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [(None, None), (False, None), (True, True), ("eos", True), ("###", "###"), ("\n\n", "\n\n")]
+)
+def test_documents_may_be_parted_at_a_marker(given, expected):
+    assert SEPARATOR.parse(given) == expected
+
+
+@pytest.mark.parametrize("given", ["", 3, ["a"]])
+def test_a_marker_is_a_string(given):
+    with pytest.raises(ValueIssue, match="is not a string; give the marker, or true for the tokenizer's end of text"):
+        SEPARATOR.parse(given)

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -803,3 +804,57 @@ def test_text_that_cannot_be_read_gives_the_reason(tmp_path, encoder_path):
     (tmp_path / "texts" / "bad.txt").write_bytes(b"caf\xe9")
     with pytest.raises(DataError, match=r"1 discarded \(1 undecodable, .*\); bad.txt: not UTF-8 at byte 3$"):
         create_tfrecords(settings_for(tmp_path, encoder_path))
+
+
+STORIES = "Once\n<|endoftext|>\nTwice\n<|endoftext|>\n"
+
+
+@pytest.mark.parametrize(("separator", "marker"), [("eos", "<|endoftext|>"), (True, "<|endoftext|>"), ("###", "###")])
+def test_a_text_may_be_many_documents(tmp_path, tokenizer, encoder_path, separator, marker):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text(STORIES.replace("<|endoftext|>", marker))
+    report = create_tfrecords(settings_for(tmp_path, encoder_path, document_separator=separator))
+    assert documents_of(report.tfrecords, tokenizer) == ["Once", "Twice"]
+
+
+def test_a_special_token_that_a_text_spells_is_counted(tmp_path, encoder_path):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text(STORIES)
+    report = create_tfrecords(settings_for(tmp_path, encoder_path))
+    (note,) = report.notes
+    assert note == (
+        "texts spell special tokens, read as plain characters: <|endoftext|> 2 times; "
+        "document_separator parts documents"
+    )
+    assert f"note: {note}" in describe(report).splitlines()
+    parted = create_tfrecords(settings_for(tmp_path, encoder_path, name="p", document_separator="eos"))
+    assert parted.notes == ()
+    absent = create_tfrecords(settings_for(tmp_path, encoder_path, name="q", document_separator="###"))
+    assert absent.notes[1] == "document_separator = '###': does not occur in the texts"
+
+
+def test_the_end_of_one_text_is_held_out(tmp_path, tokenizer, encoder_path):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("".join(f"token {n}\n" for n in range(100)))
+    report = create_tfrecords(settings_for(tmp_path, encoder_path, eval_fraction=0.1, processes=2))
+    texts = documents_of((*report.tfrecords, *report.eval_tfrecords), tokenizer)
+    assert texts == ["".join(f"token {n}\n" for n in numbers) for numbers in (range(91), range(91, 100))]
+    assert report.notes == ("the text is one document: its end, 0.1 of it, is held out",)
+
+
+def test_what_is_passed_over_in_folders_and_archives_is_reported(tmp_path, encoder_path):
+    write_lines(tmp_path / "texts", ["token"], files=1)
+    (tmp_path / "texts" / "a.pdf").touch()
+    with zipfile.ZipFile(tmp_path / "texts" / "a.zip", "w") as archive:
+        archive.writestr("__MACOSX/._a.txt", b"\0")
+        archive.writestr("a.txt", "stream")
+    report = create_tfrecords(settings_for(tmp_path, encoder_path))
+    assert report.stats.documents_kept == 2
+    assert [note.partition(";")[0] for note in report.notes] == ["passed over: 1 .pdf", "passed over: 1 hidden"]
+
+
+def test_flags_of_reading(tmp_path):
+    arguments = ["--input_dir", "in", "--on_bad_file", "skip", "--document_separator"]
+    settings = parse_arguments(arguments)
+    assert (settings.on_bad_file, settings.document_separator) == ("skip", "eos")
+    assert parse_arguments([*arguments, "###"]).document_separator == "###"

@@ -130,3 +130,40 @@ def test_ctrl_c_is_one_line_and_status_130(tmp_path, monkeypatch, capsys):
     assert main([*flags, "--file_type", "txt"]) == 130
     assert capsys.readouterr().err == "interrupted: no tokenizer was written\n"
     assert os.listdir(tmp_path / "out") == []
+
+
+def train(folder: Path, *flags: str) -> int:
+    return main(["--base_dir", str(folder), "--output_dir", f"{folder}/out", "--vocab_size", "270", *flags])
+
+
+def test_texts_may_stand_under_another_key(tmp_path, capsys):
+    lines = [json.dumps({"id": n, "content": text}) for n, text in enumerate(TEXTS * 5)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    assert train(tmp_path, "--file_type", "jsonl") == 2
+    reason = "a.jsonl:1: no text under the key 'text'; text_key can name 'id', 'content'"
+    *named, more, last = capsys.readouterr().err.splitlines()
+    assert (named[0], len(named), more) == (f"left out {reason}", 20, "left out 15 more")
+    assert last == f"{tmp_path}: has no text to train on ({reason}); add text, or raise --sample_share"
+    assert train(tmp_path, "--file_type", "jsonl", "--text_key", "content") == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_a_marker_between_documents_is_no_text_to_train_on(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("<|endoftext|>".join(TEXTS * 5))
+    for flags, is_text in (([], True), (["--document_separator"], False), (["--document_separator", "fox"], True)):
+        assert train(tmp_path, "--file_type", "txt", "--vocab_size", "400", "--overwrite", *flags) == 0
+        vocabulary = json.loads((tmp_path / "out" / FILE_NAME).read_text())["model"]["vocab"]
+        assert ("endoftext" in vocabulary) == is_text
+
+
+def test_what_is_passed_over_is_said(tmp_path, capsys):
+    write_texts(tmp_path / "texts")
+    (tmp_path / "texts" / "a.pdf").touch()
+    (tmp_path / "texts" / "b.txt").symlink_to("none")
+    assert train(tmp_path / "texts", "--file_type", "all") == 2
+    assert "b.txt: cannot be read (a link to nothing)" in capsys.readouterr().err
+    assert train(tmp_path / "texts", "--file_type", "all", "--on_bad_file", "skip") == 0
+    assert capsys.readouterr().err.splitlines() == [
+        "passed over: 1 .pdf; a glob reads files of any suffix",
+        "left out 1 file(s) that cannot be read: b.txt (a link to nothing)",
+    ]

@@ -200,6 +200,28 @@ def test_special_ids_that_disagree_with_the_tokenizer_are_refused(tmp_path):
     ]
 
 
+def test_a_text_is_parted_at_the_end_of_text_and_what_is_not_read_is_said(tmp_path):
+    documents = write_documents(tmp_path / "texts")
+    for name in documents:
+        (tmp_path / "texts" / name).unlink()
+    (tmp_path / "texts" / "all.txt").write_text("<|endoftext|>\n".join(documents.values()), encoding="utf-8")
+    (tmp_path / "texts" / "a.pdf").touch()
+    (tmp_path / "texts" / "lost.txt").symlink_to("none")
+    prepared, lines = prepare(dataset_of(tmp_path, document_separator=True, on_bad_file="skip"))
+    held_out, manifest = texts_of(prepared.eval_pattern, prepared), manifest_of(prepared)
+    assert set(held_out) < {text.strip("\n") for text in documents.values()}
+    assert manifest["train"]["documents_kept"] + len(held_out) == 60
+    assert lines[:2] == [
+        "mine: passed over: 1 .pdf; a glob reads files of any suffix",
+        "mine: left out 1 file(s) that cannot be read: lost.txt (a link to nothing)",
+    ]
+    assert not [line for line in lines if "special tokens" in line]
+    with pytest.raises(DataError, match="lost.txt: cannot be read .a link to nothing.; "):
+        prepare(dataset_of(tmp_path, document_separator=True))
+    _, lines = prepare(dataset_of(tmp_path, on_bad_file="skip"))
+    assert [line for line in lines if "texts spell special tokens, read as plain characters: <|endoftext|> 59" in line]
+
+
 def test_undecodable_documents_are_reported(tmp_path):
     write_documents(tmp_path / "texts")
     (tmp_path / "texts" / "bad.py").write_bytes(b"caf\xe9")
