@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from commands.console import say
 from commands.evaluate import build_evaluator, format_metrics
@@ -15,24 +16,71 @@ from data.tfrecord.shards import list_shards
 from inputs import evaluation_batches
 from runtime.checkpoint import reader
 from runtime.checkpoint.position import TrainingPosition
+from runtime.run import directory as run_directory
 from runtime.run.metrics import MetricsWriter
+from runtime.training.signals import Stopped
 
 SAVE_SECONDS = 1800  # timeout for one process's part of a checkpoint
 
 CheckpointHook = Callable[[TrainingPosition], None]
 
 
-def checkpoint_hooks(
+@dataclasses.dataclass(frozen=True)
+class CheckpointHooks:
+    """Runs hooks in their order. What a signal ends is done when the run resumes from that checkpoint."""
+
+    run: Run
+    hooks: Sequence[CheckpointHook]
+
+    @staticmethod
+    def of(run: Run, data: RunData, metrics: MetricsWriter | None, note: Callable[[str], None]) -> CheckpointHooks:
+        """Returns the hooks that the config asks for.
+
+        Args:
+            run: whose checkpoints they are; a signal ends a hook before its next step if `run.group` checks for it.
+            data: its datasets.
+            metrics: gets evaluation results and histograms; None where another process writes them.
+            note: shows a line without disturbing the progress bar.
+        """
+        return CheckpointHooks(run, list(_hooks(run, data, metrics, note)))
+
+    def __call__(self, position: TrainingPosition, first: int = 0) -> None:
+        """Runs the hooks of a checkpoint, from the first one that is not done yet.
+
+        Raises:
+            Stopped: a signal has ended them.
+        """
+        for number, hook in enumerate(self.hooks[first:], first):
+            try:
+                hook(position)
+            except Stopped:
+                if self.run.group.is_first:
+                    run_directory.write_interrupted(self.run.config.model_path, position.step, number)
+                raise
+
+    def catch_up(self, position: TrainingPosition) -> None:
+        """Runs those that a signal has ended at this checkpoint.
+
+        Raises:
+            Stopped: another one has.
+        """
+        first = interrupted_hook(self.run, position)
+        if first is not None:
+            self(position, first)
+            if self.run.group.is_first:
+                run_directory.forget_interrupted(self.run.config.model_path)
+
+
+def interrupted_hook(run: Run, position: TrainingPosition) -> int | None:
+    """Returns the number of the first hook that is left to do at a checkpoint, the same in all processes."""
+    found = run_directory.read_interrupted(run.config.model_path, position.step) if run.group.is_first else None
+    number = run.group.all_reduce_max(-1 if found is None else found)
+    return None if number < 0 else number
+
+
+def _hooks(
     run: Run, data: RunData, metrics: MetricsWriter | None, note: Callable[[str], None]
 ) -> Iterator[CheckpointHook]:
-    """Yields the hooks that the config asks for, in the order in which they run.
-
-    Args:
-        run: whose checkpoints they are.
-        data: its datasets.
-        metrics: gets evaluation results and histograms; None where another process writes them.
-        note: shows a line without disturbing the progress bar.
-    """
     if run.config.evaluation.eval_steps and data.has_eval_part():
         yield _evaluation_hook(run, data, metrics, note)
     if run.config.prediction.predict_steps and run.tokenizer is not None:
@@ -92,6 +140,8 @@ def _histogram_hook(run: Run, metrics: MetricsWriter) -> CheckpointHook:
         path = reader.latest_checkpoint(run.config.model_path)
         with run.group.timeout(SAVE_SECONDS):
             for name, value in reader.read_variables(path, names):
+                if run.group.size == 1:  # the other processes wait at the next step
+                    run.group.before_step()
                 metrics.write_histogram(position.step, f"weights/{name.removeprefix('gpt2/')}", value)
 
     return write_histograms

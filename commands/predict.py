@@ -17,7 +17,7 @@ from configs.errors import ConfigError
 from configs.schema import RunConfig
 from runtime.cluster.process_group import ProcessGroup
 from runtime.generation.outputs import format_line, format_samples, write_predictions
-from runtime.training.signals import sigterm_as_interrupt, uninterrupted
+from runtime.training.signals import signals_as_interrupt, uninterrupted
 from storage.files import is_local, write_text, writing_to
 
 PARTIAL = ".partial"  # marks the output of an interrupted prediction, so that it replaces no complete file
@@ -113,10 +113,10 @@ def _generate(
 ) -> list[Sample]:
     """Returns all samples, and writes each to the pipe as soon as it is finished.
 
-    Ctrl-C and SIGTERM save those that are finished by then.
+    Ctrl-C, SIGTERM and their like save those that are finished by then.
     """
     samples = []
-    with sigterm_as_interrupt():
+    with signals_as_interrupt():
         try:
             for sample in with_progress(generator.generate(encoded), encoded.n_samples, generator.run.group):
                 samples.append(sample)

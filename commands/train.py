@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import os
@@ -10,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from commands.backend import backend_of
-from commands.checkpoint_hooks import SAVE_SECONDS, check_hook_inputs, checkpoint_hooks
+from commands.checkpoint_hooks import SAVE_SECONDS, CheckpointHooks, check_hook_inputs, interrupted_hook
 from commands.console import say
 from commands.evaluate import plot_run
 from commands.options import Options
@@ -35,7 +36,9 @@ from runtime.run.metrics import MetricsWriter, memory_in_use
 from runtime.run.progress_bar import Progress
 from runtime.training import loop
 from runtime.training.loop import DivergenceReport, Hooks
+from runtime.training.multi_step import MultiStep
 from runtime.training.nan_diagnosis import Diagnosis
+from runtime.training.signals import StopRequest, stopped_during
 
 DIAGNOSIS_SECONDS = 1800  # timeout for the diagnosis of a divergence
 
@@ -52,21 +55,33 @@ def train(config: RunConfig, options: Options, group: ProcessGroup) -> int:
     resumed_from = reader.latest_checkpoint(config.model_path)
     position = _load_weights(run)
     train_steps = config.training.train_steps
-    if position.step >= train_steps:
+    if position.step >= train_steps and interrupted_hook(run, position) is None:
         say(f"step {position.step} of {train_steps}: training is finished; raise train_steps to train on")
         return 0
     batches = _load_batches(run, train_patterns, position)
     with _locked_run_directory(run, resumed_from), _metrics_writer(run, position) as metrics:
-        with _progress_bar(run, position) as progress, group.timeout():
-            hooks = _build_hooks(run, data, metrics, progress, peak)
-            position, signal_number = loop.train(
-                config.training, multi_step, batches, position, hooks, options.steps_per_checkpoint
-            )
-            if signal_number is None:
-                hooks.run_after_checkpoint(position)
+        with StopRequest(group.all_reduce_max) as stop, _progress_bar(run, position) as progress, group.timeout():
+            hooks = _build_hooks(run, data, metrics, progress, peak, stop)
+            position, signal_number = _run_to_the_end(run, multi_step, batches, position, hooks)
         if group.is_first:
             plot_run(config)
     return _log_end(config, position, signal_number)
+
+
+def _run_to_the_end(
+    run: Run, multi_step: MultiStep, batches: Iterator[Batch], position: TrainingPosition, hooks: Hooks
+) -> tuple[TrainingPosition, int | None]:
+    """Does what a signal has left undone, trains, and runs the hooks of the last checkpoint.
+
+    Returns:
+        The last position, and the signal that ended this early, or None.
+    """
+    training, steps_per_checkpoint = run.config.training, run.options.steps_per_checkpoint
+    signal_number = stopped_during(hooks.after_checkpoint.catch_up, position)
+    if signal_number or position.step >= training.train_steps:
+        return position, signal_number
+    position, signal_number = loop.train(training, multi_step, batches, position, hooks, steps_per_checkpoint)
+    return position, signal_number or stopped_during(hooks.after_checkpoint, position)
 
 
 def _peak_tokens_per_second(config: RunConfig, placement: Placement, group: ProcessGroup) -> float | None:
@@ -149,17 +164,23 @@ def _progress_bar(run: Run, position: TrainingPosition) -> Iterator[Progress]:
 
 
 def _build_hooks(
-    run: Run, data: RunData, metrics: MetricsWriter | None, progress: Progress, peak_tokens_per_second: float | None
+    run: Run,
+    data: RunData,
+    metrics: MetricsWriter | None,
+    progress: Progress,
+    peak_tokens_per_second: float | None,
+    stop: StopRequest,
 ) -> Hooks:
+    stoppable = dataclasses.replace(run, group=dataclasses.replace(run.group, before_step=stop.check))
     return Hooks(
         write_metrics=functools.partial(_write_metrics, run, metrics),
         save_checkpoint=_checkpoint_saver(run, metrics),
-        after_checkpoint=list(checkpoint_hooks(run, data, metrics, progress.note)),
+        after_checkpoint=CheckpointHooks.of(stoppable, data, metrics, progress.note),
         progress=progress,
         warn=progress.note if run.group.is_first else functools.partial(print, file=sys.stderr),
         diagnose=functools.partial(_diagnose, run, data),
         peak_tokens_per_second=peak_tokens_per_second,
-        all_reduce_max=run.group.all_reduce_max,
+        stop=stop,
     )
 
 
@@ -173,6 +194,9 @@ def _checkpoint_saver(run: Run, metrics: MetricsWriter | None) -> Callable[[Trai
 
     def save(position: TrainingPosition) -> str:
         with run.group.timeout(SAVE_SECONDS):
+            if run.group.is_first and run_directory.is_removed(run.config.model_path):
+                say(f"{run.config.model_path}: was removed; making it again, without the metrics until the next start")
+                run_directory.write_settings(run.config, run.tokenizer_json)
             if metrics is not None:
                 metrics.flush()  # a run that resumes from the checkpoint does not measure them again
             return writer.save(position)

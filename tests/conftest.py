@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 import tempfile
 
@@ -15,7 +16,10 @@ PROGRAMS = pytest.StashKey[str]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Lets all processes of this run, workers and the programs they start, share what XLA compiles."""
+    """Lets all processes of a run, workers and programs they start, share what XLA compiles, and heed signals."""
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) == signal.SIG_IGN:  # in the background of a shell, or under nohup
+            signal.signal(number, handler)
     if "TF_XLA_FLAGS" not in os.environ:
         config.stash[PROGRAMS] = tempfile.mkdtemp(prefix="neomesh-xla-")
         os.environ["TF_XLA_FLAGS"] = f"--tf_xla_persistent_cache_directory={config.stash[PROGRAMS]}"

@@ -26,13 +26,15 @@ class ProcessGroup:
         device: the device of this process; None: it may use every device.
         all_reduce_max: returns the largest of the int32 numbers that the processes pass, once all have called it.
         heartbeat: what this process reports to the others.
+        before_step: called before each step that waits for other processes; may raise in all of them.
     """
 
     index: int
     size: int
     device: str | None = None
     all_reduce_max: Callable[[int], int] = lambda number: number
-    heartbeat: heartbeat = dataclasses.field(default_factory=Heartbeat)
+    heartbeat: Heartbeat = dataclasses.field(default_factory=Heartbeat)
+    before_step: Callable[[], None] = lambda: None
 
     @property
     def is_first(self) -> bool:
@@ -54,6 +56,7 @@ class ProcessGroup:
         """Wraps a step that waits for other processes, so that each call marks a synchronization point."""
 
         def synchronized_step(*arrays: object) -> Result:
+            self.before_step()
             self.synchronize()
             return step(*arrays)
 

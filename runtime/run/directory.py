@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import posixpath
 
@@ -12,11 +13,12 @@ from data.tokenization.tokenizer import from_json
 from meshtf import tf
 from runtime.run.lock import LOCK_FILE
 from storage import buckets
-from storage.files import decode_text, is_local, write_text
+from storage.files import decode_text, is_local, write_text, writing_to
 from storage.remote_configs import on_disk
 
 CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.json"
+INTERRUPTED_FILE = "interrupted.json"  # which hook of which checkpoint a signal has ended
 # May exist before a run does.
 PLAN_PICTURE, DATASET_PICTURE = "plan.png", "dataset.png"
 # Settings that change what the weights compute, but not the shape of any variable.
@@ -61,6 +63,31 @@ def write_settings(config: RunConfig, tokenizer_json: str | None) -> None:
         write_text(posixpath.join(config.model_path, TOKENIZER_FILE), tokenizer_json)
 
 
+def write_interrupted(model_path: str, step: int, hook: int) -> None:
+    """Notes that a signal has ended what follows the checkpoint of a step, from the hook of this number on."""
+    write_text(posixpath.join(model_path, INTERRUPTED_FILE), json.dumps([step, hook]))
+
+
+def read_interrupted(model_path: str, step: int) -> int | None:
+    """Returns the number of the first hook that is left to do at the checkpoint of a step; None: all were done."""
+    try:
+        interrupted_step, hook = json.loads(_read(posixpath.join(model_path, INTERRUPTED_FILE)))
+    except (tf.errors.OpError, ValueError, TypeError):
+        return None
+    return hook if interrupted_step == step and isinstance(hook, int) else None
+
+
+def forget_interrupted(model_path: str) -> None:
+    """Notes that nothing is left to do."""
+    with writing_to(model_path, tf.errors.OpError):
+        tf.io.gfile.remove(posixpath.join(model_path, INTERRUPTED_FILE))
+
+
+def is_removed(model_path: str) -> bool:
+    """Whether a local folder is gone; in a bucket there are only files."""
+    return is_local(model_path) and not os.path.isdir(model_path)
+
+
 def check_shared(config: RunConfig) -> None:
     """Checks that this process sees the files that the first process of the run wrote.
 
@@ -86,7 +113,7 @@ def check_settings(config: RunConfig, tokenizer_json: str | None) -> None:
     if tokenizer_json is not None and path is not None and not _is_tokenizer(_read(path), tokenizer_json):
         raise CheckpointError(
             f"{path}: differs from the tokenizer of the dataset, which has changed since training started; give "
-            "another model_path, or --new to start over"
+            "the tokenizer that the run was trained with, or another model_path"
         )
 
 
@@ -98,7 +125,25 @@ def _is_tokenizer(kept: bytes, tokenizer_json: str) -> bool:
 def tokenizer_path(model_path: str) -> str | None:
     """Returns the path of the tokenizer that the run was trained with; None: unknown."""
     path = posixpath.join(model_path, TOKENIZER_FILE)
-    return path if tf.io.gfile.exists(path) else None
+    return path if tf.io.gfile.exists(path) and not _is_damaged(path) else None
+
+
+def damaged_settings(model_path: str) -> list[str]:
+    """Returns a line for each file of settings that is empty or cut off, as after a power cut, and is not used."""
+    uses = {CONFIG_FILE: "the config is not compared with it", TOKENIZER_FILE: "the dataset's tokenizer is used"}
+    paths = {posixpath.join(model_path, name): instead for name, instead in uses.items()}
+    return [
+        f"{path}: is damaged, so {instead}"
+        for path, instead in paths.items()
+        if tf.io.gfile.exists(path) and _is_damaged(path)
+    ]
+
+
+def _is_damaged(path: str) -> bool:
+    try:
+        return not isinstance(json.loads(_read(path)), dict)
+    except ValueError:
+        return True
 
 
 def _read(path: str) -> bytes:
@@ -108,7 +153,7 @@ def _read(path: str) -> bytes:
 
 def _check_model(config: RunConfig) -> None:
     path = posixpath.join(config.model_path, CONFIG_FILE)
-    if not tf.io.gfile.exists(path):
+    if not tf.io.gfile.exists(path) or _is_damaged(path):
         return
     trained, wanted = _weight_settings(_load(path)), _weight_settings(config)
     for key, was in trained.items():
@@ -180,8 +225,8 @@ def delete_contents(model_path: str) -> None:
             if name != LOCK_FILE:
                 buckets.delete(f"{model_path.rstrip('/')}/{name}")
         return
-    for name in tf.io.gfile.listdir(model_path):
-        path = posixpath.join(model_path, name)
-        if name == LOCK_FILE:
-            continue
-        (tf.io.gfile.rmtree if tf.io.gfile.isdir(path) else tf.io.gfile.remove)(path)
+    with writing_to(model_path, tf.errors.OpError):
+        for name in tf.io.gfile.listdir(model_path):
+            path = posixpath.join(model_path, name)
+            if name != LOCK_FILE:
+                (tf.io.gfile.rmtree if tf.io.gfile.isdir(path) else tf.io.gfile.remove)(path)

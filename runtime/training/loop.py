@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from data.loading.batch import Batch
 from runtime.checkpoint.position import TrainingPosition
 from runtime.run.progress_bar import Progress
 from runtime.training.multi_step import MultiStep, StepResult, next_step_count, run_steps
-from runtime.training.signals import StopRequest
+from runtime.training.signals import StopRequest, stopped_during
 from runtime.training.throughput import Throughput, ThroughputMeter
 
 
@@ -50,27 +50,22 @@ class Hooks:
     Attributes:
         write_metrics: takes the step and values by metric name, every `iterations` steps.
         save_checkpoint: saves the variables.
-        after_checkpoint: called in turn after each checkpoint but the last, such as evaluation and samples.
+        after_checkpoint: called after each checkpoint but the last, such as evaluation and samples; `stop` may end it.
         progress: shows loss and speed.
         warn: takes a message, such as about a skipped record.
         diagnose: takes the position before a step that diverged, and its batch; the variables are as before that step.
         peak_tokens_per_second: throughput at full utilisation; None if unknown.
-        all_reduce_max: the maximum over all processes, so that all stop at the same step.
+        stop: records signals, and agrees with the other processes on when to stop.
     """
 
     write_metrics: Callable[[int, Mapping[str, float]], None]
     save_checkpoint: Callable[[TrainingPosition], object]
-    after_checkpoint: Sequence[Callable[[TrainingPosition], None]]
+    after_checkpoint: Callable[[TrainingPosition], None]
     progress: Progress
     warn: Callable[[str], None]
     diagnose: Callable[[TrainingPosition, Batch], DivergenceReport]
     peak_tokens_per_second: float | None
-    all_reduce_max: Callable[[int], int] = lambda number: number
-
-    def run_after_checkpoint(self, position: TrainingPosition) -> None:
-        """Runs every hook of `after_checkpoint`."""
-        for hook in self.after_checkpoint:
-            hook(position)
+    stop: StopRequest
 
 
 def train(
@@ -81,7 +76,7 @@ def train(
     hooks: Hooks,
     steps_per_checkpoint: int,
 ) -> tuple[TrainingPosition, int | None]:
-    """Trains up to `train_steps` or until a signal arrives; saves a checkpoint at the end either way.
+    """Trains up to `train_steps` or until `hooks.stop` has a signal; saves a checkpoint at the end either way.
 
     Args:
         training: steps, learning rate schedule, seed.
@@ -102,12 +97,12 @@ def train(
     checkpoint = _CheckpointOnExit(hooks.save_checkpoint, position)
     loader = _BatchLoader(batches)
     meter = ThroughputMeter(hooks.peak_tokens_per_second, hooks.warn)
-    with StopRequest() as stop, checkpoint:
+    with checkpoint:
         while position.step < training.train_steps:
             n_steps = next_step_count(multi_step, position.step, training.train_steps, steps_per_checkpoint)
             with meter.waiting_for_data():
                 loaded = loader.load(n_steps)
-            if signal_number := _agree_to_stop(stop, loader, bool(loaded), hooks):
+            if signal_number := _agree_to_stop(hooks.stop, loader, bool(loaded)):
                 return position, signal_number
             results = run_steps(multi_step, loaded, position.step, training)
             throughput = meter.update((loaded[-1].next_example - position.examples) * loaded[-1].tokens_BS.shape[1])
@@ -118,14 +113,15 @@ def train(
             checkpoint.reached = position
             if position.step % steps_per_checkpoint == 0 and position.step < training.train_steps:
                 checkpoint.save()
-                hooks.run_after_checkpoint(position)
+                if signal_number := stopped_during(hooks.after_checkpoint, position):
+                    return position, signal_number
                 meter.restart()
     return position, None
 
 
-def _agree_to_stop(stop: StopRequest, loader: _BatchLoader, has_data: bool, hooks: Hooks) -> int:
+def _agree_to_stop(stop: StopRequest, loader: _BatchLoader, has_data: bool) -> int:
     """Returns the signal that any process has received, or 0; raises if any process has no data."""
-    code = hooks.all_reduce_max(stop.signal_number or 0 if has_data else NO_DATA)
+    code = stop.agree(None if has_data else NO_DATA)
     if code == NO_DATA:
         raise loader.error
     return code

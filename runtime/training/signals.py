@@ -1,38 +1,76 @@
-"""Ctrl-C and SIGTERM: the first signal stops training after the current step; a Ctrl-C after it stops at once.
+"""Signals that end training: the first stops it after the current step; a Ctrl-C after it stops at once.
 
-A second SIGTERM changes nothing: job schedulers may send several to each process, and the checkpoint that the first one
-asked for must still be written.
+A job scheduler announces the end of a job by SIGTERM, SIGUSR1 or SIGUSR2, and a terminal that is closed sends SIGHUP.
+A second of these changes nothing: schedulers may send several to each process, and the checkpoint that the first one
+asked for must still be written. A signal that is ignored when the program starts stays ignored, such as SIGHUP under
+nohup.
 """
 
 from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+Handler = Callable[[int, "FrameType | None"], object] | int
+
+
+class Stopped(Exception):
+    """A signal ends training now.
+
+    Attributes:
+        signal_number: the signal.
+    """
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"stopped by signal {signal_number}")
+        self.signal_number = signal_number
 
 
 @contextlib.contextmanager
-def sigterm_as_interrupt() -> Iterator[None]:
-    """Makes SIGTERM raise KeyboardInterrupt, as Ctrl-C does, for work that may stop anywhere."""
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
+def signals_as_interrupt() -> Iterator[None]:
+    """Makes every signal raise KeyboardInterrupt, as Ctrl-C does, for work that may stop anywhere."""
+    with _handled(signal.default_int_handler):
         yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Ignores Ctrl-C and SIGTERM during a short task that must not be cut off."""
-    previous = {number: signal.signal(number, signal.SIG_IGN) for number in SIGNALS}
+    """Ignores the signals during a short task that must not be cut off."""
+    with _handled(signal.SIG_IGN):
+        yield
+
+
+@contextlib.contextmanager
+def _handled(handler: Handler) -> Iterator[None]:
+    previous = _replace(handler)
     try:
         yield
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        _restore(previous)
+
+
+def _replace(handler: Handler) -> dict[int, Handler]:
+    """Handles each signal that is not ignored; returns the handlers before."""
+    heeded = [number for number in SIGNALS if signal.getsignal(number) not in (signal.SIG_IGN, None)]
+    return {number: signal.signal(number, handler) for number in heeded}
+
+
+def _restore(previous: dict[int, Handler]) -> None:
+    for number, handler in previous.items():
+        signal.signal(number, handler)
+
+
+def stopped_during(work: Callable[..., None], *arguments: object) -> int | None:
+    """Does work that `StopRequest.check` may end; returns the signal that did, if any."""
+    try:
+        work(*arguments)
+    except Stopped as stopped:
+        return stopped.signal_number
+    return None
 
 
 class StopRequest:
@@ -42,17 +80,36 @@ class StopRequest:
         signal_number: the signal received; None so far.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, all_reduce_max: Callable[[int], int] = lambda number: number) -> None:
+        """Takes the maximum over all processes, so that all stop at the same step."""
         self.signal_number: int | None = None
+        self._all_reduce_max = all_reduce_max
 
     def __enter__(self) -> StopRequest:
-        self._previous = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        self._previous = _replace(self._receive)
         return self
 
     def __exit__(self, *error: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        _restore(self._previous)
+
+    def agree(self, own: int | None = None) -> int:
+        """Returns the largest number of all processes, which call this together.
+
+        Args:
+            own: the number of this process; None: that of the signal it has received, or 0.
+        """
+        return self._all_reduce_max((self.signal_number or 0) if own is None else own)
+
+    def check(self) -> None:
+        """Ends what all processes do together once one of them has received a signal.
+
+        Raises:
+            Stopped: one has.
+        """
+        if signal_number := self.agree():
+            raise Stopped(signal_number)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.signal_number = self.signal_number or number
-        signal.signal(signal.SIGINT, self._previous[signal.SIGINT])
+        if signal.SIGINT in self._previous:
+            signal.signal(signal.SIGINT, self._previous[signal.SIGINT])

@@ -14,7 +14,8 @@ MAX_FAILURES = 5  # exits in a row without a new furthest step
 MAX_BACKOFF_SECONDS = 300.0
 REFUSED = 2  # main.py's exit status for an error that the user can fix
 PROCESS_LOST = 3  # its exit status when another process of the cluster is lost
-SIGNALS_TO_STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# Job schedulers announce the end of a job by SIGUSR1 or SIGUSR2 too.
+SIGNALS_TO_STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 @dataclasses.dataclass(frozen=True)

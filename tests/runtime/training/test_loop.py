@@ -23,6 +23,7 @@ from runtime.run.progress_bar import Progress
 from runtime.training.loop import NO_DATA, DivergedError, DivergenceReport, Hooks, train
 from runtime.training.lr_schedules import learning_rate
 from runtime.training.multi_step import SingleStep, Step
+from runtime.training.signals import SIGNALS, StopRequest
 
 TRAINING = TrainingConfig(
     train_batch_size=2, train_steps=10, lr=1.0, lr_decay="linear", warmup_steps=4, iterations=4, seed=7
@@ -59,6 +60,7 @@ class Recorder:
     calls: list[tuple] = dataclasses.field(default_factory=list)
     events: list[tuple] = dataclasses.field(default_factory=list)
     all_reduce_max: Callable[[int], int] = lambda number: number
+    during_hook: Callable[[StopRequest], None] = lambda stop: None
     report: DivergenceReport = DivergenceReport()
     peak_tokens_per_second: float | None = None
 
@@ -72,15 +74,21 @@ class Recorder:
         return {"loss": np.float32(loss), "grad_norm": np.float32(self.norms.get(len(self.calls), 0.5))}
 
     def hooks(self) -> Hooks:
+        stop = StopRequest(self.all_reduce_max)
+
+        def after_checkpoint(position: TrainingPosition) -> None:
+            self.during_hook(stop)
+            self.events.append(("hook", position))
+
         return Hooks(
             write_metrics=lambda step, values: self.events.append(("metrics", step, dict(values))),
             save_checkpoint=lambda position: self.events.append(("save", position)),
-            after_checkpoint=[lambda position: self.events.append(("hook", position))],
+            after_checkpoint=after_checkpoint,
             progress=Progress(TRAINING.train_steps, 0, io.StringIO()),
             warn=lambda problem: self.events.append(("problem", problem)),
             diagnose=self.diagnose,
             peak_tokens_per_second=self.peak_tokens_per_second,
-            all_reduce_max=self.all_reduce_max,
+            stop=stop,
         )
 
     def diagnose(self, position: TrainingPosition, batch: Batch) -> DivergenceReport:
@@ -88,8 +96,9 @@ class Recorder:
         return self.report
 
     def train(self, start: TrainingPosition, steps_per_checkpoint: int, training: TrainingConfig = TRAINING) -> tuple:
-        batches = batches_from(start.examples)
-        return train(training, SingleStep(self.step), batches, start, self.hooks(), steps_per_checkpoint)
+        batches, hooks = batches_from(start.examples), self.hooks()
+        with hooks.stop:
+            return train(training, SingleStep(self.step), batches, start, hooks, steps_per_checkpoint)
 
     def of_kind(self, kind: str) -> list[tuple]:
         return [event[1:] for event in self.events if event[0] == kind]
@@ -170,13 +179,25 @@ def test_a_finished_run_trains_and_saves_nothing() -> None:
     assert (recorder.calls, recorder.events) == ([], [])
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize(("at", "saved"), [(5, [5]), (6, [6])], ids=["between", "at a checkpoint"])
 def test_a_signal_ends_training_after_its_step_with_one_checkpoint(number: int, at: int, saved: list[int]) -> None:
     recorder = Recorder(during_call=lambda call: os.kill(os.getpid(), number) if call == at else None)
     assert recorder.train(START, steps_per_checkpoint=6) == (TrainingPosition(at, 2 * at), number)
     assert recorder.of_kind("save") == [(TrainingPosition(step, 2 * step),) for step in saved]
     assert len(recorder.calls) == at
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_ends_what_follows_a_checkpoint(number: int) -> None:
+    def evaluate(stop: StopRequest) -> None:
+        os.kill(os.getpid(), number)
+        stop.check()
+
+    recorder = Recorder(during_hook=evaluate)
+    assert recorder.train(START, steps_per_checkpoint=6) == (TrainingPosition(6, 12), number)
+    assert recorder.of_kind("save") == [(TrainingPosition(6, 12),)]
+    assert (len(recorder.calls), recorder.of_kind("hook")) == (6, [])
 
 
 @pytest.mark.parametrize(("value", "shown"), [(math.nan, "nan"), (math.inf, "inf"), (-math.inf, "-inf")])

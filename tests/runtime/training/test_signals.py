@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import pytest
 
-from runtime.training.signals import SIGNALS, StopRequest
+from runtime.training.signals import SIGNALS, StopRequest, signals_as_interrupt, stopped_during, uninterrupted
 
 
 def send(number: int) -> None:
@@ -22,8 +24,47 @@ def handlers_before():
     assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
-def test_the_signals_are_ctrl_c_and_sigterm() -> None:
-    assert set(SIGNALS) == {signal.SIGINT, signal.SIGTERM}
+def test_the_signals_are_those_of_terminals_and_job_schedulers() -> None:
+    assert set(SIGNALS) == {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("context", [StopRequest, signals_as_interrupt, uninterrupted])
+def test_an_ignored_signal_stays_ignored(number: int, context: Callable[[], AbstractContextManager[object]]) -> None:
+    previous = signal.signal(number, signal.SIG_IGN)
+    try:
+        with context():
+            send(number)
+            assert signal.getsignal(number) == signal.SIG_IGN
+        assert signal.getsignal(number) == signal.SIG_IGN
+    finally:
+        signal.signal(number, previous)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_work_that_may_stop_anywhere_is_interrupted(handlers_before: list, number: int) -> None:
+    with pytest.raises(KeyboardInterrupt), signals_as_interrupt():
+        send(number)
+    with uninterrupted():
+        send(number)
+
+
+def test_a_check_ends_work_in_every_process_once_one_has_a_signal() -> None:
+    heard = []
+
+    def all_reduce_max(number: int) -> int:
+        heard.append(number)
+        return max(number, signal.SIGTERM if len(heard) == 3 else 0)
+
+    stop = StopRequest(all_reduce_max)
+
+    def work(n_steps: int) -> None:
+        for _ in range(n_steps):
+            stop.check()
+
+    assert stopped_during(work, 2) is None
+    assert stopped_during(work, 5) == signal.SIGTERM
+    assert heard == [0, 0, 0]
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -41,18 +82,19 @@ def test_the_second_ctrl_c_stops_at_once(handlers_before: list) -> None:
         send(signal.SIGINT)
 
 
-def test_a_second_sigterm_changes_nothing(handlers_before: list) -> None:
+@pytest.mark.parametrize("number", [number for number in SIGNALS if number != signal.SIGINT])
+def test_a_second_signal_changes_nothing(handlers_before: list, number: int) -> None:
     received = []
-    previous = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
+    previous = signal.signal(number, lambda number, frame: received.append(number))
     try:
         with StopRequest() as stop:
-            send(signal.SIGTERM)
-            send(signal.SIGTERM)
-            assert (stop.signal_number, received) == (signal.SIGTERM, [])
-        send(signal.SIGTERM)
-        assert received == [signal.SIGTERM]
+            send(number)
+            send(number)
+            assert (stop.signal_number, received) == (number, [])
+        send(number)
+        assert received == [number]
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        signal.signal(number, previous)
 
 
 def test_the_first_signal_is_the_one_recorded(handlers_before: list) -> None:

@@ -1,0 +1,60 @@
+"""What a signal ends after a checkpoint is done when the run resumes from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+from pathlib import Path
+
+import pytest
+
+from commands.checkpoint_hooks import CheckpointHooks, interrupted_hook
+from commands.run_setup import Run
+from runtime.checkpoint.position import TrainingPosition
+from runtime.cluster.process_group import ALONE
+from runtime.training.signals import Stopped
+from tests import tiny
+
+POSITION = TrainingPosition(6, 12)
+
+
+@dataclasses.dataclass
+class Hooks:
+    """Three hooks, of which one is ended by a signal."""
+
+    model_path: Path
+    stopped: int | None = None
+    done: list[tuple[int, int]] = dataclasses.field(default_factory=list)
+
+    def hook(self, number: int, position: TrainingPosition) -> None:
+        if number == self.stopped:
+            raise Stopped(signal.SIGTERM)
+        self.done.append((number, position.step))
+
+    def all(self) -> CheckpointHooks:
+        config = dataclasses.replace(tiny.run_config(), model_path=str(self.model_path))
+        run = Run(config, None, ALONE, None, None)
+        return CheckpointHooks(
+            run, [lambda position, number=number: self.hook(number, position) for number in range(3)]
+        )
+
+
+def test_what_a_signal_has_ended_is_done_on_resume(tmp_path: Path) -> None:
+    first = Hooks(tmp_path, stopped=1)
+    with pytest.raises(Stopped):
+        first.all()(POSITION)
+    second = Hooks(tmp_path, stopped=2)  # a signal comes again
+    with pytest.raises(Stopped):
+        second.all().catch_up(POSITION)
+    third = Hooks(tmp_path)
+    assert interrupted_hook(third.all().run, POSITION) == 2
+    third.all().catch_up(TrainingPosition(7, 14))  # another checkpoint has nothing left to do
+    third.all().catch_up(POSITION)
+    assert (first.done, second.done, third.done) == ([(0, 6)], [(1, 6)], [(2, 6)])
+    assert list(tmp_path.iterdir()) == [] and interrupted_hook(third.all().run, POSITION) is None
+
+
+@pytest.mark.parametrize("content", ["", "[6]", "{}", '[6, "x"]', "\0\0"])
+def test_a_damaged_note_is_nothing_left_to_do(tmp_path: Path, content: str) -> None:
+    (tmp_path / "interrupted.json").write_text(content)
+    assert interrupted_hook(Hooks(tmp_path).all().run, POSITION) is None
