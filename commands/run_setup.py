@@ -14,6 +14,7 @@ from data.tokenization.tokenizer import Tokenizer
 from runtime.checkpoint import reader
 from runtime.checkpoint.init_from import load_initial_weights
 from runtime.checkpoint.position import TrainingPosition
+from runtime.checkpoint.reader import DamagedError
 from runtime.cluster.process_group import ProcessGroup
 from runtime.mesh.devices import choose_devices
 from runtime.mesh.multi_process import place_process
@@ -94,13 +95,21 @@ def newest_checkpoint(config: RunConfig) -> str:
     Raises:
         CheckpointError: there is none.
     """
-    path = reader.latest_checkpoint(config.model_path)
-    if path is None:
+    return _checkpoints(config)[0]
+
+
+def _checkpoints(config: RunConfig) -> list[str]:
+    """Returns the checkpoints in `model_path`, the newest first."""
+    newest, state = reader.latest_checkpoint(config.model_path), reader.read_state(config.model_path)
+    if newest is None:
         raise CheckpointError(
             f"model_path = {config.model_path}: holds no checkpoint; train first, or give the model_path of "
             "a trained model"
         )
-    return path
+    problems = [f"{state.problem}; using the newest checkpoint there, {newest}"] if state.problem else []
+    for line in [*problems, *run_directory.damaged_settings(config.model_path)]:
+        say(line)
+    return list(reversed(state.times_seconds))
 
 
 def load_trained(run: Run) -> TrainingPosition:
@@ -120,8 +129,28 @@ def load_init_from(run: Run) -> TrainingPosition:
 
 
 def restore_latest(run: Run) -> TrainingPosition:
-    """Restores the newest checkpoint."""
-    path = newest_checkpoint(run.config)
-    position = reader.restore(path, run.placement.store, run.config.training.train_batch_size)
-    say(f"restored {path}")
-    return position
+    """Restores the newest checkpoint whose files are whole.
+
+    Raises:
+        CheckpointError: none is, or it does not fit the config.
+    """
+    for path in _checkpoints(run.config):
+        position, damage = _try_to_restore(run, path)
+        if position is not None:
+            say(f"restored {path}")
+            return position
+        say(f"{damage.problem}; trying the checkpoint before it")
+    raise CheckpointError(
+        f"model_path = {run.config.model_path}: holds no checkpoint that can be read; restore the files from a copy, "
+        "or give another model_path"
+    )
+
+
+def _try_to_restore(run: Run, path: str) -> tuple[TrainingPosition | None, DamagedError]:
+    """Returns the position; None in every process if the files are damaged for one of them."""
+    position, damage = None, DamagedError(f"{path}: is damaged for another process")
+    try:
+        position = reader.restore(path, run.placement.store, run.config.training.train_batch_size)
+    except DamagedError as error:
+        damage = error
+    return None if run.group.all_reduce_max(int(position is None)) else position, damage

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
 import threading
@@ -37,12 +38,15 @@ def decode_text(content: bytes) -> str:
 
 
 def flush_to_disk(path: str) -> None:
-    """Waits until a local file or folder would survive a power loss."""
+    """Waits until a local file or folder would survive a power loss, where the file system can say so."""
     if not is_local(path):
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # of network file systems, for folders
+            raise
     finally:
         os.close(descriptor)
 
@@ -53,14 +57,14 @@ def writing_to(path: str, errors: type[Exception] = OSError) -> Iterator[None]:
 
     Args:
         path: the file or folder that is written.
-        errors: what the writer raises.
+        errors: what the writer raises, besides OSError.
 
     Raises:
         UserError: names the path and the reason.
     """
     try:
         yield
-    except errors as error:
+    except (OSError, errors) as error:
         reason = getattr(error, "strerror", None) or getattr(error, "message", None) or str(error)
         raise _cannot_write(path, reason.splitlines()[0]) from error
 

@@ -35,6 +35,8 @@ POLL_SECONDS = 0.1
 def locked(path: str, refusal: str, remedy: str, wait_seconds: float = 0.0) -> Iterator[None]:
     """Holds the lock at a path. It is released when the process ends, however it ends.
 
+    Where the file system has no locks, a line says so, and nothing is locked.
+
     Args:
         path: the file or object that is the lock. A file stays; its holder may delete it.
         refusal: the first half of the error message: what another process does there.
@@ -87,6 +89,10 @@ def _lock_file(path: str, refusal: str, wait_seconds: float) -> int:
             if time.monotonic() >= deadline:
                 raise UserError(refusal) from None
             time.sleep(POLL_SECONDS)
+        except OSError as error:  # as on NFS without its lock service, Lustre without `-o flock`, some of FUSE
+            remedy = "going on without a lock, so start no second process there"
+            print(f"{path}: cannot be locked: {error.strerror}; {remedy}", file=sys.stderr, flush=True)
+            return descriptor
         os.close(descriptor)
 
 

@@ -193,6 +193,49 @@ def test_a_run_stopped_or_killed_anywhere_resumes_exactly(project: Project, numb
     assert losses(project.folder / "runs/broken") == losses(project.run)
 
 
+@pytest.mark.slow
+@pytest.mark.processes
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
+def test_a_signal_ends_an_evaluation_within_seconds_and_it_is_done_on_resume(project: Project, number: int) -> None:
+    folder, run = project.folder, project.folder / "runs" / "evaluated"
+    shutil.rmtree(run, ignore_errors=True)
+    if not (folder / "long_200000.tfrecords").exists():
+        write_examples(str(folder / "long_200000.tfrecords"), ([7] * 17 for _ in range(200_000)))
+    changes = [records_dataset(eval_path="long_200000.tfrecords"), "model_path=runs/evaluated", "train_steps=40"]
+    arguments = [part for change in changes for part in ("--set", change)]
+    arguments += ["--set", "eval_batch_size=1", "--steps_per_checkpoint", "20", "--set"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command(*arguments, "eval_steps=200000"), cwd=folder, env=ENVIRONMENT, **pipes)
+    while process.poll() is None and not (run / "checkpoint").exists():
+        time.sleep(0.01)
+    time.sleep(4.0)  # the evaluation runs
+    process.send_signal(number)
+    sent_seconds = time.monotonic()
+    out, _ = process.communicate()
+    assert time.monotonic() - sent_seconds < 20.0
+    assert (process.returncode, STOPPED.fullmatch(out.splitlines()[-1])[1]) == (128 + number, "20")
+    assert run_process(folder, *arguments, "eval_steps=5").returncode == 0
+    measured = [(line["step"], line["split"]) for line in read_metrics(str(run))]
+    train = [(step, "train") for step in range(1, 41)]
+    assert measured == [*train[:20], (20, "eval"), *train[20:], (40, "eval")]
+    assert not (run / "interrupted.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+def test_a_disk_that_fails_at_a_checkpoint_ends_the_run_with_a_message(project: Project) -> None:
+    """The checkpoint is larger than a file may be; what was there before stays."""
+    arguments = ["--set", "model_path=runs/limited", "--set", "train_steps=40", "--steps_per_checkpoint", "20"]
+    limit = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+    limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)); import sys, main; sys.exit(main.main())"
+    program = [sys.executable, "-c", limit, *command(*arguments)[2:]]
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(program, cwd=project.folder, env=environment, capture_output=True, text=True)
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert last.startswith("runs/limited/model.ckpt-20: cannot be written: ") and "; make room there, or " in last
+
+
 def test_evaluation_covers_all_held_out_data_on_any_mesh(
     here: Project, copied_run: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -756,23 +799,29 @@ def test_a_wrong_record_is_named_and_nothing_is_written(
     (here.run / "dataset.png").unlink()
 
 
-def test_a_run_whose_checkpoint_is_torn_stays_as_it_is(
+def test_a_torn_checkpoint_gives_way_to_the_one_before_it(
     here: Project, copied_run: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    predict = ("--predict", "--seed", "1", "--set", f"model_path={copied_run}")
     os.truncate(f"{copied_run}/model.ckpt-300.data-00000-of-00001", 100)
+    os.truncate(f"{copied_run}/config.json", 0)
+    result = call(capsys, *predict)
+    lines = result.out.splitlines()
+    assert (result.status, result.err, lines[3]) == (0, "", f"restored {copied_run}/model.ckpt-200")
+    assert lines[1] == f"{copied_run}/config.json: is damaged, so the config is not compared with it"
+    assert lines[2].startswith(f"{copied_run}/model.ckpt-300: cannot be read: ")
+    assert lines[2].endswith("; trying the checkpoint before it")
+    for step in (100, 200):
+        os.truncate(f"{copied_run}/model.ckpt-{step}.index", 0)
     before = snapshot(here.folder)
-    for arguments in ([], ["--eval"], ["--predict"]):
+    for arguments in ((), ("--eval",), ("--predict",)):
         result = call(capsys, *arguments, "--set", f"model_path={copied_run}")
-        assert result.status == 2
-        assert result.err.startswith(f"{copied_run}/model.ckpt-300: cannot be read: ")
-        assert result.err.endswith(
-            "; remove the files of this checkpoint to resume from the previous one, or give another model_path\n"
+        assert (result.status, result.err) == (
+            2,
+            f"model_path = {copied_run}: holds no checkpoint that can be read; restore the files from a copy, or give "
+            "another model_path\n",
         )
         assert snapshot(here.folder) == before
-    for path in Path(copied_run).glob("model.ckpt-300.*"):
-        path.unlink()
-    result = call(capsys, "--predict", "--seed", "1", "--set", f"model_path={copied_run}")
-    assert (result.status, result.out.splitlines()[1]) == (0, f"restored {copied_run}/model.ckpt-200")
 
 
 def test_another_tokenizer_is_refused(here: Project, copied_run: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -784,7 +833,7 @@ def test_another_tokenizer_is_refused(here: Project, copied_run: str, capsys: py
         assert (result.status, result.err) == (
             2,
             f"{copied_run}/tokenizer.json: differs from the tokenizer of the dataset, which has changed since "
-            "training started; give another model_path, or --new to start over\n",
+            "training started; give the tokenizer that the run was trained with, or another model_path\n",
         )
         assert snapshot(here.folder) == before
 
@@ -805,6 +854,12 @@ def test_a_trained_model_needs_none_of_its_data(
     Path(copied_run, "tokenizer.json").write_text("{}")
     result = call(capsys, *asked, *run)
     assert result.status == 2 and result.err.startswith(f"{copied_run}/tokenizer.json: ")
+    for content in (b"", b'{"version": "1.', b"\0" * 4096):  # after a power cut, the dataset's tokenizer is used
+        Path(copied_run, "tokenizer.json").write_bytes(content)
+        result = call(capsys, *asked, *run[:2])
+        damaged = f"{copied_run}/tokenizer.json: is damaged, so the dataset's tokenizer is used"
+        assert (result.status, result.err, damaged in result.out) == (0, "", True)
+        assert Path(copied_run, "predictions_nosacred_300.txt").read_text() == texts[0]
     Path(copied_run, "tokenizer.json").unlink()
     result = call(capsys, *asked, *run)
     assert (result.status, result.err) == (

@@ -7,7 +7,7 @@ import difflib
 import posixpath
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -21,69 +21,100 @@ STEP_NAME = "global_step"
 # Hugging Face's converter skips names that hold "global_step", and fails on names that it does not know.
 EXAMPLES_NAME = "global_step_examples"
 DATASET_EXAMPLES_PREFIX = "global_step_examples_of/"  # a dataset's name follows
+FINISHED = re.compile(r"^[^.].*-\d+\.index$")  # the index is written last
+N_RECENT = 10  # checkpoints that stay, besides the permanent ones
+# What TensorFlow raises for a file that is cut off, empty, overwritten or missing, not for a network or permissions.
+DAMAGE = (tf.errors.DataLossError, tf.errors.OutOfRangeError, tf.errors.NotFoundError, ValueError)
 SLOT = re.compile(r"/adam_[mv]$|_slot_(vr|vc|v|m)$")  # optimiser state, also that of GPT-Neo's Adafactor
+
+
+class DamagedError(CheckpointError):
+    """The files of a checkpoint are damaged or missing; an earlier checkpoint may be whole."""
+
+    def __init__(self, problem: str) -> None:
+        """Keeps what is wrong apart from what to do."""
+        super().__init__(f"{problem}; restore its files, or give another path")
+        self.problem = problem
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointState:
-    """The content of the file `checkpoint`.
+    """The finished checkpoints of a folder.
 
     Attributes:
-        newest: path prefix of the checkpoint to resume from.
-        times_seconds: when each finished checkpoint was written, by path prefix, the newest last.
+        times_seconds: when each was written, by path prefix, the newest last.
         permanent_seconds: when the last of the permanent checkpoints was written.
+        problem: what is wrong with the file `checkpoint`, so that others than those it names count; None: nothing.
     """
 
-    newest: str
-    times_seconds: dict[str, float]
-    permanent_seconds: float
+    times_seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    permanent_seconds: float = 0.0
+    problem: str | None = None
 
 
-def read_state(model_path: str) -> CheckpointState | None:
-    """Reads the file `checkpoint`, also GPT-Neo's or one written by hand; None: there is no such file.
+def read_state(folder: str) -> CheckpointState:
+    """Finds the checkpoints that the file `checkpoint` names, also GPT-Neo's or one written by hand, or else all.
+
+    It may name them by the path that the folder once had, so only the last part of a path counts: a copied run leaves
+    the original alone.
 
     Raises:
-        CheckpointError: it cannot be read, or names no checkpoint.
+        CheckpointError: the folder cannot be read.
     """
-    path = posixpath.join(model_path, STATE_FILE)
     try:
-        return _parse_state(model_path, path) if tf.io.gfile.exists(path) else None
+        names = tf.io.gfile.listdir(folder) if tf.io.gfile.isdir(folder) else []
+        named = _named_checkpoints(folder) if STATE_FILE in names else f"{folder}: has no file {STATE_FILE}"
+        if isinstance(named, CheckpointState):
+            return named
+        finished = sorted((posixpath.join(folder, name) for name in names if FINISHED.search(name)), key=_index_step)
+        times = {path.removesuffix(".index"): tf.io.gfile.stat(path).mtime_nsec / 1e9 for path in finished[-N_RECENT:]}
+        return CheckpointState(times, problem=named if times or STATE_FILE in names else None)
     except tf.errors.OpError as error:
         raise CheckpointError(
-            f"{path}: cannot be read: {first_line(error)}; check the network and the permissions, and start again"
+            f"{folder}: cannot be read: {first_line(error)}; check the network and the permissions, and start again"
         ) from error
 
 
-def _parse_state(model_path: str, path: str) -> CheckpointState:
+def _named_checkpoints(folder: str) -> CheckpointState | str:
+    """Returns the finished checkpoints that the file `checkpoint` names; if there are none, what is wrong with it."""
+    place = posixpath.join(folder, STATE_FILE)
     try:
-        state = tf.train.get_checkpoint_state(model_path)
+        state = tf.train.get_checkpoint_state(folder)
     except ValueError:
         state = None
     if state is None:
-        raise CheckpointError(f"{path}: names no checkpoint; rewrite it, or remove it to start from step 0")
+        return f"{place}: names no checkpoint"
     paths, times = list(state.all_model_checkpoint_paths), list(state.all_model_checkpoint_timestamps)
     known = dict(zip(paths, times, strict=True)) if len(paths) == len(times) else dict.fromkeys(paths, time.time())
     newest = state.model_checkpoint_path
     known[newest] = known.pop(newest, time.time())
-    finished = {path: seconds for path, seconds in known.items() if tf.io.gfile.exists(f"{path}.index")}
-    return CheckpointState(newest, finished, state.last_preserved_timestamp)
+    here = {posixpath.join(folder, _last_part(path)): seconds for path, seconds in known.items()}
+    finished = {path: seconds for path, seconds in here.items() if tf.io.gfile.exists(f"{path}.index")}
+    problem = f"{place}: names {_last_part(newest)}, which is not there"
+    if not finished:
+        return problem
+    is_newest_there = posixpath.join(folder, _last_part(newest)) in finished
+    return CheckpointState(finished, state.last_preserved_timestamp, None if is_newest_there else problem)
 
 
-def latest_checkpoint(model_path: str) -> str | None:
+def _last_part(path: str) -> str:
+    return re.split(r"[/\\]", path)[-1]
+
+
+def _index_step(path: str) -> int:
+    return checkpoint_step(path.removesuffix(".index"))
+
+
+def latest_checkpoint(folder: str) -> str | None:
     """Returns the path prefix of the newest finished checkpoint; None: nothing was saved there.
 
     Raises:
-        CheckpointError: the file `checkpoint` names only missing ones, and starting from step 0 would hide that.
+        CheckpointError: something was, but it is missing, and starting from step 0 would hide that.
     """
-    state = read_state(model_path)
-    if state is None:
-        return None
-    if not state.times_seconds:
-        raise CheckpointError(
-            f"{posixpath.join(model_path, STATE_FILE)}: names {state.newest}, which is missing; restore its files, or "
-            f"remove the file {STATE_FILE} to start from step 0"
-        )
-    return list(state.times_seconds)[-1]
+    state = read_state(folder)
+    if state.problem and not state.times_seconds:
+        raise CheckpointError(f"{state.problem}; restore the files of the checkpoint, or give another path")
+    return next(reversed(state.times_seconds), None)
 
 
 def checkpoint_step(path: str) -> int:
@@ -109,6 +140,7 @@ def restore(path: str, store: VariableStore, train_batch_size: int) -> TrainingP
         train_batch_size: gives the number of examples read where the checkpoint lacks it, as GPT-Neo's do.
 
     Raises:
+        DamagedError: a file is damaged or missing.
         CheckpointError: a variable is missing, has another shape, or a file cannot be read.
     """
     try:
@@ -120,10 +152,10 @@ def restore(path: str, store: VariableStore, train_batch_size: int) -> TrainingP
     except (tf.errors.OpError, ValueError) as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(
-            f"{path}: cannot be read: {first_line(error)}; remove the files of this checkpoint to resume from "
-            "the previous one, or give another model_path"
-        ) from error
+        problem = f"{path}: cannot be read: {first_line(error)}"
+        if isinstance(error, DAMAGE) or type(error) is tf.errors.OpError:  # of an index that is cut off
+            raise DamagedError(problem) from error
+        raise CheckpointError(f"{problem}; check the network and the permissions, and start again") from error
 
 
 def read_variables(path: str, names: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
@@ -150,8 +182,9 @@ def _position(path: str, reader: tf.train.CheckpointReader, train_batch_size: in
 
 
 def first_line(error: Exception) -> str:
-    """Returns the first line of TensorFlow's message, without the name of the operation."""
-    line = getattr(error, "message", str(error)).strip().splitlines()[0]
+    """Returns the first line of TensorFlow's or the system's message, without the name of the operation."""
+    reason = getattr(error, "message", None) or getattr(error, "strerror", None) or str(error)
+    line = reason.strip().splitlines()[0]
     return re.sub(r"\{\{.*?\}\}\s*|\s*\[Op:\w+\].*", "", line)
 
 

@@ -6,10 +6,9 @@ import posixpath
 import time
 
 from meshtf import tf
-from runtime.checkpoint.reader import STATE_FILE, read_state
+from runtime.checkpoint.reader import N_RECENT, STATE_FILE, read_state
 from storage.files import OwnFile
 
-N_RECENT = 10
 PERMANENT_EVERY_SECONDS = 2 * 3600
 
 
@@ -20,8 +19,8 @@ class CheckpointRetention:
         self._model_path = model_path
         self._state_file = OwnFile(posixpath.join(model_path, STATE_FILE))
         state = read_state(model_path)
-        self._times_seconds = dict(state.times_seconds) if state else {}
-        self._permanent_seconds = state.permanent_seconds if state else time.time()
+        self._times_seconds = dict(state.times_seconds)
+        self._permanent_seconds = state.permanent_seconds if state.times_seconds else time.time()
 
     def add(self, path: str) -> None:
         """Makes a checkpoint the newest, and removes the oldest ones that are not permanent."""

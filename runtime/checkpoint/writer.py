@@ -26,7 +26,7 @@ from runtime.checkpoint.retention import CheckpointRetention
 from runtime.cluster.process_group import ALONE, ProcessGroup
 from runtime.mesh.placement import VariableStore
 from runtime.run.lock import FencingToken
-from storage.files import flush_to_disk, write_text
+from storage.files import flush_to_disk, write_text, writing_to
 
 LEFTOVER = re.compile(r"^model\.ckpt-.*\.tempstate\d+$|^\.[0-9a-f]{32}\.part$")
 PART_DONE = "done"  # in the folder of a part: how many entries it holds
@@ -73,16 +73,17 @@ def _remove_leftovers(model_path: str) -> None:
     """Removes the unfinished files of a killed process, which a bucket would charge for forever."""
     if not tf.io.gfile.isdir(model_path):
         return
-    for name in tf.io.gfile.listdir(model_path):
-        if LEFTOVER.search(name):
-            tf.io.gfile.remove(posixpath.join(model_path, name))
+    with writing_to(model_path, tf.errors.OpError):
+        for name in tf.io.gfile.listdir(model_path):
+            if LEFTOVER.search(name):
+                tf.io.gfile.remove(posixpath.join(model_path, name))
 
 
 @contextlib.contextmanager
 def _writing(path: str) -> Iterator[None]:
     try:
         yield
-    except tf.errors.OpError as error:
+    except (tf.errors.OpError, OSError) as error:
         raise CheckpointError(
             f"{path}: cannot be written: {first_line(error)}; make room there, or give another path"
         ) from error

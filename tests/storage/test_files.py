@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from configs.errors import UserError
 from storage.files import decode_text, write_text
+from tests.program import REPOSITORY
 
 
 def test_a_file_is_written_whole_and_folders_are_made(tmp_path: Path) -> None:
@@ -55,3 +58,31 @@ def test_text_is_decoded_without_a_byte_order_mark() -> None:
     with pytest.raises(UnicodeDecodeError) as error:
         decode_text(b"\xef\xbb\xbfcaf\xe9")
     assert error.value.start == 6
+
+
+FAILING = """
+import sys
+from configs.errors import UserError
+from storage import files
+from tests.failing_calls import fail
+fail("fsync", sys.argv[2])
+try:
+    files.write_text(sys.argv[1], "new")
+except UserError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"), [("EIO", "Input/output error"), ("ENOSPC", "No space left on device"), ("EINVAL", None)]
+)
+def test_a_disk_that_fails_is_said_and_one_that_cannot_flush_is_not(
+    tmp_path: Path, error: str, reason: str | None
+) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    command = [sys.executable, "-c", FAILING, str(path), error]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    message = f"{path}: cannot be written: {reason}; make room there, or give another path\n" if reason else ""
+    assert (done.returncode, done.stdout, done.stderr) == (0, message, "")
+    assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == [("file", "old" if reason else "new")]

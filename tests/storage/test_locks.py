@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -93,6 +94,28 @@ def test_holders_may_delete_the_file(tmp_path: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: enter(), range(12)))
     assert (most, os.listdir(tmp_path)) == (1, [])
+
+
+WITHOUT_LOCKS = """
+import sys
+from storage.locks import is_locked, locked
+from tests.failing_calls import fail
+fail("flock", sys.argv[2])
+with locked(sys.argv[1], "taken", "wait"):
+    print(is_locked(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("error", ["ENOLCK", "ENOSYS", "EOPNOTSUPP"])
+def test_a_file_system_without_locks_is_said(tmp_path: Path, error: str) -> None:
+    command = [sys.executable, "-c", WITHOUT_LOCKS, f"{tmp_path}/lock", error]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    reason = os.strerror(getattr(errno, error))
+    assert (done.returncode, done.stdout, done.stderr) == (
+        0,
+        "False\n",
+        f"{tmp_path}/lock: cannot be locked: {reason}; going on without a lock, so start no second process there\n",
+    )
 
 
 def test_a_folder_that_is_a_file_is_named(tmp_path: Path) -> None:

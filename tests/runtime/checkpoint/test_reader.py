@@ -13,7 +13,7 @@ import pytest
 from configs.errors import CheckpointError
 from meshtf import tf
 from runtime.checkpoint.position import TrainingPosition
-from runtime.checkpoint.reader import latest_checkpoint, restore
+from runtime.checkpoint.reader import DamagedError, latest_checkpoint, read_state, restore
 from runtime.mesh.placement import VariableStore, place
 from tests import tiny
 from tests.runtime.checkpoint.checkpoint_files import (
@@ -103,9 +103,9 @@ def test_a_truncated_checkpoint_is_named(tmp_path: Path, small: VariableStore, s
     os.truncate(path + suffix, kept_bytes)
     reason = message(path, small)
     assert reason.startswith(f"{path}: cannot be read: ") and "\n" not in reason
-    assert reason.endswith(
-        "; remove the files of this checkpoint to resume from the previous one, or give another model_path"
-    )
+    assert reason.endswith("; restore its files, or give another path")
+    with pytest.raises(DamagedError):
+        restore(path, small, train_batch_size=8)
 
 
 def test_an_empty_folder_has_no_newest_checkpoint(tmp_path: Path) -> None:
@@ -118,6 +118,7 @@ def test_a_checkpoint_without_its_index_is_unfinished(tmp_path: Path, small: Var
     assert latest_checkpoint(str(tmp_path)) == str(tmp_path / "model.ckpt-10")
     (tmp_path / "model.ckpt-10.index").unlink()
     assert latest_checkpoint(str(tmp_path)) == str(tmp_path / "model.ckpt-5")
+    assert read_state(str(tmp_path)).problem == f"{tmp_path}/checkpoint: names model.ckpt-10, which is not there"
     # Killed before the state file was written: the tensors of step 15 are there, but nothing names them.
     shutil.copy(tmp_path / "model.ckpt-5.data-00000-of-00001", tmp_path / "model.ckpt-15.data-00000-of-00001")
     assert latest_checkpoint(str(tmp_path)) == str(tmp_path / "model.ckpt-5")
@@ -128,23 +129,66 @@ def test_a_checkpoint_without_its_index_is_unfinished(tmp_path: Path, small: Var
 def test_a_run_whose_checkpoints_are_missing_does_not_silently_start_over(tmp_path: Path, small: VariableStore) -> None:
     save_steps(tmp_path, small, [5])
     (tmp_path / "model.ckpt-5.index").unlink()
-    with pytest.raises(CheckpointError) as error:
-        latest_checkpoint(str(tmp_path))
-    assert str(error.value) == (
-        f"{tmp_path}/checkpoint: names {tmp_path}/model.ckpt-5, which is missing; restore its files, or remove "
-        "the file checkpoint to start from step 0"
-    )
+    for content, problem in (
+        (None, "names model.ckpt-5, which is not there"),
+        (b"", "names no checkpoint"),
+    ):
+        if content is not None:
+            (tmp_path / "checkpoint").write_bytes(content)
+        with pytest.raises(CheckpointError) as error:
+            latest_checkpoint(str(tmp_path))
+        remedy = "restore the files of the checkpoint, or give another path"
+        assert str(error.value) == f"{tmp_path}/checkpoint: {problem}; {remedy}"
 
 
-@pytest.mark.parametrize("content", ["", "not a state file", 'all_model_checkpoint_paths: "model.ckpt-5"'])
-def test_a_state_file_without_a_checkpoint_is_refused(tmp_path: Path, small: VariableStore, content: str) -> None:
-    save_steps(tmp_path, small, [5])
-    (tmp_path / "checkpoint").write_text(content)
-    with pytest.raises(CheckpointError) as error:
-        latest_checkpoint(str(tmp_path))
-    assert str(error.value) == (
-        f"{tmp_path}/checkpoint: names no checkpoint; rewrite it, or remove it to start from step 0"
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        b"",
+        b"\0" * 4096,
+        b"not a state file",
+        b'model_checkpoint_path: "model.ck',
+        b'all_model_checkpoint_paths: "model.ckpt-5"',
+        b'model_checkpoint_path: "/lost/model.ckpt-70"\n',
+    ],
+)
+def test_a_state_file_without_a_checkpoint_gives_way_to_those_that_are_there(
+    tmp_path: Path, small: VariableStore, content: bytes | None
+) -> None:
+    save_steps(tmp_path, small, [5, 10, 100])
+    (tmp_path / "checkpoint").unlink() if content is None else (tmp_path / "checkpoint").write_bytes(content)
+    (tmp_path / "model.ckpt-200.data-00000-of-00001").write_bytes(b"x" * 100)  # has no index: is not finished
+    (tmp_path / "._model.ckpt-300.index").write_bytes(b"")  # of an archive made by a Mac
+    state = read_state(str(tmp_path))
+    assert state.problem.startswith(str(tmp_path))
+    assert list(state.times_seconds) == [str(tmp_path / f"model.ckpt-{step}") for step in (5, 10, 100)]
+    assert latest_checkpoint(str(tmp_path)) == str(tmp_path / "model.ckpt-100")
+    save_steps(tmp_path, small, [101])
+    assert (read_state(str(tmp_path)).problem, steps_in_state(tmp_path)) == (None, [5, 10, 100, 101])
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        "/old/place/model.ckpt-10",
+        "gs://bucket/old/model.ckpt-10",
+        "../run/model.ckpt-10",
+        "C:\\\\old\\\\model.ckpt-10",
+    ],
+)
+def test_a_state_file_counts_by_the_last_part_of_its_paths(tmp_path: Path, small: VariableStore, named: str) -> None:
+    save_steps(tmp_path / "run", small, [5, 10, 15])
+    original = f"{tmp_path}/run/model.ckpt"
+    (tmp_path / "run" / "checkpoint").write_text(
+        f'model_checkpoint_path: "{named}"\n'
+        f'all_model_checkpoint_paths: "{original}-5"\nall_model_checkpoint_paths: "{named}"\n'
     )
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    assert latest_checkpoint(f"{tmp_path}/copy") == f"{tmp_path}/copy/model.ckpt-10"
+    save_steps(tmp_path / "copy", small, range(20, 30))
+    assert steps_on_disk(tmp_path / "copy") == [5, 15, *range(20, 30)]  # 5 is permanent, and 10 has made room
+    assert steps_on_disk(tmp_path / "run") == [5, 10, 15]
 
 
 def test_a_state_file_written_by_hand_is_followed(tmp_path: Path, small: VariableStore) -> None:
