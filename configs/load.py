@@ -122,8 +122,10 @@ def _raw_of_weights(weights: str) -> dict[str, RawValue]:
 
 
 def _check_against_weights(reader: ConfigReader, from_weights: Mapping[str, RawValue]) -> None:
+    """Finds keys that contradict the weights; of their positions the first ones may be used alone."""
     for key, raw in from_weights.items():
-        if key in reader.values and reader.values[key] != RUN_FIELDS[key].metadata["kind"].parse(raw.value):
+        given, trained = reader.values.get(key), RUN_FIELDS[key].metadata["kind"].parse(raw.value)
+        if key in reader.values and given != trained and not (key == "n_ctx" and given < trained):
             problem = f"the weights were made with {shown(raw.value)} ({raw.file})"
             reader.report(key, ValueIssue(problem, f"leave {key} out"))
 

@@ -1,4 +1,4 @@
-"""Reads the model from the config.json beside weights: one of ours, of GPT-Neo's, or of Hugging Face's."""
+"""Reads the model from the config.json beside weights: one of ours, of GPT-Neo's, of Hugging Face's or OpenAI's."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from configs.reader import raise_issues, read_object, shown
 from configs.schema import ALIASES, RUN_FIELDS, ModelConfig, is_required, keys_of
 
 CONFIG_FILE = "config.json"
+HPARAMS_FILE = "hparams.json"  # OpenAI's, beside its GPT-2
 # Every config.json of a run has this key, and none of GPT-Neo's has it.
 KEY_OF_OURS = "temperature"
 # Keys of the model that may change when training continues from weights.
@@ -38,8 +39,19 @@ FIELDS = keys_of(ModelConfig)
 SIZES = (*(key for key, field in FIELDS.items() if is_required(field)), "attention_types", "local_attention_radius")
 KEYS_OF_A_RUN = {*RUN_FIELDS, *ALIASES, "model"}
 PATTERNS = ("checkpoint", CONFIG_FILE, "*.index", "*.index.json", "*.safetensors", "*.bin")
+DEPTHS = ("*", "snapshots/*")  # where an archive or a cache of Hugging Face puts a folder of weights
 FILE_OF_CHECKPOINT = re.compile(r"\.(index|data-\d{5}-of-\d{5})$")
-FILES_OF_HUGGING_FACE = (".safetensors", ".safetensors.index.json")
+FILES_OF_HUGGING_FACE = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")
+# OpenAI's names of sizes, and Hugging Face's.
+HPARAMS = {
+    "n_vocab": "vocab_size",
+    "n_ctx": "n_positions",
+    "n_embd": "n_embd",
+    "n_head": "n_head",
+    "n_layer": "n_layer",
+}
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".7z", ".rar")
+OTHER_FORMATS = (".h5", ".msgpack", ".ot", ".onnx", ".gguf", ".ggml", ".pt", ".pth", ".ckpt", ".npz")
 
 
 def weights_at(path: str) -> str:
@@ -58,16 +70,24 @@ def weights_at(path: str) -> str:
 
 
 def config_beside(path: str) -> str:
-    """Returns the path of the config.json beside weights: a folder, or the prefix of a checkpoint's path."""
-    return os.path.join(path if os.path.isdir(path) else os.path.dirname(path), CONFIG_FILE)
+    """Returns the path of the config.json, or else the hparams.json, beside a folder or the prefix of a checkpoint."""
+    folder = path if os.path.isdir(path) else os.path.dirname(path)
+    config, hparams = (os.path.join(folder, name) for name in (CONFIG_FILE, HPARAMS_FILE))
+    return hparams if os.path.isfile(hparams) and not os.path.isfile(config) else config
 
 
 def no_weights(path: str) -> CheckpointError:
-    """Returns the error for a path without weights."""
-    return CheckpointError(
-        f"{path}: holds no weights; give a checkpoint (its path without .index), the folder of one, or a Hugging "
-        "Face folder"
-    )
+    """Returns the error for a path without weights, with what there is instead."""
+    if path.lower().endswith(ARCHIVES) and os.path.isfile(path):
+        return CheckpointError(f"{path}: is an archive; unpack it, and give the folder that holds the weights")
+    others = [path, *glob.glob(os.path.join(glob.escape(path), "*"))]
+    found = sorted(other for other in others if other.lower().endswith(OTHER_FORMATS) and os.path.isfile(other))
+    if found:
+        return CheckpointError(f"{found[0]}: is of a format that is not read; give the weights as model.safetensors")
+    inside = (glob.glob(os.path.join(glob.escape(path), depth, pattern)) for depth in DEPTHS for pattern in PATTERNS)
+    folders = sorted({os.path.dirname(file) for files in inside for file in files if "__MACOSX" not in file})
+    remedy = "give a checkpoint (its path without .index), the folder of one, or a Hugging Face folder"
+    return CheckpointError(f"{path}: holds no weights; {f'did you mean {folders[0]}?' if folders else remedy}")
 
 
 def _check_there(path: str) -> None:
@@ -100,6 +120,8 @@ def initial_model_keys(path: str) -> dict[str, Any]:
     if not os.path.isfile(file):
         return {}
     config = read_object(Path(file), issues=[])
+    if os.path.basename(file) == HPARAMS_FILE:
+        config = {theirs: config[ours] for ours, theirs in HPARAMS.items() if ours in config} | {"model_type": "gpt2"}
     if is_huggingface(config):
         return _valid_keys(model_keys(config, file), file, FIELDS)
     if KEY_OF_OURS not in config:

@@ -520,9 +520,9 @@ REFUSALS: dict[str, tuple[list[str], str]] = {
         "Face folder",
     ),
     "other weights": (
-        ["--init_from", "runs/tiny", "--set", "model_path=runs/other", "--set", "n_head=4", "--set", "n_ctx=8"],
+        ["--init_from", "runs/tiny", "--set", "model_path=runs/other", "--set", "n_head=4", "--set", "n_ctx=32"],
         "--set: n_head = 4: the weights were made with 2 (runs/tiny/config.json); leave n_head out\n"
-        "--set: n_ctx = 8: the weights were made with 16 (runs/tiny/config.json); leave n_ctx out",
+        "--set: n_ctx = 32: the weights were made with 16 (runs/tiny/config.json); leave n_ctx out",
     ),
     "weights of no use": (
         ["--check_dataset", "--init_from", "runs/tiny"],

@@ -9,7 +9,8 @@ import tokenizers
 
 from configs.huggingface import huggingface_config
 from configs.schema import RunConfig
-from runtime.checkpoint.huggingface import SAFETENSORS, write_weights
+from runtime.checkpoint.huggingface import write_weights
+from runtime.checkpoint.weight_files import SAFETENSORS
 from runtime.checkpoint.weight_sources import Weights
 from storage.files import new_folder, write_text
 

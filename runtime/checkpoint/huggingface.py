@@ -5,35 +5,25 @@ Reading and writing both follow one table, `tensors_of`, which maps tensors to v
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
-import os
-import re
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
 
-from configs.errors import CheckpointError, UserError
+from configs.errors import CheckpointError
 from configs.huggingface import GPT_2, family_for, family_of, model_keys
 from configs.reader import read_object
 from configs.schema import ModelConfig, written_keys
 from configs.weights import config_beside
-from runtime.checkpoint.weight_sources import StoredTensor, Weights, finite, reading
+from runtime.checkpoint.weight_files import PREFIX, find_tensors, weight_files
+from runtime.checkpoint.weight_sources import StoredTensor, Weights
 
-SAFETENSORS = "model.safetensors"
-PICKLE = "pytorch_model.bin"
-WEIGHT_FILES = (SAFETENSORS, f"{SAFETENSORS}.index.json", PICKLE, f"{PICKLE}.index.json")
-PREFIX = "transformer."
-FLOATING_POINT = ("F16", "BF16", "F32", "F64")  # as safetensors name them
 # The output layer under its two names; it is the token table, which it must equal.
 TIED = ("lm_head.weight", "lm_head.decoder.weight")
-MASKS = re.compile(r"h\.\d+\.attn\.(attention\.)?(bias|masked_bias)")  # constants, though kept as weights
 
 
 @dataclass(frozen=True)
@@ -110,11 +100,6 @@ def _their_shape(tensor: Tensor, keys: Mapping[str, Any]) -> tuple[int, ...]:
     return shape[::-1] if tensor.is_transposed else shape
 
 
-def is_huggingface_folder(path: str) -> bool:
-    """Whether a folder holds weights in Hugging Face's format."""
-    return any(os.path.isfile(os.path.join(path, name)) for name in WEIGHT_FILES)
-
-
 def read_weights(folder: str) -> Weights:
     """Returns the variables in a Hugging Face folder, by name; they are read on demand.
 
@@ -125,32 +110,54 @@ def read_weights(folder: str) -> Weights:
     """
     file = config_beside(folder)
     hf_config = read_object(Path(file), issues=[])
-    keys, found = model_keys(hf_config, file), _find_tensors(folder)
-    weights: dict[str, StoredTensor] = {}
-    for tensor in tensors_of(family_of(hf_config, file).model_type, keys["n_layer"]):
-        if tensor.name not in found:
+    keys, files = model_keys(hf_config, file), weight_files(folder)
+    found = find_tensors(files)
+    tensors = tensors_of(family_of(hf_config, file).model_type, keys["n_layer"])
+    for name in (tensor.name for tensor in tensors if tensor.name not in found):
+        if name in files.claims:
             raise CheckpointError(
-                f"{folder}: has no tensor {tensor.name}; copy the folder again: its config.json describes a "
-                "model with it"
+                f"{files.claims[name]}: has no tensor {name}, though {files.index} says so; copy both files again"
             )
-        weights |= _split(tensor, found.pop(tensor.name), _shape(tensor, keys), _their_shape(tensor, keys))
+        raise CheckpointError(
+            f"{folder}: has no tensor {name}; copy the folder again: its config.json describes a model with it"
+        )
+    return variables_of(tensors, found, keys, "config.json")
+
+
+def variables_of(
+    tensors: Sequence[Tensor], found: dict[str, StoredTensor], keys: Mapping[str, Any], source: str
+) -> Weights:
+    """Returns the variables in tensors, by name.
+
+    Args:
+        tensors: those of the model.
+        found: all tensors that are there, by name.
+        keys: the sizes of the model, as in a model config.
+        source: what describes the model, for messages.
+
+    Raises:
+        CheckpointError: a tensor is unknown, or not of the shape that it should be.
+    """
+    weights: dict[str, StoredTensor] = {}
+    for tensor in tensors:
+        weights |= _split(tensor, found.pop(tensor.name), _shape(tensor, keys), _their_shape(tensor, keys), source)
     _check_tied(found, weights["gpt2/wte"])
     for stored in found.values():
         raise CheckpointError(
-            f"{stored.place}: is not a tensor of the model that config.json describes; give the config.json of "
+            f"{stored.place}: is not a tensor of the model that {source} describes; give the {source} of "
             "these weights, of a language model without another head"
         )
     return weights
 
 
 def _split(
-    tensor: Tensor, stored: StoredTensor, shape: tuple[int, ...], their_shape: tuple[int, ...]
+    tensor: Tensor, stored: StoredTensor, shape: tuple[int, ...], their_shape: tuple[int, ...], source: str
 ) -> dict[str, StoredTensor]:
     """Returns the variables in a tensor."""
     if stored.shape != their_shape:
         raise CheckpointError(
-            f"{stored.place}: is {list(stored.shape)} there and {list(their_shape)} by config.json; give the "
-            "config.json of these weights"
+            f"{stored.place}: is {list(stored.shape)} there and {list(their_shape)} by {source}; give the "
+            f"{source} of these weights"
         )
 
     def read(index: int) -> np.ndarray:
@@ -172,98 +179,6 @@ def _check_tied(found: dict[str, StoredTensor], token_table: StoredTensor) -> No
                 f"{output.place}: differs from the token table; give weights that tie the two: Neomesh's output "
                 "layer is the token table"
             )
-
-
-def _find_tensors(folder: str) -> dict[str, StoredTensor]:
-    """Returns the weights in the files of a folder, by their name without the prefix."""
-    tensors: dict[str, StoredTensor] = {}
-    for file in _weight_files(folder):
-        opened = _open_safetensors(file) if file.endswith(".safetensors") else _open_pickle(file)
-        for full_name, stored in opened.items():
-            name = full_name.removeprefix(PREFIX)
-            if name in tensors:
-                raise CheckpointError(f"{stored.place}: is given twice, as {tensors[name].place} too; keep one")
-            tensors[name] = stored
-    return tensors
-
-
-def _is_weight(name: str) -> bool:
-    return not MASKS.fullmatch(name.removeprefix(PREFIX))
-
-
-def _check_dtype(place: str, dtype: str, is_floating_point: bool) -> None:
-    if not is_floating_point:
-        raise CheckpointError(f"{place}: is of {dtype}; give weights of floating-point numbers, not quantized")
-
-
-def _weight_files(folder: str) -> list[str]:
-    """Returns the files with tensors; prefers safetensors, as Hugging Face does."""
-    name = next((name for name in WEIGHT_FILES if os.path.isfile(os.path.join(folder, name))), None)
-    if name is None:
-        raise CheckpointError(f"{folder}: holds none of {', '.join(WEIGHT_FILES)}; give a folder with weights")
-    path = os.path.join(folder, name)
-    if not name.endswith(".index.json"):
-        return [path]
-    with reading(path), open(path, encoding="utf-8") as file:
-        shards = _shards(json.load(file))
-    missing = next((shard for shard in shards if not os.path.isfile(os.path.join(folder, shard))), None)
-    if missing:
-        raise CheckpointError(f"{os.path.join(folder, missing)}: is not there, but {name} names it; copy it too")
-    return [os.path.join(folder, shard) for shard in shards]
-
-
-def _shards(index: Any) -> list[str]:
-    files = list(index["weight_map"].values())
-    if not all(isinstance(file, str) for file in files):
-        raise TypeError("weight_map names something that is not a file")
-    return sorted(set(files))
-
-
-def _open_safetensors(path: str) -> dict[str, StoredTensor]:
-    with reading(path):
-        opened = safe_open(path, framework="np")
-        slices = {name: opened.get_slice(name) for name in opened.keys() if _is_weight(name)}  # noqa: SIM118
-    for name, piece in slices.items():
-        _check_dtype(f"{path}: {name}", piece.get_dtype(), piece.get_dtype() in FLOATING_POINT)
-
-    def read(name: str) -> np.ndarray:
-        with reading(f"{path}: {name}"), np.errstate(over="ignore"):
-            return finite(f"{path}: {name}", opened.get_tensor(name).astype(np.float32, copy=False))
-
-    return {
-        name: StoredTensor(f"{path}: {name}", tuple(piece.get_shape()), lambda name=name: read(name))
-        for name, piece in slices.items()
-    }
-
-
-def _open_pickle(path: str) -> dict[str, StoredTensor]:
-    torch = _torch(path)
-    with reading(path):
-        # Files of PyTorch before 1.6 are not zip archives and cannot be mapped: they are read whole.
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-        tensors = {name: tensor for name, tensor in loaded.items() if _is_weight(name)}
-        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    for name, tensor in tensors.items():
-        _check_dtype(f"{path}: {name}", str(tensor.dtype), tensor.is_floating_point())
-
-    def read(name: str) -> np.ndarray:
-        with reading(f"{path}: {name}"):
-            return finite(f"{path}: {name}", tensors[name].float().numpy())
-
-    return {
-        name: StoredTensor(f"{path}: {name}", shape, lambda name=name: read(name)) for name, shape in shapes.items()
-    }
-
-
-def _torch(path: str) -> Any:
-    """Imports PyTorch, which is optional because nothing else needs it."""
-    try:
-        return importlib.import_module("torch")
-    except ImportError:
-        raise UserError(
-            f"{path}: is PyTorch's format, and PyTorch is not installed; pip install torch, or give the folder "
-            f"with {SAFETENSORS}"
-        ) from None
 
 
 def write_weights(path: str, weights: Weights, model: ModelConfig) -> None:

@@ -1,14 +1,20 @@
-"""Initializes a run from weights of another run, of GPT-Neo or of Hugging Face."""
+"""Initializes a run from weights of another run, of GPT-Neo, of Hugging Face or of OpenAI."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
+
 from configs.errors import CheckpointError
 from configs.weights import no_weights, weights_at
-from runtime.checkpoint.huggingface import is_huggingface_folder, read_weights
-from runtime.checkpoint.reader import missing_variable
-from runtime.checkpoint.weight_sources import Weights, checkpoint_weights, find_checkpoint
+from runtime.checkpoint.huggingface import read_weights
+from runtime.checkpoint.openai import is_openai, openai_weights
+from runtime.checkpoint.reader import missing_variable, weight_names
+from runtime.checkpoint.weight_files import is_huggingface_folder
+from runtime.checkpoint.weight_sources import StoredTensor, Weights, checkpoint_tensors, find_checkpoint
 from runtime.mesh.placement import VariableSlices, VariableStore
 
+POSITION_TABLE = "gpt2/wpe"
 REMEDY = "give the config of these weights, or other weights"
 
 
@@ -18,7 +24,8 @@ def load_initial_weights(path: str, store: VariableStore) -> None:
     The config.json beside the weights is compared when the config of the run is loaded.
 
     Args:
-        path: the prefix of a checkpoint of this project or of GPT-Neo, its folder, or a Hugging Face folder.
+        path: the prefix of a checkpoint of this project, of GPT-Neo or of OpenAI's GPT-2, its folder, or a Hugging
+            Face folder.
         store: the variables of the run, in any layout.
 
     Raises:
@@ -41,6 +48,7 @@ def set_weights(weights: Weights, store: VariableStore, source: str) -> None:
         CheckpointError: a variable is missing, unknown or of another shape.
     """
     variables = {stored.name: stored for stored in store if stored.variable.trainable}
+    weights = _with_fewer_positions(weights, variables)
     for stored in variables.values():
         _check_variable(source, stored, weights)
     for name, tensor in weights.items():
@@ -51,7 +59,7 @@ def set_weights(weights: Weights, store: VariableStore, source: str) -> None:
 
 
 def find_weights(path: str) -> Weights:
-    """Returns the weights at a path of any of the three kinds, or at one of their files.
+    """Returns the weights at a path of any of these kinds, or at one of their files.
 
     Raises:
         ConfigError: the path is empty.
@@ -63,7 +71,21 @@ def find_weights(path: str) -> Weights:
     checkpoint = find_checkpoint(place)
     if checkpoint is None:
         raise no_weights(path)
-    return checkpoint_weights(checkpoint)
+    tensors = checkpoint_tensors(checkpoint)
+    if is_openai(tensors):
+        return openai_weights(checkpoint, tensors)
+    return {name: tensors[name] for name in weight_names(tensors)}
+
+
+def _with_fewer_positions(weights: Weights, variables: Mapping[str, VariableSlices]) -> Weights:
+    """Returns the weights with the first positions only, if the config has a smaller n_ctx, and says so."""
+    if POSITION_TABLE not in weights or POSITION_TABLE not in variables:
+        return weights
+    table, shape = weights[POSITION_TABLE], variables[POSITION_TABLE].whole_shape
+    if table.shape[1:] != shape[1:] or table.shape[0] <= shape[0]:
+        return weights
+    print(f"{table.place}: using the first {shape[0]} of its {table.shape[0]} positions", file=sys.stderr, flush=True)
+    return {**weights, POSITION_TABLE: StoredTensor(table.place, shape, lambda: table.read()[: shape[0]])}
 
 
 def _check_variable(source: str, stored: VariableSlices, weights: Weights) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import posixpath
-import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -12,9 +11,9 @@ import numpy as np
 
 from configs.errors import CheckpointError
 from meshtf import tf
-from runtime.checkpoint.reader import STATE_FILE, checkpoint_step, latest_checkpoint, weight_names
+from runtime.checkpoint.reader import latest_checkpoint, read_state
 
-INDEX = re.compile(r"-\d+\.index$")
+OPENAI_CHECKPOINT = "model.ckpt"  # which has no step
 
 
 @dataclass(frozen=True)
@@ -75,25 +74,16 @@ def find_checkpoint(path: str) -> str | None:
     with reading(path):
         if tf.io.gfile.exists(f"{path}.index"):
             return path
-        names = tf.io.gfile.listdir(path) if tf.io.gfile.isdir(path) else []
-    prefixes = [posixpath.join(path, name.removesuffix(".index")) for name in names if INDEX.search(name)]
-    newest = max(prefixes, key=checkpoint_step, default=None)
-    return _named_checkpoint(path, newest) if STATE_FILE in names else newest
+        if tf.io.gfile.exists(f"{path}/{OPENAI_CHECKPOINT}.index"):
+            return f"{path}/{OPENAI_CHECKPOINT}"
+        state, newest = read_state(path), latest_checkpoint(path)
+    if state.problem:
+        print(f"{state.problem}; using the newest checkpoint there, {newest}", file=sys.stderr, flush=True)
+    return newest
 
 
-def _named_checkpoint(path: str, newest: str | None) -> str | None:
-    """Returns the checkpoint that the file `checkpoint` of a folder names."""
-    try:
-        return latest_checkpoint(path)
-    except CheckpointError:
-        remedy = "copy the checkpoint too" if newest is None else f"name one by its path, such as {newest}"
-        raise CheckpointError(
-            f"{posixpath.join(path, STATE_FILE)}: names no checkpoint that is there; {remedy}"
-        ) from None
-
-
-def checkpoint_weights(path: str) -> Weights:
-    """Returns the model's variables in a checkpoint of this project or of GPT-Neo, by name, without optimiser slots.
+def checkpoint_tensors(path: str) -> Weights:
+    """Returns every variable of a checkpoint, by the name that it has there; they are read on demand.
 
     GPT-Neo writes bfloat16 for `precision` bfloat16.
 
@@ -103,7 +93,7 @@ def checkpoint_weights(path: str) -> Weights:
     with reading(path):
         reader = tf.train.load_checkpoint(path)
         shapes = reader.get_variable_to_shape_map()
-    return {name: _checkpoint_tensor(path, reader, name, shapes[name]) for name in weight_names(shapes)}
+    return {name: _checkpoint_tensor(path, reader, name, shape) for name, shape in shapes.items()}
 
 
 def _checkpoint_tensor(path: str, reader: tf.train.CheckpointReader, name: str, shape: list[int]) -> StoredTensor:

@@ -10,8 +10,8 @@ import numpy as np
 
 from configs.load import load_config
 from data.tokenization.tokenizer import Tokenizer, load_tokenizer
+from runtime.checkpoint.init_from import find_weights
 from runtime.checkpoint.reader import latest_checkpoint
-from runtime.checkpoint.weight_sources import checkpoint_weights
 from tests import program
 from tests.models import reference
 from tests.serving.servers import Server, running
@@ -38,5 +38,5 @@ class Project:
         model = load_config(str(self.folder / "tiny.json"), ["n_ctx=64", "n_layer=2"]).model
         path = latest_checkpoint(str(self.folder / "runs" / "tiny"))
         assert path is not None
-        values = {name: stored.read().astype(np.float64) for name, stored in checkpoint_weights(path).items()}
+        values = {name: stored.read().astype(np.float64) for name, stored in find_weights(path).items()}
         return np.log(reference.softmax(reference.logits(model, values, np.array([tokens]))[0, :-1]))

@@ -109,15 +109,18 @@ def test_the_newest_checkpoint_of_a_folder_is_read(trained: Trained, devices: tu
     assert_holds(placement.store, older)
 
 
-def test_a_state_file_that_names_missing_checkpoints_is_refused(trained: Trained, tmp_path: Path) -> None:
-    (trained.folder / "checkpoint").write_text('model_checkpoint_path: "model.ckpt-500"\n')
-    with pytest.raises(CheckpointError) as error:
-        find_weights(str(trained.folder))
-    problem = f"{trained.folder}/checkpoint: names no checkpoint that is there"
-    assert str(error.value) == f"{problem}; name one by its path, such as {trained.prefix}"
+@pytest.mark.parametrize("content", ['model_checkpoint_path: "model.ckpt-500"\n', ""])
+def test_a_state_file_that_names_no_checkpoint_gives_way_to_the_newest(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str
+) -> None:
+    (trained.folder / "checkpoint").write_text(content)
+    assert find_weights(str(trained.folder)).keys() == trained.weights.keys()
+    said = capsys.readouterr().err
+    assert said.startswith(f"{trained.folder}/checkpoint: names ")
+    assert said.endswith(f"; using the newest checkpoint there, {trained.prefix}\n")
     (tmp_path / "alone").mkdir()
-    (tmp_path / "alone" / "checkpoint").write_text("nothing")
-    with pytest.raises(CheckpointError, match=": names no checkpoint that is there; copy the checkpoint too$"):
+    (tmp_path / "alone" / "checkpoint").write_text(content)
+    with pytest.raises(CheckpointError, match="/alone/checkpoint: names .*; restore the files of the checkpoint, or "):
         find_weights(f"{tmp_path}/alone")
 
 
@@ -159,6 +162,18 @@ def test_a_missing_or_unknown_variable_or_another_shape_is_named(
     assert message(path, placement) == f"{path}: {name}: is [8, 16] there and [8, 8] by the config; {remedy}"
     for key, value in tiny.values_of(placement.store).items():
         np.testing.assert_array_equal(value, before[key], err_msg="nothing may be set by weights that do not fit")
+
+
+def test_a_smaller_n_ctx_takes_the_first_positions(
+    trained: Trained, devices: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    placement = placed(devices, model=dataclasses.replace(MODEL, n_ctx=10))
+    load_initial_weights(trained.prefix, placement.store)
+    assert_holds(placement.store, trained.weights | {"gpt2/wpe": trained.weights["gpt2/wpe"][:10]})
+    said = f"{trained.prefix}: gpt2/wpe: using the first 10 of its 16 positions\n"
+    assert capsys.readouterr().err == said
+    larger = placed(devices, model=dataclasses.replace(MODEL, n_ctx=20))
+    assert message(trained.prefix, larger).startswith(f"{trained.prefix}: gpt2/wpe: is [16, 8] there and [20, 8] by ")
 
 
 def test_a_path_without_weights_or_with_a_broken_file(
