@@ -13,12 +13,11 @@ from natsort import natsorted
 from configs.errors import DataError
 from data.loading.reader import RecordRules, parse_record, parse_records
 from data.tfrecord.framing import Frame, walk_frames
-from data.tfrecord.records import damaged_record_error, read_frame, unreadable_file_error
+from data.tfrecord.records import compression_of, damaged_record_error, read_frame, unreadable_file_error
 from data.tfrecord.shards import Shard, glob_files, on_host
 from meshtf import RecordReader, tf
 
 BLOCK_RECORDS = 512
-GZIP_MAGIC = b"\x1f\x8b"
 
 
 def find_paths(patterns: Sequence[str]) -> list[str]:
@@ -130,10 +129,8 @@ def _validate_one_by_one(
 
 def explain_no_records(path: str) -> str:
     """Returns the message for a file that holds no valid record at all."""
-    with tf.io.gfile.GFile(path, "rb") as file:
-        magic = file.read(len(GZIP_MAGIC))
-    if not magic:
+    if tf.io.gfile.stat(path).length == 0:
         return f"{path}: is empty; copy it again, or remove it"
-    if magic == GZIP_MAGIC:
-        return f"{path}: is compressed; unpack it with gzip -d"
+    if compression := compression_of(path):
+        return f"{path}: is compressed with {compression}; unpack it, and give the file inside"
     return f"{path}: is not a tfrecord file: record 0 is truncated or damaged, and no other follows; remove it"

@@ -6,9 +6,9 @@ of its records. Source: GPT-Neo, kept for its datasets. Paths may be local or `g
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 
 import numpy as np
 
@@ -57,7 +57,7 @@ def find_shards(directory: str, name: str) -> list[str]:
     return [f"{directory}/{file}" for file in sorted(tf.io.gfile.listdir(directory)) if pattern.fullmatch(file)]
 
 
-@contextmanager
+@contextlib.contextmanager
 def staging_folder(directory: str, name: str) -> Iterator[str]:
     """Yields an empty folder in which to write the files of a name, and removes it at the end in any case.
 
@@ -75,6 +75,20 @@ def staging_folder(directory: str, name: str) -> Iterator[str]:
     finally:
         with writing_to(directory, tf.errors.OpError):
             remove_tree(folder)
+
+
+# The first bytes of compressed files.
+COMPRESSIONS = {
+    b"\x1f\x8b\x08": "gzip",
+    b"\x78\x01": "zlib",
+    b"\x78\x5e": "zlib",
+    b"\x78\x9c": "zlib",
+    b"\x78\xda": "zlib",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\xfd7zXZ\x00": "xz",
+    b"BZh": "bzip2",
+    b"PK\x03\x04": "zip",
+}
 
 
 def remove_tree(path: str) -> None:
@@ -150,11 +164,21 @@ def unreadable_file_error(path: str, error: tf.errors.OpError) -> DataError:
 
 
 def damaged_record_error(path: str, index: int) -> DataError:
-    """Returns the error for a record that is truncated or fails its checksum."""
+    """Returns the error for a record that is truncated or fails its checksum, or is none in a compressed file."""
+    if compression := compression_of(path):
+        return DataError(f"{path}: is compressed with {compression}; unpack it, and give the file inside")
     return DataError(
         f"{path}: record {index} is truncated or damaged; copy the file again, or write it again with "
         "data/create_tfrecords.py"
     )
+
+
+def compression_of(path: str) -> str | None:
+    """Returns how a file is compressed, by its first bytes; None: it is not, or cannot be read."""
+    with contextlib.suppress(tf.errors.OpError), tf.io.gfile.GFile(path, "rb") as file:
+        start = file.read(max(map(len, COMPRESSIONS)))
+        return next((name for magic, name in COMPRESSIONS.items() if start.startswith(magic)), None)
+    return None
 
 
 def decode_record(record: bytes, path: str, index: int) -> np.ndarray:

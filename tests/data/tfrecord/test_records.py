@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import lzma
 import os
 import signal
 import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.errors import DataError, UserError
+from data.tfrecord.random_access import IndexedFile
 from data.tfrecord.records import (
     find_shards,
     parse_example,
@@ -23,6 +28,7 @@ from data.tfrecord.records import (
     staging_folder,
     write_examples,
 )
+from data.tfrecord.shards import Shard
 from meshtf import tf
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -92,6 +98,19 @@ def test_a_truncated_file_is_named_with_its_record(tmp_path, cut_bytes):
     with pytest.raises(DataError) as error:
         list(read_examples(str(path)))
     assert str(error.value).startswith(f"{path}: record 3 is truncated or damaged; ")
+
+
+@pytest.mark.parametrize("compression", [gzip, zlib, bz2, lzma])
+def test_a_compressed_file_is_named_as_such(tmp_path, compression):
+    path = tmp_path / "a_4.tfrecords"
+    write_examples(str(path), [[1, 2, 3]] * 4)
+    path.write_bytes(compression.compress(path.read_bytes()))
+    name = {"bz2": "bzip2", "lzma": "xz"}.get(compression.__name__, compression.__name__)
+    refusal = f"^{path}: is compressed with {name}; unpack it, and give the file inside$"
+    with pytest.raises(DataError, match=refusal):
+        list(read_examples(str(path)))
+    with pytest.raises(DataError, match=refusal):
+        IndexedFile(Shard(str(path), 4)).read(2)
 
 
 def test_a_flipped_bit_is_noticed(tmp_path):
