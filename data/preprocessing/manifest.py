@@ -110,7 +110,11 @@ def read_manifest(path: str) -> Manifest:
 
 
 def _split_of(values: Mapping[str, object]) -> Split:
-    return Split(PackingStats(**values["account"]), tuple(FileEntry(**entry) for entry in values["files"]))
+    entries = tuple(FileEntry(**entry) for entry in values["files"])
+    for entry in entries:
+        if entry.name.startswith("/") or ".." in entry.name.split("/"):  # it could be any file, and lists are removed
+            raise ValueError(f"it names {entry.name}, which is outside its folder")
+    return Split(PackingStats(**values["account"]), entries)
 
 
 def manifest_paths(directory: str) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,16 @@ def test_an_invalid_manifest_is_named(tmp_path, text):
         read_manifest(str(path))
     assert str(error.value).startswith(f"{path}: is not a manifest of a dataset (")
     assert str(error.value).endswith("); remove it, and write the dataset again with data/create_tfrecords.py")
+
+
+@pytest.mark.parametrize("name", ["../other/a.tfrecords", "/etc/passwd", "train/../../a"])
+def test_a_manifest_that_names_files_outside_its_folder_is_refused(tmp_path, name):
+    outside = replace(MANIFEST, splits={TRAIN: Split(PackingStats(), (replace(TRAINING, name=name),))})
+    write_json(manifest_path(str(tmp_path), "a"), outside.to_json())
+    with pytest.raises(
+        DataError, match=f"is not a manifest of a dataset \\(it names {name}, which is outside its folder"
+    ):
+        listed_files(str(tmp_path), "a")
 
 
 def test_a_missing_manifest_is_named(tmp_path):
