@@ -157,6 +157,13 @@ def _add_device_flags(group: argparse._ArgumentGroup) -> None:
     add("--tpu", metavar="NAME", help="A Cloud TPU, its address such as grpc://10.0.0.2:8470, colab, or local.")
     add("--hosts", metavar="A:PORT,B:PORT", help="All processes of a run; each is started with the same command.")
     add("--host_index", type=int, metavar="N", help="Index of this process in --hosts, from 0.")
+    add(
+        "--wait_seconds",
+        type=int,
+        default=1800,
+        metavar="N",
+        help="How long to wait for the other processes to start (default: 1800).",
+    )
 
 
 def _chooses_layout(arguments: argparse.Namespace) -> bool:

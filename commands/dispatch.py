@@ -103,9 +103,11 @@ def _check_cluster(command: str, options: Options) -> None:
 
 
 def _run_in_group(command: str, config: RunConfig, options: Options, cluster: Cluster | None) -> int:
-    with connect(cluster) as group, mute_other_processes(group):
+    with connect(cluster, options.wait_seconds) as group, mute_other_processes(group):
         group.check_same("the config", resolved_json(config))
-        group.check_same("the command line", repr(dataclasses.replace(options, hosts=None, host_index=None)))
+        group.check_same(
+            "the command line", repr(dataclasses.replace(options, hosts=None, host_index=None, wait_seconds=0))
+        )
         if options.layout_search is not None:
             config = with_chosen_layout(config, options, options.layout_search)
         return GROUP_COMMANDS[command](config, options, group)

@@ -28,6 +28,7 @@ class Options:
     Attributes:
         hosts: the processes of the run, separated by commas; None: not given.
         host_index: the index of this process in `hosts`; None: not given.
+        wait_seconds: how long to wait for the other processes to start.
         tpu: the TPU; None: none.
         gpu_ids: the names of devices; None: the default ones.
         cpu_devices: the number of virtual CPU devices to make; None: none.
@@ -46,6 +47,7 @@ class Options:
 
     hosts: str | None
     host_index: int | None
+    wait_seconds: int
     tpu: str | None
     gpu_ids: Sequence[str] | None
     cpu_devices: int | None

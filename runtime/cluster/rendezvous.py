@@ -16,12 +16,11 @@ from runtime.cluster.process_group import ALONE, ProcessGroup
 from runtime.cluster.spec import JOB, Cluster, ClusterError, PeerLostError
 
 BARRIER_KEY = 0  # of the group of all processes, below the keys of a mesh
-WAIT_SECONDS = 300.0
 QUIET_SECONDS = 10.0  # of waiting before the missing processes are logged
 
 
 @contextlib.contextmanager
-def connect(cluster: Cluster | None, wait_seconds: float = WAIT_SECONDS) -> Iterator[ProcessGroup]:
+def connect(cluster: Cluster | None, wait_seconds: float) -> Iterator[ProcessGroup]:
     """Connects to the other processes and watches them until the run is over; call it before TensorFlow runs anything.
 
     A lost process ends this one: with an error if a collective fails because of it, otherwise with one line and exit
@@ -161,7 +160,7 @@ def _describe_absence(cluster: Cluster, missing: Sequence[str], wait_seconds: fl
     own = cluster.hosts[cluster.index]
     return (
         f"{', '.join(missing)}: not there after {wait_seconds:.0f} s; start the same command there with its own "
-        "--host_index, and check that no firewall blocks this machine"
+        "--host_index, give a longer --wait_seconds, and check that no firewall blocks this machine"
         + ("" if _is_here(own) else f"; the others look for this process at {own}, which is another machine")
     )
 

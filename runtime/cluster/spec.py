@@ -13,7 +13,8 @@ from configs.errors import UserError
 JOB = "worker"
 # The name or address of a machine, and a port: a:2222, 10.0.0.2:2222 or [::1]:2222.
 HOST = re.compile(r"(?P<machine>[\w.-]+|\[[0-9a-fA-F:.]+\]):(?P<port>\d{1,5})", re.ASCII)
-SLURM_PORT = 2222
+# The ports of a job under Slurm, by its id: below those that systems give to outgoing connections.
+FIRST_PORT, PORTS_PER_JOB, N_PORT_RANGES = 10_000, 32, 709
 
 
 class ClusterError(UserError):
@@ -140,6 +141,7 @@ def _cluster_of_slurm() -> Cluster | None:
         index, n_tasks = int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_STEP_NUM_TASKS"])
         machines = _expand_machines(os.environ["SLURM_STEP_NODELIST"])
         counts = _expand_counts(os.environ["SLURM_STEP_TASKS_PER_NODE"])
+        port = _slurm_port()
     except (ValueError, KeyError) as error:
         raise ClusterError(
             f"Slurm: its variables cannot be read: {type(error).__name__}: {error}; start the processes with srun, "
@@ -152,7 +154,13 @@ def _cluster_of_slurm() -> Cluster | None:
             f"Slurm: task {index} of {n_tasks} is not on the machine that a block distribution gives it; start the "
             "processes with srun --distribution=block, or give --hosts and --host_index"
         )
-    return _checked("Slurm", [f"{name}:{SLURM_PORT + rank}" for name, rank in tasks], index)
+    return _checked("Slurm", [f"{name}:{port + rank}" for name, rank in tasks], index)
+
+
+def _slurm_port() -> int:
+    """Returns the first port of this step: jobs that share a machine, and steps of one job, have their own."""
+    job, step = (int(os.environ.get(f"SLURM_{name}_ID") or 0) for name in ("JOB", "STEP"))
+    return FIRST_PORT + (7 * job + step) % N_PORT_RANGES * PORTS_PER_JOB
 
 
 def _expand_machines(text: str) -> list[str]:

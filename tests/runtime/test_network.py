@@ -144,8 +144,8 @@ def test_a_machine_that_does_not_answer_is_reported(network: Network) -> None:
     first = network.start_connecting(0, HOSTS, 0, 3.0)
     text, _ = first.communicate(timeout=60)
     assert text == (
-        f"{HOSTS[1]}: not there after 3 s; start the same command there with its own --host_index, and check that no "
-        "firewall blocks this machine\n"
+        f"{HOSTS[1]}: not there after 3 s; start the same command there with its own --host_index, "
+        "give a longer --wait_seconds, and check that no firewall blocks this machine\n"
     )
 
 

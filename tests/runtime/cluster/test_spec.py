@@ -182,7 +182,23 @@ def set_slurm(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
 
 def test_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
     set_slurm(monkeypatch, PROCID="2", STEP_NUM_TASKS="3", STEP_NODELIST="node[01-02]", STEP_TASKS_PER_NODE="2,1")
-    assert find_cluster(None, None) == Cluster(("node01:2222", "node01:2223", "node02:2222"), 2)
+    assert find_cluster(None, None) == Cluster(("node01:10000", "node01:10001", "node02:10000"), 2)
+
+
+def slurm_ports(monkeypatch: pytest.MonkeyPatch, job: int, step: int) -> set[str]:
+    set_slurm(monkeypatch, PROCID="0", STEP_NUM_TASKS="8", STEP_NODELIST="n", STEP_TASKS_PER_NODE="8")
+    set_slurm(monkeypatch, JOB_ID=str(job), STEP_ID=str(step))
+    return {host.rpartition(":")[2] for host in find_cluster(None, None).hosts}
+
+
+@pytest.mark.parametrize("job", [1, 708, 709, 4_294_901_760])
+def test_slurm_jobs_and_steps_that_share_a_machine_have_their_own_ports(
+    monkeypatch: pytest.MonkeyPatch, job: int
+) -> None:
+    steps = [(job + after, step) for after in range(50) for step in range(3)]
+    ports = [slurm_ports(monkeypatch, *step) for step in steps]
+    assert len(set().union(*ports)) == sum(map(len, ports)) == 8 * 150
+    assert all(10_000 <= int(port) < 32_768 for port in set().union(*ports))
 
 
 def test_one_task_of_slurm_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,10 +209,10 @@ def test_one_task_of_slurm_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("machines", "tasks", "hosts"),
     [
-        ("n[9-10]", "1(x2)", "n9:2222,n10:2222"),  # in the order of Slurm, which is not that of text
-        ("n10,n9", "1,2", "n10:2222,n9:2222,n9:2223"),
-        ("n[1,08-10],m", "1(x3),2,1", "n1:2222,n08:2222,n09:2222,n10:2222,n10:2223,m:2222"),
-        ("r[1-2]n[1-2]x", "1(x4)", "r1n1x:2222,r1n2x:2222,r2n1x:2222,r2n2x:2222"),
+        ("n[9-10]", "1(x2)", "n9:10000,n10:10000"),  # in the order of Slurm, which is not that of text
+        ("n10,n9", "1,2", "n10:10000,n9:10000,n9:10001"),
+        ("n[1,08-10],m", "1(x3),2,1", "n1:10000,n08:10000,n09:10000,n10:10000,n10:10001,m:10000"),
+        ("r[1-2]n[1-2]x", "1(x4)", "r1n1x:10000,r1n2x:10000,r2n1x:10000,r2n2x:10000"),
     ],
 )
 def test_machines_of_slurm(monkeypatch: pytest.MonkeyPatch, machines: str, tasks: str, hosts: str) -> None:
@@ -209,7 +225,7 @@ def test_machines_of_slurm(monkeypatch: pytest.MonkeyPatch, machines: str, tasks
 def test_slurm_tasks_in_another_order_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     set_slurm(monkeypatch, PROCID="1", STEP_NUM_TASKS="4", STEP_NODELIST="n[1-2]", STEP_TASKS_PER_NODE="2(x2)")
     monkeypatch.setenv("SLURMD_NODENAME", "n1")
-    assert find_cluster(None, None) == Cluster(("n1:2222", "n1:2223", "n2:2222", "n2:2223"), 1)
+    assert find_cluster(None, None) == Cluster(("n1:10000", "n1:10001", "n2:10000", "n2:10001"), 1)
     monkeypatch.setenv("SLURMD_NODENAME", "n2")
     assert refusal() == (
         "Slurm: task 1 of 4 is not on the machine that a block distribution gives it; start the processes "
@@ -278,7 +294,7 @@ def test_a_process_that_never_starts() -> None:
     )
     assert run.stdout == (
         f"PeerLostError {missing}: not there after 1 s; start the same command there with its own --host_index, "
-        "and check that no firewall blocks this machine\n"
+        "give a longer --wait_seconds, and check that no firewall blocks this machine\n"
     )
 
 
