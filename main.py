@@ -14,8 +14,9 @@ from typing import Any
 from commands.options import LayoutSearch, Options
 from configs.command_line import CommandLine
 from configs.errors import ConfigError, DeviceError, UserError
-from configs.load import load_config
+from configs.load import find_model_config, load_config
 from configs.schema import FLAGS, PREDICTION_KEYS
+from configs.weights import config_notes
 from serving.settings import ServingSettings, check_packages, key_from_environment
 from storage.remote_configs import on_disk
 
@@ -294,6 +295,8 @@ def _run(arguments: argparse.Namespace) -> int:
     serving = _serving(arguments)
     with on_disk(arguments.model) as model:
         config = load_config(model, config_overrides(arguments), arguments.init_from)
+        for note in config_notes(find_model_config(model), config.model):
+            print(note, file=sys.stderr)
     given = {
         field.name: getattr(arguments, field.name) for field in dataclasses.fields(Options) if field.name in arguments
     }

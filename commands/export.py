@@ -5,7 +5,7 @@ from __future__ import annotations
 from commands.console import say
 from commands.options import Options
 from commands.run_data import trained_tokenizer
-from commands.run_setup import newest_checkpoint
+from commands.run_setup import newest_checkpoint, say_origin
 from configs.schema import RunConfig
 from runtime.checkpoint.export import write_huggingface_folder
 from runtime.checkpoint.init_from import find_weights
@@ -19,6 +19,7 @@ def export(config: RunConfig, options: Options) -> int:
     tokenizer = trained_tokenizer(config, options.init_from)
     if options.init_from is None:
         run_directory.check_settings(config, tokenizer and tokenizer.to_json())
+    say_origin(path, config)
     weights, directory = find_weights(path), options.export_dir
     if options.export_format == "hf":
         write_huggingface_folder(directory, config, weights, tokenizer and tokenizer.to_json())

@@ -10,11 +10,14 @@ from commands.options import Options
 from commands.run_data import RunData, trained_tokenizer
 from configs.errors import CheckpointError, ConfigError
 from configs.schema import RunConfig
+from configs.weights import weights_at
 from data.tokenization.tokenizer import Tokenizer
 from runtime.checkpoint import reader
 from runtime.checkpoint.init_from import load_initial_weights
 from runtime.checkpoint.position import TrainingPosition
 from runtime.checkpoint.reader import DamagedError
+from runtime.checkpoint.weight_files import is_huggingface_folder
+from runtime.checkpoint.weight_sources import check_functions, find_checkpoint
 from runtime.cluster.process_group import ProcessGroup
 from runtime.mesh.devices import choose_devices
 from runtime.mesh.multi_process import place_process
@@ -120,9 +123,21 @@ def load_trained(run: Run) -> TrainingPosition:
     return restore_latest(run)
 
 
+def say_origin(path: str, config: RunConfig) -> None:
+    """Says what the model computes otherwise than the program that wrote its weights.
+
+    Raises:
+        CheckpointError: the weights were trained with functions that are others now.
+    """
+    checkpoint = None if is_huggingface_folder(weights_at(path)) else find_checkpoint(weights_at(path))
+    for line in [] if checkpoint is None else check_functions(checkpoint, config.model):
+        say(line)
+
+
 def load_init_from(run: Run) -> TrainingPosition:
     """Loads the weights of `--init_from`; training starts from step 0."""
     path = run.options.init_from
+    say_origin(path, run.config)
     load_initial_weights(path, run.placement.store)
     say(f"loaded weights from {path}")
     return TrainingPosition(0, 0)
@@ -137,6 +152,7 @@ def restore_latest(run: Run) -> TrainingPosition:
     for path in _checkpoints(run.config):
         position, damage = _try_to_restore(run, path)
         if position is not None:
+            say_origin(path, run.config)
             say(f"restored {path}")
             return position
         say(f"{damage.problem}; trying the checkpoint before it")

@@ -19,7 +19,7 @@ from configs.datasets import check_datasets, default_input_fn, load_datasets, sp
 from configs.errors import ConfigError, ValueIssue, did_you_mean
 from configs.reader import ConfigReader, RawValue, raise_issues, read_file, rename_aliases, shown
 from configs.schema import RUN_FIELDS, PredictionConfig, RunConfig, is_required, keys_of
-from configs.weights import config_beside, initial_model_keys
+from configs.weights import KEY_OF_FUNCTIONS, config_beside, initial_model_keys
 
 CONFIGS_DIR = Path(__file__).resolve().parent
 OVERRIDES_FILE = "--set"
@@ -38,13 +38,14 @@ def load_config(model: str, overrides: Sequence[str] = (), weights: str | None =
     Raises:
         ConfigError: the message holds every issue, one a line.
     """
-    path = _find_model_config(model)
+    path = find_model_config(model)
     issues: list[str] = []
     overriding = _read_overrides(overrides, issues)
     raw = _without_overridden(read_file(path, schema.ALIASES, issues), overriding) | overriding
     source = _find_model_source(raw) if weights is None else weights
     from_weights = {} if source is None else _raw_of_weights(source)
-    reader = ConfigReader(str(path), from_weights | raw, issues=issues)
+    inherited = {key: value for key, value in from_weights.items() if key != KEY_OF_FUNCTIONS}
+    reader = ConfigReader(str(path), inherited | raw, issues=issues)
     reader.check_names(RUN_FIELDS)
     reader.parse(RUN_FIELDS)
     reader.fill_defaults(RUN_FIELDS)
@@ -61,8 +62,24 @@ def load_config(model: str, overrides: Sequence[str] = (), weights: str | None =
 def given_keys(model: str, overrides: Sequence[str] = ()) -> tuple[str, ...]:
     """Returns the keys that a config file or the overrides set, for a config that `load_config` has accepted."""
     issues: list[str] = []
-    given = read_file(_find_model_config(model), schema.ALIASES, issues) | _read_overrides(overrides, issues)
+    given = read_file(find_model_config(model), schema.ALIASES, issues) | _read_overrides(overrides, issues)
     return tuple(given)
+
+
+def find_model_config(model: str) -> Path:
+    """Returns the file of a model config, from its path or its name.
+
+    Raises:
+        ConfigError: there is no config of this name.
+    """
+    if model.endswith(".json"):
+        return Path(model)
+    path = CONFIGS_DIR / f"{model}.json"
+    if not os.path.isfile(path):
+        names = sorted(file.stem for file in CONFIGS_DIR.glob("*.json"))
+        remedy = did_you_mean(model, names, f"use {', '.join(names)}, or the path of a .json file")
+        raise ConfigError(f"{path}: there is no config of this name; {remedy}")
+    return path
 
 
 def override_prediction(config: RunConfig, keys: Mapping[str, Any], place: str) -> PredictionConfig:
@@ -98,17 +115,6 @@ def resolved_json(config: RunConfig) -> str:
     return json.dumps(keys, indent=4) + "\n"
 
 
-def _find_model_config(model: str) -> Path:
-    if model.endswith(".json"):
-        return Path(model)
-    path = CONFIGS_DIR / f"{model}.json"
-    if not os.path.isfile(path):
-        names = sorted(file.stem for file in CONFIGS_DIR.glob("*.json"))
-        remedy = did_you_mean(model, names, f"use {', '.join(names)}, or the path of a .json file")
-        raise ConfigError(f"{path}: there is no config of this name; {remedy}")
-    return path
-
-
 def _find_model_source(raw: Mapping[str, RawValue]) -> str | None:
     """Returns the run at model_path if the config lacks sizes of the model and there is one, else None."""
     lacks_sizes = any(is_required(field) and key not in raw for key, field in keys_of(schema.ModelConfig).items())
@@ -127,7 +133,8 @@ def _check_against_weights(reader: ConfigReader, from_weights: Mapping[str, RawV
         given, trained = reader.values.get(key), RUN_FIELDS[key].metadata["kind"].parse(raw.value)
         if key in reader.values and given != trained and not (key == "n_ctx" and given < trained):
             problem = f"the weights were made with {shown(raw.value)} ({raw.file})"
-            reader.report(key, ValueIssue(problem, f"leave {key} out"))
+            remedy = f"set {key} to {raw.value}" if key == KEY_OF_FUNCTIONS else f"leave {key} out"
+            reader.report(key, ValueIssue(problem, remedy))
 
 
 def _read_overrides(overrides: Sequence[str], issues: list[str]) -> dict[str, RawValue]:

@@ -48,14 +48,14 @@ ACTIVATIONS = (
     *("lrelu020", "id", "triangle_relax", "square_relax", "spike", "spike2", "tanhshrink", "softsign", "softmax"),
     *("logsoftmax", "bipolarsigmoid", "rrelu", "elish", "arcsinh", "aria", "prelu", "parcsinh", "psoftplus"),
     *("proottanh", "maxsig", "cosid", "minsin", "maxtanh", "mish", "tanhexp", "lisht", "seagull", "snake"),
-    *("roottanh", "softplusmone"),
+    *("roottanh", "softplusmone", "elish_published"),
 )
+LINEAR_NORMALIZATIONS = ("position", "feature")
 PRECISIONS = ("float32", "bfloat16")
 LR_DECAYS = ("linear", "cosine")
 OPTIMIZERS = ("adam", "adamw", "adafactor")
 MOE_GATINGS = ("top_1", "top_2")
-SECOND_POLICIES_TRAIN = ("all", "none", "threshold", "random")
-SECOND_POLICIES_EVAL = ("all", "none", "threshold")
+SECOND_POLICIES = ("all", "none", "threshold", "random")
 INPUT_FNS = ("sequential_input", "generic_text")
 PROMPT_OVERFLOWS = ("left", "refuse")
 DATATYPES = ("chunks", "documents_fixed", "documents_random")
@@ -133,15 +133,20 @@ class MoeParams:
     moe_loss_coef: float = setting(
         NON_NEGATIVE, "Weight of the loss that balances the load of the experts.", default=1e-2
     )
-    moe_z_loss: float = setting(NON_NEGATIVE, "Weight of the squared log-partition of the router.", default=1e-3)
+    moe_z_loss: float = setting(
+        NON_NEGATIVE, "Weight of the squared log-partition of the router; 0, as in GPT-Neo: none.", default=1e-3
+    )
     moe_second_policy_train: str = setting(
-        one_of(SECOND_POLICIES_TRAIN),
+        one_of(SECOND_POLICIES),
         "Which tokens reach their second expert in training: all, none, those whose gate exceeds the threshold, or "
         "each with probability gate / threshold (random).",
         default="random",
     )
     moe_second_policy_eval: str = setting(
-        one_of(SECOND_POLICIES_EVAL), "The same in evaluation and generation.", default="all"
+        one_of(SECOND_POLICIES),
+        "The same in evaluation and generation, where random depends on the layer and the position alone; GPT-Neo's "
+        "default is random.",
+        default="all",
     )
     moe_second_threshold_train: float = setting(SHARE, "The threshold in training.", default=0.2)
     moe_second_threshold_eval: float = setting(SHARE, "The threshold in evaluation and generation.", default=0.2)
@@ -185,8 +190,22 @@ class ModelConfig:
     local_attention_radius: int = setting(
         integer(1), "Local attention at position p sees (p - radius, p].", unit="tokens", default=256
     )
+    linear_attention_normalization: str = setting(
+        one_of(LINEAR_NORMALIZATIONS),
+        "What causal linear attention divides by: position, one sum for all features of a position and head, as in "
+        "GPT-Neo; or feature, a sum for each, as in runs of this project that were trained before this key.",
+        default="position",
+    )
+    none_doubles_residual: bool = setting(
+        SWITCH,
+        "Layers of attention none double the residual stream before their feed-forward part, as GPT-Neo's did.",
+        default=False,
+    )
     activation_function: str = setting(
-        one_of(ACTIVATIONS), "Activation of the feed-forward layers; gelu is the tanh approximation.", default="gelu"
+        one_of(ACTIVATIONS),
+        "Activation of the feed-forward layers; gelu is the tanh approximation, elish GPT-Neo's and elish_published "
+        "that of the paper.",
+        default="gelu",
     )
     rotary_emb: bool = setting(
         SWITCH, "Rotary position embeddings of queries and keys, instead of learned ones.", default=False

@@ -1,4 +1,7 @@
-"""Reads the model from the config.json beside weights: one of ours, of GPT-Neo's, of Hugging Face's or OpenAI's."""
+"""Reads the model from the config.json beside weights: one of ours, of GPT-Neo's, of Hugging Face's or OpenAI's.
+
+And says what configs and weights of GPT-Neo compute otherwise here.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,15 @@ from configs.errors import CheckpointError, ConfigError, ValueIssue
 from configs.huggingface import is_huggingface, model_keys
 from configs.kinds import ATTENTION
 from configs.reader import raise_issues, read_object, shown
-from configs.schema import ALIASES, RUN_FIELDS, ModelConfig, is_required, keys_of
+from configs.schema import ALIASES, RUN_FIELDS, ModelConfig, MoeParams, is_required, keys_of
 
 CONFIG_FILE = "config.json"
 HPARAMS_FILE = "hparams.json"  # OpenAI's, beside its GPT-2
 # Every config.json of a run has this key, and none of GPT-Neo's has it.
 KEY_OF_OURS = "temperature"
+# The config.json of a run that was trained before linear attention and elish were GPT-Neo's lacks this key.
+KEY_OF_FUNCTIONS = "linear_attention_normalization"
+FORMER_NAMES = {"activation_function": {"elish": "elish_published"}, "moe_activation": {"elish": "elish_published"}}
 # Keys of the model that may change when training continues from weights.
 FREE_KEYS = (
     "embed_dropout",
@@ -37,7 +43,35 @@ FREE_KEYS = (
 FIELDS = keys_of(ModelConfig)
 # Keys that GPT-Neo requires, or that change the model without changing the shape of a variable.
 SIZES = (*(key for key, field in FIELDS.items() if is_required(field)), "attention_types", "local_attention_radius")
+# Keys that act in layers of one kind of attention only.
+KEYS_OF_ATTENTION = {
+    "local": "local_attention_radius",
+    "linear": "linear_attention_normalization",
+    "none": "none_doubles_residual",
+}
 KEYS_OF_A_RUN = {*RUN_FIELDS, *ALIASES, "model"}
+# Every key that GPT-Neo reads; a config with any other is none of GPT-Neo's.
+KEYS_OF_GPT_NEO = {
+    *("n_head", "n_embd", "n_layer", "n_ctx", "n_positions", "n_vocab", "attention_types", "datasets", "model_path"),
+    *("mesh_shape", "layout", "lr", "opt_name", "warmup_steps", "gradient_clipping", "train_batch_size", "model"),
+    *("eval_batch_size", "train_steps", "iterations", "predict_steps", "eval_steps", "embed_dropout", "res_dropout"),
+    *("attn_dropout", "beta1", "beta2", "epsilon", "ada_epsilon1", "ada_epsilon2", "weight_decay", "input_fn", "seed"),
+    *("predict_batch_size", "eval_tasks", "lr_decay", "lr_decay_end", "precision", "recompute_grad", "scale_by_depth"),
+    *("tokens_per_mb_per_replica", "scale_by_in", "local_attention_radius", "z_loss", "entmax_loss", "num_mem_kv"),
+    *("axial_pos_emb", "rotary_emb", "mlp_glu", "scalenorm", "rezero", "macaron", "no_weight_tie", "share_parameters"),
+    *("moe_layers", "moe_params", "moe_activation", "activation_fn", "activation_function", "log_grads", "no_dataset"),
+    *("shuffle_input_filenames", "predict_max_steps", "remove_partial_sequences", "mlm_training", "mlm_mask_id"),
+    *("mlm_cls_token_id", "mlm_mask_prob", "mlm_same_token_prob", "mlm_random_token_prob", "mlm_mask_ignore_ids"),
+    *("padding_id", "eos_id"),
+}
+# Members of moe_params whose defaults are other ones here.
+DEFAULTS_OF_GPT_NEO = {"moe_second_policy_eval": "random", "moe_z_loss": 0.0}
+EXPERTS_OF_GPT_NEO = (
+    "experts: a group of tokens (moe_group_size) never spans rows here; GPT-Neo's do where n_ctx is smaller",
+    "experts: each token claims capacity for both of its choices in order, so no token depends on a later one; GPT-Neo "
+    "seats all first choices of a group before any second one",
+    "experts: in evaluation the same tokens always reach their second expert; GPT-Neo draws them anew each time",
+)
 PATTERNS = ("checkpoint", CONFIG_FILE, "*.index", "*.index.json", "*.safetensors", "*.bin")
 DEPTHS = ("*", "snapshots/*")  # where an archive or a cache of Hugging Face puts a folder of weights
 FILE_OF_CHECKPOINT = re.compile(r"\.(index|data-\d{5}-of-\d{5})$")
@@ -125,7 +159,9 @@ def initial_model_keys(path: str) -> dict[str, Any]:
     if is_huggingface(config):
         return _valid_keys(model_keys(config, file), file, FIELDS)
     if KEY_OF_OURS not in config:
-        return _valid_keys(_flat_keys(config), file, SIZES)
+        keys = _flat_keys(config)
+        keys.pop("none_doubles_residual", None)  # said when the checkpoint is read, since most have no config beside
+        return _valid_keys(keys, file, SIZES)
     _check_names(config, file)
     return _valid_keys(_flat_keys(config), file, FIELDS)
 
@@ -156,7 +192,7 @@ def _find_value_issue(key: str, value: Any) -> Iterator[ValueIssue]:
 
 def _flat_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the model keys of a config of ours or of GPT-Neo's, with defaults for absent ones."""
-    given = _unaliased(config) | _as_gpt_neo_read(config)
+    given = _unaliased(config) | _as_gpt_neo_read(config) | former_functions(config)
     keys = {}
     for key, field in FIELDS.items():
         has_no_default = is_required(field) or field.metadata["default_text"]
@@ -165,6 +201,19 @@ def _flat_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     if "n_layer" in keys:
         keys.setdefault("attention_types", [[["global"], keys["n_layer"]]])
     return _without_idle(keys)
+
+
+def attention_keys(kinds: Collection[str], is_causal: bool) -> list[str]:
+    """Returns the keys that change what layers of these kinds of attention compute."""
+    return [key for kind, key in KEYS_OF_ATTENTION.items() if kind in kinds and (is_causal or kind != "linear")]
+
+
+def former_functions(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a config.json of ours means by functions that have changed since; empty if it knows today's."""
+    if KEY_OF_FUNCTIONS in config or KEY_OF_OURS not in config:
+        return {}
+    renamed = {key: names[config[key]] for key, names in FORMER_NAMES.items() if str(config.get(key)) in names}
+    return renamed | {KEY_OF_FUNCTIONS: "feature"}
 
 
 def _unaliased(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -189,6 +238,47 @@ def _without_idle(keys: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the keys without those that have no effect on the model."""
     idle = set() if keys.get("moe_layers") else {"moe_activation"}
     types = keys.get("attention_types")
-    if any(_find_value_issue("attention_types", types)) or "local" not in ATTENTION.parse(types):
-        idle.add("local_attention_radius")
+    kinds = () if any(_find_value_issue("attention_types", types)) else ATTENTION.parse(types)
+    idle |= {*KEYS_OF_ATTENTION.values()} - {*attention_keys(kinds, keys.get("mlm_training") is not True)}
     return {key: value for key, value in keys.items() if key not in idle}
+
+
+def config_notes(file: Path, model: ModelConfig) -> list[str]:
+    """Returns what experts of a model config compute otherwise than in GPT-Neo; nothing if it is none of GPT-Neo's."""
+    raw = read_object(file, issues=[])
+    if not model.moe_layers or not {ALIASES.get(key, key) for key in raw} <= KEYS_OF_GPT_NEO:
+        return []
+    given = raw.get("moe_params")
+    return [f"{file}: {note}" for note in (*_default_notes(model.moe_params, _members(given)), *EXPERTS_OF_GPT_NEO)]
+
+
+def weight_notes(path: str, model: ModelConfig) -> list[str]:
+    """Returns what a model computes otherwise from a checkpoint of GPT-Neo than GPT-Neo did."""
+    return [f"{path}: {note}" for note in _weight_notes(model)]
+
+
+def _weight_notes(model: ModelConfig) -> Iterator[str]:
+    if "none" in model.attention_types and not model.none_doubles_residual:
+        yield (
+            "GPT-Neo doubled the residual stream in layers of attention none, and this model does not; set "
+            "none_doubles_residual to true to compute what GPT-Neo did"
+        )
+    if "rrelu" in _activations(model):
+        yield "GPT-Neo drew the slope of rrelu once a process, and no checkpoint holds it; evaluation has the mean here"
+    if model.moe_layers:
+        yield from (*_default_notes(model.moe_params, ()), *EXPERTS_OF_GPT_NEO)
+
+
+def _activations(model: ModelConfig) -> set[str]:
+    return {model.activation_function} | ({model.moe_activation} if model.moe_layers else set())
+
+
+def _members(value: Any) -> Collection[str]:
+    return value if isinstance(value, Mapping) else ()
+
+
+def _default_notes(params: MoeParams, given: Collection[str]) -> Iterator[str]:
+    for key, default in DEFAULTS_OF_GPT_NEO.items():
+        value = getattr(params, key)
+        if key not in given and value != default:
+            yield f"moe_params: {key} is {value}; GPT-Neo's default is {default}"

@@ -67,9 +67,15 @@ def square_wave(x: tf.Tensor) -> tf.Tensor:
 
 
 def elish(x: tf.Tensor) -> tf.Tensor:
-    """Returns x sigmoid(x) where x is positive, and (e^x - 1) sigmoid(x) elsewhere.
+    """Returns x sigmoid(-x) where x is positive, which falls back to 0, and (e^x - 1) sigmoid(x) elsewhere.
 
-    GPT-Neo computes x / (1 + e^x) where x is positive, which falls back to 0; here it is as published.
+    Source: GPT-Neo, kept for its checkpoints.
+    """
+    return tf.where(x > 0, x, tf.math.expm1(tf.minimum(x, 0.0))) * tf.sigmoid(-tf.abs(x))
+
+
+def elish_published(x: tf.Tensor) -> tf.Tensor:
+    """Returns x sigmoid(x) where x is positive, and (e^x - 1) sigmoid(x) elsewhere.
 
     Source: Basirat and Roth 2018, The Quest for the Golden Activation Function.
     """
@@ -180,6 +186,7 @@ ACTIVATIONS_BY_NAME: dict[str, Activation] = {
     "bipolarsigmoid": Activation(lambda x: tf.tanh(x / 2.0)),
     "rrelu": Activation(randomized_leaky_relu, is_random=True),
     "elish": Activation(elish),
+    "elish_published": Activation(elish_published),
     "arcsinh": Activation(tf.asinh),
     "aria": Activation(aria, ARIA_PARAMETERS),
     "prelu": Activation(leaky_relu, (("slope", 0.2),)),

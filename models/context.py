@@ -54,12 +54,14 @@ class Context:
     def noise_of(self, noise_scope: str) -> Noise:
         """Returns independent random numbers for one part of the model, such as `h0/attn`.
 
-        Outside of training they are a constant that nothing depends on.
+        Outside of training they are the same for all rows and each time, so that a text gives the same result
+        whatever stands beside it.
         """
+        scope_key = zlib.crc32(noise_scope.encode()) & 0x7FFFFFFF
         if self.noise is None:
-            rows = mtf.mtf_range(self.mesh, self.dims.batch, tf.int32)
-            return Noise(mtf.constant(self.mesh, 0, dtype=tf.int32), rows)
-        return Noise(self.noise.key + (zlib.crc32(noise_scope.encode()) & 0x7FFFFFFF), self.noise.rows)
+            rows = mtf.zeros(self.mesh, [self.dims.batch], tf.int32)
+            return Noise(mtf.constant(self.mesh, scope_key, dtype=tf.int32), rows)
+        return Noise(self.noise.key + scope_key, self.noise.rows)
 
     def dropout(self, x: mtf.Tensor, rate: float, noise_scope: str) -> mtf.Tensor:
         """Applies dropout to x [batch, ...] in training; returns x itself otherwise."""

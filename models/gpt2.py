@@ -86,6 +86,8 @@ class _BlockOutput:
 def _block(context: Context, x: mtf.Tensor, layer: Layer, attend: Attend, mix: Mix) -> _BlockOutput:
     """Applies one block; a layer without attention is its feed-forward half alone.
 
+    With `none_doubles_residual`, kept for GPT-Neo's checkpoints, such a layer adds its input to itself first.
+
     Source: Radford et al. 2019 (GPT-2), section 2.3; macaron: Lu et al. 2019, Understanding and Improving Transformer
     From a Multi-Particle Dynamic System Point of View, section 4, with no norm before its first half, as in GPT-Neo.
     """
@@ -96,6 +98,8 @@ def _block(context: Context, x: mtf.Tensor, layer: Layer, attend: Attend, mix: M
     if layer.has_attention:
         attended, cache = attend(block_norm(context, x, f"{layer.scope}/norm_1"), layer)
         x = x + residual_gain(context, attended, f"{layer.scope}/norm_rezero_1")
+    elif context.model.none_doubles_residual:
+        x = x + residual_gain(context, x, f"{layer.scope}/norm_rezero_1")
     normed, report = block_norm(context, x, f"{layer.scope}/norm_2"), None
     if layer.is_mixture:
         mixture = mix(normed, layer)

@@ -15,8 +15,10 @@ from models.ops import linear_attention as ops
 
 
 def _full(context: Context, layer: Layer, qkv: QKV) -> mtf.Tensor:
-    attention = ops.causal_linear_attention if context.model.is_causal else ops.linear_attention
-    return attention(qkv.queries, qkv.keys, qkv.values)
+    if not context.model.is_causal:
+        return ops.linear_attention(qkv.queries, qkv.keys, qkv.values)
+    normalization = context.model.linear_attention_normalization
+    return ops.causal_linear_attention(qkv.queries, qkv.keys, qkv.values, normalization)
 
 
 def _prefill(context: Context, layer: Layer, qkv: QKV, lengths: mtf.Tensor) -> Cache:
@@ -24,7 +26,8 @@ def _prefill(context: Context, layer: Layer, qkv: QKV, lengths: mtf.Tensor) -> C
 
 
 def _decode(context: Context, layer: Layer, qkv: QKV, cache: Cache, positions: mtf.Tensor) -> tuple[mtf.Tensor, Cache]:
-    return ops.linear_attention_step(qkv.queries, qkv.keys, qkv.values, cache)
+    normalization = context.model.linear_attention_normalization
+    return ops.linear_attention_step(qkv.queries, qkv.keys, qkv.values, cache, normalization)
 
 
 def _empty_cache(context: Context, layer: Layer) -> Cache:

@@ -13,7 +13,7 @@ import pytest
 
 from configs.kinds import ATTENTION_TYPES
 from configs.layout import find_layout_issues, parse_layout, parse_mesh_shape
-from configs.schema import ACTIVATIONS, MoeParams, PredictionConfig, RunConfig
+from configs.schema import ACTIVATIONS, LINEAR_NORMALIZATIONS, MoeParams, PredictionConfig, RunConfig
 from models.kernels.sampling import SamplingParams
 from runtime.checkpoint.position import TrainingPosition
 from runtime.checkpoint.reader import restore
@@ -51,6 +51,8 @@ def draw_model(draw: random.Random) -> dict[str, object]:
         "activation_function": draw.choice(CONTINUOUS),
         "num_mem_kv": draw.choice((0, 3)) if "global" in kinds else 0,
         "mlm_training": draw.random() < 0.15,
+        "linear_attention_normalization": draw.choice(LINEAR_NORMALIZATIONS),
+        "none_doubles_residual": draw.random() < 0.3,
         **{flag: draw.random() < 0.3 for flag in flags},
         **draw.choice(({}, {}, {"rotary_emb": True}, {"axial_pos_emb": (2, 8)})),
         **draw.choice(({}, {}, {"scalenorm": True}, {"rezero": True})),
@@ -66,6 +68,7 @@ def draw_mixture(draw: random.Random) -> dict[str, object]:
         moe_gating=draw.choice(("top_1", "top_2")),
         moe_group_size=draw.choice((5, 16)),
         moe_second_policy_train=draw.choice(("all", "none", "threshold", "random")),
+        moe_second_policy_eval=draw.choice(("all", "random")),
         moe_dropout_rate=draw.choice((0.0, 0.2)),
     )
     return {

@@ -24,6 +24,8 @@ SIZES = {"n_head", "n_embd", "n_layer", "n_ctx", "n_vocab"}
 RUNS = {
     "linear and none, top 2 experts, dropout": {
         "attention_types": [[["linear", "none"], 1]],
+        "linear_attention_normalization": "feature",
+        "none_doubles_residual": True,
         "moe_layers": [0, 1],
         "moe_activation": "gelu",
         "moe_params": {**EXPERTS, "moe_gating": "top_2", "moe_dropout_rate": 0.1, "moe_second_policy_train": "all"},

@@ -8,12 +8,16 @@ result does not depend on the references, only its rounding does, so references 
 may exceed the reference by at most `MAX_EXPONENT`. Where any key exceeds it by more, every position becomes a chunk of
 its own, and no exponential exceeds 1: slower, but exact for all keys.
 
+A position's *shares* are its features over what normalises them; its output is the sum, over itself and earlier
+positions, of shares times weights times values. `NORMALIZATIONS` has the two ways to normalise causal attention.
+
 Source: Katharopoulos et al. 2020, Transformers are RNNs, section 3.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -27,6 +31,41 @@ LOG_EPSILON = math.log(1e-6)  # GPT-Neo adds 1e-6 to the sum of exponentials
 STATE = ("context", "total", "largest")  # the sums carried from one position to the next, in the order of the kernels
 State = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
 Sums = tuple[tf.Tensor, tf.Tensor]  # over positions: [B, H, D, D] of weights times values, [B, H, 1, D] of weights
+
+
+@dataclasses.dataclass(frozen=True)
+class Normalization:
+    """How features become shares; the gradients of the queries are the same function of the shares for all.
+
+    Attributes:
+        features: (queries, references) -> features; all [..., D].
+        divisors: (features, totals) -> what the features are divided by; totals are the sums of weights.
+        d_totals: (shares, shares * d_shares, totals) -> gradients of the totals.
+    """
+
+    features: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+    divisors: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+    d_totals: Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
+
+
+def _sum_features(x: tf.Tensor) -> tf.Tensor:
+    return tf.reduce_sum(x, -1, keepdims=True)
+
+
+# Weights are relative to a reference of each feature, so where features are added up they take the references back; a
+# factor that all features of a position share cancels out. GPT-Neo's, kept for its checkpoints.
+BY_POSITION = Normalization(
+    features=lambda queries, references: tf.nn.softmax(queries + references),
+    divisors=lambda features, totals: _sum_features(features * totals),
+    d_totals=lambda shares, products, totals: -shares * _sum_features(products),
+)
+# Every feature is divided by its own total, so that each is a weighted mean of the values.
+BY_FEATURE = Normalization(
+    features=lambda queries, references: tf.nn.softmax(queries),
+    divisors=lambda features, totals: totals,
+    d_totals=lambda shares, products, totals: -products / totals,
+)
+NORMALIZATIONS = {"position": BY_POSITION, "feature": BY_FEATURE}
 
 
 def _heads_first(x: tf.Tensor) -> tf.Tensor:
@@ -92,10 +131,10 @@ def _fit_in_range(keys: tf.Tensor, length: int) -> tf.Tensor:
 
 
 def _with_safe_chunk_length(
-    run: Callable[..., object], queries: tf.Tensor, keys: tf.Tensor, *others: tf.Tensor
+    run: Callable[..., object], normalization: str, queries: tf.Tensor, keys: tf.Tensor, *others: tf.Tensor
 ) -> object:
-    """Calls run(length, queries, keys, *others) with a chunk length that is safe for the keys."""
-    length = _chunk_length(keys.shape[1])
+    """Calls run(normalization, length, queries, keys, *others) with a chunk length that is safe for the keys."""
+    length, run = _chunk_length(keys.shape[1]), functools.partial(run, NORMALIZATIONS[normalization])
     return tf.cond(
         _fit_in_range(keys, length), lambda: run(length, queries, keys, *others), lambda: run(1, queries, keys, *others)
     )
@@ -106,7 +145,7 @@ class _Chunks:
     """The terms of the sums, in chunks.
 
     Attributes:
-        features: [C, B, H, L, D], softmax of the queries over features.
+        features: [C, B, H, L, D], of the queries.
         weights: [C, B, H, L, D], exp(key - reference of the chunk).
         values: [C, B, H, L, D].
         decays: [C, B, H, 1, D], exp(reference of the chunk - reference of the next one).
@@ -128,11 +167,13 @@ class _Chunks:
         return tf.zeros([*self.epsilon.shape[:2], self.values.shape[4], self.values.shape[4]])
 
 
-def _prepare_chunks(length: int, queries: tf.Tensor, keys: tf.Tensor, values: tf.Tensor) -> _Chunks:
+def _prepare_chunks(
+    normalization: Normalization, length: int, queries: tf.Tensor, keys: tf.Tensor, values: tf.Tensor
+) -> _Chunks:
     keys = _split_keys(keys, length)
     references = _references(keys)
     return _Chunks(
-        features=tf.nn.softmax(_split_into_chunks(queries, length)),
+        features=normalization.features(_split_into_chunks(queries, length), references[:-1]),
         weights=tf.exp(keys - references[:-1]),
         values=_split_into_chunks(values, length),
         decays=tf.exp(references[:-1] - references[1:]),
@@ -195,13 +236,15 @@ def _add_chunk(sums: Sums, weights: tf.Tensor, values: tf.Tensor, summands: tf.T
     return context, total + tf.reduce_sum(summands, 2, keepdims=True)
 
 
-def _outputs(length: int, queries: tf.Tensor, keys: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
+def _outputs(
+    normalization: Normalization, length: int, queries: tf.Tensor, keys: tf.Tensor, values: tf.Tensor
+) -> tf.Tensor:
     """[B, S, H, D] three times -> [B, S, H, D], in chunks of a length."""
-    chunks = _prepare_chunks(length, queries, keys, values)
+    chunks = _prepare_chunks(normalization, length, queries, keys, values)
 
     def step(sums: Sums, at: tf.Tensor) -> tuple[Sums, list[tf.Tensor]]:
-        (context, total), weights, values = sums, chunks.weights[at], chunks.values[at]
-        shares = chunks.features[at] / (_causal_sums(weights) + total)
+        (context, total), weights, values, features = sums, chunks.weights[at], chunks.values[at], chunks.features[at]
+        shares = features / normalization.divisors(features, _causal_sums(weights) + total)
         outputs = tf.matmul(_causal_products(shares, weights), values) + tf.matmul(shares, context)
         return _decay(_add_chunk(sums, weights, values, weights), chunks.decays[at]), [outputs]
 
@@ -209,15 +252,14 @@ def _outputs(length: int, queries: tf.Tensor, keys: tf.Tensor, values: tf.Tensor
     return _join_chunks(outputs, queries)
 
 
-def _shares_and_feature_gradients(chunks: _Chunks, d_outputs: tf.Tensor) -> list[tf.Tensor]:
-    """Returns shares, the features over their sums of weights, and d_features, [C, B, H, L, D] each."""
+def _totals_and_share_gradients(chunks: _Chunks, d_outputs: tf.Tensor) -> list[tf.Tensor]:
+    """Returns totals, the sums of weights, and d_shares, [C, B, H, L, D] each."""
 
     def step(sums: Sums, at: tf.Tensor) -> tuple[Sums, list[tf.Tensor]]:
         (context, total), weights, values = sums, chunks.weights[at], chunks.values[at]
-        totals = _causal_sums(weights) + total
         d_shares = tf.matmul(_causal_products(d_outputs[at], values), weights)
         d_shares += tf.matmul(d_outputs[at], context, transpose_b=True)
-        results = [chunks.features[at] / totals, d_shares / totals]
+        results = [_causal_sums(weights) + total, d_shares]
         return _decay(_add_chunk(sums, weights, values, weights), chunks.decays[at]), results
 
     return _scan_chunks(step, chunks.order(), (chunks.zero_context(), chunks.epsilon), [chunks.features] * 2)
@@ -244,35 +286,45 @@ def _key_value_gradients(
 
 
 def _gradients(
-    length: int, queries: tf.Tensor, keys: tf.Tensor, values: tf.Tensor, d_outputs: tf.Tensor
+    normalization: Normalization,
+    length: int,
+    queries: tf.Tensor,
+    keys: tf.Tensor,
+    values: tf.Tensor,
+    d_outputs: tf.Tensor,
 ) -> list[tf.Tensor]:
     """[B, S, H, D] four times -> d_queries, d_keys and d_values, in chunks of a length."""
-    chunks, d_outputs = _prepare_chunks(length, queries, keys, values), _split_into_chunks(d_outputs, length)
-    shares, d_features = _shares_and_feature_gradients(chunks, d_outputs)
-    d_keys, d_values = _key_value_gradients(chunks, d_outputs, shares, -d_features * shares)
-    features = chunks.features
-    d_queries = features * (d_features - tf.reduce_sum(d_features * features, -1, keepdims=True))
+    chunks = _prepare_chunks(normalization, length, queries, keys, values)
+    d_outputs = _split_into_chunks(d_outputs, length)
+    totals, d_shares = _totals_and_share_gradients(chunks, d_outputs)
+    shares = chunks.features / normalization.divisors(chunks.features, totals)
+    products = shares * d_shares
+    d_totals = normalization.d_totals(shares, products, totals)
+    d_keys, d_values = _key_value_gradients(chunks, d_outputs, shares, d_totals)
+    d_queries = products - shares * totals * _sum_features(products)
     return [_join_chunks(gradient, queries) for gradient in (d_queries, d_keys, d_values)]
 
 
 @compiled
-def causal_linear_attention(queries: tf.Tensor, keys: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
-    """(queries, keys, values [B, S, H, D]) -> outputs [B, S, H, D].
+def causal_linear_attention(
+    queries: tf.Tensor, keys: tf.Tensor, values: tf.Tensor, normalization: str = "position"
+) -> tf.Tensor:
+    """(queries, keys, values [B, S, H, D]) -> outputs [B, S, H, D], by a member of `NORMALIZATIONS`.
 
     Source: GPT-Neo, kept for checkpoints; Katharopoulos et al. 2020, Transformers are RNNs, section 3.
     """
-    return _with_safe_chunk_length(_outputs, queries, keys, values)
+    return _with_safe_chunk_length(_outputs, normalization, queries, keys, values)
 
 
 @compiled
 def causal_linear_attention_gradient(
-    queries: tf.Tensor, keys: tf.Tensor, values: tf.Tensor, d_outputs: tf.Tensor
+    queries: tf.Tensor, keys: tf.Tensor, values: tf.Tensor, d_outputs: tf.Tensor, normalization: str = "position"
 ) -> tuple[tf.Tensor, ...]:
     """(queries, keys, values, d_outputs) -> (d_queries, d_keys, d_values); nothing else is kept from the forward pass.
 
     Source: Katharopoulos et al. 2020, Transformers are RNNs, section 3.3.1: one scan in each direction.
     """
-    return tuple(_with_safe_chunk_length(_gradients, queries, keys, values, d_outputs))
+    return tuple(_with_safe_chunk_length(_gradients, normalization, queries, keys, values, d_outputs))
 
 
 def _bidirectional(queries: tf.Tensor, keys: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
@@ -321,14 +373,21 @@ def linear_state(keys: tf.Tensor, values: tf.Tensor, lengths: tf.Tensor) -> Stat
 
 @compiled
 def linear_attention_step(
-    queries: tf.Tensor, keys: tf.Tensor, values: tf.Tensor, context: tf.Tensor, total: tf.Tensor, largest: tf.Tensor
+    queries: tf.Tensor,
+    keys: tf.Tensor,
+    values: tf.Tensor,
+    context: tf.Tensor,
+    total: tf.Tensor,
+    largest: tf.Tensor,
+    normalization: str = "position",
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
     """(queries, keys, values [B, H, D], state) -> (outputs [B, H, D], new state)."""
-    features = tf.nn.softmax(tf.cast(queries, tf.float32))
+    rule = NORMALIZATIONS[normalization]
     keys, values = tf.cast(keys, tf.float32), tf.cast(values, tf.float32)
     new_largest = tf.maximum(largest, keys)
     decay, weight = tf.exp(largest - new_largest), tf.exp(keys - new_largest)
     context = context * decay[..., None] + weight[..., None] * values[..., None, :]
     total = total * decay + weight
-    outputs = tf.linalg.matvec(context, features / total, transpose_a=True)
+    features = rule.features(tf.cast(queries, tf.float32), new_largest)
+    outputs = tf.linalg.matvec(context, features / rule.divisors(features, total), transpose_a=True)
     return tf.cast(outputs, queries.dtype), context, total, new_largest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -34,7 +35,9 @@ def _absorbed(bits: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
     return _mix(bits + number * tf.constant(0x9E3779B9, tf.uint32))
 
 
-def uniform(key: tf.Tensor, rows: tf.Tensor, starts: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
+def uniform(
+    key: tf.Tensor, rows: tf.Tensor, starts: tf.Tensor | Sequence[tf.Tensor], shape: tuple[int, ...]
+) -> tf.Tensor:
     """Returns uniform numbers in (0, 1) that depend only on the key and each element's index in the whole tensor.
 
     A slice gets the numbers that the whole tensor has there, so that dropout and sampling give the same
@@ -44,7 +47,8 @@ def uniform(key: tf.Tensor, rows: tf.Tensor, starts: tf.Tensor, shape: tuple[int
     Args:
         key: int32 scalar.
         rows: int32 [batch], the index of each row in the whole batch.
-        starts: int32 [rank - 1], where this slice begins along the other dimensions.
+        starts: int32 [rank - 1], where this slice begins along the other dimensions; for two dimensions, the start may
+            be of each row, [batch, 1].
         shape: of this slice, batch first.
 
     Returns:

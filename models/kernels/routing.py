@@ -44,16 +44,12 @@ class RoutingParams:
         return min(n_tokens, self.n_groups(n_tokens) * self.capacity)
 
 
-def _random(gate: tf.Tensor, threshold: float, key: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
-    numbers = uniform(key, rows, tf.zeros([1], tf.int32), tuple(gate.shape))
-    return numbers * threshold < gate
-
-
-SECOND_POLICIES: dict[str, Callable[[tf.Tensor, float, tf.Tensor, tf.Tensor], tf.Tensor]] = {
-    "all": lambda gate, threshold, key, rows: tf.ones_like(gate, tf.bool),
-    "none": lambda gate, threshold, key, rows: tf.zeros_like(gate, tf.bool),
-    "threshold": lambda gate, threshold, key, rows: gate > threshold,
-    "random": _random,
+# (gate [B, T], threshold, numbers in (0, 1) [B, T]) -> which second choices count.
+SECOND_POLICIES: dict[str, Callable[[tf.Tensor, float, tf.Tensor], tf.Tensor]] = {
+    "all": lambda gate, threshold, numbers: tf.ones_like(gate, tf.bool),
+    "none": lambda gate, threshold, numbers: tf.zeros_like(gate, tf.bool),
+    "threshold": lambda gate, threshold, numbers: gate > threshold,
+    "random": lambda gate, threshold, numbers: numbers * threshold < gate,
 }
 
 
@@ -73,13 +69,13 @@ def _is_expert(expert: tf.Tensor, n_experts: int) -> tf.Tensor:
     return expert[..., None] == tf.range(n_experts)
 
 
-def _is_sent(params: RoutingParams, chosen_logits: tf.Tensor, key: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+def _is_sent(params: RoutingParams, chosen_logits: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
     """Whether tokens are sent to each choice: the first always, the second by policy. [B, T, K] -> bool [B, T, K]."""
     first = tf.ones_like(chosen_logits[..., :1], tf.bool)
     if params.n_choices == 1:
         return first
     gate = tf.sigmoid(chosen_logits[..., 1] - chosen_logits[..., 0])
-    second = SECOND_POLICIES[params.second_policy](gate, params.second_threshold, key, rows)
+    second = SECOND_POLICIES[params.second_policy](gate, params.second_threshold, numbers)
     return tf.concat([first, second[..., None]], -1)
 
 
@@ -128,7 +124,8 @@ def route(params: RoutingParams) -> Kernel:
         n_slots = params.n_slots(n_tokens)
         counts = tf.where((positions % params.group_size == 0)[:, None], 0, counts)
         experts, chosen_logits = _choices(logits, params.n_choices)
-        is_sent = _is_sent(params, chosen_logits, key, rows)
+        numbers = uniform(key, rows, [positions[:, None]], tuple(logits.shape[:2]))
+        is_sent = _is_sent(params, chosen_logits, numbers)
         is_expert = _is_expert(experts, n_experts) & is_sent[..., None]
         # The two choices of a token are different experts, so neither counts before the other.
         sent_by_token = tf.reduce_sum(tf.cast(is_expert, tf.int32), 2)

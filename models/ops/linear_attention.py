@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 from meshtf import mtf, tf
@@ -32,6 +33,12 @@ def _product_flops(mesh_impl: mtf.MeshImpl, queries: mtf.Tensor) -> float:
     return 2.0 * slice_size(mesh_impl, dims) * (dims[-1].size + kernels.CHUNK)
 
 
+@functools.cache
+def _by(normalization: str, kernel: Kernel) -> Kernel:
+    """Returns a kernel of causal attention with a member of `kernels.NORMALIZATIONS`."""
+    return lambda *slices: kernel(*slices, normalization)
+
+
 def _attended(inputs: Sequence[mtf.Tensor], kernel: Kernel, gradient_kernel: Kernel) -> mtf.Tensor:
     whole = [redistribute(x, "sequence", "whole") for x in inputs]
     likes = [(x.shape, x.dtype) for x in whole]
@@ -44,24 +51,28 @@ def _attended(inputs: Sequence[mtf.Tensor], kernel: Kernel, gradient_kernel: Ker
     return redistribute(attended, "whole", "sequence")
 
 
-def causal_linear_attention(queries: mtf.Tensor, keys: mtf.Tensor, values: mtf.Tensor) -> mtf.Tensor:
+def causal_linear_attention(
+    queries: mtf.Tensor, keys: mtf.Tensor, values: mtf.Tensor, normalization: str = "position"
+) -> mtf.Tensor:
     """Computes linear attention in which a position sees itself and earlier ones.
 
-    out_t = sum over d of softmax(q_t)[d] * (sum over s <= t of exp(k_s[d]) v_s) / (1e-6 + sum over s <= t of
-    exp(k_s[d])).
+    With f = softmax(q_t), C[d] = sum over s <= t of exp(k_s[d]) v_s and K[d] = 1e-6 + sum over s <= t of exp(k_s[d]):
+    out_t = (sum over d of f[d] C[d]) / (sum over d of f[d] K[d]). Normalized by "feature", out_t = sum over d of
+    f[d] C[d] / K[d].
 
     Args:
         queries: [batch, sequence, heads, features_per_head]; batch and heads may be split.
         keys: as queries.
         values: as queries.
+        normalization: "position" or "feature".
 
     Returns:
         [batch, sequence, heads, features_per_head].
 
     Source: GPT-Neo, kept for checkpoints; Katharopoulos et al. 2020, Transformers are RNNs, section 3.
     """
-    inputs = [queries, keys, values]
-    return _attended(inputs, kernels.causal_linear_attention, kernels.causal_linear_attention_gradient)
+    both = (kernels.causal_linear_attention, kernels.causal_linear_attention_gradient)
+    return _attended([queries, keys, values], *(_by(normalization, kernel) for kernel in both))
 
 
 def linear_attention(queries: mtf.Tensor, keys: mtf.Tensor, values: mtf.Tensor) -> mtf.Tensor:
@@ -112,7 +123,11 @@ def linear_state(keys: mtf.Tensor, values: mtf.Tensor, lengths: mtf.Tensor) -> d
 
 
 def linear_attention_step(
-    queries: mtf.Tensor, keys: mtf.Tensor, values: mtf.Tensor, state: dict[str, mtf.Tensor]
+    queries: mtf.Tensor,
+    keys: mtf.Tensor,
+    values: mtf.Tensor,
+    state: dict[str, mtf.Tensor],
+    normalization: str = "position",
 ) -> tuple[mtf.Tensor, dict[str, mtf.Tensor]]:
     """Computes causal linear attention of one position of each row.
 
@@ -121,12 +136,13 @@ def linear_attention_step(
         keys: as queries.
         values: as queries.
         state: of the earlier positions; see `linear_state`.
+        normalization: as of `causal_linear_attention`.
 
     Returns:
         [batch, heads, features_per_head], and the state with this position added.
     """
     inputs = [queries, keys, values, *(state[name] for name in kernels.STATE)]
     shapes = [(queries.shape, queries.dtype), *_state_shapes(keys.shape)]
-    kernel = kernels.linear_attention_step
+    kernel = _by(normalization, kernels.linear_attention_step)
     outputs, *new_state = SliceKernel("linear_attention_step", kernel, inputs, shapes).outputs
     return outputs, dict(zip(kernels.STATE, new_state, strict=True))

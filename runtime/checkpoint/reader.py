@@ -20,6 +20,8 @@ STATE_FILE = "checkpoint"
 STEP_NAME = "global_step"
 # Hugging Face's converter skips names that hold "global_step", and fails on names that it does not know.
 EXAMPLES_NAME = "global_step_examples"
+# Our checkpoints hold it since linear attention and elish are GPT-Neo's.
+FUNCTIONS_NAME = "global_step_functions"
 DATASET_EXAMPLES_PREFIX = "global_step_examples_of/"  # a dataset's name follows
 FINISHED = re.compile(r"^[^.].*-\d+\.index$")  # the index is written last
 N_RECENT = 10  # checkpoints that stay, besides the permanent ones

@@ -1,4 +1,7 @@
-"""Weights in files: tensors that are read on demand, so that a large model is never in memory twice."""
+"""Weights in files: tensors that are read on demand, so that a large model is never in memory twice.
+
+And what the program that wrote a checkpoint computed by them.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from configs.errors import CheckpointError
+from configs.schema import ModelConfig
+from configs.weights import FORMER_NAMES, KEY_OF_FUNCTIONS, weight_notes
 from meshtf import tf
-from runtime.checkpoint.reader import latest_checkpoint, read_state
+from runtime.checkpoint.reader import EXAMPLES_NAME, FUNCTIONS_NAME, latest_checkpoint, read_state
 
 OPENAI_CHECKPOINT = "model.ckpt"  # which has no step
 
@@ -104,3 +109,42 @@ def _checkpoint_tensor(path: str, reader: tf.train.CheckpointReader, name: str, 
             return finite(place, np.asarray(reader.get_tensor(name)).astype(np.float32))
 
     return StoredTensor(place, tuple(shape), read)
+
+
+def check_functions(path: str, model: ModelConfig) -> list[str]:
+    """Checks that a model computes what the weights of a checkpoint were trained for.
+
+    Args:
+        path: prefix of the checkpoint.
+        model: the model that gets its weights.
+
+    Returns:
+        Lines about what a model computes otherwise from GPT-Neo's weights than GPT-Neo did.
+
+    Raises:
+        CheckpointError: it was written before linear attention and elish were GPT-Neo's, and no key of the model keeps
+            what they were.
+    """
+    with reading(path):
+        names = tf.train.load_checkpoint(path).get_variable_to_shape_map()
+    if FUNCTIONS_NAME in names:
+        return []
+    if EXAMPLES_NAME not in names:
+        return weight_notes(path, model)
+    for key, former in _changed(model).items():
+        raise CheckpointError(
+            f"{path}: {key} = {getattr(model, key)}: was another function when these weights were trained; set {key} "
+            f"to {former} to keep it, or train again"
+        )
+    return []
+
+
+def _changed(model: ModelConfig) -> dict[str, str]:
+    """Returns the keys of a model whose functions are others now, and what keeps the former ones."""
+    changed = {}
+    if "linear" in model.attention_types and model.is_causal and model.linear_attention_normalization == "position":
+        changed[KEY_OF_FUNCTIONS] = "feature"
+    for key in ("activation_function", *(["moe_activation"] if model.moe_layers else [])):
+        if getattr(model, key) in FORMER_NAMES[key]:
+            changed[key] = FORMER_NAMES[key][getattr(model, key)]
+    return changed

@@ -19,6 +19,7 @@ from runtime.checkpoint.position import TrainingPosition
 from runtime.checkpoint.reader import (
     DATASET_EXAMPLES_PREFIX,
     EXAMPLES_NAME,
+    FUNCTIONS_NAME,
     STEP_NAME,
     first_line,
 )
@@ -158,5 +159,5 @@ def _slice_entries(store: VariableStore) -> list[_Entry]:
 
 def _position_entries(position: TrainingPosition) -> list[_Entry]:
     per_dataset = {DATASET_EXAMPLES_PREFIX + name: n for name, n in (position.examples_per_dataset or {}).items()}
-    numbers = {STEP_NAME: position.step, EXAMPLES_NAME: position.examples, **per_dataset}
+    numbers = {STEP_NAME: position.step, EXAMPLES_NAME: position.examples, FUNCTIONS_NAME: 1, **per_dataset}
     return [(name, "", tf.constant(number, tf.int64)) for name, number in numbers.items()]

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import posixpath
+from pathlib import Path
 
 from configs.errors import CheckpointError, ConfigError
 from configs.load import load_config, resolved_json
+from configs.reader import read_object
 from configs.schema import RunConfig
+from configs.weights import attention_keys, former_functions
 from data.tokenization.tokenizer import from_json
 from meshtf import tf
 from runtime.run.lock import LOCK_FILE
@@ -161,21 +164,22 @@ def _check_model(config: RunConfig) -> None:
         if was != now:
             raise CheckpointError(
                 f"{path}: {key} = {_shown(was)}: the run was trained with it, but the config says {_shown(now)}; "
-                "give the config that was trained, or another model_path"
+                f"set {key} to that, or give another model_path"
             )
 
 
 def _load(path: str) -> RunConfig:
+    """Loads the config.json of a run, by today's names of what it computes."""
     with on_disk(path) as file:
-        return load_config(file)
+        former = former_functions(read_object(Path(file), issues=[]))
+        return load_config(file, [f"{key}={value}" for key, value in former.items()])
 
 
 def _weight_settings(config: RunConfig) -> dict[str, object]:
     """Returns the settings that give the weights their meaning, by key, without those that the model ignores."""
     model, data = config.model, config.data
-    settings = {key: getattr(model, key) for key in WEIGHT_SETTINGS}
-    if "local" in model.attention_types:
-        settings["local_attention_radius"] = model.local_attention_radius
+    keys = (*WEIGHT_SETTINGS, *attention_keys(model.attention_types, model.is_causal))
+    settings = {key: getattr(model, key) for key in keys}
     if model.moe_layers:
         settings |= {"moe_activation": model.moe_activation, "moe_gating": model.moe_params.moe_gating}
     if model.mlm_training:

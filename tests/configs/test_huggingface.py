@@ -276,9 +276,10 @@ def test_every_option_fits_or_is_refused() -> None:
     kept |= {"scale_attn_weights", "embed_dropout", "res_dropout", "attn_dropout"}
     of_training = {"scale_by_depth", "scale_by_in", "precision", "recompute_grad", "z_loss", "entmax_loss"}
     of_mixtures = {"moe_params", "moe_activation"}
+    of_refused_attention = {"linear_attention_normalization", "none_doubles_residual"}
     refused = {"rotary_emb", "axial_pos_emb", "num_mem_kv", "mlp_glu", "macaron", "scalenorm", "rezero"}
     refused |= {"share_parameters", "no_weight_tie", "moe_layers", "mlm_training"}
-    assert set(keys_of(ModelConfig)) == kept | of_training | of_mixtures | refused
+    assert set(keys_of(ModelConfig)) == kept | of_training | of_mixtures | of_refused_attention | refused
 
 
 @given(

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from configs.errors import CheckpointError, ConfigError
-from configs.load import load_config, resolved_json
+from configs.load import CONFIGS_DIR, load_config, resolved_json
 from configs.schema import ModelConfig, keys_of
-from configs.weights import FREE_KEYS, initial_model_keys, weights_at
+from configs.weights import FREE_KEYS, KEYS_OF_GPT_NEO, config_notes, initial_model_keys, weights_at
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 GPT_NEO = {
@@ -42,7 +42,8 @@ def test_a_config_of_gpt_neo(tmp_path: Path) -> None:
     assert sizes.items() <= keys.items()
     assert (keys["local_attention_radius"], keys["activation_function"], keys["rotary_emb"]) == (256, "gelu", False)
     assert not set(keys) & {*FREE_KEYS, "moe_activation", "mesh_shape", "datasets", "opt_name"}
-    assert set(keys) == set(keys_of(ModelConfig)) - {*FREE_KEYS, "moe_activation"}
+    idle = {"moe_activation", "linear_attention_normalization", "none_doubles_residual"}
+    assert set(keys) == set(keys_of(ModelConfig)) - {*FREE_KEYS, *idle}
     assert initial_model_keys(f"{tmp_path}/model.ckpt-362000") == keys
 
 
@@ -60,6 +61,50 @@ def test_a_config_of_gpt_neo(tmp_path: Path) -> None:
 )
 def test_what_gpt_neo_made_of_its_keys(tmp_path: Path, changed: dict[str, Any], expected: dict[str, Any]) -> None:
     assert expected.items() <= keys_beside(tmp_path, GPT_NEO | changed).items()
+
+
+OURS = GPT_NEO | {"temperature": 1.0}
+LINEAR, NONE = {"attention_types": [[["linear"], 24]]}, {"attention_types": [[["none"], 24]]}
+BY_POSITION, BY_FEATURE = ({"linear_attention_normalization": kind} for kind in ("position", "feature"))
+UNKNOWN = {"linear_attention_normalization": None}
+ELISH, PUBLISHED = {"activation_function": "elish"}, {"activation_function": "elish_published"}
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (OURS | LINEAR, BY_FEATURE),
+        (OURS | LINEAR | {"mlm_training": True}, UNKNOWN),
+        (OURS | LINEAR | BY_POSITION, BY_POSITION),
+        (GPT_NEO | LINEAR, BY_POSITION),
+        (OURS | ELISH, PUBLISHED),
+        (OURS | ELISH | BY_POSITION, ELISH),
+        (GPT_NEO | {"activation_fn": "elish"}, ELISH),
+        (OURS | {"moe_layers": [1], "moe_activation": "elish"}, {"moe_activation": "elish_published"}),
+        (OURS | NONE, {"none_doubles_residual": False}),
+        (OURS | NONE | {"none_doubles_residual": True}, {"none_doubles_residual": True}),
+        (GPT_NEO | NONE, {"none_doubles_residual": None}),
+    ],
+)
+def test_functions_that_have_changed(tmp_path: Path, config: dict[str, Any], expected: dict[str, Any]) -> None:
+    """A run of ours that was trained before has the former ones; None: nothing is known, or nothing changes."""
+    keys = keys_beside(tmp_path, config)
+    assert {key: keys.get(key) for key in expected} == expected
+
+
+def test_former_linear_attention_is_never_taken_over_by_itself(tmp_path: Path) -> None:
+    types = 'attention_types=[[["linear"], 3]]'
+    keys = json.loads(resolved_json(load_config("quickstart", [types])))
+    del keys["linear_attention_normalization"]
+    (tmp_path / "config.json").write_text(json.dumps(keys))
+    with pytest.raises(ConfigError) as error:
+        load_config("quickstart", [types], weights=str(tmp_path))
+    assert str(error.value).endswith(
+        f'linear_attention_normalization: the weights were made with "feature" ({tmp_path}/config.json); '
+        "set linear_attention_normalization to feature"
+    )
+    kept = load_config("quickstart", [types, "linear_attention_normalization=feature"], weights=str(tmp_path))
+    assert kept.model.linear_attention_normalization == "feature"
 
 
 def test_what_cannot_be_understood_of_gpt_neo_is_left_out(tmp_path: Path) -> None:
@@ -212,3 +257,33 @@ def test_a_broken_file_is_named_with_a_remedy(tmp_path: Path, text: str, remedy:
     with pytest.raises(ConfigError) as error:
         initial_model_keys(str(tmp_path))
     assert str(error.value).startswith(f"{tmp_path}/config.json: ") and str(error.value).endswith(f"; {remedy}")
+
+
+EXPERTS = {"moe_layers": [2, 4], "moe_params": {"moe_dropout_rate": 0.0}}
+POLICY, Z_LOSS = "moe_params: moe_second_policy_eval is all; ", "moe_params: moe_z_loss is 0.001; "
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, []),
+        (EXPERTS, [POLICY, Z_LOSS, *["experts: "] * 3]),
+        (EXPERTS | {"moe_params": {"moe_second_policy_eval": "all"}}, [Z_LOSS, *["experts: "] * 3]),
+        (EXPERTS | {"moe_params": {"moe_second_policy_eval": "random", "moe_z_loss": 0.0}}, ["experts: "] * 3),
+        (EXPERTS | {"moe_params": None}, [POLICY, Z_LOSS, *["experts: "] * 3]),
+        (EXPERTS | {"temperature": 1.0}, []),  # a key that GPT-Neo never had
+    ],
+)
+def test_what_is_said_of_experts(tmp_path: Path, changes: dict[str, Any], said: list[str]) -> None:
+    file = tmp_path / "experts.json"
+    config = json.loads((CONFIGS_DIR / "gpt3_small_256.json").read_text())
+    file.write_text(json.dumps(config | changes))
+    notes = config_notes(file, load_config(str(file)).model)
+    assert len(notes) == len(said)
+    for note, beginning in zip(notes, said, strict=True):
+        assert note.startswith(f"{file}: {beginning}")
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS_DIR.glob("gp*.json")), ids=lambda path: path.stem)
+def test_every_config_of_gpt_neo_is_known_by_its_keys(path: Path) -> None:
+    assert json.loads(path.read_text()).keys() <= KEYS_OF_GPT_NEO

@@ -76,14 +76,16 @@ def softmax_attention(queries: np.ndarray, keys: np.ndarray, values: np.ndarray,
     return np.einsum("bhsm,bmhd->bshd", softmax(logits), values)
 
 
-def linear_attention(queries: np.ndarray, keys: np.ndarray, values: np.ndarray, is_causal: bool) -> np.ndarray:
-    """Each feature of the keys is a softmax over the positions seen; the queries' softmax weighs the features."""
-    if not is_causal:
+def linear_attention(model: ModelConfig, queries: np.ndarray, keys: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The queries' softmax weighs features; one sum normalises them all, or each has its own."""
+    if not model.is_causal:
         return np.einsum("bshd,bmhd,bmhe->bshe", softmax(queries), softmax(keys, 1), values)
     features = np.exp(keys)
-    totals = features.cumsum(1) + 1e-6
+    totals = softmax(queries) * (features.cumsum(1) + 1e-6)
     contexts = np.einsum("bshd,bshe->bshde", features, values).cumsum(1)
-    return np.einsum("bshd,bshde->bshe", softmax(queries) / totals, contexts)
+    if model.linear_attention_normalization == "feature":
+        return np.einsum("bshd,bshde->bshe", softmax(queries) ** 2 / totals, contexts)
+    return np.einsum("bshd,bshde->bshe", softmax(queries), contexts) / totals.sum(-1, keepdims=True)
 
 
 def rotated(x: np.ndarray) -> np.ndarray:
@@ -111,7 +113,7 @@ def _attention_layer(model: ModelConfig, values: Values, x: np.ndarray, layer: i
         keys, vectors = (np.concatenate(pair, 1) for pair in zip(learned, (keys, vectors), strict=True))
         seen = np.pad(seen, [(0, 0), (model.num_mem_kv, 0)], constant_values=True)
     if model.attention_types[layer] == "linear":
-        attended = linear_attention(queries, keys, vectors, model.is_causal)
+        attended = linear_attention(model, queries, keys, vectors)
     else:
         attended = softmax_attention(queries, keys, vectors, seen)
     return attended.reshape(x.shape) @ values[f"{scope}/attn/o"] + values[f"{scope}/attn/compute_output_bias/o_b"]
@@ -181,6 +183,8 @@ def hidden(model: ModelConfig, values: Values, tokens: np.ndarray, capacity_fact
         if kind != "none":
             attended = _attention_layer(model, values, _norm(model, values, x, f"{scope}/norm_1"), layer, scope)
             x = x + _added(model, values, attended, f"{scope}/norm_rezero_1")
+        elif model.none_doubles_residual:
+            x = x + _added(model, values, x, f"{scope}/norm_rezero_1")
         normed = _norm(model, values, x, f"{scope}/norm_2")
         if layer in model.moe_layers:
             fed, loss = _mixture(model, values, normed, scope, capacity_factor)

@@ -31,6 +31,10 @@ def log_softmax(x: np.ndarray) -> np.ndarray:
 
 
 def elish(x: np.ndarray) -> np.ndarray:
+    return np.where(x > 0, x / (1.0 + np.exp(x)), np.expm1(np.minimum(x, 0.0)) / (np.exp(-x) + 1.0))
+
+
+def elish_published(x: np.ndarray) -> np.ndarray:
     return np.where(x >= 0, x * sigmoid(x), np.expm1(np.minimum(x, 0.0)) * sigmoid(x))
 
 
@@ -78,6 +82,7 @@ ACTIVATIONS: dict[str, Callable[..., np.ndarray]] = {
     "bipolarsigmoid": lambda x: 2.0 * sigmoid(x) - 1.0,
     "rrelu": lambda x, s=0.5: (s * np.abs(x) + x) / (1.0 + s),
     "elish": elish,
+    "elish_published": elish_published,
     "arcsinh": np.arcsinh,
     "aria": aria,
     "prelu": lambda x, slope=0.2: np.where(x > 0, x, slope * x),

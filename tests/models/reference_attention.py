@@ -45,24 +45,36 @@ def softmax_attention_gradient(
     return np.einsum("bhsm,bmhd->bshd", d_logits, keys), np.einsum("bhsm,bshd->bmhd", d_logits, queries), d_values
 
 
-def _softmax(x: np.ndarray, axis: int) -> np.ndarray:
+def softmax(x: np.ndarray, axis: int | tuple[int, ...]) -> np.ndarray:
     exponentials = np.exp(x - x.max(axis, keepdims=True))
     return exponentials / exponentials.sum(axis, keepdims=True)
 
 
-def causal_linear_attention(queries: np.ndarray, keys: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """[B, S, H, D] three times -> [B, S, H, D]; epsilon is one more position, whose value is 0."""
-    features, outputs = _softmax(queries, -1), np.empty_like(values)
-    keys, values = (np.insert(x, 0, first, 1) for x, first in ((keys, np.log(1e-6)), (values, 0.0)))
-    for t in range(outputs.shape[1]):
-        weights = _softmax(keys[:, : t + 2], 1)
-        outputs[:, t] = np.einsum("bhd,bshd,bshe->bhe", features[:, t], weights, values[:, : t + 2])
-    return outputs
+def linear_weights(queries: np.ndarray, keys: np.ndarray, normalization: str) -> np.ndarray:
+    """[B, S, H, D] twice -> [B, T, 1 + S, H, D]: how much position t has of the value of s by each feature.
+
+    Epsilon is one more position, the first, whose value is 0. By position, the weights of a position are one softmax
+    over all earlier positions and features; by feature, each feature has one, times the feature's share.
+    """
+    n_positions = keys.shape[1]
+    seen = np.insert(np.tri(n_positions, dtype=bool), 0, True, 1)[None, :, :, None, None]
+    logits = np.where(seen, np.insert(keys, 0, np.log(1e-6), 1)[:, None], -np.inf)
+    if normalization == "position":
+        return softmax(queries[:, :, None] + logits, (2, 4))
+    return softmax(queries, -1)[:, :, None] * softmax(logits, 2)
+
+
+def causal_linear_attention(
+    queries: np.ndarray, keys: np.ndarray, values: np.ndarray, normalization: str = "position"
+) -> np.ndarray:
+    """[B, S, H, D] three times -> [B, S, H, D]."""
+    weights = linear_weights(queries, keys, normalization)
+    return np.einsum("btshd,bshe->bthe", weights, np.insert(values, 0, 0.0, 1))
 
 
 def linear_attention(queries: np.ndarray, keys: np.ndarray, values: np.ndarray) -> np.ndarray:
     """As `causal_linear_attention`, but every position sees all."""
-    return np.einsum("bthd,bshd,bshe->bthe", _softmax(queries, -1), _softmax(keys, 1), values)
+    return np.einsum("bthd,bshd,bshe->bthe", softmax(queries, -1), softmax(keys, 1), values)
 
 
 def slopes(function: Callable[..., float], inputs: Sequence[np.ndarray], step: float = 1e-6) -> list[np.ndarray]:

@@ -49,30 +49,30 @@ def placed(devices: Devices, mesh_shape: str, layout: str) -> Placement:
 
 
 def causal_gradient(
-    queries: np.ndarray, keys: np.ndarray, values: np.ndarray, d_outputs: np.ndarray
+    queries: np.ndarray, keys: np.ndarray, values: np.ndarray, d_outputs: np.ndarray, normalization: str
 ) -> tuple[np.ndarray, ...]:
-    """Gradients of queries, keys and values, from all weights [B, T, S, H, D] at once; epsilon is one more key."""
-    n_positions, features = keys.shape[1], np.exp(queries - np.logaddexp.reduce(queries, -1)[..., None])
-    seen = np.insert(np.tri(n_positions, dtype=bool), 0, True, 1)[None, :, :, None, None]
-    logits = np.where(seen, np.insert(keys, 0, np.log(1e-6), 1)[:, None], -np.inf)
-    weights = np.exp(logits - np.logaddexp.reduce(logits, 2)[:, :, None])[:, :, 1:]
-    along_values = np.einsum("bthe,bshe->btsh", d_outputs, values)
-    d_weights = features[:, :, None] * along_values[..., None]
-    d_keys = weights * (d_weights - (weights * d_weights).sum(2, keepdims=True))
-    d_features = np.einsum("btshd,btsh->bthd", weights, along_values)
-    d_queries = features * (d_features - (d_features * features).sum(-1, keepdims=True))
-    return d_queries, d_keys.sum(1), np.einsum("btshd,bthd,bthe->bshe", weights, features, d_outputs)
+    """Gradients of queries, keys and values, from all weights [B, T, 1 + S, H, D] at once; epsilon is the first."""
+    weights = reference.linear_weights(queries, keys, normalization)
+    along_values = np.einsum("bthe,bshe->btsh", d_outputs, np.insert(values, 0, 0.0, 1))
+    d_logs = weights * along_values[..., None]  # of the logarithms of the weights, before these are normalised
+    of_features, features = d_logs.sum(2), reference.softmax(queries, -1)
+    if normalization == "position":
+        d_keys = d_logs - weights * d_logs.sum((2, 4), keepdims=True)
+        d_queries = d_keys.sum(2)
+    else:
+        of_each = reference.linear_weights(np.zeros_like(queries), keys, "feature") * queries.shape[-1]
+        d_keys = d_logs - of_each * of_features[:, :, None]
+        d_queries = of_features - features * of_features.sum(-1, keepdims=True)
+    d_values = np.einsum("btshd,bthe->bshe", weights, d_outputs)
+    return d_queries, d_keys.sum(1)[:, 1:], d_values[:, 1:]
 
 
-def assert_causal_results(inputs: list[np.ndarray], tolerance: float = 1e-5) -> None:
+def assert_causal_results(inputs: list[np.ndarray], tolerance: float = 1e-5, normalization: str = "position") -> None:
     """Compares outputs and gradients of the causal kernels with NumPy."""
-    close(
-        kernels.causal_linear_attention(*inputs[:3]),
-        reference.causal_linear_attention(*doubles(*inputs[:3])),
-        tolerance,
-    )
-    expected = causal_gradient(*doubles(*inputs))
-    for one, other in zip(kernels.causal_linear_attention_gradient(*inputs), expected, strict=True):
+    outputs = kernels.causal_linear_attention(*inputs[:3], normalization)
+    close(outputs, reference.causal_linear_attention(*doubles(*inputs[:3]), normalization), tolerance)
+    gradients = kernels.causal_linear_attention_gradient(*inputs, normalization)
+    for one, other in zip(gradients, causal_gradient(*doubles(*inputs), normalization), strict=True):
         close(one, other, tolerance)
 
 
@@ -84,18 +84,36 @@ def test_causal(length: int) -> None:
     assert_causal_results(inputs_of(length))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_causal_by_feature(scale: float) -> None:
+    """In chunks, and where every position is a chunk of its own."""
+    queries, keys, values, d_outputs = inputs_of(LONG)
+    assert_causal_results([queries, keys * np.float32(scale), values, d_outputs], 1e-4, "feature")
+
+
 def test_by_hand() -> None:
-    queries, keys = np.zeros((1, 2, 1, 1), np.float32), np.log(np.array([1.0, 3.0], np.float32)).reshape(1, 2, 1, 1)
-    values = np.array([2.0, 6.0], np.float32).reshape(1, 2, 1, 1)
-    close(kernels.causal_linear_attention(queries, keys, values)[0, :, 0, 0], [2.0 / (1 + 1e-6), 20.0 / (4 + 1e-6)])
-    close(kernels.linear_attention(queries, keys, values)[0, :, 0, 0], [5.0, 5.0])
+    """Two positions and features: the first feature is shared 1 : 3, the second 4 : 1, and its keys are the larger."""
+    queries, values = np.zeros((1, 2, 1, 2), np.float32), np.array([[2.0, 0.0], [6.0, 1.0]], np.float32)
+    keys, values = np.log(np.array([[1.0, 8.0], [3.0, 2.0]], np.float32))[None, :, None], values[None, :, None]
+    by_position = kernels.causal_linear_attention(queries, keys, values)
+    close(by_position[0, :, 0], [[2.0, 0.0], [(9 * 2 + 5 * 6) / 14, 5 / 14]])
+    by_feature = kernels.causal_linear_attention(queries, keys, values, "feature")
+    close(by_feature[0, :, 0], [[2.0, 0.0], [(5.0 + 2.8) / 2, (0.75 + 0.2) / 2]])
+    close(kernels.linear_attention(queries, keys, values)[0, :, 0], [[(5.0 + 2.8) / 2, (0.75 + 0.2) / 2]] * 2)
 
 
-def test_the_causal_gradient_of_the_reference_by_central_differences() -> None:
+@pytest.mark.parametrize("normalization", kernels.NORMALIZATIONS)
+def test_the_causal_gradient_of_the_reference_by_central_differences(normalization: str) -> None:
     *inputs, d_outputs = doubles(*inputs_of(5))
     inputs[1] -= 14.0  # epsilon counts
-    expected = reference.slopes(lambda *inputs: (reference.causal_linear_attention(*inputs) * d_outputs).sum(), inputs)
-    for one, other in zip(causal_gradient(*inputs, d_outputs), expected, strict=True):
+
+    def loss(*inputs: np.ndarray) -> float:
+        return (reference.causal_linear_attention(*inputs, normalization) * d_outputs).sum()
+
+    for one, other in zip(
+        causal_gradient(*inputs, d_outputs, normalization), reference.slopes(loss, inputs), strict=True
+    ):
         close(one, other, 1e-8)
 
 
@@ -200,9 +218,18 @@ def test_operation(devices: Devices, attend: Callable[..., mtf.Tensor], mesh_sha
         close(one, np.asarray(other))
 
 
-@pytest.mark.parametrize("scale", [1.0, 100.0])
-@pytest.mark.parametrize("layout", ["batch:x,heads:y", "sequence:x"])
-def test_steps_after_a_prompt_equal_the_whole_sequence(devices: Devices, layout: str, scale: float) -> None:
+@pytest.mark.parametrize(
+    ("layout", "scale", "normalization"),
+    [
+        ("batch:x,heads:y", 1.0, "position"),
+        ("batch:x,heads:y", 100.0, "feature"),
+        ("sequence:x", 1.0, "feature"),
+        ("sequence:x", 100.0, "position"),
+    ],
+)
+def test_steps_after_a_prompt_equal_the_whole_sequence(
+    devices: Devices, layout: str, scale: float, normalization: str
+) -> None:
     n_prompt = 6
     queries, keys, values, _ = inputs_of(9)
     keys = keys * np.float32(scale)
@@ -215,12 +242,13 @@ def test_steps_after_a_prompt_equal_the_whole_sequence(devices: Devices, layout:
         state, rows, outputs = linear_state(*tensors[:3]), iter(tensors[3:]), []
         shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()}
         for row in zip(rows, rows, rows, strict=True):
-            output, state = linear_attention_step(*row, state)
+            output, state = linear_attention_step(*row, state, normalization)
             outputs.append(output)
         assert shapes == {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()}
         return outputs
 
     outputs = tiny.evaluate(build, placed(devices, "x:2,y:2", layout), *prompt, *steps)
-    whole = reference.causal_linear_attention(*doubles(queries, keys, values))
+    whole = reference.causal_linear_attention(*doubles(queries, keys, values), normalization)
     close(np.stack(outputs, 1), whole[:, n_prompt:])
-    close(np.stack(outputs, 1), np.asarray(kernels.causal_linear_attention(queries, keys, values))[:, n_prompt:])
+    whole = kernels.causal_linear_attention(queries, keys, values, normalization)
+    close(np.stack(outputs, 1), np.asarray(whole)[:, n_prompt:])

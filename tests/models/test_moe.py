@@ -240,15 +240,16 @@ SLOW_DECODING = [("x:2", "batch:x,experts:x", 9), ("x:2,y:2", "experts:x,expert_
 
 
 @pytest.mark.parametrize(
-    ("mesh_shape", "layout", "prompt_length"),
-    [("", "", 8), *[pytest.param(*case, marks=pytest.mark.slow) for case in SLOW_DECODING]],
+    ("mesh_shape", "layout", "prompt_length", "policy"),
+    [("", "", 8, "random"), *[pytest.param(*case, "all", marks=pytest.mark.slow) for case in SLOW_DECODING]],
 )
 def test_single_tokens_equal_the_whole_sequence(
-    devices: Devices, mesh_shape: str, layout: str, prompt_length: int
+    devices: Devices, mesh_shape: str, layout: str, prompt_length: int, policy: str
 ) -> None:
     placement, x = placed(devices, mesh_shape, layout), normal(4, 12, 8)
-    expected = compiled_mixture(placed(devices), MODEL, x)[0](x, x)
-    function = tiny.compiled(lambda x: decoded(x, MODEL, prompt_length), placement, ("batch sequence embd", x))
+    config = model(moe_second_policy_eval=policy, moe_second_threshold_eval=0.9)
+    expected = compiled_mixture(placed(devices), config, x)[0](x, x)
+    function = tiny.compiled(lambda x: decoded(x, config, prompt_length), placement, ("batch sequence embd", x))
     placement.store.initialize(seed=1)
     prompt, *others = function(x)
     assert expected.dropped > 0.1

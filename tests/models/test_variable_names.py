@@ -55,6 +55,10 @@ GOLDEN: dict[str, tuple[dict[str, object], Shapes]] = {
     "plain": ({}, in_both(BLOCK)),
     "linear": ({"attention_types": ("linear", "linear")}, in_both(BLOCK)),
     "none": ({"attention_types": ("none", "local")}, in_layers(without(BLOCK, "norm_1", "attn"), BLOCK)),
+    "none_doubles_residual": (
+        {"attention_types": ("none", "local"), "none_doubles_residual": True, "rezero": True},
+        in_layers(without(BLOCK, "norm", "attn") | GAINS, without(BLOCK, "norm") | GAINS),
+    ),
     "rotary_emb": ({"rotary_emb": True}, in_both(BLOCK, without(OUTER, "wpe"))),
     "axial_pos_emb": (
         {"axial_pos_emb": (2, 8)},

@@ -51,6 +51,7 @@ def test_names_and_shapes_are_those_of_gpt_neo(written: Written) -> None:
     position = {
         "global_step": [],
         examples: [],
+        "global_step_functions": [],
         **{f"{examples}_of/{name}": [] for name in POSITION.examples_per_dataset},
     }
     assert dict(tf.train.list_variables(written.path)) == model | moments | position

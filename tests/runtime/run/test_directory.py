@@ -44,6 +44,8 @@ def test_a_lock_is_released_at_the_end(tmp_path: Path) -> None:
 
 MASKED = {"mlm_training": True}
 MIXED = {"moe_layers": (1,)}
+LINEAR, NONE = {"attention_types": ("linear", "global")}, {"attention_types": ("none", "global")}
+BY_FEATURE = {"linear_attention_normalization": "feature"}
 
 
 def run_at(path: Path, model: dict[str, object], data: dict[str, object]) -> RunConfig:
@@ -61,6 +63,8 @@ def run_at(path: Path, model: dict[str, object], data: dict[str, object]) -> Run
         (MIXED, {}, {**MIXED, "moe_activation": "gelu"}, {}, "moe_activation = relu"),
         ({}, {}, {"local_attention_radius": 4}, {}, "local_attention_radius = 5"),
         ({}, {}, {"rotary_emb": True}, {}, "rotary_emb = False"),
+        (LINEAR, {}, {**LINEAR, **BY_FEATURE}, {}, "linear_attention_normalization = position"),
+        (NONE, {}, {**NONE, "none_doubles_residual": True}, {}, "none_doubles_residual = False"),
         # What nothing of the model reads may change.
         (
             {"attention_types": ("global",) * 2},
@@ -70,6 +74,7 @@ def run_at(path: Path, model: dict[str, object], data: dict[str, object]) -> Run
             None,
         ),
         ({}, {}, {"moe_activation": "gelu"}, {}, None),
+        ({}, {}, BY_FEATURE, {}, None),
         ({}, {"mlm_mask_id": 3}, {}, {"mlm_mask_id": 5}, None),
         # Room for more tokens does not make another model.
         (MIXED, {}, {**MIXED, "moe_params": MoeParams(moe_capacity_factor_eval=4.0)}, {}, None),
@@ -91,6 +96,29 @@ def test_a_changed_model_is_refused_on_resume(
     with pytest.raises(CheckpointError) as raised:
         run_directory.check_settings(changed, None)
     assert str(raised.value).startswith(f"{tmp_path}/config.json: {named}: the run was trained with it")
+
+
+@pytest.mark.parametrize(
+    ("model", "kept", "named"),
+    [
+        (LINEAR, BY_FEATURE, "linear_attention_normalization = feature"),
+        (
+            {"activation_function": "elish"},
+            {"activation_function": "elish_published"},
+            "activation_function = elish_published",
+        ),
+    ],
+)
+def test_a_run_from_before_a_function_changed_is_refused_unless_a_key_keeps_it(
+    tmp_path: Path, model: dict[str, object], kept: dict[str, object], named: str
+) -> None:
+    run_directory.write_settings(run_at(tmp_path, model, {}), None)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    del settings["linear_attention_normalization"]
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(CheckpointError, match=f"config.json: {named}: the run was trained with it"):
+        run_directory.check_settings(run_at(tmp_path, model, {}), None)
+    run_directory.check_settings(run_at(tmp_path, model | kept, {}), None)
 
 
 @pytest.mark.parametrize("weights", ["run", "run/model.ckpt-3", "run/../run/model.ckpt-3", "run/"])
