@@ -107,8 +107,8 @@ def _texts(documents: Iterable[Document], settings: Settings) -> Iterator[str]:
     if len(problems) > MAX_PROBLEMS:
         _say(f"left out {len(problems) - MAX_PROBLEMS:,} more")
     if not has_text:
-        reason = f" ({problems[0]})" if problems else ""
-        raise DataError(f"{settings.base_dir}: has no text to train on{reason}; add text, or raise --sample_share")
+        reason = f" ({problems[0]}); give texts that can be read" if problems else "; add text, or raise --sample_share"
+        raise DataError(f"{settings.base_dir}: has no text to train on{reason}")
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> Settings:

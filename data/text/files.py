@@ -88,7 +88,8 @@ class ReadingNotes:
             lines.append(f"read as plain text: {_listed(self.plain_text)}")
         if self.unreadable:
             lines.append(f"left out {len(self.unreadable):,} file(s) that cannot be read: {self.unreadable[0]}")
-        return lines
+        # Names of files need not be UTF-8.
+        return [line.encode("utf-8", "backslashreplace").decode() for line in lines]
 
 
 def _listed(counts: Counter[str]) -> str:

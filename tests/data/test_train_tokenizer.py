@@ -143,7 +143,7 @@ def test_texts_may_stand_under_another_key(tmp_path, capsys):
     reason = "a.jsonl:1: no text under the key 'text'; text_key can name 'id', 'content'"
     *named, more, last = capsys.readouterr().err.splitlines()
     assert (named[0], len(named), more) == (f"left out {reason}", 20, "left out 15 more")
-    assert last == f"{tmp_path}: has no text to train on ({reason}); add text, or raise --sample_share"
+    assert last == f"{tmp_path}: has no text to train on ({reason}); give texts that can be read"
     assert train(tmp_path, "--file_type", "jsonl", "--text_key", "content") == 0
     assert capsys.readouterr().err == ""
 

@@ -98,11 +98,12 @@ def test_what_a_folder_has_besides_texts_is_counted_by_suffix(tmp_path):
     for name in ("a.PDF", "b.pdf", "README", "__MACOSX/._b.txt", "broken.pdf", "A.TXT", "b.JsonL", "c.Json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    notes = ReadingNotes()
+    with open(os.fsencode(tmp_path) + b"/x.caf\xe9", "wb"):
+        notes = ReadingNotes()
     files = find_files([str(tmp_path)], notes=notes)
     assert {"A.TXT", "b.JsonL", "c.Json"} < {file.relative for file in files}
     assert notes.lines() == [
-        "passed over: 3 hidden, 3 .pdf, 1 without suffix, 1 .xyz; a glob reads files of any suffix"
+        "passed over: 3 hidden, 3 .pdf, 1 without suffix, 1 .caf\\udce9, 1 .xyz; a glob reads files of any suffix"
     ]
 
 
