@@ -80,7 +80,7 @@ def _add_general_flags(group: argparse._ArgumentGroup) -> None:
     add(
         "--init_from",
         metavar="PATH",
-        help="Initial weights: a checkpoint of this program or of GPT-Neo, or a Hugging Face folder.",
+        help="Initial weights: a checkpoint of this program, of GPT-Neo or OpenAI's GPT-2, or a Hugging Face folder.",
     )
     add("--sacred_id", default="nosacred", metavar="ID", help="Part of the names of output files.")
 

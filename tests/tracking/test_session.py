@@ -255,7 +255,9 @@ def test_a_child_that_always_hangs_at_the_start(here: Experiments) -> None:
     assert done.run.info["reason"].startswith("no new step for 0 s since it was started; gave up after 5 starts")
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGUSR1, 138)]
+)
 def test_stopped_with_a_checkpoint(here: Experiments, number: int, status: int) -> None:
     with meanwhile(lambda: until(lambda: len(here.lines()) > 5), functools.partial(signal_self, number)):
         done = here.run("--steps", "10000", "--seconds_per_step", "0.01")
