@@ -66,11 +66,16 @@ def glob_files(pattern: str) -> list[str]:
     try:
         if tf.io.gfile.isdir(pattern):
             raise DataError(f"{pattern}: is a folder; give a glob such as {pattern.rstrip('/')}/*.tfrecords")
-        return [path for path in tf.io.gfile.glob(pattern) if not path.endswith(".json")]  # counts, manifests
+        return [path for path in tf.io.gfile.glob(pattern) if not _is_other(path)]
     except tf.errors.NotFoundError:  # in a bucket
         return []
     except tf.errors.OpError as error:
         raise unreadable_file_error(pattern, error) from None
+
+
+def _is_other(path: str) -> bool:
+    """Whether a file is one of counts or a manifest, or what a Mac puts into an archive beside each file."""
+    return path.endswith(".json") or os.path.basename(path).startswith("._")
 
 
 def count_in_name(path: str) -> int:

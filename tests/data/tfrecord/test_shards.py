@@ -38,6 +38,14 @@ def write_chunks(path: Path, first: int, n_examples: int) -> Shard:
 # Names and counts.
 
 
+def test_files_that_are_kept_beside_tfrecords_are_not_among_them(tmp_path):
+    shard = write_chunks(tmp_path / "a_2.tfrecords", 0, 2)
+    for name in ("._a_2.tfrecords", "counts.json"):
+        (tmp_path / name).write_bytes(b"\0\5\26\7")
+    for pattern in ("*.tfrecords", "*"):
+        assert list_shards(f"{tmp_path}/{pattern}") == (shard,)
+
+
 def test_counts_come_from_names_and_files_are_in_natural_order(tmp_path):
     for name in ("a_10_7.tfrecords", "a_2_30.tfrecords", "a_1_5.tfrecords"):
         (tmp_path / name).touch()
