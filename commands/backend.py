@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 
 from configs.schema import RunConfig
+from models.kernels.vocabulary import IdRanges
 from runtime.cluster.process_group import ProcessGroup
 from runtime.generation.engine import Engine, Step, build_engine, build_static_batch_engine
 from runtime.mesh.lowering import LoweredStep
@@ -30,7 +31,7 @@ class Backend:
     """
 
     build_training: Callable[[RunConfig, Placement, ProcessGroup], MultiStep]
-    build_engine: Callable[[RunConfig, Placement, int, Callable[[Step], Step]], Engine]
+    build_engine: Callable[[RunConfig, Placement, int, Callable[[Step], Step], IdRanges], Engine]
     peak_flops: Callable[[RunConfig, Placement, ProcessGroup], float | None]
     build_diagnosis: Callable[[RunConfig, Placement], LoweredStep] | None
 

@@ -15,6 +15,7 @@ from meshtf import tf
 from runtime.generation.requests import fit_prompt
 
 STDIO = "-"  # standard input or standard output
+MANY_BEAMS = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,19 +76,37 @@ def _read(path: str) -> str:
         raise UserError(f"--prompt {path}: is not UTF-8 text: {error}; give a text file") from error
 
 
+def _ids(prompt: Prompt, tokenizer: Tokenizer, n_ctx: int) -> Sequence[int]:
+    """Returns the last `n_ctx` ids of a prompt.
+
+    Raises:
+        ConfigError: it holds an id that is no token.
+    """
+    if isinstance(prompt.given, str):
+        return tokenizer.encode_end(prompt.given, n_ctx)
+    unknown = tokenizer.first_unknown(prompt.given)
+    if unknown is not None:
+        raise ConfigError(
+            f"{prompt.place}: prompt: the id {unknown} is out of range; give ids from 0 to {tokenizer.n_vocab - 1}"
+        )
+    return prompt.given[-n_ctx:]
+
+
 def encode_prompts(
     prompts: Sequence[Prompt], config: RunConfig, tokenizer: Tokenizer, warn: Callable[[str], None]
 ) -> EncodedPrompts:
-    """Encodes prompts and fits them into the context; calls `warn` for each that is truncated.
+    """Encodes prompts and fits them into the context; calls `warn` for each that is truncated, and for many beams.
 
     Raises:
         ConfigError: prompts are too long and may not be truncated; one line for each.
     """
     n_ctx, encoded, issues = config.model.n_ctx, [], []
+    for n_beams in sorted({prompt.settings.num_beams for prompt in prompts}):
+        if n_beams > MANY_BEAMS:
+            warn(f"num_beams = {n_beams}: so many beams take long to compile and to search; fewer than 10 are usual")
     for prompt in prompts:
-        given = prompt.given
-        ids = tokenizer.encode_end(given, n_ctx) if isinstance(given, str) else given[-n_ctx:]
         try:
+            ids = _ids(prompt, tokenizer, n_ctx)
             encoded.append(fit_prompt(ids, prompt, n_ctx, config.data.eos_id, warn))
         except ConfigError as error:
             issues.append(str(error))

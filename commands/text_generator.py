@@ -87,8 +87,9 @@ class TextGenerator:
 
 def build_text_generator(run: Run, n_rows: int) -> TextGenerator:
     """Builds the programs that generate `n_rows` texts at once."""
-    engine = run.backend.build_engine(run.config, run.placement, n_rows, run.group.synchronized)
-    return TextGenerator(run, engine, BeamSearcher(run.config, run.placement, run.group.synchronized))
+    unused, synchronized = run.tokenizer.unused_ids(run.config.model.n_vocab), run.group.synchronized
+    engine = run.backend.build_engine(run.config, run.placement, n_rows, synchronized, unused)
+    return TextGenerator(run, engine, BeamSearcher(run.config, run.placement, synchronized, unused))
 
 
 def uses_beam_search(prompt: Prompt) -> bool:

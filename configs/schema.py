@@ -464,6 +464,13 @@ class PredictionConfig:
         source="Paulus et al. 2018, A Deep Reinforced Model for Abstractive Summarization",
         flag="--no_repeat_ngram N",
     )
+    penalize_end: bool = sampling_setting(
+        FLAG,
+        "Lets repetition_penalty and no_repeat_ngram act on an end of text that stands in the prompt too, as Hugging "
+        "Face's generate does; by default they leave it alone, so that each turn of a dialogue can end.",
+        default=False,
+        flag="--penalize_end",
+    )
     never_end: bool = sampling_setting(
         FLAG,
         "Never generates the end of the text, so that every sample has its full length.",

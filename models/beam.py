@@ -12,6 +12,7 @@ from models.attention_interface import Cache
 from models.context import Context
 from models.dims import Dims
 from models.kernels.beams import NEG_INF, Beams
+from models.kernels.vocabulary import Vocabulary
 from models.ops.beams import beam_step, gather_rows
 
 
@@ -58,7 +59,7 @@ class BeamSearch:
 
     Attributes:
         model: its settings.
-        eos_id: the token that ends a text.
+        vocabulary: the ids that may continue a text.
         n_beams: active beams, and the most finished texts.
         n_new_tokens: the most tokens after the prompt.
         memory_length: positions of the cache; holds every prompt and its new tokens except the last.
@@ -66,7 +67,7 @@ class BeamSearch:
     """
 
     model: ModelConfig
-    eos_id: int
+    vocabulary: Vocabulary
     n_beams: int
     n_new_tokens: int
     memory_length: int
@@ -105,9 +106,9 @@ class BeamSearch:
         is_other = mtf.greater(mtf.mtf_range(mesh, beams_dim, tf.int32), mtf.constant(mesh, 0, dtype=tf.int32))
         return Beams(
             length=mtf.constant(mesh, 0, dtype=tf.int32),
-            tokens=mtf.constant(mesh, self.eos_id, tokens, tf.int32),
+            tokens=mtf.constant(mesh, self.vocabulary.eos_id, tokens, tf.int32),
             log_probs=mtf.cast(is_other, tf.float32) * NEG_INF,
-            finished_tokens=mtf.constant(mesh, self.eos_id, tokens, tf.int32),
+            finished_tokens=mtf.constant(mesh, self.vocabulary.eos_id, tokens, tf.int32),
             finished_lengths=mtf.zeros(mesh, [beams_dim], tf.int32),
             finished_scores=mtf.constant(mesh, NEG_INF, [beams_dim], tf.float32),
             is_open=mtf.constant(mesh, True, dtype=tf.bool),
@@ -116,7 +117,7 @@ class BeamSearch:
     def _after_logits(
         self, inputs: SearchInputs, beams: Beams[mtf.Tensor], logits: mtf.Tensor, caches: Sequence[Cache]
     ) -> _SearchState:
-        parents, last, beams = beam_step(logits, beams, inputs.length_penalty, inputs.max_new_tokens, self.eos_id)
+        parents, last, beams = beam_step(logits, beams, inputs.length_penalty, inputs.max_new_tokens, self.vocabulary)
         return _SearchState(beams, mtf.rename_dimension(last, "beams", "batch"), _reordered(caches, parents))
 
 

@@ -16,6 +16,7 @@ from models.attention_interface import Cache
 from models.context import Context
 from models.dims import Dims
 from models.kernels.sampling import MAX_TOP
+from models.kernels.vocabulary import Vocabulary
 from models.ops.decoding import write_rows
 from models.ops.sampling import NextTokens, RowParams, sample_next_tokens
 
@@ -100,13 +101,13 @@ class Decoder:
 
     Attributes:
         model: its settings.
-        eos_id: the token that ends a text.
+        vocabulary: the ids that may be sampled.
         memory_length: the most tokens of a row, its prompt included.
         kept_dtype: dtype of the cached keys and values; None: that of the activations.
     """
 
     model: ModelConfig
-    eos_id: int
+    vocabulary: Vocabulary
     memory_length: int
     kept_dtype: str | None = None
 
@@ -153,9 +154,9 @@ class Decoder:
         """Samples the next token of every row, and appends it to the rows that are active."""
         texts = state.texts
         following = sample_next_tokens(
-            logits, state.sampling, texts.tokens, texts.prompt_lengths, texts.lengths, self.eos_id
+            logits, state.sampling, texts.tokens, texts.prompt_lengths, texts.lengths, self.vocabulary
         )
-        return dataclasses.replace(state, texts=_append(texts, following, self.eos_id))
+        return dataclasses.replace(state, texts=_append(texts, following, self.vocabulary.eos_id))
 
     def _decode_step(self, state: DecodeState) -> DecodeState:
         texts = state.texts

@@ -204,5 +204,6 @@ def mixture_of_experts(
         dropped_fraction=mtf.reduce_mean(routing.dropped_fraction),
         expert_load=mtf.reduce_mean(expert_load, reduced_dim=batch_dim),
     )
-    outputs = context.dropout(y, context.model.moe_params.moe_dropout_rate, f"{noise_scope}/residual")
+    y = context.dropout(y, context.model.moe_params.moe_dropout_rate, f"{noise_scope}/residual")
+    outputs = context.dropout(y, context.model.res_dropout, f"{noise_scope}/mlp/residual")
     return MoeOutput(outputs, report, routing.expert_counts)

@@ -91,6 +91,9 @@ class CompletionRequest(BaseModel):
         1.0, 0.01, 100, "more than 1 discourages tokens of the prompt and the generated text"
     )
     no_repeat_ngram: int | None = _range(0, 0, MAX_COUNT, "no sequence of n tokens is repeated; 0: any may be")
+    penalize_end: bool | None = Field(
+        False, description="true or false; true: the two above act on an end of text in the prompt too"
+    )
     never_end: bool | None = Field(False, description="true or false; true: never generate the end-of-text token")
 
 

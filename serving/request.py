@@ -141,10 +141,10 @@ def _encode_text(text: str, model: ServedModel) -> EncodedPrompt:
 
 
 def _check_ids(ids: Sequence[int], model: ServedModel) -> EncodedPrompt:
-    n_vocab = model.tokenizer.n_vocab
-    wrong = next((token for token in ids if token >= n_vocab), None)
+    wrong = model.tokenizer.first_unknown(ids)
     if wrong is not None:
-        raise bad_request(f"prompt: the id {wrong} is out of range; give ids from 0 to {n_vocab - 1}", "prompt")
+        last = model.tokenizer.n_vocab - 1
+        raise bad_request(f"prompt: the id {wrong} is out of range; give ids from 0 to {last}", "prompt")
     return EncodedPrompt(model.tokenizer.decode(ids[: model.engine.n_ctx + 1]), tuple(ids))
 
 

@@ -122,8 +122,8 @@ def ended_by_mark(chunk: TokenChunk) -> list[int]:
     ("rule", "settings"),
     [
         (SamplingParams(0.0), {}),
-        (SamplingParams(0.0, repetition_penalty=1.4), {"repetition_penalty": 1.4}),
-        (SamplingParams(0.0, no_repeat_ngram=2), {"no_repeat_ngram_size": 2}),
+        (SamplingParams(0.0, repetition_penalty=1.4, penalize_end=True), {"repetition_penalty": 1.4}),
+        (SamplingParams(0.0, no_repeat_ngram=2, penalize_end=True), {"no_repeat_ngram_size": 2}),
     ],
     ids=["greedy", "repetition penalty", "no repeated pair"],
 )
@@ -194,6 +194,7 @@ def test_filters_and_penalties_leave_the_same_probabilities() -> None:
             min_p=rng.choice([0.0, rng.uniform(0.0, 0.3)]),
             repetition_penalty=rng.uniform(0.5, 2.0),
             no_repeat_ngram=int(rng.integers(0, 4)),
+            penalize_end=True,
         )
         texts = [Text(tuple(row.tolist()), 5) for row in tokens]
         ours = Rows(logits, [rule] * 64, texts, np.arange(64, dtype=np.int32)).probabilities()

@@ -23,13 +23,18 @@ import numpy as np
 import pytest
 
 from commands.console import with_progress
+from commands.prompts import encode_prompts
+from configs.prompts import Prompt
+from configs.schema import PredictionConfig
 from data.tokenization.tokenizer import Tokenizer, load_tokenizer
 from main import main
 from runtime.cluster.process_group import ALONE
+from tests import tiny
 from tests.program import ENVIRONMENT, command, run_process, write_project
 
 N_STEPS = 150
-TRAINED = ("--set", f"train_steps={N_STEPS}", "--set", "rotary_emb=true")
+N_TOKENS = 300  # of the tokenizer; the model has room for more
+TRAINED = ("--set", f"train_steps={N_STEPS}", "--set", "rotary_emb=true", "--set", f"n_vocab={N_TOKENS + 30}")
 KEPT = f"runs/tiny/predictions_nosacred_{N_STEPS}"
 
 Lines = list[dict[str, object]]
@@ -80,6 +85,7 @@ PROMPTS = (
     {"prompt": WORDS, "seed": 8},
     *[{"prompt": "the", "temperature": 2.0, "never_end": True}] * 3,
     *[{"prompt": "a", "seed": 9, "temperature": 1.0, "never_end": True, "entmax_sampling": on} for on in (False, True)],
+    {"prompt": "the", "seed": 10, "temperature": 100.0, "never_end": True, "n_samples": 8},
 )
 
 
@@ -132,6 +138,7 @@ def test_every_prompt_of_a_file_is_continued_in_order_with_its_own_settings(firs
         ("none", WORDS, 0),
         *[("none", "the", 0)] * 3,
         *[("none", "a", 0)] * 2,
+        *[("none", "the", sample) for sample in range(8)],
     ]
     for line in first:
         assert line["text"] == tokenizer.decode(line["tokens"])
@@ -140,6 +147,27 @@ def test_every_prompt_of_a_file_is_continued_in_order_with_its_own_settings(firs
     assert len(first[2]["tokens"]) <= 3 and len(first[4]["tokens"]) <= 9
     assert (len(first[3]["tokens"]), first[3]["reason"]) == (15, "length")  # all of n_ctx after the eos
     assert first[0]["text"] != first[1]["text"] and first[10]["text"] != first[11]["text"]
+
+
+def test_ids_beyond_the_tokenizer_are_never_drawn(first: Lines) -> None:
+    """Though all ids are about equally likely at this temperature."""
+    drawn = [token for line in first[12:] for token in line["tokens"]]
+    assert len(drawn) > 100 and max(drawn) < N_TOKENS
+
+
+def test_ids_beyond_the_tokenizer_are_no_prompt(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Though the model has rows for them."""
+    Path("ids.jsonl").write_text(as_lines([{"prompt": [3]}, {"prompt": [N_TOKENS - 1, N_TOKENS, 5]}]))
+    assert predict("--prompt", "ids.jsonl") == 2
+    message = f"prompt: the id {N_TOKENS} is out of range; give ids from 0 to {N_TOKENS - 1}"
+    assert capsys.readouterr().err == f"--prompt ids.jsonl: line 2: {message}\n"
+
+
+def test_many_beams_are_announced(tokenizer: Tokenizer) -> None:
+    warnings: list[str] = []
+    prompts = [Prompt("here", "the cat", PredictionConfig(num_beams=n), {}) for n in (1, 64, 300, 300)]
+    encode_prompts(prompts, tiny.run_config(), tokenizer, warnings.append)
+    assert warnings == ["num_beams = 300: so many beams take long to compile and to search; fewer than 10 are usual"]
 
 
 def test_without_a_seed_equal_prompts_get_different_texts(first: Lines) -> None:

@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +69,17 @@ class Tokenizer:
     def n_vocab(self) -> int:
         """The highest id of all tokens, special ones included, and 1; ids between may be no token."""
         return max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+    def unused_ids(self, n_vocab: int) -> tuple[tuple[int, int], ...]:
+        """Returns the ids below `n_vocab` that are no token, as ranges (first, one past the last)."""
+        used = {i for i in self._backend.get_vocab(with_added_tokens=True).values() if i < n_vocab}
+        return tuple(
+            (before + 1, after) for before, after in pairwise([-1, *sorted(used), n_vocab]) if after > before + 1
+        )
+
+    def first_unknown(self, ids: Sequence[int]) -> int | None:
+        """Returns the first of these ids, none of them negative, that is no token; None: there is none."""
+        return next((i for i in ids if self._backend.id_to_token(i) is None), None)
 
     @property
     def eos_id(self) -> int | None:

@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 
 from meshtf import tf
 from models.kernels.compile import Kernel, compiled
+from models.kernels.vocabulary import Vocabulary
 
 # Added to scores that must come last. Hugging Face's value, so that even these are ordered as there.
 NEG_INF = -1e9
@@ -63,15 +64,18 @@ class _Candidates:
     is_finished: tf.Tensor
 
 
-def _candidates(beams: Beams[tf.Tensor], logits: tf.Tensor, max_new_tokens: tf.Tensor, eos_id: int) -> _Candidates:
+def _candidates(
+    beams: Beams[tf.Tensor], logits: tf.Tensor, max_new_tokens: tf.Tensor, vocabulary: Vocabulary
+) -> _Candidates:
     """Returns two candidates per beam, so that N stay active even if each beam has one that ends."""
     n_beams, n_vocab = logits.shape
-    continued = tf.nn.log_softmax(tf.cast(logits, tf.float32)) + beams.log_probs[:, None]
+    log_probs = vocabulary.without_unused(tf.nn.log_softmax(tf.cast(logits, tf.float32)))
+    continued = log_probs + beams.log_probs[:, None]
     log_probs, indices = tf.math.top_k(tf.reshape(continued, [-1]), 2 * n_beams)
     parents, last = indices // n_vocab, indices % n_vocab
     is_next = tf.range(beams.tokens.shape[1]) == beams.length
     tokens = tf.where(is_next, last[:, None], tf.gather(beams.tokens, parents))
-    is_finished = (last == eos_id) | (beams.length + 1 >= max_new_tokens)
+    is_finished = (last == vocabulary.eos_id) | (beams.length + 1 >= max_new_tokens)
     return _Candidates(log_probs, parents, tokens, last, is_finished)
 
 
@@ -107,7 +111,7 @@ def _may_improve(
 
 
 @functools.cache
-def beam_step(eos_id: int) -> Kernel:
+def beam_step(vocabulary: Vocabulary) -> Kernel:
     """Returns the kernel of one step of beam search.
 
     (logits [N, V], length_penalty, max_new_tokens int32, the fields of `Beams`) -> parents int32 [N], the beam that
@@ -121,7 +125,7 @@ def beam_step(eos_id: int) -> Kernel:
         logits: tf.Tensor, length_penalty: tf.Tensor, max_new_tokens: tf.Tensor, *state: tf.Tensor
     ) -> tuple[tf.Tensor, ...]:
         beams = Beams(*state)
-        candidates = _candidates(beams, logits, max_new_tokens, eos_id)
+        candidates = _candidates(beams, logits, max_new_tokens, vocabulary)
         finished = _with_finished(beams, candidates, length_penalty)
         active_log_probs = candidates.log_probs + tf.where(candidates.is_finished, NEG_INF, 0.0)
         log_probs, chosen = tf.math.top_k(active_log_probs, beams.log_probs.shape[0])

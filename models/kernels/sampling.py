@@ -20,6 +20,7 @@ from meshtf import tf
 from models.kernels.compile import Kernel, compiled
 from models.kernels.entmax import entmax
 from models.kernels.noise import exponential
+from models.kernels.vocabulary import Vocabulary
 
 MIN_TEMPERATURE = 1e-30  # float32 has too few digits to divide by less
 MAX_TOP = 20
@@ -47,6 +48,8 @@ class SamplingParams:
         no_repeat_ngram: no sequence of this many tokens occurs twice in prompt and text; 0: no limit.
         entmax_sampling: probabilities are the entmax of the logits instead of their softmax.
         never_end: eos is never sampled.
+        penalize_end: `repetition_penalty` and `no_repeat_ngram` act on eos too where the prompt holds it, as in Hugging
+            Face's generate; otherwise they leave it alone, so that each turn of a dialogue can end.
         min_tokens: eos is not sampled, and no stop string counts, before the text has this many tokens; 0: no limit.
         logit_bias: (token, number added to its logit before everything else), at most `MAX_BIASES` pairs.
     """
@@ -62,6 +65,7 @@ class SamplingParams:
     no_repeat_ngram: int = 0
     entmax_sampling: bool = False
     never_end: bool = False
+    penalize_end: bool = False
     min_tokens: int = 0
     logit_bias: tuple[tuple[int, float], ...] = ()
 
@@ -165,11 +169,12 @@ def _biased(settings: Settings, logits: tf.Tensor) -> tf.Tensor:
     return logits + _sums_by_token(settings["biased_tokens"], settings["biases"], logits.shape[1])
 
 
-def _repetition_penalized(settings: Settings, logits: tf.Tensor, history: History) -> tf.Tensor:
+def _repetition_penalized(settings: Settings, logits: tf.Tensor, history: History, is_exempt: tf.Tensor) -> tf.Tensor:
     """Source: Keskar et al. 2019, CTRL, section 4.1; negative logits, Hugging Face."""
     penalty = settings["repetition_penalty"]
     penalized = tf.where(logits < 0.0, logits * penalty, logits / penalty)
-    return tf.where(history.counts(history.is_valid(), logits.shape[1]) > 0.0, penalized, logits)
+    is_repeated = history.counts(history.is_valid(), logits.shape[1]) > 0.0
+    return tf.where(is_repeated & ~is_exempt, penalized, logits)
 
 
 def _presence_penalized(settings: Settings, logits: tf.Tensor, history: History) -> tf.Tensor:
@@ -196,25 +201,27 @@ def _ends_repeated_ngram(length: tf.Tensor, history: History) -> tf.Tensor:
     return tf.while_loop(lambda back, _: back < longest, compare, (1, has_others))[1]
 
 
-def _ban_repeated_ngrams(settings: Settings, logits: tf.Tensor, history: History) -> tf.Tensor:
+def _ban_repeated_ngrams(settings: Settings, logits: tf.Tensor, history: History, is_exempt: tf.Tensor) -> tf.Tensor:
     """Source: Paulus et al. 2018, A Deep Reinforced Model for Abstractive Summarization, section 2.5."""
     is_end = _ends_repeated_ngram(settings["no_repeat_ngram"], history)
-    return tf.where(history.counts(is_end, logits.shape[1]) > 0.0, BANNED, logits)
+    return tf.where((history.counts(is_end, logits.shape[1]) > 0.0) & ~is_exempt, BANNED, logits)
 
 
-def penalized_logits(settings: Settings, logits: tf.Tensor, history: History, eos_id: int) -> tf.Tensor:
-    """Returns the logits after penalties and bans: float32 [B, V] -> [B, V]."""
+def penalized_logits(settings: Settings, logits: tf.Tensor, history: History, vocabulary: Vocabulary) -> tf.Tensor:
+    """Returns the logits after penalties and bans: float32 [B, V] -> [B, V]; -inf for ids that are no token."""
+    is_end = vocabulary.is_eos(logits.shape[1])
+    is_exempt = (settings["penalize_end"] == 0) & is_end
     has_presence = (settings["presence_penalty"] != 0.0) | (settings["frequency_penalty"] != 0.0)
     logits = _apply_changes(
         logits,
         (settings["biased_tokens"][:, :1] >= 0, lambda x: _biased(settings, x)),
-        (settings["repetition_penalty"] != 1.0, lambda x: _repetition_penalized(settings, x, history)),
+        (settings["repetition_penalty"] != 1.0, lambda x: _repetition_penalized(settings, x, history, is_exempt)),
         (has_presence, lambda x: _presence_penalized(settings, x, history)),
-        (settings["no_repeat_ngram"] > 0, lambda x: _ban_repeated_ngrams(settings, x, history)),
+        (settings["no_repeat_ngram"] > 0, lambda x: _ban_repeated_ngrams(settings, x, history, is_exempt)),
     )
     is_too_short = (history.lengths - history.prompt_lengths)[:, None] < settings["min_tokens"]
-    is_banned = ((settings["never_end"] > 0) | is_too_short) & (tf.range(logits.shape[1]) == eos_id)
-    return tf.where(is_banned, -float("inf"), logits)
+    is_banned = ((settings["never_end"] > 0) | is_too_short) & is_end
+    return tf.where(is_banned | vocabulary.is_unused(logits.shape[1]), -float("inf"), logits)
 
 
 # Filters. Probabilities are unnormalised here: divided by that of the most likely token, and 0 for tokens that a filter
@@ -333,21 +340,22 @@ def _most_likely(log_probs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 @functools.cache
-def sample_next_tokens(eos_id: int) -> Kernel:
+def sample_next_tokens(vocabulary: Vocabulary) -> Kernel:
     """Returns the kernel that samples the next token of every row.
 
     (logits [B, V], floats [B, float_settings], integers int32 [B, integer_settings], seeds int32 [B], n_top int32
     [B], tokens int32 [B, M], prompt_lengths int32 [B], lengths int32 [B]) -> tokens int32 [B], log_probs [B],
     top_tokens int32 [B, top], top_log_probs [B, top].
 
-    Log-probabilities are those of the logits before temperature, penalties and filters.
+    Log-probabilities are those of the logits before temperature, penalties and filters. An id that is no token is
+    neither sampled nor among the most likely ones.
     """
 
     def kernel(
         logits: tf.Tensor, floats: tf.Tensor, integers: tf.Tensor, seeds: tf.Tensor, n_top: tf.Tensor, *held: tf.Tensor
     ) -> tuple[tf.Tensor, ...]:
         logits, settings, history = tf.cast(logits, tf.float32), settings_of(floats, integers), History(*held)
-        penalized = penalized_logits(settings, logits, history, eos_id)
+        penalized = penalized_logits(settings, logits, history, vocabulary)
         most_likely = _first_largest(penalized)
         is_sampled = settings["temperature"][:, 0] > 0.0
         tokens = tf.cond(
@@ -360,7 +368,7 @@ def sample_next_tokens(eos_id: int) -> Kernel:
         shape = [logits.shape[0], MAX_TOP]
         top = tf.cond(
             tf.reduce_any(n_top > 0),
-            lambda: _most_likely(logits - log_z),
+            lambda: _most_likely(vocabulary.without_unused(logits - log_z)),
             lambda: (tf.zeros(shape, tf.int32), tf.zeros(shape)),
         )
         return tokens, log_probs, *top

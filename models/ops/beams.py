@@ -5,6 +5,7 @@ from __future__ import annotations
 from meshtf import mtf, tf
 from models.kernels import beams as kernels
 from models.kernels.beams import Beams
+from models.kernels.vocabulary import Vocabulary
 from models.ops.mesh_operation import SliceKernel, redistribute
 
 
@@ -13,7 +14,7 @@ def beam_step(
     beams: Beams[mtf.Tensor],
     length_penalty: mtf.Tensor,
     max_new_tokens: mtf.Tensor,
-    eos_id: int,
+    vocabulary: Vocabulary,
 ) -> tuple[mtf.Tensor, mtf.Tensor, Beams[mtf.Tensor]]:
     """Adds a token to the active beams, and moves those that end to the finished texts.
 
@@ -22,7 +23,7 @@ def beam_step(
         beams: the state before the step.
         length_penalty: float32 scalar; the score of a finished text is log-probability / length ** length_penalty.
         max_new_tokens: int32 scalar, the length at which every text ends.
-        eos_id: the token that ends a text.
+        vocabulary: the ids that may continue a text.
 
     Returns:
         The beam that each active beam continues, int32 [beams]; the token that each adds, int32 [beams]; and the state
@@ -32,7 +33,7 @@ def beam_step(
     added = (mtf.Shape(whole.shape.dims[:1]), tf.int32)
     outputs = [added, added, *((x.shape, x.dtype) for x in beams.tensors())]
     inputs = [whole, length_penalty, max_new_tokens, *beams.tensors()]
-    parents, last, *after = SliceKernel("beam_step", kernels.beam_step(eos_id), inputs, outputs).outputs
+    parents, last, *after = SliceKernel("beam_step", kernels.beam_step(vocabulary), inputs, outputs).outputs
     return parents, last, Beams(*after)
 
 

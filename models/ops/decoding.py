@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from meshtf import mtf, tf
 from models.kernels import decoding as kernels
+from models.kernels.vocabulary import Vocabulary
 from models.ops.mesh_operation import SliceKernel, redistribute
 
 
@@ -40,13 +41,16 @@ def insert_rows(whole: mtf.Tensor, rows: mtf.Tensor, indices: mtf.Tensor) -> mtf
     return SliceKernel("insert_rows", kernels.insert_rows, inputs, outputs, starts=starts).outputs[0]
 
 
-def scores(logits: mtf.Tensor, tokens: mtf.Tensor, top_dim: mtf.Dimension) -> tuple[mtf.Tensor, mtf.Tensor, mtf.Tensor]:
+def scores(
+    logits: mtf.Tensor, tokens: mtf.Tensor, top_dim: mtf.Dimension, vocabulary: Vocabulary
+) -> tuple[mtf.Tensor, mtf.Tensor, mtf.Tensor]:
     """Scores tokens by the log-probabilities that a model gives them.
 
     Args:
         logits: [batch, sequence, vocab].
         tokens: int32 [batch, sequence], the tokens to score at each position.
         top_dim: how many of the most likely tokens to report.
+        vocabulary: the ids that may be among these.
 
     Returns:
         log_probs float32 [batch, sequence], top_tokens int32 [batch, sequence, top], most likely first, and their
@@ -54,4 +58,4 @@ def scores(logits: mtf.Tensor, tokens: mtf.Tensor, top_dim: mtf.Dimension) -> tu
     """
     whole, top = redistribute(logits, "vocab", "whole"), tokens.shape + [top_dim]
     outputs = [(tokens.shape, tf.float32), (top, tf.int32), (top, tf.float32)]
-    return tuple(SliceKernel("scores", kernels.scores(top_dim.size), [whole, tokens], outputs).outputs)
+    return tuple(SliceKernel("scores", kernels.scores(top_dim.size, vocabulary), [whole, tokens], outputs).outputs)

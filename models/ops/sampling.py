@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from meshtf import mtf, tf
 from models.kernels import sampling as kernels
+from models.kernels.vocabulary import Vocabulary
 from models.ops.mesh_operation import SliceKernel
 
 
@@ -49,7 +50,7 @@ def sample_next_tokens(
     tokens: mtf.Tensor,
     prompt_lengths: mtf.Tensor,
     lengths: mtf.Tensor,
-    eos_id: int,
+    vocabulary: Vocabulary,
 ) -> NextTokens:
     """Samples the next token of each row, a function of its own logits, parameters, seed and history, on any mesh.
 
@@ -59,11 +60,11 @@ def sample_next_tokens(
         tokens: int32 [batch, memory_length], of each row, valid before `lengths`.
         prompt_lengths: int32 [batch], the tokens of the prompt among them.
         lengths: int32 [batch].
-        eos_id: the token that ends a text.
+        vocabulary: the ids that may be sampled.
     """
     whole_logits, whole_tokens = (mtf.rename_dimension(x, x.shape.dims[1].name, "whole") for x in (logits, tokens))
     inputs = [whole_logits, *params, whole_tokens, prompt_lengths, lengths]
     top = lengths.shape + [mtf.Dimension("top", kernels.MAX_TOP)]
     outputs = [(shape, dtype) for shape in (lengths.shape, top) for dtype in (tf.int32, tf.float32)]
-    kernel = kernels.sample_next_tokens(eos_id)
+    kernel = kernels.sample_next_tokens(vocabulary)
     return NextTokens(*SliceKernel("sample_next_tokens", kernel, inputs, outputs).outputs)

@@ -11,6 +11,7 @@ import numpy as np
 from configs.schema import RunConfig
 from meshtf import mtf, tf
 from models.beam import BeamSearch, SearchInputs
+from models.kernels.vocabulary import IdRanges, Vocabulary
 from runtime.generation.engine import Step, padded_length
 from runtime.mesh.lowering import LoweredStep, compile_step, id_spec, lower, new_mesh
 from runtime.mesh.placement import Placement
@@ -66,16 +67,21 @@ class BeamSearcher:
     """Runs beam search with a run's model. A program is built once for all prompts of similar length."""
 
     def __init__(
-        self, config: RunConfig, placement: Placement, synchronized: Callable[[Step], Step] = lambda step: step
+        self,
+        config: RunConfig,
+        placement: Placement,
+        synchronized: Callable[[Step], Step] = lambda step: step,
+        unused: IdRanges = (),
     ) -> None:
         """Builds nothing yet; the arguments are those of `build_engine`."""
         self._config, self._placement, self._synchronized = config, placement, synchronized
+        self._vocabulary = Vocabulary(config.data.eos_id, unused)
 
     @functools.cache  # noqa: B019 -- a searcher lives as long as its programs
     def _program(self, prompt_length: int, n_beams: int, n_new_tokens: int) -> Step:
         model, n_ctx = self._config.model, self._config.model.n_ctx
         memory_length, cache_dtype = min(n_ctx, prompt_length + n_new_tokens), self._config.prediction.cache_dtype
-        search = BeamSearch(model, self._config.data.eos_id, n_beams, n_new_tokens, memory_length, cache_dtype)
+        search = BeamSearch(model, self._vocabulary, n_beams, n_new_tokens, memory_length, cache_dtype)
         return self._synchronized(build_beam_search(search, self._placement, prompt_length))
 
     def program(self, n_prompt_tokens: int, n_beams: int, n_new_tokens: int) -> Step:
@@ -103,5 +109,5 @@ class BeamSearcher:
         padded[0, : len(tokens)] = tokens
         found = program(padded, np.array([len(tokens)], np.int32), np.float32(length_penalty), np.int32(n_new_tokens))
         ended = zip(found["tokens"].tolist(), found["lengths"].tolist(), found["scores"].tolist(), strict=True)
-        eos_id = self._config.data.eos_id
+        eos_id = self._vocabulary.eos_id
         return [_hypothesis(whole[:length], score, eos_id) for whole, length, score in ended if length][:n_best]

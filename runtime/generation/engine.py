@@ -14,6 +14,7 @@ import numpy as np
 
 from configs.schema import RunConfig
 from models.kernels.sampling import SamplingParams, param_arrays
+from models.kernels.vocabulary import IdRanges
 from runtime.generation.programs import (
     RowState,
     build_decode_steps,
@@ -148,12 +149,17 @@ class ContinuousBatchEngine:
     """
 
     def __init__(
-        self, config: RunConfig, placement: Placement, n_rows: int, synchronized: Callable[[Step], Step]
+        self,
+        config: RunConfig,
+        placement: Placement,
+        n_rows: int,
+        synchronized: Callable[[Step], Step],
+        unused: IdRanges,
     ) -> None:
         """Builds the decoding program; see `build_engine`."""
         self.n_rows, self.n_ctx = n_rows, config.model.n_ctx
-        self._config, self._placement, self._synchronized = config, placement, synchronized
-        self._row_state = RowState.of(build_decoder(config), placement, n_rows)
+        self._config, self._placement, self._synchronized, self._unused = config, placement, synchronized, unused
+        self._row_state = RowState.of(build_decoder(config, unused), placement, n_rows)
         self._decode_steps = synchronized(build_decode_steps(self._row_state))
         self._active: dict[int, ActiveSequence] = {}
 
@@ -163,7 +169,7 @@ class ContinuousBatchEngine:
 
     @functools.cache  # noqa: B019
     def _scores(self, length: int) -> Step:
-        return self._synchronized(build_scores(self._config, self._placement, length))
+        return self._synchronized(build_scores(self._config, self._placement, length, self._unused))
 
     def prefill(self, requests: Mapping[int, GenerationRequest]) -> None:
         """See `Engine.prefill`."""
@@ -248,7 +254,11 @@ class StaticBatchEngine:
 
 
 def build_engine(
-    config: RunConfig, placement: Placement, n_rows: int, synchronized: Callable[[Step], Step] = lambda step: step
+    config: RunConfig,
+    placement: Placement,
+    n_rows: int,
+    synchronized: Callable[[Step], Step] = lambda step: step,
+    unused: IdRanges = (),
 ) -> Engine:
     """Builds the engine of a run's model.
 
@@ -260,14 +270,19 @@ def build_engine(
         n_rows: how many texts are generated at once; each takes a KV cache of n_ctx positions.
         synchronized: wraps a step so that the processes of a run wait for one another; see
             `ProcessGroup.synchronized`.
+        unused: ids that are no token and never generated; see `Tokenizer.unused_ids`.
     """
-    return ContinuousBatchEngine(config, placement, n_rows, synchronized)
+    return ContinuousBatchEngine(config, placement, n_rows, synchronized, unused)
 
 
 def build_static_batch_engine(
-    config: RunConfig, placement: Placement, n_rows: int, synchronized: Callable[[Step], Step] = lambda step: step
+    config: RunConfig,
+    placement: Placement,
+    n_rows: int,
+    synchronized: Callable[[Step], Step] = lambda step: step,
+    unused: IdRanges = (),
 ) -> Engine:
     """Builds an engine whose programs keep nothing between calls, as a TPU needs; see `build_engine`."""
     return StaticBatchEngine(
-        config.model.n_ctx, n_rows, lambda *size: synchronized(build_generate(config, placement, *size))
+        config.model.n_ctx, n_rows, lambda *size: synchronized(build_generate(config, placement, *size, unused))
     )

@@ -15,6 +15,7 @@ from models.context import Context
 from models.decode import Decoder, DecodeState, Prompts
 from models.dims import Dims
 from models.kernels.sampling import MAX_TOP, N_FLOATS, N_INTEGERS
+from models.kernels.vocabulary import IdRanges, Vocabulary
 from models.ops.decoding import insert_rows, scores
 from models.ops.sampling import RowParams
 from runtime.mesh.lowering import LoweredStep, compile_step, id_spec, lower, new_mesh
@@ -27,9 +28,10 @@ EXPORTED = ("tokens", "log_probs", "top_tokens", "top_log_probs", "lengths", "en
 LIMITS = "texts/limits"  # not kept, but passed to each call: rows without a limit are idle
 
 
-def build_decoder(config: RunConfig) -> Decoder:
-    """Returns the decoder of a run's model, for texts of up to n_ctx tokens."""
-    return Decoder(config.model, config.data.eos_id, config.model.n_ctx, config.prediction.cache_dtype)
+def build_decoder(config: RunConfig, unused: IdRanges) -> Decoder:
+    """Returns the decoder of a run's model, for texts of up to n_ctx tokens, without the unused ids."""
+    vocabulary = Vocabulary(config.data.eos_id, unused)
+    return Decoder(config.model, vocabulary, config.model.n_ctx, config.prediction.cache_dtype)
 
 
 def decoding_placement(placement: Placement, n_rows: int) -> Placement:
@@ -184,13 +186,15 @@ def build_decode_steps(row_state: RowState) -> LoweredStep:
     return compile_step(step, id_spec(), id_spec(row_state.n_rows), by_xla=row_state.placement.shape.size == 1)
 
 
-def build_generate(config: RunConfig, placement: Placement, n_rows: int, length: int) -> LoweredStep:
+def build_generate(
+    config: RunConfig, placement: Placement, n_rows: int, length: int, unused: IdRanges = ()
+) -> LoweredStep:
     """Builds a program that prefills and decodes whole texts in one call, and keeps nothing on the devices.
 
     Returns:
         A step from the inputs of `build_prefill`, without rows, to the `EXPORTED` tensors of `Texts`, whole.
     """
-    decoder = build_decoder(config)
+    decoder = build_decoder(config, unused)
 
     def step(own: Placement, *prompts: tf.Tensor) -> dict[str, tf.Tensor]:
         graph, mesh = new_mesh()
@@ -201,7 +205,7 @@ def build_generate(config: RunConfig, placement: Placement, n_rows: int, length:
     return decoding_placement(placement, n_rows).compile(step, *prompt_signature(n_rows, length))
 
 
-def build_scores(config: RunConfig, placement: Placement, length: int) -> LoweredStep:
+def build_scores(config: RunConfig, placement: Placement, length: int, unused: IdRanges) -> LoweredStep:
     """Builds a program that scores the tokens of one text.
 
     Returns:
@@ -209,6 +213,7 @@ def build_scores(config: RunConfig, placement: Placement, length: int) -> Lowere
         sequence, top] and top_log_probs float32 [batch, sequence, top], each for the token after that position.
     """
     mesh_impl = placement.without("sequence", "memory_length").implementation(1)
+    vocabulary = Vocabulary(config.data.eos_id, unused)
 
     def step(tokens: tf.Tensor) -> dict[str, tf.Tensor]:
         graph, mesh = new_mesh()
@@ -217,7 +222,7 @@ def build_scores(config: RunConfig, placement: Placement, length: int) -> Lowere
         logits = gpt2.logits(Context(mesh, config.model, dims), mtf.import_tf_tensor(mesh, tokens, shape))
         following = mtf.import_tf_tensor(mesh, tf.roll(tokens, -1, 1), shape)
         names = ("log_probs", "top_tokens", "top_log_probs")
-        scored = scores(logits, following, mtf.Dimension("top", MAX_TOP))
+        scored = scores(logits, following, mtf.Dimension("top", MAX_TOP), vocabulary)
         return lower(graph, mesh, mesh_impl, dict(zip(names, scored, strict=True)))
 
     return compile_step(step, id_spec(1, length), by_xla=placement.shape.size == 1)

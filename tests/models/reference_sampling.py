@@ -10,6 +10,7 @@ import numpy as np
 from meshtf import tf
 from models.kernels import sampling
 from models.kernels.sampling import SamplingParams
+from models.kernels.vocabulary import Vocabulary
 
 ENTMAX_ALPHA = 1.3
 EOS = 3
@@ -40,7 +41,7 @@ def steered(rule: SamplingParams, logits: np.ndarray, text: Text) -> np.ndarray:
     logits, tokens = np.array(logits, np.float64), text.tokens
     for token, bias in rule.logit_bias:
         logits[token] += bias
-    for token in set(tokens):
+    for token in set(tokens) if rule.penalize_end else set(tokens) - {EOS}:
         penalty = rule.repetition_penalty
         logits[token] *= penalty if logits[token] < 0 else 1.0 / penalty
     for token in tokens[text.n_prompt :]:
@@ -49,7 +50,8 @@ def steered(rule: SamplingParams, logits: np.ndarray, text: Text) -> np.ndarray:
         logits[token] -= rule.presence_penalty
     n_others = rule.no_repeat_ngram - 1
     for end in range(n_others, len(tokens)) if rule.no_repeat_ngram else ():
-        if tokens[end - n_others : end] == tokens[len(tokens) - n_others :]:
+        is_exempt = tokens[end] == EOS and not rule.penalize_end
+        if tokens[end - n_others : end] == tokens[len(tokens) - n_others :] and not is_exempt:
             logits[tokens[end]] = -np.inf
     if rule.never_end or len(tokens) - text.n_prompt < rule.min_tokens:
         logits[EOS] = -np.inf
@@ -127,7 +129,10 @@ class Rows:
 
     def chosen(self, n_top: int = 0) -> list[np.ndarray]:
         """Sampled tokens and their log-probabilities, and the most likely tokens and theirs."""
-        return [output.numpy() for output in sampling.sample_next_tokens(EOS)(*map(tf.constant, self.inputs(n_top)))]
+        return [
+            output.numpy()
+            for output in sampling.sample_next_tokens(Vocabulary(EOS))(*map(tf.constant, self.inputs(n_top)))
+        ]
 
     def probabilities(self) -> np.ndarray:
         """The probabilities from which the kernels sample, [B, V]."""
@@ -138,7 +143,7 @@ class Rows:
 @tf.function(jit_compile=True, autograph=False)
 def _probabilities(logits: tf.Tensor, floats: tf.Tensor, integers: tf.Tensor, history: list[tf.Tensor]) -> tf.Tensor:
     settings = sampling.settings_of(floats, integers)
-    steered = sampling.penalized_logits(settings, logits, sampling.History(*history), EOS)
+    steered = sampling.penalized_logits(settings, logits, sampling.History(*history), Vocabulary(EOS))
     weights = sampling.filtered_probabilities(settings, steered)
     return weights / tf.reduce_sum(weights, -1, keepdims=True)
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from configs.schema import MoeParams
 from meshtf import tf
 from models.kernels import beams as kernels
+from models.kernels.vocabulary import IdRanges, Vocabulary
 from runtime.generation.beam_search import BeamHypothesis, BeamSearcher
 from runtime.mesh.placement import place
 from tests import tiny
@@ -51,7 +52,7 @@ def search(
 N_BEAMS, N_VOCAB, N_NEW = 3, 7, 6
 
 
-def turns(table: np.ndarray, penalty: float, max_new_tokens: int) -> list[Ended]:
+def turns(table: np.ndarray, penalty: float, max_new_tokens: int, unused: IdRanges = ()) -> list[Ended]:
     """A search with the kernels, where logits depend on the position and the previous token, at first 0.
 
     The table is [position, V, V].
@@ -69,7 +70,7 @@ def turns(table: np.ndarray, penalty: float, max_new_tokens: int) -> list[Ended]
     ]
     while state[-1]:
         inputs = [table[state[0], last], np.float32(penalty), np.int32(max_new_tokens), *state]
-        _, last, *state = (x.numpy() for x in kernels.beam_step(2)(*map(tf.constant, inputs)))
+        _, last, *state = (x.numpy() for x in kernels.beam_step(Vocabulary(2, unused))(*map(tf.constant, inputs)))
     return [
         (score, tuple(text[:length].tolist()))
         for text, length, score in zip(state[3], state[4], state[5], strict=True)
@@ -100,6 +101,13 @@ def test_the_length_penalty_by_hand(penalty: float, best: tuple[int, ...]) -> No
     assert max(found, key=found.get) == best
     log_prob = sum(np.log({0: 0.6, 2: 0.4}[token]) for token in best)
     np.testing.assert_allclose(found[best], log_prob / len(best) ** penalty, rtol=1e-5)
+
+
+def test_ids_that_are_no_token_continue_no_text() -> None:
+    table = np.random.default_rng(0).normal(0.0, 1.5, (N_NEW, N_VOCAB, N_VOCAB)).astype(np.float32)
+    table[..., 5:] += 20.0
+    texts = [text for _, text in turns(table, 0.0, N_NEW, unused=((0, 1), (5, N_VOCAB)))]
+    assert len(texts) == N_BEAMS and {token for text in texts for token in text} <= {1, 2, 3, 4}
 
 
 def test_a_search_finds_at_most_one_text_per_first_token() -> None:

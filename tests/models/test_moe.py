@@ -190,7 +190,8 @@ def on_one_device(devices: Devices, batch_size: int) -> Results:
 
 def trained(placement: Placement, batch_size: int) -> Results:
     """A training pass, with dropout and random second choices."""
-    config = model(moe_second_policy_train="random", moe_second_threshold_train=0.9, moe_dropout_rate=0.3)
+    experts = model(moe_second_policy_train="random", moe_second_threshold_train=0.9, moe_dropout_rate=0.3)
+    config = dataclasses.replace(experts, res_dropout=0.3)
     x, d_outputs = normal(batch_size, 12, 8), normal(batch_size, 12, 8, seed=1)
     return compiled_mixture(placement, config, x, is_training=True)[0](x, d_outputs)
 
@@ -198,7 +199,7 @@ def trained(placement: Placement, batch_size: int) -> Results:
 @pytest.mark.parametrize(("mesh_shape", "layout"), LAYOUTS)
 def test_the_same_on_any_mesh(devices: Devices, mesh_shape: str, layout: str) -> None:
     expected = on_one_device(devices, 4)
-    assert 0.05 < expected.dropped < 0.95 and (expected.outputs == 0).mean() > 0.25
+    assert 0.05 < expected.dropped < 0.95 and (expected.outputs == 0).mean() > 0.45
     assert_same(trained(placed(devices, mesh_shape, layout), 4), expected)
 
 

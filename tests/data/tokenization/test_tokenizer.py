@@ -152,6 +152,18 @@ def test_vocabularies_are_read_without_a_byte_order_mark(tmp_path):
     assert load_tokenizer(str(tmp_path / "t.json")).to_json() == TOKENIZER.to_json()
 
 
+def test_ids_that_are_no_token():
+    tokenizer = Tokenizer(tokenizers.Tokenizer(models.WordLevel({"a": 1, "b": 2, "c": 5}, "a")))
+    assert [tokenizer.unused_ids(n_vocab) for n_vocab in (9, 6, 3, 2)] == [
+        ((0, 1), (3, 5), (6, 9)),
+        ((0, 1), (3, 5)),
+        ((0, 1),),
+        ((0, 1),),
+    ]
+    assert TOKENIZER.unused_ids(TOKENIZER.n_vocab) == ()
+    assert [tokenizer.first_unknown(ids) for ids in ((), (1, 2, 5), (5, 4, 3), (1, 10**6))] == [None, None, 4, 10**6]
+
+
 def test_a_file_that_is_not_a_tokenizer_is_named(tmp_path):
     missing = f"{tmp_path}/none.json"
     assert error_of(missing) == (

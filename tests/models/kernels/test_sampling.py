@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from meshtf import mtf, tf
 from models.kernels import noise, sampling
 from models.kernels.sampling import MAX_BIASES, MAX_TOP, SamplingParams
+from models.kernels.vocabulary import Vocabulary
 from models.ops.sampling import RowParams, sample_next_tokens
 from runtime.mesh.placement import place
 from tests import tiny
@@ -134,7 +135,46 @@ def test_a_repeated_ngram_bans_only_its_last_token() -> None:
 
 
 def ngrams(n: int) -> SamplingParams:
-    return SamplingParams(no_repeat_ngram=n)
+    return SamplingParams(no_repeat_ngram=n, penalize_end=True)
+
+
+@pytest.mark.parametrize(
+    ("rule", "end_by_default", "end_if_penalized"),
+    [
+        (SamplingParams(repetition_penalty=2.0), 0.3, 0.15),
+        (SamplingParams(no_repeat_ngram=1), 0.3, -np.inf),
+        (SamplingParams(no_repeat_ngram=2), 0.3, -np.inf),
+        (SamplingParams(no_repeat_ngram=3), 0.3, 0.3),
+    ],
+    ids=str,
+)
+def test_an_end_in_the_prompt_may_come_again(
+    rule: SamplingParams, end_by_default: float, end_if_penalized: float
+) -> None:
+    """As between the turns of a dialogue; other tokens are penalised alike."""
+    text = Text((2, EOS, 5, 2), n_prompt=4)
+    for penalize_end, end in ((False, end_by_default), (True, end_if_penalized)):
+        with_setting = dataclasses.replace(rule, penalize_end=penalize_end)
+        steered = reference.steered(with_setting, LOGITS, text)
+        assert steered[EOS] == end and (steered != LOGITS).sum() >= (rule.no_repeat_ngram < 2)
+        probabilities, *_ = Rows.repeated(LOGITS, with_setting, SOME[:N_ROWS], text).probabilities()
+        np.testing.assert_allclose(probabilities, np.exp(steered) / np.exp(steered).sum(), rtol=1e-5, atol=1e-9)
+
+
+def test_ids_that_are_no_token_are_neither_drawn_nor_reported() -> None:
+    """Also where they are the most likely ones, and eos among them is one."""
+    unused, used = ((0, 1), (2, 5), (7, 8)), [1, EOS, 5, 6]
+    kernel = sampling.sample_next_tokens(Vocabulary(EOS, unused))
+    for rule in (SamplingParams(), GREEDY, SamplingParams(3.0, top_p=0.99, entmax_sampling=True)):
+        rows = Rows.repeated(LOGITS, rule, SOME[:N_ROWS])
+        tokens, log_probs, top_tokens, top_log_probs = (x.numpy() for x in kernel(*map(tf.constant, rows.inputs(1))))
+        assert set(tokens) == {5} if rule == GREEDY else set(tokens) <= set(used)
+        assert (
+            top_tokens[0, : len(used)].tolist() == [5, EOS, 6, 1] and np.isneginf(top_log_probs[:, len(used) :]).all()
+        )
+        # Under the model itself, whose probabilities include theirs.
+        exact = LOGITS - np.log(np.exp(LOGITS).sum())
+        np.testing.assert_allclose(log_probs, exact[tokens], rtol=1e-5)
 
 
 def test_where_all_tokens_are_banned_any_but_eos_may_be_sampled() -> None:
@@ -167,6 +207,7 @@ RULES = st.builds(
     presence_penalty=PENALTIES,
     frequency_penalty=PENALTIES,
     no_repeat_ngram=st.integers(0, 4),
+    penalize_end=st.booleans(),
     entmax_sampling=st.booleans(),
     never_end=st.booleans(),
     min_tokens=st.integers(0, 16),
@@ -306,7 +347,7 @@ def test_a_mesh_samples_the_same_tokens_as_one_device(devices: tuple[str, ...], 
     names += ["batch memory_length", "batch", "batch"]
 
     def build(logits: mtf.Tensor, *others: mtf.Tensor) -> list[mtf.Tensor]:
-        choice = sample_next_tokens(logits, RowParams(*others[:4]), *others[4:], eos_id=EOS)
+        choice = sample_next_tokens(logits, RowParams(*others[:4]), *others[4:], Vocabulary(EOS))
         return [choice.tokens, choice.log_probs, choice.top_tokens, choice.top_log_probs]
 
     placement = place(tiny.mesh_config("x:2,y:2", layout), devices)
@@ -321,7 +362,7 @@ def test_log_probabilities_are_those_of_the_raw_logits(dtype: tf.DType) -> None:
     logits, *others = map(tf.constant, rows.inputs(n_top=3))
     logits = tf.cast(logits, dtype)
     tokens, log_probs, top_tokens, top_log_probs = (
-        x.numpy() for x in sampling.sample_next_tokens(EOS)(logits, *others)
+        x.numpy() for x in sampling.sample_next_tokens(Vocabulary(EOS))(logits, *others)
     )
     exact = np.float64(tf.cast(logits, tf.float32))
     exact -= np.log(np.exp(exact).sum(-1, keepdims=True))

@@ -35,9 +35,10 @@ def test_every_sampling_setting_is_passed_on() -> None:
         no_repeat_ngram=4,
         entmax_sampling=True,
         never_end=True,
+        penalize_end=True,
     )
     sampling = sampling_params(settings)
-    assert sampling == SamplingParams(0.3, 5, 0.8, 0.7, 0.1, 1.5, -0.5, 0.25, 4, True, True)
+    assert sampling == SamplingParams(0.3, 5, 0.8, 0.7, 0.1, 1.5, -0.5, 0.25, 4, True, True, True)
     defaults = sampling_params(PredictionConfig(temperature=1.0))
     assert defaults == SamplingParams()
     changed = {
