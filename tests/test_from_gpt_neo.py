@@ -17,9 +17,10 @@ import pytest
 
 import main
 import run_experiment
+from configs.datasets import DATASET_FIELDS
 from configs.errors import ConfigError
 from configs.load import load_config
-from configs.schema import RunConfig
+from configs.schema import ALIASES, DATASET_INERT_KEYS, RUN_FIELDS, RunConfig
 from data import create_tfrecords, train_tokenizer
 from data.tfrecord.records import read_examples
 from data.tokenization.bpe_training import train_byte_level_bpe
@@ -234,6 +235,23 @@ def test_a_line_of_the_page_does_what_the_table_says(
     line: str, check: Check, capsys: pytest.CaptureFixture[str]
 ) -> None:
     check(line, capsys)
+
+
+def test_every_key_of_the_page_and_of_the_code_is_known() -> None:
+    """The keys that GPT-Neo's page describes or its code reads from a model config or a dataset config."""
+    model = """n_heads n_head n_embd n_vocab n_ctx n_layer embed_dropout res_dropout attn_dropout lr lr_decay
+    lr_decay_end warmup_steps opt_name beta1 beta2 epsilon ada_epsilon1 ada_epsilon2 weight_decay
+    train_batch_size train_steps eval_steps eval_batch_size eval_tasks predict_steps predict_batch_size
+    predict_max_steps iterations datasets model_path scale_by_depth scale_by_in mesh_shape layout
+    activation_function activation_fn attention_types precision tokens_per_mb_per_replica moe_layers
+    moe_params moe_activation axial_pos_emb_ axial_pos_emb rotary_emb mlp_glu scalenorm rezero
+    num_mem_kv macaron no_weight_tie share_parameters recompute_grad gradient_clipping z_loss
+    entmax_loss local_attention_radius log_grads seed shuffle_input_filenames remove_partial_sequences
+    no_dataset input_fn mlm_training mlm_mask_id mlm_cls_token_id mlm_mask_prob mlm_same_token_prob
+    mlm_random_token_prob mlm_mask_ignore_ids padding_id eos_id"""
+    dataset = "n_vocab path eval_path tokenizer_path tokenizer_is_pretrained eos_id padding_id lambada_tokens_path"
+    assert set(model.split()) - {*RUN_FIELDS, *ALIASES} == set()
+    assert set(dataset.split()) - {*DATASET_FIELDS, *DATASET_INERT_KEYS} == set()
 
 
 @pytest.mark.skipif(not TEST_DATA, reason="NEOMESH_TEST_DATA names no folder with GPT-2's tokenizer")
