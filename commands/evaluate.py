@@ -10,7 +10,7 @@ import numpy as np
 from commands.console import say
 from commands.options import Options
 from commands.run_data import with_data_timeout
-from commands.run_setup import Run, load_trained, place_run, set_up_with_data
+from commands.run_setup import Run, check_trained, load_trained, place_run, set_up_with_data
 from configs.schema import RunConfig
 from data.loading.batch import Batch
 from inputs import evaluation_batches
@@ -29,6 +29,7 @@ def evaluate(config: RunConfig, options: Options, group: ProcessGroup) -> int:
     It covers `eval_steps` batches, or all of the held-out data if that is 0. The loss of the run's own checkpoint is
     added to the run's metrics.
     """
+    check_trained(config, options)
     run, data = set_up_with_data(config, options, group, place_run(config, options, group))
     data.check_same(group)
     batches = evaluation_batches(config, data.eval_patterns(), config.evaluation.eval_steps or None)

@@ -16,11 +16,11 @@ from runtime.run import directory as run_directory
 def export(config: RunConfig, options: Options) -> int:
     """Writes a TensorFlow SavedModel, or a directory for Hugging Face's transformers."""
     path = newest_checkpoint(config) if options.init_from is None else options.init_from
+    weights, directory = find_weights(path), options.export_dir
     tokenizer = trained_tokenizer(config, options.init_from)
     if options.init_from is None:
         run_directory.check_settings(config, tokenizer and tokenizer.to_json())
     say_origin(path, config)
-    weights, directory = find_weights(path), options.export_dir
     if options.export_format == "hf":
         write_huggingface_folder(directory, config, weights, tokenizer and tokenizer.to_json())
     else:

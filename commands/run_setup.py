@@ -8,12 +8,12 @@ from commands.backend import Backend, backend_of
 from commands.console import say
 from commands.options import Options
 from commands.run_data import RunData, trained_tokenizer
-from configs.errors import CheckpointError, ConfigError
+from configs.errors import CheckpointError, ConfigError, looked_from
 from configs.schema import RunConfig
 from configs.weights import weights_at
 from data.tokenization.tokenizer import Tokenizer
 from runtime.checkpoint import reader
-from runtime.checkpoint.init_from import load_initial_weights
+from runtime.checkpoint.init_from import find_weights, load_initial_weights
 from runtime.checkpoint.position import TrainingPosition
 from runtime.checkpoint.reader import DamagedError
 from runtime.checkpoint.weight_files import is_huggingface_folder
@@ -69,7 +69,10 @@ def set_up_for_generation(config: RunConfig, options: Options, group: ProcessGro
 
     Raises:
         ConfigError: there is no tokenizer.
+        CheckpointError: there are no weights, or they cannot be read.
     """
+    if config.data.datasets:
+        check_trained(config, options)
     placement = place_run(config, options, group)
     tokenizer = group.first_process_first(lambda: trained_tokenizer(config, options.init_from))
     group.check_same("the tokenizer", (tokenizer and tokenizer.to_json()) or "")
@@ -92,6 +95,23 @@ def place_run(config: RunConfig, options: Options, group: ProcessGroup) -> Place
     return placement
 
 
+def check_trained(config: RunConfig, options: Options) -> None:
+    """Checks that the weights of `load_trained` can be read, before any text is tokenized for them.
+
+    Raises:
+        CheckpointError: there are none, or they cannot be read.
+    """
+    if options.init_from is not None:
+        find_weights(options.init_from)
+    else:
+        newest_checkpoint(config)
+
+
+def resumes(config: RunConfig, options: Options) -> bool:
+    """Returns whether training goes on from a checkpoint of its own."""
+    return not options.new and reader.latest_checkpoint(config.model_path) is not None
+
+
 def newest_checkpoint(config: RunConfig) -> str:
     """Returns the path of the newest checkpoint in `model_path`.
 
@@ -107,7 +127,7 @@ def _checkpoints(config: RunConfig) -> list[str]:
     if newest is None:
         raise CheckpointError(
             f"model_path = {config.model_path}: holds no checkpoint; train first, or give the model_path of "
-            "a trained model"
+            f"a trained model{looked_from(config.model_path)}"
         )
     problems = [f"{state.problem}; using the newest checkpoint there, {newest}"] if state.problem else []
     for line in [*problems, *run_directory.damaged_settings(config.model_path)]:

@@ -16,7 +16,7 @@ from commands.console import say
 from commands.evaluate import plot_run
 from commands.options import Options
 from commands.run_data import RunData, with_data_timeout
-from commands.run_setup import Run, load_init_from, place_run, restore_latest, set_up_with_data
+from commands.run_setup import Run, load_init_from, place_run, restore_latest, resumes, set_up_with_data
 from configs.errors import CheckpointError, DataError
 from configs.schema import RunConfig
 from data.loading.batch import Batch
@@ -25,6 +25,7 @@ from inputs import training_batches
 from meshtf import tf
 from models.kernels.noise import noise_key
 from runtime.checkpoint import reader
+from runtime.checkpoint.init_from import find_weights
 from runtime.checkpoint.position import TrainingPosition
 from runtime.checkpoint.writer import CheckpointWriter
 from runtime.cluster.process_group import ProcessGroup
@@ -45,6 +46,8 @@ DIAGNOSIS_SECONDS = 1800  # timeout for the diagnosis of a divergence
 
 def train(config: RunConfig, options: Options, group: ProcessGroup) -> int:
     """Trains from the newest checkpoint, or from step 0, up to `train_steps`; returns the exit status."""
+    if options.init_from is not None and not resumes(config, options):
+        find_weights(options.init_from)  # finds what is wrong with them before any text is tokenized
     placement = place_run(config, options, group)
     peak = _peak_tokens_per_second(config, placement, group)
     run, data = set_up_with_data(config, options, group, placement)
@@ -97,8 +100,7 @@ def _peak_tokens_per_second(config: RunConfig, placement: Placement, group: Proc
 def _load_weights(run: Run) -> TrainingPosition:
     """Restores the newest checkpoint of the run, or else starts from `--init_from` or from random weights."""
     say(f"model: {run.placement.store.n_trainable_parameters():,} parameters")
-    is_resumed = not run.options.new and reader.latest_checkpoint(run.config.model_path) is not None
-    if is_resumed:
+    if resumes(run.config, run.options):
         run_directory.check_settings(run.config, run.tokenizer_json)
         if run.options.init_from is not None:
             say(f"--init_from {run.options.init_from}: ignored, since the run resumes from its own checkpoint")
@@ -190,7 +192,8 @@ def _write_metrics(run: Run, metrics: MetricsWriter | None, step: int, values: M
 
 
 def _checkpoint_saver(run: Run, metrics: MetricsWriter | None) -> Callable[[TrainingPosition], str]:
-    writer = CheckpointWriter(run.config.model_path, run.placement.store, run.group)
+    config = run.config
+    writer = CheckpointWriter(config.model_path, run.placement.store, run.group, config.training.keep_checkpoints)
 
     def save(position: TrainingPosition) -> str:
         with run.group.timeout(SAVE_SECONDS):

@@ -73,7 +73,7 @@ def _load_dataset_by_id(reader: ConfigReader, dataset_id: str, directory: Path) 
 
 def _unknown_dataset(dataset_id: str, directories: Sequence[Path]) -> ValueIssue:
     known = sorted(file.stem for directory in directories for file in directory.glob("*.json"))
-    places = " or ".join(str(directory) for directory in directories)
+    places = " or ".join(os.path.abspath(directory) for directory in directories)
     remedy = did_you_mean(dataset_id, known, f"write {dataset_id}.json there")
     return ValueIssue(f"there is no {dataset_id}.json in {places}", remedy)
 

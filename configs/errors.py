@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
 
 
@@ -40,6 +41,11 @@ class ValueIssue(ConfigError):
         super().__init__(f"{problem}; {remedy}")
         self.problem = problem
         self.remedy = remedy
+
+
+def looked_from(path: str) -> str:
+    """Returns the end of a message about a path that is not there: where it was looked for, if it is a relative one."""
+    return "" if os.path.isabs(path) or "://" in path else f" (relative paths start at {os.getcwd()})"
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:

@@ -11,7 +11,7 @@ from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from configs.errors import ConfigError, ValueIssue, did_you_mean
+from configs.errors import ConfigError, ValueIssue, did_you_mean, looked_from
 from configs.schema import is_required
 
 REFERENCE = "docs/configuration.md"
@@ -155,7 +155,7 @@ def _read_text(path: Path) -> str:
         raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"{path}: cannot be read ({reason}); check the path") from None
+        raise ConfigError(f"{path}: cannot be read ({reason}); check the path{looked_from(str(path))}") from None
 
 
 def _without_comments(text: str) -> str:

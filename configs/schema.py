@@ -339,6 +339,12 @@ class TrainingConfig:
         unit="tokens",
         default=None,
     )
+    keep_checkpoints: int = setting(
+        integer(1),
+        "How many of the newest checkpoints stay; of the older ones, one every two hours.",
+        unit="checkpoints",
+        default=10,
+    )
     log_grads: bool = setting(SWITCH, "Logs the gradient norm of each variable.", default=False)
     log_weights: bool = setting(
         SWITCH, "Writes a histogram of each variable for TensorBoard at each checkpoint.", default=False

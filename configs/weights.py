@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from configs.errors import CheckpointError, ConfigError, ValueIssue
+from configs.errors import CheckpointError, ConfigError, ValueIssue, looked_from
 from configs.huggingface import is_huggingface, model_keys
 from configs.kinds import ATTENTION
 from configs.reader import raise_issues, read_object, shown
@@ -121,7 +121,8 @@ def no_weights(path: str) -> CheckpointError:
     inside = (glob.glob(os.path.join(glob.escape(path), depth, pattern)) for depth in DEPTHS for pattern in PATTERNS)
     folders = sorted({os.path.dirname(file) for files in inside for file in files if "__MACOSX" not in file})
     remedy = "give a checkpoint (its path without .index), the folder of one, or a Hugging Face folder"
-    return CheckpointError(f"{path}: holds no weights; {f'did you mean {folders[0]}?' if folders else remedy}")
+    remedy = f"did you mean {folders[0]}?" if folders else f"{remedy}{looked_from(path)}"
+    return CheckpointError(f"{path}: holds no weights; {remedy}")
 
 
 def _check_there(path: str) -> None:

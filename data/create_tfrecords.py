@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -20,6 +21,7 @@ if __name__ == "__main__":
 
 from configs.command_line import CommandLine
 from configs.errors import UserError
+from configs.reader import read_object
 from data.preprocessing.settings import DOCUMENTS, MODES, Settings
 from data.text.files import ON_BAD_FILE
 from data.tokenization.tokenizer import EOS_TOKEN
@@ -28,6 +30,10 @@ if TYPE_CHECKING:
     from data.preprocessing.packing import PackingStats
     from data.preprocessing.pipeline import Report
 
+DATASET_CONFIG_HELP = (
+    "write a dataset config: to this file; or, given a model config, into dataset_configs/ beside it, where it is "
+    "looked for; without PATH into configs/dataset_configs"
+)
 DATASET_CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "dataset_configs"
 
 
@@ -50,7 +56,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Settings:
     add("--wikitext_detokenize", action="store_true", help="undo WikiText's tokenization")
     add("--separator", type=_token_id, metavar="ID", help=f"id after every document, 0 or [0] (default: {EOS_TOKEN})")
     add("--chunk_size", type=int, default=argparse.SUPPRESS, help="n_ctx of the model; a chunk has one token more")
-    add("--write_dataset_config", nargs="?", const="", metavar="PATH", help="write a dataset config")
+    add("--write_dataset_config", nargs="?", const="", metavar="PATH", help=DATASET_CONFIG_HELP)
     add("--processes", type=int, default=default.processes, help="processes that encode; 0 for one per core")
     add("--overwrite", action="store_true", help="replace existing files of this name")
     add("--text_key", default=default.text_key, help="key of a JSON object that holds its text")
@@ -72,9 +78,29 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Settings:
     values = vars(known) | {"beam_options": tuple(others)}
     if known.mode == DOCUMENTS and "chunk_size" in values:
         print("--chunk_size has no effect: with --mode documents, a record is a whole document", file=sys.stderr)
-    if values["write_dataset_config"] == "":
-        values["write_dataset_config"] = str(DATASET_CONFIGS / f"{values['name']}.json")
+    if known.write_dataset_config is not None:
+        values["write_dataset_config"] = _dataset_config_path(known.write_dataset_config, known.name)
     return Settings(**values)
+
+
+def _dataset_config_path(given: str, name: str) -> str:
+    """Returns where to write a dataset config: a file as given, or where a model config or folder looks for it."""
+    if not given:
+        return str(DATASET_CONFIGS / f"{name}.json")
+    folder = given if os.path.isdir(given) else os.path.dirname(given)
+    if folder != given and not _is_model_config(given):
+        return given
+    is_for_datasets = os.path.basename(os.path.abspath(folder)) == DATASET_CONFIGS.name
+    return os.path.join(folder, "" if is_for_datasets else DATASET_CONFIGS.name, f"{name}.json")
+
+
+def _is_model_config(path: str) -> bool:
+    if not os.path.isfile(path):
+        return False
+    try:
+        return "n_layer" in read_object(Path(path), [])
+    except UserError:
+        return False
 
 
 def _token_id(text: str) -> int:

@@ -136,6 +136,12 @@ SHOWN = [
 ]
 
 
+def test_the_config_of_the_readme_is_that_of_the_example(tmp_path: Path) -> None:
+    (shown,) = re.findall(r"^```json\n(\{.*?)^```$", (REPOSITORY / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    (tmp_path / "books.json").write_text(shown)
+    assert load_config(str(tmp_path / "books.json")) == load_config(str(REPOSITORY / "examples" / "books.json"))
+
+
 @pytest.mark.parametrize(
     ("document", "words"), SHOWN, ids=lambda part: part if isinstance(part, str) else " ".join(part)
 )

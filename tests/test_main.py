@@ -517,7 +517,7 @@ REFUSALS: dict[str, tuple[list[str], str]] = {
     "weights that are not there": (
         ["--init_from", "nowhere", "--set", "model_path=runs/other"],
         "nowhere: holds no weights; give a checkpoint (its path without .index), the folder of one, or a Hugging "
-        "Face folder",
+        "Face folder{start}",
     ),
     "other weights": (
         ["--init_from", "runs/tiny", "--set", "model_path=runs/other", "--set", "n_head=4", "--set", "n_ctx=32"],
@@ -539,7 +539,7 @@ REFUSALS: dict[str, tuple[list[str], str]] = {
     ),
     "an export of nothing": (
         ["--export", "--set", "model_path=runs/other"],
-        "model_path = runs/other: holds no checkpoint; train first, or give the model_path of a trained model",
+        "model_path = runs/other: holds no checkpoint; train first, or give the model_path of a trained model{start}",
     ),
     "a masked model's text": (
         ["--predict", "--set", "mlm_training=true", "--set", "mlm_mask_id=2"],
@@ -589,7 +589,7 @@ REFUSALS: dict[str, tuple[list[str], str]] = {
     ),
     "new without data": (
         ["--new", "--yes", "--set", records_dataset(path="nowhere/*.tfrecords")],
-        "nowhere/*.tfrecords: no file matches; check the path in the dataset config (relative paths start at {here})",
+        "nowhere/*.tfrecords: no file matches; check the path in the dataset config{start}",
     ),
     "nothing to train on": (
         WITHOUT_DATA,
@@ -610,7 +610,7 @@ REFUSALS: dict[str, tuple[list[str], str]] = {
     "tokenizer not there": (
         ["--set", records_dataset(tokenizer_path="nowhere.json")],
         "nowhere.json: no such tokenizer; give a tokenizers JSON file (data/train_tokenizer.py makes one), or a "
-        "folder with vocab.json and merges.txt",
+        "folder with vocab.json and merges.txt{start}",
     ),
     "special ids": (
         ["--set", records_dataset(eos_id=5)],
@@ -618,15 +618,15 @@ REFUSALS: dict[str, tuple[list[str], str]] = {
     ),
     "no text": (
         ["--set", dataset_with(text="nowhere")],
-        "nowhere: no file found; name a directory, a glob or a file that has text",
+        "nowhere: no file found; name a directory, a glob or a file that has text{start}",
     ),
     "no checkpoint to evaluate": (
         ["--eval", "--set", "model_path=runs/none"],
-        "model_path = runs/none: holds no checkpoint; train first, or give the model_path of a trained model",
+        "model_path = runs/none: holds no checkpoint; train first, or give the model_path of a trained model{start}",
     ),
     "no checkpoint to predict from": (
         ["--predict", "--set", "model_path=runs/none"],
-        "model_path = runs/none: holds no checkpoint; train first, or give the model_path of a trained model",
+        "model_path = runs/none: holds no checkpoint; train first, or give the model_path of a trained model{start}",
     ),
     "a deeper model": (
         ["--set", "n_layer=2"],
@@ -676,7 +676,9 @@ def test_one_message_status_2_and_nothing_touched(here: Project, capsys: pytest.
     arguments, message = REFUSALS[case]
     before = snapshot(here.folder)
     result = call(capsys, *arguments)
-    assert (result.status, result.err) == (2, message.replace("{here}", str(here.folder)) + "\n")
+    start = f" (relative paths start at {here.folder})"
+    expected = message.replace("{here}", str(here.folder)).replace("{start}", start)
+    assert (result.status, result.err) == (2, f"{expected}\n")
     assert snapshot(here.folder) == before
 
 
@@ -700,6 +702,24 @@ def test_a_command_line_of_another_form(
     assert snapshot(here.folder) == before
 
 
+@pytest.mark.parametrize("arguments", [(), ("--eval",), ("--export", "--export_dir", "exported")])
+def test_weights_that_cannot_be_read_are_named_before_any_text_is_tokenized(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: Sequence[str]
+) -> None:
+    write_project(tmp_path)
+    keys = {"model_type": "gpt2", "n_layer": 1, "n_head": 2, "n_embd": 16, "n_ctx": 16, "n_positions": 16}
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "config.json").write_text(json.dumps({**keys, "vocab_size": 300, "tokenizer": None}))
+    (tmp_path / "weights" / "pytorch_model.bin").write_bytes(b"")
+    (tmp_path / "model.json").write_text(json.dumps({key: TINY[key] for key in ("datasets", "train_batch_size")}))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    steps = ("--set", "train_steps=1", "--set", "model_path=runs/tuned")
+    assert main(["--model", "model.json", "--init_from", "weights", *steps, *arguments]) == 2
+    assert "weights/pytorch_model.bin: is PyTorch's format, and PyTorch is not installed; " in capsys.readouterr().err
+    assert not (tmp_path / "datasets").exists()
+
+
 def test_the_help_text_has_an_example_of_each_command(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -716,7 +736,11 @@ def test_the_help_text_has_an_example_of_each_command(
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("nowhere.json", None, "nowhere.json: cannot be read (No such file or directory); check the path"),
+        (
+            "nowhere.json",
+            None,
+            "nowhere.json: cannot be read (No such file or directory); check the path (relative paths start at {here})",
+        ),
         (
             "torn.json",
             '{"n_head": 2,',
@@ -743,7 +767,7 @@ def test_a_config_that_cannot_be_read(
     if content is not None:
         Path(name).write_text(content)
     assert main(["--model", name]) == 2
-    assert capsys.readouterr() == ("", f"{message}\n")
+    assert capsys.readouterr() == ("", f"{message.replace('{here}', str(tmp_path))}\n")
 
 
 @pytest.mark.parametrize("case", ["two issues", "tpu"])
@@ -864,9 +888,10 @@ def test_a_trained_model_needs_none_of_its_data(
         assert Path(copied_run, "predictions_nosacred_300.txt").read_text() == texts[0]
     Path(copied_run, "tokenizer.json").unlink()
     result = call(capsys, *asked, *run)
+    start = f" (relative paths start at {os.getcwd()})\n"
     assert (result.status, result.err) == (
         2,
-        "gone: no file found; name a directory, a glob or a file that has text\n",
+        f"gone: no file found; name a directory, a glob or a file that has text{start}",
     )
 
 

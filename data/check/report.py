@@ -53,8 +53,8 @@ class DatasetReport:
         n_files: files that were read.
         n_examples: valid records.
         n_tokens: their ids.
-        n_documents: texts between separators, or, where each record is a document, records; padding is none. None: the
-            separator is not known.
+        n_documents: texts that a separator ends, or, where each record is a document, records. None: the separator is
+            not known.
         min_id: the smallest id of a valid record; None if there is none.
         max_id: the largest id; None likewise.
         first_example: the first valid record, decoded, with the boundaries between its documents.

@@ -73,9 +73,10 @@ def scan_dataset(
             scan.add_errors(result)
             totals.add(result)
             bar.update(result.n_bytes)
+    n_ended = int(totals.lengths_B.sum())
     totals.end_document()
     ids = np.flatnonzero(totals.counts_V)
-    n_documents = None if eos_id is None else int(totals.lengths_B.sum())
+    n_documents = None if eos_id is None else n_ended or int(totals.lengths_B.sum())
     return DatasetReport(
         n_files=len(paths),
         n_examples=totals.n_examples,

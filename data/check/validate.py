@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from natsort import natsorted
 
-from configs.errors import DataError
+from configs.errors import DataError, looked_from
 from data.loading.reader import RecordRules, parse_record, parse_records
 from data.tfrecord.framing import Frame, walk_frames
 from data.tfrecord.records import compression_of, damaged_record_error, read_frame, unreadable_file_error
@@ -30,7 +29,7 @@ def find_paths(patterns: Sequence[str]) -> list[str]:
     for pattern in patterns:
         matching = glob_files(pattern)
         if not matching:
-            raise DataError(f"{pattern}: no file matches; check the path (relative paths start at {os.getcwd()})")
+            raise DataError(f"{pattern}: no file matches; check the path{looked_from(pattern)}")
         paths += natsorted(sorted(matching))
     return list(dict.fromkeys(paths))
 

@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 from natsort import natsorted
 
-from configs.errors import DataError
+from configs.errors import DataError, looked_from
 from storage import buckets
 from storage.buckets import SCHEME, ObjectState
 
@@ -204,7 +204,8 @@ def _nothing_found(source: str, exclude: Sequence[str], suffixes: tuple[str, ...
     is_folder = os.path.isdir(source) or (source.startswith(SCHEME) and not glob.has_magic(source))
     looked_for = f" ending in {' '.join(suffixes)}" if is_folder else ""
     left_out = f" outside {', '.join(exclude)}" if exclude else ""
-    return f"{source}: no file{looked_for} found{left_out}; name a directory, a glob or a file that has text"
+    remedy = f"name a directory, a glob or a file that has text{looked_from(source)}"
+    return f"{source}: no file{looked_for} found{left_out}; {remedy}"
 
 
 def _files_of(source: str, exclude: Sequence[str]) -> Iterator[SourceFile]:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from natsort import natsorted
 
-from configs.errors import DataError, UserError
+from configs.errors import DataError, UserError, looked_from
 from data.tfrecord.records import read_records, unreadable_file_error
 from meshtf import tf
 from storage.files import write_text
@@ -49,9 +49,8 @@ def list_shards(pattern: str) -> tuple[Shard, ...]:
     """
     paths = glob_files(pattern)
     if not paths:
-        raise DataError(
-            f"{pattern}: no file matches; check the path in the dataset config (relative paths start at {os.getcwd()})"
-        )
+        where = looked_from(pattern)
+        raise DataError(f"{pattern}: no file matches; check the path in the dataset config{where}")
     uncounted = [path for path in paths if not count_in_name(path)]
     counts = {path: count_in_name(path) for path in paths} | _counts_of(uncounted)
     return sort_shards(Shard(path, counts[path]) for path in paths)

@@ -16,7 +16,7 @@ import tokenizers
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from tokenizers import pre_tokenizers
 
-from configs.errors import ConfigError, DataError
+from configs.errors import ConfigError, DataError, looked_from
 from configs.schema import DatasetConfig
 from data.tokenization.backend import (
     BPE_FILES,
@@ -266,7 +266,7 @@ def _load(path_or_name: str, is_pretrained: bool) -> Tokenizer:
         return _load_folder(path) if path.is_dir() else _load_file(path)
     raise DataError(
         f"{path_or_name}: no such tokenizer; give a tokenizers JSON file (data/train_tokenizer.py makes one), or a "
-        "folder with vocab.json and merges.txt"
+        f"folder with vocab.json and merges.txt{looked_from(path_or_name)}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Which checkpoints of a run stay: the last 10, and one every two hours."""
+"""Which checkpoints of a run stay: the newest `keep_checkpoints`, and one every two hours."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import posixpath
 import time
 
 from meshtf import tf
-from runtime.checkpoint.reader import N_RECENT, STATE_FILE, read_state
+from runtime.checkpoint.reader import STATE_FILE, read_state
 from storage.files import OwnFile
 
 PERMANENT_EVERY_SECONDS = 2 * 3600
@@ -15,8 +15,8 @@ PERMANENT_EVERY_SECONDS = 2 * 3600
 class CheckpointRetention:
     """The checkpoints of one run, as the file `checkpoint` lists them."""
 
-    def __init__(self, model_path: str) -> None:
-        self._model_path = model_path
+    def __init__(self, model_path: str, keep_checkpoints: int) -> None:
+        self._model_path, self._keep_checkpoints = model_path, keep_checkpoints
         self._state_file = OwnFile(posixpath.join(model_path, STATE_FILE))
         state = read_state(model_path)
         self._times_seconds = dict(state.times_seconds)
@@ -27,7 +27,7 @@ class CheckpointRetention:
         self._times_seconds.pop(path, None)
         self._times_seconds[path] = time.time()
         expired = []
-        while len(self._times_seconds) > N_RECENT:
+        while len(self._times_seconds) > self._keep_checkpoints:
             old_path = next(iter(self._times_seconds))
             old_seconds = self._times_seconds.pop(old_path)
             if old_seconds > self._permanent_seconds + PERMANENT_EVERY_SECONDS:

@@ -40,11 +40,17 @@ _Entry = tuple[str, str, tf.Tensor]
 class CheckpointWriter:
     """Writes the checkpoints of one run."""
 
-    def __init__(self, model_path: str, store: VariableStore, group: ProcessGroup = ALONE) -> None:
+    def __init__(
+        self,
+        model_path: str,
+        store: VariableStore,
+        group: ProcessGroup = ALONE,
+        keep_checkpoints: int = 10,
+    ) -> None:
         self._model_path = model_path
         self._store = store
         self._group = group
-        self._token, self._retention = FencingToken(model_path), CheckpointRetention(model_path)
+        self._token, self._retention = FencingToken(model_path), CheckpointRetention(model_path, keep_checkpoints)
         if group.is_first:
             _remove_leftovers(model_path)
 

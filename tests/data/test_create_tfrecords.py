@@ -264,6 +264,31 @@ def test_flags_are_gpt_neos():
     assert plain == Settings("in", 100_000, "openwebtext", "./tfrecords", "gpt2", 0, False, False, None, 2048, None, 0)
 
 
+@pytest.mark.parametrize(
+    ("given", "written"),
+    [
+        ("new.json", "new.json"),
+        ("mine/new.json", "mine/new.json"),
+        ("mine/model.json", "mine/dataset_configs/n.json"),
+        ("model.json", "dataset_configs/n.json"),
+        ("mine", "mine/dataset_configs/n.json"),
+        ("mine/dataset_configs", "mine/dataset_configs/n.json"),
+        ("mine/dataset_configs/n.json", "mine/dataset_configs/n.json"),  # a dataset config that is there stays one
+        ("torn.json", "torn.json"),
+        ("gs://bucket/n.json", "gs://bucket/n.json"),
+    ],
+)
+def test_a_dataset_config_is_written_where_a_model_config_looks_for_it(tmp_path, monkeypatch, given, written):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine" / "dataset_configs").mkdir(parents=True)
+    for name in ("model.json", "mine/model.json"):
+        (tmp_path / name).write_text('{"n_layer": 2, "datasets": ["n"]}')
+    (tmp_path / "mine" / "dataset_configs" / "n.json").write_text('{"n_vocab": 5}')
+    (tmp_path / "torn.json").write_text("{")
+    settings = parse_arguments(["--input_dir", "in", "--name", "n", "--write_dataset_config", given])
+    assert settings.write_dataset_config == written
+
+
 def test_flags_of_gpt_neos_page_are_taken(capsys):
     page = ["--mode", "documents", "--base_dir", "in", "--name", "n", "--output_dir", "out", "--use_gpt2_tokenizer"]
     settings = parse_arguments([*page, "--separator", "[0]", "--minimum-size", "3", "--no_ftfy"])

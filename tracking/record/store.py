@@ -27,7 +27,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from configs.errors import DataError
+from configs.errors import DataError, looked_from
 from tracking.record.metrics_tail import Line, parse_lines
 from tracking.record.output import shortened
 from tracking.record.validation import find_problem, without_none
@@ -169,6 +169,7 @@ def find_run(folder: Path, run_id: str) -> Run:
     if not (run_id.isdecimal() and _has_begun(path)):
         raise DataError(
             f"run {run_id}: is not in {folder}; {_nearest(folder, run_id)}; give another folder with --store"
+            f"{looked_from(str(folder))}"
         )
     run = _read_run(path)
     if isinstance(run, str):

@@ -49,7 +49,7 @@ def test_every_record_of_every_file_is_counted(tmp_path, processes):
     write_examples(str(tmp_path / "b.tfrecords"), [[6, 6, 6, 99]])
     patterns = [f"{tmp_path}/a_*.tfrecords", f"{tmp_path}/b.tfrecords"]
     report = scan_dataset(patterns, 3, 100, EOS_ID, decode, processes)
-    assert figures(report) == (3, 6, 24, 4, 0, 99, f"7 8{BOUNDARY}9")
+    assert figures(report) == (3, 6, 24, 3, 0, 99, f"7 8{BOUNDARY}9")
     assert report.boundary_example == f"7 8{BOUNDARY}9"
     ids = sum([*FIRST, *SECOND, [6, 6, 6, 99]], [])
     assert filled(report.counts_V) == dict(Counter(ids))
@@ -99,6 +99,12 @@ def test_separators_that_fill_up_an_example_are_no_documents(tmp_path, padding_i
     assert report.n_documents == 2 and filled(report.lengths_B) == lengths_of([[5, 6], [7, 7]])
 
 
+def test_shuffled_examples_hold_as_many_documents_as_separators_after_text(tmp_path):
+    write_examples(f"{tmp_path}/a_3.tfrecords", [[7, 0, PAD_ID, PAD_ID], [8, 8, 0, 5], [5, 0, 6, 7]])
+    report = scan_dataset([f"{tmp_path}/*"], 3, 100, EOS_ID, decode, padding_id=PAD_ID)
+    assert report.n_documents == 3
+
+
 @settings(deadline=None, max_examples=15)
 @given(st.lists(st.lists(st.integers(0, 3), min_size=5, max_size=5), min_size=1, max_size=1400))
 def test_documents_are_measured_over_examples_and_blocks(tmp_path_factory, examples):
@@ -108,7 +114,8 @@ def test_documents_are_measured_over_examples_and_blocks(tmp_path_factory, examp
     documents = [list(part) for is_end, part in itertools.groupby(ids, lambda number: number == 0) if not is_end]
     report = scan_dataset([str(path)], 4, 4, EOS_ID, decode)
     assert filled(report.lengths_B) == lengths_of(documents)
-    assert (report.n_documents, report.n_tokens) == (len(documents), len(ids))
+    n_ended = len(documents) - (ids[-1] != EOS_ID)
+    assert (report.n_documents, report.n_tokens) == (n_ended or len(documents), len(ids))
 
 
 @pytest.mark.parametrize(

@@ -39,8 +39,8 @@ def store_of(devices: Sequence[str], shapes: Mapping[str, Sequence[int]]) -> Var
     return placement.store
 
 
-def save_steps(model_path: Path, store: VariableStore, steps: Sequence[int]) -> None:
-    writer = CheckpointWriter(str(model_path), store)
+def save_steps(model_path: Path, store: VariableStore, steps: Sequence[int], keep_checkpoints: int = 10) -> None:
+    writer = CheckpointWriter(str(model_path), store, keep_checkpoints=keep_checkpoints)
     for step in steps:
         (stored,) = store
         stored.assign_whole(np.full((3, 2), step, np.float32))

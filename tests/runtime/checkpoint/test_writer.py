@@ -101,6 +101,17 @@ def test_the_last_ten_checkpoints_stay_also_after_a_restart(tmp_path: Path, smal
     np.testing.assert_array_equal(tiny.values_of(small)["gpt2/wte"], np.full((3, 2), 120.0))
 
 
+@pytest.mark.parametrize("keep_checkpoints", [1, 3, 20])
+def test_as_many_checkpoints_stay_as_the_config_says(
+    tmp_path: Path, small: VariableStore, keep_checkpoints: int
+) -> None:
+    save_steps(tmp_path, small, range(1, 13), keep_checkpoints=20)
+    save_steps(tmp_path, small, [13, 14], keep_checkpoints)  # a run that goes on with another number
+    kept = list(range(max(1, 15 - keep_checkpoints), 15))
+    assert steps_on_disk(tmp_path) == steps_in_state(tmp_path) == kept
+    assert restore(latest_checkpoint(str(tmp_path)), small, 1) == TrainingPosition(14, 112)
+
+
 def test_one_checkpoint_of_every_two_hours_is_permanent(tmp_path: Path, small: VariableStore) -> None:
     save_steps(tmp_path, small, range(1, 11))
     state = tf.train.get_checkpoint_state(tmp_path)
