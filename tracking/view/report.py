@@ -29,6 +29,7 @@ REPORT_FILE = "report.html"
 DATA_MARK = "RUN_DATA"
 MAX_COLUMNS, MIN_COLUMNS, MAX_TOTAL_COLUMNS = 800, 80, 24_000
 SMOOTHING_SHARE = 1 / 25
+MFU = re.compile(r".*\.(mfu|.*flops_utili[sz]ation)")
 MAX_SAMPLE_STEPS = 8
 MAX_SAMPLE, OUTPUT_BYTES = 6_000, 32 * 1024  # characters, bytes
 GIB = 2.0**30
@@ -60,7 +61,7 @@ CHARTS = (
     Chart("Learning rate", "learning rate", r".*\.(lr|learning_rate)"),
     Chart("Gradient norm", "norm", r".*\.(grad|gradient)_norm"),
     Chart("Throughput", "tokens a second", r".*\.tokens_per_second"),
-    Chart("Model flops utilisation", "share of the peak", r".*\.(mfu|.*flops_utili[sz]ation)"),
+    Chart("Model flops utilisation", "share of the peak", MFU.pattern),
     Chart("Waiting for data", "share of the time", r".*\.data_wait"),
     Chart("Memory", "GiB", r".*(memory|_bytes|_gib).*"),
     Chart("Skipped records", "fraction of the examples", r".*\.data/skipped_fraction"),
@@ -86,7 +87,9 @@ def write_report(run: Run) -> Path:
 def page_data(run: Run) -> dict[str, Any]:
     """Returns everything that the page shows."""
     measured = series_of(run.lines())
-    series = {name: points for name, points in measured.items() if any(points.values)}
+    impossible = {name for name, points in measured.items() if MFU.fullmatch(name) and max(points.values) > 1}
+    zero = {name for name, points in measured.items() if not any(points.values)}
+    series = {name: points for name, points in measured.items() if name not in impossible | zero}
     n_columns = max(MIN_COLUMNS, min(MAX_COLUMNS, MAX_TOTAL_COLUMNS // max(1, len(series))))
     start_seconds = min((s.times_seconds[0] for s in series.values()), default=0.0)
     charts = list(_charts(series, start_seconds, n_columns))
@@ -95,7 +98,8 @@ def page_data(run: Run) -> dict[str, Any]:
         "tiles": list(_tiles(run, series)),
         "tokens_per_step": _tokens_per_step(run.config),
         "charts": charts,
-        "always_zero": sorted(measured.keys() - series.keys()),
+        "always_zero": sorted(zero),
+        "impossible": sorted(impossible),
         "n_columns": n_columns,
         "n_measured": sum(len(s.steps) for s in series.values()),
         "n_drawn": sum(len(curve["steps"]) for chart in charts for curve in chart["curves"] if not curve["is_smooth"]),

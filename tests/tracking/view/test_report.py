@@ -132,6 +132,16 @@ def test_what_is_always_zero_is_named_and_not_drawn(tmp_path: Path) -> None:
     assert (data["n_measured"], data["n_drawn"]) == (2, 2)
 
 
+@pytest.mark.parametrize("highest", [0.9, 1.0, 2.57])
+def test_no_share_above_the_peak_is_shown(tmp_path: Path, highest: float) -> None:
+    lines = [train(step, loss=1.0, mfu=mfu) for step, mfu in ((1, 0.5), (2, highest))]
+    data = page_data(write_run(tmp_path, 1, {}, metrics=lines))
+    is_shown = highest <= 1
+    assert ("Model flops utilisation" in charts(data)) == is_shown
+    assert ("flops utilisation" in [name for name, *_ in data["tiles"]]) == is_shown
+    assert data["impossible"] == ([] if is_shown else ["train.mfu"])
+
+
 def test_ranges_begin_at_zero_but_for_losses_and_what_is_unknown(tmp_path: Path) -> None:
     found = charts(page_data(small_run(tmp_path)))
     from_zero = {title: chart["from_zero"] for title, chart in found.items()}
