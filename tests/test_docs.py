@@ -185,12 +185,15 @@ def json_blocks() -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("document", "block"), json_blocks())
-def test_json_that_is_shown_can_be_used(document: str, block: str) -> None:
+def test_json_that_is_shown_can_be_used(tmp_path: Path, document: str, block: str) -> None:
     shown = json.loads(block if block.startswith("{") else f"{{{block}}}")
     if "prompt" in shown:
         assert CompletionRequest.model_fields.keys() >= shown.keys() - {"id", "n_samples", "max_new_tokens"}
     elif "text" in shown:
         load_config("quickstart", overrides(datasets=[{"id": "shown", **shown}], n_vocab=shown["n_vocab"]))
+    elif "n_layer" in shown:
+        (tmp_path / "shown.json").write_text(block)
+        load_config(str(tmp_path / "shown.json"))
     else:
         load_config("benchmark_small", overrides(**shown))
 
