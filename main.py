@@ -115,6 +115,12 @@ def _add_serve_flags(group: argparse._ArgumentGroup) -> None:
         help="Answers requests over HTTP, in OpenAI's format; port 0: any free port.",
     )
     add("--host", help=f"Address to listen on (default: {LOOPBACK}).")
+    add(
+        "--cors_origins",
+        type=lambda text: tuple(text.split(",")),
+        metavar="A,B",
+        help="Origins such as http://localhost:3000 whose pages a browser lets use the server; *: all (default: none).",
+    )
 
 
 def _add_plan_flags(group: argparse._ArgumentGroup) -> None:
@@ -242,6 +248,7 @@ RULES = (
     ),
     _only_with("output", "predict", "--output {output}: works with --predict only; leave it out, or give --predict"),
     _only_with("host", "serve", "--host {host}: works with --serve only; leave it out, or give --serve PORT"),
+    _only_with("cors_origins", "serve", "--cors_origins: works with --serve only; leave it out, or give --serve PORT"),
     Rule(
         lambda a: a.rows is not None and (a.rows < 1 or not (a.command in ("predict", "serve") or a.prompt)),
         "--rows {rows}: must be at least 1, and needs --predict, --serve or --prompt; give such a number, or leave it "
@@ -288,7 +295,9 @@ def _serving(arguments: argparse.Namespace) -> ServingSettings | None:
     if arguments.serve is None:
         return None
     check_packages()
-    return ServingSettings(arguments.serve, arguments.host or LOOPBACK, key_from_environment())
+    return ServingSettings(
+        arguments.serve, arguments.host or LOOPBACK, key_from_environment(), arguments.cors_origins or ()
+    )
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -8,11 +8,11 @@ import dataclasses
 import functools
 import secrets
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from runtime.generation.detokenizer import TextChunk
@@ -60,8 +60,9 @@ class _Sequence:
         self.finish_reason: str | None = None
 
     def echo(self) -> Choice:
-        """Returns the prompt."""
-        return self._builder.echo(self._prompt, self._score)
+        """Returns the prompt; to be called once, as its scores may be large."""
+        score, self._score = self._score, None
+        return self._builder.echo(self._prompt, score)
 
     def append(self, chunk: TextChunk) -> Choice:
         """Adds a chunk and returns it."""
@@ -90,16 +91,23 @@ class CompletionTask:
             Completion, id=f"cmpl-{secrets.token_hex(12)}", created=int(time.time()), model=service.model.name
         )
 
-    async def whole(self) -> Completion:
-        """Returns the answer once all of it is generated."""
+    async def whole(self) -> bytes:
+        """Returns the answer as JSON once all of it is generated."""
         parts: dict[int, list[Choice]] = {}
         async with contextlib.aclosing(self._parts()) as generated:
             async for part in generated:
                 parts.setdefault(part.index, []).append(part)
-        choices = [join_choices(parts[number]) for number in self._best()]
-        for index, choice in enumerate(choices):
-            choice.index = index
-        return self._completion(choices=choices, usage=self._usage())
+        return await asyncio.to_thread(self._whole_json, parts)
+
+    def _whole_json(self, parts: dict[int, list[Choice]]) -> bytes:
+        # One choice at a time, and each is let go of at once: no other thread runs while one is made or freed.
+        choices = [
+            join_choices(index, parts.pop(number)).model_dump_json().encode()
+            for index, number in enumerate(self._best())
+        ]
+        whole = self._completion(choices=[], usage=self._usage()).model_dump_json()
+        before, after = whole.encode().split(b'"choices":[]', 1)
+        return b"".join([before, b'"choices":[', b",".join(choices), b"]", after])
 
     async def events(self, send: Send, has_usage: bool) -> None:
         """Sends the answer while it is generated; the response head is sent with the first event.
@@ -135,10 +143,10 @@ class CompletionTask:
         with self._service.queue.generate(self._request.generation_requests()) as stream, self._counted():
             if self._request.is_echoed:
                 for sequence in self._sequences:
-                    yield sequence.echo()
+                    yield await self._made(sequence.echo)
             if self._request.max_tokens == 0:
                 for sequence in self._sequences:
-                    yield sequence.append(EMPTY_CHUNK)
+                    yield await self._made(sequence.append, EMPTY_CHUNK)
             while any(sequence.finish_reason is None for sequence in self._sequences):
                 yield await self._next(stream)
 
@@ -147,7 +155,14 @@ class CompletionTask:
         if self._is_first:
             self._service.metrics.count_first_token(time.monotonic() - self._start_seconds)
             self._is_first = False
-        return self._sequences[number].append(chunk)
+        return await self._made(self._sequences[number].append, chunk)
+
+    async def _made(self, make: Callable[..., Choice], *inputs: object) -> Choice:
+        """Makes a part; in a thread if it has log-probabilities, whose names take a while."""
+        if self._request.n_top is not None:
+            return await asyncio.to_thread(make, *inputs)
+        await asyncio.sleep(0)  # other requests have their turn, however many parts are ready
+        return make(*inputs)
 
     async def _scores(self) -> list[TokenChunk | None]:
         """Returns the scores of each prompt; None if it has only one token, or no scores are requested."""
@@ -222,7 +237,7 @@ async def whole_response(task: CompletionTask, request: Request) -> Response:
     completion = await unless_disconnected(request.receive, task.whole())
     if completion is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-    return JSONResponse(completion.model_dump())
+    return Response(completion, media_type="application/json")
 
 
 async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result | None:

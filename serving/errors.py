@@ -9,12 +9,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from serving.protocol import CompletionRequest, Error, ErrorResponse
+from serving.protocol import NEUTRAL_VALUES, CompletionRequest, Error, ErrorResponse
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's code; seen in the metrics only
 RETRY = {"Retry-After": "1"}  # seconds
 SHOWN_CHARACTERS = 60
 _UNIONS = {"prompt", "stop"}  # each member of the union has an error of its own, which says little
+_WHOLE_FIELDS = {*_UNIONS, "logit_bias"}  # named without the place in them
 
 
 class ApiError(Exception):
@@ -86,6 +87,23 @@ def not_json(content_type: str) -> ApiError:
     return _client_error(415, message, "not_json")
 
 
+def not_http() -> ApiError:
+    """400: bytes that are no request."""
+    message = "the request: is not HTTP, or its head is too large; send HTTP/1.1 with less than 64 KiB of headers"
+    return _client_error(400, message, "not_http")
+
+
+def head_timed_out(seconds: float) -> ApiError:
+    """408: the head of a request takes too long to arrive."""
+    return _client_error(408, f"the headers: did not arrive within {seconds:g} seconds; send them again", "slow_head")
+
+
+def too_many_connections(limit: int) -> ApiError:
+    """503: no connection is idle and could be closed for another one."""
+    message = f"the server: has {limit} connections in use; try again later"
+    return _server_error(503, message, "too_many_connections", RETRY)
+
+
 def queue_full(n_open: int, max_open: int) -> ApiError:
     """429: too many sequences are running or waiting."""
     message = f"the queue: {n_open} of {max_open} sequences are running or waiting; try again later"
@@ -118,14 +136,30 @@ def _shown(value: object) -> str:
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
 
 
+def not_an_object(reason: str) -> ApiError:
+    """400: a body that is no JSON object."""
+    return bad_request(f"the body: {reason}; send an object as JSON", code="invalid_body")
+
+
+def unknown_field(name: str, value: object) -> ApiError:
+    """400: a field that is not a field of a request, or one that other servers have and this one does not support."""
+    param = name[:SHOWN_CHARACTERS]
+    if name.rpartition(".")[2] in NEUTRAL_VALUES:
+        return bad_request(f"{param} = {_shown(value)}: is not supported; leave it out", param, "unsupported_field")
+    return bad_request(f"{_shown(param)}: is not a field of a request; leave it out", param, "unknown_field")
+
+
+def unknown_query(name: str) -> ApiError:
+    """400: a parameter in the address."""
+    param = name[:SHOWN_CHARACTERS]
+    return bad_request(f"?{_shown(param)}: is not a parameter of this path; leave it out", param, "unknown_query")
+
+
 def invalid(error: ValidationError) -> ApiError:
     """400: the first invalid field of a request, and what is allowed there."""
     first = error.errors(include_url=False, include_context=False)[0]
-    if not first["loc"]:
-        return bad_request(f"the body: {first['msg']}; send an object as JSON", code="invalid_body")
-    param = ".".join(map(str, first["loc"][:1] if first["loc"][0] in _UNIONS else first["loc"]))[:SHOWN_CHARACTERS]
-    if first["type"] == "extra_forbidden":
-        return bad_request(f"{_shown(param)}: is not a field of a request; leave it out", param, "unknown_field")
+    loc = first["loc"][:1] if first["loc"][0] in _WHOLE_FIELDS else first["loc"]
+    param = ".".join(map(str, loc))[:SHOWN_CHARACTERS]
     problem = "has the wrong type or value" if param in _UNIONS else first["msg"]
     if first["type"] == "missing":
         return bad_request(f"{param}: is missing; give {_allowed(first['loc'])}", param)
@@ -141,9 +175,11 @@ def _allowed(loc: tuple[int | str, ...]) -> str:
 
 
 async def handle_http_exception(request: Request, error: Exception) -> JSONResponse:
-    """Responds to an unknown path or method."""
+    """Responds to an unknown path or method with those that there are."""
     assert isinstance(error, HTTPException)
-    message = f"{request.method} {_shown(request.url.path)}: {error.detail}; see /openapi.json"
+    known = [f"{'POST' if 'POST' in route.methods else 'GET'} {route.path_format}" for route in request.app.routes]
+    offered = f"use {', '.join(known[:-1])} or {known[-1]}"
+    message = f"{request.method} {_shown(request.url.path)}: {error.detail.lower()}; {offered}"
     return _client_error(error.status_code, message, "unknown_path", headers=error.headers).response()
 
 

@@ -1,9 +1,10 @@
-"""Middleware: checks the API key, limits the size and time of request bodies, and records metrics."""
+"""Middleware: names responses, checks the API key, limits the size and time of request bodies, and records metrics."""
 
 from __future__ import annotations
 
 import asyncio
 import hmac
+import secrets
 import time
 from collections.abc import Callable
 
@@ -15,6 +16,29 @@ from serving.errors import ApiError, body_timed_out, body_too_large, wrong_key
 PUBLIC_PATHS = {"/healthz"}  # for load balancers, which have no key
 # A body that is too large is read up to this many times the limit, so that the client gets the response.
 DRAIN_BODIES = 16
+
+
+def request_id_header() -> tuple[bytes, bytes]:
+    """Returns the header that names a response, with a new name."""
+    return b"x-request-id", f"req_{secrets.token_hex(16)}".encode()
+
+
+class RequestIdMiddleware:
+    """Names each response, so that a client can report it; OpenAI's client shows the name."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        """Takes the application."""
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handles one request."""
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message.get("headers", ()), request_id_header()]}
+            await send(message)
+
+        await self._app(scope, receive, send_with_id)
 
 
 class ApiKeyMiddleware:
@@ -49,8 +73,8 @@ class BodyLimitMiddleware:
         self._limit_seconds = limit_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handles one request; only the body of a POST is read."""
-        if scope["type"] != "http" or scope["method"] != "POST":
+        """Handles one request."""
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         try:

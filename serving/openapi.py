@@ -8,7 +8,16 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from serving.model import ServedModel
-from serving.protocol import Completion, CompletionRequest, ErrorResponse, Health, Model, ModelList
+from serving.protocol import (
+    EMPTY_VALUES,
+    NEUTRAL_VALUES,
+    Completion,
+    CompletionRequest,
+    ErrorResponse,
+    Health,
+    Model,
+    ModelList,
+)
 
 Schema = dict[str, Any]
 
@@ -19,7 +28,7 @@ ERRORS = {
     400: "A field is invalid, or the body is not a JSON object.",
     401: "The key is missing or wrong.",
     404: "The model is not served.",
-    408: "The body did not arrive in time.",
+    408: "The headers or the body did not arrive in time.",
     413: "The body is too large.",
     415: "The content type is not application/json.",
     429: "Too many sequences are running or waiting; Retry-After says when to try again.",
@@ -49,10 +58,14 @@ def _schemas(model: ServedModel) -> Schema:
     requests = [(one, "validation") for one in REQUEST_MODELS]
     responses = [(one, "serialization") for one in RESPONSE_MODELS]
     _, schema = models_json_schema([*requests, *responses], ref_template=REF_TEMPLATE)
-    fields = schema["$defs"]["CompletionRequest"]["properties"]
+    request = schema["$defs"]["CompletionRequest"]
+    fields = request["properties"]
     fields["model"]["enum"] = [model.name]
     _bound_integers(fields["prompt"], model.tokenizer.n_vocab - 1)
     _bound_integers(fields["max_tokens"], model.engine.n_ctx)
+    fields |= {name: {"enum": [*EMPTY_VALUES, *values]} for name, values in NEUTRAL_VALUES.items()}
+    for one in (request, schema["$defs"]["StreamOptions"]):
+        one["additionalProperties"] = {"enum": [*EMPTY_VALUES]}
     return schema["$defs"]
 
 
@@ -69,7 +82,7 @@ def _paths(has_key: bool) -> Schema:
     errors = (400, *guarded, 404, 408, 413, 415, 429, 500, 503)
     completion = _operation("create_completion", "Create a completion", {**_json(Completion), **events}, errors)
     completion["requestBody"] = {"required": True, "content": _json(CompletionRequest)}
-    model = _operation("get_model", "Get the model", _json(Model), (*guarded, 404))
+    model = _operation("get_model", "Get the model", _json(Model), (400, *guarded, 404))
     model["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}]
     health = _operation("get_health", "Check whether the server is ready", _json(Health), (500, 503))
     health["security"] = []
@@ -77,7 +90,7 @@ def _paths(has_key: bool) -> Schema:
     this_document = {"application/json": {"schema": {"type": "object"}}}
     return {
         "/v1/completions": {"post": completion},
-        "/v1/models": {"get": _operation("list_models", "List the models", _json(ModelList), guarded)},
+        "/v1/models": {"get": _operation("list_models", "List the models", _json(ModelList), (400, *guarded))},
         "/v1/models/{model}": {"get": model},
         "/healthz": {"get": health},
         "/metrics": {"get": _operation("get_metrics", "Get the metrics for Prometheus", metrics, guarded)},

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
-from configs.schema import MAX_SEED
+from models.kernels.sampling import MAX_BIASES, MAX_TOP
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
 MAX_SAMPLES = 128
-MAX_STOPS = 4
-MAX_TOP = 5
+MAX_STOPS = 64
+MAX_BIAS = 100
+MAX_SEED = 2**63 - 1
 MAX_PROMPTS = 2048
 MAX_COUNT = 1_000_000  # above any vocabulary or context
 
@@ -23,17 +25,53 @@ Prompt = str | Ids | Annotated[list[str], _PROMPTS] | Annotated[list[Ids], _PROM
 Stop = Annotated[str, Field(min_length=1, max_length=1000)]
 
 
+def _check_bias_count(biases: object) -> object:
+    """Checks the number of biases before each of them is checked, which may give as many errors."""
+    if isinstance(biases, dict) and len(biases) > MAX_BIASES:
+        raise PydanticCustomError("too_long", "has {count} tokens", {"count": len(biases)})
+    return biases
+
+
+Biases = Annotated[
+    dict[Annotated[str, Field(pattern="^[0-9]{1,9}$")], Annotated[float, Field(ge=-MAX_BIAS, le=MAX_BIAS)]],
+    Field(max_length=MAX_BIASES),
+    BeforeValidator(_check_bias_count),
+]
+
+# Values that ask for nothing, of a field that is not known here; what asks for something is refused by name.
+EMPTY_VALUES: tuple[Any, ...] = (None, "", [], {})
+# The same for fields that OpenAI's other paths and other servers have.
+NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
+    name: values
+    for names, values in {
+        "suffix tools functions metadata prediction max_completion_tokens stop_token_ids bad_words allowed_token_ids "
+        "logits_processors prompt_logprobs truncate_prompt_tokens grammar json_schema regex ebnf structured_outputs "
+        "guided_json guided_regex guided_choice guided_grammar lora_path n_indent": (),
+        "response_format": ({"type": "text"},),
+        "modalities": (["text"],),
+        "service_tier": ("auto", "default"),
+        "tool_choice function_call": ("none", "auto"),
+        "parallel_tool_calls cache_prompt add_special_tokens": (False, True),
+        "store use_beam_search early_stopping include_stop_str_in_output no_stop_trim return_token_ids "
+        "return_tokens_as_token_ids watermark details decoder_input_details return_progress timings_per_token "
+        "post_sampling_probs include_obfuscation continuous_usage_stats": (False,),
+        "skip_special_tokens spaces_between_special_tokens detokenize do_sample": (True,),
+        "top_logprobs priority mirostat dynatemp_range xtc_probability dry_multiplier n_keep n_probs top_a "
+        "penalty_alpha epsilon_cutoff eta_cutoff diversity_penalty": (0,),
+        "length_penalty repeat_penalty tfs tfs_z num_beams num_return_sequences guidance_scale "
+        "encoder_repetition_penalty": (1,),
+        "n_predict id_slot": (-1,),
+    }.items()
+    for name in names.split()
+}
+
+
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
 def _range(default: float | None, least: float, most: float, meaning: str) -> Any:
     """Returns a field with bounds, which its description states."""
     return Field(default, ge=least, le=most, description=f"{least} to {most}: {meaning}")
-
-
-def _share(meaning: str) -> Any:
-    """Returns a field for a share of the probability, 1 by default."""
-    return Field(1.0, gt=0, le=1, description=f"above 0, up to 1: {meaning}")
 
 
 class StreamOptions(BaseModel):
@@ -59,7 +97,9 @@ class CompletionRequest(BaseModel):
         DEFAULT_MAX_TOKENS, ge=0, le=MAX_COUNT, description="0 or more; with the prompt at most the context"
     )
     temperature: float | None = _range(1.0, 0, 2, "0 always takes the most likely token")
-    top_p: float | None = _share("sample from the most likely tokens with this total probability")
+    top_p: float | None = _range(
+        1.0, 0, 1, "sample from the most likely tokens with this total probability; 0: the most likely one"
+    )
     n: int | None = _range(1, 1, MAX_SAMPLES, "samples of each prompt")
     best_of: int | None = Field(
         None,
@@ -73,20 +113,24 @@ class CompletionRequest(BaseModel):
         None, 0, MAX_TOP, "most likely tokens to report at each position; null: no log-probabilities"
     )
     echo: bool | None = Field(False, description="true or false; true: the prompt precedes the text")
-    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = Field(
+    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS, fail_fast=True)] | None = Field(
         None, description=f"a string, or up to {MAX_STOPS} of them, each of 1 to 1000 characters: the text ends before"
     )
-    seed: int | None = _range(None, 0, MAX_SEED, "the same seed gives the same text; null: a random seed")
+    seed: int | None = _range(None, -MAX_SEED - 1, MAX_SEED, "the same seed gives the same text; null: a random seed")
     presence_penalty: float | None = _range(0.0, -2, 2, "subtracted from the logit of a token that was generated")
     frequency_penalty: float | None = _range(
         0.0, -2, 2, "subtracted from the logit of a token for each time that it was generated"
     )
     user: str | None = Field(None, description="a string; ignored")
-    logit_bias: None = Field(None, description="null only: not supported")
-    suffix: None = Field(None, description="null only: not supported")
-    top_k: int | None = _range(0, 0, MAX_COUNT, "sample from the k most likely tokens; 0: all")
+    logit_bias: Biases | None = Field(
+        None,
+        description=f"an object of up to {MAX_BIASES} token ids, each with a number from {-MAX_BIAS} to {MAX_BIAS}: "
+        "added to its logit",
+    )
+    min_tokens: int | None = _range(0, 0, MAX_COUNT, "the text does not end before it has this many tokens")
+    top_k: int | None = _range(0, -1, MAX_COUNT, "sample from the k most likely tokens; 0 or -1: all")
     min_p: float | None = _range(0.0, 0, 1, "minimum probability relative to the most likely token; 0: all")
-    typical_p: float | None = _share("sample from the most typical tokens with this total probability")
+    typical_p: float | None = _range(1.0, 0, 1, "sample from the most typical tokens with this total probability")
     repetition_penalty: float | None = _range(
         1.0, 0.01, 100, "more than 1 discourages tokens of the prompt and the generated text"
     )
@@ -95,6 +139,7 @@ class CompletionRequest(BaseModel):
         False, description="true or false; true: the two above act on an end of text in the prompt too"
     )
     never_end: bool | None = Field(False, description="true or false; true: never generate the end-of-text token")
+    ignore_eos: bool | None = Field(False, description="true or false; true: as never_end")
 
 
 class LogProbs(BaseModel):

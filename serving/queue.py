@@ -55,6 +55,7 @@ class RequestQueue:
         worker: entered as a context by the owner of the queue.
         failure: the exception that has ended the worker, if any.
         is_closed: whether new requests are refused.
+        n_open: number of unfinished sequences of all requests.
     """
 
     def __init__(self, model: ServedModel, settings: ServingSettings, on_failure: Callable[[], None]) -> None:
@@ -67,11 +68,7 @@ class RequestQueue:
         self._on_failure = on_failure
         self._loop = asyncio.get_running_loop()
         self._open: set[ResponseStream] = set()
-
-    @property
-    def n_open(self) -> int:
-        """Number of unfinished sequences of all requests."""
-        return sum(stream.n_sequences for stream in self._open)
+        self.n_open = 0
 
     def _on_worker_failure(self, failure: BaseException) -> None:
         """Called by the worker, in its thread."""
@@ -112,6 +109,7 @@ class RequestQueue:
         self._check_room(len(starts))
         stream: ResponseStream = ResponseStream(len(starts))
         self._open.add(stream)
+        self.n_open += stream.n_sequences
         timeout = self._loop.call_later(self._answer_seconds, stream.fail, timed_out(self._answer_seconds))
         cancels = [start(functools.partial(self._on_chunk, stream, index)) for index, start in enumerate(starts)]
         try:
@@ -119,6 +117,7 @@ class RequestQueue:
         finally:
             timeout.cancel()
             self._open.remove(stream)
+            self.n_open -= stream.n_sequences
             for cancel in cancels:
                 cancel()
 

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from configs.schema import MAX_SEED
+from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
+
 from models.kernels.sampling import SamplingParams
 from runtime.generation.requests import GenerationRequest, sample_seed
-from serving.errors import ApiError, bad_request
+from serving.errors import ApiError, bad_request, invalid, not_an_object, unknown_field
 from serving.model import ServedModel
-from serving.protocol import DEFAULT_MAX_TOKENS, CompletionRequest
+from serving.protocol import (
+    DEFAULT_MAX_TOKENS,
+    EMPTY_VALUES,
+    MAX_SEED,
+    NEUTRAL_VALUES,
+    CompletionRequest,
+    StreamOptions,
+)
 
+MAX_LOG_PROBS = 1 << 21  # of one request: each takes some 100 bytes until the answer is sent
 _SAMPLING_FIELDS = {field.name for field in dataclasses.fields(SamplingParams)} & set(CompletionRequest.model_fields)
 
 
@@ -81,6 +92,38 @@ class SamplingRequest:
         ]
 
 
+def read_request(body: bytes) -> CompletionRequest:
+    """Reads the body of a request.
+
+    Raises:
+        ApiError: it is no JSON object, or a field is unknown or has a value that is not allowed.
+    """
+    try:
+        fields = from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise not_an_object(f"is not JSON ({error})") from None
+    if not isinstance(fields, dict):
+        raise not_an_object("is not an object")
+    known = _known_fields(fields, CompletionRequest)
+    if isinstance(options := known.get("stream_options"), dict):
+        known["stream_options"] = _known_fields(options, StreamOptions, "stream_options.")
+    try:
+        return CompletionRequest.model_validate(known)
+    except ValidationError as error:
+        raise invalid(error) from error
+
+
+def _known_fields(fields: Mapping[str, Any], model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
+    """Returns the fields that the model has; others must ask for nothing."""
+    known = {}
+    for name, value in fields.items():
+        if name in model.model_fields:
+            known[name] = value
+        elif value not in (*EMPTY_VALUES, *NEUTRAL_VALUES.get(name, ())):
+            raise unknown_field(prefix + name, value)
+    return known
+
+
 def parse_request(request: CompletionRequest, model: ServedModel) -> SamplingRequest:
     """Checks a request against the model, and encodes its prompts.
 
@@ -89,21 +132,59 @@ def parse_request(request: CompletionRequest, model: ServedModel) -> SamplingReq
     """
     _check_combination(request)
     max_tokens = DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
-    prompts = tuple(_prompts(request.prompt, model))
+    prompts = tuple(_prompts(request.prompt, model, max_tokens))
     for prompt in prompts:
         _check_length(prompt, max_tokens, model.engine.n_ctx)
-    n = request.n or 1
-    return SamplingRequest(
+    n, n_vocab = request.n or 1, model.tokenizer.n_vocab
+    parsed = SamplingRequest(
         prompts=prompts,
         n=n,
         n_generated=request.best_of or n,
         max_tokens=max_tokens,
-        n_top=request.logprobs,
+        n_top=None if request.logprobs is None else min(request.logprobs, n_vocab),
         is_echoed=bool(request.echo),
         stop_strings=_stop_strings(request.stop),
-        sampling=SamplingParams(**request.model_dump(include=_SAMPLING_FIELDS, exclude_none=True)),
+        sampling=_sampling(request, n_vocab),
         seed=secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed,
     )
+    _check_min_tokens(parsed)
+    _check_log_probs(parsed)
+    return parsed
+
+
+def _sampling(request: CompletionRequest, n_vocab: int) -> SamplingParams:
+    given = request.model_dump(include=_SAMPLING_FIELDS, exclude_none=True)
+    biases = tuple((int(token), bias) for token, bias in given.pop("logit_bias", {}).items())
+    wrong = next((token for token, _ in biases if token >= n_vocab), None)
+    if wrong is not None:
+        raise bad_request(f"logit_bias: the id {wrong} is out of range; give ids from 0 to {n_vocab - 1}", "logit_bias")
+    given |= {"top_k": max(0, request.top_k or 0), "never_end": bool(request.never_end or request.ignore_eos)}
+    return SamplingParams(**given, logit_bias=biases)
+
+
+def _check_min_tokens(request: SamplingRequest) -> None:
+    min_tokens = request.sampling.min_tokens
+    if min_tokens > request.max_tokens:
+        raise bad_request(
+            f"min_tokens = {min_tokens}: is more than max_tokens = {request.max_tokens}; give at most that many",
+            "min_tokens",
+        )
+
+
+def _check_log_probs(request: SamplingRequest) -> None:
+    """Checks that the answer is not too large for the server's memory."""
+    if request.n_top is None:
+        return
+    n_positions = len(request.prompts) * request.n_generated * request.max_tokens
+    if request.is_echoed:
+        n_positions += request.n_generated * sum(len(prompt.tokens) for prompt in request.prompts)
+    n_log_probs = n_positions * (request.n_top + 1)
+    if n_log_probs > MAX_LOG_PROBS:
+        raise bad_request(
+            f"logprobs = {request.n_top}: with prompt, n and max_tokens makes up to {n_log_probs} log-probabilities; "
+            f"ask for at most {MAX_LOG_PROBS} in one request",
+            "logprobs",
+        )
 
 
 def _check_combination(request: CompletionRequest) -> None:
@@ -116,7 +197,7 @@ def _check_combination(request: CompletionRequest) -> None:
             f"best_of = {request.best_of}: the best samples are only known at the end; leave out stream or best_of",
             "best_of",
         )
-    if request.stream_options is not None and not request.stream:
+    if request.stream_options is not None and request.stream_options.include_usage and not request.stream:
         raise bad_request(
             "stream_options: have no effect without stream; set stream to true, or leave them out", "stream_options"
         )
@@ -126,17 +207,20 @@ def _stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
     return (stop,) if isinstance(stop, str) else tuple(stop or ())
 
 
-def _prompts(given: str | Sequence, model: ServedModel) -> list[EncodedPrompt]:
+def _prompts(given: str | Sequence | None, model: ServedModel, max_tokens: int) -> list[EncodedPrompt]:
     if given is None or isinstance(given, str):
-        return [_encode_text(given or "", model)]
+        return [_encode_text(given or "", model, max_tokens)]
     if isinstance(given[0], int):
         return [_check_ids(given, model)]
-    return [_encode_text(one, model) if isinstance(one, str) else _check_ids(one, model) for one in given]
+    return [_encode_text(one, model, max_tokens) if isinstance(one, str) else _check_ids(one, model) for one in given]
 
 
-def _encode_text(text: str, model: ServedModel) -> EncodedPrompt:
+def _encode_text(text: str, model: ServedModel, max_tokens: int) -> EncodedPrompt:
+    n_ctx = model.engine.n_ctx
+    if len(text.encode()) > model.tokenizer.most_bytes(n_ctx):  # to encode a word of a million letters takes seconds
+        raise _too_long(f"more than {n_ctx}", max_tokens, n_ctx)
     # Encode only enough to show that it is too long.
-    tokens = tuple(model.tokenizer.encode_end(text, model.engine.n_ctx + 1))
+    tokens = tuple(model.tokenizer.encode_end(text, n_ctx + 1))
     return EncodedPrompt(text, tokens) if tokens else EncodedPrompt(text, (model.eos_id,), is_empty=True)
 
 

@@ -71,12 +71,12 @@ class ChoiceBuilder:
         return offset
 
 
-def join_choices(parts: Sequence[Choice]) -> Choice:
-    """Returns one choice of all its parts."""
+def join_choices(index: int, parts: Sequence[Choice]) -> Choice:
+    """Returns one choice of all its parts, with this index."""
     logprobs = [part.logprobs for part in parts if part.logprobs is not None]
     return Choice(
         text="".join(part.text for part in parts),
-        index=parts[0].index,
+        index=index,
         logprobs=_join_logprobs(logprobs) if logprobs else None,
         finish_reason=parts[-1].finish_reason,
     )

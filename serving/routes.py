@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from serving.completions import CompletionTask, EventsResponse, Service, whole_response
-from serving.errors import invalid, not_json, unknown_model
+from serving.errors import not_json, unknown_model, unknown_query
 from serving.openapi import openapi_document
 from serving.protocol import CompletionRequest, Health, Model, ModelList
-from serving.request import parse_request
+from serving.request import SamplingRequest, parse_request, read_request
 
 JSON_TYPE = "application/json"
 
@@ -28,27 +27,31 @@ def _check_model(name: str, service: Service) -> None:
         raise unknown_model(name, service.model.name)
 
 
+def _check_query(request: Request) -> None:
+    for name in request.query_params:
+        raise unknown_query(name)
+
+
 async def create_completion(request: Request) -> Response:
     """POST /v1/completions."""
     service = _service(request)
     service.queue.check_open()
-    fields = _parse(request.headers.get("content-type", ""), await request.body())
-    _check_model(fields.model, service)
+    _check_query(request)
+    body, content_type = await request.body(), request.headers.get("content-type", "")
+    if content_type.partition(";")[0].strip().lower() != JSON_TYPE:
+        raise not_json(content_type)
     # In a thread, as a long prompt takes a while to encode.
-    sampling_request = await asyncio.to_thread(parse_request, fields, service.model)
+    fields, sampling_request = await asyncio.to_thread(_parse, body, service)
     task = CompletionTask(service, sampling_request)
     if fields.stream:
         return EventsResponse(task, bool(fields.stream_options and fields.stream_options.include_usage))
     return await whole_response(task, request)
 
 
-def _parse(content_type: str, body: bytes) -> CompletionRequest:
-    if content_type.partition(";")[0].strip().lower() != JSON_TYPE:
-        raise not_json(content_type)
-    try:
-        return CompletionRequest.model_validate_json(body)
-    except ValidationError as error:
-        raise invalid(error) from error
+def _parse(body: bytes, service: Service) -> tuple[CompletionRequest, SamplingRequest]:
+    fields = read_request(body)
+    _check_model(fields.model, service)
+    return fields, parse_request(fields, service.model)
 
 
 def _model(service: Service) -> Model:
@@ -57,11 +60,13 @@ def _model(service: Service) -> Model:
 
 async def list_models(request: Request) -> Response:
     """GET /v1/models."""
+    _check_query(request)
     return JSONResponse(ModelList(data=[_model(_service(request))]).model_dump())
 
 
 async def get_model(request: Request) -> Response:
     """GET /v1/models/{model}."""
+    _check_query(request)
     service = _service(request)
     _check_model(request.path_params["model"], service)
     return JSONResponse(_model(service).model_dump())

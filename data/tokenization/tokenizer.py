@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import re
 import sys
@@ -115,9 +116,21 @@ class Tokenizer:
     def encode_end(self, text: str, n_tokens: int) -> list[int]:
         """Returns the last `n_tokens` ids of a text, or all if it has fewer, encoding only the end of a long text."""
         characters = max(64 * n_tokens, 4096)
-        while len(ids := self.encode(self._end(text, characters))) < n_tokens and characters < len(text):
+        # `_encode_pieces` lets other threads run, which `encode` does not.
+        while len(ids := next(self._encode_pieces([self._end(text, characters)]))) < n_tokens and characters < len(
+            text
+        ):
             characters *= 2
         return ids[-n_tokens:]
+
+    def most_bytes(self, n_tokens: int) -> float:
+        """Returns the most bytes of text that `n_tokens` ids can stand for; infinity if there is no limit."""
+        is_exact = self._is_byte_level and self._backend.normalizer is None
+        return n_tokens * self._longest_bytes if is_exact else math.inf
+
+    @functools.cached_property
+    def _longest_bytes(self) -> int:
+        return max((len(self.bytes_of(token_id)) for token_id in range(self.n_vocab)), default=0)
 
     def _end(self, text: str, characters: int) -> str:
         """Returns at most this many characters from the end, if the text can be cut there without changing a token."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import resource
 import time
 from collections.abc import Mapping, Sequence
 
@@ -108,12 +109,16 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--n_ctx", type=int, default=128)
     parser.add_argument("--seconds_per_token", type=float, default=0.0)
-    for name in ("n_waiting", "body_bytes"):
+    parser.add_argument("--files", type=int, help="how many files the process may open")
+    for name in ("n_waiting", "n_connections", "body_bytes", "keep_alive_seconds"):
         parser.add_argument(f"--{name}", type=int)
-    for name in ("body_seconds", "answer_seconds", "grace_seconds"):
+    for name in ("head_seconds", "body_seconds", "write_seconds", "answer_seconds", "grace_seconds"):
         parser.add_argument(f"--{name}", type=float)
     parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--cors_origins", type=lambda text: tuple(text.split(",")))
     flags = vars(parser.parse_args(arguments))
+    if files := flags.pop("files"):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files // 2, files))
     engine = ScriptedEngine(flags.pop("rows"), flags.pop("n_ctx"), flags.pop("seconds_per_token"))
     given = {name: value for name, value in flags.items() if value is not None}
     settings = ServingSettings(port=0, api_key=key_from_environment(), **given)

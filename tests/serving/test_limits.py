@@ -18,7 +18,7 @@ import pytest
 
 from configs.errors import UserError
 from serving import settings
-from serving.app import serve
+from serving.app import listen, serve
 from serving.model import ServedModel
 from serving.settings import ServingSettings, check_packages, key_from_environment
 from tests.serving.scripted import BREAKS, EOS_ID, ScriptedEngine, byte_tokenizer
@@ -108,6 +108,148 @@ def test_a_body_that_does_not_arrive_times_out() -> None:
             link.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
             assert link.recv(1000).startswith(b"HTTP/1.1 408 ")
         assert post(server).status_code == 200
+
+
+def connect(server: Server, buffer_bytes: int | None = None) -> socket.socket:
+    host, port = server.url.removeprefix("http://").split(":")
+    link = socket.socket()
+    link.settimeout(60)
+    if buffer_bytes is not None:
+        link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
+    link.connect((host, int(port)))
+    return link
+
+
+def is_healthy(link: socket.socket) -> bool:
+    """Asks on a connection that is kept, and reads the whole answer."""
+    link.sendall(HEALTH)
+    answer = b""
+    while not answer.endswith(b'{"status":"ok"}'):
+        part = link.recv(10_000)
+        if not part:
+            return False
+        answer += part
+    return True
+
+
+HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"
+HEALTH = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [(b"", b""), (b"G", b"408"), (b"GET /healthz HTTP/1.1\r\nHost", b"408"), (b"GET / HTTP/1.1\r\nA: b\r\n", b"408")],
+    ids=repr,
+)
+@pytest.mark.parametrize("is_kept", [False, True], ids=["new", "kept"])
+def test_a_request_whose_headers_do_not_arrive_times_out(
+    quick_server: Server, is_kept: bool, sent: bytes, status: bytes
+) -> None:
+    with connect(quick_server) as link:
+        assert not is_kept or is_healthy(link)
+        link.sendall(sent)
+        head, _, body = received(link).partition(b"\r\n\r\n")
+        assert head[9:12] == status and head.count(b"x-request-id: req_") == (status != b"")
+        assert not body or json.loads(body)["error"]["code"] == "slow_head"
+
+
+@pytest.fixture(scope="module")
+def quick_server() -> Iterator[Server]:
+    """Waits a short time for everything, and has a key."""
+    times = ("--head_seconds", 0.3, "--body_seconds", 0.3, "--write_seconds", 0.5, "--keep_alive_seconds", 1)
+    with scripted(*times, NEOMESH_API_KEY="key") as server:
+        yield server
+
+
+def received(link: socket.socket) -> bytes:
+    """Returns all that arrives until the server closes the connection."""
+    with contextlib.suppress(ConnectionResetError):
+        return b"".join(iter(lambda: link.recv(65536), b""))
+    return b""
+
+
+def test_headers_that_arrive_slowly_time_out(quick_server: Server) -> None:
+    """However often something arrives."""
+    with connect(quick_server) as link, contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        link.sendall(b"GET /healthz HTTP/1.1\r\n")
+        for number in range(100):
+            link.sendall(b"Header-%d: 1\r\n" % number)
+            time.sleep(0.05)
+        pytest.fail("the server takes headers for ever")
+
+
+@pytest.mark.parametrize("method", [b"POST", b"GET", b"PUT"])
+@pytest.mark.parametrize("key", [b"key", b"wrong"])
+def test_a_body_that_does_not_arrive_ends_the_connection_with_any_method_and_key(
+    quick_server: Server, method: bytes, key: bytes
+) -> None:
+    with connect(quick_server) as link:
+        link.sendall(HEAD.replace(b"POST", method).replace(b": x", b": x\r\nAuthorization: Bearer " + key) + b"{")
+        assert received(link)[9:12] == (b"408" if key == b"key" else b"401")
+
+
+def test_an_idle_connection_is_kept_for_a_while(quick_server: Server) -> None:
+    assert ServingSettings(0).keep_alive_seconds == 75
+    with connect(quick_server) as link:
+        for _ in range(3):
+            assert is_healthy(link)
+            time.sleep(0.6)
+        assert received(link) == b""
+
+
+def test_a_client_that_does_not_read_is_disconnected(quick_server: Server) -> None:
+    """Its answer is larger than the buffers between it and the server."""
+    body = {"model": "scripted", "prompt": ["a" * 120] * 150, "max_tokens": 0, "echo": True, "logprobs": 20}
+    data = json.dumps(body).encode()
+    head = HEAD.replace(b"100", str(len(data)).encode())
+    head = head.replace(b": x", b": x\r\nAuthorization: Bearer key\r\nContent-Type: application/json")
+    with connect(quick_server, buffer_bytes=4096) as link:
+        link.sendall(head + data)
+        assert link.recv(1) == b"H"
+        time.sleep(2.0)
+        assert not received(link).endswith(b"}")
+
+
+@pytest.mark.parametrize("limit", [("--n_connections", 50), ("--files", 178)], ids=lambda flags: flags[0])
+def test_silent_connections_do_not_keep_a_client_out(limit: tuple[str, int]) -> None:
+    """The oldest of them is closed for a new one, and a connection that was in use after all of them."""
+    with scripted(*limit) as server, httpx2.Client(base_url=server.url) as kept, contextlib.ExitStack() as links:
+        assert kept.get("/healthz").status_code == 200
+        silent = [links.enter_context(connect(server)) for _ in range(120)]
+        for link in silent[60:90]:
+            link.sendall(b"GET /healthz HTTP/1.1\r\n")
+        for _ in range(3):
+            assert httpx2.get(f"{server.url}/healthz").status_code == 200
+        assert kept.get("/healthz").status_code == 200
+        assert received(silent[0]) == b"" == received(silent[30])
+        assert is_healthy(silent[119])
+        assert not any("Traceback" in line or "accept" in line for line in server.lines)
+
+
+def test_connections_in_use_are_not_closed_for_new_ones() -> None:
+    with scripted(*SLOW, "--n_connections", 3) as server, contextlib.ExitStack() as links:
+        running = [links.enter_context(streaming(server, max_tokens=20)) for _ in range(1)]
+        waiting = [links.enter_context(connect(server)) for _ in range(2)]
+        body = json.dumps({"model": "scripted", "prompt": "abc", "max_tokens": 2}).encode()
+        for link in waiting:
+            link.sendall(
+                HEAD.replace(b"100", str(len(body)).encode()).replace(b": x", b": x\r\nContent-Type: application/json")
+                + body
+            )
+        time.sleep(0.5)
+        with connect(server) as refused:
+            answer = received(refused)
+            assert answer[9:12] == b"503" and b"too_many_connections" in answer and b"\r\nRetry-After: 1\r\n" in answer
+        assert list(running[0])[-2:] == ["data: [DONE]", ""]
+        assert [link.recv(10_000)[9:12] for link in waiting] == [b"200", b"200"]
+
+
+def test_small_answers_are_sent_at_once() -> None:
+    """Without Nagle's algorithm, which holds an answer back until the client has confirmed the one before."""
+    with listen(ServingSettings(port=0)) as listener, socket.create_connection(listener.getsockname()):
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_a_client_that_disconnects_in_the_middle_of_its_body_causes_no_fault() -> None:
@@ -240,6 +382,14 @@ def test_a_port_in_use_is_reported() -> None:
 def test_a_host_of_another_machine_is_reported(host: str) -> None:
     with pytest.raises(UserError, match=f"--serve 0 --host {host}: cannot listen there: .*; give another port"):
         serve(MODEL, ServingSettings(port=0, host=host))
+
+
+@pytest.mark.parametrize(
+    "origin", ["", "localhost", "http://", "http://a/", "http://a/b", "http://a b", "null", "a.b:80"]
+)
+def test_what_is_not_an_origin_is_refused(origin: str) -> None:
+    with pytest.raises(UserError, match=f"^--cors_origins {re.escape(origin)}: is not an origin; give it as a browser"):
+        ServingSettings(port=0, cors_origins=("http://good:3000", "*", "tauri://localhost", origin))
 
 
 @pytest.mark.parametrize("port", [-1, 65536])

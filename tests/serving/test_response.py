@@ -29,7 +29,7 @@ def test_text_offsets_are_the_characters_in_which_tokens_start(before: str, text
     for begin, end in zip(ends, ends[1:] or ends, strict=False):
         tokens = written[begin:end]
         parts.append(builder.generated(TextChunk("", tokens, tokens, ((),) * len(tokens), None)))
-    choice = join_choices([*parts, builder.generated(TextChunk(text, (), (), (), "stop"))])
+    choice = join_choices(0, [*parts, builder.generated(TextChunk(text, (), (), (), "stop"))])
     encoded = before.encode() + text.encode()
     expected = [len(encoded[:end].decode(errors="ignore")) for end in range(len(encoded))]
     assert choice.logprobs is not None and choice.logprobs.text_offset == expected
@@ -48,5 +48,5 @@ def test_tokens_of_different_bytes_have_different_names(token: bytes) -> None:
 
 def test_a_chunk_without_scores_has_none() -> None:
     builder = ChoiceBuilder(3, bytes_of, None)
-    choice = join_choices([builder.generated(TextChunk("ab", (97, 98), (-1.0, -2.0), ((), ()), "length"))])
+    choice = join_choices(3, [builder.generated(TextChunk("ab", (97, 98), (-1.0, -2.0), ((), ()), "length"))])
     assert choice.model_dump() == {"text": "ab", "index": 3, "logprobs": None, "finish_reason": "length"}

@@ -61,6 +61,30 @@ def test_temperature_0_gives_the_most_likely_token(project: Project, client: ope
     assert answer.choices[0].text == tokenizer.decode(tokens[len(tokenizer.encode(prompt)) :])
 
 
+def test_a_bias_bans_a_token_or_lets_no_other_be_chosen(project: Project, client: openai.OpenAI) -> None:
+    tokenizer, prompt = project.tokenizer(), "while the dog"
+    expected = project.log_probs([*tokenizer.encode(prompt), 0])[-1]
+    *_, second, best = np.argsort(expected).tolist()
+    names = [token_name(tokenizer.bytes_of(token)) for token in (second, best)]
+    for bias, chosen in ({}, 1), ({best: -100}, 0), ({best: -100, second: 100.0}, 0), ({best: 0.5}, 1):
+        answer = client.completions.create(
+            model="tiny", prompt=prompt, temperature=0, max_tokens=1, logprobs=0, logit_bias=bias
+        )
+        scores = answer.choices[0].logprobs
+        assert scores.tokens == [names[chosen]]
+        np.testing.assert_allclose(scores.token_logprobs, [expected[(second, best)[chosen]]], atol=1e-4)
+
+
+def test_a_text_does_not_end_before_min_tokens(project: Project, client: openai.OpenAI) -> None:
+    eos = {str(project.tokenizer().eos_id): 100}
+    for min_tokens in (0, 1, 12):
+        answer = client.completions.create(
+            model="tiny", prompt="the", seed=1, max_tokens=20, logit_bias=eos, extra_body={"min_tokens": min_tokens}
+        )
+        assert answer.choices[0].finish_reason == "stop"
+        assert answer.usage.completion_tokens == min_tokens + 1  # the end counts
+
+
 @pytest.mark.slow
 @pytest.mark.processes
 def test_predict_and_the_server_give_the_same_texts(project: Project, client: openai.OpenAI) -> None:

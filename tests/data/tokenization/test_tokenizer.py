@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
 import os
 import pickle
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import huggingface_hub
@@ -298,10 +300,41 @@ def test_the_end_of_a_text_has_the_tokens_of_the_whole(tokenizer, text, characte
 def test_the_end_is_read_no_further_than_it_has_to(monkeypatch):
     text = "zq " * 50_000
     lengths = []
-    encode = Tokenizer.encode
-    monkeypatch.setattr(Tokenizer, "encode", lambda self, text: lengths.append(len(text)) or encode(self, text))
-    assert TOKENIZER.encode_end(text, 10) == encode(TOKENIZER, text)[-10:]
+    encode = Tokenizer._encode_pieces
+
+    def counted(self, pieces):
+        lengths.extend(map(len, pieces))
+        return encode(self, pieces)
+
+    monkeypatch.setattr(Tokenizer, "_encode_pieces", counted)
+    assert TOKENIZER.encode_end(text, 10) == TOKENIZER.encode(text)[-10:]
     assert 4000 < lengths[0] <= 4096 and len(lengths) == 1
+
+
+def test_other_threads_run_while_the_end_of_a_text_is_encoded():
+    doubled = ["a" * 2**power for power in range(8)]
+    model = models.BPE({token: i for i, token in enumerate(doubled)}, [(token, token) for token in doubled[:-1]])
+    backend = tokenizers.Tokenizer(model)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        encoding, n_turns = threads.submit(Tokenizer(backend).encode_end, "a" * 2**20, 9), 0
+        while not encoding.done():
+            n_turns += 1
+            time.sleep(0.001)
+    assert encoding.result() == [7] * 9 and n_turns > 20
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, TOKENIZER.n_vocab - 1), min_size=1, max_size=9))
+def test_no_tokens_have_more_bytes_than_the_most(ids):
+    assert len(b"".join(map(TOKENIZER.bytes_of, ids))) <= TOKENIZER.most_bytes(len(ids))
+
+
+def test_the_most_bytes_are_those_of_the_longest_token_or_have_no_limit():
+    assert TOKENIZER.most_bytes(7) == 7 * len("<|endoftext|>")
+    backend = tokenizers.Tokenizer.from_str(TOKENIZER.to_json())
+    backend.normalizer = tokenizers.normalizers.Strip()
+    assert Tokenizer(backend).most_bytes(7) == float("inf")
 
 
 def test_the_end_is_widened_until_it_holds_enough_tokens():
