@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,12 @@ with warnings.catch_warnings():
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 GIT_SECONDS = 10.0
+# They name another repository than that of the folder, as inside a hook.
+LOCATING_VARIABLES = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_CEILING_DIRECTORIES")
+
+
+class GitError(Exception):
+    """Git cannot tell what it is asked."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +49,7 @@ def find_provenance(name: str, extra_sources: Sequence[str]) -> Provenance:
         "mainfile": "main.py",
         "sources": [[os.path.relpath(path, REPOSITORY), _digest(path)] for path in dict.fromkeys(paths)],
         "dependencies": installed_packages(),
-        "repositories": git_state(REPOSITORY),
+        "repositories": [git_state(REPOSITORY)],
     }
     return Provenance(experiment, {**get_host_info(), **_host_size()})
 
@@ -61,21 +67,42 @@ def installed_packages() -> list[str]:
     return sorted({f"{package.name}=={package.version}" for package in distributions() if package.name})
 
 
-def git_state(folder: Path) -> list[dict[str, Any]]:
-    """Returns commit, branch, URL and changed files of a repository; empty if the folder is not one."""
-    commit = _git(folder, "rev-parse", "HEAD")
-    if not commit:
-        return []
-    changed = _git(folder, "status", "--porcelain").splitlines()
-    return [
-        {
-            "url": without_password(_git(folder, "config", "remote.origin.url")) or str(folder),
-            "commit": commit,
-            "branch": _git(folder, "rev-parse", "--abbrev-ref", "HEAD"),
-            "dirty": bool(changed),
-            "changed": [line[3:] for line in changed[:200]],
-        }
-    ]
+def git_state(folder: Path) -> dict[str, Any]:
+    """Returns commit, branch, URL and changed files of a repository; if git cannot tell, the URL and its `error`."""
+    try:
+        top = _git(folder, "rev-parse", "--show-toplevel")
+        if Path(top).resolve() != folder.resolve():
+            raise GitError(f"the folder belongs to the repository {top}, and is none of its own")
+        commit = _git(folder, "log", "-1", "--format=%H")
+        branch = _git(folder, "rev-parse", "--abbrev-ref", "HEAD")
+        changed = _git(folder, "status", "--porcelain").splitlines()
+    except GitError as error:
+        return {"url": str(folder), "error": str(error)}
+    return {
+        "url": _origin(folder) or str(folder),
+        "commit": commit,
+        "branch": branch,
+        "dirty": bool(changed),
+        "changed": [line[3:] for line in changed[:200]],
+    }
+
+
+def unknown_state(experiment: Mapping[str, Any]) -> str | None:
+    """Returns a line that says why the state of the code is not in an experiment's record; None: it is."""
+    (repository,) = experiment["repositories"]
+    if "error" not in repository:
+        return None
+    return (
+        f"{repository['url']}: git cannot tell the state of the code: {repository['error']}; the record holds digests "
+        "of its files only"
+    )
+
+
+def _origin(folder: Path) -> str:
+    try:
+        return without_password(_git(folder, "config", "remote.origin.url"))
+    except GitError:  # there is none
+        return ""
 
 
 def without_password(url: str) -> str:
@@ -84,14 +111,29 @@ def without_password(url: str) -> str:
 
 
 def _git(folder: Path, *words: str) -> str:
-    """Returns the output of git; empty if there is no git or no repository."""
+    """Returns the output of git.
+
+    Raises:
+        GitError: there is no git, or it fails; the message is the first line of its reason.
+    """
+    environment = {name: value for name, value in os.environ.items() if name not in LOCATING_VARIABLES}
     try:
         answer = subprocess.run(
-            ["git", "-C", str(folder), *words], capture_output=True, text=True, errors="replace", timeout=GIT_SECONDS
+            ["git", "-C", str(folder), *words],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=GIT_SECONDS,
+            env=environment | {"LC_ALL": "C"},
         )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return answer.stdout.rstrip() if answer.returncode == 0 else ""
+    except subprocess.TimeoutExpired:
+        raise GitError(f"git {words[0]} takes longer than {GIT_SECONDS:.0f} s") from None
+    except OSError as error:
+        raise GitError(f"git cannot be started ({error.strerror})") from None
+    if answer.returncode != 0:
+        reason = answer.stderr.strip() or f"git {words[0]} exits with status {answer.returncode}"
+        raise GitError(reason.splitlines()[0].removeprefix("fatal: "))
+    return answer.stdout.rstrip()
 
 
 def _digest(path: Path) -> str:

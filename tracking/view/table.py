@@ -127,9 +127,9 @@ def _step(run: Run) -> str:
 def _commit(run: Run) -> str:
     """Returns the commit of the run, with a + if there were uncommitted changes."""
     repositories = run.entry["experiment"].get("repositories") or []
-    if not repositories:
+    if not repositories or not repositories[0].get("commit"):
         return NONE
-    return str(repositories[0].get("commit"))[:12] + "+" * bool(repositories[0].get("dirty"))
+    return str(repositories[0]["commit"])[:12] + "+" * bool(repositories[0].get("dirty"))
 
 
 FACTS = {
