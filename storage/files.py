@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import tempfile
 import threading
@@ -35,6 +36,22 @@ def decode_text(content: bytes) -> str:
         UnicodeDecodeError: it is not UTF-8; `start` counts from the first byte of `content`.
     """
     return content.decode("utf-8").removeprefix("\ufeff")
+
+
+def read_bytes(path: str) -> bytes:
+    """Returns the content of a file, which may be a pipe or a device, whatever size the system gives it.
+
+    Raises:
+        OSError: it cannot be read.
+        BucketError: the bucket cannot be reached.
+    """
+    with open(path, "rb") if is_local(path) else buckets.open_for_reading(path) as file:
+        return file.read()
+
+
+def is_stream(path: str) -> bool:
+    """Returns whether a local path is a pipe or a device, which can be read only once."""
+    return is_local(path) and os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))
 
 
 def flush_to_disk(path: str) -> None:
@@ -126,6 +143,40 @@ def write_bytes(path: str, content: bytes) -> None:
                 os.remove(beside)
             raise
         flush_to_disk(folder)
+
+
+def write_new_text(start: str, ending: str, text: str) -> str:
+    """Writes a text file under a name that is free: `start` and `ending`, with a number from 2 between if needed.
+
+    Returns:
+        its path.
+
+    Raises:
+        UserError: there is no room, or no permission to write there.
+    """
+    numbered = (f"{start}.{number}{ending}" for number in itertools.count(2))
+    paths = itertools.chain([f"{start}{ending}"], numbered)
+    return next(path for path in paths if _write_unless_there(path, text.encode()))
+
+
+def _write_unless_there(path: str, content: bytes) -> bool:
+    """Writes a file and returns True, or returns False if it is there or another process writes it."""
+    if not is_local(path):
+        with contextlib.suppress(buckets.ConflictError):
+            buckets.replace(path, content, generation=0)
+            return True
+        return False
+    with writing_to(path):
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        try:
+            open(_beside(path), "xb").close()  # one of several processes succeeds
+        except FileExistsError:
+            return False
+    if os.path.lexists(path):
+        os.remove(_beside(path))
+        return False
+    write_bytes(path, content)
+    return True
 
 
 @contextlib.contextmanager

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from configs.errors import UserError
-from storage.files import decode_text, write_text
+from storage.files import decode_text, is_stream, read_bytes, write_new_text, write_text
 from tests.program import REPOSITORY
 
 
@@ -86,3 +89,33 @@ def test_a_disk_that_fails_is_said_and_one_that_cannot_flush_is_not(
     message = f"{path}: cannot be written: {reason}; make room there, or give another path\n" if reason else ""
     assert (done.returncode, done.stdout, done.stderr) == (0, message, "")
     assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == [("file", "old" if reason else "new")]
+
+
+def test_a_new_file_replaces_nothing(tmp_path: Path) -> None:
+    """Several writers at once get names of their own."""
+    (tmp_path / "text_1.txt").write_text("of yesterday")
+    (tmp_path / "text_1.2.txt.part").write_text("torn")  # by a crash, or by a writer that is not yet done
+    texts = [f"text {number}" for number in range(20)]
+    with ThreadPoolExecutor(8) as pool:
+        paths = list(pool.map(lambda text: write_new_text(f"{tmp_path}/text_1", ".txt", text), texts))
+    assert sorted(paths) == sorted(f"{tmp_path}/text_1.{number}.txt" for number in range(3, 23))
+    assert [Path(path).read_text() for path in paths] == texts
+    assert (tmp_path / "text_1.txt").read_text() == "of yesterday"
+    assert write_new_text(f"{tmp_path}/run/text_2", ".txt", "first") == f"{tmp_path}/run/text_2.txt"
+
+
+def test_a_pipe_is_read_whatever_its_size_is_said_to_be(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=lambda: pipe.write_bytes(b"text" * 50_000))
+    writer.start()
+    assert read_bytes(str(pipe)) == b"text" * 50_000
+    writer.join()
+    assert b"pytest" in read_bytes("/proc/self/cmdline") and os.stat("/proc/self/cmdline").st_size == 0
+    assert [is_stream(str(path)) for path in (pipe, tmp_path, tmp_path / "no", "/dev/null", __file__)] == [
+        True,
+        False,
+        False,
+        True,
+        False,
+    ]
