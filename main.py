@@ -6,24 +6,29 @@ import argparse
 import dataclasses
 import json
 import os
-import signal
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
+from commands.idle_settings import idle_by_other_keys, idle_in_command
 from commands.options import LayoutSearch, Options
-from configs.command_line import CommandLine
+from configs.command_line import CommandLine, integer
 from configs.errors import ConfigError, DeviceError, UserError
+from configs.kinds import clean_path_flags
 from configs.load import find_model_config, load_config
-from configs.schema import FLAGS, PREDICTION_KEYS
-from configs.weights import config_notes
+from configs.overrides import find_rereadings, unescape
+from configs.schema import FLAGS, PREDICTION_KEYS, RunConfig
+from configs.weights import config_beside, config_notes, is_huggingface_folder, weights_at
 from serving.settings import ServingSettings, check_packages, key_from_environment
 from storage.remote_configs import on_disk
+from storage.streams import run_program
 
 LOOPBACK = "127.0.0.1"
 EXPORT_FORMATS = ("saved_model", "hf")
 COMMANDS = ("train", "eval", "predict", "interactive", "serve", "check_dataset", "plan", "export")
 SERVER_FLAGS = ("cache_dtype",)  # settings of generation that hold for a whole server
+PATH_FLAGS = ("model", "init_from", "prompt", "output", "export_dir")
+MAX_CPU_DEVICES = 1 << 12
 MAX_SACRED_ID_BYTES = 100  # leaves room for the rest of a file name
 
 PROGRAM = "python3 main.py --model quickstart"
@@ -75,7 +80,7 @@ def _add_command(group: argparse._ArgumentGroup, name: str, meaning: str) -> Non
 def _add_general_flags(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("-h", "--help", action="help", help="Shows this text.")
-    add("--model", required=True, metavar="NAME", help="A config of configs/, or the path of a .json file.")
+    add("--model", metavar="NAME", help="A config of configs/, a .json file, or the folder of a run or of weights.")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="Overrides a config key; may be repeated.")
     add(
         "--init_from",
@@ -88,7 +93,11 @@ def _add_general_flags(group: argparse._ArgumentGroup) -> None:
 def _add_train_flags(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add(
-        "--steps_per_checkpoint", type=int, default=5000, metavar="N", help="Steps between checkpoints (default: 5000)."
+        "--steps_per_checkpoint",
+        type=integer,
+        default=5000,
+        metavar="N",
+        help="Steps between checkpoints (default: 5000).",
     )
     add("--new", action="store_true", help="Deletes the run at model_path first, after asking.")
     add("--yes", action="store_true", help="Answers yes when --new asks.")
@@ -102,6 +111,7 @@ def _add_predict_flags(group: argparse._ArgumentGroup) -> None:
         metavar="FILE",
         help="A text file, or FILE.jsonl with a prompt and its settings on each line; -: standard input.",
     )
+    add("--prompt_text", metavar="TEXT", help="The prompt itself; \\n is a line break, \\t a tab, \\\\ a backslash.")
     add("--output", metavar="FILE", help="Writes the answers as JSON lines; -: to standard output, and nothing else.")
 
 
@@ -110,7 +120,7 @@ def _add_serve_flags(group: argparse._ArgumentGroup) -> None:
     add(
         "--serve",
         action=CommandAction,
-        type=int,
+        type=integer,
         metavar="PORT",
         help="Answers requests over HTTP, in OpenAI's format; port 0: any free port.",
     )
@@ -146,12 +156,12 @@ def _add_export_flags(group: argparse._ArgumentGroup) -> None:
 
 def _add_generation_flags(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--rows", type=int, metavar="N", help="Samples that are generated at once; with --predict or --serve.")
+    add("--rows", type=integer, metavar="N", help="Samples generated at once; with --predict or --serve.")
     for flag, key in FLAGS.items():
         metadata = PREDICTION_KEYS[key].metadata
         metavar = metadata["flag"].partition(" ")[2]
         if not metavar:
-            add(f"--{flag}", action="store_true", help=metadata["doc"])
+            add(f"--{flag}", nargs="?", const="true", metavar="BOOL", help=metadata["doc"])
         else:
             n_values = "+" if isinstance(PREDICTION_KEYS[key].default, tuple) else None
             add(f"--{flag}", nargs=n_values, metavar=metavar, help=metadata["doc"])
@@ -160,13 +170,13 @@ def _add_generation_flags(group: argparse._ArgumentGroup) -> None:
 def _add_device_flags(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--gpu_ids", nargs="+", metavar="DEVICE", help="Such as device:GPU:0, or 0; default: all GPUs, or the CPU.")
-    add("--cpu_devices", type=int, metavar="N", help="Makes N virtual CPU devices, to try out a mesh.")
+    add("--cpu_devices", type=integer, metavar="N", help="Makes N virtual CPU devices, to try out a mesh.")
     add("--tpu", metavar="NAME", help="A Cloud TPU, its address such as grpc://10.0.0.2:8470, colab, or local.")
     add("--hosts", metavar="A:PORT,B:PORT", help="All processes of a run; each is started with the same command.")
-    add("--host_index", type=int, metavar="N", help="Index of this process in --hosts, from 0.")
+    add("--host_index", type=integer, metavar="N", help="Index of this process in --hosts, from 0.")
     add(
         "--wait_seconds",
-        type=int,
+        type=integer,
         default=1800,
         metavar="N",
         help="How long to wait for the other processes to start (default: 1800).",
@@ -175,6 +185,10 @@ def _add_device_flags(group: argparse._ArgumentGroup) -> None:
 
 def _chooses_layout(arguments: argparse.Namespace) -> bool:
     return arguments.auto_layout or arguments.auto_layout_and_mesh_shape
+
+
+def _generates(arguments: argparse.Namespace) -> bool:
+    return arguments.command in ("predict", "serve") or bool(arguments.prompt or arguments.prompt_text)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,6 +231,11 @@ RULES = (
         lambda a: a.steps_per_checkpoint < 1,
         "--steps_per_checkpoint {steps_per_checkpoint}: must be at least 1; give a number of steps",
     ),
+    Rule(
+        lambda a: (a.cpu_devices or 0) > MAX_CPU_DEVICES,
+        f"--cpu_devices {{cpu_devices}}: is out of range; give a number from 1 to {MAX_CPU_DEVICES}",
+        DeviceError,
+    ),
     Rule(lambda a: "/" in a.sacred_id, "--sacred_id {sacred_id}: contains a slash; give a part of a file name"),
     Rule(
         lambda a: len(a.sacred_id.encode(errors="replace")) > MAX_SACRED_ID_BYTES,
@@ -243,6 +262,14 @@ RULES = (
         "--prompt {prompt}: --{command} gets its prompts later; leave --prompt out",
     ),
     Rule(
+        lambda a: a.prompt_text is not None and a.command in ("interactive", "serve"),
+        "--prompt_text: --{command} gets its prompts later; leave --prompt_text out",
+    ),
+    Rule(
+        lambda a: a.prompt_text is not None and bool(a.prompt),
+        "--prompt_text and --prompt: cannot be combined; give one of them",
+    ),
+    Rule(
         lambda a: a.prompt == "-" and a.command != "predict",
         "--prompt -: only --predict reads standard input; give a file, or --predict",
     ),
@@ -250,7 +277,9 @@ RULES = (
     _only_with("host", "serve", "--host {host}: works with --serve only; leave it out, or give --serve PORT"),
     _only_with("cors_origins", "serve", "--cors_origins: works with --serve only; leave it out, or give --serve PORT"),
     Rule(
-        lambda a: a.rows is not None and (a.rows < 1 or not (a.command in ("predict", "serve") or a.prompt)),
+        lambda a: (
+            a.rows is not None and (a.rows < 1 or not (a.command in ("predict", "serve") or a.prompt or a.prompt_text))
+        ),
         "--rows {rows}: must be at least 1, and needs --predict, --serve or --prompt; give such a number, or leave it "
         "out",
     ),
@@ -264,22 +293,40 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         UserError: flags cannot be used, or do not go together.
     """
     parsed = _parser().parse_args(arguments)
+    if parsed.model is None and parsed.init_from is None:
+        raise ConfigError("--model: is missing; give a config, or the folder of a run or of weights")
     for rule in RULES:
         if rule.applies(parsed):
             raise rule.error(rule.message.format_map(vars(parsed)))
+    vars(parsed).update(clean_path_flags(vars(parsed), PATH_FLAGS))
+    _complete_model(parsed)
     return parsed
+
+
+def _complete_model(parsed: argparse.Namespace) -> None:
+    """Lets --model and --init_from stand for each other where one folder is all that is needed."""
+    if parsed.model is None:
+        file = config_beside(weights_at(parsed.init_from))
+        parsed.model = os.path.dirname(file) or os.curdir if os.path.exists(file) else parsed.init_from
+    elif is_huggingface_folder(parsed.model):
+        parsed.init_from = parsed.init_from or parsed.model
+    if is_huggingface_folder(parsed.model) and parsed.command == "train":
+        raise ConfigError(
+            f"--model {parsed.model}: holds weights, and no settings of training; give a model config, and --init_from "
+            f"{parsed.model}"
+        )
 
 
 def config_overrides(arguments: argparse.Namespace) -> list[str]:
     """Returns the keys of the config that a command line sets, as `load_config` takes them."""
-    given = {key: getattr(arguments, flag) for flag, key in FLAGS.items()}
+    given = {flag: getattr(arguments, flag) for flag in FLAGS}
     return [
         *arguments.set,
-        *(f"{key}={_override(value)}" for key, value in given.items() if value not in (None, False)),
+        *(f"--{flag}={_override(value)}" for flag, value in given.items() if value is not None),
     ]
 
 
-def _override(value: str | list[str] | bool) -> str:
+def _override(value: str | list[str]) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -300,15 +347,32 @@ def _serving(arguments: argparse.Namespace) -> ServingSettings | None:
     )
 
 
+def _find_notes(arguments: argparse.Namespace, config: RunConfig) -> Iterator[str]:
+    """Yields a line for each setting that was read in a way of its own, or has no effect."""
+    yield from find_rereadings(arguments.set)
+    command = "plan" if _chooses_layout(arguments) and not arguments.apply else arguments.command
+    defaults = vars(_parser().parse_args(["--model", ""]))
+    typed = [name for name, value in vars(arguments).items() if value != defaults.get(name)]
+    if line := idle_in_command(command, typed, config_overrides(arguments), config):
+        yield line
+    if command == "train":
+        yield from idle_by_other_keys(config)
+
+
 def _run(arguments: argparse.Namespace) -> int:
     serving = _serving(arguments)
     with on_disk(arguments.model) as model:
         config = load_config(model, config_overrides(arguments), arguments.init_from)
-        for note in config_notes(find_model_config(model), config.model):
-            print(note, file=sys.stderr)
+        file = find_model_config(model)
+        notes = config_notes(file, config.model) if file.is_file() else []  # a pipe is read once
+    if arguments.host_index in (None, 0):
+        for line in [*notes, *_find_notes(arguments, config)]:
+            print(line, file=sys.stderr)
     given = {
         field.name: getattr(arguments, field.name) for field in dataclasses.fields(Options) if field.name in arguments
     }
+    if arguments.prompt_text is not None:
+        given["prompt_text"] = unescape(arguments.prompt_text)
     search = LayoutSearch(arguments.auto_layout_and_mesh_shape, arguments.apply) if _chooses_layout(arguments) else None
     options = Options(**given, serving=serving, layout_search=search)
     # TensorFlow takes seconds to load, so errors of the command line and the config come first.
@@ -321,17 +385,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit status: 2 for a mistake of the user, 3 if another process is lost."""
-    try:
-        return _run(parse_arguments(arguments))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return error.exit_status
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it exits
-        return 128 + signal.SIGPIPE
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    return run_program(lambda: _run(parse_arguments(arguments)))
 
 
 if __name__ == "__main__":

@@ -6,24 +6,26 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
 import json
 import math
 import os
 import shlex
 import shutil
-import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from configs.command_line import CommandLine
-from configs.errors import ConfigError, UserError
+from configs.command_line import CommandLine, integer
+from configs.errors import ConfigError
+from configs.kinds import clean_path_flags
 from configs.load import given_keys, load_config, resolved_json
+from configs.overrides import unescape
 from configs.prompts import DEFAULT_PROMPT
 from main import config_overrides
 from main import parse_arguments as parse_main_arguments
+from storage.files import is_stream
+from storage.streams import run_program
 from tracking.record.store import DEFAULT_FOLDER, find_run
 from tracking.supervise.exit_policy import RestartPolicy
 
@@ -87,7 +89,7 @@ def _add_supervision_flags(add: Callable[..., object]) -> None:
     ):
         add(f"--{flag}", type=float, metavar="SECONDS", default=seconds, help=f"{text} (default {seconds:.0f})")
     limit = policy.max_restarts
-    add("--max_restarts", type=int, default=limit, help=f"maximum number of restarts (default {limit})")
+    add("--max_restarts", type=integer, default=limit, help=f"maximum number of restarts (default {limit})")
     add("--recreate_command", metavar="COMMAND", help="with --tpu: run this before a restart, to recreate the TPU")
 
 
@@ -102,6 +104,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[argparse.Na
         value = getattr(own, name)
         if not (math.isfinite(value) and value >= 0):
             raise ConfigError(f"--{name} {value}: is not a number of at least 0; give one")
+    own.store = Path(clean_path_flags({"store": str(own.store)}, ["store"])["store"])
     _check_alone(own, others)
     if any(word.split("=")[0] in ("--sacred_id", "--sacred-id") for word in others):
         raise ConfigError("--sacred_id: is set to the number of the run; leave it out")
@@ -152,14 +155,13 @@ def _check_recordable(parsed: argparse.Namespace) -> None:
     """Refuses commands that depend on outside input, which a restart cannot repeat."""
     if parsed.command in ENDLESS_COMMANDS:
         raise ConfigError(f"--{parsed.command}: runs until it is stopped, and cannot be recorded; use main.py")
-    if parsed.prompt == "-":
-        raise ConfigError("--prompt -: standard input would be empty after a restart; give a file")
+    if parsed.prompt == "-" or (parsed.prompt and is_stream(parsed.prompt)):
+        raise ConfigError(f"--prompt {parsed.prompt}: would be empty after a restart; give a file")
 
 
 def say(text: str) -> None:
     """Prints to standard error, separate from main.py's output."""
-    with contextlib.suppress(OSError):  # a closed standard error must not end a run
-        print(text, file=sys.stderr, flush=True)
+    print(text, file=sys.stderr, flush=True)
 
 
 def _run(own: argparse.Namespace, arguments: tuple[str, ...], words: Sequence[str]) -> int:
@@ -196,11 +198,15 @@ def _run(own: argparse.Namespace, arguments: tuple[str, ...], words: Sequence[st
     experiment = session.Experiment((sys.executable, str(MAIN)), spec, job, *where)
     own_config = [parsed.model] if parsed.model.endswith(".json") else []
     found = provenance.find_provenance(own.experiment_name or config.name, own_config)
+    if line := provenance.unknown_state(found.experiment):
+        say(line)
     return session.record_and_supervise(experiment, found, say)
 
 
 def _prompt_text(parsed: argparse.Namespace) -> str:
     """Returns the text of a prompt file that holds a single prompt; empty if main.py gets its prompts otherwise."""
+    if parsed.prompt_text is not None:
+        return unescape(parsed.prompt_text)
     if not parsed.prompt:
         return DEFAULT_PROMPT
     if parsed.prompt.endswith(".jsonl") or not os.path.isfile(parsed.prompt):
@@ -217,7 +223,7 @@ def _sync_or_view(own: argparse.Namespace) -> int:
     elif own.report:
         from tracking.view.report import write_report
 
-        _print(str(write_report(find_run(own.store, own.report))))
+        print(str(write_report(find_run(own.store, own.report))))
     elif own.tensorboard:
         from tracking.view import tensorboard
 
@@ -232,17 +238,13 @@ def _show_table(own: argparse.Namespace) -> None:
     from tracking.view import queries
 
     url = upload.find_url(own.mongo, Path(upload.ENV_FILE)) if own.mongo else None  # the URL in .env is only for copies
-    _print(queries.compared(own.compare, own.store, url) if own.compare else queries.all_runs(own.store, url))
-
-
-def _print(text: str) -> None:
-    with contextlib.suppress(BrokenPipeError):  # the reader has closed the pipe
-        print(text, flush=True)
+    print(queries.compared(own.compare, own.store, url) if own.compare else queries.all_runs(own.store, url))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program; returns main.py's exit status, or 2 for an error that the user can fix."""
-    try:
+
+    def run() -> int:
         own, others = parse_arguments(arguments)
         for flag, why in NO_EFFECT_FLAGS.items():
             if getattr(own, flag):
@@ -250,23 +252,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         is_run = not any(getattr(own, name) for name in NON_RUNNING_FLAGS)
         words = sys.argv[1:] if arguments is None else arguments
         return _run(own, others, words) if is_run else _sync_or_view(own)
-    except UserError as error:
-        say(str(error))
-        return 2
-    except KeyboardInterrupt:
-        say("interrupted")
-        return 128 + signal.SIGINT
-    finally:
-        _flush()
 
-
-def _flush() -> None:
-    """Flushes both streams, and discards them if their reader is gone: the interpreter would print an error at exit."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return run_program(run)
 
 
 if __name__ == "__main__":

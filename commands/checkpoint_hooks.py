@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from commands.console import say
 from commands.evaluate import build_evaluator, format_metrics
 from commands.predict import build_sampler
-from commands.prompts import encode_prompts, read_prompts
+from commands.prompts import PromptFile, check_shared_prompt, encode_prompts, read_prompts
 from commands.run_data import RunData
 from commands.run_setup import Run
 from data.tfrecord.shards import list_shards
@@ -33,16 +33,23 @@ class CheckpointHooks:
     hooks: Sequence[CheckpointHook]
 
     @staticmethod
-    def of(run: Run, data: RunData, metrics: MetricsWriter | None, note: Callable[[str], None]) -> CheckpointHooks:
+    def of(
+        run: Run,
+        data: RunData,
+        prompts: PromptFile | None,
+        metrics: MetricsWriter | None,
+        note: Callable[[str], None],
+    ) -> CheckpointHooks:
         """Returns the hooks that the config asks for.
 
         Args:
             run: whose checkpoints they are; a signal ends a hook before its next step if `run.group` checks for it.
             data: its datasets.
+            prompts: those that samples continue; None: no samples.
             metrics: gets evaluation results and histograms; None where another process writes them.
             note: shows a line without disturbing the progress bar.
         """
-        return CheckpointHooks(run, list(_hooks(run, data, metrics, note)))
+        return CheckpointHooks(run, list(_hooks(run, data, prompts, metrics, note)))
 
     def __call__(self, position: TrainingPosition, first: int = 0) -> None:
         """Runs the hooks of a checkpoint, from the first one that is not done yet.
@@ -79,18 +86,25 @@ def interrupted_hook(run: Run, position: TrainingPosition) -> int | None:
 
 
 def _hooks(
-    run: Run, data: RunData, metrics: MetricsWriter | None, note: Callable[[str], None]
+    run: Run,
+    data: RunData,
+    prompts: PromptFile | None,
+    metrics: MetricsWriter | None,
+    note: Callable[[str], None],
 ) -> Iterator[CheckpointHook]:
     if run.config.evaluation.eval_steps and data.has_eval_part():
         yield _evaluation_hook(run, data, metrics, note)
-    if run.config.prediction.predict_steps and run.tokenizer is not None:
-        yield _sample_hook(run, note)
+    if prompts is not None:
+        yield _sample_hook(run, prompts, note)
     if run.config.training.log_weights and run.group.is_first:
         yield _histogram_hook(run, metrics)
 
 
-def check_hook_inputs(run: Run, data: RunData) -> None:
+def check_hook_inputs(run: Run, data: RunData) -> PromptFile | None:
     """Checks held-out data and prompts at the start, so that training does not fail at its first checkpoint.
+
+    Returns:
+        the prompts; None: no samples are asked for.
 
     Raises:
         UserError: they cannot be used.
@@ -98,10 +112,13 @@ def check_hook_inputs(run: Run, data: RunData) -> None:
     for pattern in data.eval_patterns():
         if run.config.evaluation.eval_steps and pattern:
             list_shards(pattern)
-    if run.config.prediction.predict_steps and run.tokenizer is not None:
-        given = read_prompts(run.options.prompt, run.config)
-        run.group.check_same("the prompt", given.text)
-        encode_prompts(given.prompts, run.config, run.tokenizer, say)
+    if not run.config.prediction.predict_steps or run.tokenizer is None:
+        return None
+    check_shared_prompt(run.options, run.group)
+    given = read_prompts(run.options, run.config)
+    run.group.check_same("the prompt", given.text)
+    encode_prompts(given.prompts, run.config, run.tokenizer, say)
+    return given
 
 
 # Programs are built at the first checkpoint, not before the first step.
@@ -122,8 +139,8 @@ def _evaluation_hook(
     return evaluate
 
 
-def _sample_hook(run: Run, note: Callable[[str], None]) -> CheckpointHook:
-    sampler = functools.cache(lambda: build_sampler(run))
+def _sample_hook(run: Run, prompts: PromptFile, note: Callable[[str], None]) -> CheckpointHook:
+    sampler = functools.cache(lambda: build_sampler(run, prompts))
 
     def sample(position: TrainingPosition) -> None:
         path = sampler()(position.step)

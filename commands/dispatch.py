@@ -54,6 +54,7 @@ def confirm_delete(config: RunConfig, confirm: Callable[[str], bool]) -> bool:
     """
     path = config.model_path
     run_directory.check_path(path)
+    run_directory.check_access(path)
     if run_directory.is_empty(path):
         return True
     if not run_directory.is_run(path):
@@ -71,12 +72,14 @@ def run(command: str, config: RunConfig, options: Options) -> int:
         UserError: something that the user gave cannot be used.
     """
     run_directory.check_path(config.model_path)
+    only_shows = options.layout_search is not None and not options.layout_search.is_applied
+    if command != "plan" and not only_shows:
+        run_directory.check_access(config.model_path)
     if options.new and options.init_from is not None:
         run_directory.check_outside(config.model_path, options.init_from)
     cluster = find_cluster(options.hosts, options.host_index)
     if cluster is not None:
         _check_cluster(command, options)
-    only_shows = options.layout_search is not None and not options.layout_search.is_applied
     try:
         if command in GROUP_COMMANDS and not only_shows:
             return _run_in_group(command, config, options, cluster)

@@ -24,6 +24,7 @@ from configs.schema import RunConfig
 from runtime.cluster.process_group import ProcessGroup
 from runtime.generation.requests import GenerationRequest, sample_requests
 from runtime.generation.scheduler import Scheduler
+from storage.streams import raise_if_lost
 
 MARK = "> "
 HISTORY = "~/.neomesh_history"
@@ -128,6 +129,6 @@ def _generate(generator: TextGenerator, line: str, output: TextIO, is_stopped: t
     scheduler = Scheduler(generator.engine, generator.run.tokenizer.bytes_of)
     request_id = scheduler.submit(request, lambda chunk: print(chunk.text, end="", file=output, flush=True))
     while not is_stopped.is_set() and scheduler.step(DECODE_STEPS):
-        pass
+        raise_if_lost(output)
     scheduler.cancel(request_id)
     print(file=output, flush=True)

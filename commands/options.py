@@ -35,6 +35,7 @@ class Options:
         steps_per_checkpoint: the steps between checkpoints.
         sacred_id: a part of the names of output files.
         prompt: the file of prompts, "-" for standard input; None or empty: a default prompt.
+        prompt_text: the prompt itself; None: not given.
         output: the file for the answers as lines of JSON, "-" for standard output; None: none.
         rows: the number of samples generated at once; None: as many as are needed, up to a limit.
         new: delete the run at model_path before training, once everything else has been checked.
@@ -54,6 +55,7 @@ class Options:
     steps_per_checkpoint: int
     sacred_id: str
     prompt: str | None
+    prompt_text: str | None
     output: str | None
     rows: int | None
     new: bool

@@ -19,6 +19,7 @@ from runtime.planning.diagram import draw_plan
 from runtime.planning.dry_run import dry_placement
 from runtime.planning.plan import format_plan, make_plan
 from runtime.run import directory as run_directory
+from storage.files import is_local
 
 
 def _planned_devices(config: RunConfig, options: Options) -> tuple[int, Machine]:
@@ -36,6 +37,9 @@ def plan(config: RunConfig, options: Options) -> int:
     n_devices, _ = _planned_devices(config, options)
     planned = make_plan(config, dry_placement(config.mesh, n_devices))
     say(format_plan(planned))
+    if not is_local(config.model_path):
+        say(f"no plot: model_path = {config.model_path}: is a bucket; for a plot give --set model_path=FOLDER")
+        return 0
     path = posixpath.join(config.model_path, run_directory.PLAN_PICTURE)
     tf.io.gfile.makedirs(config.model_path)
     draw_plan(planned, path)

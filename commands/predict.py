@@ -10,7 +10,14 @@ from typing import TextIO
 
 from commands.console import say, stdout_to_stderr, with_progress
 from commands.options import Options
-from commands.prompts import STDIO, EncodedPrompts, PromptFile, encode_prompts, read_prompts
+from commands.prompts import (
+    STDIO,
+    EncodedPrompts,
+    PromptFile,
+    check_shared_prompt,
+    encode_prompts,
+    read_prompts,
+)
 from commands.run_setup import Run, load_trained, set_up_for_generation
 from commands.text_generator import DEFAULT_ROWS, Sample, TextGenerator, build_text_generator, check_causal
 from configs.errors import ConfigError
@@ -19,6 +26,7 @@ from runtime.cluster.process_group import ProcessGroup
 from runtime.generation.outputs import format_line, format_samples, write_predictions
 from runtime.training.signals import signals_as_interrupt, uninterrupted
 from storage.files import is_local, write_text, writing_to
+from storage.streams import raise_if_lost
 
 PARTIAL = ".partial"  # marks the output of an interrupted prediction, so that it replaces no complete file
 
@@ -27,29 +35,23 @@ def predict(config: RunConfig, options: Options, group: ProcessGroup) -> int:
     """Continues prompts with the newest checkpoint, prints the texts and writes them to the run directory."""
     check_causal(config)
     _check_streams(options, group)
-    given = read_prompts(options.prompt, config)
+    given = read_prompts(options, config)
     group.check_same("the prompt", given.text)
     with stdout_to_stderr() if _is_piped(given, options, group) else contextlib.nullcontext() as pipe:
         run = set_up_for_generation(config, options, group)
-        encoded = encode_prompts(given.prompts, config, run.tokenizer, say)
+        encoded = encode_prompts(given.prompts, run.config, run.tokenizer, say)
         generator = build_text_generator(run, _n_rows(encoded, options))
         position = load_trained(run)
         group.check_same("the run's position", repr(position))
         save = functools.partial(_save, generator, given, position.step)
         samples = _generate(generator, encoded, pipe, lambda some: _save_partial(save, some, encoded.n_samples, group))
         if group.is_first:
-            if pipe is None and not given.is_jsonl:
-                say(format_samples(_texts(generator, samples)))
-            say(f"written to {save(samples)}")
-            if options.output not in (None, STDIO):
-                _write_output(options.output, _lines(samples))
-                say(f"and to {options.output}")
+            _deliver(generator, given, samples, save, is_shown=pipe is None)
     return 0
 
 
-def build_sampler(run: Run) -> Callable[[int], str]:
-    """Returns a function that continues the prompts at a step of training and returns the path of the texts."""
-    given = read_prompts(run.options.prompt, run.config)
+def build_sampler(run: Run, given: PromptFile) -> Callable[[int], str]:
+    """Returns a function that continues prompts at a step of training and returns the path of the texts."""
     encoded = encode_prompts(given.prompts, run.config, run.tokenizer, lambda warning: None)
     generator = build_text_generator(run, _n_rows(encoded, run.options))
 
@@ -60,10 +62,34 @@ def build_sampler(run: Run) -> Callable[[int], str]:
     return sample
 
 
+def _deliver(
+    generator: TextGenerator,
+    given: PromptFile,
+    samples: Sequence[Sample],
+    save: Callable[[Sequence[Sample]], str],
+    is_shown: bool,
+) -> None:
+    """Saves the answers, and then shows them; whatever fails, the rest is still done."""
+    places, output = [], generator.run.options.output
+    try:
+        places.append(f"written to {save(samples)}")
+    finally:
+        try:
+            if output not in (None, STDIO):
+                _write_output(output, _lines(samples))
+                places.append(f"and to {output}")
+        finally:
+            if is_shown and not given.is_jsonl:
+                say(format_samples(_texts(generator, samples)))
+            elif is_shown and not places:
+                print(_lines(samples), end="")
+            for place in places:
+                say(place)
+
+
 def _check_streams(options: Options, group: ProcessGroup) -> None:
     """Checks that input and output can be used, before anything is computed."""
-    if options.prompt == STDIO and group.size > 1:
-        raise ConfigError("--prompt -: many processes cannot share standard input; give a file that all can read")
+    check_shared_prompt(options, group)
     if options.output not in (None, STDIO) and is_local(options.output) and group.is_first:
         _check_output(options.output, options.prompt)
 
@@ -113,7 +139,7 @@ def _generate(
 ) -> list[Sample]:
     """Returns all samples, and writes each to the pipe as soon as it is finished.
 
-    Ctrl-C, SIGTERM and their like save those that are finished by then.
+    Whatever ends it early, Ctrl-C, SIGTERM and their like too, those that are finished by then are saved.
     """
     samples = []
     with signals_as_interrupt():
@@ -122,7 +148,8 @@ def _generate(
                 samples.append(sample)
                 if pipe is not None:
                     print(_lines([sample]), end="", file=pipe, flush=True)
-        except KeyboardInterrupt:
+                    raise_if_lost(pipe)
+        except BaseException:
             with uninterrupted():  # people press Ctrl-C twice, and machines send SIGTERM more than once
                 save_partial(samples)
             raise

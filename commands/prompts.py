@@ -6,13 +6,15 @@ import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 
+from commands.options import Options
 from configs.errors import ConfigError, UserError
 from configs.prompts import DEFAULT_PROMPT, Prompt, parse_prompts, starts_as_json_lines
 from configs.reader import raise_issues
 from configs.schema import RunConfig
 from data.tokenization.tokenizer import Tokenizer
-from meshtf import tf
+from runtime.cluster.process_group import ProcessGroup
 from runtime.generation.requests import fit_prompt
+from storage.files import is_stream, read_bytes
 
 STDIO = "-"  # standard input or standard output
 MANY_BEAMS = 64
@@ -46,34 +48,62 @@ class EncodedPrompts:
         return sum(prompt.settings.predict_batch_size for prompt in self.prompts)
 
 
-def read_prompts(path: str | None, config: RunConfig) -> PromptFile:
-    """Reads a prompt, or prompts as JSON lines if the name ends in .jsonl or the first line of standard input is one.
+def read_prompts(options: Options, config: RunConfig) -> PromptFile:
+    """Reads prompts: `--prompt_text`, a file, standard input, or the default prompt.
+
+    They are JSON lines if the name of the file ends in .jsonl or the first line of a stream is one.
 
     Args:
-        path: the file, "-" for standard input, or None or "" for the default prompt.
+        options: name the prompts.
         config: the run, whose settings apply where a line sets none.
 
     Raises:
         UserError: the file cannot be read.
         ConfigError: a line is invalid.
     """
-    text = _read(path) if path else DEFAULT_PROMPT
-    is_jsonl = bool(path) and (path.endswith(".jsonl") or (path == STDIO and starts_as_json_lines(text)))
+    if options.prompt_text is not None:
+        return _one_prompt("--prompt_text", options.prompt_text, config)
+    path = options.prompt
+    if not path:
+        return _one_prompt("the default prompt", DEFAULT_PROMPT, config)
     place = "standard input" if path == STDIO else f"--prompt {path}"
-    prompts = parse_prompts(place, text, config) if is_jsonl else [Prompt(place, text, config.prediction, {})]
-    return PromptFile(text, prompts, is_jsonl)
+    text = _read(path)
+    if path.endswith(".jsonl") or (reads_stream(options) and starts_as_json_lines(text)):
+        return PromptFile(text, parse_prompts(place, text, config), is_jsonl=True)
+    if not text:
+        print(f"{place}: is empty; the text begins after the end of another one", file=sys.stderr)
+    return _one_prompt(place, text, config)
+
+
+def _one_prompt(place: str, text: str, config: RunConfig) -> PromptFile:
+    return PromptFile(text, [Prompt(place, text, config.prediction, {})], is_jsonl=False)
+
+
+def reads_stream(options: Options) -> bool:
+    """Returns whether the prompts come from standard input, a pipe or a device, which can be read only once."""
+    return options.prompt is not None and (options.prompt == STDIO or is_stream(options.prompt))
 
 
 def _read(path: str) -> str:
     try:
-        if path == STDIO:
-            return sys.stdin.buffer.read().decode()
-        with tf.io.gfile.GFile(path) as file:
-            return file.read()
-    except tf.errors.OpError as error:
-        raise UserError(f"--prompt {path}: cannot be read: {error.message}; give a text file") from error
+        return (sys.stdin.buffer.read() if path == STDIO else read_bytes(path)).decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"--prompt {path}: cannot be read: {error.strerror}; give a text file") from error
     except UnicodeDecodeError as error:
         raise UserError(f"--prompt {path}: is not UTF-8 text: {error}; give a text file") from error
+
+
+def check_shared_prompt(options: Options, group: ProcessGroup) -> None:
+    """Checks that all processes can read the prompts.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    if group.size > 1 and reads_stream(options):
+        raise ConfigError(
+            f"--prompt {options.prompt}: many processes cannot share a pipe or standard input; give a file that all "
+            "can read"
+        )
 
 
 def _ids(prompt: Prompt, tokenizer: Tokenizer, n_ctx: int) -> Sequence[int]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from commands.console import say
 from configs.errors import ConfigError, DataError
 from configs.schema import RunConfig
+from configs.weights import tokenizer_beside
 from data.loading.batch import Batch
 from data.preprocessing.prepare import PreparedDataset, prepare_dataset
 from data.tfrecord.shards import list_shards
@@ -87,10 +88,13 @@ def trained_tokenizer(config: RunConfig, init_from: str | None) -> Tokenizer | N
 
     Args:
         config: the run.
-        init_from: weights of another run, whose tokenizer is unknown; the datasets' tokenizer is returned, as it is for
-            a run directory without a copy.
+        init_from: weights of another run. Their tokenizer is returned if the config names no dataset; otherwise that of
+            the datasets, as for a run directory without a copy.
     """
-    kept = run_directory.tokenizer_path(config.model_path) if init_from is None else None
+    if init_from is None:
+        kept = run_directory.tokenizer_path(config.model_path)
+    else:
+        kept = None if config.data.datasets else tokenizer_beside(init_from)
     return _checked(config, load_tokenizer(kept)) if kept else RunData.of(config).tokenizer()
 
 
@@ -98,8 +102,16 @@ def _checked(config: RunConfig, tokenizer: Tokenizer) -> Tokenizer:
     """Checks a tokenizer against the configs, and returns it."""
     for use in config.data.datasets:
         check_special_ids(tokenizer, use.dataset)
-    _check_eos(config, tokenizer)
+    if config.data.datasets:
+        _check_eos(config, tokenizer)
     return tokenizer
+
+
+def with_token_ids(config: RunConfig, tokenizer: Tokenizer) -> RunConfig:
+    """Returns a config whose eos_id is the tokenizer's, which no dataset could say."""
+    if config.data.datasets or tokenizer.eos_id is None:
+        return config
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, eos_id=tokenizer.eos_id))
 
 
 def _counts_of(pattern: str) -> list[tuple[str, int]]:

@@ -7,7 +7,7 @@ import dataclasses
 from commands.backend import Backend, backend_of
 from commands.console import say
 from commands.options import Options
-from commands.run_data import RunData, trained_tokenizer
+from commands.run_data import RunData, trained_tokenizer, with_token_ids
 from configs.errors import CheckpointError, ConfigError, looked_from
 from configs.schema import RunConfig
 from configs.weights import weights_at
@@ -78,9 +78,10 @@ def set_up_for_generation(config: RunConfig, options: Options, group: ProcessGro
     group.check_same("the tokenizer", (tokenizer and tokenizer.to_json()) or "")
     if tokenizer is None:
         raise ConfigError(
-            "datasets = []: prediction needs a tokenizer; name a dataset with a tokenizer_path in the model config"
+            "datasets = []: prediction needs a tokenizer; name a dataset with a tokenizer_path in the model config, or "
+            "put tokenizer.json beside the weights"
         )
-    return Run(config, options, group, placement, tokenizer)
+    return Run(with_token_ids(config, tokenizer), options, group, placement, tokenizer)
 
 
 def place_run(config: RunConfig, options: Options, group: ProcessGroup) -> Placement:

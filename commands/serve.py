@@ -18,4 +18,5 @@ def serve(config: RunConfig, options: Options, group: ProcessGroup) -> int:
     run = set_up_for_generation(config, options, group)
     generator = build_text_generator(run, options.rows or DEFAULT_ROWS)
     load_trained(run)
-    return serve_model(ServedModel(config.name, generator.engine, run.tokenizer, config.data.eos_id), options.serving)
+    model = ServedModel(config.name, generator.engine, run.tokenizer, run.config.data.eos_id)
+    return serve_model(model, options.serving)

@@ -15,6 +15,7 @@ from commands.checkpoint_hooks import SAVE_SECONDS, CheckpointHooks, check_hook_
 from commands.console import say
 from commands.evaluate import plot_run
 from commands.options import Options
+from commands.prompts import PromptFile
 from commands.run_data import RunData, with_data_timeout
 from commands.run_setup import Run, load_init_from, place_run, restore_latest, resumes, set_up_with_data
 from configs.errors import CheckpointError, DataError
@@ -36,6 +37,7 @@ from runtime.run import lock
 from runtime.run.metrics import MetricsWriter, memory_in_use
 from runtime.run.progress_bar import Progress
 from runtime.training import loop
+from runtime.training.changed_settings import describe_changes
 from runtime.training.loop import DivergenceReport, Hooks
 from runtime.training.multi_step import MultiStep
 from runtime.training.nan_diagnosis import Diagnosis
@@ -52,7 +54,7 @@ def train(config: RunConfig, options: Options, group: ProcessGroup) -> int:
     peak = _peak_tokens_per_second(config, placement, group)
     run, data = set_up_with_data(config, options, group, placement)
     train_patterns = data.train_patterns()
-    check_hook_inputs(run, data)
+    prompts = check_hook_inputs(run, data)
     data.check_same(group)
     multi_step = run.backend.build_training(config, placement, group)
     resumed_from = reader.latest_checkpoint(config.model_path)
@@ -64,7 +66,7 @@ def train(config: RunConfig, options: Options, group: ProcessGroup) -> int:
     batches = _load_batches(run, train_patterns, position)
     with _locked_run_directory(run, resumed_from), _metrics_writer(run, position) as metrics:
         with StopRequest(group.all_reduce_max) as stop, _progress_bar(run, position) as progress, group.timeout():
-            hooks = _build_hooks(run, data, metrics, progress, peak, stop)
+            hooks = _build_hooks(run, data, prompts, metrics, progress, peak, stop)
             position, signal_number = _run_to_the_end(run, multi_step, batches, position, hooks)
         if group.is_first:
             plot_run(config)
@@ -104,7 +106,11 @@ def _load_weights(run: Run) -> TrainingPosition:
         run_directory.check_settings(run.config, run.tokenizer_json)
         if run.options.init_from is not None:
             say(f"--init_from {run.options.init_from}: ignored, since the run resumes from its own checkpoint")
+        kept = run_directory.kept_config(run.config.model_path)
         position = restore_latest(run)
+        changes = kept and describe_changes(kept, run.config, position.step)
+        if changes:
+            say(changes)
     else:
         run.placement.store.initialize(run.config.training.seed)
         position = TrainingPosition(0, 0) if run.options.init_from is None else load_init_from(run)
@@ -168,6 +174,7 @@ def _progress_bar(run: Run, position: TrainingPosition) -> Iterator[Progress]:
 def _build_hooks(
     run: Run,
     data: RunData,
+    prompts: PromptFile | None,
     metrics: MetricsWriter | None,
     progress: Progress,
     peak_tokens_per_second: float | None,
@@ -177,7 +184,7 @@ def _build_hooks(
     return Hooks(
         write_metrics=functools.partial(_write_metrics, run, metrics),
         save_checkpoint=_checkpoint_saver(run, metrics),
-        after_checkpoint=CheckpointHooks.of(stoppable, data, metrics, progress.note),
+        after_checkpoint=CheckpointHooks.of(stoppable, data, prompts, metrics, progress.note),
         progress=progress,
         warn=progress.note if run.group.is_first else functools.partial(print, file=sys.stderr),
         diagnose=functools.partial(_diagnose, run, data),

@@ -60,7 +60,7 @@ def _config_of_globs(globs: Globs, reader: ConfigReader) -> dict[str, Any] | Non
 def _load_dataset_by_id(reader: ConfigReader, dataset_id: str, directory: Path) -> DatasetConfig | None:
     directories = list(dict.fromkeys((directory, SHIPPED_DIR)))
     for candidate in (place / f"{dataset_id}.json" for place in directories):
-        if os.path.isfile(candidate):
+        if os.path.exists(candidate):
             try:
                 raw = read_file(candidate, {}, reader.issues)
             except ConfigError as error:

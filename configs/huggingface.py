@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from configs.errors import ConfigError
+from configs.errors import ConfigError, ValueIssue
 from configs.kinds import ATTENTION, Kind
 from configs.reader import raise_issues, shown
 from configs.schema import ModelConfig, keys_of
@@ -154,8 +154,11 @@ def _find_size_issues(hf_config: Mapping[str, Any], family: Family) -> Iterator[
     sizes = dict(family.sizes) | ({"window_size": "local_attention_radius"} if has_window else {})
     for theirs, ours in sizes.items():
         size, kind = hf_config.get(theirs), _kind(ours)
-        if not _is_understood(size, kind):
-            yield _lacking(theirs, size, "is not a size", f"{AGAIN}, it must give {kind.description}")
+        try:
+            kind.parse(size)
+        except ValueIssue as issue:
+            remedy = issue.remedy.removesuffix(", without quotes")
+            yield _lacking(theirs, size, "is not a size", f"{AGAIN}, it must {remedy}")
 
 
 def _find_option_issues(hf_config: Mapping[str, Any], family: Family) -> Iterator[str]:

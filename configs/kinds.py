@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import posixpath
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from configs.errors import ValueIssue
+from configs.errors import ConfigError, ValueIssue
 from configs.layout import format_pairs, parse_layout, parse_mesh_shape
 
 # What each type of attention sees: the text of `attention_types`.
@@ -21,6 +23,8 @@ ATTENTION_TYPES = {
 NUMBER_WORDS = ("nan", "inf", "infinity")
 QUOTED_NUMBER = re.compile(r"\d+(\.\d+)?[eE]-?\d+", re.ASCII)
 MAX_PATTERN_REPEATS = 10_000
+MAX_INTEGER = 2**31 - 1
+VARIABLE = re.compile(r"\$\{?([A-Za-z_]\w*)")
 
 
 @dataclass(frozen=True)
@@ -55,8 +59,14 @@ def _check_number_type(value: Any, types: tuple[type, ...], noun: str, descripti
         raise ValueIssue(f"is not {noun}", f"give {description}")
 
 
-def integer(minimum: int, maximum: int | None = None) -> Kind:
-    """Returns the kind of integers in [minimum, maximum]; 1000.0 is none."""
+def integer(minimum: int, maximum: int | None = None, limit: int = MAX_INTEGER) -> Kind:
+    """Returns the kind of integers in [minimum, maximum]; 1000.0 is none.
+
+    Args:
+        minimum: the smallest.
+        maximum: the largest, where people should know it; None: `limit`.
+        limit: what no computer can hold is above it.
+    """
     span = f">= {minimum}" if maximum is None else f"from {minimum} to {maximum}"
     description = f"an integer {span}"
 
@@ -64,7 +74,9 @@ def integer(minimum: int, maximum: int | None = None) -> Kind:
         if isinstance(value, float) and value.is_integer():
             raise ValueIssue("is not an integer", f"write {int(value)}")
         _check_number_type(value, (int,), "an integer", description)
-        if value < minimum or (maximum is not None and value > maximum):
+        if value > (limit if maximum is None else maximum):
+            raise ValueIssue("is out of range", f"give an integer from {minimum} to {maximum or limit}")
+        if value < minimum:
             raise ValueIssue("is out of range", f"give {description}")
         return value
 
@@ -150,8 +162,57 @@ def _parse_text(value: Any) -> str:
     return value
 
 
+def _check_characters(text: str) -> None:
+    """Rejects what no file name and no output can hold."""
+    if "\0" in text:
+        raise ValueIssue("holds a NUL character", "leave it out")
+    if not is_unicode(text):
+        raise ValueIssue("is not UTF-8 text: it holds half of a character (a surrogate)", "write the whole character")
+
+
+def clean_path(path: str) -> str:
+    """Returns a path as the system takes it: `~` and $VARIABLES replaced, repeated slashes folded, in buckets too.
+
+    Raises:
+        ValueIssue: no file can have this name, or it names a variable or a user that does not exist.
+    """
+    _check_characters(path)
+    expanded = os.path.expandvars(os.path.expanduser(path))
+    unknown = [name for name in VARIABLE.findall(path) if name not in os.environ]
+    if unknown and not os.path.lexists(expanded):
+        raise ValueIssue(f"names ${unknown[0]}, which is not set", "set it, or write the path out")
+    if expanded.startswith("~") and not os.path.lexists(expanded.partition("/")[0]):
+        raise ValueIssue("names the home of an unknown user", "write the path out")
+    scheme, mark, place = expanded.rpartition("://")
+    if not mark:
+        return re.sub("/+", "/", expanded)
+    return scheme + mark + posixpath.normpath(place) + "/" * place.endswith("/")
+
+
+def clean_path_flags(values: Mapping[str, Any], flags: Iterable[str]) -> dict[str, Any]:
+    """Returns the values of flags that are paths, or sequences of paths, as `clean_path` does.
+
+    Raises:
+        ConfigError: the message names the flag and the path.
+    """
+    return {flag: _clean_flag(flag, values[flag]) for flag in flags if values.get(flag)}
+
+
+def _clean_flag(flag: str, value: Any) -> Any:
+    if not isinstance(value, str):
+        return type(value)(_clean_flag(flag, path) for path in value)
+    try:
+        return clean_path(value)
+    except ValueIssue as issue:
+        raise ConfigError(f"--{flag} {value}: {issue}") from None
+
+
+def _parse_folder(value: Any) -> str:
+    return clean_path(_parse_text(value))
+
+
 def _parse_path(value: Any) -> str | None:
-    return None if value in (None, "") else _parse_text(value)
+    return None if value in (None, "") else _parse_folder(value)
 
 
 def _listed_texts(value: Any) -> list[str]:
@@ -161,8 +222,8 @@ def _listed_texts(value: Any) -> list[str]:
     return given
 
 
-def _parse_texts(value: Any) -> tuple[str, ...]:
-    return tuple(_parse_text(item) for item in _listed_texts(value))
+def _parse_paths(value: Any) -> tuple[str, ...]:
+    return tuple(_parse_folder(item) for item in _listed_texts(value))
 
 
 def is_unicode(text: str) -> bool:
@@ -206,7 +267,8 @@ FLAG = Kind("true or false", _parse_flag)
 SWITCH = Kind("true or false; null: false", lambda value: _parse_flag(False if value is None else value))
 TEXT = Kind("a string", _parse_text)
 PATH = Kind("a string; empty or null: none", _parse_path)
-TEXTS = Kind("a string or a list of strings", _parse_texts, list)
+FOLDER = Kind("a string", _parse_folder)
+PATHS = Kind("a string or a list of strings", _parse_paths, list)
 EVAL_TASKS = Kind("a list of task names; none is available in this version", _parse_eval_tasks, list)
 POSITIVE = number("> 0", lambda value: value > 0)
 NON_NEGATIVE = number(">= 0", lambda value: value >= 0)

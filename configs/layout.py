@@ -7,10 +7,13 @@ by commas, semicolons, full stops or blanks.
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Iterator, Mapping
 
 from configs.errors import ValueIssue, did_you_mean
+
+MAX_AXES, MAX_DEVICES = 16, 1 << 20
 
 MeshShape = tuple[tuple[str, int], ...]
 Layout = tuple[tuple[str, str], ...]
@@ -64,7 +67,13 @@ def parse_mesh_shape(text: str) -> MeshShape | None:
     """
     pairs = _parse_pairs(text, "x:4,y:2")
     _check_unique([axis for axis, _ in pairs], "axis")
-    return tuple((axis, _parse_axis_size(axis, size)) for axis, size in pairs) or None
+    if len(pairs) > MAX_AXES:
+        raise ValueIssue(f"names {len(pairs)} axes", f"give at most {MAX_AXES}")
+    axes = tuple((axis, _parse_axis_size(axis, size)) for axis, size in pairs)
+    n_devices = math.prod(size for _, size in axes)
+    if n_devices > MAX_DEVICES:
+        raise ValueIssue(f"multiplies to {n_devices} devices", f"give at most {MAX_DEVICES}")
+    return axes or None
 
 
 def parse_layout(text: str) -> Layout | None:

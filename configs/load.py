@@ -17,20 +17,28 @@ from configs import schema
 from configs.cross_checks import PREDICTION_CHECKS, RUN_CHECKS
 from configs.datasets import check_datasets, default_input_fn, load_datasets, special_ids
 from configs.errors import ConfigError, ValueIssue, did_you_mean
+from configs.overrides import read_overrides
 from configs.reader import ConfigReader, RawValue, raise_issues, read_file, rename_aliases, shown
 from configs.schema import RUN_FIELDS, PredictionConfig, RunConfig, is_required, keys_of
-from configs.weights import KEY_OF_FUNCTIONS, config_beside, initial_model_keys
+from configs.weights import (
+    CONFIG_FILE,
+    KEY_OF_FUNCTIONS,
+    config_beside,
+    initial_model_keys,
+    is_huggingface_folder,
+    no_weights,
+)
 
 CONFIGS_DIR = Path(__file__).resolve().parent
-OVERRIDES_FILE = "--set"
 
 
 def load_config(model: str, overrides: Sequence[str] = (), weights: str | None = None) -> RunConfig:
     """Loads a model config and the dataset configs that it names.
 
     Args:
-        model: a name, for `configs/<name>.json` of the repository, or the path of a file ending in .json.
-        overrides: `key=value` texts that replace keys of the file; a value is JSON if it parses as JSON, else a string.
+        model: a name, for `configs/<name>.json` of the repository, or the path of a file ending in .json. A folder
+            stands for the config.json in it, and for its run or its weights.
+        overrides: `KEY=VALUE` and `--FLAG=VALUE` texts that replace keys of the file.
         weights: the path of initial weights. What the config.json beside them says of the model may be left out of the
             config, and may not be contradicted. Without this argument, a config that lacks sizes of the model takes
             them from the run at its model_path.
@@ -38,10 +46,17 @@ def load_config(model: str, overrides: Sequence[str] = (), weights: str | None =
     Raises:
         ConfigError: the message holds every issue, one a line.
     """
+    if model == weights and not os.path.isdir(model):
+        raise no_weights(model)
     path = find_model_config(model)
     issues: list[str] = []
-    overriding = _read_overrides(overrides, issues)
-    raw = _without_overridden(read_file(path, schema.ALIASES, issues), overriding) | overriding
+    overriding = read_overrides(overrides, issues)
+    is_folder = os.path.isdir(model)
+    weights = model if weights is None and is_folder and is_huggingface_folder(model) else weights
+    keys = _keys_of_folder(Path(model), weights, issues) if is_folder else read_file(path, schema.ALIASES, issues)
+    raw = _without_overridden(keys, overriding) | overriding
+    if weights is not None:
+        raw.setdefault("no_dataset", RawValue("no_dataset", "datasets" not in raw, weights))
     source = _find_model_source(raw) if weights is None else weights
     from_weights = {} if source is None else _raw_of_weights(source)
     inherited = {key: value for key, value in from_weights.items() if key != KEY_OF_FUNCTIONS}
@@ -62,17 +77,19 @@ def load_config(model: str, overrides: Sequence[str] = (), weights: str | None =
 def given_keys(model: str, overrides: Sequence[str] = ()) -> tuple[str, ...]:
     """Returns the keys that a config file or the overrides set, for a config that `load_config` has accepted."""
     issues: list[str] = []
-    given = read_file(find_model_config(model), schema.ALIASES, issues) | _read_overrides(overrides, issues)
+    given = read_file(find_model_config(model), schema.ALIASES, issues) | read_overrides(overrides, issues)
     return tuple(given)
 
 
 def find_model_config(model: str) -> Path:
-    """Returns the file of a model config, from its path or its name.
+    """Returns the file of a model config, from its path, its folder or its name.
 
     Raises:
         ConfigError: there is no config of this name.
     """
-    if model.endswith(".json"):
+    if os.path.isdir(model):
+        return Path(model, CONFIG_FILE)
+    if model.endswith(".json") or (os.sep in model and os.path.exists(model)):  # such as a pipe
         return Path(model)
     path = CONFIGS_DIR / f"{model}.json"
     if not os.path.isfile(path):
@@ -115,6 +132,16 @@ def resolved_json(config: RunConfig) -> str:
     return json.dumps(keys, indent=4) + "\n"
 
 
+def _keys_of_folder(folder: Path, weights: str | None, issues: list[str]) -> dict[str, RawValue]:
+    """Returns the keys of a run's folder, which may have moved, or those that weights of Hugging Face lack."""
+    name = folder.resolve().name
+    if weights is not None and is_huggingface_folder(str(folder)):
+        keys = {"name": name, "model_path": f"runs/{name}", "train_batch_size": 1, "train_steps": 1}
+        return {key: RawValue(key, value, str(folder)) for key, value in keys.items()}
+    place = RawValue("model_path", str(folder), str(folder))
+    return read_file(folder / CONFIG_FILE, schema.ALIASES, issues) | {"model_path": place}
+
+
 def _find_model_source(raw: Mapping[str, RawValue]) -> str | None:
     """Returns the run at model_path if the config lacks sizes of the model and there is one, else None."""
     lacks_sizes = any(is_required(field) and key not in raw for key, field in keys_of(schema.ModelConfig).items())
@@ -135,24 +162,6 @@ def _check_against_weights(reader: ConfigReader, from_weights: Mapping[str, RawV
             problem = f"the weights were made with {shown(raw.value)} ({raw.file})"
             remedy = f"set {key} to {raw.value}" if key == KEY_OF_FUNCTIONS else f"leave {key} out"
             reader.report(key, ValueIssue(problem, remedy))
-
-
-def _read_overrides(overrides: Sequence[str], issues: list[str]) -> dict[str, RawValue]:
-    raw_values = []
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if equals and key.strip():
-            raw_values.append(RawValue(key.strip(), _parse_override(text.strip()), OVERRIDES_FILE))
-        else:
-            issues.append(f"{OVERRIDES_FILE}: {override}: is not a key=value pair; write key=value")
-    return rename_aliases(raw_values, schema.ALIASES, issues)
-
-
-def _parse_override(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text
 
 
 def _reset_by(raw: Mapping[str, RawValue]) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import json
 import re
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from configs.errors import ConfigError, ValueIssue, did_you_mean, looked_from
 from configs.schema import is_required
 
 REFERENCE = "docs/configuration.md"
+MAX_SHOWN = 80  # characters of a value in a message
 COPIED_DEFAULTS = {"eval_batch_size": "train_batch_size", "lr_decay_end": "train_steps"}
 
 _STRING_OR_COMMENT = re.compile(r'"(?:\\.|[^"\\\n])*"|(?:#|//)[^\n]*|/\*.*?\*/', re.DOTALL)
@@ -30,11 +32,13 @@ class RawValue:
         key: the key in the user's spelling, which may be an alias.
         value: the value, as JSON has it.
         file: the file, or the flag, that gives it.
+        typed: the key and the value as messages show what was typed on the command line; empty: they are in a file.
     """
 
     key: str
     value: Any
     file: str
+    typed: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,8 +60,11 @@ class ConfigReader:
     def report(self, key: str, issue: ValueIssue) -> None:
         """Adds an issue of a key, with the value and the file that the user gave."""
         raw = self.raw.get(key)
-        place = f"{raw.file}: {raw.key} = {shown(raw.value)}" if raw else f"{self.file}: {key}"
-        self.issues.append(f"{place}: {issue}")
+        if raw and raw.typed:
+            self.issues.append(f"{_shortened(raw.typed)}: {_for_shell(raw.key, issue)}")
+        else:
+            place = f"{raw.file}: {raw.key} = {shown(raw.value)}" if raw else f"{self.file}: {key}"
+            self.issues.append(f"{place}: {issue}")
 
     def check_names(self, fields: Fields, ignored: Iterable[str] = ()) -> None:
         """Reports keys that are neither in the schema nor ignored."""
@@ -106,8 +113,21 @@ def _unknown_key(key: str, known: Iterable[str]) -> ValueIssue:
 
 def shown(value: Any) -> str:
     """Returns a JSON value as a message shows it, shortened to 80 characters."""
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return _shortened(json.dumps(value, ensure_ascii=False))
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."
+
+
+def _for_shell(key: str, issue: ValueIssue) -> ValueIssue:
+    """Returns an issue of a typed value: a shell takes quotes away, so its remedy shows how to keep those of JSON."""
+    problem = issue.problem.replace("is a string, not", "is not")
+    remedy, found, examples = issue.remedy.removesuffix(", without quotes").partition("write it as ")
+    if found:
+        example = examples.rpartition(" or ")[2]
+        remedy += f"write it as --set {shlex.quote(f'{key}={example}')}"
+    return ValueIssue(problem, remedy)
 
 
 def raise_issues(issues: Iterable[str]) -> None:

@@ -19,10 +19,12 @@ from configs.kinds import (
     AXIAL,
     EVAL_TASKS,
     FLAG,
+    FOLDER,
     LAYOUT,
     MESH_SHAPE,
     NON_NEGATIVE,
     PATH,
+    PATHS,
     POSITIVE,
     POSITIVE_FLOAT32,
     SEPARATOR,
@@ -30,11 +32,11 @@ from configs.kinds import (
     STOPS,
     SWITCH,
     TEXT,
-    TEXTS,
     TOP_P,
     Kind,
     integer,
     integers,
+    is_unicode,
     one_of,
     optional,
     parse_part,
@@ -71,6 +73,8 @@ ALIASES = {
 DATASET_INERT_KEYS = {"lambada_tokens_path": "acts with the evaluation task lambada only"}
 
 MAX_SEED = 2**31 - 1
+# Far above any model, and low enough that a slip of the finger is a message and not a machine without memory.
+MAX_FEATURES, MAX_LAYERS, MAX_TOKENS, MAX_EXAMPLES = 1 << 20, 10_000, 1 << 24, 1 << 20
 
 
 def setting(
@@ -119,8 +123,10 @@ def is_required(field: dataclasses.Field) -> bool:
 class MoeParams:
     """The mixture-of-experts layers: the members of the key `moe_params`."""
 
-    moe_num_experts: int = setting(integer(2), "Experts of a layer.", unit="experts", default=16)
-    moe_hidden_size: int = setting(integer(1), "Width of an expert's hidden layer.", unit="features", default=4096)
+    moe_num_experts: int = setting(integer(2, limit=MAX_FEATURES), "Experts of a layer.", unit="experts", default=16)
+    moe_hidden_size: int = setting(
+        integer(1, limit=MAX_FEATURES), "Width of an expert's hidden layer.", unit="features", default=4096
+    )
     moe_gating: str = setting(one_of(MOE_GATINGS), "Experts that a token is sent to: one or two.", default="top_2")
     moe_group_size: int = setting(
         integer(1), "Tokens of a row that share the experts' capacity; at most n_ctx.", unit="tokens", default=1024
@@ -173,12 +179,16 @@ MOE_PARAMS = Kind("an object, see below; null: all defaults", _parse_moe_params,
 class ModelConfig:
     """The network: its dimensions and the variants of its layers."""
 
-    n_head: int = setting(integer(1), "Attention heads of a layer; divides n_embd.", unit="heads")
-    n_embd: int = setting(integer(1), "Width of the residual stream.", unit="features")
-    n_layer: int = setting(integer(1), "Blocks of attention and feed-forward.", unit="layers")
-    n_ctx: int = setting(integer(1), "Length of the context; a training example holds one token more.", unit="tokens")
+    n_head: int = setting(integer(1, limit=MAX_FEATURES), "Attention heads of a layer; divides n_embd.", unit="heads")
+    n_embd: int = setting(integer(1, limit=MAX_FEATURES), "Width of the residual stream.", unit="features")
+    n_layer: int = setting(integer(1, limit=MAX_LAYERS), "Blocks of attention and feed-forward.", unit="layers")
+    n_ctx: int = setting(
+        integer(1, limit=MAX_TOKENS), "Length of the context; a training example holds one token more.", unit="tokens"
+    )
     n_vocab: int = setting(
-        integer(2), "Rows of the token embedding; at least the n_vocab of every dataset.", unit="tokens"
+        integer(2, limit=MAX_TOKENS),
+        "Rows of the token embedding; at least the n_vocab of every dataset.",
+        unit="tokens",
     )
     attention_types: tuple[str, ...] = setting(
         ATTENTION,
@@ -216,7 +226,7 @@ class ModelConfig:
         default=None,
     )
     num_mem_kv: int = setting(
-        unless_off(integer(0), 0),
+        unless_off(integer(0, limit=MAX_TOKENS), 0),
         "Learned keys and values that every position of a global layer attends to.",
         unit="keys",
         default=0,
@@ -293,7 +303,7 @@ class TrainingConfig:
     """The optimiser, its schedule, and the size of a step."""
 
     train_batch_size: int = setting(
-        integer(1), "Examples of a training step, on all devices together.", unit="examples"
+        integer(1, limit=MAX_EXAMPLES), "Examples of a training step, on all devices together.", unit="examples"
     )
     train_steps: int = setting(integer(1), "Step at which training ends.", unit="steps")
     lr: float = setting(POSITIVE, "Peak learning rate, reached at the end of the warm-up.", default=6e-4)
@@ -359,7 +369,10 @@ class EvaluationConfig:
     """Evaluation on held-out data."""
 
     eval_batch_size: int = setting(
-        integer(1), "Examples of an evaluation batch.", unit="examples", default_text="`train_batch_size`"
+        integer(1, limit=MAX_EXAMPLES),
+        "Examples of an evaluation batch.",
+        unit="examples",
+        default_text="`train_batch_size`",
     )
     eval_steps: int = setting(
         integer(0),
@@ -375,7 +388,7 @@ class PredictionConfig:
     """Text generation."""
 
     predict_batch_size: int = setting(
-        integer(1), "Samples of each prompt.", unit="samples", default=1, flag="--n_samples N"
+        integer(1, limit=MAX_EXAMPLES), "Samples of each prompt.", unit="samples", default=1, flag="--n_samples N"
     )
     predict_steps: int = setting(
         integer(0), "Above 0: also sample at each checkpoint while training.", unit="batches", default=0
@@ -484,7 +497,11 @@ class PredictionConfig:
         flag="--never_end",
     )
     stop: tuple[str, ...] = setting(
-        STOPS, "Ends a sample before the first of these strings.", default=(), flag="--stop TEXT"
+        STOPS,
+        r"Ends a sample before the first of these strings. In a shell write `\n` for a line break, `\t` for a tab and "
+        r"`\\` for a backslash; `\r`, `\xNN` and `\uNNNN` work too.",
+        default=(),
+        flag="--stop TEXT",
     )
     num_beams: int = setting(
         integer(1, 1000),
@@ -532,7 +549,9 @@ class DatasetConfig:
 
     id: str
     n_vocab: int = setting(
-        integer(2), "Size of the tokenizer; for raw text without tokenizer_path, the size to train.", unit="tokens"
+        integer(2, limit=MAX_TOKENS),
+        "Size of the tokenizer; for raw text without tokenizer_path, the size to train.",
+        unit="tokens",
     )
     path: str | None = setting(PATH, "Glob of the tfrecords to train on.", default=None)
     eval_path: str | None = setting(PATH, "Glob of the tfrecords to evaluate on.", default=None)
@@ -550,17 +569,17 @@ class DatasetConfig:
         integer(0), "Id of padding; n_vocab itself means a padding token that was added to the tokenizer.", default=0
     )
     text: tuple[str, ...] = setting(
-        TEXTS,
+        PATHS,
         "Raw text: folders or globs of .txt, .md, .py, .json or .jsonl files, compressed (.gz, .xz, .zst) or in .tar "
         "or .zip archives; {python_stdlib} is Python's standard library.",
         default=(),
     )
-    text_exclude: tuple[str, ...] = setting(TEXTS, "Globs of raw text to exclude.", default=())
+    text_exclude: tuple[str, ...] = setting(PATHS, "Globs of raw text to exclude.", default=())
     eval_fraction: float = setting(
         SHARE, "Raw text: fraction of the documents held out for evaluation.", unit="fraction", default=0.05
     )
     cache_dir: str = setting(
-        TEXT, "Raw text: folder of the tokenizer and the tfrecords made from it.", default_text="`datasets/<id>`"
+        FOLDER, "Raw text: folder of the tokenizer and the tfrecords made from it.", default_text="`datasets/<id>`"
     )
     text_key: str = setting(TEXT, "Raw text: key of a JSON object that holds the document.", default="text")
     document_separator: str | bool | None = setting(
@@ -630,7 +649,7 @@ def _parse_globs(path: Any, eval_path: Any) -> Globs:
 
 def _check_dataset_id(dataset_id: str) -> None:
     """Rejects an id that is not a plain name, since it names a file and a folder."""
-    if not dataset_id.strip(" .") or "/" in dataset_id or "\\" in dataset_id:
+    if not dataset_id.strip(" .") or set("/\\\0") & set(dataset_id) or not is_unicode(dataset_id):
         raise ValueIssue(f"the dataset id {dataset_id!r} is not a plain name", "give one without slashes, such as pile")
 
 
@@ -757,7 +776,7 @@ class RunConfig:
     """All settings of one run, checked together."""
 
     name: str = setting(TEXT, "Name of the run.", default_text="the stem of the file")
-    model_path: str = setting(TEXT, "Directory of checkpoints, metrics and samples.")
+    model_path: str = setting(FOLDER, "Directory of checkpoints, metrics and samples.")
     model: ModelConfig
     training: TrainingConfig
     evaluation: EvaluationConfig

@@ -20,6 +20,8 @@ from configs.schema import ALIASES, RUN_FIELDS, ModelConfig, MoeParams, is_requi
 
 CONFIG_FILE = "config.json"
 HPARAMS_FILE = "hparams.json"  # OpenAI's, beside its GPT-2
+TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_FOLDER_FILES = ("vocab.json", "merges.txt")
 # Every config.json of a run has this key, and none of GPT-Neo's has it.
 KEY_OF_OURS = "temperature"
 # The config.json of a run that was trained before linear attention and elish were GPT-Neo's lacks this key.
@@ -108,6 +110,23 @@ def config_beside(path: str) -> str:
     folder = path if os.path.isdir(path) else os.path.dirname(path)
     config, hparams = (os.path.join(folder, name) for name in (CONFIG_FILE, HPARAMS_FILE))
     return hparams if os.path.isfile(hparams) and not os.path.isfile(config) else config
+
+
+def tokenizer_beside(path: str) -> str | None:
+    """Returns the path of the tokenizer beside local weights, a file or a folder; None: there is none."""
+    if not path or "://" in path:
+        return None
+    folder = os.path.dirname(config_beside(weights_at(path)))
+    if os.path.exists(os.path.join(folder, TOKENIZER_FILE)):
+        return os.path.join(folder, TOKENIZER_FILE)
+    is_folder = all(os.path.exists(os.path.join(folder, name)) for name in TOKENIZER_FOLDER_FILES)
+    return folder if is_folder else None
+
+
+def is_huggingface_folder(path: str) -> bool:
+    """Returns whether a path is a local folder with a config.json of Hugging Face's."""
+    file = os.path.join(path, CONFIG_FILE)
+    return os.path.isfile(file) and is_huggingface(read_object(Path(file), issues=[]))
 
 
 def no_weights(path: str) -> CheckpointError:

@@ -13,7 +13,6 @@ import collections
 import contextlib
 import itertools
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,8 +21,9 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from configs.command_line import CommandLine
-from configs.errors import DataError, UserError
+from configs.command_line import CommandLine, integer
+from configs.errors import DataError
+from configs.kinds import clean_path_flags
 from data.check.plots import draw_reports
 from data.check.repair import check_free, describe_repaired, repair
 from data.check.report import Decode, check_no_errors, format_errors, format_report
@@ -35,6 +35,7 @@ from data.preprocessing.pipeline import tokenizer_sha256
 from data.preprocessing.settings import check_minimums
 from data.tokenization.bpe_training import FILE_NAME
 from data.tokenization.tokenizer import Tokenizer, is_at_hand, load_encoder
+from storage.streams import run_program
 
 MAX_VOCAB = 1 << 20  # if the vocabulary is not known: no tokenizer has as many ids
 FILES_SAMPLED = 8
@@ -213,32 +214,27 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Settings:
         metavar="PATH",
         help="tokenizer: JSON file, folder or Hugging Face name (default: the files' own)",
     )
-    add("--chunk_size", type=int, metavar="N", help="examples hold N + 1 ids (default: manifest's, or most common)")
+    add("--chunk_size", type=integer, metavar="N", help="examples hold N + 1 ids (default: manifest's, or most common)")
     add("--documents", action="store_true", help="each record is a document, of any length")
-    add("--n_vocab", type=int, metavar="N", help="ids are below N (default: from tokenizer or manifest)")
-    add("--separator", type=int, metavar="ID", help="id between documents (default: from tokenizer or manifest)")
+    add("--n_vocab", type=integer, metavar="N", help="ids are below N (default: from tokenizer or manifest)")
+    add("--separator", type=integer, metavar="ID", help="id between documents (default: from tokenizer or manifest)")
     add("--picture", metavar="FILE", help="plot document lengths and token frequencies into this PNG file")
     add("--repair", action="store_true", help="copy the valid records to new files, named by their counts")
     add("--repair_dir", metavar="DIR", help="new folder for the copies (default: repaired/ beside each file)")
-    add("--processes", type=int, default=0, help="reading processes (default 0: chosen by cores and file sizes)")
+    add("--processes", type=integer, default=0, help="reading processes (default 0: chosen by cores and file sizes)")
     values = vars(parser.parse_args(arguments))
+    values |= clean_path_flags(values, ("globs", "encoder_path", "picture", "repair_dir"))
     return Settings(**values | {"globs": tuple(values["globs"])})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
-    try:
+
+    def run() -> int:
         check_tfrecords(parse_arguments(arguments))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at exit
-        return 128 + signal.SIGPIPE
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
+        return 0
+
+    return run_program(run)
 
 
 if __name__ == "__main__":

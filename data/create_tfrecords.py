@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from configs.command_line import CommandLine
+from configs.command_line import CommandLine, integer
 from configs.errors import UserError
+from configs.kinds import clean_path_flags
 from configs.reader import read_object
 from data.preprocessing.settings import DOCUMENTS, MODES, Settings
 from data.text.files import ON_BAD_FILE
 from data.tokenization.tokenizer import EOS_TOKEN
+from storage.streams import run_program
 
 if TYPE_CHECKING:
     from data.preprocessing.packing import PackingStats
@@ -34,6 +36,7 @@ DATASET_CONFIG_HELP = (
     "write a dataset config: to this file; or, given a model config, into dataset_configs/ beside it, where it is "
     "looked for; without PATH into configs/dataset_configs"
 )
+PATH_FLAGS = ("input_dir", "output_dir", "encoder_path", "write_dataset_config")
 DATASET_CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "dataset_configs"
 
 
@@ -43,21 +46,21 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Settings:
     add, default = parser.add_argument, Settings
     add("--input_dir", "--base_dir", required=True, help="directory (searched recursively), glob or file with the text")
     add("--mode", choices=MODES, default=default.mode, help="a record is a chunk of the text (default), or a document")
-    add("--files_per", type=int, default=default.files_per, help="records in a tfrecord file")
+    add("--files_per", type=integer, default=default.files_per, help="records in a tfrecord file")
     add("--name", default=default.name, help="prefix of the file names")
     add("--output_dir", default=default.output_dir, help="directory to write the files to")
     tokenizer = parser.add_mutually_exclusive_group().add_argument
     tokenizer("--encoder_path", default=default.encoder_path, help="tokenizer: JSON file, folder or Hugging Face name")
     use_gpt2 = {"dest": "encoder_path", "action": "store_const", "const": "gpt2"}
     tokenizer("--use_gpt2_tokenizer", **use_gpt2, help="the tokenizer gpt2 of Hugging Face, which is the default")
-    add("--minimum_size", type=int, default=default.minimum_size, help="leave out documents with fewer tokens")
+    add("--minimum_size", type=integer, default=default.minimum_size, help="leave out documents with fewer tokens")
     add("--ftfy", action="store_true", help="repair mis-decoded text and normalise it to NFKC")
     add("--no_ftfy", dest="ftfy", action="store_false", help="leave text as it is, which is the default")
     add("--wikitext_detokenize", action="store_true", help="undo WikiText's tokenization")
     add("--separator", type=_token_id, metavar="ID", help=f"id after every document, 0 or [0] (default: {EOS_TOKEN})")
-    add("--chunk_size", type=int, default=argparse.SUPPRESS, help="n_ctx of the model; a chunk has one token more")
+    add("--chunk_size", type=integer, default=argparse.SUPPRESS, help="n_ctx of the model; a chunk has one token more")
     add("--write_dataset_config", nargs="?", const="", metavar="PATH", help=DATASET_CONFIG_HELP)
-    add("--processes", type=int, default=default.processes, help="processes that encode; 0 for one per core")
+    add("--processes", type=integer, default=default.processes, help="processes that encode; 0 for one per core")
     add("--overwrite", action="store_true", help="replace existing files of this name")
     add("--text_key", default=default.text_key, help="key of a JSON object that holds its text")
     add(
@@ -69,17 +72,17 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Settings:
     )
     add("--on_bad_file", default=default.on_bad_file, choices=ON_BAD_FILE, help="at a broken link or a pipe")
     add("--deduplicate", action="store_true", help="leave out exact copies of earlier documents")
-    add("--max_documents", type=int, default=default.max_documents, help="read at most this many documents")
+    add("--max_documents", type=integer, default=default.max_documents, help="read at most this many documents")
     add("--eval_fraction", type=float, default=default.eval_fraction, help="fraction of the documents to hold out")
     add("--runner", default=default.runner, help="encode with Apache Beam: DirectRunner, DataflowRunner or FlinkRunner")
     known, others = parser.parse_known_args(arguments)
     if others and known.runner is None:
         parser.error(f"unrecognized arguments: {' '.join(others)}")
-    values = vars(known) | {"beam_options": tuple(others)}
+    values = vars(known) | clean_path_flags(vars(known), PATH_FLAGS) | {"beam_options": tuple(others)}
     if known.mode == DOCUMENTS and "chunk_size" in values:
         print("--chunk_size has no effect: with --mode documents, a record is a whole document", file=sys.stderr)
     if known.write_dataset_config is not None:
-        values["write_dataset_config"] = _dataset_config_path(known.write_dataset_config, known.name)
+        values["write_dataset_config"] = _dataset_config_path(values["write_dataset_config"], known.name)
     return Settings(**values)
 
 
@@ -154,21 +157,18 @@ def to_json(report: Report) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
-    settings = parse_arguments(arguments)
-    try:
+
+    def run() -> int:
+        settings = parse_arguments(arguments)
         # Not at the top: the processes that encode import this module, and need no TensorFlow.
         from data.preprocessing.pipeline import create_tfrecords
 
         report = create_tfrecords(settings)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: existing files are unchanged; run the same command again to resume", file=sys.stderr)
-        return 130
-    print(describe(report))
-    print(to_json(report))
-    return 0
+        print(describe(report))
+        print(to_json(report))
+        return 0
+
+    return run_program(run, "interrupted: existing files are unchanged; run the same command again to resume")
 
 
 if __name__ == "__main__":

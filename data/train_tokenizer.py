@@ -16,14 +16,16 @@ if __name__ == "__main__":
 
 from tqdm import tqdm
 
-from configs.command_line import CommandLine
-from configs.errors import DataError, UserError
+from configs.command_line import CommandLine, integer
+from configs.errors import DataError
+from configs.kinds import clean_path_flags
 from data.text.deduplication import digest_fraction
 from data.text.documents import Document, TextFormat, explain, identity_digest, read_all_documents
 from data.text.files import ON_BAD_FILE, SUFFIXES, ReadingNotes, find_files
 from data.tokenization.bpe_training import FILE_NAME, cut_text, save_tokenizer, train_byte_level_bpe
 from data.tokenization.tokenizer import EOS_TOKEN
 from storage.files import check_writable, exists
+from storage.streams import run_program
 
 MAX_PROBLEMS = 20  # named one by one
 MAX_TEXT_BYTES = 1 << 26  # longer texts are kept in a temporary file
@@ -118,7 +120,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Settings:
     add("--base_dir", required=True, help="directory with the texts, searched recursively")
     add("--output_dir", default=Settings.output_dir, help="where the tokenizer is written; nothing there is deleted")
     add("--file_type", default=Settings.file_type, choices=FILE_TYPES, help="suffix of the files to read")
-    add("--vocab_size", type=int, required=True, help="number of ids, the two special tokens included")
+    add("--vocab_size", type=integer, required=True, help="number of ids, the two special tokens included")
     add("--sample_share", type=float, default=Settings.sample_share, help="fraction of the documents to train on")
     add("--nfkc", action="store_true", help="normalise to NFKC (not lossless)")
     add("--add_prefix_space", action="store_true", help="put a space before every text (not lossless)")
@@ -132,20 +134,18 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Settings:
         help=f"part documents inside a text at a marker; without one, or eos: at {EOS_TOKEN}",
     )
     add("--on_bad_file", default=Settings.on_bad_file, choices=ON_BAD_FILE, help="at a broken link or a pipe")
-    return Settings(**vars(parser.parse_args(arguments)))
+    values = vars(parser.parse_args(arguments))
+    return Settings(**values | clean_path_flags(values, ("base_dir", "output_dir")))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
-    try:
+
+    def run() -> int:
         train_tokenizer(parse_arguments(arguments))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: no tokenizer was written", file=sys.stderr)
-        return 130
-    return 0
+        return 0
+
+    return run_program(run, "interrupted: no tokenizer was written")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ def on_disk(model: str) -> Iterator[str]:
     if not model.startswith(buckets.SCHEME):
         yield model
         return
+    if not model.endswith(".json"):
+        model = posixpath.join(model, "config.json")  # of the folder of a run
     remote, name = posixpath.split(model)
     with tempfile.TemporaryDirectory() as local:
         try:

@@ -59,7 +59,8 @@ def check_make(arguments: Sequence[str]) -> None:
 
 def check_main(arguments: Sequence[str]) -> None:
     parsed = parse_arguments(arguments)
-    if not parsed.model.endswith(".json") or (REPOSITORY / parsed.model).exists():
+    is_placeholder = "/" in parsed.model or parsed.model.endswith((".json", "-folder"))
+    if not is_placeholder or (REPOSITORY / parsed.model).is_file():
         path_or_name = str(REPOSITORY / parsed.model) if parsed.model.endswith(".json") else parsed.model
         load_config(path_or_name, config_overrides(parsed))
 

@@ -283,9 +283,34 @@ def test_prediction_writes_the_same_text_for_the_same_seed(here: Project, capsys
     assert process.stdout.endswith(f"{written}\nwritten to runs/tiny/predictions_exp_300.txt\n")
     samples = re.findall(r"={40} SAMPLE \d ={40}\n\n(.*?)\n\n={80}\n", written, re.DOTALL)
     assert len(set(samples)) == 3 and all(sample.startswith("the cat sat") for sample in samples)
-    assert call(capsys, *arguments, "--seed", "3").status == 0
-    assert (here.run / "predictions_exp_300.txt").read_text() == written
-    (here.run / "predictions_exp_300.txt").unlink()
+    (here.run / "predictions_exp_300.txt").write_text("of the first prediction")
+    assert call(capsys, *arguments, "--seed", "3").out.endswith("\nwritten to runs/tiny/predictions_exp_300.2.txt\n")
+    assert (here.run / "predictions_exp_300.2.txt").read_text() == written
+    assert (here.run / "predictions_exp_300.txt").read_text() == "of the first prediction"
+    for path in here.run.glob("predictions_exp_*"):
+        path.unlink()
+
+
+def test_what_has_no_effect_and_what_has_changed_is_said(
+    here: Project, copied_run: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model_path = ("--set", f"model_path={copied_run}")
+    result = call(capsys, "--eval", "--temperature", "0.5", "--set", "lr=1", "--export_dir", "x", *model_path)
+    idle = "--export_dir, --set lr, --temperature: no effect with --eval; leave out what has none\n"
+    assert (result.status, result.err) == (0, idle)
+    changes = ["lr=.02", "train_steps=302", "beta2=.9", "stop=[a,b]", "max_bad_share=.5"]
+    result = call(capsys, *model_path, *[word for change in changes for word in ("--set", change)])
+    read_as = '--set stop=[a,b]: read as ["a", "b"]; to keep the quotes, write --set \'stop=["a", "b"]\''
+    assert result.err.splitlines()[:3] == [
+        read_as,
+        "--set stop: no effect in training without predict_steps; leave out what has none",
+        "tiny: max_bad_share: no effect, since on_bad_record is stop",
+    ]
+    assert (
+        "other settings than so far: train_steps 300 -> 302, lr 0.01 -> 0.02, lr_decay_end 300 -> 302, "
+        'beta2 0.95 -> 0.9, stop [] -> ["a", "b"], max_bad_share 0.01 -> 0.5; learning rate at step 300: '
+        "0.001 -> 0.002002\n"
+    ) in result.out
 
 
 # Weights that go out and come in.
@@ -331,6 +356,65 @@ def test_a_run_starts_from_given_weights_and_then_resumes_by_itself(
     (here.folder / "from.json").write_text(json.dumps(config | {"model_path": "runs/from"}))
     assert main(["--model", "from.json", "--eval"]) == 0  # the run knows the model that its config leaves out
     assert [line["step"] for line in read_metrics("runs/from") if line["split"] == "train"] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("folder", ["run", "weights", "weights as initial ones"])
+def test_a_folder_is_all_that_prediction_needs(
+    here: Project,
+    exported: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    folder: str,
+) -> None:
+    """Config, weights and tokenizer are in it, and it may have moved; the text is that of the run."""
+    source, flag = (here.run, "--model") if folder == "run" else (here.folder / exported, "--model")
+    shutil.copytree(source, tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    flag = "--init_from" if folder == "weights as initial ones" else flag
+    asked = ["--predict", "--prompt_text", "the cat sat", "--temperature", "0", "--max_new_tokens", "8"]
+    assert main([flag, "moved", *asked, "--output", "moved.jsonl"]) == 0
+    monkeypatch.chdir(here.folder)
+    assert main(["--model", "tiny.json", *asked, "--output", "own.jsonl", "--sacred_id", "folder"]) == 0
+    alone, own = json.loads((tmp_path / "moved.jsonl").read_text()), json.loads(Path("own.jsonl").read_text())
+    assert (alone["tokens"], alone["text"]) == (own["tokens"], own["text"])
+    assert len(own["tokens"]) > 0
+    for path in (Path("own.jsonl"), *here.run.glob("predictions_folder_*")):
+        path.unlink()
+    capsys.readouterr()
+
+
+def test_weights_of_others_are_no_settings_of_training(
+    here: Project, exported: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = snapshot(here.folder)
+    assert main(["--model", exported]) == 2
+    assert capsys.readouterr().err == (
+        f"--model {exported}: holds weights, and no settings of training; give a model config, and --init_from "
+        f"{exported}\n"
+    )
+    assert main(["--init_from", "nowhere", "--predict"]) == 2
+    assert capsys.readouterr().err.startswith("nowhere: holds no weights; give a checkpoint")
+    assert snapshot(here.folder) == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "--plan",
+        pytest.param("--auto_layout --set tokens_per_mb_per_replica=2048", marks=pytest.mark.slow),
+    ],
+)
+def test_a_layout_of_a_shipped_config_asks_no_bucket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    small = "--set mesh_shape=x:4,y:2 --set n_layer=2 --set train_batch_size=8"
+    small += ' --set attention_types=[[["global"],2]]'
+    assert main(["--model", "gpt3_small_256", *arguments.split(), *small.split()]) == 0
+    out = capsys.readouterr().out
+    assert "mesh_shape" in out or "no plot: model_path = gs://neo-models/GPT3_SMALL: is a bucket;" in out
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_saved_model_is_written(here: Project, capsys: pytest.CaptureFixture[str]) -> None:
@@ -477,7 +561,7 @@ REFUSALS: dict[str, tuple[list[str], str]] = {
     "no pair": (["--set", "lr"], "--set: lr: is not a key=value pair; write key=value"),
     "wrong type": (
         ["--set", "lr=fast"],
-        '--set: lr = "fast": is a string, not a number; give a number > 0, without quotes',
+        "--set: lr = fast: is not a number; give a number > 0",
     ),
     "two issues": (
         ["--set", "train_steps=0", "--set", "n_head=3"],
@@ -486,24 +570,24 @@ REFUSALS: dict[str, tuple[list[str], str]] = {
     ),
     "layout": (
         ["--set", "mesh_shape=x:2", "--set", "layout=batch:z"],
-        '--set: layout = "batch:z": batch:z names an axis that mesh_shape lacks; use x, or add z to mesh_shape',
+        "--set: layout = batch:z: batch:z names an axis that mesh_shape lacks; use x, or add z to mesh_shape",
     ),
     "temperature": (
         ["--predict", "--temperature", "-1"],
-        "--set: temperature = -1: is out of range; give a number >= 0",
+        "--temperature -1: is out of range; give a number >= 0",
     ),
-    "top_p": (["--predict", "--top_p", "0"], "--set: top_p = 0: is out of range; give a number in (0, 1]"),
+    "top_p": (["--predict", "--top_p", "0"], "--top_p 0: is out of range; give a number in (0, 1]"),
     "top_k": (
         ["--predict", "--top_k", "301"],
-        "--set: top_k = 301: is more than n_vocab = 300; lower it; 0 turns it off",
+        "--top_k 301: is more than n_vocab = 300; lower it; 0 turns it off",
     ),
     "seed": (
         ["--predict", "--seed", "x"],
-        '--set: predict_seed = "x": is a string, not an integer; give an integer from 0 to 2147483647, without quotes',
+        "--seed x: is not an integer; give an integer from 0 to 2147483647",
     ),
     "n_samples": (
         ["--predict", "--n_samples", "0"],
-        "--set: predict_batch_size = 0: is out of range; give an integer >= 1",
+        "--n_samples 0: is out of range; give an integer >= 1",
     ),
     "a layout for no mesh": (
         ["--auto_layout"],
@@ -605,7 +689,8 @@ REFUSALS: dict[str, tuple[list[str], str]] = {
     ),
     "no tokenizer": (
         ["--predict", *WITHOUT_DATA, "--set", "model_path=runs/untrained"],
-        "datasets = []: prediction needs a tokenizer; name a dataset with a tokenizer_path in the model config",
+        "datasets = []: prediction needs a tokenizer; name a dataset with a tokenizer_path in the model config, or put "
+        "tokenizer.json beside the weights",
     ),
     "tokenizer not there": (
         ["--set", records_dataset(tokenizer_path="nowhere.json")],
@@ -653,11 +738,11 @@ REFUSALS: dict[str, tuple[list[str], str]] = {
     ),
     "prompt not there": (
         ["--predict", "--prompt", "nowhere.txt"],
-        "--prompt nowhere.txt: cannot be read: nowhere.txt; No such file or directory; give a text file",
+        "--prompt nowhere.txt: cannot be read: No such file or directory; give a text file",
     ),
     "prompt a folder": (
         ["--predict", "--prompt", "texts"],
-        "--prompt texts: cannot be read: texts; Is a directory; give a text file",
+        "--prompt texts: cannot be read: Is a directory; give a text file",
     ),
     "prompt not text": (
         ["--predict", "--prompt", "runs/tiny/loss.png"],
@@ -688,7 +773,7 @@ def test_one_message_status_2_and_nothing_touched(here: Project, capsys: pytest.
         (["--nonsense"], "unrecognized arguments: --nonsense"),
         (["more"], "unrecognized arguments: more"),
         (["--eval", "--predict"], "argument --predict: not allowed with argument --eval"),
-        (["--steps_per_checkpoint", "many"], "argument --steps_per_checkpoint: invalid int value: 'many'"),
+        (["--steps_per_checkpoint", "many"], "argument --steps_per_checkpoint: 'many' is not an integer; give one"),
         (["--set"], "argument --set: expected one argument"),
     ],
 )
@@ -871,9 +956,9 @@ def test_a_trained_model_needs_none_of_its_data(
     run = ("--set", f"model_path={copied_run}", "--set", f"datasets={json.dumps([gone])}")
     asked = ("--predict", "--prompt", "texts/1.txt", "--seed", "1", "--temperature", "0")
     texts = []
-    for changes in (run[:2], run):
+    for changes, number in ((run[:2], ""), (run, ".2")):
         assert call(capsys, *asked, *changes).status == 0
-        texts.append(Path(copied_run, "predictions_nosacred_300.txt").read_text())
+        texts.append(Path(copied_run, f"predictions_nosacred_300{number}.txt").read_text())
     assert texts[0] == texts[1]
     assert call(capsys, "--export", "--export_format", "hf", "--export_dir", "exported_alone", *run).status == 0
     assert Path("exported_alone", "tokenizer.json").read_text() == Path(copied_run, "tokenizer.json").read_text()

@@ -10,6 +10,7 @@ import os
 import pty
 import re
 import select
+import shlex
 import signal
 import struct
 import subprocess
@@ -30,12 +31,11 @@ from data.tokenization.tokenizer import Tokenizer, load_tokenizer
 from main import main
 from runtime.cluster.process_group import ALONE
 from tests import tiny
-from tests.program import ENVIRONMENT, command, run_process, write_project
+from tests.program import ENVIRONMENT, TINY, command, run_process, write_project
 
 N_STEPS = 150
 N_TOKENS = 300  # of the tokenizer; the model has room for more
-TRAINED = ("--set", f"train_steps={N_STEPS}", "--set", "rotary_emb=true", "--set", f"n_vocab={N_TOKENS + 30}")
-KEPT = f"runs/tiny/predictions_nosacred_{N_STEPS}"
+KEPT = re.compile(rf"written to (runs/tiny/predictions_nosacred_{N_STEPS}(?:\.\d+)?\.(?:txt|jsonl))\n")
 
 Lines = list[dict[str, object]]
 
@@ -45,7 +45,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project with a trained `runs/tiny`, whose rotary positions allow any length."""
     folder = tmp_path_factory.mktemp("project")
     write_project(folder)
-    training = run_process(folder, *TRAINED)
+    config = TINY | {"train_steps": N_STEPS, "rotary_emb": True, "n_vocab": N_TOKENS + 30}
+    (folder / "tiny.json").write_text(json.dumps(config))
+    training = run_process(folder)
     assert training.returncode == 0, training.stderr
     return folder
 
@@ -62,7 +64,7 @@ def tokenizer(here: Path) -> Tokenizer:
 
 
 def predict(*arguments: str) -> int:
-    return main(["--model", "tiny.json", *TRAINED, "--predict", *arguments])
+    return main(["--model", "tiny.json", "--predict", *arguments])
 
 
 def as_lines(prompts: Sequence[dict[str, object]]) -> str:
@@ -93,7 +95,7 @@ PROMPTS = (
 def from_file(folder: Path) -> subprocess.CompletedProcess[str]:
     """Continues `PROMPTS`, eight at once."""
     (folder / "prompts.jsonl").write_text(as_lines(PROMPTS))
-    return run_process(folder, *TRAINED, "--predict", "--prompt", "prompts.jsonl", "--sacred_id", "file")
+    return run_process(folder, "--predict", "--prompt", "prompts.jsonl", "--sacred_id", "file")
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +118,7 @@ def from_standard_input(folder: Path, first: Lines) -> subprocess.CompletedProce
     more = [{**greedy, "stop": stops_in(text)}, {**greedy, "stop": text[0]}, {"prompt": end, "seed": 8}]
     asked = [*PROMPTS[4::-1], *more]
     process = subprocess.run(
-        command(*TRAINED, "--predict", "--prompt", "-", "--rows", "1"),
+        command("--predict", "--prompt", "-", "--rows", "1"),
         input=as_lines(asked),
         cwd=folder,
         env=ENVIRONMENT,
@@ -197,9 +199,10 @@ def test_a_stop_string_cuts_the_text(first: Lines, from_standard_input: subproce
 def test_standard_output_holds_the_json_lines_only_and_a_file_the_same(
     here: Path, from_standard_input: subprocess.CompletedProcess[str]
 ) -> None:
-    assert Path(f"{KEPT}.jsonl").read_text() == from_standard_input.stdout
+    (kept,) = KEPT.findall(from_standard_input.stderr)
+    assert Path(kept).read_text() == from_standard_input.stdout
     assert f"\nrestored runs/tiny/model.ckpt-{N_STEPS}\n" in from_standard_input.stderr
-    assert from_standard_input.stderr.endswith(f"\nwritten to {KEPT}.jsonl\n")
+    assert from_standard_input.stderr.endswith(f"\nwritten to {kept}\n") and kept.endswith(".jsonl")
 
 
 def test_a_long_prompt_keeps_its_end(
@@ -238,10 +241,32 @@ def test_a_text_file_gives_the_samples_of_the_same_prompt_in_json(here: Path, fi
     printed = capsys.readouterr().out
     framed = re.findall(r"={40} SAMPLE \d ={40}\n\n(.*?)\n\n={80}\n", printed, re.DOTALL)
     assert framed == [line["text"] for line in first[:2]]
-    assert printed.endswith(f"written to {KEPT}.txt\nand to out/answers.jsonl\n")
+    (kept,) = KEPT.findall(printed)
+    assert printed.endswith(f"written to {kept}\nand to out/answers.jsonl\n")
     assert [line["tokens"] for line in parsed(Path("out/answers.jsonl").read_text())] == [
         line["tokens"] for line in first[:2]
     ]
+
+
+def test_a_prompt_in_a_pipe_is_read_and_answers_outlast_a_full_disk(folder: Path) -> None:
+    """The answers are kept before they are shown, and standard output need not be UTF-8."""
+    typed = "--temperature .7 --max_new_tokens 4e0 --stop '\\n' --sacred_id kept --seed 3"
+    asked = [*command("--predict"), "--prompt"]
+    script = f"{shlex.join(asked)} <(printf 'na\u00efve cat') {typed} > /dev/full"
+    process = subprocess.run(["bash", "-c", script], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
+    assert (process.returncode, process.stderr.count("\n")) == (2, 1), process.stderr
+    assert process.stderr.startswith("standard output: cannot be written: No space left on device")
+    (kept,) = (folder / "runs/tiny").glob("predictions_kept_*")
+    assert "\n\nna\u00efve cat" in kept.read_text(encoding="utf-8")
+
+
+def test_prompts_on_the_command_line_and_none_at_all(here: Path, capsys) -> None:
+    Path("empty.txt").write_text("")
+    for prompt in (["--prompt_text", r"the\ncat"], ["--prompt", "empty.txt"]):
+        assert predict(*prompt, "--max_new_tokens", "1", "--temperature", "0", "--output", "-") == 0
+        out, err = capsys.readouterr()
+        is_said = "--prompt empty.txt: is empty; the text begins after the end of another one\n" in err
+        assert (parsed(out)[0]["prompt"], is_said) == (("", True) if "empty.txt" in prompt else ("the\ncat", False))
 
 
 @pytest.mark.slow
@@ -252,7 +277,7 @@ def test_a_text_on_standard_input_may_give_json_lines(here: Path, monkeypatch, c
     out, err = capsys.readouterr()
     (line,) = parsed(out)
     assert (line["prompt"], "SAMPLE" in err) == ("the dog\n", False)
-    assert f"SAMPLE 0 {'=' * 40}\n\nthe dog\n{line['text']}\n\n" in Path(f"{KEPT}.txt").read_text()
+    assert f"SAMPLE 0 {'=' * 40}\n\nthe dog\n{line['text']}\n\n" in Path(*KEPT.findall(err)).read_text()
 
 
 @pytest.mark.slow
@@ -274,7 +299,7 @@ def test_an_interrupted_program_saves_the_finished_texts(folder: Path, number: s
     (folder / "many.jsonl").write_text(as_lines([{"prompt": "the cat", "never_end": True}] * 50_000))
     whole = folder / f"runs/tiny/predictions_{number.name}_{N_STEPS}.jsonl"
     whole.write_text("of an earlier run")
-    asked = command(*TRAINED, "--predict", "--prompt", "many.jsonl", "--sacred_id", number.name, "--output", "-")
+    asked = command("--predict", "--prompt", "many.jsonl", "--sacred_id", number.name, "--output", "-")
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(asked, cwd=folder, env=ENVIRONMENT, stdin=subprocess.DEVNULL, **pipes) as process:
         begin = [process.stdout.readline() for _ in range(9)]
@@ -343,6 +368,14 @@ REFUSALS: dict[str, tuple[Sequence[str], str]] = {
         ["--predict", "--host", "0.0.0.0"],
         "--host 0.0.0.0: works with --serve only; leave it out, or give --serve PORT",
     ),
+    "two prompts": (
+        ["--predict", "--prompt_text", "a", "--prompt", "b"],
+        "--prompt_text and --prompt: cannot be combined; give one of them",
+    ),
+    "a prompt for a server": (
+        ["--serve", "0", "--prompt_text", "a"],
+        "--prompt_text: --serve gets its prompts later; leave --prompt_text out",
+    ),
     "the prompt file as output": (
         ["--predict", "--prompt", "prompt.txt", "--output", "./prompt.txt"],
         "--output ./prompt.txt: is the prompt file; give another file for the answers",
@@ -362,6 +395,10 @@ REFUSALS: dict[str, tuple[Sequence[str], str]] = {
     "no rows": (
         ["--predict", "--rows", "0"],
         "--rows 0: must be at least 1, and needs --predict, --serve or --prompt; give such a number, or leave it out",
+    ),
+    "more devices than any machine": (
+        ["--predict", "--cpu_devices", "1e9"],
+        "--cpu_devices 1000000000: is out of range; give a number from 1 to 4096",
     ),
     "rows without texts": (
         ["--rows", "3"],
@@ -389,11 +426,11 @@ REFUSALS: dict[str, tuple[Sequence[str], str]] = {
     ),
     "a penalty": (
         ["--predict", "--presence_penalty", "3"],
-        "--set: presence_penalty = 3: is out of range; give a number in [-2, 2]",
+        "--presence_penalty 3: is out of range; give a number in [-2, 2]",
     ),
     "a stop string": (
         ["--predict", "--stop", "a", ""],
-        '--set: stop = ["a", ""]: holds an empty string; give strings of at least one character',
+        "--stop a '': holds an empty string; give strings of at least one character",
     ),
     "a server of many processes": (
         ["--serve", "0", "--hosts", "127.0.0.1:1,127.0.0.1:2", "--host_index", "0"],
@@ -411,7 +448,7 @@ def test_an_error_gives_one_message_and_writes_nothing(
     Path("prompt.txt").write_text("the cat")
     before = sorted((path, path.stat().st_mtime_ns) for path in here.rglob("*"))
     capsys.readouterr()
-    assert main(["--model", "tiny.json", *TRAINED, *arguments]) == 2
+    assert main(["--model", "tiny.json", *arguments]) == 2
     assert capsys.readouterr() == ("", f"{message}\n")
     assert sorted((path, path.stat().st_mtime_ns) for path in here.rglob("*")) == before
 
@@ -437,7 +474,7 @@ def test_output_follows_a_link_and_goes_into_a_pipe(here: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.processes
-def test_beam_search_finds_the_most_likely_texts(here: Path, tokenizer: Tokenizer) -> None:
+def test_beam_search_finds_the_most_likely_texts(here: Path, tokenizer: Tokenizer, capsys) -> None:
     search = {"prompt": "the cat", "num_beams": 3, "n_samples": 3, "max_new_tokens": 6}
     prompts = [
         search,
@@ -446,7 +483,7 @@ def test_beam_search_finds_the_most_likely_texts(here: Path, tokenizer: Tokenize
     ]
     Path("beams.jsonl").write_text(as_lines(prompts))
     assert predict("--prompt", "beams.jsonl") == 0
-    *best, sampled, cut = parsed(Path(f"{KEPT}.jsonl").read_text())
+    *best, sampled, cut = parsed(Path(*KEPT.findall(capsys.readouterr().out)).read_text())
     assert [line["sample"] for line in (*best, sampled, cut)] == [0, 1, 2, 0, 0]
     assert all(line["text"] == tokenizer.decode(line["tokens"]) for line in best)
     scores = [line["score"] for line in best]
@@ -465,7 +502,7 @@ def test_beam_search_finds_the_most_likely_texts(here: Path, tokenizer: Tokenize
 def test_piped_lines_are_continued_one_by_one(here: Path, first: Lines, monkeypatch, capsys) -> None:
     typed = b"the cat sat on a mat and\n\nthe cat sat on a mat and\r\n"
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed)))
-    assert main(["--model", "tiny.json", *TRAINED, "--interactive", "--seed", "3"]) == 0
+    assert main(["--model", "tiny.json", "--interactive", "--seed", "3"]) == 0
     assert capsys.readouterr().out == f"{first[0]['text']}\n" * 2
 
 
@@ -528,7 +565,7 @@ LONG = ("--set", "n_ctx=20000", "--set", records_dataset(), "--never_end", "--te
 @pytest.mark.slow
 @pytest.mark.processes
 def test_ctrl_c_at_a_terminal_stops_the_text_and_not_the_program(here: Path, tmp_path: Path) -> None:
-    with Terminal([*TRAINED, "--interactive", *LONG], tmp_path) as terminal:
+    with Terminal(["--interactive", *LONG], tmp_path) as terminal:
         terminal.until("Ctrl-D exits.")
         terminal.until("> ")
         terminal.type("the cat\n")

@@ -156,7 +156,7 @@ REFUSALS = {
     ),
     "prompts that come once": (
         ["--predict", "--prompt", "-"],
-        "--prompt -: standard input would be empty after a restart; give a file",
+        "--prompt -: would be empty after a restart; give a file",
     ),
     "recreate what": (
         ["--recreate_command", "true"],

@@ -15,7 +15,7 @@ from runtime.generation.beam_search import BeamHypothesis, BeamSearcher
 from runtime.generation.detokenizer import Detokenizer, ScoredToken, TextChunk
 from runtime.generation.requests import GenerationRequest, max_new_tokens
 from runtime.generation.scheduler import Scheduler
-from storage.files import write_text
+from storage.files import write_new_text
 
 FRAME = "=" * 40
 # Characters that JSON leaves unescaped but many programs take for line breaks.
@@ -114,7 +114,8 @@ def format_line(extra: Mapping[str, Any], prompt: str | Sequence[int], sample: i
 
 
 def write_predictions(model_path: str, sacred_id: str, step: int, ending: str, content: str) -> str:
-    """Writes `predictions_{sacred_id}_{step}{ending}` to the run directory and returns its path."""
-    path = posixpath.join(model_path, f"predictions_{sacred_id}_{step}{ending}")
-    write_text(path, content)
-    return path
+    """Writes `predictions_{sacred_id}_{step}{ending}` to the run directory, and returns its path.
+
+    If there is such a file, it stays, and the name gets a number from 2 before its ending.
+    """
+    return write_new_text(posixpath.join(model_path, f"predictions_{sacred_id}_{step}"), ending, content)

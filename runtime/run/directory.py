@@ -37,11 +37,10 @@ WEIGHT_SETTINGS = (
 
 
 def check_path(model_path: str) -> None:
-    """Checks that a path can hold a run.
+    """Checks that a path can hold a run; asks no bucket.
 
     Raises:
         ConfigError: the path holds a glob character, or is neither a local path nor in a bucket.
-        BucketError: the bucket is unreachable.
     """
     special = sorted(set(model_path) & set("*?[]\\"))
     if special:
@@ -49,14 +48,21 @@ def check_path(model_path: str) -> None:
             f"model_path = {model_path}: holds {' '.join(special)}, which TensorFlow reads as a glob "
             "pattern; give a path without"
         )
-    if is_local(model_path):
-        return
-    if not model_path.startswith(buckets.SCHEME):
+    if not is_local(model_path) and not model_path.startswith(buckets.SCHEME):
         raise ConfigError(
             f"model_path = {model_path}: is neither a local folder nor a bucket of Google Cloud Storage; give a local "
             f"path, or {buckets.SCHEME}BUCKET/FOLDER"
         )
-    buckets.check_access(model_path)
+
+
+def check_access(model_path: str) -> None:
+    """Checks that the bucket of a run, if it is in one, can be reached.
+
+    Raises:
+        BucketError: it cannot.
+    """
+    if not is_local(model_path):
+        buckets.check_access(model_path)
 
 
 def write_settings(config: RunConfig, tokenizer_json: str | None) -> None:
@@ -154,11 +160,17 @@ def _read(path: str) -> bytes:
         return file.read()
 
 
+def kept_config(model_path: str) -> RunConfig | None:
+    """Returns the config that the run was trained with; None: unknown, or damaged."""
+    path = posixpath.join(model_path, CONFIG_FILE)
+    return _load(path) if tf.io.gfile.exists(path) and not _is_damaged(path) else None
+
+
 def _check_model(config: RunConfig) -> None:
-    path = posixpath.join(config.model_path, CONFIG_FILE)
-    if not tf.io.gfile.exists(path) or _is_damaged(path):
+    path, kept = posixpath.join(config.model_path, CONFIG_FILE), kept_config(config.model_path)
+    if kept is None:
         return
-    trained, wanted = _weight_settings(_load(path)), _weight_settings(config)
+    trained, wanted = _weight_settings(kept), _weight_settings(config)
     for key, was in trained.items():
         now = wanted.get(key, was)  # a key that only one of them uses depends on another that differs
         if was != now:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from configs.errors import ConfigError, ValueIssue
+from configs.kinds import clean_path, clean_path_flags
 from configs.load import load_config
-from configs.schema import MoeParams, keys_of
+from configs.schema import RUN_FIELDS, DatasetConfig, MoeParams, keys_of
 from tests.configs.config_files import MODEL, message_of, write_configs
 
 
@@ -194,3 +198,79 @@ WRONG_VALUES = {
 def test_a_wrong_value_gives_its_exact_message(tmp_path, change, expected):
     path = write_configs(tmp_path, MODEL | change)
     assert message_of(path) == f"{path}: {expected}"
+
+
+HUGE = (10**9, 10**10, 2**31, 2**63, 10**30)
+SIZES = ("n_embd", "n_head", "n_layer", "n_ctx", "n_vocab", "num_mem_kv", "train_batch_size", "eval_batch_size")
+
+
+@pytest.mark.parametrize("key", [*SIZES, "predict_batch_size"])
+def test_sizes_that_no_machine_holds_are_refused_with_the_range(key: str) -> None:
+    kind = RUN_FIELDS[key].metadata["kind"]
+    for size in HUGE:
+        with pytest.raises(ValueIssue, match=r"^is out of range; give an integer from \d to \d+$"):
+            kind.parse(size)
+
+
+@pytest.mark.parametrize("key", ["train_steps", "warmup_steps", "lr_decay_end", "iterations", "eval_steps", "top_k"])
+def test_no_integer_is_larger_than_32_bits(key: str) -> None:
+    with pytest.raises(ValueIssue, match=r"^is out of range; give an integer from \d to 2147483647$"):
+        RUN_FIELDS[key].metadata["kind"].parse(2**31)
+
+
+@pytest.mark.parametrize(
+    ("given", "path"),
+    [
+        ("~", "/home/me"),
+        ("~/runs/x", "/home/me/runs/x"),
+        ("$HOME/runs", "/home/me/runs"),
+        ("${HOME}//runs///x/", "/home/me/runs/x/"),
+        ("runs//x", "runs/x"),
+        ("//tmp//x", "/tmp/x"),
+        ("./x/../y", "./x/../y"),
+        ("gs://b/runs//x", "gs://b/runs/x"),
+        ("gs://b/runs/./x/", "gs://b/runs/x/"),
+        ("s3://b//runs/*//x", "s3://b/runs/*/x"),
+        ("$BUCKET//x", "gs://mine/x"),
+        ("x~/a$", "x~/a$"),
+        ("{python_stdlib}", "{python_stdlib}"),
+    ],
+)
+def test_paths_as_people_write_them(monkeypatch: pytest.MonkeyPatch, given: str, path: str) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("BUCKET", "gs://mine")
+    assert clean_path(given) == path
+    for key in PATH_KEYS:
+        kind = {**RUN_FIELDS, **keys_of(DatasetConfig)}[key].metadata["kind"]
+        assert kind.parse(given) == ((path,) if key.startswith("text") else path)
+    flags = {"model": given, "input": [given], "output": None}
+    assert clean_path_flags(flags, ("model", "input", "output")) == {"model": path, "input": [path]}
+
+
+PATH_KEYS = ("model_path", "path", "eval_path", "tokenizer_path", "text", "text_exclude", "cache_dir")
+
+
+@pytest.mark.parametrize(
+    ("path", "problem"),
+    [
+        ("runs/\0x", "holds a NUL character; leave it out"),
+        ("runs/\ud800", "is not UTF-8 text: it holds half of a character (a surrogate); write the whole character"),
+        ("$NOWHERE_TO_BE_FOUND/x", "names $NOWHERE_TO_BE_FOUND, which is not set; set it, or write the path out"),
+        ("~nobody-of-this-name/x", "names the home of an unknown user; write the path out"),
+    ],
+)
+def test_paths_that_no_file_can_have(path: str, problem: str) -> None:
+    for key in PATH_KEYS:
+        kind = {**RUN_FIELDS, **keys_of(DatasetConfig)}[key].metadata["kind"]
+        with pytest.raises(ValueIssue) as caught:
+            kind.parse(path)
+        assert str(caught.value) == problem
+    with pytest.raises(ConfigError) as refused:
+        clean_path_flags({"output": path}, ["output"])
+    assert str(refused.value) == f"--output {path}: {problem}"
+
+
+def test_a_folder_that_is_there_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("$NOWHERE").mkdir()
+    assert clean_path("$NOWHERE") == "$NOWHERE"

@@ -17,7 +17,7 @@ from configs.layout import (
 )
 
 AXIS = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,8}", fullmatch=True)
-MESHES = st.dictionaries(AXIS, st.integers(1, 10**9 - 1), min_size=1, max_size=5).map(lambda axes: tuple(axes.items()))
+MESHES = st.dictionaries(AXIS, st.integers(1, 16), min_size=1, max_size=5).map(lambda axes: tuple(axes.items()))
 LAYOUTS = st.dictionaries(st.sampled_from(DIMENSIONS), AXIS, min_size=1).map(lambda rules: tuple(rules.items()))
 
 
@@ -60,6 +60,20 @@ def test_any_text_is_parsed_or_refused_with_a_message(text):
             assert issue.problem and issue.remedy
         else:
             assert parse(format_pairs(parsed)) == parsed
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (",".join(f"a{number}:1" for number in range(40)), "names 40 axes; give at most 16"),
+        ("x:1025,y:1024", "multiplies to 1049600 devices; give at most 1048576"),
+        ("x:999999999", "multiplies to 999999999 devices; give at most 1048576"),
+    ],
+)
+def test_no_mesh_is_larger_than_any_machine(text, message):
+    with pytest.raises(ValueIssue) as caught:
+        parse_mesh_shape(text)
+    assert str(caught.value) == message
 
 
 def test_the_exact_message_of_a_bad_pair():

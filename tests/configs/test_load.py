@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -143,16 +145,16 @@ def test_overrides_replace_keys_of_the_file_and_the_last_one_counts(tmp_path):
 @pytest.mark.parametrize(
     "override, expected",
     [
-        ("temperature=nan", '--set: temperature = "nan": is not finite; give a number >= 0'),
-        ("top_p=-Inf", '--set: top_p = "-Inf": is not finite; give a number in (0, 1]'),
-        ("top_k=infinity", '--set: top_k = "infinity": is not finite; give an integer >= 0'),
-        ("lr=fast", '--set: lr = "fast": is a string, not a number; give a number > 0, without quotes'),
+        ("temperature=nan", "--set: temperature = nan: is not finite; give a number >= 0"),
+        ("top_p=-Inf", "--set: top_p = -Inf: is not finite; give a number in (0, 1]"),
+        ("top_k=infinity", "--set: top_k = infinity: is not finite; give an integer >= 0"),
+        ("lr=fast", "--set: lr = fast: is not a number; give a number > 0"),
         ("lr", "--set: lr: is not a key=value pair; write key=value"),
         ("=3", "--set: =3: is not a key=value pair; write key=value"),
         ("n_layers=3", "--set: n_layers = 3: is not a known key; did you mean n_layer?"),
         (
             "activation_fn=rellu",
-            '--set: activation_fn = "rellu": is not a known name; use ' + ", ".join(ACTIVATIONS),
+            "--set: activation_fn = rellu: is not a known name; use " + ", ".join(ACTIVATIONS),
         ),
         (
             "n_head=3",
@@ -247,3 +249,13 @@ def test_resolved_configs_load_to_equal_configs(tmp_path, changes):
     path = tmp_path / "config.json"
     path.write_text(resolved_json(config))
     assert load_config(str(path)) == config
+
+
+def test_a_config_may_come_from_a_pipe(tmp_path):
+    config = write_configs(tmp_path, MODEL)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=lambda: pipe.write_bytes(Path(config).read_bytes()))
+    writer.start()
+    assert load_config(str(pipe), ["name=model"]) == load_config(config, ["name=model"])
+    writer.join()

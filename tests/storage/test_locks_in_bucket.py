@@ -82,9 +82,9 @@ def test_a_run_is_deleted_but_for_the_lock(trials: Cloud) -> None:
 
 
 def test_a_run_needs_a_bucket_that_is_there(trials: Cloud) -> None:
-    run_directory.check_path(FOLDER)
+    run_directory.check_access(FOLDER)
     with pytest.raises(UserError, match="gs://nowhere/run: there is no bucket nowhere; create it"):
-        run_directory.check_path("gs://nowhere/run")
+        run_directory.check_access("gs://nowhere/run")
 
 
 def test_processes_of_this_machine_need_no_waiting(trials: Cloud) -> None:
