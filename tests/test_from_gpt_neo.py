@@ -7,6 +7,7 @@ import os
 import random
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -180,6 +181,28 @@ def is_not_available(line: str, capsys: pytest.CaptureFixture[str]) -> None:
         loaded(line, MINE)
 
 
+def needs_a_run(rest: Check) -> Check:
+    """Without a checkpoint, the command says so; with one, it gets further."""
+
+    def check(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+        stops(2, "model_path = runs/mine: holds no checkpoint")(line, capsys)
+        run_folder = Path("runs/mine")
+        run_folder.mkdir(parents=True, exist_ok=True)
+        tf.raw_ops.SaveV2(
+            prefix="runs/mine/model.ckpt-1",
+            tensor_names=["global_step"],
+            shape_and_slices=[""],
+            tensors=[tf.constant(1, tf.int64)],
+        )
+        (run_folder / "checkpoint").write_text('model_checkpoint_path: "model.ckpt-1"\n')
+        try:
+            rest(line, capsys)
+        finally:
+            shutil.rmtree(run_folder)
+
+    return check
+
+
 NO_TPU = stops(2, "--tpu colab: COLAB_TPU_ADDR is not set: ")
 NO_GPU = stops(2, "--gpu_ids device:GPU:0: no such device; ")
 CREATE, DOCUMENTS = create_tfrecords.parse_arguments, '"input_fn": "generic_text", "datasets": '
@@ -196,10 +219,10 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("python3 main.py --model mine.json --steps_per_checkpoint 500 --tpu", NO_TPU),
     ("python3 main.py --model mine.json --steps_per_checkpoint 500 --gpu_ids device", NO_GPU),
     ("python3 main.py --model mine.json --steps_per_checkpoint 500 --gpu_ids 0", NO_GPU),
-    ("python3 main.py --predict --prompt prompt.txt --tpu", NO_TPU),
-    ("python3 main.py --predict --prompt prompt.txt --gpu_ids", NO_GPU),
-    ("python3 main.py --model mine.json --steps_per_checkpoint 500 --tpu colab --predict", NO_TPU),
-    ("python3 main.py --eval --tpu", NO_TPU),
+    ("python3 main.py --predict --prompt prompt.txt --tpu", needs_a_run(NO_TPU)),
+    ("python3 main.py --predict --prompt prompt.txt --gpu_ids", needs_a_run(NO_GPU)),
+    ("python3 main.py --model mine.json --steps_per_checkpoint 500 --tpu colab --predict", needs_a_run(NO_TPU)),
+    ("python3 main.py --eval --tpu", needs_a_run(NO_TPU)),
     ("python3 main.py --model mine.json --export", stops(2, "model_path = runs/mine: holds no checkpoint")),
     ("python3 main.py --model mine.json --new", NO_TPU),
     ("python main --model mine.json --check_dataset", prints("largest id", (" main ", " main.py "))),
