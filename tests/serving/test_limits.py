@@ -276,6 +276,14 @@ def test_a_full_queue_refuses_requests_until_there_is_room() -> None:
         assert post(server, max_tokens=1).status_code == 200
 
 
+def test_many_sequences_wait_by_default_and_more_are_refused() -> None:
+    with scripted(*SLOW) as server, streaming(server, prompt=["abc"] * 2048, max_tokens=8):
+        refused = post(server, prompt=["a", "b"])  # beside 2,048 that wait there is one with a row
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+        assert "2048 of 2049 sequences are running or waiting" in refused.json()["error"]["message"]
+        assert httpx2.get(f"{server.url}/healthz").status_code == 200
+
+
 def test_an_answer_that_takes_too_long_times_out() -> None:
     with scripted("--rows", 1, "--seconds_per_token", 0.02, "--answer_seconds", 0.8) as server:
         response = post(server, max_tokens=120)

@@ -63,24 +63,6 @@ def test_none_of_two_thousand_requests_at_once_is_lost() -> None:
         assert server.lines[1:] == []
 
 
-@pytest.mark.slow
-@pytest.mark.processes
-def test_requests_that_exceed_the_queue_are_refused_and_may_come_again() -> None:
-    with (
-        scripted("--rows", 1, "--seconds_per_token", 0.02) as server,
-        concurrent.futures.ThreadPoolExecutor() as threads,
-    ):
-        many = {"model": "scripted", "prompt": ["ab"] * 2048, "max_tokens": 8}
-        answer = threads.submit(httpx2.post, f"{server.url}/v1/completions", json=many, timeout=600)
-        one = {**many, "prompt": ["a", "b"]}
-        while (refused := httpx2.post(f"{server.url}/v1/completions", json=one)).status_code == 200:
-            assert not answer.done()
-        assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
-        with contextlib.suppress(TimeoutError):
-            assert not answer.result(1.0)
-        assert httpx2.get(f"{server.url}/healthz").status_code == 200
-
-
 HEAVY = {
     "scores": {"prompt": ["a b c d e f g h i j"] * 2048, "max_tokens": 8, "logprobs": 20, "echo": True},
     "scores in a stream": {"prompt": ["a b c"] * 1000, "max_tokens": 8, "logprobs": 20, "echo": True, "stream": True},
