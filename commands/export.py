@@ -5,7 +5,7 @@ from __future__ import annotations
 from commands.console import say
 from commands.options import Options
 from commands.run_data import trained_tokenizer
-from commands.run_setup import newest_checkpoint, say_origin
+from commands.run_setup import checked_weights, newest_checkpoint
 from configs.schema import RunConfig
 from runtime.checkpoint.export import write_huggingface_folder
 from runtime.checkpoint.init_from import find_weights
@@ -16,11 +16,10 @@ from runtime.run import directory as run_directory
 def export(config: RunConfig, options: Options) -> int:
     """Writes a TensorFlow SavedModel, or a directory for Hugging Face's transformers."""
     path = newest_checkpoint(config) if options.init_from is None else options.init_from
-    weights, directory = find_weights(path), options.export_dir
+    weights, directory = find_weights(checked_weights(path, config)), options.export_dir
     tokenizer = trained_tokenizer(config, options.init_from)
     if options.init_from is None:
         run_directory.check_settings(config, tokenizer and tokenizer.to_json())
-    say_origin(path, config)
     if options.export_format == "hf":
         write_huggingface_folder(directory, config, weights, tokenizer and tokenizer.to_json())
     else:

@@ -144,8 +144,11 @@ def load_trained(run: Run) -> TrainingPosition:
     return restore_latest(run)
 
 
-def say_origin(path: str, config: RunConfig) -> None:
+def checked_weights(path: str, config: RunConfig) -> str:
     """Says what the model computes otherwise than the program that wrote its weights.
+
+    Returns:
+        The path, or that of the checkpoint that a folder stands for.
 
     Raises:
         CheckpointError: the weights were trained with functions that are others now.
@@ -153,13 +156,13 @@ def say_origin(path: str, config: RunConfig) -> None:
     checkpoint = None if is_huggingface_folder(weights_at(path)) else find_checkpoint(weights_at(path))
     for line in [] if checkpoint is None else check_functions(checkpoint, config.model):
         say(line)
+    return checkpoint or path
 
 
 def load_init_from(run: Run) -> TrainingPosition:
     """Loads the weights of `--init_from`; training starts from step 0."""
     path = run.options.init_from
-    say_origin(path, run.config)
-    load_initial_weights(path, run.placement.store)
+    load_initial_weights(checked_weights(path, run.config), run.placement.store)
     say(f"loaded weights from {path}")
     return TrainingPosition(0, 0)
 
@@ -173,7 +176,7 @@ def restore_latest(run: Run) -> TrainingPosition:
     for path in _checkpoints(run.config):
         position, damage = _try_to_restore(run, path)
         if position is not None:
-            say_origin(path, run.config)
+            checked_weights(path, run.config)
             say(f"restored {path}")
             return position
         say(f"{damage.problem}; trying the checkpoint before it")
