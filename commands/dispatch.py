@@ -6,6 +6,7 @@ The commands connect configs, data, models and the runtime, and have no logic of
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable
 
 from commands.check_dataset import check_dataset
@@ -16,6 +17,7 @@ from commands.interactive import interact
 from commands.options import Options
 from commands.plan import plan, with_chosen_layout
 from commands.predict import predict
+from commands.run_tokenizer import with_tokenizer
 from commands.serve import serve
 from commands.train import train
 from configs.errors import DeviceError, UserError
@@ -113,6 +115,7 @@ def _run_in_group(command: str, config: RunConfig, options: Options, cluster: Cl
         )
         if options.layout_search is not None:
             config = with_chosen_layout(config, options, options.layout_search)
+        config = group.first_process_first(lambda: with_tokenizer(config, options, _note if group.is_first else _mute))
         return GROUP_COMMANDS[command](config, options, group)
 
 
@@ -121,7 +124,17 @@ def _run_alone(command: str, config: RunConfig, options: Options) -> int:
         config = with_chosen_layout(config, options, options.layout_search)
         if not options.layout_search.is_applied:
             return 0
+    if command != "plan":
+        config = with_tokenizer(config, options, _note)
     return SINGLE_COMMANDS[command](config, options)
+
+
+def _note(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)  # standard output may be left to the answers
+
+
+def _mute(line: str) -> None:
+    """Leaves a line to the first process."""
 
 
 def _memory_remedy(command: str) -> str:

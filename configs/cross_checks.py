@@ -183,13 +183,13 @@ def _find_idle_text_issues(text: tuple[str, ...], values: Mapping[str, Any]) -> 
             yield key, "has an effect on raw text only", "remove it, or give text"
 
 
-def _find_eos_issues(eos_id: int, n_vocab: int) -> KeyedIssues:
-    if eos_id >= n_vocab:
+def _find_eos_issues(eos_id: int | None, n_vocab: int) -> KeyedIssues:
+    if eos_id is not None and eos_id >= n_vocab:
         yield "eos_id", f"is not below n_vocab = {n_vocab}", "give the id of the tokenizer"
 
 
-def _find_padding_issues(padding_id: int, n_vocab: int) -> KeyedIssues:
-    if padding_id > n_vocab:
+def _find_padding_issues(padding_id: int | None, n_vocab: int) -> KeyedIssues:
+    if padding_id is not None and padding_id > n_vocab:
         yield "padding_id", f"is more than n_vocab = {n_vocab}", "give the id of the tokenizer"
 
 

@@ -108,8 +108,9 @@ def check_datasets(reader: ConfigReader, uses: Sequence[DatasetUse]) -> None:
             reader.report("n_vocab", ValueIssue(problem, f"raise it to {dataset.n_vocab} or more"))
     _check_same_tokenizer(reader, datasets)
     for key in ("eos_id", "padding_id"):
-        if key not in reader.raw and len({getattr(dataset, key) for dataset in datasets}) > 1:
-            listed = ", ".join(f"{dataset.id} has {getattr(dataset, key)}" for dataset in datasets)
+        given = {dataset.id: getattr(dataset, key) for dataset in datasets if getattr(dataset, key) is not None}
+        if key not in reader.raw and len(set(given.values())) > 1:
+            listed = ", ".join(f"{dataset_id} has {token_id}" for dataset_id, token_id in given.items())
             reader.report("datasets", ValueIssue(f"differ in {key}: {listed}", f"give {key} in the model config"))
     reader.cross_check(SPECIAL_ID_CHECKS)
 
@@ -121,14 +122,17 @@ def _check_same_tokenizer(reader: ConfigReader, datasets: Sequence[DatasetConfig
         reader.report("datasets", ValueIssue(problem, "give all of them the same tokenizer_path"))
 
 
-def special_ids(reader: ConfigReader, uses: Sequence[DatasetUse]) -> dict[str, int]:
-    """Returns eos_id and padding_id of the run, both rows of the token table.
+def special_ids(reader: ConfigReader, uses: Sequence[DatasetUse]) -> dict[str, int | None]:
+    """Returns eos_id and padding_id of the run, both rows of the token table; None: left to the tokenizer.
 
     GPT-Neo gives GPT-2's tokenizer a padding id one past the table. Padded positions then hold eos_id, and evaluation
     counts them, since it cannot tell them from the ends of documents.
     """
-    ids = {key: getattr(uses[0].dataset, key) for key in ("eos_id", "padding_id") if uses}
-    ids |= {key: reader.values[key] for key in ("eos_id", "padding_id") if key in reader.raw or not uses}
+    ids = {}
+    for key in ("eos_id", "padding_id"):
+        own = reader.values[key] if key in reader.raw or not uses else None
+        given = (token_id for token_id in (own, *(getattr(use.dataset, key) for use in uses)) if token_id is not None)
+        ids[key] = next(given, None)
     if ids["padding_id"] == reader.values["n_vocab"]:
         ids["padding_id"] = ids["eos_id"]
     return ids

@@ -564,9 +564,14 @@ class DatasetConfig:
     tokenizer_is_pretrained: bool = setting(
         FLAG, "tokenizer_path is the Hugging Face name of a pretrained tokenizer.", default=False
     )
-    eos_id: int = setting(integer(0), "Id that ends a document.", default=1)
-    padding_id: int = setting(
-        integer(0), "Id of padding; n_vocab itself means a padding token that was added to the tokenizer.", default=0
+    eos_id: int | None = setting(
+        optional(integer(0)), "Id that ends a document; null: that of the tokenizer's <|endoftext|>.", default=None
+    )
+    padding_id: int | None = setting(
+        optional(integer(0)),
+        "Id of padding; null: that of the tokenizer's <|padding|>, or none. n_vocab itself means a padding token that "
+        "was added to the tokenizer.",
+        default=None,
     )
     text: tuple[str, ...] = setting(
         PATHS,
@@ -721,13 +726,22 @@ class DataConfig:
         SHARE, "With on_bad_record skip: fraction of bad records above which training stops.", default=0.01
     )
     no_dataset: bool = setting(FLAG, "The run has neither dataset nor tokenizer.", default=False)
-    eos_id: int = setting(
-        integer(0), "Id that ends a document; less than n_vocab.", default=1, default_text="the datasets', else 1"
+    keep_tokenizer: bool = setting(
+        FLAG,
+        "With --init_from, the datasets use the tokenizer that lies beside the weights, and may name no other. false: "
+        "they use their own, and the embeddings of the weights are those of other tokens.",
+        default=True,
     )
-    padding_id: int = setting(
-        integer(0),
+    eos_id: int | None = setting(
+        optional(integer(0)),
+        "Id that ends a document; less than n_vocab.",
+        default=1,
+        default_text="the datasets', else 1",
+    )
+    padding_id: int | None = setting(
+        optional(integer(0)),
         "Id that fills up an example; not counted in evaluation. n_vocab itself (a padding token that was added to the "
-        "tokenizer, outside the token embedding) means eos_id.",
+        "tokenizer, outside the token embedding) means eos_id, and so does a tokenizer without a padding token.",
         default=0,
         default_text="the datasets', else 0",
     )

@@ -113,14 +113,15 @@ def config_beside(path: str) -> str:
 
 
 def tokenizer_beside(path: str) -> str | None:
-    """Returns the path of the tokenizer beside local weights, a file or a folder; None: there is none."""
+    """Returns the folder of the tokenizer beside local weights, a file or a folder; None: there is none."""
     if not path or "://" in path:
         return None
     folder = os.path.dirname(config_beside(weights_at(path)))
-    if os.path.exists(os.path.join(folder, TOKENIZER_FILE)):
-        return os.path.join(folder, TOKENIZER_FILE)
-    is_folder = all(os.path.exists(os.path.join(folder, name)) for name in TOKENIZER_FOLDER_FILES)
-    return folder if is_folder else None
+    is_there = any(
+        all(os.path.isfile(os.path.join(folder, name)) for name in names)
+        for names in ((TOKENIZER_FILE,), TOKENIZER_FOLDER_FILES)
+    )
+    return (folder or os.curdir) if is_there else None
 
 
 def is_huggingface_folder(path: str) -> bool:

@@ -31,7 +31,7 @@ from data.text.deduplication import digest_fraction
 from data.text.documents import TextFormat, explain, identity_digest
 from data.text.files import ReadingNotes, SourceFile, find_files
 from data.tokenization.bpe_training import FILE_NAME, cut_text, save_tokenizer, train_byte_level_bpe
-from data.tokenization.tokenizer import Tokenizer, check_special_ids, load_tokenizer
+from data.tokenization.tokenizer import Tokenizer, check_special_ids, load_tokenizer, with_special_ids
 from storage.files import is_local, write_text, writing_to
 from storage.locks import is_locked, locked
 
@@ -86,8 +86,9 @@ def prepare_dataset(dataset: DatasetConfig, n_ctx: int, log: Log = print) -> Pre
             "folder, or write tfrecords into the bucket with data/create_tfrecords.py --output_dir, and name them in "
             "path"
         )
-    notes = ReadingNotes()
-    preparation = _Preparation(dataset, n_ctx, _find_text(dataset, notes), _given_tokenizer(dataset), log)
+    notes, tokenizer = ReadingNotes(), _given_tokenizer(dataset)
+    dataset = with_special_ids(dataset, tokenizer)
+    preparation = _Preparation(dataset, n_ctx, _find_text(dataset, notes), tokenizer, log)
     directory = preparation.directory
     if os.path.isfile(f"{directory}/{MANIFEST}"):
         log(f"{dataset.id}: {directory} is up to date")
@@ -117,9 +118,7 @@ def _find_text(dataset: DatasetConfig, notes: ReadingNotes) -> list[SourceFile]:
 def _given_tokenizer(dataset: DatasetConfig) -> Tokenizer | None:
     if dataset.tokenizer_path is None:
         return None
-    tokenizer = load_tokenizer(dataset.tokenizer_path, dataset.tokenizer_is_pretrained)
-    check_special_ids(tokenizer, dataset)
-    return tokenizer
+    return load_tokenizer(dataset.tokenizer_path, dataset.tokenizer_is_pretrained)
 
 
 def _make(preparation: _Preparation) -> None:

@@ -13,7 +13,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from configs.errors import DataError
-from data.tokenization.tokenizer import EOS_TOKEN, PADDING_TOKEN, SEAM, Tokenizer, cut_at_seams
+from data.tokenization.tokenizer import SEAM, SPECIAL_TOKENS, Tokenizer, cut_at_seams
 from storage.files import check_writable, write_text
 
 FILE_NAME = "byte-level-bpe.tokenizer.json"
@@ -65,7 +65,7 @@ def train_byte_level_bpe(
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         min_frequency=2,
-        special_tokens=[EOS_TOKEN, PADDING_TOKEN],
+        special_tokens=list(SPECIAL_TOKENS),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import math
@@ -30,6 +31,7 @@ from data.tokenization.backend import (
 )
 from storage.files import decode_text, exists, is_local
 
+SPECIAL_TOKENS = (EOS_TOKEN, PADDING_TOKEN)  # of the tokenizers that we train: ids 0 and 1
 PIECE_CHARACTERS = 1 << 18
 PIECES_AT_ONCE = 8
 MAX_WORD_CHARACTERS = 1 << 20  # a longer word is cut, to bound memory
@@ -96,6 +98,18 @@ class Tokenizer:
     def padding_id(self) -> int | None:
         """Id of `<|padding|>`; None if the tokenizer has no such token."""
         return self._backend.token_to_id(PADDING_TOKEN)
+
+    def difference(self, other: Tokenizer) -> str | None:
+        """Returns how the ids of another tokenizer mean other tokens; None if those that both have mean the same."""
+        own, others = (tokenizer._backend.get_vocab(with_added_tokens=True) for tokenizer in (self, other))
+        names = {token_id: token for token, token_id in own.items()}
+        for token, token_id in sorted(others.items(), key=lambda item: item[1]):
+            if names.get(token_id, token) != token:
+                return f"the id {token_id} is {names[token_id]!r} in the one and {token!r} in the other"
+        return None if self._merges() == other._merges() else "their merges differ"
+
+    def _merges(self) -> list[str] | None:
+        return json.loads(self._backend.to_str())["model"].get("merges")
 
     def encode(self, text: str) -> list[int]:
         """Returns the ids of a text, without special tokens."""
@@ -356,6 +370,30 @@ def _download(name: str) -> Path:
             f"{name}: neither a file or folder here, nor found as a tokenizer at Hugging Face ({reason}); give a "
             "tokenizers JSON file, or a folder with vocab.json and merges.txt"
         ) from None
+
+
+def with_special_ids(dataset: DatasetConfig, tokenizer: Tokenizer | None) -> DatasetConfig:
+    """Fills in the eos_id and padding_id that a dataset config leaves to its tokenizer.
+
+    Args:
+        dataset: the config; eos_id becomes its padding_id if the tokenizer has no padding token.
+        tokenizer: None: it is yet to be trained.
+
+    Raises:
+        ConfigError: the tokenizer has no end of text either, or disagrees with the config.
+    """
+    eos_id, padding_id = range(len(SPECIAL_TOKENS)) if tokenizer is None else (tokenizer.eos_id, tokenizer.padding_id)
+    eos_id = eos_id if dataset.eos_id is None else dataset.eos_id
+    if eos_id is None:
+        raise ConfigError(
+            f"{dataset.id}: eos_id: is left out, and the tokenizer has no {EOS_TOKEN}; give the id that ends a document"
+        )
+    padding_id = eos_id if padding_id is None else padding_id
+    padding_id = padding_id if dataset.padding_id is None else dataset.padding_id
+    dataset = dataclasses.replace(dataset, eos_id=eos_id, padding_id=padding_id)
+    if tokenizer is not None:
+        check_special_ids(tokenizer, dataset)
+    return dataset
 
 
 def check_special_ids(tokenizer: Tokenizer, dataset: DatasetConfig) -> None:

@@ -41,7 +41,10 @@ def write_huggingface_folder(directory: str, config: RunConfig, weights: Weights
 def _tokenizer_config(config: RunConfig, tokenizer_json: str) -> dict[str, object]:
     """Returns the tokenizer_config.json that makes Hugging Face use the tokenizers JSON file unchanged."""
     name_of = tokenizers.Tokenizer.from_str(tokenizer_json).id_to_token
-    special = {"bos_token": config.data.eos_id, "eos_token": config.data.eos_id, "pad_token": config.data.padding_id}
+    eos_id, padding_id = config.data.eos_id, config.data.padding_id
+    special = {"bos_token": eos_id, "eos_token": eos_id}
+    if padding_id != eos_id:  # which stands for a tokenizer without padding
+        special["pad_token"] = padding_id
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": config.model.n_ctx,

@@ -16,7 +16,7 @@ def test_raw_text_and_dataset_defaults(tmp_path):
     assert (use.dataset.text, use.dataset.text_exclude) == (("{python_stdlib}",), ("*/test/*",))
     assert (use.dataset.path, use.dataset.eval_path, use.dataset.tokenizer_path) == (None, None, None)
     assert (use.dataset.eval_fraction, use.dataset.cache_dir) == (0.05, "datasets/words")
-    assert (use.dataset.eos_id, use.dataset.padding_id, use.dataset.text_key) == (1, 0, "text")
+    assert (use.dataset.eos_id, use.dataset.padding_id, use.dataset.text_key) == (None, None, "text")
 
 
 def test_a_run_without_dataset(tmp_path):
