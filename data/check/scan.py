@@ -73,15 +73,13 @@ def scan_dataset(
             scan.add_errors(result)
             totals.add(result)
             bar.update(result.n_bytes)
-    n_ended = int(totals.lengths_B.sum())
-    totals.end_document()
+    n_documents = totals.count_documents()
     ids = np.flatnonzero(totals.counts_V)
-    n_documents = None if eos_id is None else n_ended or int(totals.lengths_B.sum())
     return DatasetReport(
         n_files=len(paths),
         n_examples=totals.n_examples,
         n_tokens=int(totals.counts_V.sum()),
-        n_documents=totals.n_examples if n_ctx is None else n_documents,
+        n_documents=totals.n_examples if n_ctx is None else None if eos_id is None else n_documents,
         min_id=int(ids[0]) if len(ids) else None,
         max_id=int(ids[-1]) if len(ids) else None,
         first_example="" if totals.first is None else decode_example(totals.first, eos_id, decode),
@@ -278,9 +276,11 @@ class _Totals:
         self.first = result.first if self.first is None else self.first
         self.boundary = result.boundary if self.boundary is None else self.boundary
 
-    def end_document(self) -> None:
-        """Counts the text after the last separator as a document."""
+    def count_documents(self) -> int:
+        """Returns how many documents have ended, or 1 if none has, and adds the text after the last to `lengths_B`."""
+        n_ended = int(self.lengths_B.sum())
         self._add_spans(np.array([0, 0]))
+        return n_ended or int(self.lengths_B.sum())
 
     def _add_spans(self, spans_D: np.ndarray) -> None:
         """Adds the documents that have ended; the last span may continue in the next block."""
