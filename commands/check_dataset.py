@@ -22,7 +22,7 @@ def check_dataset(config: RunConfig, options: Options) -> int:
     if not data.prepared:
         raise ConfigError("no dataset: nothing to check; give datasets in the model config")
     tokenizer = data.tokenizer()
-    decode = tokenizer.decode if tokenizer else lambda ids: " ".join(map(str, ids))
+    decode = tokenizer.decode_marked if tokenizer else lambda ids: " ".join(map(str, ids))
     reports = {}
     for use, ready in zip(config.data.datasets, data.prepared, strict=True):
         for part, pattern in (("training", ready.train_pattern), ("evaluation", ready.eval_pattern)):

@@ -106,14 +106,20 @@ def check_shared_prompt(options: Options, group: ProcessGroup) -> None:
         )
 
 
-def _ids(prompt: Prompt, tokenizer: Tokenizer, n_ctx: int) -> Sequence[int]:
-    """Returns the last `n_ctx` ids of a prompt.
+def _ids(prompt: Prompt, tokenizer: Tokenizer, n_ctx: int, warn: Callable[[str], None]) -> Sequence[int]:
+    """Returns the last `n_ctx` ids of a prompt; calls `warn` if it spells special tokens that do not count.
 
     Raises:
         ConfigError: it holds an id that is no token.
     """
     if isinstance(prompt.given, str):
-        return tokenizer.encode_end(prompt.given, n_ctx)
+        reader = tokenizer.reading_special_tokens if prompt.settings.prompt_special_tokens else tokenizer
+        if spelled := reader.describe_spelled(prompt.given):
+            warn(
+                f"{prompt.place}: spells special tokens, read as plain characters: {spelled}; --special_tokens makes "
+                "them count"
+            )
+        return reader.encode_end(prompt.given, n_ctx)
     unknown = tokenizer.first_unknown(prompt.given)
     if unknown is not None:
         raise ConfigError(
@@ -136,7 +142,7 @@ def encode_prompts(
             warn(f"num_beams = {n_beams}: so many beams take long to compile and to search; fewer than 10 are usual")
     for prompt in prompts:
         try:
-            ids = _ids(prompt, tokenizer, n_ctx)
+            ids = _ids(prompt, tokenizer, n_ctx, warn)
             encoded.append(fit_prompt(ids, prompt, n_ctx, config.data.eos_id, warn))
         except ConfigError as error:
             issues.append(str(error))

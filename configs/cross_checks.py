@@ -15,7 +15,7 @@ from configs.schema import PREDICTION_KEYS, SAMPLING_KEYS, DatasetConfig, Datase
 KeyedIssues = Iterator[tuple[str, str, str]]
 CrossCheck = Callable[..., KeyedIssues]
 
-RAW_TEXT_KEYS = ("text_exclude", "eval_fraction", "text_key", "document_separator", "on_bad_file")
+RAW_TEXT_KEYS = ("text_exclude", "eval_fraction", "text_key", "document_separator", "special_tokens", "on_bad_file")
 
 
 def _find_head_issues(n_head: int, n_embd: int) -> KeyedIssues:

@@ -490,6 +490,13 @@ class PredictionConfig:
         default=False,
         flag="--penalize_end",
     )
+    prompt_special_tokens: bool = setting(
+        FLAG,
+        "Special tokens that prompts spell, such as <|endoftext|>, count as such; by default they are read as plain "
+        "characters.",
+        default=False,
+        flag="--special_tokens",
+    )
     never_end: bool = sampling_setting(
         FLAG,
         "Never generates the end of the text, so that every sample has its full length.",
@@ -592,6 +599,12 @@ class DatasetConfig:
         "Raw text: a marker that parts documents inside a text, such as <|endoftext|>. Line breaks beside it are left "
         "out.",
         default=None,
+    )
+    special_tokens: bool = setting(
+        FLAG,
+        "Raw text: special tokens that texts spell, such as <|endoftext|>, count as such; false: they are read as "
+        "plain characters.",
+        default=False,
     )
     on_bad_file: str = setting(
         one_of(("stop", "skip")),

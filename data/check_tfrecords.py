@@ -104,7 +104,7 @@ def find_record_format(settings: Settings, paths: Sequence[str]) -> RecordFormat
         rules=RecordRules(_n_ctx(settings, manifest, paths), n_vocab),
         eos_id=_first_known(settings.separator, manifest_eos_id, tokenizer and tokenizer.eos_id),
         padding_id=tokenizer and tokenizer.padding_id,
-        decode=tokenizer.decode if tokenizer else lambda ids: " ".join(map(str, ids)),
+        decode=tokenizer.decode_marked if tokenizer else lambda ids: " ".join(map(str, ids)),
         remark=remark,
     )
 

@@ -71,6 +71,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Settings:
         help=f"part documents inside a text at a marker; without one, or eos: at the tokenizer's {EOS_TOKEN}",
     )
     add("--on_bad_file", default=default.on_bad_file, choices=ON_BAD_FILE, help="at a broken link or a pipe")
+    add("--special_tokens", action="store_true", help="special tokens that texts spell count as such")
     add("--deduplicate", action="store_true", help="leave out exact copies of earlier documents")
     add("--max_documents", type=integer, default=default.max_documents, help="read at most this many documents")
     add("--eval_fraction", type=float, default=default.eval_fraction, help="fraction of the documents to hold out")

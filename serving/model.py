@@ -31,6 +31,11 @@ class ServedModel:
         """Returns the bytes of a token; those of a special token are its name."""
         return functools.cache(self.tokenizer.bytes_of)
 
+    @functools.cached_property
+    def reading_special_tokens(self) -> ServedModel:
+        """The same model, for prompts in which special tokens count."""
+        return dataclasses.replace(self, tokenizer=self.tokenizer.reading_special_tokens)
+
     def text_of(self, token: int) -> bytes:
         """Returns the bytes that a token adds to a text: none for the eos that ends it."""
         return b"" if token == self.eos_id else self.bytes_of(token)

@@ -138,6 +138,10 @@ class CompletionRequest(BaseModel):
     penalize_end: bool | None = Field(
         False, description="true or false; true: the two above act on an end of text in the prompt too"
     )
+    special_tokens: bool | None = Field(
+        False,
+        description="true or false; true: special tokens that a prompt spells, such as <|endoftext|>, count as such",
+    )
     never_end: bool | None = Field(False, description="true or false; true: never generate the end-of-text token")
     ignore_eos: bool | None = Field(False, description="true or false; true: as never_end")
 

@@ -132,7 +132,8 @@ def parse_request(request: CompletionRequest, model: ServedModel) -> SamplingReq
     """
     _check_combination(request)
     max_tokens = DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
-    prompts = tuple(_prompts(request.prompt, model, max_tokens))
+    reader = model.reading_special_tokens if request.special_tokens else model
+    prompts = tuple(_prompts(request.prompt, reader, max_tokens))
     for prompt in prompts:
         _check_length(prompt, max_tokens, model.engine.n_ctx)
     n, n_vocab = request.n or 1, model.tokenizer.n_vocab

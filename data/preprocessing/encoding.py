@@ -47,6 +47,11 @@ class TextEncoder:
     ftfy: bool = False
     wikitext_detokenize: bool = False
 
+    @property
+    def unread_tokens(self) -> list[str]:
+        """The special tokens that texts may spell without having their ids."""
+        return [] if self.tokenizer.reads_special_tokens else self.tokenizer.special_tokens
+
     def __call__(self, texts: Sequence[str]) -> EncodedBatch:
         """Returns the ids of the texts."""
         cleaned = [self._clean(text) for text in texts]

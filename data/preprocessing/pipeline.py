@@ -81,7 +81,7 @@ def write_splits(
     try:
         with tqdm(total=len(files), desc="encoding", unit="file", disable=None) as bar:
             pieces = reader.pieces(encoder.cut, lambda n_files: bar.update(n_files - bar.n))
-            pieces = _counting(pieces, encoder.tokenizer.special_tokens, spelled)
+            pieces = _counting(pieces, encoder.unread_tokens, spelled)
             with closing(encode(pieces)) as encoded:
                 for piece, ids, text_bytes in encoded:
                     if ids is None:
@@ -110,7 +110,10 @@ def _counting(
 def _lines_of(spelled: Counter[str], marker: str | None, n_markers: int) -> Iterator[str]:
     if found := +spelled:
         listed = ", ".join(f"{token} {count:,} times" for token, count in found.most_common(MAX_SPELLED))
-        yield f"texts spell special tokens, read as plain characters: {listed}; document_separator parts documents"
+        yield (
+            f"texts spell special tokens, read as plain characters: {listed}; special_tokens makes them "
+            "count, document_separator parts documents at one"
+        )
     if marker is not None and not n_markers:
         yield f"document_separator = {marker!r}: does not occur in the texts"
 
@@ -244,6 +247,7 @@ def _check_free(settings: Settings, old_files: list[str]) -> None:
 def _create(job: _Job, folder: ResumeFolder, log: Callable[[str], None]) -> Manifest:
     settings, tokenizer = job.settings, job.tokenizer
     options = _document_options(job, log)
+    tokenizer = tokenizer.reading_special_tokens if settings.special_tokens else tokenizer
     encoder = TextEncoder(tokenizer, settings.ftfy, settings.wikitext_detokenize)
     encode = _choose_encode(job, options, encoder, folder)
     splits = write_splits(job.files, options, encoder, job.layouts(), folder, encode, log)

@@ -162,6 +162,8 @@ class _Preparation:
             "document_separator": dataset.document_separator,
             "tokenizer": self.given_tokenizer and self.given_tokenizer.to_json(),
         }
+        if dataset.special_tokens:
+            settings["special_tokens"] = True
         return Fingerprint(settings, source_states(self.files))
 
     @cached_property
@@ -181,7 +183,7 @@ class _Preparation:
         layouts = self._layouts(tokenizer)
         for split in layouts:
             os.makedirs(f"{directory}/{split}", exist_ok=True)
-        splits = write_splits(self.files, options, TextEncoder(tokenizer), layouts, folder, log=self._say)
+        splits = write_splits(self.files, options, self._encoder(tokenizer), layouts, folder, log=self._say)
         for name, split in splits.items():
             self._report(name, split)
         manifest = {
@@ -193,6 +195,9 @@ class _Preparation:
         }
         write_text(f"{directory}/{MANIFEST}", json.dumps(manifest, indent=2) + "\n")
         folder.remove_records()
+
+    def _encoder(self, tokenizer: Tokenizer) -> TextEncoder:
+        return TextEncoder(tokenizer.reading_special_tokens if self.dataset.special_tokens else tokenizer)
 
     def _say(self, line: str) -> None:
         self.log(f"{self.dataset.id}: {line}")

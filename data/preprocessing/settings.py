@@ -39,6 +39,7 @@ class Settings:
         text_key: the key of a JSON object that holds its text.
         document_separator: what parts documents inside a text; True for the tokenizer's end of text, None for nothing.
         on_bad_file: whether to "stop" at a file that cannot be read, such as a broken link, or to "skip" it.
+        special_tokens: special tokens that texts spell count as such.
         deduplicate: leaves out copies of earlier documents.
         max_documents: reads at most this many documents; None for all.
         eval_fraction: fraction of the documents, drawn by their text, that goes to files `{name}_eval_*` instead.
@@ -63,6 +64,7 @@ class Settings:
     text_key: str = "text"
     document_separator: str | bool | None = None
     on_bad_file: str = "stop"
+    special_tokens: bool = False
     deduplicate: bool = False
     max_documents: int | None = None
     eval_fraction: float = 0.0
@@ -80,6 +82,8 @@ class Settings:
         values = asdict(self)
         for key in (*_NOT_CONTENT, "beam_options"):
             del values[key]
+        if not self.special_tokens:  # so that what is there from before this setting is known again
+            del values["special_tokens"]
         del values["mode" if self.mode == CHUNKS else "chunk_size"]
         return values
 

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, pairwise
+from itertools import chain, groupby, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -51,22 +51,29 @@ SEAM = re.compile(
 class Tokenizer:
     """Encodes and decodes text.
 
-    No text is encoded as a special token: a document that contains `<|endoftext|>` gets the ids of these characters.
+    No text is encoded as a special token: a document that contains `<|endoftext|>` gets the ids of these characters,
+    unless the tokenizer reads special tokens.
 
     Attributes:
+        reads_special_tokens: whether a special token that a text spells is encoded as such.
         switched_off: what the file held that would cut, fill up or vary texts, and is not used.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+    def __init__(self, backend: tokenizers.Tokenizer, reads_special_tokens: bool = False) -> None:
         """Takes over a backend, and switches off what does not belong to a tokenizer."""
         self._backend = backend
-        self._backend.encode_special_tokens = True
+        self._backend.encode_special_tokens = not reads_special_tokens
+        self.reads_special_tokens = reads_special_tokens
         self.switched_off = switch_off_state(backend)
         self._added_tokens = backend.get_added_tokens_decoder()
         self._is_byte_level = _is_byte_level(backend)
+        matched = [token for token in self._added_tokens.values() if reads_special_tokens or not token.special]
+        self._matched = _any_of([token.content for token in matched])
+        self._is_cut = _splits_at_lines(backend) and not any(_reaches_further(token) for token in matched)
 
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return from_json, (self.to_json(),)  # the backend's own pickle forgets encode_special_tokens
+    def __reduce__(self) -> tuple[object, tuple[str, bool]]:
+        # The backend's own pickle forgets encode_special_tokens.
+        return from_json, (self.to_json(), self.reads_special_tokens)
 
     @functools.cached_property
     def n_vocab(self) -> int:
@@ -98,6 +105,16 @@ class Tokenizer:
     def padding_id(self) -> int | None:
         """Id of `<|padding|>`; None if the tokenizer has no such token."""
         return self._backend.token_to_id(PADDING_TOKEN)
+
+    @functools.cached_property
+    def reading_special_tokens(self) -> Tokenizer:
+        """The same tokenizer, for texts in which special tokens count."""
+        return from_json(self.to_json(), reads_special_tokens=True)
+
+    def describe_spelled(self, text: str) -> str:
+        """Returns how often a text spells each special token that it is not read as; empty if it spells none."""
+        names = [] if self.reads_special_tokens else self.special_tokens
+        return ", ".join(f"{name} {text.count(name):,} times" for name in names if name in text)
 
     def difference(self, other: Tokenizer) -> str | None:
         """Returns how the ids of another tokenizer mean other tokens; None if those that both have mean the same."""
@@ -148,20 +165,38 @@ class Tokenizer:
 
     def _end(self, text: str, characters: int) -> str:
         """Returns at most this many characters from the end, if the text can be cut there without changing a token."""
-        if len(text) <= characters or not _splits_at_lines(self._backend):
+        if len(text) <= characters or not self._is_cut:
             return text
         seam = SEAM.search(text, len(text) - characters)
-        return text[seam.end() :] if seam else text
+        return text[self._outside(text, seam.end()) :] if seam else text
+
+    def _outside(self, text: str, cut: int) -> int:
+        """Returns where to cut instead if an added token of the text would be cut."""
+        longest = max((len(token.content) for token in self._added_tokens.values()), default=0)
+        found = self._matched.finditer(text, max(0, cut - longest), cut + longest) if self._matched else ()
+        return next((token.end() for token in found if token.start() < cut < token.end()), cut)
 
     def pieces(self, text: str) -> list[str]:
         """Cuts a very long text where this changes no token, to bound memory and to share the work among cores."""
-        return cut_at_seams(text, SEAM, PIECE_CHARACTERS) if _splits_at_lines(self._backend) else [text]
+        if not self._is_cut or len(text) <= PIECE_CHARACTERS:
+            return [text]
+        parts = self._matched.split(text) if self._matched else [text]  # every second is an added token
+        pieces = ([part] if i % 2 else cut_at_seams(part, SEAM, PIECE_CHARACTERS) for i, part in enumerate(parts))
+        return list(chain.from_iterable(pieces))
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Returns the text of ids, with the names of special tokens; bytes that are not UTF-8 become U+FFFD."""
         if self._is_byte_level:  # the backend would read the letters of added tokens as bytes
             return b"".join(self.bytes_of(int(i)) for i in ids).decode("utf-8", "replace")
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=False)
+
+    def decode_marked(self, ids: Sequence[int] | np.ndarray) -> str:
+        """Returns the text of ids to look at: a special token is its name in ⟦ ⟧, apart from text that spells it."""
+        runs = groupby(map(int, ids), key=lambda i: i in self._added_tokens and self._added_tokens[i].special)
+        return "".join(
+            "".join(f"⟦{self._added_tokens[i].content}⟧" for i in run) if is_special else self.decode(list(run))
+            for is_special, run in runs
+        )
 
     def bytes_of(self, token_id: int) -> bytes:
         """Returns the bytes that an id adds to a text; with a byte-level tokenizer, they may be part of a character."""
@@ -205,6 +240,15 @@ def _bytes_of_characters(token: str) -> bytes:
         return bytes(_BYTE_OF_CHARACTER[character] for character in token)
     except KeyError:
         return token.encode()
+
+
+def _any_of(names: Sequence[str]) -> re.Pattern[str] | None:
+    return re.compile(f"({'|'.join(map(re.escape, sorted(names, key=len, reverse=True)))})") if names else None
+
+
+def _reaches_further(token: tokenizers.AddedToken) -> bool:
+    """Returns whether an added token depends on the text beside it."""
+    return token.lstrip or token.rstrip or token.single_word
 
 
 def _is_byte_level(backend: tokenizers.Tokenizer) -> bool:
@@ -254,9 +298,9 @@ def _groups(pieces: Iterable[str]) -> Iterator[list[str]]:
         yield group
 
 
-def from_json(text: str) -> Tokenizer:
+def from_json(text: str, reads_special_tokens: bool = False) -> Tokenizer:
     """Makes a tokenizer from the text of a tokenizers JSON file."""
-    return Tokenizer(backend_from_json(text))
+    return Tokenizer(backend_from_json(text), reads_special_tokens)
 
 
 def load_tokenizer(path_or_name: str, is_pretrained: bool = False) -> Tokenizer:

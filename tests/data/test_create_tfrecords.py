@@ -842,6 +842,17 @@ def test_a_text_may_be_many_documents(tmp_path, tokenizer, encoder_path, separat
     assert documents_of(report.tfrecords, tokenizer) == ["Once", "Twice"]
 
 
+def test_special_tokens_that_a_text_spells_count_when_asked(tmp_path, tokenizer, encoder_path):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text(STORIES)
+    plain = create_tfrecords(settings_for(tmp_path, encoder_path, name="p"))
+    report = create_tfrecords(settings_for(tmp_path, encoder_path, special_tokens=True))
+    ids = tokenizer.reading_special_tokens.encode(STORIES)
+    assert ids.count(tokenizer.eos_id) == 2
+    assert all_ids(report)[: len(ids)] == ids
+    assert (all_ids(plain).count(tokenizer.eos_id), report.notes) == (1, ())
+
+
 def test_a_special_token_that_a_text_spells_is_counted(tmp_path, encoder_path):
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").write_text(STORIES)
@@ -849,7 +860,7 @@ def test_a_special_token_that_a_text_spells_is_counted(tmp_path, encoder_path):
     (note,) = report.notes
     assert note == (
         "texts spell special tokens, read as plain characters: <|endoftext|> 2 times; "
-        "document_separator parts documents"
+        "special_tokens makes them count, document_separator parts documents at one"
     )
     assert f"note: {note}" in describe(report).splitlines()
     parted = create_tfrecords(settings_for(tmp_path, encoder_path, name="p", document_separator="eos"))

@@ -20,6 +20,8 @@ from configs.errors import UserError
 from serving import settings
 from serving.app import listen, serve
 from serving.model import ServedModel
+from serving.protocol import CompletionRequest
+from serving.request import parse_request
 from serving.settings import ServingSettings, check_packages, key_from_environment
 from tests.serving.scripted import BREAKS, EOS_ID, ScriptedEngine, byte_tokenizer
 from tests.serving.servers import Server, scripted
@@ -411,3 +413,12 @@ def test_a_package_that_is_missing_is_told_of(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(settings, "PACKAGES", ("starlette", "no_such_package"))
     with pytest.raises(UserError, match=r"\(no_such_package\); pip install -r requirements-serve.txt"):
         check_packages()
+
+
+@pytest.mark.parametrize(
+    ("field", "n_tokens"), [({}, 14), ({"special_tokens": None}, 14), ({"special_tokens": True}, 2)]
+)
+def test_special_tokens_that_a_prompt_spells_count_when_asked(field, n_tokens):
+    request = CompletionRequest(model="scripted", prompt="a<|endoftext|>", max_tokens=1, **field)
+    (prompt,) = parse_request(request, MODEL).prompts
+    assert (len(prompt.tokens), EOS_ID in prompt.tokens) == (n_tokens, n_tokens == 2)

@@ -359,3 +359,17 @@ def test_a_cache_dir_may_have_glob_characters(tmp_path):
     write_documents(tmp_path / "texts")
     prepared, _ = prepare(dataset_of(tmp_path, cache_dir=f"{tmp_path}/a[b]*"))
     assert list_shards(prepared.train_pattern) and list_shards(prepared.eval_pattern)
+
+
+def test_special_tokens_that_raw_text_spells_count_when_asked(tmp_path):
+    (tmp_path / "texts").mkdir()
+    for number in range(5):
+        (tmp_path / "texts" / f"{number}.txt").write_text("the <|endoftext|>end" * (number + 1))
+    plain, lines = prepare(dataset_of(tmp_path, eval_fraction=0.0))
+    read, read_lines = prepare(dataset_of(tmp_path, eval_fraction=0.0, special_tokens=True))
+    counts = [
+        sum(int((ids == 0).sum()) for shard in list_shards(found.train_pattern) for ids in read_examples(shard.path))
+        for found in (plain, read)
+    ]
+    assert counts == [5, 5 + 15]
+    assert ["spell special tokens" in "".join(said) for said in (lines, read_lines)] == [True, False]

@@ -509,3 +509,44 @@ def test_ids_that_cannot_be_given_are_refused(tmp_path, model, token, reason):
     values["added_tokens"] = [added_token(*token)]
     (tmp_path / "t.json").write_text(json.dumps(values))
     assert reason in error_of(f"{tmp_path}/t.json")
+
+
+def with_added(*special: str, plain: tuple[str, ...] = ()) -> Tokenizer:
+    backend = tokenizers.Tokenizer.from_str(TOKENIZER.to_json())
+    backend.add_special_tokens(list(special))
+    backend.add_tokens(list(plain))
+    return Tokenizer(backend)
+
+
+def test_special_tokens_that_a_text_spells_count_when_asked():
+    tokenizer = with_added("<|user|>", "</s>")
+    reading, text = tokenizer.reading_special_tokens, "<|user|>the end</s><|endoftext|>"
+    expected = [310, *tokenizer.encode("the end"), 311, 0]
+    assert reading.encode(text) == reading.encode_batch([text])[0] == reading.encode_end(text, 99) == expected
+    assert pickle.loads(pickle.dumps(reading)).encode(text) == expected
+    assert not {310, 311, 0} & set(tokenizer.encode(text))
+    assert tokenizer.describe_spelled(text * 2) == "<|endoftext|> 2 times, <|user|> 2 times, </s> 2 times"
+    assert (reading.describe_spelled(text), tokenizer.describe_spelled("the end")) == ("", "")
+    assert reading.to_json() == tokenizer.to_json()
+
+
+def test_real_special_tokens_are_shown_apart_from_spelled_ones():
+    tokenizer = with_added("<|user|>", plain=("naïve",))
+    ids = [310, *tokenizer.encode("<|user|>é naïve"), 310, 1]
+    assert tokenizer.decode_marked(ids) == "⟦<|user|>⟧<|user|>é naïve⟦<|user|>⟧⟦<|padding|>⟧"
+
+
+@pytest.mark.parametrize("reads", [False, True])
+@settings(max_examples=60, deadline=None)
+@given(text=st.lists(st.sampled_from(["<s>", "</s>", "<a b>", "<a", "b>", " ", "the", "\n", ".", "1"]), max_size=30))
+def test_no_cut_changes_an_added_token(reads, text):
+    tokenizer = with_added("</s>", "<a b>", plain=("<s>",))
+    tokenizer, text = tokenizer.reading_special_tokens if reads else tokenizer, "".join(text)
+    whole = tokenizer.encode(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data.tokenization.tokenizer, "PIECE_CHARACTERS", 1)
+        assert "".join(tokenizer.pieces(text)) == text
+        assert tokenizer.encode_batch([text]) == [whole]
+    for characters in range(1, len(text)):
+        end = tokenizer.encode(tokenizer._end(text, characters))
+        assert end == whole[len(whole) - len(end) :]
