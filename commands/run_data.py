@@ -88,13 +88,13 @@ def trained_tokenizer(config: RunConfig, init_from: str | None) -> Tokenizer | N
 
     Args:
         config: the run.
-        init_from: weights of another run. Their tokenizer is returned if the config names no dataset; otherwise that of
-            the datasets, as for a run directory without a copy.
+        init_from: other weights, whose tokenizer is returned unless the datasets use their own. Without one, that
+            of the datasets is returned, as for a run directory without a copy.
     """
     if init_from is None:
         kept = run_directory.tokenizer_path(config.model_path)
     else:
-        kept = None if config.data.datasets else tokenizer_beside(init_from)
+        kept = tokenizer_beside(init_from) if config.data.keep_tokenizer or not config.data.datasets else None
     return _checked(config, load_tokenizer(kept)) if kept else RunData.of(config).tokenizer()
 
 

@@ -89,6 +89,7 @@ def prepare_dataset(dataset: DatasetConfig, n_ctx: int, log: Log = print) -> Pre
     notes, tokenizer = ReadingNotes(), _given_tokenizer(dataset)
     dataset = with_special_ids(dataset, tokenizer)
     preparation = _Preparation(dataset, n_ctx, _find_text(dataset, notes), tokenizer, log)
+    preparation = _trained_here(preparation) or preparation
     directory = preparation.directory
     if os.path.isfile(f"{directory}/{MANIFEST}"):
         log(f"{dataset.id}: {directory} is up to date")
@@ -119,6 +120,15 @@ def _given_tokenizer(dataset: DatasetConfig) -> Tokenizer | None:
     if dataset.tokenizer_path is None:
         return None
     return load_tokenizer(dataset.tokenizer_path, dataset.tokenizer_is_pretrained)
+
+
+def _trained_here(preparation: _Preparation) -> _Preparation | None:
+    """Returns the finished preparation whose own tokenizer is the given one, as with weights of a run on this text."""
+    trained = replace(preparation, given_tokenizer=None)
+    path, given = f"{trained.directory}/{FILE_NAME}", preparation.given_tokenizer
+    if given is None or not all(map(os.path.isfile, (path, f"{trained.directory}/{MANIFEST}"))):
+        return None
+    return trained if load_tokenizer(path).to_json() == given.to_json() else None
 
 
 def _make(preparation: _Preparation) -> None:

@@ -373,3 +373,12 @@ def test_special_tokens_that_raw_text_spells_count_when_asked(tmp_path):
     ]
     assert counts == [5, 5 + 15]
     assert ["spell special tokens" in "".join(said) for said in (lines, read_lines)] == [True, False]
+
+
+def test_text_is_not_prepared_again_for_its_own_tokenizer(tmp_path):
+    write_documents(tmp_path / "texts")
+    first, _ = prepare(dataset_of(tmp_path))
+    save_tokenizer(load_tokenizer(first.tokenizer_path), f"{tmp_path}/run/tokenizer.json")
+    again, lines = prepare(dataset_of(tmp_path, tokenizer_path=f"{tmp_path}/run"))
+    assert (again.train_pattern, again.eval_pattern) == (first.train_pattern, first.eval_pattern)
+    assert "up to date" in lines[-1]
