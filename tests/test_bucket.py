@@ -225,12 +225,12 @@ def test_other_commands_read_and_write_in_the_bucket(fresh: Place) -> None:
         fresh.google.read("trials", "runs/tiny/metrics.jsonl").splitlines()[-1].startswith(b'{"step": 64, "split": "e')
     )
     written = fresh.run("--predict", "--seed", "1")
-    assert f"written to {RUN}/predictions_nosacred_64.txt" in written.stdout, written.stderr
+    assert f"written to {RUN}/predictions_nosacred_64.2.txt" in written.stdout, written.stderr
     other = fresh.run("--set", "n_head=4")
     assert (other.returncode, other.stderr) == (
         2,
-        f"{RUN}/config.json: n_head = 2: the run was trained with it, but the config says 4; give the config that "
-        "was trained, or another model_path\n",
+        f"{RUN}/config.json: n_head = 2: the run was trained with it, but the config says 4; set n_head to that, "
+        "or give another model_path\n",
     )
     new = fresh.run("--new", "--yes", "--set", "train_steps=2")
     assert new.returncode == 0 and f"deleted the run in {RUN}" in new.stdout, new.stderr

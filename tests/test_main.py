@@ -715,13 +715,13 @@ REFUSALS: dict[str, tuple[list[str], str]] = {
     ),
     "a deeper model": (
         ["--set", "n_layer=2"],
-        "runs/tiny/config.json: n_layer = 1: the run was trained with it, but the config says 2; give the config "
-        "that was trained, or another model_path",
+        "runs/tiny/config.json: n_layer = 1: the run was trained with it, but the config says 2; set n_layer to that, "
+        "or give another model_path",
     ),
     "other heads, which no shape shows": (
         ["--eval", "--set", "n_head=1"],
-        "runs/tiny/config.json: n_head = 2: the run was trained with it, but the config says 1; give the config "
-        "that was trained, or another model_path",
+        "runs/tiny/config.json: n_head = 2: the run was trained with it, but the config says 1; set n_head to that, "
+        "or give another model_path",
     ),
     "a path that TensorFlow takes for a pattern": (
         ["--set", "model_path=runs/[a]"],
