@@ -105,7 +105,7 @@ def check_trained(config: RunConfig, options: Options) -> None:
     if options.init_from is not None:
         find_weights(options.init_from)
     else:
-        newest_checkpoint(config)
+        _check_trained(config)
 
 
 def resumes(config: RunConfig, options: Options) -> bool:
@@ -122,14 +122,20 @@ def newest_checkpoint(config: RunConfig) -> str:
     return _checkpoints(config)[0]
 
 
-def _checkpoints(config: RunConfig) -> list[str]:
-    """Returns the checkpoints in `model_path`, the newest first."""
-    newest, state = reader.latest_checkpoint(config.model_path), reader.read_state(config.model_path)
+def _check_trained(config: RunConfig) -> str:
+    """Checks that there is a checkpoint in `model_path`, and returns the path of the newest."""
+    newest = reader.latest_checkpoint(config.model_path)
     if newest is None:
         raise CheckpointError(
             f"model_path = {config.model_path}: holds no checkpoint; train first, or give the model_path of "
             f"a trained model{looked_from(config.model_path)}"
         )
+    return newest
+
+
+def _checkpoints(config: RunConfig) -> list[str]:
+    """Returns the checkpoints in `model_path`, the newest first, and says what is damaged there."""
+    newest, state = _check_trained(config), reader.read_state(config.model_path)
     problems = [f"{state.problem}; using the newest checkpoint there, {newest}"] if state.problem else []
     for line in [*problems, *run_directory.damaged_settings(config.model_path)]:
         say(line)
