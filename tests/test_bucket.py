@@ -297,7 +297,7 @@ def test_a_config_that_is_not_there_is_named(place: Place) -> None:
 
 
 def test_an_invalid_config_in_the_bucket_is_named_by_its_path(place: Place) -> None:
-    write_json(place.google, "configs/wrong.json", TINY | {"n_heads": 3})
+    write_json(place.google, "configs/wrong.json", TINY | {"n_haed": 3})
     result = place.run("--model", "gs://trials/configs/wrong.json")
     assert result.returncode == 2
-    assert result.stderr == "gs://trials/configs/wrong.json: n_heads = 3: is not a known key; did you mean n_head?\n"
+    assert result.stderr == "gs://trials/configs/wrong.json: n_haed = 3: is not a known key; did you mean n_head?\n"

@@ -35,7 +35,8 @@ from data.tokenization.tokenizer import Tokenizer, check_special_ids, load_token
 from storage.files import is_local, write_text, writing_to
 from storage.locks import is_locked, locked
 
-LAYOUT_VERSION = 2  # must change whenever what is written changes, so that old caches are not used
+LAYOUT_VERSION = 2  # must change whenever what is written changes
+EARLIER_LAYOUTS = (1,)  # their caches are used, so that no run goes on with other data than it began with
 EXAMPLES_PER_FILE = 20_000
 SHUFFLE_TOKENS = 1 << 24
 MANIFEST = "manifest.json"
@@ -90,9 +91,9 @@ def prepare_dataset(dataset: DatasetConfig, n_ctx: int, log: Log = print) -> Pre
     dataset = with_special_ids(dataset, tokenizer)
     preparation = _Preparation(dataset, n_ctx, _find_text(dataset, notes), tokenizer, log)
     preparation = _trained_here(preparation) or preparation
-    directory = preparation.directory
-    if os.path.isfile(f"{directory}/{MANIFEST}"):
-        log(f"{dataset.id}: {directory} is up to date")
+    directory = preparation.finished or preparation.directory
+    if preparation.finished:
+        log(f"{dataset.id}: {preparation.described}")
     else:
         for line in notes.lines():
             log(f"{dataset.id}: {line}")
@@ -125,8 +126,8 @@ def _given_tokenizer(dataset: DatasetConfig) -> Tokenizer | None:
 def _trained_here(preparation: _Preparation) -> _Preparation | None:
     """Returns the finished preparation whose own tokenizer is the given one, as with weights of a run on this text."""
     trained = replace(preparation, given_tokenizer=None)
-    path, given = f"{trained.directory}/{FILE_NAME}", preparation.given_tokenizer
-    if given is None or not all(map(os.path.isfile, (path, f"{trained.directory}/{MANIFEST}"))):
+    path, given = f"{trained.finished}/{FILE_NAME}", preparation.given_tokenizer
+    if given is None or not os.path.isfile(path):
         return None
     return trained if load_tokenizer(path).to_json() == given.to_json() else None
 
@@ -169,18 +170,37 @@ class _Preparation:
             "special_ids": [dataset.eos_id, dataset.padding_id],
             "eval_fraction": dataset.eval_fraction,
             "text_key": dataset.text_key,
-            "document_separator": dataset.document_separator,
             "tokenizer": self.given_tokenizer and self.given_tokenizer.to_json(),
         }
-        if dataset.special_tokens:
-            settings["special_tokens"] = True
+        for key in ("document_separator", "special_tokens"):
+            if value := getattr(dataset, key):
+                settings[key] = value
         return Fingerprint(settings, source_states(self.files))
 
     @cached_property
     def directory(self) -> str:
         """The directory of this text and these settings."""
+        return self._directory(LAYOUT_VERSION)
+
+    @cached_property
+    def finished(self) -> str | None:
+        """The directory that holds them; None: they are not prepared yet."""
+        directories = map(self._directory, (LAYOUT_VERSION, *EARLIER_LAYOUTS))
+        return next((path for path in directories if os.path.isfile(f"{path}/{MANIFEST}")), None)
+
+    @property
+    def described(self) -> str:
+        """What is said of a finished directory."""
+        hint = (
+            ""
+            if self.finished == self.directory
+            else "; an earlier version prepared it, delete it to read the text anew"
+        )
+        return f"{self.finished} is up to date{hint}"
+
+    def _directory(self, layout_version: int) -> str:
         fingerprint = self.fingerprint
-        identity = {**fingerprint.settings, "files": fingerprint.input}
+        identity = {**fingerprint.settings, "layout_version": layout_version, "files": fingerprint.input}
         digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
         return f"{self.dataset.cache_dir}/n_ctx_{self.n_ctx}-{digest}"
 

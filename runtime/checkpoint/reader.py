@@ -63,17 +63,19 @@ def read_state(folder: str) -> CheckpointState:
     Raises:
         CheckpointError: the folder cannot be read.
     """
+    place = posixpath.join(folder, STATE_FILE)
     try:
-        names = tf.io.gfile.listdir(folder) if tf.io.gfile.isdir(folder) else []
-        named = _named_checkpoints(folder) if STATE_FILE in names else f"{folder}: has no file {STATE_FILE}"
+        has_state = tf.io.gfile.exists(place)  # also shows whether it may be read, which a list of names does not
+        named = _named_checkpoints(folder) if has_state else f"{folder}: has no file {STATE_FILE}"
         if isinstance(named, CheckpointState):
             return named
+        names = tf.io.gfile.listdir(folder) if tf.io.gfile.isdir(folder) else []
         finished = sorted((posixpath.join(folder, name) for name in names if FINISHED.search(name)), key=_index_step)
         times = {path.removesuffix(".index"): tf.io.gfile.stat(path).mtime_nsec / 1e9 for path in finished[-N_RECENT:]}
-        return CheckpointState(times, problem=named if times or STATE_FILE in names else None)
+        return CheckpointState(times, problem=named if times or has_state else None)
     except tf.errors.OpError as error:
         raise CheckpointError(
-            f"{folder}: cannot be read: {first_line(error)}; check the network and the permissions, and start again"
+            f"{place}: cannot be read: {first_line(error)}; check the network and the permissions, and start again"
         ) from error
 
 

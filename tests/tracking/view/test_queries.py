@@ -68,11 +68,11 @@ def test_what_cannot_be_shown(
     assert len(heard.err.splitlines()) == 1
 
 
-def test_a_reader_that_leaves_early_is_no_error(store: Path) -> None:
+def test_a_reader_that_leaves_early_ends_it_without_a_word(store: Path) -> None:
     command = [sys.executable, str(PROGRAM), "--list", "--store", str(store)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         process.stdout.close()
-        assert (process.stderr.read(), process.wait(60)) == ("", 0)
+        assert (process.stderr.read(), process.wait(60)) == ("", 128 + signal.SIGPIPE)
 
 
 @pytest.fixture
