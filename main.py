@@ -10,13 +10,11 @@ import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
-from commands.idle_settings import idle_by_other_keys, idle_in_command
-from commands.options import LayoutSearch, Options
-from configs.command_line import CommandLine, integer
+from commands.options import LayoutSearch, Options, idle_by_other_keys, idle_in_command
+from configs.command_line import CommandLine, find_rereadings, integer, unescape
 from configs.errors import ConfigError, DeviceError, UserError
 from configs.kinds import clean_path_flags
 from configs.load import find_model_config, load_config
-from configs.overrides import find_rereadings, unescape
 from configs.schema import FLAGS, PREDICTION_KEYS, RunConfig
 from configs.weights import config_beside, config_notes, is_huggingface_folder, weights_at
 from serving.settings import ServingSettings, check_packages, key_from_environment

@@ -16,11 +16,10 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from configs.command_line import CommandLine, integer
+from configs.command_line import CommandLine, integer, unescape
 from configs.errors import ConfigError
 from configs.kinds import clean_path_flags
 from configs.load import given_keys, load_config, resolved_json
-from configs.overrides import unescape
 from configs.prompts import DEFAULT_PROMPT
 from main import config_overrides
 from main import parse_arguments as parse_main_arguments

@@ -1,11 +1,40 @@
-"""The settings of the command line that are not keys of the config."""
+"""The settings of the command line that are not keys of the config, and the settings that have no effect."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
+from configs.command_line import FLAG_MARK, SET
+from configs.schema import ALIASES, FLAGS, GROUPS, RUN_FIELDS, RunConfig, keys_of
 from serving.settings import ServingSettings
+
+GENERATING = ("predict", "interactive", "serve")
+COMPUTING = ("train", "eval", "plan", *GENERATING)
+READING = ("train", "eval", "check_dataset")
+# The commands in which flags have an effect; all others have one in every command, or are refused.
+FLAG_COMMANDS = {
+    "steps_per_checkpoint": ("train",),
+    "sacred_id": ("train", "predict"),
+    "prompt": ("predict",),
+    "prompt_text": ("predict",),
+    "export_format": ("export",),
+    "export_dir": ("export",),
+    "gpu_ids": COMPUTING,
+    "cpu_devices": COMPUTING,
+    "tpu": COMPUTING,
+}
+# The commands in which the keys of a group have an effect, and the exceptions.
+GROUP_COMMANDS = {"training": ("train", "plan"), "evaluation": ("train", "eval"), "prediction": GENERATING}
+GROUP_COMMANDS |= {"mesh": COMPUTING}
+KEY_COMMANDS = {
+    **dict.fromkeys(("seed", "train_batch_size"), ("eval", *GROUP_COMMANDS["training"])),
+    **dict.fromkeys(("input_fn", "shuffle_input_filenames", "on_bad_record", "max_bad_share"), ("train",)),
+    "predict_steps": ("train",),
+    "predict_batch_size": ("predict",),
+    "remove_partial_sequences": ("predict",),
+    "prompt_overflow": ("predict", "interactive"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,3 +93,76 @@ class Options:
     export_dir: str
     serving: ServingSettings | None
     layout_search: LayoutSearch | None
+
+
+def idle_in_command(command: str, typed: Collection[str], overrides: Collection[str], config: RunConfig) -> str | None:
+    """Returns a line that names what was typed and has no effect in a command; None: everything has one.
+
+    Args:
+        command: the command.
+        typed: the flags that are no keys, without dashes.
+        overrides: the keys that were set, as `load_config` takes them.
+        config: the run.
+    """
+    names = [override.partition("=")[0].strip() for override in overrides]
+    keys = {name: FLAGS.get(name.removeprefix(FLAG_MARK), ALIASES.get(name, name)) for name in names}
+    samples = command == "train" and config.prediction.predict_steps > 0
+    idle = [f"--{flag}" for flag in typed if not _acts(FLAG_COMMANDS.get(flag), command, samples)]
+    for name, key in keys.items():
+        if not _acts(_commands_of(key), command, samples):
+            idle.append(name if name.startswith(FLAG_MARK) else f"{SET} {name}")
+    if not idle:
+        return None
+    where = "in training without predict_steps" if command == "train" else f"with --{command}"
+    return f"{', '.join(idle)}: no effect {where}; leave out what has none"
+
+
+def _acts(commands: Collection[str] | None, command: str, samples: bool) -> bool:
+    return commands is None or command in commands or (samples and "predict" in commands)
+
+
+def _commands_of(key: str) -> Collection[str] | None:
+    if key in KEY_COMMANDS:
+        return KEY_COMMANDS[key]
+    (group,) = [name for name, group in GROUPS.items() if key in keys_of(group)] or [""]
+    return GROUP_COMMANDS.get(group)
+
+
+# What switches keys off: whether it does so, its description, and the keys.
+Switch = tuple[Callable[[RunConfig], bool], str, Collection[str]]
+SWITCHES: tuple[Switch, ...] = (
+    (lambda run: run.training.opt_name == "adafactor", "opt_name is adafactor", ("beta2", "epsilon")),
+    (
+        lambda run: run.training.opt_name != "adafactor",
+        "opt_name is not adafactor",
+        ("ada_epsilon1", "ada_epsilon2", "ada_decay_rate"),
+    ),
+    (lambda run: "local" not in run.model.attention_types, "no layer is local", ("local_attention_radius",)),
+    (lambda run: not run.model.moe_layers, "moe_layers is empty", ("moe_params", "moe_activation")),
+    (
+        lambda run: not run.model.mlm_training,
+        "mlm_training is false",
+        tuple(key for key in RUN_FIELDS if key.startswith("mlm_") and key != "mlm_training"),
+    ),
+    (lambda run: run.model.entmax_loss, "entmax_loss is true", ("z_loss",)),
+    (lambda run: run.data.on_bad_record == "stop", "on_bad_record is stop", ("max_bad_share",)),
+    (lambda run: run.prediction.num_beams == 1, "num_beams is 1", ("length_penalty",)),
+)
+
+
+def idle_by_other_keys(config: RunConfig) -> Iterator[str]:
+    """Yields a line for each key whose value is not its default and has no effect on training."""
+    values = {key: getattr(getattr(config, name), key) for name, group in GROUPS.items() for key in keys_of(group)}
+    for is_off, reason, keys in SWITCHES:
+        given = [key for key in keys if values[key] != RUN_FIELDS[key].default]
+        if given and is_off(config):
+            yield f"{config.name}: {', '.join(given)}: no effect, since {reason}"
+    training = config.training
+    if training.lr_decay is None and training.lr_decay_end != training.train_steps:
+        yield f"{config.name}: lr_decay_end: no effect, since lr_decay is null"
+    parted = [use.dataset.id for use in config.data.datasets if use.datatype != "chunks" or use.stitch is not None]
+    if parted and config.data.input_fn == "sequential_input":
+        yield (
+            f"{config.name}: stitch and datatype of {', '.join(parted)}: no effect, since input_fn is "
+            "sequential_input; generic_text uses them"
+        )

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from configs import schema
+from configs.command_line import read_overrides
 from configs.cross_checks import PREDICTION_CHECKS, RUN_CHECKS
 from configs.datasets import check_datasets, default_input_fn, load_datasets, special_ids
 from configs.errors import ConfigError, ValueIssue, did_you_mean
-from configs.overrides import read_overrides
 from configs.reader import ConfigReader, RawValue, raise_issues, read_file, rename_aliases, shown
 from configs.schema import RUN_FIELDS, PredictionConfig, RunConfig, is_required, keys_of
 from configs.weights import (

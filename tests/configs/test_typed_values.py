@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from configs.overrides import find_rereadings, read_overrides, unescape
+from configs.command_line import find_rereadings, read_overrides, unescape
 
 
 def read(*texts: str) -> dict[str, Any]:
