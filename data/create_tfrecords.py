@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from configs.command_line import CommandLine, integer
+from configs.command_line import CommandLine, integer, unescape
 from configs.errors import UserError
 from configs.kinds import clean_path_flags
 from configs.reader import read_object
@@ -65,6 +65,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Settings:
     add("--text_key", default=default.text_key, help="key of a JSON object that holds its text")
     add(
         "--document_separator",
+        type=unescape,
         nargs="?",
         const="eos",
         metavar="MARKER",

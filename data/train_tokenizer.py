@@ -16,7 +16,7 @@ if __name__ == "__main__":
 
 from tqdm import tqdm
 
-from configs.command_line import CommandLine, integer
+from configs.command_line import CommandLine, integer, unescape
 from configs.errors import DataError
 from configs.kinds import clean_path_flags
 from data.text.deduplication import digest_fraction
@@ -128,6 +128,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Settings:
     add("--text_key", default=Settings.text_key, help="key of a JSON object that holds its text")
     add(
         "--document_separator",
+        type=unescape,
         nargs="?",
         const="eos",
         metavar="MARKER",

@@ -38,6 +38,7 @@ from data.tfrecord.records import read_examples
 from data.tfrecord.shards import list_shards, shuffle_shards
 from data.tokenization.bpe_training import FILE_NAME, save_tokenizer, train_byte_level_bpe
 from data.tokenization.tokenizer import Tokenizer, load_tokenizer
+from data.train_tokenizer import parse_arguments as parse_tokenizer_arguments
 from inputs import training_batches
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -296,6 +297,14 @@ def test_flags_of_gpt_neos_page_are_taken(capsys):
     assert settings.example_tokens is None and capsys.readouterr().err == ""
     parse_arguments([*page, "--chunk_size", "16"])
     assert capsys.readouterr().err.startswith("--chunk_size has no effect: with --mode documents, ")
+
+
+@pytest.mark.parametrize("program", [parse_arguments, parse_tokenizer_arguments])
+def test_a_marker_may_be_typed_with_escapes(program):
+    folder = "--input_dir" if program is parse_arguments else "--base_dir"
+    others = [] if program is parse_arguments else ["--vocab_size", "300"]
+    assert program([folder, "in", *others, "--document_separator", r"\n\n"]).document_separator == "\n\n"
+    assert program([folder, "in", *others, "--document_separator"]).document_separator == "eos"
 
 
 @pytest.mark.parametrize(("text", "ids"), [("0", 0), ("[0]", 0), (" [ 50256 ] ", 50256)])
