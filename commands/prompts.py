@@ -139,7 +139,7 @@ def encode_prompts(
     n_ctx, encoded, issues = config.model.n_ctx, [], []
     for n_beams in sorted({prompt.settings.num_beams for prompt in prompts}):
         if n_beams > MANY_BEAMS:
-            warn(f"num_beams = {n_beams}: so many beams take long to compile and to search; fewer than 10 are usual")
+            warn(f"num_beams = {n_beams}: is slow to compile and to search; fewer than 10 beams are usual")
     for prompt in prompts:
         try:
             ids = _ids(prompt, tokenizer, n_ctx, warn)

@@ -107,13 +107,6 @@ def _checked(config: RunConfig, tokenizer: Tokenizer) -> Tokenizer:
     return tokenizer
 
 
-def with_token_ids(config: RunConfig, tokenizer: Tokenizer) -> RunConfig:
-    """Returns a config whose eos_id is the tokenizer's, which no dataset could say."""
-    if config.data.datasets or tokenizer.eos_id is None:
-        return config
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, eos_id=tokenizer.eos_id))
-
-
 def _counts_of(pattern: str) -> list[tuple[str, int]]:
     """Returns the file names of a glob and their example counts; none for missing data, which may not be needed."""
     try:

@@ -7,7 +7,7 @@ import dataclasses
 from commands.backend import Backend, backend_of
 from commands.console import say
 from commands.options import Options
-from commands.run_data import RunData, trained_tokenizer, with_token_ids
+from commands.run_data import RunData, trained_tokenizer
 from configs.errors import CheckpointError, ConfigError, looked_from
 from configs.schema import RunConfig
 from configs.weights import weights_at
@@ -81,7 +81,7 @@ def set_up_for_generation(config: RunConfig, options: Options, group: ProcessGro
             "datasets = []: prediction needs a tokenizer; name a dataset with a tokenizer_path in the model config, or "
             "put tokenizer.json beside the weights"
         )
-    return Run(with_token_ids(config, tokenizer), options, group, placement, tokenizer)
+    return Run(config, options, group, placement, tokenizer)
 
 
 def place_run(config: RunConfig, options: Options, group: ProcessGroup) -> Placement:
@@ -109,7 +109,7 @@ def check_trained(config: RunConfig, options: Options) -> None:
 
 
 def resumes(config: RunConfig, options: Options) -> bool:
-    """Returns whether training goes on from a checkpoint of its own."""
+    """Returns whether training resumes from a checkpoint in `model_path`."""
     return not options.new and reader.latest_checkpoint(config.model_path) is not None
 
 

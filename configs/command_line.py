@@ -159,7 +159,7 @@ def _read(name: str, text: str) -> Any:
 
 
 def _readings(text: str, is_escaped: bool) -> Iterator[Any]:
-    """Yields what a text may mean, the likeliest first."""
+    """Yields the possible values of a text, the likeliest first."""
     as_text: Scalar = unescape if is_escaped else str
     value = _json_or(text, ValueError)
     if value is not ValueError:

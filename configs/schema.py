@@ -596,8 +596,8 @@ class DatasetConfig:
     text_key: str = setting(TEXT, "Raw text: key of a JSON object that holds the document.", default="text")
     document_separator: str | bool | None = setting(
         SEPARATOR,
-        "Raw text: a marker that parts documents inside a text, such as <|endoftext|>. Line breaks beside it are left "
-        "out.",
+        "Raw text: a marker that separates documents inside a text, such as <|endoftext|>. Line breaks next to it are "
+        "left out.",
         default=None,
     )
     special_tokens: bool = setting(

@@ -19,7 +19,7 @@ from configs.reader import raise_issues, read_object, shown
 from configs.schema import ALIASES, RUN_FIELDS, ModelConfig, MoeParams, is_required, keys_of
 
 CONFIG_FILE = "config.json"
-HPARAMS_FILE = "hparams.json"  # OpenAI's, beside its GPT-2
+HPARAMS_FILE = "hparams.json"  # the sizes of the model, in OpenAI's checkpoints of GPT-2
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_FOLDER_FILES = ("vocab.json", "merges.txt")
 # Every config.json of a run has this key, and none of GPT-Neo's has it.

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from data.preprocessing.pipeline import Report
 
 DATASET_CONFIG_HELP = (
-    "write a dataset config: to this file; or, given a model config, into dataset_configs/ beside it, where it is "
-    "looked for; without PATH into configs/dataset_configs"
+    "write a dataset config to this file; if it is a model config, into dataset_configs/ beside it, where that config "
+    "finds it; without PATH, into configs/dataset_configs"
 )
 PATH_FLAGS = ("input_dir", "output_dir", "encoder_path", "write_dataset_config")
 DATASET_CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "dataset_configs"
@@ -69,7 +69,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Settings:
         nargs="?",
         const="eos",
         metavar="MARKER",
-        help=f"part documents inside a text at a marker; without one, or eos: at the tokenizer's {EOS_TOKEN}",
+        help=f"split a text into documents at a marker; without one, or eos: at the tokenizer's {EOS_TOKEN}",
     )
     add("--on_bad_file", default=default.on_bad_file, choices=ON_BAD_FILE, help="at a broken link or a pipe")
     add("--special_tokens", action="store_true", help="special tokens that texts spell count as such")

@@ -46,7 +46,7 @@ class Settings:
         add_prefix_space: encodes every text as if a space preceded it.
         overwrite: replaces an existing tokenizer.
         text_key: the key of a JSON object that holds its text.
-        document_separator: what parts documents inside a text; None for nothing.
+        document_separator: what separates documents inside a text; None for nothing.
         on_bad_file: whether to "stop" at a file that cannot be read, such as a broken link, or to "skip" it.
     """
 
@@ -132,7 +132,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Settings:
         nargs="?",
         const="eos",
         metavar="MARKER",
-        help=f"part documents inside a text at a marker; without one, or eos: at {EOS_TOKEN}",
+        help=f"split a text into documents at a marker; without one, or eos: at {EOS_TOKEN}",
     )
     add("--on_bad_file", default=Settings.on_bad_file, choices=ON_BAD_FILE, help="at a broken link or a pipe")
     values = vars(parser.parse_args(arguments))

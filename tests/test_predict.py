@@ -169,7 +169,7 @@ def test_many_beams_are_announced(tokenizer: Tokenizer) -> None:
     warnings: list[str] = []
     prompts = [Prompt("here", "the cat", PredictionConfig(num_beams=n), {}) for n in (1, 64, 300, 300)]
     encode_prompts(prompts, tiny.run_config(), tokenizer, warnings.append)
-    assert warnings == ["num_beams = 300: so many beams take long to compile and to search; fewer than 10 are usual"]
+    assert warnings == ["num_beams = 300: is slow to compile and to search; fewer than 10 beams are usual"]
 
 
 def test_without_a_seed_equal_prompts_get_different_texts(first: Lines) -> None:

@@ -112,7 +112,7 @@ def _lines_of(spelled: Counter[str], marker: str | None, n_markers: int) -> Iter
         listed = ", ".join(f"{token} {count:,} times" for token, count in found.most_common(MAX_SPELLED))
         yield (
             f"texts spell special tokens, read as plain characters: {listed}; special_tokens makes them "
-            "count, document_separator parts documents at one"
+            "count, document_separator separates documents at one"
         )
     if marker is not None and not n_markers:
         yield f"document_separator = {marker!r}: does not occur in the texts"

@@ -37,7 +37,7 @@ class Settings:
         processes: processes that encode; 0 for one per core.
         overwrite: replaces existing files of this name.
         text_key: the key of a JSON object that holds its text.
-        document_separator: what parts documents inside a text; True for the tokenizer's end of text, None for nothing.
+        document_separator: what separates documents inside a text; True or "eos": the end of text; None: nothing.
         on_bad_file: whether to "stop" at a file that cannot be read, such as a broken link, or to "skip" it.
         special_tokens: special tokens that texts spell count as such.
         deduplicate: leaves out copies of earlier documents.
@@ -134,7 +134,7 @@ def _check_location(flag: str, path: str) -> None:
 
 
 def marker_of(document_separator: str | bool | None, tokenizer: Tokenizer | None, eos_id: int) -> str | None:
-    """Returns what parts documents inside a text: a string, or for True the name of the end of text."""
+    """Returns what separates documents inside a text: a string, or for True the name of the end of text."""
     if document_separator not in (True, "eos"):
         return document_separator or None
     return EOS_TOKEN if tokenizer is None or tokenizer.eos_id is not None else tokenizer.decode([eos_id])

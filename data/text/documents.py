@@ -109,7 +109,7 @@ class TextFormat:
 
     Attributes:
         text_key: the key of a JSON object that holds the text (a string, or a list of paragraphs).
-        marker: what parts documents inside a text; None if a text is one document.
+        marker: what separates documents inside a text; None if a text is one document.
         max_bytes: longer plain text is kept in a temporary file.
     """
 
@@ -148,14 +148,14 @@ def read_documents(
         context = _Context(file.relative, file.relative, text_format, expansion, notes or ReadingNotes())
         with open_source(file.path) as stream:
             for document in _read_stream(stream, context):
-                yield from _parted(document, context)
+                yield from _split_at_marker(document, context)
     except UserError:
         raise
     except _DAMAGED as error:
         raise cannot_read(file.path, error) from None
 
 
-def _parted(document: Document, context: _Context) -> Iterator[Document]:
+def _split_at_marker(document: Document, context: _Context) -> Iterator[Document]:
     marker = context.format.marker
     if marker is None or document.text is None or marker not in document.text:
         yield document

@@ -67,7 +67,7 @@ class ReadingNotes:
         passed_over: files and members of archives that were not read, by suffix.
         plain_text: those of unknown suffixes that were read as plain text, by suffix.
         unreadable: names and reasons of files that cannot be read.
-        markers: how often the marker that parts documents was found.
+        markers: how often the marker that separates documents was found.
     """
 
     passed_over: Counter[str] = field(default_factory=Counter)

@@ -869,7 +869,7 @@ def test_a_special_token_that_a_text_spells_is_counted(tmp_path, encoder_path):
     (note,) = report.notes
     assert note == (
         "texts spell special tokens, read as plain characters: <|endoftext|> 2 times; "
-        "special_tokens makes them count, document_separator parts documents at one"
+        "special_tokens makes them count, document_separator separates documents at one"
     )
     assert f"note: {note}" in describe(report).splitlines()
     parted = create_tfrecords(settings_for(tmp_path, encoder_path, name="p", document_separator="eos"))
