@@ -195,6 +195,7 @@ def _build_hooks(
 
 def _write_metrics(run: Run, metrics: MetricsWriter | None, step: int, values: Mapping[str, float]) -> None:
     if metrics is not None:
+        _make_again_if_removed(run)
         metrics.write("train", step, {**values, **memory_in_use(run.placement.devices)})
 
 
@@ -204,14 +205,19 @@ def _checkpoint_saver(run: Run, metrics: MetricsWriter | None) -> Callable[[Trai
 
     def save(position: TrainingPosition) -> str:
         with run.group.timeout(SAVE_SECONDS):
-            if run.group.is_first and run_directory.is_removed(run.config.model_path):
-                say(f"{run.config.model_path}: was removed; making it again, without the metrics until the next start")
-                run_directory.write_settings(run.config, run.tokenizer_json)
+            if run.group.is_first:
+                _make_again_if_removed(run)
             if metrics is not None:
                 metrics.flush()  # a run that resumes from the checkpoint does not measure them again
             return writer.save(position)
 
     return save
+
+
+def _make_again_if_removed(run: Run) -> None:
+    if run_directory.is_removed(run.config.model_path):
+        say(f"{run.config.model_path}: was removed; making it again, without what was measured and saved before")
+        run_directory.write_settings(run.config, run.tokenizer_json)
 
 
 def _diagnose(run: Run, data: RunData, position: TrainingPosition, batch: Batch) -> DivergenceReport:

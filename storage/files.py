@@ -27,6 +27,14 @@ def exists(path: str) -> bool:
     return os.path.exists(path) if is_local(path) else buckets.stat(path) != buckets.NO_OBJECT
 
 
+def is_at(path: str, descriptor: int) -> bool:
+    """Returns whether a local path still names this open file, which may have been removed or replaced."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
 def decode_text(content: bytes) -> str:
     """Decodes UTF-8, without the byte order mark with which some editors begin a file.
 
@@ -145,8 +153,8 @@ def write_bytes(path: str, content: bytes) -> None:
         flush_to_disk(folder)
 
 
-def write_new_text(start: str, ending: str, text: str) -> str:
-    """Writes a text file under a name that is free: `start` and `ending`, with a number from 2 between if needed.
+def write_new(start: str, ending: str, content: bytes) -> str:
+    """Writes a file under a name that is free: `start` and `ending`, with a number from 2 between if needed.
 
     Returns:
         its path.
@@ -156,7 +164,7 @@ def write_new_text(start: str, ending: str, text: str) -> str:
     """
     numbered = (f"{start}.{number}{ending}" for number in itertools.count(2))
     paths = itertools.chain([f"{start}{ending}"], numbered)
-    return next(path for path in paths if _write_unless_there(path, text.encode()))
+    return next(path for path in paths if _write_unless_there(path, content))
 
 
 def _write_unless_there(path: str, content: bytes) -> bool:
@@ -246,7 +254,7 @@ class OwnFile:
 
 
 class GrowingFile:
-    """A local file that is appended to immediately."""
+    """A local file that is appended to immediately; one that was removed or replaced meanwhile is opened again."""
 
     def __init__(self, path: str) -> None:
         """Opens the file, and creates it if it is missing.
@@ -262,9 +270,13 @@ class GrowingFile:
         """Appends to the file.
 
         Raises:
-            UserError: there is no room.
+            UserError: there is no room, or the file was removed and cannot be made again.
         """
         with writing_to(self._path):
+            if not is_at(self._path, self._file.fileno()):
+                self._file.close()
+                os.makedirs(os.path.dirname(self._path) or ".", exist_ok=True)
+                self._file = open(self._path, "ab")  # noqa: SIM115 (closed by `close`)
             self._file.write(content)
             self._file.flush()
 

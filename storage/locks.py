@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from configs.errors import UserError
 from storage import buckets
 from storage.buckets import NO_OBJECT, BucketError, ConflictError, ObjectState
-from storage.files import is_local, writing_to
+from storage.files import is_at, is_local, writing_to
 
 RENEWAL_SECONDS = 20.0
 LEASE_SECONDS = 120.0  # longer than a short network failure
@@ -83,7 +83,7 @@ def _lock_file(path: str, refusal: str, wait_seconds: float) -> int:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_at(path, descriptor):
+            if is_at(path, descriptor):
                 return descriptor
         except BlockingIOError:
             if time.monotonic() >= deadline:
@@ -94,14 +94,6 @@ def _lock_file(path: str, refusal: str, wait_seconds: float) -> int:
             print(f"{path}: cannot be locked: {error.strerror}; {remedy}", file=sys.stderr, flush=True)
             return descriptor
         os.close(descriptor)
-
-
-def _is_at(path: str, descriptor: int) -> bool:
-    """Returns whether a path still names this open file: the last holder may have deleted it."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
-        return False
 
 
 @contextlib.contextmanager

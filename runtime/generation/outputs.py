@@ -15,7 +15,7 @@ from runtime.generation.beam_search import BeamHypothesis, BeamSearcher
 from runtime.generation.detokenizer import Detokenizer, ScoredToken, TextChunk
 from runtime.generation.requests import GenerationRequest, max_new_tokens
 from runtime.generation.scheduler import Scheduler
-from storage.files import write_new_text
+from storage.files import write_new
 
 FRAME = "=" * 40
 # Characters that JSON leaves unescaped but many programs take for line breaks.
@@ -118,4 +118,4 @@ def write_predictions(model_path: str, sacred_id: str, step: int, ending: str, c
 
     If there is such a file, it stays, and the name gets a number from 2 before its ending.
     """
-    return write_new_text(posixpath.join(model_path, f"predictions_{sacred_id}_{step}"), ending, content)
+    return write_new(posixpath.join(model_path, f"predictions_{sacred_id}_{step}"), ending, content.encode())

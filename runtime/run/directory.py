@@ -81,7 +81,7 @@ def read_interrupted(model_path: str, step: int) -> int | None:
     """Returns the number of the first hook that is left to do at the checkpoint of a step; None: all were done."""
     try:
         interrupted_step, hook = json.loads(_read(posixpath.join(model_path, INTERRUPTED_FILE)))
-    except (tf.errors.OpError, ValueError, TypeError):
+    except (CheckpointError, ValueError, TypeError, RecursionError):
         return None
     return hook if interrupted_step == step and isinstance(hook, int) else None
 
@@ -149,15 +149,21 @@ def damaged_settings(model_path: str) -> list[str]:
 
 
 def _is_damaged(path: str) -> bool:
+    content = _read(path)
     try:
-        return not isinstance(json.loads(_read(path)), dict)
-    except ValueError:
+        return not isinstance(json.loads(content), dict)
+    except (ValueError, RecursionError):
         return True
 
 
 def _read(path: str) -> bytes:
-    with tf.io.gfile.GFile(path, "rb") as file:
-        return file.read()
+    try:
+        with tf.io.gfile.GFile(path, "rb") as file:
+            return file.read()
+    except tf.errors.OpError as error:
+        raise CheckpointError(
+            f"{path}: cannot be read: {error.message}; check its permissions, or move it away"
+        ) from error
 
 
 def kept_config(model_path: str) -> RunConfig | None:

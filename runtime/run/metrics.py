@@ -1,29 +1,33 @@
 """The metrics of a run on disk: JSON lines for programs, and TensorBoard event files.
 
 All other code reads `metrics.jsonl`. Each line is written whole and flushed, so that a killed run leaves at most one
-torn line at the end, which the next writer removes and readers ignore.
+torn line at the end, which the next writer removes and readers ignore. Other damage costs the damaged lines alone: the
+next writer keeps the file as it was beside the one without them.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import posixpath
 import resource
 import socket
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from configs.errors import DataError
 from meshtf import tf
-from storage.files import OwnFile, is_local, open_growing, writing_to
+from storage.files import OwnFile, is_local, open_growing, write_new, writing_to
 
 METRICS_FILE = "metrics.jsonl"
+DAMAGED_START, DAMAGED_ENDING = "metrics.damaged", ".jsonl"  # what a damaged file is kept as
+MAX_NUMBERS_SHOWN = 5
 HISTOGRAM_BINS = 60
 EVENT_FOLDERS = {"train": "", "eval": "eval"}  # GPT-Neo's places, by split
 
@@ -40,16 +44,17 @@ class MetricsWriter:
         path: the metrics file.
     """
 
-    def __init__(self, model_path: str, resume_step: int | None = None) -> None:
+    def __init__(self, model_path: str, resume_step: int | None = None, note: Callable[[str], None] = print) -> None:
         """Opens the metrics of a run for appending.
 
         Args:
             model_path: folder of the run, local or `gs://`; created if missing.
             resume_step: the step that training resumes from. Lines after it are dropped, and TensorBoard hides
                 their points, because these steps are measured again. None keeps every line.
+            note: is called with a line if lines are damaged and left out.
 
         Raises:
-            DataError: the existing file cannot be read, or a line other than its last is not a metrics line.
+            DataError: the existing file cannot be read.
             UserError: there is no room, or no permission to write there.
         """
         self.path = metrics_path(model_path)
@@ -58,7 +63,7 @@ class MetricsWriter:
         self._events: dict[str, _EventFile] = {}
         with writing_to(self.path, tf.errors.OpError):
             tf.io.gfile.makedirs(model_path)
-            _repair(self.path, math.inf if resume_step is None else resume_step)
+            _repair(self.path, math.inf if resume_step is None else resume_step, note)
         self._file = open_growing(self.path)
 
     def write(self, split: str, step: int, values: Mapping[str, float]) -> None:
@@ -122,9 +127,11 @@ class MetricsWriter:
         self._event_file(split).add(step=int(step), summary=tf.compat.v1.Summary(value=scalars))
 
     def _event_file(self, split: str) -> _EventFile:
-        """Returns the event file of a split, created on first use so that none stays empty."""
+        """Returns the event file of a split, created on first use so that none stays empty, and anew once removed."""
         if split not in self._events:
             self._events[split] = _EventFile(self._event_folder(split), self._resume_step)
+        elif self._events[split].is_removed():
+            self._events[split] = _EventFile(self._event_folder(split), None)
         return self._events[split]
 
     def _event_folder(self, split: str) -> str:
@@ -151,7 +158,7 @@ class _EventFile:
 
     def __init__(self, folder: str, resume_step: int | None) -> None:
         tf.io.gfile.makedirs(folder)
-        path = posixpath.join(folder, f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}")
+        self._path = path = posixpath.join(folder, f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}")
         self._records = tf.io.TFRecordWriter(path) if is_local(path) else _RecordsInBucket(path)
         self.add(file_version="brain.Event:2")
         if resume_step is not None:
@@ -162,6 +169,9 @@ class _EventFile:
         event = tf.compat.v1.Event(wall_time=time.time(), **content)
         self._records.write(event.SerializeToString())
         self._records.flush()
+
+    def is_removed(self) -> bool:
+        return is_local(self._path) and not os.path.exists(self._path)
 
     def close(self) -> None:
         self._records.close()
@@ -202,25 +212,23 @@ def read_metrics(model_path: str) -> list[dict[str, Any]]:
         model_path: folder of the run.
 
     Returns:
-        One dict per line, in file order, with non-finite values as floats. Empty if nothing was measured. A torn last
-        line is skipped.
+        One dict per line, in file order, with non-finite values as floats. Empty if nothing was measured. Damaged
+        lines are skipped, as the writer has said.
 
     Raises:
-        DataError: the file cannot be read, or a line other than its last is not a metrics line.
+        DataError: the file cannot be read.
     """
     path = metrics_path(model_path)
-    return [_from_json(line) for line in _parse_lines(path, _read_bytes(path))] if tf.io.gfile.exists(path) else []
+    lines = _parse_lines(_read_bytes(path)) if tf.io.gfile.exists(path) else []
+    return [_from_json(line) for line in lines if line is not None]
 
 
-def _parse_lines(path: str, content: bytes) -> list[dict[str, Any]]:
-    """Returns the lines of a metrics file as written, without a torn last one."""
+def _parse_lines(content: bytes) -> list[dict[str, Any] | None]:
+    """Returns the lines of a metrics file as written, without a torn last one; None for a damaged one."""
     *complete, _torn = content.split(b"\n")
-    parsed = [_parse_line(text) for text in complete]
-    if parsed and parsed[-1] is None:  # a power cut may leave a last line of zero bytes with its end
+    parsed = [_parse_line(text.strip(b"\0")) for text in complete]  # a power cut may leave zero bytes before a line
+    if parsed and parsed[-1] is None and not complete[-1].strip(b"\0"):
         parsed.pop()
-    for number, line in enumerate(parsed, start=1):
-        if line is None:
-            raise DataError(f"{path}: line {number}: is not a metrics line; remove the line and start again")
     return parsed
 
 
@@ -249,15 +257,29 @@ def _is_measure(value: Any) -> bool:
     return isinstance(value, int | float) and abs(value) <= sys.float_info.max
 
 
-def _repair(path: str, last_step: float) -> None:
-    """Drops a torn last line and the lines after a step; rewrites the file only if something is dropped."""
+def _repair(path: str, last_step: float, note: Callable[[str], None]) -> None:
+    """Drops torn and damaged lines and the lines after a step; rewrites the file only if something is dropped."""
     if not tf.io.gfile.exists(path):
         return
     file, found = OwnFile(path), _read_bytes(path)
-    kept = [line for line in _parse_lines(path, found) if line["step"] <= last_step]
+    parsed = _parse_lines(found)
+    damaged = [number for number, line in enumerate(parsed, start=1) if line is None]
+    if damaged:
+        note(_describe_damage(path, damaged, _keep_aside(path, found)))
+    kept = [line for line in parsed if line is not None and line["step"] <= last_step]
     content = "".join(json.dumps(line, allow_nan=False) + "\n" for line in kept)
     if content.encode() != found:
         file.write(content)
+
+
+def _keep_aside(path: str, content: bytes) -> str:
+    return write_new(posixpath.join(posixpath.dirname(path), DAMAGED_START), DAMAGED_ENDING, content)
+
+
+def _describe_damage(path: str, damaged: Sequence[int], aside: str) -> str:
+    numbers = ", ".join(map(str, damaged[:MAX_NUMBERS_SHOWN]))
+    more = f" and {len(damaged) - MAX_NUMBERS_SHOWN} more" if len(damaged) > MAX_NUMBERS_SHOWN else ""
+    return f"{path}: line {numbers}{more}: damaged, and left out; the file as it was is kept as {aside}"
 
 
 def _to_json(value: float) -> float | str:

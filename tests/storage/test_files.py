@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from configs.errors import UserError
-from storage.files import decode_text, is_stream, read_bytes, write_new_text, write_text
+from storage.files import decode_text, is_stream, read_bytes, write_new, write_text
 from tests.program import REPOSITORY
 
 
@@ -97,11 +97,11 @@ def test_a_new_file_replaces_nothing(tmp_path: Path) -> None:
     (tmp_path / "text_1.2.txt.part").write_text("torn")  # by a crash, or by a writer that is not yet done
     texts = [f"text {number}" for number in range(20)]
     with ThreadPoolExecutor(8) as pool:
-        paths = list(pool.map(lambda text: write_new_text(f"{tmp_path}/text_1", ".txt", text), texts))
+        paths = list(pool.map(lambda text: write_new(f"{tmp_path}/text_1", ".txt", text.encode()), texts))
     assert sorted(paths) == sorted(f"{tmp_path}/text_1.{number}.txt" for number in range(3, 23))
     assert [Path(path).read_text() for path in paths] == texts
     assert (tmp_path / "text_1.txt").read_text() == "of yesterday"
-    assert write_new_text(f"{tmp_path}/run/text_2", ".txt", "first") == f"{tmp_path}/run/text_2.txt"
+    assert write_new(f"{tmp_path}/run/text_2", ".txt", b"first") == f"{tmp_path}/run/text_2.txt"
 
 
 def test_a_pipe_is_read_whatever_its_size_is_said_to_be(tmp_path: Path) -> None:

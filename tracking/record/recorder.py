@@ -18,7 +18,7 @@ import secrets
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ with warnings.catch_warnings():
 
 from configs.errors import UserError
 from storage.files import is_local
-from tracking.record.metrics_tail import Line, MetricsTail, NewLines, parse_lines
+from tracking.record.metrics_tail import Line, MetricsTail, NewLines, parse_line, parse_lines
 from tracking.record.output import CapturedOutput
 from tracking.record.provenance import Provenance
 from tracking.record.run_files import list_files, read_from
@@ -303,21 +303,31 @@ class _MetricsCopy:
         self.latest: dict[str, dict[str, float]] = {}
         self._unwritten: list[bytes] = []
         self._replaces_all = True
+        self._was_replaced = False
         self._n_bytes = 0
 
     def update(self, target: Path) -> None:
         """Copies new lines."""
-        self._take(self._tail.read_new())
+        self._take(self._tail.read_new(), target)
         if self._unwritten or self._replaces_all:
             self._write(target)
 
-    def _take(self, new: NewLines) -> None:
-        """Keeps new lines until they are written: a full disk may take them later."""
-        if new.replaces_all:
-            self._unwritten, self._replaces_all, self.latest = [], True, {}
+    def _take(self, new: NewLines, target: Path) -> None:
+        """Keeps new lines until they are written: a full disk may take them later.
+
+        Those of a file that was replaced take the place of the recorded ones from their first step on.
+        """
+        self._was_replaced |= new.replaces_all
+        if self._was_replaced and new.lines:
+            earlier = _before(new.lines, [*self._recorded(target), *self._unwritten])
+            new = NewLines((*earlier, *new.lines), True)
+            self._unwritten, self._replaces_all, self._was_replaced, self.latest = [], True, False, {}
         self._unwritten += new.lines
         for line in parse_lines(new.lines):
             self._note(line)
+
+    def _recorded(self, target: Path) -> list[bytes]:
+        return target.read_bytes()[: self._n_bytes].split(b"\n")[:-1] if self._n_bytes else []
 
     def _note(self, line: Line) -> None:
         self.latest[line.split] = {**self.latest.get(line.split, {}), **line.values, "step": line.step}
@@ -338,6 +348,12 @@ class _MetricsCopy:
                 file.write(content)
         self._n_bytes += len(content)
         self._unwritten, self._replaces_all = [], False
+
+
+def _before(new: Sequence[bytes], recorded: Sequence[bytes]) -> list[bytes]:
+    """Returns the recorded lines of steps before the first of the new ones."""
+    first = min((line.step for line in parse_lines(new)), default=0)
+    return [text for text in recorded if (line := parse_line(text)) and line.step < first]
 
 
 class _ArtifactCopies:

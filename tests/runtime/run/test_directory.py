@@ -121,6 +121,39 @@ def test_a_run_from_before_a_function_changed_is_refused_unless_a_key_keeps_it(
     run_directory.check_settings(run_at(tmp_path, model | kept, {}), None)
 
 
+DAMAGE = (
+    b"",
+    b'{"n_head": 4, "n_em',
+    b"\0" * 4096,
+    b'{"n_head": 4,' + b"\0" * 512,
+    b"[1]",
+    b"\xff\xfe",
+    b"[" * 100_000,
+)
+
+
+@pytest.mark.parametrize("content", DAMAGE, ids=range(len(DAMAGE)))
+def test_damaged_settings_are_named_and_not_used(tmp_path: Path, content: bytes) -> None:
+    config = run_at(tmp_path, {}, {})
+    for name in ("config.json", "tokenizer.json", "interrupted.json"):
+        (tmp_path / name).write_bytes(content)
+    assert run_directory.damaged_settings(str(tmp_path)) == [
+        f"{tmp_path}/config.json: is damaged, so the config is not compared with it",
+        f"{tmp_path}/tokenizer.json: is damaged, so the dataset's tokenizer is used",
+    ]
+    assert run_directory.kept_config(str(tmp_path)) is run_directory.tokenizer_path(str(tmp_path)) is None
+    assert run_directory.read_interrupted(str(tmp_path), 3) is None
+    run_directory.check_settings(config, "{}")
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_settings_that_cannot_be_read_are_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()  # as without permission, which root always has
+    with pytest.raises(CheckpointError) as raised:
+        run_directory.check_settings(run_at(tmp_path, {}, {}), "{}")
+    assert str(raised.value).startswith(f"{tmp_path}/{name}: cannot be read: ")
+
+
 @pytest.mark.parametrize("weights", ["run", "run/model.ckpt-3", "run/../run/model.ckpt-3", "run/"])
 def test_weights_inside_a_run_that_is_deleted_are_refused(tmp_path: Path, weights: str) -> None:
     with pytest.raises(ConfigError, match="lies in the run that --new deletes"):

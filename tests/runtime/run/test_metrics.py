@@ -6,6 +6,7 @@ import json
 import math
 import os
 import resource
+import shutil
 import signal
 import string
 import subprocess
@@ -78,7 +79,7 @@ def test_a_run_without_metrics_has_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "torn", ['{"step": 4, "spl', '{"step": 4, "split": "train", "loss": 1.0}', "\0" * 40, "\0\0\n"]
+    "torn", ['{"step": 4, "spl', '{"step": 4, "split": "train", "loss": 1.0}', "\0" * 40, "\0\0\n", "\0\n{"]
 )
 def test_torn_last_line_is_ignored_and_then_removed(tmp_path: Path, torn: str) -> None:
     write_steps(tmp_path, range(1, 4))
@@ -91,31 +92,86 @@ def test_torn_last_line_is_ignored_and_then_removed(tmp_path: Path, torn: str) -
     assert steps_of(tmp_path) == [1, 2, 3, 4, 5]
 
 
-@pytest.mark.parametrize(
-    "damaged",
-    [
-        "[1, 2]",
-        '{"step": 2}',
-        '{"step": "a", "split": "train"}',
-        '{"step": 2, "split": "train", "loss": "low"}',
-        '{"step": 2, "split": "train", "loss": NaN}',
-        '{"step": 2, "split": "train", "loss": [1]}',
-        "[" * 100_000,
-    ],
-    ids=range(7),
+DAMAGED_LINES = (
+    "[1, 2]",
+    '{"step": 2}',
+    '{"step": "a", "split": "train"}',
+    '{"step": 2, "split": "train", "loss": "low"}',
+    '{"step": 2, "split": "train", "loss": NaN}',
+    '{"step": 2, "split": "train", "loss": [1]}',
+    "[" * 100_000,
+    "",
+    "\0" * 512,
+    '{"step": 2, "spl{"step": 2, "split": "train"}',
+    "\udcff\udcfe",
 )
-def test_a_damaged_line_in_the_middle_is_named_and_left(tmp_path: Path, damaged: str) -> None:
+
+
+@pytest.mark.parametrize("damaged", DAMAGED_LINES, ids=range(len(DAMAGED_LINES)))
+@pytest.mark.parametrize("resume_step", [None, 1])
+def test_a_damaged_line_is_named_and_left_out_and_the_file_is_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], damaged: str, resume_step: int | None
+) -> None:
     write_steps(tmp_path, range(1, 4))
     path = tmp_path / "metrics.jsonl"
     first, _, third = path.read_text().splitlines(keepends=True)
-    path.write_text(first + damaged + "\n" + third)
+    path.write_bytes(os.fsencode(first + damaged + "\n" + third))
     before = path.read_bytes()
-    message = f"{path}: line 2: is not a metrics line; remove the line and start again"
-    for use in (read_metrics, MetricsWriter):
-        with pytest.raises(DataError) as error:
-            use(str(tmp_path))
-        assert str(error.value) == message
+    assert steps_of(tmp_path) == [1, 3]
     assert path.read_bytes() == before
+    MetricsWriter(str(tmp_path), resume_step).close()
+    aside = tmp_path / "metrics.damaged.jsonl"
+    message = f"{path}: line 2: damaged, and left out; the file as it was is kept as {aside}\n"
+    assert capsys.readouterr() == (message, "")
+    assert aside.read_bytes() == before
+    assert path.read_text() == first + (third if resume_step is None else "")
+    MetricsWriter(str(tmp_path), resume_step).close()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_many_damaged_lines_are_one_line_and_zeros_before_a_line_cost_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_steps(tmp_path, range(1, 4))
+    path = tmp_path / "metrics.jsonl"
+    first, second, third = path.read_text().splitlines(keepends=True)
+    path.write_text(first + "\0" * 4096 + second + "x\n" * 7 + third)
+    MetricsWriter(str(tmp_path)).close()
+    assert capsys.readouterr().out.startswith(f"{path}: line 3, 4, 5, 6, 7 and 2 more: damaged, and left out; ")
+    assert path.read_text() == first + second + third
+
+
+@pytest.mark.parametrize("change", ["folder removed", "removed", "rotated", "replaced", "emptied"])
+def test_what_is_measured_goes_into_the_file_that_is_there(tmp_path: Path, change: str) -> None:
+    folder = tmp_path / "run"
+    path, other = folder / "metrics.jsonl", tmp_path / "other"
+    with MetricsWriter(str(folder)) as metrics:
+        metrics.write("train", 1, {"loss": 1.0})
+        metrics.write("eval", 1, {"loss": 1.0})
+        if change == "folder removed":
+            shutil.rmtree(folder)
+        elif change == "removed":
+            path.unlink()
+        elif change == "rotated":
+            path.rename(other)
+        elif change == "replaced":
+            other.write_bytes(path.read_bytes())
+            other.replace(path)
+        else:
+            os.truncate(path, 0)
+        metrics.write("train", 2, {"loss": 2.0})
+        metrics.write("eval", 2, {"loss": 2.0})
+    assert steps_of(folder) == steps_of(folder, "eval") == ([1, 2] if change == "replaced" else [2])
+    earlier = [] if change == "folder removed" else [(1, "loss", 1.0)]
+    assert events_of(folder) == events_of(folder / "eval") == [*earlier, (2, "loss", 2.0)]
+
+
+def test_an_event_file_that_was_removed_is_begun_again(tmp_path: Path) -> None:
+    with MetricsWriter(str(tmp_path), resume_step=0) as metrics:
+        metrics.write("train", 1, {"loss": 1.0})
+        next(tmp_path.glob("events.out.tfevents.*")).unlink()
+        metrics.write("train", 2, {"loss": 2.0})
+    assert events_of(tmp_path) == [(2, "loss", 2.0)]
 
 
 def test_resuming_drops_the_lines_after_the_checkpoint(tmp_path: Path) -> None:
