@@ -25,7 +25,7 @@ from main import config_overrides
 from main import parse_arguments as parse_main_arguments
 from storage.files import is_stream
 from storage.streams import run_program
-from tracking.record.store import DEFAULT_FOLDER, find_run
+from tracking.record.store import DEFAULT_FOLDER, describe_damage, find_run
 from tracking.supervise.exit_policy import RestartPolicy
 
 OTHER_PROCESSES = "other_processes"
@@ -222,7 +222,10 @@ def _sync_or_view(own: argparse.Namespace) -> int:
     elif own.report:
         from tracking.view.report import write_report
 
-        print(str(write_report(find_run(own.store, own.report))))
+        run = find_run(own.store, own.report)
+        for line in describe_damage(run):
+            say(line)
+        print(str(write_report(run)))
     elif own.tensorboard:
         from tracking.view import tensorboard
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+MAX_NUMBERS_SHOWN = 5
 
 
 class UserError(ValueError):
@@ -52,3 +54,10 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
     """Returns a question that names the closest known name, or `otherwise` if none is close."""
     nearest = difflib.get_close_matches(name, list(known), n=1)
     return f"did you mean {nearest[0]}?" if nearest else otherwise
+
+
+def line_numbers(numbers: Sequence[int]) -> str:
+    """Returns lines of a file by their numbers, the first few of many: `line 3, 5`."""
+    shown = ", ".join(map(str, numbers[:MAX_NUMBERS_SHOWN]))
+    more = f" and {len(numbers) - MAX_NUMBERS_SHOWN} more" if len(numbers) > MAX_NUMBERS_SHOWN else ""
+    return f"line {shown}{more}"

@@ -21,13 +21,12 @@ from typing import Any
 
 import numpy as np
 
-from configs.errors import DataError
+from configs.errors import DataError, line_numbers
 from meshtf import tf
 from storage.files import OwnFile, is_local, open_growing, write_new, writing_to
 
 METRICS_FILE = "metrics.jsonl"
 DAMAGED_START, DAMAGED_ENDING = "metrics.damaged", ".jsonl"  # what a damaged file is kept as
-MAX_NUMBERS_SHOWN = 5
 HISTOGRAM_BINS = 60
 EVENT_FOLDERS = {"train": "", "eval": "eval"}  # GPT-Neo's places, by split
 
@@ -265,21 +264,12 @@ def _repair(path: str, last_step: float, note: Callable[[str], None]) -> None:
     parsed = _parse_lines(found)
     damaged = [number for number, line in enumerate(parsed, start=1) if line is None]
     if damaged:
-        note(_describe_damage(path, damaged, _keep_aside(path, found)))
+        aside = write_new(posixpath.join(posixpath.dirname(path), DAMAGED_START), DAMAGED_ENDING, found)
+        note(f"{path}: {line_numbers(damaged)}: damaged, and left out; the file as it was is kept as {aside}")
     kept = [line for line in parsed if line is not None and line["step"] <= last_step]
     content = "".join(json.dumps(line, allow_nan=False) + "\n" for line in kept)
     if content.encode() != found:
         file.write(content)
-
-
-def _keep_aside(path: str, content: bytes) -> str:
-    return write_new(posixpath.join(posixpath.dirname(path), DAMAGED_START), DAMAGED_ENDING, content)
-
-
-def _describe_damage(path: str, damaged: Sequence[int], aside: str) -> str:
-    numbers = ", ".join(map(str, damaged[:MAX_NUMBERS_SHOWN]))
-    more = f" and {len(damaged) - MAX_NUMBERS_SHOWN} more" if len(damaged) > MAX_NUMBERS_SHOWN else ""
-    return f"{path}: line {numbers}{more}: damaged, and left out; the file as it was is kept as {aside}"
 
 
 def _to_json(value: float) -> float | str:

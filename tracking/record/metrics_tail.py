@@ -69,7 +69,7 @@ def current_name(name: str) -> str:
 def parse_line(text: bytes) -> Line | None:
     """Parses a line; returns None if it is not a line of metrics."""
     try:
-        fields = json.loads(text)
+        fields = json.loads(text.strip(b"\0"))  # a power cut may leave zero bytes before a line
         split, step, time_seconds = str(fields.pop("split")), int(fields.pop("step")), float(fields.pop("time", 0))
         values = {
             current_name(name): value if type(value) is float else _number(value) for name, value in fields.items()

@@ -18,6 +18,7 @@ Every file is written beside and renamed, so that a reader never sees half a fil
 from __future__ import annotations
 
 import array
+import contextlib
 import dataclasses
 import datetime
 import difflib
@@ -27,8 +28,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from configs.errors import DataError, looked_from
-from tracking.record.metrics_tail import Line, parse_lines
+from configs.errors import DataError, line_numbers, looked_from
+from tracking.record.metrics_tail import Line, parse_line, parse_lines
 from tracking.record.output import shortened
 from tracking.record.validation import find_problem, without_none
 
@@ -102,8 +103,10 @@ class Run:
         return [self.folder / name for name in sorted(self.entry.get("artifacts", []), key=_natural_key)]
 
     def lines(self) -> list[Line]:
-        """Returns the metrics, line by line."""
-        return read_lines(self.folder)
+        """Returns the metrics, line by line; none if they cannot be read, as `describe_damage` says."""
+        with contextlib.suppress(OSError):
+            return read_lines(self.folder)
+        return []
 
     def output(self, n_bytes: int) -> str:
         """Returns the output, shortened to `n_bytes`."""
@@ -196,18 +199,54 @@ def _read_run(path: Path) -> Run | str:
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
 
 
 def read_lines(folder: Path) -> list[Line]:
-    """Returns the metrics of the run in a folder, line by line, without an incomplete last line."""
+    """Returns the metrics of the run in a folder, line by line, without an incomplete last line and damaged ones.
+
+    Raises:
+        OSError: they cannot be read.
+    """
     try:
         *whole, _torn = (folder / METRICS_FILE).read_bytes().split(b"\n")
     except FileNotFoundError:
         return []
     return parse_lines(whole)
+
+
+def damaged_info(run: Run) -> list[str]:
+    """Returns a line if info.json is damaged: the run is shown without it."""
+    path = run.folder / INFO_FILE
+    is_damaged = path.exists() and _read_json(path) is None
+    return [f"{path}: is not a JSON object; the run is shown without step, reason and last values"] * is_damaged
+
+
+def describe_damage(run: Run) -> list[str]:
+    """Returns a line for each file of a run that its report cannot show, or only in part."""
+    return [*damaged_info(run), *_damaged_metrics(run), *filter(None, map(_unreadable, run.artifacts))]
+
+
+def _damaged_metrics(run: Run) -> list[str]:
+    path = run.folder / METRICS_FILE
+    if not path.exists():
+        return []
+    if run.info.get("step", 0) > 0 and (problem := _unreadable(path)):
+        return [problem]
+    *whole, torn = path.read_bytes().split(b"\n")
+    lines = [*whole, torn] if torn and run.status != "RUNNING" else whole
+    damaged = [number for number, text in enumerate(lines, start=1) if parse_line(text) is None]
+    return [f"{path}: {line_numbers(damaged)}: damaged, and left out"] if damaged else []
+
+
+def _unreadable(path: Path) -> str | None:
+    try:
+        with path.open("rb") as file:
+            return None if file.read(1) else f"{path}: is empty"
+    except OSError as error:
+        return f"{path}: cannot be read: {error.strerror}; is left out"
 
 
 def series_of(lines: Iterable[Line]) -> dict[str, Series]:

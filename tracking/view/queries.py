@@ -8,7 +8,7 @@ from pathlib import Path
 from configs.errors import ConfigError
 from tracking.mongodb import runs
 from tracking.mongodb.upload import describe_url
-from tracking.record.store import Run, describe_unreadable, find_run, list_runs
+from tracking.record.store import Run, damaged_info, describe_unreadable, find_run, list_runs
 from tracking.view.table import comparison, list_table
 
 
@@ -20,7 +20,8 @@ def all_runs(store: Path, mongo_url: str | None) -> str:
     """
     if mongo_url:
         return _table(runs.list_runs(mongo_url), f"MongoDB at {describe_url(mongo_url)}")
-    return "\n".join([_table(list_runs(store), store), *describe_unreadable(store)])
+    damaged = [line for run in list_runs(store) for line in damaged_info(run)]
+    return "\n".join([_table(list_runs(store), store), *describe_unreadable(store), *damaged])
 
 
 def _table(runs: Sequence[Run], place: object) -> str:
@@ -36,4 +37,7 @@ def compared(run_ids: Sequence[str], store: Path, mongo_url: str | None) -> str:
     chosen = list(dict.fromkeys(run_ids))
     if len(chosen) < 2:
         raise ConfigError(f"--compare {' '.join(run_ids)}: compares two runs or more; name another; see --list")
-    return comparison([runs.find_run(mongo_url, run_id) if mongo_url else find_run(store, run_id) for run_id in chosen])
+    if mongo_url:
+        return comparison([runs.find_run(mongo_url, run_id) for run_id in chosen])
+    found = [find_run(store, run_id) for run_id in chosen]
+    return "\n".join([comparison(found), *(line for run in found for line in damaged_info(run))])

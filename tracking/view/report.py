@@ -305,7 +305,7 @@ def _answer(line: str) -> tuple[str, str]:
     try:
         answer = json.loads(line)
         prompt, text = answer["prompt"], answer["text"]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return "", line
     return (prompt if isinstance(prompt, str) else "", str(text))
 

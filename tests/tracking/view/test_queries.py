@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,63 @@ def test_runs_are_listed_and_compared(store: Path, capsys: pytest.CaptureFixture
 def test_a_report_is_written_and_its_path_printed(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_experiment.main(["--report", "3", "--store", str(store)]) == 0
     assert Path(capsys.readouterr().out.strip()).read_text().startswith("<!doctype html>")
+
+
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda content: b"",
+    "cut": lambda content: content[: len(content) // 2 + 3],
+    "zeros within": lambda content: content[:9] + b"\0" * 9 + content[18:],
+    "zeros": lambda content: b"\0" * len(content),
+    "not text": lambda content: b"\xff\xfe" + content,
+    "deep": lambda content: b"[" * 100_000,
+}
+LEFT_OUT = "damaged, and left out"
+NO_INFO = "is not a JSON object; the run is shown without step, reason and last values"
+NO_OBJECT = "is not a JSON object; fix it, or remove the folder"
+# What is said of each damaged file by --report, after its path.
+SAID: dict[str, dict[str, str]] = {
+    "metrics.jsonl": {"empty": "is empty", "cut": f"line 2: {LEFT_OUT}", "folder": "cannot be read: Is a directory; "},
+    "info.json": dict.fromkeys([*DAMAGE, "folder"], NO_INFO),
+    "predictions_4_5.txt": {"empty": "is empty", "folder": "cannot be read: Is a directory; is left out"},
+    "predictions_4_6.jsonl": {"empty": "is empty", "folder": "cannot be read: Is a directory; is left out"},
+    "cout.txt": {},
+}
+SAID["metrics.jsonl"] = {**dict.fromkeys(DAMAGE, f"line 1: {LEFT_OUT}"), **SAID["metrics.jsonl"]}
+
+
+@pytest.mark.parametrize("name", [*SAID, "run.json", "config.json"])
+@pytest.mark.parametrize("how", [*DAMAGE, "folder"])
+def test_a_damaged_file_of_a_record_is_named_and_costs_itself_alone(
+    store: Path, capsys: pytest.CaptureFixture[str], name: str, how: str
+) -> None:
+    lines = [{"step": step, "split": "train", "time": step, "loss": 1.0} for step in (1, 2)]
+    (store / "4" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    artifacts = {
+        "predictions_4_5.txt": "once upon a time there was",
+        "predictions_4_6.jsonl": '{"prompt": "", "text": ""}',
+    }
+    for each, text in {**artifacts, "cout.txt": "step 1 of 2 and then the end"}.items():
+        (store / "4" / each).write_text(text)
+    entry = json.loads((store / "4" / "run.json").read_text())
+    (store / "4" / "run.json").write_text(json.dumps({**entry, "artifacts": list(artifacts)}))
+    path = store / "4" / name
+    content = path.read_bytes()
+    path.unlink()
+    path.mkdir() if how == "folder" else path.write_bytes(DAMAGE[how](content))
+    statuses, heard = [], []
+    for arguments in (["--list"], ["--compare", "3", "4"], ["--report", "4"]):
+        statuses.append(run_experiment.main([*arguments, "--store", str(store)]))
+        heard.append(capsys.readouterr())
+    assert statuses[0] == 0 and "\n  3  trial" in heard[0].out
+    if name not in SAID:
+        assert statuses[1:] == [2, 2] and f"{path.parent}: {name} is not a JSON object; is left out" in heard[0].out
+        assert [each.err for each in heard] == ["", *[f"run 4 in {store}: {name} {NO_OBJECT}\n"] * 2]
+        return
+    said = SAID[name].get(how)
+    assert statuses == [0, 0, 0] and heard[2].out == f"{store}/4/report.html\n"
+    assert heard[2].err.startswith(f"{path}: {said}") if said else not heard[2].err
+    for shown in heard[:2]:
+        assert (f"{path}: {NO_INFO}" in shown.out) == (name == "info.json")
 
 
 @pytest.mark.parametrize(
