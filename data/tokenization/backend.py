@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import operator
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,20 @@ TOKENIZER_FILE = "tokenizer.json"
 BPE_FILES = ("vocab.json", "merges.txt")
 
 
+@contextlib.contextmanager
+def _panics_are_errors() -> Iterator[None]:
+    """Turns a panic of the library, which is no Exception, into one."""
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # its module cannot be imported
+            raise
+        raise ValueError(f"the library fails on it: {error}") from None
+
+
+@_panics_are_errors()
 def backend_from_json(text: str) -> tokenizers.Tokenizer:
     """Makes a tokenizer from the text of a tokenizers JSON file, whose added tokens keep the ids that it gives them.
 
@@ -29,10 +45,14 @@ def backend_from_json(text: str) -> tokenizers.Tokenizer:
     moved = {token: token_id for token, token_id in ids.items() if backend.token_to_id(token) != token_id}
     if not moved:
         return backend
-    _add_to_vocabulary(moved, values["model"])  # the library numbers anew what it does not find there
+    if not isinstance(values["model"]["vocab"], dict):
+        told = _told(*next(iter(moved.items())))
+        raise ValueError(f"{told} after a gap, which a {values['model']['type']} vocabulary cannot have")
+    _add_to_vocabulary(ids, values["model"]["vocab"])
     return tokenizers.Tokenizer.from_str(json.dumps(values))
 
 
+@_panics_are_errors()
 def backend_from_folder(folder: Path) -> tokenizers.Tokenizer:
     """Makes a tokenizer from tokenizer.json, or else from vocab.json and merges.txt, and from the added tokens there.
 
@@ -63,19 +83,18 @@ def switch_off_state(backend: tokenizers.Tokenizer) -> list[str]:
     return [name for name, state in found.items() if state]
 
 
-def _add_to_vocabulary(tokens: dict[str, int], model: dict[str, Any]) -> None:
-    vocabulary = model["vocab"]
-    if not isinstance(vocabulary, dict):
-        raise ValueError(f"{_first(tokens)} after a gap, which a {model['type']} vocabulary cannot have")
-    taken = set(vocabulary.values())
-    wrong = {token: token_id for token, token_id in tokens.items() if token in vocabulary or token_id in taken}
-    if wrong:
-        raise ValueError(f"{_first(wrong)}, but the vocabulary gives token or id otherwise")
-    vocabulary |= tokens
+def _add_to_vocabulary(ids: dict[str, int], vocabulary: dict[str, int]) -> None:
+    """Adds all added tokens: the library numbers anew, by the size of the vocabulary, each that is not in it."""
+    owners = {token_id: token for token, token_id in vocabulary.items()}
+    for token, token_id in ids.items():
+        if vocabulary.get(token, token_id) != token_id:
+            raise ValueError(f"{_told(token, token_id)}, but the vocabulary gives it {vocabulary[token]}")
+        if (owner := owners.setdefault(token_id, token)) != token:
+            raise ValueError(f"{_told(token, token_id)}, which is that of {owner}")
+    vocabulary |= ids
 
 
-def _first(tokens: dict[str, int]) -> str:
-    token, token_id = next(iter(tokens.items()))
+def _told(token: str, token_id: int) -> str:
     return f"the added token {token} has the id {token_id}"
 
 
@@ -99,8 +118,8 @@ def _added_tokens(folder: Path, vocabulary: Any) -> dict[str, dict[str, Any]]:
     special = {EOS_TOKEN, PADDING_TOKEN, *_names(_read_json(folder / "special_tokens_map.json"))}
     ids = {token: vocabulary[token] for token in special if isinstance(vocabulary, dict) and token in vocabulary}
     ids |= _read_json(folder / "added_tokens.json")
-    tokens = {token: _added_token(token, token_id, token in special) for token, token_id in ids.items()}
-    for token_id, entry in config.get("added_tokens_decoder", {}).items():
+    tokens = {token: _added_token(token, operator.index(token_id), token in special) for token, token_id in ids.items()}
+    for token_id, entry in (config.get("added_tokens_decoder") or {}).items():
         token = _added_token(entry["content"], int(token_id), entry.get("special", False))
         tokens[entry["content"]] = token | {key: entry[key] for key in token if key in entry}
     return tokens
@@ -118,10 +137,13 @@ def _names(value: Any) -> Iterator[str]:
     elif isinstance(value, dict) and "content" in value:
         yield value["content"]
     else:
-        for part in value.values() if isinstance(value, dict) else value:
+        for part in value.values() if isinstance(value, dict) else value or ():
             yield from _names(part)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     """Returns the object in a JSON file; empty if there is no file."""
-    return json.loads(decode_text(path.read_bytes())) if path.is_file() else {}
+    value = json.loads(decode_text(path.read_bytes())) if path.is_file() else {}
+    if not isinstance(value, dict):
+        raise ValueError(f"{path.name} does not hold an object")
+    return value

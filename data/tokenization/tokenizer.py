@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -35,6 +36,7 @@ SPECIAL_TOKENS = (EOS_TOKEN, PADDING_TOKEN)  # of the tokenizers that we train: 
 PIECE_CHARACTERS = 1 << 18
 PIECES_AT_ONCE = 8
 MAX_WORD_CHARACTERS = 1 << 20  # a longer word is cut, to bound memory
+_RARE_LETTER = "\u2d30"  # of Tifinagh
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 # Byte-level tokens write a visible byte as the character of that number, and the others as characters from 256 on.
 _VISIBLE = (*range(33, 127), *range(161, 173), *range(174, 256))
@@ -129,8 +131,21 @@ class Tokenizer:
         return json.loads(self._backend.to_str())["model"].get("merges")
 
     def encode(self, text: str) -> list[int]:
-        """Returns the ids of a text, without special tokens."""
-        return self._backend.encode(text, add_special_tokens=False).ids
+        """Returns the ids of a text, without special tokens.
+
+        Raises:
+            DataError: the text has a character for which the tokenizer has no token, not even an unknown one.
+        """
+        with _refusing_texts():
+            return self._backend.encode(text, add_special_tokens=False).ids
+
+    @functools.cached_property
+    def drops_characters(self) -> bool:
+        """Whether characters that are not in the vocabulary vanish from texts."""
+        try:
+            return not self.encode(_RARE_LETTER)
+        except DataError:
+            return False
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Returns the ids of each text, using all cores."""
@@ -141,7 +156,9 @@ class Tokenizer:
     def _encode_pieces(self, pieces: Iterable[str]) -> Iterator[list[int]]:
         # The backend's encodings take some 100 bytes a character, so only a few pieces are encoded at a time.
         for group in _groups(pieces):
-            for encoding in self._backend.encode_batch_fast(group, add_special_tokens=False):
+            with _refusing_texts():
+                encodings = self._backend.encode_batch_fast(group, add_special_tokens=False)
+            for encoding in encodings:
                 yield encoding.ids
 
     def encode_end(self, text: str, n_tokens: int) -> list[int]:
@@ -234,6 +251,14 @@ class Tokenizer:
         return len(_bytes_of_characters(token) if self._is_byte_level else self.decode([token_id]).encode("utf-8"))
 
 
+@contextlib.contextmanager
+def _refusing_texts() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # the library raises a bare Exception
+        raise DataError(f"the tokenizer cannot encode a text ({error}); give one that has a token for it") from None
+
+
 def _bytes_of_characters(token: str) -> bytes:
     """Returns the bytes that a byte-level token stands for; a token with other characters stands for itself."""
     try:
@@ -316,6 +341,8 @@ def load_tokenizer(path_or_name: str, is_pretrained: bool = False) -> Tokenizer:
     tokenizer = _load(path_or_name, is_pretrained)
     if tokenizer.switched_off:
         _say_once(f"{path_or_name}: {', '.join(tokenizer.switched_off)} in it is switched off: texts are encoded whole")
+    if tokenizer.drops_characters:
+        _say_once(f"{path_or_name}: has no token for unknown characters: those outside its vocabulary are left out")
     return tokenizer
 
 
@@ -397,7 +424,8 @@ def _load_folder(folder: Path) -> Tokenizer:
         return Tokenizer(backend_from_folder(folder))
     except Exception as error:  # the library raises a bare Exception
         kind = "is not a tokenizers JSON file" if len(files) == 1 else "are not a BPE"
-        raise DataError(f"{folder}: {' and '.join(files)} {kind} ({error}); copy them again") from None
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"{folder}: {' and '.join(files)} {kind} ({reason}); copy them again") from None
 
 
 def _download(name: str) -> Path:

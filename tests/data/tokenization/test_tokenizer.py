@@ -499,8 +499,8 @@ def added_token(content: str, token_id: int) -> dict:
 @pytest.mark.parametrize(
     ("model", "token", "reason"),
     [
-        (models.BPE({"a": 0, "b": 1}, []), ("<x>", 1), "the added token <x> has the id 1, but the vocabulary"),
-        (models.BPE({"a": 0, "b": 1}, []), ("a", 5), "the added token a has the id 5, but the vocabulary"),
+        (models.BPE({"a": 0, "b": 1}, []), ("<x>", 1), "the added token <x> has the id 1, which is that of b"),
+        (models.BPE({"a": 0, "b": 1}, []), ("a", 5), "the added token a has the id 5, but the vocabulary gives it 0"),
         (models.Unigram([("a", 0.0)], None), ("<x>", 5), "the added token <x> has the id 5 after a gap"),
     ],
 )
@@ -509,6 +509,69 @@ def test_ids_that_cannot_be_given_are_refused(tmp_path, model, token, reason):
     values["added_tokens"] = [added_token(*token)]
     (tmp_path / "t.json").write_text(json.dumps(values))
     assert reason in error_of(f"{tmp_path}/t.json")
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_gap_moves_no_id_before_it(order):
+    ids = {"<u>": 310, "<v>": 311, "<x>": 320, "<y>": 330}
+    values = json.loads(TOKENIZER.to_json())
+    values["added_tokens"] += [added_token(*item) for item in ids.items()][::order]
+    tokenizer = from_json(json.dumps(values))
+    assert tokenizer.encode("<u><v>the<x><y>") == [310, 311, *TOKENIZER.encode("the"), 320, 330]
+    assert tokenizer.unused_ids(331) == ((312, 320), (321, 330))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("added_tokens.json", {"<x>": 12, "<y>": 12}, "the added token <y> has the id 12, which is that of <x>"),
+        ("added_tokens.json", {"<x>": 12.5}, "'float' object cannot be interpreted as an integer"),
+        ("added_tokens.json", {"<x>": None}, "'NoneType' object cannot be interpreted as an integer"),
+        ("added_tokens.json", ["<x>"], "added_tokens.json does not hold an object"),
+        ("tokenizer_config.json", [], "tokenizer_config.json does not hold an object"),
+        ("special_tokens_map.json", "<x>", "special_tokens_map.json does not hold an object"),
+        ("special_tokens_map.json", {"pad_token": None, "additional_special_tokens": None}, None),
+        ("tokenizer_config.json", {"added_tokens_decoder": None}, None),
+    ],
+)
+def test_what_lies_beside_a_vocabulary_is_read_or_refused_in_a_line(tmp_path, name, content, reason):
+    write_folder(tmp_path)
+    (tmp_path / name).write_text(json.dumps(content))
+    if reason:
+        told = f"{tmp_path}: vocab.json and merges.txt are not a BPE ({reason}); copy them again"
+        assert error_of(str(tmp_path)) == told
+    else:
+        assert load_tokenizer(str(tmp_path)).encode("he") == [8]
+
+
+def test_a_panic_of_the_library_is_an_error(tmp_path):
+    values = json.loads(TOKENIZER.to_json())
+    values["model"]["continuing_subword_prefix"] = "##"
+    (tmp_path / "t.json").write_text(json.dumps(values))
+    assert "t.json: not a tokenizers JSON file (the library fails on it: " in error_of(f"{tmp_path}/t.json")
+
+
+@pytest.mark.parametrize(
+    ("model", "line"),
+    [
+        (models.BPE({"a": 0}, []), "has no token for unknown characters: those outside its vocabulary are left out\n"),
+        (models.BPE({"a": 0, "?": 1}, [], unk_token="?"), ""),
+        (models.BPE({"a": 0, **{f"<0x{byte:02X}>": byte + 1 for byte in range(256)}}, [], byte_fallback=True), ""),
+        (models.WordLevel({"a": 0}, unk_token="?"), ""),
+    ],
+)
+def test_a_tokenizer_that_loses_characters_is_named(tmp_path, capsys, model, line):
+    path = tmp_path / "t.json"
+    path.write_text(tokenizers.Tokenizer(model).to_str())
+    assert load_tokenizer(str(path)).encode("a") == [0]
+    assert capsys.readouterr().err == (line and f"{path}: {line}")
+
+
+@pytest.mark.parametrize("encode", [Tokenizer.encode, lambda t, text: t.encode_batch([text])])
+@pytest.mark.parametrize("model", [models.WordLevel({"a": 0}, unk_token="?"), models.BPE({"a": 0}, [], unk_token="?")])
+def test_a_text_that_cannot_be_encoded_is_refused(model, encode):
+    with pytest.raises(DataError, match=r"the tokenizer cannot encode a text \(.*\?|UNK.*\); give one that has"):
+        encode(Tokenizer(tokenizers.Tokenizer(model)), "b")
 
 
 def with_added(*special: str, plain: tuple[str, ...] = ()) -> Tokenizer:
