@@ -1,7 +1,8 @@
 """Preparing the raw text of a dataset config: its tokenizer, and its tfrecords to train on and to evaluate on.
 
 They are kept under the dataset's `cache_dir`, in a directory named by a fingerprint of the text and the settings. Such
-a directory is always complete, because it is made under another name.
+a directory is complete, because it is made under another name; one that a power loss or a full disk has damaged is made
+again.
 """
 
 from __future__ import annotations
@@ -13,26 +14,30 @@ import itertools
 import json
 import math
 import os
+import shutil
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from typing import Any
 
 from configs.errors import DataError
 from configs.schema import DatasetConfig
 from data.preprocessing.encoding import TextEncoder
-from data.preprocessing.manifest import Split
+from data.preprocessing.manifest import Split, read_json
 from data.preprocessing.packing import ShardLayout
 from data.preprocessing.pipeline import tokenizer_sha256, write_splits
-from data.preprocessing.resume import Fingerprint, ResumeFolder, source_states
+from data.preprocessing.resume import Fingerprint, ResumeFolder, remove_start, source_states
 from data.preprocessing.settings import marker_of
 from data.preprocessing.splits import EVAL, TRAIN, DocumentOptions, hold_out_end
 from data.text.deduplication import digest_fraction
 from data.text.documents import TextFormat, explain, identity_digest
 from data.text.files import ReadingNotes, SourceFile, find_files
+from data.tfrecord.shards import count_in_name
 from data.tokenization.bpe_training import FILE_NAME, cut_text, save_tokenizer, train_byte_level_bpe
 from data.tokenization.tokenizer import Tokenizer, check_special_ids, load_tokenizer, with_special_ids
-from storage.files import is_local, write_text, writing_to
+from meshtf import tf
+from storage.files import flush_to_disk, is_local, write_text, writing_to
 from storage.locks import is_locked, locked
 
 LAYOUT_VERSION = 2  # must change whenever what is written changes
@@ -91,13 +96,13 @@ def prepare_dataset(dataset: DatasetConfig, n_ctx: int, log: Log = print) -> Pre
     dataset = with_special_ids(dataset, tokenizer)
     preparation = _Preparation(dataset, n_ctx, _find_text(dataset, notes), tokenizer, log)
     preparation = _trained_here(preparation) or preparation
-    directory = preparation.finished or preparation.directory
-    if preparation.finished:
+    directory = preparation.finished
+    if directory:
         log(f"{dataset.id}: {preparation.described}")
     else:
         for line in notes.lines():
             log(f"{dataset.id}: {line}")
-        _make(preparation)
+        directory = _make(preparation)
     pattern = f"{glob.escape(directory)}/{{}}/*.tfrecords"
     return PreparedDataset(
         train_pattern=pattern.format(TRAIN),
@@ -127,26 +132,87 @@ def _trained_here(preparation: _Preparation) -> _Preparation | None:
     """Returns the finished preparation whose own tokenizer is the given one, as with weights of a run on this text."""
     trained = replace(preparation, given_tokenizer=None)
     path, given = f"{trained.finished}/{FILE_NAME}", preparation.given_tokenizer
-    if given is None or not os.path.isfile(path):
+    if given is None or not trained.finished:
         return None
     return trained if load_tokenizer(path).to_json() == given.to_json() else None
 
 
-def _make(preparation: _Preparation) -> None:
+def _make(preparation: _Preparation) -> str:
+    """Prepares a text unless another process does; returns the directory."""
     dataset, directory, log = preparation.dataset, preparation.directory, preparation.log
     lock = f"{dataset.cache_dir}/.lock"
     if is_locked(lock):
         log(f"{dataset.cache_dir}: waiting for another process that prepares this text")
     with locked(lock, lock, "", wait_seconds=math.inf):
-        if os.path.isfile(f"{directory}/{MANIFEST}"):
-            log(f"{dataset.id}: {directory} was made by another process meanwhile")
-            return
-        log(f"{dataset.id}: preparing {len(preparation.files):,} files of raw text in {directory}")
-        unfinished = f"{directory}.partial"
-        with writing_to(unfinished):
-            os.makedirs(unfinished, exist_ok=True)
-            preparation.write(unfinished)
-            os.rename(unfinished, directory)
+        if finished := replace(preparation).finished:  # it looks again
+            log(f"{dataset.id}: {finished} was made by another process meanwhile")
+        elif not preparation.restore():
+            log(f"{dataset.id}: preparing {len(preparation.files):,} files of raw text in {directory}")
+            unfinished = f"{directory}.partial"
+            with writing_to(unfinished):
+                os.makedirs(unfinished, exist_ok=True)
+                preparation.write(unfinished)
+                _replace(directory, unfinished)
+    return replace(preparation).finished or directory
+
+
+def _replace(directory: str, finished: str) -> None:
+    """Renames a finished folder; a damaged one that stands in its place is removed once it is there."""
+    damaged = f"{directory}.damaged"
+    shutil.rmtree(damaged, ignore_errors=True)
+    if os.path.isdir(directory):
+        os.rename(directory, damaged)
+    os.rename(finished, directory)
+    flush_to_disk(os.path.dirname(directory))
+    shutil.rmtree(damaged, ignore_errors=True)
+
+
+def _problem_of(path: str, n_bytes: int | None = None) -> str | None:
+    """Returns what a power loss has done to a file; None if there is no sign of it.
+
+    Args:
+        path: the file.
+        n_bytes: its size when it was written; None: unknown.
+    """
+    if not os.path.isfile(path):
+        return f"{path} is missing"
+    size = os.path.getsize(path)
+    if not size:
+        return f"{path} is empty"
+    return None if n_bytes in (None, size) else f"{path} has {size:,} bytes in place of {n_bytes:,}"
+
+
+def _problem_of_tokenizer(path: str) -> str | None:
+    problem = _problem_of(path)
+    if problem or not os.access(path, os.R_OK):
+        return problem
+    try:
+        load_tokenizer(path)
+    except DataError:
+        return f"{path} is damaged"
+    return None
+
+
+def _read_manifest(directory: str) -> dict[str, Any] | None:
+    try:
+        values = read_json(f"{directory}/{MANIFEST}")
+    except (tf.errors.OpError, ValueError):
+        return None
+    return values if isinstance(values, dict) and isinstance(values.get(TRAIN), dict) else None
+
+
+def _problems_of_shards(directory: str, manifest: Mapping[str, Any]) -> Iterator[str]:
+    """Yields what is wrong with tfrecords; manifests of earlier versions hold only their number of examples."""
+    sizes = manifest.get("tfrecord_bytes", {})
+    for split in manifest.keys() & {TRAIN, EVAL}:
+        found = sorted(glob.glob(f"{glob.escape(directory)}/{split}/*.tfrecords"))
+        names = {os.path.relpath(path, directory) for path in found}
+        names |= {name for name in sizes if name.startswith(f"{split}/")}
+        problems = (_problem_of(f"{directory}/{name}", sizes.get(name)) for name in sorted(names))
+        yield from (problem for problem in problems if problem)
+        n_examples = sum(map(count_in_name, found))
+        if n_examples != manifest[split].get("examples", n_examples):
+            yield f"{directory}/{split} has {n_examples:,} examples in place of {manifest[split]['examples']:,}"
 
 
 @dataclass(frozen=True)
@@ -182,11 +248,40 @@ class _Preparation:
         """The directory of this text and these settings."""
         return self._directory(LAYOUT_VERSION)
 
+    def _earlier_too(self) -> list[str]:
+        """Returns the directories of this text and these settings that are there, whole or not."""
+        return [path for path in map(self._directory, (LAYOUT_VERSION, *EARLIER_LAYOUTS)) if os.path.isdir(path)]
+
     @cached_property
     def finished(self) -> str | None:
-        """The directory that holds them; None: they are not prepared yet."""
-        directories = map(self._directory, (LAYOUT_VERSION, *EARLIER_LAYOUTS))
-        return next((path for path in directories if os.path.isfile(f"{path}/{MANIFEST}")), None)
+        """The directory that holds them, whole; None: they are not prepared yet."""
+        return next((path for path in self._earlier_too() if not self._damage(path)), None)
+
+    def _damage(self, directory: str) -> str | None:
+        """Returns what is wrong with a directory that was finished; None: nothing."""
+        manifest = _read_manifest(directory)
+        if manifest is None:
+            return _problem_of(f"{directory}/{MANIFEST}") or f"{directory}/{MANIFEST} is damaged"
+        tokenizer = None if self.given_tokenizer else _problem_of_tokenizer(f"{directory}/{FILE_NAME}")
+        return next(_problems_of_shards(directory, manifest), tokenizer)
+
+    def restore(self) -> bool:
+        """Says what is damaged, and trains the tokenizer again where nothing else is; returns whether all is whole."""
+        for directory in self._earlier_too():
+            problem = self._damage(directory)
+            self._say(f"{problem}, as after a power loss")
+            if problem.startswith(f"{directory}/{FILE_NAME}") and self._restore_tokenizer(directory):
+                return True
+        return False
+
+    def _restore_tokenizer(self, directory: str) -> bool:
+        """Trains the tokenizer again; writes it and returns True if it is the one by which the tfrecords were made."""
+        tokenizer = self._train_tokenizer(self._options())
+        is_same = tokenizer_sha256(tokenizer) == _read_manifest(directory).get("tokenizer_sha256")
+        if is_same:
+            save_tokenizer(tokenizer, f"{directory}/{FILE_NAME}")
+        self._say("it is the tokenizer of the tfrecords, which stay" if is_same else "it is not that of the tfrecords")
+        return is_same
 
     @property
     def described(self) -> str:
@@ -206,10 +301,12 @@ class _Preparation:
 
     def write(self, directory: str) -> None:
         """Writes everything, the manifest last."""
-        dataset = self.dataset
+        dataset, path = self.dataset, f"{directory}/{FILE_NAME}"
+        if not self.given_tokenizer and _problem_of_tokenizer(path):
+            remove_start(directory)  # what an interrupted run has finished might belong to another tokenizer
         folder = ResumeFolder(directory, self.fingerprint, self._say)
         options = self._options()
-        tokenizer = self.given_tokenizer or self._train_tokenizer(options, f"{directory}/{FILE_NAME}")
+        tokenizer = self.given_tokenizer or self._own_tokenizer(options, path)
         layouts = self._layouts(tokenizer)
         for split in layouts:
             os.makedirs(f"{directory}/{split}", exist_ok=True)
@@ -221,6 +318,7 @@ class _Preparation:
             "n_ctx": self.n_ctx,
             "files": len(self.files),
             "tokenizer_sha256": tokenizer_sha256(tokenizer),
+            "tfrecord_bytes": {file.name: file.bytes for split in splits.values() for file in split.files},
             **{name: asdict(split.stats) for name, split in splits.items()},
         }
         write_text(f"{directory}/{MANIFEST}", json.dumps(manifest, indent=2) + "\n")
@@ -262,9 +360,16 @@ class _Preparation:
             elif document.problem:
                 problems.append(explain(document))
 
-    def _train_tokenizer(self, options: DocumentOptions, path: str) -> Tokenizer:
-        if os.path.exists(path):  # an interrupted run trained it
+    def _own_tokenizer(self, options: DocumentOptions, path: str) -> Tokenizer:
+        """Returns the tokenizer that an interrupted run has trained, or that of a damaged directory, or trains one."""
+        if not _problem_of_tokenizer(path):
             return load_tokenizer(path)
+        kept = f"{self.directory}/{FILE_NAME}"
+        tokenizer = self._train_tokenizer(options) if _problem_of_tokenizer(kept) else load_tokenizer(kept)
+        save_tokenizer(tokenizer, path)
+        return tokenizer
+
+    def _train_tokenizer(self, options: DocumentOptions) -> Tokenizer:
         documents = itertools.chain.from_iterable(map(options.read, self.files))
         texts = (text for document, split in documents if split == TRAIN for text in cut_text(document.parts()))
         try:
@@ -272,7 +377,6 @@ class _Preparation:
         except DataError as error:
             raise DataError(f"{self.dataset.id}: {error}") from error
         check_special_ids(tokenizer, self.dataset)
-        save_tokenizer(tokenizer, path)
         self.log(f"{self.dataset.id}: trained a byte-level BPE tokenizer of {tokenizer.n_vocab:,} ids")
         return tokenizer
 

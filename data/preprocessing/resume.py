@@ -215,6 +215,12 @@ def carry_out_plan(directory: str, name: str) -> str | None:
     return plan["identity"]
 
 
+def remove_start(folder: str) -> None:
+    """Makes a run in a folder start from the beginning, whatever an interrupted one has finished there."""
+    with writing_to(folder), suppress(FileNotFoundError):
+        os.remove(f"{folder}/{START}")
+
+
 def remove_unless_finished(directory: str, name: str) -> None:
     """Removes the hidden folder if no file in it is finished: resuming from there would save nothing."""
     folder = resume_path(directory, name)

@@ -12,7 +12,7 @@ from data.preprocessing.resume import FinishedFile, ResumeFolder
 from data.preprocessing.splits import DocumentPosition
 from data.tfrecord.records import PARTIAL, SUFFIX, serialize_example
 from meshtf import tf
-from storage.files import writing_to
+from storage.files import flush_to_disk, writing_to
 
 
 class ShardWriter:
@@ -92,6 +92,7 @@ class ShardWriter:
         path = f"{self._path_start()}_{n_examples}{SUFFIX}"
         with writing_to(self._folder.path, tf.errors.OpError):
             self._file.close()
+            flush_to_disk(self._path_start() + PARTIAL)
             tf.io.gfile.rename(self._path_start() + PARTIAL, path, overwrite=True)
             n_bytes, digest = checksum(path)
         n_earlier = sum(file.entry.documents for file in self._folder.finished(self._split))

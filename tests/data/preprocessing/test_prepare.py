@@ -6,6 +6,7 @@ import glob
 import gzip
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -382,3 +383,99 @@ def test_text_is_not_prepared_again_for_its_own_tokenizer(tmp_path):
     again, lines = prepare(dataset_of(tmp_path, tokenizer_path=f"{tmp_path}/run"))
     assert (again.train_pattern, again.eval_pattern) == (first.train_pattern, first.eval_pattern)
     assert "up to date" in lines[-1]
+
+
+def _empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _zeros(path: Path) -> None:
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+DERIVED = (FILE_NAME, "manifest.json", "train/*", "eval/*")
+WAYS = {"is empty": _empty, "in place of": _cut, "is missing": Path.unlink}
+
+
+def content_of(directory: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def text_and_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("prepared")
+    write_documents(folder / "texts", number=6)
+    prepare(dataset_of(folder))
+    return folder
+
+
+@pytest.fixture
+def cached(tmp_path: Path, text_and_cache: Path) -> tuple[DatasetConfig, Path]:
+    """A dataset, and the folder of its own cache in which it is prepared."""
+    cache = shutil.copytree(text_and_cache / "cache", tmp_path / "cache")
+    (directory,) = cache.glob("n_ctx_*")
+    return dataset_of(text_and_cache, cache_dir=str(cache)), directory
+
+
+@pytest.mark.parametrize(
+    ("file", "said", "damage"),
+    [
+        *((file, said, damage) for file in DERIVED for said, damage in WAYS.items()),
+        (FILE_NAME, "is damaged", _zeros),
+        ("manifest.json", "is damaged", _zeros),
+    ],
+)
+def test_a_damaged_file_of_a_prepared_text_is_made_again(cached, file, said, damage):
+    dataset, directory = cached
+    before = content_of(directory)
+    (damaged,) = directory.glob(file)
+    damage(damaged)
+    prepared, lines = prepare(dataset)
+    assert content_of(directory) == before
+    assert sorted(os.listdir(dataset.cache_dir)) == [".lock", directory.name]
+    said = "is damaged" if damage is _cut and damaged.suffix == ".json" else said
+    assert f"mine: {damaged} " in lines[0] and said in lines[0] and lines[0].endswith(", as after a power loss")
+    assert (lines[-1] == "mine: it is the tokenizer of the tfrecords, which stay") == (file == FILE_NAME)
+    assert prepare(dataset)[1] == [f"mine: {directory} is up to date"]
+
+
+def test_a_damaged_tokenizer_is_not_replaced_by_another_one(cached):
+    dataset, directory = cached
+    manifest = json.loads((directory / "manifest.json").read_text())
+    (directory / "manifest.json").write_text(json.dumps(manifest | {"tokenizer_sha256": "of another version"}))
+    _empty(directory / FILE_NAME)
+    assert "mine: it is not that of the tfrecords" in (lines := prepare(dataset)[1])
+    assert [line for line in lines if line.startswith("mine: preparing ")]
+    assert json.loads((directory / "manifest.json").read_text()) == manifest
+
+
+def test_whole_files_of_an_earlier_manifest_are_used(cached):
+    dataset, directory = cached
+    manifest = json.loads((directory / "manifest.json").read_text())
+    earlier = {key: value for key, value in manifest.items() if key not in ("tfrecord_bytes", "tokenizer_sha256")}
+    (directory / "manifest.json").write_text(json.dumps(earlier))
+    assert prepare(dataset)[1] == [f"mine: {directory} is up to date"]
+
+
+def test_a_damaged_directory_stays_until_it_is_made_again(cached):
+    dataset, directory = cached
+    _empty(directory / "manifest.json")
+    before = content_of(directory)
+    Path(f"{directory}.partial").touch()
+    with pytest.raises(UserError, match=r"\.partial: cannot be written: File exists"):
+        prepare(dataset)
+    assert content_of(directory) == before
+
+
+@pytest.mark.parametrize("damage", [_empty, _cut, _zeros, Path.unlink])
+def test_a_damaged_tokenizer_of_an_interrupted_preparation_is_trained_again(cached, damage):
+    dataset, directory = cached
+    before = content_of(directory)
+    unfinished = directory.rename(f"{directory}.partial")
+    damage(unfinished / FILE_NAME)
+    prepare(dataset)
+    assert content_of(directory) == before
