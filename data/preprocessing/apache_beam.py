@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from types import ModuleType
@@ -137,7 +138,11 @@ def _read_file(folder: str, file_number: int) -> Iterator[tuple[int, np.ndarray,
     number = 0
     while tf.io.gfile.exists(path := _path(folder, file_number, number)):
         with tf.io.gfile.GFile(path, "rb") as file:
-            arrays = np.load(io.BytesIO(file.read()))
+            content = file.read()
+        try:
+            arrays = np.load(io.BytesIO(content))
+        except (ValueError, EOFError, zipfile.BadZipFile):
+            raise DataError(f"{path}: is damaged; remove {folder}, and start again") from None
         encoded = EncodedBatch(arrays["ids"], arrays["ends"], arrays["text_bytes"])
         for document, (ids, text_bytes) in zip(arrays["documents"].tolist(), encoded.texts(), strict=True):
             yield document, ids, text_bytes

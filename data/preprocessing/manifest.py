@@ -132,15 +132,22 @@ def find_entries(directory: str) -> dict[str, FileEntry]:
     return {entry.name: entry for path in manifest_paths(directory) for entry in read_manifest(path).entries()}
 
 
-def listed_files(directory: str, name: str) -> list[str]:
-    """Returns the paths of the existing files that a dataset's manifest lists; none without a manifest.
+def listed_files(directory: str, name: str) -> list[str] | None:
+    """Returns the paths of the existing files that a dataset's manifest lists.
+
+    Returns:
+        them; none without a manifest; None if it is no JSON, as after a power loss.
 
     Raises:
         DataError: as `read_manifest`.
     """
     path = manifest_path(directory, name)
-    if not tf.io.gfile.exists(path):
+    try:
+        read_json(path)
+    except tf.errors.NotFoundError:
         return []
+    except ValueError:
+        return None
     paths = [f"{directory}/{entry.name}" for entry in read_manifest(path).entries()]
     return [path for path in paths if tf.io.gfile.exists(path)]
 

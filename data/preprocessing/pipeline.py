@@ -208,9 +208,10 @@ class _Job:
     def old_files(self) -> list[str]:
         """Returns the existing tfrecords of this name: by their names, and by the manifest, which knows all splits."""
         settings = self.settings
-        prefixes = [layout.prefix for layout in self.layouts().values()]
+        listed = listed_files(settings.output_dir, settings.name)
+        prefixes = [self.prefixes[split] for split in (self.layouts() if listed is not None else self.prefixes)]
         files = [path for prefix in prefixes for path in find_shards(settings.output_dir, prefix)]
-        return list(dict.fromkeys([*files, *listed_files(settings.output_dir, settings.name)]))
+        return list(dict.fromkeys([*files, *(listed or [])]))
 
 
 def _create_unless_finished(job: _Job, log: Callable[[str], None]) -> list[str]:

@@ -723,9 +723,11 @@ def test_a_full_disk_is_an_error_after_which_the_run_resumes(tmp_path, encoder_p
     assert contents(tmp_path / "out") == contents(tmp_path / "unbroken")
 
 
-def test_replacing_a_dataset_removes_its_old_held_out_files(tmp_path, encoder_path):
+@pytest.mark.parametrize("kept_bytes", [None, 0, 100], ids=["whole", "empty manifest", "cut manifest"])
+def test_replacing_a_dataset_removes_its_old_held_out_files(tmp_path, encoder_path, kept_bytes):
     write_lines(tmp_path / "texts", random_texts(100), files=1)
-    create_tfrecords(settings_for(tmp_path, encoder_path, eval_fraction=0.3))
+    manifest = Path(create_tfrecords(settings_for(tmp_path, encoder_path, eval_fraction=0.3)).manifest)
+    manifest.write_bytes(manifest.read_bytes()[:kept_bytes])
     create_tfrecords(settings_for(tmp_path, encoder_path, name="t_eval_more"))
     others = {name for name in contents(tmp_path / "out") if name.startswith("t_eval_more")}
     report = create_tfrecords(settings_for(tmp_path, encoder_path, overwrite=True))

@@ -74,6 +74,12 @@ def test_an_invalid_manifest_is_named(tmp_path, text):
     assert str(error.value).endswith("); remove it, and write the dataset again with data/create_tfrecords.py")
 
 
+@pytest.mark.parametrize("content", [b"", b'{"format": 1, "na', bytes(40), b"\xff"])
+def test_a_manifest_that_a_power_loss_damaged_lists_nothing_known(tmp_path, content):
+    Path(manifest_path(str(tmp_path), "a")).write_bytes(content)
+    assert listed_files(str(tmp_path), "a") is None
+
+
 @pytest.mark.parametrize("name", ["../other/a.tfrecords", "/etc/passwd", "train/../../a"])
 def test_a_manifest_that_names_files_outside_its_folder_is_refused(tmp_path, name):
     outside = replace(MANIFEST, splits={TRAIN: Split(PackingStats(), (replace(TRAINING, name=name),))})
