@@ -117,7 +117,7 @@ def _counts_of(pattern: str) -> list[tuple[str, int]]:
 
 def _check_eos(config: RunConfig, tokenizer: Tokenizer) -> None:
     """Checks the eos_id of a model config, which overrides that of its datasets."""
-    if tokenizer.eos_id not in (None, config.data.eos_id):
+    if tokenizer.contradicts(config.data.eos_id):
         raise ConfigError(
             f"{config.name}: eos_id = {config.data.eos_id}: the tokenizer's <|endoftext|> is {tokenizer.eos_id}; "
             "leave eos_id out of the model config"

@@ -146,7 +146,7 @@ def _locked_run_directory(run: Run, resumed_from: str | None) -> Iterator[None]:
             if run.options.new and run_directory.is_run(config.model_path):
                 run_directory.delete_contents(config.model_path)
                 say(f"deleted the run in {config.model_path}")
-            run_directory.write_settings(config, run.tokenizer_json)
+            run_directory.write_settings(config, run.tokenizer)
         group.barrier()
         run_directory.check_shared(config)
         yield
@@ -217,7 +217,7 @@ def _checkpoint_saver(run: Run, metrics: MetricsWriter | None) -> Callable[[Trai
 def _make_again_if_removed(run: Run) -> None:
     if run_directory.is_removed(run.config.model_path):
         say(f"{run.config.model_path}: was removed; making it again, without what was measured and saved before")
-        run_directory.write_settings(run.config, run.tokenizer_json)
+        run_directory.write_settings(run.config, run.tokenizer)
 
 
 def _diagnose(run: Run, data: RunData, position: TrainingPosition, batch: Batch) -> DivergenceReport:

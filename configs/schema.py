@@ -572,11 +572,11 @@ class DatasetConfig:
         FLAG, "tokenizer_path is the Hugging Face name of a pretrained tokenizer.", default=False
     )
     eos_id: int | None = setting(
-        optional(integer(0)), "Id that ends a document; null: that of the tokenizer's <|endoftext|>.", default=None
+        optional(integer(0)), "Id that ends a document; null: the tokenizer's end of text.", default=None
     )
     padding_id: int | None = setting(
         optional(integer(0)),
-        "Id of padding; null: that of the tokenizer's <|padding|>, or none. n_vocab itself means a padding token that "
+        "Id of padding; null: the tokenizer's padding, or none. n_vocab itself means a padding token that "
         "was added to the tokenizer.",
         default=None,
     )

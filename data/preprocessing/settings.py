@@ -31,7 +31,7 @@ class Settings:
         minimum_size: documents of fewer tokens are left out.
         ftfy: repairs mis-decoded text.
         wikitext_detokenize: undoes WikiText's tokenization.
-        separator: id after every document; None for the tokenizer's `<|endoftext|>`.
+        separator: id after every document; None for the tokenizer's end of text.
         chunk_size: n_ctx of the model; a chunk has one token more.
         write_dataset_config: where to write a dataset config; None for nowhere.
         processes: processes that encode; 0 for one per core.
@@ -137,7 +137,7 @@ def marker_of(document_separator: str | bool | None, tokenizer: Tokenizer | None
     """Returns what separates documents inside a text: a string, or for True the name of the end of text."""
     if document_separator not in (True, "eos"):
         return document_separator or None
-    return EOS_TOKEN if tokenizer is None or tokenizer.eos_id is not None else tokenizer.decode([eos_id])
+    return EOS_TOKEN if tokenizer is None else tokenizer.ends.eos or tokenizer.decode([eos_id])
 
 
 def separator_of(settings: Settings, tokenizer: Tokenizer) -> int:
@@ -148,10 +148,10 @@ def separator_of(settings: Settings, tokenizer: Tokenizer) -> int:
     """
     separator = tokenizer.eos_id if settings.separator is None else settings.separator
     if separator is None:
-        raise DataError(f"{settings.encoder_path}: has no {EOS_TOKEN}; give the id between documents with --separator")
+        raise DataError(f"{settings.encoder_path}: {tokenizer.no_eos}; give the id between documents with --separator")
     if not 0 <= separator < tokenizer.n_vocab:
         raise DataError(f"--separator {separator}: the tokenizer has {tokenizer.n_vocab} ids; give a smaller one")
-    if settings.write_dataset_config and tokenizer.eos_id not in (None, separator):
+    if settings.write_dataset_config and tokenizer.contradicts(separator):
         raise DataError(
             f"--separator {separator}: a dataset config must use the tokenizer's {EOS_TOKEN}, {tokenizer.eos_id}; "
             "leave out --separator or --write_dataset_config"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,12 @@ from storage.files import decode_text
 
 EOS_TOKEN = "<|endoftext|>"
 PADDING_TOKEN = "<|padding|>"
+# Ends of text and padding in other families of tokenizers, taken where a tokenizer has just one of them.
+OTHER_EOS_TOKENS = ("</s>", "<eos>", "[EOS]", "<|eos|>", "<|end_of_text|>", "<|im_end|>", "<｜end▁of▁sentence｜>")
+OTHER_PADDING_TOKENS = ("<pad>", "[PAD]", "<PAD>", "<|pad|>", "<|finetune_right_pad_id|>", "<｜▁pad▁｜>")
 TOKENIZER_FILE = "tokenizer.json"
+FOLDER_CONFIG = "tokenizer_config.json"
+FILES_WITH_ENDS = (FOLDER_CONFIG, "special_tokens_map.json")  # the first that names a token counts
 BPE_FILES = ("vocab.json", "merges.txt")
 
 
@@ -69,6 +75,57 @@ def backend_from_folder(folder: Path) -> tokenizers.Tokenizer:
     return backend_from_json(json.dumps(values))
 
 
+@dataclass(frozen=True)
+class Ends:
+    """Which tokens of a tokenizer end a document, and fill up the last example.
+
+    Attributes:
+        eos: the name of the one; None if it is unknown.
+        padding: the name of the other; None if there is none.
+        possible: names that may be the first, of which none is taken.
+    """
+
+    eos: str | None
+    padding: str | None
+    possible: tuple[str, ...] = ()
+
+
+def find_ends(backend: tokenizers.Tokenizer, named: Mapping[str, str]) -> Ends:
+    """Finds the ends that a tokenizer's folder names, or else those of well-known names.
+
+    Args:
+        backend: the tokenizer.
+        named: the tokens that its folder names, by "eos_token" and "pad_token".
+    """
+    special = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
+    found = []
+    for key, own, others in (
+        ("eos_token", EOS_TOKEN, OTHER_EOS_TOKENS),
+        ("pad_token", PADDING_TOKEN, OTHER_PADDING_TOKENS),
+    ):
+        first = [name for name in (named.get(key), own) if name and backend.token_to_id(name) is not None]
+        found.append(first[:1] or [name for name in others if name in special])
+    eos, padding = (names[0] if len(names) == 1 else None for names in found)
+    return Ends(eos, padding if padding != eos else None, tuple(found[0]) if eos is None else ())
+
+
+def named_ends(files: Mapping[str, bytes]) -> dict[str, str]:
+    """Returns the tokens that `FILES_WITH_ENDS` name, given by their names; those of the first file count.
+
+    Raises:
+        ValueError: one is not JSON.
+    """
+    named: dict[str, str] = {}
+    for file, content in files.items():
+        try:
+            values = json.loads(decode_text(content))
+        except ValueError as error:
+            raise ValueError(f"{file} beside it is not JSON: {error}") from None
+        names = {key: next(_names(values.get(key)), None) for key in ("eos_token", "pad_token")}
+        named = {key: name for key, name in names.items() if name} | named
+    return named
+
+
 def switch_off_state(backend: tokenizers.Tokenizer) -> list[str]:
     """Switches off what a program has left in a tokenizer that would change texts; returns what that was."""
     found = {
@@ -101,7 +158,7 @@ def _told(token: str, token_id: int) -> str:
 def _byte_level(folder: Path) -> tokenizers.Tokenizer:
     vocabulary, merges = (decode_text((folder / name).read_bytes()) for name in BPE_FILES)
     backend = tokenizers.Tokenizer(models.BPE(json.loads(vocabulary), _merges(merges)))
-    is_prefixed = _read_json(folder / "tokenizer_config.json").get("add_prefix_space") is True
+    is_prefixed = _read_json(folder / FOLDER_CONFIG).get("add_prefix_space") is True
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=is_prefixed)
     backend.decoder = decoders.ByteLevel()
     return backend
@@ -114,8 +171,9 @@ def _merges(text: str) -> list[tuple[str, ...]]:
 
 def _added_tokens(folder: Path, vocabulary: Any) -> dict[str, dict[str, Any]]:
     """Returns the added tokens that lie beside a vocabulary, as a tokenizers JSON file lists them, by their text."""
-    config = _read_json(folder / "tokenizer_config.json")
-    special = {EOS_TOKEN, PADDING_TOKEN, *_names(_read_json(folder / "special_tokens_map.json"))}
+    config = _read_json(folder / FOLDER_CONFIG)
+    roles = {key: value for key, value in config.items() if key.endswith("_token")}
+    special = {EOS_TOKEN, PADDING_TOKEN, *_names(_read_json(folder / "special_tokens_map.json")), *_names(roles)}
     ids = {token: vocabulary[token] for token in special if isinstance(vocabulary, dict) and token in vocabulary}
     ids |= _read_json(folder / "added_tokens.json")
     tokens = {token: _added_token(token, operator.index(token_id), token in special) for token, token_id in ids.items()}
@@ -131,13 +189,13 @@ def _added_token(content: str, token_id: int, is_special: bool) -> dict[str, Any
 
 
 def _names(value: Any) -> Iterator[str]:
-    """Yields the tokens that a special_tokens_map.json names: each a string, an object, or a list of them."""
+    """Yields the tokens that a special_tokens_map.json names: each a string, an object, or a list of them, or null."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict) and "content" in value:
         yield value["content"]
-    else:
-        for part in value.values() if isinstance(value, dict) else value or ():
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
             yield from _names(part)
 
 

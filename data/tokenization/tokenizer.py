@@ -8,6 +8,7 @@ import functools
 import json
 import math
 import os
+import posixpath
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,10 +25,15 @@ from configs.schema import DatasetConfig
 from data.tokenization.backend import (
     BPE_FILES,
     EOS_TOKEN,
+    FILES_WITH_ENDS,
+    FOLDER_CONFIG,
     PADDING_TOKEN,
     TOKENIZER_FILE,
+    Ends,
     backend_from_folder,
     backend_from_json,
+    find_ends,
+    named_ends,
     switch_off_state,
 )
 from storage.files import decode_text, exists, is_local
@@ -58,12 +64,16 @@ class Tokenizer:
 
     Attributes:
         reads_special_tokens: whether a special token that a text spells is encoded as such.
+        ends: the tokens that end a document and fill up the last example.
         switched_off: what the file held that would cut, fill up or vary texts, and is not used.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, reads_special_tokens: bool = False) -> None:
-        """Takes over a backend, and switches off what does not belong to a tokenizer."""
+    def __init__(
+        self, backend: tokenizers.Tokenizer, reads_special_tokens: bool = False, ends: Ends | None = None
+    ) -> None:
+        """Takes over a backend, and switches off what does not belong to a tokenizer; None: ends by their names."""
         self._backend = backend
+        self.ends = ends or find_ends(backend, {})
         self._backend.encode_special_tokens = not reads_special_tokens
         self.reads_special_tokens = reads_special_tokens
         self.switched_off = switch_off_state(backend)
@@ -73,9 +83,9 @@ class Tokenizer:
         self._matched = _any_of([token.content for token in matched])
         self._is_cut = _splits_at_lines(backend) and not any(_reaches_further(token) for token in matched)
 
-    def __reduce__(self) -> tuple[object, tuple[str, bool]]:
+    def __reduce__(self) -> tuple[object, tuple[str, bool, Ends]]:
         # The backend's own pickle forgets encode_special_tokens.
-        return from_json, (self.to_json(), self.reads_special_tokens)
+        return from_json, (self.to_json(), self.reads_special_tokens, self.ends)
 
     @functools.cached_property
     def n_vocab(self) -> int:
@@ -95,8 +105,8 @@ class Tokenizer:
 
     @property
     def eos_id(self) -> int | None:
-        """Id of `<|endoftext|>`; None if the tokenizer has no such token."""
-        return self._backend.token_to_id(EOS_TOKEN)
+        """Id of the token that ends a document, such as `<|endoftext|>`; None if it is unknown."""
+        return None if self.ends.eos is None else self._backend.token_to_id(self.ends.eos)
 
     @property
     def special_tokens(self) -> list[str]:
@@ -105,13 +115,23 @@ class Tokenizer:
 
     @property
     def padding_id(self) -> int | None:
-        """Id of `<|padding|>`; None if the tokenizer has no such token."""
-        return self._backend.token_to_id(PADDING_TOKEN)
+        """Id of the token that fills up the last example, such as `<|padding|>`; None if there is none."""
+        return None if self.ends.padding is None else self._backend.token_to_id(self.ends.padding)
+
+    @property
+    def no_eos(self) -> str:
+        """What is said of a tokenizer whose end of text is unknown."""
+        possible = f"{' and '.join(self.ends.possible)}, but " if self.ends.possible else ""
+        return f"has {possible}no {EOS_TOKEN}"
+
+    def contradicts(self, eos_id: int) -> bool:
+        """Returns whether an id cannot end a document because `<|endoftext|>` does; other names are not as binding."""
+        return self.ends.eos == EOS_TOKEN and self.eos_id != eos_id
 
     @functools.cached_property
     def reading_special_tokens(self) -> Tokenizer:
         """The same tokenizer, for texts in which special tokens count."""
-        return from_json(self.to_json(), reads_special_tokens=True)
+        return from_json(self.to_json(), True, self.ends)
 
     def describe_spelled(self, text: str) -> str:
         """Returns how often a text spells each special token that it is not read as; empty if it spells none."""
@@ -231,6 +251,14 @@ class Tokenizer:
         """Returns the tokenizer as the text of a tokenizers JSON file."""
         return self._backend.to_str(pretty=True)
 
+    def files(self) -> dict[str, str]:
+        """Returns the contents of the files, by their names, from whose folder it is loaded again with its ends."""
+        files, by_name = {TOKENIZER_FILE: self.to_json()}, find_ends(self._backend, {})
+        if self.ends != by_name:
+            values = {"eos_token": self.ends.eos, "pad_token": self.ends.padding or self.ends.eos}
+            files[FOLDER_CONFIG] = json.dumps(values, indent=2) + "\n"
+        return files
+
     def token_byte_lengths(self) -> np.ndarray:
         """Counts the UTF-8 bytes of text that each id stands for; 0 for special tokens.
 
@@ -323,9 +351,9 @@ def _groups(pieces: Iterable[str]) -> Iterator[list[str]]:
         yield group
 
 
-def from_json(text: str, reads_special_tokens: bool = False) -> Tokenizer:
-    """Makes a tokenizer from the text of a tokenizers JSON file."""
-    return Tokenizer(backend_from_json(text), reads_special_tokens)
+def from_json(text: str, reads_special_tokens: bool = False, ends: Ends | None = None) -> Tokenizer:
+    """Makes a tokenizer from the text of a tokenizers JSON file; None: with the ends of well-known names."""
+    return Tokenizer(backend_from_json(text), reads_special_tokens, ends)
 
 
 def load_tokenizer(path_or_name: str, is_pretrained: bool = False) -> Tokenizer:
@@ -343,6 +371,12 @@ def load_tokenizer(path_or_name: str, is_pretrained: bool = False) -> Tokenizer:
         _say_once(f"{path_or_name}: {', '.join(tokenizer.switched_off)} in it is switched off: texts are encoded whole")
     if tokenizer.drops_characters:
         _say_once(f"{path_or_name}: has no token for unknown characters: those outside its vocabulary are left out")
+    for name, own, use in (
+        (tokenizer.ends.eos, EOS_TOKEN, "ends a document"),
+        (tokenizer.ends.padding, PADDING_TOKEN, "fills up the last example"),
+    ):
+        if name not in (None, own):
+            _say_once(f"{path_or_name}: {name} {use} unless a config says otherwise")
     return tokenizer
 
 
@@ -398,7 +432,11 @@ def _load_object(path: str) -> Tokenizer:
 
     try:
         with tf.io.gfile.GFile(path, "rb") as file:
-            return from_json(decode_text(file.read()))
+            content = file.read()
+        folder, name = posixpath.split(path)
+        beside = {other: f"{folder}/{other}" for other in FILES_WITH_ENDS if name == TOKENIZER_FILE}
+        files = {other: tf.io.gfile.GFile(at, "rb").read() for other, at in beside.items() if tf.io.gfile.exists(at)}
+        return _with_ends(backend_from_json(decode_text(content)), files)
     except tf.errors.OpError as error:
         reason = error.message.splitlines()[0]
         raise DataError(f"{path}: cannot be read ({reason}); check the path and its permissions") from None
@@ -408,11 +446,21 @@ def _load_object(path: str) -> Tokenizer:
 
 def _load_file(path: Path) -> Tokenizer:
     try:
-        return from_json(decode_text(path.read_bytes()))
+        beside = path.parent if path.name == TOKENIZER_FILE else None
+        return _with_ends(backend_from_json(decode_text(path.read_bytes())), _files_with_ends(beside))
     except Exception as error:  # the library raises a bare Exception
         raise DataError(
             f"{path}: not a tokenizers JSON file ({error}); give one, or the folder with vocab.json and merges.txt"
         ) from None
+
+
+def _files_with_ends(folder: Path | None) -> dict[str, bytes]:
+    paths = [folder / name for name in FILES_WITH_ENDS] if folder else []
+    return {path.name: path.read_bytes() for path in paths if path.is_file()}
+
+
+def _with_ends(backend: tokenizers.Tokenizer, files: dict[str, bytes]) -> Tokenizer:
+    return Tokenizer(backend, ends=find_ends(backend, named_ends(files)))
 
 
 def _load_folder(folder: Path) -> Tokenizer:
@@ -421,7 +469,7 @@ def _load_folder(folder: Path) -> Tokenizer:
         if not (folder / name).is_file():
             raise DataError(f"{folder}: has no {name}; a tokenizer folder holds vocab.json and merges.txt")
     try:
-        return Tokenizer(backend_from_folder(folder))
+        return _with_ends(backend_from_folder(folder), _files_with_ends(folder))
     except Exception as error:  # the library raises a bare Exception
         kind = "is not a tokenizers JSON file" if len(files) == 1 else "are not a BPE"
         reason = str(error).partition("\n")[0]
@@ -435,7 +483,11 @@ def _download(name: str) -> Path:
         found = [isinstance(path, str) for path in cached]
         if not found[0] and all(found[1:]):
             return Path(cached[1]).parent
-        return Path(cached[0] if found[0] else hf_hub_download(name, "tokenizer.json"))
+        if found[0]:
+            return Path(cached[0])
+        with contextlib.suppress(OSError):  # most have one, which names their end of text
+            hf_hub_download(name, FOLDER_CONFIG)
+        return Path(hf_hub_download(name, "tokenizer.json"))
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise DataError(
@@ -458,7 +510,7 @@ def with_special_ids(dataset: DatasetConfig, tokenizer: Tokenizer | None) -> Dat
     eos_id = eos_id if dataset.eos_id is None else dataset.eos_id
     if eos_id is None:
         raise ConfigError(
-            f"{dataset.id}: eos_id: is left out, and the tokenizer has no {EOS_TOKEN}; give the id that ends a document"
+            f"{dataset.id}: eos_id: is left out, and the tokenizer {tokenizer.no_eos}; give the id that ends a document"
         )
     padding_id = eos_id if padding_id is None else padding_id
     padding_id = padding_id if dataset.padding_id is None else dataset.padding_id
@@ -485,9 +537,11 @@ def check_special_ids(tokenizer: Tokenizer, dataset: DatasetConfig) -> None:
     if dataset.padding_id >= size and dataset.padding_id != dataset.n_vocab:
         remedy = f"choose one of them, or n_vocab, {dataset.n_vocab}, for no padding token"
         issues.append(f"padding_id = {dataset.padding_id}: {known}; {remedy}")
-    for key, token in (("eos_id", EOS_TOKEN), ("padding_id", PADDING_TOKEN)):
+    for key, token in (("eos_id", tokenizer.ends.eos), ("padding_id", tokenizer.ends.padding)):
         given, actual = getattr(dataset, key), getattr(tokenizer, key)
-        if actual not in (None, given):
+        if actual not in (None, given) and token in SPECIAL_TOKENS:
             issues.append(f"{key} = {given}: the tokenizer's {token} is {actual}; set {key} to {actual}")
+        elif actual not in (None, given):
+            _say_once(f"{dataset.id}: {key} = {given}: is used, although the tokenizer's {token} is {actual}")
     if issues:
         raise ConfigError("\n".join(f"{dataset.id}: {issue}" for issue in issues))

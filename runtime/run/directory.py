@@ -12,7 +12,7 @@ from configs.load import load_config, resolved_json
 from configs.reader import read_object
 from configs.schema import RunConfig
 from configs.weights import attention_keys, former_functions
-from data.tokenization.tokenizer import from_json
+from data.tokenization.tokenizer import Tokenizer, from_json
 from meshtf import tf
 from runtime.run.lock import LOCK_FILE
 from storage import buckets
@@ -65,11 +65,11 @@ def check_access(model_path: str) -> None:
         buckets.check_access(model_path)
 
 
-def write_settings(config: RunConfig, tokenizer_json: str | None) -> None:
+def write_settings(config: RunConfig, tokenizer: Tokenizer | None) -> None:
     """Writes the resolved config and the tokenizer into the folder."""
     write_text(posixpath.join(config.model_path, CONFIG_FILE), resolved_json(config))
-    if tokenizer_json is not None:
-        write_text(posixpath.join(config.model_path, TOKENIZER_FILE), tokenizer_json)
+    for name, content in tokenizer.files().items() if tokenizer else ():
+        write_text(posixpath.join(config.model_path, name), content)
 
 
 def write_interrupted(model_path: str, step: int, hook: int) -> None:

@@ -203,7 +203,7 @@ def test_a_run_that_goes_on_keeps_the_tokenizer_of_its_weights(tmp_path):
     """Without --init_from too, by which it began."""
     config = config_of(tmp_path, {"text": "texts"})
     first, _ = resolved(config, "weights")
-    run_directory.write_settings(first, TRAINED.to_json())
+    run_directory.write_settings(first, TRAINED)
     again, lines = resolved(config)
     (use,) = again.data.datasets
     assert load_tokenizer(use.dataset.tokenizer_path).to_json() == TRAINED.to_json()
@@ -215,7 +215,7 @@ def test_a_run_that_goes_on_keeps_the_tokenizer_of_its_weights(tmp_path):
 def test_a_run_that_trained_its_tokenizer_goes_on_as_it_was(tmp_path):
     config = config_of(tmp_path, {"text": "texts"})
     first, _ = resolved(config)
-    run_directory.write_settings(first, TRAINED.to_json())
+    run_directory.write_settings(first, TRAINED)
     assert resolved(config)[0] == first
 
 

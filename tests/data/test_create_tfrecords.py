@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 
 import data.preprocessing.parallel_encoding
 import data.preprocessing.splits
@@ -742,6 +743,20 @@ def test_duplicates_are_left_out_if_asked(tmp_path, tokenizer, encoder_path):
     assert "= 3 kept + 4 discarded (0 undecodable, 1 empty, 0 too short, 3 duplicate)" in describe(report)
     report = create_tfrecords(settings_for(tmp_path, encoder_path, overwrite=True))
     assert documents_of(report.tfrecords, tokenizer) == ["token", "stream", "token", "token ", "stream"]
+
+
+def test_a_tokenizers_own_end_of_text_ends_documents_and_separates_them(tmp_path):
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0, "b": 1, "c": 2}, []))
+    backend.add_special_tokens(["<pad>", "</s>"])
+    backend.save(f"{tmp_path}/t.json")
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("ab</s>c</s>\nba")
+    config = f"{tmp_path}/t.config.json"
+    settings = {"document_separator": "eos", "write_dataset_config": config}
+    report = create_tfrecords(settings_for(tmp_path, f"{tmp_path}/t.json", **settings))
+    assert all_ids(report) == [0, 1, 4, 2, 4, 1, 0, 4, 3, 3]
+    values = json.loads(Path(config).read_text())
+    assert (values["eos_id"], values["padding_id"]) == (4, 3)
 
 
 @pytest.mark.parametrize("most", [1, 4, 5, 8, 100])

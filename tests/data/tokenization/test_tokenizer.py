@@ -613,3 +613,86 @@ def test_no_cut_changes_an_added_token(reads, text):
     for characters in range(1, len(text)):
         end = tokenizer.encode(tokenizer._end(text, characters))
         assert end == whole[len(whole) - len(end) :]
+
+
+def with_special(*special: str) -> tokenizers.Tokenizer:
+    backend = tokenizers.Tokenizer(models.BPE({letter: number for number, letter in enumerate("abc")}, []))
+    backend.add_special_tokens(list(special))
+    return backend
+
+
+ENDS_BY_NAME = [
+    (("</s>", "<pad>"), ("</s>", "<pad>")),
+    (("<s>", "</s>", "<unk>"), ("</s>", None)),
+    (("<eos>", "<bos>", "<pad>"), ("<eos>", "<pad>")),
+    (("[EOS]", "[PAD]"), ("[EOS]", "[PAD]")),
+    (("<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"), ("<|end_of_text|>", None)),
+    (("<|im_start|>", "<|im_end|>"), ("<|im_end|>", None)),
+    (("<|im_start|>", "<|im_end|>", "<|endoftext|>"), ("<|endoftext|>", None)),
+    (("<|endoftext|>", "</s>", "<|padding|>", "<pad>"), ("<|endoftext|>", "<|padding|>")),
+    (("</s>", "<|im_end|>"), (None, None)),
+    (("[CLS]", "[SEP]", "[PAD]"), (None, "[PAD]")),
+    (("<|user|>",), (None, None)),
+]
+
+
+@pytest.mark.parametrize(("special", "expected"), ENDS_BY_NAME)
+def test_well_known_names_end_documents_where_there_is_just_one(tmp_path, special, expected, capsys):
+    backend = with_special(*special)
+    backend.save(f"{tmp_path}/t.json")
+    tokenizer = load_tokenizer(f"{tmp_path}/t.json")
+    assert (tokenizer.ends.eos, tokenizer.ends.padding) == expected
+    ids = tuple(None if name is None else backend.token_to_id(name) for name in expected)
+    for same in (tokenizer, pickle.loads(pickle.dumps(tokenizer)), tokenizer.reading_special_tokens):
+        assert (same.eos_id, same.padding_id) == ids
+    said = capsys.readouterr().err
+    assert [f": {name} " in said for name in expected] == [name not in (None, *OWN) for name in expected]
+    assert list(tokenizer.files()) == ["tokenizer.json"]
+
+
+OWN = ("<|endoftext|>", "<|padding|>")
+FOLDERS = {
+    "strings": ({"tokenizer_config.json": {"eos_token": "<x>", "pad_token": "<y>"}}, ("<x>", "<y>")),
+    "objects": ({"special_tokens_map.json": {"eos_token": {"content": "<x>"}, "pad_token": None}}, ("<x>", "<pad>")),
+    "both": (
+        {
+            "tokenizer_config.json": {"eos_token": "<x>", "pad_token": None, "bos_token": "<y>"},
+            "special_tokens_map.json": {"eos_token": "</s>", "pad_token": "<y>"},
+        },
+        ("<x>", "<y>"),
+    ),
+    "padding with the end": ({"tokenizer_config.json": {"eos_token": "<x>", "pad_token": "<x>"}}, ("<x>", None)),
+    "another end than ours": ({"tokenizer_config.json": {"eos_token": "</s>"}}, ("</s>", "<pad>")),
+    "a token that is not there": ({"tokenizer_config.json": {"eos_token": "<gone>"}}, ("<|endoftext|>", "<pad>")),
+    "nothing": ({"tokenizer_config.json": {"add_bos_token": True}}, ("<|endoftext|>", "<pad>")),
+}
+
+
+@pytest.mark.parametrize("named", ["", "/tokenizer.json"])
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_folder_names_its_ends_and_a_run_keeps_them(tmp_path, folder, named):
+    files, expected = FOLDERS[folder]
+    with_special("</s>", "<|endoftext|>", "<x>", "<y>", "<pad>").save(f"{tmp_path}/tokenizer.json")
+    for name, values in files.items():
+        (tmp_path / name).write_text(json.dumps(values))
+    tokenizer = load_tokenizer(f"{tmp_path}{named}")
+    assert (tokenizer.ends.eos, tokenizer.ends.padding) == expected
+    (tmp_path / "run").mkdir()
+    for name, content in tokenizer.files().items():
+        (tmp_path / "run" / name).write_text(content)
+    kept = load_tokenizer(f"{tmp_path}/run/tokenizer.json")
+    assert (kept.ends, kept.to_json()) == (tokenizer.ends, tokenizer.to_json())
+
+
+def test_a_damaged_file_beside_a_tokenizer_is_named(tmp_path):
+    with_special("</s>").save(f"{tmp_path}/tokenizer.json")
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_tok')
+    assert "tokenizer_config.json beside it is not JSON" in error_of(f"{tmp_path}/tokenizer.json")
+
+
+@pytest.mark.parametrize("token", ["</s>", "[PAD]"])
+def test_a_config_may_take_other_ends_than_those_of_well_known_names(token, capsys):
+    tokenizer = Tokenizer(with_special("</s>", "[PAD]"))
+    other = {"eos_id": 2 if token == "</s>" else 3, "padding_id": 4 if token == "</s>" else 2}
+    check_special_ids(tokenizer, dataset(id=f"with other {token}", **other))
+    assert capsys.readouterr().err.count(f" = 2: is used, although the tokenizer's {token} is ") == 1
