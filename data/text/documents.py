@@ -279,8 +279,15 @@ def _read_json_lines(stream: BinaryIO, context: _Context) -> Iterator[Document]:
     if first and first[1] and begins_value(first[1]):
         yield from _documents_of(values_of(first[1], stream), context, first=1)
         return
-    for number, line in itertools.chain([first] if first else [], lines):
+    second = next(lines, None)
+    if first and first[1] and second is None and _OBJECTS.match(first[1]):  # the file is an array in one line
+        yield from _documents_of(values_of(first[1], stream), context, first=0)
+        return
+    for number, line in itertools.chain(filter(None, (first, second)), lines):
         yield _parse_line(line, f"{context.identity}:{number}", context.format.text_key)
+
+
+_OBJECTS = re.compile(rb"\s*\[\s*\{")
 
 
 def _documents_of(values: Iterator[object], context: _Context, first: int) -> Iterator[Document]:
@@ -302,10 +309,8 @@ def _parse_line(line: bytes | None, identity: str, text_key: str) -> Document:
 
 
 def _document_of_value(value: object, identity: str, text_key: str) -> Document:
-    text = value.get(text_key) if isinstance(value, dict) else value
-    if isinstance(text, list) and all(isinstance(paragraph, str) for paragraph in text):
-        text = "\n\n".join(text)  # lm_dataformat's reading of a list
-    if not isinstance(text, str):
+    text = _text_of(value.get(text_key) if isinstance(value, dict) else value)
+    if text is None:
         return Document(identity, None, f"no text under the key {text_key!r}{_other_keys(value, text_key)}")
     try:
         text.encode("utf-8")
@@ -314,11 +319,18 @@ def _document_of_value(value: object, identity: str, text_key: str) -> Document:
     return Document(identity, text)
 
 
+def _text_of(value: object) -> str | None:
+    if isinstance(value, list) and all(isinstance(paragraph, str) for paragraph in value):
+        return "\n\n".join(value)  # lm_dataformat's reading of a list
+    return value if isinstance(value, str) else None
+
+
 def _other_keys(value: object, text_key: str) -> str:
+    """Returns which other keys hold a text, or, if none does, which there are."""
     keys = [key for key in value if key != text_key] if isinstance(value, dict) else []
-    if not keys:
-        return ""
-    return f"; text_key can name {', '.join(map(ascii, keys[:_MAX_KEYS]))}{', ...' * (len(keys) > _MAX_KEYS)}"
+    named = [key for key in keys if _text_of(value[key]) is not None]
+    listed = ", ".join(map(ascii, (named or keys)[:_MAX_KEYS])) + ", ..." * (len(named or keys) > _MAX_KEYS)
+    return f"; text_key can name {listed}" if named else f" nor under {listed}" if keys else ""
 
 
 _MAX_KEYS = 8

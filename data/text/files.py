@@ -155,9 +155,11 @@ def find_files(
         files = [file for file in listed if not _is_excluded(file, exclude)]
         if os.path.isdir(source):
             files = _with_suffix(files, suffixes, notes)
-        files = [file for file in files if _is_usable(file, on_bad_file, notes)]
         if not files:
             raise DataError(_nothing_found(source, exclude, suffixes))
+        files = [file for file in files if _is_usable(file, on_bad_file, notes)]
+        if not files:
+            raise DataError(f"{source}: no file there can be read, such as {notes.unreadable[-1]}; replace the files")
         for file in natsorted(files, key=lambda file: file.relative):
             found.setdefault(file.path, file)
     return list(found.values())
@@ -224,7 +226,7 @@ def _files_of(source: str, exclude: Sequence[str]) -> Iterator[SourceFile]:
 def _matching(pattern: str, exclude: Sequence[str]) -> Iterator[SourceFile]:
     root = _fixed_part(pattern)
     parts = _relative(pattern, root).split("/")
-    enters_hidden = any(part.startswith(".") for part in parts)
+    enters_hidden = any(map(is_hidden, parts))
     files = _walk(root, pattern, exclude, enters_hidden) if os.path.isdir(root) else ()
     yield from (file for file in files if _matches(file.relative.split("/"), parts))
 
@@ -293,7 +295,7 @@ def _source_object(root: str, name: str, state: ObjectState) -> SourceFile:
 def _matches(parts: Sequence[str], patterns: Sequence[str]) -> bool:
     if not patterns or not parts:
         return not parts and all(pattern == "**" for pattern in patterns)
-    is_hidden = parts[0].startswith(".") and not patterns[0].startswith(".")
+    hides = is_hidden(parts[0]) and not is_hidden(patterns[0])
     if patterns[0] == "**":
-        return _matches(parts, patterns[1:]) or (not is_hidden and _matches(parts[1:], patterns))
-    return not is_hidden and fnmatchcase(parts[0], patterns[0]) and _matches(parts[1:], patterns[1:])
+        return _matches(parts, patterns[1:]) or (not hides and _matches(parts[1:], patterns))
+    return not hides and fnmatchcase(parts[0], patterns[0]) and _matches(parts[1:], patterns[1:])

@@ -148,6 +148,27 @@ def test_json_lines_in_their_various_shapes(tmp_path):
     assert problems[5] == "not UTF-8 at byte 4"
 
 
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ({"id": 1, "body": "x", "tags": ["a"], "n": None}, "; text_key can name 'body', 'tags'"),
+        ({"data": [{"text": "a"}], "n": 1}, " nor under 'data', 'n'"),
+        ({str(n): "x" for n in range(9)}, "; text_key can name " + ", ".join(f"'{n}'" for n in range(8)) + ", ..."),
+        ({"text": None}, ""),
+        ([{"body": "x"}, "a"], "; text_key can name 'body'"),
+        ([[1]], ""),
+    ],
+)
+def test_keys_that_hold_a_text_are_named(tmp_path, value, told):
+    (tmp_path / "a.jsonl").write_text(json.dumps(value))
+    assert read(tmp_path / "a.jsonl")[0].problem == f"no text under the key 'text'{told}"
+
+
+def test_lines_of_arrays_of_objects_are_no_documents(tmp_path):
+    (tmp_path / "a.jsonl").write_text('[{"text": "a"}]\n["b", "c"]\n')
+    assert texts(tmp_path / "a.jsonl") == [None, "b\n\nc"]
+
+
 def test_the_text_may_stand_under_another_key(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "no", "content": "yes"}\n')
@@ -360,6 +381,8 @@ READ = ["one", "two", "three\n\nfour"]
     [
         json.dumps(VALUES, indent=2),
         json.dumps(VALUES, indent="\t") + "\n\n",
+        json.dumps(VALUES),
+        "\n" * 5000 + json.dumps(VALUES) + "\n",
         "\n".join(map(json.dumps, VALUES)),
         "\r\n\r\n".join(map(json.dumps, VALUES)) + "\r\n",
         "\n".join(json.dumps(value, indent=2) for value in VALUES),

@@ -91,6 +91,31 @@ def test_a_file_that_cannot_be_read_is_an_error_or_counted(tmp_path, name, sourc
         found = find_files(sources, on_bad_file="skip", notes=notes)
         assert [file.relative for file in found] == ["a.txt", "link.txt"]
         assert notes.lines() == [f"left out 1 file(s) that cannot be read: {name} ({problem})"]
+    else:
+        with pytest.raises(DataError) as error:
+            find_files(sources, on_bad_file="skip")
+        assert str(error.value) == (
+            f"{tmp_path}/{name}: no file there can be read, such as {name} ({problem}); replace the files"
+        )
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("**/*", ["a.txt"]),
+        ("**", ["a.txt"]),
+        ("*", ["a.txt"]),
+        ("**/*.txt", ["a.txt"]),
+        ("**/.git/*", ["sub/.git/c"]),
+        ("**/__MACOSX/*", ["__MACOSX/b.txt"]),
+        ("__MACOSX/*", ["b.txt"]),
+    ],
+)
+def test_a_glob_matches_what_is_hidden_only_where_it_says_so(tmp_path, source, expected):
+    for name in ("a.txt", "__MACOSX/b.txt", "sub/.git/c", ".hidden.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert [file.relative for file in find_files([f"{tmp_path}/{source}"])] == expected
 
 
 def test_what_a_folder_has_besides_texts_is_counted_by_suffix(tmp_path):
