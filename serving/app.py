@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import ipaddress
+import signal
 import socket
 import sys
 import time
@@ -18,6 +20,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from configs.errors import UserError
+from runtime.training.signals import handled
 from serving.completions import Service
 from serving.connections import connection_factory
 from serving.engine import warm_up
@@ -31,14 +34,15 @@ from serving.settings import KEY_VARIABLE, ServingSettings
 
 FLUSH_SECONDS = 2  # for the last responses to reach their clients
 POLL_SECONDS = 0.05
+URGENT = (signal.SIGINT, signal.SIGTERM)
 BACKLOG = 4096  # connections that wait until they are accepted
 
 
 def serve(model: ServedModel, settings: ServingSettings) -> int:
-    """Answers requests until SIGTERM or Ctrl-C; returns the exit status.
+    """Answers requests until a signal that ends training arrives; returns the exit status.
 
-    The first signal refuses new requests and lets running ones finish within the grace period; the second one ends
-    them. The status is 0 if every response was complete.
+    The first signal refuses new requests and lets running ones finish within the grace period; a second Ctrl-C or
+    SIGTERM ends them. The status is 0 if every response was complete.
 
     Raises:
         UserError: the server cannot listen on the address.
@@ -127,6 +131,10 @@ class _Server(uvicorn.Server):
         self._closing: asyncio.Task[None] | None = None
         self.status = 0
 
+    def capture_signals(self) -> contextlib.AbstractContextManager[None]:
+        """Handles what ends other programs too: a closed terminal, and the signals of job schedulers."""
+        return handled(self.handle_exit)
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Handles a signal, which may arrive between any two instructions."""
         self._loop.call_soon_threadsafe(self._on_signal, sig)
@@ -137,7 +145,8 @@ class _Server(uvicorn.Server):
 
     def _on_signal(self, signal_number: int) -> None:
         if self._queue.is_closed:
-            self._abort(signal_number)
+            if signal_number in URGENT:  # others come in pairs, from the terminal and its shell
+                self._abort(signal_number)
             return
         self._queue.is_closed = True
         print(f"stopping; unfinished sequences: {self._queue.n_open}", flush=True)

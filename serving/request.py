@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
@@ -24,6 +25,8 @@ from serving.protocol import (
 )
 
 MAX_LOG_PROBS = 1 << 21  # of one request: each takes some 100 bytes until the answer is sent
+MAX_PARTS = 10_000  # lists, objects and names in a body: no other request is answered while a million of them are read
+_IS_PART = np.isin(np.arange(256), list(b"[{:"))
 _SAMPLING_FIELDS = {field.name for field in dataclasses.fields(SamplingParams)} & set(CompletionRequest.model_fields)
 
 
@@ -98,6 +101,8 @@ def read_request(body: bytes) -> CompletionRequest:
     Raises:
         ApiError: it is no JSON object, or a field is unknown or has a value that is not allowed.
     """
+    if _n_parts(body) > MAX_PARTS:
+        raise not_an_object(f"holds more than {MAX_PARTS} lists, objects and names")
     try:
         fields = from_json(body, allow_inf_nan=False)
     except ValueError as error:
@@ -111,6 +116,17 @@ def read_request(body: bytes) -> CompletionRequest:
         return CompletionRequest.model_validate(known)
     except ValidationError as error:
         raise invalid(error) from error
+
+
+def _n_parts(body: bytes) -> int:
+    """Returns how many lists, objects and names a body holds; those that strings spell count only if all are few."""
+    n_spelled = sum(map(body.count, (b"[", b"{", b":")))
+    if n_spelled <= MAX_PARTS:
+        return n_spelled
+    # Without escapes, each quote begins or ends a string.
+    letters = np.frombuffer(body.replace(rb"\\", b"").replace(rb"\"", b""), np.uint8)
+    is_in_string = np.cumsum(letters == ord('"'), dtype=np.int32) & 1
+    return int(np.count_nonzero(_IS_PART[letters] & (is_in_string == 0)))
 
 
 def _known_fields(fields: Mapping[str, Any], model: type[BaseModel], prefix: str = "") -> dict[str, Any]:

@@ -33,19 +33,20 @@ class Stopped(Exception):
 @contextlib.contextmanager
 def signals_as_interrupt() -> Iterator[None]:
     """Makes every signal raise KeyboardInterrupt, as Ctrl-C does, for work that may stop anywhere."""
-    with _handled(signal.default_int_handler):
+    with handled(signal.default_int_handler):
         yield
 
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
     """Ignores the signals during a short task that must not be cut off."""
-    with _handled(signal.SIG_IGN):
+    with handled(signal.SIG_IGN):
         yield
 
 
 @contextlib.contextmanager
-def _handled(handler: Handler) -> Iterator[None]:
+def handled(handler: Handler) -> Iterator[None]:
+    """Handles each signal that is not ignored."""
     previous = _replace(handler)
     try:
         yield

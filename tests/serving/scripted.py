@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import resource
+import signal
 import time
 from collections.abc import Mapping, Sequence
 
@@ -110,6 +111,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--n_ctx", type=int, default=128)
     parser.add_argument("--seconds_per_token", type=float, default=0.0)
     parser.add_argument("--files", type=int, help="how many files the process may open")
+    parser.add_argument("--ignored", type=int, help="a signal that the process ignores when it starts")
     for name in ("n_waiting", "n_connections", "body_bytes", "keep_alive_seconds"):
         parser.add_argument(f"--{name}", type=int)
     for name in ("head_seconds", "body_seconds", "write_seconds", "answer_seconds", "grace_seconds"):
@@ -119,6 +121,8 @@ def main(arguments: Sequence[str]) -> int:
     flags = vars(parser.parse_args(arguments))
     if files := flags.pop("files"):
         resource.setrlimit(resource.RLIMIT_NOFILE, (files // 2, files))
+    if ignored := flags.pop("ignored"):
+        signal.signal(ignored, signal.SIG_IGN)
     engine = ScriptedEngine(flags.pop("rows"), flags.pop("n_ctx"), flags.pop("seconds_per_token"))
     given = {name: value for name, value in flags.items() if value is not None}
     settings = ServingSettings(port=0, api_key=key_from_environment(), **given)

@@ -11,8 +11,12 @@ from typing import Any
 import httpx2
 import openai
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from models.kernels.sampling import MAX_BIASES
 from runtime.generation.requests import sample_seed
+from serving import request
 from serving.errors import ApiError
 from serving.protocol import MAX_PROMPTS
 from serving.request import read_request
@@ -320,6 +324,65 @@ def test_of_a_long_list_of_errors_few_are_made(server: Server, fields: dict[str,
 @pytest.mark.parametrize(
     "fields",
     [
+        {"prompt": [[]] * 10_000},
+        {"prompt": [{}] * 10_000},
+        {"prompt": [[1]] * 10_000},
+        {"prompt": [[[[[]]]]] * 2_500},
+        {"user": [{"a": {"b": None}}] * 2_500},
+        {"x": [[]] * 10_000},
+        {f"x{i}": None for i in range(10_000)},
+        {"logit_bias": {str(i): 1 for i in range(10_000)}},
+    ],
+    ids=range(8),
+)
+def test_a_body_of_many_lists_objects_and_names_is_not_read(fields: dict[str, Any]) -> None:
+    """As no other request is answered while it is."""
+    for body in (json.dumps({"model": "scripted", **fields}), json.dumps({"suffix": '"[', **fields})):
+        with pytest.raises(ApiError, match="^the body: holds more than 10000 lists, objects and names; send"):
+            read_request(body.encode())
+
+
+json_values = st.recursive(
+    st.none() | st.text('[{:,}]"\\ab\n', max_size=8),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text('":[\\a', max_size=4), inner),
+)
+
+
+def n_parts(value: Any) -> int:
+    if isinstance(value, dict):
+        return 1 + sum(1 + n_parts(one) for one in value.values())
+    return 1 + sum(map(n_parts, value)) if isinstance(value, list) else 0
+
+
+def refusal(body: bytes) -> str:
+    try:
+        read_request(body)
+    except ApiError as error:
+        return str(error)
+    return ""
+
+
+@given(json_values)
+def test_what_the_strings_of_a_body_spell_does_not_count(value: Any) -> None:
+    fields = {"model": "scripted", "of_another_server": value}
+    body, n = json.dumps(fields).encode(), n_parts(fields)
+    with pytest.MonkeyPatch.context() as patch:
+        for limit, is_refused in ((n, False), (n - 1, True)):
+            patch.setattr(request, "MAX_PARTS", limit)
+            assert ("holds more than" in refusal(body)) == is_refused
+
+
+def test_a_body_has_room_for_all_that_a_request_may_hold() -> None:
+    biases = {str(i): 1.0 for i in range(MAX_BIASES)}
+    text = '[{:"\\' * 20_000
+    assert read_request(json.dumps({"model": "m", "prompt": text, "logit_bias": biases}).encode()).prompt == text
+    prompts = [[1, 2]] * MAX_PROMPTS
+    assert read_request(json.dumps({"model": "m", "prompt": prompts, "logit_bias": biases}).encode()).prompt == prompts
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
         {"logit_bias": {}},
         {"logit_bias": None, "suffix": None, "user": None, "stop": None, "seed": None, "n": None, "best_of": None},
         {"suffix": ""},
@@ -429,9 +492,9 @@ def test_every_parameter_of_the_clients_models_is_answered_or_refused_by_name(cl
     assert parameters(client.models.list) == {*options, "extra_query"}
     assert parameters(client.models.retrieve) == {*options, "extra_query", "model"}
     assert client.models.list(**options).data == [client.models.retrieve("scripted", **options)]
-    for request in (client.models.list, lambda **more: client.models.retrieve("scripted", **more)):
+    for ask in (client.models.list, lambda **more: client.models.retrieve("scripted", **more)):
         with pytest.raises(openai.BadRequestError, match="'after': is not a parameter of this path; leave it out"):
-            request(extra_query={"after": "x"})
+            ask(extra_query={"after": "x"})
 
 
 def test_the_client_raises_its_own_exceptions(client: openai.OpenAI) -> None:

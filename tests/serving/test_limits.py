@@ -17,6 +17,7 @@ import openai
 import pytest
 
 from configs.errors import UserError
+from runtime.training.signals import SIGNALS
 from serving import settings
 from serving.app import listen, serve
 from serving.model import ServedModel
@@ -333,7 +334,7 @@ def test_a_long_list_to_score_does_not_hold_up_other_requests() -> None:
         assert len(listed.result().json()["choices"]) == 150
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("signal_number", SIGNALS)
 def test_running_answers_finish_when_the_server_is_stopped(signal_number: int) -> None:
     with scripted(*SLOW) as server:
         with httpx2.Client(base_url=server.url) as other:
@@ -354,6 +355,24 @@ def test_an_idle_server_stops_at_once() -> None:
         began = time.monotonic()
         server.signal()
         assert server.end() == 0 and time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
+def test_a_closed_terminal_and_schedulers_may_send_several_signals(signal_number: int) -> None:
+    with scripted(*SLOW) as server, streaming(server, max_tokens=30) as lines:
+        server.signal(signal_number)
+        until(lambda: any("stopping" in line for line in server.lines))
+        server.signal(signal_number)
+        assert list(lines)[-2:] == ["data: [DONE]", ""] and server.end() == 0
+
+
+@pytest.mark.parametrize("signal_number", SIGNALS)
+def test_a_signal_that_is_ignored_at_the_start_stays_ignored(signal_number: int) -> None:
+    with scripted("--ignored", signal_number) as server:
+        server.signal(signal_number)
+        assert post(server).status_code == 200
+        server.signal(signal.SIGTERM if signal_number == signal.SIGINT else signal.SIGINT)
+        assert server.end() == 0
 
 
 @pytest.mark.parametrize("second", [True, False], ids=["two signals", "no grace"])
