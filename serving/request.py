@@ -135,9 +135,14 @@ def _known_fields(fields: Mapping[str, Any], model: type[BaseModel], prefix: str
     for name, value in fields.items():
         if name in model.model_fields:
             known[name] = value
-        elif value not in (*EMPTY_VALUES, *NEUTRAL_VALUES.get(name, ())):
+        elif not any(_is_same(value, neutral) for neutral in (*EMPTY_VALUES, *NEUTRAL_VALUES.get(name, ()))):
             raise unknown_field(prefix + name, value)
     return known
+
+
+def _is_same(value: object, other: object) -> bool:
+    """Returns whether two JSON values are equal; to Python, false is also 0, and true 1."""
+    return value == other and isinstance(value, bool) == isinstance(other, bool)
 
 
 def parse_request(request: CompletionRequest, model: ServedModel) -> SamplingRequest:

@@ -164,10 +164,9 @@ def empty(path: Path, n: int, draw: random.Random) -> Expected:
 
 
 def not_a_tfrecord(path: Path, n: int, draw: random.Random) -> Expected:
-    path.write_bytes(
-        draw.choice([draw.randbytes(500), b'{"text": "no"}\n' * 40, bytes(1000), b"\x01", b"PK\x03\x04" * 9])
-    )
-    return Expected([], "is not a tfrecord file")
+    content = draw.choice([draw.randbytes(500), b'{"text": "no"}\n' * 40, bytes(1000), b"\x01", b"PK\x03\x04" * 9])
+    path.write_bytes(content)
+    return Expected([], "is compressed with zip" if content.startswith(b"PK") else "is not a tfrecord file")
 
 
 def gzipped(path: Path, n: int, draw: random.Random) -> Expected:

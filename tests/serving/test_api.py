@@ -233,6 +233,8 @@ def test_a_character_is_never_split_between_chunks(client: openai.OpenAI) -> Non
         ({"suffix": "end"}, "suffix", "'end': is not supported; leave it out"),
         ({"response_format": {"type": "json_object"}}, "response_format", "is not supported; leave it out"),
         ({"use_beam_search": True}, "use_beam_search", "True: is not supported; leave it out"),
+        ({"diversity_penalty": False}, "diversity_penalty", "False: is not supported; leave it out"),
+        ({"early_stopping": 0}, "early_stopping", "0: is not supported; leave it out"),
         ({"skip_special_tokens": False}, "skip_special_tokens", "False: is not supported; leave it out"),
         ({"top_k": -2}, "top_k", "give -1 to"),
         ({"best_of": 1, "n": 2}, "best_of", "is less than n = 2; give n to 128"),
