@@ -163,7 +163,7 @@ def _masked_tokens(rules: MaskingRules, seed: int, ids_BL: np.ndarray, first_exa
 
 def _sequential_evaluation_rows(config: RunConfig, uses: Sequence[tuple[DatasetUse, str]]) -> Iterator[np.ndarray]:
     shards = sort_shards(shard for _, pattern in uses for shard in list_shards(pattern))
-    return read_epoch(shards, RecordRules(config.model.n_ctx, config.model.n_vocab))
+    return (record.ids_L for record in read_epoch(shards, RecordRules(config.model.n_ctx, config.model.n_vocab)))
 
 
 def _mixed_evaluation_rows(config: RunConfig, uses: Sequence[tuple[DatasetUse, str]]) -> Iterator[np.ndarray]:
@@ -172,7 +172,7 @@ def _mixed_evaluation_rows(config: RunConfig, uses: Sequence[tuple[DatasetUse, s
 
 def _evaluation_rows_of_dataset(config: RunConfig, use: DatasetUse, pattern: str) -> Iterator[np.ndarray]:
     rules = record_rules(config, use)
-    records = read_epoch(list_shards(pattern), rules)
+    records = (record.ids_L for record in read_epoch(list_shards(pattern), rules))
     return records if rules.n_ctx is not None else _windows(records, config.model.n_ctx, config.data.eos_id)
 
 

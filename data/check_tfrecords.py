@@ -160,7 +160,8 @@ def _most_common_length(paths: Sequence[str]) -> int:
     for path in paths[:FILES_SAMPLED]:
         with contextlib.suppress(DataError):  # the scan reports it
             for block in itertools.islice(split_into_blocks(path), 1):
-                lengths.update(len(ids) for ids in validate_block(block, RecordRules(None, MAX_VOCAB)).rows)
+                rows = validate_block(block, RecordRules(None, MAX_VOCAB)).rows
+                lengths.update(len(record.ids_L) for record in rows)
     return lengths.most_common(1)[0][0] if lengths else 1
 
 

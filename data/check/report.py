@@ -63,6 +63,8 @@ class DatasetReport:
             one example to the next, and from one file to the next.
         counts_V: occurrences of every id, up to the largest one.
         errors: of the files that have any.
+        n_weighted: ids of a loss weight above 0; None: the records have no weights.
+        n_segments: the conversations or documents that the records mark as segments; None: they mark none.
     """
 
     n_files: int
@@ -76,6 +78,8 @@ class DatasetReport:
     lengths_B: np.ndarray
     counts_V: np.ndarray
     errors: tuple[FileErrors, ...]
+    n_weighted: int | None = None
+    n_segments: int | None = None
 
 
 def find_boundary(ids: np.ndarray, eos_id: int | None) -> int | None:
@@ -104,10 +108,12 @@ def decode_boundary(ids: np.ndarray, eos_id: int | None, decode: Decode) -> str:
 
 def format_report(report: DatasetReport) -> str:
     """Formats the statistics, an excerpt of the first example, and a document boundary."""
+    conversations = {"weighted": report.n_weighted, "segments": report.n_segments}
     statistics = {
         "files": report.n_files,
         "examples": report.n_examples,
         "tokens": report.n_tokens,
+        **{name: value for name, value in conversations.items() if value is not None},
         "documents": report.n_documents,
         "smallest id": report.min_id,
         "largest id": report.max_id,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import fnmatch
 import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -30,7 +30,7 @@ from data.check.validate import RecordBlock, explain_no_records, find_paths, spl
 from data.loading.reader import RecordRules
 from data.parallel.process_pool import in_order, processes_for
 from data.preprocessing.manifest import FileEntry, checksum, find_entries
-from data.tfrecord.records import unreadable_file_error
+from data.tfrecord.records import Record, unreadable_file_error
 from data.tfrecord.shards import count_in_name
 from meshtf import tf
 
@@ -87,6 +87,8 @@ def scan_dataset(
         lengths_B=totals.lengths_B,
         counts_V=totals.counts_V,
         errors=scan.errors(),
+        n_weighted=totals.n_weighted,
+        n_segments=totals.n_segments,
     )
 
 
@@ -125,6 +127,8 @@ class _Result:
         messages: errors of the file as a whole.
         record_errors: errors of records, by their numbers.
         n_examples: valid records.
+        n_weighted: their ids of a weight above 0; None: no record has weights.
+        n_segments: the segments in them; None: no record has any.
         spans_D: lengths of the text between separators, or of the records, where each is a document; the first and
             the last span may continue in other blocks.
         counts_V: occurrences of every id in the valid records.
@@ -137,6 +141,8 @@ class _Result:
     messages: tuple[str, ...] = ()
     record_errors: dict[int, str] = field(default_factory=dict)
     n_examples: int = 0
+    n_weighted: int | None = None
+    n_segments: int | None = None
     spans_D: np.ndarray = field(default_factory=_no_numbers)
     counts_V: np.ndarray = field(default_factory=_no_numbers)
     first: np.ndarray | None = None
@@ -150,17 +156,33 @@ def _scan_block(block: RecordBlock, rules: RecordRules, ends: _EndIds) -> _Resul
         return _Result(block.path, block.n_bytes(), (str(error),))
     if not validated.rows:
         return _Result(block.path, block.n_bytes(), (), validated.errors)
-    ids_T = np.concatenate(validated.rows)
+    rows = [record.ids_L for record in validated.rows]
     return _Result(
         path=block.path,
         n_bytes=block.n_bytes(),
         record_errors=validated.errors,
-        n_examples=len(validated.rows),
-        spans_D=_spans(validated.rows, rules, ends),
-        counts_V=np.bincount(ids_T),
-        first=validated.rows[0],
-        boundary=next((ids for ids in validated.rows if find_boundary(ids, ends.eos_id) is not None), None),
+        n_examples=len(rows),
+        n_weighted=_sum(map(_n_weighted, validated.rows)),
+        n_segments=_sum(map(_n_segments, validated.rows)),
+        spans_D=_spans(rows, rules, ends),
+        counts_V=np.bincount(np.concatenate(rows)),
+        first=rows[0],
+        boundary=next((ids for ids in rows if find_boundary(ids, ends.eos_id) is not None), None),
     )
+
+
+def _sum(counts: Iterable[int | None]) -> int | None:
+    """Adds up the counts that are known; None: none is."""
+    known = [count for count in counts if count is not None]
+    return sum(known) if known else None
+
+
+def _n_weighted(record: Record) -> int | None:
+    return None if record.loss_weights_L is None else int(np.count_nonzero(record.loss_weights_L))
+
+
+def _n_segments(record: Record) -> int | None:
+    return None if record.segments_L is None else int(record.segments_L.max())
 
 
 def _spans(rows: Sequence[np.ndarray], rules: RecordRules, ends: _EndIds) -> np.ndarray:
@@ -259,6 +281,8 @@ class _Totals:
 
     def __init__(self) -> None:
         self.n_examples = 0
+        self.n_weighted: int | None = None
+        self.n_segments: int | None = None
         self.counts_V = np.zeros(0, dtype=np.int64)
         self.lengths_B = np.zeros(N_BINS, dtype=np.int64)
         self.first: np.ndarray | None = None
@@ -268,6 +292,8 @@ class _Totals:
     def add(self, result: _Result) -> None:
         """Adds what one task found."""
         self.n_examples += result.n_examples
+        self.n_weighted = _sum([self.n_weighted, result.n_weighted])
+        self.n_segments = _sum([self.n_segments, result.n_segments])
         n_more_ids = max(0, len(result.counts_V) - len(self.counts_V))
         self.counts_V = np.pad(self.counts_V, (0, n_more_ids))
         self.counts_V[: len(result.counts_V)] += result.counts_V

@@ -6,13 +6,12 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from natsort import natsorted
 
 from configs.errors import DataError, looked_from
 from data.loading.reader import RecordRules, parse_record, parse_records
 from data.tfrecord.framing import Frame, walk_frames
-from data.tfrecord.records import compression_of, damaged_record_error, read_frame, unreadable_file_error
+from data.tfrecord.records import Record, compression_of, damaged_record_error, read_frame, unreadable_file_error
 from data.tfrecord.shards import Shard, glob_files, on_host
 from meshtf import RecordReader, tf
 
@@ -74,12 +73,12 @@ class ValidatedBlock:
 
     Attributes:
         records: the valid ones, serialized.
-        rows: their ids, int64 [length] each.
+        rows: the same, parsed.
         errors: what is wrong with each invalid record, by its number.
     """
 
     records: list[bytes]
-    rows: list[np.ndarray]
+    rows: list[Record]
     errors: dict[int, str]
 
 

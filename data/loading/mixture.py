@@ -126,9 +126,9 @@ def _source(config: RunConfig, number: int, records: Records) -> Source:
 
 def _read_chunks(records: Records, may_skip: bool, examples_R: np.ndarray) -> list[Example]:
     if not may_skip:
-        return [Example(ids) for ids in records.read(examples_R)]
+        return [Example(record.ids_L) for record in records.read(examples_R)]
     read = records.try_read(examples_R)
-    return [Example(None, (str(ids),)) if isinstance(ids, DataError) else Example(ids) for ids in read]
+    return [Example(None, (str(one),)) if isinstance(one, DataError) else Example(one.ids_L) for one in read]
 
 
 @dataclass(frozen=True)
@@ -168,11 +168,11 @@ def cut_documents(records: Records, may_skip: bool, window: DocumentWindow, exam
         if not joined and n_read >= window.stitch + records.n_records:
             raise DataError(f"on_bad_record = skip: every record is invalid, the last one is {problems[-1]}")
         n_more = window.stitch if n_read == 0 else 1
-        for ids in read(np.arange(first + n_read, first + n_read + n_more)):
-            if isinstance(ids, DataError):
-                problems.append(str(ids))
+        for record in read(np.arange(first + n_read, first + n_read + n_more)):
+            if isinstance(record, DataError):
+                problems.append(str(record))
             else:
-                joined += [ids, [window.eos_id]]
+                joined += [record.ids_L, [window.eos_id]]
         n_read += n_more
     text = np.concatenate(joined[:-1])
     start = window.start(example, len(text))

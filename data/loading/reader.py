@@ -19,7 +19,7 @@ import numpy as np
 from configs.errors import DataError
 from data.parallel.ordered_results import results_in_order
 from data.tfrecord.random_access import FileCache
-from data.tfrecord.records import FEATURE, decode_record, parse_example, read_records
+from data.tfrecord.records import Record, decode_record, find_record_issue, parse_examples, read_records
 from data.tfrecord.shards import Shard, count_in_name, locate, on_host, shard_ends, shuffle_shards
 from meshtf import tf
 
@@ -62,18 +62,18 @@ class Records:
         self._order = functools.lru_cache(maxsize=4)(functools.partial(_order, self._shards, seed))
         self.n_records = int(shard_ends(self._shards)[-1])
 
-    def read(self, numbers_R: np.ndarray) -> list[np.ndarray]:
+    def read(self, numbers_R: np.ndarray) -> list[Record]:
         """Reads records by number, >= 0; the one after the last is the first of the next epoch.
 
         Returns:
-            int64 ids of each, [n_ctx + 1], or [length] of a document.
+            Each record, of n_ctx + 1 ids, or of any number in a document.
 
         Raises:
             DataError: a record is invalid, or a file is damaged or holds another number of records than expected.
         """
         return self._read(numbers_R, self._read_from_complete_file)
 
-    def _read(self, numbers_R: np.ndarray, read_one: Callable[[Shard, int], bytes]) -> list[np.ndarray]:
+    def _read(self, numbers_R: np.ndarray, read_one: Callable[[Shard, int], bytes]) -> list[Record]:
         locations = self.locations(numbers_R)
         with on_host():
             return parse_records([read_one(*location) for location in locations], locations, self._rules)
@@ -87,14 +87,14 @@ class Records:
     def _read_from_any_file(self, shard: Shard, record: int) -> bytes:
         return self._files.open(shard).read(record)
 
-    def try_read(self, numbers_R: np.ndarray) -> list[np.ndarray | DataError]:
+    def try_read(self, numbers_R: np.ndarray) -> list[Record | DataError]:
         """Reads records like `read`, but returns the error of each invalid one in its place."""
         try:
             return list(self._read(numbers_R, self._read_from_any_file))
         except DataError:
             return [self._read_or_error(number) for number in numbers_R]
 
-    def _read_or_error(self, number: np.int64) -> np.ndarray | DataError:
+    def _read_or_error(self, number: np.int64) -> Record | DataError:
         try:
             return self._read(np.array([number]), self._read_from_any_file)[0]
         except DataError as error:
@@ -118,8 +118,8 @@ def _order(shards: tuple[Shard, ...], seed: int | None, epoch: int) -> tuple[tup
     return shards, shard_ends(shards)
 
 
-def read_epoch(shards: Sequence[Shard], rules: RecordRules) -> Iterator[np.ndarray]:
-    """Yields the ids of every record once, in order; raises as `Records.read`."""
+def read_epoch(shards: Sequence[Shard], rules: RecordRules) -> Iterator[Record]:
+    """Yields every record once, in order; raises as `Records.read`."""
     records = Records(shards, rules)
     starts = range(0, records.n_records, BLOCK_RECORDS)
     blocks = (np.arange(start, min(start + BLOCK_RECORDS, records.n_records)) for start in starts)
@@ -135,16 +135,16 @@ def prefetch(work: Callable[[Task], Result], tasks: Iterable[Task], n_ahead: int
 
 def parse_records(
     serialized: Sequence[bytes], locations: Sequence[tuple[Shard, int]], rules: RecordRules
-) -> list[np.ndarray]:
+) -> list[Record]:
     """Parses and validates records together, which is much faster than one by one.
 
     Raises:
         DataError: one of them is invalid; the message names it.
     """
     try:
-        rows = _parse_together(serialized, rules)
-        if all(_is_valid(ids, rules) for ids in rows):
-            return rows
+        records = parse_examples(serialized, None if rules.n_ctx is None else rules.n_ctx + 1)
+        if all(_is_valid(record, rules) for record in records):
+            return records
     except (tf.errors.OpError, UnicodeDecodeError):  # the second: TensorFlow quotes bytes of the record as text
         pass
     return [
@@ -153,13 +153,14 @@ def parse_records(
     ]
 
 
-def parse_record(record: bytes, path: str, number: int, rules: RecordRules) -> np.ndarray:
+def parse_record(record: bytes, path: str, number: int, rules: RecordRules) -> Record:
     """Parses and validates one record, slowly.
 
     Raises:
         DataError: it is invalid; the message names it.
     """
-    ids = decode_record(record, path, number)
+    decoded = decode_record(record, path, number)
+    ids = decoded.ids_L
     named = f"{path}: record {number}"
     if not len(ids):
         raise DataError(f"{named} holds no id; write the file again with data/create_tfrecords.py")
@@ -176,19 +177,14 @@ def parse_record(record: bytes, path: str, number: int, rules: RecordRules) -> n
             f"{named} holds the id {outside[0]}, outside [0, {rules.n_vocab}); raise n_vocab, or use the tokenizer "
             "and dataset config that the file was written with"
         )
-    return ids
+    if issue := find_record_issue(decoded):
+        raise DataError(f"{named} {issue}; write the file again")
+    return decoded
 
 
-def _parse_together(serialized: Sequence[bytes], rules: RecordRules) -> list[np.ndarray]:
-    records_R = tf.constant(serialized)
-    if rules.n_ctx is not None:
-        return list(parse_example(records_R, rules.n_ctx + 1).numpy())
-    ragged = tf.io.parse_example(records_R, {FEATURE: tf.io.RaggedFeature(tf.int64)})[FEATURE]
-    return np.split(ragged.values.numpy(), ragged.row_splits.numpy()[1:-1])
-
-
-def _is_valid(ids: np.ndarray, rules: RecordRules) -> bool:
-    return len(ids) > 0 and ids.min() >= 0 and ids.max() < rules.n_vocab
+def _is_valid(record: Record, rules: RecordRules) -> bool:
+    ids_L = record.ids_L
+    return len(ids_L) > 0 and ids_L.min() >= 0 and ids_L.max() < rules.n_vocab and find_record_issue(record) is None
 
 
 def _diagnose(shard: Shard, rules: RecordRules) -> DataError:

@@ -1,7 +1,10 @@
-"""The format of tfrecord files: writes token ids, parses them in a graph, and reads them on the host.
+"""The format of tfrecord files: writes records, parses them together, and reads them one by one.
 
 A record is a `tf.train.Example` with one int64 feature, `text`; the file is not compressed; its name ends in the number
-of its records. Source: GPT-Neo, kept for its datasets. Paths may be local or `gs://`.
+of its records. Source: GPT-Neo, kept for its datasets. Records of conversations also have `loss_weights`, one float for
+each id, and `segments`, one int64 for each id. Paths may be local or `gs://`.
+
+Shape suffixes: L ids of a record.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,17 +21,33 @@ from data.tfrecord.framing import Frame, walk_frames
 from meshtf import RecordReader, tf
 from storage.files import writing_to
 
-FEATURE = "text"
+FEATURE, LOSS_WEIGHTS, SEGMENTS = "text", "loss_weights", "segments"
 SUFFIX = ".tfrecords"
 PARTIAL = ".partial"
 
 
-def write_examples(path: str, examples: Iterable[Sequence[int] | np.ndarray]) -> int:
+@dataclass(frozen=True, eq=False)
+class Record:
+    """The content of one record.
+
+    Attributes:
+        ids_L: int64 token ids.
+        loss_weights_L: float32, how much each id counts as a label, >= 0; None: 1 each.
+        segments_L: int64, which conversation or document of the record each id belongs to: 1, 2, ... in order, and 0
+            for the padding at the end; None: the record does not say.
+    """
+
+    ids_L: np.ndarray
+    loss_weights_L: np.ndarray | None = None
+    segments_L: np.ndarray | None = None
+
+
+def write_examples(path: str, examples: Iterable[Sequence[int] | np.ndarray | Record]) -> int:
     """Writes one record per example, to a temporary name first, so that `path` only ever names a finished file.
 
     Args:
         path: the file to write; an existing one is replaced.
-        examples: token ids, [n_ctx + 1] each.
+        examples: token ids, [n_ctx + 1] each, or records of them.
 
     Returns:
         The number of examples written.
@@ -98,26 +118,71 @@ def remove_tree(path: str) -> None:
         remove(path)
 
 
-def serialize_example(ids: Sequence[int] | np.ndarray) -> bytes:
-    """Serializes token ids, any number of them, as one record."""
-    values = tf.train.Int64List(value=np.asarray(ids, dtype=np.int64).tolist())
-    features = tf.train.Features(feature={FEATURE: tf.train.Feature(int64_list=values)})
-    return tf.train.Example(features=features).SerializeToString()
+def serialize_example(example: Sequence[int] | np.ndarray | Record) -> bytes:
+    """Serializes token ids, any number of them, as one record, with their weights and segments if it gives them."""
+    record = example if isinstance(example, Record) else Record(np.asarray(example, dtype=np.int64))
+    features = {FEATURE: _int64_feature(record.ids_L)}
+    if record.loss_weights_L is not None:
+        weights = tf.train.FloatList(value=np.asarray(record.loss_weights_L, dtype=np.float32).tolist())
+        features[LOSS_WEIGHTS] = tf.train.Feature(float_list=weights)
+    if record.segments_L is not None:
+        features[SEGMENTS] = _int64_feature(record.segments_L)
+    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
 
 
-def parse_example(serialized: tf.Tensor, length: int) -> tf.Tensor:
-    """Parses records inside a graph or a `tf.data` pipeline.
+def _int64_feature(values: Sequence[int] | np.ndarray) -> tf.train.Feature:
+    return tf.train.Feature(int64_list=tf.train.Int64List(value=np.asarray(values, dtype=np.int64).tolist()))
+
+
+def parse_examples(serialized: Sequence[bytes], length: int | None) -> list[Record]:
+    """Parses records together, in eager mode, which is much faster than one by one.
 
     Args:
-        serialized: string tensor, [] or [batch].
-        length: ids that each record must hold, n_ctx + 1.
+        serialized: any number of records.
+        length: ids that each must hold, n_ctx + 1; None: any number.
 
     Returns:
-        int64 ids, [length] or [batch, length]. A record of another length or type raises TensorFlow's
-        `InvalidArgumentError` when it is run; `read_examples` then finds the record and explains what is wrong.
+        The records, not yet validated. One of another length or type raises TensorFlow's `InvalidArgumentError`;
+        `decode_record` then explains what is wrong.
     """
-    feature = tf.io.FixedLenFeature([length], tf.int64)
-    return tf.io.parse_example(serialized, {FEATURE: feature})[FEATURE]
+    text = tf.io.RaggedFeature(tf.int64) if length is None else tf.io.FixedLenFeature([length], tf.int64)
+    more = {LOSS_WEIGHTS: tf.io.RaggedFeature(tf.float32), SEGMENTS: tf.io.RaggedFeature(tf.int64)}
+    parsed = tf.io.parse_example(tf.constant(serialized), {FEATURE: text} | more)
+    ids = _rows(parsed[FEATURE]) if length is None else parsed[FEATURE].numpy()
+    weights, segments = (_rows_or_none(parsed[name], len(serialized)) for name in more)
+    return [Record(*arrays) for arrays in zip(ids, weights, segments, strict=True)]
+
+
+def _rows(ragged: tf.RaggedTensor) -> list[np.ndarray]:
+    return np.split(ragged.values.numpy(), ragged.row_splits.numpy()[1:-1])
+
+
+def _rows_or_none(ragged: tf.RaggedTensor, n_rows: int) -> Sequence[np.ndarray | None]:
+    """Returns the values of each record, None for a record without the feature."""
+    if ragged.values.shape[0] == 0:
+        return [None] * n_rows
+    return [row if len(row) else None for row in _rows(ragged)]
+
+
+def find_record_issue(record: Record) -> str | None:
+    """Returns what is wrong with the weights and segments of a record; None: nothing."""
+    ids_L, weights_L, segments_L = record.ids_L, record.loss_weights_L, record.segments_L
+    for name, values_L in ((LOSS_WEIGHTS, weights_L), (SEGMENTS, segments_L)):
+        if values_L is not None and len(values_L) != len(ids_L):
+            return f"holds {len(ids_L)} ids, but {len(values_L)} {name}"
+    if weights_L is not None and not np.all((weights_L >= 0) & (weights_L < np.inf)):
+        (wrong,) = weights_L[~((weights_L >= 0) & (weights_L < np.inf))][:1]
+        return f"holds the loss weight {wrong:g}, which is not a number >= 0"
+    if segments_L is not None and not _are_in_order(segments_L):
+        return "holds segments that are not 1, 2, ... in order, with 0 for the padding at the end"
+    return None
+
+
+def _are_in_order(segments_L: np.ndarray) -> bool:
+    """Whether segments are numbered 1, 2, ..., and nothing but zeros follows."""
+    n_text = np.count_nonzero(segments_L)
+    steps = np.diff(segments_L[:n_text], prepend=0)
+    return not n_text or (steps[0] == 1 and bool(np.all((steps == 0) | (steps == 1))))
 
 
 def read_examples(path: str) -> Iterator[np.ndarray]:
@@ -126,6 +191,11 @@ def read_examples(path: str) -> Iterator[np.ndarray]:
     Raises:
         DataError: the file cannot be read, is truncated or damaged, or holds a record of another format.
     """
+    return (record.ids_L for record in decode_records(path))
+
+
+def decode_records(path: str) -> Iterator[Record]:
+    """Yields each record with its weights and segments; otherwise as `read_examples`."""
     for index, record in enumerate(read_records(path)):
         yield decode_record(record, path, index)
 
@@ -181,24 +251,33 @@ def compression_of(path: str) -> str | None:
     return None
 
 
-def decode_record(record: bytes, path: str, index: int) -> np.ndarray:
-    """Parses one record on the host and returns its int64 ids, [length].
+def decode_record(record: bytes, path: str, index: int) -> Record:
+    """Parses one record on the host.
 
     Raises:
         DataError: the record has another format; the message names `path` and `index`.
     """
     try:
-        feature = tf.train.Example.FromString(record).features.feature
+        features = tf.train.Example.FromString(record).features.feature
     except Exception as error:  # protobuf's own DecodeError is not part of TensorFlow's public API
         raise DataError(f"{path}: record {index} is not a tf.train.Example ({error}); {_REWRITE}") from None
-    if FEATURE not in feature:
+    if FEATURE not in features:
         raise DataError(
-            f"{path}: record {index} has no feature {FEATURE!r}, only {sorted(feature) or 'none'}; {_REWRITE}"
+            f"{path}: record {index} has no feature {FEATURE!r}, only {sorted(features) or 'none'}; {_REWRITE}"
         )
-    kind = feature[FEATURE].WhichOneof("kind")
-    if kind != "int64_list":
-        raise DataError(f"{path}: record {index}: feature {FEATURE!r} is {kind}, not int64_list; {_REWRITE}")
-    return np.array(feature[FEATURE].int64_list.value, dtype=np.int64)
+    values = {}
+    for name, (kind, dtype) in _FEATURES.items():
+        if name in features:
+            found = features[name].WhichOneof("kind")
+            if found != kind:
+                raise DataError(f"{path}: record {index}: feature {name!r} is {found}, not {kind}; {_REWRITE}")
+            values[name] = np.array(getattr(features[name], kind).value, dtype=dtype)
+    return Record(values[FEATURE], values.get(LOSS_WEIGHTS), values.get(SEGMENTS))
 
 
+_FEATURES = {
+    FEATURE: ("int64_list", np.int64),
+    LOSS_WEIGHTS: ("float_list", np.float32),
+    SEGMENTS: ("int64_list", np.int64),
+}
 _REWRITE = "write the file with data/create_tfrecords.py"

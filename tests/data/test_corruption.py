@@ -74,11 +74,12 @@ def test_random_bytes_with_a_valid_checksum_are_ids_or_an_error(tmp_path):
         for _ in range(draw.choice([1, 1, 2, 5])):
             record[draw.randrange(len(record))] = draw.randrange(256)
         try:
-            (ids,) = parse_records([bytes(record)], [(shard, 0)], RULES["chunks"])
+            (read,) = parse_records([bytes(record)], [(shard, 0)], RULES["chunks"])
         except DataError as error:
             assert str(error).startswith(f"{tmp_path}/a: record 0")
             outcomes["error"] += 1
         else:
+            ids = read.ids_L
             assert len(ids) == N_CTX + 1 and min(ids) >= 0 and max(ids) < N_VOCAB
             outcomes["ids"] += 1
     assert min(outcomes.values()) > 50

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from data.check.report import (
@@ -31,6 +33,16 @@ def test_the_report_shows_statistics_and_a_short_example_in_full():
         "first example:",
         "def f():",
         "    return 1",
+    ]
+
+
+def test_weighted_tokens_and_segments_are_shown_where_there_are_any():
+    report = dataclasses.replace(report_of("a"), n_weighted=1_000_000, n_segments=0)
+    assert format_report(report).splitlines()[2:6] == [
+        "tokens              3,072,000",
+        "weighted            1,000,000",
+        "segments                    0",
+        "documents               1,234",
     ]
 
 

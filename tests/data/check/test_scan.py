@@ -17,7 +17,7 @@ from data.check.plots import draw_reports
 from data.check.report import BINS_PER_OCTAVE, BOUNDARY, DatasetReport, check_no_errors, format_report
 from data.check.scan import scan_dataset
 from data.preprocessing.manifest import checksum
-from data.tfrecord.records import write_examples
+from data.tfrecord.records import Record, write_examples
 
 EOS_ID = 0
 FIRST = [[7, 8, 0, 9], [5, 0, 0, 5]]
@@ -64,6 +64,18 @@ def test_each_record_of_documents_counts_as_one_document(tmp_path):
     report = scan_dataset([f"{tmp_path}/*"], None, 13, EOS_ID, decode)
     assert figures(report) == (1, 3, 8, 3, 5, 12, "5")
     assert filled(report.lengths_B) == lengths_of(documents)
+
+
+def test_weighted_tokens_and_segments_are_counted_over_the_records_that_have_them(tmp_path):
+    two = Record(np.array(FIRST[0]), np.array([0, 1, 0.25, 0]), np.array([1, 1, 2, 0]))
+    write_examples(str(tmp_path / "a_2.tfrecords"), [two, Record(np.array(FIRST[1]), np.array([0, 0, 2, 0]))])
+    write_examples(
+        str(tmp_path / "b_2.tfrecords"), [Record(np.array(SECOND[0]), None, np.array([1, 2, 3, 4])), SECOND[1]]
+    )
+    report = scan_dataset([f"{tmp_path}/*"], 3, 100, EOS_ID, decode)
+    assert (report.n_weighted, report.n_segments, report.n_examples, report.errors) == (3, 6, 4, ())
+    report = scan_dataset([f"{tmp_path}/a*"], 3, 9, EOS_ID, decode)  # the ids of the first record are not valid
+    assert (report.n_weighted, report.n_segments, report.n_examples) == (1, None, 1)
 
 
 def test_without_a_separator_documents_are_not_counted(tmp_path):

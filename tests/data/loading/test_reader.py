@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from configs.errors import DataError
 from data.loading.reader import BLOCK_RECORDS, RecordRules, Records, prefetch, read_epoch
-from data.tfrecord.records import write_examples
+from data.tfrecord.records import Record, write_examples
 from data.tfrecord.shards import Shard, list_shards, shuffle_shards
 from meshtf import tf
 from tests.data.tfrecord.test_shards import N_CTX, write_chunks
@@ -26,10 +26,17 @@ N_RECORDS = sum(CHUNKS_OF)
 
 
 def numbers_of(rows) -> list[int]:
-    return [int(row[0]) for row in rows]
+    return [int(record.ids_L[0]) for record in rows]
 
 
-def read_forever(shards: Sequence[Shard], rules: RecordRules, start: int = 0) -> Iterator[np.ndarray]:
+def weighted(weights=None, segments=None) -> Record:
+    return Record(np.arange(4), *(None if values is None else np.array(values) for values in (weights, segments)))
+
+
+UNORDERED = "holds segments that are not 1, 2, ... in order, with 0 for the padding at the end; write the file again"
+
+
+def read_forever(shards: Sequence[Shard], rules: RecordRules, start: int = 0) -> Iterator[Record]:
     """Yields records one by one, without end."""
     records = Records(shards, rules)
     return (records.read(np.array([number]))[0] for number in itertools.count(start))
@@ -124,7 +131,7 @@ def test_documents_keep_their_lengths(tmp_path):
     documents = [list(range(length)) for length in (1, 70, 2, 5)] * 20
     write_examples(str(tmp_path / "d"), documents)
     rows = read_epoch([Shard(str(tmp_path / "d"), 80)], RecordRules(None, 1000))
-    assert [row.tolist() for row in rows] == documents
+    assert [record.ids_L.tolist() for record in rows] == documents
 
 
 def test_reading_works_while_the_caller_builds_a_graph(shards):
@@ -151,6 +158,17 @@ def message_of(rows) -> str:
         ([1, 2, 3, 1000], "holds the id 1000, outside [0, 1000); raise n_vocab, or use the tokenizer and dataset "),
         ([1, -2, 3, 4], "holds the id -2, outside [0, 1000); raise n_vocab, or use the tokenizer and dataset "),
         ([1, 2**40, 3, 4], "holds the id 1099511627776, outside [0, 1000); raise n_vocab, or use the tokenizer and "),
+        (weighted([1, 2, 3]), "holds 4 ids, but 3 loss_weights; write the file again"),
+        (weighted([1, 2, 3, -0.5]), "holds the loss weight -0.5, which is not a number >= 0; write the file again"),
+        (weighted([1, np.inf, 3, 4]), "holds the loss weight inf, which is not a number >= 0; write the file again"),
+        (weighted([1, np.nan, 3, 4]), "holds the loss weight nan, which is not a number >= 0; write the file again"),
+        (weighted(segments=[1, 1, 2]), "holds 4 ids, but 3 segments; write the file again"),
+        (weighted(segments=[0, 1, 1, 2]), UNORDERED),
+        (weighted(segments=[1, 1, 3, 3]), UNORDERED),
+        (weighted(segments=[1, 2, 1, 0]), UNORDERED),
+        (weighted(segments=[1, 0, 0, 2]), UNORDERED),
+        (weighted(segments=[2, 2, 2, 2]), UNORDERED),
+        (weighted(segments=[1, -1, -1, -1]), UNORDERED),
     ],
 )
 def test_an_invalid_record_is_named(tmp_path, read, record, problem):
@@ -158,6 +176,17 @@ def test_an_invalid_record_is_named(tmp_path, read, record, problem):
     bad = Shard(str(tmp_path / "b_bad"), 5)
     write_examples(bad.path, [[1] * 4] * 3 + [record] + [[1] * 4])
     assert message_of(read([good, bad], RULES)).startswith(f"{bad.path}: record 3 {problem}")
+
+
+def test_weights_and_segments_are_read_where_a_record_has_them(tmp_path):
+    shard = Shard(str(tmp_path / "a"), 4)
+    whole, alone = weighted([0, 1, 0.5, 0], [1, 1, 2, 0]), weighted(segments=[0, 0, 0, 0])
+    write_examples(shard.path, [whole, [1, 2, 3, 4], weighted([1, 2, 3, 4]), alone])
+    one, two, three, four = read_epoch([shard], RULES)
+    assert (one.loss_weights_L.tolist(), one.segments_L.tolist()) == ([0, 1, 0.5, 0], [1, 1, 2, 0])
+    assert (two.loss_weights_L, two.segments_L) == (None, None) and two.ids_L.tolist() == [1, 2, 3, 4]
+    assert (three.loss_weights_L.tolist(), three.segments_L) == ([1, 2, 3, 4], None)
+    assert (four.loss_weights_L, four.segments_L.tolist()) == (None, [0, 0, 0, 0])
 
 
 def test_an_empty_document_is_named(tmp_path):
@@ -238,7 +267,7 @@ def test_all_valid_records_of_a_damaged_file_can_be_read(tmp_path):
     content[-20] ^= 1  # in the ids of the last record
     path.write_bytes(content)
     read = Records(list_shards(str(path)), RULES).try_read(np.arange(6))
-    assert [row.tolist() for row in read if not isinstance(row, DataError)] == [[0] * 4, [2] * 4, [4] * 4]
+    assert [one.ids_L.tolist() for one in read if not isinstance(one, DataError)] == [[0] * 4, [2] * 4, [4] * 4]
     problems = [str(row) for row in read if isinstance(row, DataError)]
     named = ["record 1 holds 3 ids, but", "record 3 holds the id 5000, outside", "record 5 is truncated or damaged"]
     assert [problem.startswith(f"{path}: {text}") for problem, text in zip(problems, named, strict=True)] == [True] * 3

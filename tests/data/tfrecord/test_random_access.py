@@ -30,7 +30,7 @@ def test_threads_read_any_record_of_more_files_than_are_kept_open(tmp_path):
 
     def read(number: tuple[int, int]) -> list[int]:
         shard, record = number
-        return decode_record(files.open(shards[shard]).read(record), "", 0)[:2].tolist()
+        return decode_record(files.open(shards[shard]).read(record), "", 0).ids_L[:2].tolist()
 
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(read, numbers)) == numbers
@@ -54,7 +54,7 @@ def test_a_truncated_file_gives_its_complete_records(tmp_path):
     Path(shard.path).write_bytes(content[:-1])
     file = IndexedFile(shard)
     assert not file.is_complete
-    assert decode_record(file.read(N_RECORDS - 2), "", 0)[1] == N_RECORDS - 2
+    assert decode_record(file.read(N_RECORDS - 2), "", 0).ids_L[1] == N_RECORDS - 2
     for record in (N_RECORDS - 1, N_RECORDS):
         with pytest.raises(DataError, match=f"0.tfrecords: record {record} is truncated or damaged"):
             file.read(record)

@@ -21,8 +21,11 @@ from hypothesis import strategies as st
 from configs.errors import DataError, UserError
 from data.tfrecord.random_access import IndexedFile
 from data.tfrecord.records import (
+    Record,
+    decode_record,
+    find_record_issue,
     find_shards,
-    parse_example,
+    parse_examples,
     read_examples,
     serialize_example,
     staging_folder,
@@ -69,18 +72,51 @@ def test_reading_gives_what_was_written(tmp_path):
     np.testing.assert_array_equal(read, examples)
 
 
-def test_parsing_in_a_pipeline_takes_single_records_and_batches():
-    records = [serialize_example([1, 2, 3]), serialize_example([4, 5, 6])]
-    dataset = tf.data.Dataset.from_tensor_slices(records)
-    single = list(dataset.map(lambda record: parse_example(record, 3)).as_numpy_iterator())
-    batched = list(dataset.batch(2).map(lambda batch: parse_example(batch, 3)).as_numpy_iterator())
-    np.testing.assert_array_equal(single, [[1, 2, 3], [4, 5, 6]])
-    np.testing.assert_array_equal(batched, [[[1, 2, 3], [4, 5, 6]]])
+@st.composite
+def records_of(draw, length: int) -> Record:
+    """Draws any valid record of a length."""
+    ids = draw(st.lists(st.integers(0, 2**40), min_size=length, max_size=length))
+    weights = draw(st.none() | st.lists(st.floats(0, 100, width=32), min_size=length, max_size=length))
+    begins = np.array(draw(st.lists(st.booleans(), min_size=length, max_size=length)), dtype=np.int64)
+    n_text, has_segments = draw(st.integers(0, length)), draw(st.booleans())
+    segments = np.where(np.arange(length) < n_text, 1 + np.cumsum(begins) - begins[0], 0) if has_segments else None
+    return Record(np.array(ids), weights if weights is None else np.array(weights, dtype=np.float32), segments)
+
+
+def lists_of(record: Record) -> list:
+    arrays = (record.ids_L, record.loss_weights_L, record.segments_L)
+    return [array if array is None else array.tolist() for array in arrays]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(records_of(5), min_size=1, max_size=4), st.sampled_from([5, None]))
+def test_records_that_are_parsed_together_or_alone_come_back(records, length):
+    serialized = [serialize_example(record) for record in records]
+    together = parse_examples(serialized, length)
+    alone = [decode_record(one, "a", index) for index, one in enumerate(serialized)]
+    assert [lists_of(record) for record in together] == [lists_of(record) for record in records]
+    assert [lists_of(record) for record in alone] == [lists_of(record) for record in records]
+    assert [find_record_issue(record) for record in records] == [None] * len(records)
+    for record in (*together, *alone):
+        dtypes = [
+            array.dtype for array in (record.ids_L, record.loss_weights_L, record.segments_L) if array is not None
+        ]
+        assert {np.dtype(np.int64)} <= set(dtypes) <= {np.dtype(np.int64), np.dtype(np.float32)}
 
 
 def test_parsing_another_length_is_an_error():
     with pytest.raises(tf.errors.InvalidArgumentError):
-        parse_example(serialize_example([1, 2, 3]), 4)
+        parse_examples([serialize_example([1, 2, 3])], 4)
+
+
+@pytest.mark.parametrize(("feature", "kind"), [("loss_weights", "int64_list"), ("segments", "float_list")])
+def test_a_feature_of_another_type_is_named(feature, kind):
+    values = {"int64_list": tf.train.Int64List(value=[1]), "float_list": tf.train.FloatList(value=[1.0])}[kind]
+    features = tf.train.Example.FromString(serialize_example([1])).features
+    features.feature[feature].CopyFrom(tf.train.Feature(**{kind: values}))
+    expected = {"loss_weights": "float_list", "segments": "int64_list"}[feature]
+    with pytest.raises(DataError, match=f"^a: record 3: feature '{feature}' is {kind}, not {expected}; write the file"):
+        decode_record(tf.train.Example(features=features).SerializeToString(), "a", 3)
 
 
 def test_a_missing_file_is_named(tmp_path):
