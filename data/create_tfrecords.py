@@ -19,13 +19,12 @@ from typing import TYPE_CHECKING
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from configs.command_line import CommandLine, integer, unescape
+from configs.command_line import CommandLine, integer
 from configs.errors import UserError
 from configs.kinds import clean_path_flags
 from configs.reader import read_object
 from data.preprocessing.settings import DOCUMENTS, MODES, Settings
-from data.text.files import ON_BAD_FILE
-from data.tokenization.tokenizer import EOS_TOKEN
+from data.text.flags import add_text_flags
 from storage.streams import run_program
 
 if TYPE_CHECKING:
@@ -44,7 +43,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Settings:
     """Reads the command line."""
     parser = CommandLine(description="Encode text files into tfrecords.")
     add, default = parser.add_argument, Settings
-    add("--input_dir", "--base_dir", required=True, help="directory (searched recursively), glob or file with the text")
+    add(
+        "--input_dir",
+        "--base_dir",
+        required=True,
+        help="directory (searched recursively), glob, file or pipe (-) with the text",
+    )
     add("--mode", choices=MODES, default=default.mode, help="a record is a chunk of the text (default), or a document")
     add("--files_per", type=integer, default=default.files_per, help="records in a tfrecord file")
     add("--name", default=default.name, help="prefix of the file names")
@@ -57,21 +61,14 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Settings:
     add("--ftfy", action="store_true", help="repair mis-decoded text and normalise it to NFKC")
     add("--no_ftfy", dest="ftfy", action="store_false", help="leave text as it is, which is the default")
     add("--wikitext_detokenize", action="store_true", help="undo WikiText's tokenization")
-    add("--separator", type=_token_id, metavar="ID", help=f"id after every document, 0 or [0] (default: {EOS_TOKEN})")
+    add(
+        "--separator", type=_token_id, metavar="ID", help="id after every document, 0 or [0] (default: the tokenizer's)"
+    )
     add("--chunk_size", type=integer, default=argparse.SUPPRESS, help="n_ctx of the model; a chunk has one token more")
     add("--write_dataset_config", nargs="?", const="", metavar="PATH", help=DATASET_CONFIG_HELP)
     add("--processes", type=integer, default=default.processes, help="processes that encode; 0 for one per core")
     add("--overwrite", action="store_true", help="replace existing files of this name")
-    add("--text_key", default=default.text_key, help="key of a JSON object that holds its text")
-    add(
-        "--document_separator",
-        type=unescape,
-        nargs="?",
-        const="eos",
-        metavar="MARKER",
-        help=f"split a text into documents at a marker; without one, or eos: at the tokenizer's {EOS_TOKEN}",
-    )
-    add("--on_bad_file", default=default.on_bad_file, choices=ON_BAD_FILE, help="at a broken link or a pipe")
+    add_text_flags(parser, "the tokenizer's end of text")
     add("--special_tokens", action="store_true", help="special tokens that texts spell count as such")
     add("--deduplicate", action="store_true", help="leave out exact copies of earlier documents")
     add("--max_documents", type=integer, default=default.max_documents, help="read at most this many documents")

@@ -16,14 +16,16 @@ if __name__ == "__main__":
 
 from tqdm import tqdm
 
-from configs.command_line import CommandLine, integer, unescape
+from configs.command_line import CommandLine, integer
 from configs.errors import DataError
 from configs.kinds import clean_path_flags
 from data.text.deduplication import digest_fraction
 from data.text.documents import Document, TextFormat, explain, identity_digest, read_all_documents
-from data.text.files import ON_BAD_FILE, SUFFIXES, ReadingNotes, find_files
+from data.text.files import SUFFIXES, ReadingNotes, SourceFile, find_files
+from data.text.flags import add_text_flags
+from data.text.streams import as_file
 from data.tokenization.bpe_training import FILE_NAME, cut_text, save_tokenizer, train_byte_level_bpe
-from data.tokenization.tokenizer import EOS_TOKEN
+from data.tokenization.tokenizer import EOS_TOKEN, Tokenizer
 from storage.files import check_writable, exists
 from storage.streams import run_program
 
@@ -37,7 +39,7 @@ class Settings:
     """The settings by the names of their flags.
 
     Attributes:
-        base_dir: directory with the texts, searched recursively.
+        base_dir: directory (searched recursively), glob, file or pipe with the text; `-` is standard input.
         vocab_size: number of ids, special tokens included.
         output_dir: where the tokenizer is written.
         file_type: suffix of the files to read, without the dot; "all" for every readable kind.
@@ -76,18 +78,23 @@ def train_tokenizer(settings: Settings) -> str:
         raise DataError(f"{path}: already exists; choose another --output_dir, or give --overwrite to replace it")
     suffixes = SUFFIXES if settings.file_type == "all" else (f".{settings.file_type}",)
     notes = ReadingNotes()
-    files = find_files([settings.base_dir], (), suffixes, settings.on_bad_file, notes)
-    check_writable(path)
-    marker = EOS_TOKEN if settings.document_separator == "eos" else settings.document_separator
-    text_format = TextFormat(settings.text_key, marker, MAX_TEXT_BYTES)
-    with tqdm(files, desc="reading", unit="file", disable=None) as bar:
-        texts = _texts(read_all_documents(bar, text_format, notes), settings)
-        tokenizer = train_byte_level_bpe(texts, settings.vocab_size, settings.nfkc, settings.add_prefix_space, _say)
+    with as_file(settings.base_dir, notes) as source:
+        files = find_files([source], (), suffixes, settings.on_bad_file, notes)
+        check_writable(path)
+        tokenizer = _train(settings, files, notes)
     save_tokenizer(tokenizer, path)
     for line in notes.lines():
         _say(line)
     print(f"tokenizer saved at {path}: {tokenizer.n_vocab} ids from {len(files)} files")
     return path
+
+
+def _train(settings: Settings, files: Sequence[SourceFile], notes: ReadingNotes) -> Tokenizer:
+    marker = EOS_TOKEN if settings.document_separator == "eos" else settings.document_separator
+    text_format = TextFormat(settings.text_key, marker, MAX_TEXT_BYTES)
+    with tqdm(files, desc="reading", unit="file", disable=None) as bar:
+        texts = _texts(read_all_documents(bar, text_format, notes), settings)
+        return train_byte_level_bpe(texts, settings.vocab_size, settings.nfkc, settings.add_prefix_space, _say)
 
 
 def _say(line: str) -> None:
@@ -117,7 +124,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Settings:
     """Reads the command line."""
     parser = CommandLine(description="Train a byte-level BPE tokenizer on text files.")
     add = parser.add_argument
-    add("--base_dir", required=True, help="directory with the texts, searched recursively")
+    add("--base_dir", required=True, help="directory (searched recursively), glob, file or pipe (-) with the text")
     add("--output_dir", default=Settings.output_dir, help="where the tokenizer is written; nothing there is deleted")
     add("--file_type", default=Settings.file_type, choices=FILE_TYPES, help="suffix of the files to read")
     add("--vocab_size", type=integer, required=True, help="number of ids, the two special tokens included")
@@ -125,16 +132,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Settings:
     add("--nfkc", action="store_true", help="normalise to NFKC (not lossless)")
     add("--add_prefix_space", action="store_true", help="put a space before every text (not lossless)")
     add("--overwrite", action="store_true", help="replace an existing tokenizer")
-    add("--text_key", default=Settings.text_key, help="key of a JSON object that holds its text")
-    add(
-        "--document_separator",
-        type=unescape,
-        nargs="?",
-        const="eos",
-        metavar="MARKER",
-        help=f"split a text into documents at a marker; without one, or eos: at {EOS_TOKEN}",
-    )
-    add("--on_bad_file", default=Settings.on_bad_file, choices=ON_BAD_FILE, help="at a broken link or a pipe")
+    add_text_flags(parser, EOS_TOKEN)
     values = vars(parser.parse_args(arguments))
     return Settings(**values | clean_path_flags(values, ("base_dir", "output_dir")))
 

@@ -39,6 +39,7 @@ from data.preprocessing.shard_writer import ShardWriter
 from data.preprocessing.splits import EVAL, TRAIN, DocumentOptions, DocumentReader, TextPiece, hold_out_end
 from data.text.documents import TextFormat
 from data.text.files import ReadingNotes, SourceFile, find_files
+from data.text.streams import as_file
 from data.tfrecord.records import find_shards
 from data.tokenization.tokenizer import Tokenizer, is_pretrained_name, load_encoder
 from storage.files import check_writable, exists, is_local
@@ -162,14 +163,18 @@ def create_tfrecords(settings: Settings, log: Callable[[str], None] = print) -> 
     tokenizer = load_encoder(settings.encoder_path)
     separator = separator_of(settings, tokenizer)
     notes = ReadingNotes()
-    files = find_files([settings.input_dir], on_bad_file=settings.on_bad_file, notes=notes)
-    content = settings.content_settings() | {"separator": separator, "tokenizer_sha256": tokenizer_sha256(tokenizer)}
-    job = _Job(settings, tokenizer, separator, files, Fingerprint(content, source_states(files)))
-    if settings.write_dataset_config:
-        check_writable(settings.write_dataset_config)
-    with exclusive(settings.output_dir, settings.name):
-        lines = [*notes.lines(), *_create_unless_finished(job, log)]
-        return _report(settings, read_manifest(manifest_path(settings.output_dir, settings.name)), lines)
+    with as_file(settings.input_dir, notes) as source:
+        files = find_files([source], on_bad_file=settings.on_bad_file, notes=notes)
+        content = settings.content_settings() | {
+            "separator": separator,
+            "tokenizer_sha256": tokenizer_sha256(tokenizer),
+        }
+        job = _Job(settings, tokenizer, separator, files, Fingerprint(content, source_states(files)))
+        if settings.write_dataset_config:
+            check_writable(settings.write_dataset_config)
+        with exclusive(settings.output_dir, settings.name):
+            lines = [*notes.lines(), *_create_unless_finished(job, log)]
+            return _report(settings, read_manifest(manifest_path(settings.output_dir, settings.name)), lines)
 
 
 def tokenizer_sha256(tokenizer: Tokenizer) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
 from configs.errors import DataError
+from data.text.streams import is_pipe
 from data.tokenization.tokenizer import EOS_TOKEN, Tokenizer
 from storage import buckets
 from storage.files import is_local
@@ -23,7 +24,7 @@ class Settings:
     """The settings by the names of their flags.
 
     Attributes:
-        input_dir: directory (searched recursively), glob or file with the text.
+        input_dir: directory (searched recursively), glob, file or pipe with the text; `-` is standard input.
         files_per: records in a tfrecord file.
         name: prefix of the file names.
         output_dir: where they are written; may be `gs://`.
@@ -101,6 +102,10 @@ def check_settings(settings: Settings) -> Settings:
         )
     for key in ("input_dir", "output_dir", "write_dataset_config"):
         _check_location(f"--{key}", getattr(settings, key) or "")
+    if settings.runner and is_pipe(settings.input_dir):
+        raise DataError(
+            f"--input_dir {settings.input_dir}: other machines cannot read a pipe; write its text to a file"
+        )
     check_minimums(settings, files_per=1, chunk_size=1, minimum_size=0, processes=0)
     if settings.chunk_size > MAX_CHUNK_SIZE:
         raise DataError(f"--chunk_size {settings.chunk_size}: is too large; give {MAX_CHUNK_SIZE} or less")

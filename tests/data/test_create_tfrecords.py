@@ -11,6 +11,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -743,6 +744,19 @@ def test_duplicates_are_left_out_if_asked(tmp_path, tokenizer, encoder_path):
     assert "= 3 kept + 4 discarded (0 undecodable, 1 empty, 0 too short, 3 duplicate)" in describe(report)
     report = create_tfrecords(settings_for(tmp_path, encoder_path, overwrite=True))
     assert documents_of(report.tfrecords, tokenizer) == ["token", "stream", "token", "token ", "stream"]
+
+
+def test_a_pipe_holds_text(tmp_path, tokenizer, encoder_path):
+    text = "".join(f"stream {n} of token\n" for n in range(50))
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writing = threading.Thread(target=pipe.write_text, args=(text,))
+    writing.start()
+    report = create_tfrecords(replace(settings_for(tmp_path, encoder_path, eval_fraction=0.2), input_dir=str(pipe)))
+    writing.join()
+    (trained_on,), (held_out,) = (documents_of(paths, tokenizer) for paths in (report.tfrecords, report.eval_tfrecords))
+    assert trained_on + held_out == text
+    assert report.notes[0] == "read as plain text: 1 pipe"
 
 
 def test_a_tokenizers_own_end_of_text_ends_documents_and_separates_them(tmp_path):
