@@ -582,8 +582,8 @@ class DatasetConfig:
     )
     text: tuple[str, ...] = setting(
         PATHS,
-        "Raw text: folders or globs of .txt, .md, .py, .json or .jsonl files, compressed (.gz, .xz, .zst) or in .tar "
-        "or .zip archives; {python_stdlib} is Python's standard library.",
+        "Raw text: folders or globs of .txt, .md, .py, .json or .jsonl files, compressed (.gz, .bz2, .xz, .zst) or in "
+        ".tar or .zip archives; {python_stdlib} is Python's standard library.",
         default=(),
     )
     text_exclude: tuple[str, ...] = setting(PATHS, "Globs of raw text to exclude.", default=())

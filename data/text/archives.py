@@ -57,6 +57,8 @@ def zip_members(stream: BinaryIO, expansion: Expansion, notes: ReadingNotes) -> 
         for member in archive.infolist():
             if stat.S_ISLNK(member.external_attr >> 16):
                 notes.passed_over["link or device"] += 1
+            elif member.flag_bits & 1:
+                raise zipfile.BadZipFile(f"{member.filename} in it is encrypted; unpack it with its password")
             elif not member.is_dir():
                 with archive.open(member) as content, counted(content, expansion) as unpacked:
                     yield member.filename, unpacked

@@ -1,4 +1,4 @@
-"""Decompressing gzip, xz and zstandard to the very end of a file.
+"""Decompressing gzip, bzip2, xz and zstandard to the very end of a file.
 
 The readers of the standard library and of zstandard end silently where a file is cut between two frames, or where what
 follows a frame is none. Here both are errors, and every checksum is compared.
@@ -6,6 +6,7 @@ follows a frame is none. Here both are errors, and every checksum is compared.
 
 from __future__ import annotations
 
+import bz2
 import io
 import lzma
 import zlib
@@ -65,6 +66,7 @@ class _Format:
 
 
 _GZIP = _Format("gzip member", lambda: zlib.decompressobj(zlib.MAX_WBITS | 16), padding=b"\0")
+_BZIP2 = _Format("bzip2 stream", bz2.BZ2Decompressor)
 _XZ = _Format("xz stream", lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ), padding=b"\0")
 _ZSTANDARD = _Format("zstandard frame", lambda: zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj())
 
@@ -72,6 +74,11 @@ _ZSTANDARD = _Format("zstandard frame", lambda: zstandard.ZstdDecompressor(max_w
 def open_gzip(stream: BinaryIO, expansion: Expansion) -> BinaryIO:
     """Opens a gzip file of any number of members."""
     return io.BufferedReader(_Frames(stream, _GZIP, expansion))
+
+
+def open_bzip2(stream: BinaryIO, expansion: Expansion) -> BinaryIO:
+    """Opens a bzip2 file of any number of streams."""
+    return io.BufferedReader(_Frames(stream, _BZIP2, expansion))
 
 
 def open_xz(stream: BinaryIO, expansion: Expansion) -> BinaryIO:

@@ -29,7 +29,7 @@ import zstandard
 
 from configs.errors import UserError
 from data.text.archives import tar_members, zip_members
-from data.text.decompression import Expansion, open_gzip, open_xz, open_zstandard, read_to_end
+from data.text.decompression import Expansion, open_bzip2, open_gzip, open_xz, open_zstandard, read_to_end
 from data.text.files import TEXT_SUFFIXES, ReadingNotes, SourceFile, cannot_read, is_read, open_source, suffix_of
 from data.text.json_values import MAX_JSON_BYTES, begins_value, lines_of, values_of
 from data.text.marked_stream import MarkedStream
@@ -206,6 +206,9 @@ class _Context:
         return replace(self, identity=f"{self.identity}/{name}", name=name)
 
 
+_PEEKED_BYTES = 1 << 12  # `peek` returns what is in the buffer already: enough to see what begins there
+_JSON_STARTS = (b'{"', b'[{"')
+
 Reader = Callable[[BinaryIO, _Context], Iterator[Document]]
 
 
@@ -215,7 +218,9 @@ def _read_stream(stream: BinaryIO, context: _Context) -> Iterator[Document]:
             yield from read(stream, replace(context, name=context.name[: -len(suffix)]))
             return
     suffix = suffix_of(context.name)
-    if suffix and suffix not in TEXT_SUFFIXES:
+    if stream.peek(_PEEKED_BYTES).removeprefix(codecs.BOM_UTF8).lstrip().startswith(_JSON_STARTS):
+        context.notes.plain_text["of JSON (named .jsonl, its texts would be read)"] += 1
+    elif suffix and suffix not in TEXT_SUFFIXES:
         context.notes.plain_text[suffix] += 1
     yield from _read_text(stream, context)
 
@@ -266,8 +271,7 @@ def check_long_text(identity: str, file: BinaryIO) -> Document:
 
 def _read_json(stream: BinaryIO, context: _Context) -> Iterator[Document]:
     """Reads one array of texts, as lm_dataformat writes, or JSON Lines under this name, as C4 has them."""
-    # `peek` returns what is in the buffer already: enough to see where the array begins.
-    if stream.peek(1 << 12).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+    if stream.peek(_PEEKED_BYTES).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
         yield from _documents_of(values_of(b"", stream), context, first=0)
     else:
         yield from _read_json_lines(stream, context)
@@ -340,7 +344,26 @@ def _document(identity: str, content: bytes | bytearray) -> Document:
     try:
         return Document(identity, decode_text(content))
     except UnicodeDecodeError as error:
-        return Document(identity, None, f"not UTF-8 at byte {error.start}")
+        return Document(identity, None, f"not UTF-8 at byte {error.start}{_kind_of(content)}")
+
+
+def _kind_of(content: bytes | bytearray) -> str:
+    """Returns what a content that is not UTF-8 is instead, if its beginning says so."""
+    return next((f": it is {kind}" for start, kind in _KINDS.items() if content.startswith(start)), "")
+
+
+_KINDS = {
+    codecs.BOM_UTF32_LE: "UTF-32; save it as UTF-8",
+    codecs.BOM_UTF16_LE: "UTF-16; save it as UTF-8",
+    codecs.BOM_UTF16_BE: "UTF-16; save it as UTF-8",
+    b"PAR1": "a Parquet file; write its texts to a .jsonl file",
+    b"ARROW1": "an Arrow file; write its texts to a .jsonl file",
+    b"\x1f\x8b": "compressed by gzip; name it .gz",
+    b"\xfd7zXZ": "compressed by xz; name it .xz",
+    b"\x28\xb5\x2f\xfd": "compressed by zstandard; name it .zst",
+    b"BZh": "compressed by bzip2; name it .bz2",
+    b"PK\3\4": "a zip archive; name it .zip, if it holds texts",
+}
 
 
 def _read_tar(stream: BinaryIO, context: _Context) -> Iterator[Document]:
@@ -352,15 +375,25 @@ def _read_zip(stream: BinaryIO, context: _Context) -> Iterator[Document]:
 
 
 def _read_members(members: Iterator[tuple[str, BinaryIO]], context: _Context) -> Iterator[Document]:
+    is_empty = True
     for name, content in members:
+        is_empty = False
         if is_read(name):
             yield from _read_stream(content, context.member(name))
         else:
             context.notes.pass_over(name)
+    if is_empty:
+        context.notes.passed_over["archive without files"] += 1
+
+
+def _read_unpacked(stream: BinaryIO, context: _Context) -> Iterator[Document]:
+    # OpenWebText's `*_data.xz` are tar archives although their names do not say so.
+    read = _read_tar if stream.peek(512)[257:262] == b"ustar" else _read_stream
+    yield from read(stream, context)
 
 
 def _decompressed(
-    open_frames: Callable[[BinaryIO, Expansion], BinaryIO], read_content: Reader = _read_stream
+    open_frames: Callable[[BinaryIO, Expansion], BinaryIO], read_content: Reader = _read_unpacked
 ) -> Reader:
     def read(stream: BinaryIO, context: _Context) -> Iterator[Document]:
         with open_frames(stream, context.expansion) as content:
@@ -393,20 +426,20 @@ def _read_up_to(stream: BinaryIO | MarkedStream, length: int) -> bytearray:
     return content
 
 
-def _read_xz_content(stream: BinaryIO, context: _Context) -> Iterator[Document]:
-    # OpenWebText's `*_data.xz` are tar archives although their names do not say so.
-    read = _read_tar if stream.peek(512)[257:262] == b"ustar" else _read_stream
-    yield from read(stream, context)
-
-
 _READERS: dict[str, Reader] = {
     ".dat.zst": _decompressed(open_zstandard, _read_dat),
+    ".tzst": _decompressed(open_zstandard, _read_tar),
     ".zst": _decompressed(open_zstandard),
     ".tgz": _decompressed(open_gzip, _read_tar),
     ".gz": _decompressed(open_gzip),
-    ".xz": _decompressed(open_xz, _read_xz_content),
+    ".txz": _decompressed(open_xz, _read_tar),
+    ".xz": _decompressed(open_xz),
+    ".tbz2": _decompressed(open_bzip2, _read_tar),
+    ".tbz": _decompressed(open_bzip2, _read_tar),
+    ".bz2": _decompressed(open_bzip2),
     ".json": _read_json,
     ".jsonl": _read_json_lines,
+    ".jsonlines": _read_json_lines,
     ".ndjson": _read_json_lines,
     ".tar": _read_tar,
     ".zip": _read_zip,

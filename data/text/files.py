@@ -22,7 +22,9 @@ from storage import buckets
 from storage.buckets import SCHEME, ObjectState
 
 TEXT_SUFFIXES = (".txt", ".py", ".md")
-SUFFIXES = (*TEXT_SUFFIXES, ".jsonl", ".ndjson", ".json", ".zst", ".xz", ".gz", ".tgz", ".tar", ".zip")
+_JSON_SUFFIXES = (".jsonl", ".jsonlines", ".ndjson", ".json")
+_COMPRESSED = (".zst", ".tzst", ".xz", ".txz", ".bz2", ".tbz2", ".tbz", ".gz", ".tgz")
+SUFFIXES = (*TEXT_SUFFIXES, *_JSON_SUFFIXES, *_COMPRESSED, ".tar", ".zip")
 """Suffixes, in any case, of what is read from directories and archives; globs and single files may have any."""
 ON_BAD_FILE = ("stop", "skip")
 # Below these, a search has no end: they are the whole machine, or the kernel's own files.

@@ -140,7 +140,7 @@ def test_texts_may_stand_under_another_key(tmp_path, capsys):
     lines = [json.dumps({"id": n, "content": text}) for n, text in enumerate(TEXTS * 5)]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     assert train(tmp_path, "--file_type", "jsonl") == 2
-    reason = "a.jsonl:1: no text under the key 'text'; text_key can name 'id', 'content'"
+    reason = "a.jsonl:1: no text under the key 'text'; text_key can name 'content'"
     *named, more, last = capsys.readouterr().err.splitlines()
     assert (named[0], len(named), more) == (f"left out {reason}", 20, "left out 15 more")
     assert last == f"{tmp_path}: has no text to train on ({reason}); give texts that can be read"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import json
@@ -47,6 +48,7 @@ def zip_bytes() -> bytes:
 FORMATS: dict[str, Callable[[], bytes]] = {
     "a.tar": tar_bytes,
     "a.tar.gz": lambda: gzip.compress(tar_bytes(), mtime=0),
+    "a.tar.bz2": lambda: bz2.compress(tar_bytes()),
     "a.tar.xz": lambda: lzma.compress(tar_bytes()),
     "a.zip": zip_bytes,
     "a.jsonl.gz": lambda: gzip.compress(LINES, mtime=0),
@@ -107,8 +109,9 @@ def test_a_wrong_checksum_is_an_error_though_every_document_is_whole(tmp_path, n
 
 
 def test_a_second_frame_that_is_damaged_is_an_error(tmp_path):
-    for name in ("a.jsonl.gz", "a.jsonl.zst", "a.jsonl.xz"):
-        content = lzma.compress(LINES) if name.endswith("xz") else FORMATS[name]()
+    others = {"a.jsonl.xz": lzma.compress, "a.jsonl.bz2": bz2.compress}
+    for name in ("a.jsonl.gz", "a.jsonl.zst", *others):
+        content = others[name](LINES) if name in others else FORMATS[name]()
         path = tmp_path / name
         path.write_bytes(content * 2)
         documents = list(read_documents(SourceFile(str(path), name)))

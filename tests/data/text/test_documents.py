@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import json
@@ -86,6 +87,16 @@ def test_a_plain_file_is_one_document_to_the_last_byte(tmp_path, name):
         ("a.tar.gz", gzipped(tar_bytes(MEMBERS))),
         ("a.tar.xz", lzma.compress(tar_bytes(MEMBERS))),
         ("urlsf_subset00_data.xz", lzma.compress(tar_bytes(MEMBERS))),
+        ("a.tar.bz2", bz2.compress(tar_bytes(MEMBERS))),
+        ("a.tbz2", bz2.compress(tar_bytes(MEMBERS))),
+        ("a.tbz", bz2.compress(tar_bytes(MEMBERS))),
+        ("a.tzst", zstandard.compress(tar_bytes(MEMBERS))),
+        ("a.txz", lzma.compress(tar_bytes(MEMBERS))),
+        ("a.jsonl.bz2", bz2.compress(json_lines())),
+        ("two_streams.jsonl.bz2", b"".join(bz2.compress(line) for line in json_lines().splitlines(True))),
+        ("a.jsonlines", json_lines()),
+        ("data.gz", gzipped(tar_bytes(MEMBERS))),
+        ("data.zst", zstandard.compress(tar_bytes(MEMBERS))),
         ("a.jsonl.tar.gz", gzipped(tar_bytes({"inner.jsonl.zst": zstandard.compress(json_lines())}))),
     ],
 )
@@ -103,6 +114,112 @@ def test_a_zip_file_gives_its_members(tmp_path):
             archive.writestr(f"folder/{name}", content)
     assert texts(path) == TEXTS
     assert read(path)[0].identity == f"a.zip/folder/{next(iter(MEMBERS))}"
+
+
+class _OnePass(io.RawIOBase):
+    """A file that cannot seek, so that sizes and checksums of a zip file follow its members."""
+
+    def __init__(self) -> None:
+        self.content = b""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, content: bytes) -> int:
+        self.content += bytes(content)
+        return len(content)
+
+
+def zip_bytes(method: int = zipfile.ZIP_DEFLATED, force_zip64: bool = False, one_pass: bool = False) -> bytes:
+    file = _OnePass() if one_pass else io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in MEMBERS.items():
+            info = zipfile.ZipInfo(name)  # without the time, as above
+            info.compress_type = method
+            with archive.open(info, "w", force_zip64=force_zip64) as member:
+                member.write(content)
+        archive.comment = b"a comment"
+    return file.content if one_pass else file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("descriptors.zip", zip_bytes(one_pass=True)),
+        ("zip64.zip", zip_bytes(force_zip64=True)),
+        ("zip64_descriptors.zip", zip_bytes(force_zip64=True, one_pass=True)),
+        ("bzip2.zip", zip_bytes(zipfile.ZIP_BZIP2)),
+        ("lzma.zip", zip_bytes(zipfile.ZIP_LZMA)),
+        ("stored.zip", zip_bytes(zipfile.ZIP_STORED)),
+        ("unpacks_itself.zip", b"#!/bin/sh\n" + zip_bytes()),
+        ("in.tar.gz", gzipped(tar_bytes({"a.zip": zip_bytes(one_pass=True)}))),
+        ("in.tar", tar_bytes({"a.tgz": gzipped(tar_bytes({"b.tar.bz2": bz2.compress(tar_bytes(MEMBERS))}))})),
+    ],
+)
+def test_zip_files_and_nested_archives_of_every_kind(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    assert texts(tmp_path / name) == TEXTS
+
+
+def test_a_member_with_a_password_is_named(tmp_path):
+    content = bytearray(zip_bytes())
+    for mark, at in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        content[content.rfind(mark) + at] |= 1
+    (tmp_path / "a.zip").write_bytes(content)
+    with pytest.raises(
+        DataError, match=r"a.zip: cannot be read \(.*2.txt in it is encrypted; unpack it with its passw"
+    ):
+        read(tmp_path / "a.zip")
+
+
+@pytest.mark.parametrize("raw", [b"caf\x82.txt", "naïve.txt".encode(), "漢字.txt".encode()])
+def test_names_of_members_may_be_of_any_encoding(tmp_path, raw):
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr("x" * len(raw), "one")
+    written = content.getvalue().replace(b"x" * len(raw), raw)
+    (tmp_path / "a.zip").write_bytes(written)
+    (tmp_path / "a.tar").write_bytes(tar_bytes({raw.decode("utf-8", "surrogateescape"): b"one"}))
+    assert texts(tmp_path / "a.zip") == texts(tmp_path / "a.tar") == ["one"]
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        ("one".encode("utf-16"), "UTF-16; save it as UTF-8"),
+        (b"\xfe\xff" + "one".encode("utf-16-be"), "UTF-16; save it as UTF-8"),
+        ("one".encode("utf-32"), "UTF-32; save it as UTF-8"),
+        (b"PAR1\x15\xff", "a Parquet file; write its texts to a .jsonl file"),
+        (gzipped(b"one"), "compressed by gzip; name it .gz"),
+        (bz2.compress(b"one"), "compressed by bzip2; name it .bz2"),
+        (lzma.compress(b"one"), "compressed by xz; name it .xz"),
+        (zstandard.compress(b"one"), "compressed by zstandard; name it .zst"),
+        (zip_bytes(), "a zip archive; name it .zip, if it holds texts"),
+    ],
+)
+def test_what_is_no_text_is_named(tmp_path, content, kind):
+    (tmp_path / "a.txt").write_bytes(content)
+    (document,) = read(tmp_path / "a.txt")
+    assert document.text is None and document.problem.endswith(f": it is {kind}")
+
+
+@pytest.mark.parametrize("name", ["dump.zst", "a.txt", "a.jl"])
+@pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"])
+def test_json_whose_name_does_not_say_so_is_said(tmp_path, name, start):
+    content = start + json_lines()
+    (tmp_path / name).write_bytes(zstandard.compress(content) if name.endswith("zst") else content)
+    notes = ReadingNotes()
+    (document,) = read_documents(SourceFile(f"{tmp_path}/{name}", name), notes=notes)
+    assert document.text == json_lines().decode()
+    assert notes.lines() == ["read as plain text: 1 of JSON (named .jsonl, its texts would be read)"]
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.tar", tar_bytes({})), ("a.zip", b"PK\5\6" + bytes(18))])
+def test_an_empty_archive_is_said(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    notes = ReadingNotes()
+    assert list(read_documents(SourceFile(f"{tmp_path}/{name}", name), notes=notes)) == []
+    assert notes.lines()[0].startswith("passed over: 1 archive without files")
 
 
 def test_a_compressed_text_is_one_document(tmp_path):
@@ -227,11 +344,11 @@ def test_a_fingerprint_is_blake2b_of_the_utf8():
     assert fingerprint("a.txt").hex() == "8c54ec7283e9a5145f2a4047f40504e9"  # printf a.txt | b2sum -l 128
 
 
-@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.txt.xz", "a.txt.zst"])
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.txt.bz2", "a.txt.xz", "a.txt.zst"])
 def test_a_text_that_is_too_long_for_memory_is_read_in_parts(tmp_path, monkeypatch, name):
     monkeypatch.setattr(data.text.documents, "_PART_BYTES", 5)
     text = "zwei äöü ➀ Wörter\r\n" * 20
-    compress = {"gz": gzipped, "xz": lzma.compress, "zst": zstandard.compress}
+    compress = {"gz": gzipped, "bz2": bz2.compress, "xz": lzma.compress, "zst": zstandard.compress}
     path = tmp_path / name
     path.write_bytes(compress.get(name.split(".")[-1], bytes)(text.encode()))
     length = len(text.encode())
@@ -390,7 +507,7 @@ READ = ["one", "two", "three\n\nfour"]
     ],
 )
 def test_json_is_read_by_what_it_is(tmp_path, name, written):
-    compress = {"gz": gzipped, "xz": lzma.compress}.get(name.lower().split(".")[-1], bytes)
+    compress = {"gz": gzipped, "bz2": bz2.compress, "xz": lzma.compress}.get(name.lower().split(".")[-1], bytes)
     (tmp_path / name).write_bytes(compress(written.encode()))
     assert texts(tmp_path / name) == READ
     assert texts_in_zip(tmp_path, name, compress(written.encode())) == READ
