@@ -31,6 +31,7 @@ from serving.model import ServedModel
 from serving.queue import RequestQueue
 from serving.routes import ROUTES
 from serving.settings import KEY_VARIABLE, ServingSettings
+from serving.spelled_tokens import SpelledTokens
 
 FLUSH_SECONDS = 2  # for the last responses to reach their clients
 POLL_SECONDS = 0.05
@@ -168,7 +169,7 @@ class _Server(uvicorn.Server):
 async def _serve(model: ServedModel, settings: ServingSettings, listener: socket.socket) -> int:
     queue = RequestQueue(model, settings, lambda: server.handle_failure())
     metrics = ServerMetrics(queue, model.engine.n_rows, {route.endpoint: route.path for route in ROUTES})
-    app = build_app(Service(model, queue, metrics, int(time.time())), settings)
+    app = build_app(Service(model, queue, metrics, SpelledTokens(), int(time.time())), settings)
     config = uvicorn.Config(
         app,
         http=connection_factory(settings),

@@ -24,6 +24,7 @@ from serving.protocol import Choice, Completion, Usage
 from serving.queue import RequestQueue, ResponseStream
 from serving.request import EncodedPrompt, SamplingRequest
 from serving.response import ChoiceBuilder, join_choices
+from serving.spelled_tokens import SpelledTokens
 
 CANCELLED = "cancelled"
 EMPTY_CHUNK = TextChunk("", (), (), (), "length")
@@ -39,12 +40,14 @@ class Service:
         model: the one that is served.
         queue: the way to its engine.
         metrics: counts requests and tokens.
+        spelled: counts the special tokens that prompts spell.
         started: when the server was started, in seconds since 1970.
     """
 
     model: ServedModel
     queue: RequestQueue
     metrics: ServerMetrics
+    spelled: SpelledTokens
     started: int
 
 

@@ -141,6 +141,12 @@ def not_an_object(reason: str) -> ApiError:
     return bad_request(f"the body: {reason}; send an object as JSON", code="invalid_body")
 
 
+def too_many_parts(limit: int) -> ApiError:
+    """400: a body that would take long to read."""
+    message = f"the body: holds more than {limit} lists, objects and names; send several smaller requests"
+    return bad_request(message, code="invalid_body")
+
+
 def unknown_field(name: str, value: object) -> ApiError:
     """400: a field that is not a field of a request, or one that other servers have and this one does not support."""
     param = name[:SHOWN_CHARACTERS]

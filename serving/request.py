@@ -13,7 +13,7 @@ from pydantic_core import from_json
 
 from models.kernels.sampling import SamplingParams
 from runtime.generation.requests import GenerationRequest, sample_seed
-from serving.errors import ApiError, bad_request, invalid, not_an_object, unknown_field
+from serving.errors import ApiError, bad_request, invalid, not_an_object, too_many_parts, unknown_field
 from serving.model import ServedModel
 from serving.protocol import (
     DEFAULT_MAX_TOKENS,
@@ -102,7 +102,7 @@ def read_request(body: bytes) -> CompletionRequest:
         ApiError: it is no JSON object, or a field is unknown or has a value that is not allowed.
     """
     if _n_parts(body) > MAX_PARTS:
-        raise not_an_object(f"holds more than {MAX_PARTS} lists, objects and names")
+        raise too_many_parts(MAX_PARTS)
     try:
         fields = from_json(body, allow_inf_nan=False)
     except ValueError as error:

@@ -51,7 +51,11 @@ async def create_completion(request: Request) -> Response:
 def _parse(body: bytes, service: Service) -> tuple[CompletionRequest, SamplingRequest]:
     fields = read_request(body)
     _check_model(fields.model, service)
-    return fields, parse_request(fields, service.model)
+    request = parse_request(fields, service.model)
+    if not fields.special_tokens:
+        prompts = fields.prompt if isinstance(fields.prompt, list) else [fields.prompt]
+        service.spelled.add([text for text in prompts if isinstance(text, str)], service.model.tokenizer)
+    return fields, request
 
 
 def _model(service: Service) -> Model:

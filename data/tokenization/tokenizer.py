@@ -133,10 +133,14 @@ class Tokenizer:
         """The same tokenizer, for texts in which special tokens count."""
         return from_json(self.to_json(), True, self.ends)
 
-    def describe_spelled(self, text: str) -> str:
-        """Returns how often a text spells each special token that it is not read as; empty if it spells none."""
+    def count_spelled(self, text: str) -> dict[str, int]:
+        """Returns how often a text spells each special token that it is not read as, if it does."""
         names = [] if self.reads_special_tokens else self.special_tokens
-        return ", ".join(f"{name} {text.count(name):,} times" for name in names if name in text)
+        return {name: text.count(name) for name in names if name in text}
+
+    def describe_spelled(self, text: str) -> str:
+        """Returns `count_spelled` as words; empty if it spells none."""
+        return ", ".join(f"{name} {count:,} times" for name, count in self.count_spelled(text).items())
 
     def difference(self, other: Tokenizer) -> str | None:
         """Returns how the ids of another tokenizer mean other tokens; None if those that both have mean the same."""

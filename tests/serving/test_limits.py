@@ -15,8 +15,11 @@ from typing import Any
 import httpx2
 import openai
 import pytest
+import tokenizers
+from tokenizers import models
 
 from configs.errors import UserError
+from data.tokenization.tokenizer import Tokenizer
 from runtime.training.signals import SIGNALS
 from serving import settings
 from serving.app import listen, serve
@@ -24,6 +27,7 @@ from serving.model import ServedModel
 from serving.protocol import CompletionRequest
 from serving.request import parse_request
 from serving.settings import ServingSettings, check_packages, key_from_environment
+from serving.spelled_tokens import SpelledTokens
 from tests.serving.scripted import BREAKS, EOS_ID, ScriptedEngine, byte_tokenizer
 from tests.serving.servers import Server, scripted
 
@@ -441,3 +445,32 @@ def test_special_tokens_that_a_prompt_spells_count_when_asked(field, n_tokens):
     request = CompletionRequest(model="scripted", prompt="a<|endoftext|>", max_tokens=1, **field)
     (prompt,) = parse_request(request, MODEL).prompts
     assert (len(prompt.tokens), EOS_ID in prompt.tokens) == (n_tokens, n_tokens == 2)
+
+
+def test_the_log_counts_special_tokens_that_prompts_spell_and_that_do_not_count() -> None:
+    """In a line at the first, tenth, hundredth ... request; not for prompts that are refused, or are ids."""
+    with scripted() as server:
+        for fields in ({"special_tokens": True}, {"prompt": [EOS_ID]}, {"n": 0}, {"max_tokens": 128}):
+            post(server, **{"prompt": "a<|endoftext|>", **fields})
+        assert server.lines[1:] == []
+        for _ in range(12):
+            assert post(server, prompt=["<|endoftext|>a<|endoftext|>", "<|end|>", "<|endoftext|>"]).status_code == 200
+        (first, tenth) = server.lines[1:]
+        assert first == (
+            "warning: prompts spell the special token <|endoftext|>, read as plain characters; times: 3, requests: 1; "
+            'a request with "special_tokens": true makes it count'
+        )
+        assert "times: 30, requests: 10;" in tenth
+
+
+def test_the_log_has_lines_of_its_own_for_each_special_token(capsys: pytest.CaptureFixture[str]) -> None:
+    backend = tokenizers.Tokenizer(models.WordLevel({"a": 0}))
+    backend.add_special_tokens(["<|user|>", "<|bot|>"])
+    spelled, tokenizer = SpelledTokens(), Tokenizer(backend)
+    for _ in range(1234):
+        spelled.add(["<|user|> hi"], tokenizer)
+    spelled.add(["hi <|bot|>", "<|bot|>"], tokenizer)
+    spelled.add(["<|user|><|bot|>"], tokenizer.reading_special_tokens)
+    found = re.findall(r"token (\S+),.* times: ([0-9,]+), requests: ([0-9,]+);", capsys.readouterr().err)
+    of_users = [("<|user|>", number, number) for number in ("1", "10", "100", "1,000")]
+    assert found == [*of_users, ("<|bot|>", "2", "1")]
