@@ -1,10 +1,14 @@
 """Time to the first token: of the program from its start, and of a warm server.
 
-benchmarks/generate.py measures it with `--start`, on a model trained for one step in a temporary directory.
+    python3 benchmarks/first_token.py
+
+The model is trained for one step in a temporary directory. The last line is a JSON object with the figures.
+benchmarks/generate.py measures the same with `--start`.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import http.client
@@ -19,13 +23,15 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from serving.settings import KEY_VARIABLE
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 LISTENING = re.compile(r"listening on http://(\S+)")
 PROMPT = "def first_token(model: Model, prompt: str) -> str:"
 N_STARTS = 3
-N_REQUESTS = 3
+N_REQUESTS = 20
 N_TOKENS = 8
 # Enough raw text for a tokenizer with the model's vocabulary.
 TEXTS = [f"{REPOSITORY}/{room}/**/*.py" for room in ("configs", "data", "models", "runtime", "serving", "tests")]
@@ -38,20 +44,34 @@ class StartFigures:
     Attributes:
         program: from the start of `--interactive`, with a prompt waiting on standard input.
         warm_server: from a request to an idle server that has answered one before, on the same connection.
+        new_connection: the same, on a connection that is opened for the request.
     """
 
     program: float
     warm_server: float
+    new_connection: float
 
 
 def measure_start() -> StartFigures:
-    """Trains a model and measures both times."""
+    """Trains a model and measures all times."""
     with tempfile.TemporaryDirectory() as folder:
         run = _make_run(Path(folder))
         program_seconds = [_program_seconds(run) for _ in range(N_STARTS)]
-        with _server(run) as address, contextlib.closing(http.client.HTTPConnection(address)) as connection:
-            _, *server_seconds = [_request_seconds(connection) for _ in range(1 + N_REQUESTS)]
-    return StartFigures(statistics.median(program_seconds), statistics.median(server_seconds))
+        with _server(run) as address:
+            kept_seconds, new_seconds = _server_seconds(address)
+    return StartFigures(*map(statistics.median, (program_seconds, kept_seconds, new_seconds)))
+
+
+def _server_seconds(address: str) -> tuple[list[float], list[float]]:
+    """Returns the seconds of requests on a connection that is kept, and of requests on new ones, measured in turn."""
+    kept, new = [], []
+    with contextlib.closing(http.client.HTTPConnection(address)) as connection:
+        _request_seconds(connection)
+        for _ in range(N_REQUESTS):
+            kept.append(_request_seconds(connection))
+            with contextlib.closing(http.client.HTTPConnection(address)) as other:
+                new.append(_request_seconds(other))
+    return kept, new
 
 
 def _make_run(folder: Path) -> Path:
@@ -131,3 +151,25 @@ def has_text(line: bytes) -> bool:
         return False
     choices: Sequence[dict[str, str]] = json.loads(line.removeprefix(b"data: "))["choices"]
     return any(choice["text"] for choice in choices)
+
+
+def format_start(figures: StartFigures) -> str:
+    """Returns the figures as lines of text."""
+    return (
+        f"time to first token: program                      {figures.program:>8.2f} s\n"
+        f"time to first token: warm server                  {figures.warm_server:>8.4f} s\n"
+        f"time to first token: warm server, new connection  {figures.new_connection:>8.4f} s"
+    )
+
+
+def main() -> int:
+    """Runs the benchmark; returns the exit status."""
+    argparse.ArgumentParser(description="Measure the time to the first token.").parse_args()
+    figures = measure_start()
+    print(format_start(figures))
+    print(json.dumps(dataclasses.asdict(figures)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from benchmarks.first_token import REPOSITORY, StartFigures, measure_start
+from benchmarks.first_token import REPOSITORY, format_start, measure_start
 from configs.errors import ConfigError, UserError
 from configs.load import load_config
 from configs.schema import PRECISIONS, RunConfig
@@ -270,14 +270,6 @@ def format_row(figures: Figures) -> str:
     return (
         f"{figures.rule:<10}{figures.batch_size:>5}{figures.ours:>10,.0f}{figures.theirs:>10,.0f}"
         f"{figures.ratio:>8.2f}{figures.ceiling:>10,.0f}{equal:>8}{figures.their_threads:>9}"
-    )
-
-
-def format_start(figures: StartFigures) -> str:
-    """Returns the figures as two lines of text."""
-    return (
-        f"time to first token: program      {figures.program:>8.2f} s\n"
-        f"time to first token: warm server  {figures.warm_server:>8.4f} s"
     )
 
 
