@@ -126,7 +126,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Settings:
     add = parser.add_argument
     add("--base_dir", required=True, help="directory (searched recursively), glob, file or pipe (-) with the text")
     add("--output_dir", default=Settings.output_dir, help="where the tokenizer is written; nothing there is deleted")
-    add("--file_type", default=Settings.file_type, choices=FILE_TYPES, help="suffix of the files to read")
+    file_type = {"type": lambda text: text.lower().removeprefix("."), "choices": FILE_TYPES}
+    add("--file_type", default=Settings.file_type, **file_type, help="suffix of the files to read, in any case")
     add("--vocab_size", type=integer, required=True, help="number of ids, the two special tokens included")
     add("--sample_share", type=float, default=Settings.sample_share, help="fraction of the documents to train on")
     add("--nfkc", action="store_true", help="normalise to NFKC (not lossless)")

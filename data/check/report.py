@@ -57,7 +57,7 @@ class DatasetReport:
             not known.
         min_id: the smallest id of a valid record; None if there is none.
         max_id: the largest id; None likewise.
-        first_example: the first valid record, decoded, with the boundaries between its documents.
+        first_example: the first valid record without padding, decoded, with the boundaries between its documents.
         boundary_example: the text around a document boundary, or None if no record shows one.
         lengths_B: documents by length: bin b holds the lengths from 2^(b / BINS_PER_OCTAVE). Documents continue from
             one example to the next, and from one file to the next.

@@ -105,6 +105,11 @@ class _EndIds:
             return row
         return row[: len(np.trim_zeros(row != self.padding_id, "b"))]
 
+    def shown(self, row: np.ndarray) -> np.ndarray:
+        """Returns the text of an example to look at: no document begins in its padding."""
+        text = self.unpadded(row)
+        return text[:-1] if 0 < len(text) < len(row) and text[-1] == self.eos_id else text
+
 
 def _size_of(path: str) -> int:
     try:
@@ -132,8 +137,8 @@ class _Result:
         spans_D: lengths of the text between separators, or of the records, where each is a document; the first and
             the last span may continue in other blocks.
         counts_V: occurrences of every id in the valid records.
-        first: the first valid record.
-        boundary: the first record with a document boundary.
+        first: the first valid record, without padding.
+        boundary: the first record with a document boundary, without padding.
     """
 
     path: str
@@ -166,8 +171,8 @@ def _scan_block(block: RecordBlock, rules: RecordRules, ends: _EndIds) -> _Resul
         n_segments=_sum(map(_n_segments, validated.rows)),
         spans_D=_spans(rows, rules, ends),
         counts_V=np.bincount(np.concatenate(rows)),
-        first=rows[0],
-        boundary=next((ids for ids in rows if find_boundary(ids, ends.eos_id) is not None), None),
+        first=ends.shown(rows[0]),
+        boundary=next((ids for ids in map(ends.shown, rows) if find_boundary(ids, ends.eos_id)), None),
     )
 
 

@@ -158,7 +158,7 @@ def find_files(
         if os.path.isdir(source):
             files = _with_suffix(files, suffixes, notes)
         if not files:
-            raise DataError(_nothing_found(source, exclude, suffixes))
+            raise DataError(_nothing_found(source, exclude, suffixes, notes))
         files = [file for file in files if _is_usable(file, on_bad_file, notes)]
         if not files:
             raise DataError(f"{source}: no file there can be read, such as {notes.unreadable[-1]}; replace the files")
@@ -204,12 +204,13 @@ def _problem_of(path: str) -> str | None:
     return None if os.access(path, os.R_OK) else "Permission denied"
 
 
-def _nothing_found(source: str, exclude: Sequence[str], suffixes: tuple[str, ...]) -> str:
+def _nothing_found(source: str, exclude: Sequence[str], suffixes: tuple[str, ...], notes: ReadingNotes) -> str:
     is_folder = os.path.isdir(source) or (source.startswith(SCHEME) and not glob.has_magic(source))
     looked_for = f" ending in {' '.join(suffixes)}" if is_folder else ""
     left_out = f" outside {', '.join(exclude)}" if exclude else ""
+    others = f", only {_listed(notes.passed_over)}" if is_folder and notes.passed_over else ""
     remedy = f"name a directory, a glob or a file that has text{looked_from(source)}"
-    return f"{source}: no file{looked_for} found{left_out}; {remedy}"
+    return f"{source}: no file{looked_for} found{left_out}{others}; {remedy}"
 
 
 def _files_of(source: str, exclude: Sequence[str]) -> Iterator[SourceFile]:

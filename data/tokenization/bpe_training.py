@@ -18,6 +18,7 @@ from storage.files import check_writable, write_text
 
 FILE_NAME = "byte-level-bpe.tokenizer.json"
 MIN_VOCAB_SIZE = 256 + 2  # every byte, and the two special tokens
+MAX_VOCAB_SIZE = 1 << 24  # n_vocab of a config has this limit too; the trainer reserves 60 bytes for each id
 PIECE_CHARACTERS = 1 << 16  # the trainer holds 256 pieces at a time
 MAX_WORD_CHARACTERS = 1 << 12  # the time that a word takes grows with the square of its length
 _BEFORE_A_SPACE = re.compile(r"(?<=\S)(?= \S)")
@@ -51,12 +52,14 @@ def train_byte_level_bpe(
         log: is called with a line if very long words were cut.
 
     Raises:
-        DataError: vocab_size has no room for the bytes and the special tokens.
+        DataError: vocab_size has no room for the bytes and the special tokens, or is beyond any model.
     """
     if vocab_size < MIN_VOCAB_SIZE:
         raise DataError(
             f"vocab_size {vocab_size}: is too small for 256 bytes and 2 special tokens; give {MIN_VOCAB_SIZE} or more"
         )
+    if vocab_size > MAX_VOCAB_SIZE:
+        raise DataError(f"vocab_size {vocab_size}: is too large; give {MAX_VOCAB_SIZE:,} or less")
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
     backend.decoder = decoders.ByteLevel()

@@ -93,7 +93,7 @@ def test_undecodable_documents_are_named(tmp_path, capsys):
     [
         (
             {"file_type": "md"},
-            "{base}: no file ending in .md found; name a directory, a glob or a file that has text",
+            "{base}: no file ending in .md found, only 7 .txt, 1 .py; name a directory, a glob or a file that has text",
         ),
         ({"sample_share": 0.0}, "sample_share 0.0: is not a fraction; give more than 0 and at most 1"),
         ({"file_type": "py"}, "{base}: has no text to train on; add text, or raise --sample_share"),

@@ -230,6 +230,21 @@ def test_the_boundary_shown_has_text_on_both_sides(tmp_path):
     assert report.boundary_example == f"2 3{BOUNDARY}5"
 
 
+@pytest.mark.parametrize(
+    ("examples", "first", "boundary"),
+    [
+        ([[1, 0, PAD_ID, PAD_ID]], "1", None),
+        ([[1, 2, 0, PAD_ID], [3, 0, 4, PAD_ID]], "1 2", f"3{BOUNDARY}4"),
+        ([[1, 2, 3, 0], [PAD_ID] * 4], f"1 2 3{BOUNDARY}", None),
+        ([[PAD_ID] * 4], "", None),
+    ],
+)
+def test_no_document_is_shown_to_begin_in_padding(tmp_path, examples, first, boundary):
+    write_examples(f"{tmp_path}/a_{len(examples)}.tfrecords", examples)
+    report = scan_dataset([f"{tmp_path}/*"], 3, 100, EOS_ID, decode, padding_id=PAD_ID)
+    assert (report.first_example, report.boundary_example) == (first, boundary)
+
+
 def test_padding_is_shown_as_one_boundary(tmp_path):
     write_examples(str(tmp_path / "a_1.tfrecords"), [[1, 0, 0, 0]])
     assert scan_dataset([f"{tmp_path}/*"], 3, 100, EOS_ID, decode).first_example == f"1{BOUNDARY}"

@@ -39,10 +39,19 @@ def test_a_tokenizer_is_lossless_by_default():
     assert prefixing.decode(prefixing.encode(text)) == " " + text
 
 
-def test_a_vocabulary_without_room_for_the_bytes_is_refused():
+@pytest.mark.parametrize(
+    ("size", "reason"),
+    [
+        (257, "is too small for 256 bytes and 2 special tokens; give 258 or more"),
+        (-1, "is too small for 256 bytes and 2 special tokens; give 258 or more"),
+        (10**10, "is too large; give 16,777,216 or less"),
+        (10**30, "is too large; give 16,777,216 or less"),
+    ],
+)
+def test_a_vocabulary_of_a_size_that_cannot_be_is_refused(size, reason):
     with pytest.raises(DataError) as error:
-        train_byte_level_bpe(TEXTS, 257)
-    assert str(error.value) == ("vocab_size 257: is too small for 256 bytes and 2 special tokens; give 258 or more")
+        train_byte_level_bpe(TEXTS, size)
+    assert str(error.value) == f"vocab_size {size}: {reason}"
 
 
 @pytest.mark.parametrize("options", [{}, {"nfkc": True}, {"add_prefix_space": True}])
