@@ -81,11 +81,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Settings:
     if known.mode == DOCUMENTS and "chunk_size" in values:
         print("--chunk_size has no effect: with --mode documents, a record is a whole document", file=sys.stderr)
     if known.write_dataset_config is not None:
-        values["write_dataset_config"] = _dataset_config_path(values["write_dataset_config"], known.name)
+        values["write_dataset_config"] = dataset_config_path(values["write_dataset_config"], known.name)
     return Settings(**values)
 
 
-def _dataset_config_path(given: str, name: str) -> str:
+def dataset_config_path(given: str, name: str) -> str:
     """Returns where to write a dataset config: a file as given, or where a model config or folder looks for it."""
     if not given:
         return str(DATASET_CONFIGS / f"{name}.json")
@@ -141,6 +141,13 @@ def _describe_tokens(stats: PackingStats, example_tokens: int | None) -> str:
     if example_tokens is None:
         return f"tokens: {stats.text_tokens:,} of text in {stats.examples:,} records of one document each"
     tokens = stats.text_tokens + stats.separator_tokens + stats.padding_tokens
+    if stats.weighted_tokens:
+        return (
+            f"tokens: {stats.text_tokens:,} of conversations, of which {stats.weighted_tokens:,} count in the loss, + "
+            f"{stats.padding_tokens:,} of padding = {tokens:,} = {stats.examples:,} examples of {example_tokens:,}; "
+            f"{stats.cut_conversations:,} conversations were cut between turns, and {stats.turns_without_loss:,} turns "
+            "of them count no loss"
+        )
     return (
         f"tokens: {stats.text_tokens:,} of text + {stats.separator_tokens:,} separators + "
         f"{stats.padding_tokens:,} of padding at the end = {tokens:,} = "

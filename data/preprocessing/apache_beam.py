@@ -17,10 +17,11 @@ from types import ModuleType
 import numpy as np
 
 from configs.errors import DataError, UserError
-from data.preprocessing.encoding import EncodedBatch, TextEncoder
+from data.preprocessing.encoding import TextEncoder
 from data.preprocessing.parallel_encoding import batch_texts
 from data.preprocessing.splits import DocumentOptions, TextPiece
 from data.text.files import SourceFile
+from data.tokenization.encoded_batch import EncodedBatch
 from meshtf import tf
 from storage.files import write_bytes, writing_to
 

@@ -9,28 +9,8 @@ import numpy as np
 
 from data.text.cleaning import detokenize_wikitext, fix_text
 from data.text.documents import Document
+from data.tokenization.encoded_batch import EncodedBatch
 from data.tokenization.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True)
-class EncodedBatch:
-    """The token ids of texts, packed so that a process hands over few arrays however many texts there are.
-
-    Attributes:
-        ids: int32, [tokens of all texts].
-        ends: int64, [texts], where each text's ids end.
-        text_bytes: int64, [texts], the UTF-8 bytes of each cleaned text.
-    """
-
-    ids: np.ndarray
-    ends: np.ndarray
-    text_bytes: np.ndarray
-
-    def texts(self) -> Iterator[tuple[np.ndarray, int]]:
-        """Yields the ids and the bytes of each text."""
-        starts = np.concatenate([[0], self.ends[:-1]]) if len(self.ends) else self.ends
-        for start, end, count in zip(starts.tolist(), self.ends.tolist(), self.text_bytes.tolist(), strict=True):
-            yield self.ids[start:end], count
 
 
 @dataclass(frozen=True)

@@ -30,10 +30,14 @@ class PackingStats:
         discarded_empty: documents without a single token after cleaning.
         discarded_short: documents of fewer tokens than the minimum.
         discarded_duplicate: copies of an earlier document, if duplicates are left out.
+        discarded_unanswered: conversations without a response that counts in the loss, or that their template refuses.
         text_bytes: UTF-8 bytes of the kept documents, after cleaning.
         text_tokens: tokens of the kept documents.
         separator_tokens: one for every kept document; none where each record is a document.
-        padding_tokens: tokens that pad the last example.
+        padding_tokens: tokens that pad examples.
+        weighted_tokens: tokens of conversations that count in the loss.
+        cut_conversations: conversations in several parts, because they are too long for one example.
+        turns_without_loss: turns of them that fit nowhere, or not beside the turn that they answer.
         examples: examples made.
         problems: the first few undecodable documents, as "identity: problem".
     """
@@ -44,17 +48,22 @@ class PackingStats:
     discarded_empty: int = 0
     discarded_short: int = 0
     discarded_duplicate: int = 0
+    discarded_unanswered: int = 0
     text_bytes: int = 0
     text_tokens: int = 0
     separator_tokens: int = 0
     padding_tokens: int = 0
+    weighted_tokens: int = 0
+    cut_conversations: int = 0
+    turns_without_loss: int = 0
     examples: int = 0
     problems: list[str] = field(default_factory=list)
 
     @property
     def discarded(self) -> int:
         """Number of documents that were left out for any reason."""
-        return self.discarded_undecodable + self.discarded_empty + self.discarded_short + self.discarded_duplicate
+        reasons = ("undecodable", "empty", "short", "duplicate", "unanswered")
+        return sum(getattr(self, f"discarded_{reason}") for reason in reasons)
 
     def discard(self, reason: str, problem: str = "") -> None:
         """Counts a document that is left out.
@@ -87,8 +96,9 @@ class PackingStats:
             "empty": self.discarded_empty,
             "too short": self.discarded_short,
         }
-        if self.discarded_duplicate:
-            discarded["duplicate"] = self.discarded_duplicate
+        for reason in ("duplicate", "unanswered"):
+            if count := getattr(self, f"discarded_{reason}"):
+                discarded[reason] = count
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in discarded.items())
         return (
             f"documents: {self.documents_read:,} read = {self.documents_kept:,} kept + "
@@ -117,6 +127,8 @@ class ShardLayout:
         padding: id that pads the last example.
         minimum_tokens: documents with fewer tokens are left out.
         shuffle_examples: examples in the shuffle buffer; 0 keeps them in the order of the documents.
+        conversations: whether documents are conversations, which are never cut: "packed" together into examples, or a
+            "single" one each; None: they are texts.
     """
 
     prefix: str
@@ -126,6 +138,7 @@ class ShardLayout:
     padding: int
     minimum_tokens: int = 0
     shuffle_examples: int = 0
+    conversations: str | None = None
 
 
 @dataclass(frozen=True)
@@ -308,8 +321,94 @@ class DocumentPacker:
         return iter(())
 
 
-def packer_of(layout: ShardLayout, start: ResumePoint, n_finished: int) -> ExamplePacker | DocumentPacker:
+class ConversationPacker:
+    """Packs conversations, or the parts of long ones, into examples without cutting them; see `DialogueEncoder`.
+
+    Attributes:
+        stats: counts of the finished conversations and of the examples.
+    """
+
+    def __init__(self, layout: ShardLayout, start: ResumePoint) -> None:
+        """Begins at the start of a conversation."""
+        self._layout, self._is_single = layout, layout.conversations == "single"
+        self.stats = start.stats.copy()
+        self._position, self._offset, self._n_skipped = start.document, start.offset, start.offset
+        self._pending: list[np.ndarray] = []
+
+    @property
+    def n_examples(self) -> int:
+        """Number of examples made, including those of earlier runs."""
+        return self.stats.examples
+
+    def add(self, position: DocumentPosition, ids: np.ndarray, text_bytes: int, is_last: bool) -> Iterator[np.ndarray]:
+        """Adds a conversation, records of id, weight and segment, and yields the examples that become full."""
+        assert is_last, "a conversation comes as a whole"
+        self._position, self._offset = position, self._n_skipped
+        parts = [part for part in _parts_of(ids) if part["weight"].any()]
+        for part in self._after_resuming(parts):
+            if self._pending and (self._is_single or self._n_pending + len(part) > self._layout.example_tokens):
+                yield self._flush()
+            self._pending.append(part)
+            self._offset += len(part)
+        self._count(parts, ids, text_bytes)
+        self._position, self._offset = position.following(), 0
+
+    def _after_resuming(self, parts: list[np.ndarray]) -> Iterator[np.ndarray]:
+        for part in parts:
+            if self._n_skipped:
+                self._n_skipped -= len(part)
+            else:
+                yield part
+
+    def _count(self, parts: list[np.ndarray], ids: np.ndarray, text_bytes: int) -> None:
+        if not parts:
+            self.stats.discard("unanswered")
+            return
+        self.stats.keep(sum(map(len, parts)), text_bytes)
+        self.stats.weighted_tokens += sum(int(np.count_nonzero(part["weight"])) for part in parts)
+        self.stats.cut_conversations += len(parts) > 1
+        self.stats.turns_without_loss += sum(not part["weight"].any() for part in _parts_of(ids))
+
+    @property
+    def _n_pending(self) -> int:
+        return sum(map(len, self._pending))
+
+    def _flush(self) -> np.ndarray:
+        """Returns the pending conversations as one example; their segments count from 1, and padding is segment 0."""
+        example = np.zeros(self._layout.example_tokens, self._pending[0].dtype)
+        example["id"] = self._layout.padding
+        end = 0
+        for number, part in enumerate(self._pending, start=1):
+            example[end : end + len(part)] = part
+            example["segment"][end : end + len(part)] = number
+            end += len(part)
+        self.stats.padding_tokens += len(example) - end
+        self.stats.examples += 1
+        self._pending = []
+        return example
+
+    def resume_point(self) -> ResumePoint:
+        """Returns where to resume after the examples made so far."""
+        return ResumePoint(self._position, self._offset, self.stats.copy())
+
+    def finish(self, end: DocumentPosition) -> Iterator[np.ndarray]:
+        """Yields the last example, if any conversation is left."""
+        self._position = end
+        if self._pending:
+            yield self._flush()
+        self.stats.check(self._layout.example_tokens)
+
+
+def _parts_of(ids: np.ndarray) -> list[np.ndarray]:
+    return np.split(ids, np.flatnonzero(np.diff(ids["segment"])) + 1) if len(ids) else []
+
+
+def packer_of(
+    layout: ShardLayout, start: ResumePoint, n_finished: int
+) -> ExamplePacker | DocumentPacker | ConversationPacker:
     """Returns the packer of a layout, which resumes after `n_finished` examples of earlier runs."""
+    if layout.conversations:
+        return ConversationPacker(layout, start)
     if layout.example_tokens is None:
         return DocumentPacker(layout, start)
     return ExamplePacker(layout, start, n_finished * layout.example_tokens - start.offset)

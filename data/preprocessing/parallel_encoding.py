@@ -15,17 +15,18 @@ from typing import TypeVar
 import numpy as np
 
 from data.parallel.process_pool import core_count, in_order
-from data.preprocessing.encoding import EncodedBatch, TextEncoder
+from data.tokenization.encoded_batch import EncodedBatch
 
 BATCH_CHARACTERS = 1 << 18
 """Text that a process gets at once: a fraction of a second's work, so that all processes finish at about one time."""
 BATCH_TEXTS = 4096
 
+Encoder = Callable[[Sequence[str]], EncodedBatch]
 Tag = TypeVar("Tag")
 
 
 def encode_all(
-    tagged_texts: Iterable[tuple[Tag, str | None]], encoder: TextEncoder, processes: int
+    tagged_texts: Iterable[tuple[Tag, str | None]], encoder: Encoder, processes: int
 ) -> Iterator[tuple[Tag, np.ndarray | None, int]]:
     """Encodes texts in their order.
 
@@ -69,10 +70,10 @@ def batch_texts(tagged_texts: Iterable[tuple[Tag, str | None]]) -> Iterator[list
         yield batch
 
 
-_worker_encoder: TextEncoder
+_worker_encoder: Encoder
 
 
-def _set_encoder(encoder: TextEncoder) -> None:
+def _set_encoder(encoder: Encoder) -> None:
     global _worker_encoder
     _worker_encoder = encoder
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process a core is parallel enough

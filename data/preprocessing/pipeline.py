@@ -20,6 +20,8 @@ import numpy as np
 from tqdm import tqdm
 
 from configs.errors import DataError
+from data.dialogue.encoding import DialogueEncoder
+from data.dialogue.readers import conversations_of
 from data.preprocessing.apache_beam import load_beam, read_encoded, run_pipeline
 from data.preprocessing.encoding import TextEncoder
 from data.preprocessing.manifest import Manifest, Split, listed_files, manifest_path, read_manifest
@@ -38,10 +40,10 @@ from data.preprocessing.settings import Settings, check_settings, marker_of, sep
 from data.preprocessing.shard_writer import ShardWriter
 from data.preprocessing.splits import EVAL, TRAIN, DocumentOptions, DocumentReader, TextPiece, hold_out_end
 from data.text.documents import TextFormat
-from data.text.files import ReadingNotes, SourceFile, find_files
+from data.text.files import CONVERSATION_SUFFIXES, SUFFIXES, ReadingNotes, SourceFile, find_files
 from data.text.streams import as_file
 from data.tfrecord.records import find_shards
-from data.tokenization.tokenizer import Tokenizer, is_pretrained_name, load_encoder
+from data.tokenization.tokenizer import Tokenizer, folder_of, is_pretrained_name, load_encoder
 from storage.files import check_writable, exists, is_local
 
 MAX_SPELLED = 8  # special tokens in a line
@@ -52,7 +54,7 @@ Encode = Callable[[Iterable[tuple[TextPiece, str | None]]], Iterator[tuple[TextP
 def write_splits(
     files: Sequence[SourceFile],
     options: DocumentOptions,
-    encoder: TextEncoder,
+    encoder: TextEncoder | DialogueEncoder,
     layouts: Mapping[str, ShardLayout],
     folder: ResumeFolder,
     encode: Encode | None = None,
@@ -164,7 +166,8 @@ def create_tfrecords(settings: Settings, log: Callable[[str], None] = print) -> 
     separator = separator_of(settings, tokenizer)
     notes = ReadingNotes()
     with as_file(settings.input_dir, notes) as source:
-        files = find_files([source], on_bad_file=settings.on_bad_file, notes=notes)
+        suffixes = CONVERSATION_SUFFIXES if settings.dialogue else SUFFIXES
+        files = find_files([source], (), suffixes, settings.on_bad_file, notes)
         content = settings.content_settings() | {
             "separator": separator,
             "tokenizer_sha256": tokenizer_sha256(tokenizer),
@@ -207,6 +210,7 @@ class _Job:
             separator=self.separator,
             padding=self.separator if padding is None else padding,
             minimum_tokens=settings.minimum_size,
+            conversations=settings.dialogue and settings.dialogue.packing,
         )
         return {TRAIN: train} | ({EVAL: replace(train, prefix=self.prefixes[EVAL])} if settings.eval_fraction else {})
 
@@ -253,8 +257,7 @@ def _check_free(settings: Settings, old_files: list[str]) -> None:
 def _create(job: _Job, folder: ResumeFolder, log: Callable[[str], None]) -> Manifest:
     settings, tokenizer = job.settings, job.tokenizer
     options = _document_options(job, log)
-    tokenizer = tokenizer.reading_special_tokens if settings.special_tokens else tokenizer
-    encoder = TextEncoder(tokenizer, settings.ftfy, settings.wikitext_detokenize)
+    encoder = _encoder(job)
     encode = _choose_encode(job, options, encoder, folder)
     splits = write_splits(job.files, options, encoder, job.layouts(), folder, encode, log)
     if not splits[TRAIN].files:
@@ -271,14 +274,32 @@ def _create(job: _Job, folder: ResumeFolder, log: Callable[[str], None]) -> Mani
     )
 
 
+def _encoder(job: _Job) -> TextEncoder | DialogueEncoder:
+    settings, tokenizer = job.settings, job.tokenizer
+    if settings.dialogue is None:
+        tokenizer = tokenizer.reading_special_tokens if settings.special_tokens else tokenizer
+        return TextEncoder(tokenizer, settings.ftfy, settings.wikitext_detokenize)
+    template, folder = settings.dialogue.chat_template, folder_of(settings.encoder_path)
+    encoder = DialogueEncoder(
+        tokenizer, job.separator, settings.example_tokens, template, folder, settings.dialogue.rules
+    )
+    _ = encoder.template  # finds what is wrong with it before any conversation is read
+    return encoder
+
+
 def _document_options(job: _Job, log: Callable[[str], None]) -> DocumentOptions:
     settings = job.settings
+    if settings.dialogue is not None:
+        text_format = TextFormat(convert=conversations_of)
+        return DocumentOptions(text_format, settings.deduplicate, settings.max_documents, settings.eval_fraction)
     text_format = TextFormat(settings.text_key, marker_of(settings.document_separator, job.tokenizer, job.separator))
     options = DocumentOptions(text_format, settings.deduplicate, settings.max_documents, settings.eval_fraction)
     return hold_out_end(options, job.files, log) if settings.eval_fraction else options
 
 
-def _choose_encode(job: _Job, options: DocumentOptions, encoder: TextEncoder, folder: ResumeFolder) -> Encode:
+def _choose_encode(
+    job: _Job, options: DocumentOptions, encoder: TextEncoder | DialogueEncoder, folder: ResumeFolder
+) -> Encode:
     settings = job.settings
     if settings.runner is None:
         return partial(encode_all, encoder=encoder, processes=settings.processes)
@@ -320,7 +341,7 @@ def _dataset_config(job: _Job, manifest: Manifest) -> Mapping[str, object] | Non
         "tokenizer_is_pretrained": is_name,
         "eos_id": job.separator,
         "padding_id": tokenizer.n_vocab if tokenizer.padding_id is None else tokenizer.padding_id,
-    }
+    } | ({"packing": "masked"} if settings.dialogue else {})
     return {"path": settings.write_dataset_config, "values": values}
 
 

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
 from configs.errors import DataError
+from data.dialogue.conversation import TurnRules
+from data.dialogue.templates import DIALOGPT
 from data.text.streams import is_pipe
 from data.tokenization.tokenizer import EOS_TOKEN, Tokenizer
 from storage import buckets
@@ -17,6 +19,24 @@ from storage.files import is_local
 MAX_CHUNK_SIZE = 1 << 24  # an example is held in memory
 CHUNKS, DOCUMENTS = MODES = ("chunks", "documents")
 _NOT_CONTENT = ("input_dir", "output_dir", "encoder_path", "processes", "overwrite", "on_bad_file", "runner")
+
+
+PACKED, SINGLE = PACKINGS = ("packed", "single")
+
+
+@dataclass(frozen=True)
+class DialogueSettings:
+    """How conversations become examples.
+
+    Attributes:
+        chat_template: see `load_template`.
+        packing: "packed": an example holds as many whole conversations as fit; "single": one.
+        rules: which turns are used.
+    """
+
+    chat_template: str = DIALOGPT
+    packing: str = PACKED
+    rules: TurnRules = TurnRules()
 
 
 @dataclass(frozen=True)
@@ -47,6 +67,7 @@ class Settings:
         runner: the runner of Apache Beam that encodes; None for processes of this machine.
         beam_options: Beam's own flags.
         mode: what a record is: "chunks", a chunk of the text, or "documents", one document of any length.
+        dialogue: how conversations become examples; None: the input is text.
     """
 
     input_dir: str
@@ -72,6 +93,7 @@ class Settings:
     runner: str | None = None
     beam_options: tuple[str, ...] = ()
     mode: str = CHUNKS
+    dialogue: DialogueSettings | None = None
 
     @property
     def example_tokens(self) -> int | None:
@@ -86,6 +108,8 @@ class Settings:
         if not self.special_tokens:  # so that what is there from before this setting is known again
             del values["special_tokens"]
         del values["mode" if self.mode == CHUNKS else "chunk_size"]
+        if self.dialogue is None:
+            del values["dialogue"]
         return values
 
 

@@ -10,9 +10,15 @@ from data.preprocessing.manifest import FileEntry, Split, checksum
 from data.preprocessing.packing import ResumePoint, ShardLayout, ShuffleBuffer, packer_of
 from data.preprocessing.resume import FinishedFile, ResumeFolder
 from data.preprocessing.splits import DocumentPosition
-from data.tfrecord.records import PARTIAL, SUFFIX, serialize_example
+from data.tfrecord.records import PARTIAL, SUFFIX, Record, serialize_example
 from meshtf import tf
 from storage.files import flush_to_disk, writing_to
+
+
+def _serialized(example: np.ndarray) -> bytes:
+    if example.dtype.names is None:
+        return serialize_example(example)
+    return serialize_example(Record(example["id"], example["weight"], example["segment"]))
 
 
 class ShardWriter:
@@ -79,7 +85,7 @@ class ShardWriter:
         with writing_to(self._folder.path, tf.errors.OpError):
             if self._file is None:
                 self._file = tf.io.TFRecordWriter(self._path_start() + PARTIAL)
-            self._file.write(serialize_example(example))
+            self._file.write(_serialized(example))
         self._tokens_in_file += len(example)
         if self._n_written - self._n_finished == self._layout.examples_per_file:
             self._finish_file()

@@ -30,7 +30,17 @@ import zstandard
 from configs.errors import UserError
 from data.text.archives import tar_members, zip_members
 from data.text.decompression import Expansion, open_bzip2, open_gzip, open_xz, open_zstandard, read_to_end
-from data.text.files import TEXT_SUFFIXES, ReadingNotes, SourceFile, cannot_read, is_read, open_source, suffix_of
+from data.text.files import (
+    CONVERSATION_SUFFIXES,
+    SUFFIXES,
+    TEXT_SUFFIXES,
+    ReadingNotes,
+    SourceFile,
+    cannot_read,
+    is_read,
+    open_source,
+    suffix_of,
+)
 from data.text.json_values import MAX_JSON_BYTES, begins_value, lines_of, values_of
 from data.text.marked_stream import MarkedStream
 from storage.files import decode_text
@@ -110,11 +120,14 @@ class TextFormat:
     Attributes:
         text_key: the key of a JSON object that holds the text (a string, or a list of paragraphs).
         marker: what separates documents inside a text; None if a text is one document.
+        convert: makes texts of a JSON value or of a line of plain text, each a document: yields the text, or None and
+            why there is none; None: the text is under `text_key`, and plain text is one document.
         max_bytes: longer plain text is kept in a temporary file.
     """
 
     text_key: str = "text"
     marker: str | None = None
+    convert: Callable[[object], Iterator[tuple[str | None, str | None]]] | None = None
     max_bytes: int = sys.maxsize
 
 
@@ -217,16 +230,24 @@ def _read_stream(stream: BinaryIO, context: _Context) -> Iterator[Document]:
         if context.name.lower().endswith(suffix):
             yield from read(stream, replace(context, name=context.name[: -len(suffix)]))
             return
+    if context.format.convert is None:
+        _note_plain_text(stream, context)
+    yield from _read_text(stream, context)
+
+
+def _note_plain_text(stream: BinaryIO, context: _Context) -> None:
     suffix = suffix_of(context.name)
     if stream.peek(_PEEKED_BYTES).removeprefix(codecs.BOM_UTF8).lstrip().startswith(_JSON_STARTS):
         context.notes.plain_text["of JSON (named .jsonl, its texts would be read)"] += 1
     elif suffix and suffix not in TEXT_SUFFIXES:
         context.notes.plain_text[suffix] += 1
-    yield from _read_text(stream, context)
 
 
 def _read_text(stream: BinaryIO, context: _Context) -> Iterator[Document]:
     marker, max_bytes = context.format.marker, context.format.max_bytes
+    if context.format.convert is not None:
+        yield from _read_lines(stream, context)
+        return
     if marker is None:
         yield _whole_text(stream, context.identity, max_bytes)
         return
@@ -239,6 +260,14 @@ def _read_text(stream: BinaryIO, context: _Context) -> Iterator[Document]:
         if not parts.next_part():
             return
         context.notes.markers += 1
+
+
+def _read_lines(stream: BinaryIO, context: _Context) -> Iterator[Document]:
+    """Converts plain text line by line."""
+    for number, line in lines_of(stream):
+        identity = f"{context.identity}:{number}"
+        document = _too_long(identity) if line is None else _document(identity, line)
+        yield from [document] if document.text is None else _converted(document.text, identity, context.format)
 
 
 def _whole_text(stream: BinaryIO | MarkedStream, identity: str, max_bytes: int) -> Document:
@@ -284,11 +313,12 @@ def _read_json_lines(stream: BinaryIO, context: _Context) -> Iterator[Document]:
         yield from _documents_of(values_of(first[1], stream), context, first=1)
         return
     second = next(lines, None)
-    if first and first[1] and second is None and _OBJECTS.match(first[1]):  # the file is an array in one line
+    is_array = first and first[1] and second is None and _OBJECTS.match(first[1])
+    if is_array and context.format.convert is None:  # the file is an array in one line, and no list of turns
         yield from _documents_of(values_of(first[1], stream), context, first=0)
         return
     for number, line in itertools.chain(filter(None, (first, second)), lines):
-        yield _parse_line(line, f"{context.identity}:{number}", context.format.text_key)
+        yield from _parse_line(line, f"{context.identity}:{number}", context.format)
 
 
 _OBJECTS = re.compile(rb"\s*\[\s*\{")
@@ -296,20 +326,33 @@ _OBJECTS = re.compile(rb"\s*\[\s*\{")
 
 def _documents_of(values: Iterator[object], context: _Context, first: int) -> Iterator[Document]:
     for number, value in enumerate(values, first):
-        yield _document_of_value(value, f"{context.identity}:{number}", context.format.text_key)
+        yield from _converted(value, f"{context.identity}:{number}", context.format)
 
 
-def _parse_line(line: bytes | None, identity: str, text_key: str) -> Document:
-    if line is None:
-        return Document(identity, None, f"a line of more than {MAX_JSON_BYTES:,} bytes")
-    document = _document(identity, line)
+def _parse_line(line: bytes | None, identity: str, text_format: TextFormat) -> Iterator[Document]:
+    document = _too_long(identity) if line is None else _document(identity, line)
     if document.text is None:
-        return document
+        yield document
+        return
     try:
         value = json.loads(document.text)
     except (ValueError, RecursionError) as error:  # the second: of lists in lists in lists
-        return Document(identity, None, f"not JSON: {error}")
-    return _document_of_value(value, identity, text_key)
+        yield Document(identity, None, f"not JSON: {error}")
+        return
+    yield from _converted(value, identity, text_format)
+
+
+def _too_long(identity: str) -> Document:
+    return Document(identity, None, f"a line of more than {MAX_JSON_BYTES:,} bytes")
+
+
+def _converted(value: object, identity: str, text_format: TextFormat) -> Iterator[Document]:
+    if text_format.convert is None:
+        yield _document_of_value(value, identity, text_format.text_key)
+        return
+    converted = list(text_format.convert(value))
+    for number, (text, problem) in enumerate(converted, start=1):
+        yield Document(identity if len(converted) == 1 else f"{identity}:{number}", text, problem)
 
 
 def _document_of_value(value: object, identity: str, text_key: str) -> Document:
@@ -378,7 +421,7 @@ def _read_members(members: Iterator[tuple[str, BinaryIO]], context: _Context) ->
     is_empty = True
     for name, content in members:
         is_empty = False
-        if is_read(name):
+        if is_read(name, SUFFIXES if context.format.convert is None else CONVERSATION_SUFFIXES):
             yield from _read_stream(content, context.member(name))
         else:
             context.notes.pass_over(name)

@@ -26,6 +26,7 @@ _JSON_SUFFIXES = (".jsonl", ".jsonlines", ".ndjson", ".json")
 _COMPRESSED = (".zst", ".tzst", ".xz", ".txz", ".bz2", ".tbz2", ".tbz", ".gz", ".tgz")
 SUFFIXES = (*TEXT_SUFFIXES, *_JSON_SUFFIXES, *_COMPRESSED, ".tar", ".zip")
 """Suffixes, in any case, of what is read from directories and archives; globs and single files may have any."""
+CONVERSATION_SUFFIXES = (*SUFFIXES, ".tsv")
 ON_BAD_FILE = ("stop", "skip")
 # Below these, a search has no end: they are the whole machine, or the kernel's own files.
 _ENDLESS = ("/", "/dev", "/proc", "/sys")

@@ -103,6 +103,10 @@ class Tokenizer:
         """Returns the first of these ids, none of them negative, that is no token; None: there is none."""
         return next((i for i in ids if self._backend.id_to_token(i) is None), None)
 
+    def id_of(self, token: str) -> int | None:
+        """Returns the id of a token by its name; None if there is no such token."""
+        return self._backend.token_to_id(token)
+
     @property
     def eos_id(self) -> int | None:
         """Id of the token that ends a document, such as `<|endoftext|>`; None if it is unknown."""
@@ -419,6 +423,16 @@ def is_pretrained_name(encoder_path: str) -> bool:
     """Returns whether `--encoder_path` is a Hugging Face name: it neither exists as a path nor looks like one."""
     is_path = not is_local(encoder_path) or encoder_path.endswith(".json") or os.path.isabs(encoder_path)
     return not is_path and not os.path.exists(encoder_path)
+
+
+def folder_of(encoder_path: str) -> str | None:
+    """Returns the folder of the tokenizer that `--encoder_path` names; None: it is a file in a bucket."""
+    if is_pretrained_name(encoder_path):
+        path = _download(encoder_path)
+        return str(path if path.is_dir() else path.parent)
+    if not is_local(encoder_path):
+        return None
+    return encoder_path if os.path.isdir(encoder_path) else os.path.dirname(os.path.abspath(encoder_path))
 
 
 def is_at_hand(encoder_path: str) -> bool:
