@@ -22,7 +22,7 @@ ATTENTION_TYPES = {
 }
 NUMBER_WORDS = ("nan", "inf", "infinity")
 QUOTED_NUMBER = re.compile(r"\d+(\.\d+)?[eE]-?\d+", re.ASCII)
-MAX_PATTERN_REPEATS = 10_000
+MAX_LAYERS = 1024
 MAX_INTEGER = 2**31 - 1
 VARIABLE = re.compile(r"\$\{?([A-Za-z_]\w*)")
 
@@ -290,7 +290,7 @@ def _expand_attention_item(item: Any) -> tuple[str, ...]:
         raise ValueIssue("is not a list of [pattern, repeats] pairs", ATTENTION_EXAMPLE)
     pattern, repeats = item
     names = tuple(parse_part("the attention", ATTENTION_TYPE, name) for name in pattern)
-    return names * parse_part("the number of repeats", integer(1, MAX_PATTERN_REPEATS), repeats)
+    return names * parse_part("the number of repeats", integer(1, MAX_LAYERS), repeats)
 
 
 def _parse_attention_types(value: Any) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from configs.kinds import (
     FLAG,
     FOLDER,
     LAYOUT,
+    MAX_LAYERS,
     MESH_SHAPE,
     NON_NEGATIVE,
     PATH,
@@ -74,7 +75,8 @@ DATASET_INERT_KEYS = {"lambada_tokens_path": "acts with the evaluation task lamb
 
 MAX_SEED = 2**31 - 1
 # Far above any model, and low enough that a slip of the finger is a message and not a machine without memory.
-MAX_FEATURES, MAX_LAYERS, MAX_TOKENS, MAX_EXAMPLES = 1 << 20, 10_000, 1 << 24, 1 << 20
+# Building and planning take a time that grows with layers and experts: some 0.5 seconds a layer.
+MAX_FEATURES, MAX_TOKENS, MAX_EXAMPLES, MAX_EXPERTS = 1 << 20, 1 << 24, 1 << 20, 1 << 12
 
 
 def setting(
@@ -123,7 +125,7 @@ def is_required(field: dataclasses.Field) -> bool:
 class MoeParams:
     """The mixture-of-experts layers: the members of the key `moe_params`."""
 
-    moe_num_experts: int = setting(integer(2, limit=MAX_FEATURES), "Experts of a layer.", unit="experts", default=16)
+    moe_num_experts: int = setting(integer(2, limit=MAX_EXPERTS), "Experts of a layer.", unit="experts", default=16)
     moe_hidden_size: int = setting(
         integer(1, limit=MAX_FEATURES), "Width of an expert's hidden layer.", unit="features", default=4096
     )

@@ -135,7 +135,7 @@ WRONG_VALUES = {
     ),
     "attention repeated zero times": (
         {"attention_types": [[["global"], 0]]},
-        'attention_types = [[["global"], 0]]: the number of repeats 0 is out of range; give an integer from 1 to 10000',
+        'attention_types = [[["global"], 0]]: the number of repeats 0 is out of range; give an integer from 1 to 1024',
     ),
     "a mesh without sizes": (
         {"mesh_shape": "x,y"},

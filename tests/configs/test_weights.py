@@ -172,7 +172,7 @@ def test_every_value_can_be_parsed_and_is_compared(tmp_path: Path, name: str) ->
 
 def test_too_many_layers_for_a_pattern(tmp_path: Path) -> None:
     gpt_2 = json.loads((GOLDEN / "gpt_2" / "config.json").read_text())
-    issue = "n_layer = 10001: is not a size; copy the file again, it must give an integer from 1 to 10000"
+    issue = "n_layer = 10001: is not a size; copy the file again, it must give an integer from 1 to 1024"
     assert issue in message(tmp_path, gpt_2 | {"n_layer": 10_001})
 
 
