@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -13,8 +14,8 @@ from configs.errors import UserError
 JOB = "worker"
 # The name or address of a machine, and a port: a:2222, 10.0.0.2:2222 or [::1]:2222.
 HOST = re.compile(r"(?P<machine>[\w.-]+|\[[0-9a-fA-F:.]+\]):(?P<port>\d{1,5})", re.ASCII)
-# The ports of a job under Slurm, by its id: below those that systems give to outgoing connections.
-FIRST_PORT, PORTS_PER_JOB, N_PORT_RANGES = 10_000, 32, 709
+# The ports of jobs under Slurm: below those that systems give to outgoing connections. A job has a multiple of 32.
+FIRST_PORT, N_PORTS, PORT_STEP = 10_000, 22_688, 32
 
 
 class ClusterError(UserError):
@@ -141,7 +142,7 @@ def _cluster_of_slurm() -> Cluster | None:
         index, n_tasks = int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_STEP_NUM_TASKS"])
         machines = _expand_machines(os.environ["SLURM_STEP_NODELIST"])
         counts = _expand_counts(os.environ["SLURM_STEP_TASKS_PER_NODE"])
-        port = _slurm_port()
+        ports = _slurm_ports(max(counts))
     except (ValueError, KeyError) as error:
         raise ClusterError(
             f"Slurm: its variables cannot be read: {type(error).__name__}: {error}; start the processes with srun, "
@@ -154,13 +155,23 @@ def _cluster_of_slurm() -> Cluster | None:
             f"Slurm: task {index} of {n_tasks} is not on the machine that a block distribution gives it; start the "
             "processes with srun --distribution=block, or give --hosts and --host_index"
         )
-    return _checked("Slurm", [f"{name}:{port + rank}" for name, rank in tasks], index)
+    return _checked("Slurm", [f"{name}:{ports[rank]}" for name, rank in tasks], index)
 
 
-def _slurm_port() -> int:
-    """Returns the first port of this step: jobs that share a machine, and steps of one job, have their own."""
+def _slurm_ports(n_tasks: int) -> Sequence[int]:
+    """Returns the ports of this step for the tasks of one machine.
+
+    They are those that Slurm has reserved (`srun --resv-ports`), or else follow from the ids: jobs that share a
+    machine, and steps of one job, have their own, but a job of more than PORT_STEP tasks there may meet a smaller one.
+    """
+    parts = filter(None, os.environ.get("SLURM_STEP_RESV_PORTS", "").split(","))
+    reserved = [int(port) for part in parts for port in _expand_range(part)]
+    if len(reserved) >= n_tasks:
+        return reserved
     job, step = (int(os.environ.get(f"SLURM_{name}_ID") or 0) for name in ("JOB", "STEP"))
-    return FIRST_PORT + (7 * job + step) % N_PORT_RANGES * PORTS_PER_JOB
+    width = PORT_STEP * math.ceil(n_tasks / PORT_STEP)
+    first = FIRST_PORT + (7 * job + step) % max(1, N_PORTS // width) * width
+    return range(first, first + width)
 
 
 def _expand_machines(text: str) -> list[str]:

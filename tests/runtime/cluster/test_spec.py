@@ -185,20 +185,28 @@ def test_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_cluster(None, None) == Cluster(("node01:10000", "node01:10001", "node02:10000"), 2)
 
 
-def slurm_ports(monkeypatch: pytest.MonkeyPatch, job: int, step: int) -> set[str]:
-    set_slurm(monkeypatch, PROCID="0", STEP_NUM_TASKS="8", STEP_NODELIST="n", STEP_TASKS_PER_NODE="8")
+def slurm_ports(monkeypatch: pytest.MonkeyPatch, job: int, step: int, n_tasks: int) -> set[str]:
+    count = str(n_tasks)
+    set_slurm(monkeypatch, PROCID="0", STEP_NUM_TASKS=count, STEP_NODELIST="n", STEP_TASKS_PER_NODE=count)
     set_slurm(monkeypatch, JOB_ID=str(job), STEP_ID=str(step))
     return {host.rpartition(":")[2] for host in find_cluster(None, None).hosts}
 
 
 @pytest.mark.parametrize("job", [1, 708, 709, 4_294_901_760])
+@pytest.mark.parametrize(("n_tasks", "n_jobs"), [(8, 50), (32, 50), (33, 50), (128, 25), (256, 10)])
 def test_slurm_jobs_and_steps_that_share_a_machine_have_their_own_ports(
-    monkeypatch: pytest.MonkeyPatch, job: int
+    monkeypatch: pytest.MonkeyPatch, job: int, n_tasks: int, n_jobs: int
 ) -> None:
-    steps = [(job + after, step) for after in range(50) for step in range(3)]
-    ports = [slurm_ports(monkeypatch, *step) for step in steps]
-    assert len(set().union(*ports)) == sum(map(len, ports)) == 8 * 150
+    steps = [(job + after, step) for after in range(n_jobs) for step in range(3)]
+    ports = [slurm_ports(monkeypatch, *step, n_tasks) for step in steps]
+    assert len(set().union(*ports)) == sum(map(len, ports)) == n_tasks * n_jobs * 3
     assert all(10_000 <= int(port) < 32_768 for port in set().union(*ports))
+
+
+def test_the_ports_that_slurm_has_reserved_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_slurm(monkeypatch, STEP_RESV_PORTS="12000,12003-12005")
+    assert slurm_ports(monkeypatch, 5, 0, 4) == {"12000", "12003", "12004", "12005"}
+    assert len(slurm_ports(monkeypatch, 5, 0, 5) & {"12000", "12003", "12004", "12005"}) == 0  # too few
 
 
 def test_one_task_of_slurm_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
