@@ -24,7 +24,6 @@ EXAMPLES_NAME = "global_step_examples"
 FUNCTIONS_NAME = "global_step_functions"
 DATASET_EXAMPLES_PREFIX = "global_step_examples_of/"  # a dataset's name follows
 FINISHED = re.compile(r"^[^.].*-\d+\.index$")  # the index is written last
-N_RECENT = 10  # checkpoints that stay, besides the permanent ones
 # What TensorFlow raises for a file that is cut off, empty, overwritten or missing, not for a network or permissions.
 DAMAGE = (tf.errors.DataLossError, tf.errors.OutOfRangeError, tf.errors.NotFoundError, ValueError)
 SLOT = re.compile(r"/adam_[mv]$|_slot_(vr|vc|v|m)$")  # optimiser state, also that of GPT-Neo's Adafactor
@@ -46,7 +45,8 @@ class CheckpointState:
     Attributes:
         times_seconds: when each was written, by path prefix, the newest last.
         permanent_seconds: when the last of the permanent checkpoints was written.
-        problem: what is wrong with the file `checkpoint`, so that others than those it names count; None: nothing.
+        problem: what is wrong with the file `checkpoint`, so that all in the folder count, or the newest that it names
+            is not there; None: nothing.
     """
 
     times_seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -71,7 +71,7 @@ def read_state(folder: str) -> CheckpointState:
             return named
         names = tf.io.gfile.listdir(folder) if tf.io.gfile.isdir(folder) else []
         finished = sorted((posixpath.join(folder, name) for name in names if FINISHED.search(name)), key=_index_step)
-        times = {path.removesuffix(".index"): tf.io.gfile.stat(path).mtime_nsec / 1e9 for path in finished[-N_RECENT:]}
+        times = {path.removesuffix(".index"): tf.io.gfile.stat(path).mtime_nsec / 1e9 for path in finished}
         return CheckpointState(times, problem=named if times or has_state else None)
     except tf.errors.OpError as error:
         raise CheckpointError(

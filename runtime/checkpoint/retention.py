@@ -19,7 +19,9 @@ class CheckpointRetention:
         self._model_path, self._keep_checkpoints = model_path, keep_checkpoints
         self._state_file = OwnFile(posixpath.join(model_path, STATE_FILE))
         state = read_state(model_path)
-        self._times_seconds = dict(state.times_seconds)
+        # Without the file `checkpoint`, nothing tells which of the older ones are permanent, so they stay.
+        first = -keep_checkpoints if state.problem else 0
+        self._times_seconds = dict(list(state.times_seconds.items())[first:])
         self._permanent_seconds = state.permanent_seconds if state.times_seconds else time.time()
 
     def add(self, path: str) -> None:

@@ -112,6 +112,19 @@ def test_as_many_checkpoints_stay_as_the_config_says(
     assert restore(latest_checkpoint(str(tmp_path)), small, 1) == TrainingPosition(14, 112)
 
 
+@pytest.mark.parametrize("keep_checkpoints", [3, 20])
+def test_without_the_list_of_checkpoints_older_ones_stay_and_the_next_are_counted(
+    tmp_path: Path, small: VariableStore, keep_checkpoints: int
+) -> None:
+    save_steps(tmp_path, small, range(1, 15), keep_checkpoints=20)
+    (tmp_path / "checkpoint").unlink()
+    save_steps(tmp_path, small, range(15, 19), keep_checkpoints)
+    newest = list(range(max(1, 19 - keep_checkpoints), 19))
+    assert steps_in_state(tmp_path) == newest
+    # 12 was the oldest of the newest three, and is permanent; which of the older ones were is not known.
+    assert steps_on_disk(tmp_path) == (list(range(1, 13)) + newest if keep_checkpoints == 3 else newest)
+
+
 def test_one_checkpoint_of_every_two_hours_is_permanent(tmp_path: Path, small: VariableStore) -> None:
     save_steps(tmp_path, small, range(1, 11))
     state = tf.train.get_checkpoint_state(tmp_path)
