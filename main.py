@@ -372,7 +372,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.prompt_text is not None:
         given["prompt_text"] = unescape(arguments.prompt_text)
     search = LayoutSearch(arguments.auto_layout_and_mesh_shape, arguments.apply) if _chooses_layout(arguments) else None
-    options = Options(**given, serving=serving, layout_search=search)
+    options = Options(**given, serving=serving, layout_search=search, notes=notes)
     # TensorFlow takes seconds to load, so errors of the command line and the config come first.
     from commands.dispatch import confirm_delete, run
 

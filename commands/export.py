@@ -16,7 +16,7 @@ from runtime.run import directory as run_directory
 def export(config: RunConfig, options: Options) -> int:
     """Writes a TensorFlow SavedModel, or a directory for Hugging Face's transformers."""
     path = newest_checkpoint(config) if options.init_from is None else options.init_from
-    weights, directory = find_weights(checked_weights(path, config)), options.export_dir
+    weights, directory = find_weights(checked_weights(path, config, options.notes)), options.export_dir
     tokenizer = trained_tokenizer(config, options.init_from)
     if options.init_from is None:
         run_directory.check_settings(config, tokenizer and tokenizer.to_json())

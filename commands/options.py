@@ -73,6 +73,7 @@ class Options:
         export_dir: the folder of an export.
         serving: the settings of the command serve; None for other commands.
         layout_search: how to choose a layout; None: the config's layout is used.
+        notes: what has been said of the model config.
     """
 
     hosts: str | None
@@ -93,6 +94,7 @@ class Options:
     export_dir: str
     serving: ServingSettings | None
     layout_search: LayoutSearch | None
+    notes: Sequence[str]
 
 
 def idle_in_command(command: str, typed: Collection[str], overrides: Collection[str], config: RunConfig) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 from commands.backend import Backend, backend_of
 from commands.console import say
@@ -150,8 +151,8 @@ def load_trained(run: Run) -> TrainingPosition:
     return restore_latest(run)
 
 
-def checked_weights(path: str, config: RunConfig) -> str:
-    """Says what the model computes otherwise than the program that wrote its weights.
+def checked_weights(path: str, config: RunConfig, notes: Sequence[str]) -> str:
+    """Says what the model computes otherwise than the program that wrote its weights, unless `notes` say so already.
 
     Returns:
         The path, or that of the checkpoint that a folder stands for.
@@ -161,14 +162,15 @@ def checked_weights(path: str, config: RunConfig) -> str:
     """
     checkpoint = None if is_huggingface_folder(weights_at(path)) else find_checkpoint(weights_at(path))
     for line in [] if checkpoint is None else check_functions(checkpoint, config.model):
-        say(line)
+        if not any(note.endswith(line.removeprefix(checkpoint)) for note in notes):
+            say(line)
     return checkpoint or path
 
 
 def load_init_from(run: Run) -> TrainingPosition:
     """Loads the weights of `--init_from`; training starts from step 0."""
     path = run.options.init_from
-    load_initial_weights(checked_weights(path, run.config), run.placement.store)
+    load_initial_weights(checked_weights(path, run.config, run.options.notes), run.placement.store)
     say(f"loaded weights from {path}")
     return TrainingPosition(0, 0)
 
@@ -182,7 +184,7 @@ def restore_latest(run: Run) -> TrainingPosition:
     for path in _checkpoints(run.config):
         position, damage = _try_to_restore(run, path)
         if position is not None:
-            checked_weights(path, run.config)
+            checked_weights(path, run.config, run.options.notes)
             say(f"restored {path}")
             return position
         say(f"{damage.problem}; trying the checkpoint before it")
