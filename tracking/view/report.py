@@ -33,7 +33,7 @@ MFU = re.compile(r".*\.(mfu|.*flops_utili[sz]ation)")
 MAX_SAMPLE_STEPS = 8
 MAX_SAMPLE, OUTPUT_BYTES = 6_000, 32 * 1024  # characters, bytes
 GIB = 2.0**30
-NAMED_BY_STEP = re.compile(r"predictions_.*_(\d+)\.(?:txt|jsonl)")
+NAMED_BY_STEP = re.compile(r"predictions_.*?_(\d+)(?:\.(\d+))?\.(?:txt|jsonl)")  # by step, and by number from 2
 SAMPLE_HEAD = re.compile(r"^=+ SAMPLE \d+ =+\n", re.MULTILINE)
 
 
@@ -257,10 +257,13 @@ def _finite_values(series: Series | None) -> np.ndarray:
 
 
 def _samples(artifacts: Sequence[Path], prompt: str) -> dict[str, Any]:
-    """Returns the samples, each as prompt and answer: a column for each step, a row for each sample."""
-    found = {int(named[1]): path for path in artifacts if (named := NAMED_BY_STEP.fullmatch(path.name))}
+    """Returns the samples, each as prompt and answer: a column for each step, a row for each sample of its files."""
+    found: dict[int, list[tuple[int, Path]]] = {}
+    for path in artifacts:
+        if named := NAMED_BY_STEP.fullmatch(path.name):
+            found.setdefault(int(named[1]), []).append((int(named[2] or 1), path))
     chosen = [sorted(found)[index] for index in evenly_spaced(len(found), MAX_SAMPLE_STEPS)]
-    columns = [read_samples(found[step], prompt) for step in chosen]
+    columns = [[one for _, path in sorted(found[step]) for one in read_samples(path, prompt)] for step in chosen]
     n_rows = max(map(len, columns), default=0)
     rows = [[column[row] if row < len(column) else ("", "") for column in columns] for row in range(n_rows)]
     return {"steps": chosen, "rows": rows, "n_steps": len(found)}

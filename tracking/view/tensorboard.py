@@ -125,8 +125,9 @@ class _TextEvents:
             named = NAMED_BY_STEP.fullmatch(path.name)
             if named and path.name not in self._written:
                 self._written.add(path.name)
+                later = f" of file {named[2]}" if named[2] else ""
                 for number, (prompt, answer) in enumerate(read_samples(path)):
-                    self._write(f"sample {number}", int(named[1]), prompt + answer)
+                    self._write(f"sample {number}{later}", int(named[1]), prompt + answer)
 
     def _write(self, tag: str, step: int, text: str) -> None:
         from tensorboard.compat.proto.event_pb2 import Event  # imported here, as TensorBoard is optional

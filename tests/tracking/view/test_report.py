@@ -213,6 +213,17 @@ def test_samples_are_side_by_side_by_step(tmp_path: Path) -> None:
     }
 
 
+def test_all_files_of_a_step_are_shown_the_first_first(tmp_path: Path) -> None:
+    run = small_run(tmp_path)
+    names = ["predictions_3_20.10.txt", "predictions_3_20.2.txt", "predictions_3_20.txt", "predictions_3_20.3.jsonl"]
+    for name in names:
+        text = json.dumps({"prompt": "", "text": name}) if name.endswith("l") else name
+        (run.folder / name).write_text(text)
+    run = Run(run.folder, {**run.entry, "artifacts": names}, run.config, run.info)
+    rows = [[("", f"predictions_3_20{ending}")] for ending in (".txt", ".2.txt", ".3.jsonl", ".10.txt")]
+    assert page_data(run)["samples"] == {"steps": [20], "rows": rows, "n_steps": 1}
+
+
 @pytest.mark.parametrize(
     ("prompt", "cell"),
     [
