@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from commands.options import Options
-from configs.errors import ConfigError, UserError
+from configs.errors import ConfigError, UserError, looked_from
 from configs.prompts import DEFAULT_PROMPT, Prompt, parse_prompts, starts_as_json_lines
 from configs.reader import raise_issues
 from configs.schema import RunConfig
@@ -88,7 +88,8 @@ def _read(path: str) -> str:
     try:
         return (sys.stdin.buffer.read() if path == STDIO else read_bytes(path)).decode("utf-8-sig")
     except OSError as error:
-        raise UserError(f"--prompt {path}: cannot be read: {error.strerror}; give a text file") from error
+        where = "" if path == STDIO else looked_from(path)
+        raise UserError(f"--prompt {path}: cannot be read: {error.strerror}; give a text file{where}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"--prompt {path}: is not UTF-8 text: {error}; give a text file") from error
 

@@ -17,7 +17,7 @@ from configs import schema
 from configs.command_line import read_overrides
 from configs.cross_checks import PREDICTION_CHECKS, RUN_CHECKS
 from configs.datasets import check_datasets, default_input_fn, load_datasets, special_ids
-from configs.errors import ConfigError, ValueIssue, did_you_mean
+from configs.errors import ConfigError, ValueIssue, did_you_mean, looked_from
 from configs.reader import ConfigReader, RawValue, raise_issues, read_file, rename_aliases, shown
 from configs.schema import RUN_FIELDS, PredictionConfig, RunConfig, is_required, keys_of
 from configs.weights import (
@@ -91,11 +91,13 @@ def find_model_config(model: str) -> Path:
         return Path(model, CONFIG_FILE)
     if model.endswith(".json") or (os.sep in model and os.path.exists(model)):  # such as a pipe
         return Path(model)
+    if os.sep in model:
+        raise ConfigError(f"{model}: there is no such file or folder; check the path{looked_from(model)}")
     path = CONFIGS_DIR / f"{model}.json"
     if not os.path.isfile(path):
         names = sorted(file.stem for file in CONFIGS_DIR.glob("*.json"))
         remedy = did_you_mean(model, names, f"use {', '.join(names)}, or the path of a .json file")
-        raise ConfigError(f"{path}: there is no config of this name; {remedy}")
+        raise ConfigError(f"{path}: there is no config of this name; {remedy}{looked_from(model)}")
     return path
 
 

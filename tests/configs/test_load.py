@@ -182,7 +182,8 @@ def test_all_issues_of_all_files_are_raised_together(tmp_path):
 
 
 def test_an_unknown_config_name():
-    expected = f"{CONFIGS_DIR / 'gpt2_smal.json'}: there is no config of this name; did you mean gpt2_small?"
+    expected = f"{CONFIGS_DIR / 'gpt2_smal.json'}: there is no config of this name; did you mean gpt2_small? "
+    expected += f"(relative paths start at {Path.cwd()})"
     assert message_of("gpt2_smal") == expected
     assert "gpt3_13B_256_Pile, " in message_of("zzz")
     assert message_of("a" * 5000).count("\n") == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from configs.errors import ConfigError
+from configs.errors import ConfigError, looked_from
 from tracking.mongodb import runs
 from tracking.mongodb.upload import describe_url
 from tracking.record.store import Run, damaged_info, describe_unreadable, find_run, list_runs
@@ -21,7 +21,9 @@ def all_runs(store: Path, mongo_url: str | None) -> str:
     if mongo_url:
         return _table(runs.list_runs(mongo_url), f"MongoDB at {describe_url(mongo_url)}")
     damaged = [line for run in list_runs(store) for line in damaged_info(run)]
-    return "\n".join([_table(list_runs(store), store), *describe_unreadable(store), *damaged])
+    return "\n".join(
+        [_table(list_runs(store), f"{store}{looked_from(str(store))}"), *describe_unreadable(store), *damaged]
+    )
 
 
 def _table(runs: Sequence[Run], place: object) -> str:

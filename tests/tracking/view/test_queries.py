@@ -35,6 +35,8 @@ def test_runs_are_listed_and_compared(store: Path, capsys: pytest.CaptureFixture
     assert capsys.readouterr().out.splitlines()[-1].split() == ["lr", "0.2", "0.1"]
     assert run_experiment.main(["--list", "--store", str(store / "none")]) == 0
     assert capsys.readouterr().out == f"no run is in {store / 'none'}\n"
+    assert run_experiment.main(["--list", "--store", "none"]) == 0
+    assert capsys.readouterr().out == f"no run is in none (relative paths start at {Path.cwd()})\n"
 
 
 def test_a_report_is_written_and_its_path_printed(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
