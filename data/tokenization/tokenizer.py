@@ -43,6 +43,7 @@ PIECE_CHARACTERS = 1 << 18
 PIECES_AT_ONCE = 8
 MAX_WORD_CHARACTERS = 1 << 20  # a longer word is cut, to bound memory
 _RARE_LETTER = "\u2d30"  # of Tifinagh
+_LOCAL_NORMALIZERS = ("NFC", "NFD", "NFKC", "NFKD", "Lowercase")
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 # Byte-level tokens write a visible byte as the character of that number, and the others as characters from 256 on.
 _VISIBLE = (*range(33, 127), *range(161, 173), *range(174, 256))
@@ -341,10 +342,13 @@ def _splits_at_lines(backend: tokenizers.Tokenizer) -> bool:
     """Returns whether every `SEAM` is a token boundary.
 
     In GPT-2's regular expression, which byte-level tokenizers use, a line break between two characters that are not
-    white space is a word of its own, such a space begins a word, and a word ends where its letters end.
+    white space is a word of its own, such a space begins a word, and a word ends where its letters end. A normaliser
+    must not look further than that; one that strips a text would strip each piece.
     """
-    words = backend.pre_tokenizer
-    return isinstance(words, pre_tokenizers.ByteLevel) and not words.add_prefix_space and words.use_regex
+    words, normalizer = backend.pre_tokenizer, backend.normalizer
+    steps = json.loads(normalizer.__getstate__()) if normalizer else {"normalizers": []}
+    is_local = all(step["type"] in _LOCAL_NORMALIZERS for step in steps.get("normalizers", [steps]))
+    return is_local and isinstance(words, pre_tokenizers.ByteLevel) and not words.add_prefix_space and words.use_regex
 
 
 def _groups(pieces: Iterable[str]) -> Iterator[list[str]]:

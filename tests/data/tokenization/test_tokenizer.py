@@ -16,7 +16,7 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import decoders, models, pre_tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 import data.tokenization.tokenizer
 from configs.errors import ConfigError, DataError
@@ -268,7 +268,23 @@ PARTS = [
 ]
 
 
-TOKENIZERS = [TOKENIZER, train_byte_level_bpe(SAMPLE * 5, 310, nfkc=True)]
+def normalizing(*steps: normalizers.Normalizer) -> Tokenizer:
+    backend = tokenizers.Tokenizer.from_str(TOKENIZER.to_json())
+    backend.normalizer = normalizers.Sequence(list(steps))
+    return Tokenizer(backend)
+
+
+TOKENIZERS = [
+    TOKENIZER,
+    train_byte_level_bpe(SAMPLE * 5, 310, nfkc=True),
+    normalizing(normalizers.NFD(), normalizers.Lowercase()),
+    normalizing(normalizers.NFKC(), normalizers.Strip()),
+    normalizing(normalizers.Replace("the", "\n"), normalizers.Prepend("_")),
+]
+
+
+def test_only_a_normaliser_that_stays_within_words_lets_a_text_be_cut():
+    assert [tokenizer._is_cut for tokenizer in TOKENIZERS] == [True, True, True, False, False]
 
 
 @pytest.mark.parametrize("tokenizer", TOKENIZERS)
