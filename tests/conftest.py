@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 import tempfile
+from collections.abc import Iterator
 
 import pytest
 
@@ -37,6 +38,14 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         from runtime.mesh.devices import choose_devices
 
         session.config.stash[DEVICES] = choose_devices(None, N_DEVICES)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_wait_for_the_disk() -> Iterator[None]:
+    """Lets this process write at the speed of memory; which errors of fsync are met, processes of their own test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture(scope="session")

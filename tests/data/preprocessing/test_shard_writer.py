@@ -67,6 +67,27 @@ def stream_of(folder: str, split: Split) -> list[int]:
     return [int(i) for entry in split.files for example in read_examples(f"{folder}/{entry.name}") for i in example]
 
 
+def written_again(folder: str, documents: list[list[list[int]]], layout: ShardLayout, split: Split) -> Iterator[Split]:
+    """Yields what is written after each of the files, with those after it removed."""
+    for last in range(len(split.files), 0, -1):
+        Path(f"{folder}/{TRAIN}/{last - 1}.json").unlink()
+        Path(f"{folder}/{split.files[last - 1].name}").unlink()
+        yield write(folder, documents, layout)
+
+
+def stats_of(whole: list[list[int]], kept: list[list[int]], **others: int) -> PackingStats:
+    n_empty = sum(not ids for ids in whole)
+    return PackingStats(
+        documents_read=len(whole),
+        documents_kept=len(kept),
+        discarded_empty=n_empty,
+        discarded_short=len(whole) - len(kept) - n_empty,
+        text_bytes=2 * sum(map(len, kept)),
+        text_tokens=sum(map(len, kept)),
+        **others,
+    )
+
+
 @given(st.lists(PIECES, max_size=5), LAYOUTS)
 @settings(max_examples=12, deadline=None)
 def test_files_are_the_packed_documents_and_writing_resumes_after_any_of_them(documents, layout):
@@ -77,27 +98,15 @@ def test_files_are_the_packed_documents_and_writing_resumes_after_any_of_them(do
         split = write(folder, documents, layout)
         padding = -len(expected) % layout.example_tokens
         assert stream_of(folder, split) == expected + [PADDING] * padding
-        n_empty = sum(not ids for ids in whole)
-        assert split.stats == PackingStats(
-            documents_read=len(whole),
-            documents_kept=len(kept),
-            discarded_empty=n_empty,
-            discarded_short=len(whole) - len(kept) - n_empty,
-            text_bytes=2 * sum(map(len, kept)),
-            text_tokens=sum(map(len, kept)),
-            separator_tokens=len(kept),
-            padding_tokens=padding,
-            examples=(len(expected) + padding) // layout.example_tokens,
-        )
+        n_examples = (len(expected) + padding) // layout.example_tokens
+        added = {"separator_tokens": len(kept), "padding_tokens": padding, "examples": n_examples}
+        assert split.stats == stats_of(whole, kept, **added)
         assert sum(entry.documents for entry in split.files) == len(kept)
         assert sum(entry.tokens for entry in split.files) == len(expected) + padding
-        for last in range(len(split.files), 0, -1):
-            Path(f"{folder}/{TRAIN}/{last - 1}.json").unlink()
-            Path(f"{folder}/{split.files[last - 1].name}").unlink()
-            assert write(folder, documents, layout) == split
+        assert all(again == split for again in written_again(folder, documents, layout, split))
 
 
-@given(st.lists(PIECES, max_size=8), LAYOUTS)
+@given(st.lists(PIECES, max_size=5), LAYOUTS)
 @settings(max_examples=12, deadline=None)
 def test_records_of_documents_are_their_ids_alone_and_writing_resumes_after_any_file(documents, layout):
     layout = replace(layout, example_tokens=None)
@@ -107,25 +116,13 @@ def test_records_of_documents_are_their_ids_alone_and_writing_resumes_after_any_
         split = write(folder, documents, layout)
         records = [ids.tolist() for entry in split.files for ids in read_examples(f"{folder}/{entry.name}")]
         assert records == kept
-        n_empty = sum(not ids for ids in whole)
-        assert split.stats == PackingStats(
-            documents_read=len(whole),
-            documents_kept=len(kept),
-            discarded_empty=n_empty,
-            discarded_short=len(whole) - len(kept) - n_empty,
-            text_bytes=2 * sum(map(len, kept)),
-            text_tokens=sum(map(len, kept)),
-            examples=len(kept),
-        )
+        assert split.stats == stats_of(whole, kept, examples=len(kept))
         assert [entry.documents for entry in split.files] == [entry.examples for entry in split.files]
         assert sum(entry.tokens for entry in split.files) == sum(map(len, kept))
-        for last in range(len(split.files), 0, -1):
-            Path(f"{folder}/{TRAIN}/{last - 1}.json").unlink()
-            Path(f"{folder}/{split.files[last - 1].name}").unlink()
-            assert write(folder, documents, layout) == split
+        assert all(again == split for again in written_again(folder, documents, layout, split))
 
 
-@given(st.lists(PIECES, max_size=8), LAYOUTS, st.integers(1, 6))
+@given(st.lists(PIECES, max_size=5), LAYOUTS, st.integers(1, 6))
 @settings(max_examples=12, deadline=None)
 def test_shuffled_files_hold_all_examples_and_writing_resumes_after_any_of_them(documents, layout, shuffle_examples):
     shuffling = replace(layout, shuffle_examples=shuffle_examples)
@@ -136,10 +133,7 @@ def test_shuffled_files_hold_all_examples_and_writing_resumes_after_any_of_them(
         length = layout.example_tokens
         ids, expected = (np.reshape(stream_of(*made), (-1, length)) for made in ((folder, split), (plain, in_order)))
         assert sorted(ids.tolist()) == sorted(expected.tolist())
-        for last in range(len(split.files), 0, -1):
-            Path(f"{folder}/{TRAIN}/{last - 1}.json").unlink()
-            Path(f"{folder}/{split.files[last - 1].name}").unlink()
-            again = write(folder, documents, shuffling)
+        for again in written_again(folder, documents, shuffling, split):
             assert again.stats == split.stats
             assert [entry.sha256 for entry in again.files] == [entry.sha256 for entry in split.files]
 
