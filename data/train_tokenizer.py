@@ -91,7 +91,7 @@ def train_tokenizer(settings: Settings) -> str:
 
 def _train(settings: Settings, files: Sequence[SourceFile], notes: ReadingNotes) -> Tokenizer:
     marker = EOS_TOKEN if settings.document_separator == "eos" else settings.document_separator
-    text_format = TextFormat(settings.text_key, marker, MAX_TEXT_BYTES)
+    text_format = TextFormat(settings.text_key, marker, max_bytes=MAX_TEXT_BYTES)
     with tqdm(files, desc="reading", unit="file", disable=None) as bar:
         texts = _texts(read_all_documents(bar, text_format, notes), settings)
         return train_byte_level_bpe(texts, settings.vocab_size, settings.nfkc, settings.add_prefix_space, _say)
