@@ -89,13 +89,13 @@ $(VENV)/.run-packages: requirements.txt | $(VENV)/.created
 	@$(PIP) -r requirements.txt
 	@touch $@
 
-$(VENV)/.dev-packages: requirements-dev.txt requirements-serve.txt $(VENV)/.run-packages
+$(VENV)/.dev-packages: requirements-dev.txt requirements-serve.txt requirements-tasks.txt $(VENV)/.run-packages
 	@echo "Installing the packages of requirements-dev.txt into $(VENV)."
 	@$(PIP) -r requirements-dev.txt
 	@touch $@
 
 # On Linux PyPI's torch brings CUDA along; PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu gives a smaller one.
-$(PARITY)/.parity-packages: requirements.txt requirements-serve.txt requirements-dev.txt
+$(PARITY)/.parity-packages: requirements.txt requirements-serve.txt requirements-tasks.txt requirements-dev.txt
 	@$(MAKE) --no-print-directory VENV=$(PARITY) $(PARITY)/.dev-packages
 	@echo "Installing torch and transformers 5 into $(PARITY)."
 	@$(PARITY)/bin/python -m pip -qq --disable-pip-version-check install torch==2.13.0 transformers==5.23.0

@@ -19,6 +19,7 @@ JOBS = {
     "serving": "OpenAI's API over HTTP",
     "inputs.py": "batches of a run",
     "runtime": "execution",
+    "tasks": "published evaluations",
     "tracking": "experiments, without TensorFlow",
     "data": "text to token ids",
     "models": "token ids to tensors",

@@ -15,6 +15,8 @@ import httpx2
 import pytest
 
 import run_experiment
+import tasks.dialogue.__main__
+import tasks.dialogue.agreement
 from configs.load import load_config
 from data import check_tfrecords, create_tfrecords, train_tokenizer
 from main import config_overrides, parse_arguments
@@ -99,6 +101,11 @@ def check_script(script: str, arguments: Sequence[str]) -> None:
     assert {word.split("=")[0] for word in arguments if word.startswith("--")} <= set(known)
 
 
+MODULES: dict[str, Callable[[Sequence[str]], object]] = {
+    "pytest": check_pytest,
+    "tasks.dialogue": tasks.dialogue.__main__.parse_arguments,
+    "tasks.dialogue.agreement": tasks.dialogue.agreement.parse_arguments,
+}
 PARSERS: dict[str, Callable[[Sequence[str]], object]] = {
     "main.py": check_main,
     "run_experiment.py": check_experiment,
@@ -109,8 +116,8 @@ PARSERS: dict[str, Callable[[Sequence[str]], object]] = {
 
 
 def check_python(arguments: Sequence[str]) -> None:
-    if list(arguments[:2]) == ["-m", "pytest"]:
-        check_pytest(arguments[2:])
+    if arguments[0] == "-m":
+        MODULES[arguments[1]](arguments[2:])
     elif arguments[0] in PARSERS:
         PARSERS[arguments[0]](arguments[1:])
     else:
@@ -252,6 +259,8 @@ def test_commands_are_found() -> None:
     "command",
     [
         "make quickstrat",
+        "python3 -m tasks.dialogue hyp.txt --n_refs none",
+        "python3 -m tasks.nothing",
         "python3 main.py --model quickstrat",
         "python3 main.py --model quickstart --evaluate",
         "python3 main.py --model quickstart --set lerning_rate=1",
@@ -268,5 +277,5 @@ def test_commands_are_found() -> None:
     ],
 )
 def test_a_command_that_cannot_be_run_is_caught(command: str) -> None:
-    with pytest.raises((AssertionError, ValueError, SystemExit, FileNotFoundError)):
+    with pytest.raises((AssertionError, KeyError, ValueError, SystemExit, FileNotFoundError)):
         check(shlex.split(command))

@@ -49,7 +49,7 @@ def requirements(name: str) -> list[Requirement]:
     return [Requirement(line) for line in lines if line and not line.startswith("-r")]
 
 
-RUN_REQUIREMENTS = [*requirements("requirements.txt"), *requirements("requirements-serve.txt")]
+RUN_REQUIREMENTS = [each for name in ("", "-serve", "-tasks") for each in requirements(f"requirements{name}.txt")]
 ALL_REQUIREMENTS = [*RUN_REQUIREMENTS, *requirements("requirements-dev.txt")]
 
 
