@@ -84,10 +84,10 @@ def measure_agreement(settings: Settings, say: Say) -> dict[str, Agreement]:
         judged = read_judged_answers(settings.judgements)
         human = judged.judgements
         found |= agreement_of_metrics(judged, settings, say)
-    elif settings.scores:
-        human = read_score_table(settings.judgements)
     else:
-        raise DataError(f"{settings.judgements}: is a table of judgements; give tables of scores to compare with it")
+        human = read_score_table(settings.judgements)
+        if not settings.scores:
+            raise DataError(f"{human.path}: is a table of judgements; give tables of scores to compare with it")
     for path in settings.scores:
         found[os.path.basename(path)] = agreement_of_tables(human, read_score_table(path), say)
     return found

@@ -75,10 +75,10 @@ def measure_meteor(
         UserError: there is no room for temporary files.
     """
     n_refs = max(map(len, references))
-    repeated = [texts[number % len(texts)] for texts in references for number in range(n_refs)]
+    filled = [text for texts in references for text in [*texts, *[""] * (n_refs - len(texts))]]  # an empty one is worst
     with tempfile.TemporaryDirectory() as folder:
         paths = [os.path.join(folder, name) for name in ("hypotheses", "references")]
-        for path, texts in zip(paths, (hypotheses, repeated), strict=True):
+        for path, texts in zip(paths, (hypotheses, filled), strict=True):
             with writing_to(folder), open(path, "w", encoding="utf-8") as file:
                 file.writelines(f"{' '.join(text.split())}\n" for text in texts)
         command = ["java", "-Xmx2g", "-jar", jar, *paths, "-r", str(n_refs), "-l", "en", *["-norm"] * is_normalized]

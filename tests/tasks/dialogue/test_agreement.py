@@ -99,6 +99,7 @@ def test_a_folder_reads_as_the_archive_and_tables_are_shown(tmp_path: Path, caps
     ("files", "message"),
     [
         ({"human": JUDGED}, "human.txt: is a table of judgements; give tables of scores to compare with it"),
+        ({"human": ["\0"]}, "human.txt: is not a table; give a line of systems, then a line of"),
         ({"human": JUDGED, "x": ["id\tQ", "k1\t1"]}, "x.txt: has none of the systems of human.txt; use their names"),
         ({"human": JUDGED, "x": ["id\tA", "k9\t1"]}, "x.txt: has none of the contexts of human.txt; use their names"),
         (
