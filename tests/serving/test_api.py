@@ -442,30 +442,66 @@ def test_no_stop_string_counts_before_min_tokens(client: openai.OpenAI) -> None:
     assert complete(client, "abc", **fields, extra_body={"min_tokens": 5}).choices[0].text == "abcabca"
 
 
-# What each parameter of OpenAI's client may be, and what the answer to it is: None where it is refused by name.
-OF_COMPLETIONS: dict[str, list[tuple[Any, list[str] | None]]] = {
-    "model": [("scripted", ["abcab"])],
-    "prompt": [("xy", ["xyxyx"]), (["xy", "z"], ["xyxyx", "zzzzz"]), (None, [""])],
-    "best_of": [(3, ["abcab"])],
-    "echo": [(True, ["abcabcab"]), (False, ["abcab"])],
-    "frequency_penalty": [(-2.0, ["abcab"]), (2.0, ["abcab"])],
-    "logit_bias": [({"50": -100}, ["abcab"]), ({}, ["abcab"])],
-    "logprobs": [(0, ["abcab"]), (5, ["abcab"])],
-    "max_tokens": [(2, ["ab"]), (0, [""])],
-    "n": [(2, ["abcab", "abcab"])],
-    "presence_penalty": [(-2.0, ["abcab"]), (2.0, ["abcab"])],
-    "seed": [(7, ["abcab"]), (-7, ["abcab"])],
-    "stop": [("c", ["ab"]), (["x", "b", "c", "d"], ["a"])],
-    "stream": [(False, ["abcab"]), (True, ["abcab"])],
-    "stream_options": [(None, ["abcab"]), ({"include_usage": True}, None)],
-    "suffix": [("x", None), (None, ["abcab"])],
-    "temperature": [(0, ["abcab"])],
-    "top_p": [(0, ["abcab"]), (1, ["abcab"])],
-    "user": [("somebody", ["abcab"])],
-    "extra_headers": [({"OpenAI-Organization": "ours"}, ["abcab"])],
-    "extra_query": [({"api-version": "1"}, None), ({}, ["abcab"])],
-    "extra_body": [({"top_k": 5}, ["abcab"]), ({"temprature": 1}, None)],
-    "timeout": [(60, ["abcab"])],
+STREAM = {"stream": True}
+# Requests with each parameter of OpenAI's client, and the texts of the answer: None where it is refused by name.
+OF_COMPLETIONS: dict[str, list[tuple[dict[str, Any], list[str] | None]]] = {
+    "model": [({"model": "scripted"}, ["abcab"])],
+    "prompt": [
+        ({"prompt": "xy"}, ["xyxyx"]),
+        ({"prompt": ["xy", "z"]}, ["xyxyx", "zzzzz"]),
+        ({"prompt": ids("xy")}, ["xyxyx"]),
+        ({"prompt": [ids("xy"), ids("z")]}, ["xyxyx", "zzzzz"]),
+        ({"prompt": None}, [""]),
+        ({"prompt": []}, None),
+    ],
+    "best_of": [
+        ({"best_of": 3}, ["abcab"]),
+        ({"best_of": 3, "n": 2}, ["abcab", "abcab"]),
+        ({"best_of": 1, **STREAM}, ["abcab"]),
+        ({"best_of": None}, ["abcab"]),
+        ({"best_of": 2, "n": 3}, None),
+        ({"best_of": 3, **STREAM}, None),
+    ],
+    "echo": [
+        ({"echo": True}, ["abcabcab"]),
+        ({"echo": True, "n": 2, **STREAM}, ["abcabcab", "abcabcab"]),
+        ({"echo": True, "logprobs": 2, "max_tokens": 0}, ["abc"]),
+        ({"echo": False}, ["abcab"]),
+    ],
+    "frequency_penalty": [({"frequency_penalty": -2.0}, ["abcab"]), ({"frequency_penalty": 2.1}, None)],
+    "logit_bias": [({"logit_bias": {"50": -100}}, ["abcab"]), ({"logit_bias": {}}, ["abcab"])],
+    "logprobs": [({"logprobs": 0}, ["abcab"]), ({"logprobs": 5, **STREAM}, ["abcab"]), ({"logprobs": 21}, None)],
+    "max_tokens": [({"max_tokens": 2}, ["ab"]), ({"max_tokens": 0}, [""]), ({"max_tokens": 126}, None)],
+    "n": [({"n": 2}, ["abcab", "abcab"]), ({"n": 2, **STREAM}, ["abcab", "abcab"]), ({"n": 129}, None)],
+    "presence_penalty": [({"presence_penalty": -2.0}, ["abcab"]), ({"presence_penalty": -2.1}, None)],
+    "seed": [({"seed": 7}, ["abcab"]), ({"seed": -7}, ["abcab"]), ({"seed": None}, ["abcab"])],
+    "stop": [
+        ({"stop": "c"}, ["ab"]),
+        ({"stop": ["x", "b", "c", "d"], **STREAM}, ["a"]),
+        ({"stop": []}, ["abcab"]),
+        ({"stop": None}, ["abcab"]),
+        ({"stop": [""]}, None),
+    ],
+    "stream": [({"stream": False}, ["abcab"]), (STREAM, ["abcab"]), ({"stream": None}, ["abcab"])],
+    "stream_options": [
+        ({"stream_options": None}, ["abcab"]),
+        ({"stream_options": {"include_usage": True}, **STREAM}, ["abcab"]),
+        ({"stream_options": {"include_usage": False, "include_obfuscation": False}, **STREAM}, ["abcab"]),
+        ({"stream_options": {"include_usage": True}}, None),
+        ({"stream_options": {"include_obfuscation": True}, **STREAM}, None),
+    ],
+    "suffix": [({"suffix": "x"}, None), ({"suffix": None}, ["abcab"]), ({"suffix": ""}, ["abcab"])],
+    "temperature": [({"temperature": 0}, ["abcab"]), ({"temperature": 2.1}, None)],
+    "top_p": [({"top_p": 0}, ["abcab"]), ({"top_p": 1}, ["abcab"]), ({"top_p": 1.1}, None)],
+    "user": [({"user": "somebody"}, ["abcab"]), ({"user": ""}, ["abcab"])],
+    "extra_headers": [({"extra_headers": {"OpenAI-Organization": "ours"}}, ["abcab"])],
+    "extra_query": [({"extra_query": {"api-version": "1"}}, None), ({"extra_query": {}}, ["abcab"])],
+    "extra_body": [
+        ({"extra_body": {"top_k": 5, "min_p": 0.1, "never_end": True, "special_tokens": True}}, ["abcab"]),
+        ({"extra_body": {"temprature": 1}}, None),
+        ({"extra_body": {"guided_regex": "a+"}}, None),
+    ],
+    "timeout": [({"timeout": 60}, ["abcab"])],
 }
 
 
@@ -475,18 +511,18 @@ def parameters(method: Any) -> set[str]:
 
 @pytest.mark.parametrize("name", sorted(parameters(openai.resources.Completions.create)))
 def test_every_parameter_of_the_client_is_answered_or_refused_by_name(client: openai.OpenAI, name: str) -> None:
-    plain = {"model": "scripted", "prompt": "abc", "temperature": 0, "max_tokens": 5}
-    for value, texts in OF_COMPLETIONS[name]:
+    for fields, texts in OF_COMPLETIONS[name]:
+        given = {"model": "scripted", "prompt": "abc", "temperature": 0, "max_tokens": 5, **fields}
         if texts is None:
-            refused = next(iter(value)) if name in ("extra_query", "extra_body") else name
-            with pytest.raises(openai.BadRequestError, match=f"{refused}.*(is not|have no effect)"):
-                client.completions.create(**{**plain, name: value})
+            refused = next(iter(fields[name])) if name in ("extra_query", "extra_body") else name
+            with pytest.raises(openai.BadRequestError, match=f"{refused}.*: .*; "):
+                client.completions.create(**given)
             continue
-        answer = client.completions.create(**{**plain, name: value})
+        answer = client.completions.create(**given)
         whole = list(answer) if isinstance(answer, openai.Stream) else [answer]
         choices = [choice for part in whole for choice in part.choices]
-        assert "".join(choice.text for choice in choices) == "".join(texts)
-        assert {choice.index for choice in choices} == set(range(len(texts)))
+        of_each = ["".join(one.text for one in choices if one.index == index) for index in range(len(texts))]
+        assert of_each == texts and {choice.index for choice in choices} == set(range(len(texts)))
 
 
 def test_every_parameter_of_the_clients_models_is_answered_or_refused_by_name(client: openai.OpenAI) -> None:
