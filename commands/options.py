@@ -15,7 +15,6 @@ READING = ("train", "eval", "check_dataset")
 # The commands in which flags have an effect; all others have one in every command, or are refused.
 FLAG_COMMANDS = {
     "steps_per_checkpoint": ("train",),
-    "sacred_id": ("train", "predict"),
     "prompt": ("predict",),
     "prompt_text": ("predict",),
     "export_format": ("export",),
@@ -108,7 +107,7 @@ def idle_in_command(command: str, typed: Collection[str], overrides: Collection[
     """
     names = [override.partition("=")[0].strip() for override in overrides]
     keys = {name: FLAGS.get(name.removeprefix(FLAG_MARK), ALIASES.get(name, name)) for name in names}
-    samples = command == "train" and config.prediction.predict_steps > 0
+    samples = command == "train" and config.prediction.predict_steps > 0 and not config.model.mlm_training
     idle = [f"--{flag}" for flag in typed if not _acts(FLAG_COMMANDS.get(flag), command, samples)]
     for name, key in keys.items():
         if not _acts(_commands_of(key), command, samples):
@@ -146,6 +145,7 @@ SWITCHES: tuple[Switch, ...] = (
         "mlm_training is false",
         tuple(key for key in RUN_FIELDS if key.startswith("mlm_") and key != "mlm_training"),
     ),
+    (lambda run: run.model.mlm_training, "mlm_training is true: masked models generate no text", ("predict_steps",)),
     (lambda run: run.model.entmax_loss, "entmax_loss is true", ("z_loss",)),
     (lambda run: run.data.on_bad_record == "stop", "on_bad_record is stop", ("max_bad_share",)),
     (lambda run: run.prediction.num_beams == 1, "num_beams is 1", ("length_penalty",)),

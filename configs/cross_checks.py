@@ -107,11 +107,6 @@ def _find_masked_share_issues(
         yield "mlm_random_token_prob", problem, "lower one of the two"
 
 
-def _find_masked_text_issues(mlm_training: bool, predict_steps: int) -> KeyedIssues:
-    if mlm_training and predict_steps:
-        yield "predict_steps", "asks for samples, but a masked language model cannot generate text", "set it to 0"
-
-
 def _find_top_k_issues(top_k: int, n_vocab: int) -> KeyedIssues:
     if top_k > n_vocab:
         yield "top_k", f"is more than n_vocab = {n_vocab}", "lower it; 0 turns it off"
@@ -205,7 +200,6 @@ RUN_CHECKS: tuple[CrossCheck, ...] = (
     _find_memory_issues,
     _find_masked_id_issues,
     _find_masked_share_issues,
-    _find_masked_text_issues,
     *PREDICTION_CHECKS,
     _find_missing_datasets,
     _find_mesh_issues,

@@ -18,6 +18,7 @@ import pytest
 
 import main
 import run_experiment
+from commands.options import idle_by_other_keys
 from configs.datasets import DATASET_FIELDS
 from configs.errors import ConfigError
 from configs.load import load_config
@@ -176,6 +177,11 @@ def have_no_effect(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert [text.split(" has")[0] for text in capsys.readouterr().err.splitlines()] == shlex.split(line)
 
 
+def masked(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (said,) = idle_by_other_keys(loaded(line, MINE))
+    assert said == "row: predict_steps: no effect, since mlm_training is true: masked models generate no text"
+
+
 def is_not_available(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ConfigError, match="is known from GPT-Neo but not available in this version; write"):
         loaded(line, MINE)
@@ -232,6 +238,7 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("--autostack", have_no_effect),
     ('"n_heads"', config('"n_head": 2')),
     ('"axial_pos_emb_"', config('"axial_pos_emb": [4, 4]')),
+    ('"mlm_training"', masked),
     ('"train_steps"', config('"train_steps": 9')),
     (
         '"datasets": [["mine", 25, "documents_random"',

@@ -97,10 +97,6 @@ CONFLICTS = {
         MASKED | {"mlm_same_token_prob": 0.6, "mlm_random_token_prob": 0.5},
         "mlm_random_token_prob = 0.5: exceeds 1 together with mlm_same_token_prob = 0.6; lower one of the two",
     ),
-    "samples of a masked model": (
-        MASKED | {"predict_steps": 1},
-        "predict_steps = 1: asks for samples, but a masked language model cannot generate text; set it to 0",
-    ),
     "heads that the axis does not divide": (
         {"mesh_shape": "x:3", "layout": "heads:x"},
         'layout = "heads:x": heads:x splits n_head = 4 over 3 devices, which does not divide it; '
