@@ -11,7 +11,17 @@ from typing import Any
 from configs.cross_checks import DATASET_CHECKS, SPECIAL_ID_CHECKS
 from configs.errors import ConfigError, ValueIssue, did_you_mean
 from configs.reader import ConfigReader, RawValue, read_file
-from configs.schema import DATASET_INERT_KEYS, RANDOM_SAMPLE, DatasetConfig, DatasetEntry, DatasetUse, Globs, keys_of
+from configs.schema import (
+    DATASET_INERT_KEYS,
+    GLOBS_EXAMPLE,
+    RANDOM_SAMPLE,
+    TFRECORDS,
+    DatasetConfig,
+    DatasetEntry,
+    DatasetUse,
+    Globs,
+    keys_of,
+)
 
 GPT2_VOCAB = 50257
 GPT2_KEYS = {"n_vocab": GPT2_VOCAB, "tokenizer_path": "gpt2", "tokenizer_is_pretrained": True}
@@ -74,6 +84,8 @@ def _load_dataset_by_id(reader: ConfigReader, dataset_id: str, directory: Path) 
 def _unknown_dataset(dataset_id: str, directories: Sequence[Path]) -> ValueIssue:
     known = sorted(file.stem for directory in directories for file in directory.glob("*.json"))
     places = " or ".join(os.path.abspath(directory) for directory in directories)
+    if dataset_id.endswith(TFRECORDS):
+        return ValueIssue(f"holds tfrecords, {dataset_id!r}, in place of a dataset id", GLOBS_EXAMPLE)
     remedy = did_you_mean(dataset_id, known, f"write {dataset_id}.json there")
     return ValueIssue(f"there is no {dataset_id}.json in {places}", remedy)
 

@@ -17,6 +17,8 @@ from configs.schema import is_required
 
 REFERENCE = "docs/configuration.md"
 MAX_SHOWN = 80  # characters of a value in a message
+OTHER_QUOTES = ("'", *"\u2018\u2019\u201c\u201d\u201e\u00ab")
+WORDS_OF_PYTHON = ("True", "False", "None", "TRUE", "FALSE", "NULL", "nil")
 COPIED_DEFAULTS = {"eval_batch_size": "train_batch_size", "lr_decay_end": "train_steps"}
 
 _STRING_OR_COMMENT = re.compile(r'"(?:\\.|[^"\\\n])*"|(?:#|//)[^\n]*|/\*.*?\*/', re.DOTALL)
@@ -200,9 +202,20 @@ def _parse_json(path: Path, text: str, issues: list[str]) -> Any:
         return json.loads(text, object_pairs_hook=collect)
     except json.JSONDecodeError as error:
         place = f"{path}: line {error.lineno} column {error.colno}"
-        raise ConfigError(f"{place}: is not JSON ({error.msg}); correct the file there") from None
+        raise ConfigError(f"{place}: is not JSON ({error.msg}); {_json_remedy(text, error.pos)}") from None
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: cannot be parsed ({error}); correct the file") from None
+
+
+def _json_remedy(text: str, at: int) -> str:
+    """Returns what to do about text that is like JSON: a slip of a word processor, of Python, or a comma too many."""
+    if text[at : at + 1] in OTHER_QUOTES:
+        return 'put texts and keys into straight double quotes, "'
+    if text.startswith(WORDS_OF_PYTHON, at):
+        return "write true, false or null"
+    if text[at : at + 1] in ("}", "]") and text[:at].rstrip().endswith(","):
+        return "leave out the comma before it"
+    return "correct the file there"
 
 
 def rename_aliases(

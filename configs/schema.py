@@ -644,6 +644,8 @@ class DatasetEntry:
 
 
 DATASETS_EXAMPLE = 'write it as ["pile"] or [["pile", 25, "documents_random", 1.0]]'
+TFRECORDS = ".tfrecords"
+GLOBS_EXAMPLE = 'write it as [["a_*.tfrecords", "b_*.tfrecords", 25, "documents_random", 1.0]]'
 STITCH = optional(integer(1))
 
 
@@ -678,6 +680,9 @@ def _parse_dataset_entry(entry: Any) -> DatasetEntry:
         return DatasetEntry(_parse_source(entry))
     if len(entry) not in (4, 5):
         raise ValueIssue("holds an entry that is not [id, stitch, datatype, weight]", DATASETS_EXAMPLE)
+    if len(entry) == 4 and isinstance(entry[0], str) and entry[0].endswith(TFRECORDS):
+        problem = "holds tfrecords in an entry that is not [train glob, eval glob, stitch, datatype, weight]"
+        raise ValueIssue(problem, GLOBS_EXAMPLE)
     *source, stitch, datatype, weight = entry
     parsed = DatasetEntry(
         _parse_source(*source) if len(source) == 1 else _parse_globs(*source),

@@ -219,6 +219,22 @@ def test_two_globs_need_a_known_tokenizer(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "entry, problem",
+    [
+        (
+            ["a_*.tfrecords", "", 10, "random_sample"],
+            "holds tfrecords in an entry that is not [train glob, eval glob, ",
+        ),
+        (["a_0.tfrecords", 10, "documents_random", 1.0], "holds tfrecords in an entry that is not [train glob, eval "),
+        ("a_*.tfrecords", "holds tfrecords, 'a_*.tfrecords', in place of a dataset id; write it as [[\"a_*.tfrecords"),
+    ],
+)
+def test_tfrecords_in_place_of_an_id_show_the_form_that_has_them(tmp_path, entry, problem):
+    message = message_of(write_configs(tmp_path, MODEL | {"datasets": [entry]}))
+    assert problem in message and message.endswith('"documents_random", 1.0]]')
+
+
+@pytest.mark.parametrize(
     "datatype, changes, expected",
     [
         ("random_sample", {}, ("documents_random", "generic_text")),

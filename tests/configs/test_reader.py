@@ -63,6 +63,24 @@ def test_text_that_is_not_json_names_line_and_column(tmp_path):
     assert message_of(str(path)) == (f"{path}: line 3 column 13: is not JSON (Expecting value); correct the file there")
 
 
+@pytest.mark.parametrize(
+    "text, remedy",
+    [
+        ('{"mesh_shape": \u201cx:16,y:8\u201d}', 'put texts and keys into straight double quotes, "'),
+        ("{'n_head': 4}", 'put texts and keys into straight double quotes, "'),
+        ('{"recompute_grad": True}', "write true, false or null"),
+        ('{"gradient_clipping": None}', "write true, false or null"),
+        ('{"moe_layers": [1, 2, ]}', "leave out the comma before it"),
+        ('{"moe_layers": [1, 2], }', "leave out the comma before it"),
+        ('{"n_head": }', "correct the file there"),
+    ],
+)
+def test_text_that_is_like_json_says_what_to_write(tmp_path, text, remedy):
+    path = tmp_path / "like.json"
+    path.write_text(text, encoding="utf-8")
+    assert message_of(str(path)).endswith(f"; {remedy}")
+
+
 def test_bytes_that_are_not_text(tmp_path):
     path = tmp_path / "binary.json"
     path.write_bytes(b'{"a": "\xff"}')
