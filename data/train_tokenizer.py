@@ -124,7 +124,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Settings:
     """Reads the command line."""
     parser = CommandLine(description="Train a byte-level BPE tokenizer on text files.")
     add = parser.add_argument
-    add("--base_dir", required=True, help="directory (searched recursively), glob, file or pipe (-) with the text")
+    add(
+        "--base_dir",
+        "--input_dir",
+        required=True,
+        help="directory (searched recursively), glob, file or pipe (-) with the text",
+    )
     add("--output_dir", default=Settings.output_dir, help="where the tokenizer is written; nothing there is deleted")
     file_type = {"type": lambda text: text.lower().removeprefix("."), "choices": FILE_TYPES}
     add("--file_type", default=Settings.file_type, **file_type, help="suffix of the files to read, in any case")

@@ -486,10 +486,15 @@ def _with_ends(backend: tokenizers.Tokenizer, files: dict[str, bytes]) -> Tokeni
 
 
 def _load_folder(folder: Path) -> Tokenizer:
+    trained = list(folder.glob("*.tokenizer.json"))  # data/train_tokenizer.py writes one
+    if len(trained) == 1 and not any((folder / name).is_file() for name in (TOKENIZER_FILE, *BPE_FILES)):
+        return _load_file(trained[0])
     files = (TOKENIZER_FILE,) if (folder / TOKENIZER_FILE).is_file() else BPE_FILES
     for name in files:
         if not (folder / name).is_file():
-            raise DataError(f"{folder}: has no {name}; a tokenizer folder holds vocab.json and merges.txt")
+            raise DataError(
+                f"{folder}: has no {name}; a tokenizer folder holds tokenizer.json, or vocab.json and merges.txt"
+            )
     try:
         return _with_ends(backend_from_folder(folder), _files_with_ends(folder))
     except Exception as error:  # the library raises a bare Exception

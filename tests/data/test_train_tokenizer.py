@@ -74,6 +74,12 @@ def test_the_default_file_type_is_xz_and_one_file_is_enough(tmp_path):
     assert "zq" not in json.loads(Path(path).read_text())["model"]["vocab"]
 
 
+def test_the_folder_that_training_writes_is_a_tokenizer(tmp_path):
+    flags = ["--input_dir", write_texts(tmp_path / "texts"), "--output_dir", str(tmp_path), "--vocab_size", "280"]
+    assert main([*flags, "--file_type", "txt"]) == 0
+    assert load_tokenizer(str(tmp_path)).to_json() == load_tokenizer(str(tmp_path / FILE_NAME)).to_json()
+
+
 def test_a_sample_leaves_documents_out(tmp_path):
     base = write_texts(tmp_path / "texts")
     whole = train_tokenizer(Settings(base, 400, str(tmp_path / "whole"), "txt"))

@@ -175,7 +175,7 @@ def test_a_file_that_is_not_a_tokenizer_is_named(tmp_path):
     (tmp_path / "bad.json").write_text("{}")
     assert error_of(f"{tmp_path}/bad.json").startswith(f"{tmp_path}/bad.json: not a tokenizers JSON file (")
     assert error_of(str(tmp_path)) == (
-        f"{tmp_path}: has no vocab.json; a tokenizer folder holds vocab.json and merges.txt"
+        f"{tmp_path}: has no vocab.json; a tokenizer folder holds tokenizer.json, or vocab.json and merges.txt"
     )
     (tmp_path / "vocab.json").write_text("[]")
     (tmp_path / "merges.txt").write_text("")
