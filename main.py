@@ -16,7 +16,14 @@ from configs.errors import ConfigError, DeviceError, UserError
 from configs.kinds import clean_path_flags
 from configs.load import find_model_config, load_config
 from configs.schema import FLAGS, PREDICTION_KEYS, RunConfig
-from configs.weights import config_beside, config_notes, is_huggingface_folder, weights_at
+from configs.weights import (
+    CONFIG_FILE,
+    config_beside,
+    config_notes,
+    is_huggingface_folder,
+    names_weights,
+    weights_at,
+)
 from serving.settings import ServingSettings, check_packages, key_from_environment
 from storage.remote_configs import on_disk
 from storage.streams import run_program
@@ -303,14 +310,21 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 def _complete_model(parsed: argparse.Namespace) -> None:
     """Lets --model and --init_from stand for each other where one folder is all that is needed."""
+    typed = "--init_from" if parsed.model is None else "--model"
     if parsed.model is None:
         file = config_beside(weights_at(parsed.init_from))
         parsed.model = os.path.dirname(file) or os.curdir if os.path.exists(file) else parsed.init_from
-    elif is_huggingface_folder(parsed.model):
+    elif names_weights(parsed.model):
+        raise ConfigError(
+            f"--model {parsed.model}: names weights; give --init_from {parsed.model} instead, or the folder as --model"
+        )
+    elif os.path.basename(parsed.model) == CONFIG_FILE and is_huggingface_folder(os.path.dirname(parsed.model)):
+        parsed.model = os.path.dirname(parsed.model) or os.curdir
+    if typed == "--model" and is_huggingface_folder(parsed.model):
         parsed.init_from = parsed.init_from or parsed.model
     if is_huggingface_folder(parsed.model) and parsed.command == "train":
         raise ConfigError(
-            f"--model {parsed.model}: holds weights, and no settings of training; give a model config, and --init_from "
+            f"{typed} {parsed.model}: holds weights, and no settings of training; give a model config, and --init_from "
             f"{parsed.model}"
         )
 

@@ -105,6 +105,11 @@ def weights_at(path: str) -> str:
     return FILE_OF_CHECKPOINT.sub("", path)
 
 
+def names_weights(path: str) -> bool:
+    """Returns whether a path is a file of local weights, or the prefix of a checkpoint's path, and no folder."""
+    return bool(path) and not os.path.isdir(path) and (weights_at(path) != path or os.path.isfile(f"{path}.index"))
+
+
 def config_beside(path: str) -> str:
     """Returns the path of the config.json, or else the hparams.json, beside a folder or the prefix of a checkpoint."""
     folder = path if os.path.isdir(path) else os.path.dirname(path)

@@ -393,6 +393,17 @@ def test_weights_of_others_are_no_settings_of_training(
         f"--model {exported}: holds weights, and no settings of training; give a model config, and --init_from "
         f"{exported}\n"
     )
+    assert main(["--init_from", exported]) == 2
+    assert capsys.readouterr().err.startswith(f"--init_from {exported}: holds weights, and no settings of training; ")
+    assert main(["--model", f"{exported}/config.json"]) == 2
+    assert capsys.readouterr().err.startswith(f"--model {exported}: holds weights, and no settings of training; ")
+    for weights in (
+        f"{exported}/model.safetensors",
+        str(here.run / "model.ckpt-300"),
+        "runs/tiny/model.ckpt-300.index",
+    ):
+        assert main(["--model", weights, "--predict"]) == 2
+        assert capsys.readouterr().err.startswith(f"--model {weights}: names weights; give --init_from {weights} ")
     assert main(["--init_from", "nowhere", "--predict"]) == 2
     assert capsys.readouterr().err.startswith("nowhere: holds no weights; give a checkpoint")
     assert snapshot(here.folder) == before
