@@ -295,7 +295,10 @@ def test_what_has_no_effect_and_what_has_changed_is_said(
     here: Project, copied_run: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model_path = ("--set", f"model_path={copied_run}")
-    result = call(capsys, "--eval", "--temperature", "0.5", "--set", "lr=1", "--export_dir", "x", *model_path)
+    recorded = ("--sacred_id", "7")  # run_experiment.py gives it to every command
+    result = call(
+        capsys, "--eval", "--temperature", "0.5", "--set", "lr=1", "--export_dir", "x", *recorded, *model_path
+    )
     idle = "--export_dir, --set lr, --temperature: no effect with --eval; leave out what has none\n"
     assert (result.status, result.err) == (0, idle)
     changes = ["lr=.02", "train_steps=302", "beta2=.9", "stop=[a,b]", "max_bad_share=.5"]
