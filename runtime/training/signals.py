@@ -4,16 +4,25 @@ A job scheduler announces the end of a job by SIGTERM, SIGUSR1 or SIGUSR2, and a
 A second of these changes nothing: schedulers may send several to each process, and the checkpoint that the first one
 asked for must still be written. A signal that is ignored when the program starts stays ignored, such as SIGHUP under
 nohup.
+
+Python heeds signals between its own instructions, so not while XLA compiles. A thread then says that a signal was
+heard, and ends the program at a second Ctrl-C.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import socket
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+HEED_SECONDS = 2.0  # a signal that is not heeded for so long has met code that heeds none
 
 Handler = Callable[[int, "FrameType | None"], object] | int
 
@@ -74,6 +83,12 @@ def stopped_during(work: Callable[..., None], *arguments: object) -> int | None:
     return None
 
 
+def _write(line: str) -> None:
+    """Writes a line to standard error without its lock, which the main thread may hold."""
+    with contextlib.suppress(OSError):
+        os.write(sys.__stderr__.fileno(), f"{line}\n".encode())
+
+
 class StopRequest:
     """A context manager that records the first signal, and then restores the handler of Ctrl-C.
 
@@ -87,11 +102,35 @@ class StopRequest:
         self._all_reduce_max = all_reduce_max
 
     def __enter__(self) -> StopRequest:
+        self._left = threading.Event()
         self._previous = _replace(self._receive)
+        self._arrivals, self._wakeup = socket.socketpair()
+        self._wakeup.setblocking(False)
+        self._wakeup_before = signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, daemon=True).start()
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._left.set()
         _restore(self._previous)
+        signal.set_wakeup_fd(self._wakeup_before)
+        self._wakeup.close()  # which ends the thread
+
+    def _watch(self) -> None:
+        """Runs in a thread: gets the number of each signal as it arrives."""
+        is_said, is_second = False, False
+        with self._arrivals:
+            while number := self._arrivals.recv(1)[:1]:
+                if number[0] not in self._previous:
+                    continue
+                is_left = self._left.wait(HEED_SECONDS)
+                if is_second and number[0] == signal.SIGINT and not is_left:
+                    _write("ended by a second Ctrl-C; what was trained since the last checkpoint is lost")
+                    os._exit(128 + signal.SIGINT)
+                if self.signal_number is None and not (is_left or is_said):
+                    name, is_said = signal.Signals(number[0]).name, True
+                    _write(f"{name}: heard; stops once a program is compiled; a second Ctrl-C ends at once")
+                is_second = True
 
     def agree(self, own: int | None = None) -> int:
         """Returns the largest number of all processes, which call this together.

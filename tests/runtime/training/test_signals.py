@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 import pytest
 
@@ -113,3 +116,31 @@ def test_the_handlers_are_restored_without_a_signal(handlers_before: list) -> No
 def test_the_handlers_are_restored_after_an_error(handlers_before: list) -> None:
     with pytest.raises(ZeroDivisionError), StopRequest():
         raise ZeroDivisionError
+
+
+# A lock of C that is taken twice: no signal ends the wait, as none ends a compilation.
+DEAF = """
+import ctypes
+from runtime.training.signals import StopRequest
+with StopRequest():
+    print("begun", flush=True)
+    library, lock = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+    library.pthread_mutex_lock(lock), library.pthread_mutex_lock(lock)
+"""
+
+
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_during_a_compilation_is_answered_and_a_second_ctrl_c_ends_it(first: int) -> None:
+    command = [sys.executable, "-c", DEAF]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3]
+    ) as process:
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(first)
+        name = signal.Signals(first).name
+        line = f"{name}: heard; stops once a program is compiled; a second Ctrl-C ends at once\n"
+        assert process.stderr.readline() == line
+        process.send_signal(signal.SIGTERM)  # schedulers may send several
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 128 + signal.SIGINT
+        assert process.stderr.read().startswith("ended by a second Ctrl-C; ")
