@@ -111,9 +111,9 @@ def _probe_peers(cluster: Cluster, exchange: _HeartbeatExchange, is_over: thread
     """Ends this process when another one is gone, or when Python is blocked in another one."""
     watched = range(1, cluster.size) if cluster.index == 0 else [0]
     n_missed, n_before = 0, 0
+    _dump_stack_if_blocked()  # before the first wait too, during which the main thread may already train
     while not is_over.wait(CHECK_SECONDS):
-        # Prints the stack if Python is blocked in this process; the dump itself runs no Python.
-        faulthandler.dump_traceback_later(N_MISSED_EXCHANGES * CHECK_SECONDS)
+        _dump_stack_if_blocked()
         lost = _lost_process(watched)
         n_missed = n_missed + 1 if exchange.n_rounds == n_before else 0
         n_before = exchange.n_rounds
@@ -122,6 +122,11 @@ def _probe_peers(cluster: Cluster, exchange: _HeartbeatExchange, is_over: thread
         if n_missed > N_MISSED_EXCHANGES and not is_over.is_set():
             _end(_describe_blocked_peer(cluster))
     faulthandler.cancel_dump_traceback_later()
+
+
+def _dump_stack_if_blocked() -> None:
+    """Prints the stack unless it is called again in time, if Python is blocked; the dump itself runs no Python."""
+    faulthandler.dump_traceback_later(N_MISSED_EXCHANGES * CHECK_SECONDS)
 
 
 class _HeartbeatExchange:

@@ -151,6 +151,8 @@ def train_forever(group: ProcessGroup) -> None:
             group.synchronize()
             step()
             print("step", number, flush=True)
+            if hang_asked_for:
+                hang_in_python()
 
 
 def train_until_stopped(group: ProcessGroup, folder: Path) -> None:
@@ -166,8 +168,16 @@ def train_until_stopped(group: ProcessGroup, folder: Path) -> None:
     print("saved", number, flush=True)
 
 
-def hang_in_python(number: int, frame: FrameType | None) -> None:
-    """A signal handler that never returns."""
+hang_asked_for = []
+
+
+def ask_for_hang(number: int, frame: FrameType | None) -> None:
+    """A signal handler after which the process hangs between two steps, where the others wait for it."""
+    hang_asked_for.append(number)
+
+
+def hang_in_python() -> None:
+    """Never returns."""
     while True:
         time.sleep(0.1)
 
@@ -180,7 +190,7 @@ def hang_with_python(number: int, frame: FrameType | None) -> None:
 def main() -> int:
     """Runs the jobs; returns the exit status."""
     hosts, index, folder, *jobs = sys.argv[1:]
-    signal.signal(signal.SIGUSR1, hang_in_python)
+    signal.signal(signal.SIGUSR1, ask_for_hang)
     signal.signal(signal.SIGUSR2, hang_with_python)
     try:
         with connect(Cluster(tuple(hosts.split(",")), int(index)), wait_seconds=60.0) as group:
