@@ -120,11 +120,11 @@ def test_the_handlers_are_restored_after_an_error(handlers_before: list) -> None
 
 # A lock of C that is taken twice: no signal ends the wait, as none ends a compilation.
 DEAF = """
-import ctypes
+import ctypes, threading
 from runtime.training.signals import StopRequest
 with StopRequest():
-    print("begun", flush=True)
     library, lock = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+    threading.Timer(1.0, print, ["begun"], {"flush": True}).start()  # once the main thread waits
     library.pthread_mutex_lock(lock), library.pthread_mutex_lock(lock)
 """
 
