@@ -70,6 +70,7 @@ def train(model: str, overrides: Sequence[str]) -> dict[str, int]:
 
     from configs.load import load_config
     from runtime.mesh.placement import place
+    from runtime.run.memory import peak_resident_bytes
     from runtime.training.steps import build_train_step
 
     config = load_config(model, overrides)
@@ -82,12 +83,6 @@ def train(model: str, overrides: Sequence[str]) -> dict[str, int]:
     for number in range(N_STEPS):
         step(*ids, weights, np.float32(1e-4), np.int32(number), np.int32(number))
     return {"measured": peak_resident_bytes()}
-
-
-def peak_resident_bytes() -> int:
-    """Returns this process's peak resident memory (Linux); `ru_maxrss` would include the parent's before the fork."""
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(status["VmHWM"].split()[0]) * 1024
 
 
 PARTS = {"estimate": estimate, "train": train}

@@ -13,7 +13,6 @@ import argparse
 import dataclasses
 import json
 import os
-import resource
 import statistics
 import sys
 import time
@@ -30,6 +29,7 @@ from configs.schema import RunConfig
 from meshtf import tf
 from runtime.mesh.devices import choose_devices
 from runtime.mesh.placement import place
+from runtime.run.memory import peak_resident_bytes
 from runtime.training.steps import build_train_step
 
 CEILING_SIZE = 2048
@@ -122,7 +122,7 @@ def measure(config: RunConfig, device: str, n_steps: int) -> Figures:
         ceiling_flops_per_second=ceiling,
         share_of_ceiling=step_flops(config, 1.0) / step_seconds / ceiling,
         share_of_ceiling_causal=step_flops(config, 0.5) / step_seconds / ceiling,
-        peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        peak_memory_bytes=peak_resident_bytes(),
         seconds_to_first_step=seconds_to_first_step,
         graph_nodes=step.n_graph_nodes(),
     )

@@ -34,7 +34,8 @@ from runtime.mesh.placement import Placement
 from runtime.planning.peak_flops import peak_tokens_per_second
 from runtime.run import directory as run_directory
 from runtime.run import lock
-from runtime.run.metrics import MetricsWriter, memory_in_use
+from runtime.run.memory import memory_in_use
+from runtime.run.metrics import MetricsWriter
 from runtime.run.progress_bar import Progress
 from runtime.training import loop
 from runtime.training.changed_settings import describe_changes

@@ -11,12 +11,11 @@ import json
 import math
 import os
 import posixpath
-import resource
 import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -29,9 +28,6 @@ METRICS_FILE = "metrics.jsonl"
 DAMAGED_START, DAMAGED_ENDING = "metrics.damaged", ".jsonl"  # what a damaged file is kept as
 HISTOGRAM_BINS = 60
 EVENT_FOLDERS = {"train": "", "eval": "eval"}  # GPT-Neo's places, by split
-
-GIB = 2.0**30
-PEAK_UNIT_BYTES = 1 if sys.platform == "darwin" else 1024  # of `getrusage`
 
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
@@ -279,17 +275,3 @@ def _to_json(value: float) -> float | str:
 
 def _from_json(line: dict[str, Any]) -> dict[str, Any]:
     return {name: _NON_FINITE.get(value, value) if isinstance(value, str) else value for name, value in line.items()}
-
-
-def memory_in_use(devices: Sequence[str]) -> dict[str, float]:
-    """Returns the peak memory of this process in GiB, by metric name: host memory, and that of its fullest GPU.
-
-    Args:
-        devices: those of the run, such as `/device:GPU:0`.
-    """
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * PEAK_UNIT_BYTES / GIB
-    gpus = [device.removeprefix("/device:") for device in devices if ":GPU:" in device and "/job:" not in device]
-    if not gpus:
-        return {"host_memory_gib": peak}
-    fullest = max(tf.config.experimental.get_memory_info(gpu)["peak"] for gpu in gpus) / GIB
-    return {"host_memory_gib": peak, "device_memory_gib": fullest}

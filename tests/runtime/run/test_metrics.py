@@ -19,7 +19,7 @@ import pytest
 
 from configs.errors import DataError, UserError
 from meshtf import tf
-from runtime.run.metrics import MetricsWriter, memory_in_use, read_metrics
+from runtime.run.metrics import MetricsWriter, read_metrics
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -316,13 +316,3 @@ def test_a_full_disk_is_reported_for_event_files_too(tmp_path: Path, limit_file_
     values = dict.fromkeys(string.ascii_letters, 1)  # 480 bytes as text, 620 as events
     message = written_until_full(tmp_path, values)
     assert message.startswith(f"{tmp_path}/: cannot be written: ")
-
-
-def test_a_large_array_raises_the_peak_for_good() -> None:
-    before = memory_in_use(["/device:CPU:0"])["host_memory_gib"]
-    large = np.ones(2**26)  # half a GiB, all of it touched
-    during = memory_in_use(["/device:CPU:0"])
-    del large
-    assert set(during) == {"host_memory_gib"}
-    assert max(before, 0.5) <= during["host_memory_gib"] < before + 1.0
-    assert memory_in_use(["/device:CPU:0"])["host_memory_gib"] >= during["host_memory_gib"]
