@@ -6,12 +6,14 @@ import dataclasses
 from collections.abc import Callable, Collection, Iterator, Sequence
 
 from configs.command_line import FLAG_MARK, SET
+from configs.reader import shown
 from configs.schema import ALIASES, FLAGS, GROUPS, RUN_FIELDS, RunConfig, keys_of
 from serving.settings import ServingSettings
 
 GENERATING = ("predict", "interactive", "serve")
 COMPUTING = ("train", "eval", "plan", *GENERATING)
 READING = ("train", "eval", "check_dataset")
+ENDLESS_DECAYS = (None, "noam", "noamwd")  # of lr_decay
 # The commands in which flags have an effect; all others have one in every command, or are refused.
 FLAG_COMMANDS = {
     "steps_per_checkpoint": ("train",),
@@ -160,8 +162,8 @@ def idle_by_other_keys(config: RunConfig) -> Iterator[str]:
         if given and is_off(config):
             yield f"{config.name}: {', '.join(given)}: no effect, since {reason}"
     training = config.training
-    if training.lr_decay is None and training.lr_decay_end != training.train_steps:
-        yield f"{config.name}: lr_decay_end: no effect, since lr_decay is null"
+    if training.lr_decay in ENDLESS_DECAYS and training.lr_decay_end != training.train_steps:
+        yield f"{config.name}: lr_decay_end: no effect, since lr_decay is {shown(training.lr_decay)}"
     parted = [use.dataset.id for use in config.data.datasets if use.datatype != "chunks" or use.stitch is not None]
     if parted and config.data.input_fn == "sequential_input":
         yield (

@@ -40,6 +40,7 @@ from runtime.run.progress_bar import Progress
 from runtime.training import loop
 from runtime.training.changed_settings import describe_changes
 from runtime.training.loop import DivergenceReport, Hooks
+from runtime.training.lr_schedules import learning_rate
 from runtime.training.multi_step import MultiStep
 from runtime.training.nan_diagnosis import Diagnosis
 from runtime.training.signals import StopRequest, stopped_during
@@ -86,7 +87,8 @@ def _run_to_the_end(
     signal_number = stopped_during(hooks.after_checkpoint.catch_up, position)
     if signal_number or position.step >= training.train_steps:
         return position, signal_number
-    position, signal_number = loop.train(training, multi_step, batches, position, hooks, steps_per_checkpoint)
+    rate = functools.partial(learning_rate, training=training, n_embd=run.config.model.n_embd)
+    position, signal_number = loop.train(training, rate, multi_step, batches, position, hooks, steps_per_checkpoint)
     return position, signal_number or stopped_during(hooks.after_checkpoint, position)
 
 

@@ -133,6 +133,11 @@ def optional(kind: Kind) -> Kind:
     return _or_off(kind, lambda value: value is None, None, ", or null")
 
 
+def unless_named(kind: Kind, names: Sequence[str]) -> Kind:
+    """Returns the kind of values of `kind`; null and these names, in upper or lower case, mean none."""
+    return _or_off(kind, lambda value: value is None or str(value).lower() in names, None, f", or null or {names[0]}")
+
+
 def unless_off(kind: Kind, off: Any) -> Kind:
     """Returns the kind of values of `kind`; null and false, which switch an option off in GPT-Neo, mean `off`."""
     return _or_off(kind, lambda value: value is None or value is False, off, "; null or false: off")

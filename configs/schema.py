@@ -41,6 +41,7 @@ from configs.kinds import (
     one_of,
     optional,
     parse_part,
+    unless_named,
     unless_off,
     within,
 )
@@ -55,7 +56,8 @@ ACTIVATIONS = (
 )
 LINEAR_NORMALIZATIONS = ("position", "feature")
 PRECISIONS = ("float32", "bfloat16")
-LR_DECAYS = ("linear", "cosine")
+CONSTANT_RATE = ("constant", "none")
+LR_DECAYS = ("linear", "cosine", "noam", "noamwd", "bert")
 OPTIMIZERS = ("adam", "adamw", "adafactor")
 MOE_GATINGS = ("top_1", "top_2")
 SECOND_POLICIES = ("all", "none", "threshold", "random")
@@ -308,13 +310,21 @@ class TrainingConfig:
         integer(1, limit=MAX_EXAMPLES), "Examples of a training step, on all devices together.", unit="examples"
     )
     train_steps: int = setting(integer(1), "Step at which training ends.", unit="steps")
-    lr: float = setting(POSITIVE, "Peak learning rate, reached at the end of the warm-up.", default=6e-4)
+    lr: float = setting(
+        POSITIVE,
+        "Learning rate at the end of the warm-up; noam and noamwd multiply it by 10^4 (n_embd warmup_steps)^-0.5.",
+        default=6e-4,
+    )
     lr_decay: str | None = setting(
-        optional(one_of(LR_DECAYS)), "Decay of the learning rate to a tenth of lr; null: constant.", default=None
+        unless_named(one_of(LR_DECAYS), CONSTANT_RATE),
+        "Decay of the learning rate: linear and cosine, GPT-Neo's, fall to a tenth of lr; noam falls with the square "
+        "root of the step, and noamwd, besides, by half every 1000 steps; bert falls linearly to 0; null: constant.",
+        default=None,
+        source="Vaswani et al. 2017, Attention Is All You Need; DialoGPT",
     )
     lr_decay_end: int | None = setting(
         optional(integer(1)),
-        "Step at which the decay ends; the rate stays constant afterwards.",
+        "Step at which linear, cosine and bert end; the rate stays constant afterwards.",
         unit="steps",
         default=None,
         default_text="`train_steps`",

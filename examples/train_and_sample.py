@@ -50,7 +50,8 @@ for step in range(config.training.train_steps):
     begin_B = starts.integers(len(text_S) - 65, size=config.training.train_batch_size)
     window_BS = np.stack([text_S[begin : begin + 65] for begin in begin_B])  # an example and its next token
     tokens_BS, labels_BS = window_BS[:, :-1], window_BS[:, 1:]
-    rate, key = learning_rate(step, config.training), noise_key(config.training.seed, step)
+    rate = learning_rate(step, config.training, config.model.n_embd)
+    key = noise_key(config.training.seed, step)
     outputs = train_step(tokens_BS, labels_BS, np.ones_like(labels_BS, np.float32), rate, step, key)
     if step % 50 == 0 or step == config.training.train_steps - 1:
         print(f"step {step}  loss {outputs['loss']:.3f}")

@@ -22,7 +22,7 @@ def describe_changes(before: RunConfig, now: RunConfig, step: int) -> str | None
     changes = list(_find_changes(before, now))
     if not changes:
         return None
-    rates = [learning_rate(step, config.training) for config in (before, now)]
+    rates = [learning_rate(step, config.training, config.model.n_embd) for config in (before, now)]
     rate = f"stays {rates[0]:.4g}" if rates[0] == rates[1] else f"{rates[0]:.4g} -> {rates[1]:.4g}"
     return f"other settings than so far: {', '.join(changes)}; learning rate at step {step}: {rate}"
 

@@ -17,7 +17,7 @@ from configs.schema import TrainingConfig
 from data.loading.batch import Batch
 from runtime.checkpoint.position import TrainingPosition
 from runtime.run.progress_bar import Progress
-from runtime.training.multi_step import MultiStep, StepResult, next_step_count, run_steps
+from runtime.training.multi_step import LearningRate, MultiStep, StepResult, next_step_count, run_steps
 from runtime.training.signals import StopRequest, stopped_during
 from runtime.training.throughput import Throughput, ThroughputMeter
 
@@ -70,6 +70,7 @@ class Hooks:
 
 def train(
     training: TrainingConfig,
+    learning_rate: LearningRate,
     multi_step: MultiStep,
     batches: Iterable[Batch],
     position: TrainingPosition,
@@ -79,7 +80,8 @@ def train(
     """Trains up to `train_steps` or until `hooks.stop` has a signal; saves a checkpoint at the end either way.
 
     Args:
-        training: steps, learning rate schedule, seed.
+        training: steps and seed.
+        learning_rate: maps the updates made before a step to its rate.
         multi_step: runs steps from (tokens_BS, labels_BS, weights_BS, learning rate, update number, noise key) to
             at least `loss` and `grad_norm`.
         batches: endless, starting at `position`.
@@ -104,7 +106,7 @@ def train(
                 loaded = loader.load(n_steps)
             if signal_number := _agree_to_stop(hooks.stop, loader, bool(loaded)):
                 return position, signal_number
-            results = run_steps(multi_step, loaded, position.step, training)
+            results = run_steps(multi_step, loaded, position.step, learning_rate, training.seed)
             throughput = meter.update((loaded[-1].next_example - position.examples) * loaded[-1].tokens_BS.shape[1])
             for batch, result in zip(loaded, results, strict=True):
                 _check_finite(result.outputs, position, batch, hooks, checkpoint.saved)

@@ -8,12 +8,11 @@ from typing import Protocol
 
 import numpy as np
 
-from configs.schema import TrainingConfig
 from data.loading.batch import Batch
 from models.kernels.noise import noise_key
-from runtime.training.lr_schedules import learning_rate
 
 Step = Callable[..., Mapping[str, np.ndarray]]
+LearningRate = Callable[[int], float]
 
 
 class MultiStep(Protocol):
@@ -66,24 +65,27 @@ def next_step_count(multi_step: MultiStep, step: int, train_steps: int, steps_pe
     return min(multi_step.max_steps, train_steps - step, steps_per_checkpoint - step % steps_per_checkpoint)
 
 
-def run_steps(multi_step: MultiStep, batches: Sequence[Batch], step: int, training: TrainingConfig) -> list[StepResult]:
+def run_steps(
+    multi_step: MultiStep, batches: Sequence[Batch], step: int, learning_rate: LearningRate, seed: int
+) -> list[StepResult]:
     """Trains on each batch in turn, in one call.
 
     Args:
         multi_step: runs the steps.
         batches: at most `max_steps`.
         step: updates made so far.
-        training: learning rate schedule and seed.
+        learning_rate: maps the updates made before a step to its rate.
+        seed: of the noise of the steps.
     """
     numbers = range(step, step + len(batches))
-    rates = [learning_rate(number, training) for number in numbers]
+    rates = [learning_rate(number) for number in numbers]
     outputs = multi_step(
         np.stack([batch.tokens_BS for batch in batches]),
         np.stack([batch.labels_BS for batch in batches]),
         np.stack([batch.weights_BS for batch in batches]),
         np.array(rates, np.float32),
         np.array(numbers, np.int32),
-        np.array([noise_key(training.seed, number) for number in numbers]),
+        np.array([noise_key(seed, number) for number in numbers]),
     )
     return [
         StepResult({name: values[index] for name, values in outputs.items()}, rate) for index, rate in enumerate(rates)

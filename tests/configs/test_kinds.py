@@ -20,6 +20,14 @@ def test_names_are_read_in_any_case(tmp_path):
     assert (config.model.precision, config.model.activation_function) == ("bfloat16", "relu")
 
 
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [("BERT", "bert"), ("noamWD", "noamwd"), ("None", None), ("Constant", None), (None, None)],
+)
+def test_schedules_of_dialogpt_are_read_as_it_writes_them(tmp_path, written, read):
+    assert load_config(write_configs(tmp_path, MODEL | {"lr_decay": written})).training.lr_decay == read
+
+
 def test_empty_mesh_shape_and_layout_are_none(tmp_path):
     config = load_config(write_configs(tmp_path, MODEL | {"mesh_shape": "", "layout": None}))
     assert (config.mesh.mesh_shape, config.mesh.layout) == (None, None)
@@ -107,7 +115,10 @@ WRONG_VALUES = {
         {"recompute_grad": 1},
         "recompute_grad = 1: is not true or false; write true or false, without quotes",
     ),
-    "an unknown decay": ({"lr_decay": "step"}, 'lr_decay = "step": is not a known name; use linear, cosine'),
+    "an unknown decay": (
+        {"lr_decay": "step"},
+        'lr_decay = "step": is not a known name; use linear, cosine, noam, noamwd, bert',
+    ),
     "an unknown optimizer": ({"opt_name": "sgd"}, 'opt_name = "sgd": is not a known name; use adam, adamw, adafactor'),
     "an unknown precision": (
         {"precision": "float16"},

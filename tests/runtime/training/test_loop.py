@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import itertools
 import math
@@ -28,6 +29,9 @@ from runtime.training.signals import SIGNALS, StopRequest
 TRAINING = TrainingConfig(
     train_batch_size=2, train_steps=10, lr=1.0, lr_decay="linear", warmup_steps=4, iterations=4, seed=7
 )
+
+
+RATE = functools.partial(learning_rate, training=TRAINING, n_embd=8)
 
 
 def batches_from(example: int) -> Iterator[Batch]:
@@ -98,7 +102,7 @@ class Recorder:
     def train(self, start: TrainingPosition, steps_per_checkpoint: int, training: TrainingConfig = TRAINING) -> tuple:
         batches, hooks = batches_from(start.examples), self.hooks()
         with hooks.stop:
-            return train(training, SingleStep(self.step), batches, start, hooks, steps_per_checkpoint)
+            return train(training, RATE, SingleStep(self.step), batches, start, hooks, steps_per_checkpoint)
 
     def of_kind(self, kind: str) -> list[tuple]:
         return [event[1:] for event in self.events if event[0] == kind]
@@ -129,7 +133,7 @@ def test_metrics_are_written_every_iterations_steps_and_at_the_end() -> None:
         assert set(values) == {"loss", "grad_norm", "lr", "tokens_per_second", "data_wait", "data/skipped_fraction"}
         assert 0 <= values["data_wait"] <= 1
         assert (values["loss"], values["grad_norm"]) == (2.0 + step, 0.5)
-        assert values["lr"] == learning_rate(step - 1, TRAINING)  # the one that this step was made with
+        assert values["lr"] == RATE(step - 1)  # the one that this step was made with
         assert 0 < values["tokens_per_second"] < math.inf
 
 
@@ -167,7 +171,7 @@ def test_several_steps_in_a_call_are_reported_like_single_ones() -> None:
     alone, together = Recorder(), Recorder()
     alone.train(START, steps_per_checkpoint=5)
     multi_step = Several(together.step, 3)
-    train(TRAINING, multi_step, batches_from(0), START, together.hooks(), steps_per_checkpoint=5)
+    train(TRAINING, RATE, multi_step, batches_from(0), START, together.hooks(), steps_per_checkpoint=5)
     for _, values in [*alone.of_kind("metrics"), *together.of_kind("metrics")]:
         del values["tokens_per_second"], values["data_wait"]
     assert (together.calls, together.events) == (alone.calls, alone.events)
@@ -234,7 +238,7 @@ def test_bad_data_stop_training_and_save_the_position_reached() -> None:
         raise DataError("file: record 1 is cut off")
 
     with pytest.raises(DataError, match="^file: record 1 is cut off$"):
-        train(TRAINING, SingleStep(recorder.step), broken(), START, recorder.hooks(), 5)
+        train(TRAINING, RATE, SingleStep(recorder.step), broken(), START, recorder.hooks(), 5)
     assert len(recorder.calls) == 1
     assert recorder.of_kind("save") == [(TrainingPosition(1, 2),)]
 
@@ -281,7 +285,7 @@ def test_a_process_without_data_stops_the_others_before_it_ends() -> None:
     others = Others(at=100, number=0)
     recorder = Recorder(all_reduce_max=others.all_reduce_max)
     with pytest.raises(DataError, match="record 7 is damaged"):
-        train(TRAINING, SingleStep(recorder.step), two_batches(), START, recorder.hooks(), 100)
+        train(TRAINING, RATE, SingleStep(recorder.step), two_batches(), START, recorder.hooks(), 100)
     assert others.heard == [0, 0, NO_DATA]
     assert recorder.of_kind("save") == [(TrainingPosition(2, 4),)]
 
@@ -293,7 +297,7 @@ def test_skipped_records_are_reported() -> None:
             yield dataclasses.replace(batch, problems=problems, skipped=SkippedRecords(2 * number + 2, number >= 2))
 
     recorder = Recorder()
-    train(TRAINING, SingleStep(recorder.step), batches(), START, recorder.hooks(), 100)
+    train(TRAINING, RATE, SingleStep(recorder.step), batches(), START, recorder.hooks(), 100)
     assert recorder.of_kind("problem") == [("skipped: record 7 is damaged",)]
     shares = [values["data/skipped_fraction"] for _, values in recorder.of_kind("metrics")]
     assert shares == [1 / 8, 1 / 16, 1 / 20]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -41,7 +44,40 @@ def training(**keys: object) -> TrainingConfig:
     ],
 )
 def test_hand_computed_rates(keys: dict[str, object], step: int, rate: float) -> None:
-    assert learning_rate(step, training(**keys)) == pytest.approx(rate, rel=1e-12, abs=0)
+    assert learning_rate(step, training(**keys), 768) == pytest.approx(rate, rel=1e-12, abs=0)
+
+
+LR, WARMUP, LAST = 1e-5, 16_000, 1_000_000  # DialoGPT's defaults
+
+
+@pytest.mark.parametrize("n_embd", [768, 1024, 1280])
+@pytest.mark.parametrize("s", [1, WARMUP - 1, WARMUP, WARMUP + 1, 499, 500, 1499, 1500, LAST])
+def test_dialogpts_schedules_equal_their_formulas(s: int, n_embd: int) -> None:
+    """Compares with DialoGPT's set_lr, which counts the first update as s = 1 and takes x as (s - 1) / total."""
+    noam = LR * 1e4 / math.sqrt(n_embd) * min(1 / math.sqrt(s), s / math.sqrt(WARMUP**3))
+    x, w = np.float64(s - 1) / LAST, np.float64(WARMUP) / LAST
+    expected = {
+        "noam": noam,
+        "noamwd": noam * 0.5 ** math.floor(max(s + 500, 0) / 1000),
+        "bert": LR * (x / w if x < w else (1 - x) / (1 - w)),
+    }
+    for decay, rate in expected.items():
+        keys = training(lr=LR, lr_decay=decay, warmup_steps=WARMUP, train_steps=LAST)
+        assert learning_rate(s - 1, keys, n_embd) == pytest.approx(rate, rel=1e-9, abs=0), decay
+
+
+def test_dialogpts_schedules_at_values_worked_out_by_hand() -> None:
+    def rate(decay: str, step: int, warmup_steps: int = 100) -> float:
+        return learning_rate(step, training(lr=0.01, lr_decay=decay, warmup_steps=warmup_steps), 10_000)
+
+    assert rate("noam", 99) == pytest.approx(0.1)  # 0.01 * 10^4 * (10^4 * 100)^-0.5
+    assert rate("noam", 49) == pytest.approx(0.05)
+    assert rate("noam", 399) == pytest.approx(0.05)
+    assert rate("noam", 0, warmup_steps=0) == pytest.approx(1.0)
+    assert [rate("noamwd", step) / rate("noam", step) for step in (498, 499, 1498, 1499)] == [1, 0.5, 0.5, 0.25]
+    assert [rate("bert", step) for step in (0, 50, 100, 550, 1000, 1200)] == pytest.approx([0, 5e-3, 0.01, 5e-3, 0, 0])
+    assert rate("bert", 999, warmup_steps=1000) == pytest.approx(0.00999)
+    assert rate("bert", 1000, warmup_steps=1000) == 0
 
 
 schedules = st.builds(
@@ -56,19 +92,19 @@ schedules = st.builds(
 @settings(deadline=None)
 @given(schedules, st.integers(0, 10_000))
 def test_rate_stays_between_zero_and_lr(schedule: TrainingConfig, step: int) -> None:
-    assert 0 <= learning_rate(step, schedule) <= schedule.lr
+    assert 0 <= learning_rate(step, schedule, 768) <= schedule.lr
     if step >= schedule.warmup_steps:
-        assert learning_rate(step, schedule) >= schedule.lr * 0.1 * (1 - 1e-12)
+        assert learning_rate(step, schedule, 768) >= schedule.lr * 0.1 * (1 - 1e-12)
 
 
 @settings(deadline=None)
 @given(schedules, st.integers(0, 10_000))
 def test_rate_never_rises_after_the_warmup(schedule: TrainingConfig, step: int) -> None:
     step += schedule.warmup_steps
-    assert learning_rate(step + 1, schedule) <= learning_rate(step, schedule)
+    assert learning_rate(step + 1, schedule, 768) <= learning_rate(step, schedule, 768)
 
 
 @settings(deadline=None)
 @given(schedules, st.integers(5000, 10_000), st.integers(1, 10_000))
 def test_rate_stays_after_the_decay(schedule: TrainingConfig, step: int, more_steps: int) -> None:
-    assert learning_rate(step + more_steps, schedule) == learning_rate(step, schedule)
+    assert learning_rate(step + more_steps, schedule, 768) == learning_rate(step, schedule, 768)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 
 import numpy as np
@@ -15,6 +16,7 @@ from runtime.training.multi_step import SingleStep, next_step_count, run_steps
 from tests import tiny
 
 TRAINING = dataclasses.replace(tiny.TRAINING, train_steps=20, warmup_steps=8, lr_decay="linear", seed=3)
+RATE = functools.partial(learning_rate, training=TRAINING, n_embd=8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,10 +53,10 @@ class Several:
 
 def test_each_step_of_a_call_equals_a_single_step() -> None:
     many = batches(5)
-    together = run_steps(Several(5), many, 7, TRAINING)
-    alone = [run_steps(SingleStep(step), [batch], 7 + index, TRAINING)[0] for index, batch in enumerate(many)]
+    together = run_steps(Several(5), many, 7, RATE, 3)
+    alone = [run_steps(SingleStep(step), [batch], 7 + index, RATE, 3)[0] for index, batch in enumerate(many)]
     assert [taken.outputs for taken in together] == [taken.outputs for taken in alone]
-    assert [taken.learning_rate for taken in together] == [learning_rate(number, TRAINING) for number in range(7, 12)]
+    assert [taken.learning_rate for taken in together] == [RATE(number) for number in range(7, 12)]
     assert [taken.outputs["key"] for taken in together] == [noise_key(3, number) for number in range(7, 12)]
 
 
