@@ -45,7 +45,8 @@ test-slow: $(VENV)/.dev-packages
 	$(PY) -m pytest -q -m slow -n auto --maxprocesses 4 tests/test_combinations.py -k quarter4-
 
 parity: $(PARITY)/.parity-packages $(OLD_PARITY)/.parity-packages
-	OLD_TRANSFORMERS=$(CURDIR)/$(OLD_PARITY)/bin/python $(PARITY)/bin/python -m pytest -q tests/parity.py tests/parity_generation.py
+	OLD_TRANSFORMERS=$(CURDIR)/$(OLD_PARITY)/bin/python $(PARITY)/bin/python -m pytest -q tests/parity.py tests/parity_generation.py \
+	  tests/runtime/checkpoint/test_weight_files.py tests/runtime/checkpoint/test_state_dict.py
 
 lint: $(VENV)/.dev-packages
 	$(PY) -m ruff check .

@@ -87,7 +87,8 @@ HPARAMS = {
     "n_layer": "n_layer",
 }
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".7z", ".rar")
-OTHER_FORMATS = (".h5", ".msgpack", ".ot", ".onnx", ".gguf", ".ggml", ".pt", ".pth", ".ckpt", ".npz")
+OTHER_FORMATS = (".h5", ".msgpack", ".ot", ".onnx", ".gguf", ".ggml", ".ckpt", ".npz")
+STATE_DICTS = (".pkl", ".pth", ".pt")  # PyTorch's files that hold a whole model, and need no folder around them
 
 
 def weights_at(path: str) -> str:
@@ -107,7 +108,14 @@ def weights_at(path: str) -> str:
 
 def names_weights(path: str) -> bool:
     """Returns whether a path is a file of local weights, or the prefix of a checkpoint's path, and no folder."""
-    return bool(path) and not os.path.isdir(path) and (weights_at(path) != path or os.path.isfile(f"{path}.index"))
+    if not path or os.path.isdir(path):
+        return False
+    return weights_at(path) != path or os.path.isfile(f"{path}.index") or is_state_dict(path)
+
+
+def is_state_dict(path: str) -> bool:
+    """Returns whether a path is a local file of PyTorch with a whole model, as DialoGPT's are."""
+    return path.lower().endswith(STATE_DICTS) and os.path.isfile(path)
 
 
 def config_beside(path: str) -> str:
@@ -139,7 +147,12 @@ def no_weights(path: str) -> CheckpointError:
     """Returns the error for a path without weights, with what there is instead."""
     if path.lower().endswith(ARCHIVES) and os.path.isfile(path):
         return CheckpointError(f"{path}: is an archive; unpack it, and give the folder that holds the weights")
-    others = [path, *glob.glob(os.path.join(glob.escape(path), "*"))]
+    if is_state_dict(path):
+        return CheckpointError(f"{path}: is without a config.json; give a config too, such as --model dialogpt_small")
+    others = [path, *sorted(glob.glob(os.path.join(glob.escape(path), "*")))]
+    state_dicts = [other for other in others if is_state_dict(other)]
+    if state_dicts:
+        return CheckpointError(f"{path}: is a folder around weights; did you mean {state_dicts[0]}?")
     found = sorted(other for other in others if other.lower().endswith(OTHER_FORMATS) and os.path.isfile(other))
     if found:
         return CheckpointError(f"{found[0]}: is of a format that is not read; give the weights as model.safetensors")
@@ -155,7 +168,8 @@ def _check_there(path: str) -> None:
     if os.path.isdir(path):
         is_there = any(glob.glob(os.path.join(glob.escape(path), pattern)) for pattern in PATTERNS)
     else:
-        is_there = os.path.isfile(f"{path}.index") or (os.path.isfile(config_beside(path)) and not os.path.exists(path))
+        is_config_alone = os.path.isfile(config_beside(path)) and not os.path.exists(path)
+        is_there = os.path.isfile(f"{path}.index") or is_config_alone or is_state_dict(path)
     if not is_there:
         raise no_weights(path)
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,11 @@ def tensors_of(model_type: str, n_layer: int) -> list[Tensor]:
     return tensors + _norm("ln_f", "ln_f")
 
 
+def count_layers(block: re.Pattern[str], names: Iterable[str]) -> int:
+    """Returns the number of layers; the first group of `block` is the number of the layer that a tensor belongs to."""
+    return 1 + max((int(found[1]) for found in map(block.match, names) if found), default=-1)
+
+
 def _shape(tensor: Tensor, keys: Mapping[str, Any]) -> tuple[int, ...]:
     """Returns the shape of one variable of the tensor, for the keys of a model config."""
     sizes = {"V": keys["n_vocab"], "C": keys["n_ctx"], "E": keys["n_embd"], "F": 4 * keys["n_embd"]}
@@ -144,8 +150,8 @@ def variables_of(
     _check_tied(found, weights["gpt2/wte"])
     for stored in found.values():
         raise CheckpointError(
-            f"{stored.place}: is not a tensor of the model that {source} describes; give the {source} of "
-            "these weights, of a language model without another head"
+            f"{stored.place}: is not a tensor of the model that {source} describes; give weights that fit it, "
+            "of a language model without another head"
         )
     return weights
 
@@ -156,8 +162,8 @@ def _split(
     """Returns the variables in a tensor."""
     if stored.shape != their_shape:
         raise CheckpointError(
-            f"{stored.place}: is {list(stored.shape)} there and {list(their_shape)} by {source}; give the "
-            f"{source} of these weights"
+            f"{stored.place}: is {list(stored.shape)} there and {list(their_shape)} by {source}; give "
+            "weights that fit it"
         )
 
     def read(index: int) -> np.ndarray:

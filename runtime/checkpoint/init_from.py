@@ -1,4 +1,4 @@
-"""Initializes a run from weights of another run, of GPT-Neo, of Hugging Face or of OpenAI."""
+"""Initializes a run from weights of another run, of GPT-Neo, of Hugging Face, of OpenAI or of DialoGPT."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import sys
 from collections.abc import Mapping
 
 from configs.errors import CheckpointError
-from configs.weights import no_weights, weights_at
+from configs.weights import is_state_dict, no_weights, weights_at
 from runtime.checkpoint.huggingface import read_weights
 from runtime.checkpoint.openai import is_openai, openai_weights
 from runtime.checkpoint.reader import missing_variable, weight_names
+from runtime.checkpoint.state_dict import read_state_dict
 from runtime.checkpoint.weight_files import is_huggingface_folder
 from runtime.checkpoint.weight_sources import StoredTensor, Weights, checkpoint_tensors, find_checkpoint
 from runtime.mesh.placement import VariableSlices, VariableStore
@@ -24,8 +25,8 @@ def load_initial_weights(path: str, store: VariableStore) -> None:
     The config.json beside the weights is compared when the config of the run is loaded.
 
     Args:
-        path: the prefix of a checkpoint of this project, of GPT-Neo or of OpenAI's GPT-2, its folder, or a Hugging
-            Face folder.
+        path: the prefix of a checkpoint of this project, of GPT-Neo or of OpenAI's GPT-2, its folder, a Hugging
+            Face folder, or a file of PyTorch with a whole model, such as DialoGPT's.
         store: the variables of the run, in any layout.
 
     Raises:
@@ -68,6 +69,8 @@ def find_weights(path: str) -> Weights:
     place = weights_at(path)
     if is_huggingface_folder(place):
         return read_weights(place)
+    if is_state_dict(place):
+        return read_state_dict(place)
     checkpoint = find_checkpoint(place)
     if checkpoint is None:
         raise no_weights(path)

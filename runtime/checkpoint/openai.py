@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from configs.errors import CheckpointError
 from configs.huggingface import GPT_2
 from configs.weights import HPARAMS_FILE
-from runtime.checkpoint.huggingface import tensors_of, variables_of
+from runtime.checkpoint.huggingface import count_layers, tensors_of, variables_of
 from runtime.checkpoint.weight_sources import StoredTensor, Weights
 
 TOKEN_TABLE, POSITION_TABLE = "model/wte", "model/wpe"
@@ -33,8 +33,7 @@ def openai_weights(path: str, stored: Mapping[str, StoredTensor]) -> Weights:
         CheckpointError: a tensor is missing, unknown or of another shape.
     """
     (n_vocab, n_embd), n_ctx = stored[TOKEN_TABLE].shape, stored[POSITION_TABLE].shape[0]
-    n_layer = 1 + max((int(block[1]) for block in map(BLOCK.match, stored) if block), default=-1)
-    tensors = tensors_of(GPT_2.model_type, n_layer)
+    tensors = tensors_of(GPT_2.model_type, count_layers(BLOCK, stored))
     left = {name: tensor for name, tensor in stored.items() if name.startswith("model/") and not OPTIMIZER.search(name)}
     found = {}
     for tensor in tensors:

@@ -8,6 +8,7 @@ import os
 import pickle
 import re
 import sys
+import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -183,7 +184,8 @@ def _open_pickle(path: str) -> dict[str, StoredTensor]:
 def _load_pickle(path: str) -> dict[str, Any]:
     """Returns the tensors in a file of PyTorch by name, and runs nothing that it holds."""
     torch = _torch(path)
-    with reading(path):
+    with reading(path), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about pickles that PyTorch did not write, which are refused
         try:
             # Files of PyTorch before 1.6 are not zip archives and cannot be mapped: they are read whole.
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))

@@ -164,8 +164,7 @@ def test_a_missing_or_unknown_tensor_or_another_shape_is_named(tmp_path: Path) -
     assert message(folder).startswith(f"{folder}/model.safetensors: score.weight: is not a tensor of the model that ")
     rewrite(folder, tensors | {name: tensors[name].T})
     assert message(folder) == (
-        f"{folder}/model.safetensors: {name}: is [64, 16] there and [16, 64] by config.json; give the config.json "
-        "of these weights"
+        f"{folder}/model.safetensors: {name}: is [64, 16] there and [16, 64] by config.json; give weights that fit it"
     )
 
 

@@ -181,7 +181,12 @@ def test_a_folder_around_the_weights_leads_to_them(tmp_path: Path, inner: str) -
     assert refusal(tmp_path) == f"{tmp_path}: holds no weights; did you mean {tmp_path}/{inner}?"
 
 
-@pytest.mark.parametrize("name", ["tf_model.h5", "flax_model.msgpack", "model.gguf", "consolidated.pth"])
+def test_a_folder_around_a_file_of_pytorch_leads_to_it(tmp_path: Path) -> None:
+    (tmp_path / "small_ft.pkl").write_bytes(b"x")
+    assert refusal(tmp_path) == f"{tmp_path}: is a folder around weights; did you mean {tmp_path}/small_ft.pkl?"
+
+
+@pytest.mark.parametrize("name", ["tf_model.h5", "flax_model.msgpack", "model.gguf"])
 def test_a_format_that_is_not_read_is_named(folder: Path, name: str) -> None:
     (folder / name).write_bytes(b"x")
     remedy = "give the weights as model.safetensors"
