@@ -19,6 +19,7 @@ import tasks.dialogue.__main__
 import tasks.dialogue.agreement
 from configs.load import load_config
 from data import check_tfrecords, create_tfrecords, train_tokenizer
+from data.dialogue import reddit
 from main import config_overrides, parse_arguments
 from serving.protocol import CompletionRequest
 from serving.routes import ROUTES
@@ -111,6 +112,7 @@ PARSERS: dict[str, Callable[[Sequence[str]], object]] = {
     "run_experiment.py": check_experiment,
     "data/check_tfrecords.py": check_tfrecords.parse_arguments,
     "data/create_tfrecords.py": create_tfrecords.parse_arguments,
+    "data/dialogue/reddit.py": reddit.parse_arguments,
     "data/train_tokenizer.py": train_tokenizer.parse_arguments,
 }
 

@@ -91,6 +91,10 @@ def open_zstandard(stream: BinaryIO, expansion: Expansion) -> BinaryIO:
     return io.BufferedReader(_Frames(stream, _ZSTANDARD, expansion))
 
 
+OPENERS = {".zst": open_zstandard, ".gz": open_gzip, ".xz": open_xz, ".bz2": open_bzip2}
+"""What opens a compressed file, by its last suffix."""
+
+
 def counted(stream: BinaryIO, expansion: Expansion) -> BinaryIO:
     """Wraps a stream that is decompressed elsewhere, such as a member of a zip file."""
     return io.BufferedReader(_Counted(stream, expansion))

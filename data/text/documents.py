@@ -29,7 +29,7 @@ import zstandard
 
 from configs.errors import UserError
 from data.text.archives import tar_members, zip_members
-from data.text.decompression import Expansion, open_bzip2, open_gzip, open_xz, open_zstandard, read_to_end
+from data.text.decompression import OPENERS, Expansion, open_bzip2, open_gzip, open_xz, open_zstandard, read_to_end
 from data.text.files import (
     CONVERSATION_SUFFIXES,
     SUFFIXES,
@@ -45,7 +45,7 @@ from data.text.json_values import MAX_JSON_BYTES, begins_value, lines_of, values
 from data.text.marked_stream import MarkedStream
 from storage.files import decode_text
 
-_DAMAGED = (
+DAMAGED = (
     OSError,
     EOFError,
     ValueError,
@@ -58,6 +58,7 @@ _DAMAGED = (
     tarfile.TarError,
     zstandard.ZstdError,
 )
+"""What reading a damaged file raises."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ def read_documents(
                 yield from _split_at_marker(document, context)
     except UserError:
         raise
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise cannot_read(file.path, error) from None
 
 
@@ -472,14 +473,11 @@ def _read_up_to(stream: BinaryIO | MarkedStream, length: int) -> bytearray:
 _READERS: dict[str, Reader] = {
     ".dat.zst": _decompressed(open_zstandard, _read_dat),
     ".tzst": _decompressed(open_zstandard, _read_tar),
-    ".zst": _decompressed(open_zstandard),
     ".tgz": _decompressed(open_gzip, _read_tar),
-    ".gz": _decompressed(open_gzip),
     ".txz": _decompressed(open_xz, _read_tar),
-    ".xz": _decompressed(open_xz),
     ".tbz2": _decompressed(open_bzip2, _read_tar),
     ".tbz": _decompressed(open_bzip2, _read_tar),
-    ".bz2": _decompressed(open_bzip2),
+    **{suffix: _decompressed(open_frames) for suffix, open_frames in OPENERS.items()},
     ".json": _read_json,
     ".jsonl": _read_json_lines,
     ".jsonlines": _read_json_lines,
