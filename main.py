@@ -10,8 +10,8 @@ import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
-from commands.options import LayoutSearch, Options, idle_by_other_keys, idle_in_command
-from configs.command_line import CommandLine, find_rereadings, integer, unescape
+from commands.options import LayoutSearch, Options, RerankingSettings, idle_by_other_keys, idle_in_command
+from configs.command_line import CommandLine, find_rereadings, integer, number, unescape
 from configs.errors import ConfigError, DeviceError, UserError
 from configs.kinds import clean_path_flags
 from configs.load import find_model_config, load_config
@@ -32,7 +32,9 @@ LOOPBACK = "127.0.0.1"
 EXPORT_FORMATS = ("saved_model", "hf")
 COMMANDS = ("train", "eval", "predict", "interactive", "serve", "check_dataset", "plan", "export")
 SERVER_FLAGS = ("cache_dtype",)  # settings of generation that hold for a whole server
-PATH_FLAGS = ("model", "init_from", "prompt", "output", "export_dir")
+PATH_FLAGS = ("model", "init_from", "mmi_model", "prompt", "output", "export_dir")
+RERANKING_FLAGS = ("mmi_model", "mmi_normalize", "forward_weight", "candidates", "show_candidates")
+DEFAULT_CANDIDATES = 16  # DialoGPT's
 MAX_CPU_DEVICES = 1 << 12
 MAX_SACRED_ID_BYTES = 100  # leaves room for the rest of a file name
 
@@ -74,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_plan_flags(parser.add_argument_group("plan", f"{PROGRAM} --plan --set mesh_shape=x:4,y:2"))
     _add_export_flags(parser.add_argument_group("export", f"{PROGRAM} --export --export_format hf"))
     _add_generation_flags(parser.add_argument_group("text generation (predict, interactive, samples while training)"))
+    _add_reranking_flags(parser.add_argument_group("reranking (predict)", f"{PROGRAM} --predict --mmi_model backward"))
     _add_device_flags(parser.add_argument_group("devices"))
     return parser
 
@@ -170,6 +173,30 @@ def _add_generation_flags(group: argparse._ArgumentGroup) -> None:
         else:
             n_values = "+" if isinstance(PREDICTION_KEYS[key].default, tuple) else None
             add(f"--{flag}", nargs=n_values, metavar=metavar, help=metadata["doc"])
+
+
+def _add_reranking_flags(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add(
+        "--mmi_model",
+        metavar="CONFIG",
+        help="A model trained on reversed conversations, as --model: the response that tells best what it answers is "
+        "given.",
+    )
+    add("--mmi_normalize", action="store_true", help="Divides each log-probability by its number of tokens.")
+    add(
+        "--forward_weight",
+        type=number,
+        metavar="W",
+        help="Adds W times the log-probability of the response under --model (default: 0).",
+    )
+    add(
+        "--candidates",
+        type=integer,
+        metavar="N",
+        help=f"Responses that are drawn for each prompt, to choose from (default: {DEFAULT_CANDIDATES}).",
+    )
+    add("--show_candidates", action="store_true", help="Writes all candidates with their scores.")
 
 
 def _add_device_flags(group: argparse._ArgumentGroup) -> None:
@@ -278,6 +305,19 @@ RULES = (
         lambda a: a.prompt == "-" and a.command != "predict",
         "--prompt -: only --predict reads standard input; give a file, or --predict",
     ),
+    *(
+        _only_with(flag, "predict", f"--{flag}: works with --predict only; leave it out, or give --predict")
+        for flag in RERANKING_FLAGS
+    ),
+    Rule(
+        lambda a: a.mmi_model is None and any(getattr(a, flag) not in (None, False) for flag in RERANKING_FLAGS),
+        "--candidates, --show_candidates, --mmi_normalize, --forward_weight: there is nothing to rank by; give "
+        "--mmi_model, or leave them out",
+    ),
+    Rule(
+        lambda a: a.candidates is not None and a.candidates < 1,
+        "--candidates {candidates}: must be at least 1; give a number of responses",
+    ),
     _only_with("output", "predict", "--output {output}: works with --predict only; leave it out, or give --predict"),
     _only_with("host", "serve", "--host {host}: works with --serve only; leave it out, or give --serve PORT"),
     _only_with("cors_origins", "serve", "--cors_origins: works with --serve only; leave it out, or give --serve PORT"),
@@ -359,6 +399,19 @@ def _serving(arguments: argparse.Namespace) -> ServingSettings | None:
     )
 
 
+def _reranking(arguments: argparse.Namespace) -> RerankingSettings | None:
+    if arguments.mmi_model is None:
+        return None
+    candidates = DEFAULT_CANDIDATES if arguments.candidates is None else arguments.candidates
+    return RerankingSettings(
+        candidates,
+        arguments.show_candidates,
+        arguments.mmi_model,
+        arguments.mmi_normalize,
+        arguments.forward_weight or 0.0,
+    )
+
+
 def _find_notes(arguments: argparse.Namespace, config: RunConfig) -> Iterator[str]:
     """Yields a line for each setting that was read in a way of its own, or has no effect."""
     yield from find_rereadings(arguments.set)
@@ -386,7 +439,8 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.prompt_text is not None:
         given["prompt_text"] = unescape(arguments.prompt_text)
     search = LayoutSearch(arguments.auto_layout_and_mesh_shape, arguments.apply) if _chooses_layout(arguments) else None
-    options = Options(**given, serving=serving, layout_search=search, notes=notes)
+    reranking = _reranking(arguments)
+    options = Options(**given, serving=serving, reranking=reranking, layout_search=search, notes=notes)
     # TensorFlow takes seconds to load, so errors of the command line and the config come first.
     from commands.dispatch import confirm_delete, run
 

@@ -52,6 +52,25 @@ class LayoutSearch:
 
 
 @dataclasses.dataclass(frozen=True)
+class RerankingSettings:
+    """How responses are chosen among candidates.
+
+    Attributes:
+        candidates: the number of responses that are drawn for each prompt.
+        shows_candidates: the output holds all of them with their scores.
+        mmi_model: the config or the folder of the backward model.
+        mmi_normalize: log-probabilities are divided by the number of their tokens.
+        forward_weight: of log P(response | source).
+    """
+
+    candidates: int
+    shows_candidates: bool
+    mmi_model: str
+    mmi_normalize: bool
+    forward_weight: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Options:
     """The settings of the command line that are not keys of the config, most by the name of their flag.
 
@@ -73,6 +92,7 @@ class Options:
         export_format: "saved_model" or "hf".
         export_dir: the folder of an export.
         serving: the settings of the command serve; None for other commands.
+        reranking: how to choose among candidate responses; None: the first one drawn is the answer.
         layout_search: how to choose a layout; None: the config's layout is used.
         notes: what has been said of the model config.
     """
@@ -94,6 +114,7 @@ class Options:
     export_format: str
     export_dir: str
     serving: ServingSettings | None
+    reranking: RerankingSettings | None
     layout_search: LayoutSearch | None
     notes: Sequence[str]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Sequence
-from typing import TextIO
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TextIO
 
 from commands.console import say, stdout_to_stderr, with_progress
 from commands.options import Options
@@ -18,12 +18,14 @@ from commands.prompts import (
     encode_prompts,
     read_prompts,
 )
+from commands.reranking import build_reranker, with_candidates
 from commands.run_setup import Run, load_trained, set_up_for_generation
 from commands.text_generator import DEFAULT_ROWS, Sample, TextGenerator, build_text_generator, check_causal
 from configs.errors import ConfigError
 from configs.schema import RunConfig
 from runtime.cluster.process_group import ProcessGroup
 from runtime.generation.outputs import format_line, format_samples, write_predictions
+from runtime.generation.reranking import candidate_keys, format_candidates, ranking_keys
 from runtime.training.signals import signals_as_interrupt, uninterrupted
 from storage.files import is_local, write_text, writing_to
 from storage.streams import raise_if_lost
@@ -40,11 +42,17 @@ def predict(config: RunConfig, options: Options, group: ProcessGroup) -> int:
     with stdout_to_stderr() if _is_piped(given, options, group) else contextlib.nullcontext() as pipe:
         run = set_up_for_generation(config, options, group)
         encoded = encode_prompts(given.prompts, run.config, run.tokenizer, say)
-        generator = build_text_generator(run, _n_rows(encoded, options))
+        drawn = encoded if options.reranking is None else with_candidates(encoded, run)
+        generator = build_text_generator(run, _n_rows(drawn, options))
+        reranker = options.reranking and build_reranker(run)
         position = load_trained(run)
+        if reranker is not None:
+            reranker.load()
         group.check_same("the run's position", repr(position))
         save = functools.partial(_save, generator, given, position.step)
-        samples = _generate(generator, encoded, pipe, lambda some: _save_partial(save, some, encoded.n_samples, group))
+        samples = generator.generate(drawn) if reranker is None else reranker.choose(encoded, generator.generate(drawn))
+        samples = with_progress(samples, encoded.n_samples, group)
+        samples = _collect(samples, pipe, lambda some: _save_partial(save, some, encoded.n_samples, group))
         if group.is_first:
             _deliver(generator, given, samples, save, is_shown=pipe is None)
     return 0
@@ -131,11 +139,8 @@ def _n_rows(encoded: EncodedPrompts, options: Options) -> int:
     return options.rows or min(encoded.n_samples, DEFAULT_ROWS)
 
 
-def _generate(
-    generator: TextGenerator,
-    encoded: EncodedPrompts,
-    pipe: TextIO | None,
-    save_partial: Callable[[list[Sample]], None],
+def _collect(
+    found: Iterable[Sample], pipe: TextIO | None, save_partial: Callable[[list[Sample]], None]
 ) -> list[Sample]:
     """Returns all samples, and writes each to the pipe as soon as it is finished.
 
@@ -144,7 +149,7 @@ def _generate(
     samples = []
     with signals_as_interrupt():
         try:
-            for sample in with_progress(generator.generate(encoded), encoded.n_samples, generator.run.group):
+            for sample in found:
                 samples.append(sample)
                 if pipe is not None:
                     print(_lines([sample]), end="", file=pipe, flush=True)
@@ -162,11 +167,23 @@ def _save_partial(save: Callable[..., str], samples: Sequence[Sample], n_samples
 
 
 def _lines(samples: Sequence[Sample]) -> str:
-    return "".join(format_line(each.prompt.extra, each.prompt.given, each.number, each.generated) for each in samples)
+    return "".join(
+        format_line(each.prompt.extra, each.prompt.given, each.number, each.generated, _ranking(each))
+        for each in samples
+    )
+
+
+def _ranking(sample: Sample) -> dict[str, Any]:
+    """Returns what a line of JSON says of reranking."""
+    keys = {} if sample.scores is None else ranking_keys(sample.scores)
+    return keys | ({"candidates": list(map(candidate_keys, sample.candidates))} if sample.candidates else {})
 
 
 def _texts(generator: TextGenerator, samples: Sequence[Sample]) -> list[str]:
-    return [generator.text_of(sample) for sample in samples]
+    return [
+        "\n\n".join(filter(None, [generator.text_of(sample), format_candidates(sample.candidates)]))
+        for sample in samples
+    ]
 
 
 def _save(generator: TextGenerator, given: PromptFile, step: int, samples: Sequence[Sample], mark: str = "") -> str:

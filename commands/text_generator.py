@@ -16,6 +16,7 @@ from runtime.generation.beam_search import BeamSearcher
 from runtime.generation.engine import Engine
 from runtime.generation.outputs import GeneratedText, beam_search_texts, sampled_texts
 from runtime.generation.requests import GenerationRequest, sample_requests, sample_seed
+from runtime.generation.reranking import Candidate, Scores
 from runtime.generation.scheduler import Scheduler
 
 DEFAULT_ROWS = 8  # texts that are generated at once, unless --rows says how many
@@ -30,12 +31,16 @@ class Sample:
         tokens: the prompt as the model was given it.
         number: which of the prompt's samples this is, from 0.
         generated: the text.
+        scores: by which it was chosen; None without reranking.
+        candidates: all texts that it was chosen from, the best first; empty if they are not to be shown.
     """
 
     prompt: Prompt
     tokens: tuple[int, ...]
     number: int
     generated: GeneratedText
+    scores: Scores | None = None
+    candidates: tuple[Candidate, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

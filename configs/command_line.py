@@ -89,6 +89,18 @@ def integer(text: str) -> int:
     raise argparse.ArgumentTypeError(f"{text!r} is not an integer; give one")
 
 
+def number(text: str) -> float:
+    """Returns the finite number that a flag was given.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
+    for value in typed_values(text):
+        if type(value) is float:
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number; give one")
+
+
 def read_overrides(overrides: Sequence[str], issues: list[str]) -> dict[str, RawValue]:
     """Returns the values of overrides by key.
 

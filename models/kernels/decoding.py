@@ -144,18 +144,16 @@ def attend(n_blocks: int) -> Kernel:
 
 
 @functools.cache
-def scores(n_top: int, vocabulary: Vocabulary) -> Kernel:
-    """Returns the kernel that scores given tokens.
+def most_likely(n_top: int, vocabulary: Vocabulary) -> Kernel:
+    """Returns the kernel that finds the most likely tokens, which leave out ids that are no token.
 
-    (logits [B, S, V], tokens int32 [B, S]) -> log_probs float32 [B, S], top_tokens int32 [B, S, top], top_log_probs
-    float32 [B, S, top]: of each token under the logits at its position, and of the most likely tokens there, which
-    leave out ids that are no token.
+    (logits [B, S, V]) -> top_tokens int32 [B, S, top], top_log_probs float32 [B, S, top].
     """
 
-    def kernel(logits: tf.Tensor, tokens: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    def kernel(logits: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         log_probs = tf.nn.log_softmax(tf.cast(logits, tf.float32))
         missing = [[0, 0], [0, 0], [0, max(0, n_top - log_probs.shape[-1])]]
         top = tf.math.top_k(tf.pad(vocabulary.without_unused(log_probs), missing, constant_values=-float("inf")), n_top)
-        return tf.gather(log_probs, tokens, batch_dims=2), top.indices, top.values
+        return top.indices, top.values
 
     return compiled(kernel)

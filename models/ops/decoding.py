@@ -1,4 +1,4 @@
-"""Decoding: rows of different lengths, and the scores of given tokens."""
+"""Decoding: rows of different lengths, and the most likely tokens."""
 
 from __future__ import annotations
 
@@ -41,21 +41,17 @@ def insert_rows(whole: mtf.Tensor, rows: mtf.Tensor, indices: mtf.Tensor) -> mtf
     return SliceKernel("insert_rows", kernels.insert_rows, inputs, outputs, starts=starts).outputs[0]
 
 
-def scores(
-    logits: mtf.Tensor, tokens: mtf.Tensor, top_dim: mtf.Dimension, vocabulary: Vocabulary
-) -> tuple[mtf.Tensor, mtf.Tensor, mtf.Tensor]:
-    """Scores tokens by the log-probabilities that a model gives them.
+def most_likely(logits: mtf.Tensor, top_dim: mtf.Dimension, vocabulary: Vocabulary) -> tuple[mtf.Tensor, mtf.Tensor]:
+    """Returns the most likely tokens at each position.
 
     Args:
         logits: [batch, sequence, vocab].
-        tokens: int32 [batch, sequence], the tokens to score at each position.
-        top_dim: how many of the most likely tokens to report.
-        vocabulary: the ids that may be among these.
+        top_dim: how many tokens.
+        vocabulary: the ids that may be among them.
 
     Returns:
-        log_probs float32 [batch, sequence], top_tokens int32 [batch, sequence, top], most likely first, and their
-        top_log_probs float32.
+        top_tokens int32 [batch, sequence, top], most likely first, and their top_log_probs float32.
     """
-    whole, top = redistribute(logits, "vocab", "whole"), tokens.shape + [top_dim]
-    outputs = [(tokens.shape, tf.float32), (top, tf.int32), (top, tf.float32)]
-    return tuple(SliceKernel("scores", kernels.scores(top_dim.size, vocabulary), [whole, tokens], outputs).outputs)
+    whole, shape = redistribute(logits, "vocab", "whole"), mtf.Shape([*logits.shape.dims[:-1], top_dim])
+    kernel, outputs = kernels.most_likely(top_dim.size, vocabulary), [(shape, tf.int32), (shape, tf.float32)]
+    return tuple(SliceKernel("most_likely", kernel, [whole], outputs).outputs)

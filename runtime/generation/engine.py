@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from configs.schema import RunConfig
-from models.kernels.sampling import SamplingParams, param_arrays
+from models.kernels.sampling import MAX_TOP, SamplingParams, param_arrays
 from models.kernels.vocabulary import IdRanges
 from runtime.generation.programs import (
     RowState,
@@ -169,7 +169,7 @@ class ContinuousBatchEngine:
 
     @functools.cache  # noqa: B019
     def _scores(self, length: int) -> Step:
-        return self._synchronized(build_scores(self._config, self._placement, length, self._unused))
+        return self._synchronized(build_scores(self._config, self._placement, 1, length, self._unused, MAX_TOP))
 
     def prefill(self, requests: Mapping[int, GenerationRequest]) -> None:
         """See `Engine.prefill`."""
@@ -200,7 +200,7 @@ class ContinuousBatchEngine:
         """See `Engine.score`."""
         padded = np.zeros((1, padded_length(len(tokens), self.n_ctx)), np.int32)
         padded[0, : len(tokens)] = tokens
-        scored = self._scores(padded.shape[1])(padded)
+        scored = self._scores(padded.shape[1])(padded, np.roll(padded, -1, 1))
         scored_positions = slice(0, len(tokens) - 1)
         return TokenChunk(
             tuple(tokens[1:]),

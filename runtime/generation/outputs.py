@@ -98,7 +98,13 @@ def format_samples(texts: Sequence[str]) -> str:
     return "\n".join(framed)
 
 
-def format_line(extra: Mapping[str, Any], prompt: str | Sequence[int], sample: int, generated: GeneratedText) -> str:
+def format_line(
+    extra: Mapping[str, Any],
+    prompt: str | Sequence[int],
+    sample: int,
+    generated: GeneratedText,
+    ranking: Mapping[str, Any] = {},
+) -> str:
     """Returns a generated text as a line of JSON.
 
     Args:
@@ -106,11 +112,12 @@ def format_line(extra: Mapping[str, Any], prompt: str | Sequence[int], sample: i
         prompt: as the user gave it.
         sample: number of this sample of the prompt, from 0.
         generated: the text.
+        ranking: keys about its choice among candidates.
     """
     known = {"prompt": prompt, "text": generated.text, "tokens": generated.tokens}
     scores = {"log_probs": generated.log_probs} if generated.score is None else {"score": generated.score}
     end = {"reason": generated.finish_reason, "sample": sample}
-    return json.dumps({**extra, **known, **scores, **end}, ensure_ascii=False).translate(ESCAPES) + "\n"
+    return json.dumps({**extra, **known, **scores, **end, **ranking}, ensure_ascii=False).translate(ESCAPES) + "\n"
 
 
 def write_predictions(model_path: str, sacred_id: str, step: int, ending: str, content: str) -> str:

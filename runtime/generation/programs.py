@@ -14,9 +14,10 @@ from models import gpt2
 from models.context import Context
 from models.decode import Decoder, DecodeState, Prompts
 from models.dims import Dims
-from models.kernels.sampling import MAX_TOP, N_FLOATS, N_INTEGERS
+from models.kernels.sampling import N_FLOATS, N_INTEGERS
 from models.kernels.vocabulary import IdRanges, Vocabulary
-from models.ops.decoding import insert_rows, scores
+from models.ops.cross_entropy import softmax_statistics
+from models.ops.decoding import insert_rows, most_likely
 from models.ops.sampling import RowParams
 from runtime.mesh.lowering import LoweredStep, compile_step, id_spec, lower, new_mesh
 from runtime.mesh.placement import DeviceMesh, Placement
@@ -205,24 +206,29 @@ def build_generate(
     return decoding_placement(placement, n_rows).compile(step, *prompt_signature(n_rows, length))
 
 
-def build_scores(config: RunConfig, placement: Placement, length: int, unused: IdRanges) -> LoweredStep:
-    """Builds a program that scores the tokens of one text.
+def build_scores(
+    config: RunConfig, placement: Placement, n_rows: int, length: int, unused: IdRanges = (), n_top: int = 0
+) -> LoweredStep:
+    """Builds a program that scores the tokens of texts.
 
     Returns:
-        A step from (tokens int32 [batch 1, sequence]) to log_probs float32 [batch, sequence], top_tokens int32 [batch,
-        sequence, top] and top_log_probs float32 [batch, sequence, top], each for the token after that position.
+        A step from (tokens int32 [batch, sequence], labels int32 [batch, sequence], the token after each position) to
+        log_probs float32 [batch, sequence], in nats, of the labels; and with `n_top` to the most likely labels,
+        top_tokens int32 [batch, sequence, top] and top_log_probs float32 [batch, sequence, top].
     """
-    mesh_impl = placement.without("sequence", "memory_length").implementation(1)
     vocabulary = Vocabulary(config.data.eos_id, unused)
 
-    def step(tokens: tf.Tensor) -> dict[str, tf.Tensor]:
+    def step(own: Placement, *arrays: tf.Tensor) -> dict[str, tf.Tensor]:
         graph, mesh = new_mesh()
-        dims = Dims.of(config.model, 1, length)
+        dims = Dims.of(config.model, n_rows, length)
         shape = mtf.Shape([dims.batch, dims.sequence])
-        logits = gpt2.logits(Context(mesh, config.model, dims), mtf.import_tf_tensor(mesh, tokens, shape))
-        following = mtf.import_tf_tensor(mesh, tf.roll(tokens, -1, 1), shape)
-        names = ("log_probs", "top_tokens", "top_log_probs")
-        scored = scores(logits, following, mtf.Dimension("top", MAX_TOP), vocabulary)
-        return lower(graph, mesh, mesh_impl, dict(zip(names, scored, strict=True)))
+        tokens, labels = (mtf.import_tf_tensor(mesh, ids, shape) for ids in arrays)
+        logits = gpt2.logits(Context(mesh, config.model, dims), tokens)
+        log_z, logit = softmax_statistics(logits, labels)
+        outputs = {"log_probs": logit - log_z}
+        if n_top:
+            top = most_likely(logits, mtf.Dimension("top", n_top), vocabulary)
+            outputs |= zip(("top_tokens", "top_log_probs"), top, strict=True)
+        return lower(graph, mesh, own.implementation(n_rows), outputs)
 
-    return compile_step(step, id_spec(1, length), by_xla=placement.shape.size == 1)
+    return placement.without("sequence", "memory_length").compile(step, *[id_spec(n_rows, length)] * 2)

@@ -1,0 +1,141 @@
+"""Reranking: draws several responses to a dialogue and gives the best by other models, which live beside the first."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+
+from commands.console import say
+from commands.prompts import EncodedPrompts
+from commands.run_setup import Run, load_trained, set_up_for_generation
+from commands.run_tokenizer import with_tokenizer
+from commands.text_generator import Sample, check_causal
+from configs.errors import ConfigError
+from configs.load import load_config
+from configs.prompts import Prompt
+from configs.reader import raise_issues
+from configs.weights import is_huggingface_folder
+from runtime.generation.outputs import GeneratedText
+from runtime.generation.reranking import Candidate, MutualInformation, Ranker, rank, turns_of
+from runtime.generation.scoring import Scorer, build_scorer
+from storage.remote_configs import on_disk
+
+DEFAULT_TOP_K = 10  # DialoGPT's, where no setting says which tokens are sampled from
+FILTERS = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0, "entmax_sampling": False}
+
+
+def with_candidates(encoded: EncodedPrompts, run: Run) -> EncodedPrompts:
+    """Returns prompts with the settings that draw their candidates.
+
+    Raises:
+        ConfigError: a prompt has nothing to choose from, or nothing that responses answer; one line for each.
+    """
+    given = list(zip(encoded.prompts, encoded.ids, strict=True))
+    raise_issues(issue for prompt, ids in given for issue in _find_issues(prompt, ids, run))
+    for prompt, ids in given:
+        if ids[-1] != run.config.data.eos_id:
+            say(f"{prompt.place}: does not end with the end of text, so responses continue its last turn")
+    return EncodedPrompts([_drawing(prompt, run) for prompt in encoded.prompts], encoded.ids)
+
+
+def _find_issues(prompt: Prompt, ids: Sequence[int], run: Run) -> Iterator[str]:
+    settings, n_candidates = prompt.settings, run.options.reranking.candidates
+    if settings.num_beams > 1:
+        yield f"{prompt.place}: num_beams = {settings.num_beams}: candidates are sampled, and not searched; set it to 1"
+    if settings.temperature == 0 and n_candidates > 1:
+        yield f"{prompt.place}: temperature = 0: all candidates would be the same; raise it"
+    if settings.predict_batch_size > n_candidates:
+        wanted = f"{prompt.place}: predict_batch_size = {settings.predict_batch_size}"
+        yield f"{wanted}: is more than the {n_candidates} candidates; give more --candidates"
+    if not turns_of(ids, run.config.data.eos_id):
+        yield f"{prompt.place}: holds no turn that a response could answer; give a dialogue"
+
+
+def _drawing(prompt: Prompt, run: Run) -> Prompt:
+    settings = dataclasses.replace(prompt.settings, predict_batch_size=run.options.reranking.candidates)
+    if all(getattr(settings, key) == off for key, off in FILTERS.items()):
+        settings = dataclasses.replace(settings, top_k=min(DEFAULT_TOP_K, run.config.model.n_vocab))
+    return dataclasses.replace(prompt, settings=settings)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reranker:
+    """Ranks the candidates of prompts.
+
+    Attributes:
+        run: of the model that draws the candidates.
+        ranker: scores them.
+        others: the runs of the other models, whose weights are not loaded yet.
+    """
+
+    run: Run
+    ranker: Ranker
+    others: Sequence[Run]
+
+    def load(self) -> None:
+        """Loads the weights of the other models."""
+        for run in self.others:
+            load_trained(run)
+
+    def choose(self, encoded: EncodedPrompts, drawn: Iterator[Sample]) -> Iterator[Sample]:
+        """Yields the best samples of each prompt, in the order of the prompts.
+
+        Args:
+            encoded: the prompts.
+            drawn: the samples of `with_candidates`.
+        """
+        settings = self.run.options.reranking
+        for prompt, tokens in zip(encoded.prompts, encoded.ids, strict=True):
+            texts = [sample.generated for sample in itertools.islice(drawn, settings.candidates)]
+            ranked = self.rank(tokens, texts)
+            shown = ranked if settings.shows_candidates else ()
+            for number, best in enumerate(ranked[: prompt.settings.predict_batch_size]):
+                yield Sample(prompt, tokens, number, best.generated, best.scores, shown)
+
+    def rank(self, dialogue: Sequence[int], texts: Sequence[GeneratedText]) -> tuple[Candidate, ...]:
+        """Returns responses to a dialogue, given as its ids, the best first."""
+        turns = turns_of(dialogue, self.run.config.data.eos_id)
+        responses = [self.run.tokenizer.encode(text.text) for text in texts]
+        return rank(texts, self.ranker.scores(turns, responses))
+
+
+def build_reranker(run: Run) -> Reranker:
+    """Builds what the flags of reranking ask for; the weights of the run itself are loaded by the caller."""
+    settings = run.options.reranking
+    second = _set_up("--mmi_model", settings.mmi_model, run)
+    forward = _build_scorer(run) if settings.forward_weight else None
+    ranker = MutualInformation(_build_scorer(second), forward, settings.forward_weight, settings.mmi_normalize)
+    return Reranker(run, ranker, [second])
+
+
+def _build_scorer(run: Run) -> Scorer:
+    return build_scorer(run.config, run.placement, run.group.synchronized)
+
+
+def _set_up(flag: str, model: str, run: Run) -> Run:
+    """Sets up another model beside that of the run, on the same devices.
+
+    Args:
+        flag: names it, for messages.
+        model: a config, the folder of a run or of weights.
+        run: the first model.
+
+    Raises:
+        ConfigError: the config cannot be used, or its tokenizer is another one.
+    """
+    with on_disk(model) as path:
+        config = load_config(path)
+        init_from = path if is_huggingface_folder(path) else None
+        options = dataclasses.replace(run.options, init_from=init_from, notes=())
+        config = run.group.first_process_first(lambda: with_tokenizer(config, options, say))
+    check_causal(config)
+    second = set_up_for_generation(config, options, run.group)
+    difference = run.tokenizer.difference(second.tokenizer)
+    if config.data.eos_id != run.config.data.eos_id:
+        difference = f"the end of text is {run.config.data.eos_id} in the one and {config.data.eos_id} in the other"
+    if difference:
+        raise ConfigError(
+            f"{flag} {model}: its tokenizer is not that of --model: {difference}; give models of the same"
+        )
+    return second

@@ -1,0 +1,141 @@
+"""Chooses among candidate responses: by the mutual information with what they answer."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from runtime.generation.outputs import GeneratedText
+from runtime.generation.scoring import Pair, Scorer
+
+Ids = Sequence[int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """The scores of one response; higher is better.
+
+    Attributes:
+        score: by which it is ranked.
+        parts: what the score is made of, by name.
+    """
+
+    score: float
+    parts: Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A response that was drawn, and its scores."""
+
+    generated: GeneratedText
+    scores: Scores
+
+
+class Ranker(Protocol):
+    """Scores responses to a dialogue."""
+
+    def scores(self, turns: Sequence[Ids], responses: Sequence[Ids]) -> list[Scores]:
+        """Returns the scores of each response to the turns before it; no ids hold the end of text."""
+
+
+def turns_of(ids: Ids, eos_id: int) -> list[Ids]:
+    """Returns the turns of a dialogue that the end of text joins; empty ones are left out."""
+    turns, turn = [], []
+    for token in (*ids, eos_id):
+        if token != eos_id:
+            turn.append(token)
+        elif turn:
+            turns.append(turn)
+            turn = []
+    return turns
+
+
+def rank(candidates: Sequence[GeneratedText], scores: Sequence[Scores]) -> tuple[Candidate, ...]:
+    """Returns the candidates, the best first; those that say nothing come last."""
+    scored = [Candidate(*each) for each in zip(candidates, scores, strict=True)]
+    return tuple(sorted(scored, key=lambda each: (bool(each.generated.text.strip()), each.scores.score), reverse=True))
+
+
+def ranking_keys(scores: Scores) -> dict[str, Any]:
+    """Returns scores as keys of JSON."""
+    return {"rank_score": scores.score, "rank_parts": dict(scores.parts)}
+
+
+def candidate_keys(candidate: Candidate) -> dict[str, Any]:
+    """Returns a candidate as keys of JSON."""
+    return {"text": candidate.generated.text, **ranking_keys(candidate.scores)}
+
+
+def format_candidates(candidates: Sequence[Candidate]) -> str:
+    """Returns a line for each candidate: its score, what that is made of, and the text with escaped line breaks."""
+    lines = []
+    for each in candidates:
+        parts = ", ".join(f"{name} {value:.4f}" for name, value in each.scores.parts.items())
+        lines.append(f"{each.scores.score:10.4f}  ({parts})  {json.dumps(each.generated.text, ensure_ascii=False)}")
+    return "\n".join(lines)
+
+
+@dataclasses.dataclass(frozen=True)
+class MutualInformation:
+    """Ranks responses by how well they tell what they answer, and optionally by how likely they are.
+
+    The score is log P(source | response) + forward_weight * log P(response | source), in nats.
+
+    Attributes:
+        backward: scores by a model that was trained on reversed conversations.
+        forward: scores by the model that draws the responses; None if it has no weight.
+        forward_weight: of the forward score.
+        normalize: divides each log-probability by the tokens that it is of.
+
+    Source: Zhang et al. 2020, DialoGPT, section 3.2, which uses the first term alone.
+    """
+
+    backward: Scorer
+    forward: Scorer | None
+    forward_weight: float
+    normalize: bool
+
+    def scores(self, turns: Sequence[Ids], responses: Sequence[Ids]) -> list[Scores]:
+        """See `Ranker.scores`."""
+        eos_id = self.backward.eos_id
+        named = {"backward": self._log_p(self.backward, backward_pairs(turns, responses, eos_id, self.backward.n_ctx))}
+        total = named["backward"]
+        if self.forward is not None:
+            named["forward"] = self._log_p(self.forward, forward_pairs(turns, responses, eos_id, self.forward.n_ctx))
+            total = [b + self.forward_weight * f for b, f in zip(*named.values(), strict=True)]
+        parts = [dict(zip(named, values, strict=True)) for values in zip(*named.values(), strict=True)]
+        return [Scores(*each) for each in zip(total, parts, strict=True)]
+
+    def _log_p(self, scorer: Scorer, pairs: Sequence[Pair]) -> list[float]:
+        log_probs = scorer.log_probs(pairs)
+        return [float(each.mean() if self.normalize else each.sum()) for each in log_probs]
+
+
+def backward_pairs(turns: Sequence[Ids], responses: Sequence[Ids], eos_id: int, n_ctx: int) -> list[Pair]:
+    """Returns contexts and continuations for a backward model: a response, then the turns before it, the last first.
+
+    Each turn ends with the end of text, as in records that are made with `reverse`. Where the longest response leaves
+    no room for the earliest turns, these are left out for all responses.
+    """
+    room = n_ctx - max(map(len, responses), default=0)
+    source = _last_first(turns, max(room, n_ctx // 2), eos_id)
+    return [([*response, eos_id], source) for response in responses]
+
+
+def _last_first(turns: Sequence[Ids], n_tokens: int, eos_id: int) -> list[int]:
+    """Returns the turns, the last first and each with its end, as far as whole turns fit; at least part of the last."""
+    source: list[int] = []
+    for turn in reversed(turns):
+        if source and len(source) + len(turn) + 1 > n_tokens:
+            break
+        source += [*turn, eos_id]
+    return source[:n_tokens]
+
+
+def forward_pairs(turns: Sequence[Ids], responses: Sequence[Ids], eos_id: int, n_ctx: int) -> list[Pair]:
+    """Returns contexts and continuations for a forward model: the turns, then a response, each with its end."""
+    context = [token for turn in turns for token in (*turn, eos_id)]
+    return [(context, [*response, eos_id][:n_ctx]) for response in responses]

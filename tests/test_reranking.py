@@ -1,0 +1,150 @@
+"""`--predict` with `--mmi_model`: two models in one process, from Hugging Face folders."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from configs.load import load_config
+from main import main
+from runtime.checkpoint.export import write_huggingface_folder
+from runtime.checkpoint.init_from import load_initial_weights
+from runtime.checkpoint.weight_sources import StoredTensor
+from runtime.generation.engine import build_engine
+from runtime.generation.scoring import Scorer, build_scorer
+from runtime.mesh.placement import place
+from tests import tiny
+from tests.data.dialogue.test_templates import PLAIN, byte_tokenizer
+
+EOS = 0
+N_CTX = 48
+GPT_2 = {"n_vocab": 258, "n_ctx": N_CTX, "attention_types": ("global",) * 2, "qkv_bias": True}
+GPT_2 |= {"scale_attn_weights": True}
+PROMPT = {"prompt": "hi you<|endoftext|>good day<|endoftext|>", "special_tokens": True}
+TURNS = ["hi you", "good day"]
+
+
+def write_model(folder: Path, devices: tuple[str, ...], seed: int, tokenizer: str) -> None:
+    """A GPT-2 with random weights, as a Hugging Face folder."""
+    config = tiny.run_config(model=GPT_2)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, eos_id=EOS, padding_id=EOS))
+    placement = place(config.mesh, devices[:1])
+    build_engine(config, placement, n_rows=1)
+    placement.store.initialize(seed)
+    tiny.disturb(placement.store, seed)
+    values = tiny.values_of(placement.store)
+    weights = {name: StoredTensor(name, value.shape, lambda v=value: v) for name, value in values.items()}
+    write_huggingface_folder(str(folder), config, weights, None)
+    (folder / "tokenizer.json").write_text(tokenizer)
+
+
+@pytest.fixture(scope="module")
+def models(devices: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    for seed, name in enumerate(("forward", "backward"), start=1):
+        write_model(folder / name, devices, seed, PLAIN.to_json())
+    write_model(folder / "other", devices, 3, byte_tokenizer("<|other|>").to_json())
+    return folder
+
+
+@pytest.fixture
+def here(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for folder in models.iterdir():
+        (tmp_path / folder.name).symlink_to(folder)
+    return tmp_path
+
+
+def predict(*arguments: str) -> int:
+    return main(["--model", "forward", "--predict", "--max_new_tokens", "6", "--seed", "5", *arguments])
+
+
+def scorer_of(folder: str, devices: tuple[str, ...]) -> Scorer:
+    config = load_config(folder)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, eos_id=EOS))
+    placement = place(config.mesh, devices[:1])
+    scorer = build_scorer(config, placement)
+    load_initial_weights(folder, placement.store)
+    return scorer
+
+
+def answers(prompt: dict[str, object], *arguments: str) -> list[dict]:
+    Path("prompts.jsonl").write_text(json.dumps(prompt) + "\n")
+    assert predict("--prompt", "prompts.jsonl", "--output", "answers.jsonl", *arguments) == 0
+    return [json.loads(line) for line in Path("answers.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_the_response_that_tells_most_of_the_source_is_given(here: Path, devices: tuple[str, ...]) -> None:
+    flags = ("--mmi_model", "backward", "--candidates", "5", "--forward_weight", "0.5", "--show_candidates")
+    lines = answers({**PROMPT, "n_samples": 2}, *flags)
+    candidates = lines[0]["candidates"]
+    assert [line["text"] for line in lines] == [each["text"] for each in candidates[:2]]
+    assert lines[1]["rank_score"] == candidates[1]["rank_score"] and len(candidates) == 5
+    assert len({each["text"] for each in candidates}) > 1
+    ranked = [each["rank_score"] for each in candidates if each["text"].strip()]
+    assert ranked == sorted(ranked, reverse=True)
+    backward, forward = (scorer_of(folder, devices) for folder in ("backward", "forward"))
+    first, second = ([*PLAIN.encode(turn), EOS] for turn in TURNS)
+    for each in candidates:
+        response = [*PLAIN.encode(each["text"]), EOS]
+        (told,), (drawn,) = (
+            backward.log_probs([(response, second + first)]),
+            forward.log_probs([(first + second, response)]),
+        )
+        assert each["rank_parts"] == pytest.approx({"backward": told.sum(), "forward": drawn.sum()}, rel=1e-5)
+        np.testing.assert_allclose(each["rank_score"], told.sum() + 0.5 * drawn.sum(), rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_candidates_are_what_sampling_with_top_k_10_gives(here: Path) -> None:
+    drawn = answers({**PROMPT, "n_samples": 3, "top_k": 10})
+    lines = answers(PROMPT, "--mmi_model", "backward", "--candidates", "3", "--show_candidates", "--mmi_normalize")
+    assert {line["text"] for line in drawn} == {each["text"] for each in lines[0]["candidates"]}
+    assert list(lines[0]["rank_parts"]) == ["backward"] and "log_probs" in lines[0]
+    told = [*PLAIN.encode(TURNS[1]), EOS, *PLAIN.encode(TURNS[0]), EOS]
+    plain = answers(PROMPT, "--mmi_model", "backward", "--candidates", "3")
+    assert plain[0]["rank_score"] == pytest.approx(lines[0]["rank_score"] * len(told), rel=1e-5)
+    assert "candidates" not in plain[0]
+
+
+@pytest.mark.slow
+def test_all_candidates_of_a_text_are_shown(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ("--mmi_model", "backward", "--candidates", "2", "--show_candidates", "--remove_partial_sequences")
+    assert predict("--prompt_text", "hi", *flags) == 0
+    out = capsys.readouterr().out
+    assert "--prompt_text: does not end with the end of text, so responses continue its last turn" in out
+    assert out.count("(backward -") == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--candidates", "3"], "there is nothing to rank by; give --mmi_model, or leave them out"),
+        (["--mmi_model", "backward", "--candidates", "0"], "--candidates 0: must be at least 1"),
+        (["--mmi_model", "backward", "--forward_weight", "x"], "'x' is not a number; give one"),
+        (["--mmi_model", "nothing"], "nothing.json: there is no config of this name"),
+        (["--mmi_model", "other"], "--mmi_model other: its tokenizer is not that of --model: the id 1 is"),
+        (["--mmi_model", "backward", "--temperature", "0"], "temperature = 0: all candidates would be the same"),
+        (["--mmi_model", "backward", "--num_beams", "2"], "num_beams = 2: candidates are sampled, and not searched"),
+        (["--mmi_model", "backward", "--n_samples", "17"], "predict_batch_size = 17: is more than the 16 candidates"),
+        (["--mmi_model", "backward", "--prompt_text", ""], "--prompt_text: holds no turn that a response could answer"),
+    ],
+)
+def test_what_cannot_be_ranked(here: Path, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    prompt = [] if "--prompt_text" in flags else ["--prompt_text", "hi"]
+    try:
+        status = predict(*prompt, *flags)
+    except SystemExit as end:
+        status = end.code
+    assert status == 2
+    assert message in capsys.readouterr().err
+
+
+def test_only_prediction_reranks(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--model", "quickstart", "--mmi_model", "backward"]) == 2
+    assert "--mmi_model: works with --predict only" in capsys.readouterr().err
