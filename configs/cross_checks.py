@@ -6,6 +6,7 @@ key, the problem and the remedy.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -15,7 +16,15 @@ from configs.schema import PREDICTION_KEYS, SAMPLING_KEYS, DatasetConfig, Datase
 KeyedIssues = Iterator[tuple[str, str, str]]
 CrossCheck = Callable[..., KeyedIssues]
 
-RAW_TEXT_KEYS = ("text_exclude", "eval_fraction", "text_key", "document_separator", "special_tokens", "on_bad_file")
+# The keys that name data, and what is said of them.
+SOURCES = {"path": "tfrecords", "text": "raw text", "dialogue": "raw conversations"}
+# The sources that a key of a dataset config acts on.
+KEYS_OF_SOURCES = {
+    **dict.fromkeys(("text_key", "document_separator", "special_tokens"), ("text",)),
+    **dict.fromkeys(("text_exclude", "eval_fraction", "on_bad_file"), ("text", "dialogue")),
+    **dict.fromkeys(("reverse", "two_turn", "max_turns"), ("dialogue",)),
+    "chat_template": ("dialogue", "path"),
+}
 
 
 def _find_head_issues(n_head: int, n_embd: int) -> KeyedIssues:
@@ -153,13 +162,19 @@ def _dimension_sizes(values: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str
         yield "expert_hidden", ("moe_hidden_size", values["moe_params"].moe_hidden_size)
 
 
-def _find_source_issues(path: str | None, text: tuple[str, ...], eval_path: str | None) -> KeyedIssues:
-    if not path and not text and not eval_path:
-        yield "path", "names no data", "give path, the glob of tfrecords, or text, the raw text"
-    if path and text:
-        yield "path", "names tfrecords, but text names raw text", "keep one of the two"
-    if eval_path and text:
-        yield "eval_path", "has no effect on raw text", "remove it; eval_fraction holds out documents of text"
+def _find_source_issues(
+    path: str | None, text: tuple[str, ...], dialogue: tuple[str, ...], eval_path: str | None
+) -> KeyedIssues:
+    given = [key for key, value in zip(SOURCES, (path, text, dialogue), strict=True) if value]
+    if not given and not eval_path:
+        remedy = "give path, the glob of tfrecords, text, the raw text, or dialogue, the raw conversations"
+        yield "path", "names no data", remedy
+    for first, second in itertools.pairwise(given):
+        problem = f"names {SOURCES[first]}, but {second} names {SOURCES[second]}"
+        yield first, problem, "keep one of the two; datasets may list several datasets"
+    if eval_path and given and given[0] != "path":
+        problem = f"has no effect on {SOURCES[given[0]]}"
+        yield "eval_path", problem, "remove it; eval_fraction holds out documents"
 
 
 def _find_tokenizer_issues(
@@ -171,11 +186,19 @@ def _find_tokenizer_issues(
         yield "tokenizer_is_pretrained", "needs tokenizer_path", "give its name, such as gpt2"
 
 
-def _find_idle_text_issues(text: tuple[str, ...], values: Mapping[str, Any]) -> KeyedIssues:
-    for key in RAW_TEXT_KEYS:
+def _find_idle_source_issues(
+    path: str | None,
+    text: tuple[str, ...],
+    dialogue: tuple[str, ...],
+    eval_path: str | None,
+    values: Mapping[str, Any],
+) -> KeyedIssues:
+    given = {key for key, value in zip(SOURCES, (path or eval_path, text, dialogue), strict=True) if value}
+    for key, sources in KEYS_OF_SOURCES.items():
         default = keys_of(DatasetConfig)[key].default
-        if not text and values.get(key, default) != default:
-            yield key, "has an effect on raw text only", "remove it, or give text"
+        if not given & set(sources) and values.get(key, default) != default:
+            named = " and ".join(SOURCES[source] for source in sources)
+            yield key, f"has an effect on {named} only", f"remove it, or give {' or '.join(sources)}"
 
 
 def _find_eos_issues(eos_id: int | None, n_vocab: int) -> KeyedIssues:
@@ -207,6 +230,6 @@ RUN_CHECKS: tuple[CrossCheck, ...] = (
 DATASET_CHECKS: tuple[CrossCheck, ...] = (
     _find_source_issues,
     _find_tokenizer_issues,
-    _find_idle_text_issues,
+    _find_idle_source_issues,
     *SPECIAL_ID_CHECKS,
 )

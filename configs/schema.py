@@ -564,20 +564,23 @@ SAMPLING_KEYS = tuple(key for key, field in PREDICTION_KEYS.items() if field.met
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetConfig:
-    """One dataset, tfrecords (`path`) or raw text (`text`), and its tokenizer; the id is the stem of its file."""
+    """One dataset and its tokenizer; the id is the stem of its file.
+
+    It is of tfrecords (`path`), raw text (`text`) or raw conversations (`dialogue`).
+    """
 
     id: str
     n_vocab: int = setting(
         integer(2, limit=MAX_TOKENS),
-        "Size of the tokenizer; for raw text without tokenizer_path, the size to train.",
+        "Size of the tokenizer; for raw text or conversations without tokenizer_path, the size to train.",
         unit="tokens",
     )
     path: str | None = setting(PATH, "Glob of the tfrecords to train on.", default=None)
     eval_path: str | None = setting(PATH, "Glob of the tfrecords to evaluate on.", default=None)
     tokenizer_path: str | None = setting(
         PATH,
-        "A tokenizers JSON file, a folder with vocab.json and merges.txt, or a Hugging Face name. For raw text without "
-        "one, a tokenizer is trained.",
+        "A tokenizers JSON file, a folder with vocab.json and merges.txt, or a Hugging Face name. For raw text or "
+        "conversations without one, a tokenizer is trained.",
         default=None,
     )
     tokenizer_is_pretrained: bool = setting(
@@ -598,12 +601,39 @@ class DatasetConfig:
         ".tar or .zip archives; {python_stdlib} is Python's standard library.",
         default=(),
     )
-    text_exclude: tuple[str, ...] = setting(PATHS, "Globs of raw text to exclude.", default=())
+    dialogue: tuple[str, ...] = setting(
+        PATHS,
+        "Raw conversations: files, folders or globs of DialoGPT's .tsv, or of chats in .jsonl or .json, compressed or "
+        "in archives like raw text. Only responses count in the loss.",
+        default=(),
+    )
+    chat_template: str = setting(
+        FOLDER,
+        "Conversations: how turns become tokens. dialogpt: joined by the end of text; chatml: between <|im_start|> and "
+        "<|im_end|>; tokenizer: by the template in the tokenizer's folder; or the path of a Jinja file.",
+        default="dialogpt",
+    )
+    reverse: bool = setting(
+        FLAG, "Raw conversations: the last turn comes first, for a model that ranks responses.", default=False
+    )
+    two_turn: bool = setting(FLAG, "Raw conversations: only the first two turns, after reverse.", default=False)
+    max_turns: int | None = setting(
+        optional(integer(2)),
+        "Raw conversations: only the last turns of each, this many; null: all.",
+        unit="turns",
+        default=None,
+    )
+    text_exclude: tuple[str, ...] = setting(PATHS, "Globs of raw text or conversations to exclude.", default=())
     eval_fraction: float = setting(
-        SHARE, "Raw text: fraction of the documents held out for evaluation.", unit="fraction", default=0.05
+        SHARE,
+        "Raw text or conversations: fraction of the documents held out for evaluation.",
+        unit="fraction",
+        default=0.05,
     )
     cache_dir: str = setting(
-        FOLDER, "Raw text: folder of the tokenizer and the tfrecords made from it.", default_text="`datasets/<id>`"
+        FOLDER,
+        "Raw text or conversations: folder of the tokenizer and the tfrecords made from them.",
+        default_text="`datasets/<id>`",
     )
     text_key: str = setting(TEXT, "Raw text: key of a JSON object that holds the document.", default="text")
     document_separator: str | bool | None = setting(
@@ -620,9 +650,15 @@ class DatasetConfig:
     )
     on_bad_file: str = setting(
         one_of(("stop", "skip")),
-        "Raw text: at a file that cannot be read, such as a broken link or a pipe: stop, or skip it and say so.",
+        "Raw text or conversations: at a file that cannot be read, such as a broken link or a pipe: stop, or skip it "
+        "and say so.",
         default="stop",
     )
+
+    @property
+    def has_segments(self) -> bool:
+        """Whether its records mark segments, which attention must not cross, and the loss weights of their ids."""
+        return bool(self.dialogue)
 
 
 @dataclass(frozen=True)

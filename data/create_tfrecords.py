@@ -134,25 +134,7 @@ def describe(report: Report) -> str:
 
 def _describe_split(stats: PackingStats, tfrecords: Sequence[str], example_tokens: int | None) -> list[str]:
     written = f"{len(tfrecords):,} written, {tfrecords[0]} to {tfrecords[-1]}" if tfrecords else "none"
-    return [stats.describe_documents(), _describe_tokens(stats, example_tokens), f"tfrecords: {written}"]
-
-
-def _describe_tokens(stats: PackingStats, example_tokens: int | None) -> str:
-    if example_tokens is None:
-        return f"tokens: {stats.text_tokens:,} of text in {stats.examples:,} records of one document each"
-    tokens = stats.text_tokens + stats.separator_tokens + stats.padding_tokens
-    if stats.weighted_tokens:
-        return (
-            f"tokens: {stats.text_tokens:,} of conversations, of which {stats.weighted_tokens:,} count in the loss, + "
-            f"{stats.padding_tokens:,} of padding = {tokens:,} = {stats.examples:,} examples of {example_tokens:,}; "
-            f"{stats.cut_conversations:,} conversations were cut between turns, and {stats.turns_without_loss:,} turns "
-            "of them count no loss"
-        )
-    return (
-        f"tokens: {stats.text_tokens:,} of text + {stats.separator_tokens:,} separators + "
-        f"{stats.padding_tokens:,} of padding at the end = {tokens:,} = "
-        f"{stats.examples:,} examples of {example_tokens:,}"
-    )
+    return [stats.describe_documents(), stats.describe_tokens(example_tokens), f"tfrecords: {written}"]
 
 
 def to_json(report: Report) -> str:

@@ -18,7 +18,7 @@ import run_experiment
 import tasks.dialogue.__main__
 import tasks.dialogue.agreement
 from configs.load import load_config
-from data import check_tfrecords, create_tfrecords, train_tokenizer
+from data import check_tfrecords, create_dialogue_tfrecords, create_tfrecords, train_tokenizer
 from data.dialogue import reddit
 from main import config_overrides, parse_arguments
 from serving.protocol import CompletionRequest
@@ -111,6 +111,7 @@ PARSERS: dict[str, Callable[[Sequence[str]], object]] = {
     "main.py": check_main,
     "run_experiment.py": check_experiment,
     "data/check_tfrecords.py": check_tfrecords.parse_arguments,
+    "data/create_dialogue_tfrecords.py": create_dialogue_tfrecords.parse_arguments,
     "data/create_tfrecords.py": create_tfrecords.parse_arguments,
     "data/dialogue/reddit.py": reddit.parse_arguments,
     "data/train_tokenizer.py": train_tokenizer.parse_arguments,
@@ -199,7 +200,7 @@ def test_json_that_is_shown_can_be_used(tmp_path: Path, document: str, block: st
     shown = json.loads(block if block.startswith("{") else f"{{{block}}}")
     if "prompt" in shown:
         assert CompletionRequest.model_fields.keys() >= shown.keys() - {"id", "n_samples", "max_new_tokens"}
-    elif "text" in shown:
+    elif "text" in shown or "dialogue" in shown:
         load_config("quickstart", overrides(datasets=[{"id": "shown", **shown}], n_vocab=shown["n_vocab"]))
     elif "n_layer" in shown:
         (tmp_path / "shown.json").write_text(block)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from configs.errors import DataError
+from data.tfrecord.records import Record
 
 MAX_MESSAGES = 5  # for one file; its other invalid records are named by their numbers
 MAX_FILES = 200
@@ -82,8 +83,11 @@ class DatasetReport:
     n_segments: int | None = None
 
 
-def find_boundary(ids: np.ndarray, eos_id: int | None) -> int | None:
-    """Returns the position of a separator with text on both sides; None: there is none."""
+def find_boundary(record: Record, eos_id: int | None) -> int | None:
+    """Returns the position of a separator with text on both sides, or of the second segment; None: there is none."""
+    ids = record.ids_L
+    if record.segments_L is not None:
+        return int(np.argmax(record.segments_L == 2)) or None
     if eos_id is None:
         return None
     boundaries = np.flatnonzero((ids[1:-1] == eos_id) & (ids[:-2] != eos_id) & (ids[2:] != eos_id))
@@ -99,10 +103,32 @@ def decode_example(ids: np.ndarray, eos_id: int | None, decode: Decode) -> str:
     return BOUNDARY.join(decode(text.tolist()) for text in kept)
 
 
-def decode_boundary(ids: np.ndarray, eos_id: int | None, decode: Decode) -> str:
+def decode_record(record: Record, eos_id: int | None, decode: Decode) -> str:
+    """Decodes a record with a line at each boundary; turns of conversations that count in the loss follow a `>`."""
+    if record.segments_L is None:
+        return decode_example(record.ids_L, eos_id, decode)
+    starts = np.flatnonzero(np.diff(record.segments_L)) + 1
+    ids, segments = np.split(record.ids_L, starts), [None] * (len(starts) + 1)
+    weights = segments if record.loss_weights_L is None else np.split(record.loss_weights_L, starts)
+    decoded = [
+        decode_example(part, eos_id, decode) if weights is None else _decode_turns(part, weights > 0, eos_id, decode)
+        for part, weights in zip(ids, weights, strict=True)
+    ]
+    return BOUNDARY.join(decoded)
+
+
+def _decode_turns(ids: np.ndarray, counts: np.ndarray, eos_id: int | None, decode: Decode) -> str:
+    is_start = np.diff(counts) | (ids[:-1] == eos_id)
+    starts = [0, *np.flatnonzero(is_start) + 1]
+    texts = [decode(part.tolist()) for part in np.split(ids, starts[1:])]
+    return "\n".join(f"{'>' if counts[start] else ' '} {text}" for start, text in zip(starts, texts, strict=True))
+
+
+def decode_boundary(record: Record, eos_id: int | None, decode: Decode) -> str:
     """Decodes the text around the first boundary of `find_boundary`."""
-    position = find_boundary(ids, eos_id)
-    before, after = (decode_example(part, eos_id, decode) for part in (ids[:position], ids[position + 1 :]))
+    position = find_boundary(record, eos_id)
+    after = position + (record.segments_L is None)
+    before, after = (decode_record(part, eos_id, decode) for part in (record[:position], record[after:]))
     return before[-EXCERPT_CHARACTERS:] + BOUNDARY + after[:EXCERPT_CHARACTERS]
 
 

@@ -23,7 +23,7 @@ from data.check.report import (
     Decode,
     FileErrors,
     decode_boundary,
-    decode_example,
+    decode_record,
     find_boundary,
 )
 from data.check.validate import RecordBlock, explain_no_records, find_paths, split_into_blocks, validate_block
@@ -82,7 +82,7 @@ def scan_dataset(
         n_documents=totals.n_examples if n_ctx is None else None if eos_id is None else n_documents,
         min_id=int(ids[0]) if len(ids) else None,
         max_id=int(ids[-1]) if len(ids) else None,
-        first_example="" if totals.first is None else decode_example(totals.first, eos_id, decode),
+        first_example="" if totals.first is None else decode_record(totals.first, eos_id, decode),
         boundary_example=None if totals.boundary is None else decode_boundary(totals.boundary, eos_id, decode),
         lengths_B=totals.lengths_B,
         counts_V=totals.counts_V,
@@ -99,16 +99,20 @@ class _EndIds:
     eos_id: int | None
     padding_id: int | None
 
-    def unpadded(self, row: np.ndarray) -> np.ndarray:
-        """Returns an example without the padding at its end."""
+    def unpadded(self, record: Record) -> np.ndarray:
+        """Returns the ids of an example without the padding at its end."""
+        row = record.ids_L
+        if record.segments_L is not None:
+            return row[: np.count_nonzero(record.segments_L)]
         if self.padding_id is None or not len(row) or row[-1] != self.padding_id:
             return row
         return row[: len(np.trim_zeros(row != self.padding_id, "b"))]
 
-    def shown(self, row: np.ndarray) -> np.ndarray:
+    def shown(self, record: Record) -> Record:
         """Returns the text of an example to look at: no document begins in its padding."""
-        text = self.unpadded(row)
-        return text[:-1] if 0 < len(text) < len(row) and text[-1] == self.eos_id else text
+        text = self.unpadded(record)
+        is_ended = record.segments_L is None and 0 < len(text) < len(record.ids_L) and text[-1] == self.eos_id
+        return record[: len(text) - is_ended]
 
 
 def _size_of(path: str) -> int:
@@ -150,8 +154,8 @@ class _Result:
     n_segments: int | None = None
     spans_D: np.ndarray = field(default_factory=_no_numbers)
     counts_V: np.ndarray = field(default_factory=_no_numbers)
-    first: np.ndarray | None = None
-    boundary: np.ndarray | None = None
+    first: Record | None = None
+    boundary: Record | None = None
 
 
 def _scan_block(block: RecordBlock, rules: RecordRules, ends: _EndIds) -> _Result:
@@ -161,18 +165,18 @@ def _scan_block(block: RecordBlock, rules: RecordRules, ends: _EndIds) -> _Resul
         return _Result(block.path, block.n_bytes(), (str(error),))
     if not validated.rows:
         return _Result(block.path, block.n_bytes(), (), validated.errors)
-    rows = [record.ids_L for record in validated.rows]
+    rows = validated.rows
     return _Result(
         path=block.path,
         n_bytes=block.n_bytes(),
         record_errors=validated.errors,
         n_examples=len(rows),
-        n_weighted=_sum(map(_n_weighted, validated.rows)),
-        n_segments=_sum(map(_n_segments, validated.rows)),
+        n_weighted=_sum(map(_n_weighted, rows)),
+        n_segments=_sum(map(_n_segments, rows)),
         spans_D=_spans(rows, rules, ends),
-        counts_V=np.bincount(np.concatenate(rows)),
+        counts_V=np.bincount(np.concatenate([record.ids_L for record in rows])),
         first=ends.shown(rows[0]),
-        boundary=next((ids for ids in map(ends.shown, rows) if find_boundary(ids, ends.eos_id)), None),
+        boundary=next((record for record in map(ends.shown, rows) if find_boundary(record, ends.eos_id)), None),
     )
 
 
@@ -190,9 +194,12 @@ def _n_segments(record: Record) -> int | None:
     return None if record.segments_L is None else int(record.segments_L.max())
 
 
-def _spans(rows: Sequence[np.ndarray], rules: RecordRules, ends: _EndIds) -> np.ndarray:
+def _spans(rows: Sequence[Record], rules: RecordRules, ends: _EndIds) -> np.ndarray:
+    # Nothing continues after a document or a segment, which the 0 says.
     if rules.n_ctx is None:
-        return np.array([*map(len, rows), 0])  # nothing continues
+        return np.array([*(len(record.ids_L) for record in rows), 0])
+    if all(record.segments_L is not None for record in rows):
+        return np.concatenate([*(np.bincount(record.segments_L)[1:] for record in rows), [0]])
     if ends.eos_id is None:
         return _no_numbers()
     ids_T = np.concatenate([ends.unpadded(row) for row in rows])
@@ -290,8 +297,8 @@ class _Totals:
         self.n_segments: int | None = None
         self.counts_V = np.zeros(0, dtype=np.int64)
         self.lengths_B = np.zeros(N_BINS, dtype=np.int64)
-        self.first: np.ndarray | None = None
-        self.boundary: np.ndarray | None = None
+        self.first: Record | None = None
+        self.boundary: Record | None = None
         self._open_length = 0
 
     def add(self, result: _Result) -> None:

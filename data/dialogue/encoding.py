@@ -41,6 +41,10 @@ class DialogueEncoder:
 
     unread_tokens: Sequence[str] = ()  # templates encode special tokens as such, and texts never spell one
 
+    def __post_init__(self) -> None:
+        """Loads the template, so that what is wrong with it is found before any conversation is read."""
+        _ = self.template
+
     @cached_property
     def template(self) -> ChatTemplate:
         """The chat template."""
@@ -89,13 +93,14 @@ class DialogueEncoder:
             return
         system, run = [turn for turn in turns if turn.role == SYSTEM], []
         for turn in turns[len(system) :]:
-            if run and not self._fits([*system, *run, turn]):
+            fits = self._fits([*system, *run, turn])
+            if run and not fits:
                 yield _trimmed(self.template.encode([*system, *run]))
                 run = [replace(run[-1], weight=0.0)]
-            if not self._fits([*system, *run, turn]):
-                run = []
+                fits = self._fits([*system, *run, turn])
+            if run and not fits:
+                run, fits = [], self._fits([*system, turn])
             if not run:
-                fits = self._fits([*system, turn])
                 if turn.weight or not fits:
                     yield _WITHOUT_LOSS
                 if not fits:
@@ -105,7 +110,7 @@ class DialogueEncoder:
         yield _trimmed(self.template.encode([*system, *run]))
 
     def _fits(self, turns: Sequence[Turn]) -> bool:
-        return len(self.template.encode(turns)) <= self.max_tokens
+        return self.template.length(turns) <= self.max_tokens
 
 
 def _trimmed(encoded: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +22,12 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from configs.errors import DataError, looked_from
 from data.dialogue.conversation import ASSISTANT, SYSTEM, Turn
-from data.tokenization.tokenizer import Tokenizer
+from data.tokenization.tokenizer import SPECIAL_TOKENS, Tokenizer
 from storage.files import decode_text
 
 DIALOGPT, CHATML, OF_TOKENIZER = "dialogpt", "chatml", "tokenizer"
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"
+_SPECIAL_TOKEN = re.compile(r"<\|\w+\|>")
 _PRIVATE_NAME = re.compile("\ue000(\\d+)\ue001")
 WEIGHTED = np.dtype([("id", np.int32), ("weight", np.float32)])
 
@@ -40,6 +41,7 @@ class Span:
 
 
 Spans = Iterator[Span]
+Encode = Callable[[str], Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,10 @@ class ChatTemplate:
     has_system: bool
     spans: Callable[[Sequence[Turn]], Spans]
     opening: Callable[[Sequence[Turn]], Sequence[int]]
+
+    def length(self, turns: Sequence[Turn]) -> int:
+        """Returns the number of ids of turns."""
+        return sum(len(span.ids) for span in self.spans(turns))
 
     def encode(self, turns: Sequence[Turn]) -> np.ndarray:
         """Returns the ids of turns with the weight of each as a label, `WEIGHTED` [tokens]."""
@@ -87,35 +93,57 @@ def load_template(name: str, tokenizer: Tokenizer, eos_id: int, folder: str | No
         DataError: there is no such template, it is damaged, or the tokenizer lacks a token that it needs.
     """
     if name == DIALOGPT:
-        return ChatTemplate(name, (eos_id,), False, partial(_dialogpt_spans, tokenizer, eos_id), lambda turns: ())
+        spans = partial(_dialogpt_spans, _remembering(tokenizer), eos_id)
+        return ChatTemplate(name, (eos_id,), False, spans, lambda turns: ())
     if name == CHATML:
         return _chatml(tokenizer)
-    text = _folder_template(folder) if name == OF_TOKENIZER else _read(name)
-    return _JinjaTemplate(name, text, tokenizer, eos_id, _named_tokens(folder)).template()
+    return _JinjaTemplate(name, jinja_text(name, folder), tokenizer, eos_id, _named_tokens(folder)).template()
+
+
+def jinja_text(name: str, folder: str | None) -> str | None:
+    """Returns the text of a Jinja template, None for those that are built in; arguments and errors as there."""
+    if name in (DIALOGPT, CHATML):
+        return None
+    return _folder_template(folder) if name == OF_TOKENIZER else _read(name)
 
 
 def special_tokens_of(name: str) -> tuple[str, ...]:
-    """Returns the special tokens that a tokenizer trained for a template must have besides its own."""
-    return (IM_START, IM_END) if name == CHATML else ()
+    """Returns the special tokens that a tokenizer trained for a template must have besides its own.
+
+    Of a Jinja file, these are all that it spells as `<|name|>`.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    if name == CHATML:
+        return IM_START, IM_END
+    spelled = dict.fromkeys(_SPECIAL_TOKEN.findall(jinja_text(name, None) or ""))
+    return tuple(token for token in spelled if token not in SPECIAL_TOKENS)
 
 
-def _dialogpt_spans(tokenizer: Tokenizer, eos_id: int, turns: Sequence[Turn]) -> Spans:
+def _remembering(tokenizer: Tokenizer) -> Encode:
+    """Returns a function that encodes each turn once, however many runs of turns are tried for their length."""
+    return lru_cache(maxsize=1024)(tokenizer.encode)
+
+
+def _dialogpt_spans(encode: Encode, eos_id: int, turns: Sequence[Turn]) -> Spans:
     """Source: DialoGPT, Zhang et al. 2020, section 3.1: turns joined by the end of text."""
     for turn in turns:
-        yield Span([*tokenizer.encode(turn.text), eos_id], turn.weight or 0.0)
+        yield Span([*encode(turn.text), eos_id], turn.weight or 0.0)
 
 
 def _chatml(tokenizer: Tokenizer) -> ChatTemplate:
     start, end = (_special_id(tokenizer, token) for token in (IM_START, IM_END))
-    newline = tokenizer.encode("\n")
+    encode = _remembering(tokenizer)
+    newline = encode("\n")
 
     def header(role: str) -> list[int]:
-        return [start, *tokenizer.encode(f"{role}\n")]
+        return [start, *encode(f"{role}\n")]
 
     def spans(turns: Sequence[Turn]) -> Spans:
         for turn in turns:
             yield Span(header(turn.role))
-            yield Span([*tokenizer.encode(turn.text), end], turn.weight or 0.0)
+            yield Span([*encode(turn.text), end], turn.weight or 0.0)
             yield Span(newline)
 
     return ChatTemplate(CHATML, (end,), True, spans, lambda turns: header(ASSISTANT))

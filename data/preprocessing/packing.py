@@ -89,8 +89,8 @@ class PackingStats:
         """Returns a copy that later counting does not change."""
         return replace(self, problems=list(self.problems))
 
-    def describe_documents(self) -> str:
-        """Returns one line with the documents read, kept and discarded, and why."""
+    def describe_documents(self, noun: str = "documents") -> str:
+        """Returns one line with the documents, by another noun if they are no texts, read, kept and discarded."""
         discarded = {
             "undecodable": self.discarded_undecodable,
             "empty": self.discarded_empty,
@@ -101,8 +101,26 @@ class PackingStats:
                 discarded[reason] = count
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in discarded.items())
         return (
-            f"documents: {self.documents_read:,} read = {self.documents_kept:,} kept + "
+            f"{noun}: {self.documents_read:,} read = {self.documents_kept:,} kept + "
             f"{self.discarded:,} discarded ({reasons})"
+        )
+
+    def describe_tokens(self, example_tokens: int | None) -> str:
+        """Returns one line with the tokens by what they are; see `ShardLayout.example_tokens`."""
+        if example_tokens is None:
+            return f"tokens: {self.text_tokens:,} of text in {self.examples:,} records of one document each"
+        tokens = self.text_tokens + self.separator_tokens + self.padding_tokens
+        if self.weighted_tokens:
+            return (
+                f"tokens: {self.text_tokens:,} of conversations, of which {self.weighted_tokens:,} count in the loss, "
+                f"+ {self.padding_tokens:,} of padding = {tokens:,} = {self.examples:,} examples of "
+                f"{example_tokens:,}; {self.cut_conversations:,} conversations were cut between turns, and "
+                f"{self.turns_without_loss:,} turns of them count no loss"
+            )
+        return (
+            f"tokens: {self.text_tokens:,} of text + {self.separator_tokens:,} separators + "
+            f"{self.padding_tokens:,} of padding at the end = {tokens:,} = "
+            f"{self.examples:,} examples of {example_tokens:,}"
         )
 
     def check(self, example_tokens: int | None) -> None:

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from configs.errors import DataError
 from data.dialogue.encoding import DialogueEncoder
 from data.dialogue.readers import conversations_of
+from data.dialogue.templates import jinja_text
 from data.preprocessing.apache_beam import load_beam, read_encoded, run_pipeline
 from data.preprocessing.encoding import TextEncoder
 from data.preprocessing.manifest import Manifest, Split, listed_files, manifest_path, read_manifest
@@ -172,6 +173,8 @@ def create_tfrecords(settings: Settings, log: Callable[[str], None] = print) -> 
             "separator": separator,
             "tokenizer_sha256": tokenizer_sha256(tokenizer),
         }
+        if settings.dialogue:
+            content |= template_settings(settings.dialogue.chat_template, folder_of(settings.encoder_path))
         job = _Job(settings, tokenizer, separator, files, Fingerprint(content, source_states(files)))
         if settings.write_dataset_config:
             check_writable(settings.write_dataset_config)
@@ -183,6 +186,12 @@ def create_tfrecords(settings: Settings, log: Callable[[str], None] = print) -> 
 def tokenizer_sha256(tokenizer: Tokenizer) -> str:
     """Returns the SHA-256 of a tokenizer's JSON text."""
     return hashlib.sha256(tokenizer.to_json().encode()).hexdigest()
+
+
+def template_settings(chat_template: str, folder: str | None) -> dict[str, str]:
+    """Returns the text of a Jinja template as a setting, since it is part of what determines the files."""
+    text = jinja_text(chat_template, folder)
+    return {} if text is None else {"chat_template_text": text}
 
 
 @dataclass(frozen=True)
@@ -280,11 +289,7 @@ def _encoder(job: _Job) -> TextEncoder | DialogueEncoder:
         tokenizer = tokenizer.reading_special_tokens if settings.special_tokens else tokenizer
         return TextEncoder(tokenizer, settings.ftfy, settings.wikitext_detokenize)
     template, folder = settings.dialogue.chat_template, folder_of(settings.encoder_path)
-    encoder = DialogueEncoder(
-        tokenizer, job.separator, settings.example_tokens, template, folder, settings.dialogue.rules
-    )
-    _ = encoder.template  # finds what is wrong with it before any conversation is read
-    return encoder
+    return DialogueEncoder(tokenizer, job.separator, settings.example_tokens, template, folder, settings.dialogue.rules)
 
 
 def _document_options(job: _Job, log: Callable[[str], None]) -> DocumentOptions:

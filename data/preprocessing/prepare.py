@@ -1,6 +1,6 @@
-"""Preparing the raw text of a dataset config: its tokenizer, and its tfrecords to train on and to evaluate on.
+"""Preparing the raw text or conversations of a dataset config: its tokenizer and its tfrecords of both splits.
 
-They are kept under the dataset's `cache_dir`, in a directory named by a fingerprint of the text and the settings. Such
+They are kept under the dataset's `cache_dir`, in a directory named by a fingerprint of the data and the settings. Such
 a directory is complete, because it is made under another name; one that a power loss or a full disk has damaged is made
 again.
 """
@@ -23,18 +23,17 @@ from typing import Any
 
 from configs.errors import DataError
 from configs.schema import DatasetConfig
-from data.preprocessing.encoding import TextEncoder
 from data.preprocessing.manifest import Split, read_json
 from data.preprocessing.packing import ShardLayout
 from data.preprocessing.pipeline import tokenizer_sha256, write_splits
+from data.preprocessing.raw_sources import RawDialogue, RawText, raw_source
 from data.preprocessing.resume import Fingerprint, ResumeFolder, remove_start, source_states
-from data.preprocessing.settings import marker_of
-from data.preprocessing.splits import EVAL, TRAIN, DocumentOptions, hold_out_end
+from data.preprocessing.splits import EVAL, TRAIN, DocumentOptions
 from data.text.deduplication import digest_fraction
-from data.text.documents import TextFormat, explain, identity_digest
+from data.text.documents import explain, identity_digest
 from data.text.files import ReadingNotes, SourceFile, find_files
 from data.tfrecord.shards import count_in_name
-from data.tokenization.bpe_training import FILE_NAME, cut_text, save_tokenizer, train_byte_level_bpe
+from data.tokenization.bpe_training import FILE_NAME, save_tokenizer, train_byte_level_bpe
 from data.tokenization.tokenizer import Tokenizer, check_special_ids, load_tokenizer, with_special_ids
 from meshtf import tf
 from storage.files import flush_to_disk, is_local, write_text, writing_to
@@ -69,32 +68,32 @@ class PreparedDataset:
 
 
 def prepare_dataset(dataset: DatasetConfig, n_ctx: int, log: Log = print) -> PreparedDataset:
-    """Returns the tfrecords and the tokenizer of a dataset; makes those of raw text unless they are in the cache.
+    """Returns the tfrecords and the tokenizer of a dataset; makes those of raw data unless they are in the cache.
 
     Args:
-        dataset: a dataset with `text` for raw text, or with `path`, which is returned as it is.
+        dataset: a dataset with `text` or `dialogue` for raw data, or with `path`, which is returned as it is.
         n_ctx: tokens of context; an example has one more.
         log: is called with a line for each step, or with one that nothing had to be done.
 
     Raises:
-        DataError: the raw text, its tokenizer or the cache cannot be used.
+        DataError: the raw data, its tokenizer or the cache cannot be used.
         ConfigError: n_vocab, eos_id or padding_id disagree with the tokenizer.
     """
-    if not dataset.text:
+    if not dataset.text and not dataset.dialogue:
         return PreparedDataset(
             dataset.path or None, dataset.eval_path or None, dataset.tokenizer_path, dataset.tokenizer_is_pretrained
         )
     if "/" in dataset.id:
         raise DataError(f"{dataset.id}: cannot begin a file name; name the dataset config without a slash")
+    notes, tokenizer = ReadingNotes(), _given_tokenizer(dataset)
+    source = raw_source(with_special_ids(dataset, tokenizer), tokenizer)
     if not is_local(dataset.cache_dir):
         raise DataError(
-            f"{dataset.id}: cache_dir = {dataset.cache_dir}: raw text is prepared on a local disk; give a local "
-            "folder, or write tfrecords into the bucket with data/create_tfrecords.py --output_dir, and name them in "
-            "path"
+            f"{dataset.id}: cache_dir = {dataset.cache_dir}: is not a local folder, which preparing {source.noun} "
+            f"needs; give one, or write tfrecords into the bucket with {source.script} --output_dir, and name them "
+            "in path"
         )
-    notes, tokenizer = ReadingNotes(), _given_tokenizer(dataset)
-    dataset = with_special_ids(dataset, tokenizer)
-    preparation = _Preparation(dataset, n_ctx, _find_text(dataset, notes), tokenizer, log)
+    preparation = _Preparation(source, n_ctx, _find_files(source, notes), log)
     preparation = _trained_here(preparation) or preparation
     directory = preparation.finished
     if directory:
@@ -112,13 +111,13 @@ def prepare_dataset(dataset: DatasetConfig, n_ctx: int, log: Log = print) -> Pre
     )
 
 
-def _find_text(dataset: DatasetConfig, notes: ReadingNotes) -> list[SourceFile]:
-    stdlib = sysconfig.get_path("stdlib")
+def _find_files(source: RawText | RawDialogue, notes: ReadingNotes) -> list[SourceFile]:
+    dataset, stdlib = source.dataset, sysconfig.get_path("stdlib")
     files = []
-    for source in dataset.text:
-        exclude = (*dataset.text_exclude, *(NOT_THE_STDLIB if PYTHON_STDLIB in source else ()))
-        source = source.replace(PYTHON_STDLIB, stdlib)
-        files += find_files([source], exclude, on_bad_file=dataset.on_bad_file, notes=notes)
+    for path in source.paths:
+        exclude = (*dataset.text_exclude, *(NOT_THE_STDLIB if PYTHON_STDLIB in path else ()))
+        path = path.replace(PYTHON_STDLIB, stdlib)
+        files += find_files([path], exclude, source.suffixes, dataset.on_bad_file, notes)
     return list({file.path: file for file in files}.values())
 
 
@@ -130,7 +129,7 @@ def _given_tokenizer(dataset: DatasetConfig) -> Tokenizer | None:
 
 def _trained_here(preparation: _Preparation) -> _Preparation | None:
     """Returns the finished preparation whose own tokenizer is the given one, as with weights of a run on this text."""
-    trained = replace(preparation, given_tokenizer=None)
+    trained = replace(preparation, source=replace(preparation.source, given_tokenizer=None))
     path, given = f"{trained.finished}/{FILE_NAME}", preparation.given_tokenizer
     if given is None or not trained.finished:
         return None
@@ -138,16 +137,16 @@ def _trained_here(preparation: _Preparation) -> _Preparation | None:
 
 
 def _make(preparation: _Preparation) -> str:
-    """Prepares a text unless another process does; returns the directory."""
+    """Prepares the data unless another process does; returns the directory."""
     dataset, directory, log = preparation.dataset, preparation.directory, preparation.log
     lock = f"{dataset.cache_dir}/.lock"
     if is_locked(lock):
-        log(f"{dataset.cache_dir}: waiting for another process that prepares this text")
+        log(f"{dataset.cache_dir}: waiting for another process that prepares the same data")
     with locked(lock, lock, "", wait_seconds=math.inf):
         if finished := replace(preparation).finished:  # it looks again
             log(f"{dataset.id}: {finished} was made by another process meanwhile")
         elif not preparation.restore():
-            log(f"{dataset.id}: preparing {len(preparation.files):,} files of raw text in {directory}")
+            log(f"{dataset.id}: preparing {len(preparation.files):,} files of {preparation.source.noun} in {directory}")
             unfinished = f"{directory}.partial"
             with writing_to(unfinished):
                 os.makedirs(unfinished, exist_ok=True)
@@ -219,11 +218,25 @@ def _problems_of_shards(directory: str, manifest: Mapping[str, Any]) -> Iterator
 class _Preparation:
     """What a cache directory is made from."""
 
-    dataset: DatasetConfig
+    source: RawText | RawDialogue
     n_ctx: int
     files: list[SourceFile]
-    given_tokenizer: Tokenizer | None
     log: Log
+
+    @property
+    def dataset(self) -> DatasetConfig:
+        """The dataset config."""
+        return self.source.dataset
+
+    @property
+    def given_tokenizer(self) -> Tokenizer | None:
+        """The tokenizer that it names; None: one is trained."""
+        return self.source.given_tokenizer
+
+    @property
+    def example_tokens(self) -> int:
+        """Ids of an example."""
+        return self.n_ctx + 1
 
     @cached_property
     def fingerprint(self) -> Fingerprint:
@@ -235,21 +248,16 @@ class _Preparation:
             "n_vocab": dataset.n_vocab,
             "special_ids": [dataset.eos_id, dataset.padding_id],
             "eval_fraction": dataset.eval_fraction,
-            "text_key": dataset.text_key,
-            "tokenizer": self.given_tokenizer and self.given_tokenizer.to_json(),
         }
-        for key in ("document_separator", "special_tokens"):
-            if value := getattr(dataset, key):
-                settings[key] = value
-        return Fingerprint(settings, source_states(self.files))
+        return Fingerprint(settings | self.source.settings(), source_states(self.files))
 
     @cached_property
     def directory(self) -> str:
-        """The directory of this text and these settings."""
+        """The directory of this data and these settings."""
         return self._directory(LAYOUT_VERSION)
 
     def _earlier_too(self) -> list[str]:
-        """Returns the directories of this text and these settings that are there, whole or not."""
+        """Returns the directories of this data and these settings that are there, whole or not."""
         return [path for path in map(self._directory, (LAYOUT_VERSION, *EARLIER_LAYOUTS)) if os.path.isdir(path)]
 
     @cached_property
@@ -310,7 +318,8 @@ class _Preparation:
         layouts = self._layouts(tokenizer)
         for split in layouts:
             os.makedirs(f"{directory}/{split}", exist_ok=True)
-        splits = write_splits(self.files, options, self._encoder(tokenizer), layouts, folder, log=self._say)
+        encoder = self.source.encoder(tokenizer, self.example_tokens)
+        splits = write_splits(self.files, options, encoder, layouts, folder, log=self._say)
         for name, split in splits.items():
             self._report(name, split)
         manifest = {
@@ -324,22 +333,17 @@ class _Preparation:
         write_text(f"{directory}/{MANIFEST}", json.dumps(manifest, indent=2) + "\n")
         folder.remove_records()
 
-    def _encoder(self, tokenizer: Tokenizer) -> TextEncoder:
-        return TextEncoder(tokenizer.reading_special_tokens if self.dataset.special_tokens else tokenizer)
-
     def _say(self, line: str) -> None:
         self.log(f"{self.dataset.id}: {line}")
 
     def _options(self) -> DocumentOptions:
         """Returns how documents are read and split: at least one is held out if any is to be, or the end of one."""
-        dataset = self.dataset
-        marker = marker_of(dataset.document_separator, self.given_tokenizer, dataset.eos_id)
-        options = DocumentOptions(TextFormat(dataset.text_key, marker), split_digest=identity_digest)
-        if not dataset.eval_fraction:
+        options = DocumentOptions(self.source.text_format(), split_digest=identity_digest)
+        if not self.dataset.eval_fraction:
             return options
-        options = replace(options, eval_fraction=dataset.eval_fraction)
-        at_end = hold_out_end(options, self.files, self._say)
-        return at_end if at_end.end_fraction else replace(options, eval_fraction=self._held_out_bound(options))
+        options = replace(options, eval_fraction=self.dataset.eval_fraction)
+        options = self.source.hold_out_end(options, self.files, self._say)
+        return options if options.end_fraction else replace(options, eval_fraction=self._held_out_bound(options))
 
     def _held_out_bound(self, options: DocumentOptions) -> float:
         """Returns the bound below which documents are held out."""
@@ -348,8 +352,8 @@ class _Preparation:
         if len(lowest) < 2:
             left_out = f" (left out: {problems[0]})" if problems else ""
             raise DataError(
-                f"{self.dataset.id}: the text is {len(lowest)} document(s){left_out}, and one must be held out; "
-                f"{_MORE_DOCUMENTS}"
+                f"{self.dataset.id}: the data is {len(lowest)} {self.source.unit}(s){left_out}, and one must be held "
+                f"out; {self._remedy}"
             )
         return fraction if lowest[0] < fraction else sum(lowest) / 2
 
@@ -371,9 +375,10 @@ class _Preparation:
 
     def _train_tokenizer(self, options: DocumentOptions) -> Tokenizer:
         documents = itertools.chain.from_iterable(map(options.read, self.files))
-        texts = (text for document, split in documents if split == TRAIN for text in cut_text(document.parts()))
+        of_documents = (self.source.training_texts(document) for document, split in documents if split == TRAIN)
+        texts, more = itertools.chain.from_iterable(of_documents), self.source.special_tokens
         try:
-            tokenizer = train_byte_level_bpe(texts, self.dataset.n_vocab, log=self._say)
+            tokenizer = train_byte_level_bpe(texts, self.dataset.n_vocab, log=self._say, special_tokens=more)
         except DataError as error:
             raise DataError(f"{self.dataset.id}: {error}") from error
         check_special_ids(tokenizer, self.dataset)
@@ -381,7 +386,7 @@ class _Preparation:
         return tokenizer
 
     def _layouts(self, tokenizer: Tokenizer) -> Mapping[str, ShardLayout]:
-        dataset, example_tokens = self.dataset, self.n_ctx + 1
+        dataset, example_tokens = self.dataset, self.example_tokens
         train = ShardLayout(
             prefix=f"{TRAIN}/{dataset.id}",
             example_tokens=example_tokens,
@@ -389,6 +394,7 @@ class _Preparation:
             separator=dataset.eos_id,
             padding=dataset.padding_id if dataset.padding_id < tokenizer.n_vocab else dataset.eos_id,
             shuffle_examples=max(1, SHUFFLE_TOKENS // example_tokens),
+            conversations=self.source.packing,
         )
         if not dataset.eval_fraction:
             return {TRAIN: train}
@@ -398,13 +404,13 @@ class _Preparation:
         stats = split.stats
         if not split.files:
             reason = f" ({stats.problems[0]})" if stats.problems else ""
-            raise DataError(f"{self.dataset.id}: no document with text is left for {name}{reason}; {_MORE_DOCUMENTS}")
+            named = f"no {self.source.usable} is left for {name}"
+            raise DataError(f"{self.dataset.id}: {named}{reason}; {self._remedy}")
         for problem in stats.problems:
-            self.log(f"{self.dataset.id}: left out {problem}")
-        self.log(
-            f"{self.dataset.id}: {name}: {stats.documents_kept:,} documents, {stats.text_bytes:,} bytes, "
-            f"{stats.text_tokens:,} tokens, {stats.examples:,} examples"
-        )
+            self._say(f"left out {problem}")
+        for line in self.source.describe(stats, self.example_tokens):
+            self._say(f"{name}: {line}")
 
-
-_MORE_DOCUMENTS = "add documents, change eval_fraction, or set eval_fraction to 0 to hold out nothing"
+    @property
+    def _remedy(self) -> str:
+        return f"add {self.source.unit}s, change eval_fraction, or set eval_fraction to 0 to hold out nothing"

@@ -35,10 +35,12 @@ class ShardWriter:
         """
         self._folder, self._split, self._layout = folder, split, layout
         finished = folder.finished(split)
-        point = finished[-1].next if finished else ResumePoint()
-        self.start = point.document
         self._n_finished = sum(file.entry.examples for file in finished)
-        self._packer = packer_of(layout, point, self._n_finished)
+        # A file of shuffled examples holds some from anywhere: all are packed and shuffled again.
+        is_continued = finished and not layout.shuffle_examples
+        point = finished[-1].next if is_continued else ResumePoint()
+        self.start = point.document
+        self._packer = packer_of(layout, point, self._n_finished if is_continued else 0)
         self._shuffle = ShuffleBuffer(layout.shuffle_examples)
         self._n_written, self._tokens_in_file = self._packer.n_examples, 0
         self._file: tf.io.TFRecordWriter | None = None
@@ -110,10 +112,5 @@ class ShardWriter:
             bytes=n_bytes,
             sha256=digest,
         )
-        self._folder.record(self._split, FinishedFile(entry, self._resume_point()))
+        self._folder.record(self._split, FinishedFile(entry, self._packer.resume_point()))
         self._file, self._n_finished, self._tokens_in_file = None, self._n_written, 0
-
-    def _resume_point(self) -> ResumePoint:
-        if self._layout.shuffle_examples:  # a file holds examples from anywhere: all are packed and shuffled again
-            return ResumePoint(offset=self._n_written * self._layout.example_tokens)
-        return self._packer.resume_point()

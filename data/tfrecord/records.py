@@ -41,6 +41,11 @@ class Record:
     loss_weights_L: np.ndarray | None = None
     segments_L: np.ndarray | None = None
 
+    def __getitem__(self, part: slice) -> Record:
+        """Returns a part of the record."""
+        arrays = (self.ids_L, self.loss_weights_L, self.segments_L)
+        return Record(*(None if array is None else array[part] for array in arrays))
+
 
 def write_examples(path: str, examples: Iterable[Sequence[int] | np.ndarray | Record]) -> int:
     """Writes one record per example, to a temporary name first, so that `path` only ever names a finished file.

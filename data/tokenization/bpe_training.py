@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
@@ -41,6 +41,7 @@ def train_byte_level_bpe(
     nfkc: bool = False,
     add_prefix_space: bool = False,
     log: Callable[[str], None] = lambda line: None,
+    special_tokens: Sequence[str] = (),
 ) -> Tokenizer:
     """Trains a tokenizer with `<|endoftext|>` as id 0, `<|padding|>` as id 1, and all 256 bytes.
 
@@ -50,13 +51,16 @@ def train_byte_level_bpe(
         nfkc: normalises to NFKC first.
         add_prefix_space: puts a space before every text.
         log: is called with a line if very long words were cut.
+        special_tokens: more of them, from id 2 on.
 
     Raises:
         DataError: vocab_size has no room for the bytes and the special tokens, or is beyond any model.
     """
-    if vocab_size < MIN_VOCAB_SIZE:
+    minimum = MIN_VOCAB_SIZE + len(special_tokens)
+    if vocab_size < minimum:
         raise DataError(
-            f"vocab_size {vocab_size}: is too small for 256 bytes and 2 special tokens; give {MIN_VOCAB_SIZE} or more"
+            f"vocab_size {vocab_size}: is too small for 256 bytes and {minimum - 256} special tokens; give {minimum} "
+            "or more"
         )
     if vocab_size > MAX_VOCAB_SIZE:
         raise DataError(f"vocab_size {vocab_size}: is too large; give {MAX_VOCAB_SIZE:,} or less")
@@ -68,7 +72,7 @@ def train_byte_level_bpe(
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         min_frequency=2,
-        special_tokens=list(SPECIAL_TOKENS),
+        special_tokens=[*SPECIAL_TOKENS, *special_tokens],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )

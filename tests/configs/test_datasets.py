@@ -112,10 +112,37 @@ WRONG_DATASETS = {
         {"padding_id": 129},
         "padding_id = 129: is more than n_vocab = 128; give the id of the tokenizer",
     ),
-    "no data": ({"path": ""}, 'path = "": names no data; give path, the glob of tfrecords, or text, the raw text'),
+    "no data": (
+        {"path": ""},
+        'path = "": names no data; give path, the glob of tfrecords, text, the raw text, or dialogue, the raw '
+        "conversations",
+    ),
     "two kinds of data": (
         {"text": "books/*.txt"},
-        'path = "words/*.tfrecords": names tfrecords, but text names raw text; keep one of the two',
+        'path = "words/*.tfrecords": names tfrecords, but text names raw text; keep one of the two; datasets may '
+        "list several datasets",
+    ),
+    "text and conversations": (
+        {"path": None, "text": "books/*.txt", "dialogue": "chats.tsv"},
+        'text = "books/*.txt": names raw text, but dialogue names raw conversations; keep one of the two; datasets may '
+        "list several datasets",
+    ),
+    "conversations of texts": (
+        {"path": None, "text": "books/*.txt", "max_turns": 3},
+        "max_turns = 3: has an effect on raw conversations only; remove it, or give dialogue",
+    ),
+    "a template for texts": (
+        {"path": None, "text": "books/*.txt", "chat_template": "chatml"},
+        'chat_template = "chatml": has an effect on raw conversations and tfrecords only; remove it, or give dialogue '
+        "or path",
+    ),
+    "a separator of conversations": (
+        {"path": None, "dialogue": "chats.tsv", "document_separator": "<|endoftext|>"},
+        'document_separator = "<|endoftext|>": has an effect on raw text only; remove it, or give text',
+    ),
+    "a single turn": (
+        {"path": None, "dialogue": "chats.tsv", "max_turns": 1},
+        "max_turns = 1: is out of range; give an integer >= 2",
     ),
     "tfrecords without tokenizer": (
         {"tokenizer_path": None},
@@ -123,11 +150,12 @@ WRONG_DATASETS = {
     ),
     "a held-out path beside raw text": (
         {"path": None, "text": "books", "eval_path": "held/*"},
-        'eval_path = "held/*": has no effect on raw text; remove it; eval_fraction holds out documents of text',
+        'eval_path = "held/*": has no effect on raw text; remove it; eval_fraction holds out documents',
     ),
     "a held-out share of tfrecords": (
         {"eval_fraction": 0.1},
-        "eval_fraction = 0.1: has an effect on raw text only; remove it, or give text",
+        "eval_fraction = 0.1: has an effect on raw text and raw conversations only; remove it, or give text or "
+        "dialogue",
     ),
     "a share above one": ({"eval_fraction": 1.5}, "eval_fraction = 1.5: is out of range; give a number in [0, 1)"),
     "texts of another type": (

@@ -248,3 +248,21 @@ def test_no_document_is_shown_to_begin_in_padding(tmp_path, examples, first, bou
 def test_padding_is_shown_as_one_boundary(tmp_path):
     write_examples(str(tmp_path / "a_1.tfrecords"), [[1, 0, 0, 0]])
     assert scan_dataset([f"{tmp_path}/*"], 3, 100, EOS_ID, decode).first_example == f"1{BOUNDARY}"
+
+
+def test_conversations_are_shown_by_their_turns(tmp_path):
+    """Turns that count in the loss follow `>`, and the end of text ends a turn but no conversation."""
+    one = Record(np.array([5, 0, 6, 7, 0, 8, 0, 1]), np.array([0, 0, 1, 1, 1, 0, 0, 0.0]), np.array([1] * 7 + [0]))
+    two = Record(np.array([5, 0, 6, 0, 7, 0, 8, 0]), np.array([0, 0, 1, 1] * 2), np.repeat([1, 2], 4))
+    write_examples(str(tmp_path / "a_2.tfrecords"), [one, two])
+    report = scan_dataset([f"{tmp_path}/*"], 7, 9, EOS_ID, decode, padding_id=1)
+    assert report.first_example == "  5 0\n> 6 7 0\n  8 0"
+    assert report.boundary_example == f"  5 0\n> 6 0{BOUNDARY}  7 0\n> 8 0"
+    assert report.n_documents == report.n_segments == 3
+    assert filled(report.lengths_B) == lengths_of([range(7), range(4), range(4)])
+
+
+def test_documents_that_are_segments_are_shown_without_weights(tmp_path):
+    write_examples(str(tmp_path / "a_1.tfrecords"), [Record(np.array([5, 6, 7, 1]), None, np.array([1, 1, 2, 0]))])
+    report = scan_dataset([f"{tmp_path}/*"], 3, 9, EOS_ID, decode, padding_id=1)
+    assert report.first_example == f"5 6{BOUNDARY}7"

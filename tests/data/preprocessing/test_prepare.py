@@ -297,8 +297,8 @@ def test_a_cache_in_a_bucket_is_refused(tmp_path):
     with pytest.raises(DataError) as error:
         prepare(dataset_of(tmp_path, cache_dir="gs://mine/cache"))
     assert str(error.value) == (
-        "mine: cache_dir = gs://mine/cache: raw text is prepared on a local disk; give a local folder, or write "
-        "tfrecords into the bucket with data/create_tfrecords.py --output_dir, and name them in path"
+        "mine: cache_dir = gs://mine/cache: is not a local folder, which preparing raw text needs; give one, or "
+        "write tfrecords into the bucket with data/create_tfrecords.py --output_dir, and name them in path"
     )
 
 
@@ -331,7 +331,7 @@ def test_text_that_cannot_be_read_gives_the_reason(tmp_path):
     with pytest.raises(DataError) as error:
         prepare(dataset_of(tmp_path))
     assert str(error.value) == (
-        f"mine: the text is 0 document(s) (left out: bad.txt: not UTF-8 at byte 3), and one must be held out; {MORE}"
+        f"mine: the data is 0 document(s) (left out: bad.txt: not UTF-8 at byte 3), and one must be held out; {MORE}"
     )
     with pytest.raises(DataError) as error:
         prepare(dataset_of(tmp_path, eval_fraction=0.0))
