@@ -9,6 +9,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Iterator
+from typing import BinaryIO
 
 from configs.errors import UserError
 from storage import buckets
@@ -130,20 +131,31 @@ def write_text(path: str, text: str) -> None:
 def write_bytes(path: str, content: bytes) -> None:
     """Writes a file so that it is there whole or not at all, and makes its folder.
 
-    A local file is written beside `path` and renamed once it is on the disk.
-
     Raises:
         UserError: there is no room, or no permission to write there.
     """
     if not is_local(path):
         buckets.write(path, content)
         return
+    with new_file(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def new_file(path: str) -> Iterator[BinaryIO]:
+    """Yields a local file to write, which is at its path whole or not at all; makes its folder.
+
+    It is written beside `path` and renamed once it is on the disk.
+
+    Raises:
+        UserError: there is no room, or no permission to write there.
+    """
     folder, beside = os.path.dirname(path) or ".", _beside(path)
     with writing_to(path):
         os.makedirs(folder, exist_ok=True)
         try:
             with open(beside, "wb") as file:
-                file.write(content)
+                yield file
             flush_to_disk(beside)
             os.replace(beside, path)
         except BaseException:

@@ -23,10 +23,10 @@ from configs.errors import DataError, did_you_mean
 from configs.kinds import clean_path_flags
 from data.dialogue.reddit_extraction.extraction import extract
 from data.dialogue.reddit_extraction.filters import FILTERS
-from data.dialogue.reddit_extraction.lists import ListPaths
-from data.dialogue.reddit_extraction.normalize import NORMALIZATIONS
 from data.dialogue.reddit_extraction.report import describe, to_json
-from data.dialogue.reddit_extraction.settings import FORMATS, LENGTH_TYPES, Rules, Settings
+from data.dialogue.reddit_extraction.rules.lists import ListPaths
+from data.dialogue.reddit_extraction.rules.normalize import NORMALIZATIONS
+from data.dialogue.reddit_extraction.rules.settings import FORMATS, LENGTH_TYPES, Rules, Settings
 from data.text.files import ON_BAD_FILE
 from storage.files import write_text
 from storage.streams import run_program

@@ -14,11 +14,11 @@ from data.dialogue.reddit_extraction.filters import (
     THREAD_FILTERS,
     first_rejecting,
 )
-from data.dialogue.reddit_extraction.lists import ListPaths, Lists, load_lists
-from data.dialogue.reddit_extraction.normalize import Normalize, make_normalizer
 from data.dialogue.reddit_extraction.partitions import lines_of_partition
 from data.dialogue.reddit_extraction.records import COMMENTS, SUBMISSIONS, comment_of, submission_of
-from data.dialogue.reddit_extraction.settings import TSV, Rules
+from data.dialogue.reddit_extraction.rules.lists import ListPaths, Lists, load_lists
+from data.dialogue.reddit_extraction.rules.normalize import Normalize, make_normalizer
+from data.dialogue.reddit_extraction.rules.settings import TSV, Rules
 from data.dialogue.reddit_extraction.threads import Conversation, Response, Thread
 from storage.files import write_bytes
 

@@ -24,9 +24,9 @@ from data.dialogue.reddit_extraction.conversations import build_partition, outpu
 from data.dialogue.reddit_extraction.dumps import Dump, find_dumps
 from data.dialogue.reddit_extraction.partitions import remove_partitions, split_dump
 from data.dialogue.reddit_extraction.records import COMMENTS, SUBMISSIONS
-from data.dialogue.reddit_extraction.settings import BYTES_PER_MB, Settings
+from data.dialogue.reddit_extraction.rules.settings import BYTES_PER_MB, Settings
 from data.parallel.process_pool import core_count, in_order
-from storage.files import flush_to_disk, is_local, read_bytes, write_text, writing_to
+from storage.files import is_local, new_file, read_bytes, write_text, writing_to
 from storage.locks import locked
 
 VERSION = 1  # of the rules: other ones give other conversations
@@ -213,15 +213,10 @@ class DumpRun:
 
     def _join(self) -> None:
         """Joins the conversations of all partitions."""
-        beside = f"{self._path}.part"
-        with writing_to(self._path):
-            with open(beside, "wb") as joined:
-                for number in range(self._n_partitions):
-                    with open(output_path(self._folder, number), "rb") as part:
-                        shutil.copyfileobj(part, joined)
-            flush_to_disk(beside)
-            os.replace(beside, self._path)
-            flush_to_disk(self._settings.output_dir)
+        with new_file(self._path) as joined:
+            for number in range(self._n_partitions):
+                with open(output_path(self._folder, number), "rb") as part:
+                    shutil.copyfileobj(part, joined)
 
 
 def _read_json(path: str) -> dict | None:

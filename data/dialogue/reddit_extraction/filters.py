@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from data.dialogue.reddit_extraction.lists import Lists
-from data.dialogue.reddit_extraction.normalize import URL
 from data.dialogue.reddit_extraction.records import RawComment
-from data.dialogue.reddit_extraction.settings import Rules
+from data.dialogue.reddit_extraction.rules.lists import Lists
+from data.dialogue.reddit_extraction.rules.normalize import URL
+from data.dialogue.reddit_extraction.rules.settings import Rules
 from data.dialogue.reddit_extraction.threads import Conversation, Response, is_long
 
 PLACEHOLDERS = ("[deleted]", "[removed]")

@@ -19,9 +19,9 @@ from tqdm import tqdm
 
 from data.dialogue.reddit_extraction.dumps import Dump, DumpReader, Line
 from data.dialogue.reddit_extraction.filters import COMMENT_FILTERS, SUBMISSION_FILTERS, Filter, first_rejecting
-from data.dialogue.reddit_extraction.lists import ListPaths, load_lists
 from data.dialogue.reddit_extraction.records import COMMENTS, SUBMISSIONS, parse_comment, parse_submission, to_line
-from data.dialogue.reddit_extraction.settings import Rules, Settings
+from data.dialogue.reddit_extraction.rules.lists import ListPaths, load_lists
+from data.dialogue.reddit_extraction.rules.settings import Rules, Settings
 from data.parallel.process_pool import in_order
 from data.text.decompression import Expansion, open_zstandard
 from data.text.json_values import MAX_JSON_BYTES

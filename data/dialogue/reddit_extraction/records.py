@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from data.dialogue.reddit_extraction.normalize import to_one_line
+from data.dialogue.reddit_extraction.rules.normalize import to_one_line
 
 SUBMISSIONS, COMMENTS = "submissions", "comments"
 SUBMISSION_TAG, COMMENT_TAG = "t3_", "t1_"

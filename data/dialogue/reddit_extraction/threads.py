@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from data.dialogue.reddit_extraction.records import COMMENT_TAG, SUBMISSION_TAG, Comment, Submission
-from data.dialogue.reddit_extraction.settings import WORDS, Rules
+from data.dialogue.reddit_extraction.rules.settings import WORDS, Rules
 
 TITLE = "title: "
 CUT_AT_MISSING, CUT_AT_LONG, CUT_AT_DEPTH = CUTS = ("missing_parent", "long_turn", "max_depth")

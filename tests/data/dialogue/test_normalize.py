@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from configs.errors import UserError
-from data.dialogue.reddit_extraction.normalize import make_normalizer, to_one_line
+from data.dialogue.reddit_extraction.rules.normalize import make_normalizer, to_one_line
 
 ONE_LINE = {
     "a\tb\nc\r\nd  e": "a b c d e",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from data.dialogue.reddit_extraction.lists import ListPaths
-from data.dialogue.reddit_extraction.normalize import DIALOGPT
+from data.dialogue.reddit_extraction.rules.lists import ListPaths
+from data.dialogue.reddit_extraction.rules.normalize import DIALOGPT
 from data.text.files import ON_BAD_FILE
 
 WORDS, CHARACTERS = LENGTH_TYPES = ("w", "c")
