@@ -19,7 +19,7 @@ import tasks.dialogue.__main__
 import tasks.dialogue.agreement
 from configs.load import load_config
 from data import check_tfrecords, create_dialogue_tfrecords, create_tfrecords, train_tokenizer
-from data.dialogue import reddit
+from data.dialogue import reddit, reddit_references
 from main import config_overrides, parse_arguments
 from serving.protocol import CompletionRequest
 from serving.routes import ROUTES
@@ -114,6 +114,7 @@ PARSERS: dict[str, Callable[[Sequence[str]], object]] = {
     "data/create_dialogue_tfrecords.py": create_dialogue_tfrecords.parse_arguments,
     "data/create_tfrecords.py": create_tfrecords.parse_arguments,
     "data/dialogue/reddit.py": reddit.parse_arguments,
+    "data/dialogue/reddit_references.py": reddit_references.parse_arguments,
     "data/train_tokenizer.py": train_tokenizer.parse_arguments,
 }
 
