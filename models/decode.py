@@ -50,7 +50,7 @@ class Texts:
         lengths: int32 [batch].
         prompt_lengths: int32 [batch].
         limits: int32 [batch], the length at which each row ends.
-        ended: int32 [batch], 1 once eos has been sampled; eos itself is not stored.
+        ended: int32 [batch], 1 + the token that has ended the text, which is not stored with it; 0 before.
         next_tokens: int32 [batch], the last token of each row, which the model has not seen yet.
     """
 
@@ -156,7 +156,7 @@ class Decoder:
         following = sample_next_tokens(
             logits, state.sampling, texts.tokens, texts.prompt_lengths, texts.lengths, self.vocabulary
         )
-        return dataclasses.replace(state, texts=_append(texts, following, self.vocabulary.eos_id))
+        return dataclasses.replace(state, texts=_append(texts, following))
 
     def _decode_step(self, state: DecodeState) -> DecodeState:
         texts = state.texts
@@ -185,12 +185,9 @@ class Decoder:
         return state_of(tuple(tensors))
 
 
-def _append(texts: Texts, following: NextTokens, eos_id: int) -> Texts:
+def _append(texts: Texts, following: NextTokens) -> Texts:
     is_active = mtf.cast(texts.is_active(), tf.int32)
-    is_eos = mtf.cast(
-        mtf.equal(following.tokens, mtf.constant(following.tokens.mesh, eos_id, dtype=tf.int32)), tf.int32
-    )
-    is_appended = is_active * (1 - is_eos)
+    is_appended = is_active * mtf.cast(mtf.equal(following.ended, mtf.zeros_like(following.ended)), tf.int32)
     # The position past the end stands for no update.
     n_positions = texts.tokens.shape.dims[1].size
     positions = texts.lengths * is_appended + (1 - is_appended) * n_positions
@@ -205,6 +202,6 @@ def _append(texts: Texts, following: NextTokens, eos_id: int) -> Texts:
         top_tokens=write(texts.top_tokens, following.top_tokens),
         top_log_probs=write(texts.top_log_probs, following.top_log_probs),
         lengths=texts.lengths + is_appended,
-        ended=texts.ended + is_active * is_eos,
+        ended=texts.ended + is_active * following.ended,
         next_tokens=following.tokens,
     )

@@ -1,4 +1,4 @@
-"""The engine as the server uses it: prompts are prefilled one by one, and an eos counts as a token of the text."""
+"""The engine as the server uses it: prompts are prefilled one by one, and the end of a text counts as a token of it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class _Row:
 
 
 class ServingEngine:
-    """Wraps an engine: prefills one prompt at a time, and reports the eos that ends a text like any token.
+    """Wraps an engine: prefills one prompt at a time, and reports the token that ends a text like any other.
 
     Prefilling several prompts at once would need a program for each number of prompts and length, and every client
     would wait while it compiles; the last digits of a prompt's scores would also depend on the other requests. Clients
@@ -31,11 +31,10 @@ class ServingEngine:
         n_ctx: see `Engine`.
     """
 
-    def __init__(self, engine: Engine, eos_id: int) -> None:
-        """Takes an engine without active rows, and the token that ends a text."""
+    def __init__(self, engine: Engine) -> None:
+        """Takes an engine without active rows."""
         self.n_rows, self.n_ctx = engine.n_rows, engine.n_ctx
         self._engine = engine
-        self._eos_id = eos_id
         self._rows: dict[int, _Row] = {}
 
     def prefill(self, requests: Mapping[int, GenerationRequest]) -> None:
@@ -45,19 +44,20 @@ class ServingEngine:
             self._rows[row] = _Row(request)
 
     def decode_steps(self, n_steps: int) -> dict[int, TokenChunk]:
-        """See `Engine.decode_steps`; the score of an eos is nan for a request without `n_top`."""
+        """See `Engine.decode_steps`; the score of an end is nan for a request without `n_top`."""
         chunks = self._engine.decode_steps(n_steps)
-        return {row: self._with_eos(self._rows[row], chunk) for row, chunk in chunks.items()}
+        return {row: self._with_end(self._rows[row], chunk) for row, chunk in chunks.items()}
 
-    def _with_eos(self, row: _Row, chunk: TokenChunk) -> TokenChunk:
+    def _with_end(self, row: _Row, chunk: TokenChunk) -> TokenChunk:
         row.new_tokens += chunk.tokens
-        if chunk.finish_reason != "stop":
+        if chunk.end_id is None:
             return chunk
         log_prob, top = math.nan, ()
         if row.request.n_top:
-            scored = self._engine.score((*row.request.prompt_tokens, *row.new_tokens, self._eos_id), row.request.n_top)
+            scored = self._engine.score((*row.request.prompt_tokens, *row.new_tokens, chunk.end_id), row.request.n_top)
             log_prob, top = scored.log_probs[-1], scored.top[-1]
-        return TokenChunk((*chunk.tokens, self._eos_id), (*chunk.log_probs, log_prob), (*chunk.top, top), "stop")
+        tokens, log_probs = (*chunk.tokens, chunk.end_id), (*chunk.log_probs, log_prob)
+        return dataclasses.replace(chunk, tokens=tokens, log_probs=log_probs, top=(*chunk.top, top))
 
     def release(self, row: int) -> None:
         """See `Engine.release`."""

@@ -35,7 +35,3 @@ class ServedModel:
     def reading_special_tokens(self) -> ServedModel:
         """The same model, for prompts in which special tokens count."""
         return dataclasses.replace(self, tokenizer=self.tokenizer.reading_special_tokens)
-
-    def text_of(self, token: int) -> bytes:
-        """Returns the bytes that a token adds to a text: none for the eos that ends it."""
-        return b"" if token == self.eos_id else self.bytes_of(token)

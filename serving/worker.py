@@ -28,8 +28,8 @@ class Worker:
 
     def __init__(self, model: ServedModel, on_failure: Callable[[BaseException], None]) -> None:
         """Takes over a model's engine. `on_failure` is called in the thread if an exception ends it."""
-        self._engine = ServingEngine(model.engine, model.eos_id)
-        self._scheduler = Scheduler(self._engine, model.text_of)
+        self._engine = ServingEngine(model.engine)
+        self._scheduler = Scheduler(self._engine, model.bytes_of)
         self._on_failure = on_failure
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._scorings: collections.deque[Command] = collections.deque()

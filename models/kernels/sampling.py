@@ -25,6 +25,7 @@ from models.kernels.vocabulary import Vocabulary
 MIN_TEMPERATURE = 1e-30  # float32 has too few digits to divide by less
 MAX_TOP = 20
 MAX_BIASES = 1024
+MAX_ENDS = 4
 BANNED = tf.float32.min  # finite: if every token is banned, none is
 VALUES_IN_CPU_CACHE = 2**17  # for each search, distances and probabilities of at most this many tokens at a time
 INFINITY_BITS = 0x7F800000  # of float32; non-negative numbers and their bits are in the same order
@@ -47,10 +48,12 @@ class SamplingParams:
         frequency_penalty: subtracted from a token's logit once for each time it was generated; 0: none.
         no_repeat_ngram: no sequence of this many tokens occurs twice in prompt and text; 0: no limit.
         entmax_sampling: probabilities are the entmax of the logits instead of their softmax.
-        never_end: eos is never sampled.
-        penalize_end: `repetition_penalty` and `no_repeat_ngram` act on eos too where the prompt holds it, as in Hugging
-            Face's generate; otherwise they leave it alone, so that each turn of a dialogue can end.
-        min_tokens: eos is not sampled, and no stop string counts, before the text has this many tokens; 0: no limit.
+        never_end: no token that ends the text is sampled: neither eos nor one of `end_ids`.
+        penalize_end: `repetition_penalty` and `no_repeat_ngram` act on these tokens too where the prompt holds them, as
+            in Hugging Face's generate; otherwise they leave them alone, so that each turn of a dialogue can end.
+        min_tokens: none of these tokens is sampled, and no stop string counts, before the text has this many tokens; 0:
+            no limit.
+        end_ids: tokens besides eos that end the text, at most `MAX_ENDS`.
         logit_bias: (token, number added to its logit before everything else), at most `MAX_BIASES` pairs.
     """
 
@@ -67,6 +70,7 @@ class SamplingParams:
     never_end: bool = False
     penalize_end: bool = False
     min_tokens: int = 0
+    end_ids: tuple[int, ...] = ()
     logit_bias: tuple[tuple[int, float], ...] = ()
 
 
@@ -74,7 +78,8 @@ _TYPES = {field.name: type(field.default) for field in dataclasses.fields(Sampli
 # The columns of the parameters as arrays, with the width of each.
 FLOAT_SETTINGS = {name: 1 for name, value_type in _TYPES.items() if value_type is float} | {"biases": MAX_BIASES}
 INTEGER_SETTINGS = {name: 1 for name, value_type in _TYPES.items() if value_type in (int, bool)} | {
-    "biased_tokens": MAX_BIASES
+    "ends": MAX_ENDS,
+    "biased_tokens": MAX_BIASES,
 }
 N_FLOATS, N_INTEGERS = sum(FLOAT_SETTINGS.values()), sum(INTEGER_SETTINGS.values())
 
@@ -86,6 +91,7 @@ def param_arrays(rules: Sequence[SamplingParams]) -> tuple[np.ndarray, np.ndarra
         for array, names in ((floats, FLOAT_SETTINGS), (integers, INTEGER_SETTINGS)):
             values = [getattr(rule, name) for name in names if name in _TYPES]
             array[row, : len(values)] = values
+        integers[row, -MAX_BIASES - MAX_ENDS :][: len(rule.end_ids)] = rule.end_ids
         for column, (token, bias) in enumerate(rule.logit_bias):
             integers[row, column - MAX_BIASES], floats[row, column - MAX_BIASES] = token, bias
     return floats, integers
@@ -98,7 +104,8 @@ Change = Callable[[tf.Tensor], tf.Tensor]
 def settings_of(floats: tf.Tensor, integers: tf.Tensor) -> Settings:
     """Returns the parameters of the rows by the names of `SamplingParams`, each [B, 1].
 
-    `logit_bias` is in "biased_tokens", -1 where there is none, and "biases", both [B, MAX_BIASES].
+    `end_ids` is in "ends" [B, MAX_ENDS], and `logit_bias` in "biased_tokens" and "biases", both [B, MAX_BIASES]; -1 is
+    no token.
     """
     parts = [(floats, FLOAT_SETTINGS), (integers, INTEGER_SETTINGS)]
     return {
@@ -207,10 +214,16 @@ def _ban_repeated_ngrams(settings: Settings, logits: tf.Tensor, history: History
     return tf.where((history.counts(is_end, logits.shape[1]) > 0.0) & ~is_exempt, BANNED, logits)
 
 
+def is_end(settings: Settings, vocabulary: Vocabulary, tokens: tf.Tensor) -> tf.Tensor:
+    """Returns which tokens end a text of their row: int32 [B, N] or [N] -> bool [B, N]."""
+    ends = tf.unstack(settings["ends"], axis=1)
+    return functools.reduce(tf.logical_or, [tokens == end[:, None] for end in ends], tokens == vocabulary.eos_id)
+
+
 def penalized_logits(settings: Settings, logits: tf.Tensor, history: History, vocabulary: Vocabulary) -> tf.Tensor:
     """Returns the logits after penalties and bans: float32 [B, V] -> [B, V]; -inf for ids that are no token."""
-    is_end = vocabulary.is_eos(logits.shape[1])
-    is_exempt = (settings["penalize_end"] == 0) & is_end
+    ends_text = is_end(settings, vocabulary, tf.range(logits.shape[1]))
+    is_exempt = (settings["penalize_end"] == 0) & ends_text
     has_presence = (settings["presence_penalty"] != 0.0) | (settings["frequency_penalty"] != 0.0)
     logits = _apply_changes(
         logits,
@@ -220,7 +233,7 @@ def penalized_logits(settings: Settings, logits: tf.Tensor, history: History, vo
         (settings["no_repeat_ngram"] > 0, lambda x: _ban_repeated_ngrams(settings, x, history, is_exempt)),
     )
     is_too_short = (history.lengths - history.prompt_lengths)[:, None] < settings["min_tokens"]
-    is_banned = ((settings["never_end"] > 0) | is_too_short) & is_end
+    is_banned = ((settings["never_end"] > 0) | is_too_short) & ends_text
     return tf.where(is_banned | vocabulary.is_unused(logits.shape[1]), -float("inf"), logits)
 
 
@@ -345,7 +358,7 @@ def sample_next_tokens(vocabulary: Vocabulary) -> Kernel:
 
     (logits [B, V], floats [B, float_settings], integers int32 [B, integer_settings], seeds int32 [B], n_top int32
     [B], tokens int32 [B, M], prompt_lengths int32 [B], lengths int32 [B]) -> tokens int32 [B], log_probs [B],
-    top_tokens int32 [B, top], top_log_probs [B, top].
+    top_tokens int32 [B, top], top_log_probs [B, top], ended int32 [B]: 1 + a token that ends the text, 0 for others.
 
     Log-probabilities are those of the logits before temperature, penalties and filters. An id that is no token is
     neither sampled nor among the most likely ones.
@@ -371,6 +384,7 @@ def sample_next_tokens(vocabulary: Vocabulary) -> Kernel:
             lambda: _most_likely(vocabulary.without_unused(logits - log_z)),
             lambda: (tf.zeros(shape, tf.int32), tf.zeros(shape)),
         )
-        return tokens, log_probs, *top
+        ended = tf.where(is_end(settings, vocabulary, tokens[:, None])[:, 0], tokens + 1, 0)
+        return tokens, log_probs, *top, ended
 
     return compiled(kernel)

@@ -36,12 +36,14 @@ class NextTokens:
         log_probs: float32 [batch], of those tokens, before temperature, penalties and filters.
         top_tokens: int32 [batch, top], the most likely tokens, most likely first; 0 if no row wants any.
         top_log_probs: float32 [batch, top], likewise.
+        ended: int32 [batch], 1 + a token that ends the text, 0 for others.
     """
 
     tokens: mtf.Tensor
     log_probs: mtf.Tensor
     top_tokens: mtf.Tensor
     top_log_probs: mtf.Tensor
+    ended: mtf.Tensor
 
 
 def sample_next_tokens(
@@ -66,5 +68,6 @@ def sample_next_tokens(
     inputs = [whole_logits, *params, whole_tokens, prompt_lengths, lengths]
     top = lengths.shape + [mtf.Dimension("top", kernels.MAX_TOP)]
     outputs = [(shape, dtype) for shape in (lengths.shape, top) for dtype in (tf.int32, tf.float32)]
+    outputs.append((lengths.shape, tf.int32))
     kernel = kernels.sample_next_tokens(vocabulary)
     return NextTokens(*SliceKernel("sample_next_tokens", kernel, inputs, outputs).outputs)

@@ -36,16 +36,18 @@ class TokenChunk:
     """The tokens that a row has generated since the last call.
 
     Attributes:
-        tokens: without the eos that ends the text.
+        tokens: without the token that ends the text.
         log_probs: of each token, under the model itself: before temperature, penalties and filters.
         top: at each position the `n_top` most likely tokens with their log-probabilities, most likely first.
-        finish_reason: "stop" if eos was chosen, "length" if the token limit is reached; None: the text is not finished.
+        finish_reason: "stop" if the text has ended, "length" if the token limit is reached; None: it is not finished.
+        end_id: the token that ended the text; None: none did.
     """
 
     tokens: tuple[int, ...]
     log_probs: tuple[float, ...]
     top: tuple[tuple[tuple[int, float], ...], ...]
     finish_reason: str | None
+    end_id: int | None = None
 
 
 class Engine(Protocol):
@@ -120,15 +122,16 @@ class ActiveSequence:
 
     def next_chunk(self, outputs: Mapping[str, np.ndarray], row: int) -> TokenChunk:
         """Returns what is new in the outputs of a program, in which the sequence has this row."""
-        length, has_stopped = int(outputs["lengths"][row]), bool(outputs["ended"][row])
+        length, ended = int(outputs["lengths"][row]), int(outputs["ended"][row])
         new = slice(self.length, length)
         self.length = length
-        self.is_finished = has_stopped or length == self.request.max_length
+        self.is_finished = ended > 0 or length == self.request.max_length
         return TokenChunk(
             tuple(outputs["tokens"][row, new].tolist()),
             tuple(outputs["log_probs"][row, new].tolist()),
             _top(outputs["top_tokens"][row, new], outputs["top_log_probs"][row, new], self.request.n_top),
-            "stop" if has_stopped else "length" if self.is_finished else None,
+            "stop" if ended else "length" if self.is_finished else None,
+            ended - 1 if ended else None,
         )
 
 

@@ -100,7 +100,8 @@ class Scheduler:
 
     def _report(self, row: int, sequence: _Sequence, chunk: TokenChunk) -> None:
         for token in map(ScoredToken, chunk.tokens, chunk.log_probs, chunk.top):
-            sequence.detokenizer.add(token, self._bytes_of(token.id))
+            # An engine that reports the token that ends a text gives it as the last one; it is no part of the text.
+            sequence.detokenizer.add(token, b"" if token.id == chunk.end_id else self._bytes_of(token.id))
         new = sequence.detokenizer.take(chunk.finish_reason)
         if new.finish_reason is not None:
             self._free(row)

@@ -39,9 +39,10 @@ class Text:
 def steered(rule: SamplingParams, logits: np.ndarray, text: Text) -> np.ndarray:
     """Logits after penalties and bans, -inf where banned: [V] -> [V]."""
     logits, tokens = np.array(logits, np.float64), text.tokens
+    ends = {EOS, *rule.end_ids}
     for token, bias in rule.logit_bias:
         logits[token] += bias
-    for token in set(tokens) if rule.penalize_end else set(tokens) - {EOS}:
+    for token in set(tokens) if rule.penalize_end else set(tokens) - ends:
         penalty = rule.repetition_penalty
         logits[token] *= penalty if logits[token] < 0 else 1.0 / penalty
     for token in tokens[text.n_prompt :]:
@@ -50,11 +51,11 @@ def steered(rule: SamplingParams, logits: np.ndarray, text: Text) -> np.ndarray:
         logits[token] -= rule.presence_penalty
     n_others = rule.no_repeat_ngram - 1
     for end in range(n_others, len(tokens)) if rule.no_repeat_ngram else ():
-        is_exempt = tokens[end] == EOS and not rule.penalize_end
+        is_exempt = tokens[end] in ends and not rule.penalize_end
         if tokens[end - n_others : end] == tokens[len(tokens) - n_others :] and not is_exempt:
             logits[tokens[end]] = -np.inf
     if rule.never_end or len(tokens) - text.n_prompt < rule.min_tokens:
-        logits[EOS] = -np.inf
+        logits[list(ends)] = -np.inf
     return logits
 
 
@@ -128,7 +129,7 @@ class Rows:
         return [self.logits, *sampling.param_arrays(self.rules), self.seeds, counts, *self.history()]
 
     def chosen(self, n_top: int = 0) -> list[np.ndarray]:
-        """Sampled tokens and their log-probabilities, and the most likely tokens and theirs."""
+        """Sampled tokens and their log-probabilities, the most likely tokens and theirs, and what ended each text."""
         return [
             output.numpy()
             for output in sampling.sample_next_tokens(Vocabulary(EOS))(*map(tf.constant, self.inputs(n_top)))

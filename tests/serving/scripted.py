@@ -94,8 +94,9 @@ class ScriptedEngine:
 
 def chunk(tokens: tuple[int, ...], n_top: int, finish_reason: str | None) -> TokenChunk:
     """Returns tokens with their scores."""
+    top = tuple(top_of(token, n_top) for token in tokens)
     return TokenChunk(
-        tokens, tuple(map(log_prob, tokens)), tuple(top_of(token, n_top) for token in tokens), finish_reason
+        tokens, tuple(map(log_prob, tokens)), top, finish_reason, EOS_ID if finish_reason == "stop" else None
     )
 
 

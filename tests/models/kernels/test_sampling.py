@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from meshtf import mtf, tf
 from models.kernels import noise, sampling
-from models.kernels.sampling import MAX_BIASES, MAX_TOP, SamplingParams
+from models.kernels.sampling import MAX_BIASES, MAX_ENDS, MAX_TOP, SamplingParams
 from models.kernels.vocabulary import Vocabulary
 from models.ops.sampling import RowParams, sample_next_tokens
 from runtime.mesh.placement import place
@@ -97,6 +97,8 @@ TEXT = Text((2, 4, 5, 2, 5, 5), n_prompt=3)  # 2, 5 and 5 were generated
         (SamplingParams(never_end=True), [1.0, -0.5, 2.0, None, -2.0, 1.5, 0.0, -1.0]),
         (SamplingParams(min_tokens=4), [1.0, -0.5, 2.0, None, -2.0, 1.5, 0.0, -1.0]),
         (SamplingParams(min_tokens=3), list(LOGITS)),
+        (SamplingParams(never_end=True, end_ids=(5, 0)), [None, -0.5, 2.0, None, -2.0, None, 0.0, -1.0]),
+        (SamplingParams(repetition_penalty=2.0, end_ids=(5,)), [1.0, -0.5, 1.0, 0.3, -4.0, 1.5, 0.0, -1.0]),
         (SamplingParams(logit_bias=((0, 5.5), (2, -100.0))), [6.5, -0.5, -98.0, 0.3, -2.0, 1.5, 0.0, -1.0]),
         (SamplingParams(logit_bias=((7, 100.0),)), [1.0, -0.5, 2.0, 0.3, -2.0, 1.5, 0.0, 99.0]),
         (SamplingParams(logit_bias=((3, 100.0),), min_tokens=4), [1.0, -0.5, 2.0, None, -2.0, 1.5, 0.0, -1.0]),
@@ -161,13 +163,22 @@ def test_an_end_in_the_prompt_may_come_again(
         np.testing.assert_allclose(probabilities, np.exp(steered) / np.exp(steered).sum(), rtol=1e-5, atol=1e-9)
 
 
+def test_each_row_says_which_token_ended_its_text() -> None:
+    rules = [dataclasses.replace(GREEDY, end_ids=ends) for ends in ((), (2,), (0, 1, 4, 2), (5,))]
+    rows = Rows(np.float32([LOGITS] * 4), rules, [Text()] * 4, np.zeros(4, np.int32))
+    *_, ended = rows.chosen()
+    assert ended.tolist() == [0, 3, 3, 0]  # 1 + token 2, the most likely one
+    *_, ended = Rows.repeated(np.float32([0, 0, 0, 9, 0, 0, 0, 0]), GREEDY, SOME[:1]).chosen()
+    assert ended.tolist() == [1 + EOS]
+
+
 def test_ids_that_are_no_token_are_neither_drawn_nor_reported() -> None:
     """Also where they are the most likely ones, and eos among them is one."""
     unused, used = ((0, 1), (2, 5), (7, 8)), [1, EOS, 5, 6]
     kernel = sampling.sample_next_tokens(Vocabulary(EOS, unused))
     for rule in (SamplingParams(), GREEDY, SamplingParams(3.0, top_p=0.99, entmax_sampling=True)):
         rows = Rows.repeated(LOGITS, rule, SOME[:N_ROWS])
-        tokens, log_probs, top_tokens, top_log_probs = (x.numpy() for x in kernel(*map(tf.constant, rows.inputs(1))))
+        tokens, log_probs, top_tokens, top_log_probs, _ = (x.numpy() for x in kernel(*map(tf.constant, rows.inputs(1))))
         assert set(tokens) == {5} if rule == GREEDY else set(tokens) <= set(used)
         assert (
             top_tokens[0, : len(used)].tolist() == [5, EOS, 6, 1] and np.isneginf(top_log_probs[:, len(used) :]).all()
@@ -211,6 +222,7 @@ RULES = st.builds(
     entmax_sampling=st.booleans(),
     never_end=st.booleans(),
     min_tokens=st.integers(0, 16),
+    end_ids=st.lists(st.integers(0, N_VOCAB - 1), max_size=MAX_ENDS).map(tuple),
     logit_bias=st.lists(st.tuples(st.integers(0, N_VOCAB - 1), st.integers(-4, 4)), max_size=3).map(tuple),
 )
 TEXTS = st.builds(
@@ -348,7 +360,7 @@ def test_a_mesh_samples_the_same_tokens_as_one_device(devices: tuple[str, ...], 
 
     def build(logits: mtf.Tensor, *others: mtf.Tensor) -> list[mtf.Tensor]:
         choice = sample_next_tokens(logits, RowParams(*others[:4]), *others[4:], Vocabulary(EOS))
-        return [choice.tokens, choice.log_probs, choice.top_tokens, choice.top_log_probs]
+        return [choice.tokens, choice.log_probs, choice.top_tokens, choice.top_log_probs, choice.ended]
 
     placement = place(tiny.mesh_config("x:2,y:2", layout), devices)
     on_mesh = tiny.evaluate(build, placement, *zip(names, rows.inputs(n_top=1), strict=True))

@@ -221,6 +221,21 @@ def test_a_row_ends_at_eos_and_the_others_continue(devices: tuple[str, ...], on_
     assert generated[1].finish_reason == "stop" and any(chunk.finish_reason == "length" for chunk in generated.values())
 
 
+def test_a_row_ends_at_its_own_ends(devices: tuple[str, ...], on_one_device: EngineWithWeights) -> None:
+    endless = on_one_device.generate(requests(FREE))
+    ends = {row: chunk.tokens[2 + row % 2] for row, chunk in endless.items() if row != 1}
+    ending = {
+        row: dataclasses.replace(each, sampling=SamplingParams(end_ids=(90, ends[row]) if row in ends else ()))
+        for row, each in requests(FREE).items()
+    }
+    for row, chunk in on_one_device.generate(ending).items():
+        if row in ends:
+            end = endless[row].tokens.index(ends[row])
+            assert (chunk.tokens, chunk.finish_reason) == (endless[row].tokens[:end], "stop")
+        else:
+            assert_same(chunk, endless[row])
+
+
 def test_scores_equal_those_of_the_whole_model(on_one_device: EngineWithWeights) -> None:
     for text in (PROMPTS[3], PROMPTS[2], tuple(range(40))):
         chunk = on_one_device.engine.score(text, 2)
