@@ -10,7 +10,14 @@ import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
-from commands.options import LayoutSearch, Options, RerankingSettings, idle_by_other_keys, idle_in_command
+from commands.options import (
+    LayoutSearch,
+    Options,
+    RerankingSettings,
+    idle_by_other_keys,
+    idle_in_command,
+    keys_by_name,
+)
 from configs.command_line import CommandLine, find_rereadings, integer, number, unescape
 from configs.errors import ConfigError, DeviceError, UserError
 from configs.kinds import clean_path_flags
@@ -30,9 +37,9 @@ from storage.streams import run_program
 
 LOOPBACK = "127.0.0.1"
 EXPORT_FORMATS = ("saved_model", "hf")
-COMMANDS = ("train", "eval", "predict", "interactive", "serve", "check_dataset", "plan", "export")
+COMMANDS = ("train", "eval", "predict", "interactive", "chat", "serve", "check_dataset", "plan", "export")
 SERVER_FLAGS = ("cache_dtype",)  # settings of generation that hold for a whole server
-PATH_FLAGS = ("model", "init_from", "mmi_model", "prompt", "output", "export_dir")
+PATH_FLAGS = ("model", "init_from", "mmi_model", "prompt", "output", "export_dir", "chat_template")
 RERANKING_FLAGS = ("mmi_model", "mmi_normalize", "forward_weight", "candidates", "show_candidates")
 DEFAULT_CANDIDATES = 16  # DialoGPT's
 MAX_CPU_DEVICES = 1 << 12
@@ -50,10 +57,11 @@ class CommandAction(argparse.Action):
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: str = ""
     ) -> None:
-        """Sets `command`, and the value of the flag if it takes one."""
-        if namespace.command not in ("train", self.dest):
+        """Sets `command`, which is that of `const` if the flag has one, and the value of the flag if it takes one."""
+        command = self.const or self.dest
+        if namespace.command not in ("train", command):
             raise argparse.ArgumentError(self, f"not allowed with argument --{namespace.command}")
-        namespace.command = self.dest
+        namespace.command = command
         if self.nargs is None:
             setattr(namespace, self.dest, values)
 
@@ -70,12 +78,15 @@ def _parser() -> argparse.ArgumentParser:
     _add_predict_flags(parser.add_argument_group("predict", f"{PROGRAM} --predict --prompt prompt.txt --top_p 0.9"))
     interactive = parser.add_argument_group("interactive", f"{PROGRAM} --interactive --temperature 0.7")
     _add_command(interactive, "interactive", "Continues prompts that are typed at the terminal.")
+    _add_chat_flags(parser.add_argument_group("chat", f"{PROGRAM} --chat --top_k 10"))
     _add_serve_flags(parser.add_argument_group("serve", f"{PROGRAM} --serve 8000 --rows 16"))
     check = parser.add_argument_group("check dataset", f"{PROGRAM} --check_dataset")
     _add_command(check, "check_dataset", "Reads every record of the datasets, and shows what they hold.")
     _add_plan_flags(parser.add_argument_group("plan", f"{PROGRAM} --plan --set mesh_shape=x:4,y:2"))
     _add_export_flags(parser.add_argument_group("export", f"{PROGRAM} --export --export_format hf"))
-    _add_generation_flags(parser.add_argument_group("text generation (predict, interactive, samples while training)"))
+    _add_generation_flags(
+        parser.add_argument_group("text generation (predict, interactive, chat, samples while training)")
+    )
     _add_reranking_flags(parser.add_argument_group("reranking (predict)", f"{PROGRAM} --predict --mmi_model backward"))
     _add_device_flags(parser.add_argument_group("devices"))
     return parser
@@ -121,6 +132,26 @@ def _add_predict_flags(group: argparse._ArgumentGroup) -> None:
     )
     add("--prompt_text", metavar="TEXT", help="The prompt itself; \\n is a line break, \\t a tab, \\\\ a backslash.")
     add("--output", metavar="FILE", help="Writes the answers as JSON lines; -: to standard output, and nothing else.")
+
+
+def _add_chat_flags(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    _add_command(group, "chat", "Talks with the model at the terminal.")
+    add(
+        "--self_play",
+        action=CommandAction,
+        const="chat",
+        type=integer,
+        metavar="N",
+        help="Lets the model talk to itself for N turns, after a first line: --prompt_text or --prompt.",
+    )
+    add("--system", metavar="TEXT", help="What the system line says, where the chat template has one.")
+    add(
+        "--chat_template",
+        metavar="NAME",
+        help="How turns become tokens, with --chat or --serve: dialogpt (joined by the end of text), chatml, tokenizer "
+        "(that of its folder) or a Jinja file (default: the tokenizer's if it has one, else dialogpt).",
+    )
 
 
 def _add_serve_flags(group: argparse._ArgumentGroup) -> None:
@@ -219,10 +250,6 @@ def _chooses_layout(arguments: argparse.Namespace) -> bool:
     return arguments.auto_layout or arguments.auto_layout_and_mesh_shape
 
 
-def _generates(arguments: argparse.Namespace) -> bool:
-    return arguments.command in ("predict", "serve") or bool(arguments.prompt or arguments.prompt_text)
-
-
 @dataclasses.dataclass(frozen=True)
 class Rule:
     """A combination of flags that is rejected.
@@ -247,6 +274,10 @@ def _not_with(flag: str, commands: Collection[str], message: str, error: type[Us
 
 def _only_with(flag: str, command: str, message: str) -> Rule:
     return _not_with(flag, [other for other in COMMANDS if other != command], message)
+
+
+def _gets_prompts_later(arguments: argparse.Namespace) -> bool:
+    return arguments.command in ("interactive", "chat", "serve") and arguments.self_play is None
 
 
 RULES = (
@@ -290,11 +321,11 @@ RULES = (
         if flag not in SERVER_FLAGS
     ),
     Rule(
-        lambda a: bool(a.prompt) and a.command in ("interactive", "serve"),
+        lambda a: bool(a.prompt) and _gets_prompts_later(a),
         "--prompt {prompt}: --{command} gets its prompts later; leave --prompt out",
     ),
     Rule(
-        lambda a: a.prompt_text is not None and a.command in ("interactive", "serve"),
+        lambda a: a.prompt_text is not None and _gets_prompts_later(a),
         "--prompt_text: --{command} gets its prompts later; leave --prompt_text out",
     ),
     Rule(
@@ -319,11 +350,29 @@ RULES = (
         "--candidates {candidates}: must be at least 1; give a number of responses",
     ),
     _only_with("output", "predict", "--output {output}: works with --predict only; leave it out, or give --predict"),
+    Rule(
+        lambda a: a.self_play is not None and not a.prompt and not a.prompt_text,
+        "--self_play {self_play}: needs a first line; give --prompt_text or --prompt",
+    ),
+    Rule(
+        lambda a: a.self_play is not None and a.self_play < 1,
+        "--self_play {self_play}: must be at least 1; give a number of turns",
+    ),
+    _only_with("system", "chat", "--system: works with --chat only; leave it out, or give --chat"),
+    Rule(
+        lambda a: a.chat_template is not None and a.command not in ("chat", "serve"),
+        "--chat_template {chat_template}: works with --chat and --serve only; leave it out, or give one of them",
+    ),
     _only_with("host", "serve", "--host {host}: works with --serve only; leave it out, or give --serve PORT"),
     _only_with("cors_origins", "serve", "--cors_origins: works with --serve only; leave it out, or give --serve PORT"),
     Rule(
         lambda a: (
-            a.rows is not None and (a.rows < 1 or not (a.command in ("predict", "serve") or a.prompt or a.prompt_text))
+            a.rows is not None
+            and (
+                a.rows < 1
+                or a.command == "chat"
+                or not (a.command in ("predict", "serve") or a.prompt or a.prompt_text)
+            )
         ),
         "--rows {rows}: must be at least 1, and needs --predict, --serve or --prompt; give such a number, or leave it "
         "out",
@@ -436,11 +485,18 @@ def _run(arguments: argparse.Namespace) -> int:
     given = {
         field.name: getattr(arguments, field.name) for field in dataclasses.fields(Options) if field.name in arguments
     }
-    if arguments.prompt_text is not None:
-        given["prompt_text"] = unescape(arguments.prompt_text)
+    for flag in ("prompt_text", "system"):
+        if given[flag] is not None:
+            given[flag] = unescape(given[flag])
     search = LayoutSearch(arguments.auto_layout_and_mesh_shape, arguments.apply) if _chooses_layout(arguments) else None
-    reranking = _reranking(arguments)
-    options = Options(**given, serving=serving, reranking=reranking, layout_search=search, notes=notes)
+    options = Options(
+        **given,
+        serving=serving,
+        reranking=_reranking(arguments),
+        layout_search=search,
+        typed_keys=tuple(keys_by_name(config_overrides(arguments)).values()),
+        notes=notes,
+    )
     # TensorFlow takes seconds to load, so errors of the command line and the config come first.
     from commands.dispatch import confirm_delete, run
 

@@ -34,7 +34,7 @@ MAIN = Path(__file__).resolve().with_name("main.py")
 # Flags that do something other than run main.py.
 NON_RUNNING_FLAGS = ("sync", "list", "compare", "report", "tensorboard")
 # Commands of main.py that run until they are stopped.
-ENDLESS_COMMANDS = ("interactive", "serve")
+ENDLESS_COMMANDS = ("interactive", "chat", "serve")
 # GPT-Neo's flags that have no effect here, and why.
 NO_EFFECT_FLAGS = {
     "autostack": "variables keep their names",

@@ -9,6 +9,7 @@ import dataclasses
 import sys
 from collections.abc import Callable
 
+from commands.chat import chat
 from commands.check_dataset import check_dataset
 from commands.console import mute_other_processes
 from commands.evaluate import evaluate
@@ -35,6 +36,7 @@ GROUP_COMMANDS: dict[str, Callable[[RunConfig, Options, ProcessGroup], int]] = {
     "eval": evaluate,
     "predict": predict,
     "interactive": interact,
+    "chat": chat,
     "serve": serve,
 }
 # The first process runs these alone.
@@ -44,7 +46,7 @@ SINGLE_COMMANDS: dict[str, Callable[[RunConfig, Options], int]] = {
     "plan": plan,
 }
 # These take their input from a terminal or a network, which only one process has.
-UNCLUSTERED_COMMANDS = ("interactive", "serve")
+UNCLUSTERED_COMMANDS = ("interactive", "chat", "serve")
 GENERATION_COMMANDS = ("predict", *UNCLUSTERED_COMMANDS)
 
 

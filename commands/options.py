@@ -10,15 +10,15 @@ from configs.reader import shown
 from configs.schema import ALIASES, FLAGS, GROUPS, RUN_FIELDS, RunConfig, keys_of
 from serving.settings import ServingSettings
 
-GENERATING = ("predict", "interactive", "serve")
+GENERATING = ("predict", "interactive", "chat", "serve")
 COMPUTING = ("train", "eval", "plan", *GENERATING)
 READING = ("train", "eval", "check_dataset")
 ENDLESS_DECAYS = (None, "noam", "noamwd")  # of lr_decay
 # The commands in which flags have an effect; all others have one in every command, or are refused.
 FLAG_COMMANDS = {
     "steps_per_checkpoint": ("train",),
-    "prompt": ("predict",),
-    "prompt_text": ("predict",),
+    "prompt": ("predict", "chat"),
+    "prompt_text": ("predict", "chat"),
     "export_format": ("export",),
     "export_dir": ("export",),
     "gpu_ids": COMPUTING,
@@ -34,7 +34,7 @@ KEY_COMMANDS = {
     "predict_steps": ("train",),
     "predict_batch_size": ("predict",),
     "remove_partial_sequences": ("predict",),
-    "prompt_overflow": ("predict", "interactive"),
+    **dict.fromkeys(("prompt_overflow", "prompt_special_tokens"), ("predict", "interactive")),
 }
 
 
@@ -86,6 +86,9 @@ class Options:
         prompt: the file of prompts, "-" for standard input; None or empty: a default prompt.
         prompt_text: the prompt itself; None: not given.
         output: the file for the answers as lines of JSON, "-" for standard output; None: none.
+        self_play: how many turns the model writes of a conversation with itself; None: it talks with a person.
+        system: what the system line of a conversation says; None: there is none.
+        chat_template: as `load_template` takes it; None: the run's own.
         rows: the number of samples generated at once; None: as many as are needed, up to a limit.
         new: delete the run at model_path before training, once everything else has been checked.
         init_from: the initial weights, or those to use instead of the newest checkpoint; None: none.
@@ -94,6 +97,7 @@ class Options:
         serving: the settings of the command serve; None for other commands.
         reranking: how to choose among candidate responses; None: the first one drawn is the answer.
         layout_search: how to choose a layout; None: the config's layout is used.
+        typed_keys: the keys of the config that the command line sets.
         notes: what has been said of the model config.
     """
 
@@ -108,6 +112,9 @@ class Options:
     prompt: str | None
     prompt_text: str | None
     output: str | None
+    self_play: int | None
+    system: str | None
+    chat_template: str | None
     rows: int | None
     new: bool
     init_from: str | None
@@ -116,6 +123,7 @@ class Options:
     serving: ServingSettings | None
     reranking: RerankingSettings | None
     layout_search: LayoutSearch | None
+    typed_keys: Collection[str]
     notes: Sequence[str]
 
 
@@ -128,8 +136,7 @@ def idle_in_command(command: str, typed: Collection[str], overrides: Collection[
         overrides: the keys that were set, as `load_config` takes them.
         config: the run.
     """
-    names = [override.partition("=")[0].strip() for override in overrides]
-    keys = {name: FLAGS.get(name.removeprefix(FLAG_MARK), ALIASES.get(name, name)) for name in names}
+    keys = keys_by_name(overrides)
     samples = command == "train" and config.prediction.predict_steps > 0 and not config.model.mlm_training
     idle = [f"--{flag}" for flag in typed if not _acts(FLAG_COMMANDS.get(flag), command, samples)]
     for name, key in keys.items():
@@ -139,6 +146,12 @@ def idle_in_command(command: str, typed: Collection[str], overrides: Collection[
         return None
     where = "in training without predict_steps" if command == "train" else f"with --{command}"
     return f"{', '.join(idle)}: no effect {where}; leave out what has none"
+
+
+def keys_by_name(overrides: Collection[str]) -> dict[str, str]:
+    """Returns the keys that overrides set, as `load_config` takes them, by the names that were typed for them."""
+    names = [override.partition("=")[0].strip() for override in overrides]
+    return {name: FLAGS.get(name.removeprefix(FLAG_MARK), ALIASES.get(name, name)) for name in names}
 
 
 def _acts(commands: Collection[str] | None, command: str, samples: bool) -> bool:

@@ -1,25 +1,29 @@
-"""Text generation with a trained model, shared by --predict, --interactive and --serve."""
+"""Text generation with a trained model, shared by --predict, --interactive, --chat and --serve."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TextIO
 
 from commands.prompts import EncodedPrompts
 from commands.run_setup import Run
 from configs.errors import ConfigError
 from configs.prompts import Prompt
-from configs.schema import RunConfig
+from configs.schema import PredictionConfig, RunConfig
 from runtime.generation.beam_search import BeamSearcher
+from runtime.generation.detokenizer import TextChunk
 from runtime.generation.engine import Engine
 from runtime.generation.outputs import GeneratedText, beam_search_texts, sampled_texts
 from runtime.generation.requests import GenerationRequest, sample_requests, sample_seed
 from runtime.generation.reranking import Candidate, Scores
 from runtime.generation.scheduler import Scheduler
+from storage.streams import raise_if_lost
 
 DEFAULT_ROWS = 8  # texts that are generated at once, unless --rows says how many
+STREAM_STEPS = 2  # tokens that appear together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +82,25 @@ class TextGenerator:
             if not uses_beam_search(prompt):
                 yield from sample_requests(tokens, prompt.settings, seed, self.run.config.model.n_ctx)
 
+    def stream(self, request: GenerationRequest, output: TextIO, is_stopped: Callable[[], bool]) -> str:
+        """Writes a text and a line break as it is generated, until it ends or is stopped; returns the text."""
+        scheduler, parts = Scheduler(self.engine, self.run.tokenizer.bytes_of), []
+
+        def show(chunk: TextChunk) -> None:
+            parts.append(chunk.text)
+            print(chunk.text, end="", file=output, flush=True)
+
+        request_id = scheduler.submit(request, show)
+        while not is_stopped() and scheduler.step(STREAM_STEPS):
+            raise_if_lost(output)
+        scheduler.cancel(request_id)
+        print(file=output, flush=True)
+        return "".join(parts)
+
+    def seed(self, settings: PredictionConfig) -> int:
+        """Returns the seed of the settings, or a random one."""
+        return self.random_seed() if settings.predict_seed is None else settings.predict_seed
+
     def random_seed(self) -> int:
         """Returns a random seed, the same in all processes."""
         return self.run.group.all_reduce_max(secrets.randbits(31))
@@ -112,4 +135,17 @@ def check_causal(config: RunConfig) -> None:
         raise ConfigError(
             f"{config.name}: mlm_training = true: a masked language model cannot generate text; give the config of a "
             "causal model"
+        )
+
+
+def check_streams(config: RunConfig, command: str) -> None:
+    """Checks that texts can be shown while they are generated.
+
+    Raises:
+        ConfigError: they are found by beam search.
+    """
+    if config.prediction.num_beams > 1:
+        raise ConfigError(
+            f"num_beams = {config.prediction.num_beams}: beam search has no text to show before it ends; set it to 1 "
+            f"with --{command}, or use --predict"
         )

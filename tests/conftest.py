@@ -8,8 +8,12 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.talks import Talks
 
 N_DEVICES = 4
 DEVICES = pytest.StashKey[tuple[str, ...]]()
@@ -46,6 +50,14 @@ def no_wait_for_the_disk() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield
+
+
+@pytest.fixture(scope="session")
+def talks(tmp_path_factory: pytest.TempPathFactory) -> Talks:
+    """A model that was trained to talk."""
+    from tests.talks import train
+
+    return train(tmp_path_factory.mktemp("talks"))
 
 
 @pytest.fixture(scope="session")

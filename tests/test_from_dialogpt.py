@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,10 @@ import pytest
 
 from tasks.dialogue.__main__ import main
 from tasks.dialogue.figures import measure
+from tests.program import ENVIRONMENT, REPOSITORY
+from tests.talks import Talks
 
-PAGE = (Path(__file__).resolve().parents[1] / "docs" / "from-dialogpt.md").read_text(encoding="utf-8")
+PAGE = (REPOSITORY / "docs" / "from-dialogpt.md").read_text(encoding="utf-8")
 SECTION = PAGE.split("## Evaluation\n")[1].split("\n## ")[0]
 ROWS = dict(re.findall(r"^\| (.*?) \| (.*?) \|$", SECTION, re.MULTILINE)[2:])
 BASE = re.findall(r"^python3 -m tasks.dialogue (.*)$", SECTION, re.MULTILINE)[0].split()
@@ -149,3 +153,30 @@ def test_a_row_does_what_it_says(capsys: pytest.CaptureFixture[str], theirs: str
     output, errors = capsys.readouterr()
     assert status == 0, errors
     CHECKS[theirs](json.loads(output))
+
+
+TALKING = PAGE.split("## Talking\n")[1].split("\n## ")[0]
+TALKING_ROWS = dict(re.findall(r"^\| (.*?) \| (.*?) \|$", TALKING, re.MULTILINE)[2:])
+TYPED = "where is the cow ?\nwho is at the sea ?\n"
+TYPED_COMMANDS = "where is the cow ?\n/undo\nwhere is the cow ?\n/reset\nwhere is the cow ?\n"
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+@pytest.mark.parametrize(("theirs", "here"), TALKING_ROWS.items())
+def test_a_way_to_talk(talks: Talks, theirs: str, here: str) -> None:
+    """It gives an answer for each line, and the line that self-play begins with."""
+    given = re.findall(r"`(.*?)`", here)
+    assert given[0].startswith("--model runs/tiny ") or given[:2] == ["/reset", "/undo"]
+    arguments = (
+        shlex.split(given[0]) if given[0].startswith("--") else ["--model", "runs/tiny", "--chat", "--seed", "1"]
+    )
+    typed = TYPED if given[0].startswith("--") else TYPED_COMMANDS
+    program = [sys.executable, str(REPOSITORY / "main.py"), *arguments]
+    done = subprocess.run(program, cwd=talks.folder, env=ENVIRONMENT, input=typed, capture_output=True, text=True)
+    answers = done.stdout.splitlines()
+    assert (done.returncode, len(answers)) == (0, 2 + ("--chat" not in given[0])), done.stderr
+    if typed == TYPED_COMMANDS:
+        assert len(set(answers)) == 1  # each is to a first message
+    if "--self_play" in arguments:
+        assert answers[0] == arguments[arguments.index("--prompt_text") + 1]

@@ -21,7 +21,7 @@ from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from configs.errors import DataError, looked_from
-from data.dialogue.conversation import ASSISTANT, SYSTEM, Turn
+from data.dialogue.conversation import ASSISTANT, SYSTEM, Turn, TurnRules
 from data.tokenization.tokenizer import SPECIAL_TOKENS, Tokenizer
 from storage.files import decode_text
 
@@ -76,8 +76,9 @@ class ChatTemplate:
         return encoded
 
     def prompt_ids(self, turns: Sequence[Turn]) -> list[int]:
-        """Returns the ids before a response to these turns."""
-        return [*self.encode(turns)["id"].tolist(), *self.opening(turns)]
+        """Returns the ids before a response to these turns, encoded with the weights that they have in training."""
+        weighted = TurnRules().apply(tuple(turns))
+        return [*self.encode(weighted)["id"].tolist(), *self.opening(weighted)]
 
 
 def load_template(name: str, tokenizer: Tokenizer, eos_id: int, folder: str | None = None) -> ChatTemplate:
@@ -105,6 +106,11 @@ def jinja_text(name: str, folder: str | None) -> str | None:
     if name in (DIALOGPT, CHATML):
         return None
     return _folder_template(folder) if name == OF_TOKENIZER else _read(name)
+
+
+def has_template(folder: str | None) -> bool:
+    """Returns whether the folder of a tokenizer has a template."""
+    return _find_in_folder(folder) is not None
 
 
 def special_tokens_of(name: str) -> tuple[str, ...]:
@@ -169,7 +175,7 @@ def _read(path: str) -> str:
         ) from None
 
 
-def _folder_template(folder: str | None) -> str:
+def _find_in_folder(folder: str | None) -> str | None:
     """Returns the template of a tokenizer's folder: chat_template.jinja, or that of tokenizer_config.json."""
     if folder is not None and os.path.isfile(f"{folder}/chat_template.jinja"):
         return _read(f"{folder}/chat_template.jinja")
@@ -177,7 +183,12 @@ def _folder_template(folder: str | None) -> str:
     template = values.get("chat_template")
     if isinstance(template, list):  # several, by name
         template = next((each.get("template") for each in template if each.get("name") == "default"), None)
-    if not isinstance(template, str):
+    return template if isinstance(template, str) else None
+
+
+def _folder_template(folder: str | None) -> str:
+    template = _find_in_folder(folder)
+    if template is None:
         raise DataError(
             f"chat_template = {OF_TOKENIZER}: {folder or 'the tokenizer'} has no chat_template; give {DIALOGPT}, "
             f"{CHATML} or the path of a Jinja file"

@@ -92,9 +92,10 @@ def max_new_tokens(tokens: Sequence[int], settings: PredictionConfig, n_ctx: int
 
 
 def sample_requests(
-    tokens: tuple[int, ...], settings: PredictionConfig, seed: int, n_ctx: int
+    tokens: tuple[int, ...], settings: PredictionConfig, seed: int, n_ctx: int, end_ids: tuple[int, ...] = ()
 ) -> Iterator[GenerationRequest]:
     """Yields a request for each sample of a prompt, one by one: there may be more than fit into memory."""
-    sampling, limit = sampling_params(settings), max_new_tokens(tokens, settings, n_ctx)
+    limit = max_new_tokens(tokens, settings, n_ctx)
+    sampling = dataclasses.replace(sampling_params(settings), end_ids=end_ids)
     for sample in range(settings.predict_batch_size):
         yield GenerationRequest(tokens, sampling, sample_seed(seed, sample), limit, stop_strings=settings.stop)
