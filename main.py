@@ -150,7 +150,7 @@ def _add_chat_flags(group: argparse._ArgumentGroup) -> None:
         "--chat_template",
         metavar="NAME",
         help="How turns become tokens, with --chat or --serve: dialogpt (joined by the end of text), chatml, tokenizer "
-        "(that of its folder) or a Jinja file (default: the tokenizer's if it has one, else dialogpt).",
+        "(that of its folder) or a Jinja file (default: the dataset's, else the tokenizer's, else dialogpt).",
     )
 
 

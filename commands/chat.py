@@ -16,7 +16,7 @@ from commands.console import say, stdout_to_stderr
 from commands.options import Options
 from commands.prompts import read_prompts
 from commands.run_setup import load_trained, set_up_for_generation
-from commands.text_generator import TextGenerator, build_text_generator, check_causal, check_streams
+from commands.text_generator import TextGenerator, build_text_generator, check_causal, check_streams, with_a_filter
 from commands.typed_lines import piped_lines, typed_lines
 from configs.command_line import typed_values
 from configs.errors import ConfigError, UserError
@@ -31,7 +31,6 @@ from runtime.cluster.process_group import ProcessGroup
 from runtime.generation.requests import sample_requests
 from storage.files import exists, write_text
 
-TOP_K = 10  # DialoGPT's
 ANSWER_SHARE = 4  # an answer has up to this share of n_ctx
 MAX_ANSWER_SHARE = 2
 SHOWN_KEYS = (*SAMPLING_KEYS, "predict_max_steps", "stop", "predict_seed")
@@ -62,13 +61,12 @@ def chat(config: RunConfig, options: Options, group: ProcessGroup) -> int:
 
 
 def chat_settings(config: RunConfig, options: Options) -> PredictionConfig:
-    """Returns the settings of a chat: those of the run, and where it has none a low top_k and short answers."""
+    """Returns the settings of a chat: those of the run, and else DialoGPT's top_k and short answers."""
     given, n_ctx = config.prediction, config.model.n_ctx
     limit = given.predict_max_steps or n_ctx // ANSWER_SHARE
-    top_k = given.top_k if given.top_k or "top_k" in options.typed_keys else TOP_K
-    return dataclasses.replace(
-        given, predict_batch_size=1, top_k=top_k, predict_max_steps=max(1, min(limit, n_ctx // MAX_ANSWER_SHARE))
-    )
+    filtered = given if "top_k" in options.typed_keys else with_a_filter(given)
+    n_tokens = max(1, min(limit, n_ctx // MAX_ANSWER_SHARE))
+    return dataclasses.replace(filtered, predict_batch_size=1, predict_max_steps=n_tokens)
 
 
 def _first_line(config: RunConfig, options: Options) -> str | None:

@@ -10,7 +10,7 @@ from commands.console import say
 from commands.prompts import EncodedPrompts
 from commands.run_setup import Run, load_trained, set_up_for_generation
 from commands.run_tokenizer import with_tokenizer
-from commands.text_generator import Sample, check_causal
+from commands.text_generator import Sample, check_causal, with_a_filter
 from configs.errors import ConfigError
 from configs.load import load_config
 from configs.prompts import Prompt
@@ -20,9 +20,6 @@ from runtime.generation.outputs import GeneratedText
 from runtime.generation.reranking import Candidate, MutualInformation, Ranker, rank, turns_of
 from runtime.generation.scoring import Scorer, build_scorer
 from storage.remote_configs import on_disk
-
-DEFAULT_TOP_K = 10  # DialoGPT's, where no setting says which tokens are sampled from
-FILTERS = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0, "entmax_sampling": False}
 
 
 def with_candidates(encoded: EncodedPrompts, run: Run) -> EncodedPrompts:
@@ -54,9 +51,7 @@ def _find_issues(prompt: Prompt, ids: Sequence[int], run: Run) -> Iterator[str]:
 
 def _drawing(prompt: Prompt, run: Run) -> Prompt:
     settings = dataclasses.replace(prompt.settings, predict_batch_size=run.options.reranking.candidates)
-    if all(getattr(settings, key) == off for key, off in FILTERS.items()):
-        settings = dataclasses.replace(settings, top_k=min(DEFAULT_TOP_K, run.config.model.n_vocab))
-    return dataclasses.replace(prompt, settings=settings)
+    return dataclasses.replace(prompt, settings=with_a_filter(settings))
 
 
 @dataclasses.dataclass(frozen=True)

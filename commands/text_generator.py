@@ -23,6 +23,8 @@ from runtime.generation.scheduler import Scheduler
 from storage.streams import raise_if_lost
 
 DEFAULT_ROWS = 8  # texts that are generated at once, unless --rows says how many
+DEFAULT_TOP_K = 10  # DialoGPT's
+NO_FILTER = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0, "entmax_sampling": False}
 STREAM_STEPS = 2  # tokens that appear together
 
 
@@ -149,3 +151,9 @@ def check_streams(config: RunConfig, command: str) -> None:
             f"num_beams = {config.prediction.num_beams}: beam search has no text to show before it ends; set it to 1 "
             f"with --{command}, or use --predict"
         )
+
+
+def with_a_filter(settings: PredictionConfig) -> PredictionConfig:
+    """Returns settings with DialoGPT's top_k where none of them says which tokens are sampled from."""
+    is_filtered = any(getattr(settings, key) != off for key, off in NO_FILTER.items())
+    return settings if is_filtered else dataclasses.replace(settings, top_k=DEFAULT_TOP_K)

@@ -14,6 +14,7 @@ from commands.chat import Chat, Speaker, chat_settings
 from commands.chat_template import choose_template
 from commands.text_generator import TextGenerator
 from configs.errors import ConfigError, DataError
+from configs.schema import DatasetConfig, DatasetUse
 from data.dialogue.templates import load_template
 from main import parse_arguments
 from runtime.cluster.process_group import ALONE
@@ -155,6 +156,7 @@ def test_the_model_talks_to_itself() -> None:
         ({}, (), (10, N_CTX // 4)),
         ({"top_k": 3, "predict_max_steps": 5}, (), (3, 5)),
         ({}, ("top_k",), (0, N_CTX // 4)),
+        ({"top_p": 0.9}, (), (0, N_CTX // 4)),
         ({"predict_max_steps": 30}, ("predict_max_steps",), (10, N_CTX // 2)),
     ],
 )
@@ -175,6 +177,10 @@ def test_the_template_is_that_of_the_flag_or_the_folder_or_dialogpts(tmp_path: P
     assert name(None) == "dialogpt"
     (tmp_path / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}")
     assert (name(None), name("dialogpt"), name("tokenizer")) == ("tokenizer", "dialogpt", "tokenizer")
+    sources = ({"text": ("a.txt",)}, {"dialogue": ("talks.tsv",)})
+    uses = tuple(DatasetUse(DatasetConfig(id="a", n_vocab=257, cache_dir="a", **source)) for source in sources)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, datasets=uses))
+    assert (name(None), name("tokenizer")) == ("dialogpt", "tokenizer")
     with pytest.raises(DataError, match="chat_template: the tokenizer has no <|im_start|>"):
         name("chatml")
 
