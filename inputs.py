@@ -117,7 +117,8 @@ def _read_batch(mixture: Mixture, make_targets: MakeTargets, length: int, indice
     tokens_BS, labels_BS, counts_BS = make_targets(ids_BL, indices.first_example)
     arrays = _padded_arrays((tokens_BS, labels_BS, counts_BS * is_valid_B[:, None]), len(examples))
     problems = tuple(problem for example in examples for problem in example.problems)
-    return Batch(*arrays, indices.next_example, indices.examples_per_dataset, problems)
+    epoch = indices.next_example / mixture.examples_per_epoch
+    return Batch(*arrays, indices.next_example, indices.examples_per_dataset, problems, epoch=epoch)
 
 
 def _limit_skipped(batches: Iterator[Batch], data: DataConfig) -> Iterator[Batch]:

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 
 from commands.console import say
-from commands.evaluate import build_evaluator, format_metrics
+from commands.evaluate import build_evaluator, format_metrics, tokens_per_step
 from commands.predict import build_sampler
 from commands.prompts import PromptFile, check_shared_prompt, encode_prompts, read_prompts
 from commands.run_data import RunData
@@ -17,6 +17,7 @@ from inputs import evaluation_batches
 from runtime.checkpoint import reader
 from runtime.checkpoint.position import TrainingPosition
 from runtime.run import directory as run_directory
+from runtime.run.dialogpt_logs import write_logs
 from runtime.run.metrics import MetricsWriter
 from runtime.training.signals import Stopped
 
@@ -98,6 +99,8 @@ def _hooks(
         yield _sample_hook(run, prompts, note)
     if run.config.training.log_weights and run.group.is_first:
         yield _histogram_hook(run, metrics)
+    if metrics is not None:
+        yield lambda position: write_logs(run.config.model_path, tokens_per_step(run.config))
 
 
 def check_hook_inputs(run: Run, data: RunData) -> PromptFile | None:

@@ -16,6 +16,7 @@ from data.loading.batch import Batch
 from inputs import evaluation_batches
 from models.losses import uniform_loss
 from runtime.cluster.process_group import ProcessGroup
+from runtime.run.dialogpt_logs import write_logs
 from runtime.run.metrics import MetricsWriter, read_metrics
 from runtime.run.plots import plot_loss
 from runtime.training.evaluation import TokenCounts
@@ -44,7 +45,7 @@ def evaluate(config: RunConfig, options: Options, group: ProcessGroup) -> int:
     if options.init_from is None and group.is_first:  # other weights are not part of the run
         with MetricsWriter(config.model_path) as metrics:
             metrics.write("eval", position.step, measured)
-        plot_run(config)
+        write_views(config)
     return 0
 
 
@@ -73,12 +74,18 @@ def format_metrics(measured: dict[str, float]) -> str:
     )
 
 
-def plot_run(config: RunConfig) -> None:
-    """Draws the run's learning curve so far into `loss.png`."""
+def write_views(config: RunConfig) -> None:
+    """Draws the run's learning curve so far into `loss.png`, and writes DialoGPT's logs."""
     plot_loss(
         read_metrics(config.model_path),
         posixpath.join(config.model_path, "loss.png"),
         title=config.name,
         uniform_loss=uniform_loss(config.model),
-        tokens_per_step=config.training.train_batch_size * config.model.n_ctx,
+        tokens_per_step=tokens_per_step(config),
     )
+    write_logs(config.model_path, tokens_per_step(config))
+
+
+def tokens_per_step(config: RunConfig) -> int:
+    """Returns the tokens of a training step, those that are no labels included."""
+    return config.training.train_batch_size * config.model.n_ctx

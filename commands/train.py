@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from commands.backend import backend_of
 from commands.checkpoint_hooks import SAVE_SECONDS, CheckpointHooks, check_hook_inputs, interrupted_hook
 from commands.console import say
-from commands.evaluate import plot_run
+from commands.evaluate import write_views
 from commands.options import Options
 from commands.prompts import PromptFile
 from commands.run_data import RunData, with_data_timeout
@@ -71,7 +71,7 @@ def train(config: RunConfig, options: Options, group: ProcessGroup) -> int:
             hooks = _build_hooks(run, data, prompts, metrics, progress, peak, stop)
             position, signal_number = _run_to_the_end(run, multi_step, batches, position, hooks)
         if group.is_first:
-            plot_run(config)
+            write_views(config)
     return _log_end(config, position, signal_number)
 
 

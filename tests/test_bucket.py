@@ -133,6 +133,7 @@ def check_whole(place: Place) -> None:
     assert sorted(name for name in names if name) == sorted(
         [
             *("checkpoint", "config.json", "loss.png", "metrics.jsonl", "tokenizer.json"),
+            *("eval_log.txt", "train_log.txt"),
             *[f"model.ckpt-{s}{e}" for s in (16, 32, 48, 64) for e in (".data-00000-of-00001", ".index")],
         ]
     )

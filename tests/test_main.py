@@ -131,19 +131,22 @@ def test_training_shows_a_few_lines_and_nothing_of_tensorflow(project: Project) 
     assert progress[0].startswith("step 1/300  loss 5.") and progress[-1].startswith("step 300/300  loss ")
 
 
+LOGS = ("train_log.txt", "eval_log.txt")
+
+
 def test_training_leaves_what_it_promises(project: Project) -> None:
     names = sorted(path.name for path in project.run.iterdir() if "tfevents" not in path.name)
     checkpoints = [f"model.ckpt-{s}{e}" for s in (100, 200, 300) for e in (".data-00000-of-00001", ".index")]
     assert names == sorted(
-        ["checkpoint", "config.json", "lock", "loss.png", "metrics.jsonl", "tokenizer.json", *checkpoints]
+        ["checkpoint", "config.json", "lock", "loss.png", "metrics.jsonl", "tokenizer.json", *LOGS, *checkpoints]
     )
     assert (project.run / "loss.png").read_bytes().startswith(b"\x89PNG")
     lines = read_metrics(str(project.run))
     assert [line["step"] for line in lines] == list(range(1, N_STEPS + 1))
     # Without mfu, which is left out where the processors are busy.
     assert {tuple(key for key in line if key != "mfu") for line in lines} == {
-        ("step", "split", "time", "loss", "grad_norm", "lr")
-        + ("tokens_per_second", "data_wait", "data/skipped_fraction", "host_memory_gib")
+        ("step", "split", "time", "loss", "grad_norm", "tokens", "lr")
+        + ("tokens_per_second", "data_wait", "epoch", "data/skipped_fraction", "host_memory_gib")
     }
     assert all(0 < line.get("mfu", 1) <= 1 for line in lines)
     assert lines[0]["loss"] == pytest.approx(math.log(300), abs=0.1)

@@ -45,6 +45,7 @@ class Batch:
             evaluation.
         problems: one message for each skipped record; the rows they would have filled have weight 0.
         skipped: count of the records skipped so far, including those of this batch.
+        epoch: how often training has read the datasets so far, with this batch; 0 in evaluation.
     """
 
     tokens_BS: np.ndarray
@@ -54,3 +55,4 @@ class Batch:
     examples_per_dataset: Mapping[str, int] | None = None
     problems: tuple[str, ...] = ()
     skipped: SkippedRecords = SkippedRecords()
+    epoch: float = 0.0

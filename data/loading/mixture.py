@@ -44,10 +44,12 @@ class Mixture:
     Attributes:
         weights: relative frequency of each dataset, by a unique name.
         sources: read the examples of each dataset, in the same order.
+        examples_per_epoch: how many examples all datasets hold together; of documents, those that share none.
     """
 
     weights: Mapping[str, float]
     sources: tuple[Source, ...]
+    examples_per_epoch: float
 
     def read(self, indices: BatchIndices) -> list[Example]:
         """Reads the examples of a batch, row by row."""
@@ -71,11 +73,18 @@ def mixture_of(config: RunConfig, patterns: Sequence[str]) -> Mixture:
     """
     records = records_of(config, patterns)
     if not _is_mixed(config):
-        return Mixture({"all": 1.0}, (functools.partial(_read_chunks, *records, _may_skip(config)),))
+        read = functools.partial(_read_chunks, *records, _may_skip(config))
+        return Mixture({"all": 1.0}, (read,), records[0].n_records)
     weights: dict[str, float] = {}
     for use in config.data.datasets:
         weights[_unused_name(use.dataset.id, weights)] = use.weight or 1.0
-    return Mixture(weights, tuple(_source(config, number, own) for number, own in enumerate(records)))
+    sources = tuple(_source(config, number, own) for number, own in enumerate(records))
+    uses = zip(config.data.datasets, records, strict=True)
+    return Mixture(weights, sources, sum(own.n_records / _records_per_example(config, use) for use, own in uses))
+
+
+def _records_per_example(config: RunConfig, use: DatasetUse) -> int:
+    return 1 if record_rules(config, use).n_ctx is not None else use.stitch
 
 
 def _unused_name(dataset_id: str, used: Collection[str]) -> str:

@@ -142,8 +142,8 @@ def _report_step(
     hooks.progress.update(position.step, float(result.outputs["loss"]), throughput.tokens_per_second, throughput.mfu)
     if position.step % training.iterations == 0 or position.step == training.train_steps:
         outputs = {name: float(value) for name, value in result.outputs.items()}
-        skipped = {"data/skipped_fraction": batch.skipped.fraction}
-        hooks.write_metrics(position.step, {**outputs, "lr": result.learning_rate, **throughput.metrics(), **skipped})
+        data = {"epoch": batch.epoch, "data/skipped_fraction": batch.skipped.fraction}
+        hooks.write_metrics(position.step, {**outputs, "lr": result.learning_rate, **throughput.metrics(), **data})
 
 
 class _BatchLoader:

@@ -41,7 +41,8 @@ def _training_outputs(
         loss += mixture.aux_loss / microbatch_count
         reported[f"moe/{place}/dropped_fraction"] = mixture.dropped_fraction / microbatch_count
         reported[f"moe/{place}/load"] = mixture.expert_load / microbatch_count
-    return {"loss": loss, "token_loss": token_losses.mean(features["weights"]), **reported}
+    n_labels = mtf.reduce_sum(mtf.to_float(mtf.greater(features["weights"], 0.0)))
+    return {"loss": loss, "token_loss": token_losses.mean(features["weights"]), "tokens": n_labels, **reported}
 
 
 def _scalars(outputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -79,9 +80,10 @@ def build_train_step(config: RunConfig, placement: Placement) -> LoweredStep:
     Returns:
         A step from (tokens int32 [batch, sequence], labels int32 [batch, sequence], weights float32 [batch, sequence],
         learning_rate float32, update_number int32, noise_key int32) to `loss` (in nats, the mean by the weights, before
-        the update), `grad_norm` (before clipping), of each mixture-of-experts layer `moe/{place}/dropped_fraction` and
-        `moe/{place}/load/{expert}`, and with `log_grads` `grads/norm/{variable}`; it updates the variables, unless
-        `grad_norm` is not finite. It takes this process's own rows of the batch.
+        the update), `tokens` (labels of a weight above 0), `grad_norm` (before clipping), of each mixture-of-experts
+        layer `moe/{place}/dropped_fraction` and `moe/{place}/load/{expert}`, and with `log_grads`
+        `grads/norm/{variable}`; it updates the variables, unless `grad_norm` is not
+        finite. It takes this process's own rows of the batch.
     """
     _check_batch_splits(config.training.train_batch_size, placement.axis_size("batch"))
     mesh_impl = placement.implementation(config.training.train_batch_size)

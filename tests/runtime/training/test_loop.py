@@ -130,7 +130,15 @@ def test_metrics_are_written_every_iterations_steps_and_at_the_end() -> None:
     lines = recorder.of_kind("metrics")
     assert [step for step, _ in lines] == [4, 8, 10]
     for step, values in lines:
-        assert set(values) == {"loss", "grad_norm", "lr", "tokens_per_second", "data_wait", "data/skipped_fraction"}
+        assert set(values) == {
+            "loss",
+            "grad_norm",
+            "lr",
+            "tokens_per_second",
+            "data_wait",
+            "epoch",
+            "data/skipped_fraction",
+        }
         assert 0 <= values["data_wait"] <= 1
         assert (values["loss"], values["grad_norm"]) == (2.0 + step, 0.5)
         assert values["lr"] == RATE(step - 1)  # the one that this step was made with
