@@ -18,6 +18,7 @@ from commands.options import (
     idle_in_command,
     keys_by_name,
 )
+from commands.unknown_flags import describe_unknown
 from configs.command_line import CommandLine, find_rereadings, integer, number, unescape
 from configs.errors import ConfigError, DeviceError, UserError
 from configs.kinds import clean_path_flags
@@ -104,7 +105,8 @@ def _add_general_flags(group: argparse._ArgumentGroup) -> None:
     add(
         "--init_from",
         metavar="PATH",
-        help="Initial weights: a checkpoint of this program, of GPT-Neo or OpenAI's GPT-2, or a Hugging Face folder.",
+        help="Initial weights: a checkpoint of this program, of GPT-Neo or OpenAI's GPT-2, a Hugging Face folder, or a "
+        ".pkl, .pth or .pt file of PyTorch.",
     )
     add("--sacred_id", default="nosacred", metavar="ID", help="Part of the names of output files.")
 
@@ -386,7 +388,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     Raises:
         UserError: flags cannot be used, or do not go together.
     """
-    parsed = _parser().parse_args(arguments)
+    parsed = _parse_known(arguments)
     if parsed.model is None and parsed.init_from is None:
         raise ConfigError("--model: is missing; give a config, or the folder of a run or of weights")
     for rule in RULES:
@@ -394,6 +396,17 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
             raise rule.error(rule.message.format_map(vars(parsed)))
     vars(parsed).update(clean_path_flags(vars(parsed), PATH_FLAGS))
     _complete_model(parsed)
+    return parsed
+
+
+def _parse_known(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parses flags, and says of those that there are not what to give in place of them."""
+    parser = _parser()
+    parsed, unknown = parser.parse_known_args(arguments)
+    if lines := list(describe_unknown(unknown)):
+        raise ConfigError("\n".join(lines))
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     return parsed
 
 
