@@ -3,7 +3,7 @@
 Every batch is a function of the config, the files and the number of an example, so that a run resumes exactly where it
 stopped. Nothing here knows the model.
 
-Shape suffixes: B batch, S sequence (n_ctx), L ids of an example (n_ctx + 1).
+Shape suffixes: B batch, S sequence (n_ctx), L tokens of an example (n_ctx + 1).
 """
 
 from __future__ import annotations
@@ -19,19 +19,29 @@ from configs.errors import DataError
 from configs.schema import MAX_SEED, DataConfig, DatasetUse, RunConfig
 from data.loading.batch import Batch, SkippedRecords
 from data.loading.counter_rng import stream_state, uniform
-from data.loading.masking import MaskingRules, MaskingSamples, example_ids, mask_tokens
-from data.loading.mixture import Mixture, mixture_of, record_rules
+from data.loading.masking import MaskingRules, MaskingSamples, example_tokens, mask_tokens
+from data.loading.mixture import (
+    TOKEN,
+    DocumentWindow,
+    Mixture,
+    mixture_of,
+    record_rules,
+    shards_as_one,
+    shards_of,
+    tokens_of,
+    window_of,
+)
 from data.loading.position import BatchIndices, batches_from_position
-from data.loading.reader import RecordRules, prefetch, read_epoch
-from data.tfrecord.shards import list_shards, sort_shards
+from data.loading.reader import prefetch, read_epoch
 
 BATCHES_AHEAD = 8
 MIN_EXAMPLES = 1000  # with fewer than these, `max_bad_share` allows as much as with these
 MASKING_STREAMS = range(1 << 32, (1 << 32) + 3)  # of `MaskingSamples`, beyond any number of datasets
 EVALUATION_SEED = MAX_SEED + 1  # masks held-out text the same way in every run; no training uses it
 
-# From the ids of records [batch, n_ctx + 1] and the number of the first to tokens, labels, and whether a label counts.
-Targets = tuple[np.ndarray, np.ndarray, np.ndarray]
+# From the tokens of records [batch, n_ctx + 1] and the number of the first to tokens, labels, their weights, and the
+# segment of each token.
+Targets = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 MakeTargets = Callable[[np.ndarray, int], Targets]
 
 
@@ -65,10 +75,10 @@ def training_batches(
     own_rows = own_rows or every_row
     indices = batches_from_position(mixture.weights, config.training, start_example, examples_per_dataset, own_rows)
     make_targets = _make_targets(config, config.training.seed)
-    read = functools.partial(_read_batch, mixture, make_targets, config.model.n_ctx + 1)
+    read = functools.partial(_read_batch, config, mixture, make_targets)
     batches = _limit_skipped(prefetch(read, indices, BATCHES_AHEAD), config.data)
     # Some rows alone prove nothing: the rows of another process may hold labels.
-    return map(_check_labels, batches) if own_rows == every_row else batches
+    return map(functools.partial(_check_labels, config), batches) if own_rows == every_row else batches
 
 
 def evaluation_batches(
@@ -92,33 +102,49 @@ def evaluation_batches(
         raise DataError(f"{names}: nothing to evaluate on; give eval_path in a dataset config")
     rows = _EVALUATION_ROWS[config.data.input_fn](config, uses)
     make_targets = _make_targets(config, EVALUATION_SEED)
-    return itertools.islice(_padded_batches(rows, config.evaluation.eval_batch_size, make_targets), max_batches)
+    return itertools.islice(_padded_batches(config, rows, make_targets), max_batches)
 
 
-def _padded_batches(rows: Iterator[np.ndarray], batch_size: int, make_targets: MakeTargets) -> Iterator[Batch]:
+def _padded_batches(config: RunConfig, rows: Iterator[np.ndarray], make_targets: MakeTargets) -> Iterator[Batch]:
     """Yields batches of rows, the last one padded."""
-    n_examples = 0
-    while examples := list(itertools.islice(rows, batch_size)):
-        targets = make_targets(np.stack(examples), n_examples)
+    n_examples, n_rows = 0, config.evaluation.eval_batch_size
+    while examples := list(itertools.islice(rows, n_rows)):
+        padding = [_blank(config)] * (n_rows - len(examples))
+        targets = make_targets(np.stack(examples + padding), n_examples)
         n_examples += len(examples)
-        yield Batch(*_padded_arrays(targets, batch_size), n_examples, None)
+        yield _batch(config, targets, n_examples)
 
 
-def _padded_arrays(targets: Targets, n_rows: int) -> Iterator[np.ndarray]:
-    for values_BS, dtype in zip(targets, (np.int32, np.int32, np.float32), strict=True):
-        yield np.pad(values_BS.astype(dtype, order="C"), [(0, n_rows - len(values_BS)), (0, 0)])
+def _blank(config: RunConfig) -> np.ndarray:
+    """Returns an example of tokens that are no labels."""
+    return np.zeros(config.model.n_ctx + 1, TOKEN)
 
 
-def _read_batch(mixture: Mixture, make_targets: MakeTargets, length: int, indices: BatchIndices) -> Batch:
+def _read_batch(config: RunConfig, mixture: Mixture, make_targets: MakeTargets, indices: BatchIndices) -> Batch:
     examples = mixture.read(indices)
-    is_valid_B = np.array([example.ids is not None for example in examples])
-    blank = np.zeros(length, dtype=np.int64)
-    ids_BL = np.stack([blank if example.ids is None else example.ids for example in examples])
-    tokens_BS, labels_BS, counts_BS = make_targets(ids_BL, indices.first_example)
-    arrays = _padded_arrays((tokens_BS, labels_BS, counts_BS * is_valid_B[:, None]), len(examples))
+    tokens_BL = np.stack([_blank(config) if example.tokens is None else example.tokens for example in examples])
+    batch = _batch(config, make_targets(tokens_BL, indices.first_example), indices.next_example)
     problems = tuple(problem for example in examples for problem in example.problems)
     epoch = indices.next_example / mixture.examples_per_epoch
-    return Batch(*arrays, indices.next_example, indices.examples_per_dataset, problems, epoch=epoch)
+    return replace(batch, examples_per_dataset=indices.examples_per_dataset, problems=problems, epoch=epoch)
+
+
+def _batch(config: RunConfig, targets: Targets, next_example: int) -> Batch:
+    tokens_BS, labels_BS, weights_BS, segments_BS = targets
+    return Batch(
+        tokens_BS.astype(np.int32),
+        labels_BS.astype(np.int32),
+        weights_BS.astype(np.float32),
+        next_example,
+        segment_starts_BS=_starts(segments_BS) if config.data.has_segments else None,
+    )
+
+
+def _starts(segments_BS: np.ndarray) -> np.ndarray:
+    """Returns the position where the segment of each position begins."""
+    positions_S = np.arange(segments_BS.shape[1], dtype=np.int32)
+    begins_BS = np.diff(segments_BS, axis=1, prepend=segments_BS[:, :1]) != 0
+    return np.maximum.accumulate(np.where(begins_BS, positions_S, np.int32(0)), axis=1)
 
 
 def _limit_skipped(batches: Iterator[Batch], data: DataConfig) -> Iterator[Batch]:
@@ -134,12 +160,12 @@ def _limit_skipped(batches: Iterator[Batch], data: DataConfig) -> Iterator[Batch
         yield replace(batch, skipped=skipped)
 
 
-def _check_labels(batch: Batch) -> Batch:
+def _check_labels(config: RunConfig, batch: Batch) -> Batch:
     if not batch.weights_BS.any() and not batch.problems:
-        raise DataError(
-            f"the batch before example {batch.next_example}: holds no id that may be masked; shorten "
-            "mlm_mask_ignore_ids, or give other data"
-        )
+        lack = "holds no id that may be masked; shorten mlm_mask_ignore_ids, or give other data"
+        if not config.model.mlm_training:
+            lack = "holds no label of a weight above 0; give data with other loss_weights, or raise train_batch_size"
+        raise DataError(f"the batch before example {batch.next_example}: {lack}")
     return batch
 
 
@@ -149,22 +175,23 @@ def _make_targets(config: RunConfig, seed: int) -> MakeTargets:
     return functools.partial(_masked_tokens, MaskingRules.of(config.data, config.model.n_vocab), seed)
 
 
-def _next_tokens(ids_BL: np.ndarray, first_example: int) -> Targets:
-    labels_BS = ids_BL[:, 1:]
-    return ids_BL[:, :-1], labels_BS, np.ones_like(labels_BS)
+def _next_tokens(tokens_BL: np.ndarray, first_example: int) -> Targets:
+    own_BS, next_BS = tokens_BL[:, :-1], tokens_BL[:, 1:]
+    # The first token of a segment is predicted by nothing.
+    weights_BS = next_BS["weight"] * (next_BS["segment"] == own_BS["segment"])
+    return own_BS["id"], next_BS["id"], weights_BS, own_BS["segment"]
 
 
-def _masked_tokens(rules: MaskingRules, seed: int, ids_BL: np.ndarray, first_example: int) -> Targets:
-    ids_BS = example_ids(ids_BL, rules.cls_id)
-    counters_BS = first_example * ids_BS.shape[1] + np.arange(ids_BS.size).reshape(ids_BS.shape)
+def _masked_tokens(rules: MaskingRules, seed: int, tokens_BL: np.ndarray, first_example: int) -> Targets:
+    own_BS = example_tokens(tokens_BL, rules.cls_id)
+    counters_BS = first_example * own_BS.shape[1] + np.arange(own_BS.size).reshape(own_BS.shape)
     samples = MaskingSamples(*(uniform(stream_state(seed, stream), counters_BS) for stream in MASKING_STREAMS))
-    tokens_BS, chosen_BS = mask_tokens(ids_BS, samples, rules)
-    return tokens_BS, ids_BS, chosen_BS
+    tokens_BS, chosen_BS = mask_tokens(own_BS["id"], own_BS["weight"] > 0, samples, rules)
+    return tokens_BS, own_BS["id"], own_BS["weight"] * chosen_BS, own_BS["segment"]
 
 
 def _sequential_evaluation_rows(config: RunConfig, uses: Sequence[tuple[DatasetUse, str]]) -> Iterator[np.ndarray]:
-    shards = sort_shards(shard for _, pattern in uses for shard in list_shards(pattern))
-    return (record.ids_L for record in read_epoch(shards, RecordRules(config.model.n_ctx, config.model.n_vocab)))
+    return map(tokens_of, read_epoch(*shards_as_one(config, uses)))
 
 
 def _mixed_evaluation_rows(config: RunConfig, uses: Sequence[tuple[DatasetUse, str]]) -> Iterator[np.ndarray]:
@@ -173,25 +200,25 @@ def _mixed_evaluation_rows(config: RunConfig, uses: Sequence[tuple[DatasetUse, s
 
 def _evaluation_rows_of_dataset(config: RunConfig, use: DatasetUse, pattern: str) -> Iterator[np.ndarray]:
     rules = record_rules(config, use)
-    records = (record.ids_L for record in read_epoch(list_shards(pattern), rules))
-    return records if rules.n_ctx is not None else _windows(records, config.model.n_ctx, config.data.eos_id)
+    records = map(tokens_of, read_epoch(shards_of(use, pattern), rules))
+    return records if rules.n_ctx is not None else _windows(records, window_of(config, use))
 
 
-def _windows(documents: Iterator[np.ndarray], n_ctx: int, eos_id: int) -> Iterator[np.ndarray]:
-    """Yields windows of n_ctx + 1 ids over all documents, each followed by eos; every id but the first is a label.
+def _windows(documents: Iterator[np.ndarray], window: DocumentWindow) -> Iterator[np.ndarray]:
+    """Yields windows of n_ctx + 1 tokens over all documents, each followed by eos; every one but the first is a label.
 
     The last window is completed from the beginning of the first, so that it holds real text only.
     """
-    pending, first = np.array([], dtype=np.int64), None
-    for ids in documents:
-        pending = np.concatenate([pending, ids, [eos_id]])
-        while len(pending) > n_ctx:
-            first = pending[: n_ctx + 1] if first is None else first
-            yield pending[: n_ctx + 1]
-            pending = pending[n_ctx:]
+    pending, first = np.array([], TOKEN), None
+    for tokens in documents:
+        pending = np.concatenate([pending, tokens, window.end_of_document])
+        while len(pending) >= window.length:
+            first = pending[: window.length] if first is None else first
+            yield window.packed(pending[: window.length])
+            pending = pending[window.length - 1 :]
     if len(pending) > 1:
         text = pending if first is None else np.concatenate([pending, first])
-        yield np.resize(text, n_ctx + 1)
+        yield window.packed(np.resize(text, window.length))
 
 
 _EVALUATION_ROWS = {"sequential_input": _sequential_evaluation_rows, "generic_text": _mixed_evaluation_rows}

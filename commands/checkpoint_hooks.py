@@ -133,7 +133,7 @@ def _evaluation_hook(
     evaluator = functools.cache(lambda: build_evaluator(run))
 
     def evaluate(position: TrainingPosition) -> None:
-        batches = evaluation_batches(run.config, data.eval_patterns(), run.config.evaluation.eval_steps)
+        batches = evaluation_batches(data.config, data.eval_patterns(), run.config.evaluation.eval_steps)
         measured = evaluator()(batches)
         if metrics is not None:
             metrics.write("eval", position.step, measured)

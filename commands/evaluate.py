@@ -33,7 +33,7 @@ def evaluate(config: RunConfig, options: Options, group: ProcessGroup) -> int:
     check_trained(config, options)
     run, data = set_up_with_data(config, options, group, place_run(config, options, group))
     data.check_same(group)
-    batches = evaluation_batches(config, data.eval_patterns(), config.evaluation.eval_steps or None)
+    batches = evaluation_batches(data.config, data.eval_patterns(), config.evaluation.eval_steps or None)
     measure = build_evaluator(run)
     position = load_trained(run)
     group.check_same("the run's position", repr(position))

@@ -22,7 +22,12 @@ DATA_SECONDS = 300  # timeout for reading a batch while other processes wait
 
 @dataclasses.dataclass(frozen=True)
 class RunData:
-    """The datasets of a run, prepared for reading."""
+    """The datasets of a run, prepared for reading.
+
+    Attributes:
+        config: by which they are read.
+        prepared: each of them.
+    """
 
     config: RunConfig
     prepared: tuple[PreparedDataset, ...]
@@ -74,6 +79,13 @@ class RunData:
         group.check_same("the data", repr([_counts_of(pattern) for pattern in patterns if pattern]))
         tokenizer = self.tokenizer()
         group.check_same("the tokenizer", (tokenizer and tokenizer.to_json()) or "")
+
+    def with_eos_of(self, tokenizer: Tokenizer | None) -> RunData:
+        """Returns the datasets read with the tokenizer's end of text, if the configs leave `eos_id` out."""
+        if tokenizer is None or self.config.data.eos_id is not None:
+            return self
+        data = dataclasses.replace(self.config.data, eos_id=tokenizer.eos_id)
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, data=data))
 
     def tokenizer(self) -> Tokenizer | None:
         """Returns the tokenizer that the datasets share, checked against their configs; None if they name none."""

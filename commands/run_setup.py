@@ -62,7 +62,8 @@ def set_up_with_data(
 ) -> tuple[Run, RunData]:
     """Sets up a run that reads its datasets; prepares them where needed."""
     data = group.first_process_first(lambda: RunData.of(config))
-    return Run(config, options, group, placement, data.tokenizer()), data
+    tokenizer = data.tokenizer()
+    return Run(config, options, group, placement, tokenizer), data.with_eos_of(tokenizer)
 
 
 def set_up_for_generation(config: RunConfig, options: Options, group: ProcessGroup) -> Run:

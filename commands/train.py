@@ -8,7 +8,7 @@ import functools
 import itertools
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 
 from commands.backend import backend_of
 from commands.checkpoint_hooks import SAVE_SECONDS, CheckpointHooks, check_hook_inputs, interrupted_hook
@@ -55,7 +55,7 @@ def train(config: RunConfig, options: Options, group: ProcessGroup) -> int:
     placement = place_run(config, options, group)
     peak = _peak_tokens_per_second(config, placement, group)
     run, data = set_up_with_data(config, options, group, placement)
-    train_patterns = data.train_patterns()
+    data.train_patterns()  # finds what is missing before anything is built
     prompts = check_hook_inputs(run, data)
     data.check_same(group)
     multi_step = run.backend.build_training(config, placement, group)
@@ -65,7 +65,7 @@ def train(config: RunConfig, options: Options, group: ProcessGroup) -> int:
     if position.step >= train_steps and interrupted_hook(run, position) is None:
         say(f"step {position.step} of {train_steps}: training is finished; raise train_steps to train on")
         return 0
-    batches = _load_batches(run, train_patterns, position)
+    batches = _load_batches(run, data, position)
     with _locked_run_directory(run, resumed_from), _metrics_writer(run, position) as metrics:
         with StopRequest(group.all_reduce_max) as stop, _progress_bar(run, position) as progress, group.timeout():
             hooks = _build_hooks(run, data, prompts, metrics, progress, peak, stop)
@@ -121,9 +121,10 @@ def _load_weights(run: Run) -> TrainingPosition:
     return position
 
 
-def _load_batches(run: Run, patterns: Sequence[str], position: TrainingPosition) -> Iterator[Batch]:
+def _load_batches(run: Run, data: RunData, position: TrainingPosition) -> Iterator[Batch]:
     own_rows = run.placement.own_rows(run.config.training.train_batch_size)
-    batches = training_batches(run.config, patterns, position.examples, position.examples_per_dataset, own_rows)
+    counts = position.examples_per_dataset
+    batches = training_batches(data.config, data.train_patterns(), position.examples, counts, own_rows)
     batches = with_data_timeout(run.group, batches)
     # The first batch is read now, so that a bad record is found in every process before anything is written.
     batches = itertools.chain([next(batches)], batches)
@@ -227,7 +228,7 @@ def _diagnose(run: Run, data: RunData, position: TrainingPosition, batch: Batch)
     """Finds the records of a step that diverged, and runs its passes again to see what is not finite."""
     config, build_diagnosis = run.config, run.backend.build_diagnosis
     try:
-        records = describe_batch(config, data.train_patterns(), position.examples, position.examples_per_dataset)
+        records = describe_batch(data.config, data.train_patterns(), position.examples, position.examples_per_dataset)
     except DataError:  # the files are gone, which matters less than the divergence
         records = ""
     if build_diagnosis is None:
@@ -236,7 +237,7 @@ def _diagnose(run: Run, data: RunData, position: TrainingPosition, batch: Batch)
         try:
             diagnosis = run.group.synchronized(build_diagnosis(config, run.placement))
             key = noise_key(config.training.seed, position.step)
-            counts = diagnosis(batch.tokens_BS, batch.labels_BS, batch.weights_BS, key)
+            counts = diagnosis(*batch.training_inputs, key)
         except tf.errors.ResourceExhaustedError:
             return DivergenceReport(records, "there is too little memory to run the step again and see where")
     return DivergenceReport(records, Diagnosis.of(counts).describe())

@@ -63,6 +63,7 @@ MOE_GATINGS = ("top_1", "top_2")
 SECOND_POLICIES = ("all", "none", "threshold", "random")
 INPUT_FNS = ("sequential_input", "generic_text")
 PROMPT_OVERFLOWS = ("left", "refuse")
+STREAM, MASKED = PACKINGS = ("stream", "masked")
 DATATYPES = ("chunks", "documents_fixed", "documents_random")
 RANDOM_SAMPLE = "random_sample"  # an older name in GPT-Neo's page
 
@@ -595,6 +596,13 @@ class DatasetConfig:
         "was added to the tokenizer.",
         default=None,
     )
+    packing: str = setting(
+        one_of(PACKINGS),
+        "What the documents or conversations of an example are to the model: stream, one text; masked, texts that do "
+        "not see one another, each with positions from 0. One begins after each eos_id, or where the segments of the "
+        "tfrecords say.",
+        default=STREAM,
+    )
     text: tuple[str, ...] = setting(
         PATHS,
         "Raw text: folders or globs of .txt, .md, .py, .json or .jsonl files, compressed (.gz, .bz2, .xz, .zst) or in "
@@ -835,6 +843,11 @@ class DataConfig:
     mlm_mask_ignore_ids: tuple[int, ...] = setting(
         unless_off(integers(integer(0), "[0, 5]"), ()), "Masked training: ids that are never predicted.", default=()
     )
+
+    @property
+    def has_segments(self) -> bool:
+        """Whether an example of the run may hold several texts that do not see one another."""
+        return any(use.dataset.packing == MASKED for use in self.datasets)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,8 @@ class Context:
         dims: dimensions of the tensors.
         noise: source of random numbers for dropout and routing; None outside of training.
         kept_dtype: dtype of the cached keys and values; None: that of the activations.
+        segment_starts: the position where the segment of each position begins, int32 [batch, sequence]: whole
+            sequences see their own segment only; None: each row is one segment.
     """
 
     mesh: mtf.Mesh
@@ -30,6 +32,7 @@ class Context:
     dims: Dims
     noise: Noise | None = None
     kept_dtype: str | None = None
+    segment_starts: mtf.Tensor | None = None
 
     @property
     def activation_dtype(self) -> tf.DType:

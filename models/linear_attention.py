@@ -15,10 +15,10 @@ from models.ops import linear_attention as ops
 
 
 def _full(context: Context, layer: Layer, qkv: QKV) -> mtf.Tensor:
+    inputs, starts = (qkv.queries, qkv.keys, qkv.values), context.segment_starts
     if not context.model.is_causal:
-        return ops.linear_attention(qkv.queries, qkv.keys, qkv.values)
-    normalization = context.model.linear_attention_normalization
-    return ops.causal_linear_attention(qkv.queries, qkv.keys, qkv.values, normalization)
+        return ops.linear_attention(*inputs, starts)
+    return ops.causal_linear_attention(*inputs, context.model.linear_attention_normalization, starts)
 
 
 def _prefill(context: Context, layer: Layer, qkv: QKV, lengths: mtf.Tensor) -> Cache:

@@ -13,8 +13,9 @@ ROTARY_BASE = 10000.0
 
 
 def sequence_positions(context: Context) -> mtf.Tensor:
-    """Returns 0 ... sequence - 1, int32 [sequence]."""
-    return mtf.mtf_range(context.mesh, context.dims.sequence, tf.int32)
+    """Returns 0 ... sequence - 1, int32 [sequence]; with segments the positions in them, [batch, sequence]."""
+    positions = mtf.mtf_range(context.mesh, context.dims.sequence, tf.int32)
+    return positions if context.segment_starts is None else positions - context.segment_starts
 
 
 def position_embeddings(context: Context, positions: mtf.Tensor) -> mtf.Tensor | None:
@@ -22,10 +23,10 @@ def position_embeddings(context: Context, positions: mtf.Tensor) -> mtf.Tensor |
 
     Args:
         context: the settings of the graph.
-        positions: int32 [sequence], from 0; or [batch], one for each row.
+        positions: int32 [sequence], from 0; [batch, sequence], from 0 in each segment; or [batch], one for each row.
 
     Returns:
-        [sequence, embd] or [batch, embd], from the variable `wpe` [embed_sequence, embd] or from `axial_wpe_1` and
+        [..., embd] at these positions, from the variable `wpe` [embed_sequence, embd] or from `axial_wpe_1` and
         `axial_wpe_2`.
     """
     if context.model.rotary_emb:
@@ -33,8 +34,11 @@ def position_embeddings(context: Context, positions: mtf.Tensor) -> mtf.Tensor |
     if context.model.axial_pos_emb is not None:
         return _axial(context, positions)
     table = context.variable("wpe", [context.dims.embed_sequence, context.dims.embd], variables.normal(POSITION_STD))
-    is_sequence = positions.shape == mtf.Shape([context.dims.sequence])
-    return _first_rows(context, table) if is_sequence else embedding_lookup(table, positions)
+    if positions.shape == mtf.Shape([context.dims.sequence]):
+        return _first_rows(context, table)
+    if positions.shape.ndims > 1:  # their batch or sequence may be split over the axis that the table is split over
+        table = mtf.rename_dimension(table, "embed_sequence", "whole")
+    return embedding_lookup(table, positions)
 
 
 def _first_rows(context: Context, table: mtf.Tensor) -> mtf.Tensor:
@@ -68,7 +72,7 @@ def rotate_by_positions(context: Context, x: mtf.Tensor, positions: mtf.Tensor) 
         context: the settings of the graph.
         x: [batch, sequence, heads, features_per_head], or [batch, heads, features_per_head] at one position of each
             row.
-        positions: int32 [sequence], or [batch].
+        positions: int32 [sequence], [batch, sequence], or [batch].
 
     Source: Su et al. 2021, RoFormer, section 3.2.2, with features i and i + features_per_head / 2 as a pair, as in
     GPT-Neo.

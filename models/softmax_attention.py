@@ -49,8 +49,9 @@ def _memory(context: Context, layer: Layer) -> tuple[mtf.Tensor, mtf.Tensor]:
 def _full(context: Context, layer: Layer, qkv: QKV) -> mtf.Tensor:
     keys, values = (redistribute(x, "sequence", "memory_length") for x in (qkv.keys, qkv.values))
     rate = context.model.attn_dropout if context.is_training else 0.0
-    params = AttentionParams(context.model.is_causal, _radius(context, layer), rate)
-    attended = softmax_attention(qkv.queries, keys, values, params, context.noise_of(f"{layer.name}/attn"))
+    starts, noise = context.segment_starts, context.noise_of(f"{layer.name}/attn")
+    params = AttentionParams(context.model.is_causal, _radius(context, layer), rate, starts is not None)
+    attended = softmax_attention(qkv.queries, keys, values, params, noise, starts)
     if _has_memory(context, layer):
         attended = merged_attention(attended, _attend_to_memory(context, layer, qkv.queries, rate))
     return attended[0]

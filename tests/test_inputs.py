@@ -32,7 +32,7 @@ from configs.schema import (
 )
 from data.loading.batch import SkippedRecords
 from data.loading.counter_rng import random_bits
-from data.tfrecord.records import write_examples
+from data.tfrecord.records import Record, write_examples
 
 N_CTX = 4
 LENGTH = N_CTX + 1
@@ -574,3 +574,112 @@ def test_fixed_documents_begin_at_the_beginning(folder):
             number += 1
         expected.append(text[:LENGTH])
     assert rows == expected
+
+
+# Segments and weights.
+
+
+def packed_use(name: str, packing: str = "masked", **changes) -> DatasetUse:
+    use = use_of(name, **changes)
+    return dataclasses.replace(use, dataset=dataclasses.replace(use.dataset, packing=packing))
+
+
+def write_records(folder: Path, name: str, *records: Record) -> str:
+    """Writes a file of records into a folder of its own; returns its glob."""
+    (folder / name).mkdir()
+    write_examples(str(folder / name / f"r_{len(records)}.tfrecords"), records)
+    return f"{folder}/{name}/*.tfrecords"
+
+
+def record_of(ids: list[int], weights: list[float] | None = None, segments: list[int] | None = None) -> Record:
+    arrays = (np.array(weights, np.float32) if weights else None, np.array(segments) if segments else None)
+    return Record(np.array(ids), *arrays)
+
+
+def test_weights_and_segments_of_records(tmp_path):
+    """The weight is that of the label; the first token of a segment is predicted by nothing; padding is a segment."""
+    records = [
+        record_of([1, 2, 3, 4, 5], [1.0, 0.5, 0.25, 2.0, 1.0], [1, 1, 2, 2, 2]),
+        record_of([1, 2, 3, 0, 0], [1.0, 1.0, 1.0, 0.0, 0.0], [1, 2, 2, 0, 0]),
+        record_of([6, 7, 8, 9, 9]),
+    ]
+    config = run_config((packed_use("a"),))
+    pattern = write_records(tmp_path, "a", *records)
+    (held_out,) = inputs.evaluation_batches(config, [pattern])
+    for batch in (next(inputs.training_batches(config, [pattern])), held_out):
+        assert batch.tokens_BS.tolist() == [[1, 2, 3, 4], [1, 2, 3, 0], [6, 7, 8, 9]]
+        assert batch.weights_BS.tolist() == [[0.5, 0.0, 2.0, 1.0], [0.0, 1.0, 0.0, 0.0], [1.0] * 4]
+        assert batch.segment_starts_BS.tolist() == [[0, 0, 2, 2], [0, 1, 1, 3], [0] * 4]
+        assert (batch.weights_BS.dtype, batch.segment_starts_BS.dtype) == (np.float32, np.int32)
+
+
+def test_a_document_begins_after_each_end_of_text(tmp_path):
+    rows = [[1, EOS_ID, 2, 3, EOS_ID], [EOS_ID, EOS_ID, 1, EOS_ID, 5], [1, 2, 3, 4, 5]]
+    pattern = write_records(tmp_path, "a", *map(record_of, rows))
+    batch = next(inputs.training_batches(run_config((packed_use("a"),)), [pattern]))
+    assert batch.segment_starts_BS.tolist() == [[0, 0, 2, 2], [0, 1, 2, 2], [0] * 4]
+    assert batch.weights_BS.tolist() == [[1, 0, 1, 1], [0, 0, 1, 0], [1] * 4]
+    stream = next(inputs.training_batches(run_config(), [pattern]))
+    assert stream.segment_starts_BS is None and stream.weights_BS.all()
+    np.testing.assert_array_equal(stream.tokens_BS, batch.tokens_BS)
+
+
+@pytest.mark.parametrize("weight", [None, 1.0])
+def test_datasets_with_and_without_segments_in_one_run(tmp_path, weight):
+    """Read as one dataset, and mixed."""
+    patterns = [write_records(tmp_path, name, *[record_of([n, EOS_ID, 2, 3, 4])] * 4) for n, name in enumerate("ab", 1)]
+    config = run_config((packed_use("a", weight=weight), packed_use("b", "stream", weight=weight)), batch_size=8)
+    for batches in (inputs.training_batches(config, patterns), inputs.evaluation_batches(config, patterns)):
+        batch = next(batches)
+        starts = dict(zip(batch.tokens_BS[:, 0].tolist(), batch.segment_starts_BS.tolist(), strict=True))
+        assert starts == {1: [0, 0, 2, 2], 2: [0, 0, 0, 0]}
+
+
+def test_documents_that_are_joined_do_not_see_one_another(tmp_path):
+    pattern = write_records(tmp_path, "d", record_of([1, 2]), record_of([3]), record_of([4, 5, 6]))
+    use = packed_use("d", stitch=2, datatype="documents_fixed")
+    config = run_config((use,), "generic_text", batch_size=1)
+    (first,), (second,) = (
+        zip(batch.tokens_BS.tolist(), batch.weights_BS.tolist(), batch.segment_starts_BS.tolist(), strict=True)
+        for batch in itertools.islice(inputs.training_batches(config, [pattern]), 2)
+    )
+    assert first == ([1, 2, EOS_ID, 3], [1.0, 1.0, 0.0, 1.0], [0, 0, 0, 3])
+    assert second == ([4, 5, 6, EOS_ID], [1.0, 1.0, 1.0, 0.0], [0, 0, 0, 0])
+    held_out = [batch.segment_starts_BS[0].tolist() for batch in inputs.evaluation_batches(config, [pattern])]
+    assert held_out == [[0, 0, 0, 3], [0, 1, 1, 1]]
+
+
+def test_masked_training_honours_weights_and_segments(tmp_path):
+    pattern = write_records(tmp_path, "a", record_of([51, 52, 53, 54, 55], [0.0, 0.5, 1.0, 0.0, 1.0], [1, 1, 2, 2, 2]))
+    config = masked_config(uses=(packed_use("a"),), batch_size=200)
+    batch = next(inputs.training_batches(config, [pattern]))
+    assert {*batch.weights_BS[:, 1]} == {0.0, 0.5} and {*batch.weights_BS[:, 2]} == {0.0, 1.0}
+    assert not batch.weights_BS[:, [0, 3]].any()
+    assert {*map(tuple, batch.segment_starts_BS.tolist())} == {(0, 0, 2, 2)}
+
+
+def test_segments_in_a_dataset_that_is_packed_as_a_stream_are_refused(tmp_path):
+    pattern = write_records(
+        tmp_path, "a", record_of([1, 2, 3, 4, 5]), record_of([1, 2, 3, 4, 5], None, [1, 1, 2, 2, 2])
+    )
+    for batches in (inputs.training_batches, inputs.evaluation_batches):
+        with pytest.raises(DataError) as raised:
+            next(batches(run_config(), [pattern]))
+        assert str(raised.value) == (
+            f"{tmp_path}/a/r_2.tfrecords: record 1 holds the segments of several texts, and packing stream would join "
+            'them; write "packing": "masked" in the dataset config'
+        )
+
+
+def test_masks_need_the_end_of_text(tmp_path):
+    config = run_config((packed_use("a"),))
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, eos_id=None))
+    pattern = write_records(tmp_path, "a", record_of([1, 2, 3, 4, 5]))
+    with pytest.raises(DataError, match="record 0 holds no segments, and without eos_id packing masked cannot tell"):
+        next(inputs.training_batches(config, [pattern]))
+
+
+def test_a_batch_without_a_label_is_refused(tmp_path):
+    pattern = write_records(tmp_path, "a", record_of([1, 2, 3, 4, 5], [1.0, 0.0, 0.0, 0.0, 0.0]))
+    with pytest.raises(DataError, match="the batch before example 3: holds no label of a weight above 0"):
+        next(inputs.training_batches(run_config(), [pattern]))

@@ -12,6 +12,8 @@ import numpy as np
 from configs.layout import parse_layout, parse_mesh_shape
 from configs.schema import (
     DataConfig,
+    DatasetConfig,
+    DatasetUse,
     EvaluationConfig,
     MeshConfig,
     ModelConfig,
@@ -34,6 +36,8 @@ MODEL = ModelConfig(
     local_attention_radius=5,
     z_loss=0.01,
 )
+# Data whose examples are several texts that do not see one another.
+MASKED = DataConfig(datasets=(DatasetUse(DatasetConfig(id="texts", n_vocab=64, cache_dir="unused", packing="masked")),))
 # An epsilon far above the gradients' rounding: with 1e-8 the first step is a constant times the gradient's sign, which
 # hides a gradient of the wrong size, and magnifies rounding where the gradient is almost 0.
 TRAINING = TrainingConfig(train_batch_size=BATCH_SIZE, train_steps=10, epsilon=1e-3, weight_decay=0.1)
@@ -117,14 +121,17 @@ class Updated:
         return self.after[f"{name}/adam_m"] / (1.0 - TRAINING.beta1)
 
 
-def one_update(config: RunConfig, devices: Sequence[str], noise_key: int = 7) -> Updated:
-    """Builds the training step and takes it once, from disturbed initial values."""
+def one_update(
+    config: RunConfig, devices: Sequence[str], noise_key: int = 7, batch: Sequence[np.ndarray] | None = None
+) -> Updated:
+    """Builds the training step and takes it once, from disturbed initial values, on `batch` or else `step_inputs`."""
     placement = place(config.mesh, devices if config.mesh.mesh_shape else devices[:1])
     step = build_train_step(config, placement)
     placement.store.initialize(seed=1)
     disturb(placement.store)
     before = values_of(placement.store)
-    outputs = step(*step_inputs(noise_key))
+    *own, rate, number, key = step_inputs(noise_key)
+    outputs = step(*(batch or own), rate, number, key)
     return Updated(float(outputs["loss"]), float(outputs["grad_norm"]), before, values_of(placement.store))
 
 

@@ -39,13 +39,15 @@ class Batch:
     Attributes:
         tokens_BS: int32 input ids, [batch, n_ctx].
         labels_BS: int32 target ids, [batch, n_ctx]: the next token of each position, or the ids before masking.
-        weights_BS: float32, [batch, n_ctx]; 1 where the label counts, else 0, as in rows of padding.
+        weights_BS: float32, [batch, n_ctx], >= 0: how much each label counts; 0 in rows of padding.
         next_example: number of the example after the last one here; training resumes from it.
         examples_per_dataset: how many examples each dataset has given so far, by its name in the mixture; None in
             evaluation.
         problems: one message for each skipped record; the rows they would have filled have weight 0.
         skipped: count of the records skipped so far, including those of this batch.
         epoch: how often training has read the datasets so far, with this batch; 0 in evaluation.
+        segment_starts_BS: int32, [batch, n_ctx], the position where the segment of each position begins; segments are
+            texts that do not see one another. None: no dataset of the run has segments.
     """
 
     tokens_BS: np.ndarray
@@ -56,3 +58,14 @@ class Batch:
     problems: tuple[str, ...] = ()
     skipped: SkippedRecords = SkippedRecords()
     epoch: float = 0.0
+    segment_starts_BS: np.ndarray | None = None
+
+    @property
+    def segments(self) -> tuple[np.ndarray, ...]:
+        """`segment_starts_BS`, or nothing, as steps take it."""
+        return () if self.segment_starts_BS is None else (self.segment_starts_BS,)
+
+    @property
+    def training_inputs(self) -> tuple[np.ndarray, ...]:
+        """What a training step takes of a batch: tokens, labels, weights and, if there are any, segment starts."""
+        return self.tokens_BS, self.labels_BS, self.weights_BS, *self.segments

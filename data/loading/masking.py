@@ -1,6 +1,6 @@
 """Masked language modelling: chooses the positions to predict, and the tokens that replace them.
 
-Everything here is a function of ids and uniform random numbers, so that the caller makes a run repeatable.
+Everything here is a function of tokens and uniform random numbers, so that the caller makes a run repeatable.
 
 Shape suffixes: B batch, S sequence (n_ctx), L ids of a record (n_ctx + 1), V vocab.
 """
@@ -63,23 +63,38 @@ class MaskingSamples:
     token_BS: np.ndarray
 
 
-def example_ids(ids_BL: np.ndarray, cls_id: int | None) -> np.ndarray:
-    """Returns the first ids of each record, [batch, n_ctx], after the cls id if there is one."""
+def example_tokens(tokens_BL: np.ndarray, cls_id: int | None) -> np.ndarray:
+    """Returns the first tokens of each record, [batch, n_ctx], after the cls id, in the first segment, if there is one.
+
+    Args:
+        tokens_BL: of each its "id" and "segment".
+        cls_id: the id that every example begins with, or None.
+    """
     if cls_id is None:
-        return ids_BL[:, :-1]
-    return np.insert(ids_BL[:, :-2], 0, cls_id, axis=1)
+        return tokens_BL[:, :-1]
+    cls_B1 = tokens_BL[:, :1].copy()
+    cls_B1["id"] = cls_id
+    return np.concatenate([cls_B1, tokens_BL[:, :-2]], axis=1)
 
 
-def mask_tokens(ids_BS: np.ndarray, samples: MaskingSamples, rules: MaskingRules) -> tuple[np.ndarray, np.ndarray]:
+def mask_tokens(
+    ids_BS: np.ndarray, is_label_BS: np.ndarray, samples: MaskingSamples, rules: MaskingRules
+) -> tuple[np.ndarray, np.ndarray]:
     """Masks examples; the given ids are their labels.
+
+    Args:
+        ids_BS: of the examples.
+        is_label_BS: bool; the others are never chosen.
+        samples: decide.
+        rules: how tokens are masked.
 
     Returns:
         The tokens that the model sees, [batch, n_ctx], and whether each position was chosen, bool [batch, n_ctx].
-        Every example with an id that is not special has at least one chosen position.
+        Every example with a label that is not special has at least one chosen position.
 
     Source: Devlin et al., "BERT", NAACL 2019, section 3.1; the probabilities are GPT-Neo's keys.
     """
-    chosen_BS = _choose(~rules.is_special_V[ids_BS], samples.choice_BS, rules.mask_prob)
+    chosen_BS = _choose(is_label_BS & ~rules.is_special_V[ids_BS], samples.choice_BS, rules.mask_prob)
     kept_BS = ~chosen_BS | (samples.replacement_BS < rules.same_prob)
     random_BS = samples.replacement_BS >= 1 - rules.random_prob
     return np.select([kept_BS, random_BS], [ids_BS, _random_ids(samples.token_BS, rules)], rules.mask_id), chosen_BS

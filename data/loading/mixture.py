@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from configs.errors import DataError
-from configs.schema import DatasetUse, RunConfig
+from configs.schema import MASKED, DatasetUse, RunConfig
 from data.loading.counter_rng import random_bits, stream_state
 from data.loading.position import BatchIndices
-from data.loading.reader import RecordRules, Records
-from data.tfrecord.shards import list_shards, sort_shards
+from data.loading.reader import RecordRules, Records, segments_of
+from data.tfrecord.records import Record
+from data.tfrecord.shards import Shard, list_shards, sort_shards
+
+# A token of an example: its weight as a label, and the text that it belongs to, which sees no other of the example.
+TOKEN = np.dtype([("id", np.int64), ("weight", np.float32), ("segment", np.int64)])
 
 
 @dataclass(frozen=True)
@@ -25,11 +29,11 @@ class Example:
     """One example as it was read.
 
     Attributes:
-        ids: [n_ctx + 1]; None: it is invalid and skipped.
+        tokens: `TOKEN` [n_ctx + 1]; None: it is invalid and skipped.
         problems: one message for each record that was skipped.
     """
 
-    ids: np.ndarray | None
+    tokens: np.ndarray | None
     problems: tuple[str, ...] = ()
 
 
@@ -104,18 +108,39 @@ def records_of(config: RunConfig, patterns: Sequence[str]) -> tuple[Records, ...
     """Opens the records of each dataset of `mixture_of`; arguments and errors as there."""
     seed = config.training.seed if config.data.shuffle_input_filenames else None
     if not _is_mixed(config):
-        shards = sort_shards(shard for pattern in patterns for shard in list_shards(pattern))
-        return (Records(shards, RecordRules(config.model.n_ctx, config.model.n_vocab), seed),)
+        return (Records(*shards_as_one(config, zip(config.data.datasets, patterns, strict=True)), seed),)
     return tuple(
-        Records(list_shards(pattern), record_rules(config, use), seed)
+        Records(shards_of(use, pattern), record_rules(config, use), seed)
         for use, pattern in zip(config.data.datasets, patterns, strict=True)
     )
+
+
+def shards_as_one(
+    config: RunConfig, patterns: Iterable[tuple[DatasetUse, str]]
+) -> tuple[tuple[Shard, ...], RecordRules]:
+    """Returns the files of several datasets of chunks, in GPT-Neo's order, and the rules for their records."""
+    shards = sort_shards(shard for use, pattern in patterns for shard in shards_of(use, pattern))
+    return shards, RecordRules(config.model.n_ctx, config.model.n_vocab, config.data.eos_id)
+
+
+def shards_of(use: DatasetUse, pattern: str) -> tuple[Shard, ...]:
+    """Returns the files of a dataset, which know how it is packed."""
+    return tuple(replace(shard, packing=use.dataset.packing) for shard in list_shards(pattern))
 
 
 def record_rules(config: RunConfig, use: DatasetUse) -> RecordRules:
     """Returns the rules for the records of a dataset; documents, from which examples are cut, have any length."""
     has_documents = config.data.input_fn == "generic_text" and use.datatype != "chunks"
-    return RecordRules(None if has_documents else config.model.n_ctx, config.model.n_vocab)
+    return RecordRules(None if has_documents else config.model.n_ctx, config.model.n_vocab, config.data.eos_id)
+
+
+def tokens_of(record: Record) -> np.ndarray:
+    """Returns the tokens of a record, `TOKEN` [n_ctx + 1], of weight 1 and in segment 1 if it does not say."""
+    tokens = np.empty(len(record.ids_L), TOKEN)
+    tokens["id"] = record.ids_L
+    tokens["weight"] = 1.0 if record.loss_weights_L is None else record.loss_weights_L
+    tokens["segment"] = 1 if record.segments_L is None else record.segments_L
+    return tokens
 
 
 def _may_skip(config: RunConfig) -> bool:
@@ -127,7 +152,7 @@ def _source(config: RunConfig, number: int, records: Records) -> Source:
     if record_rules(config, use).n_ctx is not None:
         return functools.partial(_read_chunks, records, _may_skip(config))
     state = stream_state(config.training.seed, number + 1) if use.datatype == "documents_random" else None
-    window = DocumentWindow(use.stitch, config.model.n_ctx + 1, config.data.eos_id, state)
+    window = window_of(config, use, state)
     return lambda examples_R: [
         cut_documents(records, _may_skip(config), window, int(example)) for example in examples_R
     ]
@@ -135,9 +160,9 @@ def _source(config: RunConfig, number: int, records: Records) -> Source:
 
 def _read_chunks(records: Records, may_skip: bool, examples_R: np.ndarray) -> list[Example]:
     if not may_skip:
-        return [Example(record.ids_L) for record in records.read(examples_R)]
+        return [Example(tokens_of(record)) for record in records.read(examples_R)]
     read = records.try_read(examples_R)
-    return [Example(None, (str(one),)) if isinstance(one, DataError) else Example(one.ids_L) for one in read]
+    return [Example(None, (str(one),)) if isinstance(one, DataError) else Example(tokens_of(one)) for one in read]
 
 
 @dataclass(frozen=True)
@@ -149,12 +174,27 @@ class DocumentWindow:
         length: ids of an example.
         eos_id: the id between documents.
         state: of the random numbers that say where a window begins; None: at the beginning.
+        is_masked: each document is a segment.
     """
 
     stitch: int
     length: int
     eos_id: int
     state: int | None
+    is_masked: bool = False
+
+    @property
+    def end_of_document(self) -> np.ndarray:
+        """The token that follows each document, `TOKEN` [1]."""
+        return np.array([(self.eos_id, 1.0, 1)], TOKEN)
+
+    def packed(self, tokens: np.ndarray) -> np.ndarray:
+        """Returns the tokens of an example, with a segment for each document if the dataset is masked."""
+        if not self.is_masked:
+            return tokens
+        packed = tokens.copy()
+        packed["segment"] = segments_of(tokens["id"], self.eos_id)
+        return packed
 
     def start(self, example: int, n_ids: int) -> int:
         """Returns where the window of an example begins in its joined documents of `n_ids` ids."""
@@ -162,6 +202,12 @@ class DocumentWindow:
             return 0
         (bits,) = random_bits(self.state, np.array([example]))
         return int(bits) % (n_ids - self.length + 1)
+
+
+def window_of(config: RunConfig, use: DatasetUse, state: int | None = None) -> DocumentWindow:
+    """Returns how the examples of a dataset of documents are cut."""
+    is_masked = use.dataset.packing == MASKED
+    return DocumentWindow(use.stitch, config.model.n_ctx + 1, config.data.eos_id, state, is_masked)
 
 
 def cut_documents(records: Records, may_skip: bool, window: DocumentWindow, example: int) -> Example:
@@ -181,8 +227,8 @@ def cut_documents(records: Records, may_skip: bool, window: DocumentWindow, exam
             if isinstance(record, DataError):
                 problems.append(str(record))
             else:
-                joined += [record.ids_L, [window.eos_id]]
+                joined += [tokens_of(record), window.end_of_document]
         n_read += n_more
     text = np.concatenate(joined[:-1])
     start = window.start(example, len(text))
-    return Example(text[start : start + window.length], tuple(problems))
+    return Example(window.packed(text[start : start + window.length]), tuple(problems))

@@ -7,6 +7,7 @@ Shape suffixes: R records, N shards.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,6 +18,7 @@ from typing import TypeVar
 import numpy as np
 
 from configs.errors import DataError
+from configs.schema import MASKED, STREAM
 from data.parallel.ordered_results import results_in_order
 from data.tfrecord.random_access import FileCache
 from data.tfrecord.records import Record, decode_record, find_record_issue, parse_examples, read_records
@@ -37,10 +39,12 @@ class RecordRules:
     Attributes:
         n_ctx: a record holds n_ctx + 1 ids; None: it is a document, of any length above 0.
         n_vocab: every id lies in [0, n_vocab).
+        eos_id: the id that ends a document, and a segment of a record that does not say where these begin.
     """
 
     n_ctx: int | None
     n_vocab: int
+    eos_id: int | None = None
 
 
 class Records:
@@ -76,7 +80,8 @@ class Records:
     def _read(self, numbers_R: np.ndarray, read_one: Callable[[Shard, int], bytes]) -> list[Record]:
         locations = self.locations(numbers_R)
         with on_host():
-            return parse_records([read_one(*location) for location in locations], locations, self._rules)
+            records = parse_records([read_one(*location) for location in locations], locations, self._rules)
+        return [_packed(record, *location, self._rules) for record, location in zip(records, locations, strict=True)]
 
     def _read_from_complete_file(self, shard: Shard, record: int) -> bytes:
         file = self._files.open(shard)
@@ -151,6 +156,32 @@ def parse_records(
         parse_record(record, shard.path, number, rules)
         for record, (shard, number) in zip(serialized, locations, strict=True)
     ]
+
+
+def _packed(record: Record, shard: Shard, number: int, rules: RecordRules) -> Record:
+    """Returns a record with segments where its dataset is masked.
+
+    Raises:
+        DataError: the record and the `packing` of its dataset do not fit.
+    """
+    if shard.packing == STREAM and record.segments_L is not None:
+        raise DataError(
+            f"{shard.path}: record {number} holds the segments of several texts, and packing stream would join them; "
+            'write "packing": "masked" in the dataset config'
+        )
+    if shard.packing != MASKED or record.segments_L is not None or rules.n_ctx is None:
+        return record
+    if rules.eos_id is None:
+        raise DataError(
+            f"{shard.path}: record {number} holds no segments, and without eos_id packing masked cannot tell where a "
+            "document ends; give eos_id in the dataset config"
+        )
+    return dataclasses.replace(record, segments_L=segments_of(record.ids_L, rules.eos_id))
+
+
+def segments_of(ids_L: np.ndarray, eos_id: int) -> np.ndarray:
+    """Numbers the documents that ids belong to, from 1; the end of a document belongs to it."""
+    return 1 + np.cumsum(np.concatenate([[False], ids_L[:-1] == eos_id]))
 
 
 def parse_record(record: bytes, path: str, number: int, rules: RecordRules) -> Record:

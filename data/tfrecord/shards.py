@@ -32,10 +32,17 @@ _COUNT_IN_NAME = re.compile(r"_(\d+).tfrecords$")
 
 @dataclass(frozen=True)
 class Shard:
-    """One tfrecord file and the number of records that it holds."""
+    """One tfrecord file.
+
+    Attributes:
+        path: its path.
+        n_examples: the number of records that it holds.
+        packing: that of its dataset; None: it is not read for a model.
+    """
 
     path: str
     n_examples: int
+    packing: str | None = None
 
 
 def list_shards(pattern: str) -> tuple[Shard, ...]:

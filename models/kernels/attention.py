@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from meshtf import tf
@@ -22,11 +22,14 @@ class AttentionParams:
         is_causal: position p sees no later position.
         radius: position p sees only the positions less than `radius` away from it; None: no limit.
         dropout_rate: of the attention weights.
+        has_segments: position p sees only its own segment; the kernels then take two more inputs, `segments`: where
+            those of the queries and of the keys begin, int32 [B, S] and [B, M].
     """
 
     is_causal: bool
     radius: int | None
     dropout_rate: float
+    has_segments: bool = False
 
 
 class _Block(NamedTuple):
@@ -73,22 +76,32 @@ def _sum_blocks(parts: list[tuple[_Block, tf.Tensor]], n_keys: int) -> tf.Tensor
     )
 
 
-def _visible(params: AttentionParams, starts: tf.Tensor, block: _Block) -> tf.Tensor | None:
-    """Booleans that broadcast to [S of block, M of block]; None: no mask."""
+def _visible(
+    params: AttentionParams, starts: tf.Tensor, block: _Block, segments: Sequence[tf.Tensor]
+) -> tf.Tensor | None:
+    """Booleans that broadcast to [B, H, S of block, M of block]; None: no mask."""
     position = (starts[1] + tf.range(block.queries.start, block.queries.stop))[:, None]
     key_position = (starts[2] + tf.range(block.keys.start, block.keys.stop))[None, :]
     masks = [key_position <= position] if params.is_causal else []
     if params.radius is not None:
         masks.append(tf.abs(position - key_position) < params.radius)
+    if params.has_segments:
+        of_queries, of_keys = segments
+        masks.append(of_queries[:, None, block.queries, None] == of_keys[:, None, None, block.keys])
     return functools.reduce(tf.logical_and, masks) if masks else None
 
 
 def _masked_logits(
-    params: AttentionParams, queries: tf.Tensor, keys: tf.Tensor, starts: tf.Tensor, block: _Block
+    params: AttentionParams,
+    queries: tf.Tensor,
+    keys: tf.Tensor,
+    starts: tf.Tensor,
+    block: _Block,
+    segments: Sequence[tf.Tensor],
 ) -> tf.Tensor:
     """[B, H, S, D], [B, H, M, D] -> float32 [B, H, S of block, M of block]."""
     logits = tf.matmul(queries[:, :, block.queries], keys[:, :, block.keys], transpose_b=True)
-    logits, visible = tf.cast(logits, tf.float32), _visible(params, starts, block)
+    logits, visible = tf.cast(logits, tf.float32), _visible(params, starts, block, segments)
     return logits if visible is None else tf.where(visible, logits, MASKED_LOGIT)
 
 
@@ -103,11 +116,12 @@ def _weights_dropout(
 
 @functools.cache
 def attention_largest_logit(params: AttentionParams) -> Kernel:
-    """(queries [B, S, H, D], keys [B, M, H, D], starts) -> float32 [B, H, S]; for keys split over the mesh."""
+    """(queries [B, S, H, D], keys [B, M, H, D], starts, *segments) -> float32 [B, H, S]; for keys that are split."""
 
-    def kernel(queries: tf.Tensor, keys: tf.Tensor, starts: tf.Tensor) -> tf.Tensor:
+    def kernel(queries: tf.Tensor, keys: tf.Tensor, starts: tf.Tensor, *segments: tf.Tensor) -> tf.Tensor:
         block = _whole(queries.shape[1], keys.shape[1])
-        return tf.reduce_max(_masked_logits(params, _heads_first(queries), _heads_first(keys), starts, block), -1)
+        logits = _masked_logits(params, _heads_first(queries), _heads_first(keys), starts, block, segments)
+        return tf.reduce_max(logits, -1)
 
     return compiled(kernel)
 
@@ -116,8 +130,8 @@ def attention_largest_logit(params: AttentionParams) -> Kernel:
 def attention_sums(params: AttentionParams) -> Kernel:
     """Returns the kernel of partial sums of attention, for keys that are split over the mesh.
 
-    (queries, keys, values, starts, key, rows, largest [B, H, S]) -> (sum of exponentials [B, H, S], weighted
-    values float32 [B, S, H, D]).
+    (queries, keys, values, starts, key, rows, largest [B, H, S], *segments) -> (sum of exponentials [B, H, S],
+    weighted values float32 [B, S, H, D]).
     """
 
     def kernel(
@@ -128,9 +142,10 @@ def attention_sums(params: AttentionParams) -> Kernel:
         key: tf.Tensor,
         rows: tf.Tensor,
         largest: tf.Tensor,
+        *segments: tf.Tensor,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         block = _whole(queries.shape[1], keys.shape[1])
-        logits = _masked_logits(params, _heads_first(queries), _heads_first(keys), starts, block)
+        logits = _masked_logits(params, _heads_first(queries), _heads_first(keys), starts, block, segments)
         exponentials = tf.exp(logits - largest[..., None])
         dropped = _weights_dropout(params, exponentials, key, rows, starts, block)
         weighted = tf.matmul(dropped, tf.cast(_heads_first(values), tf.float32))
@@ -143,21 +158,27 @@ def attention_sums(params: AttentionParams) -> Kernel:
 def attention(params: AttentionParams, is_aligned: bool) -> Kernel:
     """Returns the kernel of softmax attention.
 
-    (queries [B, S, H, D], keys, values [B, M, H, D], starts int32 [3], key, rows) -> (outputs [B, S, H, D], log_z
-    float32 [B, H, S]).
+    (queries [B, S, H, D], keys, values [B, M, H, D], starts int32 [3], key, rows, *segments) -> (outputs
+    [B, S, H, D], log_z float32 [B, H, S]).
 
     `starts` are the offsets of this slice in the whole [heads, sequence, memory_length]. The logits are not
     divided by sqrt(D): GPT-Neo folds that into the initial queries.
     """
 
     def kernel(
-        queries: tf.Tensor, keys: tf.Tensor, values: tf.Tensor, starts: tf.Tensor, key: tf.Tensor, rows: tf.Tensor
+        queries: tf.Tensor,
+        keys: tf.Tensor,
+        values: tf.Tensor,
+        starts: tf.Tensor,
+        key: tf.Tensor,
+        rows: tf.Tensor,
+        *segments: tf.Tensor,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         dtype = queries.dtype
         queries, keys, values = _heads_first(queries), _heads_first(keys), _heads_first(values)
         outputs, log_zs = [], []
         for block in _blocks(params, is_aligned, queries.shape[2], keys.shape[2]):
-            logits = _masked_logits(params, queries, keys, starts, block)
+            logits = _masked_logits(params, queries, keys, starts, block, segments)
             largest = tf.reduce_max(logits, -1, keepdims=True)
             exponentials = tf.exp(logits - largest)
             total = tf.reduce_sum(exponentials, -1, keepdims=True)
@@ -174,7 +195,7 @@ def attention(params: AttentionParams, is_aligned: bool) -> Kernel:
 def attention_gradient(params: AttentionParams, is_aligned: bool) -> Kernel:
     """Returns the kernel of the gradient of softmax attention, which recomputes the weights.
 
-    (queries, keys, values, starts, key, rows, outputs, log_z, d_outputs, d_log_z [B, H, S] or nothing) ->
+    (queries, keys, values, starts, key, rows, *segments, outputs, log_z, d_outputs, d_log_z [B, H, S] or nothing) ->
     (d_queries, d_keys, d_values), the weights computed again.
 
     Source: Dao et al. 2022, FlashAttention, section 3.1: only log_z of each row is kept from the forward pass.
@@ -187,20 +208,20 @@ def attention_gradient(params: AttentionParams, is_aligned: bool) -> Kernel:
         starts: tf.Tensor,
         key: tf.Tensor,
         rows: tf.Tensor,
-        outputs: tf.Tensor,
-        log_z: tf.Tensor,
-        d_outputs: tf.Tensor,
-        d_log_z: tf.Tensor | None = None,
+        *others: tf.Tensor,
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        n_segments = 2 if params.has_segments else 0
+        segments, (outputs, log_z, d_outputs, *d_log_z) = others[:n_segments], others[n_segments:]
         dtype, n_keys = queries.dtype, keys.shape[1]
         queries, keys, values, d_outputs = map(_heads_first, (queries, keys, values, d_outputs))
         row_sums = tf.reduce_sum(tf.cast(d_outputs, tf.float32) * tf.cast(_heads_first(outputs), tf.float32), -1)
-        if d_log_z is not None:
-            row_sums -= d_log_z
+        if d_log_z:
+            row_sums -= d_log_z[0]
         d_queries, d_keys, d_values = [], [], []
         for block in _blocks(params, is_aligned, queries.shape[2], n_keys):
             own, seen = block
-            weights = tf.exp(_masked_logits(params, queries, keys, starts, block) - log_z[:, :, own, None])
+            logits = _masked_logits(params, queries, keys, starts, block, segments)
+            weights = tf.exp(logits - log_z[:, :, own, None])
             d_dropped = tf.matmul(d_outputs[:, :, own], values[:, :, seen], transpose_b=True)
             d_weights = _weights_dropout(params, tf.cast(d_dropped, tf.float32), key, rows, starts, block)
             d_logits = tf.cast(weights * (d_weights - row_sums[:, :, own, None]), dtype)

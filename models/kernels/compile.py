@@ -25,7 +25,7 @@ def compiled(function: Kernel) -> Kernel:
     as_a_part = tf.function(function, autograph=False)
 
     @functools.wraps(function)
-    def kernel(*inputs: object) -> object:
-        return (alone if enclosing_tpu_context() is None else as_a_part)(*inputs)
+    def kernel(*inputs: object, **settings: object) -> object:
+        return (alone if enclosing_tpu_context() is None else as_a_part)(*inputs, **settings)
 
     return kernel

@@ -8,6 +8,10 @@ result does not depend on the references, only its rounding does, so references 
 may exceed the reference by at most `MAX_EXPONENT`. Where any key exceeds it by more, every position becomes a chunk of
 its own, and no exponential exceeds 1: slower, but exact for all keys.
 
+Positions may be in segments, of which none sees another: each begins with epsilon alone. The reference of a chunk is
+then that of the segment that its first position belongs to, and a segment that begins within the chunk may also start
+at most `MAX_EXPONENT` below it.
+
 A position's *shares* are its features over what normalises them; its output is the sum, over itself and earlier
 positions, of shares times weights times values. `NORMALIZATIONS` has the two ways to normalise causal attention.
 
@@ -104,39 +108,99 @@ def _split_keys(keys: tf.Tensor, length: int) -> tf.Tensor:
     return _split_into_chunks(keys, length, LOG_EPSILON)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Segments:
+    """Where segments begin and end, for positions in chunks.
+
+    Attributes:
+        starts: float32 [C, B, 1, L, 1], where the segment of each position begins.
+        begin: bool, like `starts`: the position is the first of its segment.
+        enter: bool, like `starts`: the segment has positions in earlier chunks.
+        leave: bool, like `starts`: the segment has the last position of the chunk.
+        last: float32 [C, B, 1, 1, 1], where the segment of the last position begins.
+    """
+
+    starts: tf.Tensor
+    begin: tf.Tensor
+    enter: tf.Tensor
+    leave: tf.Tensor
+    last: tf.Tensor
+
+    def same(self, at: tf.Tensor) -> tf.Tensor:
+        """Returns which positions of a chunk share a segment, bool [B, 1, L, L]."""
+        starts = self.starts[at]
+        return starts == tf.linalg.matrix_transpose(starts)
+
+
+def _segments_of(starts: tf.Tensor | None, length: int) -> _Segments | None:
+    """int32 [B, S] -> segments in chunks of a length; None stays None."""
+    if starts is None:
+        return None
+    starts = _split_into_chunks(starts[:, :, None, None], length)  # float32 holds every position exactly
+    positions = tf.reshape(tf.range(starts.shape[0] * length, dtype=tf.float32), [-1, 1, 1, length, 1])
+    last = starts[:, :, :, -1:]
+    return _Segments(starts, starts == positions, starts < positions[:, :, :, :1], starts == last, last)
+
+
 def _chunk_max(chunked_keys: tf.Tensor) -> tf.Tensor:
     """Returns the largest key of each feature in each chunk, [C, B, H, 1, D]."""
     return tf.reduce_max(chunked_keys, 3, keepdims=True)
 
 
-def _running_max(x: tf.Tensor) -> tf.Tensor:
-    """Returns the running maximum along the first dimension."""
+def _running_max(x: tf.Tensor, segments: _Segments | None = None) -> tf.Tensor:
+    """Returns the running maximum along the chunks, the first dimension, of the segment that each ends with."""
     for level in range((x.shape[0] - 1).bit_length()):
         size = 1 << level
-        x = tf.concat([x[:size], tf.maximum(x[size:], x[:-size])], 0)
+        larger = tf.maximum(x[size:], x[:-size])
+        if segments is not None:
+            larger = tf.where(segments.last[size:] == segments.last[:-size], larger, x[size:])
+        x = tf.concat([x[:size], larger], 0)
     return x
 
 
-def _references(chunked_keys: tf.Tensor) -> tf.Tensor:
+def _references(chunked_keys: tf.Tensor, segments: _Segments | None) -> tf.Tensor:
     """[C, B, H, L, D] -> [C + 1, B, H, 1, D], the reference of each chunk, at least epsilon, and of one more chunk."""
+    if segments is not None:
+        return _references_in_segments(chunked_keys, segments)
     largest = _chunk_max(chunked_keys)
     so_far = _running_max(tf.concat([tf.fill(largest[:1].shape, LOG_EPSILON), largest], 0))
     return tf.concat([tf.maximum(so_far[:-1], chunked_keys[:, :, :, :1]), so_far[-1:]], 0)
 
 
-def _fit_in_range(keys: tf.Tensor, length: int) -> tf.Tensor:
-    """Whether no key [B, S, H, D] exceeds its reference, for a chunk length, by too much; False if any is NaN."""
-    keys = _split_keys(keys, length)
-    return tf.reduce_max(_chunk_max(keys) - _references(keys)[:-1]) <= MAX_EXPONENT
+def _references_in_segments(chunked_keys: tf.Tensor, segments: _Segments) -> tf.Tensor:
+    """As `_references`, where only the keys of the segment count that the first position of a chunk belongs to."""
+    largest = _chunk_max(tf.where(segments.leave, chunked_keys, LOG_EPSILON))
+    so_far = _running_max(tf.maximum(largest, LOG_EPSILON), segments)
+    earlier = tf.where(segments.enter[1:, :, :, :1], so_far[:-1], LOG_EPSILON)
+    earlier = tf.concat([tf.fill(largest[:1].shape, LOG_EPSILON), earlier], 0)
+    return tf.concat([tf.maximum(earlier, chunked_keys[:, :, :, :1]), so_far[-1:]], 0)
+
+
+def _fit_in_range(keys: tf.Tensor, length: int, starts: tf.Tensor | None) -> tf.Tensor:
+    """Whether all keys [B, S, H, D] are safe with their references, for a chunk length; False if any is NaN."""
+    keys, segments = _split_keys(keys, length), _segments_of(starts, length)
+    references = _references(keys, segments)[:-1]
+    rise = tf.reduce_max(_chunk_max(keys) - references)
+    if segments is not None:
+        first = tf.where(segments.begin, tf.maximum(keys, LOG_EPSILON), references)
+        rise = tf.maximum(rise, tf.reduce_max(references - first))
+    return rise <= MAX_EXPONENT
 
 
 def _with_safe_chunk_length(
-    run: Callable[..., object], normalization: str, queries: tf.Tensor, keys: tf.Tensor, *others: tf.Tensor
+    run: Callable[..., object],
+    normalization: str,
+    starts: tf.Tensor | None,
+    queries: tf.Tensor,
+    keys: tf.Tensor,
+    *others: tf.Tensor,
 ) -> object:
-    """Calls run(normalization, length, queries, keys, *others) with a chunk length that is safe for the keys."""
-    length, run = _chunk_length(keys.shape[1]), functools.partial(run, NORMALIZATIONS[normalization])
+    """Calls run(normalization, starts, length, queries, keys, *others) with a chunk length safe for the keys."""
+    length, run = _chunk_length(keys.shape[1]), functools.partial(run, NORMALIZATIONS[normalization], starts)
     return tf.cond(
-        _fit_in_range(keys, length), lambda: run(length, queries, keys, *others), lambda: run(1, queries, keys, *others)
+        _fit_in_range(keys, length, starts),
+        lambda: run(length, queries, keys, *others),
+        lambda: run(1, queries, keys, *others),
     )
 
 
@@ -149,35 +213,85 @@ class _Chunks:
         weights: [C, B, H, L, D], exp(key - reference of the chunk).
         values: [C, B, H, L, D].
         decays: [C, B, H, 1, D], exp(reference of the chunk - reference of the next one).
-        epsilon: [B, H, 1, D], over exp(reference of the first chunk).
+        references: [C + 1, B, H, 1, D].
+        segments: which positions see one another; None: all are in one segment.
     """
 
     features: tf.Tensor
     weights: tf.Tensor
     values: tf.Tensor
     decays: tf.Tensor
-    epsilon: tf.Tensor
+    references: tf.Tensor
+    segments: _Segments | None
 
     def order(self) -> range:
         """Returns the indices of the chunks."""
         return range(self.values.shape[0])
 
+    def epsilon(self, at: tf.Tensor | int) -> tf.Tensor:
+        """Returns epsilon over exp(reference of the chunk), [B, H, 1, D]."""
+        return tf.exp(LOG_EPSILON - self.references[at])
+
     def zero_context(self) -> tf.Tensor:
         """Returns the context before any chunk: zeros [B, H, D, D]."""
-        return tf.zeros([*self.epsilon.shape[:2], self.values.shape[4], self.values.shape[4]])
+        _, *rows, _, n_features = self.values.shape
+        return tf.zeros([*rows, n_features, n_features])
+
+    def visible(self, at: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+        """[..., L, L] with zeros where a position (row) would see a later one (column), or another segment."""
+        x = tf.linalg.band_part(x, -1, 0)
+        return x if self.segments is None else tf.where(self.segments.same(at), x, 0.0)
+
+    def products(self, at: tf.Tensor, one: tf.Tensor, other: tf.Tensor) -> tf.Tensor:
+        """[B, H, L, D] twice -> [B, H, L, L], products of each position with those that it sees in its chunk."""
+        return self.visible(at, tf.matmul(one, other, transpose_b=True))
+
+    def sums(self, at: tf.Tensor, x: tf.Tensor, transpose_a: bool = False) -> tf.Tensor:
+        """[B, H, L, D] -> at each position, the sum over those of its chunk that it sees; transposed: that see it."""
+        return tf.matmul(self.visible(at, tf.ones([x.shape[2], x.shape[2]])), x, transpose_a=transpose_a)
+
+    def totals(self, at: tf.Tensor, weights: tf.Tensor, total: tf.Tensor) -> tf.Tensor:
+        """Returns epsilon and the sum of weights at each position of a chunk, given the total over earlier chunks."""
+        if self.segments is not None:  # each segment has its own epsilon, so the totals of chunks hold none
+            total = self.entering(at, total) + self.epsilon(at)
+        return self.sums(at, weights) + total
+
+    def entering(self, at: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+        """[B, H, L or 1, D] -> [B, H, L, D] with zeros at positions that see nothing of earlier chunks."""
+        return x if self.segments is None else tf.where(self.segments.enter[at], x, 0.0)
+
+    def leaving(self, at: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+        """[B, H, L or 1, D] -> [B, H, L, D] with zeros at positions that later chunks do not see."""
+        return x if self.segments is None else tf.where(self.segments.leave[at], x, 0.0)
+
+    def passing(self, at: tf.Tensor, sums: Sums) -> Sums:
+        """Returns the sums of the chunks before (or after) as far as the chunks after (or before) this one see them."""
+        if self.segments is None:
+            return sums
+        context, total = (tf.where(self.segments.enter[at][:, :, -1:], x, 0.0) for x in sums)
+        return context, total
 
 
 def _prepare_chunks(
-    normalization: Normalization, length: int, queries: tf.Tensor, keys: tf.Tensor, values: tf.Tensor
+    normalization: Normalization,
+    starts: tf.Tensor | None,
+    length: int,
+    queries: tf.Tensor,
+    keys: tf.Tensor,
+    values: tf.Tensor,
 ) -> _Chunks:
-    keys = _split_keys(keys, length)
-    references = _references(keys)
+    keys, segments = _split_keys(keys, length), _segments_of(starts, length)
+    references = _references(keys, segments)
+    fall = references[:-1] - references[1:]
+    if segments is not None:
+        fall = tf.minimum(fall, MAX_EXPONENT)  # larger only between segments, where the sums begin anew
     return _Chunks(
         features=normalization.features(_split_into_chunks(queries, length), references[:-1]),
         weights=tf.exp(keys - references[:-1]),
         values=_split_into_chunks(values, length),
-        decays=tf.exp(references[:-1] - references[1:]),
-        epsilon=tf.exp(LOG_EPSILON - references[0]),
+        decays=tf.exp(fall),
+        references=references,
+        segments=segments,
     )
 
 
@@ -208,21 +322,6 @@ def _scan_chunks(
     return [array.stack() for array in tf.while_loop(lambda index, *_: index < len(order), body, (0, sums, arrays))[2]]
 
 
-def _causal_mask(x: tf.Tensor) -> tf.Tensor:
-    """[..., L, L] with zeros where a position (row) would see a later one (column)."""
-    return tf.linalg.band_part(x, -1, 0)
-
-
-def _causal_products(one: tf.Tensor, other: tf.Tensor) -> tf.Tensor:
-    """[B, H, L, D] twice -> [B, H, L, L], products of each position with itself and earlier ones."""
-    return _causal_mask(tf.matmul(one, other, transpose_b=True))
-
-
-def _causal_sums(x: tf.Tensor, transpose_a: bool = False) -> tf.Tensor:
-    """[B, H, L, D] -> at each position, the sum over it and earlier positions; transposed: over it and later ones."""
-    return tf.matmul(_causal_mask(tf.ones([x.shape[2], x.shape[2]])), x, transpose_a=transpose_a)
-
-
 def _decay(sums: Sums, decay: tf.Tensor) -> Sums:
     """Rescales the sums to the reference of the neighbouring chunk."""
     context, total = sums
@@ -236,19 +335,31 @@ def _add_chunk(sums: Sums, weights: tf.Tensor, values: tf.Tensor, summands: tf.T
     return context, total + tf.reduce_sum(summands, 2, keepdims=True)
 
 
+def _next_sums(chunks: _Chunks, at: tf.Tensor, sums: Sums, weights: tf.Tensor, values: tf.Tensor) -> Sums:
+    """Returns the sums after a chunk, given those before it, relative to the reference of the next chunk."""
+    weights = chunks.leaving(at, weights)
+    return _decay(_add_chunk(chunks.passing(at, sums), weights, values, weights), chunks.decays[at])
+
+
 def _outputs(
-    normalization: Normalization, length: int, queries: tf.Tensor, keys: tf.Tensor, values: tf.Tensor
+    normalization: Normalization,
+    starts: tf.Tensor | None,
+    length: int,
+    queries: tf.Tensor,
+    keys: tf.Tensor,
+    values: tf.Tensor,
 ) -> tf.Tensor:
     """[B, S, H, D] three times -> [B, S, H, D], in chunks of a length."""
-    chunks = _prepare_chunks(normalization, length, queries, keys, values)
+    chunks = _prepare_chunks(normalization, starts, length, queries, keys, values)
 
     def step(sums: Sums, at: tf.Tensor) -> tuple[Sums, list[tf.Tensor]]:
         (context, total), weights, values, features = sums, chunks.weights[at], chunks.values[at], chunks.features[at]
-        shares = features / normalization.divisors(features, _causal_sums(weights) + total)
-        outputs = tf.matmul(_causal_products(shares, weights), values) + tf.matmul(shares, context)
-        return _decay(_add_chunk(sums, weights, values, weights), chunks.decays[at]), [outputs]
+        shares = features / normalization.divisors(features, chunks.totals(at, weights, total))
+        outputs = tf.matmul(chunks.products(at, shares, weights), values)
+        outputs += tf.matmul(chunks.entering(at, shares), context)
+        return _next_sums(chunks, at, sums, weights, values), [outputs]
 
-    (outputs,) = _scan_chunks(step, chunks.order(), (chunks.zero_context(), chunks.epsilon), [chunks.values])
+    (outputs,) = _scan_chunks(step, chunks.order(), (chunks.zero_context(), chunks.epsilon(0)), [chunks.values])
     return _join_chunks(outputs, queries)
 
 
@@ -257,12 +368,12 @@ def _totals_and_share_gradients(chunks: _Chunks, d_outputs: tf.Tensor) -> list[t
 
     def step(sums: Sums, at: tf.Tensor) -> tuple[Sums, list[tf.Tensor]]:
         (context, total), weights, values = sums, chunks.weights[at], chunks.values[at]
-        d_shares = tf.matmul(_causal_products(d_outputs[at], values), weights)
-        d_shares += tf.matmul(d_outputs[at], context, transpose_b=True)
-        results = [_causal_sums(weights) + total, d_shares]
-        return _decay(_add_chunk(sums, weights, values, weights), chunks.decays[at]), results
+        d_shares = tf.matmul(chunks.products(at, d_outputs[at], values), weights)
+        d_shares += tf.matmul(chunks.entering(at, d_outputs[at]), context, transpose_b=True)
+        results = [chunks.totals(at, weights, total), d_shares]
+        return _next_sums(chunks, at, sums, weights, values), results
 
-    return _scan_chunks(step, chunks.order(), (chunks.zero_context(), chunks.epsilon), [chunks.features] * 2)
+    return _scan_chunks(step, chunks.order(), (chunks.zero_context(), chunks.epsilon(0)), [chunks.features] * 2)
 
 
 def _key_value_gradients(
@@ -273,20 +384,22 @@ def _key_value_gradients(
     def step(d_sums: Sums, at: tf.Tensor) -> tuple[Sums, list[tf.Tensor]]:
         d_context, d_total = d_sums = _decay(d_sums, chunks.decays[at])
         weights, values, d_rows = chunks.weights[at], chunks.values[at], d_outputs[at]
-        d_values = tf.matmul(_causal_products(shares[at], weights), d_rows, transpose_a=True) + tf.matmul(
-            weights, d_context
-        )
-        d_weights = tf.matmul(_causal_products(d_rows, values), shares[at], transpose_a=True)
-        d_weights += tf.matmul(values, d_context, transpose_b=True)
-        d_weights += _causal_sums(d_totals[at], transpose_a=True) + d_total
-        return _add_chunk(d_sums, shares[at], d_rows, d_totals[at]), [d_weights * weights, d_values]
+        d_values = tf.matmul(chunks.products(at, shares[at], weights), d_rows, transpose_a=True)
+        d_values += chunks.leaving(at, tf.matmul(weights, d_context))
+        d_weights = tf.matmul(chunks.products(at, d_rows, values), shares[at], transpose_a=True)
+        d_weights += chunks.leaving(at, tf.matmul(values, d_context, transpose_b=True))
+        d_weights += chunks.sums(at, d_totals[at], transpose_a=True) + chunks.leaving(at, d_total)
+        of_shares, of_totals = (chunks.entering(at, x) for x in (shares[at], d_totals[at]))
+        d_sums = _add_chunk(chunks.passing(at, d_sums), of_shares, d_rows, of_totals)
+        return d_sums, [d_weights * weights, d_values]
 
-    zeros = (chunks.zero_context(), tf.zeros_like(chunks.epsilon))
+    zeros = (chunks.zero_context(), tf.zeros(chunks.references.shape[1:]))
     return _scan_chunks(step, chunks.order()[::-1], zeros, [chunks.weights, chunks.values])
 
 
 def _gradients(
     normalization: Normalization,
+    starts: tf.Tensor | None,
     length: int,
     queries: tf.Tensor,
     keys: tf.Tensor,
@@ -294,7 +407,7 @@ def _gradients(
     d_outputs: tf.Tensor,
 ) -> list[tf.Tensor]:
     """[B, S, H, D] four times -> d_queries, d_keys and d_values, in chunks of a length."""
-    chunks = _prepare_chunks(normalization, length, queries, keys, values)
+    chunks = _prepare_chunks(normalization, starts, length, queries, keys, values)
     d_outputs = _split_into_chunks(d_outputs, length)
     totals, d_shares = _totals_and_share_gradients(chunks, d_outputs)
     shares = chunks.features / normalization.divisors(chunks.features, totals)
@@ -307,24 +420,35 @@ def _gradients(
 
 @compiled
 def causal_linear_attention(
-    queries: tf.Tensor, keys: tf.Tensor, values: tf.Tensor, normalization: str = "position"
+    queries: tf.Tensor,
+    keys: tf.Tensor,
+    values: tf.Tensor,
+    starts: tf.Tensor | None = None,
+    normalization: str = "position",
 ) -> tf.Tensor:
     """(queries, keys, values [B, S, H, D]) -> outputs [B, S, H, D], by a member of `NORMALIZATIONS`.
 
+    `starts`, int32 [B, S], says where the segment of each position begins; None: each row is one segment.
+
     Source: GPT-Neo, kept for checkpoints; Katharopoulos et al. 2020, Transformers are RNNs, section 3.
     """
-    return _with_safe_chunk_length(_outputs, normalization, queries, keys, values)
+    return _with_safe_chunk_length(_outputs, normalization, starts, queries, keys, values)
 
 
 @compiled
 def causal_linear_attention_gradient(
-    queries: tf.Tensor, keys: tf.Tensor, values: tf.Tensor, d_outputs: tf.Tensor, normalization: str = "position"
+    queries: tf.Tensor,
+    keys: tf.Tensor,
+    values: tf.Tensor,
+    d_outputs: tf.Tensor,
+    starts: tf.Tensor | None = None,
+    normalization: str = "position",
 ) -> tuple[tf.Tensor, ...]:
     """(queries, keys, values, d_outputs) -> (d_queries, d_keys, d_values); nothing else is kept from the forward pass.
 
     Source: Katharopoulos et al. 2020, Transformers are RNNs, section 3.3.1: one scan in each direction.
     """
-    return tuple(_with_safe_chunk_length(_gradients, normalization, queries, keys, values, d_outputs))
+    return tuple(_with_safe_chunk_length(_gradients, normalization, starts, queries, keys, values, d_outputs))
 
 
 def _bidirectional(queries: tf.Tensor, keys: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
@@ -333,24 +457,88 @@ def _bidirectional(queries: tf.Tensor, keys: tf.Tensor, values: tf.Tensor) -> tf
     return tf.matmul(tf.nn.softmax(queries), context)
 
 
+def _bidirectional_in_segments(queries: tf.Tensor, keys: tf.Tensor, values: tf.Tensor, starts: tf.Tensor) -> tf.Tensor:
+    """[B, H, S, D] three times -> [B, H, S, D], where every position sees all of its segment."""
+    queries, keys, values = map(_heads_first, (queries, keys, values))
+    weights = _softmax_over_segments(keys, starts)
+    return _heads_first(_products_in_segments(tf.nn.softmax(queries), weights, values, starts))
+
+
+def _softmax_over_segments(keys: tf.Tensor, starts: tf.Tensor) -> tf.Tensor:
+    """[B, S, H, D], int32 [B, S] -> [B, S, H, D], which sums to 1 over the positions of each segment."""
+    n_batch, n_positions = starts.shape
+    segments = tf.reshape(starts + n_positions * tf.range(n_batch)[:, None], [-1])
+
+    def over_segments(reduce: Callable[..., tf.Tensor], x: tf.Tensor) -> tf.Tensor:
+        reduced = reduce(tf.reshape(x, [-1, *x.shape[2:]]), segments, n_batch * n_positions)
+        return tf.reshape(tf.gather(reduced, segments), x.shape)
+
+    largest = over_segments(tf.math.unsorted_segment_max, tf.stop_gradient(keys))
+    exponentials = tf.exp(keys - tf.stop_gradient(largest))
+    return exponentials / over_segments(tf.math.unsorted_segment_sum, exponentials)
+
+
+def _products_in_segments(shares: tf.Tensor, weights: tf.Tensor, values: tf.Tensor, starts: tf.Tensor) -> tf.Tensor:
+    """Sums, at each position, the position's shares times the weights times the values of its segment.
+
+    Positions of the same chunk are multiplied with one another. Of another chunk, only the segment at its near end
+    can be that of the position, and the sum over it is enough.
+
+    Args:
+        shares: [B, S, H, D].
+        weights: [B, S, H, D].
+        values: [B, S, H, D].
+        starts: int32 [B, S], where the segment of each position begins.
+    """
+    length = _chunk_length(starts.shape[1])
+    starts, shares, weights, chunks = (
+        _split_into_chunks(x, length) for x in (starts[:, :, None, None], shares, weights, values)
+    )
+    is_same = starts == tf.linalg.matrix_transpose(starts)
+    outputs = tf.matmul(tf.where(is_same, tf.matmul(shares, weights, transpose_b=True), 0.0), chunks)
+    order, first, last = tf.range(starts.shape[0]), starts[:, :, :, :1], starts[:, :, :, -1:]
+    for own, other, is_other in (
+        (first, last, order[:, None] > order),  # the chunks before
+        (last, first, order[:, None] < order),
+    ):
+        sums = tf.matmul(tf.where(starts == other, weights, 0.0), chunks, transpose_a=True)
+        is_seen = is_other[:, :, None] & (own[:, None, :, 0, 0, 0] == other[None, :, :, 0, 0, 0])
+        context = tf.einsum("cob,obhde->cbhde", tf.cast(is_seen, tf.float32), sums)
+        outputs += tf.matmul(tf.where(starts == own, shares, 0.0), context)
+    return _join_chunks(outputs, values)
+
+
+def _all_to_all(queries: tf.Tensor, keys: tf.Tensor, values: tf.Tensor, starts: tf.Tensor | None) -> tf.Tensor:
+    """[B, H, S, D] three times -> [B, H, S, D]."""
+    if starts is None:
+        return _bidirectional(queries, keys, values)
+    return _bidirectional_in_segments(queries, keys, values, starts)
+
+
 @compiled
-def linear_attention(queries: tf.Tensor, keys: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
-    """(queries, keys, values [B, S, H, D]) -> outputs [B, S, H, D].
+def linear_attention(
+    queries: tf.Tensor, keys: tf.Tensor, values: tf.Tensor, starts: tf.Tensor | None = None
+) -> tf.Tensor:
+    """(queries, keys, values [B, S, H, D], starts int32 [B, S]) -> outputs [B, S, H, D].
 
     Source: GPT-Neo, kept for checkpoints; Shen et al. 2021, Efficient Attention, section 3.2.
     """
-    return _heads_last(_bidirectional(*map(_heads_first, (queries, keys, values))), queries)
+    return _heads_last(_all_to_all(*map(_heads_first, (queries, keys, values)), starts), queries)
 
 
 @compiled
 def linear_attention_gradient(
-    queries: tf.Tensor, keys: tf.Tensor, values: tf.Tensor, d_outputs: tf.Tensor
+    queries: tf.Tensor,
+    keys: tf.Tensor,
+    values: tf.Tensor,
+    d_outputs: tf.Tensor,
+    starts: tf.Tensor | None = None,
 ) -> tuple[tf.Tensor, ...]:
-    """(queries, keys, values, d_outputs) -> (d_queries, d_keys, d_values)."""
+    """(queries, keys, values, d_outputs, starts) -> (d_queries, d_keys, d_values)."""
     inputs = [_heads_first(x) for x in (queries, keys, values)]
     with tf.GradientTape() as tape:
         tape.watch(inputs)
-        outputs = _bidirectional(*inputs)
+        outputs = _all_to_all(*inputs, starts)
     gradients = tape.gradient(outputs, inputs, _heads_first(d_outputs))
     return tuple(_heads_last(gradient, queries) for gradient in gradients)
 

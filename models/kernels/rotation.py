@@ -10,7 +10,7 @@ from models.kernels.compile import compiled
 def rotate(x: tf.Tensor, angles: tf.Tensor) -> tf.Tensor:
     """Turns each pair (i, i + D / 2) of features by its angle.
 
-    [B, S, H, D], float32 [S, D / 2] -> [B, S, H, D]; or [B, H, D], float32 [B, D / 2] -> [B, H, D].
+    [B, S, H, D], float32 [S, D / 2] or [B, S, D / 2] -> [B, S, H, D]; or [B, H, D], float32 [B, D / 2] -> [B, H, D].
     """
     first, second = tf.split(tf.cast(x, tf.float32), 2, -1)
     cos, sin = tf.cos(angles)[..., None, :], tf.sin(angles)[..., None, :]

@@ -9,7 +9,7 @@ from meshtf import LaidOut, mtf, tf
 from models.kernels import attention as kernels
 from models.kernels.attention import AttentionParams
 from models.ops.dropout import Noise
-from models.ops.mesh_operation import MeshOperation, lazy_sum, mesh_axes, slice_size, slice_starts
+from models.ops.mesh_operation import MeshOperation, lazy_sum, mesh_axes, redistribute, slice_size, slice_starts
 
 Attended = tuple[mtf.Tensor, mtf.Tensor]
 
@@ -34,7 +34,10 @@ class _AttentionDims:
 
 
 class SoftmaxAttention(MeshOperation):
-    """queries, keys, values, key, rows -> outputs like the queries, log_z float32 [batch, heads, sequence]."""
+    """queries, keys, values, key, rows -> outputs like the queries, log_z float32 [batch, heads, sequence].
+
+    With segments, two more inputs say where those of the queries and of the keys begin.
+    """
 
     def __init__(self, inputs: Sequence[mtf.Tensor], params: AttentionParams) -> None:
         self._params = params
@@ -43,18 +46,25 @@ class SoftmaxAttention(MeshOperation):
         super().__init__(inputs, [(inputs[0].shape, inputs[0].dtype), (log_z_shape, tf.float32)], "softmax_attention")
 
     def lower_slices(
-        self, mesh_impl: mtf.MeshImpl, queries: LaidOut, keys: LaidOut, values: LaidOut, key: LaidOut, rows: LaidOut
+        self,
+        mesh_impl: mtf.MeshImpl,
+        queries: LaidOut,
+        keys: LaidOut,
+        values: LaidOut,
+        key: LaidOut,
+        rows: LaidOut,
+        *segments: LaidOut,
     ) -> Sequence[LaidOut]:
         """Computes the outputs from the slices of the inputs."""
         dims = _AttentionDims.of(*self.inputs[:2])
         starts, axes = dims.starts(mesh_impl), mesh_axes(mesh_impl, [dims.memory])
         if not axes:
             kernel = kernels.attention(self._params, dims.is_aligned(mesh_impl))
-            return mesh_impl.slicewise(kernel, queries, keys, values, starts, key, rows)
-        largest = mesh_impl.slicewise(kernels.attention_largest_logit(self._params), queries, keys, starts)
+            return mesh_impl.slicewise(kernel, queries, keys, values, starts, key, rows, *segments)
+        largest = mesh_impl.slicewise(kernels.attention_largest_logit(self._params), queries, keys, starts, *segments)
         largest = mesh_impl.allreduce(largest, axes, "MAX")
         kernel = kernels.attention_sums(self._params)
-        sums = mesh_impl.slicewise(kernel, queries, keys, values, starts, key, rows, largest)
+        sums = mesh_impl.slicewise(kernel, queries, keys, values, starts, key, rows, largest, *segments)
         total, weighted = (mesh_impl.allreduce(part, axes, "SUM") for part in sums)
         dtype = self.outputs[0].dtype
         return (
@@ -70,7 +80,7 @@ class SoftmaxAttention(MeshOperation):
         d_outputs = mtf.zeros_like(outputs) if grad_ys[0] is None else grad_ys[0]
         d_log_z = [] if grad_ys[1] is None else [grad_ys[1]]
         inputs = [*self.inputs, outputs, log_z, d_outputs, *d_log_z]
-        return [*SoftmaxAttentionGradient(inputs, self._params).outputs, None, None]
+        return [*SoftmaxAttentionGradient(inputs, self._params).outputs, *[None] * len(self.inputs[3:])]
 
     def flops(self, mesh_impl: mtf.MeshImpl) -> float:
         """Two products: the logits and the outputs."""
@@ -114,7 +124,12 @@ def _product_flops(mesh_impl: mtf.MeshImpl, queries: mtf.Tensor, keys: mtf.Tenso
 
 
 def softmax_attention(
-    queries: mtf.Tensor, keys: mtf.Tensor, values: mtf.Tensor, params: AttentionParams, noise: Noise
+    queries: mtf.Tensor,
+    keys: mtf.Tensor,
+    values: mtf.Tensor,
+    params: AttentionParams,
+    noise: Noise,
+    segment_starts: mtf.Tensor | None = None,
 ) -> Attended:
     """Computes softmax attention, without scaling the logits.
 
@@ -125,12 +140,17 @@ def softmax_attention(
         values: as keys.
         params: the mask, and the dropout of the weights.
         noise: for the dropout.
+        segment_starts: where the segment of each position begins, int32 [batch, sequence], if the mask has segments.
 
     Returns:
         The outputs [batch, sequence, heads, features_per_head], and log_z float32 [batch, heads, sequence], the
         logarithm of the sum of the exponentials, which `merged_attention` needs.
     """
-    outputs, log_z = SoftmaxAttention([queries, keys, values, *noise], params).outputs
+    assert params.has_segments == (segment_starts is not None)
+    segments = []
+    if segment_starts is not None:
+        segments = [segment_starts, redistribute(segment_starts, "sequence", keys.shape.dims[1].name)]
+    outputs, log_z = SoftmaxAttention([queries, keys, values, *noise, *segments], params).outputs
     return outputs, log_z
 
 

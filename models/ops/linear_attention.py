@@ -12,7 +12,10 @@ from models.ops.mesh_operation import SliceKernel, redistribute, slice_size
 
 
 class LinearAttention(SliceKernel):
-    """queries, keys, values [batch, whole, heads, features_per_head] -> outputs like the queries."""
+    """queries, keys, values [batch, whole, heads, features_per_head] -> outputs like the queries.
+
+    With segments, one more input [batch, whole] says where they begin.
+    """
 
     def flops(self, mesh_impl: mtf.MeshImpl) -> float:
         """Two products: of the keys with the values, and of the queries with their sums."""
@@ -20,7 +23,7 @@ class LinearAttention(SliceKernel):
 
 
 class LinearAttentionGradient(SliceKernel):
-    """The inputs of `LinearAttention` and d_outputs -> d_queries, d_keys, d_values."""
+    """queries, keys, values, d_outputs, and where segments begin if there are any -> d_queries, d_keys, d_values."""
 
     def flops(self, mesh_impl: mtf.MeshImpl) -> float:
         """Six products: the sums of the forward pass again, and five of the gradient."""
@@ -36,23 +39,31 @@ def _product_flops(mesh_impl: mtf.MeshImpl, queries: mtf.Tensor) -> float:
 @functools.cache
 def _by(normalization: str, kernel: Kernel) -> Kernel:
     """Returns a kernel of causal attention with a member of `kernels.NORMALIZATIONS`."""
-    return lambda *slices: kernel(*slices, normalization)
+    return lambda *slices: kernel(*slices, normalization=normalization)
 
 
-def _attended(inputs: Sequence[mtf.Tensor], kernel: Kernel, gradient_kernel: Kernel) -> mtf.Tensor:
-    whole = [redistribute(x, "sequence", "whole") for x in inputs]
-    likes = [(x.shape, x.dtype) for x in whole]
+def _attended(
+    inputs: Sequence[mtf.Tensor], segment_starts: mtf.Tensor | None, kernel: Kernel, gradient_kernel: Kernel
+) -> mtf.Tensor:
+    segments = [] if segment_starts is None else [segment_starts]
+    whole = [redistribute(x, "sequence", "whole") for x in (*inputs, *segments)]
+    likes = [(x.shape, x.dtype) for x in whole[:3]]
 
-    def gradient(operation: mtf.Operation, d_outputs: mtf.Tensor) -> list[mtf.Tensor]:
-        inputs = [*operation.inputs, d_outputs]
-        return LinearAttentionGradient("linear_attention_gradient", gradient_kernel, inputs, likes).outputs
+    def gradient(operation: mtf.Operation, d_outputs: mtf.Tensor) -> list[mtf.Tensor | None]:
+        inputs = [*operation.inputs[:3], d_outputs, *operation.inputs[3:]]
+        gradients = LinearAttentionGradient("linear_attention_gradient", gradient_kernel, inputs, likes).outputs
+        return [*gradients, *[None] * len(segments)]
 
     (attended,) = LinearAttention("linear_attention", kernel, whole, likes[:1], gradient).outputs
     return redistribute(attended, "whole", "sequence")
 
 
 def causal_linear_attention(
-    queries: mtf.Tensor, keys: mtf.Tensor, values: mtf.Tensor, normalization: str = "position"
+    queries: mtf.Tensor,
+    keys: mtf.Tensor,
+    values: mtf.Tensor,
+    normalization: str = "position",
+    segment_starts: mtf.Tensor | None = None,
 ) -> mtf.Tensor:
     """Computes linear attention in which a position sees itself and earlier ones.
 
@@ -65,6 +76,8 @@ def causal_linear_attention(
         keys: as queries.
         values: as queries.
         normalization: "position" or "feature".
+        segment_starts: where the segment of each position begins, int32 [batch, sequence]: a position sees its own
+            segment only; None: each row is one segment.
 
     Returns:
         [batch, sequence, heads, features_per_head].
@@ -72,18 +85,21 @@ def causal_linear_attention(
     Source: GPT-Neo, kept for checkpoints; Katharopoulos et al. 2020, Transformers are RNNs, section 3.
     """
     both = (kernels.causal_linear_attention, kernels.causal_linear_attention_gradient)
-    return _attended([queries, keys, values], *(_by(normalization, kernel) for kernel in both))
+    return _attended([queries, keys, values], segment_starts, *(_by(normalization, kernel) for kernel in both))
 
 
-def linear_attention(queries: mtf.Tensor, keys: mtf.Tensor, values: mtf.Tensor) -> mtf.Tensor:
-    """Computes linear attention in which every position sees all.
+def linear_attention(
+    queries: mtf.Tensor, keys: mtf.Tensor, values: mtf.Tensor, segment_starts: mtf.Tensor | None = None
+) -> mtf.Tensor:
+    """Computes linear attention in which every position sees all, or all of its segment.
 
     out_t = sum over d of softmax(q_t)[d] * sum over s of softmax(k[d])[s] v_s; arguments and result as of
     `causal_linear_attention`.
 
     Source: GPT-Neo, kept for checkpoints; Shen et al. 2021, Efficient Attention, section 3.2.
     """
-    return _attended([queries, keys, values], kernels.linear_attention, kernels.linear_attention_gradient)
+    both = (kernels.linear_attention, kernels.linear_attention_gradient)
+    return _attended([queries, keys, values], segment_starts, *both)
 
 
 def _state_shapes(row: mtf.Shape) -> list[tuple[mtf.Shape, tf.DType]]:

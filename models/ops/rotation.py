@@ -12,8 +12,8 @@ def rotate(x: mtf.Tensor, angles: mtf.Tensor) -> mtf.Tensor:
 
     Args:
         x: [batch, sequence, heads, features_per_head], or without sequence.
-        angles: float32 [sequence, features_per_head / 2], or [batch, features_per_head / 2]; no gradient flows into
-            them.
+        angles: float32 [sequence, features_per_head / 2], [batch, features_per_head / 2] or both; no gradient flows
+            into them.
     """
 
     def gradient(operation: mtf.Operation, dy: mtf.Tensor) -> list[mtf.Tensor | None]:

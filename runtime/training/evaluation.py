@@ -33,31 +33,34 @@ def evaluate(
     """Measures the loss.
 
     Args:
-        step: maps (tokens_BS, labels_BS) to `token_loss`, each token's nats, float32 [batch, sequence].
+        step: maps tokens_BS, labels_BS and, if there are segments, segment_starts_BS to `token_loss`, each token's
+            nats, float32 [batch, sequence].
         batches: a finite stream; labels of weight 0, such as padding, are not measured.
         counts: which labels count.
 
     Returns:
-        `loss` (nats per token) and `tokens`; for a likelihood also `perplexity` (exp of the loss) and, if the bytes
-        are known, `bits_per_byte` of the text.
+        `loss` (nats per token, the mean by the weights) and `tokens`, how many are measured; for a likelihood also
+        `perplexity` (exp of the loss) and, if the bytes are known, `bits_per_byte` of the text.
 
     Raises:
         DataError: no label counts.
     """
-    total_nats, n_tokens, n_bytes = 0.0, 0, 0
+    total_nats, total_weight, n_tokens, n_bytes = 0.0, 0.0, 0, 0.0
     for batch in batches:
         counted_BS = (batch.weights_BS > 0) & (batch.labels_BS != counts.padding_id)
-        nats_BS = step(batch.tokens_BS, batch.labels_BS)["token_loss"]
-        total_nats += float(nats_BS[counted_BS].sum(dtype=np.float64))
-        n_tokens += int(counted_BS.sum())
+        weights = batch.weights_BS[counted_BS].astype(np.float64)
+        nats_BS = step(batch.tokens_BS, batch.labels_BS, *batch.segments)["token_loss"]
+        total_nats += float(weights @ nats_BS[counted_BS])
+        total_weight += float(weights.sum())
+        n_tokens += len(weights)
         if counts.bytes_V is not None:
-            n_bytes += int(counts.bytes_V[batch.labels_BS[counted_BS]].sum())
+            n_bytes += float(weights @ counts.bytes_V[batch.labels_BS[counted_BS]])
     if n_tokens == 0:
         raise DataError(
             f"nothing to evaluate: every label is padding_id {counts.padding_id}, or an id that is never masked; "
             "give held-out text, or the padding_id of the tokenizer"
         )
-    loss = total_nats / n_tokens
+    loss = total_nats / total_weight
     if not counts.has_likelihood:
         return {"loss": loss, "tokens": n_tokens}
     measured = {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "tokens": n_tokens}

@@ -82,8 +82,8 @@ def train(
     Args:
         training: steps and seed.
         learning_rate: maps the updates made before a step to its rate.
-        multi_step: runs steps from (tokens_BS, labels_BS, weights_BS, learning rate, update number, noise key) to
-            at least `loss` and `grad_norm`.
+        multi_step: runs steps from (the arrays of a batch, learning rate, update number, noise key) to at least `loss`
+            and `grad_norm`.
         batches: endless, starting at `position`.
         position: where to start.
         hooks: what to call.

@@ -80,9 +80,7 @@ def run_steps(
     numbers = range(step, step + len(batches))
     rates = [learning_rate(number) for number in numbers]
     outputs = multi_step(
-        np.stack([batch.tokens_BS for batch in batches]),
-        np.stack([batch.labels_BS for batch in batches]),
-        np.stack([batch.weights_BS for batch in batches]),
+        *[np.stack(arrays) for arrays in zip(*[batch.training_inputs for batch in batches], strict=True)],
         np.array(rates, np.float32),
         np.array(numbers, np.int32),
         np.array([noise_key(seed, number) for number in numbers]),

@@ -31,7 +31,8 @@ def _training_outputs(
     """Returns the losses of one microbatch, scaled so that their sum over microbatches is that of the batch."""
     batch_dim, sequence_dim = features["tokens"].shape.dims
     dims = Dims.of(model, batch_dim.size, sequence_dim.size)
-    context = Context(key.mesh, model, dims, Noise(key, features["rows"]))
+    noise, segment_starts = Noise(key, features["rows"]), features.get("segment_starts")
+    context = Context(key.mesh, model, dims, noise, segment_starts=segment_starts)
     output = gpt2.forward(context, features["tokens"])
     token_losses = losses.token_losses(model, output.logits, features["labels"])
     loss = token_losses.training_loss(features["weights"], model.z_loss)
@@ -58,20 +59,26 @@ def _training_shape(config: RunConfig) -> mtf.Shape:
 
 
 def _import_batch(mesh: mtf.Mesh, mesh_impl: DeviceMesh, shape: mtf.Shape, *own: tf.Tensor) -> dict[str, mtf.Tensor]:
-    """Imports a training batch from this process's rows of tokens, labels and weights."""
+    """Imports a training batch from this process's rows of tokens, labels, weights and, if any, segment starts."""
+    names = ("tokens", "labels", "weights", "segment_starts")[: len(own)]
     features = {
         name: mtf.import_laid_out_tensor(mesh, mesh_impl.lay_out_rows(own_rows, shape), shape, name=name)
-        for name, own_rows in zip(("tokens", "labels", "weights"), own, strict=True)
+        for name, own_rows in zip(names, own, strict=True)
     }
     features["weights"] = losses.as_shares(features["weights"])
     features["rows"] = mtf.mtf_range(mesh, shape.dims[0], tf.int32)
     return features
 
 
+def batch_dtypes(config: RunConfig) -> list[tf.DType]:
+    """Returns the types of tokens, labels, weights and, if any dataset has segments, segment starts."""
+    return [tf.int32, tf.int32, tf.float32, *[tf.int32] * config.data.has_segments]
+
+
 def _batch_signature(config: RunConfig, placement: Placement) -> list[tf.TensorSpec]:
-    """Returns the shapes of a process's rows of tokens, labels and weights."""
+    """Returns the shapes and types of a process's rows of a batch."""
     shape = (len(placement.own_rows(config.training.train_batch_size)), config.model.n_ctx)
-    return [id_spec(*shape), id_spec(*shape), tf.TensorSpec(shape, tf.float32)]
+    return [tf.TensorSpec(shape, dtype) for dtype in batch_dtypes(config)]
 
 
 def build_train_step(config: RunConfig, placement: Placement) -> LoweredStep:
@@ -79,11 +86,11 @@ def build_train_step(config: RunConfig, placement: Placement) -> LoweredStep:
 
     Returns:
         A step from (tokens int32 [batch, sequence], labels int32 [batch, sequence], weights float32 [batch, sequence],
-        learning_rate float32, update_number int32, noise_key int32) to `loss` (in nats, the mean by the weights, before
-        the update), `tokens` (labels of a weight above 0), `grad_norm` (before clipping), of each mixture-of-experts
-        layer `moe/{place}/dropped_fraction` and `moe/{place}/load/{expert}`, and with `log_grads`
-        `grads/norm/{variable}`; it updates the variables, unless `grad_norm` is not
-        finite. It takes this process's own rows of the batch.
+        segment_starts int32 [batch, sequence] if any dataset has segments, learning_rate float32, update_number int32,
+        noise_key int32) to `loss` (in nats, the mean by the weights, before the update), `tokens` (labels of a weight
+        above 0), `grad_norm` (before clipping), of each mixture-of-experts layer `moe/{place}/dropped_fraction` and
+        `moe/{place}/load/{expert}`, and with `log_grads` `grads/norm/{variable}`; it updates the variables, unless
+        `grad_norm` is not finite. It takes this process's own rows of the batch.
     """
     _check_batch_splits(config.training.train_batch_size, placement.axis_size("batch"))
     mesh_impl = placement.implementation(config.training.train_batch_size)
@@ -114,15 +121,16 @@ def build_diagnosis(config: RunConfig, placement: Placement) -> LoweredStep:
     """Builds the forward and backward pass of a training step without its update, counting values that are not finite.
 
     Returns:
-        A step from (tokens, labels, weights, noise_key) of `build_train_step` to counts by the names of
+        A step from the batch and the noise_key of `build_train_step` to counts by the names of
         `count_forward` and `count_gradients`.
     """
     mesh_impl = placement.implementation(config.training.train_batch_size)
     microbatch_count = grad_accumulation.n_microbatches(config, placement.axis_size("batch"))
 
-    def step(tokens: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor, noise_key: tf.Tensor) -> dict[str, tf.Tensor]:
+    def step(*inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+        *batch, noise_key = inputs
         graph, mesh = new_mesh()
-        features = _import_batch(mesh, mesh_impl, _training_shape(config), tokens, labels, weights)
+        features = _import_batch(mesh, mesh_impl, _training_shape(config), *batch)
         key = mtf.import_tf_tensor(mesh, noise_key)
 
         def counted_outputs(microbatch: dict[str, mtf.Tensor]) -> dict[str, mtf.Tensor]:
@@ -142,17 +150,18 @@ def build_eval_step(config: RunConfig, placement: Placement) -> LoweredStep:
     """Builds one evaluation step, without dropout.
 
     Returns:
-        A step from (tokens int32 [batch, sequence], labels int32 [batch, sequence]) to `token_loss`, each token's nats,
-        float32 [batch, sequence].
+        A step from (tokens int32 [batch, sequence], labels int32 [batch, sequence], segment_starts int32
+        [batch, sequence] if any dataset has segments) to `token_loss`, each token's nats, float32 [batch, sequence].
     """
     batch_size, length = config.evaluation.eval_batch_size, config.model.n_ctx
 
-    def step(own: Placement, tokens: tf.Tensor, labels: tf.Tensor) -> dict[str, tf.Tensor]:
+    def step(own: Placement, *inputs: tf.Tensor) -> dict[str, tf.Tensor]:
         graph, mesh = new_mesh()
         dims = Dims.of(config.model, batch_size, length)
         shape = mtf.Shape([dims.batch, dims.sequence])
-        logits = gpt2.logits(Context(mesh, config.model, dims), mtf.import_tf_tensor(mesh, tokens, shape))
-        token_losses = losses.token_losses(config.model, logits, mtf.import_tf_tensor(mesh, labels, shape))
+        tokens, labels, *segments = (mtf.import_tf_tensor(mesh, rows, shape) for rows in inputs)
+        context = Context(mesh, config.model, dims, segment_starts=segments[0] if segments else None)
+        token_losses = losses.token_losses(config.model, gpt2.logits(context, tokens), labels)
         return lower(graph, mesh, own.implementation(batch_size), {"token_loss": token_losses.loss})
 
-    return placement.compile(step, id_spec(batch_size, length), id_spec(batch_size, length))
+    return placement.compile(step, *[id_spec(batch_size, length)] * (2 + config.data.has_segments))

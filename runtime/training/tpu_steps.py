@@ -13,7 +13,7 @@ from runtime.mesh.tpu_mesh import ReplicaPlacement
 from runtime.mesh.tpu_replicate import TpuPlacement
 from runtime.training import steps
 
-MAX_LOOP_TOKENS = 1 << 26  # inputs of a loop wait on their host and on the cores, at 12 bytes a token
+MAX_LOOP_TOKENS = 1 << 26  # inputs of a loop wait on their host and on the cores, at 12 to 16 bytes a token
 
 
 def steps_per_loop(config: RunConfig) -> int:
@@ -81,8 +81,8 @@ class DeviceLoop:
     """Several training steps in one call, looping on the device; a `MultiStep`.
 
     Attributes:
-        function: takes the number of steps; tokens, labels and weights [max_steps, rows, sequence] for each
-            destination; and the scalars of each step [max_steps], which all processors share.
+        function: takes the number of steps; the arrays of a batch, [max_steps, rows, sequence], for each destination;
+            and the scalars of each step, [max_steps], which all processors share.
         max_steps: the most steps of one call.
         destinations: where rows go.
         first_host: where calls begin.
@@ -103,10 +103,10 @@ class DeviceLoop:
             The outputs of `build_train_step`: [steps].
         """
         n_steps = len(inputs[0])
-        tokens, labels, weights, *scalars = (self._padded(values) for values in inputs)
-        rows = [_rows_on(host, own, tokens, labels, weights) for host, own in self.destinations.rows]
+        *batch, rate, number, key = (self._padded(values) for values in inputs)
+        rows = [_rows_on(host, own, *batch) for host, own in self.destinations.rows]
         with tf.device(self.first_host):
-            outputs = self.function(tf.constant(n_steps), rows, *map(tf.constant, scalars))
+            outputs = self.function(tf.constant(n_steps), rows, *map(tf.constant, (rate, number, key)))
         return {name: value.numpy()[:n_steps] for name, value in outputs.items()}
 
     def _padded(self, values: np.ndarray) -> np.ndarray:
@@ -135,7 +135,7 @@ def build_device_loop(config: RunConfig, placement: TpuPlacement) -> DeviceLoop:
         return placement.replicate(program, inputs_of)
 
     rows = [
-        [tf.TensorSpec((max_steps, len(own), length), dtype) for dtype in (tf.int32, tf.int32, tf.float32)]
+        [tf.TensorSpec((max_steps, len(own), length), dtype) for dtype in steps.batch_dtypes(config)]
         for _, own in destinations.rows
     ]
     scalars = [tf.TensorSpec((max_steps,), dtype) for dtype in (tf.float32, tf.int32, tf.int32)]

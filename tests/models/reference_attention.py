@@ -13,6 +13,21 @@ def visible(n_queries: int, n_keys: int, is_causal: bool, radius: int | None) ->
     return (np.abs(ages) < (radius or np.inf)) & ((ages >= 0) | (not is_causal))
 
 
+def segments(*lengths: Sequence[int]) -> np.ndarray:
+    """Lengths of the segments of each row -> int32 [B, S], where the segment of each position begins."""
+    return np.array([np.repeat(np.cumsum([0, *row[:-1]]), row) for row in lengths], np.int32)
+
+
+def by_segment(function: Callable[..., np.ndarray], starts: np.ndarray, *inputs: np.ndarray) -> np.ndarray:
+    """Applies a function of [1, S, ...] arrays to each segment alone, and puts the results together."""
+    outputs = np.full_like(inputs[0], np.nan)
+    for row, starts_S in enumerate(starts):
+        for start, count in zip(*np.unique(starts_S, return_counts=True), strict=True):
+            own = slice(row, row + 1), slice(start, start + count)
+            outputs[own] = function(*(x[own] for x in inputs))
+    return outputs
+
+
 def softmax_attention(
     queries: np.ndarray,
     keys: np.ndarray,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -69,9 +69,9 @@ def causal_gradient(
 
 def assert_causal_results(inputs: list[np.ndarray], tolerance: float = 1e-5, normalization: str = "position") -> None:
     """Compares outputs and gradients of the causal kernels with NumPy."""
-    outputs = kernels.causal_linear_attention(*inputs[:3], normalization)
+    outputs = kernels.causal_linear_attention(*inputs[:3], normalization=normalization)
     close(outputs, reference.causal_linear_attention(*doubles(*inputs[:3]), normalization), tolerance)
-    gradients = kernels.causal_linear_attention_gradient(*inputs, normalization)
+    gradients = kernels.causal_linear_attention_gradient(*inputs, normalization=normalization)
     for one, other in zip(gradients, causal_gradient(*doubles(*inputs), normalization), strict=True):
         close(one, other, tolerance)
 
@@ -98,7 +98,7 @@ def test_by_hand() -> None:
     keys, values = np.log(np.array([[1.0, 8.0], [3.0, 2.0]], np.float32))[None, :, None], values[None, :, None]
     by_position = kernels.causal_linear_attention(queries, keys, values)
     close(by_position[0, :, 0], [[2.0, 0.0], [(9 * 2 + 5 * 6) / 14, 5 / 14]])
-    by_feature = kernels.causal_linear_attention(queries, keys, values, "feature")
+    by_feature = kernels.causal_linear_attention(queries, keys, values, normalization="feature")
     close(by_feature[0, :, 0], [[2.0, 0.0], [(5.0 + 2.8) / 2, (0.75 + 0.2) / 2]])
     close(kernels.linear_attention(queries, keys, values)[0, :, 0], [[(5.0 + 2.8) / 2, (0.75 + 0.2) / 2]] * 2)
 
@@ -250,5 +250,78 @@ def test_steps_after_a_prompt_equal_the_whole_sequence(
     outputs = tiny.evaluate(build, placed(devices, "x:2,y:2", layout), *prompt, *steps)
     whole = reference.causal_linear_attention(*doubles(queries, keys, values), normalization)
     close(np.stack(outputs, 1), whole[:, n_prompt:])
-    whole = kernels.causal_linear_attention(queries, keys, values, normalization)
+    whole = kernels.causal_linear_attention(queries, keys, values, normalization=normalization)
     close(np.stack(outputs, 1), np.asarray(whole)[:, n_prompt:])
+
+
+# Segments.
+
+# Chunks have 44 positions at LONG: segments in one chunk, over its ends, over whole chunks, and of one position.
+STARTS = reference.segments((1, 5, 38, 86), (43, 2, 1, 60, 24))
+
+
+def assert_segments(
+    actual: Sequence[object], function: Callable[..., Sequence[np.ndarray]], inputs: list[np.ndarray], tolerance: float
+) -> None:
+    """Compares results with those of a function of each segment alone."""
+    for index, result in enumerate(actual):
+        expected = reference.by_segment(lambda *own, index=index: function(*own)[index], STARTS, *doubles(*inputs))
+        close(result, expected, tolerance)
+
+
+def assert_causal_segments(inputs: list[np.ndarray], tolerance: float, normalization: str) -> None:
+    def exact(*inputs: np.ndarray) -> tuple[np.ndarray, ...]:
+        return reference.causal_linear_attention(*inputs[:3], normalization), *causal_gradient(*inputs, normalization)
+
+    outputs = kernels.causal_linear_attention(*inputs[:3], STARTS, normalization)
+    gradients = kernels.causal_linear_attention_gradient(*inputs, STARTS, normalization)
+    assert_segments([outputs, *gradients], exact, inputs, tolerance)
+
+
+@pytest.mark.parametrize("normalization", kernels.NORMALIZATIONS)
+def test_a_causal_segment_is_as_if_alone(normalization: str) -> None:
+    assert_causal_segments(inputs_of(LONG), 1e-5, normalization)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("normalization", kernels.NORMALIZATIONS)
+@pytest.mark.parametrize("scale", [20.0, 100.0])
+def test_keys_of_causal_segments_rise_and_fall_by_hundreds(scale: float, normalization: str) -> None:
+    queries, keys, values, d_outputs = inputs_of(LONG)
+    assert_causal_segments([queries, keys * np.float32(scale), values, d_outputs], 1e-4, normalization)
+
+
+@pytest.mark.parametrize(
+    "height", [30.0, 200.0, *(pytest.param(height, marks=pytest.mark.slow) for height in (-200.0, -30.0))]
+)
+def test_keys_of_one_segment_are_far_above_those_of_the_next(height: float) -> None:
+    """By less than a chunk allows, and by more; the sums of the next begin from epsilon all the same."""
+    queries, keys, values, d_outputs = inputs_of(LONG)
+    keys += np.where(STARTS % 2, np.float32(height), np.float32(0.0))[:, :, None, None]
+    assert_causal_segments([queries, keys, values, d_outputs], 1e-4, "position")
+
+
+def bidirectional_gradient(
+    queries: np.ndarray, keys: np.ndarray, values: np.ndarray, d_outputs: np.ndarray
+) -> tuple[np.ndarray, ...]:
+    """Gradients of queries, keys and values where every position sees all."""
+    shares, weights = reference.softmax(queries, -1), reference.softmax(keys, 1)
+    products = np.einsum("bthe,bshe->bths", d_outputs, values)
+    d_shares, d_weights = (
+        np.einsum("bths,bshd->bthd", products, weights),
+        np.einsum("bths,bthd->bshd", products, shares),
+    )
+    d_queries = shares * (d_shares - (shares * d_shares).sum(-1, keepdims=True))
+    d_keys = weights * (d_weights - (weights * d_weights).sum(1, keepdims=True))
+    return d_queries, d_keys, np.einsum("bthd,bshd,bthe->bshe", shares, weights, d_outputs)
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_a_segment_is_as_if_alone_where_every_position_sees_all(scale: float) -> None:
+    def exact(*inputs: np.ndarray) -> tuple[np.ndarray, ...]:
+        return reference.linear_attention(*inputs[:3]), *bidirectional_gradient(*inputs)
+
+    queries, keys, values, d_outputs = inputs_of(LONG)
+    inputs = [queries, keys * np.float32(scale), values, d_outputs]
+    actual = [kernels.linear_attention(*inputs[:3], STARTS), *kernels.linear_attention_gradient(*inputs, STARTS)]
+    assert_segments(actual, exact, inputs, 2e-5)

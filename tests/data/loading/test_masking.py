@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.schema import DataConfig
-from data.loading.masking import MaskingRules, MaskingSamples, example_ids, mask_tokens
+from data.loading.masking import MaskingRules, MaskingSamples, example_tokens, mask_tokens
+from data.loading.mixture import TOKEN
 
 N_VOCAB = 20
 MASK_ID, CLS_ID, PADDING_ID = 19, 18, 3
@@ -61,7 +62,7 @@ def expected_row(row: list[int], choice: list[float], replacement: list[float], 
 def test_masking_equals_a_plain_loop_over_positions(rows, shares, seed):
     ids_BS, of = np.array(rows), rules(*shares)
     samples = samples_like(ids_BS, seed)
-    tokens_BS, chosen_BS = mask_tokens(ids_BS, samples, of)
+    tokens_BS, chosen_BS = mask_tokens(ids_BS, ids_BS >= 0, samples, of)
     for row, example in enumerate(rows):
         numbers = [
             np.asarray(part)[row].tolist() for part in (samples.choice_BS, samples.replacement_BS, samples.token_BS)
@@ -76,7 +77,9 @@ def test_masking_equals_a_plain_loop_over_positions(rows, shares, seed):
 )
 def test_each_fraction_is_within_its_binomial_bounds(mask_prob, same_prob, random_prob):
     ids_BS = np.random.default_rng(1).integers(0, N_VOCAB, (2000, 200))
-    tokens_BS, chosen_BS = mask_tokens(ids_BS, samples_like(ids_BS), rules(mask_prob, same_prob, random_prob))
+    tokens_BS, chosen_BS = mask_tokens(
+        ids_BS, ids_BS >= 0, samples_like(ids_BS), rules(mask_prob, same_prob, random_prob)
+    )
     ordinary_BS = np.isin(ids_BS, ORDINARY_IDS)
     n_chosen = int(chosen_BS.sum())
     assert_share(n_chosen, int(ordinary_BS.sum()), mask_prob)
@@ -90,7 +93,7 @@ def test_each_fraction_is_within_its_binomial_bounds(mask_prob, same_prob, rando
 
 def test_random_tokens_are_uniform_over_ordinary_ids():
     ids_BS = np.full((1000, 100), ORDINARY_IDS[0])
-    tokens_BS, _ = mask_tokens(ids_BS, samples_like(ids_BS), rules(1.0, 0.0, 1.0))
+    tokens_BS, _ = mask_tokens(ids_BS, ids_BS >= 0, samples_like(ids_BS), rules(1.0, 0.0, 1.0))
     counts = np.bincount(tokens_BS.ravel(), minlength=N_VOCAB)
     assert set(np.flatnonzero(counts)) == set(ORDINARY_IDS)
     for token_id in ORDINARY_IDS:
@@ -100,7 +103,7 @@ def test_random_tokens_are_uniform_over_ordinary_ids():
 def test_if_nothing_was_chosen_one_position_is_chosen_uniformly():
     row = [CLS_ID, 0, PADDING_ID, 1, IGNORED_IDS[0], 2, MASK_ID, 4]
     ids_BS = np.array([row] * 20_000)
-    _, chosen_BS = mask_tokens(ids_BS, samples_like(ids_BS), rules(mask_prob=0.0))
+    _, chosen_BS = mask_tokens(ids_BS, ids_BS >= 0, samples_like(ids_BS), rules(mask_prob=0.0))
     assert (chosen_BS.sum(axis=1) == 1).all()
     for place in (1, 3, 5, 7):
         assert_share(int(chosen_BS[:, place].sum()), len(ids_BS), 1 / 4)
@@ -108,14 +111,16 @@ def test_if_nothing_was_chosen_one_position_is_chosen_uniformly():
 
 def test_nothing_is_chosen_among_special_ids():
     ids_BS = np.array([sorted(SPECIAL_IDS)] * 50)
-    tokens_BS, chosen_BS = mask_tokens(ids_BS, samples_like(ids_BS), rules(mask_prob=1.0))
+    tokens_BS, chosen_BS = mask_tokens(ids_BS, ids_BS >= 0, samples_like(ids_BS), rules(mask_prob=1.0))
     assert not chosen_BS.any()
     np.testing.assert_array_equal(tokens_BS, ids_BS)
 
 
 def test_the_largest_number_gives_the_last_id():
     largest = np.full((1, 1), 1 - 2.0**-53)
-    tokens_BS, _ = mask_tokens(np.array([[0]]), MaskingSamples(largest, largest, largest), rules(random_prob=1.0))
+    tokens_BS, _ = mask_tokens(
+        np.array([[0]]), np.array([[True]]), MaskingSamples(largest, largest, largest), rules(random_prob=1.0)
+    )
     assert tokens_BS.tolist() == [[ORDINARY_IDS[-1]]]
 
 
@@ -127,6 +132,18 @@ def test_special_ids_are_mask_cls_padding_and_the_ignored_ones():
 
 
 def test_an_example_is_the_beginning_of_a_record_after_the_cls_id():
-    ids_BL = np.arange(10).reshape(2, 5)
-    assert example_ids(ids_BL, None).tolist() == [[0, 1, 2, 3], [5, 6, 7, 8]]
-    assert example_ids(ids_BL, CLS_ID).tolist() == [[CLS_ID, 0, 1, 2], [CLS_ID, 5, 6, 7]]
+    tokens_BL = np.zeros((2, 5), TOKEN)
+    tokens_BL["id"], tokens_BL["segment"] = np.arange(10).reshape(2, 5), [[1, 1, 2, 2, 3], [4, 5, 5, 5, 5]]
+    assert example_tokens(tokens_BL, None)["id"].tolist() == [[0, 1, 2, 3], [5, 6, 7, 8]]
+    with_cls = example_tokens(tokens_BL, CLS_ID)
+    assert with_cls["id"].tolist() == [[CLS_ID, 0, 1, 2], [CLS_ID, 5, 6, 7]]
+    assert with_cls["segment"].tolist() == [[1, 1, 1, 2], [4, 4, 5, 5]]
+    assert tokens_BL["id"][0, 0] == 0
+
+
+def test_only_labels_are_chosen():
+    ids_BS = np.random.default_rng(1).choice(sorted(ORDINARY_IDS), (50, 8))
+    is_label_S = np.arange(8) % 4 == 1
+    for prob in (0.0, 0.5, 1.0):
+        _, chosen_BS = mask_tokens(ids_BS, np.tile(is_label_S, (50, 1)), samples_like(ids_BS), rules(prob))
+        assert chosen_BS[:, is_label_S].any(axis=1).all() and not chosen_BS[:, ~is_label_S].any()

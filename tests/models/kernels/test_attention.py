@@ -145,3 +145,26 @@ def test_bfloat16_has_float32_statistics() -> None:
     assert (outputs.dtype, log_z.dtype) == (tf.bfloat16, tf.float32)
     all_close((tf.cast(outputs, tf.float32), log_z), expected, 0.03)
     assert {x.dtype for x in gradients(rule, inputs, outputs)} == {tf.bfloat16}
+
+
+STARTS = reference.segments((1, 5, 60, 64), (66, 64))
+
+
+@pytest.mark.parametrize("is_aligned", [True, False])
+@pytest.mark.parametrize(("is_causal", "radius"), [(True, None), (True, 70), (False, None), (False, 3)])
+def test_a_segment_is_as_if_alone(is_causal: bool, radius: int | None, is_aligned: bool) -> None:
+    inputs, rule = inputs_of(130), AttentionParams(is_causal, radius, 0.0, has_segments=True)
+    d_outputs = normal(2, 130, N_HEADS, N_FEATURES, seed=9)
+
+    def exact(*inputs: np.ndarray) -> tuple[np.ndarray, ...]:
+        *inputs, d_outputs = inputs
+        seen = reference.visible(inputs[0].shape[1], inputs[0].shape[1], is_causal, radius)
+        gradients = reference.softmax_attention_gradient(inputs, seen, d_outputs)
+        return reference.softmax_attention(*inputs, seen)[0], *gradients
+
+    arguments = (*inputs, ORIGIN, KEY, ROWS, STARTS, STARTS)
+    results = attention.attention(rule, is_aligned)(*arguments)
+    gradients = attention.attention_gradient(rule, is_aligned)(*arguments, *results, d_outputs)
+    for index, actual in enumerate((results[0], *gradients)):
+        alone = reference.by_segment(lambda *own, index=index: exact(*own)[index], STARTS, *doubles(*inputs, d_outputs))
+        close(actual, alone, 2e-5)

@@ -10,6 +10,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data.loading.batch import Batch
 from models.kernels.noise import noise_key
 from runtime.training.lr_schedules import learning_rate
 from runtime.training.multi_step import SingleStep, next_step_count, run_steps
@@ -17,14 +18,6 @@ from tests import tiny
 
 TRAINING = dataclasses.replace(tiny.TRAINING, train_steps=20, warmup_steps=8, lr_decay="linear", seed=3)
 RATE = functools.partial(learning_rate, training=TRAINING, n_embd=8)
-
-
-@dataclasses.dataclass(frozen=True)
-class Batch:
-    tokens_BS: np.ndarray
-    labels_BS: np.ndarray
-    weights_BS: np.ndarray
-    next_example: int
 
 
 def batches(count: int) -> list[Batch]:
