@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from configs.layout import Layout, MeshShape, find_layout_issues
-from configs.schema import PREDICTION_KEYS, SAMPLING_KEYS, DatasetConfig, DatasetEntry, keys_of
+from configs.schema import PREDICTION_KEYS, SAMPLING_KEYS, STREAM, DatasetConfig, DatasetEntry, keys_of
 
 KeyedIssues = Iterator[tuple[str, str, str]]
 CrossCheck = Callable[..., KeyedIssues]
@@ -177,6 +177,11 @@ def _find_source_issues(
         yield "eval_path", problem, "remove it; eval_fraction holds out documents"
 
 
+def _find_packing_issues(dialogue: tuple[str, ...], packing: str | None) -> KeyedIssues:
+    if dialogue and packing == STREAM:
+        yield "packing", "would let the conversations of an example see one another", "remove it"
+
+
 def _find_tokenizer_issues(
     path: str | None, eval_path: str | None, tokenizer_path: str | None, tokenizer_is_pretrained: bool
 ) -> KeyedIssues:
@@ -229,6 +234,7 @@ RUN_CHECKS: tuple[CrossCheck, ...] = (
 )
 DATASET_CHECKS: tuple[CrossCheck, ...] = (
     _find_source_issues,
+    _find_packing_issues,
     _find_tokenizer_issues,
     _find_idle_source_issues,
     *SPECIAL_ID_CHECKS,

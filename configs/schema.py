@@ -601,7 +601,8 @@ class DatasetConfig:
         "What the documents or conversations of an example are to the model: stream, one text; masked, texts that do "
         "not see one another, each with positions from 0. One begins after each eos_id, or where the segments of the "
         "tfrecords say.",
-        default=STREAM,
+        default=None,
+        default_text="masked for `dialogue`, else stream",
     )
     text: tuple[str, ...] = setting(
         PATHS,
@@ -663,10 +664,15 @@ class DatasetConfig:
         default="stop",
     )
 
+    def __post_init__(self) -> None:
+        """Packs conversations with masks, and documents as a stream, unless it is said."""
+        if self.packing is None:
+            object.__setattr__(self, "packing", MASKED if self.dialogue else STREAM)
+
     @property
     def has_segments(self) -> bool:
-        """Whether its records mark segments, which attention must not cross, and the loss weights of their ids."""
-        return bool(self.dialogue)
+        """Whether an example may hold several texts that do not see one another."""
+        return self.packing == MASKED
 
 
 @dataclass(frozen=True)
@@ -847,7 +853,7 @@ class DataConfig:
     @property
     def has_segments(self) -> bool:
         """Whether an example of the run may hold several texts that do not see one another."""
-        return any(use.dataset.packing == MASKED for use in self.datasets)
+        return any(use.dataset.has_segments for use in self.datasets)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from configs.errors import DataError
-from configs.schema import MASKED, DatasetUse, RunConfig
+from configs.schema import DatasetUse, RunConfig
 from data.loading.counter_rng import random_bits, stream_state
 from data.loading.position import BatchIndices
 from data.loading.reader import RecordRules, Records, segments_of
@@ -124,8 +124,8 @@ def shards_as_one(
 
 
 def shards_of(use: DatasetUse, pattern: str) -> tuple[Shard, ...]:
-    """Returns the files of a dataset, which know how it is packed."""
-    return tuple(replace(shard, packing=use.dataset.packing) for shard in list_shards(pattern))
+    """Returns the files of a dataset, which say whether it has segments."""
+    return tuple(replace(shard, has_segments=use.dataset.has_segments) for shard in list_shards(pattern))
 
 
 def record_rules(config: RunConfig, use: DatasetUse) -> RecordRules:
@@ -174,14 +174,14 @@ class DocumentWindow:
         length: ids of an example.
         eos_id: the id between documents.
         state: of the random numbers that say where a window begins; None: at the beginning.
-        is_masked: each document is a segment.
+        has_segments: each document is a segment.
     """
 
     stitch: int
     length: int
     eos_id: int
     state: int | None
-    is_masked: bool = False
+    has_segments: bool = False
 
     @property
     def end_of_document(self) -> np.ndarray:
@@ -189,8 +189,8 @@ class DocumentWindow:
         return np.array([(self.eos_id, 1.0, 1)], TOKEN)
 
     def packed(self, tokens: np.ndarray) -> np.ndarray:
-        """Returns the tokens of an example, with a segment for each document if the dataset is masked."""
-        if not self.is_masked:
+        """Returns the tokens of an example, with a segment for each document if the dataset has segments."""
+        if not self.has_segments:
             return tokens
         packed = tokens.copy()
         packed["segment"] = segments_of(tokens["id"], self.eos_id)
@@ -206,8 +206,7 @@ class DocumentWindow:
 
 def window_of(config: RunConfig, use: DatasetUse, state: int | None = None) -> DocumentWindow:
     """Returns how the examples of a dataset of documents are cut."""
-    is_masked = use.dataset.packing == MASKED
-    return DocumentWindow(use.stitch, config.model.n_ctx + 1, config.data.eos_id, state, is_masked)
+    return DocumentWindow(use.stitch, config.model.n_ctx + 1, config.data.eos_id, state, use.dataset.has_segments)
 
 
 def cut_documents(records: Records, may_skip: bool, window: DocumentWindow, example: int) -> Example:

@@ -18,7 +18,6 @@ from typing import TypeVar
 import numpy as np
 
 from configs.errors import DataError
-from configs.schema import MASKED, STREAM
 from data.parallel.ordered_results import results_in_order
 from data.tfrecord.random_access import FileCache
 from data.tfrecord.records import Record, decode_record, find_record_issue, parse_examples, read_records
@@ -164,12 +163,12 @@ def _packed(record: Record, shard: Shard, number: int, rules: RecordRules) -> Re
     Raises:
         DataError: the record and the `packing` of its dataset do not fit.
     """
-    if shard.packing == STREAM and record.segments_L is not None:
+    if shard.has_segments is False and record.segments_L is not None:
         raise DataError(
             f"{shard.path}: record {number} holds the segments of several texts, and packing stream would join them; "
             'write "packing": "masked" in the dataset config'
         )
-    if shard.packing != MASKED or record.segments_L is not None or rules.n_ctx is None:
+    if not shard.has_segments or record.segments_L is not None or rules.n_ctx is None:
         return record
     if rules.eos_id is None:
         raise DataError(

@@ -37,12 +37,12 @@ class Shard:
     Attributes:
         path: its path.
         n_examples: the number of records that it holds.
-        packing: that of its dataset; None: it is not read for a model.
+        has_segments: whether its dataset has segments; None: it is not read for a model.
     """
 
     path: str
     n_examples: int
-    packing: str | None = None
+    has_segments: bool | None = None
 
 
 def list_shards(pattern: str) -> tuple[Shard, ...]:

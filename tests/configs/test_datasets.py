@@ -122,6 +122,14 @@ WRONG_DATASETS = {
         'path = "words/*.tfrecords": names tfrecords, but text names raw text; keep one of the two; datasets may '
         "list several datasets",
     ),
+    "another packing": (
+        {"packing": "packed"},
+        'packing = "packed": is not a known name; use stream, masked',
+    ),
+    "conversations that see one another": (
+        {"path": None, "dialogue": "chats.tsv", "packing": "stream"},
+        'packing = "stream": would let the conversations of an example see one another; remove it',
+    ),
     "text and conversations": (
         {"path": None, "text": "books/*.txt", "dialogue": "chats.tsv"},
         'text = "books/*.txt": names raw text, but dialogue names raw conversations; keep one of the two; datasets may '
@@ -299,3 +307,14 @@ def test_documents_may_be_parted_at_a_marker(given, expected):
 def test_a_marker_is_a_string(given):
     with pytest.raises(ValueIssue, match="is not a string; give the marker, or true for the tokenizer's end of text"):
         SEPARATOR.parse(given)
+
+
+def test_conversations_are_masked_unless_a_dataset_says_otherwise(tmp_path):
+    packings = []
+    for keys in ({"dialogue": "chats.tsv"}, {"text": "books/*.txt"}, {"text": "books/*.txt", "packing": "masked"}):
+        dataset = {"id": "own", "n_vocab": 128, **keys}
+        config = load_config(str(write_configs(tmp_path, MODEL | {"datasets": [dataset]})))
+        packings.append((config.data.datasets[0].dataset.packing, config.data.has_segments))
+        (tmp_path / "resolved.json").write_text(resolved_json(config))
+        assert load_config(str(tmp_path / "resolved.json")) == config
+    assert packings == [("masked", True), ("stream", False), ("masked", True)]

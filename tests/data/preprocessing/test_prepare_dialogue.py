@@ -237,4 +237,4 @@ def test_the_defaults_are_those_of_the_script(tmp_path):
     assert settings.chat_template == dataset.chat_template == DIALOGPT
     rules = (dataset.reverse, dataset.two_turn, dataset.max_turns)
     assert dataclasses.astuple(settings.rules) == rules
-    assert dataset.has_segments and not dataclasses.replace(dataset, dialogue=(), text=("a",)).has_segments
+    assert dataset.has_segments and not dataset_of(tmp_path, dialogue=(), text=("a",)).has_segments
