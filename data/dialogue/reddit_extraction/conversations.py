@@ -22,7 +22,7 @@ from data.dialogue.reddit_extraction.rules.settings import TSV, Rules
 from data.dialogue.reddit_extraction.threads import Conversation, Response, Thread
 from storage.files import write_bytes
 
-DUPLICATE, KEPT, BLOCKED_TURNS, CUT = "duplicate", "conversations", "turns_without_loss", "cut_at_"
+DUPLICATE, KEPT, BLOCKED_TURNS, CUT = "duplicate", "conversations", "blocked_turns", "cut_at_"
 
 
 def build_partition(folder: str, number: int, rules: Rules, paths: ListPaths, output_format: str) -> dict[str, int]:

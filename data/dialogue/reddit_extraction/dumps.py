@@ -55,13 +55,14 @@ class Dump:
         return not _MONTH.fullmatch(self.name) or (since or "0") <= self.name <= (until or "9")
 
 
-def find_dumps(source: str, needs_submissions: bool, log: Callable[[str], None]) -> list[Dump]:
+def find_dumps(source: str, on_bad_file: str, needs_submissions: bool, log: Callable[[str], None]) -> list[Dump]:
     """Returns the dumps of a directory, a glob or a file, sorted by name.
 
     They are called `RS_2017-01.zst` and `RC_2017-01.zst`, or `cats_submissions.zst` and `cats_comments.zst`.
 
     Args:
         source: where they are.
+        on_bad_file: whether to "stop" at a file that cannot be opened, or to "skip" it.
         needs_submissions: whether comments without submissions are an error.
         log: gets a line about what is passed over.
 
@@ -69,7 +70,7 @@ def find_dumps(source: str, needs_submissions: bool, log: Callable[[str], None])
         DataError: there are none, or one of a pair is missing or there twice.
     """
     notes, dumps = ReadingNotes(), {}
-    for file in find_files([source], suffixes=SUFFIXES, notes=notes):
+    for file in find_files([source], suffixes=SUFFIXES, on_bad_file=on_bad_file, notes=notes):
         match = _match(file.relative)
         if match is None:
             log(f"{file.path}: left out, since its name is not that of a dump, such as RC_2017-01.zst")

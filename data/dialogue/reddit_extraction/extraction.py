@@ -24,6 +24,7 @@ from data.dialogue.reddit_extraction.conversations import build_partition, outpu
 from data.dialogue.reddit_extraction.dumps import Dump, find_dumps
 from data.dialogue.reddit_extraction.partitions import remove_partitions, split_dump
 from data.dialogue.reddit_extraction.records import COMMENTS, SUBMISSIONS
+from data.dialogue.reddit_extraction.rules.normalize import make_normalizer
 from data.dialogue.reddit_extraction.rules.settings import BYTES_PER_MB, Settings
 from data.parallel.process_pool import core_count, in_order
 from storage.files import is_local, new_file, read_bytes, write_text, writing_to
@@ -75,7 +76,8 @@ def extract(settings: Settings, log: Log = print) -> list[DumpReport]:
     if not is_local(settings.output_dir):
         raise DataError(f"--output_dir {settings.output_dir}: is in a bucket; give a local directory")
     rules = settings.rules
-    found = find_dumps(settings.input_dir, "no_submission" not in rules.skip_filters, log)
+    make_normalizer(rules.normalize)  # what it lacks should not be found after hours of reading
+    found = find_dumps(settings.input_dir, settings.on_bad_file, "no_submission" not in rules.skip_filters, log)
     dumps = [dump for dump in found if dump.is_within(rules.since, rules.until)]
     if not dumps:
         months = f"--since {rules.since} --until {rules.until}"
@@ -98,10 +100,10 @@ class DumpRun:
     def __init__(self, dump: Dump, settings: Settings) -> None:
         """Asks for the state of every file that the conversations are made from."""
         self._dump, self._settings = dump, settings
-        self._folder = f"{settings.output_dir}/.{dump.name}.partial"
         self._path = f"{settings.output_dir}/{dump.name}.{settings.format}"
+        self._folder = f"{settings.output_dir}/.{dump.name}.{settings.format}.partial"
         # Not named .json: the directory is read as one of conversations.
-        self._report_path = f"{settings.output_dir}/{dump.name}.report"
+        self._report_path = f"{self._path}.report"
         self._n_partitions = max(1, math.ceil(dump.unpacked_bytes / (settings.partition_mb * BYTES_PER_MB)))
         self._lists = settings.lists.of_dump(dump.name)
         made_from = [

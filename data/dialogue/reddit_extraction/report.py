@@ -26,7 +26,7 @@ DAMAGED = {kind: f"{DAMAGED_LINE}_{kind}" for kind in (SUBMISSIONS, COMMENTS)}
 DROPPED = {DAMAGED[SUBMISSIONS]: "a damaged line", DAMAGED[COMMENTS]: "a damaged line"}
 DROPPED |= {each.name: each.drops for each in FILTERS} | {DUPLICATE: "a comment whose id comes again"}
 NOTES = {
-    BLOCKED_TURNS: "turns of weight 0",
+    BLOCKED_TURNS: "turns with a listed word or key",
     **{f"{CUT}{cut}": f"conversations that begin after a cut: {cut.replace('_', ' ')}" for cut in CUTS},
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import collections
 import gzip
 import hashlib
 import json
@@ -20,12 +21,15 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from data import create_dialogue_tfrecords
 from data.dialogue.readers import conversations_of
 from data.dialogue.reddit import main
 from data.dialogue.reddit_extraction.filters import FILTERS
+from data.preprocessing.pipeline import create_tfrecords
 from storage.locks import locked
 from tests.data.dialogue.made_up_reddit import MONTH_START, write_dumps
 from tests.data.dialogue.simple_reddit import survivors
+from tests.data.dialogue.test_templates import PLAIN
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 MONTH = "2017-01"
@@ -60,7 +64,7 @@ def is_same(dumps: Path, output: Path, flags: list[str], changes: dict) -> int:
     counts = extract(dumps, output, *flags)["counts"]
     expected, taken = survivors(dumps, MONTH, **changes)
     assert lines_of(output) == expected
-    others = ("submissions", "comments", "conversations", "turns_without_loss")
+    others = ("submissions", "comments", "conversations", "blocked_turns")
     found = {name: n for name, n in counts.items() if n and name not in others and not name.startswith("cut_at")}
     assert found == dict(taken)
     assert counts["comments"] == sum(taken.values()) - taken["few_comments"] + len(expected)
@@ -288,7 +292,7 @@ def test_a_turn_with_a_blocked_word_has_no_weight(tmp_path: Path) -> None:
         "counts"
     ]
     assert lines_of(tmp_path / "out") == ["1.0 what do you think\t0.0 you darn cat"]
-    assert counts["turns_without_loss"] == 1
+    assert counts["blocked_turns"] == 1
 
 
 @pytest.mark.parametrize("output_format", ["tsv", "jsonl"])
@@ -424,7 +428,59 @@ def test_other_settings_do_not_replace_conversations(tmp_path: Path, capsys: pyt
     assert len(lines_of(tmp_path / "out")) == 1
     extract(tmp_path / "dumps", tmp_path / "out", "--min_score", "2", "--overwrite")
     assert lines_of(tmp_path / "out") == []
-    assert sorted(os.listdir(tmp_path / "out")) == [f"{MONTH}.report", f"{MONTH}.tsv", "total.report"]
+    assert sorted(os.listdir(tmp_path / "out")) == [f"{MONTH}.tsv", f"{MONTH}.tsv.report", "total.report"]
+
+
+def test_a_dump_that_cannot_be_opened_is_left_out_if_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_threads(tmp_path / "dumps", ["so it is"])
+    for kind in ("RS", "RC"):
+        (tmp_path / "dumps" / f"{kind}_2017-02.zst").symlink_to("nowhere")
+    flags = ["--input_dir", str(tmp_path / "dumps"), "--output_dir", str(tmp_path / "out")]
+    assert "_2017-02.zst: cannot be read (a link to nothing)" in refused(capsys, *flags)
+    extract(tmp_path / "dumps", tmp_path / "out", "--on_bad_file", "skip")
+    assert "left out 2 file(s) that cannot be read" in capsys.readouterr().out
+
+
+def test_a_missing_package_is_said_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_threads(tmp_path / "dumps", ["Naïve, so it is"])
+    monkeypatch.setitem(sys.modules, "nltk.tokenize.casual", None)
+    flags = ["--input_dir", str(tmp_path / "dumps"), "--output_dir", str(tmp_path / "out")]
+    assert "--normalize dialogpt: needs nltk" in refused(capsys, *flags)
+    assert not (tmp_path / "out").exists()
+    extract(tmp_path / "dumps", tmp_path / "out", "--normalize", "minimal")
+    assert lines_of(tmp_path / "out") == ["1.0 what do you think\t1.0 Naïve, so it is"]
+
+
+def test_two_formats_share_a_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_threads(tmp_path / "dumps", ["so it is"])
+    for output_format in ("tsv", "jsonl", "tsv"):
+        extract(tmp_path / "dumps", tmp_path / "out", "--format", output_format)
+    assert capsys.readouterr().out.count("finished before") == 1
+
+
+def test_the_directory_is_one_of_conversations(dumps: Path, tmp_path: Path) -> None:
+    counts = extract(dumps, tmp_path / "out")["counts"]
+    (tmp_path / "bytes.json").write_text(PLAIN.to_json())
+    flags = ["--encoder_path", str(tmp_path / "bytes.json"), "--chunk_size", "1024", "--processes", "1"]
+    flags += ["--input_dir", str(tmp_path / "out"), "--output_dir", str(tmp_path / "records")]
+    report = create_tfrecords(create_dialogue_tfrecords.parse_arguments(flags))
+    assert report.stats.documents_kept == report.stats.documents_read == counts["conversations"] > 100
+    assert report.notes == ("passed over: 2 .report; a glob reads files of any suffix",)
+
+
+def test_the_trigrams_that_the_page_counts(dumps: Path, tmp_path: Path) -> None:
+    extract(dumps, tmp_path / "conversations")
+    page = (REPOSITORY / "docs" / "dialogue.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^  (cat conversations.*?> trigrams.txt)$", page, re.MULTILINE | re.DOTALL)
+    subprocess.run(["bash", "-c", command.replace("1000", "2")], cwd=tmp_path, check=True)
+    counted = collections.Counter()
+    for line in lines_of(tmp_path / "conversations"):
+        words = line.split("\t")[1].lower().split()[1:]
+        counted.update(" ".join(words[at : at + 3]) for at in range(len(words) - 2))
+    expected = {trigram for trigram, count in counted.items() if count > 2}
+    assert set((tmp_path / "trigrams.txt").read_text(encoding="utf-8").splitlines()) == expected and expected
 
 
 def test_two_runs_do_not_share_a_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gzip
 import hashlib
+import itertools
 import os
 import re
 from collections.abc import Iterator
@@ -129,7 +130,7 @@ def load_lists(paths: ListPaths) -> Lists:
         bl_subreddits=_entries(paths.bl_subreddits, lowers=True),
         keep_keys=_entries(paths.keep_keys),
         discard_tgt_keys=_entries(paths.discard_tgt_keys),
-        freq_words=_entries(paths.freq_words, lowers=True, limit=N_FREQUENT_WORDS),
+        freq_words=_first_words(paths.freq_words) if paths.freq_words else None,
         bland_trigrams=_entries(paths.bland_trigrams, lowers=True),
     )
 
@@ -139,11 +140,15 @@ def _phrases(path: str) -> Phrases:
     return Phrases(tokens, tuple(sorted(set(map(len, tokens)))))
 
 
-def _entries(path: str | None, lowers: bool = False, limit: int | None = None) -> frozenset[str] | None:
+def _first_words(path: str) -> frozenset[str]:
+    """Returns the words of the first lines; what follows a word, such as its frequency, does not count."""
+    return frozenset(line.split()[0].lower() for line in itertools.islice(_lines(path), N_FREQUENT_WORDS))
+
+
+def _entries(path: str | None, lowers: bool = False) -> frozenset[str] | None:
     if path is None:
         return None
-    lines = list(_lines(path))[:limit]
-    return frozenset(line.lower() for line in lines) if lowers else frozenset(lines)
+    return frozenset(line.lower() if lowers else line for line in _lines(path))
 
 
 def _lines(path: str) -> Iterator[str]:
