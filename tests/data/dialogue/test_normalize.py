@@ -23,6 +23,7 @@ DIALOGPT = {
     "#blessed it is #1": "it is",
     "see http://a.b/c?d and xHTTP://y": "see __url__ and x __url__",
     "b/c I do w/o it w/ you, j/k": "because I do without it with you , just kidding",
+    "ab/c xw/o": "ab c xw o",
     "now/then": "now then",  # not "nowiththen"
     "the URL and a MENTION": "the URL and a MENTION",  # not "__url__"
     "naïve 100% café_x": "na ve 100 caf x",

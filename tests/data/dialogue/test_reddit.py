@@ -75,6 +75,16 @@ def test_survivors_are_those_of_the_simple_rules(dumps: Path, tmp_path: Path) ->
     assert is_same(dumps, tmp_path, [], {}) > 200
 
 
+def test_small_batches_and_buffers_give_the_same(dumps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data.dialogue.reddit_extraction.dumps.BATCH_BYTES", 5_000)
+    monkeypatch.setattr("data.dialogue.reddit_extraction.partitions.BUFFERED_BYTES", 20_000)
+    report = extract(dumps, tmp_path, "--partition_mb", "1")
+    assert report["dumps"][0]["partitions"] > 1
+    expected, taken = survivors(dumps, MONTH)
+    assert sorted(lines_of(tmp_path)) == sorted(expected)
+    assert report["counts"]["duplicate"] == taken["duplicate"]
+
+
 @pytest.mark.slow
 def test_survivors_of_a_hundred_thousand_comments(tmp_path: Path) -> None:
     write_dumps(tmp_path / "dumps", 100_000, seed=7)
@@ -178,9 +188,14 @@ LISTED: dict[str, tuple[str, list[str], list[str], list[str]]] = {
     ),
     "bland": (
         "--bland_trigrams",
-        ["i do not", "do not know", "so it is"],
-        ["I do not know", "so it is"],
-        ["i do not know this", "it is", "so it was"],
+        [
+            "i do not",
+            "do not know",
+            "so it is",
+            *(f"{a} {b} {c}" for a, b, c in zip("abcdefghi", "bcdefghij", "cdefghijk", strict=True)),
+        ],
+        ["I do not know", "so it is", "a b c d e f g h i j k l"],
+        ["i do not know this", "it is", "so it was", "a b c d e f g h i j k l m"],
     ),
 }
 
