@@ -46,7 +46,8 @@ test-slow: $(VENV)/.dev-packages
 
 parity: $(PARITY)/.parity-packages $(OLD_PARITY)/.parity-packages
 	OLD_TRANSFORMERS=$(CURDIR)/$(OLD_PARITY)/bin/python $(PARITY)/bin/python -m pytest -q tests/parity.py tests/parity_generation.py \
-	  tests/parity_reranking.py tests/runtime/checkpoint/test_weight_files.py tests/runtime/checkpoint/test_state_dict.py
+	  tests/parity_reranking.py tests/runtime/checkpoint/test_weight_files.py tests/runtime/checkpoint/test_state_dict.py \
+	  tests/test_from_dialogpt_training.py
 
 lint: $(VENV)/.dev-packages
 	$(PY) -m ruff check .

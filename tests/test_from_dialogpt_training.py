@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 import shlex
 import sys
@@ -12,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
+from safetensors.numpy import load_file
 
 import main
 from commands.unknown_flags import DIALOGPT_FLAGS
 from configs.load import load_config
 from configs.schema import GROUPS, RunConfig, keys_of
+from data.tfrecord.records import read_examples
 from runtime.run.metrics import read_metrics
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "from-dialogpt.md").read_text(encoding="utf-8")
@@ -212,7 +216,7 @@ def test_a_run_is_logged_and_resumed_as_the_page_says(capsys: pytest.CaptureFixt
     assert list(train[0]) == columns.split(",")
     assert [row["global_step"] for row in train] == list("123456")
     assert (train[0]["epoch"], train[0]["n_token_total"]) == ("1", "128")
-    assert 0 < int(train[0]["n_token_real"]) <= 128
+    assert 0 < int(train[0]["n_token_real"]) < 128
     assert train[0]["mean_loss"] == str(metrics[0]["loss"])
     assert [line["lr"] for line in metrics if line["split"] == "train"][2] == pytest.approx(1e-6 * 1e4 * 24**-0.5)
     assert [(row["global_step"], list(row)[3:]) for row in held_out] == [
@@ -220,6 +224,48 @@ def test_a_run_is_logged_and_resumed_as_the_page_says(capsys: pytest.CaptureFixt
     ]
     evaluated = [line for line in metrics if line["split"] == "eval"]
     assert [float(row["eval_ppl"]) for row in held_out] == [line["perplexity"] for line in evaluated]
+
+
+def count_response_tokens() -> int:
+    """The tokens of all turns but the first of each conversation, and the token that ends each."""
+    tokenizer = tokenizers.Tokenizer.from_file("runs/epoch/tokenizer.json")
+    responses = [turn for line in TALKS for turn in re.split(r" EOS |\t", line)[1:]]
+    return sum(len(tokenizer.encode(response.removeprefix("1.0 ")).ids) + 1 for response in responses)
+
+
+def test_the_tokens_of_responses_alone_are_trained_on_and_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["--model", "tiny.json", "--set", "model_path=runs/epoch", "--set", "train_steps=1"]
+    assert main.main(["--model", "tiny.json", "--check_dataset"]) == 0
+    (shard,) = Path("datasets/talks").glob("*/train/*.tfrecords")
+    n_examples = sum(1 for _ in read_examples(str(shard)))
+    assert main.main([*command, "--set", f"train_batch_size={n_examples}"]) == 0
+    (epoch,) = csv.DictReader(Path("runs/epoch/train_log.txt").read_text().splitlines())
+    (first,) = csv.DictReader(Path("runs/epoch/eval_log.txt").read_text().splitlines())
+    assert (epoch["epoch"], int(epoch["n_token_total"])) == ("1", 32 * n_examples)
+    for batch_size in (1, 3, 16):  # of 5 examples, so that the last batch is partial, or the only one
+        assert main.main([*command, "--eval", "--set", f"eval_batch_size={batch_size}"]) == 0
+    evaluated = [line for line in read_metrics("runs/epoch") if line["split"] == "eval"]
+    assert len(evaluated) == 4 and {line["tokens"] for line in evaluated} == {evaluated[0]["tokens"]}
+    assert int(epoch["n_token_real"]) + evaluated[0]["tokens"] == count_response_tokens()
+    for line in evaluated:
+        assert line["perplexity"] == pytest.approx(float(first["eval_ppl"]), rel=1e-6) == math.exp(line["loss"])
+
+
+def test_weights_of_the_released_form_are_measured_as_those_they_came_from(capsys: pytest.CaptureFixture[str]) -> None:
+    torch = pytest.importorskip("torch")
+    command = ["--model", "tiny.json", "--set", "model_path=runs/released", "--set", "train_steps=1"]
+    assert main.main(command) == 0
+    assert main.main([*command, "--export", "--export_format", "hf", "--export_dir", "exported"]) == 0
+    tensors = {
+        name.removeprefix("transformer."): value for name, value in load_file("exported/model.safetensors").items()
+    }
+    halves = {f"module.{name}": torch.from_numpy(value).half() for name, value in tensors.items()}
+    torch.save(halves | {"module.lm_head.decoder.weight": halves["module.wte.weight"]}, "runs/released/tiny_ft.pkl")
+    capsys.readouterr()
+    assert main.main([*command, "--eval"]) == 0
+    assert main.main([*command, "--eval", "--init_from", "runs/released/tiny_ft.pkl"]) == 0
+    own, released = (float(loss) for loss in re.findall(r"held-out loss ([\d.]+)", capsys.readouterr().out))
+    assert released == pytest.approx(own, abs=2e-3)
 
 
 def test_released_weights_are_asked_of_pytorch(
