@@ -41,7 +41,7 @@ EXPORT_FORMATS = ("saved_model", "hf")
 COMMANDS = ("train", "eval", "predict", "interactive", "chat", "serve", "check_dataset", "plan", "export")
 SERVER_FLAGS = ("cache_dtype",)  # settings of generation that hold for a whole server
 PATH_FLAGS = ("model", "init_from", "mmi_model", "prompt", "output", "export_dir", "chat_template")
-RERANKING_FLAGS = ("mmi_model", "mmi_normalize", "forward_weight", "candidates", "show_candidates")
+RERANKING_FLAGS = ("mmi_model", "mmi_normalize", "forward_weight", "rank_model", "candidates", "show_candidates")
 DEFAULT_CANDIDATES = 16  # DialoGPT's
 MAX_CPU_DEVICES = 1 << 12
 MAX_SACRED_ID_BYTES = 100  # leaves room for the rest of a file name
@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_generation_flags(
         parser.add_argument_group("text generation (predict, interactive, chat, samples while training)")
     )
-    _add_reranking_flags(parser.add_argument_group("reranking (predict)", f"{PROGRAM} --predict --mmi_model backward"))
+    _add_reranking_flags(parser.add_argument_group("reranking (predict): gives the best of several responses"))
     _add_device_flags(parser.add_argument_group("devices"))
     return parser
 
@@ -224,6 +224,13 @@ def _add_reranking_flags(group: argparse._ArgumentGroup) -> None:
         help="Adds W times the log-probability of the response under --model (default: 0).",
     )
     add(
+        "--rank_model",
+        nargs="+",
+        metavar="MODEL",
+        help="A ranking model, as --model: the response with the highest score is given. Several of DialogRPT's: "
+        "updown=PATH human_vs_rand=PATH ...",
+    )
+    add(
         "--candidates",
         type=integer,
         metavar="N",
@@ -250,6 +257,10 @@ def _add_device_flags(group: argparse._ArgumentGroup) -> None:
 
 def _chooses_layout(arguments: argparse.Namespace) -> bool:
     return arguments.auto_layout or arguments.auto_layout_and_mesh_shape
+
+
+def _reranks(arguments: argparse.Namespace) -> bool:
+    return bool(arguments.mmi_model or arguments.rank_model)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -343,9 +354,13 @@ RULES = (
         for flag in RERANKING_FLAGS
     ),
     Rule(
-        lambda a: a.mmi_model is None and any(getattr(a, flag) not in (None, False) for flag in RERANKING_FLAGS),
+        lambda a: not _reranks(a) and any(getattr(a, flag) not in (None, False) for flag in RERANKING_FLAGS),
         "--candidates, --show_candidates, --mmi_normalize, --forward_weight: there is nothing to rank by; give "
-        "--mmi_model, or leave them out",
+        "--mmi_model or --rank_model, or leave them out",
+    ),
+    Rule(
+        lambda a: bool(a.rank_model) and (a.mmi_model is not None or a.mmi_normalize or a.forward_weight is not None),
+        "--rank_model: ranks alone; leave out --mmi_model, --mmi_normalize and --forward_weight",
     ),
     Rule(
         lambda a: a.candidates is not None and a.candidates < 1,
@@ -462,16 +477,27 @@ def _serving(arguments: argparse.Namespace) -> ServingSettings | None:
 
 
 def _reranking(arguments: argparse.Namespace) -> RerankingSettings | None:
-    if arguments.mmi_model is None:
+    if not _reranks(arguments):
         return None
-    candidates = DEFAULT_CANDIDATES if arguments.candidates is None else arguments.candidates
     return RerankingSettings(
-        candidates,
+        DEFAULT_CANDIDATES if arguments.candidates is None else arguments.candidates,
         arguments.show_candidates,
         arguments.mmi_model,
+        _rank_models(arguments.rank_model or ()),
         arguments.mmi_normalize,
         arguments.forward_weight or 0.0,
     )
+
+
+def _rank_models(given: Sequence[str]) -> dict[str, str]:
+    """Returns the paths of rankers by name, from PATH or NAME=PATH."""
+    models: dict[str, str] = {}
+    for text in given:
+        name, path = text.split("=", 1) if "=" in text else ("ranker", text)
+        if name in models or not path:
+            raise ConfigError(f"--rank_model {text}: names a ranker twice, or no path; give each once, as NAME=PATH")
+        models |= {name: clean_path_flags({"rank_model": path}, ("rank_model",))["rank_model"]}
+    return models
 
 
 def _find_notes(arguments: argparse.Namespace, config: RunConfig) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from configs.command_line import FLAG_MARK, SET
 from configs.reader import shown
@@ -58,14 +58,16 @@ class RerankingSettings:
     Attributes:
         candidates: the number of responses that are drawn for each prompt.
         shows_candidates: the output holds all of them with their scores.
-        mmi_model: the config or the folder of the backward model.
+        mmi_model: the config or the folder of the backward model; None: rankers are used.
+        rank_models: the configs or folders of rankers, by name.
         mmi_normalize: log-probabilities are divided by the number of their tokens.
         forward_weight: of log P(response | source).
     """
 
     candidates: int
     shows_candidates: bool
-    mmi_model: str
+    mmi_model: str | None
+    rank_models: Mapping[str, str]
     mmi_normalize: bool
     forward_weight: float
 

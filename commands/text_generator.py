@@ -131,8 +131,10 @@ def check_causal(config: RunConfig) -> None:
     """Checks that the model can generate text.
 
     Raises:
-        ConfigError: it was trained on masked tokens.
+        ConfigError: it was trained on masked tokens, or to rank responses.
     """
+    if config.model.ranks:
+        raise ConfigError(f"{config.name}: objective = ranking: the model scores texts, and writes none; give another")
     if config.model.mlm_training:
         raise ConfigError(
             f"{config.name}: mlm_training = true: a masked language model cannot generate text; give the config of a "

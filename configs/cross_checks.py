@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from configs.layout import Layout, MeshShape, find_layout_issues
-from configs.schema import PREDICTION_KEYS, SAMPLING_KEYS, STREAM, DatasetConfig, DatasetEntry, keys_of
+from configs.schema import PREDICTION_KEYS, RANKING, SAMPLING_KEYS, STREAM, DatasetConfig, DatasetEntry, keys_of
 
 KeyedIssues = Iterator[tuple[str, str, str]]
 CrossCheck = Callable[..., KeyedIssues]
@@ -114,6 +114,12 @@ def _find_masked_share_issues(
     if mlm_training and mlm_same_token_prob + mlm_random_token_prob > 1:
         problem = f"exceeds 1 together with mlm_same_token_prob = {mlm_same_token_prob}"
         yield "mlm_random_token_prob", problem, "lower one of the two"
+
+
+def _find_objective_issues(objective: str, values: Mapping[str, Any]) -> KeyedIssues:
+    for key in ("mlm_training", "entmax_loss"):
+        if objective == RANKING and values.get(key):
+            yield "objective", f"is {RANKING}, and {key} is about the likelihood of tokens", f"leave {key} out"
 
 
 def _find_top_k_issues(top_k: int, n_vocab: int) -> KeyedIssues:
@@ -228,6 +234,7 @@ RUN_CHECKS: tuple[CrossCheck, ...] = (
     _find_memory_issues,
     _find_masked_id_issues,
     _find_masked_share_issues,
+    _find_objective_issues,
     *PREDICTION_CHECKS,
     _find_missing_datasets,
     _find_mesh_issues,

@@ -10,7 +10,7 @@ from typing import Any
 from configs.errors import ConfigError, ValueIssue
 from configs.kinds import ATTENTION, Kind
 from configs.reader import raise_issues, shown
-from configs.schema import ModelConfig, keys_of
+from configs.schema import RANKING, ModelConfig, keys_of
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class Family:
     Attributes:
         architecture: the class with the output layer of a language model.
         bare: the class without an output layer, which is tied to the token embedding anyway.
+        ranker: the class with a linear layer that scores a text.
         sizes: our key for each of its sizes.
         width: its key for the feed-forward width; null means four times the width of the model.
         dropouts: our key for each of its dropouts.
@@ -28,6 +29,7 @@ class Family:
     model_type: str
     architecture: str
     bare: str
+    ranker: str
     sizes: Mapping[str, str]
     width: str
     dropouts: Mapping[str, str]
@@ -37,6 +39,7 @@ GPT_NEO = Family(
     "gpt_neo",
     "GPTNeoForCausalLM",
     "GPTNeoModel",
+    "GPTNeoForSequenceClassification",
     {
         "hidden_size": "n_embd",
         "num_heads": "n_head",
@@ -51,6 +54,7 @@ GPT_2 = Family(
     "gpt2",
     "GPT2LMHeadModel",
     "GPT2Model",
+    "GPT2ForSequenceClassification",
     {"n_embd": "n_embd", "n_head": "n_head", "n_layer": "n_layer", "n_positions": "n_ctx", "vocab_size": "n_vocab"},
     "n_inner",
     {"embd_pdrop": "embed_dropout", "resid_pdrop": "res_dropout", "attn_pdrop": "attn_dropout"},
@@ -134,7 +138,8 @@ def model_keys(hf_config: Mapping[str, Any], file: str = "config.json") -> dict[
     sizes = {ours: hf_config[theirs] for theirs, ours in family.sizes.items()}
     activation = ACTIVATIONS[hf_config.get("activation_function", "gelu_new")]
     absent = {key: _kind(key).write(MODEL_KEYS[key].default) for key in OURS_ALONE}
-    return sizes | {"activation_function": activation} | _attention_keys(hf_config, family) | absent
+    ranking = {"objective": RANKING} if hf_config.get("architectures") == [family.ranker] else {}
+    return sizes | {"activation_function": activation} | _attention_keys(hf_config, family) | absent | ranking
 
 
 def _kind(key: str) -> Kind:
@@ -211,9 +216,9 @@ def _find_form_issues(hf_config: Mapping[str, Any], family: Family) -> Iterator[
         remedy = "give the weights from before they were quantized"
         yield _lacking("quantization_config", quantization, "only plain numbers are known as weights", remedy)
     architectures = hf_config.get("architectures")
-    known = [family.architecture, family.bare]
+    known = [family.architecture, family.bare, family.ranker]
     if architectures is not None and not _holds_only(architectures, known):
-        remedy = "give weights of a language model without another head"
+        remedy = "give weights of a language model or a ranker"
         yield _lacking("architectures", architectures, f"known are {', '.join(known)}", remedy)
 
 
@@ -254,9 +259,12 @@ def huggingface_config(model: ModelConfig, eos_id: int) -> dict[str, Any]:
     family = family_for(model)
     raise_issues(_find_misfits(model, family))
     theirs = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
+    # A ranker of theirs reads the score at the last token that is no padding; the end of text ends no text to rank.
+    ranking = {"id2label": {"0": "score"}, "label2id": {"score": 0}, "pad_token_id": eos_id} if model.ranks else {}
     return {
         "model_type": family.model_type,
-        "architectures": [family.architecture],
+        "architectures": [family.ranker if model.ranks else family.architecture],
+        **ranking,
         **{key: getattr(model, ours) for key, ours in (family.sizes | family.dropouts).items()},
         **_attention_options(model, family),
         "activation_function": theirs[model.activation_function],

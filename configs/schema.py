@@ -55,6 +55,7 @@ ACTIVATIONS = (
     *("roottanh", "softplusmone", "elish_published"),
 )
 LINEAR_NORMALIZATIONS = ("position", "feature")
+NEXT_TOKEN, RANKING = OBJECTIVES = ("next_token", "ranking")
 PRECISIONS = ("float32", "bfloat16")
 CONSTANT_RATE = ("constant", "none")
 LR_DECAYS = ("linear", "cosine", "noam", "noamwd", "bert")
@@ -273,6 +274,13 @@ class ModelConfig:
         "no text.",
         default=False,
     )
+    objective: str = setting(
+        one_of(OBJECTIVES),
+        "What the model gives: next_token, the probabilities of tokens; ranking, a score of a dialogue's last turn, "
+        "trained on pairs of a better and a worse response.",
+        default=NEXT_TOKEN,
+        source="Gao et al. 2020, Dialogue Response Ranking Training with Large-Scale Human Feedback Data",
+    )
     entmax_loss: bool = setting(
         SWITCH, "Trains with the entmax loss (alpha 1.3) instead of cross-entropy and z_loss.", default=False
     )
@@ -296,6 +304,11 @@ class ModelConfig:
     def is_causal(self) -> bool:
         """Whether a position sees no later one."""
         return not self.mlm_training
+
+    @property
+    def ranks(self) -> bool:
+        """Whether the model scores texts instead of giving probabilities of tokens."""
+        return self.objective == RANKING
 
     @property
     def features_per_head(self) -> int:

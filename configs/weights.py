@@ -38,6 +38,7 @@ FREE_KEYS = (
     "recompute_grad",
     "z_loss",
     "entmax_loss",
+    "objective",
     "moe_params",
 )
 

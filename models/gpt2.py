@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
-from meshtf import mtf
+from meshtf import mtf, tf
 from models import moe, variables
 from models.attention import ATTENTION_KINDS, decode_attention, full_attention, prefill_attention
 from models.attention_interface import Cache
@@ -41,6 +41,19 @@ class ForwardPass:
     mixtures: dict[str, moe.MoeReport]
 
 
+@dataclasses.dataclass(frozen=True)
+class RankingPass:
+    """The result of a pass of a ranking model over whole sequences.
+
+    Attributes:
+        scores: float32 [batch, sequence], of the text up to each position.
+        mixtures: see `ForwardPass`.
+    """
+
+    scores: mtf.Tensor
+    mixtures: dict[str, moe.MoeReport]
+
+
 def _token_table(context: Context) -> mtf.Tensor:
     return context.variable("wte", [context.dims.vocab, context.dims.embd], variables.normal(TOKEN_STD))
 
@@ -66,6 +79,17 @@ def _logits(context: Context, x: mtf.Tensor) -> mtf.Tensor:
     kernel = context.variable(f"{scope}/kernel", dims, variables.normal(dense_std(context, context.dims.embd.size)))
     bias = context.variable(f"{scope}/bias", [context.dims.vocab], variables.zeros)
     return bias_add(mtf.einsum([x, kernel], output_shape=shape), bias)
+
+
+def _scores(context: Context, x: mtf.Tensor) -> mtf.Tensor:
+    """[batch, sequence, embd] -> float32 [batch, sequence]: final norm and a linear layer without bias.
+
+    Source: Gao et al. 2020, Dialogue Response Ranking Training with Large-Scale Human Feedback Data, section 3.
+    """
+    score_dim = mtf.Dimension("score", 1)
+    kernel = context.variable("score", [score_dim, context.dims.embd], variables.normal(TOKEN_STD))
+    scores = mtf.einsum([layer_norm(context, x, "ln_f"), kernel], output_shape=[*x.shape.dims[:-1], score_dim])
+    return mtf.cast(mtf.reduce_sum(scores, reduced_dim=score_dim), tf.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,13 +167,24 @@ def forward(context: Context, tokens: mtf.Tensor) -> ForwardPass:
         Logits [batch, sequence, vocab], of which row t depends on tokens 0 ... t only, unless the model is
         bidirectional; and the reports of the mixtures of experts.
     """
-    x = _embedded(context, tokens, sequence_positions(context))
-    mixtures = {}
+    x, mixtures = _trunk(context, tokens)
+    return ForwardPass(_logits(context, x), mixtures)
+
+
+def _trunk(context: Context, tokens: mtf.Tensor) -> tuple[mtf.Tensor, dict[str, moe.MoeReport]]:
+    """Returns the state at every position, [batch, sequence, embd], and the reports of the mixtures of experts."""
+    x, mixtures = _embedded(context, tokens, sequence_positions(context)), {}
     for layer in layers(context.model):
         x, report = _training_block(context, x, layer)
         if report:
             mixtures[layer.name] = report
-    return ForwardPass(_logits(context, x), mixtures)
+    return x, mixtures
+
+
+def rank(context: Context, tokens: mtf.Tensor) -> RankingPass:
+    """Computes the score of the text up to each position: int32 [batch, sequence] -> float32 [batch, sequence]."""
+    x, mixtures = _trunk(context, tokens)
+    return RankingPass(_scores(context, x), mixtures)
 
 
 def logits(context: Context, tokens: mtf.Tensor) -> mtf.Tensor:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -121,10 +123,27 @@ def test_all_candidates_of_a_text_are_shown(here: Path, capsys: pytest.CaptureFi
     assert out.count("(backward -") == 2
 
 
+class Payload:
+    """Makes a file where a pickle of it is run."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, ("was_run",)
+
+
+def test_a_file_that_would_run_a_program_is_no_ranker(here: Path) -> None:
+    Path("evil.pth").write_bytes(pickle.dumps({"score.weight": Payload()}))
+    assert predict("--prompt_text", "hi", "--rank_model", "evil.pth") == 2  # with PyTorch or without
+    assert not Path("was_run").exists()
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--candidates", "3"], "there is nothing to rank by; give --mmi_model, or leave them out"),
+        (["--rank_model", "a=x", "b=y"], "--rank_model a=...: several rankers are combined as DialogRPT's; use human_"),
+        (["--rank_model", "updown=x", "updown=y"], "--rank_model updown=y: names a ranker twice, or no path"),
+        (["--rank_model", "x", "--forward_weight", "1"], "--rank_model: ranks alone; leave out --mmi_model"),
+        (["--rank_model", "backward"], "--rank_model backward: objective = next_token: give a model with ranking"),
+        (["--candidates", "3"], "there is nothing to rank by; give --mmi_model or --rank_model, or leave them out"),
         (["--mmi_model", "backward", "--candidates", "0"], "--candidates 0: must be at least 1"),
         (["--mmi_model", "backward", "--forward_weight", "x"], "'x' is not a number; give one"),
         (["--mmi_model", "nothing"], "nothing.json: there is no config of this name"),

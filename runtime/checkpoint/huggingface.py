@@ -18,7 +18,7 @@ import numpy as np
 from configs.errors import CheckpointError
 from configs.huggingface import GPT_2, family_for, family_of, model_keys
 from configs.reader import read_object
-from configs.schema import ModelConfig, written_keys
+from configs.schema import RANKING, ModelConfig, written_keys
 from configs.weights import config_beside
 from runtime.checkpoint.weight_files import PREFIX, find_tensors, weight_files
 from runtime.checkpoint.weight_sources import StoredTensor, Weights
@@ -34,7 +34,7 @@ class Tensor:
     Attributes:
         name: its name without the prefix.
         variables: the variables in it, without `gpt2/`; several are concatenated along the last dimension.
-        dims: the dimensions of each variable, a letter each: V vocab, C n_ctx, E embd, F feed-forward.
+        dims: the dimensions of each variable, a letter each: V vocab, C n_ctx, E embd, F feed-forward, 1 one.
         is_transposed: whether the tensor is [out, in], as in PyTorch's Linear; variables and GPT-2's are [in, out].
     """
 
@@ -42,6 +42,9 @@ class Tensor:
     variables: tuple[str, ...]
     dims: str
     is_transposed: bool = False
+
+
+SCORE = Tensor("score.weight", ("score",), "1E")
 
 
 def _norm(theirs: str, ours: str) -> list[Tensor]:
@@ -76,8 +79,8 @@ def _feed_forward(theirs: str, ours: str, is_transposed: bool) -> list[Tensor]:
     ]
 
 
-def tensors_of(model_type: str, n_layer: int) -> list[Tensor]:
-    """Returns every tensor of a GPT-Neo or GPT-2 model of Hugging Face."""
+def tensors_of(model_type: str, n_layer: int, ranks: bool = False) -> list[Tensor]:
+    """Returns every tensor of a GPT-Neo or GPT-2 model of Hugging Face, with or without the layer of a ranker."""
     is_gpt_2 = model_type == GPT_2.model_type
     attention = _gpt_2_attention if is_gpt_2 else _gpt_neo_attention
     tensors = [Tensor("wte.weight", ("wte",), "VE"), Tensor("wpe.weight", ("wpe",), "CE")]
@@ -86,7 +89,7 @@ def tensors_of(model_type: str, n_layer: int) -> list[Tensor]:
         tensors += _norm(f"{theirs}.ln_1", f"{ours}/norm_1") + attention(f"{theirs}.attn", f"{ours}/attn")
         tensors += _norm(f"{theirs}.ln_2", f"{ours}/norm_2")
         tensors += _feed_forward(f"{theirs}.mlp", f"{ours}/mlp", is_transposed=not is_gpt_2)
-    return tensors + _norm("ln_f", "ln_f")
+    return [*tensors, *_norm("ln_f", "ln_f"), *([SCORE] if ranks else [])]
 
 
 def count_layers(block: re.Pattern[str], names: Iterable[str]) -> int:
@@ -96,7 +99,7 @@ def count_layers(block: re.Pattern[str], names: Iterable[str]) -> int:
 
 def _shape(tensor: Tensor, keys: Mapping[str, Any]) -> tuple[int, ...]:
     """Returns the shape of one variable of the tensor, for the keys of a model config."""
-    sizes = {"V": keys["n_vocab"], "C": keys["n_ctx"], "E": keys["n_embd"], "F": 4 * keys["n_embd"]}
+    sizes = {"V": keys["n_vocab"], "C": keys["n_ctx"], "E": keys["n_embd"], "F": 4 * keys["n_embd"], "1": 1}
     return tuple(sizes[dim] for dim in tensor.dims)
 
 
@@ -118,7 +121,7 @@ def read_weights(folder: str) -> Weights:
     hf_config = read_object(Path(file), issues=[])
     keys, files = model_keys(hf_config, file), weight_files(folder)
     found = find_tensors(files)
-    tensors = tensors_of(family_of(hf_config, file).model_type, keys["n_layer"])
+    tensors = tensors_of(family_of(hf_config, file).model_type, keys["n_layer"], keys.get("objective") == RANKING)
     for name in (tensor.name for tensor in tensors if tensor.name not in found):
         if name in files.claims:
             raise CheckpointError(
@@ -199,14 +202,15 @@ def write_weights(path: str, weights: Weights, model: ModelConfig) -> None:
         CheckpointError: a variable is missing, unknown or of another shape.
     """
     keys = written_keys(model)
-    tensors = tensors_of(family_for(model).model_type, model.n_layer)
+    tensors = tensors_of(family_for(model).model_type, model.n_layer, model.ranks)
     parts = _parts(tensors, weights, keys)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     begin = 0
     for tensor in tensors:
         shape = _their_shape(tensor, keys)
         end = begin + 4 * math.prod(shape)
-        header[f"{PREFIX}{tensor.name}"] = {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
+        name = tensor.name if tensor is SCORE else f"{PREFIX}{tensor.name}"
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
         begin = end
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)

@@ -7,13 +7,15 @@ import re
 
 from configs.errors import CheckpointError
 from configs.huggingface import GPT_2, GPT_NEO
-from runtime.checkpoint.huggingface import count_layers, tensors_of, variables_of
+from configs.schema import NEXT_TOKEN, RANKING, ModelConfig
+from runtime.checkpoint.huggingface import SCORE, count_layers, tensors_of, variables_of
 from runtime.checkpoint.weight_files import TensorFiles, find_tensors
 from runtime.checkpoint.weight_sources import Weights
 
 TABLES = ("wte.weight", "wpe.weight")
 OF_GPT_2 = "h.0.attn.c_attn.weight"  # GPT-Neo keeps queries, keys and values apart
-BLOCK = re.compile(r"h\.(\d+)\.")
+BLOCK, OUR_BLOCK = re.compile(r"h\.(\d+)\."), re.compile(r"gpt2/h(\d+)/")
+FEATURES_PER_HEAD = 64  # of every GPT-2 that was released
 DIALOGPT_CONFIGS = {(12, 768): "small", (24, 1024): "medium", (36, 1280): "large"}  # by layers and features
 
 
@@ -31,12 +33,35 @@ def read_state_dict(path: str) -> Weights:
             raise CheckpointError(f"{path}: has no table {name}, as GPT-2 and GPT-Neo have; give other weights")
     (n_vocab, n_embd), (n_ctx, _) = (found[name].shape for name in TABLES)
     n_layer = count_layers(BLOCK, found)
-    tensors = tensors_of((GPT_2 if OF_GPT_2 in found else GPT_NEO).model_type, n_layer)
+    model_type = (GPT_2 if OF_GPT_2 in found else GPT_NEO).model_type
+    tensors = tensors_of(model_type, n_layer, ranks=SCORE.name in found)
     for name in (tensor.name for tensor in tensors if tensor.name not in found):
         raise CheckpointError(f"{path}: has no tensor {name}; copy the file again, or give other weights")
     size = _describe_size(n_layer, n_embd)
     described = {name: dataclasses.replace(tensor, place=f"{path} ({size}): {name}") for name, tensor in found.items()}
     return variables_of(tensors, described, {"n_vocab": n_vocab, "n_ctx": n_ctx, "n_embd": n_embd}, TABLES[0])
+
+
+def model_of_state_dict(path: str) -> ModelConfig:
+    """Returns the GPT-2 that a file holds, by the shapes of its tensors.
+
+    Raises:
+        CheckpointError: the file is broken or could run a program, or the number of its heads cannot be known.
+    """
+    weights = read_state_dict(path)
+    (n_vocab, n_embd), (n_ctx, _) = (weights[f"gpt2/{name}"].shape for name in ("wte", "wpe"))
+    if "gpt2/h0/attn/q_bias" not in weights or n_embd % FEATURES_PER_HEAD:
+        raise CheckpointError(f"{path}: does not tell how many heads its model has; give a folder with a config.json")
+    return ModelConfig(
+        n_head=n_embd // FEATURES_PER_HEAD,
+        n_embd=n_embd,
+        n_layer=count_layers(OUR_BLOCK, weights),
+        n_ctx=n_ctx,
+        n_vocab=n_vocab,
+        qkv_bias=True,
+        scale_attn_weights=True,
+        objective=RANKING if "gpt2/score" in weights else NEXT_TOKEN,
+    )
 
 
 def _describe_size(n_layer: int, n_embd: int) -> str:

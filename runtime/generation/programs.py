@@ -206,6 +206,23 @@ def build_generate(
     return decoding_placement(placement, n_rows).compile(step, *prompt_signature(n_rows, length))
 
 
+def build_rank_scores(config: RunConfig, placement: Placement, n_rows: int, length: int) -> LoweredStep:
+    """Builds a program of a ranking model.
+
+    Returns:
+        A step from (tokens int32 [batch, sequence]) to scores float32 [batch, sequence], of the text up to there.
+    """
+
+    def step(own: Placement, tokens: tf.Tensor) -> dict[str, tf.Tensor]:
+        graph, mesh = new_mesh()
+        dims = Dims.of(config.model, n_rows, length)
+        imported = mtf.import_tf_tensor(mesh, tokens, mtf.Shape([dims.batch, dims.sequence]))
+        scores = gpt2.rank(Context(mesh, config.model, dims), imported).scores
+        return lower(graph, mesh, own.implementation(n_rows), {"scores": scores})
+
+    return placement.without("sequence", "memory_length").compile(step, id_spec(n_rows, length))
+
+
 def build_scores(
     config: RunConfig, placement: Placement, n_rows: int, length: int, unused: IdRanges = (), n_top: int = 0
 ) -> LoweredStep:

@@ -1,16 +1,25 @@
-"""Chooses among candidate responses: by the mutual information with what they answer."""
+"""Chooses among candidate responses: by how well they tell what they answer, or by models that rank responses."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from configs.schema import RunConfig
+from runtime.generation.engine import Step
 from runtime.generation.outputs import GeneratedText
-from runtime.generation.scoring import Pair, Scorer
+from runtime.generation.programs import build_rank_scores
+from runtime.generation.scoring import DEFAULT_ROWS, Pair, Scorer, TextBatches
+from runtime.mesh.placement import Placement
 
 Ids = Sequence[int]
+
+# DialogRPT's rankers: of a human response and another one, and of two responses by the reactions to them.
+PRIOR = ("human_vs_rand", "human_vs_machine")
+FEEDBACK = {"updown": 1.0, "depth": 0.48, "width": -0.5}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +121,79 @@ class MutualInformation:
     def _log_p(self, scorer: Scorer, pairs: Sequence[Pair]) -> list[float]:
         log_probs = scorer.log_probs(pairs)
         return [float(each.mean() if self.normalize else each.sum()) for each in log_probs]
+
+
+@dataclasses.dataclass(frozen=True)
+class ResponseScorer:
+    """Scores responses by a ranking model with its current weights.
+
+    Attributes:
+        n_ctx: the most tokens that the model reads.
+        eos_id: the end of text.
+        batches: runs the program of `build_rank_scores`.
+    """
+
+    n_ctx: int
+    eos_id: int
+    batches: TextBatches
+
+    def scores(self, turns: Sequence[Ids], responses: Sequence[Ids]) -> list[float]:
+        """Returns the score of each response to the turns, before the sigmoid."""
+        outputs = self.batches.outputs([rank_input(turns, each, self.eos_id, self.n_ctx) for each in responses])
+        return [float(output[-1]) for output in outputs]
+
+
+def rank_input(turns: Sequence[Ids], response: Ids, eos_id: int, n_ctx: int) -> list[int]:
+    """Returns the ids of a dialogue for a ranker: each turn with its end, the response without; cut on the left.
+
+    Source: Gao et al. 2020, as their program encodes a context and a response.
+    """
+    return [*(token for turn in turns for token in (*turn, eos_id)), *response][-n_ctx:]
+
+
+def build_response_scorer(
+    config: RunConfig, placement: Placement, synchronized: Callable[[Step], Step], n_rows: int = DEFAULT_ROWS
+) -> ResponseScorer:
+    """Builds the scorer of a ranking model; see `build_scorer`."""
+    batches = TextBatches(
+        n_rows, config.model.n_ctx, lambda length: synchronized(build_rank_scores(config, placement, n_rows, length))
+    )
+    return ResponseScorer(config.model.n_ctx, config.data.eos_id, batches)
+
+
+@dataclasses.dataclass(frozen=True)
+class RankerEnsemble:
+    """Ranks responses by one ranker, or by several of DialogRPT's.
+
+    The score of several is the mean of those that tell whether a response is human and fits (`PRIOR`), times the
+    weighted sum of those of people's votes and replies (`FEEDBACK`); each is the sigmoid of the model's score. Where
+    all of a kind are missing, 1 takes their place.
+
+    Attributes:
+        rankers: by name; several have names of DialogRPT's.
+
+    Source: Gao et al. 2020, and the ensemble of their program, which also divides by the sum of the weights.
+    """
+
+    rankers: Mapping[str, ResponseScorer]
+
+    def scores(self, turns: Sequence[Ids], responses: Sequence[Ids]) -> list[Scores]:
+        """See `Ranker.scores`."""
+        named = {name: ranker.scores(turns, responses) for name, ranker in self.rankers.items()}
+        parts = [dict(zip(named, map(_sigmoid, values), strict=True)) for values in zip(*named.values(), strict=True)]
+        return [Scores(_ensemble_score(each), each) for each in parts]
+
+
+def _sigmoid(x: float) -> float:
+    return 0.5 * (1.0 + math.tanh(0.5 * x))
+
+
+def _ensemble_score(parts: Mapping[str, float]) -> float:
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    prior = [parts[name] for name in PRIOR if name in parts]
+    feedback = [weight * parts[name] for name, weight in FEEDBACK.items() if name in parts]
+    return (sum(prior) / len(prior) if prior else 1.0) * (sum(feedback) if feedback else 1.0)
 
 
 def backward_pairs(turns: Sequence[Ids], responses: Sequence[Ids], eos_id: int, n_ctx: int) -> list[Pair]:

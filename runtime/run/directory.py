@@ -33,6 +33,7 @@ WEIGHT_SETTINGS = (
     "rotary_emb",
     "scale_attn_weights",
     "mlm_training",
+    "objective",
 )
 
 

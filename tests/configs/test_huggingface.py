@@ -149,10 +149,26 @@ def test_broken_attention_types(types: object) -> None:
         (GPT_NEO, {"activation_function": ["gelu_new"]}, "known are gelu_new, "),
         (GPT_NEO, {"activation_function": {}}, "known are gelu_new, "),
         (GPT_NEO, {"intermediate_size": {}}, "only four times hidden_size is known; "),
-        (GPT_NEO, {"architectures": ["GPTNeoForQuestionAnswering"]}, "known are GPTNeoForCausalLM, GPTNeoModel; "),
-        (GPT_2, {"architectures": ["GPT2ForSequenceClassification"]}, "known are GPT2LMHeadModel, GPT2Model; give "),
-        (GPT_2, {"architectures": "GPT2LMHeadModel"}, "known are GPT2LMHeadModel, GPT2Model; give weights of a "),
-        (GPT_2, {"architectures": [["GPT2LMHeadModel"]]}, "known are GPT2LMHeadModel, GPT2Model; give weights of a "),
+        (
+            GPT_NEO,
+            {"architectures": ["GPTNeoForQuestionAnswering"]},
+            "known are GPTNeoForCausalLM, GPTNeoModel, GPTNeoForSequenceClassification; ",
+        ),
+        (
+            GPT_2,
+            {"architectures": ["GPT2ForTokenClassification"]},
+            "known are GPT2LMHeadModel, GPT2Model, GPT2ForSequenceClassification; give ",
+        ),
+        (
+            GPT_2,
+            {"architectures": "GPT2LMHeadModel"},
+            "known are GPT2LMHeadModel, GPT2Model, GPT2ForSequenceClassification; give weights of a ",
+        ),
+        (
+            GPT_2,
+            {"architectures": [["GPT2LMHeadModel"]]},
+            "known are GPT2LMHeadModel, GPT2Model, GPT2ForSequenceClassification; give weights of a ",
+        ),
         (GPT_2, {"scale_attn_weights": "false"}, "is not true or false; copy the file again"),
         (GPT_2, {"scale_attn_weights": None}, "is not true or false; copy the file again"),
         (GPT_2, {"tie_word_embeddings": "true"}, "only true is known; "),
@@ -273,7 +289,7 @@ def test_what_does_not_fit_is_said_at_once(options: dict[str, Any], names: list[
 def test_every_option_fits_or_is_refused() -> None:
     """A new option of the model must be thought of here: it changes the model, so it may not be dropped silently."""
     kept = {*SIZES, "attention_types", "local_attention_radius", "activation_function", "qkv_bias"}
-    kept |= {"scale_attn_weights", "embed_dropout", "res_dropout", "attn_dropout"}
+    kept |= {"scale_attn_weights", "embed_dropout", "res_dropout", "attn_dropout", "objective"}
     of_training = {"scale_by_depth", "scale_by_in", "precision", "recompute_grad", "z_loss", "entmax_loss"}
     of_mixtures = {"moe_params", "moe_activation"}
     of_refused_attention = {"linear_attention_normalization", "none_doubles_residual"}

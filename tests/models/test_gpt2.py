@@ -167,3 +167,21 @@ def test_initial_values_are_a_function_of_seed_and_name() -> None:
     np.testing.assert_array_equal(again["gpt2/h0/attn/q"].initial_value(seed=1), q)
     for other in (first["gpt2/h0/attn/q"].initial_value(seed=2), first["gpt2/h1/attn/q"].initial_value(seed=1)):
         assert abs(np.corrcoef(q.ravel(), other.ravel())[0, 1]) < 5.0 / math.sqrt(q.size)
+
+
+def test_scores_of_a_ranker(devices: tuple[str, ...]) -> None:
+    model = dataclasses.replace(MODEL, objective="ranking", no_weight_tie=True)
+    placement = place(tiny.mesh_config("", ""), devices[:1])
+    tokens = tiny.batch()[0]
+
+    def build(tokens: mtf.Tensor) -> list[mtf.Tensor]:
+        return [gpt2.rank(Context(tokens.mesh, model, Dims.of(model, tiny.BATCH_SIZE, model.n_ctx)), tokens).scores]
+
+    function = tiny.compiled(build, placement, ("batch sequence", tokens))
+    placement.store.initialize(seed=1)
+    tiny.disturb(placement.store)
+    values = tiny.values_of(placement.store)
+    x = reference.hidden(model, values, tokens, 1.0)[0]
+    expected = reference.layer_norm(x, values["gpt2/ln_f/g"], values["gpt2/ln_f/b"]) @ values["gpt2/score"][0]
+    assert expected.std() > 0.1
+    np.testing.assert_allclose(function(tokens)[0], expected, rtol=1e-5, atol=1e-5)

@@ -94,12 +94,14 @@ GOLDEN: dict[str, tuple[dict[str, object], Shapes]] = {
     "prelu": ({"activation_function": "prelu"}, in_both(BLOCK | {"mlp/activation/slope": []})),
     "mlm_training": ({"mlm_training": True}, in_both(BLOCK)),
     "entmax_loss": ({"entmax_loss": True}, in_both(BLOCK)),
+    "objective": ({"objective": "ranking"}, in_both(BLOCK, OUTER | {"score": [1, 32]})),
 }
 
 
 def shapes_of(model: ModelConfig) -> Shapes:
     mesh, dims = mtf.Mesh(mtf.Graph(), "mesh"), Dims.of(model, 2, model.n_ctx)
-    gpt2.forward(Context(mesh, model, dims), mtf.zeros(mesh, mtf.Shape([dims.batch, dims.sequence]), tf.int32))
+    compute = gpt2.rank if model.ranks else gpt2.forward
+    compute(Context(mesh, model, dims), mtf.zeros(mesh, mtf.Shape([dims.batch, dims.sequence]), tf.int32))
     return {name: variable.shape.to_integer_list for name, variable in mesh.graph.name_to_variable.items()}
 
 

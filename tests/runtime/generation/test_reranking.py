@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import pytest
 
 from data.dialogue.conversation import TurnRules, alternating, to_text
 from data.dialogue.encoding import DialogueEncoder
@@ -12,11 +13,13 @@ from runtime.generation.outputs import GeneratedText
 from runtime.generation.reranking import (
     Candidate,
     MutualInformation,
+    RankerEnsemble,
     Scores,
     backward_pairs,
     format_candidates,
     forward_pairs,
     rank,
+    rank_input,
     turns_of,
 )
 from tests.data.dialogue.test_templates import PLAIN
@@ -80,6 +83,42 @@ def test_mutual_information_adds_the_weighted_forward_score() -> None:
     both = MutualInformation(scorer, scorer, 0.5, normalize=True).scores([[1, 2]], [[5], [6, 7]])
     assert [each.parts for each in both] == [{"backward": -2.0, "forward": -7.5}, {"backward": -3.0, "forward": -13.0}]
     assert [each.score for each in both] == [-2.0 - 0.5 * 7.5, -3.0 - 0.5 * 13.0]
+
+
+def test_a_ranker_reads_the_response_without_its_end() -> None:
+    assert rank_input([[1, 2], [3]], [4, 5], EOS, 10) == [1, 2, EOS, 3, EOS, 4, 5]
+    assert rank_input([[1, 2], [3]], [4, 5], EOS, 4) == [3, EOS, 4, 5]
+
+
+@dataclasses.dataclass(frozen=True)
+class FixedScorer:
+    """Gives the responses these scores, which are logits."""
+
+    logits: tuple[float, ...]
+
+    def scores(self, turns: list, responses: list) -> list[float]:
+        return list(self.logits)
+
+
+def test_the_ensemble_is_that_of_dialogrpt() -> None:
+    logits = {"updown": 0.3, "depth": -1.2, "width": 2.0, "human_vs_rand": 0.5, "human_vs_machine": -40.0}
+    rankers = {name: FixedScorer((logit,)) for name, logit in logits.items()}
+    p = {name: 1 / (1 + np.exp(-logit)) for name, logit in logits.items()}
+    prior = (p["human_vs_rand"] + p["human_vs_machine"]) / 2
+    feedback = 1.0 * p["updown"] + 0.48 * p["depth"] - 0.5 * p["width"]
+
+    def score(*names: str) -> float:
+        (scores,) = RankerEnsemble({name: rankers[name] for name in names}).scores([[1]], [[2]])
+        assert scores.parts == pytest.approx({name: p[name] for name in names})
+        return scores.score
+
+    assert score(*rankers) == pytest.approx(prior * feedback)
+    assert score("human_vs_rand", "updown") == pytest.approx(p["human_vs_rand"] * p["updown"])
+    assert score("human_vs_rand", "human_vs_machine") == pytest.approx(prior)
+    assert score("depth", "width") == pytest.approx(0.48 * p["depth"] - 0.5 * p["width"])
+    assert score("width") == pytest.approx(p["width"])  # alone, a higher score is better
+    two = RankerEnsemble({"mine": FixedScorer((1.0, -1.0))}).scores([[1]], [[2], [3]])
+    assert [each.score for each in two] == pytest.approx([0.73105858, 0.26894142])
 
 
 def test_the_best_comes_first_and_what_says_nothing_last() -> None:
