@@ -16,7 +16,7 @@ from data.text.documents import DAMAGED
 from data.text.files import ReadingNotes, SourceFile, find_files, open_source
 from data.text.json_values import lines_of
 
-BATCH_BYTES = 1 << 21
+BATCH_BYTES = 1 << 20
 TEXT_SUFFIXES = (".jsonl", ".ndjson", ".json")
 SUFFIXES = (*OPENERS, *TEXT_SUFFIXES)
 COMPRESSION = 10  # by how much the dumps are compressed, about
@@ -125,7 +125,7 @@ class DumpReader:
     problem: str | None = None
 
     def batches(self) -> Iterator[Sequence[Line]]:
-        """Yields the lines that are not blank with their numbers, of some MB at a time; None for one that is too long.
+        """Yields the lines that are not blank with their numbers, of about 1 MB at a time; None for one that is too long.
 
         Raises:
             DataError: the dump is damaged or truncated.

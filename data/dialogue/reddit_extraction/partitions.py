@@ -27,7 +27,7 @@ from data.text.decompression import Expansion, open_zstandard
 from data.text.json_values import MAX_JSON_BYTES
 from storage.files import flush_to_disk, writing_to
 
-BUFFERED_BYTES = 1 << 26
+BUFFERED_BYTES = 1 << 25
 MAX_PROBLEMS = 8  # damaged lines that are named
 DAMAGED_LINE = "damaged"
 
@@ -167,9 +167,10 @@ def split_dump(dump: Dump, kind: str, folder: str, n_partitions: int, settings: 
             for batch in batches:
                 writer.add(batch.partitions)
                 counts.update(batch.counts)
-                problems += [f"{file.relative}:{number}: {problem}" for number, problem in batch.problems]
+                named = [f"{file.relative}:{number}: {problem}" for number, problem in batch.problems]
+                problems = [*problems, *named][:MAX_PROBLEMS]
     writer.close()
-    return {"counts": counts, "problems": problems[:MAX_PROBLEMS], "damage": reader.problem}
+    return {"counts": counts, "problems": problems, "damage": reader.problem}
 
 
 def remove_partitions(folder: str, kind: str, numbers: Iterable[int]) -> None:
