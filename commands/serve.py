@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from commands.chat import chat_settings
+from commands.chat_template import choose_template
 from commands.options import Options
 from commands.run_setup import load_trained, set_up_for_generation
 from commands.text_generator import DEFAULT_ROWS, build_text_generator, check_causal
@@ -13,10 +15,18 @@ def serve(config: RunConfig, options: Options, group: ProcessGroup) -> int:
     """Serves the newest checkpoint until the process is stopped; returns the exit status."""
     from serving.app import serve as serve_model  # imported here because only this command needs the server's packages
     from serving.model import ServedModel
+    from serving.protocol import ChatSettings
 
     check_causal(config)
     run = set_up_for_generation(config, options, group)
     generator = build_text_generator(run, options.rows or DEFAULT_ROWS)
     load_trained(run)
-    model = ServedModel(config.name, generator.engine, run.tokenizer, run.config.data.eos_id)
+    template, settings = choose_template(run), chat_settings(config, options)
+    chat = ChatSettings(
+        temperature=settings.temperature,
+        top_k=settings.top_k,
+        top_p=settings.top_p,
+        max_tokens=settings.predict_max_steps,
+    )
+    model = ServedModel(config.name, generator.engine, run.tokenizer, run.config.data.eos_id, template, chat)
     return serve_model(model, options.serving)

@@ -1,26 +1,27 @@
-"""Answers a completions request: whole, or as server-sent events while the text is generated."""
+"""Answers requests of every kind: whole, or as server-sent events while the text is generated."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import dataclasses
-import functools
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
+from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from runtime.generation.detokenizer import TextChunk
 from runtime.generation.engine import TokenChunk
+from serving.chat import ChatChoiceBuilder, join_chat_choices
 from serving.errors import CLIENT_CLOSED_REQUEST, ApiError
 from serving.metrics import ServerMetrics
 from serving.model import ServedModel
-from serving.protocol import Choice, Completion, Usage
+from serving.protocol import ChatCompletion, ChatCompletionChunk, Choice, ChunkChoice, Completion, Usage
 from serving.queue import RequestQueue, ResponseStream
 from serving.request import EncodedPrompt, SamplingRequest
 from serving.response import ChoiceBuilder, join_choices
@@ -30,6 +31,49 @@ CANCELLED = "cancelled"
 EMPTY_CHUNK = TextChunk("", (), (), (), "length")
 
 Result = TypeVar("Result")
+Part = Choice | ChunkChoice
+Builder = ChoiceBuilder | ChatChoiceBuilder
+
+
+@dataclasses.dataclass(frozen=True)
+class ResponseForm:
+    """The objects that answer one kind of request.
+
+    Attributes:
+        id_prefix: of the names of answers.
+        whole: the answer as a whole.
+        event: the answer as an event of a stream.
+        builder: makes the parts of one choice, from its index, the model and the request.
+        join: makes a choice of its parts, with an index.
+        has_opening: whether a part always precedes the text.
+    """
+
+    id_prefix: str
+    whole: type[BaseModel]
+    event: type[BaseModel]
+    builder: Callable[[int, ServedModel, SamplingRequest], Builder]
+    join: Callable[..., BaseModel]
+    has_opening: bool
+
+
+COMPLETION = ResponseForm(
+    "cmpl",
+    Completion,
+    Completion,
+    lambda index, model, request: ChoiceBuilder(index, model.bytes_of, request.n_top),
+    join_choices,
+    has_opening=False,
+)
+CHAT = ResponseForm(
+    "chatcmpl",
+    ChatCompletion,
+    ChatCompletionChunk,
+    lambda index, model, request: ChatChoiceBuilder(
+        index, model.bytes_of, request.n_top, (model.eos_id, *request.sampling.end_ids)
+    ),
+    join_chat_choices,
+    has_opening=True,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +98,7 @@ class Service:
 class _Sequence:
     """One generated sequence of a request."""
 
-    def __init__(self, prompt: EncodedPrompt, score: TokenChunk | None, builder: ChoiceBuilder) -> None:
+    def __init__(self, prompt: EncodedPrompt, score: TokenChunk | None, builder: Builder) -> None:
         self._prompt = prompt
         self._score = score
         self._builder = builder
@@ -62,12 +106,12 @@ class _Sequence:
         self.n_tokens = 0
         self.finish_reason: str | None = None
 
-    def echo(self) -> Choice:
-        """Returns the prompt; to be called once, as its scores may be large."""
+    def opening(self) -> Part:
+        """Returns what precedes the text; to be called once, as the scores of a prompt may be large."""
         score, self._score = self._score, None
-        return self._builder.echo(self._prompt, score)
+        return self._builder.opening(self._prompt, score)
 
-    def append(self, chunk: TextChunk) -> Choice:
+    def append(self, chunk: TextChunk) -> Part:
         """Adds a chunk and returns it."""
         self._sum_log_prob += sum(chunk.log_probs)
         self.n_tokens += len(chunk.tokens)
@@ -83,32 +127,35 @@ class _Sequence:
 class CompletionTask:
     """Carries out one request."""
 
-    def __init__(self, service: Service, request: SamplingRequest) -> None:
+    def __init__(self, service: Service, request: SamplingRequest, form: ResponseForm) -> None:
         """Prepares the answer to a request; generation starts with `whole` or `events`."""
         self._service = service
         self._request = request
+        self._form = form
         self._start_seconds = time.monotonic()
         self._is_first = True
         self._sequences: list[_Sequence] = []
-        self._completion = functools.partial(
-            Completion, id=f"cmpl-{secrets.token_hex(12)}", created=int(time.time()), model=service.model.name
-        )
+        self._head = {
+            "id": f"{form.id_prefix}-{secrets.token_hex(12)}",
+            "created": int(time.time()),
+            "model": service.model.name,
+        }
 
     async def whole(self) -> bytes:
         """Returns the answer as JSON once all of it is generated."""
-        parts: dict[int, list[Choice]] = {}
+        parts: dict[int, list[Part]] = {}
         async with contextlib.aclosing(self._parts()) as generated:
             async for part in generated:
                 parts.setdefault(part.index, []).append(part)
         return await asyncio.to_thread(self._whole_json, parts)
 
-    def _whole_json(self, parts: dict[int, list[Choice]]) -> bytes:
+    def _whole_json(self, parts: dict[int, list[Part]]) -> bytes:
         # One choice at a time, and each is let go of at once: no other thread runs while one is made or freed.
         choices = [
-            join_choices(index, parts.pop(number)).model_dump_json().encode()
+            self._form.join(index, parts.pop(number)).model_dump_json().encode()
             for index, number in enumerate(self._best())
         ]
-        whole = self._completion(choices=[], usage=self._usage()).model_dump_json()
+        whole = self._form.whole(**self._head, choices=[], usage=self._usage()).model_dump_json()
         before, after = whole.encode().split(b'"choices":[]', 1)
         return b"".join([before, b'"choices":[', b",".join(choices), b"]", after])
 
@@ -132,35 +179,37 @@ class CompletionTask:
             await send(_event(error.body().model_dump_json()))
         else:
             if has_usage:
-                await send(_event(self._completion(choices=[], usage=self._usage()).model_dump_json()))
+                last = self._form.event(**self._head, choices=[], usage=self._usage())
+                await send(_event(last.model_dump_json()))
             await send(_event("[DONE]"))
         await send({"type": "http.response.body", "body": b""})
 
-    def _to_json(self, choices: list[Choice], has_usage: bool) -> str:
+    def _to_json(self, choices: list[Part], has_usage: bool) -> str:
         # As with OpenAI, all events of a stream that ends with the usage have the field, and others do not.
-        return self._completion(choices=choices).model_dump_json(exclude=None if has_usage else {"usage"})
+        event = self._form.event(**self._head, choices=choices)
+        return event.model_dump_json(exclude=None if has_usage else {"usage"})
 
-    async def _parts(self) -> AsyncIterator[Choice]:
+    async def _parts(self) -> AsyncIterator[Part]:
         """Yields the parts of all sequences as they are generated; those of one sequence are in order."""
         self._sequences = self._new_sequences(await self._scores())
         with self._service.queue.generate(self._request.generation_requests()) as stream, self._counted():
-            if self._request.is_echoed:
+            if self._request.is_echoed or self._form.has_opening:
                 for sequence in self._sequences:
-                    yield await self._made(sequence.echo)
+                    yield await self._made(sequence.opening)
             if self._request.max_tokens == 0:
                 for sequence in self._sequences:
                     yield await self._made(sequence.append, EMPTY_CHUNK)
             while any(sequence.finish_reason is None for sequence in self._sequences):
                 yield await self._next(stream)
 
-    async def _next(self, stream: ResponseStream[TextChunk]) -> Choice:
+    async def _next(self, stream: ResponseStream[TextChunk]) -> Part:
         number, chunk = await stream.next()
         if self._is_first:
             self._service.metrics.count_first_token(time.monotonic() - self._start_seconds)
             self._is_first = False
         return await self._made(self._sequences[number].append, chunk)
 
-    async def _made(self, make: Callable[..., Choice], *inputs: object) -> Choice:
+    async def _made(self, make: Callable[..., Part], *inputs: object) -> Part:
         """Makes a part; in a thread if it has log-probabilities, whose names take a while."""
         if self._request.n_top is not None:
             return await asyncio.to_thread(make, *inputs)
@@ -176,10 +225,10 @@ class CompletionTask:
         return [next(scores) if len(prompt.tokens) > 1 else None for prompt in self._request.prompts]
 
     def _new_sequences(self, scores: list[TokenChunk | None]) -> list[_Sequence]:
-        request, bytes_of = self._request, self._service.model.bytes_of
+        request, model = self._request, self._service.model
         of_prompts = [pair for pair in zip(request.prompts, scores, strict=True) for _ in range(request.n_generated)]
         return [
-            _Sequence(prompt, score, ChoiceBuilder(number, bytes_of, request.n_top))
+            _Sequence(prompt, score, self._form.builder(number, model, request))
             for number, (prompt, score) in enumerate(of_prompts)
         ]
 

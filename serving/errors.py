@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from serving.protocol import NEUTRAL_VALUES, CompletionRequest, Error, ErrorResponse
+from serving.protocol import NEUTRAL_VALUES, Error, ErrorResponse
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's code; seen in the metrics only
 RETRY = {"Retry-After": "1"}  # seconds
@@ -161,21 +161,20 @@ def unknown_query(name: str) -> ApiError:
     return bad_request(f"?{_shown(param)}: is not a parameter of this path; leave it out", param, "unknown_query")
 
 
-def invalid(error: ValidationError) -> ApiError:
-    """400: the first invalid field of a request, and what is allowed there."""
+def invalid(error: ValidationError, kind: type[BaseModel]) -> ApiError:
+    """400: the first invalid field of a request of a kind, and what is allowed there."""
     first = error.errors(include_url=False, include_context=False)[0]
     loc = first["loc"][:1] if first["loc"][0] in _WHOLE_FIELDS else first["loc"]
     param = ".".join(map(str, loc))[:SHOWN_CHARACTERS]
     problem = "has the wrong type or value" if param in _UNIONS else first["msg"]
     if first["type"] == "missing":
-        return bad_request(f"{param}: is missing; give {_allowed(first['loc'])}", param)
-    return bad_request(f"{param} = {_shown(first['input'])}: {problem}; give {_allowed(first['loc'])}", param)
+        return bad_request(f"{param}: is missing; give {_allowed(first['loc'], kind)}", param)
+    return bad_request(f"{param} = {_shown(first['input'])}: {problem}; give {_allowed(first['loc'], kind)}", param)
 
 
-def _allowed(loc: tuple[int | str, ...]) -> str:
+def _allowed(loc: tuple[int | str, ...], kind: type[BaseModel]) -> str:
     """Returns what the schema allows for the field at a location."""
-    fields: Mapping[str, object] = CompletionRequest.model_fields
-    described = fields[str(loc[0])].description
+    described = kind.model_fields[str(loc[0])].description
     assert described is not None, "every field of a request has a description"
     return described
 

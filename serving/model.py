@@ -6,8 +6,10 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
+from data.dialogue.templates import ChatTemplate
 from data.tokenization.tokenizer import Tokenizer
 from runtime.generation.engine import Engine
+from serving.protocol import ChatSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,12 +21,16 @@ class ServedModel:
         engine: without active rows, and used by the server alone.
         tokenizer: of the run.
         eos_id: the token between documents: it ends a text, and stands for an empty prompt.
+        template: how the messages of a chat become tokens.
+        chat_settings: how a person is answered who does not say how.
     """
 
     name: str
     engine: Engine
     tokenizer: Tokenizer
     eos_id: int
+    template: ChatTemplate
+    chat_settings: ChatSettings
 
     @functools.cached_property
     def bytes_of(self) -> Callable[[int], bytes]:

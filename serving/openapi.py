@@ -11,6 +11,9 @@ from serving.model import ServedModel
 from serving.protocol import (
     EMPTY_VALUES,
     NEUTRAL_VALUES,
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatRequest,
     Completion,
     CompletionRequest,
     ErrorResponse,
@@ -22,8 +25,16 @@ from serving.protocol import (
 Schema = dict[str, Any]
 
 REF_TEMPLATE = "#/components/schemas/{model}"
-REQUEST_MODELS: tuple[type[BaseModel], ...] = (CompletionRequest,)
-RESPONSE_MODELS: tuple[type[BaseModel], ...] = (Completion, ErrorResponse, Health, Model, ModelList)
+REQUEST_MODELS: tuple[type[BaseModel], ...] = (CompletionRequest, ChatRequest)
+RESPONSE_MODELS: tuple[type[BaseModel], ...] = (
+    Completion,
+    ChatCompletion,
+    ChatCompletionChunk,
+    ErrorResponse,
+    Health,
+    Model,
+    ModelList,
+)
 ERRORS = {
     400: "A field is invalid, or the body is not a JSON object.",
     401: "The key is missing or wrong.",
@@ -43,7 +54,11 @@ def openapi_document(model: ServedModel, has_key: bool) -> Schema:
     components: Schema = {"schemas": _schemas(model)}
     described = {
         "openapi": "3.2.0",
-        "info": {"title": "Neomesh", "version": "1", "description": "Text completions in the format of OpenAI's API."},
+        "info": {
+            "title": "Neomesh",
+            "version": "1",
+            "description": "Completions of texts and chats in the format of OpenAI's API.",
+        },
         "paths": _paths(has_key),
         "components": components,
     }
@@ -58,15 +73,17 @@ def _schemas(model: ServedModel) -> Schema:
     requests = [(one, "validation") for one in REQUEST_MODELS]
     responses = [(one, "serialization") for one in RESPONSE_MODELS]
     _, schema = models_json_schema([*requests, *responses], ref_template=REF_TEMPLATE)
-    request = schema["$defs"]["CompletionRequest"]
-    fields = request["properties"]
-    fields["model"]["enum"] = [model.name]
-    _bound_integers(fields["prompt"], model.tokenizer.n_vocab - 1)
-    _bound_integers(fields["max_tokens"], model.engine.n_ctx)
-    fields |= {name: {"enum": [*EMPTY_VALUES, *values]} for name, values in NEUTRAL_VALUES.items()}
-    for one in (request, schema["$defs"]["StreamOptions"]):
-        one["additionalProperties"] = {"enum": [*EMPTY_VALUES]}
-    return schema["$defs"]
+    schemas = schema["$defs"]
+    neutral = {name: {"enum": [*EMPTY_VALUES, *values]} for name, values in NEUTRAL_VALUES.items()}
+    for name in (kind.__name__ for kind in REQUEST_MODELS):
+        fields = schemas[name]["properties"] = neutral | schemas[name]["properties"]
+        fields["model"]["enum"] = [model.name]
+        _bound_integers(fields["max_tokens"], model.engine.n_ctx)
+    _bound_integers(schemas["CompletionRequest"]["properties"]["prompt"], model.tokenizer.n_vocab - 1)
+    _bound_integers(schemas["ChatRequest"]["properties"]["max_completion_tokens"], model.engine.n_ctx)
+    for name in ("CompletionRequest", "ChatRequest", "StreamOptions", "Message"):
+        schemas[name]["additionalProperties"] = {"enum": [*EMPTY_VALUES]}
+    return schemas
 
 
 def _bound_integers(schema: Schema, maximum: int) -> None:
@@ -78,10 +95,12 @@ def _bound_integers(schema: Schema, maximum: int) -> None:
 
 def _paths(has_key: bool) -> Schema:
     guarded = (401,) if has_key else ()
-    events = {"text/event-stream": {"itemSchema": _event()}}
     errors = (400, *guarded, 404, 408, 413, 415, 429, 500, 503)
-    completion = _operation("create_completion", "Create a completion", {**_json(Completion), **events}, errors)
+    completion = _operation("create_completion", "Create a completion", _answer(Completion, Completion), errors)
     completion["requestBody"] = {"required": True, "content": _json(CompletionRequest)}
+    chat = _answer(ChatCompletion, ChatCompletionChunk)
+    chat_completion = _operation("create_chat_completion", "Answer a conversation", chat, errors)
+    chat_completion["requestBody"] = {"required": True, "content": _json(ChatRequest)}
     model = _operation("get_model", "Get the model", _json(Model), (400, *guarded, 404))
     model["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}]
     health = _operation("get_health", "Check whether the server is ready", _json(Health), (500, 503))
@@ -90,6 +109,7 @@ def _paths(has_key: bool) -> Schema:
     this_document = {"application/json": {"schema": {"type": "object"}}}
     return {
         "/v1/completions": {"post": completion},
+        "/v1/chat/completions": {"post": chat_completion},
         "/v1/models": {"get": _operation("list_models", "List the models", _json(ModelList), (400, *guarded))},
         "/v1/models/{model}": {"get": model},
         "/healthz": {"get": health},
@@ -106,11 +126,16 @@ def _operation(name: str, summary: str, content: Schema, errors: tuple[int, ...]
     return {"operationId": name, "summary": summary, "responses": responses}
 
 
-def _event() -> Schema:
-    """Returns the schema of a server-sent event: a part of the completion, an error, or the end."""
+def _answer(whole: type[BaseModel], event: type[BaseModel]) -> Schema:
+    """Returns the content of an answer, whole or as server-sent events."""
+    return {**_json(whole), "text/event-stream": {"itemSchema": _event(event)}}
+
+
+def _event(part: type[BaseModel]) -> Schema:
+    """Returns the schema of a server-sent event: a part of the answer, an error, or the end."""
     payloads = [
         {"type": "string", "contentMediaType": "application/json", "contentSchema": _reference(model)}
-        for model in (Completion, ErrorResponse)
+        for model in (part, ErrorResponse)
     ]
     return {"type": "object", "properties": {"data": {"anyOf": [*payloads, {"const": "[DONE]"}]}}, "required": ["data"]}
 

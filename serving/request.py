@@ -1,11 +1,11 @@
-"""Parses a completions request into generation requests."""
+"""Parses requests into generation requests: what all kinds have in common, and completions."""
 
 from __future__ import annotations
 
 import dataclasses
 import secrets
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ValidationError
@@ -21,13 +21,17 @@ from serving.protocol import (
     MAX_SEED,
     NEUTRAL_VALUES,
     CompletionRequest,
+    Message,
+    SamplingFields,
     StreamOptions,
 )
 
 MAX_LOG_PROBS = 1 << 21  # of one request: each takes some 100 bytes until the answer is sent
 MAX_PARTS = 10_000  # lists, objects and names in a body: no other request is answered while a million of them are read
 _IS_PART = np.isin(np.arange(256), list(b"[{:"))
-_SAMPLING_FIELDS = {field.name for field in dataclasses.fields(SamplingParams)} & set(CompletionRequest.model_fields)
+_SAMPLING_FIELDS = {field.name for field in dataclasses.fields(SamplingParams)} & set(SamplingFields.model_fields)
+
+Fields = TypeVar("Fields", bound=SamplingFields)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +56,7 @@ class EncodedPrompt:
 
 @dataclasses.dataclass(frozen=True)
 class SamplingRequest:
-    """A valid completions request.
+    """A valid request.
 
     Attributes:
         prompts: each is continued `n` times.
@@ -95,8 +99,8 @@ class SamplingRequest:
         ]
 
 
-def read_request(body: bytes) -> CompletionRequest:
-    """Reads the body of a request.
+def read_request(body: bytes, kind: type[Fields] = CompletionRequest) -> Fields:
+    """Reads the body of a request of a kind.
 
     Raises:
         ApiError: it is no JSON object, or a field is unknown or has a value that is not allowed.
@@ -109,13 +113,18 @@ def read_request(body: bytes) -> CompletionRequest:
         raise not_an_object(f"is not JSON ({error})") from None
     if not isinstance(fields, dict):
         raise not_an_object("is not an object")
-    known = _known_fields(fields, CompletionRequest)
+    known = _known_fields(fields, kind)
     if isinstance(options := known.get("stream_options"), dict):
         known["stream_options"] = _known_fields(options, StreamOptions, "stream_options.")
+    if isinstance(messages := known.get("messages"), list):
+        known["messages"] = [
+            _known_fields(each, Message, f"messages.{number}.") if isinstance(each, dict) else each
+            for number, each in enumerate(messages)
+        ]
     try:
-        return CompletionRequest.model_validate(known)
+        return kind.model_validate(known)
     except ValidationError as error:
-        raise invalid(error) from error
+        raise invalid(error, kind) from error
 
 
 def _n_parts(body: bytes) -> int:
@@ -145,7 +154,7 @@ def _is_same(value: object, other: object) -> bool:
     return value == other and isinstance(value, bool) == isinstance(other, bool)
 
 
-def parse_request(request: CompletionRequest, model: ServedModel) -> SamplingRequest:
+def parse_completion(request: CompletionRequest, model: ServedModel) -> SamplingRequest:
     """Checks a request against the model, and encodes its prompts.
 
     Raises:
@@ -157,24 +166,44 @@ def parse_request(request: CompletionRequest, model: ServedModel) -> SamplingReq
     prompts = tuple(_prompts(request.prompt, reader, max_tokens))
     for prompt in prompts:
         _check_length(prompt, max_tokens, model.engine.n_ctx)
-    n, n_vocab = request.n or 1, model.tokenizer.n_vocab
+    n_generated, is_echoed = request.best_of or request.n or 1, bool(request.echo)
+    return sampling_request(request, model, prompts, max_tokens, request.logprobs, n_generated, is_echoed)
+
+
+def sampling_request(
+    request: SamplingFields,
+    model: ServedModel,
+    prompts: tuple[EncodedPrompt, ...],
+    max_tokens: int,
+    n_top: int | None,
+    n_generated: int,
+    is_echoed: bool = False,
+    end_ids: tuple[int, ...] = (),
+) -> SamplingRequest:
+    """Returns the samples that a request of any kind asks for; arguments as the attributes of `SamplingRequest`.
+
+    Raises:
+        ApiError: fields contradict each other or exceed the model's limits.
+    """
+    n_vocab = model.tokenizer.n_vocab
     parsed = SamplingRequest(
         prompts=prompts,
-        n=n,
-        n_generated=request.best_of or n,
+        n=request.n or 1,
+        n_generated=n_generated,
         max_tokens=max_tokens,
-        n_top=None if request.logprobs is None else min(request.logprobs, n_vocab),
-        is_echoed=bool(request.echo),
+        n_top=None if n_top is None else min(n_top, n_vocab),
+        is_echoed=is_echoed,
         stop_strings=_stop_strings(request.stop),
-        sampling=_sampling(request, n_vocab),
+        sampling=dataclasses.replace(_sampling(request, n_vocab), end_ids=end_ids),
         seed=secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed,
     )
     _check_min_tokens(parsed)
     _check_log_probs(parsed)
+    _check_streaming(request)
     return parsed
 
 
-def _sampling(request: CompletionRequest, n_vocab: int) -> SamplingParams:
+def _sampling(request: SamplingFields, n_vocab: int) -> SamplingParams:
     given = request.model_dump(include=_SAMPLING_FIELDS, exclude_none=True)
     biases = tuple((int(token), bias) for token, bias in given.pop("logit_bias", {}).items())
     wrong = next((token for token, _ in biases if token >= n_vocab), None)
@@ -219,6 +248,9 @@ def _check_combination(request: CompletionRequest) -> None:
             f"best_of = {request.best_of}: the best samples are only known at the end; leave out stream or best_of",
             "best_of",
         )
+
+
+def _check_streaming(request: SamplingFields) -> None:
     if request.stream_options is not None and request.stream_options.include_usage and not request.stream:
         raise bad_request(
             "stream_options: have no effect without stream; set stream to true, or leave them out", "stream_options"

@@ -32,7 +32,7 @@ class ChoiceBuilder:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._offset = 0
 
-    def echo(self, prompt: EncodedPrompt, score: TokenChunk | None) -> Choice:
+    def opening(self, prompt: EncodedPrompt, score: TokenChunk | None) -> Choice:
         """Returns the prompt with the scores of its tokens from the second on, if it has them."""
         log_probs, top = (score.log_probs, score.top) if score else ((), ())
         return self._part(prompt.text, None, self._logprobs(prompt.shown_tokens, (None, *log_probs), ((), *top)))

@@ -217,7 +217,7 @@ def overrides(**values: object) -> list[str]:
 def test_requests_that_are_shown_are_answered() -> None:
     """They are sent to the server of the tests, which repeats the prompt and has another name and address."""
     text = (REPOSITORY / "docs" / "serving.md").read_text(encoding="utf-8")
-    (program,) = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    program, chat = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     (request,) = (words[1:] for words in commands(text) if words[0] == "curl")
     with scripted() as server:
 
@@ -226,6 +226,8 @@ def test_requests_that_are_shown_are_answered() -> None:
 
         printed = subprocess.run([sys.executable, "-c", for_it(program)], capture_output=True, text=True, timeout=60)
         assert len(printed.stdout) == 40 and set(printed.stdout) <= set("def main"), printed.stderr[-2000:]
+        printed = subprocess.run([sys.executable, "-c", for_it(chat)], capture_output=True, text=True, timeout=60)
+        assert 0 < len(printed.stdout.strip()) <= 40, printed.stderr[-2000:]
         answer = httpx2.post(for_it(request[0]), json=json.loads(for_it(body_of(request))))
         assert len(answer.json()["choices"][0]["text"]) == 40
 

@@ -12,11 +12,13 @@ from collections.abc import Mapping, Sequence
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
+from data.dialogue.templates import load_template
 from data.tokenization.tokenizer import Tokenizer
 from runtime.generation.engine import TokenChunk
 from runtime.generation.requests import GenerationRequest
 from serving.app import serve
 from serving.model import ServedModel
+from serving.protocol import ChatSettings
 from serving.settings import ServingSettings, key_from_environment
 
 EOS_ID = 256
@@ -105,6 +107,14 @@ def byte_text(tokens: Sequence[int]) -> str:
     return byte_tokenizer().decode(tokens)
 
 
+def served(engine: ScriptedEngine) -> ServedModel:
+    """Returns the model of an engine, which talks by DialoGPT's template."""
+    tokenizer = byte_tokenizer()
+    template = load_template("dialogpt", tokenizer, EOS_ID)
+    chat = ChatSettings(temperature=0.0, top_k=10, top_p=1.0, max_tokens=engine.n_ctx // 4)
+    return ServedModel("scripted", engine, tokenizer, EOS_ID, template, chat)
+
+
 def main(arguments: Sequence[str]) -> int:
     """Serves until it is stopped."""
     parser = argparse.ArgumentParser()
@@ -127,4 +137,4 @@ def main(arguments: Sequence[str]) -> int:
     engine = ScriptedEngine(flags.pop("rows"), flags.pop("n_ctx"), flags.pop("seconds_per_token"))
     given = {name: value for name, value in flags.items() if value is not None}
     settings = ServingSettings(port=0, api_key=key_from_environment(), **given)
-    return serve(ServedModel("scripted", engine, byte_tokenizer(), EOS_ID), settings)
+    return serve(served(engine), settings)

@@ -554,7 +554,7 @@ def test_a_page_in_a_browser_cannot_send_requests(server: Server) -> None:
 
 
 def test_other_paths_and_methods_get_errors_of_the_same_form(server: Server) -> None:
-    paths = ("/", "/completions", "/v1/chat/completions", "/v1/embeddings", "/health", "/v1/engines/x/completions")
+    paths = ("/completions", "/v1/chat", "/v1/embeddings", "/health", "/v1/engines/x/completions")
     others = [("GET", "/v1/completions", 405), ("DELETE", "/v1/models", 405), ("OPTIONS", "/v1/completions", 405)]
     for method, path, status in [*(("POST", path, 404) for path in paths), *others]:
         response = httpx2.request(method, server.url + path)
@@ -562,7 +562,7 @@ def test_other_paths_and_methods_get_errors_of_the_same_form(server: Server) -> 
         assert (response.status_code, error["code"]) == (status, "unknown_path") and has_error_form(error["message"])
         assert (
             f"{method} '{path}': " in error["message"]
-            and "use POST /v1/completions, GET /v1/models, " in error["message"]
+            and "use POST /v1/completions, POST /v1/chat/completions, GET /v1/models, " in error["message"]
         )
 
 
@@ -593,7 +593,9 @@ def test_pages_of_other_origins_are_not_let_in_unless_a_flag_names_them(server: 
 
 def test_the_model_is_listed(client: openai.OpenAI) -> None:
     (model,) = client.models.list().data
-    assert (model.id, model.object, model.owned_by) == ("scripted", "model", "neomesh")
+    assert (model.id, model.object, model.owned_by, model.n_ctx) == ("scripted", "model", "neomesh", 128)
+    settings = {"temperature": 0.0, "top_k": 10, "top_p": 1.0, "max_tokens": 32}
+    assert model.chat == {"template": "dialogpt", "has_system": False, "settings": settings}
     assert client.models.retrieve("scripted") == model
 
 

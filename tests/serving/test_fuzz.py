@@ -23,7 +23,7 @@ def assert_nothing_found(folder: Path, *arguments: str, **environment: str) -> N
         command = [sys.executable, "-c", program, *words, "--no-color", *arguments]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-1000:]
-        assert "Tested: 5" in done.stdout
+        assert "Tested: 6" in done.stdout
         assert not any("Traceback" in line for line in server.lines)
 
 

@@ -23,15 +23,14 @@ from data.tokenization.tokenizer import Tokenizer
 from runtime.training.signals import SIGNALS
 from serving import settings
 from serving.app import listen, serve
-from serving.model import ServedModel
 from serving.protocol import CompletionRequest
-from serving.request import parse_request
+from serving.request import parse_completion
 from serving.settings import ServingSettings, check_packages, key_from_environment
 from serving.spelled_tokens import SpelledTokens
-from tests.serving.scripted import BREAKS, EOS_ID, ScriptedEngine, byte_tokenizer
+from tests.serving.scripted import BREAKS, EOS_ID, ScriptedEngine, served
 from tests.serving.servers import Server, scripted
 
-MODEL = ServedModel("scripted", ScriptedEngine(1, 128, 0.0), byte_tokenizer(), EOS_ID)
+MODEL = served(ScriptedEngine(1, 128, 0.0))
 SLOW = ("--rows", 1, "--seconds_per_token", 0.05)  # 120 tokens in 6 s
 
 
@@ -443,7 +442,7 @@ def test_a_package_that_is_missing_is_told_of(monkeypatch: pytest.MonkeyPatch) -
 )
 def test_special_tokens_that_a_prompt_spells_count_when_asked(field, n_tokens):
     request = CompletionRequest(model="scripted", prompt="a<|endoftext|>", max_tokens=1, **field)
-    (prompt,) = parse_request(request, MODEL).prompts
+    (prompt,) = parse_completion(request, MODEL).prompts
     assert (len(prompt.tokens), EOS_ID in prompt.tokens) == (n_tokens, n_tokens == 2)
 
 

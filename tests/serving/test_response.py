@@ -23,7 +23,9 @@ def test_text_offsets_are_the_characters_in_which_tokens_start(before: str, text
     builder = ChoiceBuilder(0, bytes_of, 0)
     prompt, written = tuple(before.encode()), tuple(text.encode())
     parts = [
-        builder.echo(EncodedPrompt(before, prompt), TokenChunk(prompt[1:], prompt[1:], ((),) * len(prompt[1:]), None))
+        builder.opening(
+            EncodedPrompt(before, prompt), TokenChunk(prompt[1:], prompt[1:], ((),) * len(prompt[1:]), None)
+        )
     ]
     ends = sorted({0, len(written), *(cut for cut in cuts if cut < len(written))})
     for begin, end in zip(ends, ends[1:] or ends, strict=False):
