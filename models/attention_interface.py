@@ -32,7 +32,8 @@ class AttentionKind:
     """How positions attend to one another. The projections before and after are the same for every kind.
 
     Attributes:
-        full: returns the outputs of whole sequences, [batch, sequence, heads, features_per_head].
+        full: returns the outputs of whole sequences, [batch, sequence, heads, features_per_head]; a position sees its
+            own segment only, if the context has `segment_starts`.
         prefill: returns the cache after prompts of the given lengths, int32 [batch]; what follows a prompt in its row
             leaves no trace in it.
         decode: returns the outputs of one position of each row, [batch, heads, features_per_head], and the cache with

@@ -24,8 +24,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from configs.load import load_config
 from configs.schema import ModelConfig
 from data.tokenization.tokenizer import from_json
+from runtime.checkpoint.init_from import load_initial_weights
 from runtime.checkpoint.weight_sources import find_checkpoint
+from runtime.mesh.placement import place
+from runtime.training.steps import build_train_step
+from tests import tiny
 from tests.answers import Answer, assert_equal, model_of, our_answer
+from tests.models.reference_attention import segments
 
 REPOSITORY = Path(__file__).parents[1]
 READER = Path(__file__).with_name("read_with_transformers.py")
@@ -71,6 +76,41 @@ def theirs_of_old(folder: Path, checkpoint: str, model: ModelConfig, tmp_path: P
     subprocess.run([os.environ["OLD_TRANSFORMERS"], *map(str, arguments)], env=environment, check=True)
     outputs = np.load(tmp_path / "outputs.npz")
     return Answer(outputs["logits"], float(outputs["loss"])), outputs["ids"].tolist()
+
+
+# The loss of weighted labels, and of texts that do not see one another.
+
+
+@pytest.mark.parametrize("name", ["gpt_neo_alternating", "gpt_2"])
+def test_the_loss_of_packed_texts_is_that_of_labels_of_minus_100(name: str, devices: tuple[str, ...]) -> None:
+    """Texts packed into rows here; one a row there, filled up with labels of -100."""
+    model, generator = model_of(GOLDEN / name), np.random.default_rng(3)
+    lengths = ((5, model.n_ctx - 5), (model.n_ctx,), (1, 2, model.n_ctx - 3))
+    starts = segments(*lengths)
+    ids, counts = generator.integers(0, model.n_vocab, starts.shape), generator.random(starts.shape) < 0.6
+    is_label = counts & (starts < np.arange(model.n_ctx))  # the first token of a text is predicted by nothing
+    weights = np.roll(is_label, -1, axis=1).astype(np.float32)
+    batch = ids.astype(np.int32), np.roll(ids, -1, axis=1).astype(np.int32), weights, starts
+    config = tiny.run_config(model=vars(model), training={"train_batch_size": len(ids)}, data=tiny.MASKED)
+    placement = place(config.mesh, devices[:1])
+    step = build_train_step(config, placement)
+    load_initial_weights(str(GOLDEN / name), placement.store)
+    loss = float(step(*batch, np.float32(0.0), np.int32(0), np.int32(0))["loss"])
+    expected = loss_of_texts(GOLDEN / name, ids, np.where(counts, ids, -100), starts)
+    assert expected > 1.0
+    np.testing.assert_allclose(loss, expected, rtol=0, atol=1e-5)
+
+
+def loss_of_texts(folder: Path, ids: np.ndarray, labels: np.ndarray, starts: np.ndarray) -> float:
+    """The loss of transformers, each text in a row of its own."""
+    texts = [(row, starts[row] == start) for row in range(len(starts)) for start in np.unique(starts[row])]
+    rows = np.zeros((2, len(texts), ids.shape[1]), np.int64)
+    rows[1] = -100
+    for number, (row, own) in enumerate(texts):
+        rows[:, number, : own.sum()] = ids[row, own], labels[row, own]
+    loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        return float(loaded(torch.from_numpy(rows[0]), labels=torch.from_numpy(rows[1])).loss)
 
 
 # Our models, loaded by transformers.

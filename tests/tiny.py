@@ -50,7 +50,10 @@ def mesh_config(mesh_shape: str, layout: str) -> MeshConfig:
 
 
 def run_config(
-    mesh: MeshConfig | None = None, model: Mapping[str, object] = {}, training: Mapping[str, object] = {}
+    mesh: MeshConfig | None = None,
+    model: Mapping[str, object] = {},
+    training: Mapping[str, object] = {},
+    data: DataConfig | None = None,
 ) -> RunConfig:
     """The tiny model with some keys changed."""
     return RunConfig(
@@ -60,7 +63,7 @@ def run_config(
         training=dataclasses.replace(TRAINING, **training),
         evaluation=EvaluationConfig(eval_batch_size=BATCH_SIZE),
         prediction=PredictionConfig(),
-        data=DataConfig(no_dataset=True),
+        data=data or DataConfig(no_dataset=True),
         mesh=mesh or MeshConfig(),
     )
 
@@ -71,10 +74,12 @@ def batch(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return ids[:, :-1], ids[:, 1:]
 
 
-def step_inputs(noise_key: int = 7, rate: float = 1e-2) -> tuple:
-    """What a training step takes, every token of the batch weighing the same."""
+def step_inputs(noise_key: int = 7, rate: float = 1e-2, has_segments: bool = False) -> tuple:
+    """What a training step takes, every token of the batch weighing the same; each row two texts with segments."""
     weights = np.full((BATCH_SIZE, MODEL.n_ctx), 1.0 / (BATCH_SIZE * MODEL.n_ctx), np.float32)
-    return *batch(), weights, np.float32(rate), np.int32(0), np.int32(noise_key)
+    second = np.arange(3, 3 + BATCH_SIZE, dtype=np.int32)[:, None]
+    segments = (np.where(np.arange(MODEL.n_ctx) < second, 0, second),) if has_segments else ()
+    return *batch(), weights, *segments, np.float32(rate), np.int32(0), np.int32(noise_key)
 
 
 def whole_value(stored: VariableSlices) -> np.ndarray:
@@ -130,7 +135,7 @@ def one_update(
     placement.store.initialize(seed=1)
     disturb(placement.store)
     before = values_of(placement.store)
-    *own, rate, number, key = step_inputs(noise_key)
+    *own, rate, number, key = step_inputs(noise_key, has_segments=config.data.has_segments)
     outputs = step(*(batch or own), rate, number, key)
     return Updated(float(outputs["loss"]), float(outputs["grad_norm"]), before, values_of(placement.store))
 

@@ -44,6 +44,7 @@ MODELS: dict[str, Mapping[str, object]] = {
     "shared": {"recompute_grad": True, "share_parameters": True},
     "linear": {"attention_types": ("linear", "global")},
     "mixture": {"moe_layers": (1,), "moe_params": MIXTURE, "recompute_grad": True},
+    "segments": {"attention_types": ("linear", "global"), "rotary_emb": True},
     "one_mixture": {**ONE_LAYER, "moe_layers": (0,), "moe_params": MIXTURE, "recompute_grad": True},
 }
 MATRIX = np.random.default_rng(3).normal(size=(8, 4)).astype(np.float32)
@@ -61,7 +62,8 @@ class Case:
     def config(self, mesh_shape: str | None = None) -> RunConfig:
         """Returns the run, on this mesh or on another; an empty one is a single device."""
         mesh = tiny.mesh_config(self.mesh_shape if mesh_shape is None else mesh_shape, self.layout)
-        return tiny.run_config(mesh, MODELS[self.model], {"tokens_per_mb_per_replica": self.tokens_at_once})
+        data = tiny.MASKED if self.model == "segments" else None
+        return tiny.run_config(mesh, MODELS[self.model], {"tokens_per_mb_per_replica": self.tokens_at_once}, data)
 
 
 CASES = {
@@ -72,6 +74,7 @@ CASES = {
     "memory": Case("dense", "x:2", "memory_length:x"),
     "sequence": Case("linear", "x:2", "sequence:x", 2 * tiny.MODEL.n_ctx),
     "shared": Case("shared", "x:2", "heads:x,vocab:x"),
+    "segments": Case("segments", "x:2", "batch:x", 2 * tiny.MODEL.n_ctx),
     "mixed": Case("recomputed", "x:2,y:2", "batch:x,heads:y,vocab:y,intermediate_expanded:y", 2 * tiny.MODEL.n_ctx),
     "mixed_experts": Case("mixture", "x:2,y:2", "batch:x,experts:x,expert_hidden:y"),
     "mixed_embd": Case("dropout", "x:2,y:2", "batch:x,embd:y"),
@@ -80,10 +83,10 @@ CASES = {
 }
 
 
-def own_inputs(placement: Placement) -> tuple:
+def own_inputs(placement: Placement, has_segments: bool) -> tuple:
     """Returns the inputs of a training step, with only this process's own rows of the batch."""
     rows = placement.own_rows(tiny.BATCH_SIZE)
-    *of_batch, rate, number, key = tiny.step_inputs()
+    *of_batch, rate, number, key = tiny.step_inputs(has_segments=has_segments)
     return *[whole[rows.start : rows.stop] for whole in of_batch], rate, number, key
 
 
@@ -94,7 +97,7 @@ def train_once(name: str, group: ProcessGroup, folder: Path) -> dict[str, np.nda
     placement = place_process(config.mesh, group.index, group.size, group.device)
     step = build_train_step(config, placement)
     restore(latest_checkpoint(f"{folder}/start/{case.model}"), placement.store, tiny.BATCH_SIZE)
-    inputs = own_inputs(placement)
+    inputs = own_inputs(placement, config.data.has_segments)
     outputs = step(*inputs)
     CheckpointWriter(f"{folder}/{name}", placement.store, group).save(TrainingPosition(1, tiny.BATCH_SIZE))
     return {**outputs, "next_loss": step(*inputs)["loss"]}
@@ -140,7 +143,7 @@ def build_steps(group: ProcessGroup) -> tuple[Placement, Callable[[], object]]:
     placement = place_process(config.mesh, group.index, group.size, group.device)
     step = build_train_step(config, placement)
     placement.store.initialize(seed=1)
-    return placement, lambda: step(*own_inputs(placement))
+    return placement, lambda: step(*own_inputs(placement, has_segments=False))
 
 
 def train_forever(group: ProcessGroup) -> None:

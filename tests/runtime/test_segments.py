@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 
 import numpy as np
@@ -57,10 +56,6 @@ def lone_batch() -> tuple[np.ndarray, ...]:
     return batch
 
 
-def masked(config: RunConfig) -> RunConfig:
-    return dataclasses.replace(config, data=tiny.MASKED)
-
-
 @functools.cache
 def one_text_a_row(name: str, devices: tuple[str, ...]) -> tiny.Updated:
     config = tiny.run_config(model=MODELS[name], training={"train_batch_size": len(texts())})
@@ -77,7 +72,7 @@ def assert_same_gradients(packed: tiny.Updated, lone: tiny.Updated) -> None:
 
 @pytest.mark.parametrize("name", ["learned", "rotary", "axial", pytest.param("memory", marks=pytest.mark.slow)])
 def test_packed_texts_are_as_if_alone(devices: tuple[str, ...], name: str) -> None:
-    update = tiny.one_update(masked(tiny.run_config(model=MODELS[name])), devices, batch=packed_batch())
+    update = tiny.one_update(tiny.run_config(model=MODELS[name], data=tiny.MASKED), devices, batch=packed_batch())
     assert_same_gradients(update, one_text_a_row(name, devices))
 
 
@@ -104,7 +99,7 @@ def test_packed_texts_are_as_if_alone(devices: tuple[str, ...], name: str) -> No
 def test_packed_texts_are_as_if_alone_on_any_mesh(
     devices: tuple[str, ...], name: str, mesh_shape: str, layout: str
 ) -> None:
-    config = masked(tiny.run_config(tiny.mesh_config(mesh_shape, layout), MODELS[name]))
+    config = tiny.run_config(tiny.mesh_config(mesh_shape, layout), MODELS[name], data=tiny.MASKED)
     assert_same_gradients(tiny.one_update(config, devices, batch=packed_batch()), one_text_a_row(name, devices))
 
 
@@ -112,7 +107,7 @@ def test_packed_texts_are_as_if_alone_on_any_mesh(
 def test_microbatches_of_packed_texts_that_are_computed_again(devices: tuple[str, ...], layout: str) -> None:
     mesh = tiny.mesh_config("x:2,y:2" if layout else "", layout)
     model = {**MODELS["learned"], "recompute_grad": True}
-    config = masked(tiny.run_config(mesh, model, {"tokens_per_mb_per_replica": 2 * tiny.MODEL.n_ctx}))
+    config = tiny.run_config(mesh, model, {"tokens_per_mb_per_replica": 2 * tiny.MODEL.n_ctx}, tiny.MASKED)
     assert_same_gradients(tiny.one_update(config, devices, batch=packed_batch()), one_text_a_row("learned", devices))
 
 
@@ -129,7 +124,7 @@ def test_evaluation_where_every_position_sees_its_whole_text(
     devices: tuple[str, ...], mesh_shape: str, layout: str
 ) -> None:
     """Compared with graphs that are as long as each text."""
-    config = masked(tiny.run_config(tiny.mesh_config(mesh_shape, layout), MODELS["bidirectional"]))
+    config = tiny.run_config(tiny.mesh_config(mesh_shape, layout), MODELS["bidirectional"], data=tiny.MASKED)
     placement = place(config.mesh, devices if mesh_shape else devices[:1])
     step = build_eval_step(config, placement)
     placement.store.initialize(seed=1)
@@ -162,7 +157,7 @@ def lone_logits(
 
 def test_a_run_without_segments_has_the_inputs_of_one_that_knows_none(devices: tuple[str, ...]) -> None:
     ranks = {}
-    for config in (tiny.run_config(), masked(tiny.run_config())):
+    for config in (tiny.run_config(), tiny.run_config(data=tiny.MASKED)):
         step = build_train_step(config, place(config.mesh, devices[:1]))
         ranks[config.data.has_segments] = [spec.shape.rank for spec in step.function.structured_input_signature[0]]
     assert ranks == {False: [2, 2, 2, 0, 0, 0], True: [2, 2, 2, 2, 0, 0, 0]}

@@ -82,12 +82,12 @@ def as_replica(process: ProcessPlacement, processor: tf.Tensor) -> ReplicaPlacem
     return ReplicaPlacement(process.shape, process.layout, process.devices, process.store, replica)
 
 
-def stacked_inputs(process: ProcessPlacement) -> list[np.ndarray]:
+def stacked_inputs(process: ProcessPlacement, has_segments: bool) -> list[np.ndarray]:
     """Returns the stacked inputs of a call: equal for all steps except for the learning rate, 0 in the second step.
 
     They hold only this process's own rows of the batch.
     """
-    *others, rates, numbers, keys = (np.stack([value] * N_STEPS) for value in own_inputs(process))
+    *others, rates, numbers, keys = (np.stack([value] * N_STEPS) for value in own_inputs(process, has_segments))
     rates[1] = 0.0
     return [*others, rates, numbers, keys]
 
@@ -97,7 +97,7 @@ def train(name: str, group: ProcessGroup, folder: Path) -> dict[str, np.ndarray]
     case = CASES[name]
     config = case.config()
     process = place_process(config.mesh, group.index, group.size, group.device)
-    inputs = stacked_inputs(process)
+    inputs = stacked_inputs(process, config.data.has_segments)
 
     def run(processor: tf.Tensor, n_steps: tf.Tensor, *stacked: tf.Tensor) -> dict[str, tf.Tensor]:
         return run_device_loop(config, as_replica(process, processor), n_steps, *stacked)

@@ -34,7 +34,7 @@ from tests.runtime.spmd_worker import CASES, MATRIX, ONE_LAYER, Case
 
 REPOSITORY = Path(__file__).parents[3]
 FAST = "experts"
-OF_TWO = ("data", "model", "embd", "memory", "sequence", "shared")
+OF_TWO = ("data", "model", "embd", "memory", "sequence", "shared", "segments")
 OF_FOUR = ("mixed", "mixed_experts", "mixed_embd", "whole_sequence")
 
 
@@ -217,9 +217,10 @@ def one_device(case: Case, folder: Path, device: str) -> Expected:
     placement.store.initialize(seed=1)
     tiny.disturb(placement.store)
     CheckpointWriter(f"{folder}/start/{case.model}", placement.store).save(TrainingPosition(0, 0))
-    outputs = step(*tiny.step_inputs())
+    inputs = tiny.step_inputs(has_segments=config.data.has_segments)
+    outputs = step(*inputs)
     after = tiny.values_of(placement.store)
-    return Expected(outputs, after, float(step(*tiny.step_inputs())["loss"]))
+    return Expected(outputs, after, float(step(*inputs)["loss"]))
 
 
 @dataclasses.dataclass(frozen=True)

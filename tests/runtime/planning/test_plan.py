@@ -88,6 +88,18 @@ def test_a_batch_that_the_mesh_does_not_divide_is_refused() -> None:
         dry_step(training={"train_batch_size": 6}, mesh_shape="x:4", layout="batch:x")
 
 
+def test_segments_are_one_more_input_of_int32() -> None:
+    config = tiny.run_config(model={**ONE_LAYER, "n_vocab": WORDS})
+    plain, masked = (
+        build_dry_step(dataclasses.replace(config, data=data), dry_placement(config.mesh, 1))
+        for data in (config.data, tiny.MASKED)
+    )
+    positions = FLOAT * B * S * E  # of each row, where those of a stream are the same in all
+    surplus = estimate_memory(masked).total - estimate_memory(plain).total
+    assert 4 * B * S <= surplus <= 2 * 4 * B * S + positions
+    assert flops_of_processor(masked) == flops_of_processor(plain)
+
+
 # With a large vocabulary the peak is at the loss: logits, twice for its kernel, and their exponentials.
 WORDS = 4096
 LOGITS = 3 * B * S * WORDS

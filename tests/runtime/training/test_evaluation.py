@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 
@@ -61,6 +62,27 @@ def test_only_the_masked_labels_count() -> None:
     assert measured["loss"] == pytest.approx(5.5 / 3, rel=1e-12)
     assert measured["tokens"] == 3
     assert measured["bits_per_byte"] == pytest.approx(5.5 / math.log(2) / 5, rel=1e-12)
+
+
+def test_labels_count_by_their_weight() -> None:
+    measured = evaluate(step_of_rows(), batches([[0.5, 2.0], [0.0, 0.25]]), TokenCounts(True, None, BYTES_V))
+    # Half of 0.5, twice 1.5 and a quarter of 1 nats; the ids 1 and 2 are 3 and 5 bytes of text.
+    assert measured["loss"] == pytest.approx(3.5 / 2.75, rel=1e-12)
+    assert measured["tokens"] == 3
+    assert measured["bits_per_byte"] == pytest.approx(3.5 / math.log(2) / (2 * 3 + 0.25 * 5), rel=1e-12)
+
+
+def test_steps_get_the_segments_of_a_batch() -> None:
+    starts_BS = np.array([[0, 1], [0, 0]], np.int32)
+    (batch,) = batches([1, 1])
+    given = []
+
+    def step(*inputs: np.ndarray) -> dict[str, np.ndarray]:
+        given.append(inputs)
+        return {"token_loss": NATS_BS[:2].astype(np.float32)}
+
+    evaluate(step, [batch, dataclasses.replace(batch, segment_starts_BS=starts_BS)], TokenCounts(True, None, None))
+    assert [len(inputs) for inputs in given] == [2, 3] and given[1][2] is starts_BS
 
 
 def test_padding_does_not_count_even_where_it_has_a_weight() -> None:

@@ -21,6 +21,7 @@ CONFIGS = {
     "in microbatches, recomputed": tiny.run_config(
         model={**ONE_LAYER, "recompute_grad": True}, training={"tokens_per_mb_per_replica": 32}
     ),
+    "with segments": tiny.run_config(model=ONE_LAYER, data=tiny.MASKED),
     "on a mesh": tiny.run_config(ON_MESH, model=ONE_LAYER),
 }
 N_VARIABLES = 17
@@ -31,8 +32,8 @@ def corruptible(request: pytest.FixtureRequest, devices: Devices) -> tuple[Place
     config = CONFIGS[request.param]
     placement = place(config.mesh, devices[: 2 if config.mesh.mesh_shape else 1])
     step = build_diagnosis(config, placement)
-    tokens, labels, weights, _, _, key = tiny.step_inputs()
-    return placement, lambda: Diagnosis.of(step(tokens, labels, weights, key))
+    *batch, _, _, key = tiny.step_inputs(has_segments=config.data.has_segments)
+    return placement, lambda: Diagnosis.of(step(*batch, key))
 
 
 def corrupt(placement: Placement, name: str, value: float) -> None:

@@ -17,7 +17,7 @@ from tests.runtime.tpu_worker import N_STEPS
 
 REPOSITORY = Path(__file__).parents[3]
 FAST = ("experts",)
-OF_TWO = ("data", "model", "embd", "memory", "sequence", "shared")
+OF_TWO = ("data", "model", "embd", "memory", "sequence", "shared", "segments")
 OF_FOUR = ("mixed", "mixed_experts", "mixed_embd", "whole_sequence")
 
 
