@@ -14,7 +14,7 @@ from configs.schema import RunConfig
 from configs.weights import weights_at
 from data.tokenization.tokenizer import Tokenizer
 from runtime.checkpoint import reader
-from runtime.checkpoint.init_from import find_weights, load_initial_weights
+from runtime.checkpoint.init_from import check_initial_weights, load_initial_weights
 from runtime.checkpoint.position import TrainingPosition
 from runtime.checkpoint.reader import DamagedError
 from runtime.checkpoint.weight_files import is_huggingface_folder
@@ -105,7 +105,7 @@ def check_trained(config: RunConfig, options: Options) -> None:
         CheckpointError: there are none, or they cannot be read.
     """
     if options.init_from is not None:
-        find_weights(options.init_from)
+        check_initial_weights(options.init_from, config.model)
     else:
         _check_trained(config)
 

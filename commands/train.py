@@ -26,7 +26,7 @@ from inputs import training_batches
 from meshtf import tf
 from models.kernels.noise import noise_key
 from runtime.checkpoint import reader
-from runtime.checkpoint.init_from import find_weights
+from runtime.checkpoint.init_from import check_initial_weights
 from runtime.checkpoint.position import TrainingPosition
 from runtime.checkpoint.writer import CheckpointWriter
 from runtime.cluster.process_group import ProcessGroup
@@ -51,7 +51,7 @@ DIAGNOSIS_SECONDS = 1800  # timeout for the diagnosis of a divergence
 def train(config: RunConfig, options: Options, group: ProcessGroup) -> int:
     """Trains from the newest checkpoint, or from step 0, up to `train_steps`; returns the exit status."""
     if options.init_from is not None and not resumes(config, options):
-        find_weights(options.init_from)  # finds what is wrong with them before any text is tokenized
+        check_initial_weights(options.init_from, config.model)
     placement = place_run(config, options, group)
     peak = _peak_tokens_per_second(config, placement, group)
     run, data = set_up_with_data(config, options, group, placement)

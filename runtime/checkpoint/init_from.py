@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from configs.errors import CheckpointError
+from configs.schema import ModelConfig
 from configs.weights import is_state_dict, no_weights, weights_at
 from runtime.checkpoint.huggingface import read_weights
 from runtime.checkpoint.openai import is_openai, openai_weights
@@ -15,7 +16,7 @@ from runtime.checkpoint.weight_files import is_huggingface_folder
 from runtime.checkpoint.weight_sources import StoredTensor, Weights, checkpoint_tensors, find_checkpoint
 from runtime.mesh.placement import VariableSlices, VariableStore
 
-POSITION_TABLE = "gpt2/wpe"
+TOKEN_TABLE, POSITION_TABLE = "gpt2/wte", "gpt2/wpe"
 REMEDY = "give the config of these weights, or other weights"
 
 
@@ -59,6 +60,18 @@ def set_weights(weights: Weights, store: VariableStore, source: str) -> None:
         stored.assign_whole(weights[name].read())
 
 
+def check_initial_weights(path: str, model: ModelConfig) -> None:
+    """Checks what can be told of weights before a model is built and before any text is tokenized for it.
+
+    Raises:
+        ConfigError: the path is empty.
+        CheckpointError: there are none, they cannot be read, or they are of a model of another width or vocabulary.
+    """
+    weights, shape = find_weights(path), (model.n_vocab, model.n_embd)
+    if TOKEN_TABLE in weights and weights[TOKEN_TABLE].shape != shape:
+        raise _misfit(weights[TOKEN_TABLE], shape)
+
+
 def find_weights(path: str) -> Weights:
     """Returns the weights at a path of any of these kinds, or at one of their files.
 
@@ -96,6 +109,8 @@ def _check_variable(source: str, stored: VariableSlices, weights: Weights) -> No
     if tensor is None:
         raise missing_variable(source, stored.name, weights, REMEDY)
     if tensor.shape != stored.whole_shape:
-        raise CheckpointError(
-            f"{tensor.place}: is {list(tensor.shape)} there and {list(stored.whole_shape)} by the config; {REMEDY}"
-        )
+        raise _misfit(tensor, stored.whole_shape)
+
+
+def _misfit(tensor: StoredTensor, shape: Sequence[int]) -> CheckpointError:
+    return CheckpointError(f"{tensor.place}: is {list(tensor.shape)} there and {list(shape)} by the config; {REMEDY}")

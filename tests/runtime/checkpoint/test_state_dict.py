@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 from configs.errors import CheckpointError, UserError
 from configs.weights import initial_model_keys, names_weights, no_weights, tokenizer_beside
-from runtime.checkpoint.init_from import find_weights, load_initial_weights
+from runtime.checkpoint.init_from import check_initial_weights, find_weights, load_initial_weights
 from runtime.mesh.placement import place
 from runtime.training.steps import build_train_step
 from tests import tiny
@@ -100,23 +100,27 @@ def test_a_model_of_another_size_is_described_by_its_own(tmp_path: Path, devices
     path = tmp_path / "small_reverse.pkl"
     torch.save(tensors, path)
     assert path.stat().st_size < 300_000
-    placement = place(tiny.mesh_config("", ""), devices[:1])
-    build_train_step(tiny.run_config(model=vars(model_of(GOLDEN))), placement)
-    with pytest.raises(CheckpointError) as error:
-        load_initial_weights(str(path), placement.store)
+    placement, model = place(tiny.mesh_config("", ""), devices[:1]), model_of(GOLDEN)
+    build_train_step(tiny.run_config(model=vars(model)), placement)
     size = "24 layers of 1024 features, as dialogpt_medium"
-    assert str(error.value) == (
-        f"{path} ({size}): wte.weight: is [50257, 1024] there and [48, 16] by the config; give the config of these "
-        "weights, or other weights"
-    )
+    for load in (
+        lambda: load_initial_weights(str(path), placement.store),
+        lambda: check_initial_weights(str(path), model),
+    ):
+        with pytest.raises(CheckpointError) as error:
+            load()
+        assert str(error.value) == (
+            f"{path} ({size}): wte.weight: is [50257, 1024] there and [48, 16] by the config; give the config of these "
+            "weights, or other weights"
+        )
 
 
 def test_a_file_of_another_kind_of_model_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "ranker.pth"
-    save(path, released("") | {"score.weight": np.zeros((1, 16), np.float32)})
+    path = tmp_path / "other.pth"
+    save(path, released("") | {"classifier.weight": np.zeros((1, 16), np.float32)})
     assert refusal(path) == (
-        f"{path} (2 layers of 16 features): score.weight: is not a tensor of the model that wte.weight describes; give "
-        "weights that fit it, of a language model without another head"
+        f"{path} (2 layers of 16 features): classifier.weight: is not a tensor of the model that wte.weight describes; "
+        "give weights that fit it, of a language model without another head"
     )
     save(path, {name: value for name, value in released("").items() if not name.startswith("wpe")})
     assert refusal(path) == f"{path}: has no table wpe.weight, as GPT-2 and GPT-Neo have; give other weights"
