@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.errors import ApiError, body_timed_out, body_too_large, wrong_key
 
-PUBLIC_PATHS = {"/healthz"}  # for load balancers, which have no key
+PUBLIC_PATHS = {"/healthz", "/"}  # for load balancers, which have no key, and for browsers, whose page asks for it
 # A body that is too large is read up to this many times the limit, so that the client gets the response.
 DRAIN_BODIES = 16
 

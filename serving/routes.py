@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from serving.chat import parse_chat
+from serving.chat_page import get_chat_page
 from serving.completions import (
     CHAT,
     COMPLETION,
@@ -129,4 +130,5 @@ ROUTES = [
     Route("/healthz", get_health, methods=["GET"]),
     Route("/metrics", get_metrics, methods=["GET"]),
     Route("/openapi.json", get_openapi, methods=["GET"]),
+    Route("/", get_chat_page, methods=["GET"]),
 ]

@@ -5,19 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 
 from configs.load import load_config
-from data.tokenization.bpe_training import train_byte_level_bpe
 from data.tokenization.tokenizer import Tokenizer, load_tokenizer
 from runtime.checkpoint.init_from import find_weights
 from runtime.checkpoint.reader import latest_checkpoint
 from tests.models import reference
-from tests.program import ENVIRONMENT, REPOSITORY, run_process
+from tests.program import run_process
 
 ANIMALS = ("cat", "dog", "cow", "fox", "hen", "owl")
 PLACES = ("mat", "sea", "hill", "farm", "tree", "barn")
@@ -33,9 +30,7 @@ CONFIG = {
     "lr_decay": "cosine",
     "iterations": 50,
     "model_path": "runs/tiny",
-    "datasets": [
-        {"id": "talks", "n_vocab": 300, "path": "talks/talks_*.tfrecords", "tokenizer_path": "tokenizer.json"}
-    ],
+    "datasets": [{"id": "talks", "n_vocab": 300, "dialogue": "talks.tsv", "packing": "masked"}],
 }
 
 
@@ -87,13 +82,7 @@ def train(folder: Path) -> Talks:
     talks = [conversation(draw) for _ in range(1000)]
     lines = ["1.0 " + " EOS 1.0 ".join(turns[:-1]) + "\t1.0 " + turns[-1] + "\n" for turns in talks]
     (folder / "talks.tsv").write_text("".join(lines))
-    tokenizer = train_byte_level_bpe([turn for turns in talks for turn in turns], 300)
-    (folder / "tokenizer.json").write_text(tokenizer.to_json())
     (folder / "tiny.json").write_text(json.dumps(CONFIG))
-    script = str(REPOSITORY / "data" / "create_dialogue_tfrecords.py")
-    options = ["--input_dir", "talks.tsv", "--name", "talks", "--output_dir", "talks", "--chunk_size", "64"]
-    encoding = [sys.executable, script, *options, "--encoder_path", "tokenizer.json"]
-    subprocess.run(encoding, cwd=folder, env=ENVIRONMENT, check=True, capture_output=True)
     training = run_process(folder)
     assert training.returncode == 0, training.stderr[-3000:]
     return Talks(folder)

@@ -5,11 +5,9 @@ MongoDB's protocol that asks for passwords, and the user that may only read.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import re
-import shutil
 import socket
 import subprocess
 import urllib.request
@@ -19,35 +17,23 @@ from pathlib import Path
 import pytest
 from pymongo import MongoClient
 
+from tests.browser import CHROMIUM, NEEDS_BROWSER, installed_packages
 from tests.tracking.experiments import Experiments, MongoServer, until
 
 REPOSITORY = Path(__file__).parents[2]
-PACKAGES = REPOSITORY / ".node"
-WANTED = ("omniboard@2.16.1", "playwright-core@1.65.1")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 ROLE = re.compile(r'user: "(\w+)".*role: "(\w+)"')
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.processes,
-    pytest.mark.skipif(shutil.which("npm") is None, reason="npm is not installed"),
-    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed"),
+    *NEEDS_BROWSER,
 ]
 
 
 @pytest.fixture(scope="module")
 def packages() -> Path:
-    """Omniboard and the browser driver, installed once from npm."""
-    PACKAGES.mkdir(exist_ok=True)
-    stamp = PACKAGES / "installed"
-    with (PACKAGES / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not stamp.exists() or stamp.read_text() != " ".join(WANTED):
-            command = ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(PACKAGES), *WANTED]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-            assert done.returncode == 0, done.stderr[-2000:]
-            stamp.write_text(" ".join(WANTED))
-    return PACKAGES / "node_modules"
+    """Omniboard and the browser driver."""
+    return installed_packages()
 
 
 @pytest.fixture
