@@ -125,7 +125,7 @@ class DumpReader:
     problem: str | None = None
 
     def batches(self) -> Iterator[Sequence[Line]]:
-        """Yields the lines that are not blank with their numbers, of about 1 MB at a time; None for one that is too long.
+        """Yields the lines that are not blank with their numbers, about 1 MB at a time; None for one that is too long.
 
         Raises:
             DataError: the dump is damaged or truncated.
