@@ -5,14 +5,16 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PYTHON := python3
 PROMPT := examples/prompt.py.txt
+CHATS := datasets/chitchat_dataset/dataset.json
 # Environments with Hugging Face's library: beside our own packages, and the last one that reads GPT-Neo's checkpoints.
 PARITY := .venv-parity
 OLD_PARITY := .venv-parity-4
 
-.PHONY: help quickstart test test-models test-slow parity lint format docs site clean
+.PHONY: help quickstart chat-quickstart test test-models test-slow parity lint format docs site clean
 
 help:
 	@echo "make quickstart   train a small GPT on Python's standard library, evaluate it, and let it write"
+	@echo "make chat-quickstart  train a small GPT on real conversations, evaluate it, and talk with it"
 	@echo "make test         the fast tests"
 	@echo "make test-models  the slow tests of options, layouts, plans and kernels, which .ci/run runs too"
 	@echo "make test-slow    the slow tests with processes, networks, servers and a browser, and the rest of the combinations"
@@ -28,6 +30,12 @@ quickstart: $(VENV)/.run-packages
 	$(PY) main.py --model quickstart --steps_per_checkpoint 300
 	$(PY) main.py --model quickstart --eval
 	$(PY) main.py --model quickstart --predict --prompt $(PROMPT)
+
+chat-quickstart: $(VENV)/.run-packages $(CHATS)
+	$(PY) main.py --model chat_quickstart --check_dataset
+	$(PY) main.py --model chat_quickstart
+	$(PY) main.py --model chat_quickstart --eval
+	$(PY) main.py --model chat_quickstart --chat
 
 test: $(VENV)/.dev-packages
 	$(PY) -m pytest -q -m "not slow" -n auto --maxprocesses 4 --dist worksteal
@@ -89,6 +97,11 @@ $(VENV)/.created:
 $(VENV)/.run-packages: requirements.txt | $(VENV)/.created
 	@echo "Installing the packages of requirements.txt into $(VENV); the first time this takes a minute or two."
 	@$(PIP) -r requirements.txt
+	@touch $@
+
+$(CHATS): | $(VENV)/.created
+	@echo "Fetching the conversations of the chitchat-dataset (MIT license) into datasets/."
+	@$(PIP) --no-deps --target datasets chitchat-dataset==0.9.0
 	@touch $@
 
 $(VENV)/.dev-packages: requirements-dev.txt requirements-serve.txt requirements-tasks.txt $(VENV)/.run-packages

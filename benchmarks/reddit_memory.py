@@ -9,39 +9,19 @@ Partitions are smaller than by default, so that each size has many of them, as a
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.process_memory import run_and_measure
 from tests.data.dialogue.made_up_reddit import write_dumps
 
 PROGRAM = Path(__file__).resolve().parent.parent / "data" / "dialogue" / "reddit.py"
-POLL_SECONDS = 0.02
 MB = 10**6
-
-
-def peak_bytes(pid: int) -> int:
-    """Returns the peak resident memory of a process so far; 0 if it has ended."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return 0
-    lines = dict(line.split(":", 1) for line in status.splitlines())
-    return int(lines.get("VmHWM", "0").split()[0]) * 1024
-
-
-def processes_of(pid: int) -> list[int]:
-    """Returns a process and those that it has started, directly or not."""
-    try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:
-        return [pid]
-    return [pid, *(each for child in children for each in processes_of(int(child)))]
 
 
 def measure(n_comments: int, n_processes: int, partition_mb: int) -> dict[str, float]:
@@ -51,27 +31,13 @@ def measure(n_comments: int, n_processes: int, partition_mb: int) -> dict[str, f
         write_dumps(dumps, n_comments)
         flags = ["--input_dir", dumps, "--output_dir", output, "--partition_mb", partition_mb]
         command = [sys.executable, PROGRAM, *flags, "--processes", n_processes]
-        start = time.monotonic()
-        process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL)
-        peaks, together = {}, 0
-        while process.poll() is None:
-            alive = {pid: peak_bytes(pid) for pid in processes_of(process.pid)}
-            peaks |= {pid: peak for pid, peak in alive.items() if peak}
-            together = max(together, sum(alive.values()))
-            time.sleep(POLL_SECONDS)
-        if process.returncode:
-            raise SystemExit(process.returncode)
-        seconds = time.monotonic() - start
+        peaks = run_and_measure(list(map(str, command)))
         report = json.loads((output / "total.report").read_text())
-    largest = max((peak for pid, peak in peaks.items() if pid != process.pid), default=0)
     return {
         "comments": n_comments,
         "conversations": report["counts"]["conversations"],
         "partitions": report["dumps"][0]["partitions"],
-        "seconds": seconds,
-        "main_process": peaks[process.pid],
-        "largest_other_process": largest,
-        "together": together,
+        **dataclasses.asdict(peaks),
     }
 
 

@@ -33,7 +33,8 @@ PYTHON = re.compile(r"(\.venv/bin/)?python3?(\.\d+)?")
 SERVED = "quickstart"
 ADDRESS = "http://127.0.0.1:8000"
 # Programs that are not the project's own.
-OTHERS = {"docker", "git", "cd", "source", "ls", "cat", "cp", "mkdir", "tail", "tensorboard", ".venv/bin/tensorboard"}
+OTHERS = {"docker", "git", "cd", "source", "ls", "cat", "cp", "mkdir", "tail", "printf", "tensorboard"}
+OTHERS |= {".venv/bin/tensorboard"}
 
 
 def code_lines(text: str) -> Iterator[str]:

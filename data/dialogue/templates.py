@@ -25,7 +25,7 @@ from data.dialogue.conversation import ASSISTANT, SYSTEM, Turn, TurnRules
 from data.tokenization.tokenizer import SPECIAL_TOKENS, Tokenizer
 from storage.files import decode_text
 
-DIALOGPT, CHATML, OF_TOKENIZER = "dialogpt", "chatml", "tokenizer"
+DIALOGPT, CHATML, OF_TOKENIZER = NAMES = ("dialogpt", "chatml", "tokenizer")
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"
 _SPECIAL_TOKEN = re.compile(r"<\|\w+\|>")
 _PRIVATE_NAME = re.compile("\ue000(\\d+)\ue001")

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from configs.errors import DataError
 from data.dialogue.encoding import DialogueEncoder
 from data.dialogue.readers import conversations_of
-from data.dialogue.templates import jinja_text
+from data.dialogue.templates import NAMES, jinja_text
 from data.preprocessing.apache_beam import load_beam, read_encoded, run_pipeline
 from data.preprocessing.encoding import TextEncoder
 from data.preprocessing.manifest import Manifest, Split, listed_files, manifest_path, read_manifest
@@ -346,7 +346,10 @@ def _dataset_config(job: _Job, manifest: Manifest) -> Mapping[str, object] | Non
         "tokenizer_is_pretrained": is_name,
         "eos_id": job.separator,
         "padding_id": tokenizer.n_vocab if tokenizer.padding_id is None else tokenizer.padding_id,
-    } | ({"packing": "masked"} if settings.dialogue else {})
+    }
+    if settings.dialogue:
+        template = settings.dialogue.chat_template
+        values |= {"packing": "masked", "chat_template": template if template in NAMES else _absolute(template)}
     return {"path": settings.write_dataset_config, "values": values}
 
 

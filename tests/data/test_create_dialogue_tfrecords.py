@@ -77,7 +77,8 @@ def test_one_conversation_each(tmp_path, tokenizer_file, chats):
 def test_the_dataset_config_keeps_conversations_apart(tmp_path, tokenizer_file, chats):
     config = tmp_path / "d.json"
     assert create(tmp_path, tokenizer_file, "--chunk_size", "13", "--write_dataset_config", str(config)) == 0
-    assert json.loads(config.read_text())["packing"] == "masked"
+    values = json.loads(config.read_text())
+    assert (values["packing"], values["chat_template"]) == ("masked", "dialogpt")
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,8 @@ def n_devices(config: RunConfig) -> int:
 def n_parameters(model: ModelConfig) -> int:
     """Counts tables, kernels, norms and biases; GPT-Neo's query, key and value have none, DialoGPT's have."""
     width, n_attention = model.n_embd, sum(kind != "none" for kind in model.attention_types)
-    tables, last_norm = (model.n_vocab + model.n_ctx) * width, 2 * width
+    n_positions = 0 if model.rotary_emb else model.n_ctx
+    tables, last_norm = (model.n_vocab + n_positions) * width, 2 * width
     attention, feed_forward = 4 * width**2 + (3 + 3 * model.qkv_bias) * width, 8 * width**2 + 7 * width
     return tables + n_attention * attention + model.n_layer * feed_forward + last_norm
 
