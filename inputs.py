@@ -170,6 +170,8 @@ def _check_labels(config: RunConfig, batch: Batch) -> Batch:
 
 
 def _make_targets(config: RunConfig, seed: int) -> MakeTargets:
+    if config.model.ranks:
+        return _ends_of_pairs
     if not config.model.mlm_training:
         return _next_tokens
     return functools.partial(_masked_tokens, MaskingRules.of(config.data, config.model.n_vocab), seed)
@@ -180,6 +182,19 @@ def _next_tokens(tokens_BL: np.ndarray, first_example: int) -> Targets:
     # The first token of a segment is predicted by nothing.
     weights_BS = next_BS["weight"] * (next_BS["segment"] == own_BS["segment"])
     return own_BS["id"], next_BS["id"], weights_BS, own_BS["segment"]
+
+
+def _ends_of_pairs(tokens_BL: np.ndarray, first_example: int) -> Targets:
+    """Returns the pairs of `PairEncoder`: at the end of each worse text, the label is where its better one ends."""
+    own_BS, positions_S = tokens_BL[:, :-1], np.arange(tokens_BL.shape[1] - 1)
+    is_end_BS = own_BS["weight"] > 0
+    n_before_BS = np.cumsum(is_end_BS, axis=1) - is_end_BS
+    is_worse_BS = is_end_BS & (n_before_BS % 2 == 1)
+    last_ends_BS = np.maximum.accumulate(np.where(is_end_BS, positions_S, 0), axis=1)
+    ends_before_BS = np.pad(last_ends_BS, [(0, 0), (1, 0)])[:, :-1]
+    labels_BS = np.where(is_worse_BS, ends_before_BS, positions_S)
+    # The texts of a pair do not see one another either.
+    return own_BS["id"], labels_BS, own_BS["weight"] * is_worse_BS, own_BS["segment"] + n_before_BS
 
 
 def _masked_tokens(rules: MaskingRules, seed: int, tokens_BL: np.ndarray, first_example: int) -> Targets:

@@ -115,7 +115,7 @@ def check_hook_inputs(run: Run, data: RunData) -> PromptFile | None:
     for pattern in data.eval_patterns():
         if run.config.evaluation.eval_steps and pattern:
             list_shards(pattern)
-    if not run.config.prediction.predict_steps or run.config.model.mlm_training or run.tokenizer is None:
+    if not run.config.prediction.predict_steps or not run.config.model.writes_text or run.tokenizer is None:
         return None
     check_shared_prompt(run.options, run.group)
     given = read_prompts(run.options, run.config)

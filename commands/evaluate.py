@@ -19,7 +19,7 @@ from runtime.cluster.process_group import ProcessGroup
 from runtime.run.dialogpt_logs import write_logs
 from runtime.run.metrics import MetricsWriter, read_metrics
 from runtime.run.plots import plot_loss
-from runtime.training.evaluation import TokenCounts
+from runtime.training.evaluation import TokenCounts, evaluate_pairs
 from runtime.training.evaluation import evaluate as evaluate_batches
 from runtime.training.steps import build_eval_step
 
@@ -52,6 +52,8 @@ def evaluate(config: RunConfig, options: Options, group: ProcessGroup) -> int:
 def build_evaluator(run: Run) -> Callable[[Iterator[Batch]], dict[str, float]]:
     """Builds a function from batches to the metrics of the current weights by name."""
     step = run.group.synchronized(build_eval_step(run.config, run.placement))
+    if run.config.model.ranks:
+        return lambda batches: evaluate_pairs(step, with_data_timeout(run.group, batches))
     counts = _token_counts(run)
     return lambda batches: evaluate_batches(step, with_data_timeout(run.group, batches), counts)
 

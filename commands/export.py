@@ -6,6 +6,7 @@ from commands.console import say
 from commands.options import Options
 from commands.run_data import trained_tokenizer
 from commands.run_setup import checked_weights, newest_checkpoint
+from configs.errors import ConfigError
 from configs.schema import RunConfig
 from runtime.checkpoint.export import write_huggingface_folder
 from runtime.checkpoint.init_from import find_weights
@@ -15,6 +16,8 @@ from runtime.run import directory as run_directory
 
 def export(config: RunConfig, options: Options) -> int:
     """Writes a TensorFlow SavedModel, or a directory for Hugging Face's transformers."""
+    if config.model.ranks and options.export_format != "hf":
+        raise ConfigError(f"{config.name}: objective = ranking: only for Hugging Face; give --export_format hf")
     path = newest_checkpoint(config) if options.init_from is None else options.init_from
     weights, directory = find_weights(checked_weights(path, config, options.notes)), options.export_dir
     tokenizer = trained_tokenizer(config, options.init_from)

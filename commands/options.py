@@ -139,7 +139,7 @@ def idle_in_command(command: str, typed: Collection[str], overrides: Collection[
         config: the run.
     """
     keys = keys_by_name(overrides)
-    samples = command == "train" and config.prediction.predict_steps > 0 and not config.model.mlm_training
+    samples = command == "train" and config.prediction.predict_steps > 0 and config.model.writes_text
     idle = [f"--{flag}" for flag in typed if not _acts(FLAG_COMMANDS.get(flag), command, samples)]
     for name, key in keys.items():
         if not _acts(_commands_of(key), command, samples):
@@ -184,6 +184,7 @@ SWITCHES: tuple[Switch, ...] = (
         tuple(key for key in RUN_FIELDS if key.startswith("mlm_") and key != "mlm_training"),
     ),
     (lambda run: run.model.mlm_training, "mlm_training is true: masked models generate no text", ("predict_steps",)),
+    (lambda run: run.model.ranks, "objective is ranking", ("predict_steps", "z_loss")),
     (lambda run: run.model.entmax_loss, "entmax_loss is true", ("z_loss",)),
     (lambda run: run.data.on_bad_record == "stop", "on_bad_record is stop", ("max_bad_share",)),
     (lambda run: run.prediction.num_beams == 1, "num_beams is 1", ("length_penalty",)),

@@ -168,10 +168,10 @@ def checked_weights(path: str, config: RunConfig, notes: Sequence[str]) -> str:
     return checkpoint or path
 
 
-def load_init_from(run: Run) -> TrainingPosition:
-    """Loads the weights of `--init_from`; training starts from step 0."""
+def load_init_from(run: Run, head_id: int | None = None) -> TrainingPosition:
+    """Loads the weights of `--init_from`; training starts from step 0. `head_id`: see `load_initial_weights`."""
     path = run.options.init_from
-    load_initial_weights(checked_weights(path, run.config, run.options.notes), run.placement.store)
+    load_initial_weights(checked_weights(path, run.config, run.options.notes), run.placement.store, head_id)
     say(f"loaded weights from {path}")
     return TrainingPosition(0, 0)
 

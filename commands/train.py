@@ -116,7 +116,8 @@ def _load_weights(run: Run) -> TrainingPosition:
             say(changes)
     else:
         run.placement.store.initialize(run.config.training.seed)
-        position = TrainingPosition(0, 0) if run.options.init_from is None else load_init_from(run)
+        given = run.options.init_from
+        position = TrainingPosition(0, 0) if given is None else load_init_from(run, run.config.data.eos_id)
     run.group.check_same("the run's position", repr(position))
     return position
 

@@ -17,11 +17,11 @@ KeyedIssues = Iterator[tuple[str, str, str]]
 CrossCheck = Callable[..., KeyedIssues]
 
 # The keys that name data, and what is said of them.
-SOURCES = {"path": "tfrecords", "text": "raw text", "dialogue": "raw conversations"}
+SOURCES = {"path": "tfrecords", "text": "raw text", "dialogue": "raw conversations", "pairs": "pairs"}
 # The sources that a key of a dataset config acts on.
 KEYS_OF_SOURCES = {
     **dict.fromkeys(("text_key", "document_separator", "special_tokens"), ("text",)),
-    **dict.fromkeys(("text_exclude", "eval_fraction", "on_bad_file"), ("text", "dialogue")),
+    **dict.fromkeys(("text_exclude", "eval_fraction", "on_bad_file"), ("text", "dialogue", "pairs")),
     **dict.fromkeys(("reverse", "two_turn", "max_turns"), ("dialogue",)),
     "chat_template": ("dialogue", "path"),
 }
@@ -168,12 +168,10 @@ def _dimension_sizes(values: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str
         yield "expert_hidden", ("moe_hidden_size", values["moe_params"].moe_hidden_size)
 
 
-def _find_source_issues(
-    path: str | None, text: tuple[str, ...], dialogue: tuple[str, ...], eval_path: str | None
-) -> KeyedIssues:
-    given = [key for key, value in zip(SOURCES, (path, text, dialogue), strict=True) if value]
+def _find_source_issues(eval_path: str | None, values: Mapping[str, Any]) -> KeyedIssues:
+    given = [key for key in SOURCES if values.get(key)]
     if not given and not eval_path:
-        remedy = "give path, the glob of tfrecords, text, the raw text, or dialogue, the raw conversations"
+        remedy = "give path, the glob of tfrecords, or text, dialogue or pairs, the raw data"
         yield "path", "names no data", remedy
     for first, second in itertools.pairwise(given):
         problem = f"names {SOURCES[first]}, but {second} names {SOURCES[second]}"
@@ -183,8 +181,8 @@ def _find_source_issues(
         yield "eval_path", problem, "remove it; eval_fraction holds out documents"
 
 
-def _find_packing_issues(dialogue: tuple[str, ...], packing: str | None) -> KeyedIssues:
-    if dialogue and packing == STREAM:
+def _find_packing_issues(packing: str | None, values: Mapping[str, Any]) -> KeyedIssues:
+    if packing == STREAM and (values.get("dialogue") or values.get("pairs")):
         yield "packing", "would let the conversations of an example see one another", "remove it"
 
 
@@ -197,14 +195,8 @@ def _find_tokenizer_issues(
         yield "tokenizer_is_pretrained", "needs tokenizer_path", "give its name, such as gpt2"
 
 
-def _find_idle_source_issues(
-    path: str | None,
-    text: tuple[str, ...],
-    dialogue: tuple[str, ...],
-    eval_path: str | None,
-    values: Mapping[str, Any],
-) -> KeyedIssues:
-    given = {key for key, value in zip(SOURCES, (path or eval_path, text, dialogue), strict=True) if value}
+def _find_idle_source_issues(eval_path: str | None, values: Mapping[str, Any]) -> KeyedIssues:
+    given = {key for key in SOURCES if values.get(key)} | ({"path"} if eval_path else set())
     for key, sources in KEYS_OF_SOURCES.items():
         default = keys_of(DatasetConfig)[key].default
         if not given & set(sources) and values.get(key, default) != default:

@@ -15,6 +15,7 @@ from configs.schema import (
     DATASET_INERT_KEYS,
     GLOBS_EXAMPLE,
     RANDOM_SAMPLE,
+    RANKING,
     TFRECORDS,
     DatasetConfig,
     DatasetEntry,
@@ -26,6 +27,7 @@ from configs.schema import (
 GPT2_VOCAB = 50257
 GPT2_KEYS = {"n_vocab": GPT2_VOCAB, "tokenizer_path": "gpt2", "tokenizer_is_pretrained": True}
 GPT2_KEYS |= {"eos_id": GPT2_VOCAB - 1, "padding_id": GPT2_VOCAB}
+OBJECTIVE_REMEDY = 'write "objective": "ranking" in the model config and pairs in its dataset configs, or neither'
 SHIPPED_DIR = Path(__file__).resolve().parent / "dataset_configs"
 DATASET_FIELDS = keys_of(DatasetConfig)
 
@@ -119,6 +121,7 @@ def check_datasets(reader: ConfigReader, uses: Sequence[DatasetUse]) -> None:
             problem = f"is less than the {dataset.n_vocab} ids of dataset {dataset.id}"
             reader.report("n_vocab", ValueIssue(problem, f"raise it to {dataset.n_vocab} or more"))
     _check_same_tokenizer(reader, datasets)
+    _check_objective(reader, datasets)
     for key in ("eos_id", "padding_id"):
         given = {dataset.id: getattr(dataset, key) for dataset in datasets if getattr(dataset, key) is not None}
         if key not in reader.raw and len(set(given.values())) > 1:
@@ -132,6 +135,15 @@ def _check_same_tokenizer(reader: ConfigReader, datasets: Sequence[DatasetConfig
     if len(tokenizers) > 1:
         problem = f"have different tokenizers: {', '.join(sorted(tokenizers))}"
         reader.report("datasets", ValueIssue(problem, "give all of them the same tokenizer_path"))
+
+
+def _check_objective(reader: ConfigReader, datasets: Sequence[DatasetConfig]) -> None:
+    ranks = reader.values.get("objective") == RANKING
+    unfit = [dataset.id for dataset in datasets if bool(dataset.pairs) != ranks]
+    if unfit:
+        holds = "no pairs" if ranks else "pairs, which only ranking is trained on"
+        problem = f"does not fit {', '.join(unfit)}, which holds {holds}"
+        reader.report("objective", ValueIssue(problem, OBJECTIVE_REMEDY))
 
 
 def special_ids(reader: ConfigReader, uses: Sequence[DatasetUse]) -> dict[str, int | None]:

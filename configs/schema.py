@@ -306,6 +306,11 @@ class ModelConfig:
         return not self.mlm_training
 
     @property
+    def writes_text(self) -> bool:
+        """Whether the model gives the probabilities of a next token."""
+        return not self.mlm_training and not self.ranks
+
+    @property
     def ranks(self) -> bool:
         """Whether the model scores texts instead of giving probabilities of tokens."""
         return self.objective == RANKING
@@ -615,7 +620,7 @@ class DatasetConfig:
         "not see one another, each with positions from 0. One begins after each eos_id, or where the segments of the "
         "tfrecords say.",
         default=None,
-        default_text="masked for `dialogue`, else stream",
+        default_text="masked for `dialogue` and `pairs`, else stream",
     )
     text: tuple[str, ...] = setting(
         PATHS,
@@ -627,6 +632,12 @@ class DatasetConfig:
         PATHS,
         "Raw conversations: files, folders or globs of DialoGPT's .tsv, or of chats in .jsonl or .json, compressed or "
         "in archives like raw text. Only responses count in the loss.",
+        default=(),
+    )
+    pairs: tuple[str, ...] = setting(
+        PATHS,
+        "Pairs for objective ranking: files, folders or globs of .jsonl or .json with objects of context, better and "
+        "worse, or lists of such objects, which are held out together.",
         default=(),
     )
     chat_template: str = setting(
@@ -680,7 +691,7 @@ class DatasetConfig:
     def __post_init__(self) -> None:
         """Packs conversations with masks, and documents as a stream, unless it is said."""
         if self.packing is None:
-            object.__setattr__(self, "packing", MASKED if self.dialogue else STREAM)
+            object.__setattr__(self, "packing", MASKED if self.dialogue or self.pairs else STREAM)
 
     @property
     def has_segments(self) -> bool:

@@ -57,7 +57,9 @@ def as_shares(weights: mtf.Tensor) -> mtf.Tensor:
 
 
 def uniform_loss(model: ModelConfig) -> float:
-    """Returns the loss of a model for which all tokens are equally likely, in nats."""
+    """Returns the loss of a model for which all tokens, or both texts of a pair, are equally likely, in nats."""
+    if model.ranks:
+        return math.log(2.0)
     if not model.entmax_loss:
         return math.log(model.n_vocab)
     return (1.0 - model.n_vocab ** (1.0 - ENTMAX_ALPHA)) / (ENTMAX_ALPHA * (ENTMAX_ALPHA - 1.0))

@@ -26,7 +26,7 @@ from configs.schema import DatasetConfig
 from data.preprocessing.manifest import Split, read_json
 from data.preprocessing.packing import ShardLayout
 from data.preprocessing.pipeline import tokenizer_sha256, write_splits
-from data.preprocessing.raw_sources import RawDialogue, RawText, raw_source
+from data.preprocessing.raw_sources import RawSource, raw_source
 from data.preprocessing.resume import Fingerprint, ResumeFolder, remove_start, source_states
 from data.preprocessing.splits import EVAL, TRAIN, DocumentOptions
 from data.text.deduplication import digest_fraction
@@ -71,7 +71,7 @@ def prepare_dataset(dataset: DatasetConfig, n_ctx: int, log: Log = print) -> Pre
     """Returns the tfrecords and the tokenizer of a dataset; makes those of raw data unless they are in the cache.
 
     Args:
-        dataset: a dataset with `text` or `dialogue` for raw data, or with `path`, which is returned as it is.
+        dataset: a dataset with `text`, `dialogue` or `pairs` for raw data, or with `path`, which is returned as it is.
         n_ctx: tokens of context; an example has one more.
         log: is called with a line for each step, or with one that nothing had to be done.
 
@@ -79,7 +79,7 @@ def prepare_dataset(dataset: DatasetConfig, n_ctx: int, log: Log = print) -> Pre
         DataError: the raw data, its tokenizer or the cache cannot be used.
         ConfigError: n_vocab, eos_id or padding_id disagree with the tokenizer.
     """
-    if not dataset.text and not dataset.dialogue:
+    if not dataset.text and not dataset.dialogue and not dataset.pairs:
         return PreparedDataset(
             dataset.path or None, dataset.eval_path or None, dataset.tokenizer_path, dataset.tokenizer_is_pretrained
         )
@@ -111,7 +111,7 @@ def prepare_dataset(dataset: DatasetConfig, n_ctx: int, log: Log = print) -> Pre
     )
 
 
-def _find_files(source: RawText | RawDialogue, notes: ReadingNotes) -> list[SourceFile]:
+def _find_files(source: RawSource, notes: ReadingNotes) -> list[SourceFile]:
     dataset, stdlib = source.dataset, sysconfig.get_path("stdlib")
     files = []
     for path in source.paths:
@@ -218,7 +218,7 @@ def _problems_of_shards(directory: str, manifest: Mapping[str, Any]) -> Iterator
 class _Preparation:
     """What a cache directory is made from."""
 
-    source: RawText | RawDialogue
+    source: RawSource
     n_ctx: int
     files: list[SourceFile]
     log: Log

@@ -9,6 +9,7 @@ from functools import cached_property
 from configs.schema import DatasetConfig
 from data.dialogue.conversation import TurnRules, from_text
 from data.dialogue.encoding import DialogueEncoder
+from data.dialogue.pairs import PairEncoder, pairs_from_text, pairs_of
 from data.dialogue.readers import conversations_of
 from data.dialogue.templates import special_tokens_of
 from data.preprocessing.encoding import TextEncoder
@@ -142,10 +143,62 @@ class RawDialogue:
         yield stats.describe_tokens(example_tokens)
 
 
+@dataclass(frozen=True)
+class RawPairs:
+    """The pairs of a dataset with `pairs`, those of a line together; members as those of `RawText`."""
+
+    dataset: DatasetConfig
+    given_tokenizer: Tokenizer | None
+
+    noun, unit, usable = "pairs", "conversation", "pair"
+    script = "main.py"
+    suffixes = SUFFIXES
+    packing = PACKED
+    special_tokens = ()
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The files, folders and globs."""
+        return self.dataset.pairs
+
+    def settings(self) -> Mapping[str, object]:
+        """Returns the settings that determine the examples."""
+        return {"pairs": True, "tokenizer": _json_of(self.given_tokenizer)}
+
+    def text_format(self) -> TextFormat:
+        """Returns how pairs stand in files."""
+        return TextFormat(convert=pairs_of)
+
+    def hold_out_end(
+        self, options: DocumentOptions, files: Sequence[SourceFile], log: Callable[[str], None]
+    ) -> DocumentOptions:
+        """Returns the options as they are: a pair is not cut."""
+        return options
+
+    def training_texts(self, document: Document) -> Iterator[str]:
+        """Yields the turns and responses of a document."""
+        for part in document.parts():
+            for pair in pairs_from_text(part):
+                yield from (*pair.turns, pair.better, pair.worse)
+
+    def encoder(self, tokenizer: Tokenizer, example_tokens: int) -> PairEncoder:
+        """Returns what encodes the pairs."""
+        return PairEncoder(tokenizer, self.dataset.eos_id, example_tokens)
+
+    def describe(self, stats: PackingStats, example_tokens: int) -> Iterator[str]:
+        """Yields a line for the pairs of a split."""
+        yield stats.describe_documents(f"{self.unit}s")
+        yield f"{stats.weighted_tokens // 2:,} pairs in {stats.examples:,} examples of {example_tokens:,} tokens"
+
+
 def _json_of(tokenizer: Tokenizer | None) -> str | None:
     return tokenizer and tokenizer.to_json()
 
 
-def raw_source(dataset: DatasetConfig, given_tokenizer: Tokenizer | None) -> RawText | RawDialogue:
+RawSource = RawText | RawDialogue | RawPairs
+
+
+def raw_source(dataset: DatasetConfig, given_tokenizer: Tokenizer | None) -> RawSource:
     """Returns what a dataset config names."""
-    return (RawDialogue if dataset.dialogue else RawText)(dataset, given_tokenizer)
+    kinds = {"text": RawText, "dialogue": RawDialogue, "pairs": RawPairs}
+    return next(kind for key, kind in kinds.items() if getattr(dataset, key))(dataset, given_tokenizer)

@@ -16,11 +16,11 @@ from runtime.checkpoint.weight_files import is_huggingface_folder
 from runtime.checkpoint.weight_sources import StoredTensor, Weights, checkpoint_tensors, find_checkpoint
 from runtime.mesh.placement import VariableSlices, VariableStore
 
-TOKEN_TABLE, POSITION_TABLE = "gpt2/wte", "gpt2/wpe"
+TOKEN_TABLE, POSITION_TABLE, HEAD = "gpt2/wte", "gpt2/wpe", "gpt2/score"
 REMEDY = "give the config of these weights, or other weights"
 
 
-def load_initial_weights(path: str, store: VariableStore) -> None:
+def load_initial_weights(path: str, store: VariableStore, head_id: int | None = None) -> None:
     """Sets the variables of the model, but no optimiser state.
 
     The config.json beside the weights is compared when the config of the run is loaded.
@@ -29,13 +29,24 @@ def load_initial_weights(path: str, store: VariableStore) -> None:
         path: the prefix of a checkpoint of this project, of GPT-Neo or of OpenAI's GPT-2, its folder, a Hugging
             Face folder, or a file of PyTorch with a whole model, such as DialoGPT's.
         store: the variables of the run, in any layout.
+        head_id: the token whose embedding a new head of a ranking model begins as, if the weights have none, as in
+            DialogRPT's program; None: they must have one.
 
     Raises:
         ConfigError: the config.json there cannot be used.
         CheckpointError: there are no weights, they belong to another model, or a file is broken. Nothing is set then,
             unless a file is truncated or a tensor holds NaN.
     """
-    set_weights(find_weights(path), store, path)
+    weights = find_weights(path)
+    if head_id is not None and HEAD not in weights and any(stored.name == HEAD for stored in store):
+        weights = {**weights, HEAD: _head_of(weights, head_id)}
+    set_weights(weights, store, path)
+
+
+def _head_of(weights: Weights, token_id: int) -> StoredTensor:
+    table = weights[TOKEN_TABLE]
+    print(f"{HEAD}: begins as the embedding of the token {token_id}", file=sys.stderr, flush=True)
+    return StoredTensor(table.place, (1, *table.shape[1:]), lambda: table.read()[[token_id]])
 
 
 def set_weights(weights: Weights, store: VariableStore, source: str) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from configs.schema import RunConfig
+from data.dialogue.pairs import ranked_ids
 from runtime.generation.engine import Step
 from runtime.generation.outputs import GeneratedText
 from runtime.generation.programs import build_rank_scores
@@ -139,16 +140,8 @@ class ResponseScorer:
 
     def scores(self, turns: Sequence[Ids], responses: Sequence[Ids]) -> list[float]:
         """Returns the score of each response to the turns, before the sigmoid."""
-        outputs = self.batches.outputs([rank_input(turns, each, self.eos_id, self.n_ctx) for each in responses])
+        outputs = self.batches.outputs([ranked_ids(turns, each, self.eos_id, self.n_ctx) for each in responses])
         return [float(output[-1]) for output in outputs]
-
-
-def rank_input(turns: Sequence[Ids], response: Ids, eos_id: int, n_ctx: int) -> list[int]:
-    """Returns the ids of a dialogue for a ranker: each turn with its end, the response without; cut on the left.
-
-    Source: Gao et al. 2020, as their program encodes a context and a response.
-    """
-    return [*(token for turn in turns for token in (*turn, eos_id)), *response][-n_ctx:]
 
 
 def build_response_scorer(

@@ -42,7 +42,7 @@ def flops_of_token(model: ModelConfig) -> TokenFlops:
     pass costs two forward passes.
     """
     blocks = sum(_layer_flops(model, layer) for layer in layers(model))
-    forward = blocks + 2.0 * model.n_embd * model.n_vocab
+    forward = blocks + 2.0 * model.n_embd * (1 if model.ranks else model.n_vocab)
     return TokenFlops(forward, 2.0 * forward, blocks if model.recompute_grad else 0.0)
 
 

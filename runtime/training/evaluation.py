@@ -1,4 +1,4 @@
-"""The loss on held-out data, over every token once."""
+"""The loss on held-out data, over every token or pair once."""
 
 from __future__ import annotations
 
@@ -65,3 +65,26 @@ def evaluate(
         return {"loss": loss, "tokens": n_tokens}
     measured = {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "tokens": n_tokens}
     return {**measured, "bits_per_byte": total_nats / math.log(2) / n_bytes} if n_bytes else measured
+
+
+def evaluate_pairs(step: Callable[..., Mapping[str, np.ndarray]], batches: Iterable[Batch]) -> dict[str, float]:
+    """Measures a ranking model.
+
+    Args:
+        step: see `evaluate`; its loss at the end of the worse text of a pair is that of the pair.
+        batches: see `evaluate`.
+
+    Returns:
+        `loss` (nats per pair), `accuracy` (share of the pairs whose better text scores higher) and `pairs`.
+
+    Raises:
+        DataError: there is no pair.
+    """
+    losses = [
+        step(batch.tokens_BS, batch.labels_BS, *batch.segments)["token_loss"][batch.weights_BS > 0] for batch in batches
+    ]
+    nats = np.concatenate([np.zeros(0), *losses])
+    if not len(nats):
+        raise DataError("nothing to evaluate: the held-out data holds no pair; raise eval_fraction")
+    # A pair with equal scores has a loss of log 2.
+    return {"loss": float(nats.mean()), "accuracy": float((nats < math.log(2.0)).mean()), "pairs": len(nats)}

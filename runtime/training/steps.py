@@ -5,9 +5,10 @@ from __future__ import annotations
 from configs.errors import ConfigError
 from configs.schema import ModelConfig, RunConfig
 from meshtf import mtf, tf
-from models import gpt2, losses
+from models import losses
 from models.context import Context
 from models.dims import Dims
+from models.objectives import position_losses
 from models.ops.dropout import Noise
 from runtime.mesh.lowering import LoweredStep, compile_step, id_spec, lower, new_mesh
 from runtime.mesh.placement import DeviceMesh, Placement
@@ -33,12 +34,11 @@ def _training_outputs(
     dims = Dims.of(model, batch_dim.size, sequence_dim.size)
     noise, segment_starts = Noise(key, features["rows"]), features.get("segment_starts")
     context = Context(key.mesh, model, dims, noise, segment_starts=segment_starts)
-    output = gpt2.forward(context, features["tokens"])
-    token_losses = losses.token_losses(model, output.logits, features["labels"])
+    token_losses, mixtures = position_losses(context, features["tokens"], features["labels"])
     loss = token_losses.training_loss(features["weights"], model.z_loss)
     # Token weights add up over microbatches; the experts' values are means, so each is divided.
     reported = {}
-    for place, mixture in output.mixtures.items():
+    for place, mixture in mixtures.items():
         loss += mixture.aux_loss / microbatch_count
         reported[f"moe/{place}/dropped_fraction"] = mixture.dropped_fraction / microbatch_count
         reported[f"moe/{place}/load"] = mixture.expert_load / microbatch_count
@@ -161,7 +161,7 @@ def build_eval_step(config: RunConfig, placement: Placement) -> LoweredStep:
         shape = mtf.Shape([dims.batch, dims.sequence])
         tokens, labels, *segments = (mtf.import_tf_tensor(mesh, rows, shape) for rows in inputs)
         context = Context(mesh, config.model, dims, segment_starts=segments[0] if segments else None)
-        token_losses = losses.token_losses(config.model, gpt2.logits(context, tokens), labels)
+        token_losses, _ = position_losses(context, tokens, labels)
         return lower(graph, mesh, own.implementation(batch_size), {"token_loss": token_losses.loss})
 
     return placement.compile(step, *[id_spec(batch_size, length)] * (2 + config.data.has_segments))

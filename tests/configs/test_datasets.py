@@ -114,8 +114,7 @@ WRONG_DATASETS = {
     ),
     "no data": (
         {"path": ""},
-        'path = "": names no data; give path, the glob of tfrecords, text, the raw text, or dialogue, the raw '
-        "conversations",
+        'path = "": names no data; give path, the glob of tfrecords, or text, dialogue or pairs, the raw data',
     ),
     "two kinds of data": (
         {"text": "books/*.txt"},
@@ -162,8 +161,8 @@ WRONG_DATASETS = {
     ),
     "a held-out share of tfrecords": (
         {"eval_fraction": 0.1},
-        "eval_fraction = 0.1: has an effect on raw text and raw conversations only; remove it, or give text or "
-        "dialogue",
+        "eval_fraction = 0.1: has an effect on raw text and raw conversations and pairs only; remove it, or give "
+        "text or dialogue or pairs",
     ),
     "a share above one": ({"eval_fraction": 1.5}, "eval_fraction = 1.5: is out of range; give a number in [0, 1)"),
     "texts of another type": (

@@ -9,6 +9,7 @@ import pytest
 
 from data.dialogue.conversation import TurnRules, alternating, to_text
 from data.dialogue.encoding import DialogueEncoder
+from data.dialogue.pairs import ranked_ids
 from runtime.generation.outputs import GeneratedText
 from runtime.generation.reranking import (
     Candidate,
@@ -19,7 +20,6 @@ from runtime.generation.reranking import (
     format_candidates,
     forward_pairs,
     rank,
-    rank_input,
     turns_of,
 )
 from tests.data.dialogue.test_templates import PLAIN
@@ -86,8 +86,8 @@ def test_mutual_information_adds_the_weighted_forward_score() -> None:
 
 
 def test_a_ranker_reads_the_response_without_its_end() -> None:
-    assert rank_input([[1, 2], [3]], [4, 5], EOS, 10) == [1, 2, EOS, 3, EOS, 4, 5]
-    assert rank_input([[1, 2], [3]], [4, 5], EOS, 4) == [3, EOS, 4, 5]
+    assert ranked_ids([[1, 2], [3]], [4, 5], EOS, 10) == [1, 2, EOS, 3, EOS, 4, 5]
+    assert ranked_ids([[1, 2], [3]], [4, 5], EOS, 4) == [3, EOS, 4, 5]
 
 
 @dataclasses.dataclass(frozen=True)
