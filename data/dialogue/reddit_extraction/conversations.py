@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import collections
+import itertools
 import json
 from collections.abc import Iterator
 
-from data.dialogue.conversation import alternating
-from data.dialogue.readers import BETWEEN_TURNS
 from data.dialogue.reddit_extraction.filters import (
     CONVERSATION_FILTERS,
+    END_MARK,
     RESPONSE_FILTERS,
     THREAD_FILTERS,
     first_rejecting,
@@ -22,6 +22,7 @@ from data.dialogue.reddit_extraction.rules.settings import TSV, Rules
 from data.dialogue.reddit_extraction.threads import Conversation, Response, Thread
 from storage.files import write_bytes
 
+SPEAKERS = ("user", "assistant")  # by turns
 DUPLICATE, KEPT, BLOCKED_TURNS, CUT = "duplicate", "conversations", "blocked_turns", "cut_at_"
 
 
@@ -90,13 +91,15 @@ def format_line(response: Response, conversation: Conversation, output_format: s
     weights = conversation.weights(response.rules.leaves_only)
     if output_format == TSV:
         turns = [f"{weight} {text}" for weight, text in zip(weights, conversation.turns, strict=True)]
-        return f"{BETWEEN_TURNS.join(turns[:-1])}\t{turns[-1]}\n"
-    turns = alternating(conversation.turns, weights)
+        return f"{f' {END_MARK} '.join(turns[:-1])}\t{turns[-1]}\n"
     values = {
         "link": response.thread.link,
         "parent": response.comment.parent,
         "comment": response.comment.id,
         "score": response.comment.score,
-        "turns": [{"role": turn.role, "content": turn.text, "weight": turn.weight} for turn in turns],
+        "turns": [
+            {"role": role, "content": text, "weight": weight}
+            for role, text, weight in zip(itertools.cycle(SPEAKERS), conversation.turns, weights, strict=False)
+        ],
     }
     return json.dumps(values, ensure_ascii=False) + "\n"
