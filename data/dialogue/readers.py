@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -25,6 +24,8 @@ ROLE_NAMES = {
     "chatgpt": ASSISTANT,
     "model": ASSISTANT,
 }
+MAX_WEIGHT = 1e6  # sums of weights stay far below the largest float32
+_MAX_SHOWN = 80
 _WEIGHT = re.compile(r"(\d+\.\d+)(?:\s+|$)")
 
 
@@ -58,10 +59,8 @@ def _turns_of(value: object) -> Turns:
         for key in LIST_KEYS:
             if isinstance(value.get(key), list):
                 return _system_of(value) + _turns_of_list(value[key])
-        raise ValueError(
-            f"no conversation under {' or '.join(LIST_KEYS)}, only {', '.join(map(ascii, value)) or 'none'}"
-        )
-    raise ValueError(f"a {type(value).__name__} is no conversation")
+        raise ValueError(f"no conversation under {' or '.join(LIST_KEYS)}; its keys are {_shown(list(value))}")
+    raise ValueError(f"{_shown(value)} is no conversation")
 
 
 def _system_of(value: Mapping[str, object]) -> Turns:
@@ -86,11 +85,22 @@ def _turn_with_role(value: Mapping[str, object]) -> Turn:
     name = next((value[key] for key in ROLE_KEYS if key in value), None)
     role = ROLE_NAMES.get(name) if isinstance(name, str) else None
     if role is None:
-        raise ValueError(f"role {name!r}: is none of {', '.join(ROLE_NAMES)}")
+        raise ValueError(f"role {_shown(name)}: is none of {', '.join(ROLE_NAMES)}")
     weight = value.get("weight")
-    if weight is not None and (not isinstance(weight, (int, float)) or not (math.isfinite(weight) and weight >= 0)):
-        raise ValueError(f"weight {weight!r}: is not a number of 0 or more")
-    return Turn(role, _text_of(value), None if weight is None else float(weight))
+    return Turn(role, _text_of(value), None if weight is None else _weight_of(weight))
+
+
+def _weight_of(value: object) -> float:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not (is_number and 0 <= value <= MAX_WEIGHT):
+        raise ValueError(f"weight {_shown(value)}: is not a number from 0 to {MAX_WEIGHT:.0f}")
+    return float(value)
+
+
+def _shown(value: object) -> str:
+    """Returns the beginning of a value in a form that is printable whatever it holds."""
+    text = ascii(value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
 def _text_of(value: object) -> str:
@@ -98,7 +108,8 @@ def _text_of(value: object) -> str:
         return value
     content = next((value[key] for key in TEXT_KEYS if key in value), None) if isinstance(value, dict) else None
     if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
-        return "".join(str(part.get("text", "")) for part in content)
+        texts = [part.get("text") for part in content]
+        content = "".join(texts) if all(isinstance(text, str) for text in texts) else None
     if not isinstance(content, str):
         raise ValueError(f"a turn has no text under {' or '.join(TEXT_KEYS)}")
     return content
@@ -117,7 +128,7 @@ def _turns_of_line(line: str) -> Turns:
     if not _WEIGHT.match(response.strip()):
         return alternating([_words(text) for text in texts])
     found = [_WEIGHT.match(text.strip()) for text in texts]
-    weights = [float(match[1]) if match else 1.0 for match in found]
+    weights = [_weight_of(float(match[1])) if match else 1.0 for match in found]
     spoken = [_words(text.strip()[match.end() :] if match else text) for match, text in zip(found, texts, strict=True)]
     kept = len(texts) if weights[-1] else -1
     return alternating(spoken[:kept], weights[:kept])

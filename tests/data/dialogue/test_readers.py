@@ -103,20 +103,43 @@ def test_weights_of_a_tsv_line(line, turns):
         ("1.0 a EOS 0.0\t1.0 c", "turn 2 is empty"),
         (["hi", " "], "turn 2 is empty"),
         (["hi", "\ud800"], "half a surrogate pair"),
-        (7, "a int is no conversation"),
+        (7, "7 is no conversation"),
         (["a", ["b"]], "turns are neither all strings nor all objects"),
         ({"text": "a"}, "no conversation under messages or conversations or"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "role 'tool': is none of system, user"),
         ({"messages": [{"role": "assistant", "content": None}]}, "a turn has no text under content or value or text"),
         (
-            {"messages": [{"role": "assistant", "content": "x", "weight": -1}]},
-            "weight -1: is not a number of 0 or more",
+            {"messages": [{"role": "assistant", "content": [{"type": "text", "text": None}]}]},
+            "a turn has no text under",
         ),
+        ("0.0 a\t" + "9" * 400 + ".0 b", "weight inf: is not a number from 0 to 1000000"),
+        ("0.0 a\t1000000.5 b", "weight 1000000.5: is not a number from 0 to 1000000"),
     ],
 )
 def test_what_is_no_conversation_is_said(value, problem):
     (found,) = read(value)
     assert isinstance(found, str) and found.startswith(problem)
+
+
+@pytest.mark.parametrize(
+    "weight, shown",
+    [
+        ("-1", "-1"),
+        ("true", "True"),
+        ("NaN", "nan"),
+        ("1e39", "1e+39"),  # infinite as a float32
+        ("1" + "0" * 400, "1" + "0" * 79 + "..."),  # too large for a float
+        ('"1"', "'1'"),
+    ],
+)
+def test_weights_that_are_none(weight, shown):
+    (found,) = read(json.loads(f'[{{"role": "assistant", "content": "x", "weight": {weight}}}]'))
+    assert found == f"weight {shown}: is not a number from 0 to 1000000"
+
+
+def test_reasons_are_short_and_printable():
+    reasons = [read({f"id{i}": 5 for i in range(1000)}), read([{"role": "\ud800" * 1000, "content": "x"}])]
+    assert all(len(reason) < 300 and reason.isprintable() for (reason,) in reasons)
 
 
 def test_every_line_and_element_of_a_file_is_one(tmp_path):
@@ -134,7 +157,7 @@ def test_every_line_and_element_of_a_file_is_one(tmp_path):
     assert found == {
         "a.tsv": [("a.tsv:1", None), ("a.tsv:3", "1 columns")],
         "b.jsonl": [("b.jsonl:1", None), ("b.jsonl:2", None), ("b.jsonl:3", "not JSON")],
-        "c.json": [("c.json:0", None), ("c.json:1", "a int is no conversation")],
+        "c.json": [("c.json:0", None), ("c.json:1", "7 is no conversation")],
         "d.json": [("d.json:1:1", None), ("d.json:1:2", None)],
     }
 
