@@ -88,7 +88,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_generation_flags(
         parser.add_argument_group("text generation (predict, interactive, chat, samples while training)")
     )
-    _add_reranking_flags(parser.add_argument_group("reranking (predict): gives the best of several responses"))
+    best = parser.add_argument_group("reranking (predict, chat, serve): gives the best of several responses")
+    _add_reranking_flags(best)
     _add_device_flags(parser.add_argument_group("devices"))
     return parser
 
@@ -350,8 +351,15 @@ RULES = (
         "--prompt -: only --predict reads standard input; give a file, or --predict",
     ),
     *(
-        _only_with(flag, "predict", f"--{flag}: works with --predict only; leave it out, or give --predict")
+        _not_with(
+            flag,
+            [command for command in COMMANDS if command not in ("predict", "chat", "serve")],
+            f"--{flag}: works with --predict, --chat and --serve only; leave it out, or give one of them",
+        )
         for flag in RERANKING_FLAGS
+    ),
+    _not_with(
+        "show_candidates", ["serve"], "--show_candidates: each request asks for them itself; leave it out with --serve"
     ),
     Rule(
         lambda a: not _reranks(a) and any(getattr(a, flag) not in (None, False) for flag in RERANKING_FLAGS),

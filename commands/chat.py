@@ -15,20 +15,30 @@ from commands.chat_template import choose_template
 from commands.console import say, stdout_to_stderr
 from commands.options import Options
 from commands.prompts import read_prompts
-from commands.run_setup import load_trained, set_up_for_generation
-from commands.text_generator import TextGenerator, build_text_generator, check_causal, check_streams, with_a_filter
+from commands.reranking import Reranker, build_reranker, find_sampling_issues
+from commands.run_setup import Run, load_trained, set_up_for_generation
+from commands.text_generator import (
+    DEFAULT_ROWS,
+    TextGenerator,
+    build_text_generator,
+    check_causal,
+    check_streams,
+    with_a_filter,
+)
 from commands.typed_lines import piped_lines, typed_lines
 from configs.command_line import typed_values
 from configs.errors import ConfigError, UserError
 from configs.kinds import clean_path_flags, is_unicode
 from configs.load import override_prediction
-from configs.reader import shown
+from configs.reader import raise_issues, shown
 from configs.schema import FLAGS, SAMPLING_KEYS, PredictionConfig, RunConfig
 from data.dialogue.context import fit_turns
 from data.dialogue.conversation import ASSISTANT, SYSTEM, USER, Turn
 from data.dialogue.templates import ChatTemplate
 from runtime.cluster.process_group import ProcessGroup
+from runtime.generation.outputs import GeneratedText
 from runtime.generation.requests import sample_requests
+from runtime.generation.reranking import format_candidates, rank
 from storage.files import exists, write_text
 
 ANSWER_SHARE = 4  # an answer has up to this share of n_ctx
@@ -50,9 +60,12 @@ def chat(config: RunConfig, options: Options, group: ProcessGroup) -> int:
         run = set_up_for_generation(config, options, group)
         template = choose_template(run)
         system = _system_turns(options.system, template)
-        generator = build_text_generator(run, n_rows=1)
+        reranker = None if options.reranking is None else _build_reranker(run, settings)
+        generator = build_text_generator(run, 1 if reranker is None else DEFAULT_ROWS)
         load_trained(run)
-        talk = Chat(Speaker(generator, template, output), system, settings)
+        if reranker is not None:
+            reranker.load()
+        talk = Chat(Speaker(generator, template, output, reranker), system, settings)
         say(f"{talk.describe()}; {COMMAND}help lists the commands")
         if first is not None:
             talk.play(first, options.self_play)
@@ -67,6 +80,12 @@ def chat_settings(config: RunConfig, options: Options) -> PredictionConfig:
     filtered = given if "top_k" in options.typed_keys else with_a_filter(given)
     n_tokens = max(1, min(limit, n_ctx // MAX_ANSWER_SHARE))
     return dataclasses.replace(filtered, predict_batch_size=1, predict_max_steps=n_tokens)
+
+
+def _build_reranker(run: Run, settings: PredictionConfig) -> Reranker:
+    """Builds what chooses among answers; the settings must draw different ones."""
+    raise_issues(find_sampling_issues("--chat", settings, run.options.reranking.candidates))
+    return build_reranker(run)
 
 
 def _first_line(config: RunConfig, options: Options) -> str | None:
@@ -102,11 +121,13 @@ class Speaker:
         generator: of the model.
         template: how turns become tokens.
         output: where answers appear.
+        reranker: chooses among answers; None: the first one drawn is the answer.
     """
 
     generator: TextGenerator
     template: ChatTemplate
     output: TextIO
+    reranker: Reranker | None = None
 
     @property
     def n_ctx(self) -> int:
@@ -122,9 +143,25 @@ class Speaker:
             UserError: the last turn does not fit, or the template refuses the turns.
         """
         fitted = fit_turns(self.template, turns, self.n_ctx - settings.predict_max_steps)
-        seed, end_ids = self.generator.seed(settings), self.template.end_ids
-        request = next(sample_requests(fitted.ids, settings, seed, self.n_ctx, end_ids))
-        return self.generator.stream(request, self.output, is_stopped), fitted.n_left_out
+        n_drawn = 1 if self.reranker is None else self.reranker.run.options.reranking.candidates
+        drawing = dataclasses.replace(settings, predict_batch_size=n_drawn)
+        requests = sample_requests(
+            fitted.ids, drawing, self.generator.seed(settings), self.n_ctx, self.template.end_ids
+        )
+        if self.reranker is None:
+            return self.generator.stream(next(requests), self.output, is_stopped), fitted.n_left_out
+        texts = self.generator.draw(requests, is_stopped)
+        said = [turn.text for turn in turns if turn.role != SYSTEM][fitted.n_left_out :]
+        return self._best(said, texts), fitted.n_left_out
+
+    def _best(self, said: Sequence[str], texts: Sequence[GeneratedText]) -> str:
+        """Shows the best of the texts that are finished, and all candidates if that is asked for; returns it."""
+        ranked = rank(texts, self.reranker.scores(said, [text.text for text in texts])) if texts else ()
+        best = ranked[0].generated.text if ranked else ""
+        print(best, file=self.output, flush=True)
+        if ranked and self.reranker.run.options.reranking.shows_candidates:
+            say(format_candidates(ranked))
+        return best
 
 
 class Chat:

@@ -18,7 +18,7 @@ from configs.errors import ConfigError
 from configs.load import load_config
 from configs.prompts import Prompt
 from configs.reader import raise_issues
-from configs.schema import NEXT_TOKEN, RANKING, RunConfig
+from configs.schema import NEXT_TOKEN, RANKING, PredictionConfig, RunConfig
 from configs.weights import is_huggingface_folder, is_state_dict
 from data.tokenization.tokenizer import Tokenizer
 from runtime.checkpoint.state_dict import model_of_state_dict
@@ -30,6 +30,7 @@ from runtime.generation.reranking import (
     MutualInformation,
     Ranker,
     RankerEnsemble,
+    Scores,
     build_response_scorer,
     rank,
     turns_of,
@@ -47,7 +48,6 @@ def with_candidates(encoded: EncodedPrompts, run: Run) -> EncodedPrompts:
         ConfigError: a prompt has nothing to choose from, or nothing that responses answer; one line for each.
     """
     given = list(zip(encoded.prompts, encoded.ids, strict=True))
-    raise_issues(_find_name_issues(run.options.reranking))
     raise_issues(issue for prompt, ids in given for issue in _find_issues(prompt, ids, run))
     for prompt, ids in given:
         if ids[-1] != run.config.data.eos_id:
@@ -66,13 +66,18 @@ def _find_issues(prompt: Prompt, ids: Sequence[int], run: Run) -> Iterator[str]:
     settings, n_candidates = prompt.settings, run.options.reranking.candidates
     if settings.num_beams > 1:
         yield f"{prompt.place}: num_beams = {settings.num_beams}: candidates are sampled, and not searched; set it to 1"
-    if settings.temperature == 0 and n_candidates > 1:
-        yield f"{prompt.place}: temperature = 0: all candidates would be the same; raise it"
+    yield from find_sampling_issues(prompt.place, settings, n_candidates)
     if settings.predict_batch_size > n_candidates:
         wanted = f"{prompt.place}: predict_batch_size = {settings.predict_batch_size}"
         yield f"{wanted}: is more than the {n_candidates} candidates; give more --candidates"
     if not turns_of(ids, run.config.data.eos_id):
         yield f"{prompt.place}: holds no turn that a response could answer; give a dialogue"
+
+
+def find_sampling_issues(place: str, settings: PredictionConfig, n_candidates: int) -> Iterator[str]:
+    """Yields why settings draw nothing to choose from."""
+    if settings.temperature == 0 and n_candidates > 1:
+        yield f"{place}: temperature = 0: all candidates would be the same; raise it"
 
 
 def _drawing(prompt: Prompt, run: Run) -> Prompt:
@@ -109,21 +114,26 @@ class Reranker:
         settings = self.run.options.reranking
         for prompt, tokens in zip(encoded.prompts, encoded.ids, strict=True):
             texts = [sample.generated for sample in itertools.islice(drawn, settings.candidates)]
-            ranked = self.rank(tokens, texts)
+            ranked = self.rank(turns_of(tokens, self.run.config.data.eos_id), texts)
             shown = ranked if settings.shows_candidates else ()
             for number, best in enumerate(ranked[: prompt.settings.predict_batch_size]):
                 yield Sample(prompt, tokens, number, best.generated, best.scores, shown)
 
-    def rank(self, dialogue: Sequence[int], texts: Sequence[GeneratedText]) -> tuple[Candidate, ...]:
-        """Returns responses to a dialogue, given as its ids, the best first."""
-        turns = turns_of(dialogue, self.run.config.data.eos_id)
+    def rank(self, turns: Sequence[Sequence[int]], texts: Sequence[GeneratedText]) -> tuple[Candidate, ...]:
+        """Returns responses to turns, given as their ids, the best first."""
         responses = [self.run.tokenizer.encode(text.text.strip()) for text in texts]
         return rank(texts, self.ranker.scores(turns, responses))
+
+    def scores(self, turns: Sequence[str], texts: Sequence[str]) -> list[Scores]:
+        """Returns the scores of responses to turns."""
+        said, responses = ([self.run.tokenizer.encode(text.strip()) for text in each] for each in (turns, texts))
+        return self.ranker.scores(said, responses)
 
 
 def build_reranker(run: Run) -> Reranker:
     """Builds what the flags of reranking ask for; the weights of the run itself are loaded by the caller."""
     settings = run.options.reranking
+    raise_issues(_find_name_issues(settings))
     if settings.mmi_model is None:
         others = {name: _set_up("--rank_model", model, run, RANKING) for name, model in settings.rank_models.items()}
         rankers = {name: _built(build_response_scorer, other) for name, other in others.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TextIO
 
 from commands.prompts import EncodedPrompts
@@ -98,6 +98,11 @@ class TextGenerator:
         scheduler.cancel(request_id)
         print(file=output, flush=True)
         return "".join(parts)
+
+    def draw(self, requests: Iterable[GenerationRequest], is_stopped: Callable[[], bool]) -> list[GeneratedText]:
+        """Returns the texts of requests, those that are finished when it is stopped."""
+        texts = sampled_texts(Scheduler(self.engine, self.run.tokenizer.bytes_of), requests)
+        return list(itertools.takewhile(lambda _: not is_stopped(), texts))
 
     def seed(self, settings: PredictionConfig) -> int:
         """Returns the seed of the settings, or a random one."""

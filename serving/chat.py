@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 from configs.errors import DataError
-from data.dialogue.conversation import SYSTEM, Turn
+from data.dialogue.conversation import ASSISTANT, SYSTEM, USER, Turn
 from runtime.generation.detokenizer import TextChunk
 from runtime.generation.engine import TokenChunk
 from serving.errors import ApiError, bad_request
@@ -34,6 +35,7 @@ def parse_chat(request: ChatRequest, model: ServedModel) -> SamplingRequest:
         ApiError: the messages do not fit, the chat template refuses them, or fields contradict each other.
     """
     _check_combination(request)
+    answered = _answered(request, model)
     tokens, n_ctx = _encode(request.messages, model), model.engine.n_ctx
     max_tokens = request.max_completion_tokens or request.max_tokens
     if len(tokens) + (max_tokens or 1) > n_ctx:
@@ -41,7 +43,28 @@ def parse_chat(request: ChatRequest, model: ServedModel) -> SamplingRequest:
     n_top = (request.top_logprobs or 0) if request.logprobs else None
     prompts, room = (EncodedPrompt("", tokens),), n_ctx - len(tokens)
     end_ids = model.template.end_ids
-    return sampling_request(request, model, prompts, max_tokens or room, n_top, request.n or 1, end_ids=end_ids)
+    n_generated = model.ranking.n_candidates if answered else request.n or 1
+    parsed = sampling_request(request, model, prompts, max_tokens or room, n_top, n_generated, end_ids=end_ids)
+    return dataclasses.replace(parsed, answered=answered, shows_candidates=bool(request.show_candidates))
+
+
+def _answered(request: ChatRequest, model: ServedModel) -> tuple[str, ...]:
+    """Returns the turns by which answers are ranked; none where the server ranks none, or nothing was said."""
+    if model.ranking is None:
+        if request.show_candidates:
+            raise bad_request(
+                "show_candidates: this server ranks no answers; leave it out, or start it with --mmi_model or "
+                "--rank_model",
+                "show_candidates",
+            )
+        return ()
+    if (request.n or 1) > model.ranking.n_candidates:
+        raise bad_request(
+            f"n = {request.n}: is more than the {model.ranking.n_candidates} candidates of an answer; give at most "
+            "that many",
+            "n",
+        )
+    return tuple(filter(str.strip, (_text(each) for each in request.messages if each.role in (USER, ASSISTANT))))
 
 
 def _check_combination(request: ChatRequest) -> None:
@@ -134,4 +157,5 @@ def join_chat_choices(index: int, parts: Sequence[ChunkChoice]) -> ChatChoice:
         message=AssistantMessage(content="".join(part.delta.content or "" for part in parts)),
         logprobs=ChatLogProbs(content=tokens) if has_log_probs else None,
         finish_reason=parts[-1].finish_reason,
+        candidates=parts[-1].candidates,
     )

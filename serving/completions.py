@@ -17,11 +17,20 @@ from starlette.types import Receive, Scope, Send
 
 from runtime.generation.detokenizer import TextChunk
 from runtime.generation.engine import TokenChunk
+from runtime.generation.reranking import best_first, ranking_keys
 from serving.chat import ChatChoiceBuilder, join_chat_choices
 from serving.errors import CLIENT_CLOSED_REQUEST, ApiError
 from serving.metrics import ServerMetrics
 from serving.model import ServedModel
-from serving.protocol import ChatCompletion, ChatCompletionChunk, Choice, ChunkChoice, Completion, Usage
+from serving.protocol import (
+    AnswerCandidate,
+    ChatCompletion,
+    ChatCompletionChunk,
+    Choice,
+    ChunkChoice,
+    Completion,
+    Usage,
+)
 from serving.queue import RequestQueue, ResponseStream
 from serving.request import EncodedPrompt, SamplingRequest
 from serving.response import ChoiceBuilder, join_choices
@@ -144,7 +153,7 @@ class CompletionTask:
     async def whole(self) -> bytes:
         """Returns the answer as JSON once all of it is generated."""
         parts: dict[int, list[Part]] = {}
-        async with contextlib.aclosing(self._parts()) as generated:
+        async with contextlib.aclosing(self._chosen_parts()) as generated:
             async for part in generated:
                 parts.setdefault(part.index, []).append(part)
         return await asyncio.to_thread(self._whole_json, parts)
@@ -167,7 +176,7 @@ class CompletionTask:
         """
         has_begun = False
         try:
-            async with contextlib.aclosing(self._parts()) as generated:
+            async with contextlib.aclosing(self._chosen_parts()) as generated:
                 async for part in generated:
                     if not has_begun:
                         await send(EVENTS_HEAD)
@@ -188,6 +197,33 @@ class CompletionTask:
         # As with OpenAI, all events of a stream that ends with the usage have the field, and others do not.
         event = self._form.event(**self._head, choices=choices)
         return event.model_dump_json(exclude=None if has_usage else {"usage"})
+
+    async def _chosen_parts(self) -> AsyncIterator[Part]:
+        """Yields the parts of the sequences to return; ranked answers, once all candidates are generated."""
+        async with contextlib.aclosing(self._parts()) as generated:
+            if not self._request.answered:
+                async for part in generated:
+                    yield part
+                return
+            parts: dict[int, list[ChunkChoice]] = {}
+            async for part in generated:
+                parts.setdefault(part.index, []).append(part)
+        for part in await self._ranked([parts[number] for number in sorted(parts)]):
+            yield part
+
+    async def _ranked(self, candidates: list[list[ChunkChoice]]) -> list[ChunkChoice]:
+        """Returns the parts of the best answers, numbered from the best."""
+        request, ranking = self._request, self._service.model.ranking
+        texts = ["".join(part.delta.content or "" for part in parts) for parts in candidates]
+        scores = await self._service.queue.compute(lambda: ranking.scores(request.answered, texts))
+        order = best_first(texts, scores)
+        shown = [AnswerCandidate(text=texts[number], **ranking_keys(scores[number])) for number in order]
+        chosen = []
+        for index, number in enumerate(order[: request.n]):
+            chosen += [part.model_copy(update={"index": index}) for part in candidates[number]]
+            if request.shows_candidates:
+                chosen[-1] = chosen[-1].model_copy(update={"candidates": shown})
+        return chosen
 
     async def _parts(self) -> AsyncIterator[Part]:
         """Yields the parts of all sequences as they are generated; those of one sequence are in order."""
@@ -244,6 +280,8 @@ class CompletionTask:
 
     def _best(self) -> list[int]:
         """Returns the numbers of the sequences to return, in the order of the prompts."""
+        if self._request.answered:
+            return list(range(self._request.n))
         n_generated, best = self._request.n_generated, []
         for first in range(0, len(self._sequences), n_generated):
             numbers = range(first, first + n_generated)

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from data.dialogue.templates import ChatTemplate
 from data.tokenization.tokenizer import Tokenizer
 from runtime.generation.engine import Engine
+from runtime.generation.reranking import Scores
 from serving.protocol import ChatSettings
+
+
+@dataclasses.dataclass(frozen=True)
+class AnswerRanking:
+    """How the answers of a chat are chosen among candidates.
+
+    Attributes:
+        n_candidates: how many are drawn.
+        scores: the scores of responses to the turns before them; only the thread of the engine may call it.
+    """
+
+    n_candidates: int
+    scores: Callable[[Sequence[str], Sequence[str]], list[Scores]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +37,7 @@ class ServedModel:
         eos_id: the token between documents: it ends a text, and stands for an empty prompt.
         template: how the messages of a chat become tokens.
         chat_settings: how a person is answered who does not say how.
+        ranking: of the answers of a chat; None: there are no candidates.
     """
 
     name: str
@@ -31,6 +46,7 @@ class ServedModel:
     eos_id: int
     template: ChatTemplate
     chat_settings: ChatSettings
+    ranking: AnswerRanking | None = None
 
     @functools.cached_property
     def bytes_of(self) -> Callable[[int], bytes]:

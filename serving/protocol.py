@@ -201,6 +201,9 @@ class ChatRequest(SamplingFields):
     )
     max_tokens: int | None = Field(None, ge=1, le=MAX_COUNT, description="1 or more; as max_completion_tokens")
     logprobs: bool | None = Field(False, description="true or false; true: log-probabilities of the answer's tokens")
+    show_candidates: bool | None = Field(
+        False, description="true or false; true: all candidates with their scores, where the server ranks answers"
+    )
     top_logprobs: int | None = _range(
         None, 0, MAX_TOP, "most likely tokens to report at each position; with logprobs only"
     )
@@ -264,6 +267,18 @@ class ChatLogProbs(BaseModel):
     refusal: None = None
 
 
+class AnswerCandidate(BaseModel):
+    """One of the answers that an answer was chosen from."""
+
+    text: str
+    rank_score: float = Field(description="by which candidates are ranked; higher is better")
+    rank_parts: dict[str, float] = Field(description="what the score is made of, by name")
+
+
+# Only where a request asks for them.
+Candidates = Annotated[list[AnswerCandidate] | None, Field(exclude_if=lambda value: value is None)]
+
+
 class AssistantMessage(BaseModel):
     """An answer."""
 
@@ -279,6 +294,7 @@ class ChatChoice(BaseModel):
     message: AssistantMessage
     logprobs: ChatLogProbs | None
     finish_reason: Literal["stop", "length"]
+    candidates: Candidates = None
 
 
 class ChatCompletion(BaseModel):
@@ -310,6 +326,7 @@ class ChunkChoice(BaseModel):
     delta: Delta
     logprobs: ChatLogProbs | None = None
     finish_reason: Literal["stop", "length"] | None = Field(None, description="null: more follows")
+    candidates: Candidates = None
 
 
 class ChatCompletionChunk(BaseModel):

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from runtime.generation.detokenizer import TextChunk
 from runtime.generation.engine import TokenChunk
@@ -16,7 +16,8 @@ from serving.model import ServedModel
 from serving.settings import ServingSettings
 from serving.worker import Cancel, Worker
 
-Chunk = TypeVar("Chunk", TextChunk, TokenChunk)
+Chunk = TypeVar("Chunk")
+Result = TypeVar("Result")
 Start = Callable[[Callable[[Chunk], None]], Cancel]
 
 
@@ -121,7 +122,7 @@ class RequestQueue:
             for cancel in cancels:
                 cancel()
 
-    def _on_chunk(self, stream: ResponseStream, index: int, chunk: TextChunk | TokenChunk) -> None:
+    def _on_chunk(self, stream: ResponseStream, index: int, chunk: Any) -> None:
         """Called by the worker, in its thread."""
         self._loop.call_soon_threadsafe(stream.put, index, chunk)
 
@@ -141,9 +142,21 @@ class RequestQueue:
         Raises:
             ApiError: the queue is full or closed, or the time is up.
         """
-        scores: dict[int, TokenChunk] = {}
-        with self._stream([functools.partial(self.worker.score, tokens, n_top) for tokens in texts]) as stream:
-            while len(scores) < len(texts):
-                index, chunk = await stream.next()
-                scores[index] = chunk
-        return [scores[index] for index in range(len(texts))]
+        return await self._results([functools.partial(self.worker.score, tokens, n_top) for tokens in texts])
+
+    async def compute(self, work: Callable[[], Result]) -> Result:
+        """Returns the result of work on the devices, which the worker does.
+
+        Raises:
+            ApiError: the queue is full or closed, or the time is up.
+        """
+        (result,) = await self._results([functools.partial(self.worker.compute, work)])
+        return result
+
+    async def _results(self, starts: Sequence[Start]) -> list[Any]:
+        results: dict[int, Any] = {}
+        with self._stream(starts) as stream:
+            while len(results) < len(starts):
+                index, result = await stream.next()
+                results[index] = result
+        return [results[index] for index in range(len(starts))]

@@ -68,6 +68,8 @@ class SamplingRequest:
         stop_strings: strings before which a continuation ends.
         sampling: how tokens are chosen.
         seed: of all samples.
+        answered: the turns that the samples answer, if they are ranked as answers; else empty.
+        shows_candidates: whether the answer holds all samples with their scores.
     """
 
     prompts: tuple[EncodedPrompt, ...]
@@ -79,11 +81,13 @@ class SamplingRequest:
     stop_strings: tuple[str, ...]
     sampling: SamplingParams
     seed: int
+    answered: tuple[str, ...] = ()
+    shows_candidates: bool = False
 
     @property
     def is_scored(self) -> bool:
         """Whether log-probabilities are needed."""
-        return self.n_top is not None or self.n_generated > self.n
+        return self.n_top is not None or (self.n_generated > self.n and not self.answered)
 
     def generation_requests(self) -> list[GenerationRequest]:
         """Returns a request for each sample, ordered by prompt."""

@@ -6,6 +6,7 @@ import collections
 import queue
 import threading
 from collections.abc import Callable
+from typing import TypeVar
 
 from runtime.generation.detokenizer import TextChunk
 from runtime.generation.engine import TokenChunk
@@ -18,6 +19,7 @@ FIRST_DECODE_STEPS = 1
 
 Command = Callable[[], object]
 Cancel = Callable[[], None]
+Result = TypeVar("Result")
 
 
 class Worker:
@@ -32,7 +34,7 @@ class Worker:
         self._scheduler = Scheduler(self._engine, model.bytes_of)
         self._on_failure = on_failure
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
-        self._scorings: collections.deque[Command] = collections.deque()
+        self._computations: collections.deque[Command] = collections.deque()
         self._is_stopping = False
         self._thread = threading.Thread(target=self._run, name="engine")
 
@@ -51,14 +53,18 @@ class Worker:
         return lambda: self._commands.put(lambda: self._scheduler.cancel(request_ids[0]))
 
     def score(self, tokens: tuple[int, ...], n_top: int, on_scored: Callable[[TokenChunk], None]) -> Cancel:
-        """Scores the tokens of a text from the second on; returns what cancels it. The thread calls `on_scored`."""
+        """Scores the tokens of a text from the second on; see `compute`."""
+        return self.compute(lambda: self._engine.score(tokens, n_top), on_scored)
+
+    def compute(self, work: Callable[[], Result], on_computed: Callable[[Result], None]) -> Cancel:
+        """Does work on the devices between two steps; returns what cancels it. The thread calls `on_computed`."""
         is_wanted = [True]
 
-        def score_now() -> None:
+        def compute_now() -> None:
             if is_wanted:
-                on_scored(self._engine.score(tokens, n_top))
+                on_computed(work())
 
-        self._commands.put(lambda: self._scorings.append(score_now))
+        self._commands.put(lambda: self._computations.append(compute_now))
         return is_wanted.clear
 
     @property
@@ -69,7 +75,7 @@ class Worker:
     @property
     def n_waiting(self) -> int:
         """Number of texts that wait for a row or for their scores."""
-        return self._scheduler.n_waiting + len(self._scorings)
+        return self._scheduler.n_waiting + len(self._computations)
 
     def _stop(self) -> None:
         self._is_stopping = True
@@ -79,9 +85,9 @@ class Worker:
             has_work = False
             while not self._is_stopping:
                 self._run_commands(has_work)
-                if self._scorings:  # one between steps, so that many of them do not hold up generation
-                    self._scorings.popleft()()
-                has_work = self._scheduler.step(self._n_steps()) or bool(self._scorings)
+                if self._computations:  # one between steps, so that many of them do not hold up generation
+                    self._computations.popleft()()
+                has_work = self._scheduler.step(self._n_steps()) or bool(self._computations)
         except BaseException as error:  # clients that wait must be answered
             self._on_failure(error)
 

@@ -166,4 +166,4 @@ def test_what_cannot_be_ranked(here: Path, flags: list[str], message: str, capsy
 
 def test_only_prediction_reranks(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--model", "quickstart", "--mmi_model", "backward"]) == 2
-    assert "--mmi_model: works with --predict only" in capsys.readouterr().err
+    assert "--mmi_model: works with --predict, --chat and --serve only" in capsys.readouterr().err

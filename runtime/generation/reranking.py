@@ -64,9 +64,13 @@ def turns_of(ids: Ids, eos_id: int) -> list[Ids]:
 
 
 def rank(candidates: Sequence[GeneratedText], scores: Sequence[Scores]) -> tuple[Candidate, ...]:
-    """Returns the candidates, the best first; those that say nothing come last."""
-    scored = [Candidate(*each) for each in zip(candidates, scores, strict=True)]
-    return tuple(sorted(scored, key=lambda each: (bool(each.generated.text.strip()), each.scores.score), reverse=True))
+    """Returns the candidates in the order of `best_first`."""
+    return tuple(Candidate(candidates[i], scores[i]) for i in best_first([each.text for each in candidates], scores))
+
+
+def best_first(texts: Sequence[str], scores: Sequence[Scores]) -> list[int]:
+    """Returns the indices of responses, the best first; those that say nothing come last."""
+    return sorted(range(len(texts)), key=lambda i: (bool(texts[i].strip()), scores[i].score), reverse=True)
 
 
 def ranking_keys(scores: Scores) -> dict[str, Any]:

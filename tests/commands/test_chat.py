@@ -12,14 +12,18 @@ import pytest
 
 from commands.chat import Chat, Speaker, chat_settings
 from commands.chat_template import choose_template
+from commands.options import RerankingSettings
+from commands.reranking import find_sampling_issues
 from commands.text_generator import TextGenerator
 from configs.errors import ConfigError, DataError
 from configs.schema import DatasetConfig, DatasetUse
 from data.dialogue.templates import load_template
 from main import parse_arguments
 from runtime.cluster.process_group import ALONE
+from runtime.generation.requests import sample_seed
+from runtime.generation.reranking import Scores
 from tests import tiny
-from tests.serving.scripted import EOS_ID, ScriptedEngine, byte_tokenizer
+from tests.serving.scripted import EOS_ID, ScriptedEngine, byte_tokenizer, shortest
 
 TOKENIZER = byte_tokenizer()
 N_CTX = 32
@@ -216,3 +220,33 @@ def test_self_play_is_a_chat() -> None:
     for arguments in (["--self_play", "3"], ["--chat", "--self_play", "3"], ["--self_play", "3", "--chat"]):
         parsed = parse_arguments(["--model", "quickstart", *arguments, "--prompt_text", "hi"])
         assert (parsed.command, parsed.self_play) == ("chat", 3)
+
+
+def test_the_best_of_several_answers_is_given_and_all_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    config, asked = run_config(temperature=1.0, predict_seed=3), []
+    options = types.SimpleNamespace(reranking=RerankingSettings(4, True, "backward", {}, False, 0.0))
+    run = types.SimpleNamespace(config=config, tokenizer=TOKENIZER, group=ALONE, options=NO_OPTIONS)
+
+    def scores(turns: list[str], texts: list[str]) -> list[Scores]:
+        asked.append(turns)
+        return shortest(turns, texts)
+
+    reranker = types.SimpleNamespace(run=types.SimpleNamespace(options=options), scores=scores)
+    output, template = io.StringIO(), load_template("dialogpt", TOKENIZER, EOS_ID)
+    speaker = Speaker(TextGenerator(run, ScriptedEngine(3, N_CTX, 0.0), None), template, output, reranker)
+    talk = Desk(Chat(speaker, (), chat_settings(config, NO_OPTIONS)), output)
+    drawn = ["abcdef"[sample_seed(3, sample) % 7 :] for sample in range(4)]
+    ranked = sorted(drawn, key=lambda text: (not text, len(text)))
+    assert talk.say("abcdef") == [ranked[0]] and asked == [["abcdef"]]
+    shown = capsys.readouterr().out.splitlines()
+    assert [json.loads(line.split("  ")[-1]) for line in shown] == ranked
+    talk.say("uvwxyz")
+    assert asked[1] == ["abcdef", ranked[0], "uvwxyz"]
+    talk.chat.is_stopped.set()
+    assert talk.say("a") == [""]
+
+
+def test_a_temperature_of_0_leaves_nothing_to_choose_from() -> None:
+    assert list(find_sampling_issues("--chat", run_config(temperature=0.0).prediction, 4)) == [
+        "--chat: temperature = 0: all candidates would be the same; raise it"
+    ]

@@ -16,8 +16,9 @@ from data.dialogue.templates import load_template
 from data.tokenization.tokenizer import Tokenizer
 from runtime.generation.engine import TokenChunk
 from runtime.generation.requests import GenerationRequest
+from runtime.generation.reranking import Scores
 from serving.app import serve
-from serving.model import ServedModel
+from serving.model import AnswerRanking, ServedModel
 from serving.protocol import ChatSettings
 from serving.settings import ServingSettings, key_from_environment
 
@@ -107,12 +108,18 @@ def byte_text(tokens: Sequence[int]) -> str:
     return byte_tokenizer().decode(tokens)
 
 
-def served(engine: ScriptedEngine) -> ServedModel:
-    """Returns the model of an engine, which talks by DialoGPT's template."""
+def shortest(turns: Sequence[str], responses: Sequence[str]) -> list[Scores]:
+    """Scores that make the shortest response the best one."""
+    return [Scores(-len(text) / len(turns), {"length": float(len(text))}) for text in responses]
+
+
+def served(engine: ScriptedEngine, n_candidates: int | None = None) -> ServedModel:
+    """Returns the model of an engine, which talks by DialoGPT's template and may choose among candidates."""
     tokenizer = byte_tokenizer()
     template = load_template("dialogpt", tokenizer, EOS_ID)
     chat = ChatSettings(temperature=0.0, top_k=10, top_p=1.0, max_tokens=engine.n_ctx // 4)
-    return ServedModel("scripted", engine, tokenizer, EOS_ID, template, chat)
+    ranking = n_candidates and AnswerRanking(n_candidates, shortest)
+    return ServedModel("scripted", engine, tokenizer, EOS_ID, template, chat, ranking)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -121,6 +128,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--n_ctx", type=int, default=128)
     parser.add_argument("--seconds_per_token", type=float, default=0.0)
+    parser.add_argument("--candidates", type=int, help="how many are drawn for each answer of a chat")
     parser.add_argument("--files", type=int, help="how many files the process may open")
     parser.add_argument("--ignored", type=int, help="a signal that the process ignores when it starts")
     for name in ("n_waiting", "n_connections", "body_bytes", "keep_alive_seconds"):
@@ -135,6 +143,7 @@ def main(arguments: Sequence[str]) -> int:
     if ignored := flags.pop("ignored"):
         signal.signal(ignored, signal.SIG_IGN)
     engine = ScriptedEngine(flags.pop("rows"), flags.pop("n_ctx"), flags.pop("seconds_per_token"))
+    n_candidates = flags.pop("candidates")
     given = {name: value for name, value in flags.items() if value is not None}
     settings = ServingSettings(port=0, api_key=key_from_environment(), **given)
-    return serve(served(engine), settings)
+    return serve(served(engine, n_candidates), settings)

@@ -301,3 +301,51 @@ def test_metrics_count_chats(server: Server, client: openai.OpenAI) -> None:
     ask(client, "abc")
     text = httpx2.get(f"{server.url}/metrics").text
     assert 'neomesh_requests_total{path="/v1/chat/completions",status="200"}' in text
+
+
+# Reranking.
+
+
+@pytest.fixture(scope="module")
+def ranking_server() -> Iterator[Server]:
+    with scripted("--candidates", 5) as server:
+        yield server
+
+
+def drawn(seed: int, text: str) -> list[str]:
+    """The candidates: the text from an offset given by each one's seed, up to its end."""
+    return [text[sample_seed(seed, sample) % (len(text) + 1) :] for sample in range(5)]
+
+
+def best(candidates: list[str]) -> list[str]:
+    return sorted(candidates, key=lambda text: (not text, len(text)))
+
+
+def test_the_best_of_several_answers_is_given(ranking_server: Server) -> None:
+    client = ranking_server.client()
+    for seed in range(4):
+        ranked = best(drawn(seed, "abcdefgh"))
+        answer = ask(client, "abcdefgh", seed=seed, n=2, temperature=1, extra_body={"show_candidates": True})
+        assert [choice.message.content for choice in answer.choices] == ranked[:2]
+        shown = [{"text": text, "rank_score": -len(text), "rank_parts": {"length": len(text)}} for text in ranked]
+        assert [choice.model_dump()["candidates"] for choice in answer.choices] == [shown] * 2
+        assert answer.usage.completion_tokens == sum(len(text) + 1 for text in ranked)
+    plain = post(ranking_server, messages=said("abcdefgh"), seed=3).json()
+    assert plain["choices"][0]["message"]["content"] == ranked[0] and "candidates" not in plain["choices"][0]
+
+
+def test_a_stream_holds_the_best_answer_only(ranking_server: Server) -> None:
+    fields = {"messages": said("abcdefgh"), "seed": 3, "stream": True, "show_candidates": True}
+    *events, _ = post(ranking_server, **fields).text.removesuffix("\n\n").split("\n\n")
+    parts = [json.loads(event.removeprefix("data: "))["choices"][0] for event in events]
+    ranked = best(drawn(3, "abcdefgh"))
+    assert "".join(part["delta"].get("content", "") for part in parts) == ranked[0]
+    assert {part["index"] for part in parts} == {0} and ["candidates" in part for part in parts][:-1].count(True) == 0
+    assert [each["text"] for each in parts[-1]["candidates"]] == ranked and parts[-1]["finish_reason"] == "stop"
+
+
+def test_what_cannot_be_ranked_is_refused(server: Server, ranking_server: Server) -> None:
+    refused = post(server, messages=said("a"), show_candidates=True)
+    assert refused.status_code == 400 and "this server ranks no answers" in refused.json()["error"]["message"]
+    refused = post(ranking_server, messages=said("a"), n=6)
+    assert refused.status_code == 400 and "n = 6: is more than the 5 candidates" in refused.json()["error"]["message"]
