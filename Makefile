@@ -33,7 +33,7 @@ quickstart: $(VENV)/.run-packages
 
 chat-quickstart: $(VENV)/.run-packages $(CHATS)
 	$(PY) main.py --model chat_quickstart --check_dataset
-	$(PY) main.py --model chat_quickstart
+	$(PY) main.py --model chat_quickstart --steps_per_checkpoint 2000
 	$(PY) main.py --model chat_quickstart --eval
 	$(PY) main.py --model chat_quickstart --chat
 

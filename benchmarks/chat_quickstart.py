@@ -5,8 +5,11 @@
 All figures are perplexities of the same held-out tokens: those of responses, each with what comes before it. The
 trigram model is interpolated Kneser-Ney (Chen and Goodman 1998, "An Empirical Study of Smoothing Techniques for
 Language Modeling", section 4.1.6), with a discount for each order estimated from the counts of counts. It learns the
-tokens that count in the model's loss, and sees two tokens before each of them, context included. The model without loss
-weights is trained on the same examples in the same order, but learns every token of them that is not padding.
+tokens that count in the model's loss, and sees two tokens before each of them, context included.
+
+Without loss weights, the same model is trained in two ways: on the same conversations as plain text, in as many passes,
+so that it learns each token as often; and on the same examples, in as many steps, so that it learns more tokens: turns
+that begin an example only to give context, a second time.
 
 What `make chat-quickstart` has prepared and trained is used; else it is done first. The last line is a JSON object with
 the results.
@@ -16,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import glob
+import itertools
 import json
 import math
 import os
@@ -23,8 +27,9 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -34,13 +39,20 @@ import numpy as np
 from commands.run_data import RunData
 from configs.errors import UserError
 from configs.load import load_config
+from configs.schema import DatasetConfig, RunConfig
+from data.dialogue.conversation import from_text
+from data.dialogue.readers import conversations_of
 from data.preprocessing.prepare import PreparedDataset
+from data.preprocessing.splits import TRAIN, DocumentOptions
+from data.text.documents import TextFormat, identity_digest
+from data.text.files import find_files
 from data.tfrecord.records import Record, decode_records, write_examples
-from data.tokenization.tokenizer import load_tokenizer
+from data.tfrecord.shards import list_shards
+from data.tokenization.tokenizer import Tokenizer, load_tokenizer
 from runtime.run.metrics import read_metrics
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-MODEL, UNWEIGHTED = "chat_quickstart", "chitchat_unweighted"
+MODEL = "chat_quickstart"
 LINES = "Hi!\nHow are you?\nWhat do you do for fun?\n"
 MINIMUM_DISCOUNT = 0.1
 
@@ -55,7 +67,8 @@ class Results:
     Attributes:
         perplexity: of the held-out tokens of responses, by the model of the quickstart.
         kneser_ney_perplexity: by the trigram model.
-        unweighted_perplexity: by the model that was trained without loss weights.
+        plain_text_perplexity: by the model trained on the same text without loss weights, in as many passes.
+        unweighted_perplexity: by the model trained on the same examples without loss weights, in as many steps.
         held_out_tokens: how many these are.
         training_tokens: tokens of responses to train on.
         seconds: of each command, where it ran.
@@ -63,10 +76,56 @@ class Results:
 
     perplexity: float
     kneser_ney_perplexity: float
+    plain_text_perplexity: float
     unweighted_perplexity: float
     held_out_tokens: int
     training_tokens: int
     seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Quickstart:
+    """What `make chat-quickstart` trains.
+
+    Attributes:
+        config: the run.
+        ready: its prepared dataset.
+    """
+
+    config: RunConfig
+    ready: PreparedDataset
+
+    @staticmethod
+    def of(config: RunConfig) -> Quickstart:
+        """Prepares the dataset unless it is prepared."""
+        (ready,) = RunData.of(config).prepared
+        return Quickstart(config, ready)
+
+    @property
+    def dataset(self) -> DatasetConfig:
+        """Its only dataset."""
+        return self.config.data.datasets[0].dataset
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the dataset."""
+        return load_tokenizer(self.ready.tokenizer_path)
+
+    @property
+    def folder(self) -> str:
+        """Where other records of the same conversations are written."""
+        return self.dataset.cache_dir
+
+    @property
+    def n_examples(self) -> int:
+        """Number of the examples to train on."""
+        return sum(shard.n_examples for shard in list_shards(self.ready.train_pattern))
+
+    @property
+    def evaluation(self) -> dict[str, object]:
+        """The keys of a dataset config with the same held-out responses."""
+        keys = {key: getattr(self.dataset, key) for key in ("n_vocab", "eos_id", "padding_id")}
+        return keys | {"eval_path": self.ready.eval_pattern, "tokenizer_path": self.ready.tokenizer_path}
 
 
 def weighted_trigrams(records: Iterator[Record], start_id: int) -> np.ndarray:
@@ -143,14 +202,29 @@ def records_of(pattern: str) -> Iterator[Record]:
         yield from decode_records(path)
 
 
-def write_unweighted(pattern: str, folder: str) -> str:
-    """Writes training files again without loss weights; returns their glob."""
-    shutil.rmtree(folder, ignore_errors=True)
-    os.makedirs(folder)
-    for path in sorted(glob.glob(pattern)):
-        records = (replace(record, loss_weights_L=None) for record in decode_records(path))
-        write_examples(f"{folder}/{os.path.basename(path)}", records)
-    return f"{folder}/*.tfrecords"
+def without_weights(pattern: str) -> Iterator[Record]:
+    """Yields the records of a glob without loss weights: every token counts, those of context and padding too."""
+    return (replace(record, loss_weights_L=None) for record in records_of(pattern))
+
+
+def plain_text(dataset: DatasetConfig, tokenizer: Tokenizer, length: int) -> Iterator[Record]:
+    """Yields the training conversations as one stream of text, each token once, cut anywhere into examples.
+
+    Args:
+        dataset: of raw conversations.
+        tokenizer: encodes them.
+        length: ids of an example.
+    """
+    options = DocumentOptions(
+        TextFormat(convert=conversations_of), eval_fraction=dataset.eval_fraction, split_digest=identity_digest
+    )
+    documents = itertools.chain.from_iterable(map(options.read, find_files(dataset.dialogue)))
+    turns = (
+        turn for document, split in documents if split == TRAIN and document.text for turn in from_text(document.text)
+    )
+    stream = itertools.chain.from_iterable((*tokenizer.encode(turn.text), dataset.eos_id) for turn in turns)
+    while len(ids := list(itertools.islice(stream, length))) == length:
+        yield Record(np.array(ids), None, np.ones(length, np.int64))
 
 
 def run_seconds(*arguments: str, lines: str = "") -> float:
@@ -165,12 +239,22 @@ def evaluated(model_path: str) -> float:
     return next(line["perplexity"] for line in reversed(read_metrics(model_path)) if line["split"] == "eval")
 
 
-def train_unweighted(ready: PreparedDataset, model_path: str, n_vocab: int) -> float:
-    """Trains the model on the tokens of whole conversations; returns its perplexity of responses."""
-    folder = f"{os.path.dirname(os.path.dirname(ready.train_pattern))}/{UNWEIGHTED}"
-    dataset = {"id": UNWEIGHTED, "n_vocab": n_vocab, "tokenizer_path": ready.tokenizer_path, "packing": "masked"}
-    paths = {"path": write_unweighted(ready.train_pattern, folder), "eval_path": ready.eval_pattern}
-    overrides = {"datasets": json.dumps([dataset | paths]), "model_path": model_path}
+def train_on(records: Iterable[Record], quickstart: Quickstart, name: str, steps: int | None = None) -> float:
+    """Trains the quickstart's model on other records; returns its perplexity of the held-out responses.
+
+    Args:
+        records: to train on.
+        quickstart: what to train and to evaluate.
+        name: ends the names of the folders.
+        steps: how many; None: as many as make the same number of passes over the records as the quickstart's.
+    """
+    folder, model_path = f"{quickstart.folder}/{name}", f"{quickstart.config.model_path}_{name}"
+    shutil.rmtree(folder, ignore_errors=True)
+    os.makedirs(folder)
+    n_examples = write_examples(f"{folder}/{name}.tfrecords", records)
+    steps = steps or round(quickstart.config.training.train_steps * n_examples / quickstart.n_examples)
+    dataset = {"id": name, "path": f"{folder}/*.tfrecords", "packing": "masked"} | quickstart.evaluation
+    overrides = {"datasets": json.dumps([dataset]), "model_path": model_path, "train_steps": steps}
     flags = [word for key, value in overrides.items() for word in ("--set", f"{key}={value}")]
     run_seconds("--model", MODEL, *flags)
     run_seconds("--model", MODEL, "--eval", *flags)
@@ -184,15 +268,17 @@ def measure() -> Results:
         "eval": run_seconds("--model", MODEL, "--eval"),
         "chat": run_seconds("--model", MODEL, "--chat", lines=LINES),
     }
-    config = load_config(MODEL)
-    (ready,) = RunData.of(config).prepared
-    n_vocab = load_tokenizer(ready.tokenizer_path).n_vocab
+    quickstart = Quickstart.of(load_config(MODEL))
+    config, ready, tokenizer = quickstart.config, quickstart.ready, quickstart.tokenizer
     splits = (ready.train_pattern, ready.eval_pattern)
-    train, held_out = (weighted_trigrams(records_of(pattern), n_vocab) for pattern in splits)
+    train, held_out = (weighted_trigrams(records_of(pattern), tokenizer.n_vocab) for pattern in splits)
+    text = plain_text(quickstart.dataset, tokenizer, config.model.n_ctx + 1)
+    unweighted, steps = without_weights(ready.train_pattern), config.training.train_steps
     return Results(
         perplexity=evaluated(config.model_path),
-        kneser_ney_perplexity=kneser_ney_perplexity(train, held_out, n_vocab),
-        unweighted_perplexity=train_unweighted(ready, f"{config.model_path}_unweighted", n_vocab),
+        kneser_ney_perplexity=kneser_ney_perplexity(train, held_out, tokenizer.n_vocab),
+        plain_text_perplexity=train_on(text, quickstart, "plain_text"),
+        unweighted_perplexity=train_on(unweighted, quickstart, "unweighted", steps),
         held_out_tokens=len(held_out),
         training_tokens=len(train),
         seconds=seconds,

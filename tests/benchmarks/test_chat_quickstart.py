@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections import Counter, defaultdict
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks.chat_quickstart import absolute_discount, kneser_ney, kneser_ney_perplexity, weighted_trigrams
+from benchmarks.chat_quickstart import (
+    absolute_discount,
+    kneser_ney,
+    kneser_ney_perplexity,
+    plain_text,
+    records_of,
+    weighted_trigrams,
+)
+from configs.schema import DatasetConfig
+from data.preprocessing.prepare import prepare_dataset
 from data.tfrecord.records import Record
+from data.tokenization.tokenizer import load_tokenizer
 
 N_VOCAB = 7
 
@@ -68,3 +81,20 @@ def test_discounts_are_estimated_from_the_counts_of_counts() -> None:
 def test_the_tokens_that_count_are_measured_after_their_own_segment() -> None:
     record = Record(np.array([3, 4, 5, 3, 4, 6, 1]), np.array([0, 0, 0.5, 0, 1, 1, 0]), np.array([1, 1, 1, 2, 2, 2, 0]))
     assert weighted_trigrams(iter([record]), 9).tolist() == [[3, 4, 5], [9, 3, 4], [3, 4, 6]]
+
+
+def test_plain_text_holds_each_token_of_the_conversations_to_train_on_once(tmp_path: Path) -> None:
+    chats = [[f"chat {n} begins", *[f"answer {n}"] * (1 + n % 3)] for n in range(30)]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(turns) + "\n" for turns in chats))
+    dataset = DatasetConfig(
+        id="a", n_vocab=270, dialogue=(f"{tmp_path}/chats.jsonl",), cache_dir=f"{tmp_path}/cache", eval_fraction=0.3
+    )
+    prepared = prepare_dataset(dataset, 63, lambda line: None)
+    tokenizer = load_tokenizer(prepared.tokenizer_path)
+    records = list(plain_text(dataclasses.replace(dataset, eos_id=0), tokenizer, 7))
+    assert all(len(record.ids_L) == 7 and set(record.segments_L) == {1} for record in records)
+    turns = tokenizer.decode(np.concatenate([record.ids_L for record in records]).tolist()).split("<|endoftext|>")[:-1]
+    held_out = "".join(tokenizer.decode(record.ids_L) for record in records_of(prepared.eval_pattern))
+    expected = [turn for chat in chats if chat[0] not in held_out for turn in chat]
+    assert turns == expected[: len(turns)] and len(turns) > 20
+    assert sum(map(len, map(tokenizer.encode, expected))) + len(expected) - 7 * len(records) in range(7)
