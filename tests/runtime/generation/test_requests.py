@@ -46,7 +46,7 @@ def test_every_sampling_setting_is_passed_on() -> None:
         for field in dataclasses.fields(sampling)
         if getattr(sampling, field.name) != getattr(defaults, field.name)
     }
-    of_requests_alone = {"min_tokens", "logit_bias"}
+    of_requests_alone = {"min_tokens", "logit_bias", "end_ids"}
     assert changed == set(SAMPLING_KEYS) == {field.name for field in dataclasses.fields(sampling)} - of_requests_alone
 
 
