@@ -196,9 +196,9 @@ class Chat:
         )
 
     def run(self, lines: Iterator[str], is_typed: bool) -> int:
-        """Answers lines and carries out commands until /quit or the end; returns the exit status."""
+        """Answers lines that are not blank and carries out commands until /quit or the end; returns the exit status."""
         status = 0
-        for line in lines:
+        for line in filter(str.strip, lines):
             if line.strip() == f"{COMMAND}quit":
                 break
             try:
@@ -240,7 +240,10 @@ class Chat:
     def _command(self, line: str) -> None:
         name, _, argument = line.removeprefix(COMMAND).strip().partition(" ")
         for usage, (_, carry_out) in self._commands.items():
-            if usage.partition(" ")[0] == name:
+            known, _, parameter = usage.partition(" ")
+            if known == name:
+                if argument and not parameter:
+                    raise UserError(f"{line.strip()}: takes nothing after it; type {COMMAND}{name}")
                 carry_out(argument.strip())
                 return
         raise UserError(f"{COMMAND}{name}: is not a command; {COMMAND}help lists them, and {ESCAPED} begins a message")

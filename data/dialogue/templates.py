@@ -29,6 +29,8 @@ DIALOGPT, CHATML, OF_TOKENIZER = NAMES = ("dialogpt", "chatml", "tokenizer")
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"
 _SPECIAL_TOKEN = re.compile(r"<\|\w+\|>")
 _PRIVATE_NAME = re.compile("\ue000(\\d+)\ue001")
+# What the program that a template is may raise.
+_FAILED = (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 WEIGHTED = np.dtype([("id", np.int32), ("weight", np.float32)])
 
 
@@ -182,7 +184,8 @@ def _find_in_folder(folder: str | None) -> str | None:
     values = _config_of(folder)
     template = values.get("chat_template")
     if isinstance(template, list):  # several, by name
-        template = next((each.get("template") for each in template if each.get("name") == "default"), None)
+        named = [each for each in template if isinstance(each, dict)]
+        template = next((each.get("template") for each in named if each.get("name") == "default"), None)
     return template if isinstance(template, str) else None
 
 
@@ -201,9 +204,12 @@ def _config_of(folder: str | None) -> dict:
     if folder is None or not path.is_file():
         return {}
     try:
-        return json.loads(decode_text(path.read_bytes()))
-    except ValueError as error:
+        values = json.loads(decode_text(path.read_bytes()))
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: is not JSON ({error}); copy it again") from None
+    if not isinstance(values, dict):
+        raise DataError(f"{path}: is not an object of JSON; copy it again")
+    return values
 
 
 def _named_tokens(folder: str | None) -> dict[str, str]:
@@ -230,6 +236,8 @@ class _JinjaTemplate:
         """Returns the chat template; it ends a response with the id after an answer."""
         probe = [Turn("user", "a"), Turn(ASSISTANT, "b", 1.0)]
         (response,) = (span for span in self._spans(probe) if span.weight)
+        if not response.ids:
+            raise DataError(f"chat_template = {self.name}: does not write what the assistant says; use another")
         end_ids = tuple(dict.fromkeys([*response.ids[len(self.tokenizer.encode("b")) :][:1], self.eos_id]))
         return ChatTemplate(self.name, end_ids, self._has_system(), self._spans, self._opening)
 
@@ -240,7 +248,7 @@ class _JinjaTemplate:
         environment.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
         try:
             return environment.from_string(self.text).render
-        except TemplateError as error:
+        except (TemplateError, RecursionError) as error:
             raise DataError(f"chat_template = {self.name}: is not a Jinja template ({error}); mend it") from None
 
     def _render(self, turns: Sequence[Turn], opens: bool = False) -> str:
@@ -249,7 +257,7 @@ class _JinjaTemplate:
         render = self._compiled
         try:
             return render(messages=messages, add_generation_prompt=opens, **tokens)
-        except (TemplateError, TypeError, ValueError) as error:
+        except _FAILED as error:
             raise DataError(
                 f"chat_template = {self.name}: cannot write a conversation ({error}); use another"
             ) from None

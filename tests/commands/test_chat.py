@@ -60,7 +60,7 @@ def desk(**prediction: object) -> Desk:
 
 
 def test_each_answer_is_to_all_turns_before_it() -> None:
-    assert desk().say("ha", "b", "", "c") == ["ha"] * 4
+    assert desk().say("ha", "b", "", " \t", "c") == ["ha"] * 3
 
 
 def test_the_oldest_turns_are_left_out_once_they_do_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,6 +73,15 @@ def test_the_oldest_turns_are_left_out_once_they_do_not_fit(capsys: pytest.Captu
     line = "the conversation: no longer fits into n_ctx = 32; its oldest turns are left out\n"
     assert capsys.readouterr().out == line
     assert talk.say("/reset", "abcdef") == ["abcdef"] and talk.status == 0
+
+
+@pytest.mark.parametrize("line", ["/undo 3", "/reset all", "/quit now", "/settings x"])
+def test_a_command_that_takes_nothing_is_not_carried_out_with_more(
+    line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    talk = desk()
+    assert talk.say("ab", line, "c") == ["ab", "ab"] and talk.status == 2
+    assert capsys.readouterr().out == f"{line}: takes nothing after it; type {line.split()[0]}\n"
 
 
 def test_a_message_that_is_too_long_is_refused_and_forgotten(capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,9 +31,9 @@ async function talk(page, messages) {
   for (const message of messages) {
     if (message === "UNDO") {
       await page.locator("#undo").press("Enter");
-      await page.locator("#message").fill("");
       continue;
     }
+    await page.locator("#message").fill(""); // a message that was undone or refused is put back there
     const isStopped = message.startsWith("STOP ");
     await page.keyboard.type(message.replace("STOP ", ""));
     await page.keyboard.press("Enter");

@@ -94,10 +94,10 @@ class TestInABrowser:
     pytestmark = [pytest.mark.slow, pytest.mark.processes, *NEEDS_BROWSER]
 
     def test_a_conversation(self, tmp_path: Path) -> None:
-        """With a key, an answer that is stopped, one that is undone, and turns that no longer fit."""
+        """With a key, a stopped answer, an undone one, a message that is refused, and turns that no longer fit."""
         with scripted("--seconds_per_token", 0.05, NEOMESH_API_KEY=KEY) as server:
             settings = {"temperature": "0", "max_tokens": "30"}
-            messages = ["<b>hi</b>", "no", "UNDO", f"STOP {'x' * 20}", "y" * 40, "z" * 28]
+            messages = ["<b>hi</b>", "no", "UNDO", "w" * 100, f"STOP {'x' * 20}", "y" * 40, "z" * 28]
             seen = walk(tmp_path, server.url, KEY, settings, *messages)
         assert seen["asked"] == ["<b>hi</b>", "x" * 20, "y" * 40, "z" * 28]
         first, stopped, third, last = seen["answers"]

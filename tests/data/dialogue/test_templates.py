@@ -106,11 +106,44 @@ def test_a_template_that_cannot_be_used(name, tokenizer, message):
         load_template(name, tokenizer, EOS)
 
 
-@pytest.mark.parametrize("text", ["{{ 1", "{% for %}"])
+@pytest.mark.parametrize("text", ["{{ 1", "{% for %}", "{% if 1 %}" * 3000])
 def test_a_damaged_jinja_file(tmp_path, text):
     (tmp_path / "t.jinja").write_text(text)
     with pytest.raises(DataError, match="is not a Jinja template"):
         load_template(str(tmp_path / "t.jinja"), CHAT, EOS)
+
+
+@pytest.mark.parametrize(
+    "text, problem",
+    [
+        ("{{ 1 / 0 }}", "cannot write a conversation"),
+        ("{{ range(10 ** 9) | list }}", "cannot write a conversation"),
+        ("{{ 2.0 ** 100000 }}", "cannot write a conversation"),
+        ("{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}", "cannot write a conversation"),
+        ("{{ raise_exception('no') }}", "cannot write a conversation"),
+        ("the same whatever is said", "does not write what the assistant says"),
+    ],
+)
+def test_a_jinja_template_that_fails(tmp_path, text, problem):
+    (tmp_path / "t.jinja").write_text(text)
+    with pytest.raises(DataError, match=f"t.jinja: {problem}"):
+        load_template(str(tmp_path / "t.jinja"), CHAT, EOS)
+
+
+@pytest.mark.parametrize(
+    "content, problem",
+    [
+        (b"[]", "tokenizer_config.json: is not an object of JSON"),
+        (b"null", "tokenizer_config.json: is not an object of JSON"),
+        (b"{", "tokenizer_config.json: is not JSON"),
+        (b"[" * 10**5, "tokenizer_config.json: is not JSON"),
+        (b'{"chat_template": ["a"]}', "has no chat_template"),
+    ],
+)
+def test_a_damaged_folder_of_a_tokenizer(tmp_path, content, problem):
+    (tmp_path / "tokenizer_config.json").write_bytes(content)
+    with pytest.raises(DataError, match=problem):
+        load_template("tokenizer", CHAT, EOS, str(tmp_path))
 
 
 def test_a_template_cannot_leave_its_sandbox(tmp_path):
