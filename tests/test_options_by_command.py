@@ -82,7 +82,14 @@ RUNS = {
         "opt_name": "adafactor",
     },
     "masked": MASKED,
+    "ranking": {
+        "objective": "ranking",
+        "datasets": [{"id": "pairs", "n_vocab": 300, "pairs": "pairs.jsonl", "eval_fraction": 0.3}],
+    },
 }
+PAIR = {"context": ["the cat sat", "one dog"], "better": "a mat", "worse": "far from home"}
+# What a model that writes no text is refused for.
+WRITES_NOTHING = {"masked": "mlm_training", "ranking": "objective = ranking"}
 
 
 def settings(name: str) -> dict[str, object]:
@@ -93,6 +100,7 @@ def settings(name: str) -> dict[str, object]:
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("options")
     write_project(folder)
+    (folder / "pairs.jsonl").write_text(f"{json.dumps(PAIR)}\n" * 40)
     for name in RUNS:
         (folder / f"{name}.json").write_text(json.dumps({**settings(name), "model_path": f"runs/{name}"}))
     return folder
@@ -111,9 +119,9 @@ def test_trained_evaluated_and_written(
     first, *_, last = (line["loss"] for line in lines if line["split"] == "train")
     in_training, alone = (line["loss"] for line in lines if line["split"] == "eval")
     assert last < first and math.isclose(in_training, alone, rel_tol=1e-5)
-    if name == "masked":
+    if name in WRITES_NOTHING:
         assert main([*model, "--predict"]) == 2
-        assert "mlm_training" in capsys.readouterr().err
+        assert WRITES_NOTHING[name] in capsys.readouterr().err
         return
     (project / "prompts.jsonl").write_text('{"prompt": "the cat"}\n{"prompt": "a mat and one dog", "temperature": 0}\n')
     wanted = ["--max_new_tokens", "4", "--never_end", "--output", "answers.jsonl"]
