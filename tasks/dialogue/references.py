@@ -8,6 +8,7 @@ DSTC-7's test set and DialoGPT's 6k set.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -95,7 +96,7 @@ def read_references(paths: Sequence[str]) -> References:
             raise _differ(path, len(lines), paths[0], len(files[0]))
     references = References(paths[0], [list(texts) for texts in zip(*files, strict=True)])
     if not any(map(str.strip, (text for texts in references.texts for text in texts))):
-        raise DataError(f"{', '.join(paths)}: hold no word; give references")
+        raise DataError(f"{', '.join(paths)}: without a word; give references")
     return references
 
 
@@ -145,8 +146,16 @@ def read_pairs(
         raise DataError(f"{references.path}: has no keys; give one file whose lines are a key and its references")
     if len(line_keys) != len(answers):
         raise DataError(f"--keys = {len(line_keys):,} keys: {path} has {len(answers):,} lines; give a key for each")
+    for source, keys in ((path, line_keys), (references.path, references.keys)):
+        notes += _repeated_keys(source, keys)
     by_key = _pair_by_key(path, dict(zip(line_keys, answers, strict=True)), references, selected)
     return replace(by_key, notes=notes + by_key.notes)
+
+
+def _repeated_keys(path: str, keys: Sequence[str]) -> Iterator[str]:
+    repeated = [key for key, count in Counter(keys).items() if count > 1]
+    if repeated:
+        yield f"{path}: of {len(repeated):,} of its keys there are several lines, and the last one counts; the first is {repeated[0]}"
 
 
 def _pair_by_key(

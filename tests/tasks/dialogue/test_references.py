@@ -59,6 +59,16 @@ def test_pairs_by_line_by_own_keys_and_by_a_file_of_keys(tmp_path: Path) -> None
     assert selected.hypotheses == ["b", "a"] and selected.notes == []
 
 
+def test_keys_that_occur_twice_are_said(tmp_path: Path) -> None:
+    path, answers = write(tmp_path, refs=[*KEYED, "k1\tuno"], answers=["k2\ta", "k1\tb", "k2\tc"])
+    found = read_pairs(answers, read_references([path]), None, None)
+    assert (found.hypotheses, found.references) == (["b", "c"], [["uno"], ["two"]])
+    assert [note.partition(": ")[2] for note in found.notes][1:] == [
+        "of 1 of its keys there are several lines, and the last one counts; the first is k2",
+        "of 1 of its keys there are several lines, and the last one counts; the first is k1",
+    ]
+
+
 def test_keys_that_one_side_lacks_are_said(tmp_path: Path) -> None:
     path, answers = write(tmp_path, refs=KEYED, answers=["k1\ta", "k9\tb"])
     found = read_pairs(answers, read_references([path]), None, ["k1", "k2", "k9"])
@@ -103,7 +113,7 @@ def test_files_that_do_not_fit_are_refused(
     ("files", "message"),
     [
         ({"a": ["x", "y"], "b": ["x"]}, r"b.txt = 1 lines: .*a.txt has 2; give files with a line for each context"),
-        ({"a": ["", ""], "b": [" ", ""]}, r"a.txt, .*b.txt: hold no word; give references"),
+        ({"a": ["", ""], "b": [" ", ""]}, r"a.txt, .*b.txt: without a word; give references"),
         ({"a": ["k\tx", "l\t"]}, r"a.txt, line 2: has no reference after its key; add one, or leave the line out"),
         ({"a": ["k\tx", "l\ty", ""]}, r"a.txt, line 3: has no reference after its key"),
     ],
