@@ -155,7 +155,10 @@ def read_pairs(
 def _repeated_keys(path: str, keys: Sequence[str]) -> Iterator[str]:
     repeated = [key for key, count in Counter(keys).items() if count > 1]
     if repeated:
-        yield f"{path}: of {len(repeated):,} of its keys there are several lines, and the last one counts; the first is {repeated[0]}"
+        yield (
+            f"{path}: of {len(repeated):,} of its keys there are several lines, and the last one counts; the first is "
+            f"{repeated[0]}"
+        )
 
 
 def _pair_by_key(
