@@ -18,6 +18,7 @@ from data.text.files import cannot_read
 from tasks.dialogue.references import read_lines
 
 JUDGEMENTS, ANSWERS, REFERENCES = "human_evaluation.tsv", "system_responses.tsv", "gold_responses.tsv"
+CONTEXTS = "context.tsv"
 HUMAN = "Human"  # the system whose answers are references
 NOT_ALPHANUMERIC = re.compile(r"[\W_]+")
 
@@ -106,6 +107,17 @@ def read_judged_answers(path: str) -> JudgedAnswers:
         gold = {key: cells for key, *cells in (line.split("\t") for line in list(read_lines(references))[1:])}
     human = texts.get(HUMAN, {})
     return JudgedAnswers(table, texts, {key: _others(cells, human.get(key, "")) for key, cells in gold.items()})
+
+
+def read_context_texts(path: str) -> dict[str, str]:
+    """Returns the text before the answers of each context, by its key, from DSTC-7's archive or the folder in it.
+
+    Raises:
+        DataError: its file is missing or cannot be read.
+    """
+    with _folder_of(path) as folder:
+        rows = [line.split("\t") for line in list(read_lines(_find(path, folder, CONTEXTS)))[1:]]
+    return {row[0]: row[-1] for row in rows}
 
 
 def _others(references: list[str], answer: str) -> list[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tasks.dialogue.agreement import main
+from tasks.dialogue.human_judgements import read_context_texts
 from tests.tasks.dialogue.demo import write
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -39,6 +40,7 @@ def write_archive(folder: Path) -> str:
     for name, lines in {
         "task-human_evaluation.tsv": JUDGED,
         "task-system_responses.tsv": ["SystemID\tInstanceID\tResponse", *answers],
+        "task-context.tsv": ["InstanceID\tDepth\tContext", "k1\t2\twhat it is about", "k2\t3\tmore"],
         "task-gold_responses.tsv": ["InstanceID\tReference1\t...", *REFERENCES],
     }.items():
         (folder / "judged" / name).write_text("\n".join(lines) + "\n")
@@ -146,3 +148,7 @@ def test_the_challenge(capsys: pytest.CaptureFixture[str]) -> None:
         assert 0.05 < answers["low"] < answers["rho"] < answers["high"] < 0.25 and answers["n"] == 9540
         assert answers["high"] - answers["low"] < 0.06
         assert found[name]["systems"]["n"] == 10
+
+
+def test_the_archive_holds_what_comes_before_the_answers(tmp_path: Path) -> None:
+    assert read_context_texts(write_archive(tmp_path)) == {"k1": "what it is about", "k2": "more"}
