@@ -253,7 +253,7 @@ def test_xla_compiles_a_whole_program(name: str, devices: tuple[str, ...]) -> No
         placement = ReplicaPlacement(process.shape, process.layout, process.devices, process.store, replica)
         return run_device_loop(config, placement, n_steps, *stacked)
 
-    number, inputs = tf.TensorSpec((), tf.int32), stacked_inputs(process)
+    number, inputs = tf.TensorSpec((), tf.int32), stacked_inputs(process, config.data.has_segments)
     function = tf.function(run, jit_compile=True, autograph=False).get_concrete_function(number, number, *inputs)
     process.store.initialize(seed=1)
     loss = function(tf.constant(0), tf.constant(2), *map(tf.constant, inputs))["loss"].numpy()
