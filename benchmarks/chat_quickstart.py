@@ -208,7 +208,7 @@ def without_weights(pattern: str) -> Iterator[Record]:
 
 
 def plain_text(dataset: DatasetConfig, tokenizer: Tokenizer, length: int) -> Iterator[Record]:
-    """Yields the training conversations as one stream of text, each token once, cut anywhere into examples.
+    """Yields the answered training conversations as one stream, each token once, cut anywhere into examples.
 
     Args:
         dataset: of raw conversations.
@@ -219,9 +219,8 @@ def plain_text(dataset: DatasetConfig, tokenizer: Tokenizer, length: int) -> Ite
         TextFormat(convert=conversations_of), eval_fraction=dataset.eval_fraction, split_digest=identity_digest
     )
     documents = itertools.chain.from_iterable(map(options.read, find_files(dataset.dialogue)))
-    turns = (
-        turn for document, split in documents if split == TRAIN and document.text for turn in from_text(document.text)
-    )
+    texts = (document.text for document, split in documents if split == TRAIN and document.text)
+    turns = itertools.chain.from_iterable(turns for turns in map(from_text, texts) if len(turns) > 1)
     stream = itertools.chain.from_iterable((*tokenizer.encode(turn.text), dataset.eos_id) for turn in turns)
     while len(ids := list(itertools.islice(stream, length))) == length:
         yield Record(np.array(ids), None, np.ones(length, np.int64))
