@@ -37,7 +37,7 @@ def conversations(number: int) -> Iterator[str]:
 
 
 def measure(number: int, processes: int) -> Peaks:
-    """Encodes so many conversations."""
+    """Returns the peak memory of encoding this number of conversations."""
     with tempfile.TemporaryDirectory() as folder:
         with open(f"{folder}/chats.jsonl", "w") as file:
             file.writelines(conversations(number))

@@ -38,7 +38,7 @@ from tasks.dialogue.human_judgements import read_context_texts, read_judged_answ
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONVERSATIONS = "datasets/chitchat_dataset/dataset.json"
-HELD_OUT = 20  # of so many conversations one is held out
+HELD_OUT = 20  # one conversation in 20 is held out
 MAX_TURNS = 6
 N_VOCAB = 2048
 MODEL = {

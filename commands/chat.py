@@ -27,8 +27,8 @@ from commands.text_generator import (
 )
 from commands.typed_lines import piped_lines, typed_lines
 from configs.command_line import typed_values
-from configs.errors import ConfigError, UserError
-from configs.kinds import clean_path_flags, is_unicode
+from configs.errors import ConfigError, UserError, ValueIssue
+from configs.kinds import clean_path, is_unicode
 from configs.load import override_prediction
 from configs.reader import raise_issues, shown
 from configs.schema import FLAGS, SAMPLING_KEYS, PredictionConfig, RunConfig
@@ -77,7 +77,7 @@ def chat_settings(config: RunConfig, options: Options) -> PredictionConfig:
     """Returns the settings of a chat: those of the run, and else DialoGPT's top_k and short answers."""
     given, n_ctx = config.prediction, config.model.n_ctx
     limit = given.predict_max_steps or n_ctx // ANSWER_SHARE
-    filtered = given if "top_k" in options.typed_keys else with_a_filter(given)
+    filtered = with_a_filter(given, options.typed_keys)
     n_tokens = max(1, min(limit, n_ctx // MAX_ANSWER_SHARE))
     return dataclasses.replace(filtered, predict_batch_size=1, predict_max_steps=n_tokens)
 
@@ -265,7 +265,10 @@ class Chat:
     def _save(self, path: str) -> None:
         if not path:
             raise UserError(f"{COMMAND}save: names no file; give one, such as {COMMAND}save chat.jsonl")
-        (path,) = clean_path_flags({"save": path}, ["save"]).values()
+        try:
+            path = clean_path(path)
+        except ValueIssue as issue:
+            raise UserError(f"{COMMAND}save {path}: {issue}") from None
         if exists(path):
             raise UserError(f"{COMMAND}save {path}: is there already; give another file")
         messages = [{"role": turn.role, "content": turn.text} for turn in [*self._system, *self._turns]]

@@ -82,7 +82,7 @@ def find_sampling_issues(place: str, settings: PredictionConfig, n_candidates: i
 
 def _drawing(prompt: Prompt, run: Run) -> Prompt:
     settings = dataclasses.replace(prompt.settings, predict_batch_size=run.options.reranking.candidates)
-    return dataclasses.replace(prompt, settings=with_a_filter(settings))
+    return dataclasses.replace(prompt, settings=with_a_filter(settings, run.options.typed_keys))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import secrets
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import TextIO
 
 from commands.prompts import EncodedPrompts
@@ -160,7 +160,12 @@ def check_streams(config: RunConfig, command: str) -> None:
         )
 
 
-def with_a_filter(settings: PredictionConfig) -> PredictionConfig:
-    """Returns settings with DialoGPT's top_k where none of them says which tokens are sampled from."""
-    is_filtered = any(getattr(settings, key) != off for key, off in NO_FILTER.items())
+def with_a_filter(settings: PredictionConfig, typed_keys: Collection[str]) -> PredictionConfig:
+    """Returns settings with DialoGPT's top_k where none of them says which tokens are sampled from.
+
+    Args:
+        settings: of the config and the command line.
+        typed_keys: the keys that the command line sets; a `top_k` of 0 among them stays.
+    """
+    is_filtered = "top_k" in typed_keys or any(getattr(settings, key) != off for key, off in NO_FILTER.items())
     return settings if is_filtered else dataclasses.replace(settings, top_k=DEFAULT_TOP_K)

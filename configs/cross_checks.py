@@ -16,7 +16,7 @@ from configs.schema import PREDICTION_KEYS, RANKING, SAMPLING_KEYS, STREAM, Data
 KeyedIssues = Iterator[tuple[str, str, str]]
 CrossCheck = Callable[..., KeyedIssues]
 
-# The keys that name data, and what is said of them.
+# The keys that name data, with the words that messages use for them.
 SOURCES = {"path": "tfrecords", "text": "raw text", "dialogue": "raw conversations", "pairs": "pairs"}
 # The sources that a key of a dataset config acts on.
 KEYS_OF_SOURCES = {

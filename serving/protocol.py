@@ -172,6 +172,8 @@ class TextPart(BaseModel):
 
 def _as_parts(content: object) -> object:
     """Returns a text as the one part of a list, so that errors name the place in either."""
+    if not isinstance(content, str | list):
+        raise PydanticCustomError("content", "is neither a text nor a list of text parts")
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 

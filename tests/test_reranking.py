@@ -6,6 +6,8 @@ import dataclasses
 import json
 import os
 import pickle
+import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +19,12 @@ from runtime.checkpoint.export import write_huggingface_folder
 from runtime.checkpoint.init_from import load_initial_weights
 from runtime.checkpoint.weight_sources import StoredTensor
 from runtime.generation.engine import build_engine
+from runtime.generation.reranking import build_response_scorer
 from runtime.generation.scoring import Scorer, build_scorer
 from runtime.mesh.placement import place
 from tests import tiny
 from tests.data.dialogue.test_templates import PLAIN, byte_tokenizer
+from tests.program import REPOSITORY
 
 EOS = 0
 N_CTX = 48
@@ -28,14 +32,19 @@ GPT_2 = {"n_vocab": 258, "n_ctx": N_CTX, "attention_types": ("global",) * 2, "qk
 GPT_2 |= {"scale_attn_weights": True}
 PROMPT = {"prompt": "hi you<|endoftext|>good day<|endoftext|>", "special_tokens": True}
 TURNS = ["hi you", "good day"]
+PAGE = (REPOSITORY / "docs" / "from-dialogpt.md").read_text(encoding="utf-8")
+ROWS = dict(re.findall(r"^\| (.*?) \| (.*?) \|$", PAGE.split("## Reranking\n")[1].split("\n## ")[0], re.MULTILINE)[2:])
 
 
-def write_model(folder: Path, devices: tuple[str, ...], seed: int, tokenizer: str) -> None:
-    """A GPT-2 with random weights, as a Hugging Face folder."""
-    config = tiny.run_config(model=GPT_2)
+def write_model(folder: Path, devices: tuple[str, ...], seed: int, tokenizer: str, **model: object) -> None:
+    """A GPT-2 or a ranker with random weights, as a Hugging Face folder."""
+    config = tiny.run_config(model={**GPT_2, **model})
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, eos_id=EOS, padding_id=EOS))
     placement = place(config.mesh, devices[:1])
-    build_engine(config, placement, n_rows=1)
+    if config.model.ranks:
+        build_response_scorer(config, placement, lambda step: step)
+    else:
+        build_engine(config, placement, n_rows=1)
     placement.store.initialize(seed)
     tiny.disturb(placement.store, seed)
     values = tiny.values_of(placement.store)
@@ -49,6 +58,8 @@ def models(devices: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -
     folder = tmp_path_factory.mktemp("models")
     for seed, name in enumerate(("forward", "backward"), start=1):
         write_model(folder / name, devices, seed, PLAIN.to_json())
+    for seed, name in enumerate(("updown", "human_vs_rand"), start=4):
+        write_model(folder / f"restore/{name}.pth", devices, seed, PLAIN.to_json(), objective="ranking")
     write_model(folder / "other", devices, 3, byte_tokenizer("<|other|>").to_json())
     return folder
 
@@ -121,6 +132,43 @@ def test_all_candidates_of_a_text_are_shown(here: Path, capsys: pytest.CaptureFi
     out = capsys.readouterr().out
     assert "--prompt_text: does not end with the end of text, so responses continue its last turn" in out
     assert out.count("(backward -") == 2
+
+
+# Flags to give beside those of a row of the page, and how many candidates there are.
+BESIDE = {
+    "16 samples, ranked by the backward model (paper, section 3.2)": ([], 16),
+    "`num_samples`, `top_k` of an MMI decoder": (["--mmi_model", "backward"], 16),
+    "the winner is drawn from the softmax of the scores": (["--mmi_model", "backward", "--candidates", "2"], 2),
+    "DialogRPT: `python src/score.py play -p=restore/updown.pth`": (["--candidates", "3"], 3),
+    "DialogRPT: `restore/ensemble.yml`": (["--candidates", "3"], 3),
+}
+TRIED_ELSEWHERE = {
+    "DialogRPT: `python src/main.py train` on pairs of responses": "tests/test_options_by_command.py",
+    "the backward model reads the last turn only, without its end": "test_the_response_that_tells_most_of_the_source",
+}
+
+
+def test_every_row_of_the_page_is_tried() -> None:
+    assert list(ROWS) and set(ROWS) == {*BESIDE, *TRIED_ELSEWHERE}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("theirs", BESIDE)
+def test_a_row_of_the_page(here: Path, theirs: str) -> None:
+    """Files of weights are folders of Hugging Face here, which need no PyTorch."""
+    beside, n_candidates = BESIDE[theirs]
+    typed = [part for part in re.findall(r"`(--.*?)`", ROWS[theirs]) if part != "--show_candidates"]
+    flags = shlex.split(" ".join(typed).replace("CONFIG", "backward"))
+    candidates = answers(PROMPT, *flags, *beside, "--show_candidates")[0]["candidates"]
+    scores = [each["rank_score"] for each in candidates if each["text"].strip()]
+    assert len(candidates) == n_candidates and scores == sorted(scores, reverse=True) and len(set(scores)) > 1
+
+
+@pytest.mark.slow
+def test_a_typed_top_k_of_0_draws_from_all_tokens(here: Path) -> None:
+    drawn = answers({**PROMPT, "n_samples": 3}, "--top_k", "0")
+    lines = answers(PROMPT, "--mmi_model", "backward", "--candidates", "3", "--show_candidates", "--top_k", "0")
+    assert {line["text"] for line in drawn} == {each["text"] for each in lines[0]["candidates"]}
 
 
 class Payload:

@@ -26,7 +26,7 @@ class FittedTurns:
 def fit_turns(template: ChatTemplate, turns: Sequence[Turn], max_tokens: int) -> FittedTurns:
     """Leaves out whole turns, the oldest first, until the others fit.
 
-    System lines stay, and what is left begins with a turn of the user, as many templates demand.
+    System lines stay. The rest begins with a turn of the user, since many templates require it.
 
     Args:
         template: of the conversation.

@@ -24,8 +24,8 @@ from data.tokenization.tokenizer import Tokenizer, folder_of
 
 
 @dataclass(frozen=True)
-class RawText:
-    """The documents of a dataset with `text`.
+class RawSource:
+    """What a dataset is prepared from.
 
     Attributes:
         dataset: its config.
@@ -34,6 +34,16 @@ class RawText:
 
     dataset: DatasetConfig
     given_tokenizer: Tokenizer | None
+
+    def hold_out_end(
+        self, options: DocumentOptions, files: Sequence[SourceFile], log: Callable[[str], None]
+    ) -> DocumentOptions:
+        """Returns the options that hold out the end of the only document; those given where none is ever cut."""
+        return options
+
+
+class RawText(RawSource):
+    """The documents of a dataset with `text`."""
 
     noun, unit, usable = "raw text", "document", "document with text"
     script = "data/create_tfrecords.py"
@@ -60,7 +70,7 @@ class RawText:
     def hold_out_end(
         self, options: DocumentOptions, files: Sequence[SourceFile], log: Callable[[str], None]
     ) -> DocumentOptions:
-        """Returns the options by which the end of the text is held out if it is one document, else those given."""
+        """See `RawSource.hold_out_end`."""
         return hold_out_end(options, files, log)
 
     def training_texts(self, document: Document) -> Iterable[str]:
@@ -79,12 +89,8 @@ class RawText:
         )
 
 
-@dataclass(frozen=True)
-class RawDialogue:
+class RawDialogue(RawSource):
     """The conversations of a dataset with `dialogue`; members as those of `RawText`."""
-
-    dataset: DatasetConfig
-    given_tokenizer: Tokenizer | None
 
     noun, unit, usable = "conversations", "conversation", "conversation with a response"
     script = "data/create_dialogue_tfrecords.py"
@@ -121,12 +127,6 @@ class RawDialogue:
         """Returns how conversations stand in files."""
         return TextFormat(convert=conversations_of)
 
-    def hold_out_end(
-        self, options: DocumentOptions, files: Sequence[SourceFile], log: Callable[[str], None]
-    ) -> DocumentOptions:
-        """Returns the options as they are: a conversation is not cut."""
-        return options
-
     def training_texts(self, document: Document) -> Iterator[str]:
         """Yields the turns of a conversation that are used."""
         for part in document.parts():
@@ -143,12 +143,8 @@ class RawDialogue:
         yield stats.describe_tokens(example_tokens)
 
 
-@dataclass(frozen=True)
-class RawPairs:
+class RawPairs(RawSource):
     """The pairs of a dataset with `pairs`, those of a line together; members as those of `RawText`."""
-
-    dataset: DatasetConfig
-    given_tokenizer: Tokenizer | None
 
     noun, unit, usable = "pairs", "conversation", "pair"
     script = "main.py"
@@ -168,12 +164,6 @@ class RawPairs:
     def text_format(self) -> TextFormat:
         """Returns how pairs stand in files."""
         return TextFormat(convert=pairs_of)
-
-    def hold_out_end(
-        self, options: DocumentOptions, files: Sequence[SourceFile], log: Callable[[str], None]
-    ) -> DocumentOptions:
-        """Returns the options as they are: a pair is not cut."""
-        return options
 
     def training_texts(self, document: Document) -> Iterator[str]:
         """Yields the turns and responses of a document."""
@@ -195,10 +185,7 @@ def _json_of(tokenizer: Tokenizer | None) -> str | None:
     return tokenizer and tokenizer.to_json()
 
 
-RawSource = RawText | RawDialogue | RawPairs
-
-
-def raw_source(dataset: DatasetConfig, given_tokenizer: Tokenizer | None) -> RawSource:
+def raw_source(dataset: DatasetConfig, given_tokenizer: Tokenizer | None) -> RawText | RawDialogue | RawPairs:
     """Returns what a dataset config names."""
     kinds = {"text": RawText, "dialogue": RawDialogue, "pairs": RawPairs}
     return next(kind for key, kind in kinds.items() if getattr(dataset, key))(dataset, given_tokenizer)

@@ -112,7 +112,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Settings:
     add("--meteor_norm", action="store_true", help="let METEOR split punctuation, its flag -norm")
     add("--json", action="store_true", help="print JSON")
     add("--report", metavar="FILE", help="also write a table with tabs and DialoGPT's columns")
-    values = vars(parser.parse_args(arguments))
+    values = vars(parser.parse_intermixed_args(arguments))
     values["references"] = tuple(values["references"])
     paths = ("hypotheses", "references", "keys", "select_keys", "meteor_jar", "report")
     return Settings(**values | clean_path_flags(values, paths))

@@ -130,6 +130,7 @@ def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
         ("/save", "/save: names no file; give one, such as /save chat.jsonl"),
         ("/save there", "/save there: is there already; give another file"),
         ("/save there/x", "there/x: cannot be written"),
+        ("/save a\0b", "/save a\0b: "),
         ("/seed x", '/seed: seed = "x": is a string, not an integer; give an integer from 0 to 2147483647'),
         ("/seed -1", "/seed: seed = -1: is out of range; give an integer from 0 to 2147483647"),
         ("/rest", "/rest: is not a command; /help lists them, and // begins a message"),

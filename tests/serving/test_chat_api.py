@@ -152,7 +152,11 @@ def test_messages_that_do_not_fit_are_refused(client: openai.OpenAI) -> None:
         ({"messages": "hi"}, "messages = 'hi': Input should be a valid list; give a list of messages"),
         ({"messages": [{"role": "user"}]}, "messages.0.content: is missing; give a list of messages"),
         ({"messages": [{"role": "tool", "content": "a"}]}, "messages.0.role = 'tool': Input should be 'system', "),
-        ({"messages": [{"role": "user", "content": None}]}, "messages.0.content = None: Input should be a valid list"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages.0.content = None: is neither a text nor a list"),
+        (
+            {"messages": [{"role": "user", "content": 5}]},
+            "messages.0.content = 5: is neither a text nor a list of text",
+        ),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
             "messages.0.content.0.type = 'image_url': Input should be 'text'",

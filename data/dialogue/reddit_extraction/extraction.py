@@ -1,7 +1,7 @@
 """The run: each dump is split into partitions, and each partition becomes a part of the dump's conversations.
 
-What is finished has a record in a hidden folder beside the conversations of its dump, so a run that was killed goes on
-there; the same dumps and settings give the same bytes, whatever the number of processes.
+A hidden folder beside the output records each finished part, so the same command resumes a run that was killed.
+The same dumps and settings give the same bytes, with any number of processes.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ class DumpRun:
             self._remove_folder()
             return finished
         if self._is_begun():
-            log(f"{self._dump.name}: goes on after {len(os.listdir(self._folder))} files of an interrupted run")
+            log(f"{self._dump.name}: resumes an interrupted run")
         else:
             self._begin()
         report = self._make()

@@ -121,7 +121,7 @@ class PartitionWriter:
         self._n_bytes = 0
 
     def close(self) -> None:
-        """Writes what is left, and waits until all of it would survive a power loss."""
+        """Writes the rest, and flushes all files to the disk."""
         self.flush()
         for path in self._paths:
             with writing_to(path):

@@ -173,6 +173,7 @@ def test_many_references_on_a_line_are_said(tmp_path: Path, program: Program) ->
         ),
         (["folder"], "folder: has no file of hypotheses; give a folder with a .txt file for each system\n"),
         (["hyp.txt", "ref0.txt", "--meteor_jar", "no.jar"], "--meteor_jar no.jar: is not a file; give the path of"),
+        (["hyp.txt", "--meteor_jar", "no.jar", "ref0.txt"], "--meteor_jar no.jar: is not a file; give the path of"),
         (["hyp.txt", "--n_lines", "0"], "argument --n_lines: 0 is below 1; give 1 or more\n"),
         (["hyp.txt", "--report", "folder"], "folder: cannot be written: it is a folder; make room there"),
         (["hyp.txt", "ref0.txt", "--human_reference", "1"], "--human_reference 1: context 1 has 1 reference(s); give"),
