@@ -77,7 +77,7 @@ class Task:
         stride: of a sliding window over texts that are scored whole, in tokens; None: windows do not overlap, and the
             last one is filled up.
         published: reads an item in the form in which the task was published; None: there is none.
-        cue: what follows the query in files of llm-foundry's form, such as `\\nAnswer:`.
+        cue: what follows the query in files of llm-foundry's form, such as "Answer:" on a line of its own.
         groups: subjects by the name of their group; each has figures of its own.
     """
 
