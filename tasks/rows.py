@@ -120,6 +120,20 @@ class Row:
             raise self.error(field, f"is {value!r}", f"give one of {', '.join(names)}")
         return names.index(value.strip())
 
+    def is_text(self, field: str) -> bool:
+        """Returns whether a field holds a text."""
+        return isinstance(self.values.get(field), str)
+
+    def count(self, field: str) -> int:
+        """Returns an integer that is not negative.
+
+        Raises:
+            DataError: it is something else.
+        """
+        if (value := self._get(field, int)) < 0:
+            raise self.error(field, f"is {value}", "give 0 or more")
+        return value
+
     def row(self, field: str) -> Row:
         """Returns the fields within a field.
 

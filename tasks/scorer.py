@@ -1,4 +1,4 @@
-"""What tasks ask of a model: the log-probabilities of given continuations, under whatever model answers."""
+"""What tasks ask of a model, whatever it is: token ids of texts, and log-probabilities of continuations."""
 
 from __future__ import annotations
 
@@ -20,6 +20,13 @@ class Continuations:
 
     context: tuple[int, ...]
     choices: tuple[tuple[int, ...], ...]
+
+
+class Tokenizer(Protocol):
+    """The tokenizer of the model."""
+
+    def encode_batch(self, texts: Sequence[str]) -> Sequence[Sequence[int]]:
+        """Returns the ids of each text, without special tokens."""
 
 
 class TokenScores(Protocol):

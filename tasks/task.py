@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tasks.rows import Row
-
-KINDS = ("continuation", "rolling", "multiple_choice", "dialogue")
+CONTINUATION, ROLLING, MULTIPLE_CHOICE, DIALOGUE = "continuation", "rolling", "multiple_choice", "dialogue"
+KINDS = (CONTINUATION, ROLLING, MULTIPLE_CHOICE, DIALOGUE)
 DELIMITER = " "
 
 
@@ -23,6 +22,7 @@ class Question:
         delimiter: what stands between context and continuation.
         example_delimiter: the same where the question is an example of a few-shot prompt; None: `delimiter`.
         subject: the part of the task that it belongs to; empty: none.
+        line: its number in the file, from 1.
     """
 
     contexts: tuple[str, ...]
@@ -31,6 +31,25 @@ class Question:
     delimiter: str = DELIMITER
     example_delimiter: str | None = None
     subject: str = ""
+    line: int = field(default=1, compare=False)
+
+    @property
+    def contexts_compete(self) -> bool:
+        """Whether the alternatives are contexts of one continuation."""
+        return len(self.contexts) > 1
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """The context and the continuation of each alternative, which joined are the whole text."""
+        continuations = [self.delimiter + choice for choice in self.choices]
+        return [(context, continuation) for context in self.contexts for continuation in continuations]
+
+    @property
+    def solved(self) -> str:
+        """The question with its answer, as an example of a few-shot prompt."""
+        delimiter = self.delimiter if self.example_delimiter is None else self.example_delimiter
+        context, choice = (texts[self.gold if len(texts) > 1 else 0] for texts in (self.contexts, self.choices))
+        return context + delimiter + choice
 
 
 @dataclass(frozen=True)
@@ -40,10 +59,12 @@ class Text:
     Attributes:
         text: what is scored.
         counted: the text whose words and bytes count; it differs where markup is taken out before scoring.
+        line: its number in the file, from 1.
     """
 
     text: str
     counted: str
+    line: int = field(default=1, compare=False)
 
 
 @dataclass(frozen=True)
@@ -51,12 +72,14 @@ class Exchange:
     """A context of a conversation and what people answered.
 
     Attributes:
-        turns: the turns of the context, the last one last.
+        turns: of the context, the last one last.
         references: one or more answers.
+        line: its number in the file, from 1.
     """
 
     turns: tuple[str, ...]
     references: tuple[str, ...]
+    line: int = field(default=1, compare=False)
 
 
 Item = Question | Text | Exchange
@@ -73,10 +96,9 @@ class Task:
         n_shot: number of solved examples before each question.
         fewshot_file: their source, of which the first count; None: the task's own file, without the question itself.
         limit: the most items that are evaluated, the first ones; None: all.
-        description: the text at the start of each prompt, with its line breaks.
+        description: the text at the start of each prompt, with its line breaks; `{subject}` stands for the subject.
         stride: of a sliding window over texts that are scored whole, in tokens; None: windows do not overlap, and the
             last one is filled up.
-        published: reads an item in the form in which the task was published; None: there is none.
         cue: what follows the query in files of llm-foundry's form, such as "Answer:" on a line of its own.
         groups: subjects by the name of their group; each has figures of its own.
     """
@@ -89,19 +111,18 @@ class Task:
     limit: int | None = None
     description: str = ""
     stride: int | None = None
-    published: Callable[[Row], Item] | None = None
     cue: str = ""
-    groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class LoadedTask:
-    """A task and its items, with their few-shot examples before them.
+    """A task and its items.
 
     Attributes:
         task: the task.
         path: the file that was read.
-        items: in the order of the file.
+        items: in the order of the file; questions with their few-shot examples before them.
     """
 
     task: Task
@@ -115,7 +136,7 @@ class Figure:
 
     Attributes:
         value: the figure.
-        stderr: its standard error; None where a single item gives none.
+        stderr: its standard error; None where there is none, as of a single item.
     """
 
     value: float
