@@ -81,7 +81,7 @@ def _output(context: Context, attended: mtf.Tensor, layer: Layer) -> mtf.Tensor:
 
 
 def full_attention(context: Context, x: mtf.Tensor, layer: Layer) -> mtf.Tensor:
-    """Computes the attention of every position of whole sequences.
+    """Computes the attention of every position of whole sequences, or of packed texts if the context has them.
 
     Args:
         context: the settings of the graph.
@@ -92,8 +92,9 @@ def full_attention(context: Context, x: mtf.Tensor, layer: Layer) -> mtf.Tensor:
     Returns:
         [batch, sequence, embd].
     """
-    qkv = _qkv(context, x, layer, sequence_positions(context))
-    return _output(context, ATTENTION_KINDS[layer.attention].full(context, layer, qkv), layer)
+    qkv, kind = _qkv(context, x, layer, sequence_positions(context)), ATTENTION_KINDS[layer.attention]
+    attend = kind.full if context.packing is None else kind.packed
+    return _output(context, attend(context, layer, qkv), layer)
 
 
 def prefill_attention(context: Context, x: mtf.Tensor, layer: Layer, lengths: mtf.Tensor) -> tuple[mtf.Tensor, Cache]:

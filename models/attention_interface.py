@@ -34,6 +34,7 @@ class AttentionKind:
     Attributes:
         full: returns the outputs of whole sequences, [batch, sequence, heads, features_per_head]; a position sees its
             own segment only, if the context has `segment_starts`.
+        packed: returns the same for packed texts, by the `packing` of the context; causal, and without a gradient.
         prefill: returns the cache after prompts of the given lengths, int32 [batch]; what follows a prompt in its row
             leaves no trace in it.
         decode: returns the outputs of one position of each row, [batch, heads, features_per_head], and the cache with
@@ -43,6 +44,7 @@ class AttentionKind:
     """
 
     full: Callable[[Context, Layer, QKV], mtf.Tensor]
+    packed: Callable[[Context, Layer, QKV], mtf.Tensor]
     prefill: Callable[[Context, Layer, QKV, mtf.Tensor], Cache]
     decode: Callable[[Context, Layer, QKV, Cache, mtf.Tensor], tuple[mtf.Tensor, Cache]]
     empty_cache: Callable[[Context, Layer], Cache]

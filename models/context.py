@@ -9,6 +9,7 @@ from configs.schema import ModelConfig
 from meshtf import mtf, tf
 from models.dims import Dims
 from models.ops.dropout import Noise, dropout
+from models.ops.packing import Packing
 from models.ops.precision import rounded
 from models.variables import Initializer, get_variable
 
@@ -33,6 +34,7 @@ class Context:
     noise: Noise | None = None
     kept_dtype: str | None = None
     segment_starts: mtf.Tensor | None = None
+    packing: Packing | None = None
 
     @property
     def activation_dtype(self) -> tf.DType:

@@ -192,6 +192,20 @@ def logits(context: Context, tokens: mtf.Tensor) -> mtf.Tensor:
     return forward(context, tokens).logits
 
 
+def logits_at(context: Context, tokens: mtf.Tensor, positions: mtf.Tensor) -> mtf.Tensor:
+    """Computes the logits at some positions of each row only: the output layer is most of a small model's work.
+
+    Args:
+        context: the settings of the graph.
+        tokens: int32 [batch, sequence].
+        positions: int32 [batch, asked], indices in the row.
+
+    Returns:
+        [batch, asked, vocab].
+    """
+    return _logits(context, gather_positions(_trunk(context, tokens)[0], positions))
+
+
 # Decoding.
 
 

@@ -21,6 +21,11 @@ def _full(context: Context, layer: Layer, qkv: QKV) -> mtf.Tensor:
     return ops.causal_linear_attention(*inputs, context.model.linear_attention_normalization, starts)
 
 
+def _packed(context: Context, layer: Layer, qkv: QKV) -> mtf.Tensor:
+    normalization = context.model.linear_attention_normalization
+    return ops.packed_linear_attention(qkv.queries, qkv.keys, qkv.values, context.packing, normalization)
+
+
 def _prefill(context: Context, layer: Layer, qkv: QKV, lengths: mtf.Tensor) -> Cache:
     return ops.linear_state(qkv.keys, qkv.values, lengths)
 
@@ -39,4 +44,4 @@ def _flops(model: ModelConfig) -> float:
     return 4.0 * model.n_embd * model.features_per_head
 
 
-LINEAR = AttentionKind(_full, _prefill, _decode, _empty_cache, _flops)
+LINEAR = AttentionKind(_full, _packed, _prefill, _decode, _empty_cache, _flops)

@@ -12,7 +12,17 @@ from models import variables
 from models.activations import activated
 from models.context import Context
 from models.kernels.routing import RoutingParams
-from models.ops.routing import ExpertCounts, Routing, chosen_logits, first_choices, from_experts, route, to_experts
+from models.ops.dropout import Noise
+from models.ops.routing import (
+    ExpertCounts,
+    Routing,
+    chosen_logits,
+    first_choices,
+    from_experts,
+    route,
+    route_packed,
+    to_experts,
+)
 
 
 class MoeReport(NamedTuple):
@@ -161,6 +171,17 @@ def counts_before_tokens(expert_counts: mtf.Tensor, positions: mtf.Tensor) -> Ex
     return ExpertCounts(expert_counts, positions, mtf.ones_like(positions))
 
 
+def _routing(context: Context, logits: mtf.Tensor, counts: ExpertCounts | None, noise: Noise) -> Routing:
+    """Routes the tokens of `mixture_of_experts`."""
+    params = routing_params(context.model, context.is_training)
+    if context.packing is not None:
+        return route_packed(logits, context.packing, params, noise)
+    if counts is None:
+        batch_dim, tokens_dim, _ = logits.shape.dims
+        counts = counts_before_sequences(context, mtf.constant(context.mesh, tokens_dim.size, [batch_dim], tf.int32))
+    return route(logits, counts, params, noise)
+
+
 def mixture_of_experts(
     context: Context, x: mtf.Tensor, scope: str, noise_scope: str, counts: ExpertCounts | None = None
 ) -> MoeOutput:
@@ -179,23 +200,18 @@ def mixture_of_experts(
             expert_hidden] and `{scope}/wo/kernel` [experts, expert_hidden, embd].
         noise_scope: name of its random numbers, unique in the model.
         counts: with one token, how many earlier tokens each expert was sent; with padded sequences, their lengths;
-            None: the sequences are not padded.
+            None: the sequences are not padded, or the context has packed texts.
 
     Source: Shazeer et al. 2017, Outrageously Large Neural Networks; Lepikhin et al. 2020, GShard, section 2.2, for
     two experts, capacity and the random second one; Fedus et al. 2021, Switch Transformers, for one.
     """
     batch_dim, *sequence_dims, embd_dim = x.shape.dims
     tokens_dim = mtf.Dimension("tokens", mtf.Shape(sequence_dims).size)
-    if counts is None:
-        assert x.shape.ndims == 3, "single tokens come with expert counts"
-        lengths = mtf.constant(context.mesh, tokens_dim.size, [batch_dim], tf.int32)
-        counts = counts_before_sequences(context, lengths)
     tokens = mtf.reshape(x, [batch_dim, tokens_dim, embd_dim])
     logits = _router_logits(context, tokens, scope)
     experts_dim = logits.shape.dims[-1]
     log_z = mtf.reduce_logsumexp(logits, experts_dim)
-    params = routing_params(context.model, context.is_training)
-    routing = route(logits, counts, params, context.noise_of(f"{noise_scope}/second"))
+    routing = _routing(context, logits, counts, context.noise_of(f"{noise_scope}/second"))
     gates = _gates(logits, log_z, routing.experts)
     y = mtf.reshape(_through_experts(context, tokens, gates, routing, scope, noise_scope), x.shape)
     expert_load = first_choices(routing.experts, experts_dim)

@@ -13,7 +13,9 @@ ROTARY_BASE = 10000.0
 
 
 def sequence_positions(context: Context) -> mtf.Tensor:
-    """Returns 0 ... sequence - 1, int32 [sequence]; with segments the positions in them, [batch, sequence]."""
+    """Returns 0 ... sequence - 1, int32 [sequence]; with segments or packed texts those in them, [batch, sequence]."""
+    if context.packing is not None:
+        return context.packing.positions
     positions = mtf.mtf_range(context.mesh, context.dims.sequence, tf.int32)
     return positions if context.segment_starts is None else positions - context.segment_starts
 

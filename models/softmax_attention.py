@@ -15,7 +15,7 @@ from models.attention_interface import QKV, AttentionKind, Cache
 from models.context import Context
 from models.kernels.attention import AttentionParams
 from models.layer import Layer
-from models.ops.attention import Attended, merged_attention, softmax_attention
+from models.ops.attention import Attended, merged_attention, packed_attention, softmax_attention
 from models.ops.kv_cache import attend, cache_of_prompt, split_cache
 from models.ops.mesh_operation import redistribute
 
@@ -52,6 +52,16 @@ def _full(context: Context, layer: Layer, qkv: QKV) -> mtf.Tensor:
     starts, noise = context.segment_starts, context.noise_of(f"{layer.name}/attn")
     params = AttentionParams(context.model.is_causal, _radius(context, layer), rate, starts is not None)
     attended = softmax_attention(qkv.queries, keys, values, params, noise, starts)
+    return _with_memory(context, layer, qkv, attended, rate)
+
+
+def _packed(context: Context, layer: Layer, qkv: QKV) -> mtf.Tensor:
+    attended = packed_attention(qkv.queries, qkv.keys, qkv.values, context.packing, _radius(context, layer))
+    return _with_memory(context, layer, qkv, attended, rate=0.0)
+
+
+def _with_memory(context: Context, layer: Layer, qkv: QKV, attended: Attended, rate: float) -> mtf.Tensor:
+    """Returns the outputs of attention to positions and, if the layer has them, to learned keys."""
     if _has_memory(context, layer):
         attended = merged_attention(attended, _attend_to_memory(context, layer, qkv.queries, rate))
     return attended[0]
@@ -119,5 +129,5 @@ def _local_flops(model: ModelConfig) -> float:
     return 4.0 * model.n_embd * mean_seen(model.n_ctx, model.local_attention_radius, model.is_causal)
 
 
-GLOBAL = AttentionKind(_full, _prefill, _decode, _empty_cache, _global_flops)
-LOCAL = AttentionKind(_full, _prefill, _decode, _empty_cache, _local_flops)
+GLOBAL = AttentionKind(_full, _packed, _prefill, _decode, _empty_cache, _global_flops)
+LOCAL = AttentionKind(_full, _packed, _prefill, _decode, _empty_cache, _local_flops)

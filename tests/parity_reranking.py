@@ -143,7 +143,7 @@ def test_rankers_on_fifty_contexts(form: Callable[..., Path], devices: tuple[str
         config = run_config(path)
         assert config.model.ranks
         placement = place(config.mesh, devices[:1])
-        rankers[name] = build_response_scorer(config, placement, lambda step: step, n_rows=3)
+        rankers[name] = build_response_scorer(config, placement)
         load_initial_weights(str(path), placement.store)
     for turns, responses in dialogues(50):
         for response, scores in zip(responses, RankerEnsemble(rankers).scores(turns, responses), strict=True):

@@ -20,7 +20,7 @@ from runtime.checkpoint.init_from import load_initial_weights
 from runtime.checkpoint.weight_sources import StoredTensor
 from runtime.generation.engine import build_engine
 from runtime.generation.reranking import build_response_scorer
-from runtime.generation.scoring import Scorer, build_scorer
+from runtime.generation.scoring import Continuations, Scorer, build_scorer
 from runtime.mesh.placement import place
 from tests import tiny
 from tests.data.dialogue.test_templates import PLAIN, byte_tokenizer
@@ -85,6 +85,11 @@ def scorer_of(folder: str, devices: tuple[str, ...]) -> Scorer:
     return scorer
 
 
+def log_p(scorer: Scorer, context: list[int], continuation: list[int]) -> float:
+    (((scores,),)) = scorer.score([Continuations(context, [continuation])])
+    return float(scores.log_probs.sum())
+
+
 def answers(prompt: dict[str, object], *arguments: str) -> list[dict]:
     Path("prompts.jsonl").write_text(json.dumps(prompt) + "\n")
     assert predict("--prompt", "prompts.jsonl", "--output", "answers.jsonl", *arguments) == 0
@@ -105,12 +110,10 @@ def test_the_response_that_tells_most_of_the_source_is_given(here: Path, devices
     first, second = ([*PLAIN.encode(turn), EOS] for turn in TURNS)
     for each in candidates:
         response = [*PLAIN.encode(each["text"]), EOS]
-        (told,), (drawn,) = (
-            backward.log_probs([(response, second + first)]),
-            forward.log_probs([(first + second, response)]),
-        )
-        assert each["rank_parts"] == pytest.approx({"backward": told.sum(), "forward": drawn.sum()}, rel=1e-5)
-        np.testing.assert_allclose(each["rank_score"], told.sum() + 0.5 * drawn.sum(), rtol=1e-5)
+        told = log_p(backward, response, second + first)
+        drawn = log_p(forward, first + second, response)
+        assert each["rank_parts"] == pytest.approx({"backward": told, "forward": drawn}, rel=1e-5)
+        np.testing.assert_allclose(each["rank_score"], told + 0.5 * drawn, rtol=1e-5)
 
 
 @pytest.mark.slow

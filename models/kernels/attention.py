@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from meshtf import tf
 from models.kernels.compile import Kernel, compiled
 from models.kernels.noise import dropout_factor
+from models.kernels.packing import Packing
 
 MASKED_LOGIT = -1e10  # GPT-Neo's causal bias
 
@@ -114,6 +115,18 @@ def _weights_dropout(
     return weights * dropout_factor(key, rows, block_starts, tuple(weights.shape), params.dropout_rate)
 
 
+def _softmax_of_block(
+    logits: tf.Tensor, values: tf.Tensor, drop: Callable[[tf.Tensor], tf.Tensor]
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """float32 [B, H, S, M], [B, H, M, D] -> outputs [B, H, S, D] and log_z [B, H, S]; `drop` thins the weights."""
+    largest = tf.reduce_max(logits, -1, keepdims=True)
+    exponentials = tf.exp(logits - largest)
+    total = tf.reduce_sum(exponentials, -1, keepdims=True)
+    weighted = tf.matmul(tf.cast(drop(exponentials), values.dtype), values)
+    outputs = tf.cast(tf.cast(weighted, tf.float32) / total, values.dtype)
+    return outputs, (largest + tf.math.log(total))[..., 0]
+
+
 @functools.cache
 def attention_largest_logit(params: AttentionParams) -> Kernel:
     """(queries [B, S, H, D], keys [B, M, H, D], starts, *segments) -> float32 [B, H, S]; for keys that are split."""
@@ -174,19 +187,38 @@ def attention(params: AttentionParams, is_aligned: bool) -> Kernel:
         rows: tf.Tensor,
         *segments: tf.Tensor,
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        dtype = queries.dtype
         queries, keys, values = _heads_first(queries), _heads_first(keys), _heads_first(values)
         outputs, log_zs = [], []
         for block in _blocks(params, is_aligned, queries.shape[2], keys.shape[2]):
             logits = _masked_logits(params, queries, keys, starts, block, segments)
-            largest = tf.reduce_max(logits, -1, keepdims=True)
-            exponentials = tf.exp(logits - largest)
-            total = tf.reduce_sum(exponentials, -1, keepdims=True)
-            weights = _weights_dropout(params, exponentials, key, rows, starts, block)
-            weighted = tf.matmul(tf.cast(weights, dtype), values[:, :, block.keys])
-            outputs.append(tf.cast(tf.cast(weighted, tf.float32) / total, dtype))
-            log_zs.append((largest + tf.math.log(total))[..., 0])
+            drop = functools.partial(_weights_dropout, params, key=key, rows=rows, starts=starts, block=block)
+            block_outputs, log_z = _softmax_of_block(logits, values[:, :, block.keys], drop)
+            outputs.append(block_outputs)
+            log_zs.append(log_z)
         return _heads_first(tf.concat(outputs, 2)), tf.concat(log_zs, 2)
+
+    return compiled(kernel)
+
+
+@functools.cache
+def packed_attention(radius: int | None) -> Kernel:
+    """Returns the kernel of causal softmax attention of packed texts.
+
+    (queries, keys, values [B, S, H, D], *packing int32 [B, S]) -> (outputs [B, S, H, D], log_z float32 [B, H, S]).
+    """
+    params = AttentionParams(is_causal=True, radius=None, dropout_rate=0.0)  # a context may lie anywhere before
+
+    def kernel(
+        queries: tf.Tensor, keys: tf.Tensor, values: tf.Tensor, *packing: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        queries, keys, values = map(_heads_first, (queries, keys, values))
+        visible, blocks = Packing(*packing).visible(radius), []
+        for own, seen in _blocks(params, True, queries.shape[2], keys.shape[2]):
+            logits = tf.cast(tf.matmul(queries[:, :, own], keys[:, :, seen], transpose_b=True), tf.float32)
+            logits = tf.where(visible[:, None, own, seen], logits, MASKED_LOGIT)
+            blocks.append(_softmax_of_block(logits, values[:, :, seen], lambda weights: weights))
+        outputs, log_z = (tf.concat(parts, 2) for parts in zip(*blocks, strict=True))
+        return _heads_first(outputs), log_z
 
     return compiled(kernel)
 

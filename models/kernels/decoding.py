@@ -24,7 +24,7 @@ def write_rows(whole: tf.Tensor, positions: tf.Tensor, rows: tf.Tensor) -> tf.Te
 
 @compiled
 def gather_positions(x: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
-    """([B, S, ...], int32 [B]) -> [B, ...]."""
+    """([B, S, ...], int32 [B] or [B, N]) -> [B, ...] or [B, N, ...]."""
     return tf.gather(x, positions, batch_dims=1)
 
 

@@ -27,6 +27,7 @@ from collections.abc import Callable, Sequence
 
 from meshtf import tf
 from models.kernels.compile import compiled
+from models.kernels.packing import Packing
 
 CHUNK = 64  # positions at most; on CPUs 32 is a little faster and 128 a little slower; GPUs prefer fewer steps
 # Products of exp(+-MAX_EXPONENT) with shares or gradients between exp(-40) and exp(40) stay within float32.
@@ -570,12 +571,74 @@ def linear_attention_step(
     normalization: str = "position",
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
     """(queries, keys, values [B, H, D], state) -> (outputs [B, H, D], new state)."""
-    rule = NORMALIZATIONS[normalization]
-    keys, values = tf.cast(keys, tf.float32), tf.cast(values, tf.float32)
+    rows = [tf.cast(x, tf.float32) for x in (queries, keys, values)]
+    outputs, *state = _step(NORMALIZATIONS[normalization], *rows, (context, total, largest))
+    return tf.cast(outputs, queries.dtype), *state
+
+
+def _step(
+    normalization: Normalization, queries: tf.Tensor, keys: tf.Tensor, values: tf.Tensor, state: State
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+    """float32 [B, H, D] three times, state -> outputs [B, H, D] and the new state."""
+    context, total, largest = state
     new_largest = tf.maximum(largest, keys)
     decay, weight = tf.exp(largest - new_largest), tf.exp(keys - new_largest)
     context = context * decay[..., None] + weight[..., None] * values[..., None, :]
     total = total * decay + weight
-    features = rule.features(tf.cast(queries, tf.float32), new_largest)
-    outputs = tf.linalg.matvec(context, features / rule.divisors(features, total), transpose_a=True)
-    return tf.cast(outputs, queries.dtype), context, total, new_largest
+    features = normalization.features(queries, new_largest)
+    outputs = tf.linalg.matvec(context, features / normalization.divisors(features, total), transpose_a=True)
+    return outputs, context, total, new_largest
+
+
+@compiled
+def packed_linear_attention(
+    queries: tf.Tensor, keys: tf.Tensor, values: tf.Tensor, *packing: tf.Tensor, normalization: str = "position"
+) -> tf.Tensor:
+    """(queries, keys, values [B, S, H, D], *packing int32 [B, S]) -> outputs [B, S, H, D], causal.
+
+    All positions are one chunk, where the first token of each text makes a safe reference; else they are added one by
+    one.
+    """
+    packed, rule = Packing(*packing), NORMALIZATIONS[normalization]
+    return tf.cond(
+        _fit_in_range(keys, keys.shape[1], packed.context_starts),
+        lambda: _packed_outputs(rule, packed, queries, keys, values),
+        lambda: _packed_outputs_by_position(rule, packed, queries, keys, values),
+    )
+
+
+def _packed_outputs(
+    normalization: Normalization, packed: Packing, queries: tf.Tensor, keys: tf.Tensor, values: tf.Tensor
+) -> tf.Tensor:
+    """[B, S, H, D] three times -> [B, S, H, D], from the weights of all pairs of positions."""
+    chunks = _prepare_chunks(normalization, None, keys.shape[1], queries, keys, values)
+    visible, features = tf.cast(packed.visible(), tf.float32)[:, None], chunks.features[0]
+    totals = tf.matmul(visible, chunks.weights[0]) + chunks.epsilon(0)
+    shares = features / normalization.divisors(features, totals)
+    products = visible * tf.matmul(shares, chunks.weights[0], transpose_b=True)
+    return _join_chunks(tf.matmul(products, chunks.values[0])[None], queries)
+
+
+def _packed_outputs_by_position(
+    normalization: Normalization, packed: Packing, queries: tf.Tensor, keys: tf.Tensor, values: tf.Tensor
+) -> tf.Tensor:
+    """[B, S, H, D] three times -> [B, S, H, D]; a continuation begins with the state after its context."""
+    by_position = [tf.transpose(tf.cast(x, tf.float32), [1, 0, 2, 3]) for x in (queries, keys, values)]
+    n_positions, *rows = by_position[0].shape
+    empty = (tf.zeros([*rows, rows[-1]]), tf.ones(rows), tf.fill(rows, LOG_EPSILON))
+
+    def chosen(condition: tf.Tensor, one: State, other: State) -> State:
+        """Takes the state of each row from one or the other, by a condition [B]."""
+        shaped = [tf.reshape(condition, [-1] + [1] * (x.shape.ndims - 1)) for x in one]
+        return tuple(tf.where(*each) for each in zip(shaped, one, other, strict=True))
+
+    def body(index: tf.Tensor, state: State, after_context: State, outputs: tf.TensorArray) -> tuple:
+        starts, context_starts, _ = (x[:, index] for x in packed)
+        is_context = starts == context_starts
+        before = chosen(is_context, empty, after_context)
+        attended, *new = _step(normalization, *(x[index] for x in by_position), chosen(starts == index, before, state))
+        return index + 1, tuple(new), chosen(is_context, tuple(new), after_context), outputs.write(index, attended)
+
+    outputs = tf.TensorArray(tf.float32, n_positions, element_shape=rows)
+    *_, outputs = tf.while_loop(lambda index, *_: index < n_positions, body, (0, empty, empty, outputs))
+    return tf.cast(tf.transpose(outputs.stack(), [1, 0, 2, 3]), queries.dtype)

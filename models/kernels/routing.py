@@ -15,6 +15,7 @@ from collections.abc import Callable
 from meshtf import tf
 from models.kernels.compile import Kernel, compiled
 from models.kernels.noise import uniform
+from models.kernels.packing import Packing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +142,45 @@ def route(params: RoutingParams) -> Kernel:
         return experts, destinations, _sources(destinations, experts, n_experts, n_slots), counts, dropped_fraction
 
     return compiled(kernel)
+
+
+@functools.cache
+def route_packed(params: RoutingParams) -> Kernel:
+    """Returns the kernel that routes the tokens of packed texts, each as if its text were alone.
+
+    (logits float32 [B, T, X], key, rows, *packing int32 [B, T]) -> as `route`, but with as many slots as tokens: the
+    continuations of a context may each fill the capacity that it has left.
+    """
+
+    def kernel(logits: tf.Tensor, key: tf.Tensor, rows: tf.Tensor, *packing: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        packed, (n_tokens, n_experts) = Packing(*packing), logits.shape[1:]
+        experts, chosen_logits = _choices(logits, params.n_choices)
+        indices = packed.positions - tf.range(n_tokens)
+        is_sent = _is_sent(params, chosen_logits, uniform(key, rows, [indices], tuple(logits.shape[:2])))
+        is_expert = _is_expert(experts, n_experts) & is_sent[..., None]
+        sent_by_token = tf.reduce_sum(tf.cast(is_expert, tf.int32), 2)
+        counts = _sent_up_to(params, packed, sent_by_token)
+        before = tf.reduce_sum(tf.where(is_expert, (counts - sent_by_token)[:, :, None], 0), -1)
+        is_taken = is_sent & (before < params.capacity)
+        taken = tf.cast(is_expert & is_taken[..., None], tf.int32)
+        slots = tf.cumsum(tf.reduce_sum(taken, 2), 1, exclusive=True)
+        slot = tf.reduce_sum(taken * slots[:, :, None], -1)
+        destinations = tf.where(is_taken, experts * n_tokens + slot, -1)
+        n_sent, n_dropped = (tf.reduce_sum(tf.cast(x, tf.float32), [1, 2]) for x in (is_sent, is_sent & ~is_taken))
+        sources = _sources(destinations, experts, n_experts, n_tokens)
+        return experts, destinations, sources, counts[:, -1], n_dropped / n_sent
+
+    return compiled(kernel)
+
+
+def _sent_up_to(params: RoutingParams, packed: Packing, sent_by_token: tf.Tensor) -> tf.Tensor:
+    """How many of the tokens of its group that each token sees, itself included, were sent to each expert.
+
+    int32 [B, T, X] -> [B, T, X].
+    """
+    group = packed.positions // params.group_size
+    counted = packed.visible() & (group[:, :, None] == group[:, None])
+    return tf.cast(tf.matmul(tf.cast(counted, tf.float32), tf.cast(sent_by_token, tf.float32)), tf.int32)
 
 
 @compiled

@@ -9,7 +9,16 @@ from meshtf import LaidOut, mtf, tf
 from models.kernels import attention as kernels
 from models.kernels.attention import AttentionParams
 from models.ops.dropout import Noise
-from models.ops.mesh_operation import MeshOperation, lazy_sum, mesh_axes, redistribute, slice_size, slice_starts
+from models.ops.mesh_operation import (
+    MeshOperation,
+    SliceKernel,
+    lazy_sum,
+    mesh_axes,
+    redistribute,
+    slice_size,
+    slice_starts,
+)
+from models.ops.packing import Packing
 
 Attended = tuple[mtf.Tensor, mtf.Tensor]
 
@@ -152,6 +161,28 @@ def softmax_attention(
         segments = [segment_starts, redistribute(segment_starts, "sequence", keys.shape.dims[1].name)]
     outputs, log_z = SoftmaxAttention([queries, keys, values, *noise, *segments], params).outputs
     return outputs, log_z
+
+
+def packed_attention(
+    queries: mtf.Tensor, keys: mtf.Tensor, values: mtf.Tensor, packing: Packing, radius: int | None
+) -> Attended:
+    """Computes causal softmax attention of packed texts, without scaling the logits; it has no gradient.
+
+    Args:
+        queries: [batch, sequence, heads, features_per_head]; batch and heads may be split.
+        keys: as queries.
+        values: as queries.
+        packing: where the texts lie.
+        radius: a position sees only the positions of its text less than this away; None: no limit.
+
+    Returns:
+        As of `softmax_attention`.
+    """
+    batch_dim, sequence_dim, heads_dim, _ = queries.shape.dims
+    outputs = [(queries.shape, queries.dtype), (mtf.Shape([batch_dim, heads_dim, sequence_dim]), tf.float32)]
+    inputs = [queries, keys, values, *packing]
+    attended, log_z = SliceKernel("packed_attention", kernels.packed_attention(radius), inputs, outputs).outputs
+    return attended, log_z
 
 
 def merged_attention(one: Attended, other: Attended) -> Attended:

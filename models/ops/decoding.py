@@ -21,10 +21,9 @@ def write_rows(whole: mtf.Tensor, positions: mtf.Tensor, rows: mtf.Tensor) -> mt
 
 
 def gather_positions(x: mtf.Tensor, positions: mtf.Tensor) -> mtf.Tensor:
-    """Gathers one position of each row: x [batch, sequence, ...], positions int32 [batch] -> [batch, ...]."""
+    """Gathers positions of each row: x [batch, sequence, ...], int32 [batch] or [batch, n] -> [batch or both, ...]."""
     whole = redistribute(x, x.shape.dims[1].name, "whole")
-    batch_dim, _, *rest = x.shape.dims
-    outputs = [(mtf.Shape([batch_dim, *rest]), x.dtype)]
+    outputs = [(mtf.Shape([*positions.shape.dims, *x.shape.dims[2:]]), x.dtype)]
     return SliceKernel("gather_positions", kernels.gather_positions, [whole, positions], outputs).outputs[0]
 
 

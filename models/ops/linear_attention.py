@@ -9,6 +9,7 @@ from meshtf import mtf, tf
 from models.kernels import linear_attention as kernels
 from models.kernels.compile import Kernel
 from models.ops.mesh_operation import SliceKernel, redistribute, slice_size
+from models.ops.packing import Packing
 
 
 class LinearAttention(SliceKernel):
@@ -100,6 +101,15 @@ def linear_attention(
     """
     both = (kernels.linear_attention, kernels.linear_attention_gradient)
     return _attended([queries, keys, values], segment_starts, *both)
+
+
+def packed_linear_attention(
+    queries: mtf.Tensor, keys: mtf.Tensor, values: mtf.Tensor, packing: Packing, normalization: str = "position"
+) -> mtf.Tensor:
+    """Computes `causal_linear_attention` of packed texts, with their `packing`; it has no gradient."""
+    inputs, outputs = [queries, keys, values, *packing], [(queries.shape, queries.dtype)]
+    kernel = _by(normalization, kernels.packed_linear_attention)
+    return SliceKernel("packed_linear_attention", kernel, inputs, outputs).outputs[0]
 
 
 def _state_shapes(row: mtf.Shape) -> list[tuple[mtf.Shape, tf.DType]]:

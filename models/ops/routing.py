@@ -13,9 +13,11 @@ from typing import NamedTuple
 
 from meshtf import LaidOut, mtf, tf
 from models.kernels import routing as kernels
+from models.kernels.compile import Kernel
 from models.kernels.routing import RoutingParams
 from models.ops.dropout import Noise
 from models.ops.mesh_operation import MeshOperation, SliceKernel, lazy_sum, slice_start
+from models.ops.packing import Packing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,12 +82,24 @@ def route(logits: mtf.Tensor, counts: ExpertCounts, params: RoutingParams, noise
         params: how to choose.
         noise: for the policy `random`.
     """
-    batch_dim, tokens_dim, experts_dim = logits.shape.dims
-    choices = mtf.Shape([batch_dim, tokens_dim, mtf.Dimension("choices", params.n_choices)])
-    slots = mtf.Shape([experts_dim, batch_dim, mtf.Dimension("slots", params.n_slots(tokens_dim.size))])
-    integers = [(shape, tf.int32) for shape in (choices, choices, slots, counts.sent.shape)]
-    inputs, outputs = [logits, *counts, *noise], [*integers, (mtf.Shape([batch_dim]), tf.float32)]
-    routed = SliceKernel("route", kernels.route(params), inputs, outputs, lambda *_: [None] * len(inputs)).outputs
+    inputs, n_slots = [logits, *counts, *noise], params.n_slots(logits.shape.dims[1].size)
+    return _routed(kernels.route(params), inputs, params.n_choices, n_slots)
+
+
+def route_packed(logits: mtf.Tensor, packing: Packing, params: RoutingParams, noise: Noise) -> Routing:
+    """Decides which tokens of packed texts are sent to which experts, as if each text were alone; see `route`."""
+    inputs, n_slots = [logits, *noise, *packing], logits.shape.dims[1].size
+    return _routed(kernels.route_packed(params), inputs, params.n_choices, n_slots)
+
+
+def _routed(kernel: Kernel, inputs: Sequence[mtf.Tensor], n_choices: int, n_slots: int) -> Routing:
+    """Runs a kernel of routing; its first input are the logits."""
+    batch_dim, tokens_dim, experts_dim = inputs[0].shape.dims
+    choices = mtf.Shape([batch_dim, tokens_dim, mtf.Dimension("choices", n_choices)])
+    slots, counts = mtf.Shape([experts_dim, batch_dim, mtf.Dimension("slots", n_slots)]), [batch_dim, experts_dim]
+    outputs = [(shape, tf.int32) for shape in (choices, choices, slots, mtf.Shape(counts))]
+    outputs.append((mtf.Shape([batch_dim]), tf.float32))
+    routed = SliceKernel("route", kernel, inputs, outputs, lambda *_: [None] * len(inputs)).outputs
     experts, destinations, sources, expert_counts, dropped_fraction = routed
     return Routing(experts, DispatchIndices(destinations, sources), expert_counts, dropped_fraction)
 

@@ -16,7 +16,7 @@ from models.decode import Decoder, DecodeState, Prompts
 from models.dims import Dims
 from models.kernels.sampling import N_FLOATS, N_INTEGERS
 from models.kernels.vocabulary import IdRanges, Vocabulary
-from models.ops.cross_entropy import softmax_statistics
+from models.ops.cross_entropy import label_scores
 from models.ops.decoding import insert_rows, most_likely
 from models.ops.sampling import RowParams
 from runtime.mesh.lowering import LoweredStep, compile_step, id_spec, lower, new_mesh
@@ -206,32 +206,15 @@ def build_generate(
     return decoding_placement(placement, n_rows).compile(step, *prompt_signature(n_rows, length))
 
 
-def build_rank_scores(config: RunConfig, placement: Placement, n_rows: int, length: int) -> LoweredStep:
-    """Builds a program of a ranking model.
-
-    Returns:
-        A step from (tokens int32 [batch, sequence]) to scores float32 [batch, sequence], of the text up to there.
-    """
-
-    def step(own: Placement, tokens: tf.Tensor) -> dict[str, tf.Tensor]:
-        graph, mesh = new_mesh()
-        dims = Dims.of(config.model, n_rows, length)
-        imported = mtf.import_tf_tensor(mesh, tokens, mtf.Shape([dims.batch, dims.sequence]))
-        scores = gpt2.rank(Context(mesh, config.model, dims), imported).scores
-        return lower(graph, mesh, own.implementation(n_rows), {"scores": scores})
-
-    return placement.without("sequence", "memory_length").compile(step, id_spec(n_rows, length))
-
-
 def build_scores(
-    config: RunConfig, placement: Placement, n_rows: int, length: int, unused: IdRanges = (), n_top: int = 0
+    config: RunConfig, placement: Placement, n_rows: int, length: int, unused: IdRanges, n_top: int
 ) -> LoweredStep:
     """Builds a program that scores the tokens of texts.
 
     Returns:
         A step from (tokens int32 [batch, sequence], labels int32 [batch, sequence], the token after each position) to
-        log_probs float32 [batch, sequence], in nats, of the labels; and with `n_top` to the most likely labels,
-        top_tokens int32 [batch, sequence, top] and top_log_probs float32 [batch, sequence, top].
+        log_probs float32 [batch, sequence], in nats, of the labels, and to the most likely labels, top_tokens int32
+        [batch, sequence, top] and top_log_probs float32 [batch, sequence, top].
     """
     vocabulary = Vocabulary(config.data.eos_id, unused)
 
@@ -241,11 +224,9 @@ def build_scores(
         shape = mtf.Shape([dims.batch, dims.sequence])
         tokens, labels = (mtf.import_tf_tensor(mesh, ids, shape) for ids in arrays)
         logits = gpt2.logits(Context(mesh, config.model, dims), tokens)
-        log_z, logit = softmax_statistics(logits, labels)
-        outputs = {"log_probs": logit - log_z}
-        if n_top:
-            top = most_likely(logits, mtf.Dimension("top", n_top), vocabulary)
-            outputs |= zip(("top_tokens", "top_log_probs"), top, strict=True)
+        log_probs, _ = label_scores(logits, labels)
+        top = most_likely(logits, mtf.Dimension("top", n_top), vocabulary)
+        outputs = {"log_probs": log_probs, **dict(zip(("top_tokens", "top_log_probs"), top, strict=True))}
         return lower(graph, mesh, own.implementation(n_rows), outputs)
 
     return placement.without("sequence", "memory_length").compile(step, *[id_spec(n_rows, length)] * 2)

@@ -12,11 +12,14 @@ from configs.schema import RunConfig
 from data.dialogue.pairs import ranked_ids
 from runtime.generation.engine import Step
 from runtime.generation.outputs import GeneratedText
-from runtime.generation.programs import build_rank_scores
-from runtime.generation.scoring import DEFAULT_ROWS, Pair, Scorer, TextBatches
+from runtime.generation.packed_batches import PackedBatches, PackedText
+from runtime.generation.packed_programs import build_packed_batches
+from runtime.generation.scoring import Continuations, Scorer
 from runtime.mesh.placement import Placement
 
 Ids = Sequence[int]
+# From turns, responses, the end of text and n_ctx to what a model is asked.
+Ask = Callable[[Sequence[Ids], Sequence[Ids], int, int], list[Continuations]]
 
 # DialogRPT's rankers: of a human response and another one, and of two responses by the reactions to them.
 PRIOR = ("human_vs_rand", "human_vs_machine")
@@ -114,17 +117,17 @@ class MutualInformation:
 
     def scores(self, turns: Sequence[Ids], responses: Sequence[Ids]) -> list[Scores]:
         """See `Ranker.scores`."""
-        eos_id = self.backward.eos_id
-        named = {"backward": self._log_p(self.backward, backward_pairs(turns, responses, eos_id, self.backward.n_ctx))}
+        named = {"backward": self._log_p(self.backward, backward_continuations, turns, responses)}
         total = named["backward"]
         if self.forward is not None:
-            named["forward"] = self._log_p(self.forward, forward_pairs(turns, responses, eos_id, self.forward.n_ctx))
+            named["forward"] = self._log_p(self.forward, forward_continuations, turns, responses)
             total = [b + self.forward_weight * f for b, f in zip(*named.values(), strict=True)]
         parts = [dict(zip(named, values, strict=True)) for values in zip(*named.values(), strict=True)]
         return [Scores(*each) for each in zip(total, parts, strict=True)]
 
-    def _log_p(self, scorer: Scorer, pairs: Sequence[Pair]) -> list[float]:
-        log_probs = scorer.log_probs(pairs)
+    def _log_p(self, scorer: Scorer, ask: Ask, turns: Sequence[Ids], responses: Sequence[Ids]) -> list[float]:
+        asked = ask(turns, responses, scorer.eos_id, scorer.n_ctx)
+        log_probs = [choice.log_probs for choices in scorer.score(asked) for choice in choices]
         return [float(each.mean() if self.normalize else each.sum()) for each in log_probs]
 
 
@@ -135,26 +138,26 @@ class ResponseScorer:
     Attributes:
         n_ctx: the most tokens that the model reads.
         eos_id: the end of text.
-        batches: runs the program of `build_rank_scores`.
+        batches: runs the programs of `build_packed_scores`.
     """
 
     n_ctx: int
     eos_id: int
-    batches: TextBatches
+    batches: PackedBatches
 
     def scores(self, turns: Sequence[Ids], responses: Sequence[Ids]) -> list[float]:
         """Returns the score of each response to the turns, before the sigmoid."""
-        outputs = self.batches.outputs([ranked_ids(turns, each, self.eos_id, self.n_ctx) for each in responses])
-        return [float(output[-1]) for output in outputs]
+        # The score after the last token stands where that of a next token would.
+        texts = [PackedText(ranked_ids(turns, each, self.eos_id, self.n_ctx), [[0]]) for each in responses]
+        found = {index: outputs["scores"] for batch in self.batches.outputs(texts) for index, outputs in batch.items()}
+        return [float(found[index][0]) for index in range(len(texts))]
 
 
 def build_response_scorer(
-    config: RunConfig, placement: Placement, synchronized: Callable[[Step], Step], n_rows: int = DEFAULT_ROWS
+    config: RunConfig, placement: Placement, synchronized: Callable[[Step], Step] = lambda step: step
 ) -> ResponseScorer:
     """Builds the scorer of a ranking model; see `build_scorer`."""
-    batches = TextBatches(
-        n_rows, config.model.n_ctx, lambda length: synchronized(build_rank_scores(config, placement, n_rows, length))
-    )
+    batches = build_packed_batches(config, placement, synchronized)
     return ResponseScorer(config.model.n_ctx, config.data.eos_id, batches)
 
 
@@ -193,15 +196,17 @@ def _ensemble_score(parts: Mapping[str, float]) -> float:
     return (sum(prior) / len(prior) if prior else 1.0) * (sum(feedback) if feedback else 1.0)
 
 
-def backward_pairs(turns: Sequence[Ids], responses: Sequence[Ids], eos_id: int, n_ctx: int) -> list[Pair]:
-    """Returns contexts and continuations for a backward model: a response, then the turns before it, the last first.
+def backward_continuations(
+    turns: Sequence[Ids], responses: Sequence[Ids], eos_id: int, n_ctx: int
+) -> list[Continuations]:
+    """Returns what a backward model is asked: after each response, the turns before it, the last first.
 
     Each turn ends with the end of text, as in records that are made with `reverse`. Where the longest response leaves
     no room for the earliest turns, these are left out for all responses.
     """
     room = n_ctx - max(map(len, responses), default=0)
     source = _last_first(turns, max(room, n_ctx // 2), eos_id)
-    return [([*response, eos_id], source) for response in responses]
+    return [Continuations([*response, eos_id], [source]) for response in responses]
 
 
 def _last_first(turns: Sequence[Ids], n_tokens: int, eos_id: int) -> list[int]:
@@ -214,7 +219,9 @@ def _last_first(turns: Sequence[Ids], n_tokens: int, eos_id: int) -> list[int]:
     return source[:n_tokens]
 
 
-def forward_pairs(turns: Sequence[Ids], responses: Sequence[Ids], eos_id: int, n_ctx: int) -> list[Pair]:
-    """Returns contexts and continuations for a forward model: the turns, then a response, each with its end."""
+def forward_continuations(
+    turns: Sequence[Ids], responses: Sequence[Ids], eos_id: int, n_ctx: int
+) -> list[Continuations]:
+    """Returns what a forward model is asked: after the turns, each response, all with their ends."""
     context = [token for turn in turns for token in (*turn, eos_id)]
-    return [(context, [*response, eos_id][:n_ctx]) for response in responses]
+    return [Continuations(context or [eos_id], [[*response, eos_id][:n_ctx] for response in responses])]

@@ -3,55 +3,41 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from configs.schema import RunConfig
-from runtime.generation.engine import Step, padded_length
-from runtime.generation.programs import build_scores
+from runtime.generation.engine import Step
+from runtime.generation.packed_batches import BATCH_TOKENS, TYPICAL_LENGTH, PackedBatches, PackedText
+from runtime.generation.packed_programs import build_packed_batches
 from runtime.mesh.placement import Placement
 
-DEFAULT_ROWS = 16  # texts that are scored at once
 
-# The token ids of a context and of its continuation.
-Pair = tuple[Sequence[int], Sequence[int]]
+@dataclasses.dataclass(frozen=True)
+class Continuations:
+    """What is asked: alternatives after one context. Evaluation tasks have an equal class of their own.
 
-
-class TextBatches:
-    """Runs a program over texts of any lengths, each in a batch with others of about its length.
-
-    Rows are padded on their right, which no earlier position sees. A program is built for each of the lengths of
-    `padded_length` that occurs.
+    Attributes:
+        context: at least one token; bos or eos stands for the start of a document.
+        choices: of 1 to n_ctx tokens each.
     """
 
-    def __init__(self, n_rows: int, n_ctx: int, build: Callable[[int], Step]) -> None:
-        """Takes the function that builds the program for a length: from int32 [batch, sequence] to one such output."""
-        self._n_rows, self._n_ctx, self._build = n_rows, n_ctx, functools.lru_cache(maxsize=None)(build)
-        self._build(padded_length(1, n_ctx))  # building a program makes the model's variables
+    context: Sequence[int]
+    choices: Sequence[Sequence[int]]
 
-    def outputs(self, *inputs: Sequence[Sequence[int]]) -> list[np.ndarray]:
-        """Returns the output for each text, [tokens of the text].
 
-        Args:
-            inputs: for each input of the program the ids of all texts, each 1 to n_ctx.
-        """
-        lengths = [len(text) for text in inputs[0]]
-        by_length, found = np.argsort(lengths, kind="stable"), {}
-        for start in range(0, len(lengths), self._n_rows):
-            batch = by_length[start : start + self._n_rows]
-            padded = padded_length(lengths[batch[-1]], self._n_ctx)
-            arrays = [self._padded([texts[index] for index in batch], padded) for texts in inputs]
-            (output,) = self._build(padded)(*arrays).values()
-            found |= {index: output[row, : lengths[index]] for row, index in enumerate(batch)}
-        return [found[index] for index in range(len(lengths))]
+@dataclasses.dataclass(frozen=True)
+class TokenScores:
+    """The scores of the tokens of one continuation.
 
-    def _padded(self, texts: Sequence[Sequence[int]], length: int) -> np.ndarray:
-        padded = np.zeros((self._n_rows, length), np.int32)
-        for row, text in enumerate(texts):
-            padded[row, : len(text)] = text
-        return padded
+    Attributes:
+        log_probs: of each token, in nats; their sum is log P(continuation | context).
+        is_greedy: whether each token is the most likely one: no other has a larger logit.
+    """
+
+    log_probs: np.ndarray
+    is_greedy: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,33 +46,81 @@ class Scorer:
 
     Attributes:
         n_ctx: the most tokens that the model reads.
-        eos_id: stands for an empty context, as at the start of a document.
-        batches: runs the program of `build_scores`.
+        eos_id: ends the turns of dialogues, and stands for an empty context.
+        batches: runs the programs of `build_packed_scores`.
     """
 
     n_ctx: int
     eos_id: int
-    batches: TextBatches
+    batches: PackedBatches
 
-    def log_probs(self, pairs: Sequence[Pair]) -> list[np.ndarray]:
-        """Returns the log-probability of each token of each continuation, in nats; their sum is log P.
+    def score(
+        self, asked: Sequence[Continuations], advance: Callable[[int], None] = lambda n_done: None
+    ) -> list[list[TokenScores]]:
+        """Returns the scores of each choice after each context.
 
-        A context that does not fit before its continuation is cut on its left.
+        They do not depend on what else is asked, nor on the mesh: texts that share a batch do not see one another. A
+        context that does not fit before a choice is cut on its left.
 
         Args:
-            pairs: contexts and continuations of 1 to n_ctx tokens.
+            asked: contexts and choices.
+            advance: called after each batch with the number of `asked` that it has completed.
         """
-        assert all(1 <= len(continuation) <= self.n_ctx for _, continuation in pairs), "a continuation does not fit"
-        texts = [[*(context or (self.eos_id,)), *continuation][-self.n_ctx - 1 :] for context, continuation in pairs]
-        outputs = self.batches.outputs([text[:-1] for text in texts], [text[1:] for text in texts])
-        return [output[-len(continuation) :] for output, (_, continuation) in zip(outputs, pairs, strict=True)]
+        texts, owners = [], []
+        for number, each in enumerate(asked):
+            for text, choices in _texts_of(each, self.n_ctx):
+                texts.append(text)
+                owners.append((number, choices))
+        found: list[dict[int, TokenScores]] = [{} for _ in asked]
+        for batch in self.batches.outputs(texts):
+            n_completed = 0
+            for index, outputs in batch.items():
+                number, choices = owners[index]
+                found[number] |= zip(choices, _scores_of(texts[index], outputs), strict=True)
+                n_completed += len(found[number]) == len(asked[number].choices)
+            advance(n_completed)
+        return [[scores[choice] for choice in range(len(scores))] for scores in found]
+
+
+def _texts_of(each: Continuations, n_ctx: int) -> Iterator[tuple[PackedText, list[int]]]:
+    """Yields the texts that hold the choices, each with the indices of its choices.
+
+    Choices share a context unless it is cut for some, or unless the text would be longer than rows ought to be.
+    """
+    longest, by_cut = max(n_ctx, 2 * TYPICAL_LENGTH), {}
+    for index, choice in enumerate(each.choices):
+        assert 1 <= len(choice) <= n_ctx, "a choice does not fit"
+        by_cut.setdefault(min(len(each.context), n_ctx + 1 - len(choice)), []).append(index)
+    for n_context, indices in by_cut.items():
+        context, own, n_tokens = each.context[-n_context:], [], n_context
+        for index in indices:
+            n_read = len(each.choices[index]) - 1
+            if own and n_tokens + n_read > longest:
+                yield _text(each, context, own)
+                own, n_tokens = [], n_context
+            own.append(index)
+            n_tokens += n_read
+        yield _text(each, context, own)
+
+
+def _text(each: Continuations, context: Sequence[int], choices: list[int]) -> tuple[PackedText, list[int]]:
+    return PackedText(context, [each.choices[index] for index in choices]), choices
+
+
+def _scores_of(text: PackedText, outputs: dict[str, np.ndarray]) -> Iterator[TokenScores]:
+    """Yields the scores of each continuation of a text."""
+    ends = np.cumsum([len(continuation) for continuation in text.continuations])[:-1]
+    for log_probs, is_greedy in zip(
+        np.split(outputs["log_probs"], ends), np.split(outputs["is_greedy"], ends), strict=True
+    ):
+        yield TokenScores(log_probs.astype(np.float64), is_greedy.astype(bool))
 
 
 def build_scorer(
     config: RunConfig,
     placement: Placement,
     synchronized: Callable[[Step], Step] = lambda step: step,
-    n_rows: int = DEFAULT_ROWS,
+    batch_tokens: int = BATCH_TOKENS,
 ) -> Scorer:
     """Builds the scorer of a run's model.
 
@@ -96,9 +130,7 @@ def build_scorer(
         config: the run.
         placement: the devices and the layout.
         synchronized: see `ProcessGroup.synchronized`.
-        n_rows: how many texts are scored at once.
+        batch_tokens: how many tokens are scored at once.
     """
-    batches = TextBatches(
-        n_rows, config.model.n_ctx, lambda length: synchronized(build_scores(config, placement, n_rows, length))
-    )
+    batches = build_packed_batches(config, placement, synchronized, batch_tokens)
     return Scorer(config.model.n_ctx, config.data.eos_id, batches)

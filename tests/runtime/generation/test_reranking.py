@@ -16,12 +16,13 @@ from runtime.generation.reranking import (
     MutualInformation,
     RankerEnsemble,
     Scores,
-    backward_pairs,
+    backward_continuations,
     format_candidates,
-    forward_pairs,
+    forward_continuations,
     rank,
     turns_of,
 )
+from runtime.generation.scoring import Continuations, TokenScores
 from tests.data.dialogue.test_templates import PLAIN
 
 EOS = 0
@@ -34,8 +35,11 @@ class CountingScorer:
     n_ctx: int = 20
     eos_id: int = EOS
 
-    def log_probs(self, pairs: list) -> list[np.ndarray]:
-        return [-np.array(continuation, float) * len(context) for context, continuation in pairs]
+    def score(self, asked: list[Continuations]) -> list[list[TokenScores]]:
+        return [[self._scores(each.context, choice) for choice in each.choices] for each in asked]
+
+    def _scores(self, context: list[int], choice: list[int]) -> TokenScores:
+        return TokenScores(-np.array(choice, float) * len(context), np.zeros(len(choice), bool))
 
 
 def text(of: str) -> GeneratedText:
@@ -54,26 +58,29 @@ def test_a_backward_model_is_given_what_it_was_trained_on() -> None:
     response = "fine thanks"
     encoder = DialogueEncoder(tokenizer, tokenizer.eos_id, 64, rules=TurnRules(reverse=True))
     record = encoder([to_text(alternating([*turns, response]))]).ids
-    ((context, source),) = backward_pairs(
+    (asked,) = backward_continuations(
         [tokenizer.encode(turn) for turn in turns], [tokenizer.encode(response)], tokenizer.eos_id, 64
     )
+    context, (source,) = asked.context, asked.choices
     assert [*context, *source] == record["id"].tolist()
     assert record["weight"].tolist() == [0.0] * len(context) + [1.0] * len(source)
 
 
 def test_the_earliest_turns_are_left_out_where_they_do_not_fit() -> None:
     turns, responses = [[1, 1, 1], [2, 2], [3, 3]], [[9], [8, 8, 8]]
-    assert backward_pairs(turns, responses, EOS, 10) == [
-        ([9, EOS], [3, 3, EOS, 2, 2, EOS]),
-        ([8, 8, 8, EOS], [3, 3, EOS, 2, 2, EOS]),
+    assert backward_continuations(turns, responses, EOS, 10) == [
+        Continuations([9, EOS], [[3, 3, EOS, 2, 2, EOS]]),
+        Continuations([8, 8, 8, EOS], [[3, 3, EOS, 2, 2, EOS]]),
     ]
-    assert backward_pairs([[3] * 30], [[9]], EOS, 10) == [([9, EOS], [3] * 9)]
-    assert backward_pairs([[3, 3]], [[9] * 30], EOS, 10) == [([9] * 30 + [EOS], [3, 3, EOS])]
+    assert backward_continuations([[3] * 30], [[9]], EOS, 10) == [Continuations([9, EOS], [[3] * 9])]
+    assert backward_continuations([[3, 3]], [[9] * 30], EOS, 10) == [Continuations([9] * 30 + [EOS], [[3, 3, EOS]])]
 
 
 def test_forward_contexts_are_the_turns_in_order() -> None:
-    assert forward_pairs([[1, 2], [3]], [[4]], EOS, 10) == [([1, 2, EOS, 3, EOS], [4, EOS])]
-    assert forward_pairs([[1]], [[4] * 12], EOS, 10) == [([1, EOS], [4] * 10)]
+    asked = forward_continuations([[1, 2], [3]], [[4], [5]], EOS, 10)
+    assert asked == [Continuations([1, 2, EOS, 3, EOS], [[4, EOS], [5, EOS]])]
+    assert forward_continuations([[1]], [[4] * 12], EOS, 10) == [Continuations([1, EOS], [[4] * 10])]
+    assert forward_continuations([], [[4]], EOS, 10) == [Continuations([EOS], [[4, EOS]])]
 
 
 def test_mutual_information_adds_the_weighted_forward_score() -> None:

@@ -1,61 +1,99 @@
-"""Log-probabilities of continuations equal those of the whole model in NumPy, in any batch and on meshes."""
+"""Scores of continuations equal those of the whole model in NumPy, in any company and on any mesh."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
 
-from runtime.generation.scoring import Scorer, build_scorer
+from configs.schema import MoeParams
+from runtime.generation.scoring import Continuations, Scorer, TokenScores, build_scorer
 from runtime.mesh.placement import place
 from tests import tiny
 from tests.models import reference
 
-MODEL = dataclasses.replace(tiny.MODEL, n_ctx=40, attention_types=("global", "local"), local_attention_radius=4)
-EOS_ID = 1
-TEXT = tuple(np.random.default_rng(3).integers(2, MODEL.n_vocab, 60).tolist())
-PAIRS = [
-    (TEXT[:4], TEXT[4:9]),
-    ((), TEXT[:3]),
-    (TEXT[:30], TEXT[30:34]),
-    (TEXT[:20], TEXT[20:60]),  # the continuation fills the context but for one token
-    (TEXT[:39], TEXT[39:40]),
-    (TEXT[:50], TEXT[50:60]),
+N_CTX, EOS_ID = 40, 1
+TEXT = tuple(np.random.default_rng(3).integers(2, tiny.MODEL.n_vocab, 100).tolist())
+ASKED = [
+    Continuations(TEXT[:4], (TEXT[4:9], TEXT[20:22], TEXT[9:10])),
+    Continuations((EOS_ID,), (TEXT[:3],)),
+    Continuations(TEXT[:30], (TEXT[30:34], TEXT[30:32], TEXT[50:65])),  # the context is cut for the last
+    Continuations(TEXT[:20], (TEXT[20:60],)),  # only one token of the context is left
+    Continuations(TEXT[:39], (TEXT[39:40], TEXT[40:41], TEXT[41:43])),
+    Continuations(TEXT[:50], (TEXT[50:60], TEXT[60:70])),
+    Continuations(TEXT[60:90], tuple(TEXT[n : n + 2] for n in range(0, 80, 2))),
 ]
+THREE_KINDS = {"n_layer": 3, "attention_types": ("global", "local", "linear")}
+EXPERTS = MoeParams(moe_num_experts=4, moe_group_size=6, moe_capacity_factor_eval=0.8, moe_hidden_size=16)
+MODELS = {
+    "learned": THREE_KINDS,
+    "rotary": {**THREE_KINDS, "rotary_emb": True, "linear_attention_normalization": "feature"},
+    "axial": {**THREE_KINDS, "axial_pos_emb": (4, 10)},
+    "memory": {"num_mem_kv": 3, "no_weight_tie": True},
+    "experts": {"moe_layers": (0, 1), "moe_params": EXPERTS},
+    "one expert": {"moe_layers": (1,), "moe_params": dataclasses.replace(EXPERTS, moe_gating="top_1")},
+    "shared": {"share_parameters": True, "rezero": True, "macaron": True, "attention_types": ("global", "none")},
+}
+Mesh = tuple[str, str]
+ALONE: Mesh = ("", "")
 
 
+@functools.cache
 def build(
-    devices: tuple[str, ...], n_rows: int = 4, mesh: tuple[str, str] = ("", "")
+    devices: tuple[str, ...],
+    name: str = "learned",
+    batch_tokens: int = 2048,
+    mesh: Mesh = ALONE,
+    precision: str = "float32",
 ) -> tuple[Scorer, dict[str, np.ndarray]]:
-    config = tiny.run_config(tiny.mesh_config(*mesh))
-    data = dataclasses.replace(config.data, eos_id=EOS_ID)
-    config = dataclasses.replace(config, model=MODEL, data=data)
-    placement = place(config.mesh, devices if mesh[0] else devices[:1])
-    scorer = build_scorer(config, placement, n_rows=n_rows)
+    """A scorer and its weights, which are large enough for tokens of very different probabilities."""
+    sizes = {"n_ctx": N_CTX, "local_attention_radius": 4, "precision": precision}
+    config = tiny.run_config(tiny.mesh_config(*mesh), model=sizes | MODELS[name])
+    placement = place(config.mesh, devices if mesh != ALONE else devices[:1])
+    scorer = build_scorer(config, placement, batch_tokens=batch_tokens)
     placement.store.initialize(seed=1)
     tiny.disturb(placement.store)
     return scorer, tiny.values_of(placement.store)
 
 
-def expected(values: dict[str, np.ndarray], context: tuple[int, ...], continuation: tuple[int, ...]) -> np.ndarray:
-    """The log-probability of each token of a continuation after the last tokens of its context."""
-    text = [*(context or (EOS_ID,)), *continuation][-MODEL.n_ctx - 1 :]
-    logits = reference.logits(MODEL, values, np.array([text[:-1]]))[0][-len(continuation) :]
-    return (logits - np.log(np.exp(logits).sum(-1, keepdims=True)))[np.arange(len(continuation)), continuation]
+def expected(
+    model: Mapping[str, object], values: dict[str, np.ndarray], context: Sequence[int], choice: Sequence[int]
+) -> TokenScores:
+    """From one pass over the context, cut on its left, and the choice alone."""
+    text = [*context, *choice][-N_CTX - 1 :]
+    config = dataclasses.replace(tiny.MODEL, n_ctx=N_CTX, local_attention_radius=4, **model)
+    logits = reference.logits(config, values, np.array([text[:-1]]))[0][-len(choice) :]
+    of_choice = logits[np.arange(len(choice)), choice]
+    largest = logits.max(-1)
+    log_z = largest + np.log(np.exp(logits - largest[:, None]).sum(-1))
+    return TokenScores(of_choice - log_z, of_choice == largest)
 
 
-@pytest.mark.parametrize("n_rows", [1, 4])
-def test_scores_equal_those_of_the_whole_model(devices: tuple[str, ...], n_rows: int) -> None:
-    scorer, values = build(devices, n_rows)
-    for pair, actual in zip(PAIRS, scorer.log_probs(PAIRS), strict=True):
-        np.testing.assert_allclose(actual, expected(values, *pair), 1e-3, 1e-5)
-    assert scorer.log_probs([]) == []
+def assert_same(actual: list[list[TokenScores]], wanted: list[list[TokenScores]], tolerance: float = 1e-5) -> None:
+    for ours, theirs in zip(actual, wanted, strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(one.log_probs, other.log_probs, rtol=tolerance, atol=tolerance / 10)
+            np.testing.assert_array_equal(one.is_greedy, other.is_greedy)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("mesh", [("all:4", "batch:all"), ("x:2,y:2", "batch:x,vocab:y,heads:y")])
-def test_scores_are_the_same_on_a_mesh(devices: tuple[str, ...], mesh: tuple[str, str]) -> None:
-    alone, split = (build(devices, n_rows=4, mesh=each)[0].log_probs(PAIRS) for each in (("", ""), mesh))
-    for one, other in zip(alone, split, strict=True):
-        np.testing.assert_allclose(one, other, 1e-4, 1e-5)
+def likely_asked(values: dict[str, np.ndarray], name: str) -> list[Continuations]:
+    """ASKED, and a context with its most likely continuation."""
+    config = dataclasses.replace(tiny.MODEL, n_ctx=N_CTX, local_attention_radius=4, **MODELS[name])
+    text = list(TEXT[:10])
+    for _ in range(5):
+        text.append(int(reference.logits(config, values, np.array([text]))[0, -1].argmax()))
+    return [*ASKED, Continuations(TEXT[:10], (tuple(text[10:]), (*text[10:13], 2, text[14])))]
+
+
+@pytest.mark.parametrize(
+    "name", ["learned", *(pytest.param(name, marks=pytest.mark.slow) for name in MODELS if name != "learned")]
+)
+def test_scores_equal_those_of_the_whole_model(name: str, devices: tuple[str, ...]) -> None:
+    scorer, values = build(devices, name)
+    asked = likely_asked(values, name)
+    wanted = [[expected(MODELS[name], values, each.context, choice) for choice in each.choices] for each in asked]
+    assert wanted[-1][0].is_greedy.all() and not all(scores.is_greedy.any() for scores in wanted[0])
+    assert_same(scorer.score(asked), wanted, 1e-4)
