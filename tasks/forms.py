@@ -57,7 +57,7 @@ def _with_cue(question: Question, cue: str) -> Question:
 
 
 def _delimiter_between(context: str, continuation: str) -> str:
-    return "" if context[-1:].isspace() or continuation[:1].isspace() else DELIMITER
+    return "" if context.endswith(DELIMITER) or continuation.startswith(DELIMITER) else DELIMITER
 
 
 def _continuation(row: Row) -> Question:
@@ -76,7 +76,7 @@ def _lambada(row: Row) -> Question:
 
 def _multiple_choice(row: Row) -> Question:
     context, choices = row.text("query"), row.texts("choices")
-    is_blank_there = context[-1:].isspace() or all(choice[0].isspace() for choice in choices)
+    is_blank_there = context.endswith(DELIMITER) or all(choice.startswith(DELIMITER) for choice in choices)
     return Question(
         (context,),
         choices,
@@ -89,7 +89,7 @@ def _multiple_choice(row: Row) -> Question:
 
 def _competing_contexts(row: Row) -> Question:
     contexts, continuation = row.texts("context_options"), row.filled_text("continuation")
-    is_blank_there = continuation[0].isspace() or all(context[-1].isspace() for context in contexts)
+    is_blank_there = continuation.startswith(DELIMITER) or all(context.endswith(DELIMITER) for context in contexts)
     delimiter = "" if is_blank_there else DELIMITER
     return Question(contexts, (continuation,), row.index("gold", len(contexts)), delimiter, line=row.line)
 

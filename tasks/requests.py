@@ -86,7 +86,7 @@ def encode_pairs(pairs: Sequence[tuple[str, str]], tokenizer: Tokenizer, start_i
 def _cut(context: Sequence[int], whole: Sequence[int], start_id: int) -> tuple[Ids, Ids]:
     if context:
         return tuple(context), tuple(whole[len(context) :])
-    n_start = int(whole[:1] == [start_id])
+    n_start = int(list(whole[:1]) == [start_id])
     return (start_id,), tuple(whole[n_start:])
 
 
