@@ -23,7 +23,7 @@ from configs.command_line import CommandLine, find_rereadings, integer, number, 
 from configs.errors import ConfigError, DeviceError, UserError
 from configs.kinds import clean_path_flags
 from configs.load import find_model_config, load_config
-from configs.schema import FLAGS, PREDICTION_KEYS, RunConfig
+from configs.schema import EVALUATION_KEYS, FLAGS, GENERATION_FLAGS, PREDICTION_KEYS, RunConfig
 from configs.weights import (
     CONFIG_FILE,
     config_beside,
@@ -74,8 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.set_defaults(command="train")
     _add_general_flags(parser.add_argument_group("general"))
     _add_train_flags(parser.add_argument_group("train (no command)", f"{PROGRAM} --steps_per_checkpoint 300"))
-    evaluate = parser.add_argument_group("evaluate", f"{PROGRAM} --eval")
-    _add_command(evaluate, "eval", "Measures the loss of the newest checkpoint on held-out data.")
+    _add_eval_flags(parser.add_argument_group("evaluate", f"{PROGRAM} --eval --eval_tasks lambada_openai,piqa"))
     _add_predict_flags(parser.add_argument_group("predict", f"{PROGRAM} --predict --prompt prompt.txt --top_p 0.9"))
     interactive = parser.add_argument_group("interactive", f"{PROGRAM} --interactive --temperature 0.7")
     _add_command(interactive, "interactive", "Continues prompts that are typed at the terminal.")
@@ -123,6 +122,14 @@ def _add_train_flags(group: argparse._ArgumentGroup) -> None:
     )
     add("--new", action="store_true", help="Deletes the run at model_path first, after asking.")
     add("--yes", action="store_true", help="Answers yes when --new asks.")
+
+
+def _add_eval_flags(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    _add_command(group, "eval", "Measures the newest checkpoint on held-out data, and by tasks.")
+    metadata = EVALUATION_KEYS["eval_tasks"].metadata
+    add("--eval_tasks", metavar="A,B", help=f"{metadata['doc']} Without --eval: while training.")
+    add("--log_samples", action="store_true", help="Writes what each item of a task got to a file in model_path.")
 
 
 def _add_predict_flags(group: argparse._ArgumentGroup) -> None:
@@ -199,7 +206,7 @@ def _add_export_flags(group: argparse._ArgumentGroup) -> None:
 def _add_generation_flags(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--rows", type=integer, metavar="N", help="Samples generated at once; with --predict or --serve.")
-    for flag, key in FLAGS.items():
+    for flag, key in GENERATION_FLAGS.items():
         metadata = PREDICTION_KEYS[key].metadata
         metavar = metadata["flag"].partition(" ")[2]
         if not metavar:
@@ -331,7 +338,7 @@ RULES = (
     ),
     *(
         _not_with(flag, ["serve"], f"--{flag}: each request has its own settings; leave it out with --serve")
-        for flag in FLAGS
+        for flag in GENERATION_FLAGS
         if flag not in SERVER_FLAGS
     ),
     Rule(

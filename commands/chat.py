@@ -31,7 +31,7 @@ from configs.errors import ConfigError, UserError, ValueIssue
 from configs.kinds import clean_path, is_unicode
 from configs.load import override_prediction
 from configs.reader import raise_issues, shown
-from configs.schema import FLAGS, SAMPLING_KEYS, PredictionConfig, RunConfig
+from configs.schema import GENERATION_FLAGS, SAMPLING_KEYS, PredictionConfig, RunConfig
 from data.dialogue.context import fit_turns
 from data.dialogue.conversation import ASSISTANT, SYSTEM, USER, Turn
 from data.dialogue.templates import ChatTemplate
@@ -282,12 +282,12 @@ class Chat:
 
     def _show_settings(self, _: str) -> None:
         say(f"chat template = {self._speaker.template.name}, n_ctx = {self._speaker.n_ctx}, turns = {len(self._turns)}")
-        for flag, key in FLAGS.items():
+        for flag, key in GENERATION_FLAGS.items():
             if key in SHOWN_KEYS:
                 self._show(flag)
 
     def _show(self, flag: str) -> None:
-        say(f"{flag} = {shown(getattr(self._settings, FLAGS[flag]))}")
+        say(f"{flag} = {shown(getattr(self._settings, GENERATION_FLAGS[flag]))}")
 
 
 def _seen_by_next(texts: Sequence[str]) -> list[Turn]:

@@ -17,6 +17,7 @@ ENDLESS_DECAYS = (None, "noam", "noamwd")  # of lr_decay
 # The commands in which flags have an effect; all others have one in every command, or are refused.
 FLAG_COMMANDS = {
     "steps_per_checkpoint": ("train",),
+    "log_samples": ("train", "eval"),
     "prompt": ("predict", "chat"),
     "prompt_text": ("predict", "chat"),
     "export_format": ("export",),
@@ -85,6 +86,7 @@ class Options:
         cpu_devices: the number of virtual CPU devices to make; None: none.
         steps_per_checkpoint: the steps between checkpoints.
         sacred_id: a part of the names of output files.
+        log_samples: write what each item of an evaluation task got.
         prompt: the file of prompts, "-" for standard input; None or empty: a default prompt.
         prompt_text: the prompt itself; None: not given.
         output: the file for the answers as lines of JSON, "-" for standard output; None: none.
@@ -111,6 +113,7 @@ class Options:
     cpu_devices: int | None
     steps_per_checkpoint: int
     sacred_id: str
+    log_samples: bool
     prompt: str | None
     prompt_text: str | None
     output: str | None

@@ -11,7 +11,17 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from configs.layout import Layout, MeshShape, find_layout_issues
-from configs.schema import PREDICTION_KEYS, RANKING, SAMPLING_KEYS, STREAM, DatasetConfig, DatasetEntry, keys_of
+from configs.schema import (
+    PREDICTION_KEYS,
+    RANKING,
+    SAMPLING_KEYS,
+    STREAM,
+    VALIDATION,
+    DatasetConfig,
+    DatasetEntry,
+    TaskEntry,
+    keys_of,
+)
 
 KeyedIssues = Iterator[tuple[str, str, str]]
 CrossCheck = Callable[..., KeyedIssues]
@@ -122,6 +132,13 @@ def _find_objective_issues(objective: str, values: Mapping[str, Any]) -> KeyedIs
             yield "objective", f"is {RANKING}, and {key} is about the likelihood of tokens", f"leave {key} out"
 
 
+def _find_task_issues(eval_tasks: tuple[TaskEntry, ...], mlm_training: bool, objective: str) -> KeyedIssues:
+    named = [entry.name for entry in eval_tasks if entry.name != VALIDATION]
+    if named and (mlm_training or objective == RANKING):
+        what = "mlm_training = true" if mlm_training else f"objective = {RANKING}"
+        yield "eval_tasks", f"names {named[0]}, and {what} gives no likelihood of a text", f"keep {VALIDATION} alone"
+
+
 def _find_top_k_issues(top_k: int, n_vocab: int) -> KeyedIssues:
     if top_k > n_vocab:
         yield "top_k", f"is more than n_vocab = {n_vocab}", "lower it; 0 turns it off"
@@ -227,6 +244,7 @@ RUN_CHECKS: tuple[CrossCheck, ...] = (
     _find_masked_id_issues,
     _find_masked_share_issues,
     _find_objective_issues,
+    _find_task_issues,
     *PREDICTION_CHECKS,
     _find_missing_datasets,
     _find_mesh_issues,

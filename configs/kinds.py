@@ -258,23 +258,12 @@ def _parse_separator(value: Any) -> str | bool | None:
     return value
 
 
-def _parse_eval_tasks(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list):
-        raise ValueIssue("is not a list", "write []")
-    if value == ["lambada"]:
-        raise ValueIssue("is known from GPT-Neo but not available in this version", "write []")
-    if value:
-        raise ValueIssue("names unknown evaluation tasks", "write []")
-    return ()
-
-
 FLAG = Kind("true or false", _parse_flag)
 SWITCH = Kind("true or false; null: false", lambda value: _parse_flag(False if value is None else value))
 TEXT = Kind("a string", _parse_text)
 PATH = Kind("a string; empty or null: none", _parse_path)
 FOLDER = Kind("a string", _parse_folder)
 PATHS = Kind("a string or a list of strings", _parse_paths, list)
-EVAL_TASKS = Kind("a list of task names; none is available in this version", _parse_eval_tasks, list)
 POSITIVE = number("> 0", lambda value: value > 0)
 NON_NEGATIVE = number(">= 0", lambda value: value >= 0)
 SHARE = number("in [0, 1)", lambda value: 0 <= value < 1)

@@ -114,7 +114,7 @@ def override_prediction(config: RunConfig, keys: Mapping[str, Any], place: str) 
     """
     issues: list[str] = []
     raw_values = [RawValue(key, value, place) for key, value in keys.items()]
-    raw = rename_aliases(raw_values, schema.FLAGS, issues)
+    raw = rename_aliases(raw_values, schema.GENERATION_FLAGS, issues)
     reader = ConfigReader(place, raw, issues=issues)
     fields = {key: RUN_FIELDS[key] for key in schema.PROMPT_KEYS}
     reader.check_names(fields)

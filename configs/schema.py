@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from typing import Any, get_type_hints
@@ -17,7 +18,6 @@ from configs.kinds import (
     ATTENTION,
     ATTENTION_TYPES,
     AXIAL,
-    EVAL_TASKS,
     FLAG,
     FOLDER,
     LAYOUT,
@@ -66,6 +66,10 @@ INPUT_FNS = ("sequential_input", "generic_text")
 PROMPT_OVERFLOWS = ("left", "refuse")
 STREAM, MASKED = PACKINGS = ("stream", "masked")
 DATATYPES = ("chunks", "documents_fixed", "documents_random")
+TASK_KINDS = ("continuation", "rolling", "multiple_choice", "dialogue")
+VALIDATION = "validation"  # the evaluation task that is the held-out loss
+SAMPLES = "samples"  # the metrics of generated texts have the place of a task of this name
+TASK_NAME_PATTERN = re.compile(r"[\w.+-]+", re.ASCII)
 RANDOM_SAMPLE = "random_sample"  # an older name in GPT-Neo's page
 
 ALIASES = {
@@ -75,7 +79,10 @@ ALIASES = {
     "axial_pos_emb_": "axial_pos_emb",
 }
 
-DATASET_INERT_KEYS = {"lambada_tokens_path": "acts with the evaluation task lambada only"}
+TASK_ALIASES = {"lambada": "lambada_openai"}  # GPT-Neo's name
+DATASET_INERT_KEYS = {
+    "lambada_tokens_path": "the task lambada_openai reads the text in eval_tasks_dir, and keeps no tokens"
+}
 
 MAX_SEED = 2**31 - 1
 # Far above any model, and low enough that a slip of the finger is a message and not a machine without memory.
@@ -167,15 +174,20 @@ class MoeParams:
     )
 
 
-def _parse_moe_params(value: Any) -> MoeParams:
-    if value is not None and not isinstance(value, dict):
-        raise ValueIssue("is not an object", 'write it as {"moe_num_experts": 8}')
-    known, parsed = keys_of(MoeParams), {}
-    for key, member in (value or {}).items():
+def _parse_members(config_class: type, value: Mapping[str, Any]) -> dict[str, Any]:
+    """Parses an object that is the value of a key, or a part of it."""
+    known, parsed = keys_of(config_class), {}
+    for key, member in value.items():
         if key not in known:
             raise ValueIssue(f"has the unknown member {key}", f"use {', '.join(known)}")
         parsed[key] = parse_part(key, known[key].metadata["kind"], member)
-    return MoeParams(**parsed)
+    return parsed
+
+
+def _parse_moe_params(value: Any) -> MoeParams:
+    if value is not None and not isinstance(value, dict):
+        raise ValueIssue("is not an object", 'write it as {"moe_num_experts": 8}')
+    return MoeParams(**_parse_members(MoeParams, value or {}))
 
 
 MOE_PARAMS = Kind("an object, see below; null: all defaults", _parse_moe_params, lambda params: written_keys(params))
@@ -395,9 +407,108 @@ class TrainingConfig:
     )
 
 
+def _parse_task_name(value: Any) -> str:
+    text = TEXT.parse(value)
+    if not TASK_NAME_PATTERN.fullmatch(text) or text == SAMPLES:
+        raise ValueIssue("cannot name a task", "use letters, digits and _ . + -, such as my_task")
+    return TASK_ALIASES.get(text, text)
+
+
+def _parse_description(value: Any) -> str:
+    if not isinstance(value, str) or not is_unicode(value):
+        raise ValueIssue("is not a text", "give a string in double quotes")
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskEntry:
+    """An evaluation task; a name alone stands for an object with that `name`. The rest is as the table says."""
+
+    name: str = setting(
+        Kind("a plain name", _parse_task_name),
+        f"A task of the table in docs/evaluation.md, {VALIDATION} for the loss on held-out data, or the name of a task "
+        "of your own.",
+    )
+    file: str | None = setting(PATH, "Own task: the file of its items.", default=None)
+    kind: str | None = setting(
+        optional(one_of(TASK_KINDS)),
+        "Own task: continuation, the likelihood of a text after another; rolling, of whole texts; multiple_choice, of "
+        "several, of which one is right; dialogue, answers that are generated and compared with references.",
+        default=None,
+    )
+    n_shot: int | None = setting(
+        optional(integer(0)), "Solved examples before each item.", unit="examples", default=None
+    )
+    fewshot_file: str | None = setting(PATH, "The file that solved examples are taken from.", default=None)
+    description: str | None = setting(
+        optional(Kind("a string", _parse_description)),
+        "The text at the start of each prompt, with its line breaks.",
+        default=None,
+    )
+    cue: str | None = setting(
+        optional(TEXT),
+        'Files of llm-foundry: what follows the query on a line of its own, such as "Answer:".',
+        default=None,
+    )
+    stride: int | None = setting(
+        optional(integer(1)),
+        "Rolling: tokens that the window over a text moves on; null: windows do not overlap.",
+        unit="tokens",
+        default=None,
+    )
+    limit: int | None = setting(
+        optional(integer(1)), "Evaluates only the first items, this many.", unit="items", default=None
+    )
+    every_steps: int | None = setting(
+        optional(integer(1)),
+        "While training: steps between two evaluations of the task.",
+        unit="steps",
+        default=None,
+        default_text="`eval_every_steps`",
+    )
+
+
+TASK_EXAMPLE = 'write it as ["lambada_openai", {"name": "mine", "file": "mine.jsonl", "kind": "multiple_choice"}]'
+VALIDATION_KEYS = {"name", "every_steps"}
+
+
+def _parse_task(value: Any) -> TaskEntry:
+    if isinstance(value, str):
+        value = {"name": value}
+    if not isinstance(value, dict) or "name" not in value:
+        raise ValueIssue("holds a task that is neither a name nor an object with one", TASK_EXAMPLE)
+    entry = TaskEntry(**_parse_members(TaskEntry, value))
+    given = [key for key in value if key not in VALIDATION_KEYS]
+    if entry.name == VALIDATION and given:
+        raise ValueIssue(f"gives {VALIDATION} the member {given[0]}", "leave it out; eval_steps limits the batches")
+    return entry
+
+
+def _parse_tasks(value: Any) -> tuple[TaskEntry, ...]:
+    listed = [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+    if not isinstance(listed, list):
+        raise ValueIssue("is not a list", TASK_EXAMPLE)
+    entries = tuple(_parse_task(item) for item in listed)
+    names = [entry.name for entry in entries]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise ValueIssue(f"names {twice} twice", "give each task once, or another name for another setting of it")
+    return entries
+
+
+def _write_tasks(entries: Sequence[TaskEntry]) -> list:
+    written = [{key: value for key, value in written_keys(entry).items() if value is not None} for entry in entries]
+    return [keys["name"] if len(keys) == 1 else keys for keys in written]
+
+
+EVAL_TASKS = Kind(
+    "a list of names and objects, see below; or names with commas between them", _parse_tasks, _write_tasks
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """Evaluation on held-out data."""
+    """Evaluation on held-out data, and by tasks."""
 
     eval_batch_size: int = setting(
         integer(1, limit=MAX_EXAMPLES),
@@ -411,7 +522,23 @@ class EvaluationConfig:
         unit="batches",
         default=0,
     )
-    eval_tasks: tuple[str, ...] = setting(EVAL_TASKS, "Evaluation tasks besides the held-out loss.", default=())
+    eval_tasks: tuple[TaskEntry, ...] = setting(
+        EVAL_TASKS,
+        f"Evaluation tasks besides the held-out loss. Given on the command line, {VALIDATION} stands for that loss, "
+        "which is left out otherwise.",
+        default=(),
+        flag="--eval_tasks A,B",
+    )
+    eval_tasks_dir: str = setting(
+        FOLDER, "Folder of the files of the table's tasks, as --fetch_tasks fills it.", default="datasets/tasks"
+    )
+    eval_every_steps: int | None = setting(
+        optional(integer(1)),
+        "While training: steps between two evaluations, of the held-out loss and of tasks; null: at each checkpoint. "
+        "The last step is always evaluated.",
+        unit="steps",
+        default=None,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -570,14 +697,19 @@ class PredictionConfig:
 
 
 PREDICTION_KEYS = keys_of(PredictionConfig)
-# The keys of flags, by the name of the flag without its dashes.
-FLAGS = {
-    field.metadata["flag"].partition(" ")[0].removeprefix("--"): key
-    for key, field in PREDICTION_KEYS.items()
-    if field.metadata["flag"]
-}
+EVALUATION_KEYS = keys_of(EvaluationConfig)
+
+
+def _flags_of(fields: Mapping[str, dataclasses.Field]) -> dict[str, str]:
+    """Returns the keys that have a flag, by the name of the flag without its dashes."""
+    flags = {key: field.metadata["flag"] for key, field in fields.items()}
+    return {flag.partition(" ")[0].removeprefix("--"): key for key, flag in flags.items() if flag}
+
+
+GENERATION_FLAGS = _flags_of(PREDICTION_KEYS)
+FLAGS = _flags_of(EVALUATION_KEYS) | GENERATION_FLAGS
 # The keys that each prompt of a file may set for itself.
-PROMPT_KEYS = tuple(key for key in FLAGS.values() if key not in ("cache_dtype", "remove_partial_sequences"))
+PROMPT_KEYS = tuple(key for key in GENERATION_FLAGS.values() if key not in ("cache_dtype", "remove_partial_sequences"))
 SAMPLING_KEYS = tuple(key for key, field in PREDICTION_KEYS.items() if field.metadata["sampling"])
 
 

@@ -52,6 +52,11 @@ CONFLICTS = {
         {"scalenorm": True, "rezero": True},
         "scalenorm = true: changes the norms that rezero removes; keep one of the two",
     ),
+    "a task of texts for a masked model": (
+        MASKED | {"eval_tasks": ["validation", "piqa"]},
+        'eval_tasks = ["validation", "piqa"]: names piqa, and mlm_training = true gives no likelihood of a text; keep '
+        "validation alone",
+    ),
     "memory without global attention": (
         {"num_mem_kv": 4, "attention_types": [[["local"], 2]]},
         "num_mem_kv = 4: acts in global layers, and attention_types has none; set it to 0, or give a global layer",

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from configs.errors import ConfigError, ValueIssue
 from configs.kinds import clean_path, clean_path_flags
-from configs.load import load_config
-from configs.schema import RUN_FIELDS, DatasetConfig, MoeParams, keys_of
+from configs.load import load_config, resolved_json
+from configs.schema import RUN_FIELDS, DatasetConfig, MoeParams, TaskEntry, keys_of
 from tests.configs.config_files import MODEL, message_of, write_configs
 
 
@@ -33,6 +34,20 @@ def test_empty_mesh_shape_and_layout_are_none(tmp_path):
     assert (config.mesh.mesh_shape, config.mesh.layout) == (None, None)
 
 
+@pytest.mark.parametrize(
+    "written", [["lambada", {"name": "b.c", "limit": 3, "every_steps": 9}], ["piqa"], "piqa, sciq", []]
+)
+def test_evaluation_tasks_are_written_as_they_are_read(tmp_path, written):
+    config = load_config(write_configs(tmp_path, MODEL | {"eval_tasks": written}))
+    (tmp_path / "again.json").write_text(resolved_json(config))
+    assert load_config(str(tmp_path / "again.json")) == config
+    named = {"lambada": "lambada_openai"}
+    listed = written.split(", ") if isinstance(written, str) else written
+    wanted = [named.get(each, each) if isinstance(each, str) else each for each in listed]
+    assert json.loads(resolved_json(config))["eval_tasks"] == wanted
+
+
+TASKS = 'write it as ["lambada_openai", {"name": "mine", "file": "mine.jsonl", "kind": "multiple_choice"}]'
 WRONG_VALUES = {
     "a flag for an integer": ({"n_head": True}, "n_head = true: is not an integer; give an integer >= 1"),
     "a decimal integer": ({"train_steps": 1000.0}, "train_steps = 1000.0: is not an integer; write 1000"),
@@ -125,11 +140,44 @@ WRONG_VALUES = {
         'precision = "float16": is not a known name; use float32, bfloat16',
     ),
     "a precision that is a number": ({"precision": 16}, "precision = 16: is not a string; use float32, bfloat16"),
-    "evaluation tasks": (
-        {"eval_tasks": ["lambada"]},
-        'eval_tasks = ["lambada"]: is known from GPT-Neo but not available in this version; write []',
+    "a task without a name": (
+        {"eval_tasks": [{"file": "a.jsonl"}]},
+        'eval_tasks = [{"file": "a.jsonl"}]: holds a task that is neither a name nor an object with one; ' + TASKS,
     ),
-    "unknown tasks": ({"eval_tasks": ["x"]}, 'eval_tasks = ["x"]: names unknown evaluation tasks; write []'),
+    "a task that is a number": (
+        {"eval_tasks": [3]},
+        "eval_tasks = [3]: holds a task that is neither a name nor an object with one; " + TASKS,
+    ),
+    "tasks that are no list": ({"eval_tasks": 3}, "eval_tasks = 3: is not a list; " + TASKS),
+    "a task that is a path": (
+        {"eval_tasks": ["a/b"]},
+        "eval_tasks = [\"a/b\"]: name 'a/b' cannot name a task; use letters, digits and _ . + -, such as my_task",
+    ),
+    "a task with the name of generated texts": (
+        {"eval_tasks": "piqa,samples"},
+        "eval_tasks = \"piqa,samples\": name 'samples' cannot name a task; use letters, digits and _ . + -, such as "
+        "my_task",
+    ),
+    "an unknown member of a task": (
+        {"eval_tasks": [{"name": "piqa", "shots": 2}]},
+        'eval_tasks = [{"name": "piqa", "shots": 2}]: has the unknown member shots; use '
+        + ", ".join(keys_of(TaskEntry)),
+    ),
+    "an unknown kind of task": (
+        {"eval_tasks": [{"name": "piqa", "kind": "quiz"}]},
+        'eval_tasks = [{"name": "piqa", "kind": "quiz"}]: kind \'quiz\' is not a known name; use continuation, '
+        "rolling, multiple_choice, dialogue",
+    ),
+    "a task twice": (
+        {"eval_tasks": ["lambada_openai", "lambada"]},
+        'eval_tasks = ["lambada_openai", "lambada"]: names lambada_openai twice; give each task once, or another name '
+        "for another setting of it",
+    ),
+    "a limit of the held-out loss": (
+        {"eval_tasks": [{"name": "validation", "limit": 3}]},
+        'eval_tasks = [{"name": "validation", "limit": 3}]: gives validation the member limit; leave it out; '
+        "eval_steps limits the batches",
+    ),
     "a flat attention list": (
         {"attention_types": ["global", "global"]},
         'attention_types = ["global", "global"]: is not a list of [pattern, repeats] pairs; '

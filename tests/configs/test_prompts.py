@@ -9,7 +9,7 @@ import pytest
 
 from configs.errors import ConfigError
 from configs.prompts import MAX_ISSUES, parse_prompts, starts_as_json_lines
-from configs.schema import FLAGS, PredictionConfig, keys_of
+from configs.schema import GENERATION_FLAGS, PredictionConfig, keys_of
 from tests import tiny
 
 CONFIG = dataclasses.replace(tiny.run_config(), prediction=PredictionConfig(temperature=0.5, top_k=7))
@@ -45,7 +45,7 @@ def test_every_setting_but_those_of_the_whole_program_may_stand_in_a_line() -> N
         del defaults[key]
     (prompt,) = parse_prompts("p.jsonl", json.dumps({"prompt": "a", **defaults}), CONFIG)
     assert prompt.settings == PredictionConfig()
-    short = {flag: defaults[key] for flag, key in FLAGS.items() if flag != key}
+    short = {flag: defaults[key] for flag, key in GENERATION_FLAGS.items() if flag != key}
     assert parse_prompts("p.jsonl", json.dumps({"prompt": "a", **short}), CONFIG)[0].settings == CONFIG.prediction
 
 
