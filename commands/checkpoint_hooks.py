@@ -1,4 +1,4 @@
-"""What happens at a checkpoint once it is saved: evaluation, samples, and histograms of the weights."""
+"""What happens at a pause of training, such as a checkpoint: evaluation, tasks, samples, histograms of the weights."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from commands.predict import build_sampler
 from commands.prompts import PromptFile, check_shared_prompt, encode_prompts, read_prompts
 from commands.run_data import RunData
 from commands.run_setup import Run
+from commands.task_outputs import TaskOutputs, format_note
+from commands.task_runner import TaskRunner, check_tasks
+from configs.schema import SAMPLES, VALIDATION
 from data.tfrecord.shards import list_shards
 from inputs import evaluation_batches
 from runtime.checkpoint import reader
@@ -20,47 +23,50 @@ from runtime.run import directory as run_directory
 from runtime.run.dialogpt_logs import write_logs
 from runtime.run.metrics import MetricsWriter
 from runtime.training.signals import Stopped
+from tasks.task import LoadedTask
+from tasks.text_quality import measure_texts
 
 SAVE_SECONDS = 1800  # timeout for one process's part of a checkpoint
 
-CheckpointHook = Callable[[TrainingPosition], None]
+Hook = Callable[[TrainingPosition], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointHook:
+    """What is done at multiples of some steps, and at the end of training.
+
+    Attributes:
+        every_steps: steps between two times.
+        run: does it.
+    """
+
+    every_steps: int
+    run: Hook
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointHooks:
-    """Runs hooks in their order. What a signal ends is done when the run resumes from that checkpoint."""
+    """Runs hooks in their order. What a signal ends is done when the run resumes from that step."""
 
     run: Run
     hooks: Sequence[CheckpointHook]
 
-    @staticmethod
-    def of(
-        run: Run,
-        data: RunData,
-        prompts: PromptFile | None,
-        metrics: MetricsWriter | None,
-        note: Callable[[str], None],
-    ) -> CheckpointHooks:
-        """Returns the hooks that the config asks for.
-
-        Args:
-            run: whose checkpoints they are; a signal ends a hook before its next step if `run.group` checks for it.
-            data: its datasets.
-            prompts: those that samples continue; None: no samples.
-            metrics: gets evaluation results and histograms; None where another process writes them.
-            note: shows a line without disturbing the progress bar.
-        """
-        return CheckpointHooks(run, list(_hooks(run, data, prompts, metrics, note)))
+    @property
+    def periods(self) -> tuple[int, ...]:
+        """The steps between two pauses that hooks need."""
+        return tuple(sorted({hook.every_steps for hook in self.hooks}))
 
     def __call__(self, position: TrainingPosition, first: int = 0) -> None:
-        """Runs the hooks of a checkpoint, from the first one that is not done yet.
+        """Runs the hooks that are due, from the first one that is not done yet.
 
         Raises:
             Stopped: a signal has ended them.
         """
         for number, hook in enumerate(self.hooks[first:], first):
+            if position.step % hook.every_steps and position.step != self.run.config.training.train_steps:
+                continue
             try:
-                hook(position)
+                hook.run(position)
             except Stopped:
                 if self.run.group.is_first:
                     run_directory.write_interrupted(self.run.config.model_path, position.step, number)
@@ -80,41 +86,46 @@ class CheckpointHooks:
 
 
 def interrupted_hook(run: Run, position: TrainingPosition) -> int | None:
-    """Returns the number of the first hook that is left to do at a checkpoint, the same in all processes."""
+    """Returns the number of the first hook that is left to do at a step, the same in all processes."""
     found = run_directory.read_interrupted(run.config.model_path, position.step) if run.group.is_first else None
     number = run.group.all_reduce_max(-1 if found is None else found)
     return None if number < 0 else number
 
 
-def _hooks(
-    run: Run,
-    data: RunData,
-    prompts: PromptFile | None,
-    metrics: MetricsWriter | None,
-    note: Callable[[str], None],
-) -> Iterator[CheckpointHook]:
-    if run.config.evaluation.eval_steps and data.has_eval_part():
-        yield _evaluation_hook(run, data, metrics, note)
-    if prompts is not None:
-        yield _sample_hook(run, prompts, note)
-    if run.config.training.log_weights and run.group.is_first:
-        yield _histogram_hook(run, metrics)
-    if metrics is not None:
-        yield lambda position: write_logs(run.config.model_path, tokens_per_step(run.config))
+@dataclasses.dataclass(frozen=True)
+class HookInputs:
+    """What hooks read, checked before training starts.
+
+    Attributes:
+        data: the datasets of the run.
+        prompts: those that samples continue; None: no samples.
+        tasks: the evaluation tasks.
+    """
+
+    data: RunData
+    prompts: PromptFile | None
+    tasks: Sequence[LoadedTask]
 
 
-def check_hook_inputs(run: Run, data: RunData) -> PromptFile | None:
-    """Checks held-out data and prompts at the start, so that training does not fail at its first checkpoint.
-
-    Returns:
-        the prompts; None: no samples are asked for.
+def check_hook_inputs(run: Run, data: RunData, tasks: Sequence[LoadedTask]) -> HookInputs:
+    """Checks held-out data, tasks and prompts at the start, so that training does not fail at its first checkpoint.
 
     Raises:
         UserError: they cannot be used.
     """
     for pattern in data.eval_patterns():
-        if run.config.evaluation.eval_steps and pattern:
+        if _measures_loss(run) and pattern:
             list_shards(pattern)
+    check_tasks(run, tasks)
+    return HookInputs(data, _checked_prompts(run), tasks)
+
+
+def _measures_loss(run: Run) -> bool:
+    evaluation = run.config.evaluation
+    return evaluation.eval_steps > 0 or any(entry.name == VALIDATION for entry in evaluation.eval_tasks)
+
+
+def _checked_prompts(run: Run) -> PromptFile | None:
     if not run.config.prediction.predict_steps or not run.config.model.writes_text or run.tokenizer is None:
         return None
     check_shared_prompt(run.options, run.group)
@@ -124,16 +135,51 @@ def check_hook_inputs(run: Run, data: RunData) -> PromptFile | None:
     return given
 
 
-# Programs are built at the first checkpoint, not before the first step.
+def build_hooks(
+    run: Run, inputs: HookInputs, metrics: MetricsWriter | None, note: Callable[[str], None]
+) -> CheckpointHooks:
+    """Returns the hooks that the config asks for.
+
+    Args:
+        run: whose checkpoints they are; a signal ends a hook before its next step if `run.group` checks for it.
+        inputs: what they read.
+        metrics: gets evaluation results and histograms; None where another process writes them.
+        note: shows a line without disturbing the progress bar.
+    """
+    return CheckpointHooks(run, list(_hooks(run, inputs, metrics, note)))
 
 
-def _evaluation_hook(
-    run: Run, data: RunData, metrics: MetricsWriter | None, note: Callable[[str], None]
-) -> CheckpointHook:
+# Programs are built when a hook runs first, not before the first step.
+
+
+def _hooks(
+    run: Run, inputs: HookInputs, metrics: MetricsWriter | None, note: Callable[[str], None]
+) -> Iterator[CheckpointHook]:
+    at_checkpoints = functools.partial(CheckpointHook, run.options.steps_per_checkpoint)
+    periods = {entry.name: entry.every_steps for entry in run.config.evaluation.eval_tasks}
+    if _measures_loss(run) and inputs.data.has_eval_part():
+        yield CheckpointHook(_period(run, periods.get(VALIDATION)), _loss_hook(run, inputs.data, metrics, note))
+    runner, outputs = TaskRunner(run, inputs.tasks), TaskOutputs(run, metrics)
+    for loaded in inputs.tasks:
+        yield CheckpointHook(_period(run, periods[loaded.task.name]), _task_hook(runner, loaded, outputs, note))
+    if inputs.prompts is not None:
+        yield at_checkpoints(_sample_hook(run, inputs.prompts, metrics, note))
+    if run.config.training.log_weights and run.group.is_first:
+        yield at_checkpoints(_histogram_hook(run, metrics))
+    if metrics is not None:
+        yield at_checkpoints(lambda position: write_logs(run.config.model_path, tokens_per_step(run.config)))
+
+
+def _period(run: Run, own: int | None) -> int:
+    """Returns the steps between two evaluations, of which `own` are those that a task asks for."""
+    return own or run.config.evaluation.eval_every_steps or run.options.steps_per_checkpoint
+
+
+def _loss_hook(run: Run, data: RunData, metrics: MetricsWriter | None, note: Callable[[str], None]) -> Hook:
     evaluator = functools.cache(lambda: build_evaluator(run))
 
     def evaluate(position: TrainingPosition) -> None:
-        batches = evaluation_batches(data.config, data.eval_patterns(), run.config.evaluation.eval_steps)
+        batches = evaluation_batches(data.config, data.eval_patterns(), run.config.evaluation.eval_steps or None)
         measured = evaluator()(batches)
         if metrics is not None:
             metrics.write("eval", position.step, measured)
@@ -142,18 +188,32 @@ def _evaluation_hook(
     return evaluate
 
 
-def _sample_hook(run: Run, prompts: PromptFile, note: Callable[[str], None]) -> CheckpointHook:
+def _task_hook(runner: TaskRunner, loaded: LoadedTask, outputs: TaskOutputs, note: Callable[[str], None]) -> Hook:
+    def evaluate(position: TrainingPosition) -> None:
+        result = runner.evaluate(loaded, lambda n_done: None)
+        outputs.write(position.step, result)
+        note(format_note(position.step, result))
+
+    return evaluate
+
+
+def _sample_hook(run: Run, prompts: PromptFile, metrics: MetricsWriter | None, note: Callable[[str], None]) -> Hook:
     sampler = functools.cache(lambda: build_sampler(run, prompts))
 
     def sample(position: TrainingPosition) -> None:
-        path = sampler()(position.step)
-        if run.group.is_first:
-            note(f"step {position.step}: samples in {path}")
+        path, texts = sampler()(position.step)
+        if metrics is None:
+            return
+        measured = measure_texts([text.text for text in texts], [text.tokens for text in texts])
+        if measured:
+            metrics.write("eval", position.step, {f"{SAMPLES}/{name}": value for name, value in measured.items()})
+        shown = "".join(f"  {name} {value:.3f}" for name, value in measured.items())
+        note(f"step {position.step}: samples in {path}{shown}")
 
     return sample
 
 
-def _histogram_hook(run: Run, metrics: MetricsWriter) -> CheckpointHook:
+def _histogram_hook(run: Run, metrics: MetricsWriter) -> Hook:
     def write_histograms(position: TrainingPosition) -> None:
         names = [stored.name for stored in run.placement.store if stored.variable.trainable]
         # Read from the checkpoint, where each variable is whole on any mesh.

@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TextIO, TypeVar
 
 from tqdm import tqdm
@@ -49,6 +49,39 @@ def with_progress(items: Iterable[Item], n_items: int, group: ProcessGroup) -> I
         yield from tqdm(items, total=n_items, unit=" answers", dynamic_ncols=True)
     else:
         yield from _with_lines(items, n_items)
+
+
+@contextlib.contextmanager
+def counting(what: str, total: int, group: ProcessGroup) -> Iterator[Callable[[int], None]]:
+    """Yields a function that takes how many more are done, and reports them on standard error as `with_progress` does.
+
+    Args:
+        what: is counted, for people.
+        total: how many there are.
+        group: of which the first process reports.
+    """
+    if not group.is_first:
+        yield lambda count: None
+    elif sys.stderr.isatty():
+        with tqdm(total=total, desc=what, dynamic_ncols=True) as bar:
+            yield bar.update
+    else:
+        yield _LineCounter(what, total).advance
+
+
+class _LineCounter:
+    """Writes a line now and then."""
+
+    def __init__(self, what: str, total: int) -> None:
+        self._what, self._total, self._done = what, total, 0
+        self._reported_seconds = time.monotonic()
+
+    def advance(self, count: int) -> None:
+        self._done += count
+        now_seconds = time.monotonic()
+        if now_seconds - self._reported_seconds >= SECONDS_BETWEEN_LINES:
+            print(f"{self._what}: {self._done:,}/{self._total:,}", file=sys.stderr, flush=True)
+            self._reported_seconds = now_seconds
 
 
 def _with_lines(items: Iterable[Item], n_items: int) -> Iterator[Item]:

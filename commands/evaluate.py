@@ -1,17 +1,28 @@
-"""The command `--eval`: measures the loss on held-out data."""
+"""The command `--eval`: measures the loss on held-out data, and evaluates by tasks."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import posixpath
 from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from commands.console import say
+from commands.console import counting, say
 from commands.options import Options
 from commands.run_data import with_data_timeout
-from commands.run_setup import Run, check_trained, load_trained, place_run, set_up_with_data
-from configs.schema import RunConfig
+from commands.run_setup import (
+    Run,
+    check_trained,
+    load_trained,
+    place_run,
+    set_up_for_generation,
+    set_up_with_data,
+)
+from commands.task_outputs import TaskOutputs, format_table
+from commands.task_runner import TaskRunner, check_tasks, load_tasks
+from configs.schema import VALIDATION, RunConfig
 from data.loading.batch import Batch
 from inputs import evaluation_batches
 from models.losses import uniform_loss
@@ -21,32 +32,78 @@ from runtime.run.metrics import MetricsWriter, read_metrics
 from runtime.run.plots import plot_loss
 from runtime.training.evaluation import TokenCounts, evaluate_pairs
 from runtime.training.evaluation import evaluate as evaluate_batches
+from runtime.training.signals import signals_as_interrupt
 from runtime.training.steps import build_eval_step
 
 
 def evaluate(config: RunConfig, options: Options, group: ProcessGroup) -> int:
-    """Measures the held-out loss of the newest checkpoint, or of the weights of `--init_from`.
+    """Evaluates the newest checkpoint, or the weights of `--init_from`: by tasks, then its loss on held-out data.
 
-    It covers `eval_steps` batches, or all of the held-out data if that is 0. The loss of the run's own checkpoint is
-    added to the run's metrics.
+    The held-out loss covers `eval_steps` batches, or all of the held-out data if that is 0. What is measured of the
+    run's own checkpoint is added to the run's metrics.
     """
-    check_trained(config, options)
-    run, data = set_up_with_data(config, options, group, place_run(config, options, group))
-    data.check_same(group)
-    batches = evaluation_batches(data.config, data.eval_patterns(), config.evaluation.eval_steps or None)
-    measure = build_evaluator(run)
+    tasks = load_tasks(config)
+    measure_loss = None
+    if _measures_loss(config, options):
+        check_trained(config, options)
+        run, data = set_up_with_data(config, options, group, place_run(config, options, group))
+        data.check_same(group)
+        batches = evaluation_batches(data.config, data.eval_patterns(), config.evaluation.eval_steps or None)
+        measure_loss = functools.partial(build_evaluator(run), batches)
+    else:
+        run = set_up_for_generation(config, options, group)
+    check_tasks(run, tasks)
+    runner = TaskRunner(run, tasks)
+    runner.build()
     position = load_trained(run)
     group.check_same("the run's position", repr(position))
-    with group.timeout():
-        measured = measure(batches)
-    say(f"step {position.step}: held-out {format_metrics(measured)}")
-    baseline = uniform_loss(config.model)
-    say(f"loss {measured['loss']:.2f}, {baseline - measured['loss']:.2f} below the uniform baseline ({baseline:.2f})")
-    if options.init_from is None and group.is_first:  # other weights are not part of the run
-        with MetricsWriter(config.model_path) as metrics:
-            metrics.write("eval", position.step, measured)
+    with _metrics_writer(run) as metrics, group.timeout():
+        _run_tasks(runner, TaskOutputs(run, metrics), position.step)
+        if measure_loss is not None:
+            _show_loss(config, position.step, measure_loss(), metrics)
+    if metrics is not None:
         write_views(config)
     return 0
+
+
+def _measures_loss(config: RunConfig, options: Options) -> bool:
+    """Returns whether the held-out loss is wanted: it is named, nothing is, or the config asks for it as GPT-Neo's."""
+    listed = config.evaluation.eval_tasks
+    is_implied = "eval_tasks" not in options.typed_keys and config.evaluation.eval_steps > 0
+    return not listed or is_implied or any(entry.name == VALIDATION for entry in listed)
+
+
+@contextlib.contextmanager
+def _metrics_writer(run: Run) -> Iterator[MetricsWriter | None]:
+    """Opens the run's metrics; None for other weights, which are not part of the run, and in other processes."""
+    if run.options.init_from is not None or not run.group.is_first:
+        yield None
+        return
+    with MetricsWriter(run.config.model_path) as metrics:
+        yield metrics
+
+
+def _run_tasks(runner: TaskRunner, outputs: TaskOutputs, step: int) -> None:
+    """Runs all tasks and shows a table of them, or of those that were finished before a signal or an error."""
+    results = []
+    with signals_as_interrupt():
+        try:
+            for loaded in runner.tasks:
+                with counting(loaded.task.name, len(loaded.items), runner.run.group) as advance:
+                    result = runner.evaluate(loaded, advance)
+                outputs.write(step, result)
+                results.append((loaded, result))
+        finally:
+            if results:
+                say(f"step {step}: tasks\n{format_table(results)}")
+
+
+def _show_loss(config: RunConfig, step: int, measured: dict[str, float], metrics: MetricsWriter | None) -> None:
+    say(f"step {step}: held-out {format_metrics(measured)}")
+    baseline = uniform_loss(config.model)
+    say(f"loss {measured['loss']:.2f}, {baseline - measured['loss']:.2f} below the uniform baseline ({baseline:.2f})")
+    if metrics is not None:
+        metrics.write("eval", step, measured)
 
 
 def build_evaluator(run: Run) -> Callable[[Iterator[Batch]], dict[str, float]]:

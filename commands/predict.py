@@ -24,7 +24,7 @@ from commands.text_generator import DEFAULT_ROWS, Sample, TextGenerator, build_t
 from configs.errors import ConfigError
 from configs.schema import RunConfig
 from runtime.cluster.process_group import ProcessGroup
-from runtime.generation.outputs import format_line, format_samples, write_predictions
+from runtime.generation.outputs import GeneratedText, format_line, format_samples, write_predictions
 from runtime.generation.reranking import candidate_keys, format_candidates, ranking_keys
 from runtime.training.signals import signals_as_interrupt, uninterrupted
 from storage.files import is_local, write_text, writing_to
@@ -58,14 +58,15 @@ def predict(config: RunConfig, options: Options, group: ProcessGroup) -> int:
     return 0
 
 
-def build_sampler(run: Run, given: PromptFile) -> Callable[[int], str]:
-    """Returns a function that continues prompts at a step of training and returns the path of the texts."""
+def build_sampler(run: Run, given: PromptFile) -> Callable[[int], tuple[str, list[GeneratedText]]]:
+    """Returns a function that continues prompts at a step of training and returns the path of the texts, and them."""
     encoded = encode_prompts(given.prompts, run.config, run.tokenizer, lambda warning: None)
     generator = build_text_generator(run, _n_rows(encoded, run.options))
 
-    def sample(step: int) -> str:
+    def sample(step: int) -> tuple[str, list[GeneratedText]]:
         samples = list(generator.generate(encoded))
-        return _save(generator, given, step, samples) if run.group.is_first else ""
+        path = _save(generator, given, step, samples) if run.group.is_first else ""
+        return path, [sample.generated for sample in samples]
 
     return sample
 

@@ -80,8 +80,8 @@ def set_up_for_generation(config: RunConfig, options: Options, group: ProcessGro
     group.check_same("the tokenizer", (tokenizer and tokenizer.to_json()) or "")
     if tokenizer is None:
         raise ConfigError(
-            "datasets = []: prediction needs a tokenizer; name a dataset with a tokenizer_path in the model config, or "
-            "put tokenizer.json beside the weights"
+            "datasets = []: prediction and evaluation tasks need a tokenizer; name a dataset with a tokenizer_path in "
+            "the model config, or put tokenizer.json beside the weights"
         )
     return Run(config, options, group, placement, tokenizer)
 

@@ -11,13 +11,13 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 
 from commands.backend import backend_of
-from commands.checkpoint_hooks import SAVE_SECONDS, CheckpointHooks, check_hook_inputs, interrupted_hook
+from commands.checkpoint_hooks import SAVE_SECONDS, HookInputs, build_hooks, check_hook_inputs, interrupted_hook
 from commands.console import say
 from commands.evaluate import write_views
 from commands.options import Options
-from commands.prompts import PromptFile
 from commands.run_data import RunData, with_data_timeout
 from commands.run_setup import Run, load_init_from, place_run, restore_latest, resumes, set_up_with_data
+from commands.task_runner import load_tasks
 from configs.errors import CheckpointError, DataError
 from configs.schema import RunConfig
 from data.loading.batch import Batch
@@ -52,11 +52,12 @@ def train(config: RunConfig, options: Options, group: ProcessGroup) -> int:
     """Trains from the newest checkpoint, or from step 0, up to `train_steps`; returns the exit status."""
     if options.init_from is not None and not resumes(config, options):
         check_initial_weights(options.init_from, config.model)
+    tasks = load_tasks(config)
     placement = place_run(config, options, group)
     peak = _peak_tokens_per_second(config, placement, group)
     run, data = set_up_with_data(config, options, group, placement)
     data.train_patterns()  # finds what is missing before anything is built
-    prompts = check_hook_inputs(run, data)
+    inputs = check_hook_inputs(run, data, tasks)
     data.check_same(group)
     multi_step = run.backend.build_training(config, placement, group)
     resumed_from = reader.latest_checkpoint(config.model_path)
@@ -68,7 +69,7 @@ def train(config: RunConfig, options: Options, group: ProcessGroup) -> int:
     batches = _load_batches(run, data, position)
     with _locked_run_directory(run, resumed_from), _metrics_writer(run, position) as metrics:
         with StopRequest(group.all_reduce_max) as stop, _progress_bar(run, position) as progress, group.timeout():
-            hooks = _build_hooks(run, data, prompts, metrics, progress, peak, stop)
+            hooks = _build_hooks(run, inputs, metrics, progress, peak, stop)
             position, signal_number = _run_to_the_end(run, multi_step, batches, position, hooks)
         if group.is_first:
             write_views(config)
@@ -84,12 +85,12 @@ def _run_to_the_end(
         The last position, and the signal that ended this early, or None.
     """
     training, steps_per_checkpoint = run.config.training, run.options.steps_per_checkpoint
-    signal_number = stopped_during(hooks.after_checkpoint.catch_up, position)
+    signal_number = stopped_during(hooks.at_pause.catch_up, position)
     if signal_number or position.step >= training.train_steps:
         return position, signal_number
     rate = functools.partial(learning_rate, training=training, n_embd=run.config.model.n_embd)
     position, signal_number = loop.train(training, rate, multi_step, batches, position, hooks, steps_per_checkpoint)
-    return position, signal_number or stopped_during(hooks.after_checkpoint, position)
+    return position, signal_number or stopped_during(hooks.at_pause, position)
 
 
 def _peak_tokens_per_second(config: RunConfig, placement: Placement, group: ProcessGroup) -> float | None:
@@ -178,21 +179,22 @@ def _progress_bar(run: Run, position: TrainingPosition) -> Iterator[Progress]:
 
 def _build_hooks(
     run: Run,
-    data: RunData,
-    prompts: PromptFile | None,
+    inputs: HookInputs,
     metrics: MetricsWriter | None,
     progress: Progress,
     peak_tokens_per_second: float | None,
     stop: StopRequest,
 ) -> Hooks:
     stoppable = dataclasses.replace(run, group=dataclasses.replace(run.group, before_step=stop.check))
+    at_pause = build_hooks(stoppable, inputs, metrics, progress.note)
     return Hooks(
         write_metrics=functools.partial(_write_metrics, run, metrics),
         save_checkpoint=_checkpoint_saver(run, metrics),
-        after_checkpoint=CheckpointHooks.of(stoppable, data, prompts, metrics, progress.note),
+        periods=at_pause.periods,
+        at_pause=at_pause,
         progress=progress,
         warn=progress.note if run.group.is_first else functools.partial(print, file=sys.stderr),
-        diagnose=functools.partial(_diagnose, run, data),
+        diagnose=functools.partial(_diagnose, run, inputs.data),
         peak_tokens_per_second=peak_tokens_per_second,
         stop=stop,
     )

@@ -76,7 +76,7 @@ class MetricsWriter:
         reserved = {"step", "split", "time"} & set(values)
         assert not reserved, f"metrics may not be called {sorted(reserved)}"
         line = {"step": int(step), "split": split, "time": round(time.time(), 3)}
-        line |= {name: _to_json(value) for name, value in values.items()}
+        line |= {name: to_json(value) for name, value in values.items()}
         self._file.write((json.dumps(line, allow_nan=False) + "\n").encode())
         with writing_to(self._event_folder(split), tf.errors.OpError):
             self._write_events(split, step, values)
@@ -268,9 +268,10 @@ def _repair(path: str, last_step: float, note: Callable[[str], None]) -> None:
         file.write(content)
 
 
-def _to_json(value: float) -> float | str:
+def to_json(value: float | str) -> float | str:
+    """Returns a measure, Python's or NumPy's, as JSON has it: non-finite numbers become "nan", "inf" and "-inf"."""
     number = value.item() if hasattr(value, "item") else value
-    return number if math.isfinite(number) else str(float(number))
+    return number if isinstance(number, str) or math.isfinite(number) else str(float(number))
 
 
 def _from_json(line: dict[str, Any]) -> dict[str, Any]:

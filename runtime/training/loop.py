@@ -1,6 +1,6 @@
 """The training loop. It knows batches, a step and hooks; no model, no dataset, no TensorFlow.
 
-What happens at a checkpoint, besides saving it, is in `commands/checkpoint_hooks.py`.
+What happens at a pause, besides saving checkpoints, is in `commands/checkpoint_hooks.py`.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -50,7 +50,8 @@ class Hooks:
     Attributes:
         write_metrics: takes the step and values by metric name, every `iterations` steps.
         save_checkpoint: saves the variables.
-        after_checkpoint: called after each checkpoint but the last, such as evaluation and samples; `stop` may end it.
+        periods: training pauses at multiples of these steps too, besides checkpoints.
+        at_pause: called at each pause but the end, such as evaluation and samples; `stop` may end it.
         progress: shows loss and speed.
         warn: takes a message, such as about a skipped record.
         diagnose: takes the position before a step that diverged, and its batch; the variables are as before that step.
@@ -60,7 +61,8 @@ class Hooks:
 
     write_metrics: Callable[[int, Mapping[str, float]], None]
     save_checkpoint: Callable[[TrainingPosition], object]
-    after_checkpoint: Callable[[TrainingPosition], None]
+    periods: Sequence[int]
+    at_pause: Callable[[TrainingPosition], None]
     progress: Progress
     warn: Callable[[str], None]
     diagnose: Callable[[TrainingPosition, Batch], DivergenceReport]
@@ -99,9 +101,10 @@ def train(
     checkpoint = _CheckpointOnExit(hooks.save_checkpoint, position)
     loader = _BatchLoader(batches)
     meter = ThroughputMeter(hooks.peak_tokens_per_second, hooks.warn)
+    pauses = (steps_per_checkpoint, *hooks.periods)
     with checkpoint:
         while position.step < training.train_steps:
-            n_steps = next_step_count(multi_step, position.step, training.train_steps, steps_per_checkpoint)
+            n_steps = next_step_count(multi_step, position.step, training.train_steps, pauses)
             with meter.waiting_for_data():
                 loaded = loader.load(n_steps)
             if signal_number := _agree_to_stop(hooks.stop, loader, bool(loaded)):
@@ -113,9 +116,10 @@ def train(
                 position = TrainingPosition(position.step + 1, batch.next_example, batch.examples_per_dataset)
                 _report_step(hooks, training, position, batch, result, throughput)
             checkpoint.reached = position
-            if position.step % steps_per_checkpoint == 0 and position.step < training.train_steps:
-                checkpoint.save()
-                if signal_number := stopped_during(hooks.after_checkpoint, position):
+            if position.step < training.train_steps and any(position.step % period == 0 for period in pauses):
+                if position.step % steps_per_checkpoint == 0:
+                    checkpoint.save()
+                if signal_number := stopped_during(hooks.at_pause, position):
                     return position, signal_number
                 meter.restart()
     return position, None

@@ -53,16 +53,16 @@ class StepResult:
     learning_rate: float
 
 
-def next_step_count(multi_step: MultiStep, step: int, train_steps: int, steps_per_checkpoint: int) -> int:
-    """Returns how many steps to run in the next call: it ends at the next checkpoint or the end of training.
+def next_step_count(multi_step: MultiStep, step: int, train_steps: int, periods: Sequence[int]) -> int:
+    """Returns how many steps to run in the next call: it ends at the next pause or the end of training.
 
     Args:
         multi_step: runs them.
         step: updates made so far.
         train_steps: updates of the whole training.
-        steps_per_checkpoint: steps between two checkpoints.
+        periods: of pauses, such as the steps between two checkpoints.
     """
-    return min(multi_step.max_steps, train_steps - step, steps_per_checkpoint - step % steps_per_checkpoint)
+    return min(multi_step.max_steps, train_steps - step, *(period - step % period for period in periods))
 
 
 def run_steps(

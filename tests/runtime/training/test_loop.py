@@ -67,6 +67,7 @@ class Recorder:
     during_hook: Callable[[StopRequest], None] = lambda stop: None
     report: DivergenceReport = DivergenceReport()
     peak_tokens_per_second: float | None = None
+    periods: tuple[int, ...] = ()
 
     def step(self, *arrays: np.ndarray) -> dict:
         tokens_BS, labels_BS, weights_BS, rate, number, key = arrays
@@ -80,14 +81,15 @@ class Recorder:
     def hooks(self) -> Hooks:
         stop = StopRequest(self.all_reduce_max)
 
-        def after_checkpoint(position: TrainingPosition) -> None:
+        def at_pause(position: TrainingPosition) -> None:
             self.during_hook(stop)
             self.events.append(("hook", position))
 
         return Hooks(
             write_metrics=lambda step, values: self.events.append(("metrics", step, dict(values))),
             save_checkpoint=lambda position: self.events.append(("save", position)),
-            after_checkpoint=after_checkpoint,
+            periods=self.periods,
+            at_pause=at_pause,
             progress=Progress(TRAINING.train_steps, 0, io.StringIO()),
             warn=lambda problem: self.events.append(("problem", problem)),
             diagnose=self.diagnose,
@@ -173,6 +175,23 @@ def test_checkpoints_are_saved_at_intervals_and_at_the_end(
     assert recorder.of_kind("hook") == [(TrainingPosition(step, 2 * step),) for step in hooked]
     kinds = [kind for kind, *_ in recorder.events]
     assert all(kinds[index - 1] == "save" for index, kind in enumerate(kinds) if kind == "hook")
+
+
+def test_hooks_run_between_checkpoints_too() -> None:
+    recorder = Recorder(periods=(3, 4))
+    recorder.train(START, steps_per_checkpoint=6)
+    assert recorder.of_kind("save") == [(TrainingPosition(step, 2 * step),) for step in (6, 10)]
+    assert recorder.of_kind("hook") == [(TrainingPosition(step, 2 * step),) for step in (3, 4, 6, 8, 9)]
+
+
+def test_a_signal_in_a_hook_between_checkpoints_leaves_a_checkpoint_there() -> None:
+    def evaluate(stop: StopRequest) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        stop.check()
+
+    recorder = Recorder(during_hook=evaluate, periods=(4,))
+    assert recorder.train(START, steps_per_checkpoint=6) == (TrainingPosition(4, 8), signal.SIGTERM)
+    assert recorder.of_kind("save") == [(TrainingPosition(4, 8),)]
 
 
 def test_several_steps_in_a_call_are_reported_like_single_ones() -> None:

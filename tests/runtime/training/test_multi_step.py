@@ -53,16 +53,16 @@ def test_each_step_of_a_call_equals_a_single_step() -> None:
     assert [taken.outputs["key"] for taken in together] == [noise_key(3, number) for number in range(7, 12)]
 
 
-@given(st.integers(1, 40), st.integers(1, 200), st.integers(1, 60))
-def test_calls_end_at_every_checkpoint_and_at_the_end(n_steps: int, train_steps: int, per_checkpoint: int) -> None:
+@given(st.integers(1, 40), st.integers(1, 200), st.lists(st.integers(1, 60), min_size=1, max_size=3))
+def test_calls_end_at_every_pause_and_at_the_end(n_steps: int, train_steps: int, periods: list[int]) -> None:
     ends, position = [0], 0
     while position < train_steps:
-        position += next_step_count(Several(n_steps), position, train_steps, per_checkpoint)
+        position += next_step_count(Several(n_steps), position, train_steps, periods)
         ends.append(position)
     assert position == train_steps
-    assert {*range(0, train_steps, per_checkpoint)} <= {*ends}
+    assert all({*range(0, train_steps, period)} <= {*ends} for period in periods)
     assert all(0 < end - begin <= n_steps for begin, end in zip(ends, ends[1:], strict=False))
 
 
 def test_a_single_step_runs_one_step_per_call() -> None:
-    assert next_step_count(SingleStep(step), 3, 20, 5) == 1
+    assert next_step_count(SingleStep(step), 3, 20, [5]) == 1

@@ -1,0 +1,113 @@
+"""Where the results of evaluation tasks go: the run's metrics, GPT-Neo's file, records of items, and a table."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import posixpath
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from commands.run_setup import Run
+from configs.schema import TASK_ALIASES
+from runtime.generation.outputs import ESCAPES
+from runtime.run.metrics import MetricsWriter, to_json
+from storage.files import exists, read_bytes, write_text
+from tasks.task import Figure, LoadedTask, TaskResult
+
+STDERR = "_stderr"
+LAMBADA = tuple(TASK_ALIASES.values())
+COLUMNS = ("task", "figure", "value", "", "items", "n_shot")
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskOutputs:
+    """Writes the results of a run's tasks; in one process only.
+
+    Attributes:
+        run: whose tasks they are.
+        metrics: of the run; None if the weights are not those of the run, or another process writes.
+    """
+
+    run: Run
+    metrics: MetricsWriter | None
+
+    def write(self, step: int, result: TaskResult) -> None:
+        """Writes the result of a task at a step.
+
+        Raises:
+            UserError: there is no room, or no permission to write there.
+        """
+        if self.metrics is not None:
+            self.metrics.write("eval", step, metrics_of(result))
+            _add_line(self._path(f"eval_{self.run.options.sacred_id}.jsonl"), line_of(step, result))
+        if self.run.options.log_samples and self.run.group.is_first:
+            name = f"samples_{self.run.options.sacred_id}_{result.name}_{step}.jsonl"
+            write_text(self._path(name), "".join(map(_json_line, result.items)))
+
+    def _path(self, name: str) -> str:
+        return posixpath.join(self.run.config.model_path, name)
+
+
+def metrics_of(result: TaskResult) -> dict[str, float]:
+    """Returns the figures by the names that they have in `metrics.jsonl`."""
+    return {f"{result.name}/{name}": value for name, value in _values(result.figures).items()}
+
+
+def line_of(step: int, result: TaskResult) -> dict[str, Any]:
+    """Returns the line of `eval_ID.jsonl`, as GPT-Neo writes it; LAMBADA has GPT-Neo's own names besides."""
+    values, theirs = _values(result.figures), {}
+    if result.name in LAMBADA:
+        theirs = {"lambada_acc": values["acc"], "lambada_log_ppl": math.log(values["perplexity"])}
+    return {"task": result.name, "current_step": step, **values, **theirs}
+
+
+def _values(figures: Mapping[str, Figure]) -> dict[str, float]:
+    errors = {f"{name}{STDERR}": figure.stderr for name, figure in figures.items() if figure.stderr is not None}
+    return {name: figure.value for name, figure in figures.items()} | errors
+
+
+def _json_line(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, ensure_ascii=False).translate(ESCAPES) + "\n"
+
+
+def _add_line(path: str, line: Mapping[str, Any]) -> None:
+    """Appends a line, in place of one of the same task and step: an evaluation that a signal ended is done again."""
+    lines = read_bytes(path).decode().split("\n")[:-1] if exists(path) else []
+    key = json.dumps({"task": line["task"], "current_step": line["current_step"]})[:-1] + ","
+    kept = [f"{each}\n" for each in lines if not each.startswith(key)]
+    write_text(path, "".join([*kept, json.dumps({name: to_json(value) for name, value in line.items()}) + "\n"]))
+
+
+def format_note(step: int, result: TaskResult) -> str:
+    """Returns the figures of a task as a line."""
+    figures = "  ".join(f"{name} {' '.join(filter(None, cells))}" for name, cells in _shown(result.figures))
+    return f"step {step}: {result.name}: {figures}"
+
+
+def format_table(results: Sequence[tuple[LoadedTask, TaskResult]]) -> str:
+    """Returns a table with a row for each figure of each task."""
+    rows = [COLUMNS, *(row for loaded, result in results for row in _rows(loaded, result))]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    left = {"task", "figure", ""}
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if heading in left else cell.rjust(width)
+            for heading, cell, width in zip(COLUMNS, row, widths, strict=True)
+        ).rstrip()
+        for row in rows
+    )
+
+
+def _rows(loaded: LoadedTask, result: TaskResult) -> Iterator[tuple[str, ...]]:
+    first = (result.name, f"{result.n_items:,}", str(loaded.task.n_shot))
+    for name, (value, error) in _shown(result.figures):
+        task, n_items, n_shot = first
+        yield task, name, value, error, n_items, n_shot
+        first = ("", "", "")
+
+
+def _shown(figures: Mapping[str, Figure]) -> Iterator[tuple[str, tuple[str, str]]]:
+    for name, figure in figures.items():
+        yield name, (f"{figure.value:,.4f}", "" if figure.stderr is None else f"± {figure.stderr:,.4f}")
