@@ -88,7 +88,7 @@ def eval_log(metrics: Sequence[Line]) -> str:
     """Returns `eval_log.txt`, a line for each evaluation; a loss that is no likelihood has no perplexity."""
     rows, epoch_at = [EVAL_COLUMNS], {line["step"]: _epoch(line) for line in _train_lines(metrics)}
     for line in metrics:
-        if line["split"] == "eval":
+        if line["split"] == "eval" and "loss" in line:
             step = line["step"]
             epoch = max((epoch for at, epoch in epoch_at.items() if at <= step), default=1)
             rows.append(f"{epoch},{step},{step},{line['loss']},{line.get('perplexity', '')}")

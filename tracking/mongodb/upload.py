@@ -31,7 +31,7 @@ from pymongo.uri_parser import parse_uri
 from configs.errors import ConfigError
 from tracking.mongodb.downsampling import DownsampledSeries
 from tracking.record.metrics_tail import MetricsTail, parse_lines
-from tracking.record.store import METRICS_FILE, Run, find_run
+from tracking.record.store import METRICS_FILE, Run, find_run, series_name
 
 URL_VARIABLE = "MONGO_URL"
 ENV_FILE = ".env"
@@ -244,7 +244,7 @@ class _MetricCopies:
             for name, value in line.values.items():
                 if not math.isfinite(value):
                     continue
-                copy = self._copies.setdefault(f"{line.split}.{name}", _MetricCopy())
+                copy = self._copies.setdefault(series_name(line.split, name), _MetricCopy())
                 copy.series.append(line.step, value, line.time_seconds)
 
     def _push_one(self, mongo_id: int, document_id: ObjectId, name: str, copy: _MetricCopy) -> None:

@@ -48,7 +48,13 @@ HEARTBEAT_SECONDS = 10.0
 ARTIFACT_SECONDS = 3.0
 BUCKET_SECONDS = 10.0  # between two reads from a bucket
 MAX_RESTARTS_KEPT = 200
-ARTIFACT_PATTERNS = ("predictions_{id}_*.txt", "predictions_{id}_*.jsonl", "eval_{id}.jsonl", "*.png")
+ARTIFACT_PATTERNS = (
+    "predictions_{id}_*.txt",
+    "predictions_{id}_*.jsonl",
+    "eval_{id}.jsonl",
+    "samples_{id}_*.jsonl",
+    "*.png",
+)
 
 
 def write_whole(path: Path, content: bytes) -> None:

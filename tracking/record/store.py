@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import DataError, line_numbers, looked_from
+from configs.schema import SAMPLES
 from tracking.record.metrics_tail import Line, parse_line, parse_lines
 from tracking.record.output import shortened
 from tracking.record.validation import find_problem, without_none
@@ -36,6 +37,7 @@ from tracking.record.validation import find_problem, without_none
 DEFAULT_FOLDER = "experiments"
 RUN_FILE, CONFIG_FILE, INFO_FILE = "run.json", "config.json", "info.json"
 METRICS_FILE, SACRED_METRICS_FILE, OUTPUT_FILE = "metrics.jsonl", "metrics.json", "cout.txt"
+TASK_PREFIX = "fs."
 # A RUNNING run without a heartbeat for this long has died together with its supervisor.
 STALE_SECONDS = 120.0
 
@@ -250,11 +252,19 @@ def _unreadable(path: Path) -> str | None:
 
 
 def series_of(lines: Iterable[Line]) -> dict[str, Series]:
-    """Groups lines by metric, under names such as `train.loss`."""
+    """Groups lines by metric, under the names of `series_name`."""
     by_split: dict[str, dict[str, Series]] = {}
     for split, step, time_seconds, values in lines:
         of_split = by_split.setdefault(split, {})
         for name, value in values.items():
             series = of_split.get(name) or of_split.setdefault(name, Series())
             series.append(step, value, time_seconds)
-    return {f"{split}.{name}": series for split, of_split in by_split.items() for name, series in of_split.items()}
+    return {
+        series_name(split, name): series for split, of_split in by_split.items() for name, series in of_split.items()
+    }
+
+
+def series_name(split: str, name: str) -> str:
+    """Returns the name of a metric over a run: `train.loss`, or GPT-Neo's `fs.piqa.acc` for a figure of a task."""
+    task, slash, figure = name.partition("/")
+    return f"{TASK_PREFIX}{task}.{figure}" if split == "eval" and slash and task != SAMPLES else f"{split}.{name}"

@@ -21,7 +21,7 @@ import numpy as np
 
 from configs.errors import UserError
 from tracking.record.recorder import finite, write_whole
-from tracking.record.store import Run, Series, series_of
+from tracking.record.store import TASK_PREFIX, Run, Series, series_of
 from tracking.view.table import duration, flatten, format_number, format_setting
 
 PAGE = Path(__file__).with_name("report.html")
@@ -30,7 +30,8 @@ DATA_MARK = "RUN_DATA"
 MAX_COLUMNS, MIN_COLUMNS, MAX_TOTAL_COLUMNS = 800, 80, 24_000
 SMOOTHING_SHARE = 1 / 25
 MFU = re.compile(r".*\.(mfu|.*flops_utili[sz]ation)")
-MAX_SAMPLE_STEPS = 8
+MAX_SAMPLE_STEPS, MAX_TASK_STEPS = 8, 10
+STDERR = "_stderr"
 MAX_SAMPLE, OUTPUT_BYTES = 6_000, 32 * 1024  # characters, bytes
 GIB = 2.0**30
 NAMED_BY_STEP = re.compile(r"predictions_.*?_(\d+)(?:\.(\d+))?\.(?:txt|jsonl)")  # by step, and by number from 2
@@ -63,8 +64,10 @@ CHARTS = (
     Chart("Throughput", "tokens a second", r".*\.tokens_per_second"),
     Chart("Model flops utilisation", "share of the peak", MFU.pattern),
     Chart("Waiting for data", "share of the time", r".*\.data_wait"),
-    Chart("Memory", "GiB", r".*(memory|_bytes|_gib).*"),
+    Chart("Memory", "GiB", r"(train|eval)\..*(memory|_bytes|_gib).*"),
     Chart("Skipped records", "fraction of the examples", r".*\.data/skipped_fraction"),
+    Chart("Accuracy of tasks", "fraction of the items", r"fs\.[^/]*\.acc\w*", from_zero=False),
+    Chart("Generated texts", "fraction", r"eval\.samples/.*"),
 )
 
 
@@ -87,9 +90,10 @@ def write_report(run: Run) -> Path:
 def page_data(run: Run) -> dict[str, Any]:
     """Returns everything that the page shows."""
     measured = series_of(run.lines())
-    impossible = {name for name, points in measured.items() if MFU.fullmatch(name) and max(points.values) > 1}
-    zero = {name for name, points in measured.items() if not any(points.values)}
-    series = {name: points for name, points in measured.items() if name not in impossible | zero}
+    drawn = {name: points for name, points in measured.items() if not name.endswith(STDERR)}
+    impossible = {name for name, points in drawn.items() if MFU.fullmatch(name) and max(points.values) > 1}
+    zero = {name for name, points in drawn.items() if not any(points.values)}
+    series = {name: points for name, points in drawn.items() if name not in impossible | zero}
     n_columns = max(MIN_COLUMNS, min(MAX_COLUMNS, MAX_TOTAL_COLUMNS // max(1, len(series))))
     start_seconds = min((s.times_seconds[0] for s in series.values()), default=0.0)
     charts = list(_charts(series, start_seconds, n_columns))
@@ -103,6 +107,7 @@ def page_data(run: Run) -> dict[str, Any]:
         "n_columns": n_columns,
         "n_measured": sum(len(s.steps) for s in series.values()),
         "n_drawn": sum(len(curve["steps"]) for chart in charts for curve in chart["curves"] if not curve["is_smooth"]),
+        "tasks": _tasks(measured),
         "samples": _samples(run.artifacts, str(run.started_with("prompt") or "")),
         "config": _config(run),
         "environment": _environment(run.entry),
@@ -134,7 +139,7 @@ def _curves(name: str, series: Series, chart: Chart, start_seconds: float, n_col
     order = np.argsort(np.asarray(series.steps), kind="stable")
     steps, values = np.asarray(series.steps)[order], np.asarray(series.values)[order]
     seconds = np.maximum.accumulate(np.asarray(series.times_seconds)[order]) - start_seconds
-    values = values / GIB if name.endswith("_bytes") else values
+    values = values / GIB if chart.unit == "GiB" and name.endswith("_bytes") else values
     is_finite = np.isfinite(values)
     points = steps[is_finite], seconds[is_finite], values[is_finite]
     lost = np.flatnonzero(~is_finite)[:MAX_COLUMNS]
@@ -254,6 +259,31 @@ def _lowest(series: Series) -> str:
 def _finite_values(series: Series | None) -> np.ndarray:
     values = np.asarray(series.values if series else [], float)
     return values[np.isfinite(values)]
+
+
+def _tasks(measured: Mapping[str, Series]) -> dict[str, Any]:
+    """Returns the figures of evaluation tasks: a column for each step, a row for each figure."""
+    latest = {
+        name: dict(zip(series.steps, series.values, strict=True))
+        for name, series in measured.items()
+        if name.startswith(TASK_PREFIX)
+    }
+    steps = sorted({step for values in latest.values() for step in values})
+    chosen = [steps[index] for index in evenly_spaced(len(steps), MAX_TASK_STEPS)]
+    rows = [
+        [*name.split(".", 1)[1].rsplit(".", 1), [_with_error(values, latest.get(name + STDERR, {}), s) for s in chosen]]
+        for name, values in latest.items()
+        if not name.endswith(STDERR)
+    ]
+    return {"steps": chosen, "rows": rows, "n_steps": len(steps)}
+
+
+def _with_error(values: Mapping[int, float], errors: Mapping[int, float], step: int) -> str:
+    """Returns a figure at a step and its standard error; empty if it was not measured there."""
+    if step not in values:
+        return ""
+    error = f" ± {format_number(errors[step])}" if step in errors else ""
+    return format_number(values[step]) + error
 
 
 def _samples(artifacts: Sequence[Path], prompt: str) -> dict[str, Any]:

@@ -27,6 +27,7 @@ METRICS = [
     {"step": 1, "split": "train", "time": 1e9, "loss": 9.0},  # of a run before epochs were written
     line(2, 0.4, 3.0, 60),
     {"step": 2, "split": "eval", "time": 1e9, "loss": 1.5, "perplexity": math.exp(1.5)},
+    {"step": 2, "split": "eval", "time": 1e9, "piqa/acc": 0.5},
     line(4, 0.8, 2.0, 40),
     line(5, 1.0, 1.0, 10, tokens_per_second=25.0),
     line(6, 1.2, 4.0, 30),

@@ -63,6 +63,36 @@ def test_every_metric_has_a_curve(tmp_path: Path) -> None:
     assert (data["n_measured"], data["n_drawn"], data["tokens_per_step"]) == (401, 400, 32)
 
 
+def test_figures_of_tasks_are_a_table_over_steps(tmp_path: Path) -> None:
+    lines = [
+        evaluated(50, **{"piqa/acc": 0.625, "piqa/acc_stderr": 0.0123, "piqa/acc_bytes": 0.5}),
+        evaluated(50, **{"v.1/perplexity": 1234.5}),
+        evaluated(100, **{"piqa/acc": 0.75, "piqa/acc_stderr": 0.01, "samples/repetition_4": 0.25}),
+        evaluated(100, **{"mmlu/acc": 0.0, "mmlu/stem/acc": 0.3, "loss": 3.0}),
+    ]
+    data = page_data(write_run(tmp_path, 1, {}, metrics=lines))
+    assert data["tasks"] == {
+        "steps": [50, 100],
+        "rows": [
+            ["piqa", "acc", ["0.625 ± 0.0123", "0.75 ± 0.01"]],
+            ["piqa", "acc_bytes", ["0.5", ""]],
+            ["v.1", "perplexity", ["1,234", ""]],
+            ["mmlu", "acc", ["", "0"]],
+            ["mmlu", "stem/acc", ["", "0.3"]],
+        ],
+        "n_steps": 2,
+    }
+    drawn = {title: [curve["name"] for curve in chart["curves"]] for title, chart in charts(data).items()}
+    assert drawn == {
+        "Loss": ["eval.loss"],
+        "Accuracy of tasks": ["fs.piqa.acc", "fs.piqa.acc_bytes"],
+        "Generated texts": ["eval.samples/repetition_4"],
+        "fs.mmlu.stem/acc": ["fs.mmlu.stem/acc"],
+        "fs.v.1.perplexity": ["fs.v.1.perplexity"],
+    }
+    assert charts(data)["Accuracy of tasks"]["curves"][1]["values"] == [0.5]
+
+
 def test_metrics_of_earlier_versions_continue_the_same_curves(tmp_path: Path) -> None:
     old = [train(step, **{"data/skipped_share": 0.5, "moe/h0/dropped": 0.25}) for step in (1, 2)]
     new = [train(step, **{"data/skipped_fraction": 0.5, "moe/h0/dropped_fraction": 0.25}) for step in (3, 4)]
@@ -310,6 +340,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 def test_a_browser_draws_the_page(tmp_path: Path) -> None:
     lines = [train(step, loss=3 + 5 * math.exp(-step / 1e4), grad_norm=1.0 / step) for step in range(1, 100_001)]
+    lines.append(evaluated(100_000, **{"piqa/acc": 0.625, "piqa/acc_stderr": 0.0123}))
     run = write_run(tmp_path, 3, {"train_batch_size": 4, "n_ctx": 8, "name": HOSTILE}, metrics=lines)
     run = Run(run.folder, {**run.entry, "artifacts": [write_samples(run, 5, [HOSTILE])]}, run.config, run.info)
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000", "--dump-dom"]
@@ -317,7 +348,8 @@ def test_a_browser_draws_the_page(tmp_path: Path) -> None:
     done = subprocess.run([CHROMIUM, *flags, write_report(run).as_uri()], capture_output=True, text=True, timeout=120)
     drawn = done.stdout
     assert "<title>Run 3: trial</title>" in drawn and 'data-drawn="yes"' in drawn
-    assert drawn.count(">nats a token</text>") == 1 and drawn.count(">step</text>") == 2  # labels of the axes
-    assert drawn.count("<svg") == 2 and drawn.count('<path d="M') == 3  # the loss has a calm line beside
-    assert re.search(r"200,000 points were measured and [\d,]+ are drawn", drawn)
+    assert drawn.count(">nats a token</text>") == 1 and drawn.count(">step</text>") == 3  # labels of the axes
+    assert drawn.count("<svg") == 3 and drawn.count('<path d="M') == 4  # the loss has a calm line beside
+    assert '>piqa</td><td>acc</td><td class="number">0.625 ± 0.0123</td>' in drawn
+    assert re.search(r"200,001 points were measured and [\d,]+ are drawn", drawn)
     assert "&lt;/script&gt;&lt;script&gt;document.title" in drawn.split("<script")[0]
