@@ -13,7 +13,7 @@ from commands.prompts import PromptFile, check_shared_prompt, encode_prompts, re
 from commands.run_data import RunData
 from commands.run_setup import Run
 from commands.task_outputs import TaskOutputs, format_note
-from commands.task_runner import TaskRunner, check_tasks
+from commands.task_runner import PreparedTask, TaskRunner, prepare_tasks
 from configs.schema import SAMPLES, VALIDATION
 from data.tfrecord.shards import list_shards
 from inputs import evaluation_batches
@@ -104,7 +104,7 @@ class HookInputs:
 
     data: RunData
     prompts: PromptFile | None
-    tasks: Sequence[LoadedTask]
+    tasks: Sequence[PreparedTask]
 
 
 def check_hook_inputs(run: Run, data: RunData, tasks: Sequence[LoadedTask]) -> HookInputs:
@@ -116,8 +116,7 @@ def check_hook_inputs(run: Run, data: RunData, tasks: Sequence[LoadedTask]) -> H
     for pattern in data.eval_patterns():
         if _measures_loss(run) and pattern:
             list_shards(pattern)
-    check_tasks(run, tasks)
-    return HookInputs(data, _checked_prompts(run), tasks)
+    return HookInputs(data, _checked_prompts(run), prepare_tasks(run, tasks))
 
 
 def _measures_loss(run: Run) -> bool:
@@ -160,8 +159,8 @@ def _hooks(
     if _measures_loss(run) and inputs.data.has_eval_part():
         yield CheckpointHook(_period(run, periods.get(VALIDATION)), _loss_hook(run, inputs.data, metrics, note))
     runner, outputs = TaskRunner(run, inputs.tasks), TaskOutputs(run, metrics)
-    for loaded in inputs.tasks:
-        yield CheckpointHook(_period(run, periods[loaded.task.name]), _task_hook(runner, loaded, outputs, note))
+    for task in inputs.tasks:
+        yield CheckpointHook(_period(run, periods[task.name]), _task_hook(runner, task, outputs, note))
     if inputs.prompts is not None:
         yield at_checkpoints(_sample_hook(run, inputs.prompts, metrics, note))
     if run.config.training.log_weights and run.group.is_first:
@@ -188,9 +187,9 @@ def _loss_hook(run: Run, data: RunData, metrics: MetricsWriter | None, note: Cal
     return evaluate
 
 
-def _task_hook(runner: TaskRunner, loaded: LoadedTask, outputs: TaskOutputs, note: Callable[[str], None]) -> Hook:
+def _task_hook(runner: TaskRunner, task: PreparedTask, outputs: TaskOutputs, note: Callable[[str], None]) -> Hook:
     def evaluate(position: TrainingPosition) -> None:
-        result = runner.evaluate(loaded, lambda n_done: None)
+        result = runner.evaluate(task, lambda n_done: None)
         outputs.write(position.step, result)
         note(format_note(position.step, result))
 

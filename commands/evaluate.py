@@ -21,7 +21,7 @@ from commands.run_setup import (
     set_up_with_data,
 )
 from commands.task_outputs import TaskOutputs, format_table
-from commands.task_runner import TaskRunner, check_tasks, load_tasks
+from commands.task_runner import TaskRunner, load_tasks, prepare_tasks
 from configs.schema import VALIDATION, RunConfig
 from data.loading.batch import Batch
 from inputs import evaluation_batches
@@ -52,8 +52,7 @@ def evaluate(config: RunConfig, options: Options, group: ProcessGroup) -> int:
         measure_loss = functools.partial(build_evaluator(run), batches)
     else:
         run = set_up_for_generation(config, options, group)
-    check_tasks(run, tasks)
-    runner = TaskRunner(run, tasks)
+    runner = TaskRunner(run, prepare_tasks(run, tasks))
     runner.build()
     position = load_trained(run)
     group.check_same("the run's position", repr(position))
@@ -88,11 +87,11 @@ def _run_tasks(runner: TaskRunner, outputs: TaskOutputs, step: int) -> None:
     results = []
     with signals_as_interrupt():
         try:
-            for loaded in runner.tasks:
-                with counting(loaded.task.name, len(loaded.items), runner.run.group) as advance:
-                    result = runner.evaluate(loaded, advance)
+            for task in runner.tasks:
+                with counting(task.name, task.n_requests, runner.run.group) as advance:
+                    result = runner.evaluate(task, advance)
                 outputs.write(step, result)
-                results.append((loaded, result))
+                results.append((task.loaded.task, result))
         finally:
             if results:
                 say(f"step {step}: tasks\n{format_table(results)}")

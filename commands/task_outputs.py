@@ -14,7 +14,7 @@ from configs.schema import TASK_ALIASES
 from runtime.generation.outputs import ESCAPES
 from runtime.run.metrics import MetricsWriter, to_json
 from storage.files import exists, read_bytes, write_text
-from tasks.task import Figure, LoadedTask, TaskResult
+from tasks.task import Figure, Task, TaskResult
 
 STDERR = "_stderr"
 LAMBADA = tuple(TASK_ALIASES.values())
@@ -64,8 +64,10 @@ def line_of(step: int, result: TaskResult) -> dict[str, Any]:
 
 
 def _values(figures: Mapping[str, Figure]) -> dict[str, float]:
-    errors = {f"{name}{STDERR}": figure.stderr for name, figure in figures.items() if figure.stderr is not None}
-    return {name: figure.value for name, figure in figures.items()} | errors
+    values: dict[str, float] = {}
+    for name, figure in figures.items():
+        values |= {name: figure.value} | ({} if figure.stderr is None else {f"{name}{STDERR}": figure.stderr})
+    return values
 
 
 def _json_line(values: Mapping[str, Any]) -> str:
@@ -81,14 +83,16 @@ def _add_line(path: str, line: Mapping[str, Any]) -> None:
 
 
 def format_note(step: int, result: TaskResult) -> str:
-    """Returns the figures of a task as a line."""
-    figures = "  ".join(f"{name} {' '.join(filter(None, cells))}" for name, cells in _shown(result.figures))
-    return f"step {step}: {result.name}: {figures}"
+    """Returns the figures of a task as a line, without those of its parts."""
+    whole = {name: figure for name, figure in result.figures.items() if "/" not in name}
+    return f"step {step}: {result.name}: " + "  ".join(
+        f"{name} {' '.join(cells)}".rstrip() for name, cells in _shown(whole)
+    )
 
 
-def format_table(results: Sequence[tuple[LoadedTask, TaskResult]]) -> str:
+def format_table(results: Sequence[tuple[Task, TaskResult]]) -> str:
     """Returns a table with a row for each figure of each task."""
-    rows = [COLUMNS, *(row for loaded, result in results for row in _rows(loaded, result))]
+    rows = [COLUMNS, *(row for task, result in results for row in _rows(task, result))]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     left = {"task", "figure", ""}
     return "\n".join(
@@ -100,11 +104,11 @@ def format_table(results: Sequence[tuple[LoadedTask, TaskResult]]) -> str:
     )
 
 
-def _rows(loaded: LoadedTask, result: TaskResult) -> Iterator[tuple[str, ...]]:
-    first = (result.name, f"{result.n_items:,}", str(loaded.task.n_shot))
+def _rows(task: Task, result: TaskResult) -> Iterator[tuple[str, ...]]:
+    first = (result.name, f"{result.n_items:,}", str(task.n_shot))
     for name, (value, error) in _shown(result.figures):
-        task, n_items, n_shot = first
-        yield task, name, value, error, n_items, n_shot
+        task_name, n_items, n_shot = first
+        yield task_name, name, value, error, n_items, n_shot
         first = ("", "", "")
 
 

@@ -54,7 +54,7 @@ def load_config(model: str, overrides: Sequence[str] = (), weights: str | None =
     is_folder = os.path.isdir(model)
     weights = model if weights is None and is_folder and is_huggingface_folder(model) else weights
     keys = _keys_of_folder(Path(model), weights, issues) if is_folder else read_file(path, schema.ALIASES, issues)
-    raw = _without_overridden(keys, overriding) | overriding
+    raw = _without_overridden(keys, overriding) | overriding | _named_tasks(keys, overriding)
     if weights is not None:
         raw.setdefault("no_dataset", RawValue("no_dataset", "datasets" not in raw, weights))
     source = _find_model_source(raw) if weights is None else weights
@@ -176,6 +176,16 @@ def _without_overridden(raw: Mapping[str, RawValue], overriding: Mapping[str, Ra
     """Returns the values of a file without those that overrides set back to their defaults."""
     reset = _reset_by(overriding)
     return {key: value for key, value in raw.items() if key not in reset}
+
+
+def _named_tasks(raw: Mapping[str, RawValue], overriding: Mapping[str, RawValue]) -> dict[str, RawValue]:
+    """Returns typed names of evaluation tasks as the tasks that the file describes under these names."""
+    typed, written = overriding.get("eval_tasks"), raw.get("eval_tasks")
+    if typed is None or not isinstance(typed.value, str) or written is None or not isinstance(written.value, list):
+        return {}
+    described = {task["name"]: task for task in written.value if isinstance(task, dict) and "name" in task}
+    tasks = [described.get(name.strip(), name.strip()) for name in typed.value.split(",")]
+    return {"eval_tasks": dataclasses.replace(typed, value=tasks)}
 
 
 def _build_run_config(values: Mapping[str, Any]) -> RunConfig:

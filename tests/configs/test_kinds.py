@@ -47,6 +47,15 @@ def test_evaluation_tasks_are_written_as_they_are_read(tmp_path, written):
     assert json.loads(resolved_json(config))["eval_tasks"] == wanted
 
 
+def test_typed_names_are_those_of_the_tasks_that_the_file_describes(tmp_path):
+    mine = {"name": "mine", "file": "a.jsonl", "kind": "rolling", "limit": 3}
+    path = write_configs(tmp_path, MODEL | {"eval_tasks": [mine, "piqa"]})
+    for override in ("--eval_tasks=sciq, mine", "eval_tasks=sciq,mine"):
+        tasks = load_config(path, [override]).evaluation.eval_tasks
+        assert tasks == (TaskEntry(name="sciq"), TaskEntry(**mine))
+    assert load_config(path, ['eval_tasks=[{"name": "mine"}]']).evaluation.eval_tasks == (TaskEntry(name="mine"),)
+
+
 TASKS = 'write it as ["lambada_openai", {"name": "mine", "file": "mine.jsonl", "kind": "multiple_choice"}]'
 WRONG_VALUES = {
     "a flag for an integer": ({"n_head": True}, "n_head = true: is not an integer; give an integer >= 1"),
