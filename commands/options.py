@@ -7,11 +7,12 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from configs.command_line import FLAG_MARK, SET
 from configs.reader import shown
-from configs.schema import ALIASES, FLAGS, GROUPS, RUN_FIELDS, RunConfig, keys_of
+from configs.schema import ALIASES, DIALOGUE, FLAGS, GROUPS, RUN_FIELDS, RunConfig, keys_of
 from serving.settings import ServingSettings
 
 GENERATING = ("predict", "interactive", "chat", "serve")
 COMPUTING = ("train", "eval", "plan", *GENERATING)
+ANSWERS = "answers of evaluation tasks"
 READING = ("train", "eval", "check_dataset")
 ENDLESS_DECAYS = (None, "noam", "noamwd")  # of lr_decay
 # The commands in which flags have an effect; all others have one in every command, or are refused.
@@ -27,8 +28,8 @@ FLAG_COMMANDS = {
     "tpu": COMPUTING,
 }
 # The commands in which the keys of a group have an effect, and the exceptions.
-GROUP_COMMANDS = {"training": ("train", "plan"), "evaluation": ("train", "eval"), "prediction": GENERATING}
-GROUP_COMMANDS |= {"mesh": COMPUTING}
+GROUP_COMMANDS = {"training": ("train", "plan"), "evaluation": ("train", "eval"), "mesh": COMPUTING}
+GROUP_COMMANDS |= {"prediction": (*GENERATING, ANSWERS)}
 KEY_COMMANDS = {
     **dict.fromkeys(("seed", "train_batch_size"), ("eval", *GROUP_COMMANDS["training"])),
     **dict.fromkeys(("input_fn", "shuffle_input_filenames", "on_bad_record", "max_bad_share"), ("train",)),
@@ -141,11 +142,10 @@ def idle_in_command(command: str, typed: Collection[str], overrides: Collection[
         overrides: the keys that were set, as `load_config` takes them.
         config: the run.
     """
-    keys = keys_by_name(overrides)
-    samples = command == "train" and config.prediction.predict_steps > 0 and config.model.writes_text
-    idle = [f"--{flag}" for flag in typed if not _acts(FLAG_COMMANDS.get(flag), command, samples)]
+    keys, acting = keys_by_name(overrides), {command, *_generates_as(command, config)}
+    idle = [f"--{flag}" for flag in typed if not _acts(FLAG_COMMANDS.get(flag), acting)]
     for name, key in keys.items():
-        if not _acts(_commands_of(key), command, samples):
+        if not _acts(_commands_of(key), acting):
             idle.append(name if name.startswith(FLAG_MARK) else f"{SET} {name}")
     if not idle:
         return None
@@ -159,8 +159,17 @@ def keys_by_name(overrides: Collection[str]) -> dict[str, str]:
     return {name: FLAGS.get(name.removeprefix(FLAG_MARK), ALIASES.get(name, name)) for name in names}
 
 
-def _acts(commands: Collection[str] | None, command: str, samples: bool) -> bool:
-    return commands is None or command in commands or (samples and "predict" in commands)
+def _generates_as(command: str, config: RunConfig) -> Iterator[str]:
+    """Yields the commands whose texts a command generates too, in samples and in answers of tasks."""
+    if command == "train" and config.prediction.predict_steps > 0 and config.model.writes_text:
+        yield "predict"
+    answers = any(entry.kind == DIALOGUE for entry in config.evaluation.eval_tasks)
+    if command in GROUP_COMMANDS["evaluation"] and answers:
+        yield ANSWERS
+
+
+def _acts(commands: Collection[str] | None, acting: Collection[str]) -> bool:
+    return commands is None or not set(commands).isdisjoint(acting)
 
 
 def _commands_of(key: str) -> Collection[str] | None:

@@ -66,7 +66,7 @@ INPUT_FNS = ("sequential_input", "generic_text")
 PROMPT_OVERFLOWS = ("left", "refuse")
 STREAM, MASKED = PACKINGS = ("stream", "masked")
 DATATYPES = ("chunks", "documents_fixed", "documents_random")
-TASK_KINDS = ("continuation", "rolling", "multiple_choice", "dialogue")
+*_, DIALOGUE = TASK_KINDS = ("continuation", "rolling", "multiple_choice", "dialogue")
 VALIDATION = "validation"  # the evaluation task that is the held-out loss
 SAMPLES = "samples"  # the metrics of generated texts have the place of a task of this name
 TASK_NAME_PATTERN = re.compile(r"[\w.+-]+", re.ASCII)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import signal
 from pathlib import Path
 
 import pytest
 
-from commands.checkpoint_hooks import CheckpointHooks, interrupted_hook
+from commands.checkpoint_hooks import CheckpointHook, CheckpointHooks, interrupted_hook
 from commands.run_setup import Run
 from runtime.checkpoint.position import TrainingPosition
 from runtime.cluster.process_group import ALONE
@@ -24,6 +25,7 @@ class Hooks:
 
     model_path: Path
     stopped: int | None = None
+    every_steps: tuple[int, int, int] = (2, 3, 6)
     done: list[tuple[int, int]] = dataclasses.field(default_factory=list)
 
     def hook(self, number: int, position: TrainingPosition) -> None:
@@ -34,9 +36,8 @@ class Hooks:
     def all(self) -> CheckpointHooks:
         config = dataclasses.replace(tiny.run_config(), model_path=str(self.model_path))
         run = Run(config, None, ALONE, None, None)
-        return CheckpointHooks(
-            run, [lambda position, number=number: self.hook(number, position) for number in range(3)]
-        )
+        hooks = (functools.partial(self.hook, number) for number in range(3))
+        return CheckpointHooks(run, [CheckpointHook(*each) for each in zip(self.every_steps, hooks, strict=True)])
 
 
 def test_what_a_signal_has_ended_is_done_on_resume(tmp_path: Path) -> None:
@@ -52,6 +53,23 @@ def test_what_a_signal_has_ended_is_done_on_resume(tmp_path: Path) -> None:
     third.all().catch_up(POSITION)
     assert (first.done, second.done, third.done) == ([(0, 6)], [(1, 6)], [(2, 6)])
     assert list(tmp_path.iterdir()) == [] and interrupted_hook(third.all().run, POSITION) is None
+
+
+def test_each_hook_runs_at_its_own_steps_and_at_the_last(tmp_path: Path) -> None:
+    hooks = Hooks(tmp_path, every_steps=(4, 3, 4))
+    assert hooks.all().periods == (3, 4)
+    for step in range(1, tiny.TRAINING.train_steps + 1):
+        hooks.all()(TrainingPosition(step, 2 * step))
+    assert hooks.done == [(1, 3), (0, 4), (2, 4), (1, 6), (0, 8), (2, 8), (1, 9), (0, 10), (1, 10), (2, 10)]
+
+
+def test_what_is_left_and_not_due_stays_undone_on_resume(tmp_path: Path) -> None:
+    first = Hooks(tmp_path, stopped=0, every_steps=(6, 4, 3))
+    with pytest.raises(Stopped):
+        first.all()(POSITION)
+    second = Hooks(tmp_path, every_steps=(6, 4, 3))
+    second.all().catch_up(POSITION)
+    assert (first.done, second.done) == ([], [(0, 6), (2, 6)])
 
 
 @pytest.mark.parametrize("content", ["", "[6]", "{}", '[6, "x"]', "\0\0"])

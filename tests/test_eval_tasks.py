@@ -1,0 +1,189 @@
+"""Evaluation tasks from the command line: at the end, while training, and with other weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from commands.options import idle_in_command
+from configs.schema import EvaluationConfig, TaskEntry
+from main import main
+from runtime.run.metrics import read_metrics
+from tests import tiny
+from tests.program import TINY, write_project
+
+N_STEPS = 12
+TASKS = [
+    {"name": "lambada", "limit": 3},
+    {"name": "mine", "file": "mine.jsonl", "kind": "multiple_choice", "every_steps": 6},
+    {"name": "talk", "file": "talk.jsonl", "kind": "dialogue"},
+]
+CHANGES = {
+    **{"n_ctx": 32, "train_steps": N_STEPS, "eval_tasks": TASKS, "eval_tasks_dir": "sets", "eval_every_steps": 4},
+    **{"predict_steps": 1, "predict_batch_size": 2, "predict_max_steps": 8, "eval_steps": 1},
+}
+ACCURACIES = {f"mine/{name}" for name in ("acc", "acc_norm", "acc_bytes")}
+
+
+def write_lines(path: Path, lines: Sequence[object]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def lines_of(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def write_tasks(folder: Path) -> None:
+    write_project(folder)
+    write_lines(folder / "sets/lambada_openai.jsonl", [{"context": "the cat", "continuation": "sat"}] * 5)
+    question = {"query": "one dog", "choices": ["saw a cat", "run"], "gold": 0}
+    write_lines(folder / "mine.jsonl", [question, {**question, "gold": 1}])
+    write_lines(folder / "talk.jsonl", [{"context": ["the cat", "sat"], "references": ["on a mat"]}] * 3)
+    (folder / "tiny.json").write_text(json.dumps({**TINY, **CHANGES}))
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was evaluated while it trained."""
+    folder = tmp_path_factory.mktemp("tasks")
+    write_tasks(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["--model", "tiny.json", "--steps_per_checkpoint", "6"]) == 0
+    return folder
+
+
+@pytest.fixture
+def here(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(project)
+    return project
+
+
+def steps_of(metric: str, run: str) -> list[int]:
+    return [line["step"] for line in read_metrics(run) if line["split"] == "eval" and metric in line]
+
+
+@pytest.mark.slow
+def test_each_task_is_evaluated_at_its_own_steps(here: Path) -> None:
+    assert steps_of("loss", "runs/tiny") == steps_of("lambada_openai/acc", "runs/tiny") == [4, 8, 12]
+    assert steps_of("talk/bleu_1", "runs/tiny") == [4, 8, 12]
+    assert steps_of("mine/acc", "runs/tiny") == [6, 12]
+    assert steps_of("samples/repetition_4", "runs/tiny") == steps_of("samples/distinct_2", "runs/tiny") == [6, 12]
+    written = [(line["task"], line["current_step"]) for line in lines_of(here / "runs/tiny/eval_nosacred.jsonl")]
+    expected = [("lambada_openai", 4), ("talk", 4), ("mine", 6), ("lambada_openai", 8), ("talk", 8)]
+    assert written == [*expected, ("lambada_openai", 12), ("mine", 12), ("talk", 12)]
+    assert lines_of(here / "runs/tiny/eval_nosacred.jsonl")[-1]["mean_words"] >= 0
+    assert len((here / "runs/tiny/eval_log.txt").read_text().splitlines()) == 1 + 3
+
+
+@pytest.mark.slow
+def test_eval_gives_the_figures_of_training_again(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def last(metric: str) -> list[float]:
+        return [line[metric] for line in read_metrics("runs/tiny") if metric in line][-2:]
+
+    assert main(["--model", "tiny.json", "--eval", "--log_samples", "--sacred_id", "5"]) == 0
+    for metric in ("lambada_openai/perplexity", "mine/acc", "talk/nist_4", "talk/entropy_2"):
+        while_training, alone = last(metric)
+        assert alone == pytest.approx(while_training, rel=1e-5), metric
+    shown = capsys.readouterr().out
+    table = shown[shown.index("task ") :]
+    assert [line.split()[0] for line in table.splitlines()[1:] if line[0] != " "] == [
+        *("lambada_openai", "mine", "talk"),
+        *("step", "loss"),  # then the held-out loss, as GPT-Neo
+    ]
+    (perplexity,) = {line["lambada_openai/perplexity"] for line in read_metrics("runs/tiny")[-4:-3]}
+    assert f"{perplexity:,.4f}" in table
+    items = lines_of(here / "runs/tiny/samples_5_lambada_openai_12.jsonl")
+    mean = sum(item["log_likelihood"] for item in items) / len(items)
+    assert len(items) == 3 and math.exp(-mean) == pytest.approx(perplexity)
+    assert sorted(path.name for path in (here / "runs/tiny").glob("*_5*")) == [
+        "eval_5.jsonl",
+        *(f"samples_5_{name}_12.jsonl" for name in ("lambada_openai", "mine", "talk")),
+    ]
+
+
+@pytest.mark.slow
+def test_typed_names_are_evaluated_alone(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    n_lines = len(read_metrics("runs/tiny"))
+    assert main(["--model", "tiny.json", "--eval", "--eval_tasks", "mine"]) == 0
+    assert "held-out" not in capsys.readouterr().out
+    (line,) = read_metrics("runs/tiny")[n_lines:]
+    names = {name for name in line if "/" in name and not name.endswith("_stderr")}
+    assert names == ACCURACIES and line["mine/acc"] == 0.5
+    assert main(["--model", "tiny.json", "--eval", "--eval_tasks", "validation"]) == 0
+    shown = capsys.readouterr().out
+    assert "held-out" in shown and "figure" not in shown
+
+
+@pytest.mark.slow
+def test_other_weights_without_data_leave_the_run_alone(
+    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(tmp_path / "hf")
+    assert main(["--model", "tiny.json", "--export", "--export_format", "hf", "--export_dir", folder]) == 0
+    capsys.readouterr()
+    before = (here / "runs/tiny/metrics.jsonl").read_bytes()
+    (task,) = [task for task in TASKS if task["name"] == "mine"]
+    settings = ["--set", f"eval_tasks=[{json.dumps(task)}]", "--set", f"model_path={tmp_path / 'out'}"]
+    assert main(["--model", folder, "--eval", *settings, "--log_samples"]) == 0
+    assert "mine  acc" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["samples_nosacred_mine_0.jsonl"]
+    alone = lines_of(tmp_path / "out/samples_nosacred_mine_0.jsonl")
+    assert main(["--model", "tiny.json", "--init_from", folder, "--eval", "--eval_tasks", "mine", "--log_samples"]) == 0
+    beside = lines_of(here / "runs/tiny/samples_nosacred_mine_0.jsonl")
+    assert [item["log_likelihoods"] for item in beside] == [
+        pytest.approx(item["log_likelihoods"], abs=1e-4) for item in alone
+    ]
+    assert (here / "runs/tiny/metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "lines"),
+    [
+        (["--eval_tasks", "lambda"], ["eval_tasks = lambda: is not in the table of tasks"]),
+        (["--eval_tasks", "piqa"], ["sets/piqa.jsonl: is not there"]),
+        (
+            ["--eval_tasks", "picqa,nothing_near"],
+            [
+                "eval_tasks = picqa: is not in the table of tasks, and has no file; did you mean piqa?",
+                "eval_tasks = nothing_near: is not in the table of tasks, and has no file; ",
+            ],
+        ),
+        (["--eval_tasks", "talk", "--set", "num_beams=3"], ["eval_tasks = talk: samples its answers, and does not"]),
+    ],
+)
+@pytest.mark.parametrize("command", [["--eval"], ["--set", "train_steps=50"]], ids=["eval", "train"])
+def test_what_cannot_be_evaluated_is_said_before_anything_is_done(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: list[str],
+    changes: list[str],
+    lines: list[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_tasks(tmp_path)
+    assert main(["--model", "tiny.json", *command, *changes]) == 2
+    heard = capsys.readouterr().err.splitlines()
+    assert len(heard) == len(lines)
+    assert all(got.startswith(line) for got, line in zip(heard, lines, strict=True)), heard
+    assert not (tmp_path / "runs").exists() and not (tmp_path / "datasets").exists()
+
+
+def test_tasks_have_no_effect_elsewhere_and_that_is_said() -> None:
+    options = {"typed": ["log_samples"], "overrides": ["--eval_tasks=talk", "temperature=0.5"]}
+    config = dataclasses.replace(tiny.run_config(), evaluation=EvaluationConfig(eval_batch_size=1))
+    assert idle_in_command("chat", **options, config=config) == (
+        "--log_samples, --eval_tasks: no effect with --chat; leave out what has none"
+    )
+    said = "--set temperature: no effect with --eval; leave out what has none"
+    assert idle_in_command("eval", **options, config=config) == said
+    answering = TaskEntry(name="talk", file="talk.jsonl", kind="dialogue")
+    config = dataclasses.replace(config, evaluation=EvaluationConfig(eval_batch_size=1, eval_tasks=(answering,)))
+    assert idle_in_command("eval", **options, config=config) is None
