@@ -35,7 +35,7 @@ def evaluate_task(
     """Scores a task's items and measures them.
 
     Args:
-        loaded: a task of any kind but dialogue, whose answers `tasks.answers` measures.
+        loaded: a task of any kind but dialogue, whose answers `tasks.dialogue` measures.
         tokenizer: of the model.
         start_id: stands for the start of a document: bos where the tokenizer has one, else eos.
         scorer: the model.
