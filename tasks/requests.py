@@ -63,8 +63,7 @@ def _asked_of_texts(
 
 
 def _group(question: Question, encoded: Sequence[tuple[Ids, Ids]]) -> tuple[Continuations, ...]:
-    contexts = dict.fromkeys(context for context, _ in encoded)
-    if question.contexts_compete or len(contexts) > 1:  # an empty context takes the start of its continuation
+    if question.contexts_compete:
         return tuple(Continuations(context, (continuation,)) for context, continuation in encoded)
     return (Continuations(encoded[0][0], tuple(continuation for _, continuation in encoded)),)
 
