@@ -68,7 +68,7 @@ def _add_recording_flags(add: Callable[..., object]) -> None:
 
 def _add_viewing_flags(add: Callable[..., object]) -> None:
     add("--list", action="store_true", help="list all runs of the store, or of MongoDB if --mongo is given")
-    add("--compare", nargs="+", metavar="RUN", help="compare the results and configs of runs")
+    add("--compare", nargs="+", metavar="RUN", help="compare the results, the items of tasks and the configs of runs")
     add("--report", metavar="RUN", help="write an HTML page with curves, samples, config and environment")
     text = "start TensorBoard on a free port of this machine, for these runs"
     add("--tensorboard", nargs="+", metavar="RUN", help=text)
@@ -241,6 +241,11 @@ def _show_table(own: argparse.Namespace) -> None:
 
     url = upload.find_url(own.mongo, Path(upload.ENV_FILE)) if own.mongo else None  # the URL in .env is only for copies
     print(queries.compared(own.compare, own.store, url) if own.compare else queries.all_runs(own.store, url))
+    if own.compare and url is None:
+        from commands.compare_items import compared_items
+
+        for line in compared_items([find_run(own.store, run_id) for run_id in dict.fromkeys(own.compare)]):
+            print(line)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

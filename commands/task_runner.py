@@ -19,7 +19,7 @@ from runtime.generation.outputs import sampled_texts
 from runtime.generation.requests import GenerationRequest, sample_requests, sample_seed
 from runtime.generation.scheduler import Scheduler
 from runtime.generation.scoring import Scorer, build_scorer
-from tasks.dialogue.evaluation import measure_answers
+from tasks.answers import measure_answers
 from tasks.evaluate import score_requests
 from tasks.load import load_task
 from tasks.requests import build_requests
