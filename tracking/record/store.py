@@ -37,7 +37,7 @@ from tracking.record.validation import find_problem, without_none
 DEFAULT_FOLDER = "experiments"
 RUN_FILE, CONFIG_FILE, INFO_FILE = "run.json", "config.json", "info.json"
 METRICS_FILE, SACRED_METRICS_FILE, OUTPUT_FILE = "metrics.jsonl", "metrics.json", "cout.txt"
-TASK_PREFIX = "fs."
+TASK_PREFIX, STDERR = "fs.", "_stderr"
 # A RUNNING run without a heartbeat for this long has died together with its supervisor.
 STALE_SECONDS = 120.0
 
@@ -266,5 +266,9 @@ def series_of(lines: Iterable[Line]) -> dict[str, Series]:
 
 def series_name(split: str, name: str) -> str:
     """Returns the name of a metric over a run: `train.loss`, or GPT-Neo's `fs.piqa.acc` for a figure of a task."""
-    task, slash, figure = name.partition("/")
-    return f"{TASK_PREFIX}{task}.{figure}" if split == "eval" and slash and task != SAMPLES else f"{split}.{name}"
+    return TASK_PREFIX + name.replace("/", ".", 1) if split == "eval" and is_figure(name) else f"{split}.{name}"
+
+
+def is_figure(name: str) -> bool:
+    """Returns whether an evaluation metric is a figure of a task, such as piqa/acc, or its standard error."""
+    return "/" in name and not name.startswith(f"{SAMPLES}/")

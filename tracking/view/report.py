@@ -21,8 +21,8 @@ import numpy as np
 
 from configs.errors import UserError
 from tracking.record.recorder import finite, write_whole
-from tracking.record.store import TASK_PREFIX, Run, Series, series_of
-from tracking.view.table import duration, flatten, format_number, format_setting
+from tracking.record.store import STDERR, TASK_PREFIX, Run, Series, series_of
+from tracking.view.table import duration, flatten, format_number, format_setting, format_with_error
 
 PAGE = Path(__file__).with_name("report.html")
 REPORT_FILE = "report.html"
@@ -31,7 +31,6 @@ MAX_COLUMNS, MIN_COLUMNS, MAX_TOTAL_COLUMNS = 800, 80, 24_000
 SMOOTHING_SHARE = 1 / 25
 MFU = re.compile(r".*\.(mfu|.*flops_utili[sz]ation)")
 MAX_SAMPLE_STEPS, MAX_TASK_STEPS = 8, 10
-STDERR = "_stderr"
 MAX_SAMPLE, OUTPUT_BYTES = 6_000, 32 * 1024  # characters, bytes
 GIB = 2.0**30
 NAMED_BY_STEP = re.compile(r"predictions_.*?_(\d+)(?:\.(\d+))?\.(?:txt|jsonl)")  # by step, and by number from 2
@@ -280,10 +279,7 @@ def _tasks(measured: Mapping[str, Series]) -> dict[str, Any]:
 
 def _with_error(values: Mapping[int, float], errors: Mapping[int, float], step: int) -> str:
     """Returns a figure at a step and its standard error; empty if it was not measured there."""
-    if step not in values:
-        return ""
-    error = f" ± {format_number(errors[step])}" if step in errors else ""
-    return format_number(values[step]) + error
+    return format_with_error(values[step], errors.get(step)) if step in values else ""
 
 
 def _samples(artifacts: Sequence[Path], prompt: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tracking.record.store import Run
+from tracking.record.store import STDERR, Run, is_figure
 
 NONE = "-"
 MAX_NAME, MAX_REASON, MAX_CELL = 32, 60, 44  # characters
@@ -52,6 +52,7 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
 def comparison(runs: Sequence[Run]) -> str:
     """Returns a table with a column for each run: results first, then the settings that differ."""
     facts = [(name, [of(run) for run in runs]) for name, of in FACTS.items()]
+    facts += [(name, [_figure(run, name) for run in runs]) for name in _figure_names(runs)]
     different = [(key, [format_setting(value) for value in values]) for key, values in config_differences(runs)]
     settings = different or [("(the configs are the same)", [""] * len(runs))]
     return "\n".join(_render([*facts, ("", [""] * len(runs)), *settings]))
@@ -100,6 +101,29 @@ def latest(run: Run, split: str, name: str) -> str:
     """Returns the last value of a metric, to four digits."""
     value = run.info.get("latest", {}).get(split, {}).get(name)
     return NONE if value is None else format_number(value)
+
+
+def _figure_names(runs: Sequence[Run]) -> dict[str, None]:
+    """Returns the names of the figures of evaluation tasks, such as piqa/acc."""
+    measured = (name for run in runs for name in run.info.get("latest", {}).get("eval", {}))
+    return dict.fromkeys(name for name in measured if is_figure(name) and not name.endswith(STDERR))
+
+
+def _figure(run: Run, name: str) -> str:
+    """Returns the last value of a figure, and its standard error."""
+    values = run.info.get("latest", {}).get("eval", {})
+    return format_with_error(values[name], values.get(name + STDERR)) if name in values else NONE
+
+
+def format_with_error(value: float | str, error: float | str | None) -> str:
+    """Formats a figure and its standard error, which has two digits; the figure has as many decimals."""
+    if error is None:
+        return format_number(value)
+    value, error = float(value), float(error)
+    if not (math.isfinite(value) and math.isfinite(error) and error > 0):
+        return f"{format_number(value)} ± {format_number(error)}"
+    n_decimals = max(0, 1 - math.floor(math.log10(error)))
+    return f"{value:,.{n_decimals}f} ± {error:,.{n_decimals}f}"
 
 
 def format_number(value: float | str) -> str:

@@ -74,7 +74,7 @@ def test_figures_of_tasks_are_a_table_over_steps(tmp_path: Path) -> None:
     assert data["tasks"] == {
         "steps": [50, 100],
         "rows": [
-            ["piqa", "acc", ["0.625 ± 0.0123", "0.75 ± 0.01"]],
+            ["piqa", "acc", ["0.625 ± 0.012", "0.750 ± 0.010"]],
             ["piqa", "acc_bytes", ["0.5", ""]],
             ["v.1", "perplexity", ["1,234", ""]],
             ["mmlu", "acc", ["", "0"]],
@@ -350,6 +350,6 @@ def test_a_browser_draws_the_page(tmp_path: Path) -> None:
     assert "<title>Run 3: trial</title>" in drawn and 'data-drawn="yes"' in drawn
     assert drawn.count(">nats a token</text>") == 1 and drawn.count(">step</text>") == 3  # labels of the axes
     assert drawn.count("<svg") == 3 and drawn.count('<path d="M') == 4  # the loss has a calm line beside
-    assert '>piqa</td><td>acc</td><td class="number">0.625 ± 0.0123</td>' in drawn
+    assert '>piqa</td><td>acc</td><td class="number">0.625 ± 0.012</td>' in drawn
     assert re.search(r"200,001 points were measured and [\d,]+ are drawn", drawn)
     assert "&lt;/script&gt;&lt;script&gt;document.title" in drawn.split("<script")[0]

@@ -20,6 +20,7 @@ from tracking.view.table import (
     flatten,
     format_number,
     format_setting,
+    format_with_error,
     list_table,
 )
 
@@ -70,6 +71,30 @@ def test_only_differences_are_compared(tmp_path: Path) -> None:
     ]
     assert ["run", "1", "2"] in [line.split() for line in facts]
     assert ["commit", "0123456789ab+", "0123456789ab+"] in [line.split() for line in facts]
+
+
+def test_the_last_figures_of_tasks_are_compared(tmp_path: Path) -> None:
+    first = {"piqa/acc": 0.625, "piqa/acc_stderr": 0.0123, "loss": 3.0, "samples/distinct_1": 0.5}
+    write_run(tmp_path, 1, {}, info={"latest": {"eval": first}})
+    write_run(tmp_path, 2, {}, info={"latest": {"eval": {"piqa/acc": "nan", "mmlu/stem/acc": 0.25}}})
+    rows = {line[:14].strip(): line[14:].split("  ") for line in comparison(list_runs(tmp_path)).splitlines()}
+    shown = {name: [cell.strip() for cell in cells if cell.strip()] for name, cells in rows.items() if "/" in name}
+    assert shown == {"piqa/acc": ["0.625 ± 0.012", "nan"], "mmlu/stem/acc": ["-", "0.25"], "tokens/s": ["-", "-"]}
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [
+        (0.4, 0.09097, "0.400 ± 0.091"),
+        (73.936, 1.7696, "73.9 ± 1.8"),
+        (1234.5, 99.6, "1,234 ± 100"),
+        (0.5, None, "0.5"),
+        (0.0, 0.0, "0 ± 0"),
+        ("inf", "nan", "inf ± nan"),
+    ],
+)
+def test_a_figure_has_as_many_decimals_as_its_error(value: float | str, error: float | str | None, text: str) -> None:
+    assert format_with_error(value, error) == text
 
 
 def test_a_setting_that_differs_in_one_of_three_runs(tmp_path: Path) -> None:
