@@ -9,8 +9,9 @@ CHATS := datasets/chitchat_dataset/dataset.json
 # Environments with Hugging Face's library: beside our own packages, and the last one that reads GPT-Neo's checkpoints.
 PARITY := .venv-parity
 OLD_PARITY := .venv-parity-4
+LM_EVAL := .venv-lm-eval
 
-.PHONY: help quickstart chat-quickstart test test-models test-slow parity lint format docs site clean
+.PHONY: help quickstart chat-quickstart test test-models test-slow parity lm-eval lint format docs site clean
 
 help:
 	@echo "make quickstart   train a small GPT on Python's standard library, evaluate it, and let it write"
@@ -19,6 +20,7 @@ help:
 	@echo "make test-models  the slow tests of options, layouts, plans and kernels, which .ci/run runs too"
 	@echo "make test-slow    the slow tests with processes, networks, servers and a browser, and the rest of the combinations"
 	@echo "make parity       compare with Hugging Face's GPT-Neo and GPT-2, in environments of their own"
+	@echo "make lm-eval      make an environment with lm-evaluation-harness, for benchmarks/evaluation.py"
 	@echo "make lint         check style, layout and the direction of imports"
 	@echo "make format       lay the code out"
 	@echo "make docs         write docs/configuration.md and docs/assets/rooms.svg"
@@ -57,6 +59,8 @@ parity: $(PARITY)/.parity-packages $(OLD_PARITY)/.parity-packages
 	  tests/parity_reranking.py tests/runtime/checkpoint/test_weight_files.py tests/runtime/checkpoint/test_state_dict.py \
 	  tests/test_from_dialogpt_training.py
 
+lm-eval: $(LM_EVAL)/.lm-eval-packages
+
 lint: $(VENV)/.dev-packages
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -74,7 +78,7 @@ site: $(VENV)/.dev-packages
 	$(VENV)/bin/zensical build --clean --strict
 
 clean:
-	rm -rf $(VENV) $(PARITY) $(OLD_PARITY) .pytest_cache .ruff_cache .hypothesis .cache site
+	rm -rf $(VENV) $(PARITY) $(OLD_PARITY) $(LM_EVAL) .pytest_cache .ruff_cache .hypothesis .cache site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The environment. A stamp file stands for each finished step, so that the next run starts at once.
@@ -121,4 +125,11 @@ $(OLD_PARITY)/.parity-packages:
 	@echo "Installing torch, transformers 4.57.1 and TensorFlow into $(OLD_PARITY)."
 	@$(OLD_PARITY)/bin/python -m pip -qq --disable-pip-version-check install \
 	  torch==2.13.0 transformers==4.57.1 tensorflow==2.21.0
+	@touch $@
+
+$(LM_EVAL)/.lm-eval-packages:
+	@$(MAKE) --no-print-directory VENV=$(LM_EVAL) $(LM_EVAL)/.created
+	@echo "Installing lm-evaluation-harness, torch and transformers 5 into $(LM_EVAL)."
+	@$(LM_EVAL)/bin/python -m pip -qq --disable-pip-version-check install \
+	  "lm-eval[api,hf]==0.4.13" torch==2.13.0 transformers==5.23.0
 	@touch $@

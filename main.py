@@ -38,7 +38,10 @@ from storage.streams import run_program
 
 LOOPBACK = "127.0.0.1"
 EXPORT_FORMATS = ("saved_model", "hf")
-COMMANDS = ("train", "eval", "predict", "interactive", "chat", "serve", "check_dataset", "plan", "export")
+COMMANDS = (
+    *("train", "eval", "predict", "interactive", "chat", "serve"),
+    *("check_dataset", "fetch_tasks", "plan", "export"),
+)
 SERVER_FLAGS = ("cache_dtype",)  # settings of generation that hold for a whole server
 PATH_FLAGS = ("model", "init_from", "mmi_model", "prompt", "output", "export_dir", "chat_template")
 RERANKING_FLAGS = ("mmi_model", "mmi_normalize", "forward_weight", "rank_model", "candidates", "show_candidates")
@@ -63,7 +66,7 @@ class CommandAction(argparse.Action):
         if namespace.command not in ("train", command):
             raise argparse.ArgumentError(self, f"not allowed with argument --{namespace.command}")
         namespace.command = command
-        if self.nargs is None:
+        if self.nargs != 0:
             setattr(namespace, self.dest, values)
 
 
@@ -82,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_serve_flags(parser.add_argument_group("serve", f"{PROGRAM} --serve 8000 --rows 16"))
     check = parser.add_argument_group("check dataset", f"{PROGRAM} --check_dataset")
     _add_command(check, "check_dataset", "Reads every record of the datasets, and shows what they hold.")
+    _add_fetch_flags(parser.add_argument_group("fetch tasks", f"{PROGRAM} --fetch_tasks lambada_openai,piqa"))
     _add_plan_flags(parser.add_argument_group("plan", f"{PROGRAM} --plan --set mesh_shape=x:4,y:2"))
     _add_export_flags(parser.add_argument_group("export", f"{PROGRAM} --export --export_format hf"))
     _add_generation_flags(
@@ -179,6 +183,17 @@ def _add_serve_flags(group: argparse._ArgumentGroup) -> None:
         type=lambda text: tuple(text.split(",")),
         metavar="A,B",
         help="Origins such as http://localhost:3000 whose pages a browser lets use the server; *: all (default: none).",
+    )
+
+
+def _add_fetch_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--fetch_tasks",
+        action=CommandAction,
+        nargs="?",
+        type=lambda text: tuple(name.strip() for name in text.split(",")),
+        metavar="A,B",
+        help="Downloads the files of evaluation tasks, or of all that are published, into eval_tasks_dir.",
     )
 
 

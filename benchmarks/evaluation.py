@@ -1,13 +1,13 @@
 """Compares our evaluation tasks with lm-evaluation-harness on the same weights and files, item by item.
 
-    python3 benchmarks/train_gpt2.py --text "/usr/lib/python3.11/**/*.py" --out runs/gpt2_of_hugging_face
-    python3 benchmarks/evaluation.py --model random runs/quickstart runs/gpt2_of_hugging_face --book book.txt --serve
+    make lm-eval
+    .venv-lm-eval/bin/python benchmarks/train_gpt2.py --text "/usr/lib/python3.11/**/*.py" --out runs/gpt2_of_hf
+    python3 benchmarks/evaluation.py --model random runs/quickstart runs/gpt2_of_hf --book book.txt --serve
 
-The first command runs in the harness's environment, which benchmarks/harness.py makes. Every JSON-lines file of
---tasks_dir is evaluated on its first --limit items: by our tasks; by the harness with Hugging Face on the exported
-weights; and with --serve by the harness's `local-completions` through our server. The server has to generate a token
-besides what is scored, so that items longer than its n_ctx - 1 tokens are left out there. --book is a text that is
-scored whole.
+Every JSON-lines file of --tasks_dir is evaluated on its first --limit items: by our tasks; by the harness with Hugging
+Face on the exported weights; and with --serve by the harness's `local-completions` through our server. The server has
+to generate a token besides what is scored, so that items longer than its n_ctx - 1 tokens are left out there. --book is
+a text that is scored whole.
 
 An item's figure may differ only where the scores of two choices are so close that errors of TOLERANCE swap them. The
 exit status is 1 if anything else differs. The last line is a JSON object with the comparisons.

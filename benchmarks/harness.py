@@ -1,9 +1,7 @@
 """lm-evaluation-harness for other benchmarks: tasks on local files, its process, and models that both sides read.
 
-The harness lives in an environment of its own:
-
-    python3 -m venv .venv-lm-eval
-    .venv-lm-eval/bin/pip install "lm-eval[api,hf]==0.4.13" torch==2.13.0 transformers==5.23.0
+The harness lives in an environment of its own, which `make lm-eval` makes: lm-eval[api,hf] 0.4.13 with torch 2.13 and
+transformers 5.23.
 """
 
 from __future__ import annotations
@@ -124,7 +122,7 @@ def check_python(python: str) -> None:
         UserError: it cannot.
     """
     if shutil.which(python) is None or subprocess.run([python, "-c", "import lm_eval, torch, accelerate"]).returncode:
-        raise UserError(f"--lm_eval {python}: is no Python with lm_eval; benchmarks/harness.py says how to make one")
+        raise UserError(f"--lm_eval {python}: is no Python with lm_eval; `make lm-eval` makes .venv-lm-eval")
 
 
 @contextlib.contextmanager

@@ -1,9 +1,9 @@
 """Trains a small GPT-2 with Hugging Face's own code, as weights for benchmarks/evaluation.py that are not ours.
 
-    python3 benchmarks/train_gpt2.py --text "/usr/lib/python3.11/**/*.py" --out runs/gpt2_of_hugging_face
+    .venv-lm-eval/bin/python benchmarks/train_gpt2.py --text "/usr/lib/python3.11/**/*.py" --out runs/gpt2_of_hf
 
-It needs torch and transformers, and nothing of Neomesh: run it in the environment of benchmarks/evaluation.py. The
-tokenizer is trained on the same text. The folder holds what `save_pretrained` writes.
+It needs torch and transformers, as `make lm-eval` installs them, and nothing of Neomesh. The tokenizer is trained on
+the same text. The folder holds what `save_pretrained` writes.
 """
 
 from __future__ import annotations

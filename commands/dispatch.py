@@ -14,6 +14,7 @@ from commands.check_dataset import check_dataset
 from commands.console import mute_other_processes
 from commands.evaluate import evaluate
 from commands.export import export
+from commands.fetch_tasks import fetch_tasks
 from commands.interactive import interact
 from commands.options import Options
 from commands.plan import plan, with_chosen_layout
@@ -43,10 +44,13 @@ GROUP_COMMANDS: dict[str, Callable[[RunConfig, Options, ProcessGroup], int]] = {
 SINGLE_COMMANDS: dict[str, Callable[[RunConfig, Options], int]] = {
     "check_dataset": check_dataset,
     "export": export,
+    "fetch_tasks": fetch_tasks,
     "plan": plan,
 }
 # These take their input from a terminal or a network, which only one process has.
 UNCLUSTERED_COMMANDS = ("interactive", "chat", "serve")
+# These touch neither the run nor its tokenizer.
+DRY_COMMANDS = ("fetch_tasks", "plan")
 GENERATION_COMMANDS = ("predict", *UNCLUSTERED_COMMANDS)
 
 
@@ -77,7 +81,7 @@ def run(command: str, config: RunConfig, options: Options) -> int:
     """
     run_directory.check_path(config.model_path)
     only_shows = options.layout_search is not None and not options.layout_search.is_applied
-    if command != "plan" and not only_shows:
+    if command not in DRY_COMMANDS and not only_shows:
         run_directory.check_access(config.model_path)
     if options.new and options.init_from is not None:
         run_directory.check_outside(config.model_path, options.init_from)
@@ -126,7 +130,7 @@ def _run_alone(command: str, config: RunConfig, options: Options) -> int:
         config = with_chosen_layout(config, options, options.layout_search)
         if not options.layout_search.is_applied:
             return 0
-    if command != "plan":
+    if command not in DRY_COMMANDS:
         config = with_tokenizer(config, options, _note)
     return SINGLE_COMMANDS[command](config, options)
 

@@ -33,6 +33,7 @@ GROUP_COMMANDS |= {"prediction": (*GENERATING, ANSWERS)}
 KEY_COMMANDS = {
     **dict.fromkeys(("seed", "train_batch_size"), ("eval", *GROUP_COMMANDS["training"])),
     **dict.fromkeys(("input_fn", "shuffle_input_filenames", "on_bad_record", "max_bad_share"), ("train",)),
+    "eval_tasks_dir": (*GROUP_COMMANDS["evaluation"], "fetch_tasks"),
     "predict_steps": ("train",),
     "predict_batch_size": ("predict",),
     "remove_partial_sequences": ("predict",),
@@ -97,6 +98,7 @@ class Options:
         rows: the number of samples generated at once; None: as many as are needed, up to a limit.
         new: delete the run at model_path before training, once everything else has been checked.
         init_from: the initial weights, or those to use instead of the newest checkpoint; None: none.
+        fetch_tasks: the names of the tasks whose files are fetched; None: all that are published.
         export_format: "saved_model" or "hf".
         export_dir: the folder of an export.
         serving: the settings of the command serve; None for other commands.
@@ -124,6 +126,7 @@ class Options:
     rows: int | None
     new: bool
     init_from: str | None
+    fetch_tasks: Sequence[str] | None
     export_format: str
     export_dir: str
     serving: ServingSettings | None

@@ -1,6 +1,7 @@
 """Downloads the published files of tasks and verifies them.
 
-The files are those of llm-foundry (https://github.com/mosaicml/llm-foundry, Apache-2.0), at one commit of it.
+Most are those of llm-foundry (https://github.com/mosaicml/llm-foundry, Apache-2.0), the others of Hugging Face's hub.
+Each is taken at one commit.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from configs.errors import DataError, UserError, did_you_mean
 from storage.download import UnreachableError, download, has_checksum
 from storage.files import is_local
 from storage.locks import locked
+from tasks.table import TASKS
 
 LOCK = ".fetching"
 LLM_FOUNDRY = (
     "https://raw.githubusercontent.com/mosaicml/llm-foundry/8c8dd48f72168c5d51e2f7b151595892a8fba43d"
     "/scripts/eval/local_data"
 )
+HUB = "https://huggingface.co/datasets"
 
 
 @dataclass(frozen=True)
@@ -64,10 +67,6 @@ PUBLISHED: dict[str, PublishedFile] = {
     "boolq": _of_llm_foundry(
         "reading_comprehension/boolq", "sha256:454ff101e614370bb1807fe7ebbda6fdb57e794b9662cc1ccae211bf1ff626c8"
     ),
-    "pubmedqa": _of_llm_foundry(
-        "reading_comprehension/pubmed_qa_labeled",
-        "sha256:60b94cdc8f507371366e1c28dfd0b86429da691ca0acc9dc83c9be6975ef0b41",
-    ),
     "mathqa": _of_llm_foundry(
         "symbolic_problem_solving/math_qa", "sha256:743566d6e9925eb5bfc215ee7af8aaad58c2e821a637438aba7b9b30acdf6e50"
     ),
@@ -77,15 +76,27 @@ PUBLISHED: dict[str, PublishedFile] = {
     "arc_challenge": _of_llm_foundry(
         "world_knowledge/arc_challenge", "sha256:1ae3aeedf1951d881cbd5c2e3a31e78a1993d251479afbe4cb413b6707244636"
     ),
-    "mmlu": _of_llm_foundry("world_knowledge/mmlu", "git:4466b2dfb2a13d00a33f4d1b7ffc5d06a4c9b34f"),
+    "sciq": PublishedFile(
+        f"{HUB}/allenai/sciq/resolve/2c94ad3e1aafab77146f384e23536f97a4849815/data/test-00000-of-00001.parquet",
+        "sha256:3a719356a29b127fc54ef3c7f51a034db4bd105d5717215e8c85d2aa58d60667",
+    ),
+    "mmlu": PublishedFile(
+        f"{HUB}/cais/mmlu/resolve/c30699e8356da336a370243923dbaf21066bb9fe/all/test-00000-of-00001.parquet",
+        "sha256:74a41822ce7d3def56e1682f958469c04642a5336a5ce912fa375fdb90fb25d7",
+    ),
+    "wikitext": PublishedFile(
+        f"{HUB}/EleutherAI/wikitext_document_level/resolve/647234772b9554e208af6c826f23b99e3cac88c8"
+        "/wikitext-2-raw-v1/wikitext-2-raw-v1-test.parquet",
+        "sha256:e7fc7d4c385d027e0360f7eb320866df61adb68f385986e5c7f4f3911d62f4eb",
+    ),
 }
 
 
-def fetch_tasks(files: Mapping[str, str], folder: str, show: Callable[[str, int, int], None]) -> Iterator[str]:
+def fetch_tasks(names: Iterable[str], folder: str, show: Callable[[str, int, int], None]) -> Iterator[str]:
     """Downloads the files of tasks that are not there yet; yields a line about each file that is there.
 
     Args:
-        files: the path of each task's file below the folder, by the name of the task.
+        names: of tasks.
         folder: a local folder.
         show: is told of a file how many bytes are there, and of how many; 0: unknown.
 
@@ -94,15 +105,14 @@ def fetch_tasks(files: Mapping[str, str], folder: str, show: Callable[[str, int,
     """
     if not is_local(folder):
         raise UserError(f"eval_tasks_dir = {folder}: is in a bucket; fetch into a local folder, and copy it there")
-    published = {name: _published(name) for name in files}
+    files = {_path_of(name, folder): _published(name) for name in names}
     problems: list[UserError] = []
     with _alone(folder):
-        for name, file in files.items():
-            path = os.path.join(folder, file)
+        for path, published in files.items():
             try:
-                yield _fetch(published[name], path, lambda there, of, file=file: show(file, there, of))
+                yield _fetch(published, path, lambda there, of, path=path: show(path, there, of))
             except UnreachableError as error:
-                raise UserError("\n".join(map(str, [*problems, _by_hand(error, published, files, folder)]))) from None
+                raise UserError("\n".join(map(str, [*problems, _by_hand(error, files)]))) from None
             except UserError as error:
                 problems.append(error)
     if problems:
@@ -114,6 +124,12 @@ def _published(name: str) -> PublishedFile:
         remedy = did_you_mean(name, PUBLISHED, f"the published ones are {', '.join(PUBLISHED)}")
         raise UserError(f"--fetch_tasks {name}: no file of this task can be fetched; {remedy}")
     return PUBLISHED[name]
+
+
+def _path_of(name: str, folder: str) -> str:
+    """Returns where `find_file` finds the published file of a task."""
+    suffix = os.path.splitext(_published(name).url)[1]
+    return os.path.join(folder, os.path.splitext(TASKS[name].file)[0] + suffix)
 
 
 @contextlib.contextmanager
@@ -136,12 +152,7 @@ def _fetch(published: PublishedFile, path: str, show: Callable[[int, int], None]
     raise DataError(f"{path}: is not the published file, and was left as it is; move it away to fetch that one")
 
 
-def _by_hand(
-    error: UnreachableError, published: Mapping[str, PublishedFile], files: Mapping[str, str], folder: str
-) -> str:
+def _by_hand(error: UnreachableError, files: Mapping[str, PublishedFile]) -> str:
     """Returns a line that says where to put the files that are not there."""
-    paths = {name: os.path.join(folder, file) for name, file in files.items()}
-    missing: Iterable[str] = (
-        f"{published[name].url} at {path}" for name, path in paths.items() if not os.path.exists(path)
-    )
+    missing = (f"{published.url} at {path}" for path, published in files.items() if not os.path.exists(path))
     return f"{error}; get the files where there is a network, and put {', '.join(missing)}"

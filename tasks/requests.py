@@ -63,7 +63,8 @@ def _asked_of_texts(
 
 
 def _group(question: Question, encoded: Sequence[tuple[Ids, Ids]]) -> tuple[Continuations, ...]:
-    if question.contexts_compete:
+    contexts = dict.fromkeys(context for context, _ in encoded)
+    if question.contexts_compete or len(contexts) > 1:  # an empty context takes the start of its continuation
         return tuple(Continuations(context, (continuation,)) for context, continuation in encoded)
     return (Continuations(encoded[0][0], tuple(continuation for _, continuation in encoded)),)
 

@@ -29,12 +29,12 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PAGES = sorted(str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "docs").glob("*.md"))
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "examples/README.md", *PAGES)
 README_LINES = 120
-PYTHON = re.compile(r"(\.venv/bin/)?python3?(\.\d+)?")
+PYTHON = re.compile(r"(\.venv(-lm-eval)?/bin/)?python3?(\.\d+)?")
 SERVED = "quickstart"
 ADDRESS = "http://127.0.0.1:8000"
 # Programs that are not the project's own.
 OTHERS = {"docker", "git", "cd", "source", "ls", "cat", "cp", "mkdir", "tail", "printf", "tensorboard"}
-OTHERS |= {".venv/bin/tensorboard"}
+OTHERS |= {".venv/bin/tensorboard", "lm_eval"}
 
 
 def code_lines(text: str) -> Iterator[str]:

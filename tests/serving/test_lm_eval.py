@@ -1,7 +1,6 @@
 """Runs lm-evaluation-harness's `local-completions` against a server: its scores equal those of the model.
 
-It is not installed with the tests, as it needs many packages: `pip install "lm-eval[api]==0.4.13" transformers` into
-an environment of its own, and set LM_EVAL=/path/to/bin/lm_eval.
+It is not installed with the tests, as it needs many packages: `make lm-eval`, and LM_EVAL=.venv-lm-eval/bin/lm_eval.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import pytest
 from tests.serving.projects import Project
 from tests.serving.servers import Server
 
-LM_EVAL = os.environ.get("LM_EVAL") or shutil.which("lm_eval")
+LM_EVAL = shutil.which(os.path.abspath(os.environ["LM_EVAL"]) if os.environ.get("LM_EVAL") else "lm_eval")
 CONTEXTS = ["the cat sat on", "one dog run", "while it", "home and the cat saw one dog far"]
 CHOICES = [" a mat", " the cat", " far from home", " while"]
 MAX_NEW = 6

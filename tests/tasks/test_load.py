@@ -99,11 +99,6 @@ def test_contexts_that_compete_have_the_right_one_in_examples(tmp_path: Path) ->
     assert load(write(tmp_path, *rows), n_shot=1)[1].contexts == ("B0 c\n\nA1", "B0 c\n\nB1")
 
 
-def test_examples_of_lambada_have_two_blanks_as_in_the_harness(tmp_path: Path) -> None:
-    *_, last = load(write(tmp_path, {"text": "open the door"}, {"text": "close it"}), CONTINUATION, n_shot=1)
-    assert last.pairs == [("open the  door\n\nclose", " it")]
-
-
 def test_the_first_items_up_to_the_limit(tmp_path: Path) -> None:
     folder = write(tmp_path, *(QUERY | {"query": f"Q{number}"} for number in range(5)), {"broken": 1})
     assert [item.contexts[0] for item in load(folder, limit=3)] == ["Q0", "Q1", "Q2"]
