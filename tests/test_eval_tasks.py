@@ -5,15 +5,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from commands.options import idle_in_command
-from configs.schema import EvaluationConfig, TaskEntry
+from configs.load import load_config
+from configs.schema import TASK_KINDS, EvaluationConfig, TaskEntry
 from main import main
 from runtime.run.metrics import read_metrics
+from tasks.load import load_task
+from tasks.table import TASKS as TASKS_OF_TABLE
+from tasks.task import KINDS, Task
 from tests import tiny
 from tests.program import TINY, write_project
 
@@ -187,3 +192,23 @@ def test_tasks_have_no_effect_elsewhere_and_that_is_said() -> None:
     answering = TaskEntry(name="talk", file="talk.jsonl", kind="dialogue")
     config = dataclasses.replace(config, evaluation=EvaluationConfig(eval_batch_size=1, eval_tasks=(answering,)))
     assert idle_in_command("eval", **options, config=config) is None
+
+
+PAGE = (Path(__file__).parents[1] / "docs/evaluation.md").read_text()
+
+
+def test_the_page_shows_lines_that_are_read_and_names_every_task(tmp_path: Path) -> None:
+    shown = re.findall(r"^\| `(\w+)` \| `(\{.*?\})`", PAGE, re.MULTILINE)
+    assert {kind for kind, _ in shown} == set(TASK_KINDS) == set(KINDS)
+    for kind, line in shown:
+        (tmp_path / "mine.jsonl").write_text(line)
+        assert len(load_task(Task("mine", kind, "mine.jsonl"), str(tmp_path)).items) == 1
+    named = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| ", PAGE[PAGE.index("| task | what is asked |") :], re.MULTILINE)
+    assert set(TASKS_OF_TABLE) <= set(", ".join(named).replace("`", "").split(", "))
+
+
+def test_the_tasks_that_the_page_describes_are_those_of_a_config(tmp_path: Path) -> None:
+    (block,) = re.findall(r'^"eval_tasks": (\[.*?^\])$', PAGE, re.MULTILINE | re.DOTALL)
+    (tmp_path / "tiny.json").write_text(json.dumps({**TINY, "eval_tasks": json.loads(block)}))
+    entries = load_config(str(tmp_path / "tiny.json")).evaluation.eval_tasks
+    assert [entry.name for entry in entries] == ["lambada_openai", "piqa", "riddles", "novel", "talk"]
