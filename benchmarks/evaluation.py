@@ -55,6 +55,7 @@ LISTENING = re.compile(r"listening on (http://\S+)")
 RANDOM = "random"
 BATCH_SIZE = 16
 MAX_TOKENS = 8192  # of the tokenizer of random models
+RANDOM_KEYS = (*GPT2, "eos_id=0", "padding_id=0")  # its id 0 ends a text
 TOLERANCE = 1e-3  # nats, of a log-likelihood
 KINDS = {"choices": MULTIPLE_CHOICE, "context_options": MULTIPLE_CHOICE, "continuation": CONTINUATION, "text": ROLLING}
 # The accuracies of an item: what the log-likelihood of a choice is divided by.
@@ -318,7 +319,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> Iterator[Comparison]
         model = Path(name)
         if name == RANDOM:
             model = folder / RANDOM
-            write_random_model(model, load_config("benchmark_small", GPT2), texts_of(bench.tasks.values()))
+            write_random_model(model, load_config("benchmark_small", RANDOM_KEYS), texts_of(bench.tasks.values()))
         print(name)
         for comparison in bench.measure(model, export(model, folder / f"exported_{number}"), arguments.serve):
             print("\n".join([format_row(comparison), *comparison.faults[:5]]), flush=True)

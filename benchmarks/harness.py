@@ -78,15 +78,23 @@ class Harness:
 
     Attributes:
         process: the process.
-        versions: of its packages, and its number of threads.
+        versions: of its packages, and PyTorch's default number of threads.
     """
 
     process: subprocess.Popen
     versions: Mapping[str, Any]
 
-    def evaluate(self, tasks: Sequence[str], batch_size: int, limit: int | None) -> Evaluation:
+    @property
+    def default_threads(self) -> int:
+        """The number of threads that PyTorch uses by default."""
+        return self.versions["n_threads"]
+
+    def evaluate(
+        self, tasks: Sequence[str], batch_size: int, limit: int | None, n_threads: int | None = None
+    ) -> Evaluation:
         """Evaluates the first `limit` items of tasks."""
-        request = {"tasks": list(tasks), "batch_size": batch_size, "limit": limit}
+        n_threads = n_threads or self.default_threads
+        request = {"tasks": list(tasks), "batch_size": batch_size, "limit": limit, "n_threads": n_threads}
         print(json.dumps(request), file=self.process.stdin, flush=True)
         return Evaluation(**_answer_of(self.process))
 

@@ -56,7 +56,8 @@ def item_of(sample: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def evaluate(model: LM, tasks: TaskManager, clock: Clock, request: Mapping[str, Any]) -> dict[str, Any]:
-    """Evaluates `tasks` with `batch_size` on the first `limit` items of each."""
+    """Evaluates `tasks` with `batch_size` on the first `limit` items of each, on `n_threads`."""
+    torch.set_num_threads(request["n_threads"])
     clock.seconds = 0.0
     model.batch_size_per_gpu = model._batch_size = request["batch_size"]
     settings = {"limit": request["limit"], "bootstrap_iters": 1000, "log_samples": True}
