@@ -6,6 +6,9 @@ import dataclasses
 import json
 import math
 import re
+import signal
+import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +23,7 @@ from tasks.load import load_task
 from tasks.table import TASKS as TASKS_OF_TABLE
 from tasks.task import KINDS, Task
 from tests import tiny
-from tests.program import TINY, write_project
+from tests.program import ENVIRONMENT, TINY, command, run_process, write_project
 
 N_STEPS = 12
 TASKS = [
@@ -212,3 +215,65 @@ def test_the_tasks_that_the_page_describes_are_those_of_a_config(tmp_path: Path)
     (tmp_path / "tiny.json").write_text(json.dumps({**TINY, "eval_tasks": json.loads(block)}))
     entries = load_config(str(tmp_path / "tiny.json")).evaluation.eval_tasks
     assert [entry.name for entry in entries] == ["lambada_openai", "piqa", "riddles", "novel", "talk"]
+
+
+FIRST_FIGURES = ("mine/acc", "book/bits_per_byte", "talk/bleu_1")
+STOPPED = "stopped at step 5; the checkpoint is saved: run the same command again to resume"
+
+
+def started_with_a_long_task(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    write_tasks(folder)
+    tasks = [{**TASKS[1], "every_steps": 5}, {"name": "book", "file": "book.txt", "kind": "rolling"}, TASKS[2]]
+    changes = {"eval_tasks": tasks, "eval_every_steps": 5, "train_steps": 10, "predict_steps": 0}
+    (folder / "tiny.json").write_text(json.dumps({**TINY, **CHANGES, **changes}))
+    (folder / "book.txt").write_text("the cat sat on a mat and saw one dog. " * 60_000)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command(*arguments), cwd=folder, env=ENVIRONMENT, **pipes)
+
+
+def lines_until(process: subprocess.Popen[str], text: str) -> list[str]:
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if text in line:
+            return lines
+    raise AssertionError("".join(lines))
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+def test_a_signal_ends_a_task_within_seconds_and_the_rest_is_done_on_resume(tmp_path: Path) -> None:
+    process = started_with_a_long_task(tmp_path)
+    lines_until(process, "step 5: mine:")
+    time.sleep(3.0)  # the book is scored
+    process.send_signal(signal.SIGTERM)
+    sent_seconds = time.monotonic()
+    out, _ = process.communicate()
+    assert time.monotonic() - sent_seconds < 20.0
+    assert (process.returncode, out.splitlines()[-1]) == (128 + signal.SIGTERM, STOPPED), out
+    (tmp_path / "book.txt").write_text("the cat sat on a mat. " * 9)
+    assert run_process(tmp_path).returncode == 0
+    run = str(tmp_path / "runs/tiny")
+    measured = [(line["step"], name) for line in read_metrics(run) for name in line if name in FIRST_FIGURES]
+    assert measured == [(step, name) for step in (5, 10) for name in FIRST_FIGURES]
+    assert not (tmp_path / "runs/tiny/interrupted.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_eval_with_the_table_of_what_is_finished(tmp_path: Path, number: int) -> None:
+    process = started_with_a_long_task(tmp_path, "--set", "eval_tasks=[]")
+    assert process.communicate() and process.returncode == 0
+    process = subprocess.Popen(
+        command("--eval"), cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    while not (tmp_path / "runs/tiny/eval_nosacred.jsonl").exists() and process.poll() is None:
+        time.sleep(0.05)
+    time.sleep(2.0)
+    process.send_signal(number)
+    sent_seconds = time.monotonic()
+    out, _ = process.communicate()
+    assert time.monotonic() - sent_seconds < 20.0 and process.returncode != 0
+    assert "mine  acc" in out and "book" not in out[out.index("mine  acc") :], out
+    assert "Traceback" not in out
