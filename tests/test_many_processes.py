@@ -238,3 +238,29 @@ def test_a_process_killed_at_any_step_costs_no_more_than_the_steps_since_the_che
         statuses = [status for status, *_ in processes.ended(400.0)]
     assert statuses == [0] * 4
     assert losses(run) == losses(unbroken)
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+def test_two_processes_evaluate_tasks_as_one(folder: Path) -> None:
+    lines = [{"query": "one dog", "choices": ["saw a cat", "run"], "gold": number % 2} for number in range(7)]
+    (folder / "mine.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "talk.jsonl").write_text('{"context": ["the cat"], "references": ["sat on a mat"]}\n' * 3)
+    kinds = {"mine": "multiple_choice", "talk": "dialogue"}
+    tasks = [{"name": name, "file": f"{name}.jsonl", "kind": kind} for name, kind in kinds.items()]
+    on = ["--eval", "--set", f"eval_tasks={json.dumps(tasks)}", "--set", "model_path=runs/alone"]
+    alone = run_process(folder, *on, "--sacred_id", "1", "--log_samples")
+    assert alone.returncode == 0, alone.stderr
+    with together(folder, 2, *on, "--sacred_id", "2", "--log_samples") as processes:
+        (status, out, error), second = processes.ended()
+    assert status == 0, error
+    assert second == (0, "", "")
+    assert out[out.index("step ") :] == alone.stdout[alone.stdout.index("step ") :]
+    for name in kinds:
+        one, two = (
+            [json.loads(line) for line in (folder / f"runs/alone/samples_{id}_{name}_{N_STEPS}.jsonl").open()]
+            for id in (1, 2)
+        )
+        scores = [[record.pop("log_likelihoods", []) for record in records] for records in (one, two)]
+        assert one == two and len(one) > 2
+        np.testing.assert_allclose(*scores, rtol=1e-5)

@@ -21,6 +21,8 @@ from models.variables import SlicedVariable
 from runtime.checkpoint.position import TrainingPosition
 from runtime.checkpoint.reader import restore
 from runtime.checkpoint.writer import CheckpointWriter
+from runtime.generation.packed_batches import BatchShape
+from runtime.generation.packed_programs import build_packed_scores
 from runtime.generation.programs import build_generate
 from runtime.mesh.multi_process import place_process
 from runtime.mesh.placement import DeviceMesh
@@ -198,6 +200,7 @@ def test_evaluation_and_generation_are_compiled_programs() -> None:
     config = tiny.run_config(tiny.mesh_config("x:4,y:2", LAYOUT), ONE_LAYER)
     placement = place(config.mesh, "v3-8")
     steps = {"token_loss": build_eval_step(config, placement), "tokens": build_generate(config, placement, 4, 16)}
+    steps["is_greedy"] = build_packed_scores(config, placement, BatchShape(8, 32, 16))
     for name, step in steps.items():
         assert name in step.function.structured_outputs
         built = Built(placement, step, step.function.graph.as_graph_def())
@@ -205,6 +208,7 @@ def test_evaluation_and_generation_are_compiled_programs() -> None:
         check_groups(built)
     assert steps["token_loss"].function.structured_outputs["token_loss"].shape == (8, 16)
     assert steps["tokens"].function.structured_outputs["tokens"].shape == (4, config.model.n_ctx)
+    assert steps["is_greedy"].function.structured_outputs["log_probs"].shape == (8, 16)
 
 
 # As XLA compiles it.
