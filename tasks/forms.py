@@ -160,7 +160,8 @@ def _openbookqa(row: Row) -> Question:
 
 def _boolq(row: Row) -> Question:
     context = f"{row.text('passage')}\nQuestion: {row.text('question')}?{ANSWER}"
-    return _question(row, context, ("no", "yes"), row.index("label", 2))
+    gold = row.index("label", 2) if "answer" not in row else int(row.flag("answer"))
+    return _question(row, context, ("no", "yes"), gold)
 
 
 _CONNECTORS = {"cause": "because", "effect": "therefore"}

@@ -134,6 +134,14 @@ class Row:
             raise self.error(field, f"is {value}", "give 0 or more")
         return value
 
+    def flag(self, field: str) -> bool:
+        """Returns true or false.
+
+        Raises:
+            DataError: it is something else.
+        """
+        return self._get(field, bool)
+
     def row(self, field: str) -> Row:
         """Returns the fields within a field.
 

@@ -46,6 +46,14 @@ def test_fields_stand_as_they_are_with_a_blank_between(tmp_path: Path, row: dict
     assert (item.pairs, item.gold) == (pairs, row["gold"])
 
 
+def test_answers_to_boolq_are_labels_or_true_and_false(tmp_path: Path) -> None:
+    rows = [{"passage": "P", "question": "q", "answer": answer} for answer in (False, True)]
+    assert [(item.choices, item.gold) for item in load(write(tmp_path, *rows))] == [
+        (("no", "yes"), 0),
+        (("no", "yes"), 1),
+    ]
+
+
 def test_the_cue_of_a_task_follows_the_query(tmp_path: Path) -> None:
     (item,) = load_task(
         replace(TASKS["piqa"], file="mine.jsonl"), str(write(tmp_path, QUERY | {"query": "Q: x\n"}))
@@ -222,6 +230,11 @@ MALFORMED: dict[str, tuple[str, Any, str]] = {
         MULTIPLE_CHOICE,
         ROWS["winogrande"][0] | {"answer": ""},
         "line 2: answer: is ''; give the number of a choice, 1 to 2",
+    ),
+    "an answer in words": (
+        MULTIPLE_CHOICE,
+        {"passage": "P", "question": "q", "answer": "yes"},
+        "line 2: answer: is a text; give true or false",
     ),
     "options in other words": (
         MULTIPLE_CHOICE,
