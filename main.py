@@ -23,7 +23,7 @@ from configs.command_line import CommandLine, find_rereadings, integer, number, 
 from configs.errors import ConfigError, DeviceError, UserError
 from configs.kinds import clean_path_flags
 from configs.load import find_model_config, load_config
-from configs.schema import EVALUATION_KEYS, FLAGS, GENERATION_FLAGS, PREDICTION_KEYS, RunConfig
+from configs.schema import EVALUATION_KEYS, FLAGS, GENERATION_FLAGS, PREDICTION_KEYS, VALIDATION, RunConfig
 from configs.weights import (
     CONFIG_FILE,
     config_beside,
@@ -538,6 +538,8 @@ def _find_notes(arguments: argparse.Namespace, config: RunConfig) -> Iterator[st
     typed = [name for name, value in vars(arguments).items() if value != defaults.get(name)]
     if line := idle_in_command(command, typed, config_overrides(arguments), config):
         yield line
+    if arguments.log_samples and not any(entry.name != VALIDATION for entry in config.evaluation.eval_tasks):
+        yield "--log_samples: no effect without an evaluation task; leave it out, or give --eval_tasks"
     if command == "train":
         yield from idle_by_other_keys(config)
 

@@ -34,7 +34,7 @@ KEY_COMMANDS = {
     **dict.fromkeys(("seed", "train_batch_size"), ("eval", *GROUP_COMMANDS["training"])),
     **dict.fromkeys(("input_fn", "shuffle_input_filenames", "on_bad_record", "max_bad_share"), ("train",)),
     "eval_tasks_dir": (*GROUP_COMMANDS["evaluation"], "fetch_tasks"),
-    "predict_steps": ("train",),
+    **dict.fromkeys(("predict_steps", "eval_every_steps"), ("train",)),
     "predict_batch_size": ("predict",),
     "remove_partial_sequences": ("predict",),
     **dict.fromkeys(("prompt_overflow", "prompt_special_tokens"), ("predict", "interactive")),
@@ -202,6 +202,11 @@ SWITCHES: tuple[Switch, ...] = (
     (lambda run: run.model.ranks, "objective is ranking", ("predict_steps", "z_loss")),
     (lambda run: run.model.entmax_loss, "entmax_loss is true", ("z_loss",)),
     (lambda run: run.data.on_bad_record == "stop", "on_bad_record is stop", ("max_bad_share",)),
+    (
+        lambda run: run.evaluation.eval_steps == 0 and not run.evaluation.eval_tasks,
+        "eval_steps is 0 and eval_tasks is empty",
+        ("eval_every_steps",),
+    ),
     (lambda run: run.prediction.num_beams == 1, "num_beams is 1", ("length_penalty",)),
 )
 

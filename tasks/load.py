@@ -10,6 +10,7 @@ from itertools import islice
 from configs.errors import ConfigError, DataError
 from data.dialogue.readers import BETWEEN_TURNS
 from tasks.dialogue.references import read_references
+from tasks.fetch import PUBLISHED
 from tasks.files import find_file, read_rows
 from tasks.forms import read_item
 from tasks.task import (
@@ -41,7 +42,8 @@ def load_task(task: Task, folder: str) -> LoadedTask:
         ConfigError: the task asks for what its kind does not have.
     """
     _check(task)
-    path = find_file(folder, task.file, f"put the file there, or fetch it with --fetch_tasks {task.name}")
+    other = f"fetch it with --fetch_tasks {task.name}" if task.name in PUBLISHED else "give its path"
+    path = find_file(folder, task.file, f"put the file there, or {other}")
     items = tuple(islice(_read_items(task, path), task.limit))
     if not items:
         raise DataError(f"{path}: has no item; give one a line")

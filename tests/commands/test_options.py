@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from commands.options import idle_by_other_keys
+from configs.schema import EvaluationConfig, TaskEntry
 from tests import tiny
+
+
+@pytest.mark.parametrize(
+    ("changes", "n_lines"),
+    [({}, 1), ({"eval_steps": 1}, 0), ({"eval_tasks": (TaskEntry(name="piqa"),)}, 0), ({"eval_every_steps": None}, 0)],
+)
+def test_a_period_of_evaluations_needs_one(changes: dict[str, object], n_lines: int) -> None:
+    evaluation = EvaluationConfig(**{"eval_batch_size": 1, "eval_every_steps": 5, **changes})
+    lines = idle_by_other_keys(dataclasses.replace(tiny.run_config(), evaluation=evaluation))
+    said = ["tiny: eval_every_steps: no effect, since eval_steps is 0 and eval_tasks is empty"]
+    assert [line for line in lines if "eval_" in line] == said * n_lines
 
 
 @pytest.mark.parametrize(
