@@ -44,7 +44,9 @@ def _whole(n_queries: int, n_keys: int) -> _Block:
     return _Block(slice(0, n_queries), slice(0, n_keys))
 
 
-def _blocks(params: AttentionParams, is_aligned: bool, n_queries: int, n_keys: int) -> Iterator[_Block]:
+def _blocks(
+    params: AttentionParams, is_aligned: bool, n_queries: int, n_keys: int, smallest: int = 64
+) -> Iterator[_Block]:
     """Splits aligned attention into blocks of queries, each with only the keys it can see.
 
     That halves the work if attention is causal, and saves more if it is local.
@@ -54,12 +56,13 @@ def _blocks(params: AttentionParams, is_aligned: bool, n_queries: int, n_keys: i
         is_aligned: queries and keys both begin at position 0 and have the same length.
         n_queries: of this slice.
         n_keys: of this slice.
+        smallest: the fewest queries of a block.
     """
     if not is_aligned:
         yield _whole(n_queries, n_keys)
         return
     reach = n_keys if params.radius is None else params.radius - 1
-    size = max(64, -(-n_queries // 8))
+    size = max(smallest, -(-n_queries // 8))
     for begin in range(0, n_queries, size):
         end = min(begin + size, n_queries)
         key_end = end if params.is_causal else min(n_keys, end + reach)
@@ -213,7 +216,8 @@ def packed_attention(radius: int | None) -> Kernel:
     ) -> tuple[tf.Tensor, tf.Tensor]:
         queries, keys, values = map(_heads_first, (queries, keys, values))
         visible, blocks = Packing(*packing).visible(radius), []
-        for own, seen in _blocks(params, True, queries.shape[2], keys.shape[2]):
+        # Few blocks, as each takes long to compile: each task needs a program, and may need it for a few batches.
+        for own, seen in _blocks(params, True, queries.shape[2], keys.shape[2], smallest=128):
             logits = tf.cast(tf.matmul(queries[:, :, own], keys[:, :, seen], transpose_b=True), tf.float32)
             logits = tf.where(visible[:, None, own, seen], logits, MASKED_LOGIT)
             blocks.append(_softmax_of_block(logits, values[:, :, seen], lambda weights: weights))

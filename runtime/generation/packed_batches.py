@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -16,9 +17,8 @@ import numpy as np
 from runtime.generation.engine import Step
 
 BATCH_TOKENS = 2048  # of all rows of a batch; on CPUs more is no faster
-TYPICAL_LENGTH = 256  # of a row: long enough for little padding, and short enough for cheap attention
+TYPICAL_LENGTH = 384  # of a row: long enough for little padding, and short enough for cheap attention
 SHORTEST_LENGTH = 64
-SPARE_QUESTIONS = 1.1  # a row has room for this many times the mean of what is asked in a row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +169,8 @@ def _room(sizes: np.ndarray, own: np.ndarray, length: int, batch_tokens: int) ->
     most, (n_tokens, n_asked) = int(sizes[own, 1].max()), sizes.sum(0).tolist()
     if n_tokens <= batch_tokens:
         return max(length, _rounded_up(most, 1))
-    return _rounded_up(max(int(SPARE_QUESTIONS * n_asked / n_tokens * length), most), 4)
+    mean = length * n_asked / n_tokens
+    return _rounded_up(max(int(mean + 2.0 * math.sqrt(mean)), most), 4)  # most rows need no more
 
 
 def _pack(sizes: np.ndarray, lengths: np.ndarray, room: dict[int, int]) -> dict[int, list[list[int]]]:
