@@ -17,6 +17,7 @@ from models.ops.linear_attention import (
     linear_attention_step,
     linear_state,
 )
+from runtime.generation.packed_batches import BatchShape, PackedBatch, PackedText
 from runtime.mesh.placement import Placement, place
 from tests import tiny
 from tests.models import reference_attention as reference
@@ -325,3 +326,26 @@ def test_a_segment_is_as_if_alone_where_every_position_sees_all(scale: float) ->
     inputs = [queries, keys * np.float32(scale), values, d_outputs]
     actual = [kernels.linear_attention(*inputs[:3], STARTS), *kernels.linear_attention_gradient(*inputs, STARTS)]
     assert_segments(actual, exact, inputs, 2e-5)
+
+
+@pytest.mark.parametrize("normalization", kernels.NORMALIZATIONS)
+@pytest.mark.parametrize("scale", [1.0, 60.0])
+def test_packed_continuations_see_their_contexts(normalization: str, scale: float) -> None:
+    """In one product, and position by position where keys are too far apart for it."""
+    texts = [PackedText(range(4), [range(4), [0], range(6)]), PackedText([0], [range(3)]), PackedText(range(6), [])]
+    n_tokens = sum(text.n_tokens for text in texts)
+    arrays = PackedBatch(BatchShape(2, n_tokens, n_tokens), [[0, 1, 2]] * 2).arrays(texts)
+    part_starts, context_starts, positions = packing = arrays[1:4]
+    queries, keys, values, _ = inputs_of(n_tokens)
+    keys *= np.float32(scale)
+    expected = np.zeros(queries.shape)
+    for token in range(n_tokens):
+        is_seen = (part_starts[0] == part_starts[0, token]) | (part_starts[0] == context_starts[0, token])
+        seen = np.flatnonzero(is_seen[: token + 1])
+        assert len(seen) == positions[0, token] + 1
+        outputs = reference.causal_linear_attention(
+            *doubles(*(x[:, seen] for x in (queries, keys, values))), normalization
+        )
+        expected[:, token] = outputs[:, -1]
+    actual = kernels.packed_linear_attention(queries, keys, values, *packing, normalization=normalization)
+    close(actual, expected, 1e-4)

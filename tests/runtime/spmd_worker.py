@@ -1,9 +1,10 @@
 """One process of several; tests start it as `python -m tests.runtime.spmd_worker HOSTS INDEX FOLDER JOB...`.
 
 A job is the name of a case, which runs a training step from the checkpoint in FOLDER/start/{model}; `moved`, which runs
-all collectives; `gathered`, which gathers slices; or, as the only job, `forever`, which trains until it is killed, or
-`until_stopped`, which trains until a process receives a signal. The results are written to FOLDER/{index}.npz, and
-checkpoints to FOLDER/{case}. SIGUSR1 makes a process hang in Python, SIGUSR2 in a call that blocks Python.
+all collectives; `gathered`, which gathers slices; a layout of `SCORED`, which scores continuations; or, as the only
+job, `forever`, which trains until it is killed, or `until_stopped`, which trains until a process receives a signal. The
+results are written to FOLDER/{index}.npz, and checkpoints to FOLDER/{case}. SIGUSR1 makes a process hang in Python,
+SIGUSR2 in a call that blocks Python.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ from meshtf import mtf
 from runtime.checkpoint.position import TrainingPosition
 from runtime.checkpoint.reader import latest_checkpoint, restore
 from runtime.checkpoint.writer import CheckpointWriter
-from runtime.cluster.process_group import ProcessGroup
+from runtime.cluster.process_group import ALONE, ProcessGroup
 from runtime.cluster.rendezvous import connect
 from runtime.cluster.spec import Cluster
+from runtime.generation.scoring import Continuations, build_scorer
 from runtime.mesh.multi_process import place_process
 from runtime.mesh.placement import Placement
 from runtime.training.signals import StopRequest
@@ -47,6 +49,7 @@ MODELS: dict[str, Mapping[str, object]] = {
     "segments": {"attention_types": ("linear", "global"), "rotary_emb": True},
     "one_mixture": {**ONE_LAYER, "moe_layers": (0,), "moe_params": MIXTURE, "recompute_grad": True},
 }
+SCORED = ("batch:x,experts:x", "vocab:x,heads:x,expert_hidden:x")
 MATRIX = np.random.default_rng(3).normal(size=(8, 4)).astype(np.float32)
 
 
@@ -137,6 +140,23 @@ def gather(group: ProcessGroup) -> dict[str, np.ndarray]:
     return {"all": output}
 
 
+def score(placement: Placement, group: ProcessGroup = ALONE) -> dict[str, np.ndarray]:
+    """Returns the scores of continuations under a model with experts, in more texts than fit one batch."""
+    config = Case("mixture", "", "").config()
+    scorer = build_scorer(config, placement, group.synchronized, batch_tokens=1)
+    placement.store.initialize(seed=1)
+    ids = np.random.default_rng(2).integers(0, tiny.MODEL.n_vocab, (60, 16)).tolist()
+    scores = scorer.score([Continuations(row[:9], (row[9:12], row[12:])) for row in ids])
+    found = [choice for choices in scores for choice in choices]
+    return {name: np.concatenate([getattr(each, name) for each in found]) for name in ("log_probs", "is_greedy")}
+
+
+def score_together(group: ProcessGroup, layout: str) -> dict[str, np.ndarray]:
+    """Returns the scores of `score` by all processes."""
+    mesh = tiny.mesh_config(f"x:{group.size}", layout)
+    return score(place_process(mesh, group.index, group.size, group.device), group)
+
+
 def build_steps(group: ProcessGroup) -> tuple[Placement, Callable[[], object]]:
     """Returns the placement of a small model over all processes, and a function that trains it by one step."""
     config = dataclasses.replace(CASES["data"], mesh_shape=f"x:{group.size}").config()
@@ -203,6 +223,7 @@ def main() -> int:
                 train_until_stopped(group, Path(folder))
             results = {"moved": move(group)} if "moved" in jobs else {}
             results |= {"gathered": gather(group)} if "gathered" in jobs else {}
+            results |= {layout: score_together(group, layout) for layout in SCORED if layout in jobs}
             results |= {name: train_once(name, group, Path(folder)) for name in jobs if name in CASES}
             arrays = {f"{job}/{key}": value for job, values in results.items() for key, value in values.items()}
             np.savez(f"{folder}/{index}.npz", **arrays)

@@ -8,8 +8,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from configs.schema import MoeParams
+from runtime.generation.engine import Step
+from runtime.generation.packed_batches import TYPICAL_LENGTH
 from runtime.generation.scoring import Continuations, Scorer, TokenScores, build_scorer
 from runtime.mesh.placement import place
 from tests import tiny
@@ -97,3 +101,93 @@ def test_scores_equal_those_of_the_whole_model(name: str, devices: tuple[str, ..
     wanted = [[expected(MODELS[name], values, each.context, choice) for choice in each.choices] for each in asked]
     assert wanted[-1][0].is_greedy.all() and not all(scores.is_greedy.any() for scores in wanted[0])
     assert_same(scorer.score(asked), wanted, 1e-4)
+
+
+@pytest.mark.parametrize("name", ["experts", pytest.param("learned", marks=pytest.mark.slow)])
+def test_scores_do_not_depend_on_what_else_is_asked(name: str, devices: tuple[str, ...]) -> None:
+    scorer, _ = build(devices, name)
+    together = scorer.score(ASKED)
+    alone = [[scorer.score([Continuations(each.context, [choice])])[0][0] for choice in each.choices] for each in ASKED]
+    assert_same(alone, together)
+    assert_same(scorer.score(ASKED[::-1] * 3), together[::-1] * 3)
+    assert scorer.score([]) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n_rows", [1, 7, 64])
+def test_scores_do_not_depend_on_the_batch_size(n_rows: int, devices: tuple[str, ...]) -> None:
+    draw = np.random.default_rng(5)
+    asked = [
+        Continuations(TEXT[begin : begin + 12], [TEXT[end : end + 6] for end in draw.integers(0, 90, 4)])
+        for begin in draw.integers(0, 80, 100)
+    ]
+    wanted = build(devices, "experts")[0].score(asked)
+    assert_same(build(devices, "experts", batch_tokens=n_rows * TYPICAL_LENGTH)[0].score(asked), wanted)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 12), st.lists(st.integers(1, 6), min_size=1, max_size=4)), max_size=2), st.data()
+)
+@settings(max_examples=15, deadline=None)
+def test_any_lengths(devices: tuple[str, ...], lengths: list[tuple[int, list[int]]], data: st.DataObject) -> None:
+    def drawn(n_tokens: int) -> tuple[int, ...]:
+        begin = data.draw(st.integers(0, len(TEXT) - n_tokens))
+        return TEXT[begin : begin + n_tokens]
+
+    scorer, values = build(devices, "rotary")
+    asked = [Continuations(drawn(context), [drawn(choice) for choice in choices]) for context, choices in lengths]
+    wanted = [[expected(MODELS["rotary"], values, each.context, choice) for choice in each.choices] for each in asked]
+    assert_same(scorer.score(asked), wanted, 1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "mesh"),
+    [
+        ("learned", ("all:4", "batch:all")),
+        ("rotary", ("x:2,y:2", "batch:x,vocab:y,heads:y,intermediate_expanded:y")),
+        ("memory", ("x:2,y:2", "batch:x,embd:y")),
+        ("axial", ("x:2,y:2", "sequence:x,memory_length:y,vocab:y")),
+        ("experts", ("x:2,y:2", "batch:x,experts:x,expert_hidden:y,vocab:y")),
+    ],
+)
+def test_scores_are_the_same_on_a_mesh(name: str, mesh: Mesh, devices: tuple[str, ...]) -> None:
+    asked = likely_asked(build(devices, name)[1], name)
+    assert_same(build(devices, name, mesh=mesh)[0].score(asked), build(devices, name)[0].score(asked))
+
+
+@pytest.mark.slow
+def test_bfloat16(devices: tuple[str, ...]) -> None:
+    scorer, values = build(devices, "memory", precision="bfloat16")
+    for each, choices in zip(ASKED, scorer.score(ASKED), strict=True):
+        for choice, scores in zip(each.choices, choices, strict=True):
+            wanted = expected(MODELS["memory"], values, each.context, choice)
+            np.testing.assert_allclose(scores.log_probs, wanted.log_probs, rtol=0.05, atol=0.05)
+            assert (scores.log_probs <= 0.0).all()
+
+
+def test_progress_counts_what_is_done(devices: tuple[str, ...]) -> None:
+    scorer, _ = build(devices, "experts", batch_tokens=1)
+    advances: list[int] = []
+    scorer.score(ASKED * 3, advances.append)
+    assert sum(advances) == 3 * len(ASKED) and len(advances) > 2
+
+
+def test_each_batch_is_a_step_that_a_signal_can_stop(devices: tuple[str, ...]) -> None:
+    n_steps = 0
+
+    def stopped(step: Step) -> Step:
+        def stopped_step(*arrays: np.ndarray) -> dict[str, np.ndarray]:
+            nonlocal n_steps
+            n_steps += 1
+            if n_steps == 2:
+                raise KeyboardInterrupt
+            return step(*arrays)
+
+        return stopped_step
+
+    config = tiny.run_config(model={"n_ctx": N_CTX})
+    scorer = build_scorer(config, place(config.mesh, devices[:1]), stopped, batch_tokens=1)
+    with pytest.raises(KeyboardInterrupt):
+        scorer.score(ASKED * 3)
+    assert n_steps == 2

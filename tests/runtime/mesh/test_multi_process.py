@@ -30,7 +30,7 @@ from runtime.mesh.multi_process import group_of, place_process
 from runtime.mesh.placement import Placement, VariableSlices, place
 from runtime.training.steps import build_train_step
 from tests import tiny
-from tests.runtime.spmd_worker import CASES, MATRIX, ONE_LAYER, Case
+from tests.runtime.spmd_worker import CASES, MATRIX, ONE_LAYER, SCORED, Case, score
 
 REPOSITORY = Path(__file__).parents[3]
 FAST = "experts"
@@ -294,7 +294,7 @@ def test_each_process_writes_its_own_part(pair: Together) -> None:
 
 @pytest.fixture(scope="module")
 def long_pair(tmp_path_factory: pytest.TempPathFactory, devices: tuple[str, ...]) -> Together:
-    return run_together(2, tmp_path_factory.mktemp("long_pair"), devices[0], *OF_TWO)
+    return run_together(2, tmp_path_factory.mktemp("long_pair"), devices[0], *SCORED, *OF_TWO)
 
 
 @pytest.mark.slow
@@ -302,6 +302,17 @@ def long_pair(tmp_path_factory: pytest.TempPathFactory, devices: tuple[str, ...]
 @pytest.mark.parametrize("name", OF_TWO)
 def test_two_processes_with_any_layout(long_pair: Together, devices: tuple[str, ...], name: str) -> None:
     check_case(long_pair, name, devices[0])
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+@pytest.mark.parametrize("layout", SCORED)
+def test_two_processes_score_as_one_device(long_pair: Together, devices: tuple[str, ...], layout: str) -> None:
+    alone = score(place(tiny.mesh_config("", ""), devices[:1]))
+    assert 0 < alone["is_greedy"].mean() < 1
+    for results in long_pair.results:
+        np.testing.assert_allclose(results[f"{layout}/log_probs"], alone["log_probs"], rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(results[f"{layout}/is_greedy"], alone["is_greedy"])
 
 
 @pytest.fixture(scope="module")
