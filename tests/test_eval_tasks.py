@@ -32,8 +32,17 @@ TASKS = [
     {"name": "talk", "file": "talk.jsonl", "kind": "dialogue"},
 ]
 CHANGES = {
-    **{"n_ctx": 32, "train_steps": N_STEPS, "eval_tasks": TASKS, "eval_tasks_dir": "sets", "eval_every_steps": 4},
-    **{"predict_steps": 1, "predict_batch_size": 2, "predict_max_steps": 8, "eval_steps": 1},
+    "n_ctx": 32,
+    "train_steps": N_STEPS,
+    "eval_steps": 1,
+    "eval_tasks": TASKS,
+    "eval_tasks_dir": "sets",
+    "eval_every_steps": 4,
+    "predict_steps": 1,
+    "predict_batch_size": 2,
+    "predict_max_steps": 8,
+    "predict_seed": 1,
+    "never_end": True,
 }
 ACCURACIES = {f"mine/{name}" for name in ("acc", "acc_norm", "acc_bytes")}
 
@@ -82,7 +91,7 @@ def test_each_task_is_evaluated_at_its_own_steps(here: Path) -> None:
     assert steps_of("loss", "runs/tiny") == steps_of("lambada_openai/acc", "runs/tiny") == [4, 8, 12]
     assert steps_of("talk/bleu_1", "runs/tiny") == [4, 8, 12]
     assert steps_of("mine/acc", "runs/tiny") == [6, 12]
-    assert steps_of("samples/repetition_4", "runs/tiny") == steps_of("samples/distinct_2", "runs/tiny") == [6, 12]
+    assert steps_of("samples/repetition_4", "runs/tiny") == steps_of("samples/distinct_1", "runs/tiny") == [6, 12]
     written = [(line["task"], line["current_step"]) for line in lines_of(here / "runs/tiny/eval_nosacred.jsonl")]
     expected = [("lambada_openai", 4), ("talk", 4), ("mine", 6), ("lambada_openai", 8), ("talk", 8)]
     assert written == [*expected, ("lambada_openai", 12), ("mine", 12), ("talk", 12)]
