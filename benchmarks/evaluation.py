@@ -53,6 +53,7 @@ from tasks.task import CONTINUATION, MULTIPLE_CHOICE, ROLLING, Item, LoadedTask,
 REPOSITORY = Path(__file__).resolve().parent.parent
 LISTENING = re.compile(r"listening on (http://\S+)")
 RANDOM = "random"
+BOOK = "book"  # the name of its task
 BATCH_SIZE = 16
 MAX_TOKENS = 8192  # of the tokenizer of random models
 RANDOM_KEYS = (*GPT2, "eos_id=0", "padding_id=0")  # its id 0 ends a text
@@ -207,9 +208,9 @@ def kind_of(file: Path) -> str:
 
 def book_task(file: str, folder: Path) -> Task:
     """Returns the task of a text, whose file is written into the folder."""
-    path = folder / "book.jsonl"
+    path = folder / f"{BOOK}.jsonl"
     path.write_text(json.dumps({"text": Path(file).read_text(encoding="utf-8")}) + "\n")
-    return Task("book", ROLLING, str(path))
+    return Task(BOOK, ROLLING, str(path))
 
 
 @contextlib.contextmanager
@@ -259,7 +260,7 @@ class Bench:
             yield from self._compare(model, "hf", harness, ours, lambda item: True)
         if not is_served:
             return
-        del ours["book"]  # the server's windows are shorter
+        ours.pop(BOOK, None)  # the server's windows are shorter
         with serving(model, self.folder / "server.log") as settings:
             settings |= {"tokenizer": str(exported), "max_length": side.scorer.n_ctx, "num_concurrent": 2}
             with started(self.python, "local-completions", settings, self.folder) as harness:

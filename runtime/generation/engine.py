@@ -204,13 +204,18 @@ class ContinuousBatchEngine:
         padded = np.zeros((1, padded_length(len(tokens), self.n_ctx)), np.int32)
         padded[0, : len(tokens)] = tokens
         scored = self._scores(padded.shape[1])(padded, np.roll(padded, -1, 1))
-        scored_positions = slice(0, len(tokens) - 1)
-        return TokenChunk(
-            tuple(tokens[1:]),
-            tuple(scored["log_probs"][0, scored_positions].tolist()),
-            _top(scored["top_tokens"][0, scored_positions], scored["top_log_probs"][0, scored_positions], n_top),
-            None,
-        )
+        scored_positions, labels = slice(0, len(tokens) - 1), tuple(tokens[1:])
+        log_probs = tuple(scored["log_probs"][0, scored_positions].tolist())
+        top = _top(scored["top_tokens"][0, scored_positions], scored["top_log_probs"][0, scored_positions], n_top)
+        return TokenChunk(labels, log_probs, tuple(map(_with_own, top, labels, log_probs)), None)
+
+
+def _with_own(top: Sequence[tuple[int, float]], label: int, log_prob: float) -> tuple[tuple[int, float], ...]:
+    """Gives a label the same log-probability among the most likely tokens as it has itself.
+
+    Both are rounded, and lm-evaluation-harness takes a label for the most likely token only if the two are equal.
+    """
+    return tuple((token, log_prob if token == label else other) for token, other in top)
 
 
 def _unfinished(active: Mapping[int, ActiveSequence]) -> dict[int, ActiveSequence]:

@@ -245,6 +245,16 @@ def test_scores_equal_those_of_the_whole_model(on_one_device: EngineWithWeights)
         assert [[one for one, _ in top] for top in chunk.top] == np.argsort(-log_probs)[:, :2].tolist()
 
 
+def test_a_token_has_one_log_probability(on_one_device: EngineWithWeights) -> None:
+    """Clients see by it whether a token of the prompt is the most likely one."""
+    chunk = on_one_device.engine.score(tuple(range(40)), 20)
+    pairs = [
+        (dict(top).get(token), own) for token, own, top in zip(chunk.tokens, chunk.log_probs, chunk.top, strict=True)
+    ]
+    found = [(among_top, own) for among_top, own in pairs if among_top is not None]
+    assert len(found) > 3 and all(among_top == own for among_top, own in found)
+
+
 def test_static_and_continuous_batching_give_the_same_texts(
     devices: tuple[str, ...], on_one_device: EngineWithWeights
 ) -> None:
