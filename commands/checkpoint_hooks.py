@@ -36,60 +36,75 @@ class CheckpointHook:
     """What is done at multiples of some steps, and at the end of training.
 
     Attributes:
+        name: what is left to do is noted by it.
         every_steps: steps between two times.
         run: does it.
     """
 
+    name: str
     every_steps: int
     run: Hook
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointHooks:
-    """Runs hooks in their order. What a signal ends is done when the run resumes from that step."""
+    """Runs hooks in their order. What a signal ends is done when the run resumes from that step.
+
+    Attributes:
+        run: whose hooks they are.
+        hooks: all of this process; the first process has those of the others, and more.
+        note: shows a line without disturbing the progress bar.
+    """
 
     run: Run
     hooks: Sequence[CheckpointHook]
+    note: Callable[[str], None]
 
     @property
     def periods(self) -> tuple[int, ...]:
         """The steps between two pauses that hooks need."""
         return tuple(sorted({hook.every_steps for hook in self.hooks}))
 
-    def __call__(self, position: TrainingPosition, first: int = 0) -> None:
-        """Runs the hooks that are due, from the first one that is not done yet.
+    def __call__(self, position: TrainingPosition) -> None:
+        """Runs the hooks that are due.
 
         Raises:
             Stopped: a signal has ended them.
         """
-        for number, hook in enumerate(self.hooks[first:], first):
-            if position.step % hook.every_steps and position.step != self.run.config.training.train_steps:
-                continue
-            try:
-                hook.run(position)
-            except Stopped:
-                if self.run.group.is_first:
-                    run_directory.write_interrupted(self.run.config.model_path, position.step, number)
-                raise
+        is_last = position.step == self.run.config.training.train_steps
+        self._run([hook for hook in self.hooks if is_last or position.step % hook.every_steps == 0], position)
 
     def catch_up(self, position: TrainingPosition) -> None:
-        """Runs those that a signal has ended at this checkpoint.
+        """Runs those that a signal has ended at this step, and tells of those that the settings name no longer.
 
         Raises:
             Stopped: another one has.
         """
-        first = interrupted_hook(self.run, position)
-        if first is not None:
-            self(position, first)
-            if self.run.group.is_first:
-                run_directory.forget_interrupted(self.run.config.model_path)
+        names = interrupted_hooks(self.run, position)
+        if not names:
+            return
+        if gone := [name for name in names if name not in {hook.name for hook in self.hooks}]:
+            self.note(f"step {position.step}: {', '.join(gone)}: interrupted, and no longer among the settings; left out")
+        self._run([hook for hook in self.hooks if hook.name in names], position)
+        if self.run.group.is_first:
+            run_directory.forget_interrupted(self.run.config.model_path)
+
+    def _run(self, hooks: Sequence[CheckpointHook], position: TrainingPosition) -> None:
+        for number, hook in enumerate(hooks):
+            try:
+                hook.run(position)
+            except Stopped:
+                if self.run.group.is_first:
+                    left = [hook.name for hook in hooks[number:]]
+                    run_directory.write_interrupted(self.run.config.model_path, position.step, left)
+                raise
 
 
-def interrupted_hook(run: Run, position: TrainingPosition) -> int | None:
-    """Returns the number of the first hook that is left to do at a step, the same in all processes."""
-    found = run_directory.read_interrupted(run.config.model_path, position.step) if run.group.is_first else None
-    number = run.group.all_reduce_max(-1 if found is None else found)
-    return None if number < 0 else number
+def interrupted_hooks(run: Run, position: TrainingPosition) -> tuple[str, ...]:
+    """Returns the names of the hooks that are left to do at a step, once all processes have read them."""
+    names = run_directory.read_interrupted(run.config.model_path, position.step)
+    run.group.check_same(run_directory.INTERRUPTED_FILE, repr(names))
+    return names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +160,7 @@ def build_hooks(
         metrics: gets evaluation results and histograms; None where another process writes them.
         note: shows a line without disturbing the progress bar.
     """
-    return CheckpointHooks(run, list(_hooks(run, inputs, metrics, note)))
+    return CheckpointHooks(run, list(_hooks(run, inputs, metrics, note)), note)
 
 
 # Programs are built when a hook runs first, not before the first step.
@@ -154,19 +169,21 @@ def build_hooks(
 def _hooks(
     run: Run, inputs: HookInputs, metrics: MetricsWriter | None, note: Callable[[str], None]
 ) -> Iterator[CheckpointHook]:
-    at_checkpoints = functools.partial(CheckpointHook, run.options.steps_per_checkpoint)
+    at_checkpoints = functools.partial(CheckpointHook, every_steps=run.options.steps_per_checkpoint)
     periods = {entry.name: entry.every_steps for entry in run.config.evaluation.eval_tasks}
     if _measures_loss(run) and inputs.data.has_eval_part():
-        yield CheckpointHook(_period(run, periods.get(VALIDATION)), _loss_hook(run, inputs.data, metrics, note))
+        period = _period(run, periods.get(VALIDATION))
+        yield CheckpointHook(VALIDATION, period, _loss_hook(run, inputs.data, metrics, note))
     runner, outputs = TaskRunner(run, inputs.tasks), TaskOutputs(run, metrics)
     for task in inputs.tasks:
-        yield CheckpointHook(_period(run, periods[task.name]), _task_hook(runner, task, outputs, note))
+        yield CheckpointHook(task.name, _period(run, periods[task.name]), _task_hook(runner, task, outputs, note))
     if inputs.prompts is not None:
-        yield at_checkpoints(_sample_hook(run, inputs.prompts, metrics, note))
+        yield at_checkpoints(SAMPLES, run=_sample_hook(run, inputs.prompts, metrics, note))
     if run.config.training.log_weights and run.group.is_first:
-        yield at_checkpoints(_histogram_hook(run, metrics))
+        yield at_checkpoints("histograms of weights", run=_histogram_hook(run, metrics))
     if metrics is not None:
-        yield at_checkpoints(lambda position: write_logs(run.config.model_path, tokens_per_step(run.config)))
+        write = functools.partial(write_logs, run.config.model_path, tokens_per_step(run.config))
+        yield at_checkpoints("logs of training", run=lambda position: write())
 
 
 def _period(run: Run, own: int | None) -> int:

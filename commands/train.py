@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 
 from commands.backend import backend_of
-from commands.checkpoint_hooks import SAVE_SECONDS, HookInputs, build_hooks, check_hook_inputs, interrupted_hook
+from commands.checkpoint_hooks import SAVE_SECONDS, HookInputs, build_hooks, check_hook_inputs, interrupted_hooks
 from commands.console import say
 from commands.evaluate import write_views
 from commands.options import Options
@@ -63,7 +63,7 @@ def train(config: RunConfig, options: Options, group: ProcessGroup) -> int:
     resumed_from = reader.latest_checkpoint(config.model_path)
     position = _load_weights(run)
     train_steps = config.training.train_steps
-    if position.step >= train_steps and interrupted_hook(run, position) is None:
+    if position.step >= train_steps and not interrupted_hooks(run, position):
         say(f"step {position.step} of {train_steps}: training is finished; raise train_steps to train on")
         return 0
     batches = _load_batches(run, data, position)

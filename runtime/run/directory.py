@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import posixpath
+from collections.abc import Sequence
 from pathlib import Path
 
 from configs.errors import CheckpointError, ConfigError
@@ -21,7 +22,7 @@ from storage.remote_configs import on_disk
 
 CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.json"
-INTERRUPTED_FILE = "interrupted.json"  # which hook of which checkpoint a signal has ended
+INTERRUPTED_FILE = "interrupted.json"  # the step and the hooks of a pause that a signal has ended
 # May exist before a run does.
 PLAN_PICTURE, DATASET_PICTURE = "plan.png", "dataset.png"
 # Settings that change what the weights compute, but not the shape of any variable.
@@ -73,18 +74,19 @@ def write_settings(config: RunConfig, tokenizer: Tokenizer | None) -> None:
         write_text(posixpath.join(config.model_path, name), content)
 
 
-def write_interrupted(model_path: str, step: int, hook: int) -> None:
-    """Notes that a signal has ended what follows the checkpoint of a step, from the hook of this number on."""
-    write_text(posixpath.join(model_path, INTERRUPTED_FILE), json.dumps([step, hook]))
+def write_interrupted(model_path: str, step: int, hooks: Sequence[str]) -> None:
+    """Notes the names of the hooks that are left to do at the pause of a step, which a signal has ended."""
+    write_text(posixpath.join(model_path, INTERRUPTED_FILE), json.dumps([step, list(hooks)]))
 
 
-def read_interrupted(model_path: str, step: int) -> int | None:
-    """Returns the number of the first hook that is left to do at the checkpoint of a step; None: all were done."""
+def read_interrupted(model_path: str, step: int) -> tuple[str, ...]:
+    """Returns the names of the hooks that are left to do at the pause of a step."""
     try:
-        interrupted_step, hook = json.loads(_read(posixpath.join(model_path, INTERRUPTED_FILE)))
+        interrupted_step, hooks = json.loads(_read(posixpath.join(model_path, INTERRUPTED_FILE)))
     except (CheckpointError, ValueError, TypeError, RecursionError):
-        return None
-    return hook if interrupted_step == step and isinstance(hook, int) else None
+        return ()
+    is_known = isinstance(hooks, list) and all(isinstance(name, str) for name in hooks)
+    return tuple(hooks) if is_known and interrupted_step == step else ()
 
 
 def forget_interrupted(model_path: str) -> None:

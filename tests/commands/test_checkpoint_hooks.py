@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from commands.checkpoint_hooks import CheckpointHook, CheckpointHooks, interrupted_hook
+from commands.checkpoint_hooks import CheckpointHook, CheckpointHooks, interrupted_hooks
 from commands.run_setup import Run
 from runtime.checkpoint.position import TrainingPosition
 from runtime.cluster.process_group import ALONE
@@ -26,7 +26,9 @@ class Hooks:
     model_path: Path
     stopped: int | None = None
     every_steps: tuple[int, int, int] = (2, 3, 6)
+    names: str = "abc"
     done: list[tuple[int, int]] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)
 
     def hook(self, number: int, position: TrainingPosition) -> None:
         if number == self.stopped:
@@ -37,7 +39,8 @@ class Hooks:
         config = dataclasses.replace(tiny.run_config(), model_path=str(self.model_path))
         run = Run(config, None, ALONE, None, None)
         hooks = (functools.partial(self.hook, number) for number in range(3))
-        return CheckpointHooks(run, [CheckpointHook(*each) for each in zip(self.every_steps, hooks, strict=True)])
+        settings = zip(self.names, self.every_steps, hooks, strict=True)
+        return CheckpointHooks(run, [CheckpointHook(*each) for each in settings], self.notes.append)
 
 
 def test_what_a_signal_has_ended_is_done_on_resume(tmp_path: Path) -> None:
@@ -48,11 +51,11 @@ def test_what_a_signal_has_ended_is_done_on_resume(tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         second.all().catch_up(POSITION)
     third = Hooks(tmp_path)
-    assert interrupted_hook(third.all().run, POSITION) == 2
+    assert interrupted_hooks(third.all().run, POSITION) == ("c",)
     third.all().catch_up(TrainingPosition(7, 14))  # another checkpoint has nothing left to do
     third.all().catch_up(POSITION)
     assert (first.done, second.done, third.done) == ([(0, 6)], [(1, 6)], [(2, 6)])
-    assert list(tmp_path.iterdir()) == [] and interrupted_hook(third.all().run, POSITION) is None
+    assert list(tmp_path.iterdir()) == [] and not interrupted_hooks(third.all().run, POSITION)
 
 
 def test_each_hook_runs_at_its_own_steps_and_at_the_last(tmp_path: Path) -> None:
@@ -72,7 +75,18 @@ def test_what_is_left_and_not_due_stays_undone_on_resume(tmp_path: Path) -> None
     assert (first.done, second.done) == ([], [(0, 6), (2, 6)])
 
 
-@pytest.mark.parametrize("content", ["", "[6]", "{}", '[6, "x"]', "\0\0"])
+def test_settings_may_change_before_what_is_left_is_done(tmp_path: Path) -> None:
+    first = Hooks(tmp_path, stopped=1)
+    with pytest.raises(Stopped):
+        first.all()(POSITION)
+    second = Hooks(tmp_path, every_steps=(4, 4, 4), names="cxa")  # in another order, none due at step 6, b for x
+    second.all().catch_up(POSITION)
+    assert (first.done, second.done) == ([(0, 6)], [(0, 6)])
+    assert second.notes == ["step 6: b: interrupted, and no longer among the settings; left out"]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", ["", "[6]", "{}", '[6, "x"]', "[6, 1]", '[6, ["a", 1]]', '["6", ["a"]]', "\0\0"])
 def test_a_damaged_note_is_nothing_left_to_do(tmp_path: Path, content: str) -> None:
     (tmp_path / "interrupted.json").write_text(content)
-    assert interrupted_hook(Hooks(tmp_path).all().run, POSITION) is None
+    assert interrupted_hooks(Hooks(tmp_path).all().run, POSITION) == ()

@@ -142,7 +142,7 @@ def test_damaged_settings_are_named_and_not_used(tmp_path: Path, content: bytes)
         f"{tmp_path}/tokenizer.json: is damaged, so the dataset's tokenizer is used",
     ]
     assert run_directory.kept_config(str(tmp_path)) is run_directory.tokenizer_path(str(tmp_path)) is None
-    assert run_directory.read_interrupted(str(tmp_path), 3) is None
+    assert run_directory.read_interrupted(str(tmp_path), 3) == ()
     run_directory.check_settings(config, "{}")
 
 
