@@ -84,7 +84,8 @@ class CheckpointHooks:
         if not names:
             return
         if gone := [name for name in names if name not in {hook.name for hook in self.hooks}]:
-            self.note(f"step {position.step}: {', '.join(gone)}: interrupted, and no longer among the settings; left out")
+            what = f"interrupted at step {position.step}, and no longer in the settings; left out"
+            self.note(f"{', '.join(gone)}: {what}")
         self._run([hook for hook in self.hooks if hook.name in names], position)
         if self.run.group.is_first:
             run_directory.forget_interrupted(self.run.config.model_path)

@@ -82,7 +82,7 @@ def test_settings_may_change_before_what_is_left_is_done(tmp_path: Path) -> None
     second = Hooks(tmp_path, every_steps=(4, 4, 4), names="cxa")  # in another order, none due at step 6, b for x
     second.all().catch_up(POSITION)
     assert (first.done, second.done) == ([(0, 6)], [(0, 6)])
-    assert second.notes == ["step 6: b: interrupted, and no longer among the settings; left out"]
+    assert second.notes == ["b: interrupted at step 6, and no longer in the settings; left out"]
     assert list(tmp_path.iterdir()) == []
 
 
