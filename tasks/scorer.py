@@ -38,7 +38,7 @@ class TokenScores(Protocol):
 
     @property
     def is_greedy(self) -> np.ndarray:
-        """Whether each token has the highest logit, bool [tokens]."""
+        """Whether each token is the argmax, of equal logits the first, bool [tokens]."""
 
 
 class Scorer(Protocol):

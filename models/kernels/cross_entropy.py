@@ -33,6 +33,18 @@ def labels_in_slice(labels: tf.Tensor, start: tf.Tensor, size: int) -> tuple[tf.
 
 
 @compiled
+def is_beaten(logits: tf.Tensor, labels: tf.Tensor, label_logit: tf.Tensor, vocab_start: tf.Tensor) -> tf.Tensor:
+    """Returns whether this slice holds a larger logit than the label's, or an equal one before it; NaN loses.
+
+    [B, S, V], int32 [B, S], float32 [B, S], scalar -> int32 [B, S], 1 or 0.
+    """
+    logits, label_logit = tf.cast(logits, tf.float32), label_logit[..., None]
+    is_before = vocab_start + tf.range(logits.shape[-1]) < labels[..., None]
+    is_less = tf.where(is_before, logits < label_logit, logits <= label_logit)
+    return tf.cast(tf.reduce_any(~is_less, -1), tf.int32)
+
+
+@compiled
 def cross_entropy_gradient(
     logits: tf.Tensor,
     labels: tf.Tensor,

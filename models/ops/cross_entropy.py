@@ -10,14 +10,14 @@ from models.ops.mesh_operation import MeshOperation, SliceKernel, mesh_axes, sli
 
 
 class SoftmaxStatistics(MeshOperation):
-    """The log-partition function, the logit of the label and the largest logit.
+    """The log-partition function and the logit of the label.
 
-    logits [batch, sequence, vocab], labels [batch, sequence] -> log_z, label_logit, largest, all float32 [batch,
-    sequence]; the last has no gradient.
+    logits [batch, sequence, vocab], labels [batch, sequence] -> log_z, label_logit, both float32 [batch,
+    sequence].
     """
 
     def __init__(self, logits: mtf.Tensor, labels: mtf.Tensor) -> None:
-        super().__init__([logits, labels], [(labels.shape, tf.float32)] * 3, "softmax_statistics")
+        super().__init__([logits, labels], [(labels.shape, tf.float32)] * 2, "softmax_statistics")
 
     def lower_slices(self, mesh_impl: mtf.MeshImpl, logits: LaidOut, labels: LaidOut) -> Sequence[LaidOut]:
         """Computes the outputs from the slices of the inputs."""
@@ -27,14 +27,13 @@ class SoftmaxStatistics(MeshOperation):
         start = slice_start(mesh_impl, vocab_dim)
         sums = mesh_impl.slicewise(kernels.exponential_sum_and_label_logit, logits, labels, largest, start)
         total, label_logit = (mesh_impl.allreduce(part, axes, "SUM") for part in sums)
-        log_z = mesh_impl.slicewise(lambda largest, total: largest + tf.math.log(total), largest, total)
-        return log_z, label_logit, largest
+        return mesh_impl.slicewise(lambda largest, total: largest + tf.math.log(total), largest, total), label_logit
 
     def gradient(self, grad_ys: Sequence[mtf.Tensor | None]) -> list[mtf.Tensor | None]:
         """Returns the gradients of the inputs."""
         logits, labels = self.inputs
         log_z = self.outputs[0]
-        d_log_z, d_label_logit = (mtf.zeros_like(log_z) if grad is None else grad for grad in grad_ys[:2])
+        d_log_z, d_label_logit = (mtf.zeros_like(log_z) if grad is None else grad for grad in grad_ys)
         inputs, d_logits = [logits, labels, log_z, d_log_z, d_label_logit], (logits.shape, logits.dtype)
         kernel, starts = kernels.cross_entropy_gradient, logits.shape.dims[-1:]
         return [SliceKernel("softmax_statistics_gradient", kernel, inputs, [d_logits], starts=starts).outputs[0], None]
@@ -50,19 +49,39 @@ def softmax_statistics(logits: mtf.Tensor, labels: mtf.Tensor) -> tuple[mtf.Tens
     Returns:
         log_z and label_logit, both float32 [batch, sequence].
     """
-    log_z, label_logit, _ = SoftmaxStatistics(logits, labels).outputs
+    log_z, label_logit = SoftmaxStatistics(logits, labels).outputs
     return log_z, label_logit
 
 
+class IsBeaten(MeshOperation):
+    """Whether another token is more likely than the label, int32 1 or 0: of equal logits the first one wins.
+
+    logits [batch, sequence, vocab], labels [batch, sequence], label_logit float32 [batch, sequence] -> [batch,
+    sequence].
+    """
+
+    def __init__(self, logits: mtf.Tensor, labels: mtf.Tensor, label_logit: mtf.Tensor) -> None:
+        super().__init__([logits, labels, label_logit], [(labels.shape, tf.int32)], "is_beaten")
+
+    def lower_slices(
+        self, mesh_impl: mtf.MeshImpl, logits: LaidOut, labels: LaidOut, label_logit: LaidOut
+    ) -> Sequence[LaidOut]:
+        """Computes the output from the slices of the inputs."""
+        vocab_dim = self.inputs[0].shape.dims[-1]
+        start = slice_start(mesh_impl, vocab_dim)
+        is_beaten = mesh_impl.slicewise(kernels.is_beaten, logits, labels, label_logit, start)
+        return [mesh_impl.allreduce(is_beaten, mesh_axes(mesh_impl, [vocab_dim]), "MAX")]
+
+
 def label_scores(logits: mtf.Tensor, labels: mtf.Tensor) -> tuple[mtf.Tensor, mtf.Tensor]:
-    """Returns the log-probability of each label, and whether no logit is larger than its own.
+    """Returns the log-probability of each label, and whether greedy decoding would choose it.
 
     Args:
         logits: [batch, sequence, vocab]; vocab may be split.
         labels: int32 [batch, sequence].
 
     Returns:
-        float32 and int32, 1 where it is so, both [batch, sequence].
+        float32, in nats, and int32, 1 where it is the argmax, of equal logits the first; both [batch, sequence].
     """
-    log_z, label_logit, largest = SoftmaxStatistics(logits, labels).outputs
-    return label_logit - log_z, mtf.cast(mtf.greater_equal(label_logit, largest), tf.int32)
+    log_z, label_logit = softmax_statistics(logits, labels)
+    return label_logit - log_z, 1 - IsBeaten(logits, labels, label_logit).outputs[0]

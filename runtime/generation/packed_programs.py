@@ -35,8 +35,8 @@ def build_packed_scores(config: RunConfig, placement: Placement, shape: BatchSha
 
     Returns:
         A step from the arrays of `PackedBatch` to log_probs float32 [batch, asked], in nats, of what is asked for, and
-        is_greedy int32 [batch, asked], 1 where no other token has a larger logit. That of a ranking model returns
-        scores float32 [batch, asked], of the texts up to there.
+        is_greedy int32 [batch, asked], 1 where it is the argmax, of equal logits the first. That of a ranking model
+        returns scores float32 [batch, asked], of the texts up to there.
     """
     outputs_of = _rank_scores if config.model.ranks else _log_probs
 

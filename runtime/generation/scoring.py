@@ -32,8 +32,8 @@ class TokenScores:
     """The scores of the tokens of one continuation.
 
     Attributes:
-        log_probs: of each token, in nats; their sum is log P(continuation | context).
-        is_greedy: whether each token is the most likely one: no other has a larger logit.
+        log_probs: float64 [tokens], in nats; their sum is log P(continuation | context).
+        is_greedy: bool [tokens], whether each is the argmax, of equal logits the first, as greedy decoding chooses it.
     """
 
     log_probs: np.ndarray

@@ -73,7 +73,7 @@ def expected(
     of_choice = logits[np.arange(len(choice)), choice]
     largest = logits.max(-1)
     log_z = largest + np.log(np.exp(logits - largest[:, None]).sum(-1))
-    return TokenScores(of_choice - log_z, of_choice == largest)
+    return TokenScores(of_choice - log_z, logits.argmax(-1) == choice)
 
 
 def assert_same(actual: list[list[TokenScores]], wanted: list[list[TokenScores]], tolerance: float = 1e-5) -> None:
@@ -154,6 +154,21 @@ def test_any_lengths(devices: tuple[str, ...], lengths: list[tuple[int, list[int
 def test_scores_are_the_same_on_a_mesh(name: str, mesh: Mesh, devices: tuple[str, ...]) -> None:
     asked = likely_asked(build(devices, name)[1], name)
     assert_same(build(devices, name, mesh=mesh)[0].score(asked), build(devices, name)[0].score(asked))
+
+
+@pytest.mark.parametrize("mesh", [ALONE, ("y:4", "vocab:y")], ids=str)
+@pytest.mark.parametrize("weight", [0.0, np.nan])
+def test_of_equal_logits_the_first_is_greedy_and_nan_is_not(
+    weight: float, mesh: Mesh, devices: tuple[str, ...]
+) -> None:
+    config = tiny.run_config(tiny.mesh_config(*mesh), model={"n_ctx": N_CTX})
+    placement = place(config.mesh, devices if mesh != ALONE else devices[:1])
+    scorer = build_scorer(config, placement)
+    for stored in placement.store:
+        stored.assign_whole(np.full(stored.whole_shape, weight, np.float32))
+    ((scores,),) = scorer.score([Continuations((EOS_ID,), [(0, 1, 0, config.model.n_vocab - 1)])])
+    np.testing.assert_allclose(scores.log_probs, -np.log(config.model.n_vocab) + weight, rtol=1e-6)
+    assert scores.is_greedy.tolist() == [weight == 0.0, False, weight == 0.0, False]
 
 
 @pytest.mark.slow
