@@ -7,9 +7,10 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from configs.errors import DataError, looked_from
+from configs.errors import DataError, ValueIssue, looked_from
+from configs.reader import shown
 from data.text.files import cannot_read, open_source
-from storage.files import exists
+from storage.files import exists, is_local
 from tasks.rows import Row
 
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
@@ -26,14 +27,13 @@ def find_file(folder: str, file: str, remedy: str) -> str:
     Raises:
         DataError: there is none; the message ends with the remedy.
     """
-    paths = dict.fromkeys([os.path.join(folder, file), file])
+    below = os.path.join(folder, file) if is_local(file) else file
+    paths = dict.fromkeys([below, file])
     stems = [(path, *os.path.splitext(path)) for path in paths]
     others = [stem + other for _, stem, suffix in stems for other in ROW_SUFFIXES if suffix in ROW_SUFFIXES]
     if found := next((path for path in [*paths, *others] if exists(path)), None):
         return found
-    raise DataError(
-        f"{os.path.join(folder, file)}: is not there, nor as {', '.join(ROW_SUFFIXES)}{looked_from(folder)}; {remedy}"
-    )
+    raise DataError(f"{below}: is not there, nor as {', '.join(ROW_SUFFIXES)}{looked_from(below)}; {remedy}")
 
 
 def read_rows(path: str) -> Iterator[Row]:
@@ -50,9 +50,11 @@ def read_rows(path: str) -> Iterator[Row]:
     elif suffix in TEXT_SUFFIXES:
         text = "".join(line for _, line in _lines(path))
         yield Row(path, 1, {"text": text})
+    elif os.path.isdir(path):
+        raise DataError(f"{path}: is a folder; give a file in it")
     else:
         known = ", ".join(ROW_SUFFIXES + TEXT_SUFFIXES)
-        raise DataError(f"{path}: its suffix does not say what it holds; rename it to one of {known}")
+        raise DataError(f"{path}: its suffix does not say what it holds; unpack it, or rename it to one of {known}")
 
 
 def _lines(path: str) -> Iterator[tuple[int, str]]:
@@ -75,15 +77,28 @@ def _json_rows(path: str) -> Iterator[Row]:
         if not line.strip():
             continue
         try:
-            values = json.loads(line.rstrip())
-        except (ValueError, RecursionError) as error:
-            place = f", column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-            what = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-            raise DataError(f"{path}: line {number}{place}: is not JSON ({what}); write one object a line") from None
+            values = json.loads(line.rstrip(), object_pairs_hook=_unique_keys)
+        except json.JSONDecodeError as error:
+            problem = f"line {number}, column {error.colno}: is not JSON ({error.msg})"
+            raise DataError(f"{path}: {problem}; write one object a line") from None
+        except ValueIssue as issue:
+            raise DataError(f"{path}: line {number}: {issue}") from None
+        except (ValueError, RecursionError):  # of more digits, or brackets, than Python reads
+            problem = f"line {number}: has a number that is too long, or too many brackets"
+            raise DataError(f"{path}: {problem}; write one object a line") from None
         if not isinstance(values, dict):
-            kind = "a list" if isinstance(values, list) else f"{values!r:.40}"
+            kind = "a list" if isinstance(values, list) else shown(values)
             raise DataError(f"{path}: line {number}: is {kind}, no object; write one object a line")
         yield Row(path, number, values)
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueIssue(f"{shown(twice)} is given twice", "keep one of the two")
+    return values
 
 
 def _table_rows(path: str, suffix: str) -> Iterator[Row]:

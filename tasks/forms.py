@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from configs.reader import shown
 from data.dialogue.readers import BETWEEN_TURNS
 from tasks.rows import Row
 from tasks.task import CONTINUATION, DELIMITER, DIALOGUE, MULTIPLE_CHOICE, ROLLING, Exchange, Item, Question, Text
@@ -43,11 +44,9 @@ def read_item(row: Row, kind: str, cue: str = "") -> Item:
     """
     forms = FORMS[kind]
     form = max(forms, key=lambda form: sum(field in row for field in form.fields) / len(form.fields))
-    if not any(field in row for field in form.fields):
+    if 2 * sum(field in row for field in form.fields) < len(form.fields):
         known = " or ".join(", ".join(form.fields) for form in forms[:2])
-        raise row.error(
-            "fields", f"are {', '.join(row.values) or 'none'}", f"give {known}, or those of a known dataset"
-        )
+        raise row.error("fields", f"are {shown(list(row.values))}", f"give {known}, or those of a known dataset")
     item = form.read(row)
     return _with_cue(item, cue) if cue and form.read is _multiple_choice else item
 
@@ -128,7 +127,9 @@ _CAPITALIZED = ("A", "An", "The", "She", "He", "It", "They", "My", "His", "Her",
 def _winograd(row: Row) -> Question:
     text, pronoun, place = row.text("text").replace("  ", " "), row.filled_text("pronoun"), row.count("pronoun_loc")
     if place + len(pronoun) > len(text):
-        raise row.error("pronoun_loc", f"is {place}, and the text has {len(text)} characters", "give where it begins")
+        raise row.error(
+            "pronoun_loc", f"is {shown(place)}, and the text has {len(text)} characters", "give where it begins"
+        )
     options = [_as_pronoun(option, pronoun, text[place - 2 : place - 1] == ".") for option in row.texts("options")]
     contexts = tuple(text[:place] + option for option in options)
     rest = text[place + len(pronoun) :]

@@ -8,11 +8,13 @@ from dataclasses import replace
 from itertools import islice
 
 from configs.errors import ConfigError, DataError
+from configs.reader import shown
 from data.dialogue.readers import BETWEEN_TURNS
 from tasks.dialogue.references import read_references
 from tasks.fetch import PUBLISHED
 from tasks.files import find_file, read_rows
 from tasks.forms import read_item
+from tasks.table import TASKS
 from tasks.task import (
     CONTINUATION,
     DIALOGUE,
@@ -28,6 +30,14 @@ from tasks.task import (
 
 BETWEEN_EXAMPLES = "\n\n"
 TAB_SUFFIXES = (".txt", ".tsv")
+SUBJECT = "{subject}"
+QUESTIONS = (MULTIPLE_CHOICE, CONTINUATION)
+KINDS_OF_SETTINGS: Mapping[str, Sequence[str]] = {
+    "n_shot": QUESTIONS,
+    "description": QUESTIONS,
+    "cue": (MULTIPLE_CHOICE,),
+    "stride": (ROLLING,),
+}
 
 
 def load_task(task: Task, folder: str) -> LoadedTask:
@@ -42,7 +52,8 @@ def load_task(task: Task, folder: str) -> LoadedTask:
         ConfigError: the task asks for what its kind does not have.
     """
     _check(task)
-    other = f"fetch it with --fetch_tasks {task.name}" if task.name in PUBLISHED else "give its path"
+    is_published = task.name in PUBLISHED and task.file == TASKS[task.name].file
+    other = f"fetch it with --fetch_tasks {task.name}" if is_published else "give its path"
     path = find_file(folder, task.file, f"put the file there, or {other}")
     items = tuple(islice(_read_items(task, path), task.limit))
     if not items:
@@ -52,19 +63,17 @@ def load_task(task: Task, folder: str) -> LoadedTask:
 
 def _check(task: Task) -> None:
     """Raises ConfigError if settings of a task contradict each other."""
-    has_questions = task.kind in (MULTIPLE_CHOICE, CONTINUATION)
     if task.kind not in KINDS:
         raise ConfigError(f"{task.name}: kind = {task.kind}: is none of {', '.join(KINDS)}; give one of them")
-    if task.n_shot and not has_questions:
-        raise ConfigError(
-            f"{task.name}: n_shot = {task.n_shot}: texts of the kind {task.kind} have no examples; leave it out"
-        )
-    if task.stride is not None and task.kind != ROLLING:
-        raise ConfigError(f"{task.name}: stride = {task.stride}: is for the kind rolling only; leave it out")
+    for setting, kinds in KINDS_OF_SETTINGS.items():
+        value = getattr(task, setting)
+        if value and task.kind not in kinds:
+            what = f"{task.name}: {setting} = {shown(value)}"
+            raise ConfigError(f"{what}: is for the kind {' or '.join(kinds)} only; leave it out")
 
 
 def _read_items(task: Task, path: str) -> Iterator[Item]:
-    if task.kind == DIALOGUE and os.path.splitext(path)[1] in TAB_SUFFIXES:
+    if task.kind == DIALOGUE and os.path.splitext(path)[1].lower() in TAB_SUFFIXES:
         return _read_exchanges(path)
     return (read_item(row, task.kind, task.cue) for row in read_rows(path))
 
@@ -99,6 +108,9 @@ def _examples(task: Task, folder: str, path: str) -> dict[str, list[Question]]:
 
 
 def _preamble(task: Task, question: Question, path: str, pools: Mapping[str, Sequence[Question]]) -> str:
+    if SUBJECT in task.description and not question.subject:
+        problem = f"has no subject, and the description names {SUBJECT}"
+        raise DataError(f"{path}: line {question.line}: {problem}; give it as category, or another description")
     others = (example for example in pools.get(question.subject, ()) if example != question)
     examples = [example.solved + BETWEEN_EXAMPLES for example in islice(others, task.n_shot)]
     if len(examples) < task.n_shot:
@@ -108,7 +120,7 @@ def _preamble(task: Task, question: Question, path: str, pools: Mapping[str, Seq
             f"{path}: line {question.line}: n_shot = {task.n_shot}: {source} has {len(examples)} other "
             f"example(s){of_subject}; lower n_shot, or add examples"
         )
-    return task.description.replace("{subject}", question.subject.replace("_", " ")) + "".join(examples)
+    return task.description.replace(SUBJECT, question.subject.replace("_", " ")) + "".join(examples)
 
 
 def _behind(preamble: str, question: Question) -> Question:

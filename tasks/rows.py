@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from configs.errors import DataError
+from configs.reader import shown
 
 _NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "a text", list: "a list", dict: "an object"}
+MAX_DIGITS = 9  # of the number of a choice
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,7 @@ class Row:
     def _get(self, field: str, *kinds: type) -> Any:
         expected = " or ".join(_NAMES[kind] for kind in kinds)
         if field not in self.values:
-            has = ", ".join(map(str, self.values)) or "none"
-            raise self.error(field, f"is missing, and the fields are {has}", f"give {expected}")
+            raise self.error(field, f"is missing, and the fields are {shown(list(self.values))}", f"give {expected}")
         value = self.values[field]
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             found = "null" if value is None else _NAMES.get(type(value), type(value).__name__)
@@ -73,14 +74,14 @@ class Row:
         return text
 
     def texts(self, field: str, minimum: int = 2) -> tuple[str, ...]:
-        """Returns a list of texts that are not empty.
+        """Returns a list of texts that are more than blanks.
 
         Raises:
             DataError: it is something else, or has fewer than `minimum`.
         """
         values: Sequence[Any] = self._get(field, list)
         for number, value in enumerate(values):
-            if not isinstance(value, str) or not value:
+            if not isinstance(value, str) or not value.strip():
                 found = _NAMES.get(type(value), "null") if not isinstance(value, str) else "empty"
                 raise self.error(f"{field}[{number}]", f"is {found}", "give a text")
             self._check_text(f"{field}[{number}]", value)
@@ -102,11 +103,11 @@ class Row:
         value = self._get(field, int, str)
         last, allowed = first + n_choices - 1, f"give the number of a choice, {first} to {first + n_choices - 1}"
         if isinstance(value, str):
-            if not (value.isascii() and value.isdigit()):
-                raise self.error(field, f"is {value!r}", allowed)
+            if not (value.isascii() and value.isdigit() and len(value) <= MAX_DIGITS):
+                raise self.error(field, f"is {shown(value)}", allowed)
             value = int(value)
         if not first <= value <= last:
-            raise self.error(field, f"is {value}, and there are {n_choices} choices", allowed)
+            raise self.error(field, f"is {shown(value)}, and there are {n_choices} choices", allowed)
         return value - first
 
     def one_of(self, field: str, names: Sequence[str]) -> int:
@@ -117,7 +118,7 @@ class Row:
         """
         value = self._get(field, str)
         if value.strip() not in names:
-            raise self.error(field, f"is {value!r}", f"give one of {', '.join(names)}")
+            raise self.error(field, f"is {shown(value)}", f"give one of {shown(list(names))}")
         return names.index(value.strip())
 
     def is_text(self, field: str) -> bool:
@@ -131,7 +132,7 @@ class Row:
             DataError: it is something else.
         """
         if (value := self._get(field, int)) < 0:
-            raise self.error(field, f"is {value}", "give 0 or more")
+            raise self.error(field, f"is {shown(value)}", "give 0 or more")
         return value
 
     def flag(self, field: str) -> bool:

@@ -51,7 +51,13 @@ def make_task(setting: str | Mapping[str, Any]) -> Task:
     """
     values = {"name": setting} if isinstance(setting, str) else dict(setting)
     name = values["name"]
+    if values.get("fewshot_file") and "n_shot" not in values:
+        file = values["fewshot_file"]
+        raise ConfigError(f"{name}: fewshot_file = {file}: has no effect without n_shot; give n_shot, or leave it out")
     if name in TASKS:
+        if (kind := values.get("kind", TASKS[name].kind)) != TASKS[name].kind:
+            problem = f"the table's task of this name is of the kind {TASKS[name].kind}"
+            raise ConfigError(f"{name}: kind = {kind}: {problem}; leave it out, or give your task another name")
         return replace(TASKS[name], **values)
     if missing := [key for key in ("file", "kind") if key not in values]:
         remedy = did_you_mean(name, TASKS, f"give its {' and '.join(missing)}, or one of {', '.join(TASKS)}")

@@ -100,5 +100,7 @@ def test_records_are_read_by_task(tmp_path: Path) -> None:
     path.write_text("".join(json.dumps(record) + "\n" for record in (choices(0, 1.0, -1.0), text([-1.0], [1]))))
     assert {task: len(records) for task, records in read_records(str(path)).items()} == {"piqa": 1, "book": 1}
     path.write_text('{"task": "piqa"}\n')
-    with pytest.raises(DataError, match=r"records.jsonl: line 1: doc_id: is missing, and the fields are task; give an"):
+    with pytest.raises(
+        DataError, match=r'records.jsonl: line 1: doc_id: is missing, and the fields are \["task"\]; give an'
+    ):
         read_records(str(path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Mapping
@@ -81,8 +82,9 @@ def test_exchanges_as_json_and_as_lines_with_tabs(tmp_path: Path) -> None:
     expected = [Exchange(("hi", "how are you ?"), ("fine", "well")), Exchange(("bye",), ("see you",))]
     rows = [{"context": item.turns, "references": item.references} for item in expected]
     assert load(write(tmp_path, rows[0], {"context": "bye", "references": ["see you"]}), DIALOGUE) == expected
-    (tmp_path / "test.tsv").write_text("hi EOS how are you ?\tfine\twell\nbye\tsee you\n")
-    assert list(load_task(Task("d", DIALOGUE, "test.tsv"), str(tmp_path)).items) == expected
+    for name in ("test.tsv", "TEST.TSV"):
+        (tmp_path / name).write_text("hi EOS how are you ?\tfine\twell\nbye\tsee you\n")
+        assert list(load_task(Task("d", DIALOGUE, name), str(tmp_path)).items) == expected
 
 
 def test_examples_are_the_first_other_items_of_the_file(tmp_path: Path) -> None:
@@ -120,6 +122,18 @@ def test_a_file_is_found_below_the_folder_or_where_it_is_or_in_another_format(tm
         DataError, match=r"nowhere/piqa.jsonl: is not there, nor as .jsonl, .*fetch it with --fetch_tasks piqa"
     ):
         load_task(TASKS["piqa"], "/nowhere")
+    with pytest.raises(DataError, match=r"nowhere/own.jsonl: is not there, nor as .jsonl, .*or give its path$"):
+        load_task(replace(TASKS["piqa"], file="own.jsonl"), "/nowhere")
+
+
+def test_a_file_in_a_bucket_is_found_beside_a_local_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = "gs://bucket/mine.jsonl"
+    monkeypatch.setattr("tasks.files.exists", lambda asked: asked == path)
+    monkeypatch.setattr("tasks.files.open_source", lambda asked: io.BytesIO(json.dumps(QUERY).encode()))
+    assert load_task(Task("mine", MULTIPLE_CHOICE, path), str(tmp_path)).path == path
+    monkeypatch.setattr("tasks.files.exists", lambda asked: False)
+    with pytest.raises(DataError, match=rf"^{path}: is not there, nor as"):
+        load_task(Task("mine", MULTIPLE_CHOICE, path), str(tmp_path))
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "arrow", "stream.arrow"])
@@ -165,17 +179,62 @@ MALFORMED: dict[str, tuple[str, Any, str]] = {
         b'{"query": "\\ud83d", "choices": ["a", "b"], "gold": 0}',
         "line 2: query: has half",
     ),
-    "unknown fields": (MULTIPLE_CHOICE, {"a": 1, "b": 2}, "line 2: fields: are a, b; give query, choices, gold or"),
+    "unknown fields": (
+        MULTIPLE_CHOICE,
+        {"a": 1, "b": 2},
+        'line 2: fields: are ["a", "b"]; give query, choices, gold or',
+    ),
+    "fields of another kind": (
+        MULTIPLE_CHOICE,
+        {"context": "a", "continuation": "b"},
+        'line 2: fields: are ["context", "continuation"]; give query, choices, gold or',
+    ),
+    "too many fields to show": (
+        MULTIPLE_CHOICE,
+        {f"a{number}": 1 for number in range(99)},
+        'line 2: fields: are ["a0", "a1", "a2", "a3", "a4", "a5", "a6", "a7", "a8", "a9", "a10", "a11", "a...',
+    ),
+    "a field twice": (
+        MULTIPLE_CHOICE,
+        b'{"query": "Q", "choices": ["a", "b"], "gold": 0, "gold": 1}',
+        'line 2: "gold" is given twice; keep one of the two',
+    ),
+    "a field within a field twice": (
+        MULTIPLE_CHOICE,
+        json.dumps(ARC).replace('{"text"', '{"label": [], "text"').encode(),
+        'line 2: "label" is given twice; keep one of the two',
+    ),
+    "a number without end": (
+        MULTIPLE_CHOICE,
+        b'{"query": "Q", "choices": ["a", "b"], "gold": ' + b"9" * 5000 + b"}",
+        "line 2: has a number that is too long, or too many brackets; write one object a line",
+    ),
+    "brackets without end": (
+        MULTIPLE_CHOICE,
+        b'{"query": ' + b"[" * 100_000,
+        "line 2: has a number that is too long, or too many brackets; write one object a line",
+    ),
+    "NaN": (MULTIPLE_CHOICE, QUERY | {"gold": float("nan")}, "line 2: gold: is a number; give an integer or a text"),
     "no field": (
         MULTIPLE_CHOICE,
         {"query": "Q", "gold": 0},
-        "line 2: choices: is missing, and the fields are query, gold",
+        'line 2: choices: is missing, and the fields are ["query", "gold"]; give a list',
     ),
     "no gold": (MULTIPLE_CHOICE, {"query": "Q", "choices": ["a", "b"]}, "line 2: gold: is missing"),
     "null": (MULTIPLE_CHOICE, QUERY | {"query": None}, "line 2: query: is null; give a text"),
     "choices as text": (MULTIPLE_CHOICE, QUERY | {"choices": "a, b"}, "line 2: choices: is a text; give a list"),
     "one choice": (MULTIPLE_CHOICE, QUERY | {"choices": ["a"]}, "line 2: choices: has 1 text(s); give at least 2"),
     "an empty choice": (MULTIPLE_CHOICE, QUERY | {"choices": ["a", ""]}, "line 2: choices[1]: is empty; give a text"),
+    "a choice of blanks": (
+        MULTIPLE_CHOICE,
+        QUERY | {"choices": [" \n", "b"]},
+        "line 2: choices[0]: is empty; give a text",
+    ),
+    "an option of blanks": (
+        MULTIPLE_CHOICE,
+        ROWS["wsc273"][0] | {"options": ["Ann", " "]},
+        "line 2: options[1]: is empty; give a text",
+    ),
     "a number as choice": (
         MULTIPLE_CHOICE,
         QUERY | {"choices": ["a", 2]},
@@ -190,7 +249,18 @@ MALFORMED: dict[str, tuple[str, Any, str]] = {
     "gold as letter": (
         MULTIPLE_CHOICE,
         QUERY | {"gold": "B"},
-        "line 2: gold: is 'B'; give the number of a choice, 0 to 1",
+        'line 2: gold: is "B"; give the number of a choice, 0 to 1',
+    ),
+    "gold in other digits": (MULTIPLE_CHOICE, QUERY | {"gold": "²"}, 'line 2: gold: is "²"; give the number'),
+    "gold of many digits": (
+        MULTIPLE_CHOICE,
+        QUERY | {"gold": "1" * 5000},
+        f'line 2: gold: is "{"1" * 76}...; give the number of a choice, 0 to 1',
+    ),
+    "a great gold": (
+        MULTIPLE_CHOICE,
+        QUERY | {"gold": 10**400},
+        f"line 2: gold: is 1{'0' * 76}..., and there are 2 choices; give the number of a choice, 0 to 1",
     ),
     "gold as boolean": (
         MULTIPLE_CHOICE,
@@ -217,7 +287,7 @@ MALFORMED: dict[str, tuple[str, Any, str]] = {
     "a label that is none": (
         MULTIPLE_CHOICE,
         ARC | {"answerKey": "E"},
-        "line 2: answerKey: is 'E'; give one of A, B, C",
+        'line 2: answerKey: is "E"; give one of ["A", "B", "C"]',
     ),
     "labels that are too few": (
         MULTIPLE_CHOICE,
@@ -229,7 +299,7 @@ MALFORMED: dict[str, tuple[str, Any, str]] = {
     "no answer": (
         MULTIPLE_CHOICE,
         ROWS["winogrande"][0] | {"answer": ""},
-        "line 2: answer: is ''; give the number of a choice, 1 to 2",
+        'line 2: answer: is ""; give the number of a choice, 1 to 2',
     ),
     "an answer in words": (
         MULTIPLE_CHOICE,
@@ -249,7 +319,7 @@ MALFORMED: dict[str, tuple[str, Any, str]] = {
     "no decision": (
         MULTIPLE_CHOICE,
         ROWS["pubmedqa"][0] | {"final_decision": "?"},
-        "line 2: final_decision: is '?'; give one of yes",
+        'line 2: final_decision: is "?"; give one of ["yes", "no", "maybe"]',
     ),
     "three letters": (
         MULTIPLE_CHOICE,
@@ -280,7 +350,7 @@ def test_a_malformed_row_is_named_by_file_line_and_field(tmp_path: Path, kind: s
 
 def test_blank_lines_count_as_lines(tmp_path: Path) -> None:
     (tmp_path / "mine.jsonl").write_text(f"\n{json.dumps(QUERY)}\n\n{{}}\n")
-    with pytest.raises(DataError, match=r"mine.jsonl: line 4: fields: are none"):
+    with pytest.raises(DataError, match=r"mine.jsonl: line 4: fields: are \[\]"):
         load(tmp_path)
 
 
@@ -288,8 +358,11 @@ def test_files_without_items_or_of_unknown_kinds(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"mine.jsonl: has no item; give one a line"):
         load(write(tmp_path))
     (tmp_path / "mine.csv").write_text("a,b")
-    with pytest.raises(DataError, match=r"mine.csv: its suffix does not say what it holds; rename it to one of .jsonl"):
+    with pytest.raises(DataError, match=r"mine.csv: its suffix does not say what it holds; unpack it, or rename it"):
         load_task(Task("mine", MULTIPLE_CHOICE, "mine.csv"), str(tmp_path))
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(DataError, match=r"folder: is a folder; give a file in it"):
+        load_task(Task("mine", MULTIPLE_CHOICE, "folder"), str(tmp_path))
 
 
 def test_too_few_examples(tmp_path: Path) -> None:
@@ -298,6 +371,10 @@ def test_too_few_examples(tmp_path: Path) -> None:
         DataError, match=r"mine.jsonl: line 1: n_shot = 2: .*mine.jsonl has 1 other example\(s\); lower n_shot"
     ):
         load(tmp_path, n_shot=2)
+    with pytest.raises(
+        DataError, match=r"mine.jsonl: line 1: has no subject, and the description names \{subject\}; g"
+    ):
+        load(tmp_path, description="{subject}: ")
     with pytest.raises(
         DataError, match=r"train.jsonl: is not there.*; put the examples of n_shot there, or name a few"
     ):
@@ -311,7 +388,15 @@ def test_too_few_examples(tmp_path: Path) -> None:
             {"kind": "essay"},
             "mine: kind = essay: is none of continuation, rolling, multiple_choice, dialogue; give one",
         ),
-        ({"kind": ROLLING, "n_shot": 1}, "mine: n_shot = 1: texts of the kind rolling have no examples; leave it out"),
+        (
+            {"kind": ROLLING, "n_shot": 1},
+            "mine: n_shot = 1: is for the kind multiple_choice or continuation only; leave it out",
+        ),
+        (
+            {"kind": DIALOGUE, "description": "Talk."},
+            'mine: description = "Talk.": is for the kind multiple_choice or continuation only; leave it out',
+        ),
+        ({"kind": CONTINUATION, "cue": "A:"}, 'mine: cue = "A:": is for the kind multiple_choice only; leave it out'),
         ({"kind": CONTINUATION, "stride": 8}, "mine: stride = 8: is for the kind rolling only; leave it out"),
     ],
 )
@@ -331,6 +416,14 @@ def test_tasks_from_settings() -> None:
         ConfigError, match=r"eval_tasks = x: is not in the table of tasks, and has no file; give its file and kind"
     ):
         make_task("x")
+    with pytest.raises(
+        ConfigError, match=r"wikitext: kind = dialogue: the table's task of this name is of the kind rol"
+    ):
+        make_task({"name": "wikitext", "kind": "dialogue"})
+    with pytest.raises(
+        ConfigError, match=r"mine: fewshot_file = a.jsonl: has no effect without n_shot; give n_shot, o"
+    ):
+        make_task(own | {"fewshot_file": "a.jsonl"})
 
 
 def test_each_task_of_the_table_reads_its_published_form(tmp_path: Path) -> None:
