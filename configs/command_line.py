@@ -145,15 +145,20 @@ def unescape(text: str) -> str:
 
 def _read_flag(key: str, text: str) -> Any:
     """Reads the value of a flag; a list of words is the JSON that main.py has made of them."""
-    value = _json_or(text, text)
-    if isinstance(value, list):
-        return [unescape(word) if key in ESCAPED_KEYS else word for word in value]
+    if (words := _words(text)) is not None:
+        return [unescape(word) if key in ESCAPED_KEYS else word for word in words]
     return _read(key, text)
 
 
 def _typed_flag(text: str) -> str:
-    value = _json_or(text, text)
-    return shlex.join(value) if isinstance(value, list) else text
+    words = _words(text)
+    return text if words is None else shlex.join(words)
+
+
+def _words(text: str) -> list[str] | None:
+    """Returns the list of words that a text is as JSON; None: it is something else."""
+    value = _json_or(text, None)
+    return value if isinstance(value, list) and all(isinstance(word, str) for word in value) else None
 
 
 def _read(name: str, text: str) -> Any:

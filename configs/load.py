@@ -181,11 +181,18 @@ def _without_overridden(raw: Mapping[str, RawValue], overriding: Mapping[str, Ra
 def _named_tasks(raw: Mapping[str, RawValue], overriding: Mapping[str, RawValue]) -> dict[str, RawValue]:
     """Returns typed names of evaluation tasks as the tasks that the file describes under these names."""
     typed, written = overriding.get("eval_tasks"), raw.get("eval_tasks")
-    if typed is None or not isinstance(typed.value, str) or written is None or not isinstance(written.value, list):
+    listed = typed and (
+        [name.strip() for name in typed.value.split(",")] if isinstance(typed.value, str) else typed.value
+    )
+    if not isinstance(listed, list) or written is None or not isinstance(written.value, list):
         return {}
-    described = {task["name"]: task for task in written.value if isinstance(task, dict) and "name" in task}
-    tasks = [described.get(name.strip(), name.strip()) for name in typed.value.split(",")]
+    described = {_task_name(task["name"]): task for task in written.value if isinstance(task, dict) and "name" in task}
+    tasks = [described.get(_task_name(task), task) if isinstance(task, str) else task for task in listed]
     return {"eval_tasks": dataclasses.replace(typed, value=tasks)}
+
+
+def _task_name(name: Any) -> str:
+    return schema.TASK_ALIASES.get(str(name), str(name))
 
 
 def _build_run_config(values: Mapping[str, Any]) -> RunConfig:

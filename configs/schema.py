@@ -69,7 +69,7 @@ DATATYPES = ("chunks", "documents_fixed", "documents_random")
 *_, DIALOGUE = TASK_KINDS = ("continuation", "rolling", "multiple_choice", "dialogue")
 VALIDATION = "validation"  # the evaluation task that is the held-out loss
 SAMPLES = "samples"  # the metrics of generated texts have the place of a task of this name
-TASK_NAME_PATTERN = re.compile(r"[\w.+-]+", re.ASCII)
+TASK_NAME_PATTERN = re.compile(r"[\w.+-]{1,100}", re.ASCII)  # a part of the names of files
 RANDOM_SAMPLE = "random_sample"  # an older name in GPT-Neo's page
 
 ALIASES = {
@@ -410,7 +410,7 @@ class TrainingConfig:
 def _parse_task_name(value: Any) -> str:
     text = TEXT.parse(value)
     if not TASK_NAME_PATTERN.fullmatch(text) or text == SAMPLES:
-        raise ValueIssue("cannot name a task", "use letters, digits and _ . + -, such as my_task")
+        raise ValueIssue("cannot name a task", "use at most 100 letters, digits and _ . + -, such as my_task")
     return TASK_ALIASES.get(text, text)
 
 

@@ -50,10 +50,19 @@ def test_evaluation_tasks_are_written_as_they_are_read(tmp_path, written):
 def test_typed_names_are_those_of_the_tasks_that_the_file_describes(tmp_path):
     mine = {"name": "mine", "file": "a.jsonl", "kind": "rolling", "limit": 3}
     path = write_configs(tmp_path, MODEL | {"eval_tasks": [mine, "piqa"]})
-    for override in ("--eval_tasks=sciq, mine", "eval_tasks=sciq,mine"):
+    for override in ("--eval_tasks=sciq, mine", "eval_tasks=sciq,mine", 'eval_tasks=["sciq", "mine"]'):
         tasks = load_config(path, [override]).evaluation.eval_tasks
         assert tasks == (TaskEntry(name="sciq"), TaskEntry(**mine))
+    flagged = load_config(path, ['--eval_tasks=["mine", {"name": "sciq", "limit": 2}]']).evaluation.eval_tasks
+    assert flagged == (TaskEntry(**mine), TaskEntry(name="sciq", limit=2))
     assert load_config(path, ['eval_tasks=[{"name": "mine"}]']).evaluation.eval_tasks == (TaskEntry(name="mine"),)
+
+
+@pytest.mark.parametrize(("written", "typed"), [("lambada", "lambada_openai"), ("lambada_openai", "lambada")])
+def test_both_names_of_a_task_find_what_the_file_describes(tmp_path, written, typed):
+    path = write_configs(tmp_path, MODEL | {"eval_tasks": [{"name": written, "limit": 3}]})
+    (task,) = load_config(path, [f"--eval_tasks={typed}"]).evaluation.eval_tasks
+    assert task == TaskEntry(name="lambada_openai", limit=3)
 
 
 TASKS = 'write it as ["lambada_openai", {"name": "mine", "file": "mine.jsonl", "kind": "multiple_choice"}]'
@@ -160,12 +169,18 @@ WRONG_VALUES = {
     "tasks that are no list": ({"eval_tasks": 3}, "eval_tasks = 3: is not a list; " + TASKS),
     "a task that is a path": (
         {"eval_tasks": ["a/b"]},
-        "eval_tasks = [\"a/b\"]: name 'a/b' cannot name a task; use letters, digits and _ . + -, such as my_task",
+        "eval_tasks = [\"a/b\"]: name 'a/b' cannot name a task; use at most 100 letters, digits and _ . + -, "
+        "such as my_task",
+    ),
+    "a task whose name is too long for a file": (
+        {"eval_tasks": "x" * 101},
+        f"eval_tasks = \"{'x' * 76}...: name '{'x' * 101}' cannot name a task; use at most 100 letters, digits "
+        "and _ . + -, such as my_task",
     ),
     "a task with the name of generated texts": (
         {"eval_tasks": "piqa,samples"},
-        "eval_tasks = \"piqa,samples\": name 'samples' cannot name a task; use letters, digits and _ . + -, such as "
-        "my_task",
+        "eval_tasks = \"piqa,samples\": name 'samples' cannot name a task; use at most 100 letters, digits and _ . + "
+        "-, such as my_task",
     ),
     "an unknown member of a task": (
         {"eval_tasks": [{"name": "piqa", "shots": 2}]},
