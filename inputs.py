@@ -99,7 +99,7 @@ def evaluation_batches(
     uses = [(use, pattern) for use, pattern in zip(config.data.datasets, patterns, strict=True) if pattern]
     if not uses:
         names = ", ".join(use.dataset.id for use in config.data.datasets) or "no dataset"
-        raise DataError(f"{names}: nothing to evaluate on; give eval_path in a dataset config")
+        raise DataError(f"{names}: nothing to evaluate on; give eval_path in a dataset config, or name --eval_tasks")
     rows = _EVALUATION_ROWS[config.data.input_fn](config, uses)
     make_targets = _make_targets(config, EVALUATION_SEED)
     return itertools.islice(_padded_batches(config, rows, make_targets), max_batches)

@@ -257,7 +257,7 @@ def test_evaluation_without_held_out_data_is_an_error():
     config = run_config((use_of("a"), use_of("b")))
     with pytest.raises(DataError) as caught:
         inputs.evaluation_batches(config, [None, ""])
-    assert str(caught.value) == "a, b: nothing to evaluate on; give eval_path in a dataset config"
+    assert str(caught.value) == "a, b: nothing to evaluate on; give eval_path in a dataset config, or name --eval_tasks"
 
 
 def test_evaluation_of_documents_has_every_id_but_the_first_as_a_label_once(folder):

@@ -703,7 +703,7 @@ REFUSALS: dict[str, tuple[list[str], str]] = {
     ),
     "nothing to evaluate on": (
         ["--eval", "--set", records_dataset()],
-        "records: nothing to evaluate on; give eval_path in a dataset config",
+        "records: nothing to evaluate on; give eval_path in a dataset config, or name --eval_tasks",
     ),
     "no tokenizer": (
         ["--predict", *WITHOUT_DATA, "--set", "model_path=runs/untrained"],
