@@ -18,6 +18,7 @@ from tasks.task import Figure, Task, TaskResult
 
 STDERR = "_stderr"
 LAMBADA = tuple(TASK_ALIASES.values())
+LARGE = 1e7
 COLUMNS = ("task", "figure", "value", "", "items", "n_shot")
 
 
@@ -71,14 +72,21 @@ def _values(figures: Mapping[str, Figure]) -> dict[str, float]:
 
 
 def _json_line(values: Mapping[str, Any]) -> str:
-    return json.dumps(values, ensure_ascii=False).translate(ESCAPES) + "\n"
+    finite = {name: _as_json(value) for name, value in values.items()}
+    return json.dumps(finite, ensure_ascii=False, allow_nan=False).translate(ESCAPES) + "\n"
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_as_json(each) for each in value]
+    return to_json(value) if isinstance(value, float) else value
 
 
 def _add_line(path: str, line: Mapping[str, Any]) -> None:
     """Appends a line, in place of one of the same task and step: an evaluation that a signal ended is done again."""
-    lines = read_bytes(path).decode().split("\n")[:-1] if exists(path) else []
+    lines = read_bytes(path).decode(errors="replace").split("\n") if exists(path) else []
     key = json.dumps({"task": line["task"], "current_step": line["current_step"]})[:-1] + ","
-    kept = [f"{each}\n" for each in lines if not each.startswith(key)]
+    kept = [f"{each}\n" for each in lines if each and not each.startswith(key)]
     write_text(path, "".join([*kept, json.dumps({name: to_json(value) for name, value in line.items()}) + "\n"]))
 
 
@@ -114,4 +122,8 @@ def _rows(task: Task, result: TaskResult) -> Iterator[tuple[str, ...]]:
 
 def _shown(figures: Mapping[str, Figure]) -> Iterator[tuple[str, tuple[str, str]]]:
     for name, figure in figures.items():
-        yield name, (f"{figure.value:,.4f}", "" if figure.stderr is None else f"± {figure.stderr:,.4f}")
+        yield name, (_number(figure.value), "" if figure.stderr is None else f"± {_number(figure.stderr)}")
+
+
+def _number(value: float) -> str:
+    return f"{value:,.4f}" if value < LARGE else f"{value:.4g}"  # perplexities of a new model have many digits

@@ -13,6 +13,7 @@ import numpy as np
 from configs.errors import DataError
 from tasks.evaluate import ACCURACIES
 from tasks.files import read_rows
+from tasks.rows import Row
 
 Record = Mapping[str, Any]
 LOG_LIKELIHOOD = "log_likelihood"
@@ -21,7 +22,9 @@ PERMUTATIONS = 9999
 MOST_EXACT = 13  # pairs of which all changes of signs are tried
 _BLOCK = 1 << 22  # signs in memory
 _SHOWN = 10  # numbers of items in a line
-_SAME = ("continuation", "continuations", "gold", "text", "references")
+_SAME = ("continuation", "continuations", "gold", "text", "words", "bytes", "references")
+_LISTS = ("log_likelihoods", "window_log_likelihoods")
+_NUMBERS = (*ACCURACIES, LOG_LIKELIHOOD, *_LISTS)
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,9 @@ class Comparison:
 
     Attributes:
         task: its name.
-        n_pairs: number of items that both have.
+        n_pairs: number of items that are compared.
         n_unpaired: number of items that only one has.
+        n_not_finite: number of items that both have and that are NaN or infinite in one, as of a model that diverged.
         n_other_prompts: number of pairs whose contexts differ, as with other few-shot examples.
         gained: for each accuracy the numbers of the items that became right.
         lost: the same of those that became wrong.
@@ -60,6 +64,7 @@ class Comparison:
     task: str
     n_pairs: int
     n_unpaired: int
+    n_not_finite: int
     n_other_prompts: int
     gained: dict[str, list[int]]
     lost: dict[str, list[int]]
@@ -75,8 +80,23 @@ def read_records(path: str) -> dict[str, list[dict[str, Any]]]:
     by_task: dict[str, list[dict[str, Any]]] = {}
     for row in read_rows(path):
         row.count("doc_id")
-        by_task.setdefault(row.filled_text("task"), []).append(dict(row.values))
+        record = {**row.values, **{name: _read_numbers(row, name) for name in _NUMBERS if name in row}}
+        if "log_likelihoods" in row:
+            row.index("gold", len(record["log_likelihoods"]))
+        by_task.setdefault(row.filled_text("task"), []).append(record)
     return by_task
+
+
+def _read_numbers(row: Row, name: str) -> float | list[float]:
+    """Returns a number or a list of them, of which some may be written as "nan" or "-inf"."""
+    try:
+        numbers = np.array(row.values[name], np.float64)
+    except (TypeError, ValueError):
+        numbers = None
+    if numbers is None or numbers.ndim != (name in _LISTS):
+        expected = "a list of numbers" if name in _LISTS else "a number"
+        raise row.error(name, f"is not {expected}", "compare files that --log_samples has written")
+    return numbers.tolist()
 
 
 def compare(before: Sequence[Record], after: Sequence[Record]) -> Comparison:
@@ -90,17 +110,23 @@ def compare(before: Sequence[Record], after: Sequence[Record]) -> Comparison:
     task = before[0]["task"]
     for number in numbers:
         _check_same(task, first[number], second[number])
-    pairs = [(first[number], second[number]) for number in numbers]
+    both = [(first[number], second[number]) for number in numbers]
+    pairs = [pair for pair in both if all(map(_is_finite, pair))]
     names = [name for name in ACCURACIES if pairs and all(name in record for pair in pairs for record in pair)]
     return Comparison(
         task,
         len(pairs),
         len(first.keys() ^ second.keys()),
+        len(both) - len(pairs),
         sum(_contexts(a) != _contexts(b) for a, b in pairs),
         {name: [a["doc_id"] for a, b in pairs if a[name] < b[name]] for name in names},
         {name: [a["doc_id"] for a, b in pairs if a[name] > b[name]] for name in names},
         [*(_accuracy_test(name, pairs) for name in names), *_likelihood_tests(pairs)],
     )
+
+
+def _is_finite(record: Record) -> bool:
+    return all(np.all(np.isfinite(record[name])) for name in _NUMBERS if name in record)
 
 
 def _contexts(record: Record) -> Any:
@@ -178,6 +204,7 @@ def format_comparison(comparison: Comparison) -> Iterator[str]:
     """Yields the lines that tell of a comparison."""
     notes = [f"{comparison.n_pairs:,} items"]
     notes += [f"{comparison.n_unpaired:,} in one run only, left out"] if comparison.n_unpaired else []
+    notes += [f"{comparison.n_not_finite:,} without finite figures, left out"] if comparison.n_not_finite else []
     notes += [f"{comparison.n_other_prompts:,} with other prompts"] if comparison.n_other_prompts else []
     yield f"{comparison.task}: {'; '.join(notes)}"
     for test in comparison.tests:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain, islice
@@ -82,13 +83,19 @@ def _log_likelihood(scores: TokenScores) -> float:
 def _continuation_record(item: Item, scores: Scores) -> dict[str, Any]:
     assert isinstance(item, Question)
     ((context, continuation),), (only,) = item.pairs, scores
+    log_likelihood = _log_likelihood(only)
     return {
         "context": context,
         "continuation": continuation,
-        "log_likelihood": _log_likelihood(only),
+        "log_likelihood": log_likelihood,
         "n_tokens": len(only.log_probs),
-        "acc": float(np.all(only.is_greedy)),
+        "acc": _accuracy(bool(np.all(only.is_greedy)), [log_likelihood]),
     }
+
+
+def _accuracy(is_right: bool, log_likelihoods: Sequence[float]) -> float:
+    """Returns 1 or 0; NaN where a log-likelihood is, as of a model that has diverged: it has chosen nothing."""
+    return math.nan if any(map(math.isnan, log_likelihoods)) else float(is_right)
 
 
 def _choice_record(item: Item, scores: Scores) -> dict[str, Any]:
@@ -101,7 +108,7 @@ def _choice_record(item: Item, scores: Scores) -> dict[str, Any]:
         "gold": item.gold,
         "log_likelihoods": sums,
         "n_tokens": [len(each.log_probs) for each in scores],
-        **{name: float(best == item.gold) for name, best in _best_choices(item, sums).items()},
+        **{name: _accuracy(best == item.gold, sums) for name, best in _best_choices(item, sums).items()},
     }
 
 

@@ -30,8 +30,9 @@ def mean_figure(values: Sequence[float], subjects: Sequence[str] = ()) -> Figure
     freedom = len(array) - len(names)
     if freedom <= 0:
         return Figure(float(array.mean()), None)
-    variance = float(((array - means[inverse]) ** 2).sum()) / freedom
-    return Figure(float(array.mean()), math.sqrt(variance / len(array)))
+    with np.errstate(invalid="ignore"):  # one value may be infinite
+        variance = float(((array - means[inverse]) ** 2).sum()) / freedom
+    return _figure(float(array.mean()), math.sqrt(variance / len(array)))
 
 
 def perplexity_figure(log_likelihoods: Sequence[float]) -> Figure:
@@ -53,8 +54,9 @@ def ratio_figure(log_likelihoods: Sequence[float], units: Sequence[float]) -> Fi
     ratio = float(-sums.sum() / weights.sum())
     if len(sums) < 2:
         return Figure(ratio, None)
-    variance = float(((sums + ratio * weights) ** 2).sum()) * len(sums) / (len(sums) - 1)
-    return Figure(ratio, math.sqrt(variance) / float(weights.sum()))
+    with np.errstate(invalid="ignore"):
+        variance = float(((sums + ratio * weights) ** 2).sum()) * len(sums) / (len(sums) - 1)
+    return _figure(ratio, math.sqrt(variance) / float(weights.sum()))
 
 
 def rolling_figures(
@@ -89,5 +91,10 @@ def _by_unit(windows: Sequence[Sequence[tuple[float, int]]], units: Sequence[int
 
 def _exponential(figure: Figure) -> Figure:
     """Returns exp of a figure, its standard error by the delta method; infinity where a float holds no more."""
-    value = math.exp(figure.value) if figure.value < _LARGEST else math.inf
-    return Figure(value, None if figure.stderr is None else value * figure.stderr)
+    value = math.inf if figure.value > _LARGEST else math.exp(figure.value)
+    return _figure(value, None if figure.stderr is None else value * figure.stderr)
+
+
+def _figure(value: float, stderr: float | None) -> Figure:
+    """Returns a figure, without an error where the value or the error is beyond numbers."""
+    return Figure(value, stderr if stderr is not None and math.isfinite(value) and math.isfinite(stderr) else None)

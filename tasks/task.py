@@ -135,7 +135,7 @@ class Figure:
     """A figure of a task.
 
     Attributes:
-        value: the figure.
+        value: the figure; infinite or NaN where the model's log-probabilities are.
         stderr: its standard error; None where there is none, as of a single item.
     """
 

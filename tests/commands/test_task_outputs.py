@@ -54,6 +54,24 @@ def test_figures_that_are_no_numbers_are_valid_json(tmp_path: Path) -> None:
     assert (line["perplexity"], line["lambada_log_ppl"]) == ("inf", "inf")
 
 
+def test_records_that_are_no_numbers_are_valid_json(tmp_path: Path) -> None:
+    items = [{"acc": math.nan, "log_likelihoods": [-math.inf, -1.0], "answer": "nan"}]
+    outputs(tmp_path, None, log_samples=True).write(3, dataclasses.replace(PIQA, items=items))
+    assert json.loads((tmp_path / "samples_7_piqa_3.jsonl").read_text()) == {
+        "acc": "nan",
+        "log_likelihoods": ["-inf", -1.0],
+        "answer": "nan",
+    }
+
+
+def test_lines_that_others_wrote_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "eval_7.jsonl").write_text('{"task": "lambada", "lambada_acc": 0.1}')  # without an end
+    with MetricsWriter(str(tmp_path)) as metrics:
+        outputs(tmp_path, metrics).write(3, PIQA)
+    lines = [json.loads(line) for line in (tmp_path / "eval_7.jsonl").read_text().splitlines()]
+    assert [line["task"] for line in lines] == ["lambada", "piqa"]
+
+
 def test_records_of_items_are_one_line_each_and_only_if_asked_for(tmp_path: Path) -> None:
     outputs(tmp_path, None, log_samples=True).write(3, LAMBADA)
     outputs(tmp_path, None).write(6, LAMBADA)
@@ -72,4 +90,6 @@ def test_a_table_shows_each_figure_with_its_error() -> None:
         "                acc/physics      1.0000",
     ]
     assert format_note(9, LAMBADA) == "step 9: lambada_openai: acc 0.5000 ± 0.0250  perplexity 1,234.5000 ± 2.0000"
+    large = TaskResult("novel", 1, {"perplexity": Figure(math.exp(300), 2e7), "bits": Figure(math.nan, None)}, [])
+    assert format_note(9, large) == "step 9: novel: perplexity 1.942e+130 ± 2e+07  bits nan"
     assert format_note(9, PIQA) == "step 9: piqa: acc 0.3333"

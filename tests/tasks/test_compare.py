@@ -95,10 +95,43 @@ def test_other_items_are_refused() -> None:
         compare([choices(1, 1.0, -1.0)], [choices(1, 1.0, -1.0, continuations=[" x", " y"])])
 
 
+def test_items_without_finite_figures_are_left_out_and_counted() -> None:
+    before = [choices(number, 0.0, -3.0) for number in range(6)]
+    after = [choices(0, math.nan, math.nan), choices(1, 0.0, -math.inf), *(choices(n, 1.0, -2.0) for n in range(2, 6))]
+    found = compare(before, after)
+    assert (found.n_pairs, found.n_not_finite, found.gained) == (4, 2, {"acc": [2, 3, 4, 5]})
+    assert [(test.before, test.after, test.p_value) for test in found.tests] == [(0.0, 1.0, 0.125), (-3.0, -2.0, 0.125)]
+    assert next(format_comparison(found)) == "piqa: 4 items; 2 without finite figures, left out"
+    nothing = compare(before[:1], after[:1])
+    assert (nothing.n_pairs, nothing.n_not_finite, nothing.tests) == (0, 1, [])
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"acc": "yes"}, "acc: is not a number"),
+        ({"acc": [1.0]}, "acc: is not a number"),
+        ({"log_likelihoods": -3.0}, "log_likelihoods: is not a list of numbers"),
+        ({"log_likelihoods": [[1.0], []]}, "log_likelihoods: is not a list of numbers"),
+        ({"log_likelihoods": [-1.0]}, "gold: is 1, and there are 1 choices"),
+    ],
+)
+def test_records_that_cannot_be_compared_are_named(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
+    path = tmp_path / "records.jsonl"
+    records = choices(0, 1.0, -1.0), {**choices(1, 1.0, -1.0), **changed}
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    with pytest.raises(DataError, match=rf"records.jsonl: line 2: {message}"):
+        read_records(str(path))
+
+
 def test_records_are_read_by_task(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in (choices(0, 1.0, -1.0), text([-1.0], [1]))))
     assert {task: len(records) for task, records in read_records(str(path)).items()} == {"piqa": 1, "book": 1}
+    diverged = choices(0, "nan", 0, log_likelihoods=["nan", "-inf"])
+    path.write_text(json.dumps(diverged))
+    (record,) = read_records(str(path))["piqa"]
+    assert math.isnan(record["acc"]) and record["log_likelihoods"][1] == -math.inf
     path.write_text('{"task": "piqa"}\n')
     with pytest.raises(
         DataError, match=r'records.jsonl: line 1: doc_id: is missing, and the fields are \["task"\]; give an'

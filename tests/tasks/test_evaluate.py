@@ -72,6 +72,15 @@ def test_of_equal_choices_the_first_counts() -> None:
     assert [record["acc"] for record in result.items] == [1.0, 0.0]
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", [MULTIPLE_CHOICE, CONTINUATION, ROLLING])
+def test_a_model_that_has_diverged_has_no_figures(kind: str) -> None:
+    question = Question(("Q",), ("a", "b") if kind == MULTIPLE_CHOICE else ("a",))
+    items = [Text("a", "a"), Text("b", "b")] if kind == ROLLING else [question, question]
+    result = evaluate(Given(dict.fromkeys(("a", "b", " a", " b"), math.nan)), *items, kind=kind)
+    assert all(math.isnan(figure.value) and figure.stderr is None for figure in result.figures.values())
+
+
 def test_contexts_that_compete_have_one_figure() -> None:
     result = evaluate(HashScorer(64), Question(("One", "Two"), ("c",), 0))
     first, second = (result.items[0]["log_likelihoods"][number] for number in (0, 1))

@@ -76,3 +76,12 @@ def test_the_windows_of_a_single_text_give_its_standard_error() -> None:
 
 def test_a_perplexity_beyond_floats_is_infinite() -> None:
     assert perplexity_figure([-800.0]) == Figure(math.inf, None)
+    assert perplexity_figure([-800.0, -800.0]) == Figure(math.inf, None)
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_infinite_log_likelihood_has_no_standard_error() -> None:
+    assert perplexity_figure([-math.inf, -1.0]) == Figure(math.inf, None)
+    assert ratio_figure([-math.inf, -1.0], [2, 1]) == Figure(math.inf, None)
+    figures = rolling_figures([[(-math.inf, 4)], [(-1.0, 1)]], words=[1, 1], n_bytes=[5, 5])
+    assert set(figures.values()) == {Figure(math.inf, None)}
