@@ -17,7 +17,8 @@ PART = ".part"
 CHUNK_BYTES = 1 << 18
 TIMEOUT_SECONDS = 60.0  # without a byte
 ATTEMPTS = 3  # of a connection that ends early
-CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
+CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-\d+/(\d{1,18})", re.ASCII)
+LENGTH = re.compile(r"\d{1,18}", re.ASCII)
 
 # Is told how many bytes of a file are there, and of how many; 0: unknown.
 Show = Callable[[int, int], None]
@@ -97,10 +98,12 @@ def _fill_once(part: str, url: str, show: Show) -> int:
     n_there = os.path.getsize(part) if os.path.exists(part) else 0
     with _request(url, n_there) as response, open(part, "r+b" if n_there else "wb") as file:
         begin, n_bytes = _range_of(response)
+        if begin not in (0, n_there):
+            raise DataError(f"{url}: the server answers with another part than was asked for; get it from elsewhere")
         file.seek(begin)
         file.truncate()
         try:
-            while chunk := response.read(CHUNK_BYTES):
+            while chunk := response.read1(CHUNK_BYTES):
                 file.write(chunk)
                 show(file.tell(), n_bytes)
         except (http.client.HTTPException, ConnectionError, TimeoutError):
@@ -112,7 +115,8 @@ def _range_of(response: http.client.HTTPResponse) -> tuple[int, int]:
     """Returns where an answer begins in the file, and the bytes of the whole file, 0 if unknown."""
     if found := CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", "")):
         return int(found[1]), int(found[2])
-    return 0, int(response.headers.get("Content-Length", 0))
+    length = response.headers.get("Content-Length", "")
+    return 0, int(length) if LENGTH.fullmatch(length) else 0
 
 
 def _request(url: str, n_there: int) -> http.client.HTTPResponse:
@@ -123,7 +127,11 @@ def _request(url: str, n_there: int) -> http.client.HTTPResponse:
     except urllib.error.HTTPError as error:
         if n_there and error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             return _request(url, 0)
-        raise DataError(f"{url}: the server answers {error.code} {error.reason}; try later") from None
+        raise DataError(f"{url}: the server answers {error.code} {_first_line(error.reason)}; try later") from None
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
-        raise UnreachableError(f"{url}: cannot be reached: {reason}") from None
+        raise UnreachableError(f"{url}: cannot be reached: {_first_line(reason)}") from None
+
+
+def _first_line(reason: object) -> str:
+    return str(reason).strip().partition("\n")[0]

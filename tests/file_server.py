@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import re
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -20,6 +21,9 @@ class FileServer:
         has_ranges: whether it answers a request for a range with that range.
         bytes_per_answer: after which each connection breaks; None: never.
         says_length: whether answers tell their length.
+        headers: are sent in place of those of the same name.
+        status: is answered in place of 200 and 206.
+        stall_seconds: how long an answer waits at its end.
         ranges: the range that each request asked for; empty: the whole file.
     """
 
@@ -28,6 +32,9 @@ class FileServer:
     has_ranges: bool = True
     bytes_per_answer: int | None = None
     says_length: bool = True
+    headers: dict[str, str] = dataclasses.field(default_factory=dict)
+    status: int | None = None
+    stall_seconds: float = 0.0
     ranges: list[str] = dataclasses.field(default_factory=list)
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
@@ -42,13 +49,15 @@ class FileServer:
         if begin >= len(content) > 0:
             request.send_error(416)
             return
-        request.send_response(206 if begin else 200)
-        if begin:
-            request.send_header("Content-Range", f"bytes {begin}-{len(content) - 1}/{len(content)}")
-        if self.says_length:
-            request.send_header("Content-Length", str(len(content) - begin))
+        request.send_response(self.status or (206 if begin else 200))
+        own = {"Content-Range": f"bytes {begin}-{len(content) - 1}/{len(content)}"} if begin else {}
+        own |= {"Content-Length": str(len(content) - begin)} if self.says_length else {}
+        for name, value in (own | self.headers).items():
+            request.send_header(name, value)
         request.end_headers()
         request.wfile.write(content[begin:][: self.bytes_per_answer])
+        request.wfile.flush()
+        time.sleep(self.stall_seconds)
 
 
 @contextlib.contextmanager

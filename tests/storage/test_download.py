@@ -86,6 +86,41 @@ def test_a_server_need_not_tell_the_length(server: FileServer, tmp_path: Path) -
     assert content_of(tmp_path) == {"a.jsonl": CONTENT}
 
 
+@pytest.mark.parametrize("length", ["many", "-5", "²", ""])
+def test_a_length_that_is_none_is_not_told(server: FileServer, tmp_path: Path, length: str) -> None:
+    server.headers = {"Content-Length": length.encode().decode("latin-1")}
+    assert fetch(server, tmp_path)[-1] == (len(CONTENT), 0)
+    assert content_of(tmp_path) == {"a.jsonl": CONTENT}
+
+
+def test_what_came_before_a_connection_stalls_is_kept(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(downloads, "TIMEOUT_SECONDS", 0.2)
+    server.bytes_per_answer, server.stall_seconds = 30_000, 0.6
+    with pytest.raises(UserError, match=r"ended after 90,000 of 102,400 bytes; run the same command again to go on"):
+        fetch(server, tmp_path)
+    assert content_of(tmp_path) == {"a.jsonl.part": CONTENT[:90_000]}
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "message"),
+    [
+        (206, {"Content-Range": "bytes 999999999999-1000000000000/1000000000001"}, "another part than was asked for"),
+        (302, {"Location": "/a.jsonl"}, r"answers 302 .*; try later$"),
+        (302, {"Location": "file:///etc/hostname"}, r"answers 302 .*not allowed; try later$"),
+    ],
+    ids=["another part", "a loop", "a local file"],
+)
+def test_wrong_answers_are_one_line_and_nothing_is_written(
+    server: FileServer, tmp_path: Path, status: int, headers: dict[str, str], message: str
+) -> None:
+    server.status, server.headers = status, headers
+    with pytest.raises(DataError, match=message) as caught:
+        fetch(server, tmp_path)
+    assert "\n" not in str(caught.value) and content_of(tmp_path) in ({}, {"a.jsonl.part": b""})
+
+
 def test_another_file_than_the_published_one_is_not_kept(server: FileServer, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"a\.jsonl: is not the published file, whose checksum is sha256:0; get it"):
         fetch(server, tmp_path, checksum="sha256:0")
