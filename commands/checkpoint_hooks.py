@@ -129,6 +129,8 @@ def check_hook_inputs(run: Run, data: RunData, tasks: Sequence[LoadedTask]) -> H
     Raises:
         UserError: they cannot be used.
     """
+    if _measures_loss(run) and not data.has_eval_part():
+        say("held-out loss: not measured while training, since no dataset has a held-out part; give eval_path in one")
     for pattern in data.eval_patterns():
         if _measures_loss(run) and pattern:
             list_shards(pattern)

@@ -8,6 +8,7 @@ from functools import cached_property
 
 from commands.chat import chat_settings
 from commands.chat_template import choose_template
+from commands.console import say
 from commands.run_setup import Run
 from commands.text_generator import DEFAULT_ROWS, TextGenerator, build_text_generator
 from configs.errors import ConfigError, DataError
@@ -92,6 +93,8 @@ def prepare_tasks(run: Run, tasks: Sequence[LoadedTask]) -> list[PreparedTask]:
     """
     if tasks and run.tokenizer is None:
         raise ConfigError("eval_tasks: need a tokenizer; give tokenizer_path in the dataset config")
+    if run.config.model.entmax_loss and any(loaded.task.kind != DIALOGUE for loaded in tasks):
+        say("eval_tasks: entmax_loss is true, and log-likelihoods are of the softmax, which was not trained")
     return [_prepare(run, loaded) for loaded in tasks]
 
 

@@ -38,7 +38,7 @@ def evaluate_task(
     Args:
         loaded: a task of any kind but dialogue, whose answers `tasks.dialogue` measures.
         tokenizer: of the model.
-        start_id: stands for the start of a document: bos where the tokenizer has one, else eos.
+        start_id: stands for the start of a document, as eos does in training.
         scorer: the model.
         advance: is called with a number n when n of the entries of `build_requests` are done.
 
@@ -171,11 +171,11 @@ def _rolling_figures(task: Task, records: Sequence[Mapping[str, Any]]) -> dict[s
 def _subject_figures(
     task: Task, records: Sequence[Mapping[str, Any]], subjects: Sequence[str]
 ) -> Iterator[tuple[str, Figure]]:
-    """Yields the accuracy of each group of subjects, and of each subject."""
+    """Yields the accuracy of each group of subjects, and of each subject; a dot separates task and figure in Sacred."""
     names = {name: (name,) for name in sorted(set(subjects) - {""})}
     for name, members in (dict(task.groups) | names).items():
         chosen = [
             (record["acc"], subject) for record, subject in zip(records, subjects, strict=True) if subject in members
         ]
         if chosen:
-            yield f"{name}/acc", mean_figure(*zip(*chosen, strict=True))
+            yield f"{name.replace('.', '_')}/acc", mean_figure(*zip(*chosen, strict=True))

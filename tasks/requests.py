@@ -20,7 +20,7 @@ def build_requests(
     Args:
         loaded: a task of questions or texts.
         tokenizer: of the model.
-        start_id: stands for the start of a document: bos where the tokenizer has one, else eos.
+        start_id: stands for the start of a document, as eos does in training.
         n_ctx: the most tokens that the model reads.
 
     Returns:

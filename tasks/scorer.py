@@ -14,7 +14,7 @@ class Continuations:
     """What is asked: alternatives after one context.
 
     Attributes:
-        context: token ids, at least one; the id of bos or eos stands for the start of a document.
+        context: token ids, at least one; that of eos stands for the start of a document.
         choices: the token ids of each alternative, 1 to n_ctx.
     """
 

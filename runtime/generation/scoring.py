@@ -19,7 +19,7 @@ class Continuations:
     """What is asked: alternatives after one context. Evaluation tasks have an equal class of their own.
 
     Attributes:
-        context: at least one token; bos or eos stands for the start of a document.
+        context: at least one token; eos stands for the start of a document.
         choices: of 1 to n_ctx tokens each.
     """
 

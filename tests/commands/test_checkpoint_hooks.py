@@ -6,11 +6,14 @@ import dataclasses
 import functools
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from commands.checkpoint_hooks import CheckpointHook, CheckpointHooks, interrupted_hooks
+from commands.checkpoint_hooks import CheckpointHook, CheckpointHooks, check_hook_inputs, interrupted_hooks
+from commands.run_data import RunData
 from commands.run_setup import Run
+from configs.schema import EvaluationConfig
 from runtime.checkpoint.position import TrainingPosition
 from runtime.cluster.process_group import ALONE
 from runtime.training.signals import Stopped
@@ -84,6 +87,18 @@ def test_settings_may_change_before_what_is_left_is_done(tmp_path: Path) -> None
     assert (first.done, second.done) == ([(0, 6)], [(0, 6)])
     assert second.notes == ["b: interrupted at step 6, and no longer in the settings; left out"]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("eval_steps", [0, 1])
+def test_a_held_out_loss_without_data_is_said_to_be_left_out(
+    eval_steps: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluation = EvaluationConfig(eval_batch_size=1, eval_steps=eval_steps)
+    config = dataclasses.replace(tiny.run_config(), evaluation=evaluation)
+    data = RunData(config, [SimpleNamespace(eval_pattern=None)])
+    check_hook_inputs(Run(config, None, ALONE, None, None), data, [])
+    line = "held-out loss: not measured while training, since no dataset has a held-out part; give eval_path in one\n"
+    assert capsys.readouterr().out == line * eval_steps
 
 
 @pytest.mark.parametrize("content", ["", "[6]", "{}", '[6, "x"]', "[6, 1]", '[6, ["a", 1]]', '["6", ["a"]]', "\0\0"])

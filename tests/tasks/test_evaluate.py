@@ -138,12 +138,12 @@ def test_a_stride_is_said_in_the_names_of_figures() -> None:
 
 def test_subjects_and_their_groups_have_figures() -> None:
     scorer = Given({" a": -1.0, " b": -2.0})
-    golds = {"optics": [0, 0, 1], "algebra": [0, 1, 1], "law": [1, 1, 1]}
+    golds = {"optics": [0, 0, 1], "algebra": [0, 1, 1], "U.S. law": [1, 1, 1]}
     questions = [Question(("Q",), ("a", "b"), gold, subject=name) for name, each in golds.items() for gold in each]
     groups = {"stem": ("optics", "algebra", "anatomy"), "arts": ("music",)}
     figures = evaluate(scorer, *questions, groups=groups).figures
     assert {name: figure.value for name, figure in figures.items() if "/" in name} == pytest.approx(
-        {"stem/acc": 3 / 6, "optics/acc": 2 / 3, "algebra/acc": 1 / 3, "law/acc": 0.0}
+        {"stem/acc": 3 / 6, "optics/acc": 2 / 3, "algebra/acc": 1 / 3, "U_S_ law/acc": 0.0}
     )
     assert figures["acc"].value == pytest.approx(3 / 9)
     # Within subjects the squares of the distances from the means sum to 2/3, 2/3 and 0.
