@@ -1,7 +1,7 @@
 """Compares our evaluation tasks with lm-evaluation-harness on the same weights and files, item by item.
 
     make lm-eval
-    .venv-lm-eval/bin/python benchmarks/train_gpt2.py --text "/usr/lib/python3.11/**/*.py" --out runs/gpt2_of_hf
+    .venv-lm-eval/bin/python benchmarks/train_gpt2.py --text "texts/**/*.txt" --out runs/gpt2_of_hf
     python3 benchmarks/evaluation.py --model random runs/quickstart runs/gpt2_of_hf --book book.txt --serve
 
 Every JSON-lines file of --tasks_dir is evaluated on its first --limit items: by our tasks; by the harness with Hugging

@@ -1,6 +1,6 @@
 """Trains a small GPT-2 with Hugging Face's own code, as weights for benchmarks/evaluation.py that are not ours.
 
-    .venv-lm-eval/bin/python benchmarks/train_gpt2.py --text "/usr/lib/python3.11/**/*.py" --out runs/gpt2_of_hf
+    .venv-lm-eval/bin/python benchmarks/train_gpt2.py --text "texts/**/*.txt" --out runs/gpt2_of_hf
 
 It needs torch and transformers, as `make lm-eval` installs them, and nothing of Neomesh. The tokenizer is trained on
 the same text. The folder holds what `save_pretrained` writes.

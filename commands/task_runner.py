@@ -14,7 +14,7 @@ from commands.text_generator import DEFAULT_ROWS, TextGenerator, build_text_gene
 from configs.errors import ConfigError, DataError
 from configs.reader import raise_issues
 from configs.schema import VALIDATION, RunConfig, TaskEntry
-from data.dialogue.context import fit_turns
+from data.dialogue.context import FittedTurns, fit_turns
 from data.dialogue.conversation import ASSISTANT, USER, Turn
 from runtime.generation.outputs import sampled_texts
 from runtime.generation.requests import GenerationRequest, sample_requests, sample_seed
@@ -23,7 +23,7 @@ from runtime.generation.scoring import Scorer, build_scorer
 from tasks.answers import measure_answers
 from tasks.evaluate import score_requests
 from tasks.load import load_task
-from tasks.requests import build_requests
+from tasks.requests import build_requests, count_cut
 from tasks.scorer import Continuations
 from tasks.table import make_task
 from tasks.task import DIALOGUE, LoadedTask, Task, TaskResult
@@ -99,17 +99,30 @@ def prepare_tasks(run: Run, tasks: Sequence[LoadedTask]) -> list[PreparedTask]:
 
 
 def _prepare(run: Run, loaded: LoadedTask) -> PreparedTask:
+    n_ctx = run.config.model.n_ctx
     if loaded.task.kind == DIALOGUE:
-        return PreparedTask(loaded, contexts=_fit_contexts(run, loaded))
-    return PreparedTask(loaded, build_requests(loaded, run.tokenizer, run.config.data.eos_id, run.config.model.n_ctx))
+        fitted = _fit_contexts(run, loaded)
+        _say_cut(loaded, sum(each.n_left_out > 0 for each in fitted), n_ctx)
+        return PreparedTask(loaded, contexts=[each.ids for each in fitted])
+    asked = build_requests(loaded, run.tokenizer, run.config.data.eos_id, n_ctx)
+    _say_cut(loaded, count_cut(asked, n_ctx), n_ctx)
+    return PreparedTask(loaded, asked)
 
 
-def _fit_contexts(run: Run, loaded: LoadedTask) -> list[Ids]:
+def _say_cut(loaded: LoadedTask, n_cut: int, n_ctx: int) -> None:
+    if n_cut:
+        share = f"{n_cut:,} of {len(loaded.items):,} items"
+        say(
+            f"{loaded.task.name}: {share} have a context that is too long for n_ctx = {n_ctx:,}, and lose its beginning"
+        )
+
+
+def _fit_contexts(run: Run, loaded: LoadedTask) -> list[FittedTurns]:
     template, settings = choose_template(run), chat_settings(run.config, run.options)
     max_tokens, contexts = run.config.model.n_ctx - settings.predict_max_steps, []
     for item in loaded.items:
         try:
-            contexts.append(fit_turns(template, _turns(item.turns), max_tokens).ids)
+            contexts.append(fit_turns(template, _turns(item.turns), max_tokens))
         except DataError as error:
             raise DataError(f"{loaded.path}: line {item.line}: {error}") from error
     return contexts

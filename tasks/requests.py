@@ -41,6 +41,12 @@ def build_requests(
     return _asked_of_texts(loaded, tokenizer, start_id, n_ctx)
 
 
+def count_cut(asked: Sequence[Sequence[Continuations]], n_ctx: int) -> int:
+    """Returns of how many items a context does not fit beside its continuations, and loses its beginning."""
+    longest = ((len(each.context) + max(map(len, each.choices)) for each in item) for item in asked)
+    return sum(max(lengths) > n_ctx + 1 for lengths in longest)
+
+
 def _asked_of_questions(
     questions: Sequence[Question], tokenizer: Tokenizer, start_id: int
 ) -> list[tuple[Continuations, ...]]:

@@ -136,6 +136,9 @@ def test_typed_names_are_evaluated_alone(here: Path, capsys: pytest.CaptureFixtu
     assert main(["--model", "tiny.json", "--eval", "--eval_tasks", "validation"]) == 0
     shown = capsys.readouterr().out
     assert "held-out" in shown and "figure" not in shown
+    long = {**TASKS[1], "description": "the cat sat. " * 20}
+    assert main(["--model", "tiny.json", "--eval", "--set", f"eval_tasks=[{json.dumps(long)}]"]) == 0
+    assert "mine: 2 of 2 items have a context that is too long for n_ctx = 32, and lose its" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from configs.errors import ConfigError, DataError
-from tasks.requests import build_requests, rolling_windows
+from tasks.requests import build_requests, count_cut, rolling_windows
 from tasks.scorer import Continuations
 from tasks.task import CONTINUATION, MULTIPLE_CHOICE, ROLLING, LoadedTask, Question, Task, Text
 
@@ -50,6 +50,21 @@ def test_blanks_at_the_end_of_the_context_belong_to_the_continuation(blanks: str
     (question,) = asked(Question((f"the{blanks}",), ("cat",), delimiter=""))
     (whole,) = LongestMatch().encode_batch([f"the{blanks}cat"])
     assert question == (Continuations(ids("the"), (tuple(whole[1:]),)),)
+
+
+@pytest.mark.parametrize(("n_ctx", "n_cut"), [(6, 0), (5, 1), (4, 2), (3, 2)])
+def test_items_whose_context_is_cut_are_counted(n_ctx: int, n_cut: int) -> None:
+    # 5 and 4 tokens before a choice; the last token of the longer choice of two is not read.
+    items = [
+        Question(("the cat" + " cat" * 3,), ("cat", "sat sat")),
+        Question(("the cat" + " cat" * 2,), ("cat", "sat sat")),
+    ]
+    assert count_cut(asked(*items, n_ctx=n_ctx), n_ctx) == n_cut
+
+
+@pytest.mark.parametrize("n_tokens", [1, 8, 9, 30])
+def test_windows_of_texts_are_not_cut(n_tokens: int) -> None:
+    assert count_cut([list(rolling_windows(range(n_tokens), START, 8, 3))], 8) == 0
 
 
 def test_the_cut_is_where_the_context_alone_would_end() -> None:
