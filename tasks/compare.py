@@ -177,7 +177,10 @@ def mcnemar(n_gained: int, n_lost: int) -> float:
     form: of the items that changed, each became right or wrong by the toss of a coin.
     """
     n_changed = n_gained + n_lost
-    tail = sum(math.comb(n_changed, k) for k in range(min(n_gained, n_lost) + 1))
+    ways = tail = 1  # binomial coefficients one after another: anew they would take a minute for 20,000 items
+    for k in range(min(n_gained, n_lost)):
+        ways = ways * (n_changed - k) // (k + 1)
+        tail += ways
     return min(1.0, 2 * tail / 2**n_changed)
 
 
