@@ -20,7 +20,7 @@ from commands.run_setup import (
     set_up_for_generation,
     set_up_with_data,
 )
-from commands.task_outputs import TaskOutputs, format_table
+from commands.task_outputs import TaskOutputs, check_records, format_table
 from commands.task_runner import TaskRunner, load_tasks, prepare_tasks
 from configs.schema import VALIDATION, RunConfig
 from data.loading.batch import Batch
@@ -53,6 +53,8 @@ def evaluate(config: RunConfig, options: Options, group: ProcessGroup) -> int:
     else:
         run = set_up_for_generation(config, options, group)
     runner = TaskRunner(run, prepare_tasks(run, tasks))
+    if tasks:
+        check_records(run)
     runner.build()
     position = load_trained(run)
     group.check_same("the run's position", repr(position))
@@ -90,8 +92,8 @@ def _run_tasks(runner: TaskRunner, outputs: TaskOutputs, step: int) -> None:
             for task in runner.tasks:
                 with counting(task.name, task.n_requests, runner.run.group) as advance:
                     result = runner.evaluate(task, advance)
-                outputs.write(step, result)
                 results.append((task.loaded.task, result))
+                outputs.write(step, result)
         finally:
             if results:
                 say(f"step {step}: tasks\n{format_table(results)}")

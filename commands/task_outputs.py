@@ -13,7 +13,7 @@ from commands.run_setup import Run
 from configs.schema import TASK_ALIASES
 from runtime.generation.outputs import ESCAPES
 from runtime.run.metrics import MetricsWriter, to_json
-from storage.files import exists, read_bytes, write_text
+from storage.files import check_writable, exists, read_bytes, write_text
 from tasks.task import Figure, Task, TaskResult
 
 STDERR = "_stderr"
@@ -49,6 +49,16 @@ class TaskOutputs:
 
     def _path(self, name: str) -> str:
         return posixpath.join(self.run.config.model_path, name)
+
+
+def check_records(run: Run) -> None:
+    """Checks that the records of items can be written, before anything is computed, if they are asked for.
+
+    Raises:
+        UserError: there is no permission to write there.
+    """
+    if run.options.log_samples and run.group.is_first:
+        check_writable(posixpath.join(run.config.model_path, f"samples_{run.options.sacred_id}.jsonl"))
 
 
 def metrics_of(result: TaskResult) -> dict[str, float]:

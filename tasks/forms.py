@@ -263,8 +263,9 @@ def _detokenize(page: str) -> str:
 
 
 def _exchange(row: Row) -> Exchange:
-    turns = row.filled_text("context").split(BETWEEN_TURNS) if row.is_text("context") else row.texts("context", 1)
-    return Exchange(tuple(turns), row.texts("references", minimum=1), row.line)
+    if row.is_text("context"):
+        row = replace(row, values={**row.values, "context": row.filled_text("context").split(BETWEEN_TURNS)})
+    return Exchange(row.texts("context", minimum=1), row.texts("references", minimum=1), row.line)
 
 
 # The first one or two of each kind are those for a person's own file.

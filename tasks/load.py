@@ -9,11 +9,11 @@ from itertools import islice
 
 from configs.errors import ConfigError, DataError
 from configs.reader import shown
-from data.dialogue.readers import BETWEEN_TURNS
 from tasks.dialogue.references import read_references
 from tasks.fetch import PUBLISHED
 from tasks.files import find_file, read_rows
 from tasks.forms import read_item
+from tasks.rows import Row
 from tasks.table import TASKS
 from tasks.task import (
     CONTINUATION,
@@ -21,7 +21,6 @@ from tasks.task import (
     KINDS,
     MULTIPLE_CHOICE,
     ROLLING,
-    Exchange,
     Item,
     LoadedTask,
     Question,
@@ -78,13 +77,13 @@ def _read_items(task: Task, path: str) -> Iterator[Item]:
     return (read_item(row, task.kind, task.cue) for row in read_rows(path))
 
 
-def _read_exchanges(path: str) -> Iterator[Exchange]:
+def _read_exchanges(path: str) -> Iterator[Item]:
     """Yields the lines of a test set, `turn EOS turn<tab>reference<tab>reference`."""
     references = read_references([path])
     if references.keys is None:
         raise DataError(f"{path}: line 1: has no reference; give lines of a context, a tab and its references")
     for number, (context, texts) in enumerate(zip(references.keys, references.texts, strict=True), start=1):
-        yield Exchange(tuple(context.split(BETWEEN_TURNS)), tuple(texts), number)
+        yield read_item(Row(path, number, {"context": context, "references": texts}), DIALOGUE)
 
 
 def _with_examples(task: Task, folder: str, path: str, items: Sequence[Item]) -> Sequence[Item]:

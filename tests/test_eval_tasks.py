@@ -161,6 +161,11 @@ def test_other_weights_without_data_leave_the_run_alone(
         pytest.approx(item["log_likelihoods"], abs=1e-4) for item in alone
     ]
     assert (here / "runs/tiny/metrics.jsonl").read_bytes() == before
+    capsys.readouterr()
+    settings[-1] = "model_path=mine.jsonl/out"
+    assert main(["--model", folder, "--eval", *settings, "--log_samples"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("mine.jsonl/out/samples_nosacred.jsonl: cannot be written: ")
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,19 @@ def test_exchanges_as_json_and_as_lines_with_tabs(tmp_path: Path) -> None:
         assert list(load_task(Task("d", DIALOGUE, name), str(tmp_path)).items) == expected
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("\tfine", "context: is empty; give a text"),
+        ("hi EOS  EOS well\tfine", "context[1]: is empty; give a text"),
+    ],
+)
+def test_a_line_without_a_turn_is_named(tmp_path: Path, line: str, message: str) -> None:
+    (tmp_path / "test.tsv").write_text(f"hi\tfine\n{line}\n")
+    with pytest.raises(DataError, match=re.escape(f"test.tsv: line 2: {message}")):
+        load_task(Task("d", DIALOGUE, "test.tsv"), str(tmp_path))
+
+
 def test_examples_are_the_first_other_items_of_the_file(tmp_path: Path) -> None:
     rows = [QUERY | {"query": f"Q{number}", "gold": number % 2} for number in range(4)]
     first, *_, last = load(write(tmp_path, *rows), n_shot=2, description="Choose.\n\n")
@@ -325,6 +338,11 @@ MALFORMED: dict[str, tuple[str, Any, str]] = {
         MULTIPLE_CHOICE,
         ROWS["mmlu_high_school_physics"][0] | {"choices": ["a", "b", "c"]},
         "line 2: choices: has 3 texts; give 4",
+    ),
+    "a turn of blanks": (
+        DIALOGUE,
+        {"context": "hi EOS  EOS well", "references": ["a"]},
+        "line 2: context[1]: is empty; give a text",
     ),
     "no reference": (
         DIALOGUE,
