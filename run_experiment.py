@@ -241,7 +241,9 @@ def _show_table(own: argparse.Namespace) -> None:
 
     url = upload.find_url(own.mongo, Path(upload.ENV_FILE)) if own.mongo else None  # the URL in .env is only for copies
     print(queries.compared(own.compare, own.store, url) if own.compare else queries.all_runs(own.store, url))
-    if own.compare and url is None:
+    if own.compare and url is not None:
+        print("items of tasks are not in MongoDB; leave out --mongo to compare those of the store")
+    elif own.compare:
         from commands.compare_items import compared_items
 
         for line in compared_items([find_run(own.store, run_id) for run_id in dict.fromkeys(own.compare)]):

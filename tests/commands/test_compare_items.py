@@ -11,6 +11,7 @@ import run_experiment
 from commands.compare_items import compared_items
 from tests.tracking.runs_on_disk import write_run
 from tracking.record.store import Run
+from tracking.view import queries
 
 
 def recorded(store: Path, number: int, files: dict[str, list[float]]) -> Run:
@@ -57,6 +58,17 @@ def test_what_cannot_be_compared_is_said_and_the_rest_is_compared(tmp_path: Path
     assert len(lines) == 8 and lines[1] == "arc: 1 items"
     assert lines[5].startswith(f"{damaged}: line 1, column 10: is not JSON")
     assert lines[7] == f"{tmp_path / '2' / 'samples_2_sciq_5.jsonl'}: has no record of sciq"
+
+
+def test_a_comparison_in_mongodb_says_that_it_has_no_items(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(queries, "compared", lambda run_ids, store, url: f"{run_ids} of {url}")
+    assert run_experiment.main(["--compare", "1", "2", "--mongo", "mongodb://h/sacred"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "['1', '2'] of mongodb://h/sacred",
+        "items of tasks are not in MongoDB; leave out --mongo to compare those of the store",
+    ]
 
 
 def test_runs_without_records_say_nothing(tmp_path: Path) -> None:
