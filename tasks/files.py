@@ -104,9 +104,20 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _table_rows(path: str, suffix: str) -> Iterator[Row]:
     number = 0
     for batch in _batches(path, suffix):
-        for values in batch.to_pylist():
+        for values in _values_of(batch, path, number):
             number += 1
             yield Row(path, number, values)
+
+
+def _values_of(batch: Any, path: str, n_before: int) -> list[dict[str, Any]]:
+    place = f"{path}: lines {n_before + 1:,} to {n_before + batch.num_rows:,}"
+    try:
+        _unique_keys([(name, None) for name in batch.schema.names])
+        return batch.to_pylist()
+    except ValueIssue as issue:
+        raise DataError(f"{place}: {issue}") from None
+    except (ValueError, OverflowError) as error:  # bytes that are not UTF-8, a time that Python has not
+        raise DataError(f"{place}: hold a value that cannot be read ({error}); replace the file") from None
 
 
 def _batches(path: str, suffix: str) -> Iterator[Any]:

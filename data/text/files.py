@@ -118,7 +118,7 @@ def is_read(relative: str, suffixes: tuple[str, ...] = SUFFIXES) -> bool:
 
 def cannot_read(path: str, error: Exception) -> DataError:
     """Returns the error for a file or folder that cannot be read."""
-    reason = getattr(error, "strerror", None) or error
+    reason = " ".join(str(getattr(error, "strerror", None) or error).split())  # some have several lines
     return DataError(f"{path}: cannot be read ({reason}); replace the file, or leave it out")
 
 

@@ -182,6 +182,29 @@ def test_a_broken_table_is_named(tmp_path: Path, suffix: str) -> None:
         load(tmp_path)
 
 
+def test_tables_with_values_that_cannot_be_read(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="pip install -r requirements-tasks.txt")
+    from pyarrow import parquet
+
+    ends, content = (pyarrow.py_buffer(each) for each in (bytes([0, 0, 0, 0, 1, 0, 0, 0]), b"\xff"))
+    no_utf8 = pyarrow.Array.from_buffers(pyarrow.string(), 1, [None, ends, content])
+    parquet.write_table(pyarrow.table({"query": no_utf8}), tmp_path / "mine.parquet")
+    with pytest.raises(
+        DataError, match=r"mine.parquet: lines 1 to 1: hold a value that cannot be read \('utf-8' codec"
+    ):
+        load(tmp_path)
+    twice = pyarrow.table([pyarrow.array(["Q"]), pyarrow.array(["R"])], names=["query", "query"])
+    parquet.write_table(twice, tmp_path / "mine.parquet")
+    with pytest.raises(DataError, match=r'mine.parquet: lines 1 to 1: "query" is given twice; keep one of the two'):
+        load(tmp_path)
+    parquet.write_table(pyarrow.table({"query": ["Q"], "choices": [["a", "b"]]}), tmp_path / "mine.parquet")
+    content = bytearray((tmp_path / "mine.parquet").read_bytes())
+    content[30:60] = b"\xff" * 30
+    (tmp_path / "mine.parquet").write_bytes(content)
+    with pytest.raises(DataError, match=r"mine.parquet: cannot be read \([^\n]*\); replace the file, or leave it out$"):
+        load(tmp_path)
+
+
 MALFORMED: dict[str, tuple[str, Any, str]] = {
     "no JSON": (MULTIPLE_CHOICE, b'{"query": "Q", ', "line 2, column 15: is not JSON (Expecting property name"),
     "no object": (MULTIPLE_CHOICE, ["Q"], "line 2: is a list, no object; write one object a line"),
