@@ -429,7 +429,9 @@ class TaskEntry:
         f"A task of the table in docs/evaluation.md, {VALIDATION} for the loss on held-out data, or the name of a task "
         "of your own.",
     )
-    file: str | None = setting(PATH, "Own task: the file of its items.", default=None)
+    file: str | None = setting(
+        PATH, "Own task: the file of its items, in eval_tasks_dir or where the path says.", default=None
+    )
     kind: str | None = setting(
         optional(one_of(TASK_KINDS)),
         "Own task: continuation, the likelihood of a text after another; rolling, of whole texts; multiple_choice, of "
@@ -446,8 +448,8 @@ class TaskEntry:
         default=None,
     )
     cue: str | None = setting(
-        optional(TEXT),
-        'Files of llm-foundry: what follows the query on a line of its own, such as "Answer:".',
+        optional(Kind("a string", _parse_description)),
+        r'Files of llm-foundry: what follows the query, with its line break, such as "\nAnswer:"; "": nothing.',
         default=None,
     )
     stride: int | None = setting(

@@ -99,7 +99,7 @@ class Task:
         description: the text at the start of each prompt, with its line breaks; `{subject}` stands for the subject.
         stride: of a sliding window over texts that are scored whole, in tokens; None: windows do not overlap, and the
             last one is filled up.
-        cue: what follows the query in files of llm-foundry's form, such as "Answer:" on a line of its own.
+        cue: what follows the query in files of llm-foundry's form, with its line break.
         groups: subjects by the name of their group; each has figures of its own.
     """
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from configs.errors import ConfigError, DataError
+from configs.schema import EVAL_TASKS
 from tasks.load import load_task
 from tasks.table import TASKS, make_task
 from tasks.task import CONTINUATION, DIALOGUE, MULTIPLE_CHOICE, ROLLING, Exchange, Question, Task, Text
@@ -60,6 +61,14 @@ def test_the_cue_of_a_task_follows_the_query(tmp_path: Path) -> None:
         replace(TASKS["piqa"], file="mine.jsonl"), str(write(tmp_path, QUERY | {"query": "Q: x\n"}))
     ).items
     assert item.pairs == [("Q: x\nAnswer:", " a"), ("Q: x\nAnswer:", " b")]
+
+
+def test_the_cue_of_a_config_stands_as_it_is_and_may_be_none(tmp_path: Path) -> None:
+    folder = str(write(tmp_path, QUERY | {"query": "Q\n"}, name="piqa.jsonl"))
+    for cue, context in (("\nA:", "Q\nA:"), (" =>", "Q =>"), ("", "Q\n")):
+        (entry,) = EVAL_TASKS.parse([{"name": "piqa", "cue": cue}])
+        (item,) = load_task(make_task({"name": entry.name, "cue": entry.cue}), folder).items
+        assert item.contexts == (context,)
 
 
 @pytest.mark.parametrize(
