@@ -9,6 +9,7 @@ from itertools import islice
 
 from configs.errors import ConfigError, DataError
 from configs.reader import shown
+from storage.files import is_stream
 from tasks.dialogue.references import read_references
 from tasks.fetch import PUBLISHED
 from tasks.files import find_file, read_rows
@@ -99,6 +100,8 @@ def _examples(task: Task, folder: str, path: str) -> dict[str, list[Question]]:
     """Returns what examples are drawn from, by subject."""
     if task.fewshot_file is not None:
         path = find_file(folder, task.fewshot_file, "put the examples of n_shot there, or name a fewshot_file")
+    elif is_stream(path):
+        raise DataError(f"{path}: is a pipe, and cannot be read again for the examples of n_shot; name a fewshot_file")
     pools: dict[str, list[Question]] = {}
     for item in _read_items(task, path):
         assert isinstance(item, Question)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
+import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -413,6 +415,17 @@ def test_files_without_items_or_of_unknown_kinds(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(DataError, match=r"folder: is a folder; give a file in it"):
         load_task(Task("mine", MULTIPLE_CHOICE, "folder"), str(tmp_path))
+
+
+def test_a_pipe_is_read_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "mine.jsonl")
+    writer = threading.Thread(target=(tmp_path / "mine.jsonl").write_text, args=[json.dumps(QUERY)])
+    writer.start()
+    with pytest.raises(
+        DataError, match=r"mine.jsonl: is a pipe, and cannot be read again for the examples of n_shot; n"
+    ):
+        load(tmp_path, n_shot=1)
+    writer.join()
 
 
 def test_too_few_examples(tmp_path: Path) -> None:
