@@ -707,8 +707,8 @@ REFUSALS: dict[str, tuple[list[str], str]] = {
     ),
     "no tokenizer": (
         ["--predict", *WITHOUT_DATA, "--set", "model_path=runs/untrained"],
-        "datasets = []: prediction needs a tokenizer; name a dataset with a tokenizer_path in the model config, or put "
-        "tokenizer.json beside the weights",
+        "datasets = []: prediction and evaluation tasks need a tokenizer; name a dataset with a tokenizer_path in the "
+        "model config, or put tokenizer.json beside the weights",
     ),
     "tokenizer not there": (
         ["--set", records_dataset(tokenizer_path="nowhere.json")],
