@@ -36,7 +36,7 @@ class CheckpointHook:
     """What is done at multiples of some steps, and at the end of training.
 
     Attributes:
-        name: what is left to do is noted by it.
+        name: identifies it in the record of an interrupted pause.
         every_steps: steps between two times.
         run: does it.
     """

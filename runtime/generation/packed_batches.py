@@ -70,9 +70,10 @@ class PackedBatch:
     rows: Sequence[Sequence[int]]
 
     def arrays(self, texts: Sequence[PackedText]) -> list[np.ndarray]:
-        """Returns the inputs of the program: int32 [rows, length] four times and [rows, asked] twice.
+        """Returns the inputs of the program, all int32.
 
-        Tokens and the three of `Packing`; then the indices in the row and the labels of what is asked for.
+        Tokens and the three tensors of `Packing`, [rows, length] each; then the index in its row and the label of each
+        token that is asked for, [rows, asked] each.
         """
         of_tokens = np.zeros((4, self.shape.n_rows, self.shape.length), np.int32)
         asked = np.zeros((2, self.shape.n_rows, self.shape.n_asked), np.int32)
@@ -114,7 +115,7 @@ def _part(tokens: Sequence[int], start: int, context_start: int, position: int) 
 
 
 def _rounded_up(number: int, steps: int) -> int:
-    """Rounds up to one of so many numbers between two powers of two, the larger included."""
+    """Rounds up to one of the `steps` evenly spaced numbers that end at the next power of two."""
     power = 1 << (number - 1).bit_length()
     step = max(1, power // (2 * steps))
     return -(-number // step) * step
@@ -126,7 +127,7 @@ def plan_batches(texts: Sequence[PackedText], batch_tokens: int, multiple: int =
     Args:
         texts: in any order.
         batch_tokens: how many tokens a batch has room for; at least one row.
-        multiple: batches have a multiple of so many rows.
+        multiple: the number of rows of each batch is a multiple of it.
     """
     if not texts:
         return []
@@ -142,9 +143,9 @@ def plan_batches(texts: Sequence[PackedText], batch_tokens: int, multiple: int =
 
 
 def _row_lengths(n_tokens: np.ndarray, batch_tokens: int) -> np.ndarray:
-    """Returns the length of the rows for texts of so many tokens; each length fills at least a batch, or is the last.
+    """Returns the row length of each text, int [texts], from its number of tokens.
 
-    Every length is one more program to compile.
+    Every length is one more program to compile, so that each but the last fills a batch at least.
     """
     typical = max(SHORTEST_LENGTH, _rounded_up(min(TYPICAL_LENGTH, int(n_tokens.sum())), 2))
     lengths = np.array([max(typical, _rounded_up(n, 2)) for n in n_tokens.tolist()])

@@ -98,7 +98,7 @@ def _is_complete(dump: Dump, needs_submissions: bool, log: Callable[[str], None]
         return False
     if SUBMISSIONS not in dump.files and needs_submissions:
         raise DataError(
-            f"{dump.files[COMMENTS].path}: has no submissions of that name beside it; add their dump, or give "
+            f"{dump.files[COMMENTS].path}: its dump of submissions is missing; put it beside this file, or give "
             "--skip_filters no_submission"
         )
     return True

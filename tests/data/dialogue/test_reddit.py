@@ -412,7 +412,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
         [],
         "has no dump of comments; name files such as RC_2017-01.zst",
     ),
-    "no_submissions": (lambda dumps: (dumps / f"RS_{MONTH}.jsonl").unlink(), [], "has no submissions of that name"),
+    "no_submissions": (lambda dumps: (dumps / f"RS_{MONTH}.jsonl").unlink(), [], "its dump of submissions is missing"),
     "twice": (lambda dumps: (dumps / f"RC_{MONTH}.json").write_text("{}"), [], "is of the same name"),
     "other_month": (lambda dumps: None, ["--since", "2018-01"], "has no dump of these months"),
     "no_month": (lambda dumps: None, ["--since", "2018-13"], "'2018-13' is not a month"),
