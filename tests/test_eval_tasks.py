@@ -223,7 +223,8 @@ def test_the_page_shows_lines_that_are_read_and_names_every_task(tmp_path: Path)
     for kind, line in shown:
         (tmp_path / "mine.jsonl").write_text(line)
         assert len(load_task(Task("mine", kind, "mine.jsonl"), str(tmp_path)).items) == 1
-    named = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| ", PAGE[PAGE.index("| task | what is asked |") :], re.MULTILINE)
+    table = PAGE[PAGE.index("| task | what the model predicts |") :]
+    named = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| ", table, re.MULTILINE)
     assert set(TASKS_OF_TABLE) <= set(", ".join(named).replace("`", "").split(", "))
 
 
