@@ -17,8 +17,13 @@ import numpy as np
 from runtime.generation.engine import Step
 
 BATCH_TOKENS = 2048  # of all rows of a batch; on CPUs more is no faster
-TYPICAL_LENGTH = 384  # of a row: long enough for little padding, and short enough for cheap attention
 SHORTEST_LENGTH = 64
+# The rows of most texts: long enough for little padding, and short enough for cheap attention.
+TYPICAL_LENGTHS = range(192, 385, 32)
+LONGEST_TYPICAL = TYPICAL_LENGTHS[-1]
+# In rows of this length attention takes about as long as all other work.
+ATTENTION_LENGTH = 2048
+N_TRIED = 1000  # texts that are packed to find the best length
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +137,8 @@ def plan_batches(texts: Sequence[PackedText], batch_tokens: int, multiple: int =
     if not texts:
         return []
     sizes = np.array([(text.n_tokens, text.n_asked) for text in texts])
-    lengths = _row_lengths(sizes[:, 0], batch_tokens)
+    n_tokens = sizes[:, 0]
+    lengths = _row_lengths(n_tokens, _typical_length(n_tokens, batch_tokens), batch_tokens)
     room = {length: _room(sizes, lengths == length, length, batch_tokens) for length in np.unique(lengths).tolist()}
     rows = _pack(sizes, lengths, room)
     return [
@@ -142,12 +148,36 @@ def plan_batches(texts: Sequence[PackedText], batch_tokens: int, multiple: int =
     ]
 
 
-def _row_lengths(n_tokens: np.ndarray, batch_tokens: int) -> np.ndarray:
-    """Returns the row length of each text, int [texts], from its number of tokens.
+def _typical_length(n_tokens: np.ndarray, batch_tokens: int) -> int:
+    """Returns the length of the rows of most texts: the one by which all rows together take the least time."""
+    n_all = int(n_tokens.sum())
+    if n_all <= batch_tokens:
+        return max(SHORTEST_LENGTH, _rounded_up(min(LONGEST_TYPICAL, n_all), 2))
+    every = -(-len(n_tokens) // N_TRIED)
+    some, share = n_tokens[::every], batch_tokens // every
+    return min(TYPICAL_LENGTHS, key=lambda length: _duration(some, _row_lengths(some, length, share), share))
+
+
+def _duration(n_tokens: np.ndarray, lengths: np.ndarray, batch_tokens: int) -> float:
+    """Returns how long the batches of texts take, in the time of a token without attention."""
+    sizes, room = np.stack([n_tokens, np.zeros_like(n_tokens)], 1), dict.fromkeys(lengths.tolist(), 0)
+    duration = 0.0
+    for length, rows in _pack(sizes, lengths, room).items():
+        n_rows = _n_rows(len(rows), max(1, batch_tokens // length))
+        duration += -(-len(rows) // n_rows) * n_rows * length * (1.0 + length / ATTENTION_LENGTH)
+    return duration
+
+
+def _row_lengths(n_tokens: np.ndarray, typical: int, batch_tokens: int) -> np.ndarray:
+    """Returns the row length of each text, int [texts]: the typical one, or a round one if the text is longer.
 
     Every length is one more program to compile, so that each but the last fills a batch at least.
+
+    Args:
+        n_tokens: of each text.
+        typical: the shortest length.
+        batch_tokens: see `plan_batches`.
     """
-    typical = max(SHORTEST_LENGTH, _rounded_up(min(TYPICAL_LENGTH, int(n_tokens.sum())), 2))
     lengths = np.array([max(typical, _rounded_up(n, 2)) for n in n_tokens.tolist()])
     found = np.unique(lengths).tolist()
     for length, longer in zip(found, found[1:], strict=False):
@@ -202,10 +232,16 @@ def _batches(
     rows: list[list[int]], length: int, n_asked: int, batch_tokens: int, multiple: int
 ) -> Iterator[PackedBatch]:
     """Yields the batches of rows of one length; few rows take a smaller program."""
-    n_rows = min(max(1, batch_tokens // length), _rounded_up(len(rows), 1))
-    shape = BatchShape(-(-n_rows // multiple) * multiple, length, n_asked)
+    shape = BatchShape(-(-_n_rows(len(rows), max(1, batch_tokens // length)) // multiple) * multiple, length, n_asked)
     for start in range(0, len(rows), shape.n_rows):
         yield PackedBatch(shape, rows[start : start + shape.n_rows])
+
+
+def _n_rows(n_all: int, most: int) -> int:
+    """Returns how many rows batches have, such that the last one has few empty ones."""
+    if n_all <= most:
+        return min(most, _rounded_up(n_all, 1))
+    return min(range(most, most * 3 // 4, -1), key=lambda n_rows: -(-n_all // n_rows) * n_rows)
 
 
 class PackedBatches:

@@ -9,7 +9,7 @@ import numpy as np
 
 from configs.schema import RunConfig
 from runtime.generation.engine import Step
-from runtime.generation.packed_batches import BATCH_TOKENS, TYPICAL_LENGTH, PackedBatches, PackedText
+from runtime.generation.packed_batches import BATCH_TOKENS, LONGEST_TYPICAL, PackedBatches, PackedText
 from runtime.generation.packed_programs import build_packed_batches
 from runtime.mesh.placement import Placement
 
@@ -87,7 +87,7 @@ def _texts_of(each: Continuations, n_ctx: int) -> Iterator[tuple[PackedText, lis
 
     Choices share a context unless it is cut for some, or unless the text would be longer than rows ought to be.
     """
-    longest, by_cut = max(n_ctx, 2 * TYPICAL_LENGTH), {}
+    longest, by_cut = max(n_ctx, 2 * LONGEST_TYPICAL), {}
     for index, choice in enumerate(each.choices):
         assert 1 <= len(choice) <= n_ctx, "a choice does not fit"
         by_cut.setdefault(min(len(each.context), n_ctx + 1 - len(choice)), []).append(index)

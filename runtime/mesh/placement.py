@@ -13,6 +13,7 @@ from configs.schema import MeshConfig
 from meshtf import LaidOut, PlacementMeshImpl, mtf, tf
 from models.variables import SlicedVariable
 from runtime.mesh.lowering import LoweredStep, compile_step
+from runtime.mesh.products import einsum
 
 Program = Callable[..., dict[str, tf.Tensor]]
 
@@ -116,6 +117,10 @@ class DeviceMesh(PlacementMeshImpl):
         super().__init__(shape, layout, list(devices))
         self.store = store
         self.processors: Sequence[int] = range(self.size)
+
+    def einsum(self, equation: str, *slices: tf.Tensor) -> tf.Tensor:
+        """Computes the product of slices."""
+        return einsum(equation, *slices)
 
     def lay_out_rows(self, own_rows: tf.Tensor, shape: mtf.Shape) -> LaidOut:
         """Lays out a tensor [batch, ...], given the rows of it that `Placement.own_rows` names."""

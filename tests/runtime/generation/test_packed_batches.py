@@ -51,7 +51,7 @@ def test_texts_of_a_kind_take_one_program_and_little_padding() -> None:
     batches = plan_batches(texts, 2048)
     (shape,) = {batch.shape for batch in batches}
     n_computed = len(batches) * shape.n_rows * shape.length
-    assert sum(each.n_tokens for each in texts) > 0.93 * n_computed
+    assert sum(each.n_tokens for each in texts) > 0.92 * n_computed
     assert len(batches) * shape.n_rows * shape.n_asked < 3 * sum(each.n_asked for each in texts)
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from configs.schema import MoeParams
 from runtime.generation.engine import Step
-from runtime.generation.packed_batches import TYPICAL_LENGTH
+from runtime.generation.packed_batches import LONGEST_TYPICAL
 from runtime.generation.scoring import Continuations, Scorer, TokenScores, build_scorer
 from runtime.mesh.placement import place
 from tests import tiny
@@ -122,7 +122,7 @@ def test_scores_do_not_depend_on_the_batch_size(n_rows: int, devices: tuple[str,
         for begin in draw.integers(0, 80, 100)
     ]
     wanted = build(devices, "experts")[0].score(asked)
-    assert_same(build(devices, "experts", batch_tokens=n_rows * TYPICAL_LENGTH)[0].score(asked), wanted)
+    assert_same(build(devices, "experts", batch_tokens=n_rows * LONGEST_TYPICAL)[0].score(asked), wanted)
 
 
 @given(
