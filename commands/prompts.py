@@ -144,7 +144,8 @@ def encode_prompts(
     for prompt in prompts:
         try:
             ids = _ids(prompt, tokenizer, n_ctx, warn)
-            encoded.append(fit_prompt(ids, prompt, n_ctx, config.data.eos_id, warn))
+            start = tokenizer.start_ids if isinstance(prompt.given, str) else ()
+            encoded.append(fit_prompt(ids, prompt, n_ctx, config.data.eos_id, warn, start))
         except ConfigError as error:
             issues.append(str(error))
     raise_issues(issues)

@@ -33,5 +33,8 @@ def serve(config: RunConfig, options: Options, group: ProcessGroup) -> int:
         max_tokens=settings.predict_max_steps,
     )
     ranking = reranker and AnswerRanking(options.reranking.candidates, reranker.scores)
-    model = ServedModel(config.name, generator.engine, run.tokenizer, run.config.data.eos_id, template, chat, ranking)
+    ids = run.config.data
+    model = ServedModel(
+        config.name, generator.engine, run.tokenizer, ids.eos_id, template, chat, ranking, end_ids=ids.end_ids
+    )
     return serve_model(model, options.serving)

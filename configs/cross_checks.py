@@ -226,6 +226,12 @@ def _find_eos_issues(eos_id: int | None, n_vocab: int) -> KeyedIssues:
         yield "eos_id", f"is not below n_vocab = {n_vocab}", "give the id of the tokenizer"
 
 
+def _find_end_issues(end_ids: tuple[int, ...], n_vocab: int) -> KeyedIssues:
+    above = [end for end in end_ids if end >= n_vocab]
+    if above:
+        yield "end_ids", f"{above[0]} is not below n_vocab = {n_vocab}", "give ids of the tokenizer"
+
+
 def _find_padding_issues(padding_id: int | None, n_vocab: int) -> KeyedIssues:
     if padding_id is not None and padding_id > n_vocab:
         yield "padding_id", f"is more than n_vocab = {n_vocab}", "give the id of the tokenizer"
@@ -255,4 +261,5 @@ DATASET_CHECKS: tuple[CrossCheck, ...] = (
     _find_tokenizer_issues,
     _find_idle_source_issues,
     *SPECIAL_ID_CHECKS,
+    _find_end_issues,
 )

@@ -24,9 +24,11 @@ from configs.weights import (
     CONFIG_FILE,
     KEY_OF_FUNCTIONS,
     config_beside,
+    initial_end_ids,
     initial_model_keys,
     is_huggingface_folder,
     no_weights,
+    tokenizer_beside,
 )
 
 CONFIGS_DIR = Path(__file__).resolve().parent
@@ -60,6 +62,7 @@ def load_config(model: str, overrides: Sequence[str] = (), weights: str | None =
     source = _find_model_source(raw) if weights is None else weights
     from_weights = {} if source is None else _raw_of_weights(source)
     inherited = {key: value for key, value in from_weights.items() if key != KEY_OF_FUNCTIONS}
+    inherited |= {} if source is None else _ends_of_weights(source, raw)
     reader = ConfigReader(str(path), inherited | raw, issues=issues)
     reader.check_names(RUN_FIELDS)
     reader.parse(RUN_FIELDS)
@@ -154,6 +157,16 @@ def _find_model_source(raw: Mapping[str, RawValue]) -> str | None:
 def _raw_of_weights(weights: str) -> dict[str, RawValue]:
     file = config_beside(weights)
     return {key: RawValue(key, value, file) for key, value in initial_model_keys(weights).items()}
+
+
+def _ends_of_weights(weights: str, raw: Mapping[str, RawValue]) -> dict[str, RawValue]:
+    """Returns what ends a text by the weights, unless their tokenizer is not kept; their first is eos by default."""
+    ends, file = initial_end_ids(weights), config_beside(weights)
+    if not ends or ("keep_tokenizer" in raw and raw["keep_tokenizer"].value is False):
+        return {}
+    has_eos = "datasets" in raw or tokenizer_beside(weights)
+    eos = {} if has_eos else {"eos_id": RawValue("eos_id", ends[0], file)}
+    return {"end_ids": RawValue("end_ids", ends, file), **eos}
 
 
 def _check_against_weights(reader: ConfigReader, from_weights: Mapping[str, RawValue]) -> None:

@@ -79,6 +79,21 @@ ALIASES = {
     "axial_pos_emb_": "axial_pos_emb",
 }
 
+# Keys of the model that may change when training continues from weights.
+FREE_KEYS = (
+    "embed_dropout",
+    "res_dropout",
+    "attn_dropout",
+    "scale_by_depth",
+    "scale_by_in",
+    "precision",
+    "recompute_grad",
+    "z_loss",
+    "entmax_loss",
+    "objective",
+    "moe_params",
+)
+
 TASK_ALIASES = {"lambada": "lambada_openai"}  # GPT-Neo's name
 DATASET_INERT_KEYS = {
     "lambada_tokens_path": "the task lambada_openai reads the text in eval_tasks_dir, and keeps no tokens"
@@ -975,6 +990,12 @@ class DataConfig:
         "Id that ends a document; less than n_vocab.",
         default=1,
         default_text="the datasets', else 1",
+    )
+    end_ids: tuple[int, ...] = setting(
+        unless_off(integers(integer(0), "[128001, 128009]"), ()),
+        "Ids besides eos_id that end a generated text.",
+        default=(),
+        default_text="those of the weights' generation_config.json or config.json",
     )
     padding_id: int | None = setting(
         optional(integer(0)),

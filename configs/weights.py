@@ -16,9 +16,10 @@ from configs.errors import CheckpointError, ConfigError, ValueIssue, looked_from
 from configs.huggingface import is_huggingface, model_keys
 from configs.kinds import ATTENTION
 from configs.reader import raise_issues, read_object, shown
-from configs.schema import ALIASES, RUN_FIELDS, ModelConfig, MoeParams, is_required, keys_of
+from configs.schema import ALIASES, FREE_KEYS, RUN_FIELDS, ModelConfig, MoeParams, is_required, keys_of
 
 CONFIG_FILE = "config.json"
+GENERATION_FILE = "generation_config.json"  # how Hugging Face's library generates text
 HPARAMS_FILE = "hparams.json"  # the sizes of the model, in OpenAI's checkpoints of GPT-2
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_FOLDER_FILES = ("vocab.json", "merges.txt")
@@ -27,22 +28,6 @@ KEY_OF_OURS = "temperature"
 # The config.json of a run that was trained before linear attention and elish were GPT-Neo's lacks this key.
 KEY_OF_FUNCTIONS = "linear_attention_normalization"
 FORMER_NAMES = {"activation_function": {"elish": "elish_published"}, "moe_activation": {"elish": "elish_published"}}
-# Keys of the model that may change when training continues from weights.
-FREE_KEYS = (
-    "embed_dropout",
-    "res_dropout",
-    "attn_dropout",
-    "scale_by_depth",
-    "scale_by_in",
-    "precision",
-    "recompute_grad",
-    "z_loss",
-    "entmax_loss",
-    "objective",
-    "moe_params",
-)
-
-
 FIELDS = keys_of(ModelConfig)
 # Keys that GPT-Neo requires, or that change the model without changing the shape of a variable.
 SIZES = (*(key for key, field in FIELDS.items() if is_required(field)), "attention_types", "local_attention_radius")
@@ -205,6 +190,33 @@ def initial_model_keys(path: str) -> dict[str, Any]:
         return _valid_keys(keys, file, SIZES)
     _check_names(config, file)
     return _valid_keys(_flat_keys(config), file, FIELDS)
+
+
+def initial_end_ids(path: str) -> list[int]:
+    """Returns the ids that end a text by what lies beside weights: generation_config.json, or else config.json.
+
+    Those outside of the token table are left out, since no text can hold them.
+
+    Raises:
+        ConfigError: one of the files cannot be read, or its eos_token_id is none.
+    """
+    place = weights_at(path)
+    file = config_beside(place)
+    if "://" in place or not os.path.isfile(file):
+        return []
+    config = read_object(Path(file), issues=[])
+    if not is_huggingface(config):
+        ends = config.get("end_ids")
+        return ends if isinstance(ends, list) else []
+    generation = os.path.join(os.path.dirname(file), GENERATION_FILE)
+    if os.path.isfile(generation):
+        file, config = generation, config | read_object(Path(generation), issues=[])
+    ends = config.get("eos_token_id")
+    listed = [] if ends is None else ends if isinstance(ends, list) else [ends]
+    if not all(isinstance(end, int) and not isinstance(end, bool) and end >= 0 for end in listed):
+        raise ConfigError(f"{file}: eos_token_id = {shown(ends)}: is neither an id nor a list of ids; copy it again")
+    n_vocab = config.get("vocab_size", max(listed, default=0) + 1)
+    return [end for end in listed if not isinstance(n_vocab, int) or end < n_vocab]
 
 
 def _check_names(config: Mapping[str, Any], file: str) -> None:

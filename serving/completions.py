@@ -78,7 +78,7 @@ CHAT = ResponseForm(
     ChatCompletion,
     ChatCompletionChunk,
     lambda index, model, request: ChatChoiceBuilder(
-        index, model.bytes_of, request.n_top, (model.eos_id, *request.sampling.end_ids)
+        index, model.bytes_of, request.n_top, (model.eos_id, *model.end_ids, *request.sampling.end_ids)
     ),
     join_chat_choices,
     has_opening=True,

@@ -34,10 +34,11 @@ class ServedModel:
         name: as clients name it.
         engine: without active rows, and used by the server alone.
         tokenizer: of the run.
-        eos_id: the token between documents: it ends a text, and stands for an empty prompt.
+        eos_id: the token between documents: it ends a text, and stands for an empty prompt where texts begin with none.
         template: how the messages of a chat become tokens.
         chat_settings: how a person is answered who does not say how.
         ranking: of the answers of a chat; None: there are no candidates.
+        end_ids: the tokens besides eos that end a text.
     """
 
     name: str
@@ -47,6 +48,7 @@ class ServedModel:
     template: ChatTemplate
     chat_settings: ChatSettings
     ranking: AnswerRanking | None = None
+    end_ids: tuple[int, ...] = ()
 
     @functools.cached_property
     def bytes_of(self) -> Callable[[int], bytes]:

@@ -41,7 +41,7 @@ class EncodedPrompt:
     Attributes:
         text: as it is echoed.
         tokens: as the model is given them, at least one.
-        is_empty: whether the text is empty and the only token is eos.
+        is_empty: whether the text is empty, and all tokens are what texts begin with or eos.
     """
 
     text: str
@@ -278,8 +278,8 @@ def _encode_text(text: str, model: ServedModel, max_tokens: int) -> EncodedPromp
     if len(text.encode()) > model.tokenizer.most_bytes(n_ctx):  # to encode a word of a million letters takes seconds
         raise _too_long(f"more than {n_ctx}", max_tokens, n_ctx)
     # Encode only enough to show that it is too long.
-    tokens = tuple(model.tokenizer.encode_end(text, n_ctx + 1))
-    return EncodedPrompt(text, tokens) if tokens else EncodedPrompt(text, (model.eos_id,), is_empty=True)
+    start, tokens = model.tokenizer.start_ids, model.tokenizer.encode_end(text, n_ctx + 1)
+    return EncodedPrompt(text, (*start, *tokens) or (model.eos_id,), is_empty=not tokens)
 
 
 def _check_ids(ids: Sequence[int], model: ServedModel) -> EncodedPrompt:

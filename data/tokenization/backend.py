@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers
+from tokenizers import decoders, models, pre_tokenizers, processors
 
 from storage.files import decode_text
 
@@ -72,7 +72,20 @@ def backend_from_folder(folder: Path) -> tokenizers.Tokenizer:
     given = {token["content"]: token for token in values.get("added_tokens") or []}
     tokens = _added_tokens(folder, values["model"]["vocab"]) | given
     values["added_tokens"] = sorted(tokens.values(), key=lambda token: token["id"])
-    return backend_from_json(json.dumps(values))
+    backend = backend_from_json(json.dumps(values))
+    if not (folder / TOKENIZER_FILE).is_file():  # which says itself what a text begins with
+        _begin_with_bos(backend, _read_json(folder / FOLDER_CONFIG))
+    return backend
+
+
+def _begin_with_bos(backend: tokenizers.Tokenizer, config: dict[str, Any]) -> None:
+    """Lets texts begin with the bos_token of a tokenizer_config.json, if its add_bos_token says so."""
+    bos = next(_names(config.get("bos_token")), None)
+    bos_id = None if bos is None else backend.token_to_id(bos)
+    if config.get("add_bos_token") is True and bos_id is not None:
+        backend.post_processor = processors.TemplateProcessing(
+            single=[bos, "$A"], pair=[bos, "$A", "$B:1"], special_tokens=[(bos, bos_id)]
+        )
 
 
 @dataclass(frozen=True)

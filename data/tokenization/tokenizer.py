@@ -123,6 +123,14 @@ class Tokenizer:
         """Id of the token that fills up the last example, such as `<|padding|>`; None if there is none."""
         return None if self.ends.padding is None else self._backend.token_to_id(self.ends.padding)
 
+    @functools.cached_property
+    def start_ids(self) -> tuple[int, ...]:
+        """The ids that the tokenizer puts before a text that a model continues, such as that of `<s>`; mostly none."""
+        encoding = self._backend.encode("a", add_special_tokens=True)
+        is_added = encoding.special_tokens_mask
+        n_before = next((number for number, flag in enumerate(is_added) if not flag), 0)
+        return tuple(encoding.ids[:n_before])
+
     @property
     def no_eos(self) -> str:
         """What is said of a tokenizer whose end of text is unknown."""

@@ -75,7 +75,7 @@ def _candidates(
     parents, last = indices // n_vocab, indices % n_vocab
     is_next = tf.range(beams.tokens.shape[1]) == beams.length
     tokens = tf.where(is_next, last[:, None], tf.gather(beams.tokens, parents))
-    is_finished = (last == vocabulary.eos_id) | (beams.length + 1 >= max_new_tokens)
+    is_finished = vocabulary.is_end(last) | (beams.length + 1 >= max_new_tokens)
     return _Candidates(log_probs, parents, tokens, last, is_finished)
 
 

@@ -53,7 +53,7 @@ class SamplingParams:
             in Hugging Face's generate; otherwise they leave them alone, so that each turn of a dialogue can end.
         min_tokens: none of these tokens is sampled, and no stop string counts, before the text has this many tokens; 0:
             no limit.
-        end_ids: tokens besides eos that end the text, at most `MAX_ENDS`.
+        end_ids: tokens besides those of the vocabulary that end the text, at most `MAX_ENDS`.
         logit_bias: (token, number added to its logit before everything else), at most `MAX_BIASES` pairs.
     """
 
@@ -217,7 +217,7 @@ def _ban_repeated_ngrams(settings: Settings, logits: tf.Tensor, history: History
 def is_end(settings: Settings, vocabulary: Vocabulary, tokens: tf.Tensor) -> tf.Tensor:
     """Returns which tokens end a text of their row: int32 [B, N] or [N] -> bool [B, N]."""
     ends = tf.unstack(settings["ends"], axis=1)
-    return functools.reduce(tf.logical_or, [tokens == end[:, None] for end in ends], tokens == vocabulary.eos_id)
+    return functools.reduce(tf.logical_or, [tokens == end[:, None] for end in ends], vocabulary.is_end(tokens))
 
 
 def penalized_logits(settings: Settings, logits: tf.Tensor, history: History, vocabulary: Vocabulary) -> tf.Tensor:

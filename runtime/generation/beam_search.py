@@ -58,8 +58,8 @@ def build_beam_search(search: BeamSearch, placement: Placement, prompt_length: i
     return compile_step(step, *signature, by_xla=placement.shape.size == 1)
 
 
-def _hypothesis(tokens: list[int], score: float, eos_id: int) -> BeamHypothesis:
-    has_stopped = tokens[-1] == eos_id
+def _hypothesis(tokens: list[int], score: float, ends: Sequence[int]) -> BeamHypothesis:
+    has_stopped = tokens[-1] in ends
     return BeamHypothesis(tuple(tokens[:-1] if has_stopped else tokens), score, "stop" if has_stopped else "length")
 
 
@@ -75,7 +75,7 @@ class BeamSearcher:
     ) -> None:
         """Builds nothing yet; the arguments are those of `build_engine`."""
         self._config, self._placement, self._synchronized = config, placement, synchronized
-        self._vocabulary = Vocabulary(config.data.eos_id, unused)
+        self._vocabulary = Vocabulary(config.data.eos_id, unused, config.data.end_ids)
 
     @functools.cache  # noqa: B019 -- a searcher lives as long as its programs
     def _program(self, prompt_length: int, n_beams: int, n_new_tokens: int) -> Step:
@@ -109,5 +109,5 @@ class BeamSearcher:
         padded[0, : len(tokens)] = tokens
         found = program(padded, np.array([len(tokens)], np.int32), np.float32(length_penalty), np.int32(n_new_tokens))
         ended = zip(found["tokens"].tolist(), found["lengths"].tolist(), found["scores"].tolist(), strict=True)
-        eos_id = self._vocabulary.eos_id
-        return [_hypothesis(whole[:length], score, eos_id) for whole, length, score in ended if length][:n_best]
+        ends = (self._vocabulary.eos_id, *self._vocabulary.other_ends)
+        return [_hypothesis(whole[:length], score, ends) for whole, length, score in ended if length][:n_best]

@@ -31,7 +31,7 @@ LIMITS = "texts/limits"  # not kept, but passed to each call: rows without a lim
 
 def build_decoder(config: RunConfig, unused: IdRanges) -> Decoder:
     """Returns the decoder of a run's model, for texts of up to n_ctx tokens, without the unused ids."""
-    vocabulary = Vocabulary(config.data.eos_id, unused)
+    vocabulary = Vocabulary(config.data.eos_id, unused, config.data.end_ids)
     return Decoder(config.model, vocabulary, config.model.n_ctx, config.prediction.cache_dtype)
 
 
@@ -216,7 +216,7 @@ def build_scores(
         log_probs float32 [batch, sequence], in nats, of the labels, and to the most likely labels, top_tokens int32
         [batch, sequence, top] and top_log_probs float32 [batch, sequence, top].
     """
-    vocabulary = Vocabulary(config.data.eos_id, unused)
+    vocabulary = Vocabulary(config.data.eos_id, unused, config.data.end_ids)
 
     def step(own: Placement, *arrays: tf.Tensor) -> dict[str, tf.Tensor]:
         graph, mesh = new_mesh()

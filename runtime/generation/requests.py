@@ -55,17 +55,23 @@ def sample_seed(seed: int, sample: int) -> int:
 
 
 def fit_prompt(
-    ids: Sequence[int], prompt: Prompt, n_ctx: int, eos_id: int, warn: Callable[[str], None]
+    ids: Sequence[int],
+    prompt: Prompt,
+    n_ctx: int,
+    eos_id: int,
+    warn: Callable[[str], None],
+    start: Sequence[int] = (),
 ) -> tuple[int, ...]:
     """Returns the token ids that the model is given for a prompt, with room for at least one new token.
 
     Args:
-        ids: those of the prompt, or the last `n_ctx` of them; if there are none, the model is given eos, as at the
-            start of a document.
+        ids: those of the prompt, or the last `n_ctx` of them; if there are none and no start, the model is given eos,
+            as at the start of a document.
         prompt: supplies the settings that say how to handle overflow.
         n_ctx: the model's context length.
         eos_id: the id of the end-of-text token.
         warn: called with a message if the prompt is truncated.
+        start: what the tokenizer begins every text with; a truncated prompt keeps it.
 
     Raises:
         ConfigError: the prompt is too long and may not be truncated.
@@ -73,16 +79,16 @@ def fit_prompt(
     settings = prompt.settings
     if n_ctx < 2:
         raise ConfigError(f"n_ctx = {n_ctx}: leaves no room for a prompt and a token; use a model with a longer one")
-    if len(ids) < n_ctx:
-        return tuple(ids) or (eos_id,)
+    if len(start) + len(ids) < n_ctx:
+        return (*start, *ids) or (eos_id,)
     if settings.prompt_overflow == "refuse":
         raise ConfigError(
             f"{prompt.place}: the prompt has more than {n_ctx - 1} tokens and leaves no room for a new one in n_ctx = "
             f"{n_ctx}; shorten it, or set prompt_overflow to left"
         )
-    n_kept = n_ctx - min(settings.predict_max_steps or n_ctx, n_ctx // 2)
+    n_kept = max(1, n_ctx - min(settings.predict_max_steps or n_ctx, n_ctx // 2) - len(start))
     warn(f"{prompt.place}: the prompt does not fit into n_ctx = {n_ctx}: only its last {n_kept} tokens are used")
-    return tuple(ids[-n_kept:])
+    return (*start[: n_ctx - n_kept - 1], *ids[-n_kept:])
 
 
 def max_new_tokens(tokens: Sequence[int], settings: PredictionConfig, n_ctx: int) -> int:
