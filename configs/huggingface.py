@@ -1,105 +1,22 @@
-"""Converts Hugging Face's config.json of GPT-Neo and GPT-2 to the keys of a model config, and back."""
+"""Converts Hugging Face's config.json to the keys of a model config and back, by the table of families."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from configs.errors import ConfigError, ValueIssue
-from configs.kinds import ATTENTION, Kind
+from configs.errors import ConfigError
+from configs.families.family import Family, Keys, MisreadError
+from configs.families.gpt2 import GPT_2
+from configs.families.rules import INERT, MODEL_KEYS, PLAIN_WEIGHTS, kind_of
+from configs.families.table import FAMILIES
 from configs.reader import raise_issues, shown
-from configs.schema import RANKING, ModelConfig, keys_of
+from configs.schema import FREE_KEYS, RANKING, ModelConfig, is_required, written_keys
 
-
-@dataclass(frozen=True)
-class Family:
-    """One of Hugging Face's architectures, and the names that its config.json uses.
-
-    Attributes:
-        architecture: the class with the output layer of a language model.
-        bare: the class without an output layer, which is tied to the token embedding anyway.
-        ranker: the class with a linear layer that scores a text.
-        sizes: our key for each of its sizes.
-        width: its key for the feed-forward width; null means four times the width of the model.
-        dropouts: our key for each of its dropouts.
-    """
-
-    model_type: str
-    architecture: str
-    bare: str
-    ranker: str
-    sizes: Mapping[str, str]
-    width: str
-    dropouts: Mapping[str, str]
-
-
-GPT_NEO = Family(
-    "gpt_neo",
-    "GPTNeoForCausalLM",
-    "GPTNeoModel",
-    "GPTNeoForSequenceClassification",
-    {
-        "hidden_size": "n_embd",
-        "num_heads": "n_head",
-        "num_layers": "n_layer",
-        "max_position_embeddings": "n_ctx",
-        "vocab_size": "n_vocab",
-    },
-    "intermediate_size",
-    {"embed_dropout": "embed_dropout", "resid_dropout": "res_dropout", "attention_dropout": "attn_dropout"},
-)
-GPT_2 = Family(
-    "gpt2",
-    "GPT2LMHeadModel",
-    "GPT2Model",
-    "GPT2ForSequenceClassification",
-    {"n_embd": "n_embd", "n_head": "n_head", "n_layer": "n_layer", "n_positions": "n_ctx", "vocab_size": "n_vocab"},
-    "n_inner",
-    {"embd_pdrop": "embed_dropout", "resid_pdrop": "res_dropout", "attn_pdrop": "attn_dropout"},
-)
-FAMILIES = {family.model_type: family for family in (GPT_NEO, GPT_2)}
-
-# Their "gelu" is absent, since it is exact and ours is the tanh approximation. Of several names, the first is written.
-ACTIVATIONS = {
-    "gelu_new": "gelu",
-    "gelu_pytorch_tanh": "gelu",
-    "gelu_fast": "gelu",
-    "relu": "relu",
-    "silu": "silu",
-    "swish": "silu",
-    "tanh": "tanh",
-    "sigmoid": "sigmoid",
-    "mish": "mish",
-    "linear": "id",
-}
-# Keys that must have these values, which are also their defaults.
-FIXED = {
-    "layer_norm_epsilon": 1e-5,
-    "tie_word_embeddings": True,
-    "scale_attn_by_inverse_layer_idx": False,
-    "reorder_and_upcast_attn": False,
-    "add_cross_attention": False,
-}
-# Options that neither of the architectures has.
-OURS_ALONE = (
-    "rotary_emb",
-    "axial_pos_emb",
-    "num_mem_kv",
-    "mlp_glu",
-    "macaron",
-    "scalenorm",
-    "rezero",
-    "share_parameters",
-    "no_weight_tie",
-    "moe_layers",
-    "mlm_training",
-)
-DEFAULT_RADIUS = 256
-MODEL_KEYS = keys_of(ModelConfig)
-WITHOUT = "give weights trained without it"
-AGAIN = "copy the file again"
+# Keys of ours that act only with an option that no family has, or, the last one, with one that its rule tells.
+IDLE_KEYS = ("linear_attention_normalization", "none_doubles_residual", "moe_activation", "local_attention_radius")
+COMPARED_KEYS = tuple(key for key in MODEL_KEYS if key not in {*FREE_KEYS, *IDLE_KEYS})
 
 
 def is_huggingface(config: Mapping[str, Any]) -> bool:
@@ -111,13 +28,14 @@ def family_of(hf_config: Mapping[str, Any], file: str) -> Family:
     """Returns the architecture of a config.json.
 
     Raises:
-        ConfigError: it is neither GPT-Neo nor GPT-2.
+        ConfigError: no family of the table has it.
     """
     model_type = hf_config.get("model_type", GPT_2.model_type)
     if model_type not in list(FAMILIES):  # a list, since model_type may be unhashable
+        *others, last = (f"{family.title} ({name})" for name, family in FAMILIES.items())
         raise ConfigError(
-            f"{file}: model_type = {json.dumps(model_type)}: is another architecture; give weights of GPT-Neo "
-            "(gpt_neo) or GPT-2 (gpt2)"
+            f"{file}: model_type = {shown(model_type)}: is another architecture; give weights of {', '.join(others)} "
+            f"or {last}"
         )
     return FAMILIES[model_type]
 
@@ -130,120 +48,79 @@ def model_keys(hf_config: Mapping[str, Any], file: str = "config.json") -> dict[
         file: its path, for messages.
 
     Raises:
-        ConfigError: we cannot build the model; one line for each option.
+        ConfigError: we cannot build the model, or a key is not understood; one line for each option.
     """
     family = family_of(hf_config, file)
-    issues = [*_find_size_issues(hf_config, family), *_find_option_issues(hf_config, family)]
-    raise_issues(f"{file}: {issue}" for issue in issues)
-    sizes = {ours: hf_config[theirs] for theirs, ours in family.sizes.items()}
-    activation = ACTIVATIONS[hf_config.get("activation_function", "gelu_new")]
-    absent = {key: _kind(key).write(MODEL_KEYS[key].default) for key in OURS_ALONE}
-    ranking = {"objective": RANKING} if hf_config.get("architectures") == [family.ranker] else {}
-    return sizes | {"activation_function": activation} | _attention_keys(hf_config, family) | absent | ranking
+    keys, issues = _read(family, hf_config)
+    issues += [*_find_form_issues(hf_config, family), *_find_unknown(hf_config, family)]
+    raise_issues(f"{file}: {_told(issue)}" for issue in issues)
+    ranking = {"objective": RANKING} if _is_ranker(hf_config, family) else {}
+    return _defaults() | keys | ranking
 
 
-def _kind(key: str) -> Kind:
-    return MODEL_KEYS[key].metadata["kind"]
+def _defaults() -> dict[str, Any]:
+    """Returns what a model has of our options that no rule of its family names."""
+    fields = {key: MODEL_KEYS[key] for key in COMPARED_KEYS}
+    return {
+        key: kind_of(key).write(field.default)
+        for key, field in fields.items()
+        if not is_required(field) and not field.metadata["default_text"]
+    }
 
 
-def _is_understood(value: Any, kind: Kind) -> bool:
-    try:
-        kind.parse(value)
-    except ConfigError:
-        return False
-    return True
-
-
-def _find_size_issues(hf_config: Mapping[str, Any], family: Family) -> Iterator[str]:
-    has_window = family is GPT_NEO and "window_size" in hf_config
-    sizes = dict(family.sizes) | ({"window_size": "local_attention_radius"} if has_window else {})
-    for theirs, ours in sizes.items():
-        size, kind = hf_config.get(theirs), _kind(ours)
+def _read(family: Family, hf_config: Keys) -> tuple[dict[str, Any], list[MisreadError]]:
+    keys: dict[str, Any] = {}
+    issues = []
+    for rule in family.rules:
         try:
-            kind.parse(size)
-        except ValueIssue as issue:
-            remedy = issue.remedy.removesuffix(", without quotes")
-            yield _lacking(theirs, size, "is not a size", f"{AGAIN}, it must {remedy}")
+            keys |= rule.read(hf_config)
+        except MisreadError as issue:
+            issues.append(issue)
+    return keys, issues
 
 
-def _find_option_issues(hf_config: Mapping[str, Any], family: Family) -> Iterator[str]:
-    for key, value in FIXED.items():
-        given = hf_config.get(key, value)
-        if type(given) is not type(value) or given != value:
-            yield _lacking(key, given, f"only {json.dumps(value)} is known", WITHOUT)
-    yield from _find_width_issues(hf_config, family)
-    activation = hf_config.get("activation_function", "gelu_new")
-    if activation not in list(ACTIVATIONS):
-        yield _lacking("activation_function", activation, f"known are {', '.join(ACTIVATIONS)}", WITHOUT)
-    yield from _find_attention_issues(hf_config, family)
-    yield from _find_form_issues(hf_config, family)
+def _is_ranker(hf_config: Keys, family: Family) -> bool:
+    return bool(family.ranker) and hf_config.get("architectures") == [family.ranker]
 
 
-def _find_width_issues(hf_config: Mapping[str, Any], family: Family) -> Iterator[str]:
-    width, embd_key = hf_config.get(family.width), next(iter(family.sizes))
-    n_embd = hf_config.get(embd_key)
-    if width is not None and _is_understood(n_embd, _kind("n_embd")) and width != 4 * n_embd:
-        yield _lacking(family.width, width, f"only four times {embd_key} is known", WITHOUT)
-
-
-def _find_attention_issues(hf_config: Mapping[str, Any], family: Family) -> Iterator[str]:
-    if family is GPT_NEO:
-        yield from _find_layer_issues(hf_config)
-    elif not isinstance(hf_config.get("scale_attn_weights", True), bool):
-        yield _lacking("scale_attn_weights", hf_config["scale_attn_weights"], "is not true or false", AGAIN)
-
-
-def _find_layer_issues(hf_config: Mapping[str, Any]) -> Iterator[str]:
-    """Yields issues of the attention of GPT-Neo's layers, which its config may give twice."""
-    attention_types = hf_config.get("attention_types")
-    layers = list(ATTENTION.parse(attention_types)) if _is_understood(attention_types, ATTENTION) else ["unknown"]
-    if not {"global", "local"}.issuperset(layers):
-        problem = 'is not a list of [pattern, repeats], such as [[["global", "local"], 12]]'
-        yield _lacking("attention_types", attention_types, problem, AGAIN)
-        return
-    if len(layers) != hf_config.get("num_layers"):
-        problem = f"expands to {len(layers)} layers, not to num_layers"
-        yield _lacking("attention_types", attention_types, problem, AGAIN)
-    named = hf_config.get("attention_layers")
-    if named is not None and named != layers:
-        yield _lacking("attention_layers", named, "is not what attention_types expands to", AGAIN)
-
-
-def _find_form_issues(hf_config: Mapping[str, Any], family: Family) -> Iterator[str]:
+def _find_form_issues(hf_config: Keys, family: Family) -> Iterator[MisreadError]:
     """Yields issues of quantized weights, and of models without a language-model head."""
-    quantization = hf_config.get("quantization_config")
-    if quantization is not None:
-        remedy = "give the weights from before they were quantized"
-        yield _lacking("quantization_config", quantization, "only plain numbers are known as weights", remedy)
+    try:
+        PLAIN_WEIGHTS.read(hf_config)
+    except MisreadError as issue:
+        yield issue
     architectures = hf_config.get("architectures")
-    known = [family.architecture, family.bare, family.ranker]
+    known = [name for name in (family.architecture, family.bare, family.ranker) if name]
     if architectures is not None and not _holds_only(architectures, known):
-        remedy = "give weights of a language model or a ranker"
-        yield _lacking("architectures", architectures, f"known are {', '.join(known)}", remedy)
+        remedy = "give weights of a language model or a ranker" if family.ranker else "give weights of a language model"
+        yield MisreadError("architectures", architectures, f"known are {', '.join(known)}", remedy)
 
 
 def _holds_only(names: Any, known: Sequence[str]) -> bool:
     return isinstance(names, list) and all(name in known for name in names)
 
 
-def _lacking(key: str, value: Any, problem: str, remedy: str) -> str:
-    return f"{key} = {shown(value)}: {problem}; {remedy}"
+def _find_unknown(hf_config: Keys, family: Family) -> Iterator[MisreadError]:
+    """Yields what no rule reads: it may change the numbers of the model."""
+    known = INERT.union(PLAIN_WEIGHTS.keys, *(rule.keys for rule in family.rules))
+    for key, value in hf_config.items():
+        if key not in known:
+            problem = f"is not known of {family.title}, and may change what the model computes"
+            yield MisreadError(key, value, problem, "remove the key if it does not, or give other weights")
 
 
-def _attention_keys(hf_config: Mapping[str, Any], family: Family) -> dict[str, Any]:
-    if family is GPT_2:
-        attention_types = [[["global"], hf_config["n_layer"]]]
-        scales = hf_config.get("scale_attn_weights", True)
-        return {"attention_types": attention_types, "qkv_bias": True, "scale_attn_weights": scales}
-    keys = {"attention_types": hf_config["attention_types"], "qkv_bias": False, "scale_attn_weights": False}
-    if "local" in ATTENTION.parse(hf_config["attention_types"]):
-        keys["local_attention_radius"] = hf_config.get("window_size", DEFAULT_RADIUS)
-    return keys
+def _told(issue: MisreadError) -> str:
+    return f"{issue.key} = {shown(issue.value)}: {issue.problem}; {issue.remedy}"
 
 
 def family_for(model: ModelConfig) -> Family:
-    """Returns the architecture that a model is exported as: GPT-2 has biases and scaled logits, GPT-Neo neither."""
-    return GPT_2 if model.qkv_bias or model.scale_attn_weights else GPT_NEO
+    """Returns the architecture that a model is exported as: the one that lacks least of it, and adds least to it."""
+
+    def distance(family: Family) -> float:
+        lacking = _differing_keys(model, family)
+        return len(lacking) - 0.5 * len(family.tolerated.intersection(lacking))
+
+    return min(FAMILIES.values(), key=distance)
 
 
 def huggingface_config(model: ModelConfig, eos_id: int) -> dict[str, Any]:
@@ -258,44 +135,50 @@ def huggingface_config(model: ModelConfig, eos_id: int) -> dict[str, Any]:
     """
     family = family_for(model)
     raise_issues(_find_misfits(model, family))
-    theirs = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
     # A ranker of theirs reads the score at the last token that is no padding; the end of text ends no text to rank.
     ranking = {"id2label": {"0": "score"}, "label2id": {"score": 0}, "pad_token_id": eos_id} if model.ranks else {}
     return {
         "model_type": family.model_type,
         "architectures": [family.ranker if model.ranks else family.architecture],
         **ranking,
-        **{key: getattr(model, ours) for key, ours in (family.sizes | family.dropouts).items()},
-        **_attention_options(model, family),
-        "activation_function": theirs[model.activation_function],
-        "layer_norm_epsilon": FIXED["layer_norm_epsilon"],
-        "tie_word_embeddings": FIXED["tie_word_embeddings"],
+        **_write(family, model),
         "bos_token_id": eos_id,
         "eos_token_id": eos_id,
     }
 
 
-def _attention_options(model: ModelConfig, family: Family) -> dict[str, Any]:
-    if family is GPT_2 and model.scale_attn_weights:
-        return {"scale_attn_weights": True}
-    if family is GPT_2:
-        # transformers 4 scales anyway unless attention is "eager"; transformers 5 never does.
-        return {"scale_attn_weights": False, "_attn_implementation": "eager"}
-    return {
-        "attention_types": ATTENTION.write(model.attention_types),
-        "attention_layers": list(model.attention_types),
-        "window_size": model.local_attention_radius,
-    }
+def _write(family: Family, model: ModelConfig) -> dict[str, Any]:
+    written: dict[str, Any] = {}
+    for rule in family.rules:
+        written |= rule.write(model)
+    return written
+
+
+def _differing_keys(model: ModelConfig, family: Family) -> list[str]:
+    """Returns our keys that a config.json of the family cannot say: those that change when it is read back."""
+    keys, _ = _read(family, _write(family, model))
+    values = {key: kind_of(key).parse(value) for key, value in (_defaults() | keys).items()}
+    back = ModelConfig(**values)
+    meant, told = written_keys(model), written_keys(back)
+    differing = [key for key in COMPARED_KEYS if meant[key] != told[key]]
+    if model.ranks and not family.ranker:
+        differing.append("objective")
+    has_windows = "local" in model.attention_types and "attention_types" not in differing
+    if has_windows and model.local_attention_radius != back.local_attention_radius:
+        differing.append("local_attention_radius")
+    return differing
 
 
 def _find_misfits(model: ModelConfig, family: Family) -> Iterator[str]:
     remedy = f"{family.architecture} lacks it; export a SavedModel, or train without it"
-    fitting = {"global"} if family is GPT_2 else {"global", "local"}
-    if not fitting.issuperset(model.attention_types):
-        others = sorted(set(model.attention_types) - fitting)
-        yield f"attention_types = {', '.join(others)}: {remedy}"
-    if model.activation_function not in ACTIVATIONS.values():
-        yield f"activation_function = {model.activation_function}: {remedy}"
-    for key in OURS_ALONE:
-        if getattr(model, key):
-            yield f"{key} = {json.dumps(getattr(model, key))}: {remedy}"
+    for key in _differing_keys(model, family):
+        if key not in family.tolerated:
+            yield f"{key} = {_shown_setting(model, key, family)}: {remedy}"
+
+
+def _shown_setting(model: ModelConfig, key: str, family: Family) -> str:
+    others = sorted(set(model.attention_types) - family.attention)
+    if key == "attention_types" and others:
+        return ", ".join(others)
+    value = getattr(model, key)
+    return value if isinstance(value, str) else json.dumps(value)

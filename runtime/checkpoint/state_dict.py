@@ -6,9 +6,11 @@ import dataclasses
 import re
 
 from configs.errors import CheckpointError
-from configs.huggingface import GPT_2, GPT_NEO
+from configs.families.gpt2 import GPT_2
+from configs.families.gpt_neo import GPT_NEO
+from configs.families.tensors import SCORE
 from configs.schema import NEXT_TOKEN, RANKING, ModelConfig
-from runtime.checkpoint.huggingface import SCORE, count_layers, tensors_of, variables_of
+from runtime.checkpoint.huggingface import count_layers, variables_of
 from runtime.checkpoint.weight_files import TensorFiles, find_tensors
 from runtime.checkpoint.weight_sources import Weights
 
@@ -33,13 +35,14 @@ def read_state_dict(path: str) -> Weights:
             raise CheckpointError(f"{path}: has no table {name}, as GPT-2 and GPT-Neo have; give other weights")
     (n_vocab, n_embd), (n_ctx, _) = (found[name].shape for name in TABLES)
     n_layer = count_layers(BLOCK, found)
-    model_type = (GPT_2 if OF_GPT_2 in found else GPT_NEO).model_type
-    tensors = tensors_of(model_type, n_layer, ranks=SCORE.name in found)
+    objective = RANKING if SCORE.name in found else NEXT_TOKEN
+    keys = {"n_vocab": n_vocab, "n_ctx": n_ctx, "n_embd": n_embd, "n_layer": n_layer, "objective": objective}
+    tensors = (GPT_2 if OF_GPT_2 in found else GPT_NEO).tensors(keys)
     for name in (tensor.name for tensor in tensors if tensor.name not in found):
         raise CheckpointError(f"{path}: has no tensor {name}; copy the file again, or give other weights")
     size = _describe_size(n_layer, n_embd)
     described = {name: dataclasses.replace(tensor, place=f"{path} ({size}): {name}") for name, tensor in found.items()}
-    return variables_of(tensors, described, {"n_vocab": n_vocab, "n_ctx": n_ctx, "n_embd": n_embd}, TABLES[0])
+    return variables_of(tensors, described, keys, TABLES[0])
 
 
 def model_of_state_dict(path: str) -> ModelConfig:

@@ -121,7 +121,7 @@ def test_what_cannot_be_ours_is_said_at_once() -> None:
 def test_another_architecture(model_type: object) -> None:
     assert issues(GPT_NEO | {"model_type": model_type}) == [
         f"there/config.json: model_type = {json.dumps(model_type)}: is another architecture; give weights of "
-        "GPT-Neo (gpt_neo) or GPT-2 (gpt2)"
+        "GPT-2 (gpt2) or GPT-Neo (gpt_neo)"
     ]
 
 

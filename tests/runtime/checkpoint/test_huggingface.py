@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from configs.errors import CheckpointError, ConfigError, UserError
 from configs.huggingface import family_for
-from runtime.checkpoint.huggingface import read_weights, tensors_of, write_weights
+from runtime.checkpoint.huggingface import read_weights, write_weights
 from tests.answers import Answer, assert_equal, model_of, our_answer
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -313,5 +313,5 @@ def test_the_table_holds_every_variable_once() -> None:
     """Every variable of a model is in the table exactly once."""
     for name in ("gpt_2", "gpt_neo_alternating"):
         model = model_of(GOLDEN / name)
-        listed = [v for t in tensors_of(family_for(model).model_type, model.n_layer) for v in t.variables]
+        listed = [v for t in family_for(model).tensors(vars(model)) for v in t.variables]
         assert len(listed) == len(set(listed)) == len(read_weights(str(GOLDEN / name)))
