@@ -13,7 +13,7 @@ from runtime.checkpoint.openai import is_openai, openai_weights
 from runtime.checkpoint.reader import missing_variable, weight_names
 from runtime.checkpoint.state_dict import read_state_dict
 from runtime.checkpoint.weight_files import is_huggingface_folder
-from runtime.checkpoint.weight_sources import StoredTensor, Weights, checkpoint_tensors, find_checkpoint
+from runtime.checkpoint.weight_sources import StoredTensor, Weights, checkpoint_tensors, find_checkpoint, in_parts
 from runtime.mesh.placement import VariableSlices, VariableStore
 
 TOKEN_TABLE, POSITION_TABLE, HEAD = "gpt2/wte", "gpt2/wpe", "gpt2/score"
@@ -46,7 +46,8 @@ def load_initial_weights(path: str, store: VariableStore, head_id: int | None = 
 def _head_of(weights: Weights, token_id: int) -> StoredTensor:
     table = weights[TOKEN_TABLE]
     print(f"{HEAD}: begins as the embedding of the token {token_id}", file=sys.stderr, flush=True)
-    return StoredTensor(table.place, (1, *table.shape[1:]), lambda: table.read()[[token_id]])
+    shape = (1, *table.shape[1:])
+    return in_parts(table.place, shape, lambda region: table.read_part((slice(token_id, token_id + 1), *region[1:])))
 
 
 def set_weights(weights: Weights, store: VariableStore, source: str) -> None:
@@ -68,7 +69,7 @@ def set_weights(weights: Weights, store: VariableStore, source: str) -> None:
         if name not in variables:
             raise CheckpointError(f"{tensor.place}: the model of the config lacks it; {REMEDY}")
     for name, stored in variables.items():
-        stored.assign_whole(weights[name].read())
+        stored.assign_parts(weights[name].read_part)
 
 
 def check_initial_weights(path: str, model: ModelConfig) -> None:
@@ -112,7 +113,7 @@ def _with_fewer_positions(weights: Weights, variables: Mapping[str, VariableSlic
     if table.shape[1:] != shape[1:] or table.shape[0] <= shape[0]:
         return weights
     print(f"{table.place}: using the first {shape[0]} of its {table.shape[0]} positions", file=sys.stderr, flush=True)
-    return {**weights, POSITION_TABLE: StoredTensor(table.place, shape, lambda: table.read()[: shape[0]])}
+    return {**weights, POSITION_TABLE: in_parts(table.place, shape, table.read_part)}
 
 
 def _check_variable(source: str, stored: VariableSlices, weights: Weights) -> None:

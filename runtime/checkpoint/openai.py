@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Iterable, Mapping
 
 from configs.errors import CheckpointError
-from configs.huggingface import GPT_2
+from configs.families.gpt2 import GPT_2
 from configs.weights import HPARAMS_FILE
-from runtime.checkpoint.huggingface import count_layers, tensors_of, variables_of
-from runtime.checkpoint.weight_sources import StoredTensor, Weights
+from runtime.checkpoint.huggingface import count_layers, variables_of
+from runtime.checkpoint.weight_sources import StoredTensor, Weights, in_parts
 
 TOKEN_TABLE, POSITION_TABLE = "model/wte", "model/wpe"
 BLOCK = re.compile(r"model/h(\d+)/")
@@ -33,7 +32,8 @@ def openai_weights(path: str, stored: Mapping[str, StoredTensor]) -> Weights:
         CheckpointError: a tensor is missing, unknown or of another shape.
     """
     (n_vocab, n_embd), n_ctx = stored[TOKEN_TABLE].shape, stored[POSITION_TABLE].shape[0]
-    tensors = tensors_of(GPT_2.model_type, count_layers(BLOCK, stored))
+    keys = {"n_vocab": n_vocab, "n_ctx": n_ctx, "n_embd": n_embd, "n_layer": count_layers(BLOCK, stored)}
+    tensors = GPT_2.tensors(keys)
     left = {name: tensor for name, tensor in stored.items() if name.startswith("model/") and not OPTIMIZER.search(name)}
     found = {}
     for tensor in tensors:
@@ -41,7 +41,7 @@ def openai_weights(path: str, stored: Mapping[str, StoredTensor]) -> Weights:
         if name not in left:
             raise CheckpointError(f"{path}: has no tensor {name}; copy its files again")
         found[tensor.name] = _as_matrix(left.pop(name))
-    return variables_of(tensors, found | left, {"n_vocab": n_vocab, "n_ctx": n_ctx, "n_embd": n_embd}, HPARAMS_FILE)
+    return variables_of(tensors, found | left, keys, HPARAMS_FILE)
 
 
 def _openai_name(name: str) -> str:
@@ -57,5 +57,4 @@ def _as_matrix(stored: StoredTensor) -> StoredTensor:
     """Returns a kernel [1, in, out] of OpenAI's convolutions of width 1 as [in, out]."""
     if len(stored.shape) < 3:
         return stored
-    shape = stored.shape[1:]
-    return dataclasses.replace(stored, shape=shape, read=lambda: stored.read().reshape(shape))
+    return in_parts(stored.place, stored.shape[1:], lambda region: stored.read_part((slice(0, 1), *region))[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import os
@@ -14,19 +15,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from safetensors import safe_open
 
 from configs.errors import CheckpointError, UserError
-from runtime.checkpoint.weight_sources import StoredTensor, finite, reading
+from runtime.checkpoint.weight_sources import Region, StoredTensor, finite, in_parts, reading
 
 SAFETENSORS = "model.safetensors"
 PICKLE = "pytorch_model.bin"
 WEIGHT_FILES = (SAFETENSORS, f"{SAFETENSORS}.index.json", PICKLE, f"{PICKLE}.index.json")
 SHARD = re.compile(r"(?P<stem>[^.].*)-(?P<number>\d+)-of-(?P<count>\d+)(?P<suffix>\.safetensors|\.bin)")
-FLOATING_POINT = ("F16", "BF16", "F32", "F64")  # as safetensors name them
-MASKS = re.compile(r"h\.\d+\.attn\.(attention\.)?(bias|masked_bias)")  # constants, though kept as weights
-PREFIX = "transformer."
+# The types of floating-point numbers, as safetensors name them.
+FLOATING_POINT = {"F16": np.float16, "BF16": ml_dtypes.bfloat16, "F32": np.float32, "F64": np.float64}
+# Constants, though kept as weights: causal masks, and the frequencies of rotations.
+CONSTANTS = re.compile(
+    r"(h|layers)\.\d+\.(attn|attention|self_attn)\.(attention\.)?(bias|masked_bias|embed_positions|rotary_emb\.inv_freq)"
+)
+PREFIXES = ("model.", "transformer.", "gpt_neox.")  # of models, before the names of their tensors
 # Modules of PyTorch and its trainers that wrap a model or a layer, and so prepend their name to those of its tensors.
 WRAPPERS = re.compile(
     r"(?:(?<=\.)|^)(_orig_mod|module|_forward_module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
@@ -58,7 +64,10 @@ def is_huggingface_folder(path: str) -> bool:
 
 def short_name(name: str) -> str:
     """Returns the name of a tensor without the prefix of its model, and without those of wrappers."""
-    return WRAPPERS.sub("", name).removeprefix("model.").removeprefix(PREFIX)
+    short = WRAPPERS.sub("", name)
+    for prefix in PREFIXES:
+        short = short.removeprefix(prefix)
+    return short
 
 
 def find_tensors(files: TensorFiles) -> dict[str, StoredTensor]:
@@ -139,7 +148,7 @@ def _shard_sets(folder: str) -> dict[str, list[str | None]]:
 
 
 def _is_weight(name: str) -> bool:
-    return not MASKS.fullmatch(short_name(name))
+    return not CONSTANTS.fullmatch(short_name(name))
 
 
 def _check_dtype(place: str, dtype: str, is_floating_point: bool) -> None:
@@ -148,20 +157,31 @@ def _check_dtype(place: str, dtype: str, is_floating_point: bool) -> None:
 
 
 def _open_safetensors(path: str) -> dict[str, StoredTensor]:
+    """Returns the tensors in a file; of one, the file is mapped while a part of it is copied, and no longer."""
     with reading(path):
-        opened = safe_open(path, framework="np")
-        slices = {name: opened.get_slice(name) for name in opened.keys() if _is_weight(name)}  # noqa: SIM118
-    for name, piece in slices.items():
-        _check_dtype(f"{path}: {name}", piece.get_dtype(), piece.get_dtype() in FLOATING_POINT)
+        names = set(safe_open(path, framework="np").keys())  # which checks the file
+        begin, header = _header(path)
+    entries = {name: entry for name, entry in header.items() if name in names and _is_weight(name)}
+    for name, entry in entries.items():
+        _check_dtype(f"{path}: {name}", entry["dtype"], entry["dtype"] in FLOATING_POINT)
 
-    def read(name: str) -> np.ndarray:
+    def part(name: str, region: Region) -> np.ndarray:
+        dtype, shape = FLOATING_POINT[entries[name]["dtype"]], tuple(entries[name]["shape"])
         with reading(f"{path}: {name}"), np.errstate(over="ignore"):
-            return finite(f"{path}: {name}", opened.get_tensor(name).astype(np.float32, copy=False))
+            mapped = np.memmap(path, dtype, "r", begin + entries[name]["data_offsets"][0], shape)
+            return finite(f"{path}: {name}", np.array(mapped[region], np.float32))
 
     return {
-        name: StoredTensor(f"{path}: {name}", tuple(piece.get_shape()), lambda name=name: read(name))
-        for name, piece in slices.items()
+        name: in_parts(f"{path}: {name}", tuple(entry["shape"]), functools.partial(part, name))
+        for name, entry in entries.items()
     }
+
+
+def _header(path: str) -> tuple[int, dict[str, Any]]:
+    """Returns where the numbers of a file of safetensors begin, and the type, shape and place of each tensor."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        return 8 + length, json.loads(file.read(length))
 
 
 def _open_pickle(path: str) -> dict[str, StoredTensor]:
@@ -171,12 +191,12 @@ def _open_pickle(path: str) -> dict[str, StoredTensor]:
             raise CheckpointError(f"{path}: {name}: is not a tensor; save the state_dict of the model alone")
         _check_dtype(f"{path}: {name}", str(tensor.dtype), tensor.is_floating_point())
 
-    def read(name: str) -> np.ndarray:
+    def part(name: str, region: Region) -> np.ndarray:
         with reading(f"{path}: {name}"):
-            return finite(f"{path}: {name}", tensors[name].float().numpy())
+            return finite(f"{path}: {name}", tensors[name][region].float().numpy())
 
     return {
-        name: StoredTensor(f"{path}: {name}", tuple(tensor.shape), lambda name=name: read(name))
+        name: in_parts(f"{path}: {name}", tuple(tensor.shape), functools.partial(part, name))
         for name, tensor in tensors.items()
     }
 

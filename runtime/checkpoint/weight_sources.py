@@ -19,6 +19,7 @@ from meshtf import tf
 from runtime.checkpoint.reader import EXAMPLES_NAME, FUNCTIONS_NAME, latest_checkpoint, read_state
 
 OPENAI_CHECKPOINT = "model.ckpt"  # which has no step
+Region = tuple[slice, ...]  # a range of each dimension, with its first and one past its last index
 
 
 @dataclass(frozen=True)
@@ -29,14 +30,25 @@ class StoredTensor:
         place: the file and the tensor's name, for messages.
         shape: the shape, known without reading the tensor.
         read: returns the tensor as float32.
+        part: returns a region of it as float32, and reads no more of the file; None: the file can only be read whole.
     """
 
     place: str
     shape: tuple[int, ...]
     read: Callable[[], np.ndarray]
+    part: Callable[[Region], np.ndarray] | None = None
+
+    def read_part(self, region: Region) -> np.ndarray:
+        """Returns a region of the tensor as float32."""
+        return self.read()[region] if self.part is None else self.part(region)
 
 
 Weights = Mapping[str, StoredTensor]
+
+
+def in_parts(place: str, shape: tuple[int, ...], part: Callable[[Region], np.ndarray]) -> StoredTensor:
+    """Returns a tensor that is read by regions; all of it is one too."""
+    return StoredTensor(place, shape, lambda: part(tuple(slice(0, size) for size in shape)), part)
 
 
 @contextlib.contextmanager
@@ -97,18 +109,27 @@ def checkpoint_tensors(path: str) -> Weights:
     """
     with reading(path):
         reader = tf.train.load_checkpoint(path)
-        shapes = reader.get_variable_to_shape_map()
-    return {name: _checkpoint_tensor(path, reader, name, shape) for name, shape in shapes.items()}
+        shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
+    return {name: _checkpoint_tensor(path, name, tuple(shape), dtypes[name]) for name, shape in shapes.items()}
 
 
-def _checkpoint_tensor(path: str, reader: tf.train.CheckpointReader, name: str, shape: list[int]) -> StoredTensor:
+def _checkpoint_tensor(path: str, name: str, shape: tuple[int, ...], dtype: tf.DType) -> StoredTensor:
     place = f"{path}: {name}"
 
-    def read() -> np.ndarray:
-        with reading(place):
-            return finite(place, np.asarray(reader.get_tensor(name)).astype(np.float32))
+    def part(region: Region) -> np.ndarray:
+        with reading(place), tf.device("/device:CPU:0"):
+            (value,) = tf.raw_ops.RestoreV2(
+                prefix=path, tensor_names=[name], shape_and_slices=[_notation(shape, region)], dtypes=[dtype]
+            )
+            return finite(place, value.numpy().astype(np.float32))
 
-    return StoredTensor(place, tuple(shape), read)
+    return in_parts(place, shape, part)
+
+
+def _notation(shape: tuple[int, ...], region: Region) -> str:
+    """Returns TensorFlow's notation of a region: the whole shape, then `begin,size` by dimension; of a scalar none."""
+    ranges = ":".join(f"{piece.start},{piece.stop - piece.start}" for piece in region)
+    return " ".join([*map(str, shape), ranges]) if shape else ""
 
 
 def check_functions(path: str, model: ModelConfig) -> list[str]:

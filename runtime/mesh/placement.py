@@ -55,9 +55,16 @@ class VariableSlices:
 
     def assign_whole(self, value: np.ndarray) -> None:
         """Sets every slice from the whole value."""
-        for begin, piece in zip(self.begins, self.slices, strict=True):
-            region = tuple(slice(b, b + size) for b, size in zip(begin, piece.shape.as_list(), strict=True))
-            piece.assign(value[region])
+        self.assign_parts(lambda region: value[region])
+
+    def assign_parts(self, read: Callable[[tuple[slice, ...]], np.ndarray]) -> None:
+        """Sets every slice from what `read` returns for its region of the whole: each once, and one at a time."""
+        for begin in dict.fromkeys(self.begins):
+            equal = [piece for piece, at in zip(self.slices, self.begins, strict=True) if at == begin]
+            sizes = equal[0].shape.as_list()
+            value = read(tuple(slice(first, first + size) for first, size in zip(begin, sizes, strict=True)))
+            for piece in equal:
+                piece.assign(value)
 
 
 class VariableStore:
