@@ -33,6 +33,10 @@ def _read_width(hf_config: Keys) -> Keys:
     return {}
 
 
+def _global_layers(hf_config: Keys) -> Keys:
+    return {"attention_types": [[["global"], hf_config.get("n_layer")]]}
+
+
 def _attention(theirs: str, ours: str) -> list[Tensor]:
     return [
         Tensor(f"{theirs}.c_attn.weight", tuple(f"{ours}/{name}" for name in "qkv"), "EE"),
@@ -77,6 +81,7 @@ GPT_2 = Family(
         Rule(("n_inner",), _read_width, lambda _: {}),
         rules.activation("activation_function", "gelu_new"),
         Rule(("scale_attn_weights",), _read_scaling, _write_scaling),
+        Rule((), _global_layers, lambda _: {}),
         rules.implied(qkv_bias=True),
         rules.inert("n_ctx", "n_special", "predict_special_tokens", "output_past", "summary_type", "summary_use_proj"),
         rules.inert("summary_activation", "summary_proj_to_labels", "summary_first_dropout"),

@@ -185,6 +185,16 @@ def test_a_value_that_contradicts_or_is_of_a_wrong_type(
     assert issue.startswith(f"there/config.json: {key} = {shown}: {expected}")
 
 
+def test_an_unknown_key_is_never_ignored() -> None:
+    """Whatever its value, except where it is known to have no effect on the numbers."""
+    for value in (4, False, None, {}):
+        (line,) = issues(GPT_2 | {"attention_sinks": value, "torch_dtype": "float16", "summary_type": "mean"})
+        assert line == (
+            f"there/config.json: attention_sinks = {json.dumps(value)}: is not known of GPT-2, and may change what the "
+            "model computes; remove the key if it does not, or give other weights"
+        )
+
+
 def test_what_says_the_same_is_taken() -> None:
     layers = ["global", "local"] * 12
     for named in ({"attention_layers": layers}, {"attention_layers": None}, {"architectures": ["GPTNeoModel"]}):

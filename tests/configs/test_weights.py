@@ -13,7 +13,14 @@ import pytest
 from configs.errors import CheckpointError, ConfigError
 from configs.load import CONFIGS_DIR, load_config, resolved_json
 from configs.schema import ModelConfig, keys_of
-from configs.weights import FREE_KEYS, KEYS_OF_GPT_NEO, config_notes, initial_model_keys, weights_at
+from configs.weights import (
+    FREE_KEYS,
+    KEYS_OF_GPT_NEO,
+    config_notes,
+    initial_end_ids,
+    initial_model_keys,
+    weights_at,
+)
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 GPT_NEO = {
@@ -288,3 +295,32 @@ def test_what_is_said_of_experts(tmp_path: Path, changes: dict[str, Any], said: 
 @pytest.mark.parametrize("path", sorted(CONFIGS_DIR.glob("gp*.json")), ids=lambda path: path.stem)
 def test_every_config_of_gpt_neo_is_known_by_its_keys(path: Path) -> None:
     assert json.loads(path.read_text()).keys() <= KEYS_OF_GPT_NEO
+
+
+def test_the_ends_of_a_text_lie_beside_weights(tmp_path: Path) -> None:
+    config = json.loads((GOLDEN / "gpt_2" / "config.json").read_text()) | {"vocab_size": 48}
+
+    def ends(of_config: object, of_generation: object = None) -> list[int]:
+        (tmp_path / "config.json").write_text(json.dumps(config | {"eos_token_id": of_config}))
+        (tmp_path / "model.safetensors").touch()
+        if of_generation is not None:
+            (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": of_generation}))
+        return initial_end_ids(str(tmp_path))
+
+    assert (ends(None), ends(7), ends([7, 3])) == ([], [7], [7, 3])
+    assert ends(50256) == []  # no token of the table
+    assert ends(7, [5, 47, 48]) == [5, 47]
+    with pytest.raises(ConfigError) as error:
+        ends(7, ["7"])
+    assert str(error.value) == (
+        f'{tmp_path}/generation_config.json: eos_token_id = ["7"]: is neither an id nor a list of ids; copy it again'
+    )
+
+
+def test_a_config_takes_the_ends_of_its_weights(tmp_path: Path) -> None:
+    folder = shutil.copytree(GOLDEN / "gpt_2", tmp_path / "gpt_2")
+    (folder / "generation_config.json").write_text('{"eos_token_id": [5, 47]}')
+    config = load_config(str(folder))
+    assert (config.data.eos_id, config.data.end_ids) == (5, (5, 47))
+    assert load_config(str(folder), ["end_ids=[3]"]).data.end_ids == (3,)
+    assert load_config(str(folder), ["keep_tokenizer=false"]).data.end_ids == ()

@@ -700,6 +700,29 @@ def test_a_folder_names_its_ends_and_a_run_keeps_them(tmp_path, folder, named):
     assert (kept.ends, kept.to_json()) == (tokenizer.ends, tokenizer.to_json())
 
 
+def test_texts_begin_with_what_the_tokenizer_puts_first(tmp_path):
+    backend = with_special("<s>", "</s>")
+    assert Tokenizer(backend).start_ids == ()
+    ids = [(name, backend.token_to_id(name)) for name in ("<s>", "</s>")]
+    backend.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A </s>", special_tokens=ids)
+    tokenizer = Tokenizer(backend)
+    assert tokenizer.start_ids == (ids[0][1],) and ids[0][1] not in tokenizer.encode("a")
+    for name, content in tokenizer.files().items():
+        (tmp_path / name).write_text(content)
+    assert load_tokenizer(str(tmp_path)).start_ids == tokenizer.reading_special_tokens.start_ids == (ids[0][1],)
+
+
+@pytest.mark.parametrize(("adds", "expected"), [(True, (2,)), (False, ()), (None, ())])
+def test_a_vocabulary_with_merges_begins_texts_as_its_config_says(tmp_path, adds, expected):
+    (tmp_path / "vocab.json").write_text(json.dumps({"a": 0, "b": 1, "<s>": 2, "<|endoftext|>": 3}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    config = {"bos_token": {"content": "<s>"}, **({} if adds is None else {"add_bos_token": adds})}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert tokenizer.start_ids == expected
+    assert from_json(tokenizer.to_json()).start_ids == expected  # as a run keeps it
+
+
 def test_a_damaged_file_beside_a_tokenizer_is_named(tmp_path):
     with_special("</s>").save(f"{tmp_path}/tokenizer.json")
     (tmp_path / "tokenizer_config.json").write_text('{"eos_tok')

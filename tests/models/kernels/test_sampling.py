@@ -368,6 +368,19 @@ def test_a_mesh_samples_the_same_tokens_as_one_device(devices: tuple[str, ...], 
         np.testing.assert_allclose(actual, expected, rtol=1e-6)
 
 
+def test_a_vocabulary_may_have_several_ends() -> None:
+    """A text ends with any of them, and with none of them where it may not end."""
+    rows = mixed_rows()
+    logits = np.full_like(rows.logits, -1.0)
+    logits[:, 3], logits[:, 4] = 2.0, 1.0
+    ending, unending = SamplingParams(0.0), SamplingParams(0.0, never_end=True)
+    for rule, expected in ((ending, (3, 4)), (unending, (4, 0))):
+        given = dataclasses.replace(rows, logits=logits, rules=[rule] * len(logits)).inputs(n_top=0)
+        kernel = sampling.sample_next_tokens(Vocabulary(EOS, ((3, 4),), other_ends=(3,)))
+        tokens, *_, ended = (x.numpy() for x in kernel(*map(tf.constant, given)))
+        assert (set(tokens.tolist()), set(ended.tolist())) == ({expected[0]}, {expected[1]})
+
+
 @pytest.mark.parametrize("dtype", [tf.float32, tf.bfloat16])
 def test_log_probabilities_are_those_of_the_raw_logits(dtype: tf.DType) -> None:
     rows = mixed_rows()

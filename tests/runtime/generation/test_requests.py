@@ -22,6 +22,17 @@ def fitted(n_ids: int, n_ctx: int = 16, **settings: object) -> tuple[tuple[int, 
     return fit_prompt(range(100, 100 + n_ids), prompt, n_ctx, EOS, warnings.append), warnings
 
 
+def test_what_a_text_begins_with_stays_when_a_prompt_is_truncated() -> None:
+    def begun(n_ids: int) -> tuple[int, ...]:
+        prompt = Prompt("here", "", PredictionConfig(predict_max_steps=4), {})
+        return fit_prompt(range(100, 100 + n_ids), prompt, 16, EOS, lambda _: None, start=(1, 2))
+
+    assert begun(0) == (1, 2)
+    assert begun(13) == (1, 2, *range(100, 113))
+    assert begun(14) == (1, 2, *range(104, 114))
+    assert begun(16) == (1, 2, *range(106, 116))
+
+
 def test_every_sampling_setting_is_passed_on() -> None:
     settings = PredictionConfig(
         temperature=0.3,
