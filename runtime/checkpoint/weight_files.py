@@ -15,11 +15,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from safetensors import safe_open
 
 from configs.errors import CheckpointError, UserError
+from meshtf import tf
 from runtime.checkpoint.weight_sources import Region, StoredTensor, finite, in_parts, reading
 
 SAFETENSORS = "model.safetensors"
@@ -27,7 +27,7 @@ PICKLE = "pytorch_model.bin"
 WEIGHT_FILES = (SAFETENSORS, f"{SAFETENSORS}.index.json", PICKLE, f"{PICKLE}.index.json")
 SHARD = re.compile(r"(?P<stem>[^.].*)-(?P<number>\d+)-of-(?P<count>\d+)(?P<suffix>\.safetensors|\.bin)")
 # The types of floating-point numbers, as safetensors name them.
-FLOATING_POINT = {"F16": np.float16, "BF16": ml_dtypes.bfloat16, "F32": np.float32, "F64": np.float64}
+FLOATING_POINT = {"F16": np.float16, "BF16": tf.bfloat16.as_numpy_dtype, "F32": np.float32, "F64": np.float64}
 # Constants, though kept as weights: causal masks, and the frequencies of rotations.
 CONSTANTS = re.compile(
     r"(h|layers)\.\d+\.(attn|attention|self_attn)\.(attention\.)?(bias|masked_bias|embed_positions|rotary_emb\.inv_freq)"

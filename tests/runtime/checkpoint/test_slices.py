@@ -106,9 +106,9 @@ def test_each_slice_of_a_mesh_is_read_once_and_alone(devices: tuple[str, ...]) -
         asked.append(region)
         return whole[region]
 
-    placement = place(mesh_config("x:2,y:2", "a:x"), devices)
+    placement = place(mesh_config("x:2,y:2", "vocab:x"), devices)
     mesh = mtf.Mesh(mtf.Graph(), "mesh")
-    dims = mtf.Shape([mtf.Dimension("a", 4), mtf.Dimension("b", 6)])
+    dims = mtf.Shape([mtf.Dimension("vocab", 4), mtf.Dimension("embd", 6)])
     variable = SlicedVariable(mesh, "table", dims, variables.zeros, trainable=True)
     stored = placement.store.slices_of(variable, placement.implementation(1))
     stored.assign_parts(in_parts("x", whole.shape, part).read_part)
