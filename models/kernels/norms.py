@@ -1,4 +1,4 @@
-"""Layer normalisation on slices."""
+"""Layer normalisation and RMS normalisation on slices."""
 
 from __future__ import annotations
 
@@ -91,5 +91,78 @@ def layer_norm_gradient(whole_embd_size: int) -> Kernel:
             tf.cast(d_gain, gain.dtype),
             tf.cast(d_bias, gain.dtype),
         )
+
+    return compiled(kernel)
+
+
+def _rows(x: tf.Tensor, gain: tf.Tensor) -> tf.TensorShape:
+    """Returns the sizes of x's dimensions that are not normalised; the gain has the others."""
+    return x.shape[: x.shape.rank - gain.shape.rank]
+
+
+def _per_row(statistic: tf.Tensor, gain: tf.Tensor) -> tf.Tensor:
+    """[...] -> [..., 1] with a dimension of size 1 for each of the gain's."""
+    return tf.reshape(statistic, [*statistic.shape, *[1] * gain.shape.rank])
+
+
+def _sum_of_normed(x: tf.Tensor, gain: tf.Tensor) -> tf.Tensor:
+    """float32 [..., E] -> [...], where E are the dimensions of the gain."""
+    return _sum_of_last(tf.reshape(x, [*_rows(x, gain), gain.shape.num_elements()]))
+
+
+@compiled
+def sum_of_squares(x: tf.Tensor, gain: tf.Tensor) -> tf.Tensor:
+    """[..., E], [E] -> float32 [...], where E may be several dimensions."""
+    return _sum_of_normed(tf.square(tf.cast(x, tf.float32)), gain)
+
+
+@functools.cache
+def rms_scale(gain_offset: float) -> Kernel:
+    """(x [..., E], inverse_rms [...], gain [E]) -> [..., E]: x inverse_rms (gain_offset + gain), in float32."""
+
+    def kernel(x: tf.Tensor, inverse_rms: tf.Tensor, gain: tf.Tensor) -> tf.Tensor:
+        normalized = tf.cast(x, tf.float32) * _per_row(inverse_rms, gain)
+        return tf.cast(normalized * (tf.cast(gain, tf.float32) + gain_offset), x.dtype)
+
+    return compiled(kernel)
+
+
+@functools.cache
+def rms_norm(epsilon: float, gain_offset: float) -> Kernel:
+    """(x [..., E], gain [E]) -> (y [..., E], inverse_rms [...]); the dimensions E are whole on this processor."""
+
+    def kernel(x: tf.Tensor, gain: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        inverse_rms = tf.math.rsqrt(sum_of_squares(x, gain) / gain.shape.num_elements() + epsilon)
+        return rms_scale(gain_offset)(x, inverse_rms, gain), inverse_rms
+
+    return compiled(kernel)
+
+
+@functools.cache
+def rms_norm_gradient_sum(gain_offset: float) -> Kernel:
+    """(x, inverse_rms, gain, dy) -> float32 [...], the sum over E that the gradient needs."""
+
+    def kernel(x: tf.Tensor, inverse_rms: tf.Tensor, gain: tf.Tensor, dy: tf.Tensor) -> tf.Tensor:
+        normalized = tf.cast(x, tf.float32) * _per_row(inverse_rms, gain)
+        d_normalized = tf.cast(dy, tf.float32) * (tf.cast(gain, tf.float32) + gain_offset)
+        return _sum_of_normed(d_normalized * normalized, gain)
+
+    return compiled(kernel)
+
+
+@functools.cache
+def rms_norm_gradient(gain_offset: float, whole_size: int) -> Kernel:
+    """(x, inverse_rms, gain, dy, sum of `rms_norm_gradient_sum`) -> (dx [..., E], d_gain [E])."""
+
+    def kernel(
+        x: tf.Tensor, inverse_rms: tf.Tensor, gain: tf.Tensor, dy: tf.Tensor, total: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        inverse_rms = _per_row(inverse_rms, gain)
+        normalized = tf.cast(x, tf.float32) * inverse_rms
+        dy = tf.cast(dy, tf.float32)
+        d_normalized = dy * (tf.cast(gain, tf.float32) + gain_offset)
+        dx = (d_normalized - normalized * _per_row(total, gain) / whole_size) * inverse_rms
+        d_gain = tf.reduce_sum(dy * normalized, list(range(len(_rows(x, gain)))))
+        return tf.cast(dx, x.dtype), tf.cast(d_gain, gain.dtype)
 
     return compiled(kernel)

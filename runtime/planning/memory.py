@@ -16,7 +16,7 @@ from models.ops.attention import SoftmaxAttention, SoftmaxAttentionGradient
 from models.ops.cross_entropy import SoftmaxStatistics
 from models.ops.gradients import GlobalNorm
 from models.ops.linear_attention import LinearAttention, LinearAttentionGradient
-from models.ops.norms import LayerNorm, LayerNormGradient
+from models.ops.norms import LayerNorm, LayerNormGradient, RmsNorm, RmsNormGradient
 from runtime.planning.dry_run import DryStep
 from runtime.training.grad_accumulation import MicrobatchLoop
 from runtime.training.optimizers import AdafactorUpdate, AdamUpdate
@@ -183,6 +183,8 @@ WORKSPACES: dict[type, Callable[[mtf.Operation, DryStep], int]] = {
     LinearAttentionGradient: _of_outputs(6),
     LayerNorm: _of_first_input(1),
     LayerNormGradient: _of_first_input(2),
+    RmsNorm: _of_first_input(1),
+    RmsNormGradient: _of_first_input(2),
     AdamUpdate: _updated,
     AdafactorUpdate: _updated,
 }

@@ -22,6 +22,12 @@ def layer_norm(x: np.ndarray, gain: np.ndarray, bias: np.ndarray, epsilon: float
     return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + epsilon) * gain + bias
 
 
+def rms_norm(x: np.ndarray, gain: np.ndarray | float, epsilon: float = 1e-5, n_dims: int = 1) -> np.ndarray:
+    """Divides by the root mean square of the last `n_dims` dimensions."""
+    axes = tuple(range(-n_dims, 0))
+    return x / np.sqrt((x**2).mean(axes, keepdims=True) + epsilon) * gain
+
+
 def attention_weights(queries: np.ndarray, keys: np.ndarray, radius: int | None) -> np.ndarray:
     """[B, S, H, D], [B, M, H, D] -> [B, H, S, M]; position p sees 0 ... p, or the last `radius` of them."""
     ages = np.arange(queries.shape[1])[:, None] - np.arange(keys.shape[1])
