@@ -191,6 +191,9 @@ SWITCHES: tuple[Switch, ...] = (
         "opt_name is not adafactor",
         ("ada_epsilon1", "ada_epsilon2", "ada_decay_rate"),
     ),
+    (lambda run: run.training.opt_name == "lion", "opt_name is lion", ("epsilon",)),
+    (lambda run: run.training.opt_name != "muon", "opt_name is not muon", ("muon_momentum",)),
+    (lambda run: run.training.lr_decay != "wsd", "lr_decay is not wsd", ("lr_decay_steps",)),
     (lambda run: "local" not in run.model.attention_types, "no layer is local", ("local_attention_radius",)),
     (lambda run: not run.model.moe_layers, "moe_layers is empty", ("moe_params", "moe_activation")),
     (

@@ -155,6 +155,14 @@ def _find_beam_issues(num_beams: int, predict_batch_size: int, values: Mapping[s
         yield "predict_batch_size", f"is more than num_beams = {num_beams}", "lower it, or raise num_beams"
 
 
+def _find_decay_issues(
+    lr_decay: str | None, lr_decay_steps: int | None, lr_decay_end: int, warmup_steps: int
+) -> KeyedIssues:
+    if lr_decay == "wsd" and lr_decay_steps is not None and warmup_steps + lr_decay_steps > lr_decay_end:
+        problem = f"and warmup_steps = {warmup_steps} are more than lr_decay_end = {lr_decay_end}"
+        yield "lr_decay_steps", problem, "lower one of the two; lr_decay_end is train_steps unless it is given"
+
+
 def _find_missing_datasets(datasets: tuple[DatasetEntry, ...], no_dataset: bool) -> KeyedIssues:
     if not datasets and not no_dataset:
         yield "datasets", "names no dataset", 'give ids, such as ["pile"], or set no_dataset to true'
@@ -252,6 +260,7 @@ RUN_CHECKS: tuple[CrossCheck, ...] = (
     _find_objective_issues,
     _find_task_issues,
     *PREDICTION_CHECKS,
+    _find_decay_issues,
     _find_missing_datasets,
     _find_mesh_issues,
 )

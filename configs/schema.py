@@ -58,8 +58,8 @@ LINEAR_NORMALIZATIONS = ("position", "feature")
 NEXT_TOKEN, RANKING = OBJECTIVES = ("next_token", "ranking")
 PRECISIONS = ("float32", "bfloat16")
 CONSTANT_RATE = ("constant", "none")
-LR_DECAYS = ("linear", "cosine", "noam", "noamwd", "bert")
-OPTIMIZERS = ("adam", "adamw", "adafactor")
+LR_DECAYS = ("linear", "cosine", "linear_to_zero", "wsd", "noam", "noamwd", "bert")
+OPTIMIZERS = ("adam", "adamw", "lion", "muon", "adafactor")
 MOE_GATINGS = ("top_1", "top_2")
 SECOND_POLICIES = ("all", "none", "threshold", "random")
 INPUT_FNS = ("sequential_input", "generic_text")
@@ -363,28 +363,45 @@ class TrainingConfig:
     )
     lr_decay: str | None = setting(
         unless_named(one_of(LR_DECAYS), CONSTANT_RATE),
-        "Decay of the learning rate: linear and cosine, GPT-Neo's, fall to a tenth of lr; noam falls with the square "
-        "root of the step, and noamwd, besides, by half every 1000 steps; bert falls linearly to 0; null: constant.",
+        "Decay of the learning rate: linear and cosine, GPT-Neo's, fall to a tenth of lr; linear_to_zero is linear "
+        "and falls to 0; wsd is constant and falls linearly to 0 over the last lr_decay_steps; noam falls with the "
+        "square root of the step, and noamwd, besides, by half every 1000 steps; bert falls linearly to 0 from lr at "
+        "the end of the warm-up; null: constant.",
         default=None,
-        source="Vaswani et al. 2017, Attention Is All You Need; DialoGPT",
+        source="Hu et al. 2024, MiniCPM, section 4; Vaswani et al. 2017, Attention Is All You Need; DialoGPT",
     )
     lr_decay_end: int | None = setting(
         optional(integer(1)),
-        "Step at which linear, cosine and bert end; the rate stays constant afterwards.",
+        "Step at which linear, cosine, linear_to_zero, wsd and bert end; the rate stays constant afterwards.",
         unit="steps",
         default=None,
         default_text="`train_steps`",
     )
+    lr_decay_steps: int | None = setting(
+        optional(integer(1)),
+        "wsd: the steps before lr_decay_end over which the rate falls; null: a fifth of lr_decay_end.",
+        unit="steps",
+        default=None,
+    )
     warmup_steps: int = setting(integer(0), "Steps over which the rate grows linearly from 0.", unit="steps", default=0)
     opt_name: str = setting(
         one_of(OPTIMIZERS),
-        "The optimiser: adam is GPT-Neo's, without bias correction; adamw has it; adafactor factors the second "
-        "moments.",
+        "The optimiser: adam is GPT-Neo's, without bias correction; adamw has it; lion moves by the sign of a mean of "
+        "gradients; muon orthogonalises the updates of the blocks' matrices, and is adamw for all else; adafactor "
+        "factors the second moments.",
         default="adam",
+        source="Loshchilov & Hutter 2019; Chen et al. 2023; Jordan 2024 and Liu et al. 2025; Shazeer & Stern 2018",
     )
-    beta1: float = setting(SHARE, "Decay of the first moment; with adafactor, 0 saves its memory.", default=0.9)
-    beta2: float = setting(SHARE, "Adam: decay of the second moment.", default=0.95)
+    beta1: float = setting(
+        SHARE,
+        "Decay of the first moment, with lion its weight in the update; with adafactor, 0 saves its memory.",
+        default=0.9,
+    )
+    beta2: float = setting(
+        SHARE, "Adam: decay of the second moment; lion: of the mean, published with 0.99.", default=0.95
+    )
     epsilon: float = setting(POSITIVE_FLOAT32, "Adam: added to the square root of the second moment.", default=1e-8)
+    muon_momentum: float = setting(SHARE, "Muon: decay of the matrices' momentum.", default=0.95)
     ada_epsilon1: float = setting(POSITIVE_FLOAT32, "Adafactor: added to squared gradients.", default=1e-30)
     ada_epsilon2: float = setting(POSITIVE_FLOAT32, "Adafactor: smallest scale of a variable.", default=1e-3)
     ada_decay_rate: float | None = setting(
@@ -393,7 +410,7 @@ class TrainingConfig:
     weight_decay: float = setting(
         NON_NEGATIVE,
         "Decoupled weight decay, times the learning rate; adam exempts biases, the norms of blocks and the parameters "
-        "of activations, adamw and adafactor exempt every vector.",
+        "of activations, the others exempt every vector.",
         default=0.0,
     )
     gradient_clipping: float | None = setting(
@@ -413,7 +430,9 @@ class TrainingConfig:
         unit="checkpoints",
         default=10,
     )
-    log_grads: bool = setting(SWITCH, "Logs the gradient norm of each variable.", default=False)
+    log_grads: bool = setting(
+        SWITCH, "Logs the gradient norm of each variable and of each kind of them.", default=False
+    )
     log_weights: bool = setting(
         SWITCH, "Writes a histogram of each variable for TensorBoard at each checkpoint.", default=False
     )

@@ -13,7 +13,7 @@ import pytest
 
 from configs.kinds import ATTENTION_TYPES
 from configs.layout import find_layout_issues, parse_layout, parse_mesh_shape
-from configs.schema import ACTIVATIONS, LINEAR_NORMALIZATIONS, MoeParams, PredictionConfig, RunConfig
+from configs.schema import ACTIVATIONS, LINEAR_NORMALIZATIONS, OPTIMIZERS, MoeParams, PredictionConfig, RunConfig
 from models.kernels.sampling import SamplingParams
 from runtime.checkpoint.position import TrainingPosition
 from runtime.checkpoint.reader import restore
@@ -80,7 +80,7 @@ def draw_mixture(draw: random.Random) -> dict[str, object]:
 
 def draw_training(draw: random.Random) -> dict[str, object]:
     return {
-        "opt_name": draw.choice(("adam", "adamw", "adafactor")),
+        "opt_name": draw.choice(OPTIMIZERS),
         "gradient_clipping": draw.choice((None, 1.0)),
         "tokens_per_mb_per_replica": draw.choice((None, 2 * tiny.MODEL.n_ctx)),
         "log_grads": draw.random() < 0.2,

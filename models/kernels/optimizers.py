@@ -21,6 +21,12 @@ def _unless_nonfinite(scale: tf.Tensor, new: Sequence[tf.Tensor], old: Sequence[
     return tuple(tf.where(tf.math.is_finite(scale), *pair) for pair in zip(new, old, strict=True))
 
 
+def _columns(tensors: Sequence[tf.Tensor], count: int) -> list[Sequence[tf.Tensor]]:
+    """Splits values, slots and gradients, each of all variables, into `count` lists."""
+    n_variables = len(tensors) // count
+    return [tensors[start : start + n_variables] for start in range(0, len(tensors), n_variables)]
+
+
 @compiled
 def unless_nonfinite(scale: tf.Tensor, *tensors: tf.Tensor) -> tuple[tf.Tensor, ...]:
     """(gradient_scale, n new tensors, n old ones) -> the new, or the old where the scale is not finite."""
@@ -64,9 +70,7 @@ def _adam_updates(
         new_value = value - rate * (direction + constants.weight_decay * value)
         return _unless_nonfinite(scale, (new_value, new_m, new_v), (value, m, v))
 
-    n_variables = len(tensors) // 4
-    columns = [tensors[start : start + n_variables] for start in range(0, len(tensors), n_variables)]
-    values, ms, vs = zip(*map(update, *columns), strict=True)
+    values, ms, vs = zip(*map(update, *_columns(tensors, 4)), strict=True)
     return (*values, *ms, *vs)
 
 
@@ -106,6 +110,82 @@ def adamw(constants: AdamConstants) -> Kernel:
         n_updates = _update_count(update_number)
         corrections = _bias_correction(constants.beta1, n_updates), _bias_correction(constants.beta2, n_updates)
         return _adam_updates(constants, scale, rate, tensors, corrections)
+
+    return compiled(kernel)
+
+
+# Lion.
+
+
+@functools.cache
+def lion(beta1: float, beta2: float, weight_decay: float) -> Kernel:
+    """(gradient_scale, learning_rate, then n values, n ms, n gradients) -> n values, n ms.
+
+    Source: Chen et al. 2023, Symbolic Discovery of Optimization Algorithms, algorithm 2.
+    """
+
+    def update(
+        scale: tf.Tensor, rate: tf.Tensor, value: tf.Tensor, m: tf.Tensor, gradient: tf.Tensor
+    ) -> tuple[tf.Tensor, ...]:
+        gradient = gradient * scale
+        direction = tf.sign(beta1 * m + (1.0 - beta1) * gradient)
+        new_value = value - rate * (direction + weight_decay * value)
+        return _unless_nonfinite(scale, (new_value, beta2 * m + (1.0 - beta2) * gradient), (value, m))
+
+    def kernel(scale: tf.Tensor, rate: tf.Tensor, *tensors: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        updated = [update(scale, rate, *own) for own in zip(*_columns(tensors, 3), strict=True)]
+        values, ms = zip(*updated, strict=True)
+        return (*values, *ms)
+
+    return compiled(kernel)
+
+
+# Muon. Between its two kernels the matrices are orthogonalised.
+
+
+def _stacked(matrices: Sequence[tf.Tensor]) -> tf.Tensor:
+    """[..., rows, columns] each -> [matrices, rows, columns]."""
+    rows, columns = matrices[0].shape[-2:]
+    return tf.reshape(tf.stack(matrices), [-1, rows, columns])
+
+
+@functools.cache
+def muon_momentum(momentum: float) -> Kernel:
+    """(gradient_scale, n ms, n gradients) -> n ms, and what is to be orthogonalised, [matrices, rows, columns].
+
+    All are [rows, columns] or [experts, rows, columns]. The latter is Nesterov's: the gradient is added once more.
+
+    Source: Jordan 2024, Muon: an optimizer for hidden layers in neural networks.
+    """
+
+    def kernel(scale: tf.Tensor, *tensors: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        ms, gradients = _columns(tensors, 2)
+        gradients = [gradient * scale for gradient in gradients]
+        ms = [momentum * m + gradient for m, gradient in zip(ms, gradients, strict=True)]
+        ahead = [momentum * m + gradient for m, gradient in zip(ms, gradients, strict=True)]
+        return (*ms, _stacked(ahead))
+
+    return compiled(kernel)
+
+
+@functools.cache
+def muon_step(factor: float, weight_decay: float) -> Kernel:
+    """Returns the kernel that updates matrices by `factor` times the orthogonalised ones.
+
+    (gradient_scale, learning_rate, orthogonalised [matrices, rows, columns], n values, n new ms, n old ms) -> n values,
+    n ms; where the gradient scale is not finite the old ones.
+
+    Source: Liu et al. 2025, Muon is Scalable for LLM Training, equation 4.
+    """
+
+    def kernel(scale: tf.Tensor, rate: tf.Tensor, stack: tf.Tensor, *tensors: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        values, new_ms, ms = _columns(tensors, 3)
+        directions = tf.unstack(tf.reshape(stack, [len(values), *values[0].shape]))
+        new_values = [
+            value - rate * (factor * direction + weight_decay * value)
+            for value, direction in zip(values, directions, strict=True)
+        ]
+        return _unless_nonfinite(scale, (*new_values, *new_ms), (*values, *ms))
 
     return compiled(kernel)
 

@@ -26,7 +26,8 @@ DATASET_EXAMPLES_PREFIX = "global_step_examples_of/"  # a dataset's name follows
 FINISHED = re.compile(r"^[^.].*-\d+\.index$")  # the index is written last
 # What TensorFlow raises for a file that is cut off, empty, overwritten or missing, not for a network or permissions.
 DAMAGE = (tf.errors.DataLossError, tf.errors.OutOfRangeError, tf.errors.NotFoundError, ValueError)
-SLOT = re.compile(r"/adam_[mv]$|_slot_(vr|vc|v|m)$")  # optimiser state, also that of GPT-Neo's Adafactor
+# Optimiser state, also that of GPT-Neo's Adafactor.
+SLOT = re.compile(r"/(adam_[mv]|lion_m|muon_m)$|_slot_(vr|vc|v|m)$")
 
 
 class DamagedError(CheckpointError):

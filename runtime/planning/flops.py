@@ -13,6 +13,7 @@ from models.moe import routing_params
 from models.ops.mesh_operation import MeshOperation, slice_size
 from runtime.planning.dry_run import DryStep
 from runtime.training.grad_accumulation import MicrobatchLoop
+from runtime.training.optimizers import MuonUpdate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,4 +94,13 @@ def _loop(operation: MicrobatchLoop, step: DryStep) -> float:
     return operation.microbatch_count * _flops(operation.operations, step)
 
 
-_FLOPS: dict[type, Callable[[mtf.Operation, DryStep], float]] = {mtf.EinsumOperation: _product, MicrobatchLoop: _loop}
+def _orthogonalization(operation: MuonUpdate, step: DryStep) -> float:
+    arrangement, n_matrices = operation.arrangement(step.mesh_impl)
+    return n_matrices * arrangement.flops
+
+
+_FLOPS: dict[type, Callable[[mtf.Operation, DryStep], float]] = {
+    mtf.EinsumOperation: _product,
+    MicrobatchLoop: _loop,
+    MuonUpdate: _orthogonalization,
+}

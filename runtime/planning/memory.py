@@ -19,7 +19,7 @@ from models.ops.linear_attention import LinearAttention, LinearAttentionGradient
 from models.ops.norms import LayerNorm, LayerNormGradient, RmsNorm, RmsNormGradient
 from runtime.planning.dry_run import DryStep
 from runtime.training.grad_accumulation import MicrobatchLoop
-from runtime.training.optimizers import AdafactorUpdate, AdamUpdate
+from runtime.training.optimizers import AdafactorUpdate, ElementwiseUpdate, MuonUpdate
 
 # Operations whose output shares their input's memory.
 ALIASES = (mtf.ReshapeOperation, mtf.CustomGradientOperation, mtf.StopGradient, mtf.Depend)
@@ -175,6 +175,13 @@ def _updated(operation: mtf.Operation, step: DryStep) -> int:
     return sum(step.slice_bytes(x) for x in operation.inputs if isinstance(x.operation, mtf.Variable))
 
 
+def _muon(operation: MuonUpdate, step: DryStep) -> int:
+    """Counts the new momenta, and of an iteration the matrices before and after, a product and three Gram matrices."""
+    arrangement, n_matrices = operation.arrangement(step.mesh_impl)
+    own, side = math.prod(arrangement.own_slice), arrangement.own_slice[arrangement.side]
+    return 4 * n_matrices * (math.prod(arrangement.layout_slice) + 3 * own + 3 * side**2)
+
+
 WORKSPACES: dict[type, Callable[[mtf.Operation, DryStep], int]] = {
     SoftmaxAttention: _attention,
     SoftmaxAttentionGradient: _attention_gradient,
@@ -185,7 +192,8 @@ WORKSPACES: dict[type, Callable[[mtf.Operation, DryStep], int]] = {
     LayerNormGradient: _of_first_input(2),
     RmsNorm: _of_first_input(1),
     RmsNormGradient: _of_first_input(2),
-    AdamUpdate: _updated,
+    ElementwiseUpdate: _updated,
+    MuonUpdate: _muon,
     AdafactorUpdate: _updated,
 }
 

@@ -3,7 +3,8 @@
 It is a plain number, not a tensor, so that it can be logged, tested and changed on resume without a new graph.
 
 GPT-Neo's schedules (linear, cosine, constant) and DialoGPT's (noam, noamwd, bert) are kept as they were, so that their
-configs train the same.
+configs train the same. GPT-Neo's multiply the warm-up by the decay, which begins at step 0: after `warmup_steps` their
+rate is below lr. That of bert and wsd is lr.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from configs.schema import TrainingConfig
 
 FINAL_FRACTION = 0.1  # both of GPT-Neo's decays end at this fraction of the configured rate, and stay there
+WSD_SHARE = 5  # without lr_decay_steps, wsd falls over one in so many steps
 NOAM_SCALE = 1e4  # DialoGPT's, by which lr 1e-5 and 345M parameters give a peak of 2.5e-5
 NOAMWD_STEPS, NOAMWD_LEAD = 1000, 500  # noamwd halves the rate at updates 500, 1500, 2500, ...
 
@@ -25,7 +27,8 @@ def learning_rate(step: int, training: TrainingConfig, n_embd: int) -> float:
 
     Args:
         step: updates made so far.
-        training: the settings `lr`, `lr_decay`, `lr_decay_end` (None means `train_steps`) and `warmup_steps`.
+        training: the settings `lr`, `lr_decay`, `lr_decay_end` (None means `train_steps`), `lr_decay_steps` and
+            `warmup_steps`.
         n_embd: width of the model, by which noam and noamwd scale the rate.
 
     Returns:
@@ -39,16 +42,17 @@ def _constant(step: int, training: TrainingConfig, n_embd: int) -> float:
     return step / training.warmup_steps if step < training.warmup_steps else 1.0
 
 
-def _decaying(remaining: Callable[[float], float]) -> Schedule:
+def _decaying(remaining: Callable[[float], float], final: float = FINAL_FRACTION) -> Schedule:
     """Returns GPT-Neo's schedule: the decay is applied first, then the warm-up.
 
     Args:
         remaining: maps progress through the decay to what remains of it, both in [0, 1].
+        final: the fraction of the rate at the end.
     """
 
     def fraction(step: int, training: TrainingConfig, n_embd: int) -> float:
         progress = min(step / _end_step(training), 1.0)
-        decayed = FINAL_FRACTION + (1.0 - FINAL_FRACTION) * remaining(progress)
+        decayed = final + (1.0 - final) * remaining(progress)
         return decayed * _constant(step, training, n_embd)
 
     return fraction
@@ -93,10 +97,25 @@ def _bert(step: int, training: TrainingConfig, n_embd: int) -> float:
     return step / warmup if step < warmup else max(end - step, 0) / max(end - warmup, 1)
 
 
+def _wsd(step: int, training: TrainingConfig, n_embd: int) -> float:
+    """Rises linearly over `warmup_steps`, stays, and falls linearly to 0 over the last `lr_decay_steps`.
+
+    A warm-up that reaches into the decay is cut short by it.
+
+    Source: Hu et al. 2024, MiniCPM, section 4; the linear form: Hägele et al. 2024, Scaling Laws and Compute-Optimal
+    Training Beyond Fixed Training Durations, section 3.
+    """
+    end = _end_step(training)
+    decay_steps = training.lr_decay_steps or max(end // WSD_SHARE, 1)
+    return min(_constant(step, training, n_embd), max(end - step, 0) / decay_steps)
+
+
 _SCHEDULES: dict[str | None, Schedule] = {
     None: _constant,
     "linear": _decaying(_linear),
     "cosine": _decaying(_cosine),
+    "linear_to_zero": _decaying(_linear, final=0.0),
+    "wsd": _wsd,
     "noam": _noam,
     "noamwd": _noamwd,
     "bert": _bert,

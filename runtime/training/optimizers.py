@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from configs.schema import TrainingConfig
 from meshtf import LaidOut, mtf, tf
@@ -14,10 +14,29 @@ from models.kernels.compile import Kernel
 from models.kernels.gradients import sum_of_squares
 from models.ops.gradients import global_norm
 from models.ops.mesh_operation import mesh_axes
+from models.ops.newton_schulz import Arrangement, arrange, orthogonalized
 
 # GPT-Neo searches the whole name, so `ln_f/g` and `ln_f/b` are decayed, while the blocks' norms and every bias are not.
 # The parameters of activations, which GPT-Neo lacks, are exempt: slopes and rates have no reason to be near 0.
 NOT_DECAYED_BY_ADAM = re.compile("norm|bias|/activation/")
+
+# The matrices of the blocks: Muon's own. A router's, the learned keys and values of attention, both tables and the
+# output layer are not among them.
+ORTHOGONALIZED_BY_MUON = re.compile(r"/attn/[qkvo]$|/conv1d_main/c_\w+/kernel$|/w[io]/kernel$")
+# By which Muon's updates are as large as AdamW's, so that its rate and decay carry over.
+# Source: Liu et al. 2025, Muon is Scalable for LLM Training, section 2.2.
+RMS_OF_ADAMW = 0.2
+LARGEST_STACK = 1 << 24  # elements that are orthogonalised at once: a few large products, and not a second model
+
+# The groups of variables whose gradient norms are logged, by the first pattern that a name has.
+GRADIENT_GROUPS = {
+    "norms": re.compile("norm|/ln_f/"),
+    "embeddings": re.compile("/wte$|wpe"),
+    "head": re.compile("/wte_final_linear/|/score$"),
+    "attention": re.compile("/attn/"),
+    "experts": re.compile("/w[io]/|/top_2_gating/"),
+    "feed_forward": re.compile(""),
+}
 
 SMALL_VARIABLE = 1 << 15
 SMALLEST_FACTORED_DIM = 128
@@ -39,17 +58,21 @@ def _matrix_decay(variable: variables.SlicedVariable, training: TrainingConfig) 
     return training.weight_decay if len(variable.shape) >= 2 else 0.0
 
 
-class AdamUpdate(mtf.Operation):
-    """Updates variables and their slots `{variable}/adam_m` and `{variable}/adam_v` in place, in one kernel call."""
+ADAM_SLOTS, LION_SLOTS = ("/adam_m", "/adam_v"), ("/lion_m",)
 
-    def __init__(self, pairs: Sequence[Pair], scalars: Sequence[mtf.Tensor], kernel: Kernel) -> None:
+
+class ElementwiseUpdate(mtf.Operation):
+    """Updates variables and their slots `{variable}{suffix}`, shaped like them, in place, in one kernel call."""
+
+    def __init__(
+        self, pairs: Sequence[Pair], scalars: Sequence[mtf.Tensor], suffixes: Sequence[str], kernel: Kernel
+    ) -> None:
         updated, gradients = zip(*pairs, strict=True)
-        ms, vs = (
-            [_slot(variable, suffix, variable.shape) for variable in updated] for suffix in ("/adam_m", "/adam_v")
-        )
-        self._updated = [*updated, *ms, *vs]
+        slots = [_slot(variable, suffix, variable.shape) for suffix in suffixes for variable in updated]
+        self._updated = [*updated, *slots]
         self._kernel = kernel
-        super().__init__([*scalars, *(variable.value for variable in self._updated), *gradients], name="adam_update")
+        values = [variable.value for variable in self._updated]
+        super().__init__([*scalars, *values, *gradients], name="elementwise_update")
 
     def lower(self, lowering: mtf.Lowering) -> None:
         """Runs the kernel on every slice, and assigns the results."""
@@ -66,26 +89,82 @@ def _groups(pairs: Iterable[Pair]) -> list[list[Pair]]:
     return large + ([[pair for (pair,) in small]] if small else [])
 
 
-def _add_adam(
-    pairs: Sequence[Pair],
-    training: TrainingConfig,
-    scalars: Sequence[mtf.Tensor],
-    kernel_of: Callable[[kernels.AdamConstants], Kernel],
-    decay_of: Callable[[variables.SlicedVariable, TrainingConfig], float],
-) -> None:
-    decays = [decay_of(variable, training) for variable, _ in pairs]
+def _by_decay(pairs: Sequence[Pair], decays: Sequence[float]) -> Iterator[tuple[float, list[Pair]]]:
+    """Yields groups of variables with the same decay."""
     for decay in sorted(set(decays)):
-        kernel = kernel_of(kernels.AdamConstants(training.beta1, training.beta2, training.epsilon, decay))
         for group in _groups(pair for pair, own in zip(pairs, decays, strict=True) if own == decay):
-            AdamUpdate(group, scalars, kernel)
+            yield decay, group
+
+
+def _adam_constants(training: TrainingConfig, decay: float) -> kernels.AdamConstants:
+    return kernels.AdamConstants(training.beta1, training.beta2, training.epsilon, decay)
 
 
 def _adam(pairs: Sequence[Pair], training: TrainingConfig, scalars: Scalars) -> None:
-    _add_adam(pairs, training, scalars[:2], kernels.adam, _adam_decay)
+    for decay, group in _by_decay(pairs, [_adam_decay(variable, training) for variable, _ in pairs]):
+        ElementwiseUpdate(group, scalars[:2], ADAM_SLOTS, kernels.adam(_adam_constants(training, decay)))
 
 
 def _adamw(pairs: Sequence[Pair], training: TrainingConfig, scalars: Scalars) -> None:
-    _add_adam(pairs, training, scalars, kernels.adamw, _matrix_decay)
+    for decay, group in _by_decay(pairs, [_matrix_decay(variable, training) for variable, _ in pairs]):
+        ElementwiseUpdate(group, scalars, ADAM_SLOTS, kernels.adamw(_adam_constants(training, decay)))
+
+
+def _lion(pairs: Sequence[Pair], training: TrainingConfig, scalars: Scalars) -> None:
+    for decay, group in _by_decay(pairs, [_matrix_decay(variable, training) for variable, _ in pairs]):
+        kernel = kernels.lion(training.beta1, training.beta2, decay)
+        ElementwiseUpdate(group, scalars[:2], LION_SLOTS, kernel)
+
+
+class MuonUpdate(mtf.Operation):
+    """Updates matrices of the same dimensions and their slots `{variable}/muon_m` in place.
+
+    The last two dimensions are those of the matrix; before them there may be the experts'.
+    """
+
+    def __init__(self, pairs: Sequence[Pair], scalars: Scalars, training: TrainingConfig) -> None:
+        updated, gradients = zip(*pairs, strict=True)
+        self._variables, self._training = updated, training
+        self._ms = [_slot(variable, "/muon_m", variable.shape) for variable in updated]
+        self._matrix_dims = updated[0].shape.dims[-2:]
+        tensors = [*(variable.value for variable in (*updated, *self._ms)), *gradients]
+        super().__init__([*scalars[:2], *tensors], name="muon_update")
+
+    def lower(self, lowering: mtf.Lowering) -> None:
+        """Orthogonalises the whole matrices' momenta, and assigns the results."""
+        mesh_impl, n = lowering.mesh_impl(self), len(self._variables)
+        scale, rate, *tensors = [lowering.tensors[x].to_laid_out_tensor() for x in self.inputs]
+        values, ms, gradients = tensors[:n], tensors[n : 2 * n], tensors[2 * n :]
+        momentum = kernels.muon_momentum(self._training.muon_momentum)
+        *new_ms, stack = mesh_impl.slicewise(momentum, scale, *ms, *gradients)
+        directions = orthogonalized(mesh_impl, stack, *self._matrix_dims)
+        factor = RMS_OF_ADAMW * math.sqrt(max(dim.size for dim in self._matrix_dims))
+        step = kernels.muon_step(factor, self._training.weight_decay)
+        new = mesh_impl.slicewise(step, scale, rate, directions, *values, *new_ms, *ms)
+        for variable, value in zip([*self._variables, *self._ms], new, strict=True):
+            lowering.variables[variable].assign(value)
+
+    def arrangement(self, mesh_impl: mtf.MeshImpl) -> tuple[Arrangement, int]:
+        """Returns how the matrices are laid out between, and on how many a processor works."""
+        arrangement = arrange(mesh_impl, *self._matrix_dims)
+        size = sum(mesh_impl.slice_size(variable.shape) for variable in self._variables)
+        return arrangement, size // math.prod(arrangement.layout_slice)
+
+
+def _stacks(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
+    """Yields groups of matrices that have the same dimensions, of bounded size."""
+    by_dims: dict[tuple[mtf.Dimension, ...], list[Pair]] = {}
+    for pair in pairs:
+        by_dims.setdefault(tuple(pair[0].shape.dims), []).append(pair)
+    for dims, group in by_dims.items():
+        size = max(LARGEST_STACK // mtf.Shape(dims).size, 1)
+        yield from (group[start : start + size] for start in range(0, len(group), size))
+
+
+def _muon(pairs: Sequence[Pair], training: TrainingConfig, scalars: Scalars) -> None:
+    for group in _stacks(pair for pair in pairs if ORTHOGONALIZED_BY_MUON.search(pair[0].name)):
+        MuonUpdate(group, scalars, training)
+    _adamw([pair for pair in pairs if not ORTHOGONALIZED_BY_MUON.search(pair[0].name)], training, scalars)
 
 
 def _factored_dims(shape: mtf.Shape) -> list[mtf.Dimension]:
@@ -168,7 +247,7 @@ def _adafactor(pairs: Sequence[Pair], training: TrainingConfig, scalars: Scalars
         AdafactorUpdate(pair, scalars, constants)
 
 
-_UPDATES = {"adam": _adam, "adamw": _adamw, "adafactor": _adafactor}
+_UPDATES = {"adam": _adam, "adamw": _adamw, "lion": _lion, "muon": _muon, "adafactor": _adafactor}
 
 
 def _nan_unless_finite(scale: tf.Tensor, norm: tf.Tensor) -> tf.Tensor:
@@ -211,11 +290,25 @@ def build_update(
 def gradient_norms(
     trainable: Sequence[variables.SlicedVariable], gradients: Sequence[mtf.Tensor]
 ) -> dict[str, mtf.Tensor]:
-    """Returns the norm of each variable's gradient before clipping, float32 scalars by metric name.
+    """Returns the norms of the gradients of each variable and each group before clipping, float32 scalars.
 
     Args:
         trainable: the variables.
         gradients: of each variable, in its shape.
+
+    Returns:
+        By metric name, `grads/norm/{variable}` and, for each of `GRADIENT_GROUPS` that has variables,
+        `grads/group/{group}`: the norm of all their gradients as one vector.
     """
-    pairs = zip(trainable, gradients, strict=True)
-    return {f"grads/norm/{variable.name.removeprefix('gpt2/')}": global_norm([grad]) for variable, grad in pairs}
+    norms = {variable.name: global_norm([grad]) for variable, grad in zip(trainable, gradients, strict=True)}
+    groups: dict[str, list[mtf.Tensor]] = {}
+    for name, norm in norms.items():
+        groups.setdefault(_gradient_group(name), []).append(norm)
+    return {
+        **{f"grads/norm/{name.removeprefix('gpt2/')}": norm for name, norm in norms.items()},
+        **{f"grads/group/{group}": global_norm(own) for group, own in groups.items()},
+    }
+
+
+def _gradient_group(name: str) -> str:
+    return next(group for group, pattern in GRADIENT_GROUPS.items() if pattern.search(name))

@@ -89,7 +89,7 @@ def build_train_step(config: RunConfig, placement: Placement) -> LoweredStep:
         segment_starts int32 [batch, sequence] if any dataset has segments, learning_rate float32, update_number int32,
         noise_key int32) to `loss` (in nats, the mean by the weights, before the update), `tokens` (labels of a weight
         above 0), `grad_norm` (before clipping), of each mixture-of-experts layer `moe/{place}/dropped_fraction` and
-        `moe/{place}/load/{expert}`, and with `log_grads` `grads/norm/{variable}`; it updates the variables, unless
+        `moe/{place}/load/{expert}`, and with `log_grads` those of `gradient_norms`; it updates the variables, unless
         `grad_norm` is not finite. It takes this process's own rows of the batch.
     """
     _check_batch_splits(config.training.train_batch_size, placement.axis_size("batch"))

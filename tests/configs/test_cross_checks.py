@@ -26,6 +26,11 @@ CONFLICTS = {
         {"top_k": 129},
         "top_k = 129: is more than n_vocab = 128; lower it; 0 turns it off",
     ),
+    "a decay longer than what the warm-up leaves": (
+        {"lr_decay": "wsd", "lr_decay_steps": 7, "warmup_steps": 4, "lr_decay_end": 10},
+        "lr_decay_steps = 7: and warmup_steps = 4 are more than lr_decay_end = 10; "
+        "lower one of the two; lr_decay_end is train_steps unless it is given",
+    ),
     "heads that do not divide": (
         {"n_head": 5},
         "n_head = 5: does not divide n_embd = 64; choose n_head and n_embd so that n_embd / n_head is whole",

@@ -150,9 +150,12 @@ WRONG_VALUES = {
     ),
     "an unknown decay": (
         {"lr_decay": "step"},
-        'lr_decay = "step": is not a known name; use linear, cosine, noam, noamwd, bert',
+        'lr_decay = "step": is not a known name; use linear, cosine, linear_to_zero, wsd, noam, noamwd, bert',
     ),
-    "an unknown optimizer": ({"opt_name": "sgd"}, 'opt_name = "sgd": is not a known name; use adam, adamw, adafactor'),
+    "an unknown optimizer": (
+        {"opt_name": "sgd"},
+        'opt_name = "sgd": is not a known name; use adam, adamw, lion, muon, adafactor',
+    ),
     "an unknown precision": (
         {"precision": "float16"},
         'precision = "float16": is not a known name; use float32, bfloat16',

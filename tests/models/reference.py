@@ -227,6 +227,15 @@ def training_loss(model: ModelConfig, values: Values, tokens: np.ndarray, labels
     return cross_entropy.mean() + model.z_loss * (log_z**2).mean() + aux_loss
 
 
+def newton_schulz(matrix: np.ndarray) -> np.ndarray:
+    """Muon's approximate orthogonalisation [rows, columns]: five times X = a X + (b A + c A^2) X with A = X X^T."""
+    x = matrix / (np.linalg.norm(matrix) + 1e-7)
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x
+
+
 def adam_step(
     value: np.ndarray,
     m: np.ndarray,

@@ -238,6 +238,28 @@ def test_microbatches_send_activations_of_each_and_gradients_once() -> None:
         assert in_microbatches[axis, "allreduce"] == pytest.approx(whole[axis, "allreduce"], abs=100)
 
 
+def test_muon_orthogonalises_each_matrix_of_a_block() -> None:
+    muon, adamw = (dry_step(training={"opt_name": name}) for name in ("muon", "adamw"))
+    # Five times X X^T, its square and its product with X: four square matrices, and two that are four times as long.
+    products = 4 * (2 + 2 + 2) * E**3 + 2 * (8 + 2 + 8) * E**3
+    assert flops_of_processor(muon) - flops_of_processor(adamw) == 5 * products
+    assert estimate_memory(muon).optimizer == FLOAT * (2 * (BLOCK + ENDS) - 12 * E * E)
+    assert muon.transfers == ()
+
+
+def test_muon_sends_products_of_slices_and_exchanges_the_side_that_is_split() -> None:
+    def more(layout: str) -> dict[str, float]:
+        muon, adamw = (
+            sent(dry_step(training={"opt_name": name}, mesh_shape="y:2", layout=layout)) for name in ("muon", "adamw")
+        )
+        return {kind: amount - adamw.get((axis, kind), 0) for (axis, kind), amount in muon.items()}
+
+    products = FLOAT * (5 * E * E + 1)  # of a matrix, and its norm
+    assert more("heads:y") == {"allreduce": 4 * products}
+    moved = 2 * 2 * 1 / 2 * FLOAT * E * 4 * E / 2  # half of the slice of each kernel, there and back
+    assert more("embd:y") == {"allreduce": 6 * products, "alltoall": moved}
+
+
 def test_experts_on_the_axis_of_the_batch_exchange_rows() -> None:
     layout = {"mesh_shape": "x:2", "layout": "batch:x,experts:x"}
     model = {**MIXTURE, "moe_params": dataclasses.replace(MIXTURE["moe_params"], moe_capacity_factor_train=1.0)}

@@ -47,6 +47,39 @@ def test_hand_computed_rates(keys: dict[str, object], step: int, rate: float) ->
     assert learning_rate(step, training(**keys), 768) == pytest.approx(rate, rel=1e-12, abs=0)
 
 
+W, END = 100, 1000
+
+
+@pytest.mark.parametrize(
+    ("lr_decay", "keys", "fractions"),
+    [
+        # min(step / W, 1) (1 - step / END)
+        ("linear_to_zero", {}, [0, 0.01 * 0.999, 0.99 * 0.901, 0.9, 0.899, 0.001, 0, 0]),
+        ("linear_to_zero", {"lr_decay_end": 500}, [0, 0.01 * 0.998, 0.99 * 0.802, 0.8, 0.798, 0, 0, 0]),
+        ("wsd", {}, [0, 0.01, 0.99, 1, 1, 1 / 200, 0, 0]),
+        ("wsd", {"lr_decay_steps": 50}, [0, 0.01, 0.99, 1, 1, 1 / 50, 0, 0]),
+        ("wsd", {"lr_decay_end": 101, "lr_decay_steps": 1}, [0, 0.01, 0.99, 1, 0, 0, 0, 0]),
+        # The decay over a fifth, from step 81 on, cuts the warm-up short.
+        ("wsd", {"lr_decay_end": 101}, [0, 0.01, 2 / 20, 1 / 20, 0, 0, 0, 0]),
+        ("bert", {}, [0, 0.01, 0.99, 1, 899 / 900, 1 / 900, 0, 0]),
+    ],
+)
+def test_decays_to_zero_around_the_warmup_and_at_the_end(
+    lr_decay: str, keys: dict[str, object], fractions: list[float]
+) -> None:
+    schedule = training(lr_decay=lr_decay, warmup_steps=W, train_steps=END, **keys)
+    steps = (0, 1, W - 1, W, W + 1, END - 1, END, END + 7)
+    rates = [learning_rate(step, schedule, 768) for step in steps]
+    np.testing.assert_allclose(rates, 0.5 * np.array(fractions), rtol=1e-12)
+
+
+def test_wsd_at_steps_of_its_decay() -> None:
+    schedule = training(lr_decay="wsd", train_steps=1000)
+    rates = [learning_rate(step, schedule, 768) for step in (0, 799, 800, 801, 900)]
+    assert rates == pytest.approx([0.5, 0.5, 0.5, 0.5 * 199 / 200, 0.25])
+    assert learning_rate(0, training(lr_decay="wsd", train_steps=1), 768) == 0.5
+
+
 LR, WARMUP, LAST = 1e-5, 16_000, 1_000_000  # DialoGPT's defaults
 
 
@@ -80,10 +113,11 @@ def test_dialogpts_schedules_at_values_worked_out_by_hand() -> None:
     assert rate("bert", 1000, warmup_steps=1000) == 0
 
 
+FLOORED = (None, "linear", "cosine")  # never below a tenth of lr
 schedules = st.builds(
     training,
     lr=st.floats(1e-6, 10),
-    lr_decay=st.sampled_from([None, "linear", "cosine"]),
+    lr_decay=st.sampled_from([*FLOORED, "linear_to_zero", "wsd", "bert"]),
     lr_decay_end=st.none() | st.integers(1, 5000),
     warmup_steps=st.integers(0, 500),
 )
@@ -93,7 +127,7 @@ schedules = st.builds(
 @given(schedules, st.integers(0, 10_000))
 def test_rate_stays_between_zero_and_lr(schedule: TrainingConfig, step: int) -> None:
     assert 0 <= learning_rate(step, schedule, 768) <= schedule.lr
-    if step >= schedule.warmup_steps:
+    if step >= schedule.warmup_steps and schedule.lr_decay in FLOORED:
         assert learning_rate(step, schedule, 768) >= schedule.lr * 0.1 * (1 - 1e-12)
 
 

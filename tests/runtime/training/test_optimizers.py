@@ -11,6 +11,7 @@ import pytest
 from configs.schema import TrainingConfig
 from meshtf import mtf
 from models import variables
+from runtime.checkpoint.reader import weight_names
 from runtime.mesh.placement import Placement, place
 from runtime.training.optimizers import build_update, gradient_norms
 from tests import tiny
@@ -31,7 +32,10 @@ SHAPES = {
     "gpt2/h0/attn/compute_output_bias/o_b": {"embd": 128},
     "gpt2/h0/mlp/conv1d_main/c_proj/bias": {"embd": 128},
     "gpt2/h1/wi/kernel": {"experts": 2, "embd": 128, "intermediate_expanded": 132},
+    "gpt2/h1/wo/kernel": {"experts": 2, "intermediate_expanded": 132, "embd": 128},
+    "gpt2/h0/mlp/conv1d_main/c_fc/kernel": {"embd": 128, "intermediate_expanded": 130},
 }
+MATRICES_OF_MUON = [name for name in SHAPES if name.endswith(("/q", "/kernel"))]
 EXEMPT_FROM_ADAMS_DECAY = [name for name in SHAPES if "norm" in name or name.endswith(("o_b", "bias"))]
 VECTORS = [name for name, sizes in SHAPES.items() if len(sizes) < 2]
 
@@ -97,6 +101,7 @@ def assert_updated(actual: Updated, expected_step: Callable[..., Slots], limit: 
         limit: of the global norm.
     """
     left = dict(actual.after)
+    assert weight_names(left) == sorted(SHAPES)  # the slots are known as such
     scales = [1.0 if limit is None else min(1.0, limit / norm) for norm in actual.norms]
     for index, name in enumerate(SHAPES):
         expected = {"": np.float64(actual.before[name])}
@@ -146,6 +151,56 @@ def test_adamws_first_step_is_the_rate_times_the_sign_of_the_gradient(devices: D
     for name, gradient in zip(SHAPES, gradients_of(0), strict=True):
         step = result.after[name] - result.before[name]
         np.testing.assert_allclose(step, -RATE * np.sign(gradient), rtol=0, atol=1e-6, err_msg=name)
+
+
+def lion_step(name: str, slots_before: Slots, gradient: np.ndarray, number: int) -> Slots:
+    m, decay = slots_before.get("/lion_m", np.zeros_like(gradient)), 0.0 if name in VECTORS else 0.3
+    value = slots_before[""] - RATE * (np.sign(0.8 * m + 0.2 * gradient) + decay * slots_before[""])
+    return {"": value, "/lion_m": 0.9 * m + 0.1 * gradient}
+
+
+@pytest.mark.parametrize("mesh", MESHES[:2], ids=str)
+def test_lion(devices: Devices, mesh: tuple[str, str]) -> None:
+    training = dataclasses.replace(TRAINING, opt_name="lion", gradient_clipping=0.5)
+    assert_updated(updated(training, devices, mesh), lion_step, 0.5)
+
+
+def muon_step(name: str, slots_before: Slots, gradient: np.ndarray, number: int) -> Slots:
+    if name not in MATRICES_OF_MUON:
+        return adamw_step(name, slots_before, gradient, number)
+    m = 0.6 * slots_before.get("/muon_m", 0.0) + gradient
+    *experts, rows, columns = gradient.shape
+    ahead = (gradient + 0.6 * m).reshape(-1, rows, columns)
+    direction = np.stack([reference.newton_schulz(matrix) for matrix in ahead]).reshape(gradient.shape)
+    update = 0.2 * np.sqrt(max(rows, columns)) * direction + 0.3 * slots_before[""]
+    return {"": slots_before[""] - RATE * update, "/muon_m": m}
+
+
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        MESHES[0],
+        pytest.param(MESHES[1], id="both sides split, or the shorter one: exchanged"),
+        pytest.param(MESHES[2], id="the longer side split, and the experts"),
+        pytest.param(("x:4", "embd:x"), id="a longer side that cannot be divided: gathered"),
+    ],
+    ids=str,
+)
+def test_muon(devices: Devices, mesh: tuple[str, str]) -> None:
+    training = dataclasses.replace(TRAINING, opt_name="muon", gradient_clipping=0.5, muon_momentum=0.6)
+    assert_updated(updated(training, devices, mesh), muon_step, 0.5)
+
+
+def test_the_singular_values_of_muons_update_are_near_its_scale(devices: Devices) -> None:
+    training = dataclasses.replace(TRAINING, opt_name="muon", weight_decay=0.0)
+    result = updated(training, devices, MESHES[0], n_steps=1)
+    gradients = dict(zip(SHAPES, gradients_of(0), strict=True))
+    for name in ("gpt2/h1/wi/kernel", "gpt2/h1/wo/kernel"):
+        for before, after, gradient in zip(result.before[name], result.after[name], gradients[name], strict=True):
+            values = np.linalg.svd(np.float64(after) - before, compute_uv=False) / (RATE * 0.2 * np.sqrt(132))
+            own = np.linalg.svd(np.float64(gradient) / np.linalg.norm(gradient), compute_uv=False)
+            n_large = (own > 0.01).sum()  # five steps do not lift those of a random matrix that are almost 0
+            assert n_large > 100 and values.max() < 1.21 and np.sort(values)[-n_large:].min() > 0.67
 
 
 def root_of_mean_square(x: np.ndarray) -> float:
@@ -210,6 +265,8 @@ def test_adafactors_slots_have_the_names_and_shapes_of_mesh_tensorflow(devices: 
         "gpt2/h0/norm_rezero_1/g_slot_v": (),
         "gpt2/h1/wi/kernel_slot_vr": (2, 128),
         "gpt2/h1/wi/kernel_slot_vc": (2, 132),
+        "gpt2/h1/wo/kernel_slot_vr": (2, 128),
+        "gpt2/h1/wo/kernel_slot_vc": (2, 132),
     }
     assert after["gpt2/wte_slot_vr"].shape == (128,) and after["gpt2/wte_slot_vc"].shape == (160,)
     assert {name for name in after if name.endswith("_slot_m")} == {f"{name}_slot_m" for name in SHAPES}
@@ -221,6 +278,8 @@ def test_adafactors_slots_have_the_names_and_shapes_of_mesh_tensorflow(devices: 
         ("adam", MESHES[1], np.nan),
         ("adamw", MESHES[0], np.inf),
         ("adafactor", MESHES[1], -np.inf),
+        ("lion", MESHES[0], np.nan),
+        ("muon", MESHES[1], np.inf),
         pytest.param("adam", MESHES[0], 1e30, id="too large to be squared"),
     ],
     ids=str,
@@ -242,8 +301,17 @@ def test_gradients_that_are_not_finite_change_nothing(
         np.testing.assert_array_equal(after[name], before[name], err_msg=name)
 
 
+GROUPS = {
+    "embeddings": ["wte", "wpe"],
+    "norms": ["ln_f/g", "h0/norm_1/g", "h0/norm_rezero_1/g"],
+    "attention": ["h0/attn/q", "h0/attn/compute_output_bias/o_b"],
+    "feed_forward": ["h0/mlp/conv1d_main/c_proj/bias", "h0/mlp/conv1d_main/c_fc/kernel"],
+    "experts": ["h1/wi/kernel", "h1/wo/kernel"],
+}
+
+
 @pytest.mark.parametrize("mesh", MESHES[:2], ids=str)
-def test_the_norm_of_each_gradient(devices: Devices, mesh: tuple[str, str]) -> None:
+def test_the_norms_of_each_gradient_and_group(devices: Devices, mesh: tuple[str, str]) -> None:
     names = []
 
     def build(*gradients: mtf.Tensor) -> list[mtf.Tensor]:
@@ -258,5 +326,7 @@ def test_the_norm_of_each_gradient(devices: Devices, mesh: tuple[str, str]) -> N
     placement = place(tiny.mesh_config(*mesh), devices if mesh[0] else devices[:1])
     dims = [" ".join(sizes) for sizes in SHAPES.values()]
     norms = tiny.evaluate(build, placement, *zip(dims, gradients_of(0), strict=True))
-    assert names == [f"grads/norm/{name[5:]}" for name in SHAPES] and names[0] == "grads/norm/wte"
-    np.testing.assert_allclose(norms, [np.linalg.norm(np.float64(grad)) for grad in gradients_of(0)], rtol=1e-6)
+    expected = dict(zip(SHAPES, [np.linalg.norm(np.float64(grad)) for grad in gradients_of(0)], strict=True))
+    groups = [np.linalg.norm([expected[f"gpt2/{name}"] for name in members]) for members in GROUPS.values()]
+    assert names == [*(f"grads/norm/{name[5:]}" for name in SHAPES), *(f"grads/group/{name}" for name in GROUPS)]
+    np.testing.assert_allclose(norms, [*expected.values(), *groups], rtol=1e-6)
