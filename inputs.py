@@ -50,7 +50,8 @@ def training_batches(
     patterns: Sequence[str],
     start_example: int = 0,
     examples_per_dataset: Mapping[str, int] | None = None,
-    own_rows: range | None = None,
+    own_rows: Callable[[int], range] = range,
+    start_step: int = 0,
 ) -> Iterator[Batch]:
     """Yields full batches, or some rows of each, without end, starting at any example.
 
@@ -60,25 +61,26 @@ def training_batches(
     is chunk j, that of documents is cut by `cut_documents`. Masking differs in every epoch.
 
     Args:
-        config: the run; `training.train_batch_size` examples make a batch.
+        config: the run; `training.batch_size_at` a step examples make its batch.
         patterns: one glob of tfrecords for each of `config.data.datasets`.
         start_example: number of examples that training has read so far, >= 0.
         examples_per_dataset: how many of them each dataset gave, from `Batch`; None: computed from the weights, if
             they have never changed.
-        own_rows: the rows of each batch to yield, for one process of several, which reads nothing else; None: all.
+        own_rows: the rows to yield of a batch of some size, for one process of several, which reads nothing else.
+        start_step: number of updates that training has made, by which `batch_size_warmup` gives the sizes.
 
     Raises:
         DataError: a glob matches nothing, or a file or record is invalid; the message names it.
     """
     mixture = mixture_of(config, patterns)
-    every_row = range(config.training.train_batch_size)
-    own_rows = own_rows or every_row
-    indices = batches_from_position(mixture.weights, config.training, start_example, examples_per_dataset, own_rows)
+    training, size = config.training, config.training.train_batch_size
+    start = (start_example, examples_per_dataset, own_rows, start_step)
+    indices = batches_from_position(mixture.weights, training, *start)
     make_targets = _make_targets(config, config.training.seed)
     read = functools.partial(_read_batch, config, mixture, make_targets)
     batches = _limit_skipped(prefetch(read, indices, BATCHES_AHEAD), config.data)
     # Some rows alone prove nothing: the rows of another process may hold labels.
-    return map(functools.partial(_check_labels, config), batches) if own_rows == every_row else batches
+    return map(functools.partial(_check_labels, config), batches) if own_rows(size) == range(size) else batches
 
 
 def evaluation_batches(

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 
 from commands.console import say
-from commands.evaluate import build_evaluator, format_metrics, tokens_per_step
+from commands.evaluate import build_evaluator, format_metrics
 from commands.predict import build_sampler
 from commands.prompts import PromptFile, check_shared_prompt, encode_prompts, read_prompts
 from commands.run_data import RunData
@@ -22,6 +22,7 @@ from runtime.checkpoint.position import TrainingPosition
 from runtime.run import directory as run_directory
 from runtime.run.dialogpt_logs import write_logs
 from runtime.run.metrics import MetricsWriter
+from runtime.run.token_count import TokenCount
 from runtime.training.signals import Stopped
 from tasks.task import LoadedTask
 from tasks.text_quality import measure_texts
@@ -185,7 +186,7 @@ def _hooks(
     if run.config.training.log_weights and run.group.is_first:
         yield at_checkpoints("histograms of weights", run=_histogram_hook(run, metrics))
     if metrics is not None:
-        write = functools.partial(write_logs, run.config.model_path, tokens_per_step(run.config))
+        write = functools.partial(write_logs, run.config.model_path, TokenCount.of(run.config))
         yield at_checkpoints("logs of training", run=lambda position: write())
 
 

@@ -30,6 +30,7 @@ from runtime.cluster.process_group import ProcessGroup
 from runtime.run.dialogpt_logs import write_logs
 from runtime.run.metrics import MetricsWriter, read_metrics
 from runtime.run.plots import plot_loss
+from runtime.run.token_count import TokenCount
 from runtime.training.evaluation import TokenCounts, evaluate_pairs
 from runtime.training.evaluation import evaluate as evaluate_batches
 from runtime.training.signals import signals_as_interrupt
@@ -141,11 +142,6 @@ def write_views(config: RunConfig) -> None:
         posixpath.join(config.model_path, "loss.png"),
         title=config.name,
         uniform_loss=uniform_loss(config.model),
-        tokens_per_step=tokens_per_step(config),
+        token_count=TokenCount.of(config),
     )
-    write_logs(config.model_path, tokens_per_step(config))
-
-
-def tokens_per_step(config: RunConfig) -> int:
-    """Returns the tokens of a training step, those that are no labels included."""
-    return config.training.train_batch_size * config.model.n_ctx
+    write_logs(config.model_path, TokenCount.of(config))

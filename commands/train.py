@@ -124,9 +124,8 @@ def _load_weights(run: Run) -> TrainingPosition:
 
 
 def _load_batches(run: Run, data: RunData, position: TrainingPosition) -> Iterator[Batch]:
-    own_rows = run.placement.own_rows(run.config.training.train_batch_size)
-    counts = position.examples_per_dataset
-    batches = training_batches(data.config, data.train_patterns(), position.examples, counts, own_rows)
+    start = (position.examples, position.examples_per_dataset, run.placement.own_rows, position.step)
+    batches = training_batches(data.config, data.train_patterns(), *start)
     batches = with_data_timeout(run.group, batches)
     # The first batch is read now, so that a bad record is found in every process before anything is written.
     batches = itertools.chain([next(batches)], batches)
@@ -231,14 +230,16 @@ def _diagnose(run: Run, data: RunData, position: TrainingPosition, batch: Batch)
     """Finds the records of a step that diverged, and runs its passes again to see what is not finite."""
     config, build_diagnosis = run.config, run.backend.build_diagnosis
     try:
-        records = describe_batch(data.config, data.train_patterns(), position.examples, position.examples_per_dataset)
+        start = (position.examples, position.examples_per_dataset, position.step)
+        records = describe_batch(data.config, data.train_patterns(), *start)
     except DataError:  # the files are gone, which matters less than the divergence
         records = ""
     if build_diagnosis is None:
         return DivergenceReport(records)
     with run.group.timeout(DIAGNOSIS_SECONDS):
         try:
-            diagnosis = run.group.synchronized(build_diagnosis(config, run.placement))
+            sized = config.with_batch_size(config.training.batch_size_at(position.step))
+            diagnosis = run.group.synchronized(build_diagnosis(sized, run.placement))
             key = noise_key(config.training.seed, position.step)
             counts = diagnosis(*batch.training_inputs, key)
         except tf.errors.ResourceExhaustedError:

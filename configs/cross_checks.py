@@ -155,6 +155,15 @@ def _find_beam_issues(num_beams: int, predict_batch_size: int, values: Mapping[s
         yield "predict_batch_size", f"is more than num_beams = {num_beams}", "lower it, or raise num_beams"
 
 
+def _find_batch_size_issues(batch_size_warmup: tuple[tuple[int, int], ...], train_batch_size: int) -> KeyedIssues:
+    sizes = [size for _, size in batch_size_warmup]
+    if sizes and sizes[-1] != train_batch_size:
+        remedy = f"add [STEP, {train_batch_size}] at its end, or change train_batch_size"
+        yield "batch_size_warmup", f"ends with {sizes[-1]}, but train_batch_size = {train_batch_size}", remedy
+    elif max(sizes, default=0) > train_batch_size:
+        yield "batch_size_warmup", f"exceeds train_batch_size = {train_batch_size}", "lower its sizes"
+
+
 def _find_decay_issues(
     lr_decay: str | None, lr_decay_steps: int | None, lr_decay_end: int, warmup_steps: int
 ) -> KeyedIssues:
@@ -260,6 +269,7 @@ RUN_CHECKS: tuple[CrossCheck, ...] = (
     _find_objective_issues,
     _find_task_issues,
     *PREDICTION_CHECKS,
+    _find_batch_size_issues,
     _find_decay_issues,
     _find_missing_datasets,
     _find_mesh_issues,

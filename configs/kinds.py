@@ -316,6 +316,27 @@ def integers(member: Kind, example: str) -> Kind:
     return Kind(f"a list of members, each {member.description}", parse, list)
 
 
+def steps_and_sizes(size: Kind) -> Kind:
+    """Returns the kind of lists of [step, size]: the size from that step on, the first from step 0; null: none."""
+    example = "write it as [[0, 8], [1000, 16]]"
+
+    def parse(value: Any) -> tuple[tuple[int, int], ...]:
+        items = [] if value is None else value
+        if not isinstance(items, list) or not all(isinstance(item, list) and len(item) == 2 for item in items):
+            raise ValueIssue("is not a list of [step, size] pairs", example)
+        pairs = [(parse_part("the step", integer(0), at), parse_part("the size", size, own)) for at, own in items]
+        steps = [step for step, _ in pairs]
+        if steps and steps[0] != 0:
+            raise ValueIssue(f"begins at step {steps[0]}", "let the first pair be [0, SIZE]")
+        if steps != sorted(set(steps)):
+            raise ValueIssue("has steps that do not rise", example)
+        return tuple(pairs)
+
+    return Kind(
+        "a list of [step, size], such as [[0, 8], [1000, 16]]; null: none", parse, lambda pairs: list(map(list, pairs))
+    )
+
+
 def _parse_axes(value: Any) -> tuple[int, int]:
     sizes = integers(integer(1), "[16, 64]").parse(value)
     if len(sizes) != 2:

@@ -41,6 +41,7 @@ from configs.kinds import (
     one_of,
     optional,
     parse_part,
+    steps_and_sizes,
     unless_named,
     unless_off,
     within,
@@ -355,6 +356,12 @@ class TrainingConfig:
     train_batch_size: int = setting(
         integer(1, limit=MAX_EXAMPLES), "Examples of a training step, on all devices together.", unit="examples"
     )
+    batch_size_warmup: tuple[tuple[int, int], ...] = setting(
+        steps_and_sizes(integer(1, limit=MAX_EXAMPLES)),
+        "Smaller batches at first: each size holds from its step on, and the last is train_batch_size.",
+        unit="examples",
+        default=(),
+    )
     train_steps: int = setting(integer(1), "Step at which training ends.", unit="steps")
     lr: float = setting(
         POSITIVE,
@@ -439,6 +446,21 @@ class TrainingConfig:
     seed: int = setting(
         integer(0, MAX_SEED), "Seed of the initial variables, of dropout and of the order of files.", default=1
     )
+
+    @property
+    def batch_sizes(self) -> tuple[tuple[int, int], ...]:
+        """The first step of each batch size, and the size."""
+        return self.batch_size_warmup or ((0, self.train_batch_size),)
+
+    def batch_size_at(self, step: int) -> int:
+        """Returns the examples of the step that follows so many updates."""
+        return next(size for first, size in reversed(self.batch_sizes) if first <= step)
+
+    def examples_before(self, step: int) -> int:
+        """Returns the examples of all steps before this one."""
+        ends = [first for first, _ in self.batch_sizes[1:]] + [step]
+        parts = zip(self.batch_sizes, ends, strict=True)
+        return sum(size * max(min(end, step) - first, 0) for (first, size), end in parts)
 
 
 def _parse_task_name(value: Any) -> str:
@@ -1080,6 +1102,11 @@ class RunConfig:
     prediction: PredictionConfig
     data: DataConfig
     mesh: MeshConfig
+
+    def with_batch_size(self, size: int) -> RunConfig:
+        """Returns these settings with training batches of one size."""
+        training = dataclasses.replace(self.training, train_batch_size=size, batch_size_warmup=())
+        return dataclasses.replace(self, training=training)
 
 
 GROUPS = {name: group for name, group in get_type_hints(RunConfig).items() if dataclasses.is_dataclass(group)}

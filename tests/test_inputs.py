@@ -9,6 +9,7 @@ import math
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,10 @@ def real_rows(batches, n_batches=None) -> list[list[int]]:
         ids = np.concatenate([batch.tokens_BS, batch.labels_BS[:, -1:]], axis=1)
         rows += ids[batch.weights_BS.any(axis=1)].tolist()
     return rows
+
+
+def always(rows: range) -> Callable[[int], range]:
+    return lambda batch_size: rows
 
 
 def first_ids(batches, n_batches=None) -> list[int]:
@@ -410,12 +415,46 @@ def test_the_rows_of_several_processes_form_the_batch_of_one(folder, is_masked, 
     patterns = [f"{folder}/a/*.tfrecords", f"{folder}/b/*.tfrecords"]
     wholes = itertools.islice(inputs.training_batches(config, patterns, 5), 12)
     own_rows = [range(0, 1), range(1, 4), range(4, 6)]
-    parts = zip(*[inputs.training_batches(config, patterns, 5, own_rows=rows) for rows in own_rows], strict=True)
+    parts = zip(*[inputs.training_batches(config, patterns, 5, None, always(rows)) for rows in own_rows], strict=True)
     for whole, of_processes in zip(wholes, parts, strict=False):
         assert {part.next_example for part in of_processes} == {whole.next_example}
         for name in ("tokens_BS", "labels_BS", "weights_BS"):
             together = np.concatenate([getattr(part, name) for part in of_processes])
             np.testing.assert_array_equal(together, getattr(whole, name))
+
+
+@settings(deadline=None, max_examples=8)
+@given(
+    sizes=st.lists(st.tuples(st.integers(1, 5), st.sampled_from([2, 4, 6])), min_size=1, max_size=4),
+    start_step=st.integers(0, 12),
+    is_masked=st.booleans(),
+)
+def test_batches_that_grow_continue_from_any_step_for_every_process(folder, sizes, start_step, is_masked):
+    steps = [0, *itertools.accumulate(n_steps for n_steps, _ in sizes)]
+    warmup = tuple((step, size) for step, (_, size) in zip(steps, sizes, strict=False))
+    config = (masked_config if is_masked else run_config)((use_of("a"), use_of("b", weight=2.0)), batch_size=1)
+    training = dataclasses.replace(config.training, batch_size_warmup=warmup, train_batch_size=sizes[-1][1])
+    config = dataclasses.replace(config, training=training)
+    patterns = [f"{folder}/a/*.tfrecords", f"{folder}/b/*.tfrecords"]
+    whole = list(itertools.islice(inputs.training_batches(config, patterns), start_step + 4))
+    expected_sizes = [next(size for first, size in reversed(warmup) if first <= step) for step in range(start_step + 4)]
+    assert [len(batch.tokens_BS) for batch in whole] == expected_sizes
+    ends = list(itertools.accumulate(expected_sizes))
+    assert [batch.next_example for batch in whole] == ends
+    assert [training.examples_before(step + 1) for step in range(len(ends))] == ends
+    # As one long batch: no example is lost or repeated.
+    (together,) = itertools.islice(inputs.training_batches(config.with_batch_size(ends[-1]), patterns), 1)
+    np.testing.assert_array_equal(np.concatenate([batch.tokens_BS for batch in whole]), together.tokens_BS)
+    before = whole[start_step - 1] if start_step else None
+    start = (before.next_example, before.examples_per_dataset) if before else (0, None)
+    for half in (lambda size: range(size // 2), lambda size: range(size // 2, size), range):
+        resumed = itertools.islice(inputs.training_batches(config, patterns, *start, half, start_step), 4)
+        for batch, expected in zip(resumed, whole[start_step:], strict=True):
+            rows = half(len(expected.tokens_BS))
+            assert batch.next_example == expected.next_example
+            assert batch.examples_per_dataset == expected.examples_per_dataset
+            np.testing.assert_array_equal(batch.tokens_BS, expected.tokens_BS[rows.start : rows.stop])
+            np.testing.assert_array_equal(batch.weights_BS, expected.weights_BS[rows.start : rows.stop])
 
 
 def test_every_evaluation_masks_the_same_positions_for_any_seed_and_batch_size(folder):
@@ -499,7 +538,7 @@ def test_every_example_of_an_epoch_is_read_by_one_process_once(folder, n_process
     config = run_config(batch_size=size, shuffle=True)
     own = [range(p * size // n_processes, (p + 1) * size // n_processes) for p in range(n_processes)]
     n_batches = -(-n_epochs * len(CHUNKS_A) // size)
-    parts = [inputs.training_batches(config, [f"{folder}/a/*.tfrecords"], own_rows=rows) for rows in own]
+    parts = [inputs.training_batches(config, [f"{folder}/a/*.tfrecords"], own_rows=always(rows)) for rows in own]
     rows = [first_ids([batch]) for of_all in itertools.islice(zip(*parts, strict=True), n_batches) for batch in of_all]
     together = list(itertools.chain.from_iterable(rows))
     for epoch in range(n_epochs):

@@ -15,11 +15,15 @@ MAX_FILES = 4  # named in one message
 
 
 def describe_batch(
-    config: RunConfig, patterns: Sequence[str], start_example: int, examples_per_dataset: Mapping[str, int] | None
+    config: RunConfig,
+    patterns: Sequence[str],
+    start_example: int,
+    examples_per_dataset: Mapping[str, int] | None,
+    start_step: int = 0,
 ) -> str:
     """Names the records of one batch, of all processes together, by file; see `inputs.training_batches`."""
-    weights, rows = mixture_of(config, patterns).weights, range(config.training.train_batch_size)
-    indices = next(batches_from_position(weights, config.training, start_example, examples_per_dataset, rows))
+    weights, training = mixture_of(config, patterns).weights, config.training
+    indices = next(batches_from_position(weights, training, start_example, examples_per_dataset, range, start_step))
     by_file: dict[str, list[int]] = {}
     for path, record in _records_of_batch(config, patterns, indices):
         by_file.setdefault(path, []).append(record)

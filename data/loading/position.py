@@ -11,7 +11,7 @@ Shape suffixes: B batch, D datasets, R rows of one process.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,7 +47,8 @@ def batches_from_position(
     training: TrainingConfig,
     start_example: int,
     examples_per_dataset: Mapping[str, int] | None,
-    own_rows: range,
+    own_rows: Callable[[int], range],
+    start_step: int = 0,
 ) -> Iterator[BatchIndices]:
     """Yields the examples of each batch from a position in the data on, without end.
 
@@ -57,22 +58,26 @@ def batches_from_position(
         start_example: number of examples that training has read so far.
         examples_per_dataset: how many of them each dataset gave, 0 for one that is not named; None: computed from the
             weights, if they have never changed.
-        own_rows: the rows of each batch that this process reads.
+        own_rows: the rows that this process reads of a batch of some size.
+        start_step: number of updates that training has made, by which `batch_size_warmup` gives the sizes.
     """
-    size, rows = training.train_batch_size, slice(own_rows.start, own_rows.stop)
     weights_D = np.array(list(weights.values()))
     if examples_per_dataset is None:
         counts_D = count_choices(weights_D, training.seed, start_example)
     else:
         counts_D = np.array([examples_per_dataset.get(name, 0) for name in weights], dtype=np.int64)
-    for first in itertools.count(start_example, size):
+    first = start_example
+    for step in itertools.count(start_step):
+        size = training.batch_size_at(step)
+        rows = slice(own_rows(size).start, own_rows(size).stop)
         datasets_B = choose_datasets(weights_D, training.seed, np.arange(first, first + size))
         examples_B = np.empty(size, dtype=np.int64)
         for dataset, count in enumerate(np.bincount(datasets_B, minlength=len(counts_D))):
             examples_B[datasets_B == dataset] = counts_D[dataset] + np.arange(count)
             counts_D[dataset] += count
         counts = dict(zip(weights, counts_D.tolist(), strict=True))
-        yield BatchIndices(first + own_rows.start, datasets_B[rows], examples_B[rows], first + size, counts)
+        yield BatchIndices(first + rows.start, datasets_B[rows], examples_B[rows], first + size, counts)
+        first += size
 
 
 def choose_datasets(weights_D: np.ndarray, seed: int, examples: np.ndarray) -> np.ndarray:

@@ -179,7 +179,7 @@ def _dimension_sizes(config: RunConfig) -> dict[str, tuple[str, int]]:
     """Returns the config key and the size of each dimension of the model."""
     model = config.model
     sizes = {
-        "batch": ("train_batch_size", config.training.train_batch_size),
+        "batch": ("train_batch_size", math.gcd(*(size for _, size in config.training.batch_sizes))),
         "sequence": ("n_ctx", model.n_ctx),
         "memory_length": ("n_ctx", model.n_ctx),
         "embd": ("n_embd", model.n_embd),

@@ -12,7 +12,10 @@ import posixpath
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from runtime.run.metrics import read_metrics
+from runtime.run.token_count import TokenCount
 from storage.files import write_text
 
 TRAIN_LOG, EVAL_LOG = "train_log.txt", "eval_log.txt"
@@ -23,19 +26,19 @@ MAX_NATS = 700.0  # the perplexity of more is no number
 Line = dict[str, Any]
 
 
-def write_logs(model_path: str, tokens_per_step: int) -> None:
+def write_logs(model_path: str, token_count: TokenCount) -> None:
     """Writes both logs into the folder of a run.
 
     Args:
         model_path: the folder, local or `gs://`.
-        tokens_per_step: tokens of one training step, those that are no labels included.
+        token_count: the tokens of the run's steps.
 
     Raises:
         DataError: the metrics cannot be read.
         UserError: the files cannot be written.
     """
     metrics = read_metrics(model_path)
-    for name, text in ((TRAIN_LOG, train_log(metrics, tokens_per_step)), (EVAL_LOG, eval_log(metrics))):
+    for name, text in ((TRAIN_LOG, train_log(metrics, token_count)), (EVAL_LOG, eval_log(metrics))):
         write_text(posixpath.join(model_path, name), text)
 
 
@@ -48,6 +51,7 @@ class _EpochSums:
         n_steps: updates.
         nats: the loss of each step.
         n_labels: tokens that the loss is the mean of.
+        n_tokens: those that are no labels included.
         seconds: taken by the steps alone.
     """
 
@@ -55,19 +59,21 @@ class _EpochSums:
     n_steps: int = 0
     nats: float = 0.0
     n_labels: int = 0
+    n_tokens: int = 0
     seconds: float = 0.0
 
-    def add(self, line: Line, n_steps: int, tokens_per_step: int) -> _EpochSums:
+    def add(self, line: Line, n_steps: int, n_tokens: int) -> _EpochSums:
         return _EpochSums(
             self.epoch,
             self.n_steps + n_steps,
             self.nats + n_steps * line["loss"],
             self.n_labels + n_steps * int(line["tokens"]),
-            self.seconds + n_steps * tokens_per_step / line["tokens_per_second"],
+            self.n_tokens + n_tokens,
+            self.seconds + n_tokens / line["tokens_per_second"],
         )
 
 
-def train_log(metrics: Sequence[Line], tokens_per_step: int) -> str:
+def train_log(metrics: Sequence[Line], token_count: TokenCount) -> str:
     """Returns `train_log.txt`, a line for each training line of the metrics.
 
     `mean_loss` and the columns after it are of the epoch so far. `n_token_real` counts the labels that the loss is the
@@ -77,9 +83,10 @@ def train_log(metrics: Sequence[Line], tokens_per_step: int) -> str:
     for line in _train_lines(metrics):
         if _epoch(line) != sums.epoch:
             sums = _EpochSums(_epoch(line))
-        sums, last_step = sums.add(line, line["step"] - last_step, tokens_per_step), line["step"]
+        n_tokens = int(np.diff(token_count.before(np.array([last_step, line["step"]])))[0])
+        sums, last_step = sums.add(line, line["step"] - last_step, n_tokens), line["step"]
         mean_loss = sums.nats / sums.n_steps
-        counts = f"{sums.n_labels},{sums.n_steps * tokens_per_step},{sums.seconds}"
+        counts = f"{sums.n_labels},{sums.n_tokens},{sums.seconds}"
         rows.append(f"{sums.epoch},{last_step},{last_step},{mean_loss},{math.exp(min(mean_loss, MAX_NATS))},{counts}")
     return "".join(f"{row}\n" for row in rows)
 

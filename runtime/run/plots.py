@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from runtime.run.token_count import TokenCount
 from storage.pictures import fit_text, write_png
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ _TITLE_PIXELS = 1000
 
 
 def plot_loss(
-    metrics: Sequence[dict[str, Any]], path: str, *, title: str, uniform_loss: float, tokens_per_step: int
+    metrics: Sequence[dict[str, Any]], path: str, *, title: str, uniform_loss: float, token_count: TokenCount
 ) -> None:
     """Draws training and evaluation loss against steps and tokens into a PNG file.
 
@@ -32,15 +33,15 @@ def plot_loss(
         path: the PNG file, local or `gs://`.
         title: name of the run.
         uniform_loss: the loss of a uniform guess, drawn for reference.
-        tokens_per_step: tokens of one training step, for the upper axis.
+        token_count: the tokens of the run's steps, for the upper axis.
 
     Raises:
         UserError: the file cannot be written.
     """
-    write_png(build_figure(metrics, title, uniform_loss, tokens_per_step), path)
+    write_png(build_figure(metrics, title, uniform_loss, token_count), path)
 
 
-def build_figure(metrics: Sequence[dict[str, Any]], title: str, uniform_loss: float, tokens_per_step: int) -> Figure:
+def build_figure(metrics: Sequence[dict[str, Any]], title: str, uniform_loss: float, token_count: TokenCount) -> Figure:
     """Returns the figure of `plot_loss`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # imported here because it is slow
     from matplotlib.figure import Figure
@@ -52,7 +53,7 @@ def build_figure(metrics: Sequence[dict[str, Any]], title: str, uniform_loss: fl
     axes.axhline(uniform_loss, color=_REFERENCE_COLOR, linestyle=":", linewidth=1.4, label=label)
     _draw_train(axes, *loss_points(metrics, "train"))
     _draw_eval(axes, *loss_points(metrics, "eval"))
-    _label_axes(axes, title, tokens_per_step)
+    _label_axes(axes, title, token_count)
     return figure
 
 
@@ -110,7 +111,7 @@ def _draw_eval(axes: Axes, steps: np.ndarray, losses: np.ndarray) -> None:
     axes.plot(steps[best], losses[best], "*", color=_LOWEST_COLOR, markersize=15, markeredgecolor="white", label=lowest)
 
 
-def _label_axes(axes: Axes, title: str, tokens_per_step: int) -> None:
+def _label_axes(axes: Axes, title: str, token_count: TokenCount) -> None:
     fit_text(axes.set_title(title, loc="left", fontweight="bold", parse_math=False), _TITLE_PIXELS)
     axes.set_xlabel("step")
     axes.xaxis.get_major_locator().set_params(integer=True)
@@ -121,7 +122,7 @@ def _label_axes(axes: Axes, title: str, tokens_per_step: int) -> None:
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    tokens = axes.secondary_xaxis("top", functions=(lambda s: s * tokens_per_step, lambda t: t / tokens_per_step))
+    tokens = axes.secondary_xaxis("top", functions=(token_count.before, token_count.step_of))
     tokens.set_xlabel("tokens seen")
     tokens.xaxis.set_major_formatter(lambda count, _position: format_tokens(count))
     tokens.spines["top"].set_visible(False)

@@ -102,9 +102,10 @@ def train(
     loader = _BatchLoader(batches)
     meter = ThroughputMeter(hooks.peak_tokens_per_second, hooks.warn)
     pauses = (steps_per_checkpoint, *hooks.periods)
+    ends = (training.train_steps, *(first for first, _ in training.batch_sizes))
     with checkpoint:
         while position.step < training.train_steps:
-            n_steps = next_step_count(multi_step, position.step, training.train_steps, pauses)
+            n_steps = next_step_count(multi_step, position.step, ends, pauses)
             with meter.waiting_for_data():
                 loaded = loader.load(n_steps)
             if signal_number := _agree_to_stop(hooks.stop, loader, bool(loaded)):

@@ -40,6 +40,27 @@ class SingleStep:
         return {name: value[None] for name, value in self.step(*[values[0] for values in inputs]).items()}
 
 
+class MultiStepBySize:
+    """Training steps on batches of several sizes, of which each is built when its first batch comes.
+
+    Attributes:
+        max_steps: the most steps of one call, which are those of the largest batches.
+    """
+
+    def __init__(self, build: Callable[[int], MultiStep], by_rows: Mapping[int, int], largest: MultiStep) -> None:
+        """Takes what builds the steps of a size, the size by the rows of a batch that this process has, and one."""
+        self.max_steps = largest.max_steps
+        self._build, self._by_rows = build, by_rows
+        self._built = {max(by_rows): largest}
+
+    def __call__(self, *inputs: np.ndarray) -> Mapping[str, np.ndarray]:
+        """Maps the inputs of steps of one batch size to their outputs, all stacked: [steps, ...]."""
+        n_rows = inputs[0].shape[1]
+        if n_rows not in self._built:
+            self._built[n_rows] = self._build(self._by_rows[n_rows])
+        return self._built[n_rows](*inputs)
+
+
 @dataclasses.dataclass(frozen=True)
 class StepResult:
     """The result of one training step.
@@ -53,16 +74,17 @@ class StepResult:
     learning_rate: float
 
 
-def next_step_count(multi_step: MultiStep, step: int, train_steps: int, periods: Sequence[int]) -> int:
-    """Returns how many steps to run in the next call: it ends at the next pause or the end of training.
+def next_step_count(multi_step: MultiStep, step: int, ends: Sequence[int], periods: Sequence[int]) -> int:
+    """Returns how many steps to run in the next call: it ends at the next pause or at one of the `ends`.
 
     Args:
         multi_step: runs them.
         step: updates made so far.
-        train_steps: updates of the whole training.
+        ends: the steps at which training ends or its batches change their size; one of them is to come.
         periods: of pauses, such as the steps between two checkpoints.
     """
-    return min(multi_step.max_steps, train_steps - step, *(period - step % period for period in periods))
+    next_end = min(end for end in ends if end > step)
+    return min(multi_step.max_steps, next_end - step, *(period - step % period for period in periods))
 
 
 def run_steps(
@@ -72,7 +94,7 @@ def run_steps(
 
     Args:
         multi_step: runs the steps.
-        batches: at most `max_steps`.
+        batches: at most `max_steps`, of one size.
         step: updates made so far.
         learning_rate: maps the updates made before a step to its rate.
         seed: of the noise of the steps.

@@ -17,12 +17,21 @@ from runtime.training.nan_diagnosis import count_forward, count_gradients
 from runtime.training.optimizers import build_update, gradient_norms
 
 
-def _check_batch_splits(batch_size: int, n_processors: int) -> None:
-    """Checks what `load_config` cannot: a config may run on fewer devices than it was written for."""
+def check_batch_splits(batch_size: int, n_processors: int, key: str = "train_batch_size") -> None:
+    """Checks what `load_config` cannot: a config may run on fewer devices than it was written for.
+
+    Args:
+        batch_size: that of a step.
+        n_processors: over which batches are split.
+        key: of the config, which gives the size.
+
+    Raises:
+        ConfigError: the batch cannot be split.
+    """
     if batch_size % n_processors:
         raise ConfigError(
-            f"train_batch_size = {batch_size}: is split over {n_processors} devices, which does not divide it; "
-            "change train_batch_size, mesh_shape or the rule for batch in layout"
+            f"{key} = {batch_size}: is split over {n_processors} devices, which does not divide it; "
+            f"change {key}, mesh_shape or the rule for batch in layout"
         )
 
 
@@ -92,7 +101,7 @@ def build_train_step(config: RunConfig, placement: Placement) -> LoweredStep:
         `moe/{place}/load/{expert}`, and with `log_grads` those of `gradient_norms`; it updates the variables, unless
         `grad_norm` is not finite. It takes this process's own rows of the batch.
     """
-    _check_batch_splits(config.training.train_batch_size, placement.axis_size("batch"))
+    check_batch_splits(config.training.train_batch_size, placement.axis_size("batch"))
     mesh_impl = placement.implementation(config.training.train_batch_size)
     microbatch_count = grad_accumulation.n_microbatches(config, placement.axis_size("batch"))
 

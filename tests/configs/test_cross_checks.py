@@ -26,6 +26,15 @@ CONFLICTS = {
         {"top_k": 129},
         "top_k = 129: is more than n_vocab = 128; lower it; 0 turns it off",
     ),
+    "batches that end with another size": (
+        {"batch_size_warmup": [[0, 2], [5, 3]], "train_batch_size": 4},
+        "batch_size_warmup = [[0, 2], [5, 3]]: ends with 3, but train_batch_size = 4; "
+        "add [STEP, 4] at its end, or change train_batch_size",
+    ),
+    "batches that were larger": (
+        {"batch_size_warmup": [[0, 8], [5, 4]], "train_batch_size": 4},
+        "batch_size_warmup = [[0, 8], [5, 4]]: exceeds train_batch_size = 4; lower its sizes",
+    ),
     "a decay longer than what the warm-up leaves": (
         {"lr_decay": "wsd", "lr_decay_steps": 7, "warmup_steps": 4, "lr_decay_end": 10},
         "lr_decay_steps = 7: and warmup_steps = 4 are more than lr_decay_end = 10; "

@@ -148,6 +148,22 @@ WRONG_VALUES = {
         {"recompute_grad": 1},
         "recompute_grad = 1: is not true or false; write true or false, without quotes",
     ),
+    "sizes without steps": (
+        {"batch_size_warmup": [8, 16]},
+        "batch_size_warmup = [8, 16]: is not a list of [step, size] pairs; write it as [[0, 8], [1000, 16]]",
+    ),
+    "sizes from a later step on": (
+        {"batch_size_warmup": [[5, 8]]},
+        "batch_size_warmup = [[5, 8]]: begins at step 5; let the first pair be [0, SIZE]",
+    ),
+    "sizes out of order": (
+        {"batch_size_warmup": [[0, 8], [9, 9], [9, 10]]},
+        "batch_size_warmup = [[0, 8], [9, 9], [9, 10]]: has steps that do not rise; write it as [[0, 8], [1000, 16]]",
+    ),
+    "a size of nothing": (
+        {"batch_size_warmup": [[0, 0]]},
+        "batch_size_warmup = [[0, 0]]: the size 0 is out of range; give an integer >= 1",
+    ),
     "an unknown decay": (
         {"lr_decay": "step"},
         'lr_decay = "step": is not a known name; use linear, cosine, linear_to_zero, wsd, noam, noamwd, bert',

@@ -190,6 +190,9 @@ def smoothing_points(n_points: int) -> int:
 
 
 def _tokens_per_step(config: Mapping[str, Any]) -> int | None:
+    """Returns the tokens of a step; None if they are unknown, or not the same in all."""
+    if config.get("batch_size_warmup"):
+        return None
     sizes = config.get("train_batch_size"), config.get("n_ctx")
     return math.prod(sizes) if all(type(size) is int for size in sizes) else None
 

@@ -12,8 +12,9 @@ import pytest
 
 from runtime.run.dialogpt_logs import eval_log, train_log, write_logs
 from runtime.run.metrics import MetricsWriter
+from runtime.run.token_count import TokenCount
 
-TOKENS_PER_STEP = 100
+TOKENS = TokenCount((0,), (100,))
 
 
 def line(step: int, epoch: float, loss: float, tokens: int, tokens_per_second: float = 50.0) -> dict[str, Any]:
@@ -40,7 +41,7 @@ def rows(text: str) -> list[dict[str, str]]:
 
 
 def test_the_training_log_holds_means_and_sums_of_each_epoch() -> None:
-    text = train_log(METRICS, TOKENS_PER_STEP)
+    text = train_log(METRICS, TOKENS)
     assert text.startswith("epoch,global_step,step,mean_loss,mean_ppl,n_token_real,n_token_total,epoch_time\n")
     found = [[float(value) for value in row.values()] for row in rows(text)]
     expected = [
@@ -67,7 +68,7 @@ def test_the_logs_are_those_of_the_metrics_after_a_resume(tmp_path: Path) -> Non
             for step in range((resume_step or 0) + 1, 7):
                 metrics.write("train", step, {**VALUES, "epoch": step / 4})
             metrics.write("eval", step, {"loss": 1.0, "perplexity": math.e})
-            write_logs(str(tmp_path), TOKENS_PER_STEP)
+            write_logs(str(tmp_path), TOKENS)
     assert [row["global_step"] for row in rows((tmp_path / "train_log.txt").read_text())] == list("123456")
     assert len(rows((tmp_path / "eval_log.txt").read_text())) == 1
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 7
@@ -75,5 +76,5 @@ def test_the_logs_are_those_of_the_metrics_after_a_resume(tmp_path: Path) -> Non
 
 def test_a_run_without_metrics_has_logs_of_a_head_alone(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, "split": "train", "loss": 1.0}) + "\n")
-    write_logs(str(tmp_path), TOKENS_PER_STEP)
+    write_logs(str(tmp_path), TOKENS)
     assert rows((tmp_path / "train_log.txt").read_text()) == []

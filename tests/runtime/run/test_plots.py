@@ -14,7 +14,10 @@ from hypothesis import strategies as st
 
 from configs.errors import UserError
 from runtime.run.plots import build_figure, format_tokens, loss_points, plot_loss, smooth, smoothing_points
+from runtime.run.token_count import TokenCount
 from tests.pictures import check_texts, words_of
+
+TOKENS = TokenCount((0,), (64,))  # in each step
 
 
 def line(step: int, loss: float, split: str = "train") -> dict[str, object]:
@@ -60,7 +63,7 @@ def test_the_file_is_a_png_of_its_metrics_alone(tmp_path: Path) -> None:
     pictures = []
     for losses in ([5.0, 4.0], [5.0, 4.5], [5.0, 4.0]):
         metrics = [line(10 * (i + 1), loss) for i, loss in enumerate(losses)] + [line(20, 4.2, "eval")]
-        plot_loss(metrics, str(path), title="tiny", uniform_loss=5.545, tokens_per_step=64)
+        plot_loss(metrics, str(path), title="tiny", uniform_loss=5.545, token_count=TOKENS)
         pictures.append(path.read_bytes())
     assert pictures[0] == pictures[2] != pictures[1]
     assert pictures[0][:8] == b"\x89PNG\r\n\x1a\n" and struct.unpack(">II", pictures[0][16:24]) == (1170, 702)
@@ -79,7 +82,7 @@ RUNS = {
 @pytest.mark.parametrize("title", ["tiny", "n" * 300])
 @pytest.mark.parametrize("metrics", RUNS.values(), ids=RUNS)
 def test_no_two_texts_meet(metrics: list[dict[str, object]], title: str) -> None:
-    figure = build_figure(metrics, title, uniform_loss=5.545, tokens_per_step=524_288)
+    figure = build_figure(metrics, title, uniform_loss=5.545, token_count=TokenCount((0,), (524_288,)))
     check_texts(figure)
     steps = [label.get_text().replace(",", "") for label in figure.axes[0].get_xticklabels()]
     assert len(set(steps)) == len(steps) and all(step.isdecimal() for step in steps)
@@ -90,7 +93,7 @@ def test_the_lowest_evaluation_is_marked() -> None:
     metrics = [line(10 * n, 5.0) for n in range(1, 181)] + [
         line(step, loss, "eval") for step, loss in evaluated.items()
     ]
-    figure = build_figure(metrics, "tiny", uniform_loss=5.545, tokens_per_step=64)
+    figure = build_figure(metrics, "tiny", uniform_loss=5.545, token_count=TOKENS)
     (mark,) = (curve for curve in figure.axes[0].lines if curve.get_marker() == "*")
     assert (list(mark.get_xdata()), list(mark.get_ydata())) == ([1200], [3.5])
     assert {"evaluation, now 3.75", "lowest evaluation, 3.50 at step 1,200"} <= set(words_of(figure))
@@ -101,7 +104,13 @@ def test_the_lowest_evaluation_is_marked() -> None:
 def test_any_name_can_stand_over_the_picture_without_a_warning(tmp_path: Path, title: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        plot_loss([line(1, 5.0)], str(tmp_path / "loss.png"), title=title, uniform_loss=5.545, tokens_per_step=64)
+        plot_loss(
+            [line(1, 5.0)],
+            str(tmp_path / "loss.png"),
+            title=title,
+            uniform_loss=5.545,
+            token_count=TOKENS,
+        )
     assert (tmp_path / "loss.png").exists()
 
 
@@ -110,7 +119,7 @@ def test_a_place_that_takes_no_picture_is_named_and_nothing_is_left(tmp_path: Pa
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError) as error:
-        plot_loss([line(1, 5.0)], str(tmp_path / name), title="tiny", uniform_loss=5.545, tokens_per_step=64)
+        plot_loss([line(1, 5.0)], str(tmp_path / name), title="tiny", uniform_loss=5.545, token_count=TOKENS)
     assert str(error.value).startswith(f"{tmp_path / name}: cannot be written: ")
     assert str(error.value).endswith("; make room there, or give another path")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["file", "folder"]
