@@ -112,6 +112,11 @@ def _add_general_flags(group: argparse._ArgumentGroup) -> None:
         help="Initial weights: a checkpoint of this program, of GPT-Neo or OpenAI's GPT-2, a Hugging Face folder, or a "
         ".pkl, .pth or .pt file of PyTorch.",
     )
+    add(
+        "--ema",
+        action="store_true",
+        help="Uses the averages of the weights, which ema_decay keeps, to evaluate, generate, serve or export.",
+    )
     add("--sacred_id", default="nosacred", metavar="ID", help="Part of the names of output files.")
 
 
@@ -348,6 +353,12 @@ RULES = (
     ),
     _only_with("new", "train", "--new: starts training from the beginning; leave out --{command}"),
     _not_with("init_from", ["check_dataset"], "--init_from: --check_dataset reads no weights; leave out one of them"),
+    _not_with(
+        "ema",
+        ["train", "check_dataset", "fetch_tasks", "plan"],
+        "--ema: works with --eval, --predict, --interactive, --chat, --serve and --export only; leave it out, or give "
+        "one of them",
+    ),
     _not_with(
         "tpu", ["serve"], "--serve: a TPU generates whole texts only and cannot serve; leave out --tpu", DeviceError
     ),

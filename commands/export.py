@@ -5,11 +5,11 @@ from __future__ import annotations
 from commands.console import say
 from commands.options import Options
 from commands.run_data import trained_tokenizer
-from commands.run_setup import checked_weights, newest_checkpoint
+from commands.run_setup import check_no_averages_wanted, checked_weights, newest_checkpoint
 from configs.errors import ConfigError
 from configs.schema import RunConfig
 from runtime.checkpoint.export import write_huggingface_folder
-from runtime.checkpoint.init_from import find_weights
+from runtime.checkpoint.init_from import find_averages, find_weights
 from runtime.checkpoint.saved_model import export_saved_model
 from runtime.run import directory as run_directory
 
@@ -18,8 +18,11 @@ def export(config: RunConfig, options: Options) -> int:
     """Writes a TensorFlow SavedModel, or a directory for Hugging Face's transformers."""
     if config.model.ranks and options.export_format != "hf":
         raise ConfigError(f"{config.name}: objective = ranking: only for Hugging Face; give --export_format hf")
+    if options.init_from is not None:
+        check_no_averages_wanted(options)
     path = newest_checkpoint(config) if options.init_from is None else options.init_from
-    weights, directory = find_weights(checked_weights(path, config, options.notes)), options.export_dir
+    find, directory = find_averages if options.ema else find_weights, options.export_dir
+    weights = find(checked_weights(path, config, options.notes))
     tokenizer = trained_tokenizer(config, options.init_from)
     if options.init_from is None:
         run_directory.check_settings(config, tokenizer and tokenizer.to_json())

@@ -97,6 +97,7 @@ class Options:
         chat_template: as `load_template` takes it; None: the run's own.
         rows: the number of samples generated at once; None: as many as are needed, up to a limit.
         new: delete the run at model_path before training, once everything else has been checked.
+        ema: use the averages of the weights that `ema_decay` keeps.
         init_from: the initial weights, or those to use instead of the newest checkpoint; None: none.
         fetch_tasks: the names of the tasks whose files are fetched; None: all that are published.
         export_format: "saved_model" or "hf".
@@ -125,6 +126,7 @@ class Options:
     chat_template: str | None
     rows: int | None
     new: bool
+    ema: bool
     init_from: str | None
     fetch_tasks: Sequence[str] | None
     export_format: str

@@ -145,11 +145,25 @@ def _checkpoints(config: RunConfig) -> list[str]:
 
 
 def load_trained(run: Run) -> TrainingPosition:
-    """Loads the weights of `--init_from`, or else of the newest checkpoint."""
+    """Loads the weights of `--init_from`, or else of the newest checkpoint, with `--ema` their averages."""
     if run.options.init_from is not None:
+        check_no_averages_wanted(run.options)
         return load_init_from(run)
     run_directory.check_settings(run.config, run.tokenizer_json)
     return restore_latest(run)
+
+
+def check_no_averages_wanted(options: Options) -> None:
+    """Checks that `--ema` does not ask for averages of weights that belong to no run.
+
+    Raises:
+        ConfigError: it does.
+    """
+    if options.ema:
+        raise ConfigError(
+            f"--ema: {options.init_from} is no run, whose checkpoints have averages; leave it out, or give the config "
+            "or the folder of a run as --model, without --init_from"
+        )
 
 
 def checked_weights(path: str, config: RunConfig, notes: Sequence[str]) -> str:
@@ -199,7 +213,8 @@ def _try_to_restore(run: Run, path: str) -> tuple[TrainingPosition | None, Damag
     """Returns the position; None in every process if the files are damaged for one of them."""
     position, damage = None, DamagedError(f"{path}: is damaged for another process")
     try:
-        position = reader.restore(path, run.placement.store, run.config.training.train_batch_size)
+        suffix = reader.EMA_SUFFIX if run.options.ema else ""
+        position = reader.restore(path, run.placement.store, run.config.training.train_batch_size, suffix)
     except DamagedError as error:
         damage = error
     return None if run.group.all_reduce_max(int(position is None)) else position, damage

@@ -420,6 +420,13 @@ class TrainingConfig:
         "of activations, the others exempt every vector.",
         default=0.0,
     )
+    ema_decay: float | None = setting(
+        optional(SHARE),
+        "Keeps an exponential moving average of the parameters in checkpoints, with this decay, such as 0.999; --ema "
+        "uses it. null: none.",
+        default=None,
+        source="Polyak & Juditsky 1992, Acceleration of Stochastic Approximation by Averaging",
+    )
     gradient_clipping: float | None = setting(
         optional(POSITIVE), "Maximum global norm of the gradients; null: no clipping.", default=None
     )
@@ -455,12 +462,6 @@ class TrainingConfig:
     def batch_size_at(self, step: int) -> int:
         """Returns the examples of the step that follows so many updates."""
         return next(size for first, size in reversed(self.batch_sizes) if first <= step)
-
-    def examples_before(self, step: int) -> int:
-        """Returns the examples of all steps before this one."""
-        ends = [first for first, _ in self.batch_sizes[1:]] + [step]
-        parts = zip(self.batch_sizes, ends, strict=True)
-        return sum(size * max(min(end, step) - first, 0) for (first, size), end in parts)
 
 
 def _parse_task_name(value: Any) -> str:

@@ -140,6 +140,23 @@ def lion(beta1: float, beta2: float, weight_decay: float) -> Kernel:
     return compiled(kernel)
 
 
+# The average of the parameters.
+
+
+@functools.cache
+def ema(decay: float) -> Kernel:
+    """(gradient_scale, update_number, n averages, n new values) -> n averages; the first are the values themselves."""
+
+    def update(scale: tf.Tensor, number: tf.Tensor, average: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
+        new = tf.where(number == 0, value, decay * average + (1.0 - decay) * value)
+        return _unless_nonfinite(scale, [new], [average])[0]
+
+    def kernel(scale: tf.Tensor, number: tf.Tensor, *tensors: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        return tuple(update(scale, number, *pair) for pair in zip(*_columns(tensors, 2), strict=True))
+
+    return compiled(kernel)
+
+
 # Muon. Between its two kernels the matrices are orthogonalised.
 
 

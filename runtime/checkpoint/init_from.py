@@ -10,7 +10,7 @@ from configs.schema import ModelConfig
 from configs.weights import is_state_dict, no_weights, weights_at
 from runtime.checkpoint.huggingface import read_weights
 from runtime.checkpoint.openai import is_openai, openai_weights
-from runtime.checkpoint.reader import missing_variable, weight_names
+from runtime.checkpoint.reader import EMA_SUFFIX, missing_variable, no_averages, weight_names
 from runtime.checkpoint.state_dict import read_state_dict
 from runtime.checkpoint.weight_files import is_huggingface_folder
 from runtime.checkpoint.weight_sources import StoredTensor, Weights, checkpoint_tensors, find_checkpoint, in_parts
@@ -103,6 +103,19 @@ def find_weights(path: str) -> Weights:
     if is_openai(tensors):
         return openai_weights(checkpoint, tensors)
     return {name: tensors[name] for name in weight_names(tensors)}
+
+
+def find_averages(checkpoint: str) -> Weights:
+    """Returns the averages of the weights of a checkpoint, under the names of the weights.
+
+    Raises:
+        CheckpointError: it has none, or cannot be read.
+    """
+    tensors = checkpoint_tensors(checkpoint)
+    names = weight_names(tensors)
+    if any(name + EMA_SUFFIX not in tensors for name in names):
+        raise no_averages(checkpoint)
+    return {name: tensors[name + EMA_SUFFIX] for name in names}
 
 
 def _with_fewer_positions(weights: Weights, variables: Mapping[str, VariableSlices]) -> Weights:

@@ -26,8 +26,9 @@ DATASET_EXAMPLES_PREFIX = "global_step_examples_of/"  # a dataset's name follows
 FINISHED = re.compile(r"^[^.].*-\d+\.index$")  # the index is written last
 # What TensorFlow raises for a file that is cut off, empty, overwritten or missing, not for a network or permissions.
 DAMAGE = (tf.errors.DataLossError, tf.errors.OutOfRangeError, tf.errors.NotFoundError, ValueError)
+EMA_SUFFIX = "/ema"  # of the averages of variables, by `ema_decay`
 # Optimiser state, also that of GPT-Neo's Adafactor.
-SLOT = re.compile(r"/(adam_[mv]|lion_m|muon_m)$|_slot_(vr|vc|v|m)$")
+SLOT = re.compile(r"/(adam_[mv]|lion_m|muon_m|ema)$|_slot_(vr|vc|v|m)$")
 
 
 class DamagedError(CheckpointError):
@@ -134,7 +135,7 @@ def checkpoint_step(path: str) -> int:
     return int(match.group(1))
 
 
-def restore(path: str, store: VariableStore, train_batch_size: int) -> TrainingPosition:
+def restore(path: str, store: VariableStore, train_batch_size: int, suffix: str = "") -> TrainingPosition:
     """Restores every variable of a store from a checkpoint written on any mesh.
 
     Stored variables may have another floating-point type: GPT-Neo writes bfloat16 for `precision` bfloat16.
@@ -143,6 +144,7 @@ def restore(path: str, store: VariableStore, train_batch_size: int) -> TrainingP
         path: prefix of the checkpoint.
         store: the variables, of any layout.
         train_batch_size: gives the number of examples read where the checkpoint lacks it, as GPT-Neo's do.
+        suffix: of the names there; `EMA_SUFFIX`: of the averages of the variables, where the store has no slots.
 
     Raises:
         DamagedError: a file is damaged or missing.
@@ -150,9 +152,9 @@ def restore(path: str, store: VariableStore, train_batch_size: int) -> TrainingP
     """
     try:
         reader = tf.train.load_checkpoint(path)
-        _check_variables(path, reader, store)
+        _check_variables(path, reader, store, suffix)
         for stored in store:
-            _restore_variable(path, stored, reader.get_variable_to_dtype_map()[stored.name])
+            _restore_variable(path, stored, stored.name + suffix, reader.get_variable_to_dtype_map())
         return _position(path, reader, train_batch_size)
     except (tf.errors.OpError, ValueError) as error:
         if isinstance(error, CheckpointError):
@@ -205,6 +207,11 @@ def weight_names(names: Iterable[str]) -> list[str]:
     return sorted(name for name in names if name.startswith("gpt2/") and not SLOT.search(name))
 
 
+def no_averages(path: str) -> CheckpointError:
+    """Returns the error for a checkpoint without averages of its variables."""
+    return CheckpointError(f"{path}: has no averages; leave out --ema, or train with ema_decay")
+
+
 def _check_nothing_left(path: str, names: Iterable[str], store: VariableStore) -> None:
     """Refuses weights that the config's model lacks, such as those of a deeper model."""
     known = {stored.name for stored in store}
@@ -216,37 +223,45 @@ def _check_nothing_left(path: str, names: Iterable[str], store: VariableStore) -
             )
 
 
-def _check_variables(path: str, reader: tf.train.CheckpointReader, store: VariableStore) -> None:
+def _check_variables(path: str, reader: tf.train.CheckpointReader, store: VariableStore, suffix: str) -> None:
     shapes = reader.get_variable_to_shape_map()
     for stored in store:
-        if stored.name not in shapes and SLOT.search(stored.name):
+        name = stored.name + suffix
+        if name not in shapes and suffix == EMA_SUFFIX:
+            raise no_averages(path)
+        if name not in shapes and name.endswith(EMA_SUFFIX):
             raise CheckpointError(
-                f"{path}: has no {stored.name}, which the optimiser needs; give the former opt_name and "
+                f"{path}: has no averages ({name}), which ema_decay goes on from; leave out ema_decay, or start "
+                "another run with --init_from"
+            )
+        if name not in shapes and SLOT.search(name):
+            raise CheckpointError(
+                f"{path}: has no {name}, which the optimiser needs; give the former opt_name and "
                 "beta1, or start another run with --init_from"
             )
-        if stored.name not in shapes:
-            raise missing_variable(path, stored.name, shapes, "give the config that was trained, or another model_path")
-        there = tuple(shapes[stored.name])
+        if name not in shapes:
+            raise missing_variable(path, name, shapes, "give the config that was trained, or another model_path")
+        there = tuple(shapes[name])
         if there != stored.whole_shape:
             raise CheckpointError(
-                f"{path}: variable {stored.name} is {list(there)} there and {list(stored.whole_shape)} in the config; "
+                f"{path}: variable {name} is {list(there)} there and {list(stored.whole_shape)} in the config; "
                 "give the config that was trained, or another model_path"
             )
     _check_nothing_left(path, shapes, store)
 
 
-def _restore_variable(path: str, stored: VariableSlices, dtype: tf.DType) -> None:
-    """Restores the slices, and reads those that several processors hold once."""
+def _restore_variable(path: str, stored: VariableSlices, name: str, dtypes: Mapping[str, tf.DType]) -> None:
+    """Restores the slices from the variable of that name, and reads those that several processors hold once."""
     read: dict[tuple[int, ...], tf.Tensor] = {}
     for index, (begin, piece) in enumerate(zip(stored.begins, stored.slices, strict=True)):
         if begin not in read:
-            read[begin] = _read_slice(path, stored, index, dtype)
+            read[begin] = _read_slice(path, name, stored.specification(index), dtypes[name])
         piece.assign(read[begin])
 
 
-def _read_slice(path: str, stored: VariableSlices, index: int, dtype: tf.DType) -> tf.Tensor:
+def _read_slice(path: str, name: str, specification: str, dtype: tf.DType) -> tf.Tensor:
     with tf.device("/device:CPU:0"):
         (value,) = tf.raw_ops.RestoreV2(
-            prefix=path, tensor_names=[stored.name], shape_and_slices=[stored.specification(index)], dtypes=[dtype]
+            prefix=path, tensor_names=[name], shape_and_slices=[specification], dtypes=[dtype]
         )
         return tf.cast(value, tf.float32)

@@ -134,7 +134,7 @@ class DeviceMesh(PlacementMeshImpl):
         return self.LaidOutTensor(self.make_slices(own_rows, shape))
 
     class LaidOutVariable:
-        """Implements mesh-TensorFlow's laid-out variable."""
+        """Implements mesh-TensorFlow's laid-out variable; `laid_out_tensor` is its newest value."""
 
         def __init__(self, variable: SlicedVariable, mesh_impl: DeviceMesh) -> None:
             self._mesh_impl = mesh_impl
@@ -143,6 +143,7 @@ class DeviceMesh(PlacementMeshImpl):
 
         def assign(self, laid_out_value: LaidOut) -> None:
             """Sets the slices."""
+            self.laid_out_tensor = laid_out_value.to_laid_out_tensor()
             for device, piece, value in zip(
                 self._mesh_impl.devices, self._slices, laid_out_value.all_slices, strict=True
             ):

@@ -73,7 +73,7 @@ class TpuMesh(SingleSliceMesh):
         self.replica = placement.replica
 
     class LaidOutVariable:
-        """The slice of a variable, read once."""
+        """The slice of a variable, read once; `laid_out_tensor` is its newest value."""
 
         def __init__(self, variable: SlicedVariable, mesh_impl: TpuMesh) -> None:
             self._handle = mesh_impl.replica.handle_of(variable, mesh_impl)
@@ -83,7 +83,8 @@ class TpuMesh(SingleSliceMesh):
 
         def assign(self, laid_out_value: LaidOut) -> None:
             """Sets the slice."""
-            (value,) = laid_out_value.to_laid_out_tensor().all_slices
+            self.laid_out_tensor = laid_out_value.to_laid_out_tensor()
+            (value,) = self.laid_out_tensor.all_slices
             tf.raw_ops.AssignVariableOp(resource=self._handle, value=value)
 
     def slicewise(self, fn: Callable[..., object], *inputs: LaidOut) -> LaidOut:

@@ -19,7 +19,7 @@ from models.ops.linear_attention import LinearAttention, LinearAttentionGradient
 from models.ops.norms import LayerNorm, LayerNormGradient, RmsNorm, RmsNormGradient
 from runtime.planning.dry_run import DryStep
 from runtime.training.grad_accumulation import MicrobatchLoop
-from runtime.training.optimizers import AdafactorUpdate, ElementwiseUpdate, MuonUpdate
+from runtime.training.optimizers import AdafactorUpdate, ElementwiseUpdate, EmaUpdate, MuonUpdate
 
 # Operations whose output shares their input's memory.
 ALIASES = (mtf.ReshapeOperation, mtf.CustomGradientOperation, mtf.StopGradient, mtf.Depend)
@@ -193,6 +193,7 @@ WORKSPACES: dict[type, Callable[[mtf.Operation, DryStep], int]] = {
     RmsNorm: _of_first_input(1),
     RmsNormGradient: _of_first_input(2),
     ElementwiseUpdate: _updated,
+    EmaUpdate: _updated,
     MuonUpdate: _muon,
     AdafactorUpdate: _updated,
 }

@@ -15,6 +15,7 @@ from models.kernels.gradients import sum_of_squares
 from models.ops.gradients import global_norm
 from models.ops.mesh_operation import mesh_axes
 from models.ops.newton_schulz import Arrangement, arrange, orthogonalized
+from runtime.checkpoint.reader import EMA_SUFFIX
 
 # GPT-Neo searches the whole name, so `ln_f/g` and `ln_f/b` are decayed, while the blocks' norms and every bias are not.
 # The parameters of activations, which GPT-Neo lacks, are exempt: slopes and rates have no reason to be near 0.
@@ -247,6 +248,23 @@ def _adafactor(pairs: Sequence[Pair], training: TrainingConfig, scalars: Scalars
         AdafactorUpdate(pair, scalars, constants)
 
 
+class EmaUpdate(mtf.Operation):
+    """Updates the averages `{variable}/ema` of variables that were updated before, in one kernel call."""
+
+    def __init__(self, pairs: Sequence[Pair], scale: mtf.Tensor, update_number: mtf.Tensor, decay: float) -> None:
+        self._variables, self._decay = [variable for variable, _ in pairs], decay
+        self._averages = [_slot(variable, EMA_SUFFIX, variable.shape) for variable in self._variables]
+        super().__init__([scale, update_number, *(average.value for average in self._averages)], name="ema_update")
+
+    def lower(self, lowering: mtf.Lowering) -> None:
+        """Reads the new values of the variables, which are no inputs: those are the values before the update."""
+        inputs = [lowering.tensors[x].to_laid_out_tensor() for x in self.inputs]
+        values = [lowering.variables[variable].laid_out_tensor for variable in self._variables]
+        new = lowering.mesh_impl(self).slicewise(kernels.ema(self._decay), *inputs, *values)
+        for average, value in zip(self._averages, new, strict=True):
+            lowering.variables[average].assign(value)
+
+
 _UPDATES = {"adam": _adam, "adamw": _adamw, "lion": _lion, "muon": _muon, "adafactor": _adafactor}
 
 
@@ -263,12 +281,13 @@ def build_update(
 ) -> mtf.Tensor:
     """Adds one step of the optimiser `opt_name` to the graph, with the gradients clipped by their global norm.
 
-    If that norm is not finite, variables and slots stay as they are.
+    If that norm is not finite, variables and slots stay as they are. With `ema_decay`, the averages `{variable}/ema` of
+    the new values follow.
 
     Args:
         trainable: the variables to update.
         gradients: of each variable, in its shape.
-        training: the optimiser, its hyperparameters, and gradient_clipping (None means no clipping).
+        training: the optimiser, its hyperparameters, gradient_clipping (None means no clipping) and ema_decay.
         learning_rate: float32 scalar.
         update_number: int32 scalar, the number of updates made so far.
 
@@ -284,6 +303,9 @@ def build_update(
     scale = mtf.cwise(_nan_unless_finite, [scale, norm])
     pairs = list(zip(trainable, gradients, strict=True))
     _UPDATES[training.opt_name](pairs, training, (scale, learning_rate, update_number))
+    if training.ema_decay is not None:
+        for group in _groups(pairs):
+            EmaUpdate(group, scale, update_number, training.ema_decay)
     return norm
 
 

@@ -203,6 +203,21 @@ def test_the_singular_values_of_muons_update_are_near_its_scale(devices: Devices
             assert n_large > 100 and values.max() < 1.21 and np.sort(values)[-n_large:].min() > 0.67
 
 
+@pytest.mark.parametrize(
+    ("opt_name", "mesh", "step"), [("adamw", MESHES[0], adamw_step), ("muon", MESHES[1], muon_step)], ids=str
+)
+def test_averages_of_the_variables(
+    devices: Devices, opt_name: str, mesh: tuple[str, str], step: Callable[..., Slots]
+) -> None:
+    def averaged_step(name: str, slots_before: Slots, gradient: np.ndarray, number: int) -> Slots:
+        new = step(name, slots_before, gradient, number)
+        average = new[""] if number == 1 else 0.7 * slots_before["/ema"] + 0.3 * new[""]
+        return {**new, "/ema": average}
+
+    training = dataclasses.replace(TRAINING, opt_name=opt_name, muon_momentum=0.6, ema_decay=0.7)
+    assert_updated(updated(training, devices, mesh), averaged_step)
+
+
 def root_of_mean_square(x: np.ndarray) -> float:
     return np.sqrt((x**2).mean())
 
