@@ -189,7 +189,8 @@ def products(config: RunConfig, device: str, batch_size: int) -> Callable[[], ob
     """Returns a function that does the matrix products of generation with all weights, and no attention."""
     model = config.model
     n_attention = sum(kind != "none" for kind in model.attention_types)
-    n_columns = (4 * n_attention + 8 * model.n_layer) * model.n_embd + model.n_vocab
+    feed_forward = (3 if model.is_gated else 2) * model.feed_forward_width
+    n_columns = 4 * n_attention * model.n_embd + model.n_layer * feed_forward + model.n_vocab
     with tf.device(device):
         rows, matrix = tf.random.normal([batch_size, model.n_embd]), tf.random.normal([model.n_embd, n_columns])
 

@@ -62,7 +62,8 @@ def step_flops(config: RunConfig, attention_share: float) -> float:
     """
     model = config.model
     n_attention = sum(kind != "none" for kind in model.attention_types)
-    weights = n_attention * 4 * model.n_embd**2 + model.n_layer * 8 * model.n_embd**2 + model.n_vocab * model.n_embd
+    feed_forward = (3 if model.is_gated else 2) * model.n_embd * model.feed_forward_width
+    weights = n_attention * 4 * model.n_embd**2 + model.n_layer * feed_forward + model.n_vocab * model.n_embd
     attention = n_attention * 2 * model.n_ctx * model.n_embd * attention_share
     return 6.0 * (weights + attention) * config.training.train_batch_size * model.n_ctx
 

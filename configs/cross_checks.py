@@ -12,13 +12,20 @@ from typing import Any
 
 from configs.layout import Layout, MeshShape, find_layout_issues
 from configs.schema import (
+    LAYER_NORM,
+    NORM_AFTER,
+    NORM_BEFORE,
+    NORM_BOTH,
     PREDICTION_KEYS,
     RANKING,
+    RMS_NORM,
     SAMPLING_KEYS,
+    SEQUENTIAL,
     STREAM,
     VALIDATION,
     DatasetConfig,
     DatasetEntry,
+    ModelConfig,
     TaskEntry,
     keys_of,
 )
@@ -68,9 +75,51 @@ def _find_axial_issues(axial_pos_emb: tuple[int, int] | None, n_ctx: int, rotary
         yield "axial_pos_emb", "cannot be combined with rotary_emb", "keep one of the two"
 
 
-def _find_norm_issues(scalenorm: bool, rezero: bool) -> KeyedIssues:
-    if scalenorm and rezero:
-        yield "scalenorm", "changes the norms that rezero removes", "keep one of the two"
+def _find_norm_issues(
+    scalenorm: bool, rezero: bool, norm: str, norm_unit_offset: bool, norm_placement: str, parallel_residual: str
+) -> KeyedIssues:
+    placed = {
+        "scalenorm": scalenorm,
+        "norm_placement": norm_placement != NORM_BEFORE,
+        "parallel_residual": parallel_residual != SEQUENTIAL,
+    }
+    for key, is_given in placed.items():
+        if rezero and is_given:
+            yield key, "changes the norms that rezero removes", "keep one of the two"
+    if scalenorm and norm != LAYER_NORM:
+        yield "scalenorm", f"is a form of {LAYER_NORM}, but norm = {norm}", "keep one of the two"
+    if norm_unit_offset and norm != RMS_NORM:
+        yield "norm_unit_offset", f"acts on the gain of {RMS_NORM}, but norm = {norm}", f"set norm to {RMS_NORM}"
+
+
+def _find_absent_norm_issues(
+    rezero: bool, no_weight_tie: bool, final_norm: bool | None, objective: str, values: Mapping[str, Any]
+) -> KeyedIssues:
+    has_final_norm = (objective == RANKING or not no_weight_tie) if final_norm is None else final_norm
+    for key in ("norm", "norm_epsilon", "norm_unit_offset"):
+        default = keys_of(ModelConfig)[key].default
+        if rezero and not has_final_norm and values.get(key, default) != default:
+            yield key, "has no effect: rezero removes the norms of blocks, and there is no final norm", "remove it"
+
+
+def _find_block_issues(
+    norm_placement: str, parallel_residual: str, macaron: bool, none_doubles_residual: bool
+) -> KeyedIssues:
+    if macaron and norm_placement != NORM_BEFORE:
+        yield "norm_placement", "says nothing of the first half of macaron, which has no norm", "keep one of the two"
+    if parallel_residual == SEQUENTIAL:
+        return
+    if norm_placement == NORM_AFTER:
+        problem = f"counts the norms before attention and feed-forward, and norm_placement = {NORM_AFTER} has none"
+        yield "parallel_residual", problem, f"set norm_placement to {NORM_BEFORE} or {NORM_BOTH}"
+    for key, is_given in (("macaron", macaron), ("none_doubles_residual", none_doubles_residual)):
+        if is_given:
+            yield "parallel_residual", f"cannot be combined with {key}", "keep one of the two"
+
+
+def _find_gate_issues(gated_mlp: bool, mlp_glu: bool) -> KeyedIssues:
+    if gated_mlp and mlp_glu:
+        yield "gated_mlp", "and mlp_glu are two forms of a gate", "keep one of the two"
 
 
 def _find_moe_issues(moe_layers: tuple[int, ...], n_layer: int) -> KeyedIssues:
@@ -127,7 +176,7 @@ def _find_masked_share_issues(
 
 
 def _find_objective_issues(objective: str, values: Mapping[str, Any]) -> KeyedIssues:
-    for key in ("mlm_training", "entmax_loss"):
+    for key in ("mlm_training", "entmax_loss", "head_bias", "logit_softcap"):
         if objective == RANKING and values.get(key):
             yield "objective", f"is {RANKING}, and {key} is about the likelihood of tokens", f"leave {key} out"
 
@@ -195,7 +244,9 @@ def _dimension_sizes(values: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str
     for dimension, key in sources.items():
         if key in values:
             yield dimension, (key, values[key])
-    if "n_embd" in values:
+    if values.get("n_inner"):
+        yield "intermediate_expanded", ("n_inner", values["n_inner"])
+    elif "n_embd" in values:
         yield "intermediate_expanded", ("4 n_embd", 4 * values["n_embd"])
     if values.get("moe_layers") and "moe_params" in values:
         yield "experts", ("moe_num_experts", values["moe_params"].moe_num_experts)
@@ -262,6 +313,9 @@ RUN_CHECKS: tuple[CrossCheck, ...] = (
     _find_rotary_issues,
     _find_axial_issues,
     _find_norm_issues,
+    _find_absent_norm_issues,
+    _find_block_issues,
+    _find_gate_issues,
     _find_moe_issues,
     _find_memory_issues,
     _find_masked_id_issues,

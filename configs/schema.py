@@ -53,9 +53,12 @@ ACTIVATIONS = (
     *("lrelu020", "id", "triangle_relax", "square_relax", "spike", "spike2", "tanhshrink", "softsign", "softmax"),
     *("logsoftmax", "bipolarsigmoid", "rrelu", "elish", "arcsinh", "aria", "prelu", "parcsinh", "psoftplus"),
     *("proottanh", "maxsig", "cosid", "minsin", "maxtanh", "mish", "tanhexp", "lisht", "seagull", "snake"),
-    *("roottanh", "softplusmone", "elish_published"),
+    *("roottanh", "softplusmone", "elish_published", "gelu_exact"),
 )
 LINEAR_NORMALIZATIONS = ("position", "feature")
+LAYER_NORM, RMS_NORM = NORMS = ("layernorm", "rmsnorm")
+NORM_BEFORE, NORM_AFTER, NORM_BOTH = NORM_PLACEMENTS = ("before", "after", "both")
+SEQUENTIAL, ONE_NORM, TWO_NORMS = PARALLEL_RESIDUALS = ("off", "one_norm", "two_norms")
 NEXT_TOKEN, RANKING = OBJECTIVES = ("next_token", "ranking")
 PRECISIONS = ("float32", "bfloat16")
 CONSTANT_RATE = ("constant", "none")
@@ -247,8 +250,8 @@ class ModelConfig:
     )
     activation_function: str = setting(
         one_of(ACTIVATIONS),
-        "Activation of the feed-forward layers; gelu is the tanh approximation, elish GPT-Neo's and elish_published "
-        "that of the paper.",
+        "Activation of the feed-forward layers; gelu is the tanh approximation and gelu_exact the function itself, "
+        "elish GPT-Neo's and elish_published that of the paper.",
         default="gelu",
     )
     rotary_emb: bool = setting(
@@ -273,7 +276,8 @@ class ModelConfig:
     )
     mlp_glu: bool = setting(
         SWITCH,
-        "Gated feed-forward layers: half of the 8 n_embd features times the activation of the other half.",
+        "Gated feed-forward layers, as in GPT-Neo: one half of a layer of 2 n_inner features times the activation of "
+        "the other half.",
         default=False,
     )
     macaron: bool = setting(
@@ -286,8 +290,63 @@ class ModelConfig:
     share_parameters: bool = setting(SWITCH, "All layers share one block's variables.", default=False)
     no_weight_tie: bool = setting(
         SWITCH,
-        "A separate output layer instead of the token embedding, and, as in GPT-Neo, no final norm.",
+        "A separate output layer instead of the token embedding, and, as in GPT-Neo, no final norm unless final_norm "
+        "asks for one.",
         default=False,
+    )
+    norm: str = setting(
+        one_of(NORMS),
+        "The norms of blocks and the final one: layernorm, or rmsnorm, which has a gain alone.",
+        default=LAYER_NORM,
+        source="Zhang and Sennrich 2019, Root Mean Square Layer Normalization",
+    )
+    norm_epsilon: float = setting(POSITIVE_FLOAT32, "Added to the variance or mean square by every norm.", default=1e-5)
+    norm_unit_offset: bool = setting(
+        SWITCH, "The gain of rmsnorm is 1 + its variable, which starts at 0, as in Gemma.", default=False
+    )
+    norm_placement: str = setting(
+        one_of(NORM_PLACEMENTS),
+        "Where blocks have norms: before attention and feed-forward layers; after them, before their output is added, "
+        "as in OLMo 2; or both, as in Gemma 2.",
+        default=NORM_BEFORE,
+    )
+    parallel_residual: str = setting(
+        unless_off(one_of(PARALLEL_RESIDUALS), SEQUENTIAL),
+        "Attention and feed-forward layer of a block have the same input, and both outputs are added to it: off, one "
+        "after the other; one_norm, with one norm before both, as in GPT-J; two_norms, with one before each, as in "
+        "GPT-NeoX.",
+        default=SEQUENTIAL,
+        source="Wang and Komatsuzaki 2021, GPT-J-6B",
+    )
+    n_inner: int | None = setting(
+        optional(integer(1, limit=MAX_FEATURES)),
+        "Width of the feed-forward layers; null: 4 n_embd.",
+        unit="features",
+        default=None,
+    )
+    gated_mlp: bool = setting(
+        SWITCH,
+        "Gated feed-forward layers with a kernel of its own for the gate: SwiGLU with the activation silu, GeGLU with "
+        "gelu.",
+        default=False,
+        source="Shazeer 2020, GLU Variants Improve Transformer",
+    )
+    mlp_bias: bool = setting(FLAG, "Biases of the feed-forward layers.", default=True)
+    final_norm: bool | None = setting(
+        optional(FLAG), "A norm before the output layer; null: unless no_weight_tie is set.", default=None
+    )
+    head_bias: bool | None = setting(
+        optional(FLAG), "A bias of the logits; null: if no_weight_tie is set.", default=None
+    )
+    embedding_scale: float | None = setting(
+        optional(POSITIVE_FLOAT32),
+        "Multiplies token embeddings, such as by sqrt(n_embd) in Gemma; null: 1.",
+        default=None,
+    )
+    logit_softcap: float | None = setting(
+        optional(POSITIVE_FLOAT32),
+        "Keeps logits below it: c tanh(logits / c), as in Gemma 2; null: off.",
+        default=None,
     )
     moe_layers: tuple[int, ...] = setting(
         unless_off(integers(integer(0), "[1, 3, 5]"), ()),
@@ -342,6 +401,26 @@ class ModelConfig:
     def ranks(self) -> bool:
         """Whether the model scores texts instead of giving probabilities of tokens."""
         return self.objective == RANKING
+
+    @property
+    def feed_forward_width(self) -> int:
+        """Hidden features of a feed-forward layer."""
+        return 4 * self.n_embd if self.n_inner is None else self.n_inner
+
+    @property
+    def has_final_norm(self) -> bool:
+        """Whether there is a norm before the output layer; rankers have one unless `final_norm` says otherwise."""
+        return (self.ranks or not self.no_weight_tie) if self.final_norm is None else self.final_norm
+
+    @property
+    def has_head_bias(self) -> bool:
+        """Whether the logits have a bias."""
+        return self.no_weight_tie if self.head_bias is None else self.head_bias
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether feed-forward layers have a gate, in either form."""
+        return self.gated_mlp or self.mlp_glu
 
     @property
     def features_per_head(self) -> int:

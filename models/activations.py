@@ -31,6 +31,14 @@ def gelu(x: tf.Tensor) -> tf.Tensor:
     return tf.nn.gelu(x, approximate=True)
 
 
+def gelu_exact(x: tf.Tensor) -> tf.Tensor:
+    """Computes GELU, x times the normal distribution's cumulative function at x.
+
+    Source: Hendrycks and Gimpel 2016, Gaussian Error Linear Units, section 2.
+    """
+    return tf.nn.gelu(x, approximate=False)
+
+
 def mish(x: tf.Tensor) -> tf.Tensor:
     """Computes x tanh(softplus(x)).
 
@@ -161,6 +169,7 @@ class Activation:
 ARIA_PARAMETERS = (("lower", 0.0), ("height", 1.0), ("base", 0.0), ("weight", 1.0), ("rate", -1.0), ("root", 0.0))
 ACTIVATIONS_BY_NAME: dict[str, Activation] = {
     "gelu": Activation(gelu),
+    "gelu_exact": Activation(gelu_exact),
     "relu": Activation(tf.nn.relu),
     "sigmoid": Activation(tf.sigmoid),
     "tanh": Activation(tf.tanh),

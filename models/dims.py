@@ -40,6 +40,6 @@ class Dims:
             heads=mtf.Dimension("heads", model.n_head),
             features_per_head=mtf.Dimension("features_per_head", model.features_per_head),
             projected_heads=mtf.Dimension("heads", model.n_embd),
-            intermediate_expanded=mtf.Dimension("intermediate_expanded", 4 * model.n_embd),
+            intermediate_expanded=mtf.Dimension("intermediate_expanded", model.feed_forward_width),
             vocab=mtf.Dimension("vocab", model.n_vocab),
         )

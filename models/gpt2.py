@@ -1,4 +1,4 @@
-"""The transformer, from token ids to logits: pre-norm GPT-2 blocks with GPT-Neo's options, variables and numerics.
+"""The transformer, from token ids to logits: by default pre-norm GPT-2 blocks with GPT-Neo's variables and numerics.
 
 Source: Radford et al. 2019, Language Models are Unsupervised Multitask Learners, section 2.3; GPT-Neo for names and
 initial values.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
+from configs.schema import ONE_NORM, SEQUENTIAL
 from meshtf import mtf, tf
 from models import moe, variables
 from models.attention import ATTENTION_KINDS, decode_attention, full_attention, prefill_attention
@@ -16,13 +17,14 @@ from models.attention_interface import Cache
 from models.context import Context
 from models.feed_forward import dense_std, feed_forward
 from models.layer import Layer, layers
-from models.norms import block_norm, layer_norm, residual_gain
-from models.ops.activations import bias_add
+from models.norms import final_norm, norm_after, norm_before, residual_gain
+from models.ops.activations import bias_add, soft_cap
 from models.ops.decoding import gather_positions
 from models.ops.embedding import embedding_lookup
 from models.positions import position_embeddings, sequence_positions
 
 TOKEN_STD = 0.02
+HEAD = "wte_final_linear/conv1d_main/linear_out"  # the scope of the output layer
 EXPERT_COUNTS = "expert_counts"  # in a layer's cache, beside what its attention keeps
 Attend = Callable[[mtf.Tensor, Layer], tuple[mtf.Tensor, Cache]]
 Mix = Callable[[mtf.Tensor, Layer], moe.MoeOutput]
@@ -60,8 +62,9 @@ def _token_table(context: Context) -> mtf.Tensor:
 
 def _embedded(context: Context, tokens: mtf.Tensor, positions: mtf.Tensor) -> mtf.Tensor:
     """Returns the sum of token and position embeddings, [..., embd], each with its own dropout, as in GPT-Neo."""
-    rate = context.model.embed_dropout
-    x = context.dropout(embedding_lookup(_token_table(context), tokens), rate, "wte")
+    rate, scale = context.model.embed_dropout, context.model.embedding_scale
+    x = embedding_lookup(_token_table(context), tokens)
+    x = context.dropout(x if scale is None else x * scale, rate, "wte")
     embedded_positions = position_embeddings(context, positions)
     if embedded_positions is None:
         return x
@@ -71,14 +74,20 @@ def _embedded(context: Context, tokens: mtf.Tensor, positions: mtf.Tensor) -> mt
 
 
 def _logits(context: Context, x: mtf.Tensor) -> mtf.Tensor:
-    """[..., embd] -> [..., vocab]: final norm and token table, or with `no_weight_tie` an output layer alone."""
-    shape = x.shape.dims[:-1] + [context.dims.vocab]
+    """[..., embd] -> [..., vocab]: final norm, and the token table or with `no_weight_tie` an output layer."""
+    y = mtf.einsum([final_norm(context, x), _head(context)], output_shape=x.shape.dims[:-1] + [context.dims.vocab])
+    if context.model.has_head_bias:
+        y = bias_add(y, context.variable(f"{HEAD}/bias", [context.dims.vocab], variables.zeros))
+    cap = context.model.logit_softcap
+    return y if cap is None else soft_cap(y, cap)
+
+
+def _head(context: Context) -> mtf.Tensor:
+    """Returns the kernel of the output layer, [embd, vocab] or [vocab, embd]."""
     if not context.model.no_weight_tie:
-        return mtf.einsum([layer_norm(context, x, "ln_f"), _token_table(context)], output_shape=shape)
-    scope, dims = "wte_final_linear/conv1d_main/linear_out", [context.dims.embd, context.dims.vocab]
-    kernel = context.variable(f"{scope}/kernel", dims, variables.normal(dense_std(context, context.dims.embd.size)))
-    bias = context.variable(f"{scope}/bias", [context.dims.vocab], variables.zeros)
-    return bias_add(mtf.einsum([x, kernel], output_shape=shape), bias)
+        return _token_table(context)
+    std = dense_std(context, context.dims.embd.size)
+    return context.variable(f"{HEAD}/kernel", [context.dims.embd, context.dims.vocab], variables.normal(std))
 
 
 def _scores(context: Context, x: mtf.Tensor) -> mtf.Tensor:
@@ -88,7 +97,7 @@ def _scores(context: Context, x: mtf.Tensor) -> mtf.Tensor:
     """
     score_dim = mtf.Dimension("score", 1)
     kernel = context.variable("score", [score_dim, context.dims.embd], variables.normal(TOKEN_STD))
-    scores = mtf.einsum([layer_norm(context, x, "ln_f"), kernel], output_shape=[*x.shape.dims[:-1], score_dim])
+    scores = mtf.einsum([final_norm(context, x), kernel], output_shape=[*x.shape.dims[:-1], score_dim])
     return mtf.cast(mtf.reduce_sum(scores, reduced_dim=score_dim), tf.float32)
 
 
@@ -110,30 +119,49 @@ class _BlockOutput:
 def _block(context: Context, x: mtf.Tensor, layer: Layer, attend: Attend, mix: Mix) -> _BlockOutput:
     """Applies one block; a layer without attention is its feed-forward half alone.
 
-    With `none_doubles_residual`, kept for GPT-Neo's checkpoints, such a layer adds its input to itself first.
-
     Source: Radford et al. 2019 (GPT-2), section 2.3; macaron: Lu et al. 2019, Understanding and Improving Transformer
-    From a Multi-Particle Dynamic System Point of View, section 4, with no norm before its first half, as in GPT-Neo.
+    From a Multi-Particle Dynamic System Point of View, section 4, with no norm before its first half, as in GPT-Neo;
+    halves in parallel: Wang and Komatsuzaki 2021, GPT-J-6B, with one norm; Black et al. 2022, GPT-NeoX-20B,
+    section 2.1.1, with two.
     """
-    share = 0.5 if context.model.macaron else 1.0
-    cache: Cache = {}
+    parallel = context.model.parallel_residual
     if context.model.macaron:
-        x = x + feed_forward(context, x, f"{layer.scope}/mlp_macaron", f"{layer.name}/mlp_macaron") * share
+        x = x + feed_forward(context, x, f"{layer.scope}/mlp_macaron", f"{layer.name}/mlp_macaron") * 0.5
+    normed = norm_before(context, x, f"{layer.scope}/norm_1") if layer.has_attention or parallel == ONE_NORM else x
+    after_attention, cache = _attention_half(context, x, normed, layer, attend)
+    if parallel != ONE_NORM:
+        normed = norm_before(context, after_attention if parallel == SEQUENTIAL else x, f"{layer.scope}/norm_2")
+    fed, counts, report = _feed_forward_half(context, normed, layer, mix)
+    return _BlockOutput(after_attention + fed, cache | counts, report)
+
+
+def _attention_half(
+    context: Context, x: mtf.Tensor, normed: mtf.Tensor, layer: Layer, attend: Attend
+) -> tuple[mtf.Tensor, Cache]:
+    """Adds the attention of the normalised x to x.
+
+    With `none_doubles_residual`, kept for GPT-Neo's checkpoints, a layer without attention adds x to itself.
+    """
+    scope = f"{layer.scope}/norm_rezero_1"
     if layer.has_attention:
-        attended, cache = attend(block_norm(context, x, f"{layer.scope}/norm_1"), layer)
-        x = x + residual_gain(context, attended, f"{layer.scope}/norm_rezero_1")
-    elif context.model.none_doubles_residual:
-        x = x + residual_gain(context, x, f"{layer.scope}/norm_rezero_1")
-    normed, report = block_norm(context, x, f"{layer.scope}/norm_2"), None
+        attended, cache = attend(normed, layer)
+        return x + residual_gain(context, norm_after(context, attended, f"{layer.scope}/norm_1"), scope), cache
+    return (x + residual_gain(context, x, scope) if context.model.none_doubles_residual else x), {}
+
+
+def _feed_forward_half(
+    context: Context, normed: mtf.Tensor, layer: Layer, mix: Mix
+) -> tuple[mtf.Tensor, Cache, moe.MoeReport | None]:
+    """Returns what the feed-forward layer or the experts add to the residual stream, their cache and their report."""
     if layer.is_mixture:
         mixture = mix(normed, layer)
-        fed, report = mixture.outputs, mixture.report
-        cache = cache | {EXPERT_COUNTS: mixture.expert_counts}
+        fed, counts, report = mixture.outputs, {EXPERT_COUNTS: mixture.expert_counts}, mixture.report
     else:
-        fed = feed_forward(context, normed, f"{layer.scope}/mlp", f"{layer.name}/mlp")
+        fed, counts, report = feed_forward(context, normed, f"{layer.scope}/mlp", f"{layer.name}/mlp"), {}, None
     if context.model.macaron:
-        fed *= share
-    return _BlockOutput(x + residual_gain(context, fed, f"{layer.scope}/norm_rezero_2"), cache, report)
+        fed *= 0.5
+    fed = norm_after(context, fed, f"{layer.scope}/norm_2")
+    return residual_gain(context, fed, f"{layer.scope}/norm_rezero_2"), counts, report
 
 
 # Training and evaluation.

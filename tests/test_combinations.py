@@ -13,7 +13,19 @@ import pytest
 
 from configs.kinds import ATTENTION_TYPES
 from configs.layout import find_layout_issues, parse_layout, parse_mesh_shape
-from configs.schema import ACTIVATIONS, LINEAR_NORMALIZATIONS, OPTIMIZERS, MoeParams, PredictionConfig, RunConfig
+from configs.schema import (
+    ACTIVATIONS,
+    LINEAR_NORMALIZATIONS,
+    NORM_AFTER,
+    NORM_BEFORE,
+    NORM_PLACEMENTS,
+    OPTIMIZERS,
+    PARALLEL_RESIDUALS,
+    SEQUENTIAL,
+    MoeParams,
+    PredictionConfig,
+    RunConfig,
+)
 from models.kernels.sampling import SamplingParams
 from runtime.checkpoint.position import TrainingPosition
 from runtime.checkpoint.reader import restore
@@ -45,7 +57,7 @@ def draw_model(draw: random.Random) -> dict[str, object]:
     flags = ("mlp_glu", "macaron", "share_parameters", "no_weight_tie", "qkv_bias", "scale_attn_weights", "entmax_loss")
     flags += ("recompute_grad", "scale_by_depth", "scale_by_in")
     has_dropout = draw.random() < 0.3
-    return {
+    model = {
         "attention_types": kinds,
         "local_attention_radius": draw.choice((1, 3, 5, 40)),
         "activation_function": draw.choice(CONTINUOUS),
@@ -58,6 +70,34 @@ def draw_model(draw: random.Random) -> dict[str, object]:
         **draw.choice(({}, {}, {"scalenorm": True}, {"rezero": True})),
         **(tiny.ALL_DROPOUTS if has_dropout else {}),
         **(draw_mixture(draw) if draw.random() < 0.35 else {}),
+    }
+    return model | draw_norms(draw, model) | draw_widths(draw, model)
+
+
+def draw_norms(draw: random.Random, model: dict[str, object]) -> dict[str, object]:
+    """Norms and their places that go with the settings of the model."""
+    kinds = ({}, {"norm": "rmsnorm"}, {"norm": "rmsnorm", "norm_unit_offset": True})
+    is_free = not (model.get("rezero") or model["macaron"])
+    placement = draw.choice((NORM_BEFORE, *NORM_PLACEMENTS)) if is_free else NORM_BEFORE
+    is_parallel = is_free and placement != NORM_AFTER and not model["none_doubles_residual"]
+    return {
+        "norm_epsilon": draw.choice((1e-5, 1e-2)),
+        "norm_placement": placement,
+        "parallel_residual": draw.choice(PARALLEL_RESIDUALS) if is_parallel else SEQUENTIAL,
+        **({} if model.get("scalenorm") else draw.choice(kinds)),
+    }
+
+
+def draw_widths(draw: random.Random, model: dict[str, object]) -> dict[str, object]:
+    """Feed-forward layers, embeddings and output layers."""
+    return {
+        "n_inner": draw.choice((None, None, 24)),
+        "gated_mlp": not model["mlp_glu"] and draw.random() < 0.4,
+        "mlp_bias": draw.random() < 0.7,
+        "final_norm": draw.choice((None, True, False)),
+        "head_bias": draw.choice((None, True, False)),
+        "embedding_scale": draw.choice((None, 5.5)),
+        "logit_softcap": draw.choice((None, 10.0)),
     }
 
 

@@ -35,6 +35,12 @@ def biased(function: Function) -> Function:
 
 
 @functools.cache
+def soft_cap(cap: float) -> Function:
+    """The activation cap tanh(x / cap)."""
+    return lambda x: cap * tf.tanh(x / cap)
+
+
+@functools.cache
 def activation(function: Function) -> Kernel:
     """(x [..., F], *others) -> function(x, *others), computed in float32, in x's dtype."""
 

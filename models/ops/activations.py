@@ -50,6 +50,14 @@ def biased_activation(
     return activation(x, kernels.biased(function), [bias, *parameters])
 
 
+def soft_cap(x: mtf.Tensor, cap: float) -> mtf.Tensor:
+    """Keeps x within (-cap, cap): cap tanh(x / cap), which is close to x near 0.
+
+    Source: Gemma Team 2024, Gemma 2, section 2, "Logit soft-capping".
+    """
+    return activation(x, kernels.soft_cap(cap))
+
+
 def uniform_scalar(noise: Noise) -> mtf.Tensor:
     """Returns one float32 number in (0, 1), the same for all rows and on any mesh."""
     return mtf.cwise(kernels.uniform_scalar, [noise.key], output_dtype=tf.float32)

@@ -184,7 +184,7 @@ def _dimension_sizes(config: RunConfig) -> dict[str, tuple[str, int]]:
         "memory_length": ("n_ctx", model.n_ctx),
         "embd": ("n_embd", model.n_embd),
         "heads": ("n_head", model.n_head),
-        "intermediate_expanded": ("4 n_embd", 4 * model.n_embd),
+        "intermediate_expanded": ("n_inner" if model.n_inner else "4 n_embd", model.feed_forward_width),
         "vocab": ("n_vocab", model.n_vocab),
     }
     if model.moe_layers:

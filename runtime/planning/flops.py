@@ -59,7 +59,7 @@ def _attention_flops(model: ModelConfig, layer: Layer) -> float:
 
 
 def _feed_forward_flops(model: ModelConfig) -> float:
-    return (24.0 if model.mlp_glu else 16.0) * model.n_embd**2
+    return 2.0 * (3 if model.is_gated else 2) * model.n_embd * model.feed_forward_width
 
 
 def _mixture_flops(model: ModelConfig) -> float:

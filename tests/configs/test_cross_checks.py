@@ -66,6 +66,57 @@ CONFLICTS = {
         {"scalenorm": True, "rezero": True},
         "scalenorm = true: changes the norms that rezero removes; keep one of the two",
     ),
+    "norms in other places than none": (
+        {"norm_placement": "after", "rezero": True},
+        'norm_placement = "after": changes the norms that rezero removes; keep one of the two',
+    ),
+    "parallel halves without norms": (
+        {"parallel_residual": "one_norm", "rezero": True},
+        'parallel_residual = "one_norm": changes the norms that rezero removes; keep one of the two',
+    ),
+    "one gain for all features of rmsnorm": (
+        {"norm": "rmsnorm", "scalenorm": True},
+        "scalenorm = true: is a form of layernorm, but norm = rmsnorm; keep one of the two",
+    ),
+    "an offset of layernorm's gain": (
+        {"norm_unit_offset": True},
+        "norm_unit_offset = true: acts on the gain of rmsnorm, but norm = layernorm; set norm to rmsnorm",
+    ),
+    "a kind of norm without norms": (
+        {"norm": "rmsnorm", "rezero": True, "no_weight_tie": True},
+        'norm = "rmsnorm": has no effect: rezero removes the norms of blocks, and there is no final norm; remove it',
+    ),
+    "norms after one norm": (
+        {"norm_placement": "after", "parallel_residual": "one_norm"},
+        'parallel_residual = "one_norm": counts the norms before attention and feed-forward, and norm_placement = '
+        "after has none; set norm_placement to before or both",
+    ),
+    "macaron in parallel": (
+        {"parallel_residual": "two_norms", "macaron": True},
+        'parallel_residual = "two_norms": cannot be combined with macaron; keep one of the two',
+    ),
+    "a doubled residual in parallel": (
+        {"parallel_residual": "two_norms", "none_doubles_residual": True},
+        'parallel_residual = "two_norms": cannot be combined with none_doubles_residual; keep one of the two',
+    ),
+    "macaron with norms after": (
+        {"norm_placement": "both", "macaron": True},
+        'norm_placement = "both": says nothing of the first half of macaron, which has no norm; keep one of the two',
+    ),
+    "two gates": (
+        {"gated_mlp": True, "mlp_glu": True},
+        "gated_mlp = true: and mlp_glu are two forms of a gate; keep one of the two",
+    ),
+    "a cap of scores": (
+        {"objective": "ranking", "logit_softcap": 30.0, "datasets": [], "no_dataset": True},
+        'objective = "ranking": is ranking, and logit_softcap is about the likelihood of tokens; '
+        "leave logit_softcap out",
+    ),
+    "a width that the axis does not divide": (
+        {"n_inner": 100, "mesh_shape": "x:8", "layout": "intermediate_expanded:x"},
+        'layout = "intermediate_expanded:x": intermediate_expanded:x splits n_inner = 100 over 8 devices, '
+        "which does not divide it; change n_inner, the size of x, or the rule",
+    ),
     "a task of texts for a masked model": (
         MASKED | {"eval_tasks": ["validation", "piqa"]},
         'eval_tasks = ["validation", "piqa"]: names piqa, and mlm_training = true gives no likelihood of a text; keep '

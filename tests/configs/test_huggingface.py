@@ -31,10 +31,11 @@ GPT_NEO = {
     "intermediate_size": None,
 }
 # What neither of the architectures has.
-ABSENT = dict.fromkeys(
-    ("rotary_emb", "mlp_glu", "macaron", "scalenorm", "rezero", "share_parameters", "no_weight_tie", "mlm_training"),
-    False,
-) | {"axial_pos_emb": None, "num_mem_kv": 0, "moe_layers": []}
+OFF = ("rotary_emb", "mlp_glu", "macaron", "scalenorm", "rezero", "share_parameters", "no_weight_tie", "mlm_training")
+OFF += ("norm_unit_offset", "gated_mlp")
+NONE = ("axial_pos_emb", "n_inner", "final_norm", "head_bias", "embedding_scale", "logit_softcap")
+ABSENT = dict.fromkeys(OFF, False) | dict.fromkeys(NONE) | {"num_mem_kv": 0, "moe_layers": [], "mlp_bias": True}
+ABSENT |= {"norm": "layernorm", "norm_epsilon": 1e-5, "norm_placement": "before", "parallel_residual": "off"}
 # As GPT-2's config.json of 2019, which knew neither model_type nor an activation.
 GPT_2 = {"n_embd": 768, "n_head": 12, "n_layer": 12, "n_positions": 1024, "n_ctx": 1024, "vocab_size": 50257}
 
@@ -283,6 +284,18 @@ def test_a_gpt_2_to_be_exported(has_biases: bool, scales: bool) -> None:
             ["share_parameters = true", "no_weight_tie = true", "moe_layers = [1]"],
         ),
         (
+            {"norm": "rmsnorm", "norm_epsilon": 1e-6, "norm_unit_offset": True, "norm_placement": "both"},
+            ["norm = rmsnorm", "norm_epsilon = 1e-06", "norm_unit_offset = true", "norm_placement = both"],
+        ),
+        (
+            {"parallel_residual": "one_norm", "n_inner": 24, "gated_mlp": True, "mlp_bias": False},
+            ["parallel_residual = one_norm", "n_inner = 24", "gated_mlp = true", "mlp_bias = false"],
+        ),
+        (
+            {"final_norm": False, "head_bias": True, "embedding_scale": 2.0, "logit_softcap": 30.0},
+            ["final_norm = false", "head_bias = true", "embedding_scale = 2.0", "logit_softcap = 30.0"],
+        ),
+        (
             {"mlm_training": True, "activation_function": "prelu"},
             ["activation_function = prelu", "mlm_training = true"],
         ),
@@ -305,6 +318,8 @@ def test_every_option_fits_or_is_refused() -> None:
     of_refused_attention = {"linear_attention_normalization", "none_doubles_residual"}
     refused = {"rotary_emb", "axial_pos_emb", "num_mem_kv", "mlp_glu", "macaron", "scalenorm", "rezero"}
     refused |= {"share_parameters", "no_weight_tie", "moe_layers", "mlm_training"}
+    refused |= {"norm", "norm_epsilon", "norm_unit_offset", "norm_placement", "parallel_residual", "n_inner"}
+    refused |= {"gated_mlp", "mlp_bias", "final_norm", "head_bias", "embedding_scale", "logit_softcap"}
     assert set(keys_of(ModelConfig)) == kept | of_training | of_mixtures | of_refused_attention | refused
 
 

@@ -127,13 +127,19 @@ def _attention_layer(model: ModelConfig, values: Values, x: np.ndarray, layer: i
 
 def _feed_forward(model: ModelConfig, values: Values, x: np.ndarray, scope: str) -> np.ndarray:
     main, activation = f"{scope}/conv1d_main", activation_of(model.activation_function, values, scope)
-    hidden = x @ values[f"{main}/c_fc/kernel"] + values[f"{main}/c_fc/bias"]
-    if model.mlp_glu:
+
+    def dense(x: np.ndarray, name: str) -> np.ndarray:
+        return x @ values[f"{main}/{name}/kernel"] + (values[f"{main}/{name}/bias"] if model.mlp_bias else 0.0)
+
+    hidden = dense(x, "c_fc")
+    if model.gated_mlp:
+        hidden = activation(dense(x, "c_gate")) * hidden
+    elif model.mlp_glu:
         kept, gate = np.split(hidden, 2, -1)
         hidden = kept * activation(gate)
     else:
         hidden = activation(hidden)
-    return hidden @ values[f"{main}/c_proj/kernel"] + values[f"{main}/c_proj/bias"]
+    return dense(hidden, "c_proj")
 
 
 def activation_of(name: str, values: Values, scope: str) -> Callable[[np.ndarray], np.ndarray]:
@@ -144,13 +150,22 @@ def activation_of(name: str, values: Values, scope: str) -> Callable[[np.ndarray
 
 
 def _norm(model: ModelConfig, values: Values, x: np.ndarray, scope: str) -> np.ndarray:
+    gain = values[f"{scope}/g"]
+    if model.norm == "rmsnorm":
+        return rms_norm(x, 1.0 + gain if model.norm_unit_offset else gain, model.norm_epsilon)
+    return layer_norm(x, gain, 0.0 if gain.ndim == 0 else values[f"{scope}/b"], model.norm_epsilon)
+
+
+def _before(model: ModelConfig, values: Values, x: np.ndarray, scope: str) -> np.ndarray:
+    """The input of a half of a block."""
+    return x if model.rezero or model.norm_placement == "after" else _norm(model, values, x, scope)
+
+
+def _added(model: ModelConfig, values: Values, y: np.ndarray, scope: str, number: int) -> np.ndarray:
+    """What the output of a half of a block adds to the residual stream."""
     if model.rezero:
-        return x
-    return layer_norm(x, values[f"{scope}/g"], 0.0 if model.scalenorm else values[f"{scope}/b"])
-
-
-def _added(model: ModelConfig, values: Values, y: np.ndarray, scope: str) -> np.ndarray:
-    return y * values[f"{scope}/g"] if model.rezero else y
+        return y * values[f"{scope}/norm_rezero_{number}/g"]
+    return y if model.norm_placement == "before" else _norm(model, values, y, f"{scope}/norm_{number}_post")
 
 
 def _positions(model: ModelConfig, values: Values, length: int) -> np.ndarray | float:
@@ -181,23 +196,28 @@ def hidden(model: ModelConfig, values: Values, tokens: np.ndarray, capacity_fact
     """Tokens [B, S] -> output of the last block [B, S, E], and the experts' auxiliary loss; without dropout."""
     aux_loss = 0.0
     share = 0.5 if model.macaron else 1.0
-    x = values["gpt2/wte"][tokens] + _positions(model, values, tokens.shape[1])
+    x = values["gpt2/wte"][tokens] * (model.embedding_scale or 1.0) + _positions(model, values, tokens.shape[1])
     for layer, kind in enumerate(model.attention_types):
         scope = "gpt2/" if model.share_parameters else f"gpt2/h{layer}"
         if model.macaron:
             x = x + share * _feed_forward(model, values, x, f"{scope}/mlp_macaron")
+        block_input = x
         if kind != "none":
-            attended = _attention_layer(model, values, _norm(model, values, x, f"{scope}/norm_1"), layer, scope)
-            x = x + _added(model, values, attended, f"{scope}/norm_rezero_1")
+            attended = _attention_layer(model, values, _before(model, values, x, f"{scope}/norm_1"), layer, scope)
+            x = x + _added(model, values, attended, scope, 1)
         elif model.none_doubles_residual:
-            x = x + _added(model, values, x, f"{scope}/norm_rezero_1")
-        normed = _norm(model, values, x, f"{scope}/norm_2")
+            x = x + (x * values[f"{scope}/norm_rezero_1/g"] if model.rezero else x)
+        if model.parallel_residual == "one_norm":
+            normed = _before(model, values, block_input, f"{scope}/norm_1")
+        else:
+            source = block_input if model.parallel_residual == "two_norms" else x
+            normed = _before(model, values, source, f"{scope}/norm_2")
         if layer in model.moe_layers:
             fed, loss = _mixture(model, values, normed, scope, capacity_factor)
             aux_loss += loss
         else:
             fed = _feed_forward(model, values, normed, f"{scope}/mlp")
-        x = x + _added(model, values, share * fed, f"{scope}/norm_rezero_2")
+        x = x + _added(model, values, share * fed, scope, 2)
     return x, aux_loss
 
 
@@ -207,10 +227,13 @@ def logits(model: ModelConfig, values: Values, tokens: np.ndarray) -> np.ndarray
 
 
 def _output(model: ModelConfig, values: Values, x: np.ndarray) -> np.ndarray:
-    if model.no_weight_tie:
-        scope = "gpt2/wte_final_linear/conv1d_main/linear_out"
-        return x @ values[f"{scope}/kernel"] + values[f"{scope}/bias"]
-    return layer_norm(x, values["gpt2/ln_f/g"], values["gpt2/ln_f/b"]) @ values["gpt2/wte"].T
+    scope = "gpt2/wte_final_linear/conv1d_main/linear_out"
+    if not model.no_weight_tie if model.final_norm is None else model.final_norm:
+        x = _norm(model, values, x, "gpt2/ln_f")
+    logits = x @ (values[f"{scope}/kernel"] if model.no_weight_tie else values["gpt2/wte"].T)
+    if model.no_weight_tie if model.head_bias is None else model.head_bias:
+        logits = logits + values[f"{scope}/bias"]
+    return model.logit_softcap * np.tanh(logits / model.logit_softcap) if model.logit_softcap else logits
 
 
 def losses(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -57,6 +57,7 @@ def proottanh(x: np.ndarray, power: float = 0.0, offset: float = 0.0, root: floa
 
 ACTIVATIONS: dict[str, Callable[..., np.ndarray]] = {
     "gelu": lambda x: 0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3))),
+    "gelu_exact": lambda x: 0.5 * x * (1.0 + np.vectorize(math.erf)(x / math.sqrt(2.0))),
     "relu": lambda x: np.maximum(x, 0.0),
     "sigmoid": sigmoid,
     "tanh": np.tanh,

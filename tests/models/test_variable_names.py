@@ -20,21 +20,28 @@ EMBEDDINGS = {"wte": [64, 32], "wpe": [16, 32]}
 FINAL_NORM = {"ln_f/g": [32], "ln_f/b": [32]}
 
 
-def feed_forward(scope: str = "mlp", expanded: int = 128) -> Shapes:
+def feed_forward(scope: str = "mlp", expanded: int = 128, hidden: int = 128) -> Shapes:
     return {
         f"{scope}/conv1d_main/c_fc/kernel": [32, expanded],
         f"{scope}/conv1d_main/c_fc/bias": [expanded],
-        f"{scope}/conv1d_main/c_proj/kernel": [128, 32],
+        f"{scope}/conv1d_main/c_proj/kernel": [hidden, 32],
         f"{scope}/conv1d_main/c_proj/bias": [32],
     }
 
 
+HEAD = "wte_final_linear/conv1d_main/linear_out"
 BLOCK = NORMS | ATTENTION | feed_forward()
 OUTER = EMBEDDINGS | FINAL_NORM
 
 
 def without(shapes: Shapes, *beginnings: str) -> Shapes:
     return {name: shape for name, shape in shapes.items() if not name.startswith(beginnings)}
+
+
+def without_biases(shapes: Shapes, of: str = "") -> Shapes:
+    """Without those of norms, or of what the names begin with."""
+    is_bias = (lambda name: name.startswith(of) and name.endswith("/bias")) if of else lambda name: name.endswith("/b")
+    return {name: shape for name, shape in shapes.items() if not is_bias(name)}
 
 
 def in_layers(first: Shapes, second: Shapes, outer: Shapes = OUTER) -> Shapes:
@@ -49,6 +56,7 @@ def in_both(block: Shapes, outer: Shapes = OUTER) -> Shapes:
 MOE = MoeParams(moe_num_experts=4, moe_hidden_size=24)
 EXPERTS = {"top_2_gating/kernel": [32, 4], "wi/kernel": [4, 32, 24], "wo/kernel": [4, 24, 32]}
 MEMORY = {"attn/attention/mem_k": [3, 4, 8], "attn/attention/mem_v": [3, 4, 8]}
+POST_NORMS = {f"norm_{number}_post/{part}": [32] for number in (1, 2) for part in "gb"}
 GAINS = {f"norm_rezero_{number}/g": [] for number in (1, 2)}
 
 GOLDEN: dict[str, tuple[dict[str, object], Shapes]] = {
@@ -81,13 +89,44 @@ GOLDEN: dict[str, tuple[dict[str, object], Shapes]] = {
         {"no_weight_tie": True},
         in_both(
             BLOCK,
-            EMBEDDINGS
-            | {
-                "wte_final_linear/conv1d_main/linear_out/kernel": [32, 64],
-                "wte_final_linear/conv1d_main/linear_out/bias": [64],
-            },
+            EMBEDDINGS | {f"{HEAD}/kernel": [32, 64], f"{HEAD}/bias": [64]},
         ),
     ),
+    "norm": ({"norm": "rmsnorm"}, in_both(without_biases(BLOCK), without_biases(OUTER))),
+    "norm_placement after": ({"norm_placement": "after"}, in_both(without(BLOCK, "norm") | POST_NORMS)),
+    "norm_placement both": (
+        {"norm_placement": "both", "norm": "rmsnorm", "norm_unit_offset": True},
+        in_both(without_biases(BLOCK | POST_NORMS), without_biases(OUTER)),
+    ),
+    "norm_placement with scalenorm": (
+        {"norm_placement": "after", "scalenorm": True},
+        in_both(without(BLOCK, "norm") | {"norm_1_post/g": [], "norm_2_post/g": []}),
+    ),
+    "one norm": ({"parallel_residual": "one_norm"}, in_both(without(BLOCK, "norm_2"))),
+    "one norm without attention": (
+        {"parallel_residual": "one_norm", "attention_types": ("none", "local")},
+        in_layers(without(BLOCK, "norm_2", "attn"), without(BLOCK, "norm_2")),
+    ),
+    "two norms": ({"parallel_residual": "two_norms"}, in_both(BLOCK)),
+    "n_inner": ({"n_inner": 40}, in_both(without(BLOCK, "mlp") | feed_forward(expanded=40, hidden=40))),
+    "n_inner and mlp_glu": (
+        {"n_inner": 40, "mlp_glu": True},
+        in_both(without(BLOCK, "mlp") | feed_forward(expanded=80, hidden=40)),
+    ),
+    "gated_mlp": (
+        {"gated_mlp": True},
+        in_both(BLOCK | {"mlp/conv1d_main/c_gate/kernel": [32, 128], "mlp/conv1d_main/c_gate/bias": [128]}),
+    ),
+    "gated_mlp without biases": (
+        {"gated_mlp": True, "mlp_bias": False},
+        in_both(without_biases(BLOCK, "mlp") | {"mlp/conv1d_main/c_gate/kernel": [32, 128]}),
+    ),
+    "final_norm": ({"final_norm": False}, in_both(BLOCK, EMBEDDINGS)),
+    "untied with final_norm": (
+        {"no_weight_tie": True, "final_norm": True, "head_bias": False},
+        in_both(BLOCK, OUTER | {f"{HEAD}/kernel": [32, 64]}),
+    ),
+    "head_bias": ({"head_bias": True}, in_both(BLOCK, OUTER | {f"{HEAD}/bias": [64]})),
     "moe_layers": ({"moe_layers": (1,), "moe_params": MOE}, in_layers(BLOCK, without(BLOCK, "mlp") | EXPERTS)),
     "qkv_bias": ({"qkv_bias": True}, in_both(BLOCK | {f"attn/{name}_bias": [32] for name in "qkv"})),
     "scale_attn_weights": ({"scale_attn_weights": True}, in_both(BLOCK)),
@@ -95,6 +134,14 @@ GOLDEN: dict[str, tuple[dict[str, object], Shapes]] = {
     "mlm_training": ({"mlm_training": True}, in_both(BLOCK)),
     "entmax_loss": ({"entmax_loss": True}, in_both(BLOCK)),
     "objective": ({"objective": "ranking"}, in_both(BLOCK, OUTER | {"score": [1, 32]})),
+    "objective without a final norm": (
+        {"objective": "ranking", "final_norm": False},
+        in_both(BLOCK, EMBEDDINGS | {"score": [1, 32]}),
+    ),
+    "objective untied": (
+        {"objective": "ranking", "no_weight_tie": True, "norm": "rmsnorm"},
+        in_both(without_biases(BLOCK), without_biases(OUTER) | {"score": [1, 32]}),
+    ),
 }
 
 

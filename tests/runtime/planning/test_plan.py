@@ -169,6 +169,8 @@ def model_of(**changes: object) -> ModelConfig:
         ({"attention_types": ("local",)}, 8 * E * E + 4 * E * 70 / 16 + 16 * E * E + 2 * E * V),
         ({"num_mem_kv": 3}, 8 * E * E + 4 * E * 11.5 + 16 * E * E + 2 * E * V),
         ({"mlp_glu": True}, 8 * E * E + 4 * E * 8.5 + 24 * E * E + 2 * E * V),
+        ({"n_inner": 40}, 8 * E * E + 4 * E * 8.5 + 4 * E * 40 + 2 * E * V),
+        ({"gated_mlp": True, "n_inner": 40}, 8 * E * E + 4 * E * 8.5 + 6 * E * 40 + 2 * E * V),
         ({"macaron": True}, 8 * E * E + 4 * E * 8.5 + 32 * E * E + 2 * E * V),
         (MIXTURE, 8 * E * E + 4 * E * 8.5 + 2 * E * 4 + 2 * 4 * E * 48 + 2 * E * V),
     ],
@@ -181,7 +183,7 @@ def test_flops_of_a_token(changes: dict[str, object], forward: float) -> None:
 SLOW_OPTIONS = [pytest.param(option, marks=pytest.mark.slow) for option in ("macaron", "no_weight_tie")]
 
 
-@pytest.mark.parametrize("option", ["", "mlp_glu", "share_parameters", "recompute_grad", *SLOW_OPTIONS])
+@pytest.mark.parametrize("option", ["", "mlp_glu", "gated_mlp", "share_parameters", "recompute_grad", *SLOW_OPTIONS])
 def test_the_graph_has_the_products_of_flops_of_token(option: str) -> None:
     changes = {"n_layer": 2, "attention_types": ("global",) * 2, "mlm_training": True} | (
         {option: True} if option else {}
