@@ -44,10 +44,17 @@ KEYS_OF_SOURCES = {
 }
 
 
-def _find_head_issues(n_head: int, n_embd: int) -> KeyedIssues:
-    if n_embd % n_head:
-        remedy = "choose n_head and n_embd so that n_embd / n_head is whole"
+def _find_head_issues(n_head: int, n_embd: int, n_kv_head: int | None, head_dim: int | None) -> KeyedIssues:
+    if head_dim is None and n_embd % n_head:
+        remedy = "choose n_head and n_embd so that n_embd / n_head is whole, or give head_dim"
         yield "n_head", f"does not divide n_embd = {n_embd}", remedy
+    if n_kv_head is not None and n_head % n_kv_head:
+        yield "n_kv_head", f"does not divide n_head = {n_head}", "choose them so that n_head / n_kv_head is whole"
+
+
+def _find_scale_issues(attention_scale: float | None, scale_attn_weights: bool) -> KeyedIssues:
+    if attention_scale is not None and scale_attn_weights:
+        yield "attention_scale", "scales what scale_attn_weights scales too", "keep one of the two"
 
 
 def _find_layer_issues(attention_types: tuple[str, ...], n_layer: int) -> KeyedIssues:
@@ -57,11 +64,24 @@ def _find_layer_issues(attention_types: tuple[str, ...], n_layer: int) -> KeyedI
         yield "attention_types", f"expands to {expanded} layers, but n_layer = {n_layer}", remedy
 
 
-def _find_rotary_issues(n_head: int, n_embd: int, rotary_emb: bool) -> KeyedIssues:
-    features = n_embd // n_head
-    if rotary_emb and features % 2:
-        problem = f"needs an even number of features per head, but n_embd / n_head = {features}"
-        yield "rotary_emb", problem, "change n_head or n_embd, or set it to false"
+def _find_rotary_issues(
+    n_head: int, n_embd: int, head_dim: int | None, rotary_emb: bool, rotary_dim: int | None
+) -> KeyedIssues:
+    features = head_dim or n_embd // n_head
+    if rotary_dim is not None:
+        if rotary_dim % 2 or rotary_dim > features:
+            yield "rotary_dim", f"is not an even number of at most {features}, the features of a head", "change it"
+    elif rotary_emb and features % 2:
+        what = "n_embd / n_head" if head_dim is None else "head_dim"
+        problem = f"needs an even number of features per head, but {what} = {features}"
+        yield "rotary_emb", problem, "change n_head, n_embd or head_dim, or set it to false"
+
+
+def _find_idle_rotary_issues(rotary_emb: bool, values: Mapping[str, Any]) -> KeyedIssues:
+    for key in ("rotary_base", "rotary_dim", "rotary_style", "rotary_scaling"):
+        default = keys_of(ModelConfig)[key].default
+        if not rotary_emb and values.get(key, default) != default:
+            yield key, "has no effect without rotary_emb", "set rotary_emb to true, or leave it out"
 
 
 def _find_axial_issues(axial_pos_emb: tuple[int, int] | None, n_ctx: int, rotary_emb: bool) -> KeyedIssues:
@@ -135,6 +155,12 @@ def _find_memory_issues(num_mem_kv: int, attention_types: tuple[str, ...]) -> Ke
     if num_mem_kv and attention_types and "global" not in attention_types:
         problem = "acts in global layers, and attention_types has none"
         yield "num_mem_kv", problem, "set it to 0, or give a global layer"
+
+
+def _find_softcap_issues(attention_softcap: float | None, attention_types: tuple[str, ...]) -> KeyedIssues:
+    if attention_softcap and attention_types and not {"global", "local"} & set(attention_types):
+        problem = "acts in global and local layers, and attention_types has none"
+        yield "attention_softcap", problem, "leave it out, or give such a layer"
 
 
 def _find_masked_id_issues(
@@ -244,6 +270,8 @@ def _dimension_sizes(values: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str
     for dimension, key in sources.items():
         if key in values:
             yield dimension, (key, values[key])
+    if values.get("n_kv_head"):
+        yield "kv_heads", ("n_kv_head", values["n_kv_head"])
     if values.get("n_inner"):
         yield "intermediate_expanded", ("n_inner", values["n_inner"])
     elif "n_embd" in values:
@@ -309,8 +337,10 @@ PREDICTION_CHECKS: tuple[CrossCheck, ...] = (_find_top_k_issues, _find_beam_issu
 SPECIAL_ID_CHECKS: tuple[CrossCheck, ...] = (_find_eos_issues, _find_padding_issues)
 RUN_CHECKS: tuple[CrossCheck, ...] = (
     _find_head_issues,
+    _find_scale_issues,
     _find_layer_issues,
     _find_rotary_issues,
+    _find_idle_rotary_issues,
     _find_axial_issues,
     _find_norm_issues,
     _find_absent_norm_issues,
@@ -318,6 +348,7 @@ RUN_CHECKS: tuple[CrossCheck, ...] = (
     _find_gate_issues,
     _find_moe_issues,
     _find_memory_issues,
+    _find_softcap_issues,
     _find_masked_id_issues,
     _find_masked_share_issues,
     _find_objective_issues,

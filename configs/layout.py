@@ -22,6 +22,7 @@ TENSORS = {
     "the token table wte": ("vocab", "embd"),
     "the position table wpe": ("embed_sequence", "embd"),
     "the attention projections": ("embd", "heads"),
+    "the key and value projections": ("embd", "kv_heads"),
     "the feed-forward kernels": ("embd", "intermediate_expanded"),
     "the experts' kernels": ("experts", "embd", "expert_hidden"),
     "the experts' hidden activations": ("batch", "expert_hidden"),
@@ -29,6 +30,7 @@ TENSORS = {
     "the hidden feed-forward activations": ("batch", "sequence", "intermediate_expanded"),
     "the queries": ("batch", "sequence", "heads"),
     "the keys and values": ("batch", "memory_length", "heads"),
+    "the keys and values of groups": ("batch", "memory_length", "kv_heads"),
     "the attention weights": ("batch", "heads", "sequence", "memory_length"),
     "the logits": ("batch", "sequence", "vocab"),
 }
@@ -119,7 +121,10 @@ def find_layout_issues(
             yield _unknown_axis(dimension, axis, axes)
         elif dimension in sizes and sizes[dimension][1] % axes[axis]:
             yield _indivisible(dimension, axis, axes[axis], *sizes[dimension])
-    yield from _find_shared_axes(dict(layout or ()))
+    rules = dict(layout or ())
+    yield from _find_shared_axes(rules)
+    if rules.get("kv_heads", rules.get("heads")) != rules.get("heads"):
+        yield _apart_from_heads(rules["kv_heads"])
 
 
 def _unknown_axis(dimension: str, axis: str, axes: Mapping[str, int]) -> ValueIssue:
@@ -133,6 +138,11 @@ def _unknown_axis(dimension: str, axis: str, axes: Mapping[str, int]) -> ValueIs
 def _indivisible(dimension: str, axis: str, axis_size: int, key: str, size: int) -> ValueIssue:
     problem = f"{dimension}:{axis} splits {key} = {size} over {axis_size} devices, which does not divide it"
     return ValueIssue(problem, f"change {key}, the size of {axis}, or the rule")
+
+
+def _apart_from_heads(axis: str) -> ValueIssue:
+    problem = f"kv_heads:{axis} splits keys and values apart from the heads that use them"
+    return ValueIssue(problem, f"give heads:{axis} too, or leave it out")
 
 
 def _find_shared_axes(rules: Mapping[str, str]) -> Iterator[ValueIssue]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass
@@ -38,6 +39,7 @@ from configs.kinds import (
     integer,
     integers,
     is_unicode,
+    number,
     one_of,
     optional,
     parse_part,
@@ -55,6 +57,8 @@ ACTIVATIONS = (
     *("proottanh", "maxsig", "cosid", "minsin", "maxtanh", "mish", "tanhexp", "lisht", "seagull", "snake"),
     *("roottanh", "softplusmone", "elish_published", "gelu_exact"),
 )
+NO_QK_NORM, QK_NORM_OF_HEAD, QK_NORM_OF_PROJECTION = QK_NORMS = ("off", "head", "projection")
+ROTARY_STYLES = ("half", "interleaved")
 LINEAR_NORMALIZATIONS = ("position", "feature")
 LAYER_NORM, RMS_NORM = NORMS = ("layernorm", "rmsnorm")
 NORM_BEFORE, NORM_AFTER, NORM_BOTH = NORM_PLACEMENTS = ("before", "after", "both")
@@ -193,6 +197,92 @@ class MoeParams:
     )
 
 
+# What the object of each type of rotary_scaling must have, and what it may have, as in Hugging Face's rope_scaling.
+ROTARY_SCALINGS = {
+    "linear": (("factor",), ()),
+    "llama3": (("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"), ()),
+    "yarn": (
+        ("factor", "original_max_position_embeddings"),
+        ("beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim", "truncate"),
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RotaryScaling:
+    """How rotary position embeddings reach beyond the trained length: the members of the key `rotary_scaling`."""
+
+    type: str = setting(
+        one_of(tuple(ROTARY_SCALINGS)),
+        "linear divides every frequency by factor; llama3 the slow ones, by how often they turn within the original "
+        "length; yarn those beyond a ramp, and scales attention.",
+        source="Chen et al. 2023, Position Interpolation; Llama 3.1; Peng et al. 2023, YaRN",
+    )
+    factor: float = setting(number(">= 1", lambda value: value >= 1), "How many times longer texts may be.")
+    original_max_position_embeddings: int | None = setting(
+        optional(integer(1, limit=MAX_TOKENS)), "llama3, yarn: the trained length.", unit="tokens", default=None
+    )
+    low_freq_factor: float | None = setting(
+        optional(POSITIVE), "llama3: frequencies that turn less often are divided.", unit="turns", default=None
+    )
+    high_freq_factor: float | None = setting(
+        optional(POSITIVE), "llama3: frequencies that turn more often are kept.", unit="turns", default=None
+    )
+    beta_fast: float | None = setting(
+        optional(POSITIVE), "yarn: turns at which the ramp begins; null: 32.", unit="turns", default=None
+    )
+    beta_slow: float | None = setting(
+        optional(POSITIVE), "yarn: turns at which the ramp ends; null: 1.", unit="turns", default=None
+    )
+    attention_factor: float | None = setting(
+        optional(POSITIVE), "yarn: multiplies rotated queries and keys; null: 0.1 ln(factor) + 1.", default=None
+    )
+    mscale: float | None = setting(
+        optional(POSITIVE),
+        "yarn: with mscale_all_dim, attention_factor is (0.1 mscale ln(factor) + 1) / (0.1 mscale_all_dim ln(factor) "
+        "+ 1).",
+        default=None,
+    )
+    mscale_all_dim: float | None = setting(optional(POSITIVE), "yarn: see mscale.", default=None)
+    truncate: bool | None = setting(
+        optional(FLAG), "yarn: rounds the ends of the ramp to whole pairs of features; null: true.", default=None
+    )
+
+
+def _parse_rotary_scaling(value: Any) -> RotaryScaling | None:
+    if value is None:
+        return None
+    if not isinstance(value, dict) or "type" not in value:
+        raise ValueIssue("is not an object with a type", 'write it as {"type": "linear", "factor": 2.0}')
+    members = _parse_members(RotaryScaling, value)
+    required, allowed = ROTARY_SCALINGS[members["type"]]
+    for member in required:
+        if members.get(member) is None:
+            raise ValueIssue(f"lacks {member}", f"{members['type']} needs {', '.join(required)}")
+    for member, given in members.items():
+        if given is not None and member not in ("type", *required, *allowed):
+            raise ValueIssue(f"has {member}, which {members['type']} does not have", "leave it out")
+    scaling = RotaryScaling(**members)
+    _check_ramp(scaling)
+    return scaling
+
+
+def _check_ramp(scaling: RotaryScaling) -> None:
+    if scaling.type == "llama3" and scaling.high_freq_factor <= scaling.low_freq_factor:
+        raise ValueIssue("has a high_freq_factor that is not above low_freq_factor", "raise it")
+    if scaling.type == "yarn" and (scaling.beta_fast or 32.0) <= (scaling.beta_slow or 1.0):
+        raise ValueIssue("has a beta_fast that is not above beta_slow", "raise it")
+
+
+def _write_rotary_scaling(scaling: RotaryScaling | None) -> dict[str, Any] | None:
+    if scaling is None:
+        return None
+    return {member: value for member, value in written_keys(scaling).items() if value is not None}
+
+
+ROTARY_SCALING = Kind("an object, see below; null: none", _parse_rotary_scaling, _write_rotary_scaling)
+
+
 def _parse_members(config_class: type, value: Mapping[str, Any]) -> dict[str, Any]:
     """Parses an object that is the value of a key, or a part of it."""
     known, parsed = keys_of(config_class), {}
@@ -216,7 +306,11 @@ MOE_PARAMS = Kind("an object, see below; null: all defaults", _parse_moe_params,
 class ModelConfig:
     """The network: its dimensions and the variants of its layers."""
 
-    n_head: int = setting(integer(1, limit=MAX_FEATURES), "Attention heads of a layer; divides n_embd.", unit="heads")
+    n_head: int = setting(
+        integer(1, limit=MAX_FEATURES),
+        "Attention heads of a layer; divides n_embd, unless head_dim is given.",
+        unit="heads",
+    )
     n_embd: int = setting(integer(1, limit=MAX_FEATURES), "Width of the residual stream.", unit="features")
     n_layer: int = setting(integer(1, limit=MAX_LAYERS), "Blocks of attention and feed-forward.", unit="layers")
     n_ctx: int = setting(
@@ -271,9 +365,62 @@ class ModelConfig:
     qkv_bias: bool = setting(SWITCH, "Biases of queries, keys and values, as in GPT-2.", default=False)
     scale_attn_weights: bool = setting(
         SWITCH,
-        "Divides attention logits by sqrt(n_embd / n_head), as in GPT-2; GPT-Neo scales its initial weights instead.",
+        "Divides attention logits by sqrt(head_dim), as in GPT-2; GPT-Neo scales its initial weights instead.",
         default=False,
     )
+    n_kv_head: int | None = setting(
+        optional(integer(1, limit=MAX_FEATURES)),
+        "Heads of keys and values; divides n_head. Fewer than n_head: groups of query heads share one, and the cache "
+        "holds that many. 1: multi-query attention. null: n_head.",
+        unit="heads",
+        default=None,
+        source="Ainslie et al. 2023, GQA",
+    )
+    head_dim: int | None = setting(
+        optional(integer(1, limit=MAX_FEATURES)),
+        "Width of an attention head; null: n_embd / n_head.",
+        unit="features",
+        default=None,
+    )
+    attention_scale: float | None = setting(
+        optional(POSITIVE),
+        "Attention logits are multiplied by it; null: 1 / sqrt(head_dim) with scale_attn_weights, else 1.",
+        default=None,
+    )
+    rotary_base: float = setting(
+        number("> 1", lambda value: value > 1),
+        "With rotary_emb: pair i of the rotated features turns by base^(-2 i / rotary_dim) a position.",
+        default=10000.0,
+    )
+    rotary_dim: int | None = setting(
+        optional(integer(2, limit=MAX_FEATURES)),
+        "With rotary_emb: the first features of each head that are rotated, an even number; null: all.",
+        unit="features",
+        default=None,
+    )
+    rotary_style: str = setting(
+        one_of(ROTARY_STYLES),
+        "With rotary_emb: the features that turn together: half, i and i + rotary_dim / 2, as in GPT-NeoX and Llama; "
+        "interleaved, 2 i and 2 i + 1, as in GPT-J.",
+        default="half",
+    )
+    rotary_scaling: RotaryScaling | None = setting(
+        ROTARY_SCALING, "With rotary_emb: how texts may be longer than those that it was trained on.", default=None
+    )
+    qk_norm: str = setting(
+        one_of(QK_NORMS),
+        "RMS norms of queries and keys, before they are rotated, with norm_epsilon: head, of each head's features, as "
+        "in Qwen 3; projection, of all heads' features together, as in OLMo 2.",
+        default="off",
+    )
+    attention_softcap: float | None = setting(
+        optional(POSITIVE),
+        "Bounds the attention logits of global and local layers to attention_softcap tanh(logits / attention_softcap); "
+        "null: no bound.",
+        default=None,
+        source="Gemma 2",
+    )
+    attn_output_bias: bool = setting(FLAG, "A bias after the output projection of attention.", default=True)
     mlp_glu: bool = setting(
         SWITCH,
         "Gated feed-forward layers, as in GPT-Neo: one half of a layer of 2 n_inner features times the activation of "
@@ -425,7 +572,24 @@ class ModelConfig:
     @property
     def features_per_head(self) -> int:
         """Width of one attention head, in features."""
-        return self.n_embd // self.n_head
+        return self.head_dim or self.n_embd // self.n_head
+
+    @property
+    def rotated_features(self) -> int:
+        """Features of a head that rotary embeddings turn."""
+        return self.rotary_dim or self.features_per_head
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.n_kv_head or self.n_head
+
+    @property
+    def logit_scale(self) -> float:
+        """What attention logits are multiplied by."""
+        if self.attention_scale is not None:
+            return self.attention_scale
+        return 1.0 / math.sqrt(self.features_per_head) if self.scale_attn_weights else 1.0
 
 
 @dataclass(frozen=True, kw_only=True)

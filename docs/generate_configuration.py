@@ -117,6 +117,7 @@ def render() -> str:
         lines += key_section(title, group)
     lines += [
         *key_section("Members of `moe_params`", schema.MoeParams),
+        *key_section("Members of `rotary_scaling`", schema.RotaryScaling),
         *key_section("Members of `eval_tasks`", schema.TaskEntry),
         *dataset_section(),
         *layout_section(),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 
+from configs.schema import QK_NORM_OF_HEAD, QK_NORM_OF_PROJECTION
 from meshtf import mtf
 from models import variables
 from models.attention_interface import QKV, AttentionKind, Cache
 from models.context import Context
 from models.layer import Layer
 from models.linear_attention import LINEAR
+from models.norms import rms_norm
 from models.ops.activations import bias_add
 from models.positions import rotate_by_positions, sequence_positions
 from models.softmax_attention import GLOBAL, LOCAL
@@ -22,47 +24,75 @@ def _init_stds(context: Context) -> dict[str, float]:
     """Standard deviations of the initial weights.
 
     GPT-Neo does not divide logits by sqrt(features_per_head): that factor is in its initial query weights, and in the
-    weights of released checkpoints.
+    weights of released checkpoints. With any scale of the logits, they are as large at first as if divided so.
     """
     std = 1.0 / math.sqrt(context.model.n_embd)
-    folded = 1.0 if context.model.scale_attn_weights else math.sqrt(context.model.features_per_head)
+    folded = context.model.logit_scale * math.sqrt(context.model.features_per_head)
     return {"q": std / folded, "k": std, "v": std}
 
 
 def _project(context: Context, x: mtf.Tensor, scope: str) -> list[mtf.Tensor]:
-    """[..., embd] -> queries, keys and values, each [..., heads * features_per_head].
+    """[..., embd] -> queries [..., heads * features_per_head], and keys and values [..., kv_heads * features_per_head].
 
-    Whole sequences take one product, which is faster than three; single positions take three, because joining the
-    weights would take longer.
+    Whole sequences take one product for all weights of one width, which is faster than one for each; single positions
+    take three, because joining the weights would take longer.
     """
     dims = context.dims
+    widths = {"q": dims.projected_heads, "k": dims.projected_kv_heads, "v": dims.projected_kv_heads}
     weights = [
-        context.variable(f"{scope}/{name}", [dims.embd, dims.projected_heads], variables.normal(std))
+        context.variable(f"{scope}/{name}", [dims.embd, widths[name]], variables.normal(std))
         for name, std in _init_stds(context).items()
     ]
-    if x.shape.ndims == 2:
-        shape = [*x.shape.dims[:-1], dims.projected_heads]
-        return _add_biases(context, [mtf.einsum([x, weight], output_shape=shape) for weight in weights], scope)
+    joint = [[weight] for weight in weights]
+    if x.shape.ndims > 2:
+        joint = [weights] if dims.heads == dims.kv_heads else [weights[:1], weights[1:]]
+    return _add_biases(context, [y for joined in joint for y in _products(x, joined)], scope)
+
+
+def _products(x: mtf.Tensor, weights: list[mtf.Tensor]) -> list[mtf.Tensor]:
+    """Returns the product of x [..., embd] with each of the weights [embd, width], computed as one."""
+    *row_dims, _ = x.shape.dims
+    width_dim = weights[0].shape.dims[-1]
+    if len(weights) == 1:
+        return [mtf.einsum([x, *weights], output_shape=[*row_dims, width_dim])]
     kinds_dim = mtf.Dimension("queries_keys_values", len(weights))
     stacked = mtf.stack(weights, kinds_dim.name, axis=1)
-    projected = mtf.einsum([x, stacked], output_shape=[*x.shape.dims[:-1], kinds_dim, dims.projected_heads])
-    return _add_biases(context, mtf.unstack(projected, kinds_dim), scope)
+    return mtf.unstack(mtf.einsum([x, stacked], output_shape=[*row_dims, kinds_dim, width_dim]), kinds_dim)
 
 
 def _add_biases(context: Context, projected: list[mtf.Tensor], scope: str) -> list[mtf.Tensor]:
     if not context.model.qkv_bias:
         return projected
-    dims = [context.dims.projected_heads]
-    biases = [context.variable(f"{scope}/{name}_bias", dims, variables.zeros) for name in "qkv"]
-    return [bias_add(x, bias) for x, bias in zip(projected, biases, strict=True)]
+    return [
+        bias_add(y, context.variable(f"{scope}/{name}_bias", y.shape.dims[-1:], variables.zeros))
+        for name, y in zip("qkv", projected, strict=True)
+    ]
+
+
+def _normed(
+    context: Context, queries: mtf.Tensor, keys: mtf.Tensor, scope: str, form: str
+) -> tuple[mtf.Tensor, mtf.Tensor]:
+    """Normalises the last dimension of queries and keys, if the model has its `qk_norm` of this form.
+
+    Source: Henry et al. 2020, Query-Key Normalization for Transformers, with RMS norms as in Qwen 3 and OLMo 2.
+    """
+    if context.model.qk_norm != form:
+        return queries, keys
+    return rms_norm(context, queries, f"{scope}/q_norm"), rms_norm(context, keys, f"{scope}/k_norm")
 
 
 def _qkv(context: Context, x: mtf.Tensor, layer: Layer, positions: mtf.Tensor) -> QKV:
-    """[..., embd] at those positions -> [..., heads, features_per_head] each."""
-    shape = [*x.shape.dims[:-1], context.dims.heads, context.dims.features_per_head]
-    queries, keys, values = (mtf.reshape(y, shape) for y in _project(context, x, f"{layer.scope}/attn"))
-    if context.model.scale_attn_weights:
-        queries *= 1.0 / math.sqrt(context.model.features_per_head)
+    """[..., embd] at those positions -> queries [..., heads, features_per_head], keys and values of kv_heads."""
+    dims, scope = context.dims, f"{layer.scope}/attn"
+    queries, keys, values = _project(context, x, scope)
+    queries, keys = _normed(context, queries, keys, scope, QK_NORM_OF_PROJECTION)
+    queries, keys, values = (
+        mtf.reshape(y, [*x.shape.dims[:-1], heads_dim, dims.features_per_head])
+        for y, heads_dim in ((queries, dims.heads), (keys, dims.kv_heads), (values, dims.kv_heads))
+    )
+    queries, keys = _normed(context, queries, keys, scope, QK_NORM_OF_HEAD)
+    if context.model.logit_scale != 1.0:
+        queries *= context.model.logit_scale
     queries, keys = (rotate_by_positions(context, y, positions) for y in (queries, keys))
     return QKV(queries, keys, values)
 
@@ -71,12 +101,12 @@ def _output(context: Context, attended: mtf.Tensor, layer: Layer) -> mtf.Tensor:
     """[..., heads, features_per_head] -> [..., embd]."""
     dims, scope = context.dims, f"{layer.scope}/attn"
     row_dims = attended.shape.dims[:-2]
-    weight = context.variable(
-        f"{scope}/o", [dims.projected_heads, dims.embd], variables.normal(1.0 / math.sqrt(context.model.n_embd))
-    )
-    bias = context.variable(f"{scope}/compute_output_bias/o_b", [dims.embd], variables.zeros)
+    initializer = variables.normal(1.0 / math.sqrt(dims.projected_heads.size))
+    weight = context.variable(f"{scope}/o", [dims.projected_heads, dims.embd], initializer)
     joined = mtf.reshape(attended, row_dims + [dims.projected_heads])
-    y = bias_add(mtf.einsum([joined, weight], output_shape=row_dims + [dims.embd]), bias)
+    y = mtf.einsum([joined, weight], output_shape=row_dims + [dims.embd])
+    if context.model.attn_output_bias:
+        y = bias_add(y, context.variable(f"{scope}/compute_output_bias/o_b", [dims.embd], variables.zeros))
     return context.dropout(y, context.model.res_dropout, f"{layer.name}/attn/residual")
 
 
@@ -86,8 +116,10 @@ def full_attention(context: Context, x: mtf.Tensor, layer: Layer) -> mtf.Tensor:
     Args:
         context: the settings of the graph.
         x: [batch, sequence, embd], normalised.
-        layer: its variables are `{scope}/attn/{q,k,v,o}` [embd, embd], `.../compute_output_bias/o_b` [embd], with
-            `qkv_bias` `.../{q,k,v}_bias` [embd], and those of the kind of attention.
+        layer: its variables are `{scope}/attn/q` [embd, heads * features_per_head], `.../{k,v}` [embd, kv_heads *
+            features_per_head], `.../o` [heads * features_per_head, embd], with `qkv_bias` `.../{q,k,v}_bias`, with
+            `attn_output_bias` `.../compute_output_bias/o_b` [embd], with `qk_norm` `.../{q,k}_norm/g`, and those of the
+            kind of attention.
 
     Returns:
         [batch, sequence, embd].

@@ -19,7 +19,7 @@ class QKV:
     """Queries, keys and values, rotated and scaled.
 
     [batch, sequence, heads, features_per_head] for whole sequences, [batch, heads, features_per_head] for one position
-    of each row.
+    of each row; keys and values have kv_heads in place of heads.
     """
 
     queries: mtf.Tensor

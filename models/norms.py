@@ -25,17 +25,17 @@ def layer_norm(context: Context, x: mtf.Tensor, scope: str) -> mtf.Tensor:
 
 
 def rms_norm(context: Context, x: mtf.Tensor, scope: str) -> mtf.Tensor:
-    """Divides by the root mean square over embd, and multiplies by a gain; there is no bias.
+    """Divides by the root mean square over the last dimension, and multiplies by a gain; there is no bias.
 
     Args:
         context: with `norm_unit_offset` the gain is 1 + its variable.
-        x: [..., embd].
-        scope: of the variable `{scope}/g` [embd].
+        x: [..., embd], or any other last dimension.
+        scope: of the variable `{scope}/g`, which has that dimension.
 
     Source: Zhang and Sennrich 2019, Root Mean Square Layer Normalization; the offset is Gemma's.
     """
     has_offset = context.model.norm_unit_offset
-    gain = context.variable(f"{scope}/g", [context.dims.embd], variables.zeros if has_offset else variables.ones)
+    gain = context.variable(f"{scope}/g", x.shape.dims[-1:], variables.zeros if has_offset else variables.ones)
     return norm_ops.rms_norm(x, gain, context.model.norm_epsilon, gain_offset=1.0 if has_offset else 0.0)
 
 

@@ -7,9 +7,9 @@ from models import variables
 from models.context import Context
 from models.ops.embedding import embedding_lookup
 from models.ops.rotation import rotate
+from models.rotary import rotary_frequencies, rotary_gain
 
 POSITION_STD = 0.01
-ROTARY_BASE = 10000.0
 
 
 def sequence_positions(context: Context) -> mtf.Tensor:
@@ -76,18 +76,18 @@ def rotate_by_positions(context: Context, x: mtf.Tensor, positions: mtf.Tensor) 
             row.
         positions: int32 [sequence], [batch, sequence], or [batch].
 
-    Source: Su et al. 2021, RoFormer, section 3.2.2, with features i and i + features_per_head / 2 as a pair, as in
-    GPT-Neo.
+    Source: Su et al. 2021, RoFormer, section 3.2.2; only some of the features: GPT-J; the pairs of `rotary_style` half:
+    GPT-NeoX, and GPT-Neo.
     """
-    if not context.model.rotary_emb:
+    model = context.model
+    if not model.rotary_emb:
         return x
-    half_dim = mtf.Dimension("half_features_per_head", context.model.features_per_head // 2)
+    frequencies = rotary_frequencies(model)
 
-    def angle(position: tf.Tensor, pair: tf.Tensor) -> tf.Tensor:
+    def angle(position: tf.Tensor) -> tf.Tensor:
         # float32 whatever the dtype of the activations: bfloat16 has no exact integers above 256.
-        return tf.cast(position, tf.float32) * ROTARY_BASE ** (-tf.cast(pair, tf.float32) / half_dim.size)
+        return tf.cast(position, tf.float32) * tf.constant(frequencies)
 
-    pairs = mtf.mtf_range(context.mesh, half_dim, tf.int32)
-    shape = positions.shape + [half_dim]
-    operands = [mtf.broadcast(operand, shape) for operand in (positions, pairs)]
-    return rotate(x, mtf.cwise(angle, operands, output_dtype=tf.float32))
+    shape = positions.shape + [mtf.Dimension("rotated_pairs", len(frequencies))]
+    angles = mtf.cwise(angle, [mtf.broadcast(positions, shape)], output_dtype=tf.float32)
+    return rotate(x, angles, model.rotary_style, rotary_gain(model))

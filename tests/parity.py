@@ -19,11 +19,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from configs.load import load_config
-from configs.schema import ModelConfig
+from configs.schema import ROTARY_SCALING, ModelConfig
 from data.tokenization.tokenizer import from_json
+from models.rotary import rotary_frequencies, rotary_gain
 from runtime.checkpoint.init_from import load_initial_weights
 from runtime.checkpoint.weight_sources import find_checkpoint
 from runtime.mesh.placement import place
@@ -111,6 +113,36 @@ def loss_of_texts(folder: Path, ids: np.ndarray, labels: np.ndarray, starts: np.
     loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     with torch.no_grad():
         return float(loaded(torch.from_numpy(rows[0]), labels=torch.from_numpy(rows[1])).loss)
+
+
+# Rotary embeddings.
+
+
+@pytest.mark.parametrize("width", [8, 128])
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        {"type": "linear", "factor": 3.0},
+        {
+            **{"type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+            "original_max_position_embeddings": 8192,
+        },
+        {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768},
+        {
+            **{"type": "yarn", "factor": 40.0, "original_max_position_embeddings": 4096, "beta_fast": 16.0},
+            **{"beta_slow": 2.0, "mscale": 1.0, "mscale_all_dim": 0.7, "truncate": False},
+        },
+    ],
+    ids=str,
+)
+def test_scaled_rotary_frequencies(scaling: dict[str, object], width: int) -> None:
+    sizes = {"head_dim": width, "rotary_base": 500_000.0}
+    model = dataclasses.replace(tiny.MODEL, **sizes, rotary_scaling=ROTARY_SCALING.parse(scaling))
+    theirs = {"rope_theta": model.rotary_base, **scaling, "rope_type": scaling["type"]}
+    config = LlamaConfig(hidden_size=32, num_attention_heads=4, head_dim=width, rope_parameters=theirs)
+    frequencies, gain = ROPE_INIT_FUNCTIONS[scaling["type"]](config, "cpu")
+    np.testing.assert_allclose(rotary_frequencies(model), frequencies.numpy(), rtol=1e-6)
+    assert rotary_gain(model) == pytest.approx(gain, rel=1e-12)
 
 
 # Our models, loaded by transformers.

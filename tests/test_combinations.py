@@ -21,9 +21,12 @@ from configs.schema import (
     NORM_PLACEMENTS,
     OPTIMIZERS,
     PARALLEL_RESIDUALS,
+    QK_NORMS,
+    ROTARY_STYLES,
     SEQUENTIAL,
     MoeParams,
     PredictionConfig,
+    RotaryScaling,
     RunConfig,
 )
 from models.kernels.sampling import SamplingParams
@@ -42,19 +45,23 @@ LAYOUTS = (
     "batch:x,heads:y,vocab:y,intermediate_expanded:y",
     "batch:x,embd:y",
     "sequence:x,memory_length:y,embed_sequence:x,vocab:y",
-    "batch:x,heads:y,experts:y",
+    "batch:x,heads:y,kv_heads:y,experts:y",
     "batch:x,experts:x,expert_hidden:y",
-    "heads:x,vocab:y,expert_hidden:x,embed_sequence:y",
+    "heads:x,kv_heads:x,vocab:y,expert_hidden:x,embed_sequence:y",
 )
 # Functions with a step: which side of it a feature lies on is a matter of rounding.
 CONTINUOUS = tuple(name for name in ACTIVATIONS if name != "sign")
+LLAMA_3 = RotaryScaling(
+    type="llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64
+)
+YARN = RotaryScaling(type="yarn", factor=4.0, original_max_position_embeddings=64)
 PROMPT = np.array([3, 1, 4, 15], np.int32)
 
 
 def draw_model(draw: random.Random) -> dict[str, object]:
     """Model settings that go together."""
     kinds = tuple(draw.choices(tuple(ATTENTION_TYPES), k=2))
-    flags = ("mlp_glu", "macaron", "share_parameters", "no_weight_tie", "qkv_bias", "scale_attn_weights", "entmax_loss")
+    flags = ("mlp_glu", "macaron", "share_parameters", "no_weight_tie", "qkv_bias", "entmax_loss")
     flags += ("recompute_grad", "scale_by_depth", "scale_by_in")
     has_dropout = draw.random() < 0.3
     model = {
@@ -66,7 +73,8 @@ def draw_model(draw: random.Random) -> dict[str, object]:
         "linear_attention_normalization": draw.choice(LINEAR_NORMALIZATIONS),
         "none_doubles_residual": draw.random() < 0.3,
         **{flag: draw.random() < 0.3 for flag in flags},
-        **draw.choice(({}, {}, {"rotary_emb": True}, {"axial_pos_emb": (2, 8)})),
+        **draw_heads(draw),
+        **draw.choice(({}, {}, draw_rotary(draw), {"axial_pos_emb": (2, 8)})),
         **draw.choice(({}, {}, {"scalenorm": True}, {"rezero": True})),
         **(tiny.ALL_DROPOUTS if has_dropout else {}),
         **(draw_mixture(draw) if draw.random() < 0.35 else {}),
@@ -98,6 +106,27 @@ def draw_widths(draw: random.Random, model: dict[str, object]) -> dict[str, obje
         "head_bias": draw.choice((None, True, False)),
         "embedding_scale": draw.choice((None, 5.5)),
         "logit_softcap": draw.choice((None, 10.0)),
+    }
+
+
+def draw_heads(draw: random.Random) -> dict[str, object]:
+    return {
+        **draw.choice(({}, {"scale_attn_weights": True}, {"attention_scale": 0.4})),
+        "n_kv_head": draw.choice((None, None, 2, 4)),
+        "head_dim": draw.choice((None, None, 6)),
+        "attn_output_bias": draw.random() < 0.7,
+        "attention_softcap": draw.choice((None, None, 2.0)),
+        "qk_norm": draw.choice(("off", "off", *QK_NORMS)),
+    }
+
+
+def draw_rotary(draw: random.Random) -> dict[str, object]:
+    return {
+        "rotary_emb": True,
+        "rotary_dim": draw.choice((None, None, 4)),
+        "rotary_style": draw.choice(ROTARY_STYLES),
+        "rotary_base": draw.choice((10000.0, 500.0)),
+        "rotary_scaling": draw.choice((None, None, LLAMA_3, YARN)),
     }
 
 

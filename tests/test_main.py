@@ -584,7 +584,8 @@ REFUSALS: dict[str, tuple[list[str], str]] = {
     "two issues": (
         ["--set", "train_steps=0", "--set", "n_head=3"],
         "--set: train_steps = 0: is out of range; give an integer >= 1\n"
-        "--set: n_head = 3: does not divide n_embd = 16; choose n_head and n_embd so that n_embd / n_head is whole",
+        "--set: n_head = 3: does not divide n_embd = 16; choose n_head and n_embd so that n_embd / n_head is "
+        "whole, or give head_dim",
     ),
     "layout": (
         ["--set", "mesh_shape=x:2", "--set", "layout=batch:z"],

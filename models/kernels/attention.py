@@ -23,6 +23,7 @@ class AttentionParams:
         is_causal: position p sees no later position.
         radius: position p sees only the positions less than `radius` away from it; None: no limit.
         dropout_rate: of the attention weights.
+        softcap: bounds the logits, see `capped`; None: no bound.
         has_segments: position p sees only its own segment; the kernels then take two more inputs, `segments`: where
             those of the queries and of the keys begin, int32 [B, S] and [B, M].
     """
@@ -30,6 +31,7 @@ class AttentionParams:
     is_causal: bool
     radius: int | None
     dropout_rate: float
+    softcap: float | None = None
     has_segments: bool = False
 
 
@@ -95,6 +97,14 @@ def _visible(
     return functools.reduce(tf.logical_and, masks) if masks else None
 
 
+def capped(logits: tf.Tensor, softcap: float | None) -> tf.Tensor:
+    """Bounds float32 logits smoothly to (-softcap, softcap); returns the logits themselves without a bound.
+
+    Source: Bello et al. 2016, Neural Combinatorial Optimization, section 3; Gemma 2.
+    """
+    return logits if softcap is None else softcap * tf.tanh(logits / softcap)
+
+
 def _masked_logits(
     params: AttentionParams,
     queries: tf.Tensor,
@@ -105,7 +115,7 @@ def _masked_logits(
 ) -> tf.Tensor:
     """[B, H, S, D], [B, H, M, D] -> float32 [B, H, S of block, M of block]."""
     logits = tf.matmul(queries[:, :, block.queries], keys[:, :, block.keys], transpose_b=True)
-    logits, visible = tf.cast(logits, tf.float32), _visible(params, starts, block, segments)
+    logits, visible = capped(tf.cast(logits, tf.float32), params.softcap), _visible(params, starts, block, segments)
     return logits if visible is None else tf.where(visible, logits, MASKED_LOGIT)
 
 
@@ -204,7 +214,7 @@ def attention(params: AttentionParams, is_aligned: bool) -> Kernel:
 
 
 @functools.cache
-def packed_attention(radius: int | None) -> Kernel:
+def packed_attention(radius: int | None, softcap: float | None) -> Kernel:
     """Returns the kernel of causal softmax attention of packed texts.
 
     (queries, keys, values [B, S, H, D], *packing int32 [B, S]) -> (outputs [B, S, H, D], log_z float32 [B, H, S]).
@@ -219,7 +229,7 @@ def packed_attention(radius: int | None) -> Kernel:
         # Few blocks, as each takes long to compile: each task needs a program, and may need it for a few batches.
         for own, seen in _blocks(params, True, queries.shape[2], keys.shape[2], smallest=128):
             logits = tf.cast(tf.matmul(queries[:, :, own], keys[:, :, seen], transpose_b=True), tf.float32)
-            logits = tf.where(visible[:, None, own, seen], logits, MASKED_LOGIT)
+            logits = tf.where(visible[:, None, own, seen], capped(logits, softcap), MASKED_LOGIT)
             blocks.append(_softmax_of_block(logits, values[:, :, seen], lambda weights: weights))
         outputs, log_z = (tf.concat(parts, 2) for parts in zip(*blocks, strict=True))
         return _heads_first(outputs), log_z
@@ -260,7 +270,10 @@ def attention_gradient(params: AttentionParams, is_aligned: bool) -> Kernel:
             weights = tf.exp(logits - log_z[:, :, own, None])
             d_dropped = tf.matmul(d_outputs[:, :, own], values[:, :, seen], transpose_b=True)
             d_weights = _weights_dropout(params, tf.cast(d_dropped, tf.float32), key, rows, starts, block)
-            d_logits = tf.cast(weights * (d_weights - row_sums[:, :, own, None]), dtype)
+            d_logits = weights * (d_weights - row_sums[:, :, own, None])
+            if params.softcap is not None:
+                d_logits *= 1.0 - tf.square(logits / params.softcap)  # the weights of masked logits are 0
+            d_logits = tf.cast(d_logits, dtype)
             dropped = tf.cast(_weights_dropout(params, weights, key, rows, starts, block), dtype)
             d_queries.append(tf.matmul(d_logits, keys[:, :, seen]))
             d_keys.append((block, tf.matmul(d_logits, queries[:, :, own], transpose_a=True)))

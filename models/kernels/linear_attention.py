@@ -27,6 +27,7 @@ from collections.abc import Callable, Sequence
 
 from meshtf import tf
 from models.kernels.compile import compiled
+from models.kernels.grouping import Groups
 from models.kernels.packing import Packing
 
 CHUNK = 64  # positions at most; on CPUs 32 is a little faster and 128 a little slower; GPUs prefer fewer steps
@@ -568,26 +569,42 @@ def linear_attention_step(
     context: tf.Tensor,
     total: tf.Tensor,
     largest: tf.Tensor,
-    normalization: str = "position",
+    starts: tf.Tensor,
+    normalization: str,
+    group_size: int,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-    """(queries, keys, values [B, H, D], state) -> (outputs [B, H, D], new state)."""
+    """(queries [B, H, D], keys, values [B, K, D], state of K heads, int32 [1]) -> (outputs [B, H, D], new state).
+
+    `group_size` heads share a key and value head; `starts` is where the slice of heads begins.
+    """
+    groups = Groups(queries.shape[1], keys.shape[1], group_size)
     rows = [tf.cast(x, tf.float32) for x in (queries, keys, values)]
-    outputs, *state = _step(NORMALIZATIONS[normalization], *rows, (context, total, largest))
+    state = _add_position(*rows[1:], (context, total, largest))
+    outputs = _outputs_after(
+        NORMALIZATIONS[normalization], rows[0], tuple(groups.own(x, starts, axis=1) for x in state)
+    )
     return tf.cast(outputs, queries.dtype), *state
 
 
-def _step(
-    normalization: Normalization, queries: tf.Tensor, keys: tf.Tensor, values: tf.Tensor, state: State
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-    """float32 [B, H, D] three times, state -> outputs [B, H, D] and the new state."""
+def _add_position(keys: tf.Tensor, values: tf.Tensor, state: State) -> State:
+    """float32 [B, K, D] twice, state -> the new state."""
     context, total, largest = state
     new_largest = tf.maximum(largest, keys)
     decay, weight = tf.exp(largest - new_largest), tf.exp(keys - new_largest)
     context = context * decay[..., None] + weight[..., None] * values[..., None, :]
-    total = total * decay + weight
-    features = normalization.features(queries, new_largest)
-    outputs = tf.linalg.matvec(context, features / normalization.divisors(features, total), transpose_a=True)
-    return outputs, context, total, new_largest
+    return context, total * decay + weight, new_largest
+
+
+def _outputs_after(normalization: Normalization, queries: tf.Tensor, state: State) -> tf.Tensor:
+    """Returns the outputs of the last position: float32 [B, H, D], state of K heads, each for H / K -> [B, H, D]."""
+    context, total, largest = state
+    n_batch, n_kv_heads, n_features = total.shape
+    grouped = tf.reshape(queries, [n_batch, n_kv_heads, -1, n_features])
+    features = normalization.features(grouped, largest[:, :, None])
+    shares = features / normalization.divisors(features, total[:, :, None])
+    # Products of a matrix with few vectors: the matrix comes first, as for one vector.
+    outputs = tf.matmul(context, tf.transpose(shares, [0, 1, 3, 2]), transpose_a=True)
+    return tf.reshape(tf.transpose(outputs, [0, 1, 3, 2]), queries.shape)
 
 
 @compiled
@@ -636,8 +653,10 @@ def _packed_outputs_by_position(
         starts, context_starts, _ = (x[:, index] for x in packed)
         is_context = starts == context_starts
         before = chosen(is_context, empty, after_context)
-        attended, *new = _step(normalization, *(x[index] for x in by_position), chosen(starts == index, before, state))
-        return index + 1, tuple(new), chosen(is_context, tuple(new), after_context), outputs.write(index, attended)
+        queries_here, *added = (x[index] for x in by_position)
+        new = _add_position(*added, chosen(starts == index, before, state))
+        attended = _outputs_after(normalization, queries_here, new)
+        return index + 1, new, chosen(is_context, new, after_context), outputs.write(index, attended)
 
     outputs = tf.TensorArray(tf.float32, n_positions, element_shape=rows)
     *_, outputs = tf.while_loop(lambda index, *_: index < n_positions, body, (0, empty, empty, outputs))

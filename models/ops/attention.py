@@ -164,7 +164,12 @@ def softmax_attention(
 
 
 def packed_attention(
-    queries: mtf.Tensor, keys: mtf.Tensor, values: mtf.Tensor, packing: Packing, radius: int | None
+    queries: mtf.Tensor,
+    keys: mtf.Tensor,
+    values: mtf.Tensor,
+    packing: Packing,
+    radius: int | None,
+    softcap: float | None = None,
 ) -> Attended:
     """Computes causal softmax attention of packed texts, without scaling the logits; it has no gradient.
 
@@ -174,6 +179,7 @@ def packed_attention(
         values: as queries.
         packing: where the texts lie.
         radius: a position sees only the positions of its text less than this away; None: no limit.
+        softcap: bounds the logits; None: no bound.
 
     Returns:
         As of `softmax_attention`.
@@ -181,7 +187,8 @@ def packed_attention(
     batch_dim, sequence_dim, heads_dim, _ = queries.shape.dims
     outputs = [(queries.shape, queries.dtype), (mtf.Shape([batch_dim, heads_dim, sequence_dim]), tf.float32)]
     inputs = [queries, keys, values, *packing]
-    attended, log_z = SliceKernel("packed_attention", kernels.packed_attention(radius), inputs, outputs).outputs
+    kernel = kernels.packed_attention(radius, softcap)
+    attended, log_z = SliceKernel("packed_attention", kernel, inputs, outputs).outputs
     return attended, log_z
 
 

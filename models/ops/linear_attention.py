@@ -113,14 +113,14 @@ def packed_linear_attention(
 
 
 def _state_shapes(row: mtf.Shape) -> list[tuple[mtf.Shape, tf.DType]]:
-    """Returns the shapes of context, total and largest, for keys [batch, heads, features_per_head] of one position."""
+    """Returns the shapes of context, total and largest, for keys [batch, kv_heads, features_per_head]."""
     features_dim = row.dims[-1]
     context = row + [mtf.Dimension(features_dim.name + "_out", features_dim.size)]
     return [(context, tf.float32), (row, tf.float32), (row, tf.float32)]
 
 
 def empty_linear_state(mesh: mtf.Mesh, dims: Sequence[mtf.Dimension]) -> dict[str, mtf.Tensor]:
-    """Returns a state shaped like that of `linear_state`, for keys [batch, heads, features_per_head] of one position.
+    """Returns a state shaped like that of `linear_state`, for one position's keys [batch, kv_heads, features_per_head].
 
     Its values are never read.
     """
@@ -132,13 +132,13 @@ def linear_state(keys: mtf.Tensor, values: mtf.Tensor, lengths: mtf.Tensor) -> d
     """Returns the sums over a prompt, from which `linear_attention_step` continues.
 
     Args:
-        keys: [batch, sequence, heads, features_per_head]; batch and heads may be split.
+        keys: [batch, sequence, kv_heads, features_per_head]; batch and kv_heads may be split.
         values: as keys.
         lengths: int32 [batch], the tokens of each prompt; what follows them is padding.
 
     Returns:
-        "context" [batch, heads, features_per_head, features_per_head_out], the sum of exp(k - largest) v; "total"
-        [batch, heads, features_per_head], that of exp(k - largest) and epsilon; "largest" [batch, heads,
+        "context" [batch, kv_heads, features_per_head, features_per_head_out], the sum of exp(k - largest) v; "total"
+        [batch, kv_heads, features_per_head], that of exp(k - largest) and epsilon; "largest" [batch, kv_heads,
         features_per_head]. All float32.
     """
     batch_dim, _, heads_dim, features_dim = keys.shape.dims
@@ -159,8 +159,8 @@ def linear_attention_step(
 
     Args:
         queries: [batch, heads, features_per_head].
-        keys: as queries.
-        values: as queries.
+        keys: [batch, kv_heads, features_per_head]; kv_heads is split as heads are, or not at all.
+        values: as keys.
         state: of the earlier positions; see `linear_state`.
         normalization: as of `causal_linear_attention`.
 
@@ -169,6 +169,8 @@ def linear_attention_step(
     """
     inputs = [queries, keys, values, *(state[name] for name in kernels.STATE)]
     shapes = [(queries.shape, queries.dtype), *_state_shapes(keys.shape)]
-    kernel = _by(normalization, kernels.linear_attention_step)
-    outputs, *new_state = SliceKernel("linear_attention_step", kernel, inputs, shapes).outputs
+    heads_dim, kv_dim = queries.shape.dims[1], keys.shape.dims[1]
+    settings = {"normalization": normalization, "group_size": heads_dim.size // kv_dim.size}
+    kernel = functools.partial(kernels.linear_attention_step, **settings)
+    outputs, *new_state = SliceKernel("linear_attention_step", kernel, inputs, shapes, starts=[heads_dim]).outputs
     return outputs, dict(zip(kernels.STATE, new_state, strict=True))

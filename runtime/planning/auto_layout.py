@@ -26,8 +26,8 @@ from runtime.planning.plan import allocated_bytes, format_bytes
 ROLES: tuple[tuple[str, ...], ...] = (
     ("batch",),
     ("batch", "experts"),
-    ("heads", "intermediate_expanded", "vocab", "expert_hidden"),
-    ("heads", "intermediate_expanded", "vocab", "experts"),
+    ("heads", "kv_heads", "intermediate_expanded", "vocab", "expert_hidden"),
+    ("heads", "kv_heads", "intermediate_expanded", "vocab", "experts"),
     ("embd", "memory_length"),
     ("experts",),
     (),
@@ -187,6 +187,8 @@ def _dimension_sizes(config: RunConfig) -> dict[str, tuple[str, int]]:
         "intermediate_expanded": ("n_inner" if model.n_inner else "4 n_embd", model.feed_forward_width),
         "vocab": ("n_vocab", model.n_vocab),
     }
+    if model.kv_heads != model.n_head:
+        sizes["kv_heads"] = ("n_kv_head", model.kv_heads)
     if model.moe_layers:
         sizes["experts"] = ("moe_num_experts", model.moe_params.moe_num_experts)
         sizes["expert_hidden"] = ("moe_hidden_size", model.moe_params.moe_hidden_size)

@@ -55,7 +55,8 @@ def _layer_flops(model: ModelConfig, layer: Layer) -> float:
 
 
 def _attention_flops(model: ModelConfig, layer: Layer) -> float:
-    return 8.0 * model.n_embd**2 + ATTENTION_KINDS[layer.attention].flops(model)
+    projected = 2 * model.features_per_head * (model.n_head + model.kv_heads)  # queries and output, keys and values
+    return 2.0 * model.n_embd * projected + ATTENTION_KINDS[layer.attention].flops(model)
 
 
 def _feed_forward_flops(model: ModelConfig) -> float:

@@ -42,7 +42,34 @@ CONFLICTS = {
     ),
     "heads that do not divide": (
         {"n_head": 5},
-        "n_head = 5: does not divide n_embd = 64; choose n_head and n_embd so that n_embd / n_head is whole",
+        "n_head = 5: does not divide n_embd = 64; choose n_head and n_embd so that n_embd / n_head is "
+        "whole, or give head_dim",
+    ),
+    "heads in unequal groups": (
+        {"n_head": 4, "n_kv_head": 3},
+        "n_kv_head = 3: does not divide n_head = 4; choose them so that n_head / n_kv_head is whole",
+    ),
+    "groups that the axis does not divide": (
+        {"n_kv_head": 1, "mesh_shape": "x:2", "layout": "heads:x,kv_heads:x"},
+        'layout = "heads:x,kv_heads:x": kv_heads:x splits n_kv_head = 1 over 2 devices, which does not divide it; '
+        "change n_kv_head, the size of x, or the rule",
+    ),
+    "more rotated features than a head has": (
+        {"rotary_emb": True, "rotary_dim": 18},
+        "rotary_dim = 18: is not an even number of at most 16, the features of a head; change it",
+    ),
+    "rotation without rotary embeddings": (
+        {"rotary_style": "interleaved"},
+        'rotary_style = "interleaved": has no effect without rotary_emb; set rotary_emb to true, or leave it out',
+    ),
+    "a bound of logits that linear attention lacks": (
+        {"attention_softcap": 5.0, "attention_types": [[["linear"], 2]]},
+        "attention_softcap = 5.0: acts in global and local layers, and attention_types has none; leave it out, or give "
+        "such a layer",
+    ),
+    "two scales": (
+        {"attention_scale": 0.5, "scale_attn_weights": True},
+        "attention_scale = 0.5: scales what scale_attn_weights scales too; keep one of the two",
     ),
     "attention for too many layers": (
         {"attention_types": [[["global", "local"], 6]]},
@@ -52,7 +79,7 @@ CONFLICTS = {
     "rotary embeddings of an odd width": (
         {"rotary_emb": True, "n_embd": 12, "n_head": 4},
         "rotary_emb = true: needs an even number of features per head, but n_embd / n_head = 3; "
-        "change n_head or n_embd, or set it to false",
+        "change n_head, n_embd or head_dim, or set it to false",
     ),
     "axes that do not cover the context": (
         {"axial_pos_emb": [3, 5]},

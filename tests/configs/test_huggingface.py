@@ -36,6 +36,9 @@ OFF += ("norm_unit_offset", "gated_mlp")
 NONE = ("axial_pos_emb", "n_inner", "final_norm", "head_bias", "embedding_scale", "logit_softcap")
 ABSENT = dict.fromkeys(OFF, False) | dict.fromkeys(NONE) | {"num_mem_kv": 0, "moe_layers": [], "mlp_bias": True}
 ABSENT |= {"norm": "layernorm", "norm_epsilon": 1e-5, "norm_placement": "before", "parallel_residual": "off"}
+ABSENT |= dict.fromkeys(("n_kv_head", "head_dim", "attention_scale", "attention_softcap"))
+ABSENT |= {"attn_output_bias": True, "qk_norm": "off"}
+ABSENT |= {"rotary_base": 10000.0, "rotary_dim": None, "rotary_style": "half", "rotary_scaling": None}
 # As GPT-2's config.json of 2019, which knew neither model_type nor an activation.
 GPT_2 = {"n_embd": 768, "n_head": 12, "n_layer": 12, "n_positions": 1024, "n_ctx": 1024, "vocab_size": 50257}
 
@@ -296,6 +299,10 @@ def test_a_gpt_2_to_be_exported(has_biases: bool, scales: bool) -> None:
             ["final_norm = false", "head_bias = true", "embedding_scale = 2.0", "logit_softcap = 30.0"],
         ),
         (
+            {"n_kv_head": 1, "attention_scale": 0.5, "attn_output_bias": False, "qk_norm": "head"},
+            ["n_kv_head = 1", "attention_scale = 0.5", "qk_norm = head", "attn_output_bias = false"],
+        ),
+        (
             {"mlm_training": True, "activation_function": "prelu"},
             ["activation_function = prelu", "mlm_training = true"],
         ),
@@ -316,11 +323,14 @@ def test_every_option_fits_or_is_refused() -> None:
     of_training = {"scale_by_depth", "scale_by_in", "precision", "recompute_grad", "z_loss", "entmax_loss"}
     of_mixtures = {"moe_params", "moe_activation"}
     of_refused_attention = {"linear_attention_normalization", "none_doubles_residual"}
+    of_refused_rotation = {"rotary_base", "rotary_dim", "rotary_style", "rotary_scaling"}
     refused = {"rotary_emb", "axial_pos_emb", "num_mem_kv", "mlp_glu", "macaron", "scalenorm", "rezero"}
     refused |= {"share_parameters", "no_weight_tie", "moe_layers", "mlm_training"}
     refused |= {"norm", "norm_epsilon", "norm_unit_offset", "norm_placement", "parallel_residual", "n_inner"}
     refused |= {"gated_mlp", "mlp_bias", "final_norm", "head_bias", "embedding_scale", "logit_softcap"}
-    assert set(keys_of(ModelConfig)) == kept | of_training | of_mixtures | of_refused_attention | refused
+    refused |= {"n_kv_head", "head_dim", "attention_scale", "attn_output_bias", "attention_softcap", "qk_norm"}
+    dropped = of_training | of_mixtures | of_refused_attention | of_refused_rotation
+    assert set(keys_of(ModelConfig)) == kept | dropped | refused
 
 
 @given(

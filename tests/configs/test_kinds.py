@@ -284,6 +284,20 @@ WRONG_VALUES = {
         {"moe_params": {"moe_num_experts": 1}},
         'moe_params = {"moe_num_experts": 1}: moe_num_experts 1 is out of range; give an integer >= 2',
     ),
+    "a scaling without a type": (
+        {"rotary_emb": True, "rotary_scaling": {"factor": 2.0}},
+        'rotary_scaling = {"factor": 2.0}: is not an object with a type; write it as {"type": "linear", "factor": 2.0}',
+    ),
+    "a scaling that lacks something": (
+        {"rotary_emb": True, "rotary_scaling": {"type": "yarn", "factor": 2.0}},
+        'rotary_scaling = {"type": "yarn", "factor": 2.0}: lacks original_max_position_embeddings; yarn needs factor, '
+        "original_max_position_embeddings",
+    ),
+    "a scaling with another's member": (
+        {"rotary_emb": True, "rotary_scaling": {"type": "linear", "factor": 2.0, "beta_slow": 1.0}},
+        'rotary_scaling = {"type": "linear", "factor": 2.0, "beta_slow": 1.0}: has beta_slow, which linear does not '
+        "have; leave it out",
+    ),
     "an epsilon that float32 rounds to 0": (
         {"epsilon": 1e-60},
         "epsilon = 1e-60: is out of range; give a number >= 1e-37",

@@ -86,8 +86,8 @@ def test_an_unknown_dimension_is_answered_with_those_that_split_something():
     with pytest.raises(ValueIssue) as caught:
         parse_layout("zzz:x")
     listed = (
-        "vocab, embd, embed_sequence, heads, intermediate_expanded, experts, expert_hidden, batch, sequence, "
-        "memory_length"
+        "vocab, embd, embed_sequence, heads, kv_heads, intermediate_expanded, experts, expert_hidden, batch, "
+        "sequence, memory_length"
     )
     assert str(caught.value) == f"names no known dimension: 'zzz'; use {listed}"
 
@@ -96,7 +96,8 @@ def test_an_unknown_dimension_is_answered_with_those_that_split_something():
 @given(sizes=st.dictionaries(st.sampled_from(DIMENSIONS), st.integers(1, 64)), axis_size=st.integers(1, 8))
 def test_each_dimension_alone_is_refused_exactly_when_the_axis_does_not_divide_it(sizes, axis_size):
     for dimension, size in sizes.items():
-        issues = list(find_layout_issues((("x", axis_size),), ((dimension, "x"),), {dimension: (dimension, size)}))
+        rules = ((dimension, "x"), *((("heads", "x"),) if dimension == "kv_heads" else ()))
+        issues = list(find_layout_issues((("x", axis_size),), rules, {dimension: (dimension, size)}))
         assert len(issues) == (size % axis_size != 0)
 
 
@@ -108,7 +109,15 @@ def test_a_layout_is_refused_exactly_when_some_tensor_meets_an_axis_twice(rules)
         return len(axes) != len(set(axes))
 
     issues = list(find_layout_issues((("x", 2), ("y", 2)), tuple(rules.items()), {}))
-    assert bool(issues) == any(is_split_twice(dimensions) for dimensions in TENSORS.values())
+    is_apart = "kv_heads" in rules and rules["kv_heads"] != rules.get("heads")
+    assert bool(issues) == (is_apart or any(is_split_twice(dimensions) for dimensions in TENSORS.values()))
+
+
+@pytest.mark.parametrize("layout", ["kv_heads:y", "heads:x,kv_heads:y"])
+def test_keys_and_values_are_not_split_apart_from_their_heads(layout):
+    (issue,) = find_layout_issues((("x", 2), ("y", 2)), parse_layout(layout), {})
+    problem = "kv_heads:y splits keys and values apart from the heads that use them"
+    assert str(issue) == f"{problem}; give heads:y too, or leave it out"
 
 
 def test_dimensions_of_no_common_tensor_share_an_axis():

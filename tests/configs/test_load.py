@@ -158,7 +158,8 @@ def test_overrides_replace_keys_of_the_file_and_the_last_one_counts(tmp_path):
         ),
         (
             "n_head=3",
-            "--set: n_head = 3: does not divide n_embd = 64; choose n_head and n_embd so that n_embd / n_head is whole",
+            "--set: n_head = 3: does not divide n_embd = 64; choose n_head and n_embd so that n_embd / n_head is "
+            "whole, or give head_dim",
         ),
     ],
 )

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from configs.schema import ModelConfig
-from tests.models import reference_moe
+from tests.models import reference_attention, reference_moe
 from tests.models.reference_activations import ACTIVATIONS
 
 Values = Mapping[str, np.ndarray]
@@ -76,9 +76,12 @@ def softmax(x: np.ndarray, axis: int = -1) -> np.ndarray:
     return exponentials / exponentials.sum(axis, keepdims=True)
 
 
-def softmax_attention(queries: np.ndarray, keys: np.ndarray, values: np.ndarray, visible: np.ndarray) -> np.ndarray:
+def softmax_attention(
+    queries: np.ndarray, keys: np.ndarray, values: np.ndarray, visible: np.ndarray, softcap: float | None = None
+) -> np.ndarray:
     """[B, S, H, D], [B, M, H, D] twice, bool [S, M] -> [B, S, H, D]."""
-    logits = np.where(visible, np.einsum("bshd,bmhd->bhsm", queries, keys), -np.inf)
+    logits = np.einsum("bshd,bmhd->bhsm", queries, keys)
+    logits = np.where(visible, np.tanh(logits / softcap) * softcap if softcap else logits, -np.inf)
     return np.einsum("bhsm,bmhd->bshd", softmax(logits), values)
 
 
@@ -94,35 +97,52 @@ def linear_attention(model: ModelConfig, queries: np.ndarray, keys: np.ndarray, 
     return np.einsum("bshd,bshde->bshe", softmax(queries), contexts) / totals.sum(-1, keepdims=True)
 
 
-def rotated(x: np.ndarray) -> np.ndarray:
-    """[B, S, H, D]: features i and i + D / 2 as a complex number, turned by position * 10000^(-2 i / D)."""
-    length, half = x.shape[1], x.shape[-1] // 2
-    angles = np.arange(length)[:, None] * 10000.0 ** (-np.arange(half) / half)
-    turned = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angles)[:, None]
-    return np.concatenate([turned.real, turned.imag], -1)
+def rotated(model: ModelConfig, x: np.ndarray) -> np.ndarray:
+    """[B, S, H, D]: pairs of features as complex numbers, turned by position * frequency."""
+    frequencies, gain = reference_attention.rotary_frequencies(model)
+    turns = gain * np.exp(1j * np.arange(x.shape[1])[:, None] * frequencies)[:, None]
+    width, y = 2 * len(frequencies), x.copy()
+    first, second = (
+        np.arange(width).reshape(2, -1) if model.rotary_style == "half" else np.arange(width).reshape(-1, 2).T
+    )
+    turned = (x[..., first] + 1j * x[..., second]) * turns
+    y[..., first], y[..., second] = turned.real, turned.imag
+    return y
 
 
 def _attention_layer(model: ModelConfig, values: Values, x: np.ndarray, layer: int, scope: str) -> np.ndarray:
     def projected(name: str) -> np.ndarray:
         bias = values[f"{scope}/attn/{name}_bias"] if model.qkv_bias else 0.0
-        return (x @ values[f"{scope}/attn/{name}"] + bias).reshape(*x.shape[:2], model.n_head, -1)
+        y = x @ values[f"{scope}/attn/{name}"] + bias
+        by_head = (*x.shape[:2], -1, model.features_per_head)
+        if name == "v" or model.qk_norm == "off":
+            return y.reshape(by_head)
+        gain = values[f"{scope}/attn/{name}_norm/g"] + model.norm_unit_offset
+        if model.qk_norm == "projection":
+            return rms_norm(y, gain, model.norm_epsilon).reshape(by_head)
+        return rms_norm(y.reshape(by_head), gain, model.norm_epsilon)
 
     queries, keys, vectors = map(projected, "qkv")
-    if model.scale_attn_weights:
+    if model.attention_scale is not None:
+        queries = queries * model.attention_scale
+    elif model.scale_attn_weights:
         queries = queries / math.sqrt(model.features_per_head)
     if model.rotary_emb:
-        queries, keys = rotated(queries), rotated(keys)
+        queries, keys = rotated(model, queries), rotated(model, keys)
     seen = visible(model, layer, x.shape[1])
     if model.num_mem_kv and model.attention_types[layer] == "global":
         learned = [values[f"{scope}/attn/attention/mem_{name}"] for name in "kv"]
         learned = [np.broadcast_to(memory, (len(x), *memory.shape)) for memory in learned]
         keys, vectors = (np.concatenate(pair, 1) for pair in zip(learned, (keys, vectors), strict=True))
         seen = np.pad(seen, [(0, 0), (model.num_mem_kv, 0)], constant_values=True)
+    of_each_head = np.arange(model.n_head) * keys.shape[2] // model.n_head
+    keys, vectors = keys[:, :, of_each_head], vectors[:, :, of_each_head]
     if model.attention_types[layer] == "linear":
         attended = linear_attention(model, queries, keys, vectors)
     else:
-        attended = softmax_attention(queries, keys, vectors, seen)
-    return attended.reshape(x.shape) @ values[f"{scope}/attn/o"] + values[f"{scope}/attn/compute_output_bias/o_b"]
+        attended = softmax_attention(queries, keys, vectors, seen, model.attention_softcap)
+    y = attended.reshape(*x.shape[:2], -1) @ values[f"{scope}/attn/o"]
+    return y + values[f"{scope}/attn/compute_output_bias/o_b"] if model.attn_output_bias else y
 
 
 def _feed_forward(model: ModelConfig, values: Values, x: np.ndarray, scope: str) -> np.ndarray:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
+
+from configs.schema import ModelConfig, RotaryScaling
 
 
 def visible(n_queries: int, n_keys: int, is_causal: bool, radius: int | None) -> np.ndarray:
@@ -28,15 +31,55 @@ def by_segment(function: Callable[..., np.ndarray], starts: np.ndarray, *inputs:
     return outputs
 
 
+def rotary_frequencies(model: ModelConfig) -> tuple[np.ndarray, float]:
+    """Radians that each pair of features turns a position, and the gain of rotated features."""
+    width, base, scaling = model.rotary_dim or model.features_per_head, model.rotary_base, model.rotary_scaling
+    frequencies = [base ** (-2 * pair / width) for pair in range(width // 2)]
+    if scaling is None:
+        return np.array(frequencies), 1.0
+    length, factor = scaling.original_max_position_embeddings, scaling.factor
+    if scaling.type == "yarn":
+        return yarn_frequencies(frequencies, base, scaling), 0.1 * math.log(factor) + 1
+    scaled = []
+    for frequency in frequencies:
+        divided = frequency / factor
+        if scaling.type == "linear":
+            scaled.append(divided)
+            continue
+        wavelength = 2 * math.pi / frequency
+        if wavelength > length / scaling.low_freq_factor:
+            scaled.append(divided)
+        elif wavelength < length / scaling.high_freq_factor:
+            scaled.append(frequency)
+        else:
+            span = scaling.high_freq_factor - scaling.low_freq_factor
+            share = (length / wavelength - scaling.low_freq_factor) / span
+            scaled.append((1 - share) * divided + share * frequency)
+    return np.array(scaled), 1.0
+
+
+def yarn_frequencies(frequencies: Sequence[float], base: float, scaling: RotaryScaling) -> np.ndarray:
+    """A ramp over pairs from the one that turns 32 times in the trained length to the one that turns once."""
+    n_pairs, length = len(frequencies), scaling.original_max_position_embeddings
+    many, once = (n_pairs * math.log(length / turns / (2 * math.pi), base) for turns in (32, 1))
+    first, last = max(math.floor(many), 0), min(math.ceil(once), 2 * n_pairs - 1)
+    shares = [min(max((pair - first) / (last - first), 0), 1) for pair in range(n_pairs)]
+    return np.array(
+        [(1 - share) * f + share * f / scaling.factor for share, f in zip(shares, frequencies, strict=True)]
+    )
+
+
 def softmax_attention(
     queries: np.ndarray,
     keys: np.ndarray,
     values: np.ndarray,
     visible: np.ndarray,
     dropout_factor: np.ndarray | float = 1.0,
+    softcap: float | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """[B, S, H, D], [B, M, H, D] twice, bool [S, M] -> outputs [B, S, H, D], log_z [B, H, S]."""
-    logits = np.where(visible, np.einsum("bshd,bmhd->bhsm", queries, keys), -np.inf)
+    logits = np.einsum("bshd,bmhd->bhsm", queries, keys)
+    logits = np.where(visible, np.tanh(logits / softcap) * softcap if softcap else logits, -np.inf)
     log_z = np.logaddexp.reduce(logits, -1)
     weights = np.exp(logits - log_z[..., None]) * dropout_factor
     return np.einsum("bhsm,bmhd->bshd", weights, values), log_z

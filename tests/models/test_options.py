@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import pytest
 
-from configs.schema import ModelConfig, MoeParams
+from configs.schema import ModelConfig, MoeParams, RotaryScaling
 from meshtf import mtf
 from models import gpt2
 from models.context import Context
@@ -28,12 +28,23 @@ MIXTURE = MoeParams(
     moe_z_loss=0.1,
     moe_second_policy_train="all",
 )
+LLAMA_3 = RotaryScaling(
+    type="llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64
+)
+YARN = RotaryScaling(type="yarn", factor=4.0, original_max_position_embeddings=64)
 ALONE: dict[str, dict[str, object]] = {
     "rotary": {"rotary_emb": True},
     "axial": {"axial_pos_emb": (2, 8)},
     "memory": {"num_mem_kv": 3},
     "biases": {"qkv_bias": True},
     "scaled": {"scale_attn_weights": True},
+    "interleaved rotary": {"rotary_emb": True, "rotary_style": "interleaved", "rotary_dim": 4, "rotary_base": 500.0},
+    "linear scaling": {"rotary_emb": True, "rotary_scaling": RotaryScaling(type="linear", factor=2.0)},
+    "yarn": {"rotary_emb": True, "rotary_scaling": YARN, "head_dim": 16},
+    "capped": {"attention_softcap": 0.8, "num_mem_kv": 2},
+    "scaled otherwise": {"attention_scale": 0.3, "attn_output_bias": False},
+    "wide heads": {"head_dim": 12, "rotary_emb": True},
+    "one key head": {"n_kv_head": 1, "head_dim": 6, "num_mem_kv": 2},
     "glu": {"mlp_glu": True},
     "macaron": {"macaron": True},
     "scalenorm": {"scalenorm": True},
@@ -70,6 +81,26 @@ ALONE: dict[str, dict[str, object]] = {
     },
 }
 TOGETHER: dict[str, dict[str, object]] = {
+    "grouped, wide, capped, partly rotated": {
+        "n_kv_head": 2,
+        "head_dim": 12,
+        "rotary_emb": True,
+        "rotary_dim": 8,
+        "rotary_scaling": LLAMA_3,
+        "attention_softcap": 1.5,
+        "qk_norm": "head",
+        "qkv_bias": True,
+        "num_mem_kv": 2,
+    },
+    "multi-query, interleaved, linear": {
+        "n_kv_head": 1,
+        "attention_types": ("linear", "local"),
+        "rotary_emb": True,
+        "rotary_style": "interleaved",
+        "attention_scale": 0.4,
+        "qk_norm": "projection",
+        "attn_output_bias": False,
+    },
     "GPT-2": {"qkv_bias": True, "scale_attn_weights": True, "attention_types": ("global", "global")},
     "rotary, glu, memory, linear": {
         "rotary_emb": True,

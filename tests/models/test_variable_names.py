@@ -57,6 +57,12 @@ MOE = MoeParams(moe_num_experts=4, moe_hidden_size=24)
 EXPERTS = {"top_2_gating/kernel": [32, 4], "wi/kernel": [4, 32, 24], "wo/kernel": [4, 24, 32]}
 MEMORY = {"attn/attention/mem_k": [3, 4, 8], "attn/attention/mem_v": [3, 4, 8]}
 POST_NORMS = {f"norm_{number}_post/{part}": [32] for number in (1, 2) for part in "gb"}
+GROUPED = (
+    BLOCK
+    | {f"attn/{name}": [32, 16] for name in "kv"}
+    | {"attn/q_bias": [32], "attn/k_bias": [16], "attn/v_bias": [16]}
+)
+MEMORY_OF_GROUPS = {"attn/attention/mem_k": [3, 2, 8], "attn/attention/mem_v": [3, 2, 8]}
 GAINS = {f"norm_rezero_{number}/g": [] for number in (1, 2)}
 
 GOLDEN: dict[str, tuple[dict[str, object], Shapes]] = {
@@ -130,6 +136,26 @@ GOLDEN: dict[str, tuple[dict[str, object], Shapes]] = {
     "moe_layers": ({"moe_layers": (1,), "moe_params": MOE}, in_layers(BLOCK, without(BLOCK, "mlp") | EXPERTS)),
     "qkv_bias": ({"qkv_bias": True}, in_both(BLOCK | {f"attn/{name}_bias": [32] for name in "qkv"})),
     "scale_attn_weights": ({"scale_attn_weights": True}, in_both(BLOCK)),
+    "n_kv_head": (
+        {"n_kv_head": 2, "num_mem_kv": 3, "qkv_bias": True},
+        in_layers(GROUPED | MEMORY_OF_GROUPS, GROUPED),
+    ),
+    "head_dim": (
+        {"head_dim": 12},
+        in_both(BLOCK | {f"attn/{name}": [32, 48] for name in "qkv"} | {"attn/o": [48, 32]}),
+    ),
+    "rotary_dim": ({"rotary_emb": True, "rotary_dim": 4}, in_both(BLOCK, without(OUTER, "wpe"))),
+    "qk_norm": (
+        {"qk_norm": "head", "n_kv_head": 1},
+        in_both(BLOCK | {f"attn/{name}": [32, 8] for name in "kv"} | {f"attn/{name}_norm/g": [8] for name in "qk"}),
+    ),
+    "qk_norm of projections": (
+        {"qk_norm": "projection", "n_kv_head": 1},
+        in_both(BLOCK | {f"attn/{name}": [32, 8] for name in "kv"} | {"attn/q_norm/g": [32], "attn/k_norm/g": [8]}),
+    ),
+    "attention_softcap": ({"attention_softcap": 5.0}, in_both(BLOCK)),
+    "attention_scale": ({"attention_scale": 0.5}, in_both(BLOCK)),
+    "attn_output_bias": ({"attn_output_bias": False}, in_both(without(BLOCK, "attn/compute_output_bias"))),
     "prelu": ({"activation_function": "prelu"}, in_both(BLOCK | {"mlp/activation/slope": []})),
     "mlm_training": ({"mlm_training": True}, in_both(BLOCK)),
     "entmax_loss": ({"entmax_loss": True}, in_both(BLOCK)),

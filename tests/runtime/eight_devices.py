@@ -21,6 +21,7 @@ CASES = (
     ("recomputed", "x:4,y:2", "batch:x,heads:y,vocab:y,intermediate_expanded:y", MICROBATCHES),
     ("recomputed", "x:2,y:2,z:2", "batch:x,heads:y,vocab:y,embd:z", MICROBATCHES),
     ("linear", "x:2,y:4", "batch:x,heads:y,vocab:y", MICROBATCHES),
+    ("grouped", "x:2,y:4", "batch:x,heads:y", WHOLE_BATCH),
     ("mixture", "x:2,y:4", "batch:x,experts:y", WHOLE_BATCH),
     ("mixture", "x:4,y:2", "batch:x,experts:x,expert_hidden:y", WHOLE_BATCH),
 )

@@ -70,6 +70,18 @@ def test_masks(length: int, radius: int | None, is_causal: bool) -> None:
     all_close(gradients(rule, inputs, d_outputs, d_log_z), expected, 2e-5)
 
 
+def test_bounded_logits() -> None:
+    inputs, rule, seen = inputs_of(7), AttentionParams(True, 3, 0.0, softcap=0.5), reference.visible(7, 7, True, 3)
+    d_outputs, d_log_z = normal(2, 7, N_HEADS, N_FEATURES, seed=9), normal(2, N_HEADS, 7, seed=9)
+
+    def total(*inputs: np.ndarray) -> float:
+        outputs, log_z = reference.softmax_attention(*inputs, seen, softcap=0.5)
+        return (outputs * d_outputs).sum() + (log_z * d_log_z).sum()
+
+    all_close(attend(rule, inputs), reference.softmax_attention(*doubles(*inputs), seen, softcap=0.5))
+    all_close(gradients(rule, inputs, d_outputs, d_log_z), reference.slopes(total, doubles(*inputs)))
+
+
 @pytest.mark.parametrize("radius", [None, 70])
 def test_the_gradient_of_the_outputs_alone(radius: int | None) -> None:
     inputs, d_outputs = inputs_of(130), normal(2, 130, N_HEADS, N_FEATURES, seed=9)

@@ -34,7 +34,7 @@ from tests.runtime.spmd_worker import CASES, MATRIX, ONE_LAYER, SCORED, Case, sc
 
 REPOSITORY = Path(__file__).parents[3]
 FAST = "experts"
-OF_TWO = ("data", "model", "embd", "memory", "sequence", "shared", "segments")
+OF_TWO = ("data", "model", "embd", "memory", "sequence", "shared", "groups", "groups_whole", "segments")
 OF_FOUR = ("mixed", "mixed_experts", "mixed_embd", "whole_sequence")
 
 

@@ -28,7 +28,7 @@ def config_of(**model: object) -> RunConfig:
     return tiny.run_config(model={"n_layer": 1, "attention_types": ("global",), **model})
 
 
-@pytest.mark.parametrize("model", [{}, MIXTURE, {"n_head": 1}, {"n_vocab": 63}])
+@pytest.mark.parametrize("model", [{}, MIXTURE, {"n_head": 1}, {"n_kv_head": 1}, {"n_vocab": 63}])
 def test_candidates_are_valid_and_distinct(model: dict[str, object]) -> None:
     config = config_of(**model)
     layouts = candidate_layouts(config, MESH)
@@ -44,6 +44,15 @@ def test_candidates_include_the_usual_splits() -> None:
     assert {("batch", "x")} | tensor_parallel | {("expert_hidden", "y")} in found
     assert {("batch", "x"), ("experts", "x")} | tensor_parallel | {("expert_hidden", "y")} in found
     assert {("batch", "x"), ("embd", "y"), ("memory_length", "y")} in found
+
+
+@pytest.mark.parametrize(("n_kv_head", "has_its_own"), [(None, False), (1, False), (2, True)])
+def test_keys_and_values_are_split_with_their_heads_where_that_divides_them(
+    n_kv_head: int | None, has_its_own: bool
+) -> None:
+    layouts = [dict(layout) for layout in candidate_layouts(config_of(n_kv_head=n_kv_head), MESH)]
+    split = [layout for layout in layouts if "heads" in layout]
+    assert split and all((layout.get("kv_heads") == layout["heads"]) == has_its_own for layout in split)
 
 
 def test_a_dense_model_has_no_experts_to_split() -> None:

@@ -168,6 +168,7 @@ def model_of(**changes: object) -> ModelConfig:
         # 1 + 2 + 3 + 4 positions, and 12 times 5
         ({"attention_types": ("local",)}, 8 * E * E + 4 * E * 70 / 16 + 16 * E * E + 2 * E * V),
         ({"num_mem_kv": 3}, 8 * E * E + 4 * E * 11.5 + 16 * E * E + 2 * E * V),
+        ({"n_kv_head": 2, "head_dim": 12}, 2 * E * 12 * (4 + 2 + 2 + 4) + 4 * 48 * 8.5 + 16 * E * E + 2 * E * V),
         ({"mlp_glu": True}, 8 * E * E + 4 * E * 8.5 + 24 * E * E + 2 * E * V),
         ({"n_inner": 40}, 8 * E * E + 4 * E * 8.5 + 4 * E * 40 + 2 * E * V),
         ({"gated_mlp": True, "n_inner": 40}, 8 * E * E + 4 * E * 8.5 + 6 * E * 40 + 2 * E * V),
