@@ -19,7 +19,7 @@ help:
 	@echo "make test         the fast tests"
 	@echo "make test-models  the slow tests of options, layouts, plans and kernels, which .ci/run runs too"
 	@echo "make test-slow    the slow tests with processes, networks, servers and a browser, and the rest of the combinations"
-	@echo "make parity       compare with Hugging Face's GPT-Neo and GPT-2, in environments of their own"
+	@echo "make parity       compare with Hugging Face's models of every family, in environments of their own"
 	@echo "make lm-eval      make an environment with lm-evaluation-harness, for benchmarks/evaluation.py"
 	@echo "make lint         check style, layout and the direction of imports"
 	@echo "make format       lay the code out"
@@ -56,7 +56,7 @@ test-slow: $(VENV)/.dev-packages
 
 parity: $(PARITY)/.parity-packages $(OLD_PARITY)/.parity-packages
 	OLD_TRANSFORMERS=$(CURDIR)/$(OLD_PARITY)/bin/python $(PARITY)/bin/python -m pytest -q tests/parity.py tests/parity_generation.py \
-	  tests/parity_reranking.py tests/runtime/checkpoint/test_weight_files.py tests/runtime/checkpoint/test_state_dict.py \
+	  tests/parity_families.py tests/parity_reranking.py tests/runtime/checkpoint/test_weight_files.py tests/runtime/checkpoint/test_state_dict.py \
 	  tests/test_from_dialogpt_training.py
 
 lm-eval: $(LM_EVAL)/.lm-eval-packages

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from configs.errors import ConfigError
@@ -12,11 +13,30 @@ from configs.families.gpt2 import GPT_2
 from configs.families.rules import INERT, MODEL_KEYS, PLAIN_WEIGHTS, kind_of
 from configs.families.table import FAMILIES
 from configs.reader import raise_issues, shown
-from configs.schema import FREE_KEYS, RANKING, ModelConfig, is_required, written_keys
+from configs.schema import FREE_KEYS, RANKING, ModelConfig, is_required
 
 # Keys of ours that act only with an option that no family has, or, the last one, with one that its rule tells.
 IDLE_KEYS = ("linear_attention_normalization", "none_doubles_residual", "moe_activation", "local_attention_radius")
 COMPARED_KEYS = tuple(key for key in MODEL_KEYS if key not in {*FREE_KEYS, *IDLE_KEYS})
+# Keys that say nothing of their own where another one differs.
+DEPENDENT_KEYS = {
+    "local_attention_radius": "attention_types",
+    "rotary_base": "rotary_emb",
+    "rotary_dim": "rotary_emb",
+    "rotary_style": "rotary_emb",
+    "rotary_scaling": "rotary_emb",
+    "final_norm": "no_weight_tie",
+    "head_bias": "no_weight_tie",
+}
+# What keys come to that may leave a setting to others.
+EFFECTIVE: Mapping[str, Callable[[ModelConfig], Any]] = {
+    "n_kv_head": lambda model: model.kv_heads,
+    "head_dim": lambda model: model.features_per_head,
+    "n_inner": lambda model: model.feed_forward_width,
+    "rotary_dim": lambda model: model.rotated_features if model.rotary_emb else None,
+    "final_norm": lambda model: model.has_final_norm,
+    "head_bias": lambda model: model.has_head_bias,
+}
 
 
 def is_huggingface(config: Mapping[str, Any]) -> bool:
@@ -159,14 +179,25 @@ def _differing_keys(model: ModelConfig, family: Family) -> list[str]:
     keys, _ = _read(family, _write(family, model))
     values = {key: kind_of(key).parse(value) for key, value in (_defaults() | keys).items()}
     back = ModelConfig(**values)
-    meant, told = written_keys(model), written_keys(back)
-    differing = [key for key in COMPARED_KEYS if meant[key] != told[key]]
+    differing = {key for key in (*COMPARED_KEYS, *DEPENDENT_KEYS) if not _is_same(key, model, back)}
     if model.ranks and not family.ranker:
-        differing.append("objective")
-    has_windows = "local" in model.attention_types and "attention_types" not in differing
-    if has_windows and model.local_attention_radius != back.local_attention_radius:
-        differing.append("local_attention_radius")
-    return differing
+        differing.add("objective")
+    idle = {key for key, other in DEPENDENT_KEYS.items() if other in differing}
+    if "local" not in model.attention_types:
+        idle.add("local_attention_radius")
+    return [key for key in MODEL_KEYS if key in differing - idle]
+
+
+def _is_same(key: str, model: ModelConfig, back: ModelConfig) -> bool:
+    if key in ("scale_attn_weights", "attention_scale"):  # two ways to say one scale
+        is_said_so = (key == "attention_scale") == (model.attention_scale is not None)
+        return not is_said_so or math.isclose(model.logit_scale, back.logit_scale, rel_tol=1e-9)
+    return _effective(key, model) == _effective(key, back)
+
+
+def _effective(key: str, model: ModelConfig) -> Any:
+    """Returns what a setting comes to, also where it is left to others."""
+    return EFFECTIVE[key](model) if key in EFFECTIVE else getattr(model, key)
 
 
 def _find_misfits(model: ModelConfig, family: Family) -> Iterator[str]:
@@ -180,5 +211,5 @@ def _shown_setting(model: ModelConfig, key: str, family: Family) -> str:
     others = sorted(set(model.attention_types) - family.attention)
     if key == "attention_types" and others:
         return ", ".join(others)
-    value = getattr(model, key)
-    return value if isinstance(value, str) else json.dumps(value)
+    value = EFFECTIVE[key](model) if key in EFFECTIVE else kind_of(key).write(getattr(model, key))
+    return value if key == "activation_function" else json.dumps(value)

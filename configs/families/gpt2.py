@@ -6,7 +6,7 @@ Source: Radford et al. 2019, Language Models are Unsupervised Multitask Learners
 
 from __future__ import annotations
 
-from configs.families import rules, tensors
+from configs.families import rules, tensors, windows
 from configs.families.family import Family, Keys, MisreadError, Rule
 from configs.families.tensors import Tensor
 from configs.schema import RANKING, ModelConfig
@@ -24,17 +24,6 @@ def _write_scaling(model: ModelConfig) -> Keys:
         return {"scale_attn_weights": True}
     # transformers 4 scales anyway unless attention is "eager"; transformers 5 never does.
     return {"scale_attn_weights": False, "_attn_implementation": "eager"}
-
-
-def _read_width(hf_config: Keys) -> Keys:
-    width, n_embd = hf_config.get("n_inner"), hf_config.get("n_embd")
-    if width is not None and rules.is_understood(n_embd, rules.kind_of("n_embd")) and width != 4 * n_embd:
-        raise MisreadError("n_inner", width, "only four times n_embd is known", rules.WITHOUT)
-    return {}
-
-
-def _global_layers(hf_config: Keys) -> Keys:
-    return {"attention_types": [[["global"], hf_config.get("n_layer")]]}
 
 
 def _attention(theirs: str, ours: str) -> list[Tensor]:
@@ -73,15 +62,15 @@ GPT_2 = Family(
             }
         ),
         rules.dropouts({"embd_pdrop": "embed_dropout", "resid_pdrop": "res_dropout", "attn_pdrop": "attn_dropout"}),
-        rules.fixed("layer_norm_epsilon", 1e-5, is_written=True),
+        rules.number("layer_norm_epsilon", "norm_epsilon", 1e-5),
         rules.fixed("tie_word_embeddings", True, is_written=True),
         rules.fixed("scale_attn_by_inverse_layer_idx", False),
         rules.fixed("reorder_and_upcast_attn", False),
         *rules.DECODER_ALONE,
-        Rule(("n_inner",), _read_width, lambda _: {}),
+        rules.width("n_inner", is_nullable=True),
         rules.activation("activation_function", "gelu_new"),
         Rule(("scale_attn_weights",), _read_scaling, _write_scaling),
-        Rule((), _global_layers, lambda _: {}),
+        windows.no_window(),
         rules.implied(qkv_bias=True),
         rules.inert("n_ctx", "n_special", "predict_special_tokens", "output_past", "summary_type", "summary_use_proj"),
         rules.inert("summary_activation", "summary_proj_to_labels", "summary_first_dropout"),

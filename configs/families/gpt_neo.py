@@ -44,13 +44,6 @@ def _write_layers(model: ModelConfig) -> Keys:
     return {"attention_types": types, "attention_layers": list(model.attention_types)}
 
 
-def _read_width(hf_config: Keys) -> Keys:
-    width, n_embd = hf_config.get("intermediate_size"), hf_config.get("hidden_size")
-    if width is not None and rules.is_understood(n_embd, rules.kind_of("n_embd")) and width != 4 * n_embd:
-        raise MisreadError("intermediate_size", width, "only four times hidden_size is known", rules.WITHOUT)
-    return {}
-
-
 def _attention(theirs: str, ours: str) -> list[Tensor]:
     projections = (tensors.linear(f"{theirs}.{name}_proj", f"{ours}/{name}", "", "EE") for name in "qkv")
     output = tensors.linear(f"{theirs}.out_proj", f"{ours}/o", f"{ours}/compute_output_bias/o_b", "EE")
@@ -88,10 +81,10 @@ GPT_NEO = Family(
             {"embed_dropout": "embed_dropout", "resid_dropout": "res_dropout", "attention_dropout": "attn_dropout"}
         ),
         Rule(("window_size",), _read_window, WINDOW.write),
-        rules.fixed("layer_norm_epsilon", 1e-5, is_written=True),
+        rules.number("layer_norm_epsilon", "norm_epsilon", 1e-5),
         rules.fixed("tie_word_embeddings", True, is_written=True),
         *rules.DECODER_ALONE,
-        Rule(("intermediate_size",), _read_width, lambda _: {}),
+        rules.width("intermediate_size", is_nullable=True),
         rules.activation("activation_function", "gelu_new"),
         Rule(("attention_types", "attention_layers"), _read_layers, _write_layers),
         rules.inert("classifier_dropout", "summary_type", "summary_use_proj", "summary_activation"),

@@ -16,9 +16,10 @@ REQUIRED: Any = object()  # a default: the key must be there
 WITHOUT = "give weights trained without it"
 AGAIN = "copy the file again"
 
-# Our name of each activation. Of several names for one, the first is written.
+# Our name of each activation. Of several names for one, a family's default is written, or else the first.
 ACTIVATIONS = {
     "gelu_new": "gelu",
+    "gelu": "gelu_exact",
     "gelu_pytorch_tanh": "gelu",
     "gelu_fast": "gelu",
     "relu": "relu",
@@ -40,6 +41,7 @@ INERT = frozenset(
         *("id2label", "label2id", "num_labels", "_num_labels", "problem_type", "task_specific_params", "prefix"),
         *("tokenizer_class", "pretraining_tp", "_attn_implementation", "attn_implementation"),
         *("_attn_implementation_autoset", "_attn_implementation_internal", "unsloth_version", "unsloth_fixed"),
+        *("transformers.js_config", "xla_device"),
         *("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id"),
         *("forced_bos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens", "bad_words_ids"),
         *("max_length", "min_length", "max_new_tokens", "do_sample", "early_stopping", "num_beams", "num_beam_groups"),
@@ -108,7 +110,7 @@ def fixed(theirs: str, value: Any, is_written: bool = False) -> Rule:
 
 def activation(theirs: str, default: str) -> Rule:
     """Returns the rule of the activation of the feed-forward layers."""
-    names = {ours: name for name, ours in reversed(ACTIVATIONS.items())}
+    names = {ours: name for name, ours in reversed(ACTIVATIONS.items())} | {ACTIVATIONS[default]: default}
 
     def read(hf_config: Keys) -> Keys:
         given = hf_config.get(theirs, default)
@@ -202,7 +204,9 @@ def llama_sizes() -> list[Rule]:
 
 def width(theirs: str, is_nullable: bool = False) -> Rule:
     """Returns the rule of the feed-forward width; null, where it may be: four times the width of the model."""
-    return size(theirs, "n_inner", None if is_nullable else REQUIRED, lambda model: model.feed_forward_width)
+    if is_nullable:
+        return size(theirs, "n_inner", None)
+    return size(theirs, "n_inner", written=lambda model: model.feed_forward_width)
 
 
 def key_heads(default: int | None) -> Rule:
@@ -213,10 +217,3 @@ def key_heads(default: int | None) -> Rule:
 def head_size(default: int | None) -> Rule:
     """Returns the rule of the features of a head; null: those of the model divided by its heads."""
     return size("head_dim", "head_dim", default, lambda model: model.features_per_head)
-
-
-def attention_scale(model: ModelConfig) -> float:
-    """Returns what attention logits are multiplied by."""
-    if model.attention_scale is not None:
-        return model.attention_scale
-    return model.features_per_head**-0.5 if model.scale_attn_weights else 1.0

@@ -46,8 +46,8 @@ def read_weights(folder: str) -> Weights:
     file = config_beside(folder)
     hf_config = read_object(Path(file), issues=[])
     keys, files = model_keys(hf_config, file), weight_files(folder)
-    found = find_tensors(files)
     tensors = family_of(hf_config, file).tensors(keys)
+    found = _renamed(find_tensors(files), tensors)
     for name in (tensor.name for tensor in tensors if tensor.name not in found):
         if name in files.claims:
             raise CheckpointError(
@@ -57,6 +57,12 @@ def read_weights(folder: str) -> Weights:
             f"{folder}: has no tensor {name}; copy the folder again: its config.json describes a model with it"
         )
     return variables_of(tensors, found, keys, "config.json")
+
+
+def _renamed(found: dict[str, StoredTensor], tensors: Sequence[Tensor]) -> dict[str, StoredTensor]:
+    """Returns what was found, by the first of the names of each tensor."""
+    names = {other: tensor.name for tensor in tensors for other in tensor.other_names if tensor.name not in found}
+    return {names.get(name, name): stored for name, stored in found.items()}
 
 
 def variables_of(tensors: Sequence[Tensor], found: dict[str, StoredTensor], keys: Keys, source: str) -> Weights:
