@@ -104,7 +104,8 @@ def _prepare(run: Run, loaded: LoadedTask) -> PreparedTask:
         fitted = _fit_contexts(run, loaded)
         _say_cut(loaded, sum(each.n_left_out > 0 for each in fitted), n_ctx)
         return PreparedTask(loaded, contexts=[each.ids for each in fitted])
-    asked = build_requests(loaded, run.tokenizer, run.config.data.eos_id, n_ctx)
+    start_id = next(iter(run.tokenizer.start_ids), run.config.data.eos_id)
+    asked = build_requests(loaded, run.tokenizer, start_id, n_ctx)
     _say_cut(loaded, count_cut(asked, n_ctx), n_ctx)
     return PreparedTask(loaded, asked)
 

@@ -139,6 +139,14 @@ def named_ends(files: Mapping[str, bytes]) -> dict[str, str]:
     return named
 
 
+def start_ids(backend: tokenizers.Tokenizer) -> tuple[int, ...]:
+    """Returns the ids that a tokenizer puts before a text, such as that of `<s>`; mostly none."""
+    encoding = backend.encode("a", add_special_tokens=True)
+    is_added = encoding.special_tokens_mask
+    n_before = next((number for number, flag in enumerate(is_added) if not flag), 0)
+    return tuple(encoding.ids[:n_before])
+
+
 def switch_off_state(backend: tokenizers.Tokenizer) -> list[str]:
     """Switches off what a program has left in a tokenizer that would change texts; returns what that was."""
     found = {

@@ -34,6 +34,7 @@ from data.tokenization.backend import (
     backend_from_json,
     find_ends,
     named_ends,
+    start_ids,
     switch_off_state,
 )
 from storage.files import decode_text, exists, is_local
@@ -126,10 +127,7 @@ class Tokenizer:
     @functools.cached_property
     def start_ids(self) -> tuple[int, ...]:
         """The ids that the tokenizer puts before a text that a model continues, such as that of `<s>`; mostly none."""
-        encoding = self._backend.encode("a", add_special_tokens=True)
-        is_added = encoding.special_tokens_mask
-        n_before = next((number for number, flag in enumerate(is_added) if not flag), 0)
-        return tuple(encoding.ids[:n_before])
+        return start_ids(self._backend)
 
     @property
     def no_eos(self) -> str:

@@ -9,6 +9,7 @@ import tokenizers
 
 from configs.huggingface import huggingface_config
 from configs.schema import RunConfig
+from data.tokenization.backend import start_ids
 from runtime.checkpoint.huggingface import write_weights
 from runtime.checkpoint.weight_files import SAFETENSORS
 from runtime.checkpoint.weight_sources import Weights
@@ -29,7 +30,7 @@ def write_huggingface_folder(directory: str, config: RunConfig, weights: Weights
         CheckpointError: the weights do not match the config.
         UserError: the folder is not empty, or cannot be written.
     """
-    hf_config = huggingface_config(config.model, config.data.eos_id)
+    hf_config = huggingface_config(config.model, config.data.eos_id) | _special_ids(config, tokenizer_json)
     with new_folder(directory) as folder:
         _write_json(folder, "config.json", hf_config)
         write_weights(os.path.join(folder, SAFETENSORS), weights, config.model)
@@ -38,11 +39,19 @@ def write_huggingface_folder(directory: str, config: RunConfig, weights: Weights
             _write_json(folder, "tokenizer_config.json", _tokenizer_config(config, tokenizer_json))
 
 
+def _special_ids(config: RunConfig, tokenizer_json: str | None) -> dict[str, object]:
+    """Returns what texts begin with, and every id that ends one, where these are more than eos."""
+    start = () if tokenizer_json is None else start_ids(tokenizers.Tokenizer.from_str(tokenizer_json))
+    ends = list(dict.fromkeys([config.data.eos_id, *config.data.end_ids]))
+    bos = {"bos_token_id": start[0]} if start else {}
+    return bos | ({"eos_token_id": ends} if len(ends) > 1 else {})
+
+
 def _tokenizer_config(config: RunConfig, tokenizer_json: str) -> dict[str, object]:
     """Returns the tokenizer_config.json that makes Hugging Face use the tokenizers JSON file unchanged."""
-    name_of = tokenizers.Tokenizer.from_str(tokenizer_json).id_to_token
-    eos_id, padding_id = config.data.eos_id, config.data.padding_id
-    special = {"bos_token": eos_id, "eos_token": eos_id}
+    backend = tokenizers.Tokenizer.from_str(tokenizer_json)
+    eos_id, padding_id, name_of = config.data.eos_id, config.data.padding_id, backend.id_to_token
+    special = {"bos_token": next(iter(start_ids(backend)), eos_id), "eos_token": eos_id}
     if padding_id != eos_id:  # which stands for a tokenizer without padding
         special["pad_token"] = padding_id
     return {

@@ -14,7 +14,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from configs.errors import CheckpointError, ConfigError, UserError
-from configs.weights import initial_model_keys
+from configs.weights import initial_end_ids, initial_model_keys
 from runtime.checkpoint.export import write_huggingface_folder
 from runtime.checkpoint.huggingface import read_weights
 from runtime.checkpoint.saved_model import export_saved_model
@@ -61,6 +61,20 @@ def test_an_exported_folder_reads_back_as_the_same_model(graph: Graph, tmp_path:
         "eos_token": "<|endoftext|>",
         "pad_token": "<|padding|>",
     }
+
+
+def test_an_exported_folder_tells_what_begins_and_ends_a_text(graph: Graph, tmp_path: Path) -> None:
+    backend = tokenizers.Tokenizer.from_str(tokenizer_json())
+    backend.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<|padding|> $A", special_tokens=[("<|padding|>", 0)]
+    )
+    config = run_of(MODEL)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, end_ids=(1, 5)))
+    write_huggingface_folder(f"{tmp_path}/hf", config, graph.weights, backend.to_str())
+    written = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert (written["bos_token_id"], written["eos_token_id"]) == (0, [1, 5])
+    assert json.loads((tmp_path / "hf" / "tokenizer_config.json").read_text())["bos_token"] == "<|padding|>"
+    assert initial_end_ids(f"{tmp_path}/hf") == [1, 5]
 
 
 def test_a_run_without_a_tokenizer_exports_none(graph: Graph, tmp_path: Path) -> None:
