@@ -15,11 +15,40 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoConfig, GPTNeoForCausalLM, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
+    PreTrainedModel,
+)
 
 FOLDER = Path(__file__).parent
 N_VOCAB, N_CTX, WINDOW = 48, 24, 5
 SPECIAL = {"bos_token_id": 1, "eos_token_id": 1}
+SIZES = {
+    **{"hidden_size": 16, "num_attention_heads": 4, "num_hidden_layers": 2, "max_position_embeddings": N_CTX},
+    **{"intermediate_size": 20, "vocab_size": N_VOCAB, "pad_token_id": 1},
+}
+GROUPED = SIZES | {"num_key_value_heads": 2}
+# What is hard of the newer families.
+FAMILIES = {
+    "gptj": {
+        **{"n_embd": 16, "n_head": 2, "n_layer": 2, "n_positions": N_CTX, "rotary_dim": 4, "vocab_size": N_VOCAB},
+    },
+    "gpt_neox": SIZES | {"rope_parameters": {"rope_theta": 100.0, "partial_rotary_factor": 0.5}},
+    "llama": {
+        **GROUPED,
+        "rope_parameters": {
+            **{"rope_type": "llama3", "rope_theta": 50.0, "factor": 4.0, "original_max_position_embeddings": 8},
+            **{"low_freq_factor": 1.0, "high_freq_factor": 4.0},
+        },
+    },
+    "olmo2": GROUPED,
+    "gemma2": GROUPED | {"head_dim": 6, "query_pre_attn_scalar": 9, "sliding_window": WINDOW},
+}
 
 
 def gpt_neo(attention_types: list, activation: str = "gelu_new") -> PreTrainedModel:
@@ -43,6 +72,12 @@ def gpt_2(scales: bool) -> PreTrainedModel:
     """A GPT-2 with or without scaled attention logits."""
     sizes = {"vocab_size": N_VOCAB, "n_positions": N_CTX, "n_embd": 16, "n_head": 2, "n_layer": 2}
     return GPT2LMHeadModel(GPT2Config(**sizes, scale_attn_weights=scales, **SPECIAL))
+
+
+def of_family(model_type: str) -> PreTrainedModel:
+    """A model of a newer family; its attention is eager, since no other has soft-capping."""
+    config = AutoConfig.for_model(model_type, **FAMILIES[model_type], **SPECIAL, attn_implementation="eager")
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 
 def disturb(model: PreTrainedModel) -> None:
@@ -72,6 +107,9 @@ def main() -> None:
     write("gpt_neo_alternating", gpt_neo([[["global", "local"], 1], [["global"], 1]]))
     write("gpt_2", gpt_2(scales=True))
     write("gpt_2_unscaled", gpt_2(scales=False))
+    for number, model_type in enumerate(FAMILIES):
+        torch.manual_seed(number)
+        write(model_type, of_family(model_type))
 
 
 if __name__ == "__main__":

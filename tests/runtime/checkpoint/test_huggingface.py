@@ -24,6 +24,7 @@ from tests.answers import Answer, assert_equal, model_of, our_answer
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 FOLDERS = ("gpt_neo_global", "gpt_neo_local", "gpt_neo_alternating", "gpt_2", "gpt_2_unscaled")
+FAMILIES = ("gptj", "gpt_neox", "llama", "olmo2", "gemma2")
 
 
 def expected_of(folder: Path) -> tuple[np.ndarray, Answer]:
@@ -32,7 +33,7 @@ def expected_of(folder: Path) -> tuple[np.ndarray, Answer]:
     return expected["tokens"].astype(np.int32), Answer(expected["logits"], float(expected["loss"]))
 
 
-@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize("name", (*FOLDERS, *FAMILIES))
 def test_logits_and_loss_equal_those_of_transformers(name: str, devices: tuple[str, ...]) -> None:
     folder = GOLDEN / name
     tokens, expected = expected_of(folder)
@@ -279,7 +280,7 @@ def test_pickles_need_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 # Writing.
 
 
-@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize("name", (*FOLDERS, *FAMILIES))
 def test_written_tensors_equal_those_of_transformers(tmp_path: Path, name: str) -> None:
     path = tmp_path / "model.safetensors"
     write_weights(str(path), read_weights(str(GOLDEN / name)), model_of(GOLDEN / name))
