@@ -37,7 +37,7 @@ def expected_of(folder: Path) -> tuple[np.ndarray, Answer]:
 def test_logits_and_loss_equal_those_of_transformers(name: str, devices: tuple[str, ...]) -> None:
     folder = GOLDEN / name
     tokens, expected = expected_of(folder)
-    assert_equal(our_answer(folder, model_of(folder), tokens, devices), expected, tolerance=1e-5)
+    assert_equal(our_answer(folder, model_of(folder), tokens, devices), expected, tolerance=2e-5)
 
 
 @pytest.mark.parametrize("key", ["attention_types", "activation_function", "local_attention_radius"])
@@ -190,13 +190,13 @@ def test_a_broken_index_is_named(tmp_path: Path) -> None:
 def test_another_architecture_is_refused(tmp_path: Path) -> None:
     folder = copied(tmp_path)
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"n_inner": 100, "activation_function": "gelu"}))
+    (folder / "config.json").write_text(json.dumps(config | {"n_inner": 0, "activation_function": "gelu_10"}))
     with pytest.raises(ConfigError) as error:
         read_weights(str(folder))
     lines = str(error.value).splitlines()
     assert [": ".join(line.split(": ")[:2]) for line in lines] == [
-        f"{folder}/config.json: n_inner = 100",
-        f'{folder}/config.json: activation_function = "gelu"',
+        f"{folder}/config.json: n_inner = 0",
+        f'{folder}/config.json: activation_function = "gelu_10"',
     ]
 
 
