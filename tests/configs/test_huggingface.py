@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.errors import ConfigError
@@ -212,6 +212,7 @@ def test_what_says_the_same_is_taken() -> None:
     assert model_keys(GPT_2 | more) == model_keys(GPT_2)
 
 
+@settings(deadline=None)
 @given(
     config=st.sampled_from([GPT_NEO, GPT_2]),
     keys=st.lists(st.sampled_from([*GPT_NEO, *GPT_2, "attention_layers", "architectures", "n_inner"]), min_size=1),
@@ -331,6 +332,7 @@ def test_every_option_is_compared_or_known_to_be_left_out() -> None:
     assert set(keys_of(ModelConfig)) - set(COMPARED_KEYS) == of_training | dropouts | of_mixtures | of_attention
 
 
+@settings(deadline=None)
 @given(
     layers=st.lists(st.sampled_from(["global", "local"]), min_size=1, max_size=9),
     radius=st.integers(1, 4096),
