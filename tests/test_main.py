@@ -813,7 +813,7 @@ def test_weights_that_cannot_be_read_are_named_before_any_text_is_tokenized(
     write_project(tmp_path)
     keys = {"model_type": "gpt2", "n_layer": 1, "n_head": 2, "n_embd": 16, "n_ctx": 16, "n_positions": 16}
     (tmp_path / "weights").mkdir()
-    (tmp_path / "weights" / "config.json").write_text(json.dumps({**keys, "vocab_size": 300, "tokenizer": None}))
+    (tmp_path / "weights" / "config.json").write_text(json.dumps({**keys, "vocab_size": 300}))
     (tmp_path / "weights" / "pytorch_model.bin").write_bytes(b"")
     (tmp_path / "model.json").write_text(json.dumps({key: TINY[key] for key in ("datasets", "train_batch_size")}))
     monkeypatch.chdir(tmp_path)
