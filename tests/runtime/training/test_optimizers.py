@@ -204,7 +204,9 @@ def test_the_singular_values_of_muons_update_are_near_its_scale(devices: Devices
 
 
 @pytest.mark.parametrize(
-    ("opt_name", "mesh", "step"), [("adamw", MESHES[0], adamw_step), ("muon", MESHES[1], muon_step)], ids=str
+    ("opt_name", "mesh", "step"),
+    [("adamw", MESHES[0], adamw_step), ("muon", MESHES[1], muon_step)],
+    ids=["adamw", "muon"],
 )
 def test_averages_of_the_variables(
     devices: Devices, opt_name: str, mesh: tuple[str, str], step: Callable[..., Slots]
