@@ -58,5 +58,7 @@ class HashScorer:
 class Bytes:
     """A tokenizer whose tokens are bytes."""
 
+    start_ids = ()  # texts begin with none
+
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         return [list(text.encode("utf-8")) for text in texts]

@@ -59,6 +59,10 @@ SHIPPED = (
     "gpt3_6-7B_256",
     "gpt3_13B_256",
     "gpt3_13B_256_Pile",
+    "llama_125m",
+    "pythia_160m",
+    "qwen3_0.6b",
+    "llama3_8b",
 )
 
 

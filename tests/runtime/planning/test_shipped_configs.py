@@ -21,11 +21,17 @@ def n_devices(config: RunConfig) -> int:
 
 def n_parameters(model: ModelConfig) -> int:
     """Counts tables, kernels, norms and biases; GPT-Neo's query, key and value have none, DialoGPT's have."""
-    width, n_attention = model.n_embd, sum(kind != "none" for kind in model.attention_types)
+    width, hidden = model.n_embd, model.feed_forward_width
+    queries, keys = model.n_head * model.features_per_head, model.kv_heads * model.features_per_head
+    norm = width if model.norm == "rmsnorm" else 2 * width
     n_positions = 0 if model.rotary_emb else model.n_ctx
-    tables, last_norm = (model.n_vocab + n_positions) * width, 2 * width
-    attention, feed_forward = 4 * width**2 + (3 + 3 * model.qkv_bias) * width, 8 * width**2 + 7 * width
-    return tables + n_attention * attention + model.n_layer * feed_forward + last_norm
+    tables = (model.n_vocab * (1 + model.no_weight_tie) + n_positions) * width + norm * model.has_final_norm
+    attention = norm + 2 * width * (queries + keys) + model.qkv_bias * (queries + 2 * keys)
+    attention += model.attn_output_bias * width + (model.qk_norm == "head") * 2 * model.features_per_head
+    feed_forward = norm + (2 + model.gated_mlp) * width * hidden
+    feed_forward += model.mlp_bias * (width + (1 + model.gated_mlp) * hidden)
+    n_attention = sum(kind != "none" for kind in model.attention_types)
+    return tables + model.has_head_bias * model.n_vocab + n_attention * attention + model.n_layer * feed_forward
 
 
 def test_there_are_configs() -> None:
