@@ -3,10 +3,12 @@
     make chat-quickstart        # or any other way to get the conversations
     python3 benchmarks/ranking.py --judgements dstc7-task2-human_eval.tgz
 
-A twentieth of the conversations is held out. A small language model is trained on the others, and from its weights a
-ranker on their pairs, as DialogRPT's are trained from DialoGPT. Beside it stands a bag of words: the words that a
-response shares with its context, weighted by rarity. With --judgements, the ranker scores the answers of DSTC-7's
-systems, and its table of scores is compared with people's judgements. The last line is a JSON object with the results.
+A twentieth of the conversations is held out. The ranker is trained on the pairs of the others, in small letters, from
+weights that are set to find the words of a response in its context (benchmarks/matching_weights.py). These hold the
+rarity of tokens among the training responses, but nothing of which response follows which context. Beside the ranker
+stands a bag of words: the words that a response shares with its context, weighted by rarity. With --judgements, the
+ranker scores the answers of DSTC-7's systems, and its table of scores is compared with people's judgements. The last
+line is a JSON object with the results.
 """
 
 from __future__ import annotations
@@ -21,13 +23,17 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import numpy as np
+
+from benchmarks.matching_weights import write_matching_weights
 from configs.load import load_config
 from data.dialogue.pairs import Pair
+from data.tokenization.bpe_training import save_tokenizer, train_byte_level_bpe
 from data.tokenization.tokenizer import load_tokenizer
 from runtime.checkpoint.init_from import load_initial_weights
 from runtime.generation.reranking import build_response_scorer
@@ -40,17 +46,12 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 CONVERSATIONS = "datasets/chitchat_dataset/dataset.json"
 HELD_OUT = 20  # one conversation in 20 is held out
 MAX_TURNS = 6
-N_VOCAB = 2048
-MODEL = {
-    **{"n_head": 4, "n_embd": 128, "n_layer": 3, "n_ctx": 256, "n_vocab": N_VOCAB},
-    **{"rotary_emb": True, "scale_attn_weights": True},
+N_VOCAB = 8192
+RANKER = {
+    **{"n_head": 2, "n_embd": 256, "n_layer": 2, "n_ctx": 512, "n_vocab": N_VOCAB, "qkv_bias": True},
+    **{"scale_attn_weights": True, "objective": "ranking", "opt_name": "adamw", "beta2": 0.98, "lr": 0.0002},
+    **{"lr_decay": "cosine", "warmup_steps": 30, "gradient_clipping": 1.0, "train_batch_size": 8, "train_steps": 300},
 }
-TRAINING = {
-    **{"opt_name": "adamw", "beta2": 0.98, "weight_decay": 0.05, "gradient_clipping": 1.0, "lr_decay": "cosine"},
-    **{"iterations": 100, "warmup_steps": 150},
-}
-LANGUAGE_MODEL = MODEL | TRAINING | {"train_batch_size": 4, "train_steps": 3500, "lr": 0.004}
-RANKER = MODEL | TRAINING | {"train_batch_size": 8, "train_steps": 3000, "lr": 0.001, "objective": "ranking"}
 WORD = re.compile(r"[a-z']+|\d+")
 
 
@@ -64,7 +65,7 @@ class Results:
         bag_of_words_accuracy: the same for shared words.
         pairs: held-out pairs.
         training_pairs: pairs to train on.
-        seconds: of both trainings and the evaluation.
+        seconds: of the tokenizer, the training and the evaluation.
     """
 
     accuracy: float
@@ -76,31 +77,45 @@ class Results:
 
 
 def split(conversations: str, folder: Path) -> None:
-    """Writes `train.json` and `held_out.json`."""
+    """Writes `train.json` and `held_out.json`, in small letters."""
     every = json.loads(Path(conversations).read_text(encoding="utf-8"))
     for name, is_held_out in (("train", False), ("held_out", True)):
         some = {
             key: value for number, (key, value) in enumerate(every.items()) if (number % HELD_OUT == 0) == is_held_out
         }
-        (folder / f"{name}.json").write_text(json.dumps(some))
+        (folder / f"{name}.json").write_text(json.dumps(some).lower())
 
 
 def run(*arguments: object) -> None:
     subprocess.run([sys.executable, *map(str, arguments)], check=True)
 
 
-def train(folder: Path, name: str, config: Mapping[str, object], dataset: Mapping[str, object], *flags: object) -> None:
-    dataset = {"id": name, "n_vocab": N_VOCAB, "cache_dir": f"{folder}/data", "eval_fraction": 0.0} | dict(dataset)
-    file = folder / f"{name}.json"
-    file.write_text(json.dumps({**config, "datasets": [dataset], "model_path": f"{folder}/{name}"}))
-    run(REPOSITORY / "main.py", "--model", file, *flags)
+def write_initial_weights(folder: Path, pairs: Sequence[Pair]) -> None:
+    """Writes the tokenizer of the responses, and the weights that the ranker begins with."""
+    responses = [pair.better for pair in pairs]
+    tokenizer = train_byte_level_bpe(responses, N_VOCAB, add_prefix_space=True)
+    save_tokenizer(tokenizer, f"{folder}/tokenizer.json")
+    counts = collections.Counter(token for ids in tokenizer.encode_batch(responses) for token in set(ids))
+    rarity = np.array([math.log(len(pairs) / (1 + counts[token])) for token in range(N_VOCAB)])
+    write_matching_weights(folder / "initial", (rarity / rarity.max()) ** 2, RANKER["n_ctx"])
+
+
+def dataset(folder: Path, name: str, eval_fraction: float) -> dict[str, object]:
+    files = {"pairs": f"{folder}/{name}.jsonl", "tokenizer_path": f"{folder}/tokenizer.json"}
+    return {"id": name, "n_vocab": N_VOCAB, "eval_fraction": eval_fraction, "cache_dir": f"{folder}/data"} | files
+
+
+def train(folder: Path) -> None:
+    """Trains the ranker."""
+    config = {**RANKER, "datasets": [dataset(folder, "train", 0.0)], "model_path": f"{folder}/ranker"}
+    (folder / "ranker.json").write_text(json.dumps(config))
+    run(REPOSITORY / "main.py", "--model", folder / "ranker.json", "--init_from", folder / "initial")
 
 
 def evaluate(folder: Path) -> dict[str, float]:
     """Returns the figures of the ranker on the held-out pairs."""
-    dataset = {"id": "held_out", "pairs": f"{folder}/held_out.jsonl", "n_vocab": N_VOCAB, "eval_fraction": 0.99}
-    dataset |= {"cache_dir": f"{folder}/data", "tokenizer_path": f"{folder}/language_model/tokenizer.json"}
-    run(REPOSITORY / "main.py", "--model", folder / "ranker", "--eval", "--set", f"datasets={json.dumps([dataset])}")
+    datasets = json.dumps([dataset(folder, "held_out", 0.99)])
+    run(REPOSITORY / "main.py", "--model", folder / "ranker", "--eval", "--set", f"datasets={datasets}")
     return [line for line in read_metrics(f"{folder}/ranker") if line["split"] == "eval"][-1]
 
 
@@ -137,8 +152,8 @@ def write_scores(folder: Path, judgements: str) -> str:
     systems = [name for name in judged.judgements.systems if name in judged.answers]
     rows = ["\t".join(["key", *systems])]
     for key, context in contexts.items():
-        responses = [tokenizer.encode(judged.answers[name].get(key, "") or " ") for name in systems]
-        scores = scorer.scores([tokenizer.encode(context)], responses)
+        responses = [tokenizer.encode(judged.answers[name].get(key, "").lower() or " ") for name in systems]
+        scores = scorer.scores([tokenizer.encode(context.lower())], responses)
         rows.append("\t".join([key, *(f"{score:.6f}" for score in scores)]))
     path = folder / "ranker.tsv"
     path.write_text("\n".join(rows) + "\n")
@@ -151,16 +166,17 @@ def measure(conversations: str, folder: Path) -> Results:
     for name in ("train", "held_out"):
         script, source = REPOSITORY / "data/dialogue/draw_pairs.py", folder / f"{name}.json"
         run(script, "--input_dir", source, "--out", source.with_suffix(".jsonl"), "--max_turns", MAX_TURNS)
+    train_pairs, held_out = (list(read_pairs(folder / f"{name}.jsonl")) for name in ("train", "held_out"))
     begin_seconds = time.monotonic()
-    train(folder, "language_model", LANGUAGE_MODEL, {"dialogue": f"{folder}/train.json"})
-    train(folder, "ranker", RANKER, {"pairs": f"{folder}/train.jsonl"}, "--init_from", folder / "language_model")
+    write_initial_weights(folder, train_pairs)
+    train(folder)
     measured = evaluate(folder)
     seconds = time.monotonic() - begin_seconds
-    pairs = [list(read_pairs(folder / f"{name}.jsonl")) for name in ("train", "held_out")]
     accuracy, n_pairs = measured["accuracy"], int(measured["pairs"])
     error = 1.96 * math.sqrt(accuracy * (1 - accuracy) / n_pairs)
     interval = (accuracy - error, accuracy + error)
-    return Results(accuracy, interval, bag_of_words_accuracy(*pairs), n_pairs, len(pairs[0]), seconds)
+    shared_words = bag_of_words_accuracy(train_pairs, held_out)
+    return Results(accuracy, interval, shared_words, n_pairs, len(train_pairs), seconds)
 
 
 def main() -> None:
