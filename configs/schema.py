@@ -703,7 +703,7 @@ class TrainingConfig:
         return self.batch_size_warmup or ((0, self.train_batch_size),)
 
     def batch_size_at(self, step: int) -> int:
-        """Returns the examples of the step that follows so many updates."""
+        """Returns the examples in the step after this number of updates."""
         return next(size for first, size in reversed(self.batch_sizes) if first <= step)
 
 

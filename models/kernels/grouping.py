@@ -1,4 +1,4 @@
-"""Heads of keys and values on slices: which of them each query head uses.
+"""Grouped queries on slices: the key and value head of each query head.
 
 Consecutive heads form groups of one size, G; head h uses the key and value head h // G. A slice of queries may begin at
 any head, while a slice of keys and values holds the heads of those queries or, if the dimension is not split, all.

@@ -33,7 +33,7 @@ class TokenCount:
         return _along(steps, self.firsts, self._tokens_at_firsts(), self.tokens_per_step)
 
     def step_of(self, tokens: np.ndarray) -> np.ndarray:
-        """Returns the steps before which so many tokens were seen, the inverse of `before`."""
+        """Returns the step at which this many tokens have been seen, the inverse of `before`."""
         return _along(tokens, self._tokens_at_firsts(), self.firsts, [1.0 / own for own in self.tokens_per_step])
 
     def _tokens_at_firsts(self) -> np.ndarray:
