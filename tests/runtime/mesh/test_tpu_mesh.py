@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -174,14 +175,18 @@ def test_a_program_does_not_grow_with_the_tpu() -> None:
 
 
 def fitted(name: str, slice_name: str) -> RunConfig:
-    """A shipped config with its mesh made to fit: as much of its last axis as there is, and the rest for the others."""
+    """A shipped config on this TPU: as much of its last axis as there is, and the rest for the others.
+
+    The batch grows with the first axis, so that each core has as many microbatches as in the config.
+    """
     n_cores = int(slice_name.removeprefix("v3-"))
-    axes = load_config(name, [], None).mesh.mesh_shape
-    if len(axes) == 1:
-        return load_config(name, [f"mesh_shape={axes[0][0]}:{n_cores}"], None)
-    (first, _), (last, size) = axes
-    size = min(size, n_cores)
-    return load_config(name, [f"mesh_shape={first}:{n_cores // size},{last}:{size}"], None)
+    config = load_config(name, [], None)
+    (first, first_size), *others = config.mesh.mesh_shape
+    last = [(axis, min(size, n_cores)) for axis, size in others]
+    replicas = n_cores // math.prod(size for _, size in last)
+    mesh_shape = ",".join(f"{axis}:{size}" for axis, size in ((first, replicas), *last))
+    batch_size = config.training.train_batch_size * replicas // first_size
+    return load_config(name, [f"mesh_shape={mesh_shape}", f"train_batch_size={batch_size}"], None)
 
 
 @pytest.mark.slow
