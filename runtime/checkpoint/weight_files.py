@@ -39,6 +39,7 @@ WRAPPERS = re.compile(
 )
 STATE_KEYS = ("state_dict", "model_state_dict", "model", "module")  # under which trainers keep the tensors
 MAX_SHARDS = 10_000
+GIT_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 UNSAFE_GLOBAL = re.compile(r"GLOBAL (\S+)")  # in PyTorch's message
 
 
@@ -112,11 +113,11 @@ def weight_files(folder: str) -> TensorFiles:
     return TensorFiles(complete[0])
 
 
-def _shards_of_index(path: str, weight_map: Mapping[str, str]) -> dict[str, str]:
+def _shards_of_index(path: str, weight_map: Any) -> dict[str, str]:
     """Returns the file of each tensor; a name that leads out of the folder could be that of any file."""
-    shards = dict(weight_map.items())
-    if not all(isinstance(shard, str) for shard in shards.values()):
-        raise TypeError("weight_map names something that is not a file")
+    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+        raise CheckpointError(f"{path}: weight_map does not give a file for each tensor; copy the file again")
+    shards: dict[str, str] = dict(weight_map)
     outside = next((shard for shard in shards.values() if not shard or shard != os.path.basename(shard)), None)
     if outside is not None:
         raise CheckpointError(f"{path}: names {outside!r}, which is no file beside it; get the index from its source")
@@ -158,6 +159,7 @@ def _check_dtype(place: str, dtype: str, is_floating_point: bool) -> None:
 
 def _open_safetensors(path: str) -> dict[str, StoredTensor]:
     """Returns the tensors in a file; of one, the file is mapped while a part of it is copied, and no longer."""
+    _check_downloaded(path)
     with reading(path):
         names = set(safe_open(path, framework="np").keys())  # which checks the file
         begin, header = _header(path)
@@ -175,6 +177,14 @@ def _open_safetensors(path: str) -> dict[str, StoredTensor]:
         name: in_parts(f"{path}: {name}", tuple(entry["shape"]), functools.partial(part, name))
         for name, entry in entries.items()
     }
+
+
+def _check_downloaded(path: str) -> None:
+    """Raises an error for what a clone without Git LFS leaves in the place of a large file."""
+    with reading(path), open(path, "rb") as file:
+        start = file.read(len(GIT_LFS_POINTER))
+    if start == GIT_LFS_POINTER:
+        raise CheckpointError(f"{path}: is a pointer of Git LFS, without the weights; run `git lfs pull` in its folder")
 
 
 def _header(path: str) -> tuple[int, dict[str, Any]]:
