@@ -32,6 +32,7 @@ from configs.weights import (
     names_weights,
     weights_at,
 )
+from runtime.planning.machines import DEVICE_KINDS
 from serving.settings import ServingSettings, check_packages, key_from_environment
 from storage.remote_configs import on_disk
 from storage.streams import run_program
@@ -208,6 +209,11 @@ def _add_plan_flags(group: argparse._ArgumentGroup) -> None:
     layouts = group.add_mutually_exclusive_group()
     layouts.add_argument("--auto_layout", action="store_true", help="Chooses a layout for the config's mesh_shape.")
     layouts.add_argument("--auto_layout_and_mesh_shape", action="store_true", help="Chooses the mesh_shape too.")
+    add(
+        "--device_kind",
+        choices=list(DEVICE_KINDS),
+        help="Plans for devices of this kind: from 1 to 4,096 of them, and the layout that is fastest on them.",
+    )
     add("--apply", action="store_true", help="Runs the command with the chosen layout instead of only showing it.")
 
 
@@ -330,6 +336,11 @@ RULES = (
     Rule(
         lambda a: a.apply and not _chooses_layout(a),
         "--apply: has nothing to apply; give --auto_layout or --auto_layout_and_mesh_shape too",
+    ),
+    Rule(
+        lambda a: a.device_kind is not None and a.command != "plan" and not _chooses_layout(a),
+        "--device_kind {device_kind}: plans for such devices; give --plan, --auto_layout or "
+        "--auto_layout_and_mesh_shape too",
     ),
     Rule(
         lambda a: a.steps_per_checkpoint < 1,

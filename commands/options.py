@@ -86,6 +86,7 @@ class Options:
         tpu: the TPU; None: none.
         gpu_ids: the names of devices; None: the default ones.
         cpu_devices: the number of virtual CPU devices to make; None: none.
+        device_kind: the kind of devices to plan for; None: those of the run.
         steps_per_checkpoint: the steps between checkpoints.
         sacred_id: a part of the names of output files.
         log_samples: write what each item of an evaluation task got.
@@ -115,6 +116,7 @@ class Options:
     tpu: str | None
     gpu_ids: Sequence[str] | None
     cpu_devices: int | None
+    device_kind: str | None
     steps_per_checkpoint: int
     sacred_id: str
     log_samples: bool

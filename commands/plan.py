@@ -14,10 +14,12 @@ from configs.schema import MeshConfig, RunConfig
 from meshtf import tf
 from runtime.cluster.spec import find_cluster
 from runtime.mesh.devices import choose_devices
-from runtime.planning.auto_layout import MACHINES, Machine, auto_layout, auto_layout_and_mesh_shape, machine_of
+from runtime.planning.auto_layout import auto_layout, auto_layout_and_mesh_shape
 from runtime.planning.diagram import draw_plan
 from runtime.planning.dry_run import dry_placement
+from runtime.planning.machines import MACHINES, Machine, machine_of, machine_of_kind
 from runtime.planning.plan import format_plan, make_plan
+from runtime.planning.scaling import format_scales, scales
 from runtime.run import directory as run_directory
 from storage.files import is_local
 
@@ -29,14 +31,18 @@ def _planned_devices(config: RunConfig, options: Options) -> tuple[int, Machine]
     if cluster is not None:
         devices = devices[:1] * cluster.size
     n_devices = math.prod(size for _, size in config.mesh.mesh_shape or (("all", len(devices)),))
+    if options.device_kind is not None:
+        return n_devices, machine_of_kind(options.device_kind, config.model.precision)
     return n_devices, machine_of(devices) if n_devices == len(devices) else MACHINES["TPU"]
 
 
 def plan(config: RunConfig, options: Options) -> int:
     """Shows and draws the cost of a training step on the config's mesh, whose devices need not exist."""
-    n_devices, _ = _planned_devices(config, options)
+    n_devices, machine = _planned_devices(config, options)
     planned = make_plan(config, dry_placement(config.mesh, n_devices))
     say(format_plan(planned))
+    if options.device_kind is not None:
+        say("\n" + format_scales(options.device_kind, list(scales(config, machine))))
     if not is_local(config.model_path):
         say(f"no plot: model_path = {config.model_path}: is a bucket; for a plot give --set model_path=FOLDER")
         return 0

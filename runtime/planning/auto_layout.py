@@ -11,16 +11,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import os
 from collections.abc import Iterator, Sequence
 
 from configs.errors import DeviceError
 from configs.layout import Layout, MeshShape, find_layout_issues, format_pairs
-from configs.schema import MeshConfig, RunConfig
-from runtime.planning.dry_run import build_dry_step, dry_placement
-from runtime.planning.flops import flops_of_processor
-from runtime.planning.memory import estimate_memory
-from runtime.planning.plan import allocated_bytes, format_bytes
+from configs.schema import RunConfig
+from runtime.planning.cost import cost_of, step_time
+from runtime.planning.machines import MACHINES, Machine
+from runtime.planning.plan import format_bytes
 
 # The roles of an axis: dimensions that are worth splitting over one axis together.
 ROLES: tuple[tuple[str, ...], ...] = (
@@ -37,53 +35,13 @@ MAX_AXES = 2
 
 
 @dataclasses.dataclass(frozen=True)
-class Machine:
-    """Speed and memory of one device of a mesh, in round figures: only their ratios matter.
-
-    Attributes:
-        memory_bytes: for a step's tensors.
-        flops_per_second: in large matrix products.
-        bytes_per_second: to a neighbour.
-        transfer_seconds: latency of a collective.
-    """
-
-    memory_bytes: float
-    flops_per_second: float
-    bytes_per_second: float
-    transfer_seconds: float
-
-
-MACHINES = {
-    "TPU": Machine(16 << 30, 5e13, 7e10, 5e-6),  # a core of a TPU v3
-    "GPU": Machine(80 << 30, 2e14, 2e11, 1e-5),  # of a server whose GPUs are linked
-    "CPU": Machine(4 << 30, 1e11, 5e9, 5e-5),  # a few cores of a server
-}
-
-
-def machine_of(devices: Sequence[str]) -> Machine:
-    """Returns the machine of devices such as "/device:CPU:0"; the CPU devices of a process share its memory."""
-    kind = devices[0].split(":")[-2]
-    if kind != "CPU":
-        return MACHINES[kind]
-    memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / len(devices)
-    return dataclasses.replace(MACHINES[kind], memory_bytes=memory_bytes)
-
-
-@dataclasses.dataclass(frozen=True)
-class Cost:
-    """The cost of a layout on one device, per step."""
-
-    seconds: float
-    memory_bytes: float
-
-
-@dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A mesh and a layout, and their cost."""
+    """A mesh and a layout, the least seconds of a step, and the bytes that it takes on a device."""
 
     mesh_shape: MeshShape
     layout: Layout
-    cost: Cost
+    seconds: float
+    memory_bytes: float
 
 
 def auto_layout(config: RunConfig, mesh_shape: MeshShape, machine: Machine = MACHINES["TPU"]) -> Layout:
@@ -119,19 +77,22 @@ def auto_layout_and_mesh_shape(
 
 def _fastest(config: RunConfig, shapes: Sequence[MeshShape], machine: Machine) -> Candidate:
     candidates = [
-        Candidate(shape, layout, cost_of(config, shape, layout, machine))
-        for shape in shapes
-        for layout in candidate_layouts(config, shape)
+        _candidate(config, shape, layout, machine) for shape in shapes for layout in candidate_layouts(config, shape)
     ]
-    smallest = min(candidates, key=lambda candidate: candidate.cost.memory_bytes)
-    fitting = [candidate for candidate in candidates if candidate.cost.memory_bytes <= machine.memory_bytes]
+    smallest = min(candidates, key=lambda candidate: candidate.memory_bytes)
+    fitting = [candidate for candidate in candidates if candidate.memory_bytes <= machine.memory_bytes]
     if not fitting:
         raise DeviceError(
             f"{config.name} on {format_pairs(smallest.mesh_shape)}: needs at least "
-            f"{format_bytes(smallest.cost.memory_bytes)} per device, which has {format_bytes(machine.memory_bytes)}; "
+            f"{format_bytes(smallest.memory_bytes)} per device, which has {format_bytes(machine.memory_bytes)}; "
             "use more devices, set recompute_grad, or lower tokens_per_mb_per_replica"
         )
-    return min(fitting, key=lambda candidate: candidate.cost.seconds)
+    return min(fitting, key=lambda candidate: candidate.seconds)
+
+
+def _candidate(config: RunConfig, mesh_shape: MeshShape, layout: Layout, machine: Machine) -> Candidate:
+    cost = cost_of(config, mesh_shape, layout)
+    return Candidate(mesh_shape, layout, step_time(cost, mesh_shape, machine).total, cost.memory_bytes)
 
 
 def mesh_shapes(n_devices: int) -> Iterator[MeshShape]:
@@ -193,52 +154,3 @@ def _dimension_sizes(config: RunConfig) -> dict[str, tuple[str, int]]:
         sizes["experts"] = ("moe_num_experts", model.moe_params.moe_num_experts)
         sizes["expert_hidden"] = ("moe_hidden_size", model.moe_params.moe_hidden_size)
     return sizes
-
-
-def cost_of(config: RunConfig, mesh_shape: MeshShape, layout: Layout, machine: Machine) -> Cost:
-    """Estimates the cost of a step; for repeating layers, extrapolates from two models of fewer layers.
-
-    Args:
-        config: the run.
-        mesh_shape: the axes.
-        layout: one without issues by `find_layout_issues`.
-        machine: speed and memory of one device.
-    """
-    period, n_layer = _period(config), config.model.n_layer
-    if 3 * period > n_layer:
-        return _planned_cost(config, mesh_shape, layout, machine)
-    once, twice = (
-        _planned_cost(_first_layers(config, count), mesh_shape, layout, machine) for count in (period, 2 * period)
-    )
-    n_repeats = n_layer / period - 1
-    return Cost(
-        once.seconds + n_repeats * (twice.seconds - once.seconds),
-        once.memory_bytes + n_repeats * (twice.memory_bytes - once.memory_bytes),
-    )
-
-
-def _planned_cost(config: RunConfig, mesh_shape: MeshShape, layout: Layout, machine: Machine) -> Cost:
-    n_devices = math.prod(size for _, size in mesh_shape)
-    step = build_dry_step(config, dry_placement(MeshConfig(mesh_shape=mesh_shape, layout=layout), n_devices))
-    sent_bytes = sum(transfer.sent_bytes for transfer in step.transfers)
-    seconds = flops_of_processor(step) / machine.flops_per_second + sent_bytes / machine.bytes_per_second
-    seconds += len(step.transfers) * machine.transfer_seconds
-    return Cost(seconds, allocated_bytes(estimate_memory(step), step.microbatch_count))
-
-
-def _period(config: RunConfig) -> int:
-    """Returns the number of layers after which their kinds repeat; the number of all layers if they do not."""
-    kinds = [(kind, index in config.model.moe_layers) for index, kind in enumerate(config.model.attention_types)]
-    periods = (count for count in range(1, len(kinds)) if len(kinds) % count == 0)
-    return next((count for count in periods if kinds == kinds[:count] * (len(kinds) // count)), len(kinds))
-
-
-def _first_layers(config: RunConfig, count: int) -> RunConfig:
-    model = config.model
-    shorter = dataclasses.replace(
-        model,
-        n_layer=count,
-        attention_types=model.attention_types[:count],
-        moe_layers=tuple(index for index in model.moe_layers if index < count),
-    )
-    return dataclasses.replace(config, model=shorter)

@@ -181,7 +181,7 @@ def _memory_lines(plan: Plan) -> list[str]:
     for name, memory in plan.memories.items():
         rows.append([name, *(format_bytes(getattr(memory, kind)) for kind in kinds), format_bytes(memory.total)])
     cpu_process = f"a CPU process with one device: about {format_bytes(resident_bytes(plan))} resident, "
-    return [*_aligned(rows), f"{cpu_process}{format_bytes(plan.program_bytes)} for the program"]
+    return [*aligned(rows), f"{cpu_process}{format_bytes(plan.program_bytes)} for the program"]
 
 
 def _sent_lines(plan: Plan) -> list[str]:
@@ -191,10 +191,10 @@ def _sent_lines(plan: Plan) -> list[str]:
     rows = [["sent by a device per step", "axis", "size", "bytes"]]
     for (axis, kind), sent in sorted(plan.sent_bytes.items()):
         rows.append([kind, axis, str(sizes[axis]), format_bytes(sent)])
-    return _aligned(rows)
+    return aligned(rows)
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Formats rows of cells as lines: the first column flush left, the others flush right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     padded = ([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows)
