@@ -38,7 +38,7 @@ from storage.remote_configs import on_disk
 from storage.streams import run_program
 
 LOOPBACK = "127.0.0.1"
-EXPORT_FORMATS = ("saved_model", "hf")
+EXPORT_FORMATS = ("saved_model", "hf", "weights")
 COMMANDS = (
     *("train", "eval", "predict", "interactive", "chat", "serve"),
     *("check_dataset", "fetch_tasks", "plan", "export"),
@@ -219,12 +219,13 @@ def _add_plan_flags(group: argparse._ArgumentGroup) -> None:
 
 def _add_export_flags(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    _add_command(group, "export", "Writes the model for other programs.")
+    _add_command(group, "export", "Writes the model for other programs, or its weights alone.")
     add(
         "--export_format",
         choices=EXPORT_FORMATS,
         default="saved_model",
-        help="saved_model: TensorFlow's; hf: a folder for Hugging Face's transformers (default: saved_model).",
+        help="saved_model: TensorFlow's; hf: a folder for Hugging Face's transformers; weights: a run with one "
+        "checkpoint, without optimiser state (default: saved_model).",
     )
     add("--export_dir", default="export", metavar="DIR", help="A new or empty folder (default: export).")
 

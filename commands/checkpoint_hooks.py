@@ -154,7 +154,11 @@ def _checked_prompts(run: Run) -> PromptFile | None:
 
 
 def build_hooks(
-    run: Run, inputs: HookInputs, metrics: MetricsWriter | None, note: Callable[[str], None]
+    run: Run,
+    inputs: HookInputs,
+    metrics: MetricsWriter | None,
+    note: Callable[[str], None],
+    wait_for_checkpoint: Callable[[], None],
 ) -> CheckpointHooks:
     """Returns the hooks that the config asks for.
 
@@ -163,15 +167,20 @@ def build_hooks(
         inputs: what they read.
         metrics: gets evaluation results and histograms; None where another process writes them.
         note: shows a line without disturbing the progress bar.
+        wait_for_checkpoint: returns once the newest checkpoint is finished; called in the first process.
     """
-    return CheckpointHooks(run, list(_hooks(run, inputs, metrics, note)), note)
+    return CheckpointHooks(run, list(_hooks(run, inputs, metrics, note, wait_for_checkpoint)), note)
 
 
 # Programs are built when a hook runs first, not before the first step.
 
 
 def _hooks(
-    run: Run, inputs: HookInputs, metrics: MetricsWriter | None, note: Callable[[str], None]
+    run: Run,
+    inputs: HookInputs,
+    metrics: MetricsWriter | None,
+    note: Callable[[str], None],
+    wait_for_checkpoint: Callable[[], None],
 ) -> Iterator[CheckpointHook]:
     at_checkpoints = functools.partial(CheckpointHook, every_steps=run.options.steps_per_checkpoint)
     periods = {entry.name: entry.every_steps for entry in run.config.evaluation.eval_tasks}
@@ -184,7 +193,7 @@ def _hooks(
     if inputs.prompts is not None:
         yield at_checkpoints(SAMPLES, run=_sample_hook(run, inputs.prompts, metrics, note))
     if run.config.training.log_weights and run.group.is_first:
-        yield at_checkpoints("histograms of weights", run=_histogram_hook(run, metrics))
+        yield at_checkpoints("histograms of weights", run=_histogram_hook(run, metrics, wait_for_checkpoint))
     if metrics is not None:
         write = functools.partial(write_logs, run.config.model_path, TokenCount.of(run.config))
         yield at_checkpoints("logs of training", run=lambda position: write())
@@ -233,10 +242,11 @@ def _sample_hook(run: Run, prompts: PromptFile, metrics: MetricsWriter | None, n
     return sample
 
 
-def _histogram_hook(run: Run, metrics: MetricsWriter) -> Hook:
+def _histogram_hook(run: Run, metrics: MetricsWriter, wait_for_checkpoint: Callable[[], None]) -> Hook:
     def write_histograms(position: TrainingPosition) -> None:
         names = [stored.name for stored in run.placement.store if stored.variable.trainable]
         # Read from the checkpoint, where each variable is whole on any mesh.
+        wait_for_checkpoint()
         path = reader.latest_checkpoint(run.config.model_path)
         with run.group.timeout(SAVE_SECONDS):
             for name, value in reader.read_variables(path, names):

@@ -101,7 +101,7 @@ class Options:
         ema: use the averages of the weights that `ema_decay` keeps.
         init_from: the initial weights, or those to use instead of the newest checkpoint; None: none.
         fetch_tasks: the names of the tasks whose files are fetched; None: all that are published.
-        export_format: "saved_model" or "hf".
+        export_format: "saved_model", "hf" or "weights".
         export_dir: the folder of an export.
         serving: the settings of the command serve; None for other commands.
         reranking: how to choose among candidate responses; None: the first one drawn is the answer.

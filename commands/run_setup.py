@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 
 from commands.backend import Backend, backend_of
@@ -217,4 +218,6 @@ def _try_to_restore(run: Run, path: str) -> tuple[TrainingPosition | None, Damag
         position = reader.restore(path, run.placement.store, run.config.training.train_batch_size, suffix)
     except DamagedError as error:
         damage = error
+        if not run.group.is_first:  # which cannot know what it is
+            print(error.problem, file=sys.stderr, flush=True)
     return None if run.group.all_reduce_max(int(position is None)) else position, damage

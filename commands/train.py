@@ -8,7 +8,7 @@ import functools
 import itertools
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 from commands.backend import backend_of
 from commands.checkpoint_hooks import SAVE_SECONDS, HookInputs, build_hooks, check_hook_inputs, interrupted_hooks
@@ -185,10 +185,11 @@ def _build_hooks(
     stop: StopRequest,
 ) -> Hooks:
     stoppable = dataclasses.replace(run, group=dataclasses.replace(run.group, before_step=stop.check))
-    at_pause = build_hooks(stoppable, inputs, metrics, progress.note)
+    checkpoints = _checkpoints(run, metrics)
+    at_pause = build_hooks(stoppable, inputs, metrics, progress.note, checkpoints.wait)
     return Hooks(
         write_metrics=functools.partial(_write_metrics, run, metrics),
-        save_checkpoint=_checkpoint_saver(run, metrics),
+        checkpoints=checkpoints,
         periods=at_pause.periods,
         at_pause=at_pause,
         progress=progress,
@@ -205,19 +206,51 @@ def _write_metrics(run: Run, metrics: MetricsWriter | None, step: int, values: M
         metrics.write("train", step, {**values, **memory_in_use(run.placement.devices)})
 
 
-def _checkpoint_saver(run: Run, metrics: MetricsWriter | None) -> Callable[[TrainingPosition], str]:
-    config = run.config
-    writer = CheckpointWriter(config.model_path, run.placement.store, run.group, config.training.keep_checkpoints)
+@dataclasses.dataclass(frozen=True)
+class _Checkpoints:
+    """The checkpoints of a run as the training loop wants them.
 
-    def save(position: TrainingPosition) -> str:
-        with run.group.timeout(SAVE_SECONDS):
-            if run.group.is_first:
-                _make_again_if_removed(run)
-            if metrics is not None:
-                metrics.flush()  # a run that resumes from the checkpoint does not measure them again
-            return writer.save(position)
+    Attributes:
+        run: whose they are.
+        metrics: those of the run; None where another process writes them.
+        writer: writes them.
+    """
 
-    return save
+    run: Run
+    metrics: MetricsWriter | None
+    writer: CheckpointWriter
+
+    def save(self, position: TrainingPosition) -> None:
+        with self.run.group.timeout(SAVE_SECONDS):
+            if self.run.group.is_first:
+                _make_again_if_removed(self.run)
+            self.writer.save(position, self._flush_metrics)
+
+    def _flush_metrics(self) -> None:
+        if self.metrics is not None:
+            self.metrics.flush()  # a run that resumes from the checkpoint does not measure them again
+
+    def check(self) -> None:
+        self.writer.check()
+
+    def wait(self) -> None:
+        """Returns once this process has written what `save` was called for."""
+        with self.run.group.timeout(SAVE_SECONDS):
+            self.writer.wait()
+
+    def finish(self) -> None:
+        with self.run.group.timeout(SAVE_SECONDS):
+            self.writer.finish()
+
+    def abandon(self) -> None:
+        with self.run.group.timeout(SAVE_SECONDS):
+            self.writer.abandon()
+
+
+def _checkpoints(run: Run, metrics: MetricsWriter | None) -> _Checkpoints:
+    training = run.config.training
+    kept = training.keep_checkpoints, training.keep_every_steps
+    return _Checkpoints(run, metrics, CheckpointWriter(run.config.model_path, run.placement.store, run.group, *kept))
 
 
 def _make_again_if_removed(run: Run) -> None:

@@ -687,6 +687,13 @@ class TrainingConfig:
         unit="checkpoints",
         default=10,
     )
+    keep_every_steps: int | None = setting(
+        optional(integer(1)),
+        "Steps between two checkpoints that stay for good; they are saved besides those of --steps_per_checkpoint. "
+        "null: none.",
+        unit="steps",
+        default=None,
+    )
     log_grads: bool = setting(
         SWITCH, "Logs the gradient norm of each variable and of each kind of them.", default=False
     )

@@ -224,7 +224,7 @@ def test_a_combination(devices: tuple[str, ...], tmp_path: Path, number: int) ->
         expected = one.train(update)
         assert np.isfinite(expected["loss"])
         assert_same_step(expected, many.train(update))
-    checkpoint = CheckpointWriter(str(tmp_path), many.placement.store).save(TrainingPosition(3, 24))
+    checkpoint = tiny.save(CheckpointWriter(str(tmp_path), many.placement.store), TrainingPosition(3, 24))
     one.placement.store.initialize(seed=2)
     assert restore(checkpoint, one.placement.store, tiny.BATCH_SIZE) == TrainingPosition(3, 24)
     if one.config.model.is_causal:

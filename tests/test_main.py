@@ -9,6 +9,7 @@ import json
 import math
 import os
 import pty
+import random
 import re
 import shutil
 import signal
@@ -198,6 +199,29 @@ def test_a_run_stopped_or_killed_anywhere_resumes_exactly(project: Project, numb
 
 @pytest.mark.slow
 @pytest.mark.processes
+def test_a_run_killed_at_40_random_moments_of_saving_and_training_resumes_exactly(project: Project) -> None:
+    """A checkpoint is due at every other step, so that one is being written most of the time."""
+    run, draw = project.folder / "runs/killed", random.Random(9)
+    shutil.rmtree(run, ignore_errors=True)
+    arguments = ("--steps_per_checkpoint", "2", "--set", "model_path=runs/killed", "--set", "keep_checkpoints=3")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    for _ in range(40):
+        n_lines = count_lines(run / "metrics.jsonl") + draw.randrange(1, 8)
+        process = subprocess.Popen(command(*arguments), cwd=project.folder, env=ENVIRONMENT, **pipes)
+        while process.poll() is None and count_lines(run / "metrics.jsonl") < n_lines:
+            time.sleep(0.001)
+        time.sleep(draw.uniform(0.0, 0.02))
+        process.kill()
+        out, err = process.communicate()
+        assert (process.returncode, [line for line in err.splitlines() if not PROGRESS.fullmatch(line)]) == (-9, [])
+        assert "trying the checkpoint before it" not in out
+    assert run_process(project.folder, *arguments).returncode == 0
+    assert losses(run) == losses(project.run)
+    assert not [path.name for path in run.iterdir() if "tempstate" in path.name or path.name.endswith(".part")]
+
+
+@pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_ends_an_evaluation_within_seconds_and_it_is_done_on_resume(project: Project, number: int) -> None:
     folder, run = project.folder, project.folder / "runs" / "evaluated"
@@ -330,6 +354,27 @@ def exported(project: Project) -> str:
     process = run_process(project.folder, "--export", "--export_format", "hf", "--export_dir", "exported")
     assert (process.returncode, process.stderr) == (0, "")
     return "exported"
+
+
+def test_weights_alone_are_a_run_without_optimiser_state(here: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = here.folder / "weights_only"
+    done = call(capsys, "--export", "--export_format", "weights", "--export_dir", "weights_only")
+    assert (done.status, done.err, done.out.splitlines()[-1]) == (
+        *(0, ""),
+        "exported runs/tiny/model.ckpt-300 to weights_only",
+    )
+    names = ["checkpoint", "config.json", *(f"model.ckpt-300.{part}" for part in ("data-00000-of-00001", "index"))]
+    assert sorted(path.name for path in folder.iterdir()) == [*names, "tokenizer.json"]
+    sizes = [(run / "model.ckpt-300.data-00000-of-00001").stat().st_size for run in (here.run, folder)]
+    assert sizes[0] == pytest.approx(3 * sizes[1], rel=0.01)
+    on = ["--predict", "--prompt_text", "the cat", "--seed", "5", "--set", "predict_max_steps=9"]
+    texts = []
+    for model in ("tiny.json", "weights_only"):
+        assert main(["--model", model, *on]) == 0
+        texts.append(capsys.readouterr().out.partition("restored ")[2].partition("\n")[2])
+    assert texts[0] == texts[1] != ""
+    assert main(["--model", "weights_only", "--set", "train_steps=301"]) == 2
+    assert "has no gpt2/h0/attn/compute_output_bias/o_b/adam_m, which the optimiser needs" in capsys.readouterr().err
 
 
 def test_exported_weights_come_back_without_the_model_being_said_again(

@@ -242,6 +242,25 @@ def test_a_process_killed_at_any_step_costs_no_more_than_the_steps_since_the_che
 
 @pytest.mark.slow
 @pytest.mark.processes
+def test_processes_that_are_all_killed_while_they_save_resume_exactly(folder: Path, unbroken: Path) -> None:
+    run, draw = folder / "runs/all_killed", random.Random(4)
+    arguments = (*LONG, "--steps_per_checkpoint", "2", "--set", f"model_path=runs/{run.name}")
+    for _ in range(5):
+        with together(folder, 4, *arguments) as processes:
+            wait_for_lines(run / "metrics.jsonl", count_lines(run / "metrics.jsonl") + draw.randrange(3, 30), processes)
+            time.sleep(draw.uniform(0.0, 0.05))
+            for process in processes.all:
+                process.kill()
+    with together(folder, 4, *arguments) as processes:
+        ended = processes.ended(400.0)
+    assert [status for status, *_ in ended] == [0] * 4, ended
+    assert "trying the checkpoint before it" not in ended[0][1]
+    assert losses(run) == losses(unbroken)
+    assert not list(run.glob("*.parts"))
+
+
+@pytest.mark.slow
+@pytest.mark.processes
 def test_two_processes_evaluate_tasks_as_one(folder: Path) -> None:
     lines = [{"query": "one dog", "choices": ["saw a cat", "run"], "gold": number % 2} for number in range(7)]
     (folder / "mine.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -22,6 +22,8 @@ from configs.schema import (
     TrainingConfig,
 )
 from meshtf import mtf, tf
+from runtime.checkpoint.position import TrainingPosition
+from runtime.checkpoint.writer import CheckpointWriter
 from runtime.mesh.placement import Placement, VariableSlices, VariableStore, place
 from runtime.training.steps import build_train_step
 
@@ -191,3 +193,10 @@ def evaluate(
 
 def _shape(names: str, value: np.ndarray) -> mtf.Shape:
     return mtf.Shape([mtf.Dimension(name, size) for name, size in zip(names.split(), value.shape, strict=True)])
+
+
+def save(writer: CheckpointWriter, position: TrainingPosition) -> str:
+    """Saves a checkpoint, waits until all processes have written it, and returns its path."""
+    path = writer.save(position)
+    writer.finish()
+    return path

@@ -1,18 +1,24 @@
-"""Exports a model as a folder for Hugging Face's library."""
+"""Exports a model as a folder for Hugging Face's library, or as a checkpoint of its weights alone."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+from collections.abc import Mapping
 
 import tokenizers
 
 from configs.huggingface import huggingface_config
+from configs.load import resolved_json
 from configs.schema import RunConfig
+from configs.weights import CONFIG_FILE
 from data.tokenization.backend import start_ids
+from meshtf import tf
 from runtime.checkpoint.huggingface import write_weights
 from runtime.checkpoint.weight_files import SAFETENSORS
 from runtime.checkpoint.weight_sources import Weights
+from runtime.checkpoint.writer import write_weights_checkpoint
 from storage.files import new_folder, write_text
 
 
@@ -37,6 +43,29 @@ def write_huggingface_folder(directory: str, config: RunConfig, weights: Weights
         if tokenizer_json is not None:
             write_text(os.path.join(folder, "tokenizer.json"), tokenizer_json)
             _write_json(folder, "tokenizer_config.json", _tokenizer_config(config, tokenizer_json))
+
+
+def write_weights_folder(
+    directory: str, config: RunConfig, weights: Weights, step: int, tokenizer_files: Mapping[str, str]
+) -> None:
+    """Writes a run with one checkpoint, which holds the weights and no optimiser state: `--model` and `--init_from`.
+
+    Args:
+        directory: a new or empty folder.
+        config: the config of the run.
+        weights: the variables of the run, by name.
+        step: that they were trained to.
+        tokenizer_files: the contents of the tokenizer's files, by name.
+
+    Raises:
+        CheckpointError: a file of the weights is damaged.
+        UserError: the folder is not empty, or cannot be written.
+    """
+    with new_folder(directory, tf.errors.OpError) as folder:
+        write_weights_checkpoint(folder, weights, step)
+        settings = {CONFIG_FILE: resolved_json(dataclasses.replace(config, model_path=directory))}
+        for name, content in (settings | tokenizer_files).items():
+            write_text(os.path.join(folder, name), content)
 
 
 def _special_ids(config: RunConfig, tokenizer_json: str | None) -> dict[str, object]:

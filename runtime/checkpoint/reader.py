@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import posixpath
@@ -25,7 +26,9 @@ FUNCTIONS_NAME = "global_step_functions"
 DATASET_EXAMPLES_PREFIX = "global_step_examples_of/"  # a dataset's name follows
 FINISHED = re.compile(r"^[^.].*-\d+\.index$")  # the index is written last
 # What TensorFlow raises for a file that is cut off, empty, overwritten or missing, not for a network or permissions.
-DAMAGE = (tf.errors.DataLossError, tf.errors.OutOfRangeError, tf.errors.NotFoundError, ValueError)
+DAMAGE = (tf.errors.DataLossError, tf.errors.OutOfRangeError, tf.errors.NotFoundError, ValueError, IndexError)
+DAMAGED_SHARD = re.compile(r"TensorBundle at .* shard (\d+) ")  # in TensorFlow's message of a tensor's checksum
+STEP_IN_NAME = re.compile(r"-(\d+)$")
 EMA_SUFFIX = "/ema"  # of the averages of variables, by `ema_decay`
 # Optimiser state, also that of GPT-Neo's Adafactor.
 SLOT = re.compile(r"/(adam_[mv]|lion_m|muon_m|ema)$|_slot_(vr|vc|v|m)$")
@@ -129,10 +132,16 @@ def checkpoint_step(path: str) -> int:
     Raises:
         CheckpointError: the name holds no step.
     """
-    match = re.search(r"-(\d+)$", path)
-    if match is None:
+    step = step_in_name(path)
+    if step is None:
         raise CheckpointError(f"{path}: the name does not end in a step; name checkpoints as model.ckpt-STEP")
-    return int(match.group(1))
+    return step
+
+
+def step_in_name(path: str) -> int | None:
+    """Returns the step that the name of a checkpoint ends in; None: it does not."""
+    found = STEP_IN_NAME.search(path)
+    return found and int(found[1])
 
 
 def restore(path: str, store: VariableStore, train_batch_size: int, suffix: str = "") -> TrainingPosition:
@@ -150,42 +159,73 @@ def restore(path: str, store: VariableStore, train_batch_size: int, suffix: str 
         DamagedError: a file is damaged or missing.
         CheckpointError: a variable is missing, has another shape, or a file cannot be read.
     """
-    try:
+    with _reading(path):
         reader = tf.train.load_checkpoint(path)
         _check_variables(path, reader, store, suffix)
-        for stored in store:
-            _restore_variable(path, stored, stored.name + suffix, reader.get_variable_to_dtype_map())
-        return _position(path, reader, train_batch_size)
-    except (tf.errors.OpError, ValueError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        problem = f"{path}: cannot be read: {first_line(error)}"
-        if isinstance(error, DAMAGE) or type(error) is tf.errors.OpError:  # of an index that is cut off
-            raise DamagedError(problem) from error
-        raise CheckpointError(f"{problem}; check the network and the permissions, and start again") from error
+    for stored in store:
+        name = stored.name + suffix
+        with _reading(path, name):
+            _restore_variable(path, stored, name, reader.get_variable_to_dtype_map())
+    return _position(path, reader, train_batch_size)
 
 
 def read_variables(path: str, names: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
     """Yields the name and the whole value of variables of a checkpoint.
 
     Raises:
+        DamagedError: a file is damaged or missing.
         CheckpointError: a file cannot be read.
     """
-    try:
+    with _reading(path):
         reader = tf.train.load_checkpoint(path)
-        for name in names:
-            yield name, reader.get_tensor(name)
-    except (tf.errors.OpError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {first_line(error)}; check the disk and the network") from error
+    for name in names:
+        yield name, _read_tensor(path, reader, name)
+
+
+def _read_tensor(path: str, reader: tf.train.CheckpointReader, name: str) -> np.ndarray:
+    with _reading(path, name):
+        return reader.get_tensor(name)
+
+
+@contextlib.contextmanager
+def _reading(path: str, name: str | None = None) -> Iterator[None]:
+    """Names what cannot be read: a tensor and its file, or else the index.
+
+    TensorFlow compares the checksum of every slice that it reads, even of a part of it, and of every block of the
+    index; its message holds neither the tensor nor the file.
+
+    Raises:
+        DamagedError: a file is damaged or missing.
+        CheckpointError: it cannot be read.
+    """
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (tf.errors.OpError, ValueError, IndexError) as error:
+        place = f"{path}.index" if name is None else f"{_data_file(path, error)}: {name}"
+        problem = f"{place}: cannot be read: {first_line(error)}"
+        if isinstance(error, DAMAGE) or type(error) is tf.errors.OpError:  # of an index that is cut off
+            raise DamagedError(problem) from error
+        raise CheckpointError(f"{problem}; check the network and the permissions, and start again") from error
+
+
+def _data_file(path: str, error: Exception) -> str:
+    """Returns the file that TensorFlow has found damaged; the prefix of all if its message tells none."""
+    found = DAMAGED_SHARD.search(str(error))
+    files = tf.io.gfile.glob(f"{path}.data-{int(found[1]):05}-of-*") if found else []
+    return files[0] if len(files) == 1 else path
 
 
 def _position(path: str, reader: tf.train.CheckpointReader, train_batch_size: int) -> TrainingPosition:
-    step = int(reader.get_tensor(STEP_NAME)) if reader.has_tensor(STEP_NAME) else checkpoint_step(path)
-    if not reader.has_tensor(EXAMPLES_NAME):
+    names = sorted(name for name in reader.get_variable_to_shape_map() if name.startswith(STEP_NAME))
+    numbers = {name: int(_read_tensor(path, reader, name)) for name in names}
+    step = numbers[STEP_NAME] if STEP_NAME in numbers else checkpoint_step(path)
+    if EXAMPLES_NAME not in numbers:
         return TrainingPosition(step, step * train_batch_size)
-    names = [name for name in reader.get_variable_to_shape_map() if name.startswith(DATASET_EXAMPLES_PREFIX)]
-    counts = {name.removeprefix(DATASET_EXAMPLES_PREFIX): int(reader.get_tensor(name)) for name in sorted(names)}
-    return TrainingPosition(step, int(reader.get_tensor(EXAMPLES_NAME)), counts or None)
+    per_dataset = [name for name in names if name.startswith(DATASET_EXAMPLES_PREFIX)]
+    counts = {name.removeprefix(DATASET_EXAMPLES_PREFIX): numbers[name] for name in per_dataset}
+    return TrainingPosition(step, numbers[EXAMPLES_NAME], counts or None)
 
 
 def first_line(error: Exception) -> str:

@@ -1,4 +1,7 @@
-"""Which checkpoints of a run stay: the newest `keep_checkpoints`, and one every two hours."""
+"""Which checkpoints of a run stay: the newest ones, and of the others one every two hours.
+
+With `keep_every_steps` also those of its multiples.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import posixpath
 import time
 
 from meshtf import tf
-from runtime.checkpoint.reader import STATE_FILE, read_state
+from runtime.checkpoint.reader import STATE_FILE, read_state, step_in_name
 from storage.files import OwnFile
 
 PERMANENT_EVERY_SECONDS = 2 * 3600
@@ -15,8 +18,16 @@ PERMANENT_EVERY_SECONDS = 2 * 3600
 class CheckpointRetention:
     """The checkpoints of one run, as the file `checkpoint` lists them."""
 
-    def __init__(self, model_path: str, keep_checkpoints: int) -> None:
+    def __init__(self, model_path: str, keep_checkpoints: int, keep_every_steps: int | None = None) -> None:
+        """Reads which there are.
+
+        Args:
+            model_path: the folder of the run.
+            keep_checkpoints: how many of the newest stay.
+            keep_every_steps: the steps between two that stay for good; None: none do.
+        """
         self._model_path, self._keep_checkpoints = model_path, keep_checkpoints
+        self._keep_every_steps = keep_every_steps
         self._state_file = OwnFile(posixpath.join(model_path, STATE_FILE))
         state = read_state(model_path)
         # Without the file `checkpoint`, nothing tells which of the older ones are permanent, so they stay.
@@ -34,11 +45,15 @@ class CheckpointRetention:
             old_seconds = self._times_seconds.pop(old_path)
             if old_seconds > self._permanent_seconds + PERMANENT_EVERY_SECONDS:
                 self._permanent_seconds = old_seconds
-            else:
+            elif not self._is_of_kept_step(old_path):
                 expired.append(old_path)
         self._write_state()
         for old_path in expired:  # only now is it no longer listed
             tf.compat.v1.train.remove_checkpoint(old_path)
+
+    def _is_of_kept_step(self, path: str) -> bool:
+        step = step_in_name(path)
+        return self._keep_every_steps is not None and step is not None and step % self._keep_every_steps == 0
 
     def _write_state(self) -> None:
         state = tf.compat.v1.train.generate_checkpoint_state_proto(

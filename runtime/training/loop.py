@@ -9,6 +9,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -43,13 +44,29 @@ class DivergenceReport:
 NO_DATA = 128
 
 
+class Checkpoints(Protocol):
+    """Saves checkpoints, of which the newest may be written beside training."""
+
+    def save(self, position: TrainingPosition) -> object:
+        """Copies the variables once the checkpoint before is written, whose error it raises."""
+
+    def check(self) -> None:
+        """Raises the error of the newest checkpoint if it has failed."""
+
+    def finish(self) -> None:
+        """Returns once the newest checkpoint is finished in all processes, or raises its error."""
+
+    def abandon(self) -> None:
+        """Returns once this process writes nothing more; raises an error if the newest checkpoint is not finished."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Hooks:
     """The calls that the training loop makes.
 
     Attributes:
         write_metrics: takes the step and values by metric name, every `iterations` steps.
-        save_checkpoint: saves the variables.
+        checkpoints: saves the variables.
         periods: training pauses at multiples of these steps too, besides checkpoints.
         at_pause: called at each pause but the end, such as evaluation and samples; `stop` may end it.
         progress: shows loss and speed.
@@ -60,7 +77,7 @@ class Hooks:
     """
 
     write_metrics: Callable[[int, Mapping[str, float]], None]
-    save_checkpoint: Callable[[TrainingPosition], object]
+    checkpoints: Checkpoints
     periods: Sequence[int]
     at_pause: Callable[[TrainingPosition], None]
     progress: Progress
@@ -82,7 +99,7 @@ def train(
     """Trains up to `train_steps` or until `hooks.stop` has a signal; saves a checkpoint at the end either way.
 
     Args:
-        training: steps and seed.
+        training: steps, seed, and the steps between checkpoints that stay for good, which are saved too.
         learning_rate: maps the updates made before a step to its rate.
         multi_step: runs steps from (the arrays of a batch, learning rate, update number, noise key) to at least `loss`
             and `grad_norm`.
@@ -97,14 +114,17 @@ def train(
     Raises:
         DivergedError: the loss is not finite; nothing is saved, so the last checkpoint stays the newest.
         DataError: there is no next batch, here or in another process; the position reached is saved.
+        CheckpointError: a checkpoint cannot be written; told at the next step at the latest.
     """
-    checkpoint = _CheckpointOnExit(hooks.save_checkpoint, position)
+    checkpoint = _CheckpointOnExit(hooks.checkpoints, position, hooks.warn)
     loader = _BatchLoader(batches)
     meter = ThroughputMeter(hooks.peak_tokens_per_second, hooks.warn)
-    pauses = (steps_per_checkpoint, *hooks.periods)
+    saves = (steps_per_checkpoint, *filter(None, [training.keep_every_steps]))
+    pauses = (*saves, *hooks.periods)
     ends = (training.train_steps, *(first for first, _ in training.batch_sizes))
     with checkpoint:
         while position.step < training.train_steps:
+            hooks.checkpoints.check()
             n_steps = next_step_count(multi_step, position.step, ends, pauses)
             with meter.waiting_for_data():
                 loaded = loader.load(n_steps)
@@ -113,17 +133,21 @@ def train(
             results = run_steps(multi_step, loaded, position.step, learning_rate, training.seed)
             throughput = meter.update((loaded[-1].next_example - position.examples) * loaded[-1].tokens_BS.shape[1])
             for batch, result in zip(loaded, results, strict=True):
-                _check_finite(result.outputs, position, batch, hooks, checkpoint.saved)
+                _check_finite(result.outputs, position, batch, hooks, checkpoint)
                 position = TrainingPosition(position.step + 1, batch.next_example, batch.examples_per_dataset)
                 _report_step(hooks, training, position, batch, result, throughput)
             checkpoint.reached = position
-            if position.step < training.train_steps and any(position.step % period == 0 for period in pauses):
-                if position.step % steps_per_checkpoint == 0:
+            if position.step < training.train_steps and _is_due(position, pauses):
+                if _is_due(position, saves):
                     checkpoint.save()
                 if signal_number := stopped_during(hooks.at_pause, position):
                     return position, signal_number
                 meter.restart()
     return position, None
+
+
+def _is_due(position: TrainingPosition, periods: Sequence[int]) -> bool:
+    return any(position.step % period == 0 for period in periods)
 
 
 def _agree_to_stop(stop: StopRequest, loader: _BatchLoader, has_data: bool) -> int:
@@ -176,40 +200,59 @@ class _BatchLoader:
 class _CheckpointOnExit:
     """Saves a checkpoint when training ends, even by a data error; never twice, and no model that diverged.
 
+    However training ends, nothing is written afterwards.
+
     Attributes:
         reached: the position of the variables.
         saved: the position of the newest checkpoint.
     """
 
-    def __init__(self, save: Callable[[TrainingPosition], object], saved: TrainingPosition) -> None:
-        self._save = save
+    def __init__(self, checkpoints: Checkpoints, saved: TrainingPosition, warn: Callable[[str], None]) -> None:
+        self._checkpoints = checkpoints
+        self._warn = warn
         self.reached = self.saved = saved
 
     def save(self) -> None:
-        self._save(self.reached)
+        self._checkpoints.save(self.reached)
         self.saved = self.reached
+
+    def finish(self) -> None:
+        self._checkpoints.finish()
 
     def __enter__(self) -> _CheckpointOnExit:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if self.reached != self.saved and (error is None or isinstance(error, DataError)):
-            self.save()
+        if error is None or isinstance(error, DataError):  # in all processes
+            if self.reached != self.saved:
+                self.save()
+            self.finish()
+            return
+        try:
+            self._checkpoints.abandon()
+        except UserError as problem:
+            self._warn(str(problem))
 
 
 def _check_finite(
-    outputs: Mapping[str, np.ndarray], position: TrainingPosition, batch: Batch, hooks: Hooks, saved: TrainingPosition
+    outputs: Mapping[str, np.ndarray],
+    position: TrainingPosition,
+    batch: Batch,
+    hooks: Hooks,
+    checkpoint: _CheckpointOnExit,
 ) -> None:
     for name in ("loss", "grad_norm"):
         if not math.isfinite(outputs[name]):
-            raise _divergence(f"{name} = {float(outputs[name])}", position, batch, hooks, saved)
+            raise _divergence(f"{name} = {float(outputs[name])}", position, batch, hooks, checkpoint)
 
 
 def _divergence(
-    what: str, position: TrainingPosition, batch: Batch, hooks: Hooks, saved: TrainingPosition
+    what: str, position: TrainingPosition, batch: Batch, hooks: Hooks, checkpoint: _CheckpointOnExit
 ) -> DivergedError:
     step = f"step {position.step + 1}, examples {position.examples} to {batch.next_example - 1}"
     hooks.progress.note(f"{step}: {what}; tracing it to its first tensor")
+    checkpoint.finish()  # which the message names
+    saved = checkpoint.saved
     report = hooks.diagnose(position, batch)
     records, cause = report.records and f" ({report.records})", report.cause and f": {report.cause}"
     newest = f"the newest checkpoint is that of step {saved.step}" if saved.step else "there is no checkpoint yet"

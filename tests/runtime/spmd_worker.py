@@ -105,7 +105,7 @@ def train_once(name: str, group: ProcessGroup, folder: Path) -> dict[str, np.nda
     restore(latest_checkpoint(f"{folder}/start/{case.model}"), placement.store, tiny.BATCH_SIZE)
     inputs = own_inputs(placement, config.data.has_segments)
     outputs = step(*inputs)
-    CheckpointWriter(f"{folder}/{name}", placement.store, group).save(TrainingPosition(1, tiny.BATCH_SIZE))
+    tiny.save(CheckpointWriter(f"{folder}/{name}", placement.store, group), TrainingPosition(1, tiny.BATCH_SIZE))
     return {**outputs, "next_loss": step(*inputs)["loss"]}
 
 
@@ -190,7 +190,7 @@ def train_until_stopped(group: ProcessGroup, folder: Path) -> None:
                 break
             step()
             print("step", number, flush=True)
-        CheckpointWriter(f"{folder}/stopped", placement.store, group).save(TrainingPosition(number, 0))
+        tiny.save(CheckpointWriter(f"{folder}/stopped", placement.store, group), TrainingPosition(number, 0))
     print("saved", number, flush=True)
 
 

@@ -107,7 +107,7 @@ def train(name: str, group: ProcessGroup, folder: Path) -> dict[str, np.ndarray]
     number = tf.constant(group.index)
     restore(latest_checkpoint(f"{folder}/start/{case.model}"), process.store, tiny.BATCH_SIZE)
     first = function(number, tf.constant(1), *map(tf.constant, inputs))
-    CheckpointWriter(f"{folder}/{name}", process.store, group).save(TrainingPosition(1, tiny.BATCH_SIZE))
+    tiny.save(CheckpointWriter(f"{folder}/{name}", process.store, group), TrainingPosition(1, tiny.BATCH_SIZE))
     others = function(number, tf.constant(N_STEPS), *map(tf.constant, inputs))
     outputs = {key: value[0] for key, value in first.items()}
     return {**outputs, "first_losses": first["loss"], "next_losses": others["loss"]}

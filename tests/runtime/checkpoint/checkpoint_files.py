@@ -13,6 +13,7 @@ from models.variables import SlicedVariable, zeros
 from runtime.checkpoint.position import TrainingPosition
 from runtime.checkpoint.reader import checkpoint_step
 from runtime.checkpoint.writer import CheckpointWriter
+from runtime.cluster.process_group import ALONE
 from runtime.mesh.placement import VariableStore, place
 from tests import tiny
 
@@ -39,12 +40,19 @@ def store_of(devices: Sequence[str], shapes: Mapping[str, Sequence[int]]) -> Var
     return placement.store
 
 
-def save_steps(model_path: Path, store: VariableStore, steps: Sequence[int], keep_checkpoints: int = 10) -> None:
-    writer = CheckpointWriter(str(model_path), store, keep_checkpoints=keep_checkpoints)
+def save_steps(
+    model_path: Path,
+    store: VariableStore,
+    steps: Sequence[int],
+    keep_checkpoints: int = 10,
+    keep_every_steps: int | None = None,
+) -> None:
+    writer = CheckpointWriter(str(model_path), store, ALONE, keep_checkpoints, keep_every_steps)
     for step in steps:
         (stored,) = store
         stored.assign_whole(np.full((3, 2), step, np.float32))
         writer.save(TrainingPosition(step, 8 * step))
+    writer.finish()
 
 
 def steps_on_disk(model_path: Path) -> list[int]:

@@ -32,7 +32,7 @@ def written(devices: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) 
     for stored in placement.store:
         stored.assign_whole(values[stored.name])
     writer = CheckpointWriter(f"{tmp_path_factory.mktemp('run')}/deeper", placement.store)
-    path = writer.save(POSITION)
+    path = tiny.save(writer, POSITION)
     return Written(path, [stored.variable for stored in placement.store], values)
 
 

@@ -102,10 +102,71 @@ def test_a_truncated_checkpoint_is_named(tmp_path: Path, small: VariableStore, s
     path = str(tmp_path / "model.ckpt-5")
     os.truncate(path + suffix, kept_bytes)
     reason = message(path, small)
-    assert reason.startswith(f"{path}: cannot be read: ") and "\n" not in reason
+    place = f"{path}.index" if suffix == ".index" else f"{path}: gpt2/wte"
+    assert reason.startswith(f"{place}: cannot be read: ") and "\n" not in reason
     assert reason.endswith("; restore its files, or give another path")
     with pytest.raises(DamagedError):
         restore(path, small, train_batch_size=8)
+
+
+def names_that_cannot_be_read(path: str) -> set[str]:
+    failing = set()
+    for name, _ in tf.train.list_variables(path):
+        try:
+            tf.train.load_variable(path, name)
+        except tf.errors.OpError:
+            failing.add(name)
+    return failing
+
+
+@pytest.fixture
+def flippable(written: Written, devices: tuple[str, ...], tmp_path: Path) -> tuple[str, VariableStore]:
+    """A copy of the checkpoint of a 2x2 mesh, and its variables on another mesh, which reads parts of its slices."""
+    shutil.copytree(Path(written.path).parent, tmp_path / "copy")
+    placement = place(tiny.mesh_config("x:4", "vocab:x,heads:x,embed_sequence:x"), devices)
+    for variable in written.variables:
+        placement.store.slices_of(variable, placement.implementation(tiny.BATCH_SIZE))
+    return f"{tmp_path}/copy/{Path(written.path).name}", placement.store
+
+
+def test_a_flipped_byte_anywhere_in_the_tensors_is_found_and_named(flippable: tuple[str, VariableStore]) -> None:
+    path, store = flippable
+    file, draw = Path(f"{path}.data-00000-of-00001"), np.random.default_rng(7)
+    content = file.read_bytes()
+    for place_of_byte in [*draw.integers(0, len(content), 38), 0, len(content) - 1]:
+        flipped = bytearray(content)
+        flipped[place_of_byte] ^= 1 << draw.integers(8)
+        file.write_bytes(flipped)
+        (name,) = names_that_cannot_be_read(path)
+        with pytest.raises(DamagedError) as error:
+            restore(path, store, train_batch_size=8)
+        reason = f"{file}: {name}: cannot be read: TensorBundle at "
+        assert str(error.value).startswith(reason) and "Checksum does not match" in str(error.value)
+    file.write_bytes(content)
+    assert restore(path, store, train_batch_size=8) == POSITION
+
+
+def test_a_flipped_byte_of_the_index_is_found_or_changes_nothing(
+    flippable: tuple[str, VariableStore], written: Written
+) -> None:
+    path, store = flippable
+    file, draw = Path(f"{path}.index"), np.random.default_rng(8)
+    content = file.read_bytes()
+    n_found = 0
+    for place_of_byte in [*draw.integers(0, len(content), 40), *range(len(content) - 48, len(content))]:
+        flipped = bytearray(content)
+        flipped[place_of_byte] ^= 1 << draw.integers(8)
+        file.write_bytes(flipped)
+        try:
+            assert restore(path, store, train_batch_size=8) == POSITION
+        except DamagedError as error:
+            n_found += 1
+            assert str(error).startswith(f"{file}: cannot be read: ")
+        else:  # a byte that says nothing, at the end
+            assert place_of_byte >= len(content) - 80
+            for name, value in tiny.values_of(store).items():
+                np.testing.assert_array_equal(value, written.values[name])
+    assert n_found >= 40
 
 
 def test_an_empty_folder_has_no_newest_checkpoint(tmp_path: Path) -> None:

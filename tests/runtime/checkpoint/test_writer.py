@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from configs.errors import UserError
+from configs.errors import CheckpointError, UserError
 from configs.schema import ModelConfig
 from meshtf import tf
+from runtime.checkpoint import writer as writer_module
 from runtime.checkpoint.position import TrainingPosition
 from runtime.checkpoint.reader import latest_checkpoint, restore
 from runtime.checkpoint.writer import CheckpointWriter
@@ -81,6 +85,72 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, small: Variabl
     assert (tmp_path / "file").read_text() == "mine"
 
 
+@dataclasses.dataclass
+class Gate:
+    """Holds up the writing of tensors, in the thread that does it."""
+
+    opened: threading.Event = dataclasses.field(default_factory=threading.Event)
+    threads: list[threading.Thread] = dataclasses.field(default_factory=list)
+
+    def write(self, path: str, entries: Sequence[tuple]) -> None:
+        self.threads.append(threading.current_thread())
+        assert self.opened.wait(60.0)
+        WRITE_TENSORS(path, entries)
+
+
+WRITE_TENSORS = writer_module._write_tensors
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
+    gate = Gate()
+    monkeypatch.setattr(writer_module, "_write_tensors", gate.write)
+    return gate
+
+
+def test_a_checkpoint_holds_the_values_of_the_moment_and_is_the_newest_once_written(
+    tmp_path: Path, small: VariableStore, gate: Gate
+) -> None:
+    (stored,), writer = small, CheckpointWriter(str(tmp_path), small)
+    stored.assign_whole(np.full((3, 2), 5.0, np.float32))
+    path = writer.save(TrainingPosition(5, 40))
+    for piece in stored.slices:
+        piece.assign_add(np.ones((3, 2), np.float32))  # the next step
+    writer.check()
+    assert latest_checkpoint(str(tmp_path)) is None
+    gate.opened.set()
+    writer.wait()
+    assert latest_checkpoint(str(tmp_path)) == path
+    np.testing.assert_array_equal(tf.train.load_variable(path, "gpt2/wte"), np.full((3, 2), 5.0))
+    assert gate.threads != [threading.main_thread()] and not gate.threads[0].is_alive()
+
+
+def test_a_second_checkpoint_waits_for_the_first(tmp_path: Path, small: VariableStore, gate: Gate) -> None:
+    writer = CheckpointWriter(str(tmp_path), small)
+    writer.save(TrainingPosition(5, 40))
+    second = threading.Thread(target=writer.save, args=[TrainingPosition(6, 48)])
+    second.start()
+    second.join(0.2)
+    assert second.is_alive() and len(gate.threads) == 1
+    gate.opened.set()
+    second.join()
+    writer.finish()
+    assert steps_in_state(tmp_path) == steps_on_disk(tmp_path) == [5, 6]
+
+
+@pytest.mark.parametrize("asks", ["save", "check", "wait", "finish", "abandon"])
+def test_an_error_of_the_thread_is_raised_once_by_whatever_comes_next(
+    tmp_path: Path, small: VariableStore, asks: str
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    writer = CheckpointWriter(str(tmp_path / "file"), small)
+    writer.save(TrainingPosition(5, 40))
+    writer._work._thread.join()
+    with pytest.raises(CheckpointError, match="model.ckpt-5: cannot be written: .* is not a directory; make room"):
+        writer.save(TrainingPosition(6, 48)) if asks == "save" else getattr(writer, asks)()
+    writer.finish()
+
+
 def test_a_folder_can_be_moved(tmp_path: Path, small: VariableStore) -> None:
     save_steps(tmp_path / "here", small, [5, 10])
     assert str(tmp_path) not in (tmp_path / "here" / "checkpoint").read_text()
@@ -110,6 +180,15 @@ def test_as_many_checkpoints_stay_as_the_config_says(
     kept = list(range(max(1, 15 - keep_checkpoints), 15))
     assert steps_on_disk(tmp_path) == steps_in_state(tmp_path) == kept
     assert restore(latest_checkpoint(str(tmp_path)), small, 1) == TrainingPosition(14, 112)
+
+
+def test_checkpoints_of_every_so_many_steps_stay_for_good(tmp_path: Path, small: VariableStore) -> None:
+    save_steps(tmp_path, small, range(2, 14), keep_checkpoints=2, keep_every_steps=4)
+    assert (steps_in_state(tmp_path), steps_on_disk(tmp_path)) == ([12, 13], [4, 8, 12, 13])
+    save_steps(tmp_path, small, range(14, 20), keep_checkpoints=2, keep_every_steps=None)
+    assert steps_on_disk(tmp_path) == [4, 8, 18, 19]
+    save_steps(tmp_path, small, range(20, 26), keep_checkpoints=2, keep_every_steps=5)
+    assert steps_on_disk(tmp_path) == [4, 8, 20, 24, 25]
 
 
 @pytest.mark.parametrize("keep_checkpoints", [3, 20])
@@ -143,5 +222,7 @@ def test_a_new_writer_removes_the_unfinished_files_of_a_killed_process(tmp_path:
     part = ".0123456789abcdef0123456789abcdef.part"
     for name in (part, "model.ckpt-8.data-00000-of-00001.tempstate123", "mine.part", "model.ckpt-8.tempstate"):
         (tmp_path / name).write_text("x")
+    (tmp_path / "model.ckpt-8.parts/0-of-2").mkdir(parents=True)
+    (tmp_path / "model.ckpt-8.parts/0-of-2/done").write_text("3")
     CheckpointWriter(str(tmp_path), small)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.part", "model.ckpt-8.tempstate"]

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +22,10 @@ from meshtf import mtf
 from models.variables import SlicedVariable, normal
 from runtime.checkpoint import writer
 from runtime.checkpoint.position import TrainingPosition
-from runtime.checkpoint.reader import latest_checkpoint, restore
+from runtime.checkpoint.reader import DamagedError, latest_checkpoint, restore
+from runtime.checkpoint.weight_sources import checkpoint_tensors
 from runtime.checkpoint.writer import CheckpointWriter
 from runtime.cluster.process_group import ProcessGroup
-from runtime.cluster.spec import ClusterError
 from runtime.mesh.multi_process import group_of, place_process
 from runtime.mesh.placement import Placement, VariableSlices, place
 from runtime.training.steps import build_train_step
@@ -100,12 +100,11 @@ def test_a_placement_describes_its_process() -> None:
 # Checkpoints, each process writing its part.
 
 
-def writer_of(processor: int, folder: Path, barrier: Callable[[], None]) -> CheckpointWriter:
+def writer_of(processor: int, folder: Path) -> CheckpointWriter:
     """Returns the writer of one of two processes, whose variable is all 0."""
     placement = place_process(tiny.mesh_config("x:2", "vocab:x"), processor, 2, "/device:CPU:0")
     add_table(placement, whole=np.zeros((4, 6), np.float32))
-    group = ProcessGroup(processor, 2, all_reduce_max=lambda number: barrier() or number)
-    return CheckpointWriter(str(folder), placement.store, group)
+    return CheckpointWriter(str(folder), placement.store, ProcessGroup(processor, 2))
 
 
 def add_table(placement: Placement, whole: np.ndarray) -> VariableSlices:
@@ -132,38 +131,75 @@ def test_a_process_lost_while_saving_leaves_the_previous_checkpoint(tmp_path: Pa
     placement = place(tiny.mesh_config("", ""), devices[:1])
     whole = np.arange(24, dtype=np.float32).reshape(4, 6)
     stored = add_table(placement, whole)
-    path = CheckpointWriter(str(tmp_path), placement.store).save(TrainingPosition(1, 8))
-
-    def fail() -> None:
-        raise ClusterError("process 1 is lost")
-
-    with pytest.raises(ClusterError):
-        writer_of(0, tmp_path, fail).save(TrainingPosition(2, 16))
+    path = tiny.save(CheckpointWriter(str(tmp_path), placement.store), TrainingPosition(1, 8))
+    first = writer_of(0, tmp_path)
+    first.save(TrainingPosition(2, 16))  # waits for the part of the other
+    with pytest.raises(CheckpointError, match="process 1 has not written its part, and training ends; run the same"):
+        first.abandon()
     assert latest_checkpoint(str(tmp_path)) == path
     stored.assign_whole(whole + 1)
     assert restore(path, placement.store, 8) == TrainingPosition(1, 8)
     np.testing.assert_array_equal(tiny.whole_value(stored), whole)
     # What was left of the save does not hinder the next.
-    writers = [writer_of(processor, tmp_path, lambda: None) for processor in range(2)]
-    for each in reversed(writers):
+    writers = [writer_of(processor, tmp_path) for processor in range(2)]
+    assert not list(tmp_path.glob("*.parts"))
+    for each in writers:
         newest = each.save(TrainingPosition(2, 16))
+    for each in writers:
+        each.finish()
     assert latest_checkpoint(str(tmp_path)) == newest
     assert restore(newest, placement.store, 8) == TrainingPosition(2, 16)
     assert not tiny.whole_value(stored).any()
     assert not list(tmp_path.glob("*.parts"))
 
 
+def test_no_process_but_the_first_waits_for_another_ones_part(tmp_path: Path) -> None:
+    first, second = (writer_of(processor, tmp_path) for processor in range(2))
+    newest = second.save(TrainingPosition(1, 8))
+    second.wait()
+    second.save(TrainingPosition(2, 16))
+    second.wait()
+    first.check()
+    assert latest_checkpoint(str(tmp_path)) is None
+    for step in (1, 2):
+        newest = first.save(TrainingPosition(step, 8 * step))
+    first.wait()
+    assert latest_checkpoint(str(tmp_path)) == newest == str(tmp_path / "model.ckpt-2")
+    assert checkpoint_tensors(f"{tmp_path}/model.ckpt-1")["global_step"].read() == 1
+
+
 def test_a_part_that_is_not_visible_to_the_first_process_is_reported(
     tmp_path: Path, devices: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writer, "VISIBLE_SECONDS", 0.0)
+    monkeypatch.setattr(writer, "WRITING_SECONDS", 0.0)
     placement = place(tiny.mesh_config("", ""), devices[:1])
     add_table(placement, np.ones((4, 6), np.float32))
-    path = CheckpointWriter(str(tmp_path / "shared"), placement.store).save(TrainingPosition(1, 8))
-    writer_of(1, tmp_path / "elsewhere", lambda: None).save(TrainingPosition(2, 16))
-    with pytest.raises(CheckpointError, match="process 1 has written its part, but it is not visible here"):
-        writer_of(0, tmp_path / "shared", lambda: None).save(TrainingPosition(2, 16))
+    path = tiny.save(CheckpointWriter(str(tmp_path / "shared"), placement.store), TrainingPosition(1, 8))
+    tiny.save(writer_of(1, tmp_path / "elsewhere"), TrainingPosition(2, 16))
+    with pytest.raises(CheckpointError, match="process 1 has not written its part, or it is not visible here"):
+        tiny.save(writer_of(0, tmp_path / "shared"), TrainingPosition(2, 16))
     assert latest_checkpoint(str(tmp_path / "shared")) == path
+
+
+def test_a_flipped_byte_is_named_with_the_file_of_its_process(tmp_path: Path, devices: tuple[str, ...]) -> None:
+    writers = [writer_of(processor, tmp_path) for processor in range(2)]
+    for each in writers:
+        path = each.save(TrainingPosition(2, 16))
+    writers[0].finish()
+    file = Path(f"{path}.data-00001-of-00002")
+    content = bytearray(file.read_bytes())
+    content[7] ^= 1
+    file.write_bytes(content)
+    alone = place(tiny.mesh_config("", ""), devices[:1])
+    stored = add_table(alone, np.zeros((4, 6), np.float32))
+    second = place_process(tiny.mesh_config("x:2", "vocab:x"), 1, 2, "/device:CPU:0")
+    add_table(second, np.zeros((4, 6), np.float32))
+    for store in (alone.store, second.store):
+        with pytest.raises(DamagedError, match=f"^{file}: {stored.name}: cannot be read: .*Checksum does not match"):
+            restore(path, store, 8)
+    first = place_process(tiny.mesh_config("x:2", "vocab:x"), 0, 2, "/device:CPU:0")
+    add_table(first, np.ones((4, 6), np.float32))
+    assert restore(path, first.store, 8) == TrainingPosition(2, 16)  # its slice is whole
 
 
 # With other processes.
@@ -216,7 +252,7 @@ def one_device(case: Case, folder: Path, device: str) -> Expected:
     step = build_train_step(dataclasses.replace(config, mesh=tiny.mesh_config("", "")), placement)
     placement.store.initialize(seed=1)
     tiny.disturb(placement.store)
-    CheckpointWriter(f"{folder}/start/{case.model}", placement.store).save(TrainingPosition(0, 0))
+    tiny.save(CheckpointWriter(f"{folder}/start/{case.model}", placement.store), TrainingPosition(0, 0))
     inputs = tiny.step_inputs(has_segments=config.data.has_segments)
     outputs = step(*inputs)
     after = tiny.values_of(placement.store)

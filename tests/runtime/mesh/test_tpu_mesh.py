@@ -288,7 +288,7 @@ def test_slices_are_on_their_cores_and_form_a_single_input(devices: tuple[str, .
     packed = [node for node in step.function.graph.as_graph_def().node if "_composite_device" in node.attr]
     assert len(packed) == len(list(placement.store))
     placement.store.initialize(seed=1)
-    path = CheckpointWriter(str(tmp_path), placement.store).save(TrainingPosition(3, 24))
+    path = tiny.save(CheckpointWriter(str(tmp_path), placement.store), TrainingPosition(3, 24))
     alone = place_on_devices(tiny.mesh_config("", ""), devices[:1])
     steps.build_eval_step(config, alone)
     assert restore(path, alone.store, 8) == TrainingPosition(3, 24)

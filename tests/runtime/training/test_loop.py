@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 import pytest
 
-from configs.errors import DataError, UserError
+from configs.errors import CheckpointError, DataError, UserError
 from configs.schema import TrainingConfig
 from data.loading.batch import Batch, SkippedRecords
 from models.kernels.noise import noise_key
@@ -55,6 +55,32 @@ class Several:
 
 
 @dataclasses.dataclass
+class RecordedCheckpoints:
+    """Fake checkpoints: `error` is that of the write that the next call learns of."""
+
+    events: list[tuple]
+    ends: list[str] = dataclasses.field(default_factory=list)
+    error: Exception | None = None
+
+    def save(self, position: TrainingPosition) -> None:
+        self.check()
+        self.events.append(("save", position))
+
+    def check(self) -> None:
+        error, self.error = self.error, None
+        if error is not None:
+            raise error
+
+    def finish(self) -> None:
+        self.ends.append("finish")
+        self.check()
+
+    def abandon(self) -> None:
+        self.ends.append("abandon")
+        self.check()
+
+
+@dataclasses.dataclass
 class Recorder:
     """A fake model and fake hooks; `losses` and `norms` override those of a call by its number."""
 
@@ -68,6 +94,9 @@ class Recorder:
     report: DivergenceReport = DivergenceReport()
     peak_tokens_per_second: float | None = None
     periods: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.checkpoints = RecordedCheckpoints(self.events)
 
     def step(self, *arrays: np.ndarray) -> dict:
         tokens_BS, labels_BS, weights_BS, rate, number, key = arrays
@@ -87,7 +116,7 @@ class Recorder:
 
         return Hooks(
             write_metrics=lambda step, values: self.events.append(("metrics", step, dict(values))),
-            save_checkpoint=lambda position: self.events.append(("save", position)),
+            checkpoints=self.checkpoints,
             periods=self.periods,
             at_pause=at_pause,
             progress=Progress(TRAINING.train_steps, 0, io.StringIO()),
@@ -177,6 +206,48 @@ def test_checkpoints_are_saved_at_intervals_and_at_the_end(
     assert all(kinds[index - 1] == "save" for index, kind in enumerate(kinds) if kind == "hook")
 
 
+def test_checkpoints_that_stay_for_good_are_saved_too() -> None:
+    recorder = Recorder()
+    recorder.train(START, 6, dataclasses.replace(TRAINING, keep_every_steps=4))
+    assert recorder.of_kind("save") == [(TrainingPosition(step, 2 * step),) for step in (4, 6, 8, 10)]
+
+
+@pytest.mark.parametrize(("fails_at", "n_calls"), [(4, 4), (6, 6), (10, 10)], ids=["step", "checkpoint", "end"])
+def test_a_failed_write_ends_training_at_the_next_step_checkpoint_or_end(fails_at: int, n_calls: int) -> None:
+    failure = CheckpointError("the disk is full")
+
+    def fail(call: int) -> None:
+        if call == fails_at:
+            recorder.checkpoints.error = failure
+
+    recorder = Recorder(during_call=fail)
+    with pytest.raises(CheckpointError) as error:
+        recorder.train(START, steps_per_checkpoint=6)
+    assert error.value is failure
+    assert len(recorder.calls) == n_calls
+    assert [position.step for (position,) in recorder.of_kind("save")] == ([6] if fails_at == 10 else [])
+    assert recorder.of_kind("problem") == []
+
+
+def test_training_ends_once_the_newest_checkpoint_is_written() -> None:
+    recorder = Recorder()
+    recorder.train(START, steps_per_checkpoint=10)
+    assert recorder.checkpoints.ends == ["finish"]
+
+
+def test_an_error_that_ends_training_waits_for_no_other_process_and_tells_of_a_failed_write() -> None:
+    def fail(call: int) -> None:
+        if call == 4:
+            recorder.checkpoints.error = CheckpointError("the disk is full")
+            raise ValueError("a bug")
+
+    recorder = Recorder(during_call=fail)
+    with pytest.raises(ValueError, match="^a bug$"):
+        recorder.train(START, steps_per_checkpoint=3)
+    assert recorder.checkpoints.ends == ["abandon"]
+    assert recorder.of_kind("problem") == [("the disk is full",)]
+
+
 def test_hooks_run_between_checkpoints_too() -> None:
     recorder = Recorder(periods=(3, 4))
     recorder.train(START, steps_per_checkpoint=6)
@@ -247,6 +318,7 @@ def test_nan_and_infinity_stop_training_and_save_nothing(name: str, value: float
     assert isinstance(error.value, UserError)
     assert [position.step for (position,) in recorder.of_kind("save")] == [3, 6]
     assert [step for step, _ in recorder.of_kind("metrics")] == [4]
+    assert recorder.checkpoints.ends == ["finish", "abandon"]  # before the message names the newest
 
 
 def test_a_divergence_without_a_diagnosis_is_reported() -> None:
