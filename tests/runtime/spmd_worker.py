@@ -46,6 +46,7 @@ MODELS: dict[str, Mapping[str, object]] = {
     "shared": {"recompute_grad": True, "share_parameters": True},
     "linear": {"attention_types": ("linear", "global")},
     "grouped": {"n_kv_head": 2, "num_mem_kv": 2, "attention_types": ("linear", "global"), "qk_norm": "projection"},
+    "gated": {"gated_mlp": True, "n_inner": 24, "norm": "rmsnorm"},
     "mixture": {"moe_layers": (1,), "moe_params": MIXTURE, "recompute_grad": True},
     "segments": {"attention_types": ("linear", "global"), "rotary_emb": True},
     "one_mixture": {**ONE_LAYER, "moe_layers": (0,), "moe_params": MIXTURE, "recompute_grad": True},
@@ -56,18 +57,23 @@ MATRIX = np.random.default_rng(3).normal(size=(8, 4)).astype(np.float32)
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A model on a mesh; `tokens_at_once` sets the size of microbatches."""
+    """A model on a mesh; `tokens_at_once` sets the size of microbatches.
+
+    Cases of one model have one optimiser, since they start from one checkpoint.
+    """
 
     model: str
     mesh_shape: str
     layout: str
     tokens_at_once: int | None = None
+    opt_name: str = tiny.TRAINING.opt_name
 
     def config(self, mesh_shape: str | None = None) -> RunConfig:
         """Returns the run, on this mesh or on another; an empty one is a single device."""
         mesh = tiny.mesh_config(self.mesh_shape if mesh_shape is None else mesh_shape, self.layout)
         data = tiny.MASKED if self.model == "segments" else None
-        return tiny.run_config(mesh, MODELS[self.model], {"tokens_per_mb_per_replica": self.tokens_at_once}, data)
+        training = {"tokens_per_mb_per_replica": self.tokens_at_once, "opt_name": self.opt_name}
+        return tiny.run_config(mesh, MODELS[self.model], training, data)
 
 
 CASES = {
@@ -80,9 +86,11 @@ CASES = {
     "shared": Case("shared", "x:2", "heads:x,vocab:x"),
     "groups": Case("grouped", "x:2", "heads:x,kv_heads:x"),
     "groups_whole": Case("grouped", "x:2", "heads:x"),
+    "matrices": Case("gated", "x:2", "heads:x,vocab:x,intermediate_expanded:x", opt_name="muon"),
     "segments": Case("segments", "x:2", "batch:x", 2 * tiny.MODEL.n_ctx),
     "mixed": Case("recomputed", "x:2,y:2", "batch:x,heads:y,vocab:y,intermediate_expanded:y", 2 * tiny.MODEL.n_ctx),
     "mixed_experts": Case("mixture", "x:2,y:2", "batch:x,experts:x,expert_hidden:y"),
+    "mixed_matrices": Case("gated", "x:2,y:2", "embd:x,heads:y,vocab:y,intermediate_expanded:y", opt_name="muon"),
     "mixed_embd": Case("dropout", "x:2,y:2", "batch:x,embd:y"),
     "whole_sequence": Case("dense", "x:2,y:2", "sequence:x,memory_length:y,embed_sequence:x,vocab:y"),
     "four_data": Case("dropout", "x:4", "batch:x"),
