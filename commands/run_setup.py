@@ -15,7 +15,14 @@ from configs.schema import RunConfig
 from configs.weights import weights_at
 from data.tokenization.tokenizer import Tokenizer
 from runtime.checkpoint import reader
-from runtime.checkpoint.init_from import check_initial_weights, load_initial_weights
+from runtime.checkpoint.adapters import Base, read_base
+from runtime.checkpoint.init_from import (
+    check_initial_weights,
+    find_base,
+    find_weights,
+    load_initial_weights,
+    set_weights,
+)
 from runtime.checkpoint.position import TrainingPosition
 from runtime.checkpoint.reader import DamagedError
 from runtime.checkpoint.weight_files import is_huggingface_folder
@@ -108,7 +115,7 @@ def check_trained(config: RunConfig, options: Options) -> None:
     if options.init_from is not None:
         check_initial_weights(options.init_from, config.model)
     else:
-        _check_trained(config)
+        check_base(_check_trained(config), init_from=None)
 
 
 def resumes(config: RunConfig, options: Options) -> bool:
@@ -185,10 +192,42 @@ def checked_weights(path: str, config: RunConfig, notes: Sequence[str]) -> str:
 
 def load_init_from(run: Run, head_id: int | None = None) -> TrainingPosition:
     """Loads the weights of `--init_from`; training starts from step 0. `head_id`: see `load_initial_weights`."""
-    path = run.options.init_from
-    load_initial_weights(checked_weights(path, run.config, run.options.notes), run.placement.store, head_id)
-    say(f"loaded weights from {path}")
+    given, store = run.options.init_from, run.placement.store
+    path = checked_weights(given, run.config, run.options.notes)
+    load_initial_weights(path, store, head_id)
+    if run.config.model.lora_rank:
+        store.base = Base.of(path, find_weights(path), run.config.model).to_json()
+    say(f"loaded weights from {given}")
     return TrainingPosition(0, 0)
+
+
+def check_base(checkpoint: str, init_from: str | None) -> None:
+    """Checks that the base of a checkpoint of adapters can be read, before any text is tokenized for it.
+
+    Args:
+        checkpoint: its path; nothing is checked if it holds whole weights.
+        init_from: where the base is now; None: where it was.
+
+    Raises:
+        CheckpointError: it cannot be read, or has changed.
+    """
+    base = _base_of(checkpoint, init_from)
+    if base is not None:
+        find_base(base, checkpoint)
+
+
+def _base_of(checkpoint: str, init_from: str | None) -> Base | None:
+    base = read_base(checkpoint)
+    return base if base is None or init_from is None else base.moved_to(init_from)
+
+
+def _load_base(run: Run, checkpoint: str) -> None:
+    """Loads the weights that the adapters of a checkpoint belong to, if it holds adapters alone."""
+    base = _base_of(checkpoint, run.options.init_from)
+    if base is not None:
+        set_weights(find_base(base, checkpoint), run.placement.store, base.path)
+        run.placement.store.base = base.to_json()
+        say(f"loaded the base of the adapters from {base.path}")
 
 
 def restore_latest(run: Run) -> TrainingPosition:
@@ -201,6 +240,7 @@ def restore_latest(run: Run) -> TrainingPosition:
         position, damage = _try_to_restore(run, path)
         if position is not None:
             checked_weights(path, run.config, run.options.notes)
+            _load_base(run, path)
             say(f"restored {path}")
             return position
         say(f"{damage.problem}; trying the checkpoint before it")

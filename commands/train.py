@@ -16,9 +16,18 @@ from commands.console import say
 from commands.evaluate import write_views
 from commands.options import Options
 from commands.run_data import RunData, with_data_timeout
-from commands.run_setup import Run, load_init_from, place_run, restore_latest, resumes, set_up_with_data
+from commands.run_setup import (
+    Run,
+    check_base,
+    load_init_from,
+    newest_checkpoint,
+    place_run,
+    restore_latest,
+    resumes,
+    set_up_with_data,
+)
 from commands.task_runner import load_tasks
-from configs.errors import CheckpointError, DataError
+from configs.errors import CheckpointError, ConfigError, DataError
 from configs.schema import RunConfig
 from data.loading.batch import Batch
 from data.loading.describe_batch import describe_batch
@@ -30,7 +39,7 @@ from runtime.checkpoint.init_from import check_initial_weights
 from runtime.checkpoint.position import TrainingPosition
 from runtime.checkpoint.writer import CheckpointWriter
 from runtime.cluster.process_group import ProcessGroup
-from runtime.mesh.placement import Placement
+from runtime.mesh.placement import Placement, VariableStore
 from runtime.planning.peak_flops import peak_tokens_per_second
 from runtime.run import directory as run_directory
 from runtime.run import lock
@@ -50,8 +59,7 @@ DIAGNOSIS_SECONDS = 1800  # timeout for the diagnosis of a divergence
 
 def train(config: RunConfig, options: Options, group: ProcessGroup) -> int:
     """Trains from the newest checkpoint, or from step 0, up to `train_steps`; returns the exit status."""
-    if options.init_from is not None and not resumes(config, options):
-        check_initial_weights(options.init_from, config.model)
+    _check_weights(config, options)
     tasks = load_tasks(config)
     placement = place_run(config, options, group)
     peak = _peak_tokens_per_second(config, placement, group)
@@ -74,6 +82,24 @@ def train(config: RunConfig, options: Options, group: ProcessGroup) -> int:
         if group.is_first:
             write_views(config)
     return _log_end(config, position, signal_number)
+
+
+def _check_weights(config: RunConfig, options: Options) -> None:
+    """Checks what training begins with, before any text is tokenized for it.
+
+    Raises:
+        ConfigError: adapters have no weights to belong to.
+        CheckpointError: weights cannot be read, or are of another model.
+    """
+    if resumes(config, options):
+        check_base(newest_checkpoint(config), options.init_from)
+    elif options.init_from is not None:
+        check_initial_weights(options.init_from, config.model)
+    elif config.model.lora_rank:
+        raise ConfigError(
+            f"{config.name}: lora_rank = {config.model.lora_rank}: adapts trained weights, and there are none; give "
+            "--init_from PATH, or leave lora_rank out"
+        )
 
 
 def _run_to_the_end(
@@ -105,10 +131,10 @@ def _peak_tokens_per_second(config: RunConfig, placement: Placement, group: Proc
 
 def _load_weights(run: Run) -> TrainingPosition:
     """Restores the newest checkpoint of the run, or else starts from `--init_from` or from random weights."""
-    say(f"model: {run.placement.store.n_trainable_parameters():,} parameters")
+    say(f"model: {_parameter_count(run.placement.store)}")
     if resumes(run.config, run.options):
         run_directory.check_settings(run.config, run.tokenizer_json)
-        if run.options.init_from is not None:
+        if run.options.init_from is not None and not run.config.model.lora_rank:
             say(f"--init_from {run.options.init_from}: ignored, since the run resumes from its own checkpoint")
         kept = run_directory.kept_config(run.config.model_path)
         position = restore_latest(run)
@@ -121,6 +147,12 @@ def _load_weights(run: Run) -> TrainingPosition:
         position = TrainingPosition(0, 0) if given is None else load_init_from(run, run.config.data.eos_id)
     run.group.check_same("the run's position", repr(position))
     return position
+
+
+def _parameter_count(store: VariableStore) -> str:
+    n_all, n_trained = store.n_parameters(), store.n_trainable_parameters()
+    frozen = "" if n_all == n_trained else f", {n_trained:,} of them ({100 * n_trained / n_all:.3g} %) trained"
+    return f"{n_all:,} parameters{frozen}"
 
 
 def _load_batches(run: Run, data: RunData, position: TrainingPosition) -> Iterator[Batch]:

@@ -151,6 +151,38 @@ def _find_moe_issues(moe_layers: tuple[int, ...], n_layer: int) -> KeyedIssues:
         yield "moe_layers", "names a layer twice", "name each once"
 
 
+def _find_adapter_issues(
+    lora_rank: int, lora_targets: tuple[str, ...], opt_name: str, values: Mapping[str, Any]
+) -> KeyedIssues:
+    fields = keys_of(ModelConfig)
+    for key in ("lora_alpha", "lora_dropout", "lora_targets"):
+        if not lora_rank and values.get(key, fields[key].default) != fields[key].default:
+            yield key, "has no effect without lora_rank", "give lora_rank too, or leave it out"
+    if not lora_rank:
+        return
+    has = _adaptable_layers(values)
+    for target in lora_targets:
+        if target not in has:
+            yield "lora_targets", f"names {target}, which {_why_not_adaptable(target)}", f"use {', '.join(has)}"
+    if opt_name == "muon":
+        yield "opt_name", "is muon, for the matrices that lora_rank freezes", "give adamw"
+
+
+def _adaptable_layers(values: Mapping[str, Any]) -> list[str]:
+    """Returns the targets of adapters that a model has."""
+    attention, n_layer = values.get("attention_types"), values.get("n_layer", 1)
+    has_attention = not attention or set(attention) != {"none"}
+    has_feed_forward = values.get("macaron") or len(set(values.get("moe_layers", ()))) < n_layer
+    gate = ["c_gate"] if values.get("gated_mlp") else []
+    return [*(["q", "k", "v", "o"] if has_attention else []), *(["c_fc", *gate, "c_proj"] if has_feed_forward else [])]
+
+
+def _why_not_adaptable(target: str) -> str:
+    if target == "c_gate":
+        return "models with gated_mlp have, in layers without experts"
+    return "no layer has: experts are not adapted" if target.startswith("c_") else "no layer has"
+
+
 def _find_memory_issues(num_mem_kv: int, attention_types: tuple[str, ...]) -> KeyedIssues:
     if num_mem_kv and attention_types and "global" not in attention_types:
         problem = "acts in global layers, and attention_types has none"
@@ -276,6 +308,8 @@ def _dimension_sizes(values: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str
         yield "intermediate_expanded", ("n_inner", values["n_inner"])
     elif "n_embd" in values:
         yield "intermediate_expanded", ("4 n_embd", 4 * values["n_embd"])
+    if values.get("lora_rank"):
+        yield "lora_rank", ("lora_rank", values["lora_rank"])
     if values.get("moe_layers") and "moe_params" in values:
         yield "experts", ("moe_num_experts", values["moe_params"].moe_num_experts)
         yield "expert_hidden", ("moe_hidden_size", values["moe_params"].moe_hidden_size)
@@ -347,6 +381,7 @@ RUN_CHECKS: tuple[CrossCheck, ...] = (
     _find_block_issues,
     _find_gate_issues,
     _find_moe_issues,
+    _find_adapter_issues,
     _find_memory_issues,
     _find_softcap_issues,
     _find_masked_id_issues,

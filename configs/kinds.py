@@ -128,6 +128,22 @@ def one_of(choices: Sequence[str]) -> Kind:
     return Kind(f"one of {listed}" if len(choices) > 1 else listed, parse)
 
 
+def names_of(choices: Sequence[str]) -> Kind:
+    """Returns the kind of lists of some of these names, each once; one name, or names with commas between, is one."""
+    name = one_of(choices)
+
+    def parse(value: Any) -> tuple[str, ...]:
+        listed = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+        if not isinstance(listed, list) or not listed:
+            raise ValueIssue("is not a list of names", f"use {', '.join(choices)}")
+        names = tuple(parse_part("member", name, item) for item in listed)
+        if len(set(names)) < len(names):
+            raise ValueIssue("holds a name twice", "give each once")
+        return names
+
+    return Kind(f"a list of {', '.join(choices)}", parse, list)
+
+
 def optional(kind: Kind) -> Kind:
     """Returns the kind of values of `kind`, or null."""
     return _or_off(kind, lambda value: value is None, None, ", or null")

@@ -39,6 +39,7 @@ from configs.kinds import (
     integer,
     integers,
     is_unicode,
+    names_of,
     number,
     one_of,
     optional,
@@ -87,6 +88,11 @@ ALIASES = {
     "axial_pos_emb_": "axial_pos_emb",
 }
 
+# The linear layers of a block that adapters may be put beside, and what is added to a kernel's name for the adapter's
+# two matrices, [in, lora_rank] and [lora_rank, out].
+LORA_TARGETS = ("q", "k", "v", "o", "c_fc", "c_gate", "c_proj")
+ADAPTER_DOWN, ADAPTER_UP = "/lora_a", "/lora_b"
+
 # Keys of the model that may change when training continues from weights.
 FREE_KEYS = (
     "embed_dropout",
@@ -100,6 +106,10 @@ FREE_KEYS = (
     "entmax_loss",
     "objective",
     "moe_params",
+    "lora_rank",
+    "lora_alpha",
+    "lora_dropout",
+    "lora_targets",
 )
 
 TASK_ALIASES = {"lambada": "lambada_openai"}  # GPT-Neo's name
@@ -143,6 +153,11 @@ def setting(
 
 # A key that shapes how a token is sampled; beam search excludes it.
 sampling_setting = functools.partial(setting, sampling=True)
+
+
+def is_adapter(name: str) -> bool:
+    """Returns whether a variable is a matrix of an adapter, by its name."""
+    return name.endswith((ADAPTER_DOWN, ADAPTER_UP))
 
 
 def keys_of(config_class: type) -> dict[str, dataclasses.Field]:
@@ -528,6 +543,23 @@ class ModelConfig:
     precision: str = setting(one_of(PRECISIONS), "Type of the activations; variables stay float32.", default="float32")
     recompute_grad: bool = setting(FLAG, "Recomputes each block in the backward pass, to save memory.", default=False)
     z_loss: float = setting(NON_NEGATIVE, "Weight of the squared log-partition in the training loss.", default=1e-4)
+    lora_rank: int = setting(
+        unless_off(integer(0, limit=MAX_FEATURES), 0),
+        "Above 0: fine-tunes adapters of this rank beside linear layers of the blocks, and nothing else. Checkpoints "
+        "hold the adapters, and name the weights that they belong to.",
+        default=0,
+        source="Hu et al. 2021, LoRA",
+    )
+    lora_alpha: float = setting(
+        POSITIVE, "The outputs of adapters are multiplied by lora_alpha / lora_rank.", default=8.0
+    )
+    lora_dropout: float = setting(SHARE, "Dropout of the inputs of adapters.", unit="probability", default=0.0)
+    lora_targets: tuple[str, ...] = setting(
+        names_of(LORA_TARGETS),
+        "The layers with adapters: queries, keys, values and output of attention (q, k, v, o), and the feed-forward "
+        "layers' first, gate and last (c_fc, c_gate, c_proj). Experts have none.",
+        default=("q", "v"),
+    )
 
     def __post_init__(self) -> None:
         """Fills in the attention of every layer when none is given."""
@@ -583,6 +615,11 @@ class ModelConfig:
     def kv_heads(self) -> int:
         """Heads of keys and values."""
         return self.n_kv_head or self.n_head
+
+    @property
+    def lora_scale(self) -> float:
+        """What the outputs of adapters are multiplied by."""
+        return self.lora_alpha / self.lora_rank
 
     @property
     def logit_scale(self) -> float:

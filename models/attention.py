@@ -10,6 +10,7 @@ from models import variables
 from models.attention_interface import QKV, AttentionKind, Cache
 from models.context import Context
 from models.layer import Layer
+from models.linear import linear, product, products
 from models.linear_attention import LINEAR
 from models.norms import rms_norm
 from models.ops.activations import bias_add
@@ -31,33 +32,28 @@ def _init_stds(context: Context) -> dict[str, float]:
     return {"q": std / folded, "k": std, "v": std}
 
 
-def _project(context: Context, x: mtf.Tensor, scope: str) -> list[mtf.Tensor]:
+def _project(context: Context, x: mtf.Tensor, layer: Layer) -> list[mtf.Tensor]:
     """[..., embd] -> queries [..., heads * features_per_head], and keys and values [..., kv_heads * features_per_head].
 
     Whole sequences take one product for all weights of one width, which is faster than one for each; single positions
     take three, because joining the weights would take longer.
     """
-    dims = context.dims
+    dims, scope = context.dims, f"{layer.scope}/attn"
     widths = {"q": dims.projected_heads, "k": dims.projected_kv_heads, "v": dims.projected_kv_heads}
-    weights = [
-        context.variable(f"{scope}/{name}", [dims.embd, widths[name]], variables.normal(std))
+    parts = [
+        linear(
+            context,
+            f"{scope}/{name}",
+            (dims.embd, widths[name]),
+            variables.normal(std),
+            f"{layer.name}/attn/{name}",
+        )
         for name, std in _init_stds(context).items()
     ]
-    joint = [[weight] for weight in weights]
+    joint = [[part] for part in parts]
     if x.shape.ndims > 2:
-        joint = [weights] if dims.heads == dims.kv_heads else [weights[:1], weights[1:]]
-    return _add_biases(context, [y for joined in joint for y in _products(x, joined)], scope)
-
-
-def _products(x: mtf.Tensor, weights: list[mtf.Tensor]) -> list[mtf.Tensor]:
-    """Returns the product of x [..., embd] with each of the weights [embd, width], computed as one."""
-    *row_dims, _ = x.shape.dims
-    width_dim = weights[0].shape.dims[-1]
-    if len(weights) == 1:
-        return [mtf.einsum([x, *weights], output_shape=[*row_dims, width_dim])]
-    kinds_dim = mtf.Dimension("queries_keys_values", len(weights))
-    stacked = mtf.stack(weights, kinds_dim.name, axis=1)
-    return mtf.unstack(mtf.einsum([x, stacked], output_shape=[*row_dims, kinds_dim, width_dim]), kinds_dim)
+        joint = [parts] if dims.heads == dims.kv_heads else [parts[:1], parts[1:]]
+    return _add_biases(context, [y for joined in joint for y in products(context, x, joined)], scope)
 
 
 def _add_biases(context: Context, projected: list[mtf.Tensor], scope: str) -> list[mtf.Tensor]:
@@ -84,7 +80,7 @@ def _normed(
 def _qkv(context: Context, x: mtf.Tensor, layer: Layer, positions: mtf.Tensor) -> QKV:
     """[..., embd] at those positions -> queries [..., heads, features_per_head], keys and values of kv_heads."""
     dims, scope = context.dims, f"{layer.scope}/attn"
-    queries, keys, values = _project(context, x, scope)
+    queries, keys, values = _project(context, x, layer)
     queries, keys = _normed(context, queries, keys, scope, QK_NORM_OF_PROJECTION)
     queries, keys, values = (
         mtf.reshape(y, [*x.shape.dims[:-1], heads_dim, dims.features_per_head])
@@ -102,9 +98,8 @@ def _output(context: Context, attended: mtf.Tensor, layer: Layer) -> mtf.Tensor:
     dims, scope = context.dims, f"{layer.scope}/attn"
     row_dims = attended.shape.dims[:-2]
     initializer = variables.normal(1.0 / math.sqrt(dims.projected_heads.size))
-    weight = context.variable(f"{scope}/o", [dims.projected_heads, dims.embd], initializer)
-    joined = mtf.reshape(attended, row_dims + [dims.projected_heads])
-    y = mtf.einsum([joined, weight], output_shape=row_dims + [dims.embd])
+    output = linear(context, f"{scope}/o", (dims.projected_heads, dims.embd), initializer, f"{layer.name}/attn/o")
+    y = product(context, mtf.reshape(attended, row_dims + [dims.projected_heads]), output)
     if context.model.attn_output_bias:
         y = bias_add(y, context.variable(f"{scope}/compute_output_bias/o_b", [dims.embd], variables.zeros))
     return context.dropout(y, context.model.res_dropout, f"{layer.name}/attn/residual")
@@ -117,9 +112,9 @@ def full_attention(context: Context, x: mtf.Tensor, layer: Layer) -> mtf.Tensor:
         context: the settings of the graph.
         x: [batch, sequence, embd], normalised.
         layer: its variables are `{scope}/attn/q` [embd, heads * features_per_head], `.../{k,v}` [embd, kv_heads *
-            features_per_head], `.../o` [heads * features_per_head, embd], with `qkv_bias` `.../{q,k,v}_bias`, with
-            `attn_output_bias` `.../compute_output_bias/o_b` [embd], with `qk_norm` `.../{q,k}_norm/g`, and those of the
-            kind of attention.
+            features_per_head], `.../o` [heads * features_per_head, embd], their adapters (see `linear`), with
+            `qkv_bias` `.../{q,k,v}_bias`, with `attn_output_bias` `.../compute_output_bias/o_b` [embd], with `qk_norm`
+            `.../{q,k}_norm/g`, and those of the kind of attention.
 
     Returns:
         [batch, sequence, embd].

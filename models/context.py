@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import zlib
 
-from configs.schema import ModelConfig
+from configs.schema import ModelConfig, is_adapter
 from meshtf import mtf, tf
 from models.dims import Dims
 from models.ops.dropout import Noise, dropout
 from models.ops.packing import Packing
 from models.ops.precision import rounded
-from models.variables import Initializer, get_variable
+from models.variables import Initializer, Role, get_variable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +53,13 @@ class Context:
 
     def variable(self, name: str, dims: list[mtf.Dimension], initializer: Initializer) -> mtf.Tensor:
         """Returns the variable `gpt2/{name}` in the dtype of the activations; it and its gradient are float32."""
-        value = get_variable(self.mesh, f"gpt2/{name}", mtf.Shape(dims), initializer)
-        return rounded(value, self.activation_dtype)
+        return rounded(self.float32_variable(name, dims, initializer), self.activation_dtype)
+
+    def float32_variable(self, name: str, dims: list[mtf.Dimension], initializer: Initializer) -> mtf.Tensor:
+        """Returns the variable `gpt2/{name}` itself; with `lora_rank`, adapters alone are trained."""
+        is_trained = not self.model.lora_rank or is_adapter(name)
+        role = Role.TRAINED if is_trained else Role.FROZEN
+        return get_variable(self.mesh, f"gpt2/{name}", mtf.Shape(dims), initializer, role)
 
     def noise_of(self, noise_scope: str) -> Noise:
         """Returns independent random numbers for one part of the model, such as `h0/attn`.

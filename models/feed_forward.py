@@ -10,6 +10,7 @@ from meshtf import mtf
 from models import variables
 from models.activations import activated
 from models.context import Context
+from models.linear import Linear, linear, product
 from models.ops.activations import bias_add
 
 DENSE_STD = 0.02
@@ -28,22 +29,19 @@ def _biased(x: mtf.Tensor, bias: mtf.Tensor | None) -> mtf.Tensor:
     return x if bias is None else bias_add(x, bias)
 
 
-def _expansion(context: Context, name: str, n_parts: int = 1) -> tuple[mtf.Tensor, mtf.Tensor | None]:
-    """Returns kernel and bias of a layer from embd to `n_parts` times the hidden features."""
+def _expansion(context: Context, name: str, noise_scope: str, n_parts: int = 1) -> tuple[Linear, mtf.Tensor | None]:
+    """Returns the layer `{name}/kernel` from embd to `n_parts` times the hidden features, and its bias."""
     embd, expanded = context.dims.embd, context.dims.intermediate_expanded
     wide = mtf.Dimension(expanded.name, n_parts * expanded.size)
-    kernel = context.variable(f"{name}/kernel", [embd, wide], variables.normal(dense_std(context, embd.size)))
-    return kernel, _bias(context, f"{name}/bias", wide)
-
-
-def _expanded(context: Context, x: mtf.Tensor, kernel: mtf.Tensor) -> mtf.Tensor:
-    return mtf.einsum([x, kernel], output_shape=x.shape.dims[:-1] + [context.dims.intermediate_expanded])
+    initializer = variables.normal(dense_std(context, embd.size))
+    layer = linear(context, f"{name}/kernel", (embd, wide), initializer, noise_scope)
+    return layer, _bias(context, f"{name}/bias", wide)
 
 
 def _hidden(context: Context, x: mtf.Tensor, scope: str, noise_scope: str) -> mtf.Tensor:
     """[..., embd] -> [..., intermediate_expanded]."""
-    kernel, bias = _expansion(context, f"{scope}/conv1d_main/c_fc")
-    hidden = _expanded(context, x, kernel)
+    layer, bias = _expansion(context, f"{scope}/conv1d_main/c_fc", f"{noise_scope}/c_fc")
+    hidden = product(context, x, layer)
     return activated(context, hidden, context.model.activation_function, scope, noise_scope, bias)
 
 
@@ -52,11 +50,11 @@ def _gated_hidden(context: Context, x: mtf.Tensor, scope: str, noise_scope: str)
 
     Source: Shazeer 2020, GLU Variants Improve Transformer, equation 6.
     """
-    gate_kernel, gate_bias = _expansion(context, f"{scope}/conv1d_main/c_gate")
-    kernel, bias = _expansion(context, f"{scope}/conv1d_main/c_fc")
-    gates = _expanded(context, x, gate_kernel)
+    gate_layer, gate_bias = _expansion(context, f"{scope}/conv1d_main/c_gate", f"{noise_scope}/c_gate")
+    layer, bias = _expansion(context, f"{scope}/conv1d_main/c_fc", f"{noise_scope}/c_fc")
+    gates = product(context, x, gate_layer)
     gates = activated(context, gates, context.model.activation_function, scope, noise_scope, gate_bias)
-    return _biased(_expanded(context, x, kernel), bias) * gates
+    return _biased(product(context, x, layer), bias) * gates
 
 
 def _in_halves(x: mtf.Tensor, halves: mtf.Dimension) -> mtf.Tensor:
@@ -77,9 +75,8 @@ def _glu_hidden(context: Context, x: mtf.Tensor, scope: str, noise_scope: str) -
     second half is GPT-Neo's, kept for its checkpoints.
     """
     halves = mtf.Dimension("glu_halves", 2)
-    kernel, bias = _expansion(context, f"{scope}/conv1d_main/c_fc", halves.size)
-    kernel = _in_halves(kernel, halves)
-    both = mtf.einsum([x, kernel], output_shape=x.shape.dims[:-1] + kernel.shape.dims[1:])
+    layer, bias = _expansion(context, f"{scope}/conv1d_main/c_fc", f"{noise_scope}/c_fc", halves.size)
+    both = product(context, x, layer.with_outputs(lambda kernel: _in_halves(kernel, halves)))
     values, gates = mtf.unstack(both, halves)
     values_bias, gates_bias = (None, None) if bias is None else mtf.unstack(_in_halves(bias, halves), halves)
     gates = activated(context, gates, context.model.activation_function, scope, noise_scope, gates_bias)
@@ -100,8 +97,8 @@ def feed_forward(context: Context, x: mtf.Tensor, scope: str, noise_scope: str) 
         context: the settings of the graph.
         x: [..., embd], batch first.
         scope: of the variables `{scope}/conv1d_main/c_fc/{kernel,bias}` [embd, intermediate_expanded], twice as wide
-            with mlp_glu, with gated_mlp `.../c_gate/{kernel,bias}` of the same shapes, `.../c_proj/{kernel,bias}` and
-            those of the activation; there are no biases without mlp_bias.
+            with mlp_glu, with gated_mlp `.../c_gate/{kernel,bias}` of the same shapes, `.../c_proj/{kernel,bias}`, the
+            kernels' adapters (see `linear`) and those of the activation; there are no biases without mlp_bias.
         noise_scope: name of its random numbers, unique in the model even where layers share variables.
 
     Returns:
@@ -115,7 +112,7 @@ def feed_forward(context: Context, x: mtf.Tensor, scope: str, noise_scope: str) 
     if context.model.scale_by_depth:
         std /= math.sqrt(context.model.n_layer)
     hidden = _hidden_layer(context.model)(context, x, scope, noise_scope)
-    kernel = context.variable(f"{scope}/conv1d_main/c_proj/kernel", [expanded, embd], variables.normal(std))
-    bias = _bias(context, f"{scope}/conv1d_main/c_proj/bias", embd)
-    y = _biased(mtf.einsum([hidden, kernel], output_shape=x.shape), bias)
+    name, noise = f"{scope}/conv1d_main/c_proj", f"{noise_scope}/c_proj"
+    layer = linear(context, f"{name}/kernel", (expanded, embd), variables.normal(std), noise)
+    y = _biased(product(context, hidden, layer), _bias(context, f"{name}/bias", embd))
     return context.dropout(y, context.model.res_dropout, f"{noise_scope}/residual")

@@ -90,10 +90,8 @@ def _router_logits(context: Context, tokens: mtf.Tensor, scope: str) -> mtf.Tens
     """
     *row_dims, embd_dim = tokens.shape.dims
     experts_dim = _all_experts(context.model)
-    name = f"gpt2/{scope}/top_2_gating/kernel"
     initializer = variables.normal(1.0 / math.sqrt(embd_dim.size))
-    # Not `context.variable`, which would round it to the activations' dtype.
-    kernel = variables.get_variable(context.mesh, name, mtf.Shape([embd_dim, experts_dim]), initializer)
+    kernel = context.float32_variable(f"{scope}/top_2_gating/kernel", [embd_dim, experts_dim], initializer)
     return mtf.einsum([mtf.cast(tokens, tf.float32), kernel], [*row_dims, experts_dim])
 
 

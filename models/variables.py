@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from enum import Enum
 
 import numpy as np
 
@@ -12,26 +13,43 @@ from meshtf import mtf, tf
 Initializer = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 
 
+class Role(Enum):
+    """What a variable is: a parameter that is trained or frozen, or a slot of the optimiser."""
+
+    TRAINED = "trained"
+    FROZEN = "frozen"
+    SLOT = "slot"
+
+
 class SlicedVariable(mtf.Variable):
     """A variable that is distributed over the mesh, with no whole copy anywhere.
 
     `mtf.Variable` makes a whole master copy with `tf.get_variable`. Here the mesh makes the slices when the graph is
     lowered, and checkpoints are written from the slices.
+
+    Attributes:
+        role: what it is.
     """
 
-    def __init__(self, mesh: mtf.Mesh, name: str, shape: mtf.Shape, initializer: Initializer, trainable: bool) -> None:
+    def __init__(self, mesh: mtf.Mesh, name: str, shape: mtf.Shape, initializer: Initializer, role: Role) -> None:
         """Adds a float32 variable to the mesh's graph under exactly this name."""
         mtf.Operation.__init__(self, [], mesh, name="variable")
         self._dtype = mtf.VariableDType(tf.float32)
-        self._trainable = trainable
+        self.role = role
+        self._trainable = role is Role.TRAINED
         self._name = name
         self._initializer = initializer
         self._outputs = [mtf.Tensor(self, shape, tf.float32)]
         self._splittable_dims, self._unsplittable_dims = self._initialize_all_dimensions_as_splittable()
         self.graph.all_variables.append(self)
         self.graph.name_to_variable[name] = self
-        if trainable:
+        if self._trainable:
             self.graph.trainable_variables.append(self)
+
+    @property
+    def is_parameter(self) -> bool:
+        """Whether it belongs to the model, and not to the optimiser."""
+        return self.role is not Role.SLOT
 
     def initial_value(self, seed: int) -> np.ndarray:
         """Returns the whole initial value, a function of seed and name, so that it is the same on any mesh."""
@@ -40,7 +58,7 @@ class SlicedVariable(mtf.Variable):
 
 
 def get_variable(
-    mesh: mtf.Mesh, name: str, shape: mtf.Shape, initializer: Initializer, trainable: bool = True
+    mesh: mtf.Mesh, name: str, shape: mtf.Shape, initializer: Initializer, role: Role = Role.TRAINED
 ) -> mtf.Tensor:
     """Returns the float32 value of a variable, which is created on first use.
 
@@ -49,9 +67,9 @@ def get_variable(
         name: its name in checkpoints, such as `gpt2/h0/attn/q`.
         shape: its dimensions, in the order of the checkpoint.
         initializer: gives the initial value.
-        trainable: False for the slots of the optimiser.
+        role: what it is; without gradient and slots unless it is trained.
     """
-    variable = mesh.graph.name_to_variable.get(name) or SlicedVariable(mesh, name, shape, initializer, trainable)
+    variable = mesh.graph.name_to_variable.get(name) or SlicedVariable(mesh, name, shape, initializer, role)
     assert variable.shape == shape, f"{name} was created with shape {variable.shape}, but is requested with {shape}"
     return variable.value
 
@@ -59,6 +77,11 @@ def get_variable(
 def normal(std: float) -> Initializer:
     """Returns an initializer of normally distributed values with mean 0."""
     return lambda generator, shape: generator.standard_normal(shape, dtype=np.float32) * np.float32(std)
+
+
+def uniform(bound: float) -> Initializer:
+    """Returns an initializer of values that are spread evenly over [-bound, bound)."""
+    return lambda generator, shape: generator.uniform(-bound, bound, shape).astype(np.float32)
 
 
 def zeros(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:

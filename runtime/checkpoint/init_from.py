@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from configs.errors import CheckpointError
-from configs.schema import ModelConfig
+from configs.errors import CheckpointError, UserError
+from configs.schema import ModelConfig, is_adapter
 from configs.weights import is_state_dict, no_weights, weights_at
+from models.variables import Role
+from runtime.checkpoint.adapters import Base, fingerprint, merged, read_base
 from runtime.checkpoint.huggingface import read_weights
 from runtime.checkpoint.openai import is_openai, openai_weights
 from runtime.checkpoint.reader import EMA_SUFFIX, missing_variable, no_averages, weight_names
@@ -21,7 +23,7 @@ REMEDY = "give the config of these weights, or other weights"
 
 
 def load_initial_weights(path: str, store: VariableStore, head_id: int | None = None) -> None:
-    """Sets the variables of the model, but no optimiser state.
+    """Sets the variables of the model, but no adapters and no optimiser state.
 
     The config.json beside the weights is compared when the config of the run is loaded.
 
@@ -38,7 +40,13 @@ def load_initial_weights(path: str, store: VariableStore, head_id: int | None = 
             unless a file is truncated or a tensor holds NaN.
     """
     weights = find_weights(path)
-    if head_id is not None and HEAD not in weights and any(stored.name == HEAD for stored in store):
+    head = next((stored for stored in store if stored.name == HEAD), None)
+    if head_id is not None and HEAD not in weights and head is not None:
+        if head.variable.role is Role.FROZEN:
+            raise CheckpointError(
+                f"{path}: has no layer that scores texts, and lora_rank trains no new one; give weights of a ranking "
+                "model, or leave lora_rank out"
+            )
         weights = {**weights, HEAD: _head_of(weights, head_id)}
     set_weights(weights, store, path)
 
@@ -51,7 +59,7 @@ def _head_of(weights: Weights, token_id: int) -> StoredTensor:
 
 
 def set_weights(weights: Weights, store: VariableStore, source: str) -> None:
-    """Sets the trainable variables of a store, each exactly once.
+    """Sets the variables of a model, each exactly once; adapters and the optimiser's slots stay as they are.
 
     Args:
         weights: the values, by variable name.
@@ -61,8 +69,20 @@ def set_weights(weights: Weights, store: VariableStore, source: str) -> None:
     Raises:
         CheckpointError: a variable is missing, unknown or of another shape.
     """
-    variables = {stored.name: stored for stored in store if stored.variable.trainable}
-    weights = _with_fewer_positions(weights, variables)
+    variables = {stored.name: stored for stored in _parameters(store) if not is_adapter(stored.name)}
+    _assign(_with_fewer_positions(weights, variables), variables, source)
+
+
+def set_adapters(adapters: Weights, store: VariableStore, source: str) -> None:
+    """Sets the adapters of a store, each exactly once; arguments and errors as of `set_weights`."""
+    _assign(adapters, {stored.name: stored for stored in _parameters(store) if is_adapter(stored.name)}, source)
+
+
+def _parameters(store: VariableStore) -> Iterator[VariableSlices]:
+    return (stored for stored in store if stored.variable.is_parameter)
+
+
+def _assign(weights: Weights, variables: Mapping[str, VariableSlices], source: str) -> None:
     for stored in variables.values():
         _check_variable(source, stored, weights)
     for name, tensor in weights.items():
@@ -102,7 +122,30 @@ def find_weights(path: str) -> Weights:
     tensors = checkpoint_tensors(checkpoint)
     if is_openai(tensors):
         return openai_weights(checkpoint, tensors)
-    return {name: tensors[name] for name in weight_names(tensors)}
+    return _weights_of(checkpoint, {name: tensors[name] for name in weight_names(tensors)})
+
+
+def _weights_of(checkpoint: str, own: Weights) -> Weights:
+    """Returns the weights of a checkpoint of ours: what it holds, or its base with its adapters added."""
+    base = read_base(checkpoint)
+    return own if base is None else merged(find_base(base, checkpoint), own, base.scale)
+
+
+def find_base(base: Base, source: str) -> Weights:
+    """Returns the weights that the adapters in `source` belong to.
+
+    Raises:
+        CheckpointError: they cannot be read, or have changed.
+    """
+    what = f"is the base of the adapters in {source}"
+    remedy = "give its place with --init_from, and where nothing is trained the adapters with --adapter"
+    try:
+        weights = find_weights(base.path)
+    except UserError as error:
+        raise CheckpointError(f"{base.path}: {what}, and cannot be read; put it back, or {remedy} ({error})") from error
+    if fingerprint(weights) != base.fingerprint:
+        raise CheckpointError(f"{base.path}: {what}, and has changed since; put back what it was, or {remedy}")
+    return weights
 
 
 def find_averages(checkpoint: str) -> Weights:
@@ -115,7 +158,7 @@ def find_averages(checkpoint: str) -> Weights:
     names = weight_names(tensors)
     if any(name + EMA_SUFFIX not in tensors for name in names):
         raise no_averages(checkpoint)
-    return {name: tensors[name + EMA_SUFFIX] for name in names}
+    return _weights_of(checkpoint, {name: tensors[name + EMA_SUFFIX] for name in names})
 
 
 def _with_fewer_positions(weights: Weights, variables: Mapping[str, VariableSlices]) -> Weights:

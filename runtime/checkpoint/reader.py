@@ -8,12 +8,14 @@ import difflib
 import posixpath
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from configs.errors import CheckpointError
+from configs.schema import is_adapter
 from meshtf import tf
+from models.variables import Role
 from runtime.checkpoint.position import TrainingPosition
 from runtime.mesh.placement import VariableSlices, VariableStore
 
@@ -23,6 +25,8 @@ STEP_NAME = "global_step"
 EXAMPLES_NAME = "global_step_examples"
 # Our checkpoints hold it since linear attention and elish are GPT-Neo's.
 FUNCTIONS_NAME = "global_step_functions"
+# Checkpoints of adapters hold it: the weights that they belong to, as `adapters.Base` writes them.
+BASE_NAME = "global_step_base"
 DATASET_EXAMPLES_PREFIX = "global_step_examples_of/"  # a dataset's name follows
 FINISHED = re.compile(r"^[^.].*-\d+\.index$")  # the index is written last
 # What TensorFlow raises for a file that is cut off, empty, overwritten or missing, not for a network or permissions.
@@ -145,7 +149,7 @@ def step_in_name(path: str) -> int | None:
 
 
 def restore(path: str, store: VariableStore, train_batch_size: int, suffix: str = "") -> TrainingPosition:
-    """Restores every variable of a store from a checkpoint written on any mesh.
+    """Restores every variable of a store from a checkpoint written on any mesh, or all but those of its base.
 
     Stored variables may have another floating-point type: GPT-Neo writes bfloat16 for `precision` bfloat16.
 
@@ -161,12 +165,26 @@ def restore(path: str, store: VariableStore, train_batch_size: int, suffix: str 
     """
     with _reading(path):
         reader = tf.train.load_checkpoint(path)
-        _check_variables(path, reader, store, suffix)
-    for stored in store:
+        held = _held_variables(path, reader, store)
+        _check_variables(path, reader, held, suffix)
+        _check_nothing_left(path, reader.get_variable_to_shape_map(), store)
+    for stored in held:
         name = stored.name + suffix
         with _reading(path, name):
             _restore_variable(path, stored, name, reader.get_variable_to_dtype_map())
     return _position(path, reader, train_batch_size)
+
+
+def _held_variables(path: str, reader: tf.train.CheckpointReader, store: VariableStore) -> list[VariableSlices]:
+    """Returns the variables that should be in a checkpoint: where it names a base, those that are not frozen."""
+    if not reader.has_tensor(BASE_NAME):
+        return list(store)
+    if not any(is_adapter(stored.name) for stored in store):
+        raise CheckpointError(
+            f"{path}: holds adapters alone, and the config has no lora_rank; give the config that was trained, or "
+            f"start another run with --init_from {path}"
+        )
+    return [stored for stored in store if stored.variable.role is not Role.FROZEN]
 
 
 def read_variables(path: str, names: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
@@ -263,10 +281,17 @@ def _check_nothing_left(path: str, names: Iterable[str], store: VariableStore) -
             )
 
 
-def _check_variables(path: str, reader: tf.train.CheckpointReader, store: VariableStore, suffix: str) -> None:
+def _check_variables(
+    path: str, reader: tf.train.CheckpointReader, variables: Sequence[VariableSlices], suffix: str
+) -> None:
     shapes = reader.get_variable_to_shape_map()
-    for stored in store:
+    for stored in variables:
         name = stored.name + suffix
+        if name not in shapes and is_adapter(name):
+            raise CheckpointError(
+                f"{path}: has no adapters ({name}); leave lora_rank out, or begin them in another run with "
+                f"--init_from {path}"
+            )
         if name not in shapes and suffix == EMA_SUFFIX:
             raise no_averages(path)
         if name not in shapes and name.endswith(EMA_SUFFIX):
@@ -287,7 +312,6 @@ def _check_variables(path: str, reader: tf.train.CheckpointReader, store: Variab
                 f"{path}: variable {name} is {list(there)} there and {list(stored.whole_shape)} in the config; "
                 "give the config that was trained, or another model_path"
             )
-    _check_nothing_left(path, shapes, store)
 
 
 def _restore_variable(path: str, stored: VariableSlices, name: str, dtypes: Mapping[str, tf.DType]) -> None:

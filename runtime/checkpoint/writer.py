@@ -17,9 +17,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from configs.errors import CheckpointError
 from meshtf import tf
+from models.variables import Role
 from runtime.checkpoint.background import BackgroundWork
 from runtime.checkpoint.position import TrainingPosition
 from runtime.checkpoint.reader import (
+    BASE_NAME,
     DATASET_EXAMPLES_PREFIX,
     EXAMPLES_NAME,
     FUNCTIONS_NAME,
@@ -67,7 +69,7 @@ class CheckpointWriter:
     def save(self, position: TrainingPosition, before_writing: Callable[[], None] = lambda: None) -> str:
         """Copies every variable, and writes the copies and the position beside what follows.
 
-        Waits until the checkpoint before it is written.
+        Frozen variables that come from a base are left out, and the base is named. Waits until the checkpoint before it is written.
 
         Args:
             position: where training is.
@@ -84,7 +86,7 @@ class CheckpointWriter:
         path = posixpath.join(self._model_path, f"model.ckpt-{position.step}")
         entries = _slice_entries(self._store)
         if self._group.is_first:
-            entries += _position_entries(position)
+            entries += [*_position_entries(position), *_base_entries(self._store)]
 
         def write() -> None:
             before_writing()
@@ -237,6 +239,7 @@ def _slice_entries(store: VariableStore) -> list[_Entry]:
     return [
         (stored.name, stored.specification(index), _host_copy(stored.slices[index]))
         for stored in store
+        if store.base is None or stored.variable.role is not Role.FROZEN
         for index in stored.distinct_slices()
     ]
 
@@ -247,6 +250,10 @@ def _host_copy(piece: tf.Variable) -> tf.Tensor:
         value = tf.identity(piece)  # of another kind of device a copy, of a CPU the same memory
         is_on_cpu = tf.DeviceSpec.from_string(piece.device).device_type == "CPU"
         return tf.raw_ops.DeepCopy(x=value) if is_on_cpu else value
+
+
+def _base_entries(store: VariableStore) -> list[_Entry]:
+    return [] if store.base is None else [(BASE_NAME, "", tf.constant(store.base))]
 
 
 def _position_entries(position: TrainingPosition) -> list[_Entry]:

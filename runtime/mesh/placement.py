@@ -71,9 +71,14 @@ class VariableStore:
     """The slices of every variable of a run, by checkpoint name.
 
     Graphs for training, evaluation and decoding share them.
+
+    Attributes:
+        base: what checkpoints say of the weights that frozen variables come from, in place of their values; None:
+            checkpoints hold every variable.
     """
 
     def __init__(self) -> None:
+        self.base: str | None = None
         self._by_name: dict[str, VariableSlices] = {}
 
     def __iter__(self) -> Iterator[VariableSlices]:
@@ -96,8 +101,12 @@ class VariableStore:
         for stored in self:
             stored.assign_whole(stored.variable.initial_value(seed))
 
+    def n_parameters(self) -> int:
+        """Returns the number of parameters of the model."""
+        return sum(stored.variable.shape.size for stored in self if stored.variable.is_parameter)
+
     def n_trainable_parameters(self) -> int:
-        """Returns the number of trainable parameters."""
+        """Returns the number of those that are trained; fewer where others are frozen."""
         return sum(stored.variable.shape.size for stored in self if stored.variable.trainable)
 
 

@@ -40,23 +40,36 @@ def flops_of_token(model: ModelConfig) -> TokenFlops:
     """Counts the model's own operations: attention to visible positions only, and the experts that a token uses.
 
     Source: Kaplan et al. 2020, Scaling Laws for Neural Language Models, section 2.1, which also says that a backward
-    pass costs two forward passes.
+    pass costs two forward passes. Kernels that `lora_rank` freezes have no gradients, which are half of that.
     """
-    blocks = sum(_layer_flops(model, layer) for layer in layers(model))
-    forward = blocks + 2.0 * model.n_embd * (1 if model.ranks else model.n_vocab)
-    return TokenFlops(forward, 2.0 * forward, blocks if model.recompute_grad else 0.0)
+    kernels = sum(_kernel_flops(model, layer) for layer in layers(model))
+    attention = sum(ATTENTION_KINDS[layer.attention].flops(model) for layer in layers(model) if layer.has_attention)
+    head = 2.0 * model.n_embd * (1 if model.ranks else model.n_vocab)
+    blocks = kernels + attention + sum(_adapter_flops(model, layer) for layer in layers(model))
+    forward, frozen = blocks + head, kernels + head if model.lora_rank else 0.0
+    return TokenFlops(forward, 2.0 * forward - frozen, blocks if model.recompute_grad else 0.0)
 
 
-def _layer_flops(model: ModelConfig, layer: Layer) -> float:
+def _kernel_flops(model: ModelConfig, layer: Layer) -> float:
     feed_forward = _mixture_flops(model) if layer.is_mixture else _feed_forward_flops(model)
     if model.macaron:
         feed_forward += _feed_forward_flops(model)
-    return feed_forward + (_attention_flops(model, layer) if layer.has_attention else 0.0)
-
-
-def _attention_flops(model: ModelConfig, layer: Layer) -> float:
     projected = 2 * model.features_per_head * (model.n_head + model.kv_heads)  # queries and output, keys and values
-    return 2.0 * model.n_embd * projected + ATTENTION_KINDS[layer.attention].flops(model)
+    return feed_forward + (2.0 * model.n_embd * projected if layer.has_attention else 0.0)
+
+
+def _adapter_flops(model: ModelConfig, layer: Layer) -> float:
+    if not model.lora_rank:
+        return 0.0
+    embd, hidden, head = model.n_embd, model.feed_forward_width, model.features_per_head
+    widths = {"q": model.n_head * head, "k": model.kv_heads * head, "v": model.kv_heads * head}
+    attention = {name: embd + width for name, width in widths.items()} | {"o": model.n_head * head + embd}
+    first = embd + (2 * hidden if model.mlp_glu else hidden)
+    feed_forward = {"c_fc": first, "c_gate": embd + hidden, "c_proj": hidden + embd}
+    n_feed_forward = (not layer.is_mixture) + model.macaron
+    counted = [attention.get(target, 0) * layer.has_attention for target in model.lora_targets]
+    counted += [feed_forward.get(target, 0) * n_feed_forward for target in model.lora_targets]
+    return 2.0 * model.lora_rank * sum(counted)
 
 
 def _feed_forward_flops(model: ModelConfig) -> float:

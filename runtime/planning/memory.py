@@ -38,7 +38,7 @@ class Memory:
     """Bytes of one processor at the peak of a step.
 
     Attributes:
-        parameters: trainable variables.
+        parameters: those of the model, trained or frozen.
         optimizer: the optimiser's slots.
         gradients: gradients of variables that are alive at the peak.
         activations: all other tensors, mostly kept by the forward pass for the backward pass.
@@ -60,12 +60,12 @@ class Memory:
 def estimate_memory(step: DryStep) -> Memory:
     """Returns the peak memory of a step on a processor that shares none with others."""
     variables = step.graph.all_variables
-    trainable = sum(step.slice_bytes(variable.value) for variable in variables if variable.trainable)
-    slots = sum(step.slice_bytes(variable.value) for variable in variables if not variable.trainable)
+    parameters = sum(step.slice_bytes(variable.value) for variable in variables if variable.is_parameter)
+    slots = sum(step.slice_bytes(variable.value) for variable in variables if not variable.is_parameter)
     operations = step.graph.operations
     owners = _owners(operations, step)
     walk = _Walk(step, frozenset(owners.get(x, x) for x in _gradients(operations)))
-    return dataclasses.replace(walk.peak(operations, {}), parameters=trainable, optimizer=slots)
+    return dataclasses.replace(walk.peak(operations, {}), parameters=parameters, optimizer=slots)
 
 
 def _gradients(operations: Iterable[mtf.Operation]) -> Sequence[mtf.Tensor]:

@@ -35,6 +35,7 @@ class Plan:
         tensors: the names in `configs.layout.TENSORS` that the model has.
         n_parameters: of the whole model.
         n_active_parameters: without the experts that a token does not use.
+        n_trained_parameters: those that are trained; with lora_rank, of the adapters alone.
         microbatch_count: microbatches per step.
         memories: of one device, by variant of the config; the first is the config itself.
         flops: of one token.
@@ -48,6 +49,7 @@ class Plan:
     tensors: tuple[str, ...]
     n_parameters: int
     n_active_parameters: int
+    n_trained_parameters: int
     microbatch_count: int
     memories: Mapping[str, Memory]
     flops: TokenFlops
@@ -69,7 +71,7 @@ def make_plan(config: RunConfig, placement: Placement) -> Plan:
     """
     step = build_dry_step(config, placement)
     others = {name: build_dry_step(other, placement) for name, other in _variants(config)}
-    parameters = [variable for variable in step.graph.all_variables if variable.trainable]
+    parameters = [variable for variable in step.graph.all_variables if variable.is_parameter]
     n_parameters = sum(variable.shape.size for variable in parameters)
     return Plan(
         name=config.name,
@@ -78,6 +80,7 @@ def make_plan(config: RunConfig, placement: Placement) -> Plan:
         tensors=tuple(_tensors_of(config.model)),
         n_parameters=n_parameters,
         n_active_parameters=n_parameters - _n_inactive_parameters(config.model, parameters),
+        n_trained_parameters=sum(variable.shape.size for variable in step.graph.trainable_variables),
         microbatch_count=step.microbatch_count,
         memories={"as configured": estimate_memory(step)}
         | {name: estimate_memory(other) for name, other in others.items()},
@@ -87,11 +90,10 @@ def make_plan(config: RunConfig, placement: Placement) -> Plan:
     )
 
 
-def _tensors_of(model: ModelConfig) -> Iterable[str]:
-    has_experts = bool(model.moe_layers)
-    for name, dimensions in TENSORS.items():
-        if has_experts or not {"experts", "expert_hidden"} & set(dimensions):
-            yield name
+def _tensors_of(model: ModelConfig) -> list[str]:
+    absent = set() if model.moe_layers else {"experts", "expert_hidden"}
+    absent |= set() if model.lora_rank else {"lora_rank"}
+    return [name for name, dimensions in TENSORS.items() if not absent & set(dimensions)]
 
 
 def _variants(config: RunConfig) -> Iterable[tuple[str, RunConfig]]:
@@ -159,13 +161,15 @@ def format_plan(plan: Plan) -> str:
 def _model_lines(plan: Plan) -> list[str]:
     mesh, layout = format_pairs(plan.mesh_shape) or "one device", format_pairs(plan.layout) or "nothing split"
     idle = "" if plan.n_active_parameters == plan.n_parameters else f", {plan.n_active_parameters:,} active per token"
+    trained = plan.n_trained_parameters
+    frozen = "" if trained == plan.n_parameters else f", {trained:,} trained"
     flops = plan.flops
     parts = [f"{_giga(flops.forward)} forward", f"{_giga(flops.backward)} backward"]
     if flops.recomputed:
         parts.append(f"{_giga(flops.recomputed)} recomputed")
     return [
         f"{plan.name} on {mesh} ({layout})",
-        f"parameters     {plan.n_parameters:,}{idle}",
+        f"parameters     {plan.n_parameters:,}{idle}{frozen}",
         f"microbatches   {plan.microbatch_count}",
         f"flops per token  {_giga(flops.total)} = {' + '.join(parts)}",
     ]

@@ -35,6 +35,7 @@ WEIGHT_SETTINGS = (
     "scale_attn_weights",
     "mlm_training",
     "objective",
+    "lora_alpha",
 )
 
 

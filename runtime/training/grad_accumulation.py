@@ -6,7 +6,7 @@ is possible, which includes every variable's gradient: gradients are sent once p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from configs.schema import RunConfig
 from meshtf import LaidOut, mtf, tf
@@ -58,9 +58,26 @@ def gradients(
 def _microbatch_gradients(
     microbatch: Tensors, outputs_of: Callable[[Tensors], Tensors]
 ) -> tuple[list[mtf.Tensor], Tensors]:
+    operations = next(iter(microbatch.values())).graph.operations
+    n_before = len(operations)
     outputs = outputs_of(microbatch)
     trainable = outputs["loss"].graph.trainable_variables
-    return mtf.gradients([outputs["loss"]], [variable.value for variable in trainable]), outputs
+    own_gradients = mtf.gradients([outputs["loss"]], [variable.value for variable in trainable])
+    operations[n_before:] = _read_by(operations[n_before:], [*outputs.values(), *own_gradients])
+    return own_gradients, outputs
+
+
+def _read_by(operations: Sequence[mtf.Operation], results: Iterable[mtf.Tensor]) -> list[mtf.Operation]:
+    """Returns the variables, and the operations that the results depend on.
+
+    Mesh-TensorFlow adds the gradients of all inputs of an operation: of a frozen kernel too, which nothing reads.
+    """
+    read, kept = set(results), []
+    for operation in reversed(operations):
+        if isinstance(operation, mtf.Variable) or not read.isdisjoint(operation.outputs):
+            kept.append(operation)
+            read.update(operation.inputs)
+    return kept[::-1]
 
 
 def sum_over_microbatches(

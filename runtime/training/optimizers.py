@@ -47,7 +47,7 @@ Scalars = tuple[mtf.Tensor, mtf.Tensor, mtf.Tensor]  # factor of the gradients, 
 
 def _slot(variable: variables.SlicedVariable, suffix: str, shape: mtf.Shape) -> variables.SlicedVariable:
     name = variable.name + suffix
-    return variables.get_variable(variable.mesh, name, shape, variables.zeros, trainable=False).operation
+    return variables.get_variable(variable.mesh, name, shape, variables.zeros, variables.Role.SLOT).operation
 
 
 def _adam_decay(variable: variables.SlicedVariable, training: TrainingConfig) -> float:

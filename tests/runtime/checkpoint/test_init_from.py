@@ -15,7 +15,7 @@ from meshtf import mtf, tf
 from models import gpt2
 from models.context import Context
 from models.dims import Dims
-from models.variables import get_variable, zeros
+from models.variables import Role, get_variable, zeros
 from runtime.checkpoint.init_from import find_weights, load_initial_weights
 from runtime.mesh.placement import Placement, VariableStore, place
 from tests import tiny
@@ -31,7 +31,7 @@ def placed(devices: tuple[str, ...], mesh: tuple[str, str] = ("", ""), model: Mo
 
     def build(tokens: mtf.Tensor) -> list[mtf.Tensor]:
         dims = Dims.of(model, *tokens.shape.to_integer_list)
-        slot = get_variable(tokens.mesh, "gpt2/wte/adam_m", mtf.Shape([dims.vocab, dims.embd]), zeros, trainable=False)
+        slot = get_variable(tokens.mesh, "gpt2/wte/adam_m", mtf.Shape([dims.vocab, dims.embd]), zeros, Role.SLOT)
         return [gpt2.logits(Context(tokens.mesh, model, dims), tokens), slot]
 
     tiny.compiled(build, placement, ("batch sequence", np.zeros((2, model.n_ctx), np.int32)))
