@@ -60,7 +60,7 @@ test-slow: $(VENV)/.dev-packages
 
 parity: $(PARITY)/.parity-packages $(OLD_PARITY)/.parity-packages
 	OLD_TRANSFORMERS=$(CURDIR)/$(OLD_PARITY)/bin/python $(PARITY)/bin/python -m pytest -q tests/parity.py tests/parity_generation.py \
-	  tests/parity_families.py tests/parity_reranking.py tests/runtime/checkpoint/test_weight_files.py tests/runtime/checkpoint/test_state_dict.py \
+	  tests/parity_families.py tests/parity_peft.py tests/parity_reranking.py tests/runtime/checkpoint/test_weight_files.py tests/runtime/checkpoint/test_state_dict.py \
 	  tests/test_from_dialogpt_training.py
 
 lm-eval: $(LM_EVAL)/.lm-eval-packages
@@ -120,8 +120,8 @@ $(VENV)/.dev-packages: requirements-dev.txt requirements-serve.txt requirements-
 # On Linux PyPI's torch brings CUDA along; PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu gives a smaller one.
 $(PARITY)/.parity-packages: requirements.txt requirements-serve.txt requirements-tasks.txt requirements-dev.txt
 	@$(MAKE) --no-print-directory VENV=$(PARITY) $(PARITY)/.dev-packages
-	@echo "Installing torch and transformers 5 into $(PARITY)."
-	@$(PARITY)/bin/python -m pip -qq --disable-pip-version-check install torch==2.13.0 transformers==5.23.0
+	@echo "Installing torch, transformers 5 and peft into $(PARITY)."
+	@$(PARITY)/bin/python -m pip -qq --disable-pip-version-check install torch==2.13.0 transformers==5.23.0 peft==0.21.2
 	@touch $@
 
 $(OLD_PARITY)/.parity-packages:

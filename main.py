@@ -38,13 +38,13 @@ from storage.remote_configs import on_disk
 from storage.streams import run_program
 
 LOOPBACK = "127.0.0.1"
-EXPORT_FORMATS = ("saved_model", "hf", "weights")
+EXPORT_FORMATS = ("saved_model", "hf", "weights", "peft")
 COMMANDS = (
     *("train", "eval", "predict", "interactive", "chat", "serve"),
     *("check_dataset", "fetch_tasks", "plan", "export"),
 )
 SERVER_FLAGS = ("cache_dtype",)  # settings of generation that hold for a whole server
-PATH_FLAGS = ("model", "init_from", "mmi_model", "prompt", "output", "export_dir", "chat_template")
+PATH_FLAGS = ("model", "init_from", "adapter", "mmi_model", "prompt", "output", "export_dir", "chat_template")
 RERANKING_FLAGS = ("mmi_model", "mmi_normalize", "forward_weight", "rank_model", "candidates", "show_candidates")
 DEFAULT_CANDIDATES = 16  # DialoGPT's
 MAX_CPU_DEVICES = 1 << 12
@@ -112,6 +112,11 @@ def _add_general_flags(group: argparse._ArgumentGroup) -> None:
         metavar="PATH",
         help="Initial weights: a checkpoint of this program, of GPT-Neo or OpenAI's GPT-2, a Hugging Face folder, or a "
         ".pkl, .pth or .pt file of PyTorch.",
+    )
+    add(
+        "--adapter",
+        metavar="PATH",
+        help="Adapters for the weights of --init_from: a folder of PEFT, or a run of this program with lora_rank.",
     )
     add(
         "--ema",
@@ -225,7 +230,7 @@ def _add_export_flags(group: argparse._ArgumentGroup) -> None:
         choices=EXPORT_FORMATS,
         default="saved_model",
         help="saved_model: TensorFlow's; hf: a folder for Hugging Face's transformers; weights: a run with one "
-        "checkpoint, without optimiser state (default: saved_model).",
+        "checkpoint, without optimiser state; peft: adapters alone, for its library PEFT (default: saved_model).",
     )
     add("--export_dir", default="export", metavar="DIR", help="A new or empty folder (default: export).")
 
@@ -366,6 +371,11 @@ RULES = (
     _only_with("new", "train", "--new: starts training from the beginning; leave out --{command}"),
     _not_with("init_from", ["check_dataset"], "--init_from: --check_dataset reads no weights; leave out one of them"),
     _not_with(
+        "adapter",
+        ["check_dataset", "fetch_tasks", "plan"],
+        "--adapter: --{command} reads no weights; leave out one of them",
+    ),
+    _not_with(
         "ema",
         ["train", "check_dataset", "fetch_tasks", "plan"],
         "--ema: works with --eval, --predict, --interactive, --chat, --serve and --export only; leave it out, or give "
@@ -464,6 +474,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
             raise rule.error(rule.message.format_map(vars(parsed)))
     vars(parsed).update(clean_path_flags(vars(parsed), PATH_FLAGS))
     _complete_model(parsed)
+    if parsed.adapter is not None and parsed.init_from is None:
+        raise ConfigError(f"--adapter {parsed.adapter}: belongs to weights; give them as --init_from")
     return parsed
 
 
@@ -570,7 +582,7 @@ def _find_notes(arguments: argparse.Namespace, config: RunConfig) -> Iterator[st
 def _run(arguments: argparse.Namespace) -> int:
     serving = _serving(arguments)
     with on_disk(arguments.model) as model:
-        config = load_config(model, config_overrides(arguments), arguments.init_from)
+        config = load_config(model, config_overrides(arguments), arguments.init_from, arguments.adapter)
         file = find_model_config(model)
         notes = config_notes(file, config.model) if file.is_file() else []  # a pipe is read once
     if arguments.host_index in (None, 0):

@@ -83,8 +83,9 @@ def run(command: str, config: RunConfig, options: Options) -> int:
     only_shows = options.layout_search is not None and not options.layout_search.is_applied
     if command not in DRY_COMMANDS and not only_shows:
         run_directory.check_access(config.model_path)
-    if options.new and options.init_from is not None:
-        run_directory.check_outside(config.model_path, options.init_from)
+    for path in (options.init_from, options.adapter):
+        if options.new and path is not None:
+            run_directory.check_outside(config.model_path, path)
     cluster = find_cluster(options.hosts, options.host_index)
     if cluster is not None:
         _check_cluster(command, options)

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from commands.console import say
 from commands.options import Options
 from commands.run_data import trained_tokenizer
 from commands.run_setup import check_no_averages_wanted, checked_weights, newest_checkpoint
 from configs.errors import ConfigError
 from configs.schema import RunConfig
+from configs.weights import no_adapters
+from data.tokenization.tokenizer import Tokenizer
+from runtime.checkpoint.adapters import merged, read_base
 from runtime.checkpoint.export import write_huggingface_folder, write_weights_folder
-from runtime.checkpoint.init_from import find_averages, find_weights
-from runtime.checkpoint.reader import step_in_name
+from runtime.checkpoint.init_from import find_adapters, find_averages, find_weights, own_adapters
+from runtime.checkpoint.peft import write_adapters
+from runtime.checkpoint.reader import EMA_SUFFIX, step_in_name
 from runtime.checkpoint.saved_model import export_saved_model
+from runtime.checkpoint.weight_sources import Weights
 from runtime.run import directory as run_directory
 
 
 def export(config: RunConfig, options: Options) -> int:
-    """Writes a TensorFlow SavedModel, a directory for Hugging Face's transformers, or a run without optimiser state."""
+    """Writes a SavedModel, a directory for Hugging Face's transformers or PEFT, or a run without optimiser state."""
     if config.model.ranks and options.export_format == "saved_model":
         raise ConfigError(
             f"{config.name}: objective = ranking: no SavedModel computes scores; give --export_format hf or weights"
@@ -24,12 +31,25 @@ def export(config: RunConfig, options: Options) -> int:
     if options.init_from is not None:
         check_no_averages_wanted(options)
     path = newest_checkpoint(config) if options.init_from is None else options.init_from
-    find, directory = find_averages if options.ema else find_weights, options.export_dir
-    found = checked_weights(path, config, options.notes)
-    weights = find(found)
     tokenizer = trained_tokenizer(config, options.init_from)
     if options.init_from is None:
         run_directory.check_settings(config, tokenizer and tokenizer.to_json())
+    if options.export_format == "peft":
+        adapters, base = _adapters(config, options, path)
+        write_adapters(options.export_dir, config, adapters, base)
+    else:
+        _write_weights(config, options, path, tokenizer)
+    say(f"exported {path} to {options.export_dir}")
+    return 0
+
+
+def _write_weights(config: RunConfig, options: Options, path: str, tokenizer: Tokenizer | None) -> None:
+    """Writes whole weights, with adapters merged into them."""
+    directory, found = options.export_dir, checked_weights(path, config, options.notes)
+    weights = (find_averages if options.ema else find_weights)(found)
+    if options.adapter is not None:
+        weights = merged(weights, find_adapters(options.adapter, config.model, weights), config.model.lora_scale)
+    config = dataclasses.replace(config, model=config.model.without_adapters())
     if options.export_format == "hf":
         write_huggingface_folder(directory, config, weights, tokenizer and tokenizer.to_json())
     elif options.export_format == "weights":
@@ -37,5 +57,13 @@ def export(config: RunConfig, options: Options) -> int:
         write_weights_folder(directory, config, weights, step, files)
     else:
         export_saved_model(directory, config, weights)
-    say(f"exported {path} to {directory}")
-    return 0
+
+
+def _adapters(config: RunConfig, options: Options, path: str) -> tuple[Weights, str]:
+    """Returns the adapters alone, and the path of the weights that they belong to."""
+    if options.adapter is not None:
+        return find_adapters(options.adapter, config.model, find_weights(path)), path
+    base = None if options.init_from is not None else read_base(path)
+    if base is None:
+        raise no_adapters(path)
+    return own_adapters(path, EMA_SUFFIX if options.ema else ""), base.path

@@ -100,8 +100,9 @@ class Options:
         new: delete the run at model_path before training, once everything else has been checked.
         ema: use the averages of the weights that `ema_decay` keeps.
         init_from: the initial weights, or those to use instead of the newest checkpoint; None: none.
+        adapter: adapters for those weights; None: none.
         fetch_tasks: the names of the tasks whose files are fetched; None: all that are published.
-        export_format: "saved_model", "hf" or "weights".
+        export_format: "saved_model", "hf", "weights" or "peft".
         export_dir: the folder of an export.
         serving: the settings of the command serve; None for other commands.
         reranking: how to choose among candidate responses; None: the first one drawn is the answer.
@@ -130,6 +131,7 @@ class Options:
     new: bool
     ema: bool
     init_from: str | None
+    adapter: str | None
     fetch_tasks: Sequence[str] | None
     export_format: str
     export_dir: str

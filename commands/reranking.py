@@ -165,7 +165,7 @@ def _set_up(flag: str, model: str, run: Run, objective: str) -> Run:
     config, init_from = _read(model, run)
     if config.model.objective != objective or config.model.mlm_training:
         raise ConfigError(f"{flag} {model}: objective = {config.model.objective}: give a model with {objective}")
-    options = dataclasses.replace(run.options, init_from=init_from, ema=False, notes=())
+    options = dataclasses.replace(run.options, init_from=init_from, adapter=None, ema=False, notes=())
     if init_from is None:
         check_trained(config, options)
     tokenizer = run.group.first_process_first(lambda: trained_tokenizer(config, init_from))

@@ -18,9 +18,11 @@ from runtime.checkpoint import reader
 from runtime.checkpoint.adapters import Base, read_base
 from runtime.checkpoint.init_from import (
     check_initial_weights,
+    find_adapters,
     find_base,
     find_weights,
     load_initial_weights,
+    set_adapters,
     set_weights,
 )
 from runtime.checkpoint.position import TrainingPosition
@@ -113,9 +115,21 @@ def check_trained(config: RunConfig, options: Options) -> None:
         CheckpointError: there are none, or they cannot be read.
     """
     if options.init_from is not None:
-        check_initial_weights(options.init_from, config.model)
+        check_given(config, options)
     else:
         check_base(_check_trained(config), init_from=None)
+
+
+def check_given(config: RunConfig, options: Options) -> None:
+    """Checks the weights of `--init_from`, and the adapters of `--adapter`.
+
+    Raises:
+        ConfigError: a file beside them is not understood.
+        CheckpointError: there are none, they cannot be read, or they do not fit.
+    """
+    check_initial_weights(options.init_from, config.model)
+    if options.adapter is not None:
+        find_adapters(options.adapter, config.model, find_weights(options.init_from))
 
 
 def resumes(config: RunConfig, options: Options) -> bool:
@@ -195,10 +209,19 @@ def load_init_from(run: Run, head_id: int | None = None) -> TrainingPosition:
     given, store = run.options.init_from, run.placement.store
     path = checked_weights(given, run.config, run.options.notes)
     load_initial_weights(path, store, head_id)
-    if run.config.model.lora_rank:
-        store.base = Base.of(path, find_weights(path), run.config.model).to_json()
     say(f"loaded weights from {given}")
+    if run.config.model.lora_rank:
+        _begin_adapters(run, path)
     return TrainingPosition(0, 0)
+
+
+def _begin_adapters(run: Run, base: str) -> None:
+    """Notes what the adapters belong to, and loads those of `--adapter`."""
+    weights, model, given, store = find_weights(base), run.config.model, run.options.adapter, run.placement.store
+    store.base = Base.of(base, weights, model).to_json()
+    if given is not None:
+        set_adapters(find_adapters(given, model, weights), store, given)
+        say(f"loaded adapters from {given}")
 
 
 def check_base(checkpoint: str, init_from: str | None) -> None:

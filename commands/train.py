@@ -19,6 +19,7 @@ from commands.run_data import RunData, with_data_timeout
 from commands.run_setup import (
     Run,
     check_base,
+    check_given,
     load_init_from,
     newest_checkpoint,
     place_run,
@@ -35,7 +36,6 @@ from inputs import training_batches
 from meshtf import tf
 from models.kernels.noise import noise_key
 from runtime.checkpoint import reader
-from runtime.checkpoint.init_from import check_initial_weights
 from runtime.checkpoint.position import TrainingPosition
 from runtime.checkpoint.writer import CheckpointWriter
 from runtime.cluster.process_group import ProcessGroup
@@ -94,7 +94,7 @@ def _check_weights(config: RunConfig, options: Options) -> None:
     if resumes(config, options):
         check_base(newest_checkpoint(config), options.init_from)
     elif options.init_from is not None:
-        check_initial_weights(options.init_from, config.model)
+        check_given(config, options)
     elif config.model.lora_rank:
         raise ConfigError(
             f"{config.name}: lora_rank = {config.model.lora_rank}: adapts trained weights, and there are none; give "
@@ -136,6 +136,8 @@ def _load_weights(run: Run) -> TrainingPosition:
         run_directory.check_settings(run.config, run.tokenizer_json)
         if run.options.init_from is not None and not run.config.model.lora_rank:
             say(f"--init_from {run.options.init_from}: ignored, since the run resumes from its own checkpoint")
+        if run.options.adapter is not None:
+            say(f"--adapter {run.options.adapter}: ignored, since the run resumes from its own checkpoint")
         kept = run_directory.kept_config(run.config.model_path)
         position = restore_latest(run)
         changes = kept and describe_changes(kept, run.config, position.step)

@@ -165,7 +165,7 @@ def _find_adapter_issues(
         if target not in has:
             yield "lora_targets", f"names {target}, which {_why_not_adaptable(target)}", f"use {', '.join(has)}"
     if opt_name == "muon":
-        yield "opt_name", "is muon, for the matrices that lora_rank freezes", "give adamw"
+        yield "opt_name", "updates the matrices that lora_rank freezes", "give adamw"
 
 
 def _adaptable_layers(values: Mapping[str, Any]) -> list[str]:

@@ -23,6 +23,7 @@ from configs.schema import RUN_FIELDS, PredictionConfig, RunConfig, is_required,
 from configs.weights import (
     CONFIG_FILE,
     KEY_OF_FUNCTIONS,
+    adapter_keys,
     config_beside,
     initial_end_ids,
     initial_model_keys,
@@ -34,7 +35,9 @@ from configs.weights import (
 CONFIGS_DIR = Path(__file__).resolve().parent
 
 
-def load_config(model: str, overrides: Sequence[str] = (), weights: str | None = None) -> RunConfig:
+def load_config(
+    model: str, overrides: Sequence[str] = (), weights: str | None = None, adapter: str | None = None
+) -> RunConfig:
     """Loads a model config and the dataset configs that it names.
 
     Args:
@@ -44,6 +47,7 @@ def load_config(model: str, overrides: Sequence[str] = (), weights: str | None =
         weights: the path of initial weights. What the config.json beside them says of the model may be left out of the
             config, and may not be contradicted. Without this argument, a config that lacks sizes of the model takes
             them from the run at its model_path.
+        adapter: the path of adapters for these weights, whose keys likewise need not be in the config.
 
     Raises:
         ConfigError: the message holds every issue, one a line.
@@ -61,15 +65,16 @@ def load_config(model: str, overrides: Sequence[str] = (), weights: str | None =
         raw.setdefault("no_dataset", RawValue("no_dataset", "datasets" not in raw, weights))
     source = _find_model_source(raw) if weights is None else weights
     from_weights = {} if source is None else _raw_of_weights(source)
+    from_adapter = {} if adapter is None else _raw_of_adapter(adapter, weights)
     inherited = {key: value for key, value in from_weights.items() if key != KEY_OF_FUNCTIONS}
     inherited |= {} if source is None else _ends_of_weights(source, raw)
-    reader = ConfigReader(str(path), inherited | raw, issues=issues)
+    reader = ConfigReader(str(path), inherited | from_adapter | raw, issues=issues)
     reader.check_names(RUN_FIELDS)
     reader.parse(RUN_FIELDS)
     reader.fill_defaults(RUN_FIELDS)
     default_input_fn(reader)
     reader.values.setdefault("name", path.stem)
-    _check_against_weights(reader, from_weights)
+    _check_against_weights(reader, from_weights | from_adapter)
     reader.cross_check(RUN_CHECKS)
     datasets = load_datasets(reader, path.parent / "dataset_configs")
     check_datasets(reader, datasets)
@@ -159,6 +164,10 @@ def _raw_of_weights(weights: str) -> dict[str, RawValue]:
     return {key: RawValue(key, value, file) for key, value in initial_model_keys(weights).items()}
 
 
+def _raw_of_adapter(adapter: str, weights: str) -> dict[str, RawValue]:
+    return {key: RawValue(key, value, adapter) for key, value in adapter_keys(adapter, weights).items()}
+
+
 def _ends_of_weights(weights: str, raw: Mapping[str, RawValue]) -> dict[str, RawValue]:
     """Returns what ends a text by the weights, unless their tokenizer is not kept; their first is eos by default."""
     ends, file = initial_end_ids(weights), config_beside(weights)
@@ -173,7 +182,8 @@ def _check_against_weights(reader: ConfigReader, from_weights: Mapping[str, RawV
     """Finds keys that contradict the weights; of their positions the first ones may be used alone."""
     for key, raw in from_weights.items():
         given, trained = reader.values.get(key), RUN_FIELDS[key].metadata["kind"].parse(raw.value)
-        if key in reader.values and given != trained and not (key == "n_ctx" and given < trained):
+        is_free = key == "lora_dropout" or (key == "n_ctx" and given is not None and given < trained)
+        if key in reader.values and given != trained and not is_free:
             problem = f"the weights were made with {shown(raw.value)} ({raw.file})"
             remedy = f"set {key} to {raw.value}" if key == KEY_OF_FUNCTIONS else f"leave {key} out"
             reader.report(key, ValueIssue(problem, remedy))

@@ -91,6 +91,7 @@ ALIASES = {
 # The linear layers of a block that adapters may be put beside, and what is added to a kernel's name for the adapter's
 # two matrices, [in, lora_rank] and [lora_rank, out].
 LORA_TARGETS = ("q", "k", "v", "o", "c_fc", "c_gate", "c_proj")
+LORA_KEYS = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
 ADAPTER_DOWN, ADAPTER_UP = "/lora_a", "/lora_b"
 
 # Keys of the model that may change when training continues from weights.
@@ -106,10 +107,7 @@ FREE_KEYS = (
     "entmax_loss",
     "objective",
     "moe_params",
-    "lora_rank",
-    "lora_alpha",
-    "lora_dropout",
-    "lora_targets",
+    *LORA_KEYS,
 )
 
 TASK_ALIASES = {"lambada": "lambada_openai"}  # GPT-Neo's name
@@ -158,6 +156,11 @@ sampling_setting = functools.partial(setting, sampling=True)
 def is_adapter(name: str) -> bool:
     """Returns whether a variable is a matrix of an adapter, by its name."""
     return name.endswith((ADAPTER_DOWN, ADAPTER_UP))
+
+
+def lora_target(kernel: str) -> str:
+    """Returns the name that a kernel would have among `LORA_TARGETS`, by the name of its variable."""
+    return kernel.removesuffix("/kernel").rpartition("/")[2]
 
 
 def keys_of(config_class: type) -> dict[str, dataclasses.Field]:
@@ -565,6 +568,11 @@ class ModelConfig:
         """Fills in the attention of every layer when none is given."""
         if not self.attention_types:
             object.__setattr__(self, "attention_types", ("global",) * self.n_layer)
+
+    def without_adapters(self) -> ModelConfig:
+        """Returns the same model with whole weights alone."""
+        fields = keys_of(ModelConfig)
+        return dataclasses.replace(self, **{key: fields[key].default for key in LORA_KEYS})
 
     @property
     def is_causal(self) -> bool:

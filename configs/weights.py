@@ -13,10 +13,21 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import CheckpointError, ConfigError, ValueIssue, looked_from
-from configs.huggingface import is_huggingface, model_keys
+from configs.families import peft
+from configs.huggingface import family_for, is_huggingface, model_keys
 from configs.kinds import ATTENTION
 from configs.reader import raise_issues, read_object, shown
-from configs.schema import ALIASES, FREE_KEYS, RUN_FIELDS, ModelConfig, MoeParams, is_required, keys_of
+from configs.schema import (
+    ALIASES,
+    FREE_KEYS,
+    LORA_KEYS,
+    RUN_FIELDS,
+    ModelConfig,
+    MoeParams,
+    is_required,
+    keys_of,
+    written_keys,
+)
 
 CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"  # how Hugging Face's library generates text
@@ -190,6 +201,43 @@ def initial_model_keys(path: str) -> dict[str, Any]:
         return _valid_keys(keys, file, SIZES)
     _check_names(config, file)
     return _valid_keys(_flat_keys(config), file, FIELDS)
+
+
+def adapter_keys(adapter: str, weights: str) -> dict[str, Any]:
+    """Returns the keys of a model config, with JSON values, of the adapters that are put on weights.
+
+    Args:
+        adapter: a folder of PEFT, or a run of ours, or one of its checkpoints.
+        weights: as in `initial_model_keys`.
+
+    Raises:
+        ConfigError: adapter_config.json is not understood.
+        CheckpointError: there are no adapters, or nothing tells which model they belong to.
+    """
+    file = os.path.join(adapter, peft.CONFIG_FILE)
+    if os.path.isfile(file):
+        model = _model_of(weights)
+        return peft.lora_keys(read_object(Path(file), issues=[]), family_for(model), written_keys(model), file)
+    file = config_beside(weights_at(adapter))
+    config = read_object(Path(file), issues=[]) if os.path.isfile(file) else {}
+    if not config.get("lora_rank"):
+        raise no_adapters(adapter)
+    return {key: config[key] for key in LORA_KEYS if key in config}
+
+
+def no_adapters(path: str) -> CheckpointError:
+    """Returns the error for a path without adapters."""
+    return CheckpointError(
+        f"{path}: holds no adapters; give a folder of PEFT with {peft.CONFIG_FILE}, or a run that was trained with "
+        "lora_rank"
+    )
+
+
+def _model_of(weights: str) -> ModelConfig:
+    keys = initial_model_keys(weights)
+    if any(is_required(field) and key not in keys for key, field in FIELDS.items()):
+        raise CheckpointError(f"{weights}: has no {CONFIG_FILE} that tells its model, which adapters of PEFT need")
+    return ModelConfig(**{key: FIELDS[key].metadata["kind"].parse(value) for key, value in keys.items()})
 
 
 def initial_end_ids(path: str) -> list[int]:

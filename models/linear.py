@@ -10,7 +10,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 
-from configs.schema import ADAPTER_DOWN, ADAPTER_UP, ModelConfig
+from configs.schema import ADAPTER_DOWN, ADAPTER_UP, ModelConfig, lora_target
 from meshtf import mtf
 from models import variables
 from models.context import Context
@@ -50,8 +50,7 @@ def linear(
 
 
 def _is_adapted(model: ModelConfig, name: str) -> bool:
-    target = name.removesuffix("/kernel").rpartition("/")[2]
-    return model.lora_rank > 0 and target in model.lora_targets
+    return model.lora_rank > 0 and lora_target(name) in model.lora_targets
 
 
 def _adapter(context: Context, name: str, dims: tuple[mtf.Dimension, mtf.Dimension]) -> tuple[mtf.Tensor, mtf.Tensor]:

@@ -47,7 +47,7 @@ LAYOUTS = (
     "sequence:x,memory_length:y,embed_sequence:x,vocab:y",
     "batch:x,heads:y,kv_heads:y,experts:y",
     "batch:x,experts:x,expert_hidden:y",
-    "heads:x,kv_heads:x,vocab:y,expert_hidden:x,embed_sequence:y",
+    "heads:x,kv_heads:x,vocab:y,expert_hidden:x,embed_sequence:y,lora_rank:y",
 )
 # Functions with a step: which side of it a feature lies on is a matter of rounding.
 CONTINUOUS = tuple(name for name in ACTIVATIONS if name != "sign")
@@ -109,6 +109,22 @@ def draw_widths(draw: random.Random, model: dict[str, object]) -> dict[str, obje
     }
 
 
+def draw_adapters(draw: random.Random, model: dict[str, object]) -> dict[str, object]:
+    """Adapters of layers that the model has."""
+    has_attention = set(model["attention_types"]) != {"none"}
+    has_feed_forward = model["macaron"] or len(model.get("moe_layers", ())) < 2
+    targets = [*("qkvo" if has_attention else ""), *(("c_fc", "c_proj") if has_feed_forward else ())]
+    targets += ["c_gate"] if has_feed_forward and model["gated_mlp"] else []
+    if not targets or draw.random() < 0.7:
+        return {}
+    return {
+        "lora_rank": draw.choice((2, 4)),
+        "lora_alpha": draw.choice((1.0, 8.0)),
+        "lora_dropout": 0.2 if "embed_dropout" in model else 0.0,
+        "lora_targets": tuple(draw.sample(targets, draw.randint(1, len(targets)))),
+    }
+
+
 def draw_heads(draw: random.Random) -> dict[str, object]:
     return {
         **draw.choice(({}, {"scale_attn_weights": True}, {"attention_scale": 0.4})),
@@ -165,6 +181,7 @@ def combination(number: int) -> tuple[RunConfig, RunConfig]:
     """The same run on one device and on a mesh."""
     draw = random.Random(number)
     model, training, layout = draw_model(draw), draw_training(draw), draw.choice(LAYOUTS)
+    model |= draw_adapters(draw, model)
     meshes = (tiny.mesh_config("", ""), tiny.mesh_config("x:2,y:2", layout))
     configs = (tiny.run_config(mesh, model, training) for mesh in meshes)
     one, many = (dataclasses.replace(config, prediction=PredictionConfig(predict_batch_size=4)) for config in configs)

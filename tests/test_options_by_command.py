@@ -107,6 +107,13 @@ RUNS = {
         "n_layer": 1,
         "opt_name": "adafactor",
     },
+    "adapters": {
+        "lora_rank": 2,
+        "lora_alpha": 4.0,
+        "lora_dropout": 0.1,
+        "lora_targets": ["q", "v", "c_proj"],
+        "n_layer": 1,
+    },
     "masked": MASKED,
     "ranking": {
         "objective": "ranking",
@@ -114,6 +121,7 @@ RUNS = {
     },
 }
 PAIR = {"context": ["the cat sat", "one dog"], "better": "a mat", "worse": "far from home"}
+BASES = {"adapters": {"n_layer": 1}}  # what a run begins from
 # What a model that writes no text is refused for.
 WRITES_NOTHING = {"masked": "mlm_training", "ranking": "objective = ranking"}
 
@@ -132,13 +140,23 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def write_base(name: str) -> list[str]:
+    """Trains the weights that a run begins from, if it needs some, and returns the flags that name them."""
+    if name not in BASES:
+        return []
+    base = {**TINY, **BASES[name], "train_steps": 1, "model_path": f"runs/base of {name}"}
+    Path("base.json").write_text(json.dumps(base))
+    assert main(["--model", "base.json"]) == 0
+    return ["--init_from", base["model_path"]]
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_trained_evaluated_and_written(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     monkeypatch.chdir(project)
     model = ["--model", f"{name}.json"]
-    assert main(model) == 0
+    assert main([*model, *write_base(name)]) == 0
     assert main([*model, "--eval"]) == 0
     lines = read_metrics(f"runs/{name}")
     assert [line["step"] for line in lines if line["split"] == "train"] == [1, 2, 3]

@@ -102,9 +102,9 @@ def values_of(store: VariableStore) -> dict[str, np.ndarray]:
 
 
 def disturb(store: VariableStore, seed: int = 0) -> None:
-    """Adds to every trainable variable, so that no gain is 1 and no bias is 0 as they begin."""
+    """Adds to every parameter, so that no gain is 1 and no bias is 0 as they begin."""
     for stored in store:
-        if stored.variable.trainable:
+        if stored.variable.is_parameter:
             noise = np.random.default_rng([seed, zlib.crc32(stored.name.encode())]).normal(0.0, 0.1, stored.whole_shape)
             stored.assign_whole((whole_value(stored) + noise).astype(np.float32))
 

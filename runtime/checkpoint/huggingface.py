@@ -99,12 +99,12 @@ def _split(tensor: Tensor, stored: StoredTensor, keys: Keys, source: str) -> dic
         )
 
     return {
-        f"gpt2/{name}": in_parts(stored.place, shape, functools.partial(_read_variable, tensor, stored, keys, index))
+        f"gpt2/{name}": in_parts(stored.place, shape, functools.partial(read_variable, tensor, stored, keys, index))
         for index, name in enumerate(tensor.variables)
     }
 
 
-def _read_variable(tensor: Tensor, stored: StoredTensor, keys: Keys, index: int, region: Region) -> np.ndarray:
+def read_variable(tensor: Tensor, stored: StoredTensor, keys: Keys, index: int, region: Region) -> np.ndarray:
     """Returns a region of one of the variables in a tensor, and reads no more than it needs."""
     *before, last = region
     width, count = tensor.shape(keys)[-1], len(tensor.variables)
@@ -168,7 +168,9 @@ def write_weights(path: str, weights: Weights, model: ModelConfig) -> None:
     with open(path, "wb") as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         for tensor in tensors:
-            file.write(_join(tensor, [parts[name] for name in tensor.variables], keys).astype("<f4", order="C").data)
+            file.write(
+                join_variables(tensor, [parts[name] for name in tensor.variables], keys).astype("<f4", order="C").data
+            )
 
 
 def _parts(tensors: Sequence[Tensor], weights: Weights, keys: Keys) -> dict[str, StoredTensor]:
@@ -199,7 +201,8 @@ def _check_part(name: str, stored: StoredTensor | None, shape: tuple[int, ...]) 
         )
 
 
-def _join(tensor: Tensor, parts: Sequence[StoredTensor], keys: Keys) -> np.ndarray:
+def join_variables(tensor: Tensor, parts: Sequence[StoredTensor], keys: Keys) -> np.ndarray:
+    """Returns a tensor from the variables in it."""
     values = [part.read() for part in parts]
     if tensor.is_by_head:
         by_head = [value.reshape(*value.shape[:-1], -1, tensor.head_size(keys)) for value in values]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 
 from configs.errors import CheckpointError, UserError
+from configs.families import peft
 from configs.schema import ModelConfig, is_adapter
-from configs.weights import is_state_dict, no_weights, weights_at
+from configs.weights import is_state_dict, no_adapters, no_weights, weights_at
 from models.variables import Role
 from runtime.checkpoint.adapters import Base, fingerprint, merged, read_base
 from runtime.checkpoint.huggingface import read_weights
 from runtime.checkpoint.openai import is_openai, openai_weights
+from runtime.checkpoint.peft import read_adapters
 from runtime.checkpoint.reader import EMA_SUFFIX, missing_variable, no_averages, weight_names
 from runtime.checkpoint.state_dict import read_state_dict
 from runtime.checkpoint.weight_files import is_huggingface_folder
@@ -146,6 +149,38 @@ def find_base(base: Base, source: str) -> Weights:
     if fingerprint(weights) != base.fingerprint:
         raise CheckpointError(f"{base.path}: {what}, and has changed since; put back what it was, or {remedy}")
     return weights
+
+
+def own_adapters(checkpoint: str, suffix: str = "") -> Weights:
+    """Returns the adapters in a checkpoint of ours, by variable name, or with a suffix what stands beside them."""
+    tensors = checkpoint_tensors(checkpoint)
+    names = [name for name in weight_names(tensors) if is_adapter(name)]
+    if any(name + suffix not in tensors for name in names):
+        raise no_averages(checkpoint)
+    return {name: tensors[name + suffix] for name in names}
+
+
+def find_adapters(path: str, model: ModelConfig, weights: Weights) -> Weights:
+    """Returns the adapters at a path, by variable name.
+
+    Args:
+        path: a folder of PEFT, or a run of ours, or one of its checkpoints.
+        model: the model that gets them.
+        weights: those that they are put on.
+
+    Raises:
+        ConfigError: adapter_config.json is not understood.
+        CheckpointError: there are none, they are broken, or they belong to other weights.
+    """
+    if os.path.isfile(os.path.join(path, peft.CONFIG_FILE)):
+        return read_adapters(path, model)
+    checkpoint = find_checkpoint(weights_at(path))
+    base = None if checkpoint is None else read_base(checkpoint)
+    if base is None:
+        raise no_adapters(path)
+    if fingerprint(weights) != base.fingerprint:
+        raise CheckpointError(f"{path}: its adapters belong to {base.path}; give those weights as --init_from")
+    return own_adapters(checkpoint)
 
 
 def find_averages(checkpoint: str) -> Weights:

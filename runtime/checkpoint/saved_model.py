@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from configs.schema import ModelConfig, RunConfig
 from meshtf import mtf, tf
 from models import gpt2
@@ -36,7 +34,7 @@ def export_saved_model(directory: str, config: RunConfig, weights: Weights) -> N
         UserError: the folder is not empty, or cannot be written.
     """
     with new_folder(directory, tf.errors.OpError) as folder:
-        module = _Served(dataclasses.replace(config.model, lora_rank=0))  # adapters are merged into the weights
+        module = _Served(config.model)
         set_weights(weights, module.store, "the run")
         tf.saved_model.save(module, folder, signatures={SIGNATURE: module.signature})
 

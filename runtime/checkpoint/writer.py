@@ -69,7 +69,8 @@ class CheckpointWriter:
     def save(self, position: TrainingPosition, before_writing: Callable[[], None] = lambda: None) -> str:
         """Copies every variable, and writes the copies and the position beside what follows.
 
-        Frozen variables that come from a base are left out, and the base is named. Waits until the checkpoint before it is written.
+        Waits until the checkpoint before it is written. Frozen variables that come from a base are left out, and the
+        base is named.
 
         Args:
             position: where training is.

@@ -40,6 +40,33 @@ CONFLICTS = {
         "lr_decay_steps = 7: and warmup_steps = 4 are more than lr_decay_end = 10; "
         "lower one of the two; lr_decay_end is train_steps unless it is given",
     ),
+    "adapters without a rank": (
+        {"lora_targets": ["q"]},
+        'lora_targets = ["q"]: has no effect without lora_rank; give lora_rank too, or leave it out',
+    ),
+    "adapters of a gate that there is not": (
+        {"lora_rank": 4, "lora_targets": ["q", "c_gate"]},
+        'lora_targets = ["q", "c_gate"]: names c_gate, which models with gated_mlp have, in layers without experts; '
+        "use q, k, v, o, c_fc, c_proj",
+    ),
+    "adapters of experts": (
+        {"lora_rank": 4, "lora_targets": ["c_fc"], "moe_layers": [0, 1]},
+        'lora_targets = ["c_fc"]: names c_fc, which no layer has: experts are not adapted; use q, k, v, o',
+    ),
+    "adapters of no attention": (
+        {"lora_rank": 4, "attention_types": [[["none"], 2]]},
+        "lora_targets: names q, which no layer has; use c_fc, c_proj\n"
+        "{path}: lora_targets: names v, which no layer has; use c_fc, c_proj",
+    ),
+    "adapters and muon": (
+        {"lora_rank": 4, "opt_name": "muon"},
+        'opt_name = "muon": updates the matrices that lora_rank freezes; give adamw',
+    ),
+    "adapters split as their inputs are": (
+        {"lora_rank": 4, "mesh_shape": "x:2", "layout": "embd:x,lora_rank:x"},
+        'layout = "embd:x,lora_rank:x": embd:x and lora_rank:x split the adapters at the residual stream twice over '
+        "one axis; give one of them another axis, or leave it out",
+    ),
     "heads that do not divide": (
         {"n_head": 5},
         "n_head = 5: does not divide n_embd = 64; choose n_head and n_embd so that n_embd / n_head is "
@@ -240,7 +267,7 @@ CONFLICTS = {
 @pytest.mark.parametrize("change, expected", CONFLICTS.values(), ids=CONFLICTS.keys())
 def test_a_conflict_gives_its_exact_message(tmp_path, change, expected):
     path = write_configs(tmp_path, MODEL | change)
-    assert message_of(path) == f"{path}: {expected}"
+    assert message_of(path) == f"{path}: {expected.replace('{path}', path)}"
 
 
 def test_missing_datasets(tmp_path):

@@ -110,10 +110,16 @@ def rotated(model: ModelConfig, x: np.ndarray) -> np.ndarray:
     return y
 
 
+def _kernel(model: ModelConfig, values: Values, name: str) -> np.ndarray:
+    """A kernel with its adapter, if it has one."""
+    kernel, down = values[name], values.get(f"{name}/lora_a")
+    return kernel if down is None else kernel + model.lora_alpha / model.lora_rank * down @ values[f"{name}/lora_b"]
+
+
 def _attention_layer(model: ModelConfig, values: Values, x: np.ndarray, layer: int, scope: str) -> np.ndarray:
     def projected(name: str) -> np.ndarray:
         bias = values[f"{scope}/attn/{name}_bias"] if model.qkv_bias else 0.0
-        y = x @ values[f"{scope}/attn/{name}"] + bias
+        y = x @ _kernel(model, values, f"{scope}/attn/{name}") + bias
         by_head = (*x.shape[:2], -1, model.features_per_head)
         if name == "v" or model.qk_norm == "off":
             return y.reshape(by_head)
@@ -141,7 +147,7 @@ def _attention_layer(model: ModelConfig, values: Values, x: np.ndarray, layer: i
         attended = linear_attention(model, queries, keys, vectors)
     else:
         attended = softmax_attention(queries, keys, vectors, seen, model.attention_softcap)
-    y = attended.reshape(*x.shape[:2], -1) @ values[f"{scope}/attn/o"]
+    y = attended.reshape(*x.shape[:2], -1) @ _kernel(model, values, f"{scope}/attn/o")
     return y + values[f"{scope}/attn/compute_output_bias/o_b"] if model.attn_output_bias else y
 
 
@@ -149,7 +155,8 @@ def _feed_forward(model: ModelConfig, values: Values, x: np.ndarray, scope: str)
     main, activation = f"{scope}/conv1d_main", activation_of(model.activation_function, values, scope)
 
     def dense(x: np.ndarray, name: str) -> np.ndarray:
-        return x @ values[f"{main}/{name}/kernel"] + (values[f"{main}/{name}/bias"] if model.mlp_bias else 0.0)
+        y = x @ _kernel(model, values, f"{main}/{name}/kernel")
+        return y + values[f"{main}/{name}/bias"] if model.mlp_bias else y
 
     hidden = dense(x, "c_fc")
     if model.gated_mlp:

@@ -62,6 +62,12 @@ GROUPED = (
     | {f"attn/{name}": [32, 16] for name in "kv"}
     | {"attn/q_bias": [32], "attn/k_bias": [16], "attn/v_bias": [16]}
 )
+ADAPTED = BLOCK | {
+    **{f"attn/{name}": [32, 16] for name in "kv"},
+    **{f"attn/{name}/lora_a": [32, 3] for name in "qv"},
+    **{"attn/q/lora_b": [3, 32], "attn/v/lora_b": [3, 16]},
+}
+ADAPTER_OF_GLU = {f"mlp/conv1d_main/c_fc/kernel/lora_{end}": shape for end, shape in (("a", [32, 3]), ("b", [3, 256]))}
 MEMORY_OF_GROUPS = {"attn/attention/mem_k": [3, 2, 8], "attn/attention/mem_v": [3, 2, 8]}
 GAINS = {f"norm_rezero_{number}/g": [] for number in (1, 2)}
 
@@ -152,6 +158,11 @@ GOLDEN: dict[str, tuple[dict[str, object], Shapes]] = {
     "qk_norm of projections": (
         {"qk_norm": "projection", "n_kv_head": 1},
         in_both(BLOCK | {f"attn/{name}": [32, 8] for name in "kv"} | {"attn/q_norm/g": [32], "attn/k_norm/g": [8]}),
+    ),
+    "lora_rank": (
+        {"lora_rank": 3, "lora_targets": ("q", "v", "c_fc"), "n_kv_head": 2, "mlp_glu": True, "moe_layers": (1,)}
+        | {"moe_params": MOE},
+        in_layers(ADAPTED | feed_forward(expanded=256) | ADAPTER_OF_GLU, without(ADAPTED, "mlp") | EXPERTS),
     ),
     "attention_softcap": ({"attention_softcap": 5.0}, in_both(BLOCK)),
     "attention_scale": ({"attention_scale": 0.5}, in_both(BLOCK)),

@@ -195,6 +195,24 @@ def test_the_graph_has_the_products_of_flops_of_token(option: str) -> None:
     assert flops_of_processor(step) == pytest.approx(B * S * expected, rel=1e-9)
 
 
+def test_frozen_kernels_have_no_gradients() -> None:
+    adapters = {"lora_rank": 4, "lora_targets": ("q", "v"), "mlm_training": True}
+    changes = {"n_layer": 2, "attention_types": ("global",) * 2} | adapters
+    step = dry_step(changes)
+    attention = 2 * 2 * S * E  # recomputed logits
+    first_inputs = 3 * 2 * E * E + 2 * 2 * E * 4  # the first layer's inputs have none either
+    expected = flops_of_token(model_of(**changes)).total + attention - first_inputs
+    assert flops_of_processor(step) == pytest.approx(B * S * expected, rel=1e-9)
+    frozen = {variable.shape for variable in step.graph.all_variables if "lora" not in variable.name}
+    made = {x.shape for operation in step.graph.operations for x in operation.outputs}
+    computed = {x.shape for op in step.graph.operations if op not in step.graph.all_variables for x in op.outputs}
+    kernels = {shape for shape in frozen if len(shape) == 2}
+    assert kernels <= made and not kernels & computed
+    memory, whole = estimate_memory(step), estimate_memory(dry_step({**changes, "lora_rank": 0}))
+    assert memory.optimizer == 2 * FLOAT * 2 * 2 * (E * 4 + 4 * E) and memory.gradients <= memory.optimizer / 2
+    assert memory.parameters == whole.parameters + memory.optimizer / 2 and memory.total < whole.total
+
+
 def test_the_mesh_divides_all_work_that_is_split() -> None:
     whole = flops_of_processor(dry_step())
     layout = "batch:x,heads:y,intermediate_expanded:y"
