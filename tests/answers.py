@@ -14,7 +14,8 @@ from models import gpt2
 from models.context import Context
 from models.dims import Dims
 from models.losses import token_losses
-from runtime.checkpoint.init_from import load_initial_weights
+from runtime.checkpoint.init_from import load_initial_weights, set_adapters
+from runtime.checkpoint.weight_sources import Weights
 from runtime.mesh.placement import place
 from tests import tiny
 
@@ -41,7 +42,13 @@ def model_of(folder: Path) -> ModelConfig:
     return ModelConfig(**{key: fields[key].metadata["kind"].parse(value) for key, value in keys.items()})
 
 
-def our_answer(weights: str | Path, model: ModelConfig, tokens: np.ndarray, devices: tuple[str, ...]) -> Answer:
+def our_answer(
+    weights: str | Path,
+    model: ModelConfig,
+    tokens: np.ndarray,
+    devices: tuple[str, ...],
+    adapters: Weights | None = None,
+) -> Answer:
     """What Neomesh gives for weights of any of the kinds that `--init_from` takes.
 
     Args:
@@ -49,6 +56,7 @@ def our_answer(weights: str | Path, model: ModelConfig, tokens: np.ndarray, devi
         model: its settings.
         tokens: int32 [batch, sequence].
         devices: the first is used.
+        adapters: for these weights, by variable name.
     """
 
     def build(tokens: mtf.Tensor, labels: mtf.Tensor) -> list[mtf.Tensor]:
@@ -60,5 +68,7 @@ def our_answer(weights: str | Path, model: ModelConfig, tokens: np.ndarray, devi
     placement = place(tiny.mesh_config("", ""), devices[:1])
     function = tiny.compiled(build, placement, ("batch sequence", tokens), ("batch sequence", labels))
     load_initial_weights(str(weights), placement.store)
+    if adapters is not None:
+        set_adapters(adapters, placement.store, "adapters")
     logits, loss = function(tokens, labels)
     return Answer(logits, float(loss[:, :-1].mean()))  # the last token has no next one

@@ -27,6 +27,7 @@ from runtime.checkpoint.weight_sources import StoredTensor, Weights
 from runtime.mesh.placement import place
 from runtime.training.steps import build_train_step
 from tests import tiny
+from tests.answers import our_answer
 from tests.parity_families import N_CTX, RATE, batch, loaded, made
 
 STEPS = 20
@@ -77,15 +78,7 @@ def their_logits(base: Path, adapter: Path | None, tokens: np.ndarray) -> np.nda
 
 
 def our_logits(config: RunConfig, base: Path, adapters: Weights, tokens: np.ndarray, device: str) -> np.ndarray:
-    def build(tokens: mtf.Tensor) -> list[mtf.Tensor]:
-        dims = Dims.of(config.model, *tokens.shape.to_integer_list)
-        return [gpt2.logits(Context(tokens.mesh, config.model, dims), tokens)]
-
-    placement = place(tiny.mesh_config("", ""), (device,))
-    function = tiny.compiled(build, placement, ("batch sequence", tokens))
-    load_initial_weights(str(base), placement.store)
-    set_adapters(adapters, placement.store, "theirs")
-    return function(tokens)[0]
+    return our_answer(base, config.model, tokens, (device,), adapters).logits
 
 
 def assert_close(actual: np.ndarray, expected: np.ndarray, tolerance: float = 1e-4) -> None:

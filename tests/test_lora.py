@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from configs.load import load_config
 from main import main
 from meshtf import tf
-from runtime.checkpoint.init_from import find_weights
+from runtime.checkpoint.init_from import find_weights, own_adapters
 from runtime.checkpoint.weight_sources import checkpoint_tensors
-from runtime.run.metrics import read_metrics
+from tests.answers import assert_equal, our_answer
 from tests.program import TINY, write_project
 
 SETTINGS = {**TINY, "lr_decay": None, "eval_steps": 1, "opt_name": "adamw", "weight_decay": 0.1, "ema_decay": 0.5}
@@ -48,15 +50,17 @@ def values(checkpoint: str) -> dict[str, np.ndarray]:
     return {name: stored.read() for name, stored in checkpoint_tensors(checkpoint).items() if "global" not in name}
 
 
-def last_eval(run: str) -> float:
-    return [line["loss"] for line in read_metrics(f"runs/{run}") if line["split"] == "eval"][-1]
+def eval_loss(capsys: pytest.CaptureFixture[str], *arguments: str) -> float:
+    capsys.readouterr()
+    assert run(*arguments, "--eval") == 0
+    return float(re.search(r"held-out loss (\d+\.\d+)", capsys.readouterr().out)[1])
 
 
 def test_adapters_alone_are_trained_and_kept_and_a_run_resumes_exactly(capsys: pytest.CaptureFixture[str]) -> None:
     train("base", 1)
     train("adapted", 4, *FROM_BASE)
     printed = capsys.readouterr().out
-    assert "parameters, 336 of them (" in printed, printed  # 3 (32 + 32 + 16 + 64) of matrices
+    assert "parameters, 432 of them (" in printed  # 3 (32 + 32 + 16 + 64)
     train("resumed", 2, *FROM_BASE)
     train("resumed", 4)
     kept, resumed = values("runs/adapted/model.ckpt-4"), values("runs/resumed/model.ckpt-4")
@@ -68,23 +72,30 @@ def test_adapters_alone_are_trained_and_kept_and_a_run_resumes_exactly(capsys: p
     assert all((first[name] != kept[name]).any() for name in matrices)
 
 
-def test_merged_weights_are_the_adapted_model(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("adapted.json", "--eval") == 0
-    adapted = last_eval("adapted")
+def test_merged_weights_are_the_adapted_model(capsys: pytest.CaptureFixture[str], devices: tuple[str, ...]) -> None:
     merged, base = find_weights("runs/adapted"), find_weights("runs/base")
-    kept = values("runs/adapted/model.ckpt-4")
+    kept = own_adapters("runs/adapted/model.ckpt-4")
     for name, stored in merged.items():
-        added = 2.0 * kept[f"{name}/lora_a"] @ kept[f"{name}/lora_b"] if name in KERNELS else 0.0
+        added = 2.0 * kept[f"{name}/lora_a"].read() @ kept[f"{name}/lora_b"].read() if name in KERNELS else 0.0
         np.testing.assert_allclose(stored.read(), base[name].read() + added, rtol=0, atol=1e-7, err_msg=name)
     assert run("adapted.json", "--export", "--export_format", "hf", "--export_dir", "merged") == 0
+    adapted, plain = load_config("adapted.json").model, load_config("base.json").model
+    tokens = np.random.default_rng(0).integers(0, 300, (2, 16), dtype=np.int32)
+    expected = our_answer(FROM_BASE[1], adapted, tokens, devices, kept)
     for weights in ("merged", "runs/adapted/model.ckpt-4"):
-        assert run("base.json", "--eval", "--init_from", weights) == 0
-        assert last_eval("base") == pytest.approx(adapted, abs=1e-5)
-    assert run("base.json", "--eval", *FROM_BASE) == 0
-    assert abs(last_eval("base") - adapted) > 1e-3
-    assert run("adapted.json", "--eval", "--ema") == 0
-    assert abs(last_eval("adapted") - adapted) > 1e-5
-    assert run("adapted.json", "--export", "--ema", "--export_dir", "averaged") == 0
+        assert_equal(our_answer(weights, plain, tokens, devices), expected, 1e-5)
+    before = our_answer(FROM_BASE[1], plain, tokens, devices)
+    assert np.abs(before.logits - expected.logits).max() > 1e-2
+
+    loss = pytest.approx(eval_loss(capsys, "adapted.json"), abs=1.5e-4)
+    assert eval_loss(capsys, "base.json", "--init_from", "merged") == loss
+    assert eval_loss(capsys, "base.json", *FROM_BASE) != loss
+    assert eval_loss(capsys, "adapted.json", *FROM_BASE, "--adapter", "runs/adapted") == loss
+    averaged = eval_loss(capsys, "adapted.json", "--ema")
+    assert averaged != loss
+    export = ("adapted.json", "--export", "--ema", "--export_format")
+    assert run(*export, "peft", "--export_dir", "averaged") == 0
+    assert eval_loss(capsys, "base.json", *FROM_BASE, "--adapter", "averaged") == pytest.approx(averaged, abs=1.5e-4)
 
 
 def test_a_base_that_is_gone_or_has_changed_is_named(capsys: pytest.CaptureFixture[str], project: Path) -> None:

@@ -35,7 +35,6 @@ WEIGHT_SETTINGS = (
     "scale_attn_weights",
     "mlm_training",
     "objective",
-    "lora_alpha",
 )
 
 
@@ -204,6 +203,8 @@ def _weight_settings(config: RunConfig) -> dict[str, object]:
     settings = {key: getattr(model, key) for key in keys}
     if model.moe_layers:
         settings |= {"moe_activation": model.moe_activation, "moe_gating": model.moe_params.moe_gating}
+    if model.lora_rank:
+        settings["lora_alpha"] = model.lora_alpha
     if model.mlm_training:
         settings |= {"mlm_mask_id": data.mlm_mask_id, "mlm_cls_token_id": data.mlm_cls_token_id}
     return settings
