@@ -20,7 +20,8 @@ def _read_scales(hf_config: Keys) -> Keys:
     scalar = rules.understood("query_pre_attn_scalar", hf_config.get("query_pre_attn_scalar", 256), POSITIVE)
     width = hf_config.get("hidden_size")
     known = rules.is_understood(width, rules.kind_of("n_embd"))
-    return {"attention_scale": scalar**-0.5, **({"embedding_scale": math.sqrt(width)} if known else {})}
+    scale = {"attention_scale": scalar**-0.5, "scale_attn_weights": False}
+    return {**scale, **({"embedding_scale": math.sqrt(width)} if known else {})}
 
 
 def _write_scales(model: ModelConfig) -> Keys:

@@ -5,7 +5,9 @@ The configs are those of the published models; their numbers of parameters are t
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ import pytest
 from configs.errors import ConfigError
 from configs.families.table import FAMILIES
 from configs.huggingface import family_for, huggingface_config, model_keys
+from configs.load import load_config
 from configs.schema import ModelConfig, keys_of
 
 COMMON = {"initializer_range": 0.02, "use_cache": True, "transformers_version": "4.43.1", "torch_dtype": "bfloat16"}
@@ -163,7 +166,7 @@ OURS: dict[str, dict[str, Any]] = {
         **{"norm_epsilon": 1e-6, "norm_placement": "after", "rotary_base": 5e5, "no_weight_tie": True},
     },
     "gemma-2-2b": {
-        **RMS,
+        **{key: value for key, value in RMS.items() if key != "scale_attn_weights"},
         **{"n_kv_head": 4, "head_dim": 256, "n_inner": 9216, "norm_epsilon": 1e-6, "norm_unit_offset": True},
         **{"norm_placement": "both", "attention_scale": 1 / 16, "attention_softcap": 50.0, "logit_softcap": 30.0},
         **{"embedding_scale": 48.0, "attention_types": [[["local", "global"], 13]], "local_attention_radius": 4096},
@@ -183,6 +186,12 @@ def test_a_published_config_comes_to_these_settings(name: str) -> None:
     own = {k: v for k, v in keys.items() if fields[k].metadata["kind"].parse(v) != fields[k].default and k not in SIZES}
     expected = {"attention_types": [[["global"], keys["n_layer"]]]} | OURS[name]
     assert own == expected
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_config_passes_all_checks(name: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED[name]))
+    assert load_config(str(tmp_path)).model == model_of(PUBLISHED[name])
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

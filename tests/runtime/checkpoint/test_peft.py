@@ -118,6 +118,7 @@ ALL = "q,k,v,o,c_fc,c_proj"
         ("llama", f"{ALL},c_gate", RANK),
         ("olmo2", "q,v", RANK),
         ("gptj", "k,c_proj", RANK),
+        ("gemma2", "k,c_gate", RANK),
     ],
 )
 def test_what_is_written_is_read_again(tmp_path: Path, base: str, targets: str, rank: int) -> None:
