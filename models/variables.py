@@ -31,7 +31,9 @@ class SlicedVariable(mtf.Variable):
         role: what it is.
     """
 
-    def __init__(self, mesh: mtf.Mesh, name: str, shape: mtf.Shape, initializer: Initializer, role: Role) -> None:
+    def __init__(
+        self, mesh: mtf.Mesh, name: str, shape: mtf.Shape, initializer: Initializer, role: Role = Role.TRAINED
+    ) -> None:
         """Adds a float32 variable to the mesh's graph under exactly this name."""
         mtf.Operation.__init__(self, [], mesh, name="variable")
         self._dtype = mtf.VariableDType(tf.float32)

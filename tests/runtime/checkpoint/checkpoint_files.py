@@ -35,7 +35,7 @@ def store_of(devices: Sequence[str], shapes: Mapping[str, Sequence[int]]) -> Var
     mesh = mtf.Mesh(mtf.Graph(), "mesh")
     for name, shape in shapes.items():
         dims = [mtf.Dimension(f"dim{axis}", size) for axis, size in enumerate(shape)]
-        variable = SlicedVariable(mesh, name, mtf.Shape(dims), zeros, trainable=True)
+        variable = SlicedVariable(mesh, name, mtf.Shape(dims), zeros)
         placement.store.slices_of(variable, placement.implementation(1))
     return placement.store
 

@@ -109,7 +109,7 @@ def test_each_slice_of_a_mesh_is_read_once_and_alone(devices: tuple[str, ...]) -
     placement = place(mesh_config("x:2,y:2", "vocab:x"), devices)
     mesh = mtf.Mesh(mtf.Graph(), "mesh")
     dims = mtf.Shape([mtf.Dimension("vocab", 4), mtf.Dimension("embd", 6)])
-    variable = SlicedVariable(mesh, "table", dims, variables.zeros, trainable=True)
+    variable = SlicedVariable(mesh, "table", dims, variables.zeros)
     stored = placement.store.slices_of(variable, placement.implementation(1))
     stored.assign_parts(in_parts("x", whole.shape, part).read_part)
     assert asked == [(slice(0, 2), slice(0, 6)), (slice(2, 4), slice(0, 6))]

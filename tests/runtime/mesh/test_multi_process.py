@@ -109,7 +109,7 @@ def writer_of(processor: int, folder: Path) -> CheckpointWriter:
 
 def add_table(placement: Placement, whole: np.ndarray) -> VariableSlices:
     dims = mtf.Shape([mtf.Dimension("embd", 4), mtf.Dimension("vocab", 6)])
-    variable = SlicedVariable(mtf.Mesh(mtf.Graph(), "mesh"), "gpt2/table", dims, normal(1.0), trainable=True)
+    variable = SlicedVariable(mtf.Mesh(mtf.Graph(), "mesh"), "gpt2/table", dims, normal(1.0))
     stored = placement.store.slices_of(variable, placement.implementation(1))
     stored.assign_whole(whole)
     return stored

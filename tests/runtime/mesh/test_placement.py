@@ -58,7 +58,7 @@ def test_dimensions_can_be_left_whole(devices: tuple[str, ...]) -> None:
 def whole_and_slices(devices: tuple[str, ...], layout: str) -> tuple[VariableStore, np.ndarray]:
     placement = place(tiny.mesh_config("x:2,y:2", layout), devices)
     dims = mtf.Shape([mtf.Dimension("embd", 4), mtf.Dimension("vocab", 6)])
-    variable = SlicedVariable(mtf.Mesh(mtf.Graph(), "mesh"), "table", dims, normal(1.0), trainable=True)
+    variable = SlicedVariable(mtf.Mesh(mtf.Graph(), "mesh"), "table", dims, normal(1.0))
     placement.store.slices_of(variable, placement.implementation(1))
     placement.store.initialize(seed=3)
     return placement.store, variable.initial_value(3)
@@ -92,6 +92,6 @@ def test_initial_values_depend_on_seed_and_name_only(devices: tuple[str, ...]) -
     np.testing.assert_array_equal(split, other_layout)
     mesh = mtf.Mesh(mtf.Graph(), "mesh")
     shape = mtf.Shape([mtf.Dimension("embd", 4), mtf.Dimension("vocab", 6)])
-    other = SlicedVariable(mesh, "other", shape, normal(1.0), trainable=True)
+    other = SlicedVariable(mesh, "other", shape, normal(1.0))
     assert not np.any(other.initial_value(3) == split)
     assert not np.any(other.initial_value(4) == other.initial_value(3))
