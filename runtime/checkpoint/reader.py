@@ -236,7 +236,8 @@ def _data_file(path: str, error: Exception) -> str:
 
 
 def _position(path: str, reader: tf.train.CheckpointReader, train_batch_size: int) -> TrainingPosition:
-    names = sorted(name for name in reader.get_variable_to_shape_map() if name.startswith(STEP_NAME))
+    all_names = reader.get_variable_to_shape_map()
+    names = sorted(name for name in all_names if name.startswith(STEP_NAME) and name != BASE_NAME)
     numbers = {name: int(_read_tensor(path, reader, name)) for name in names}
     step = numbers[STEP_NAME] if STEP_NAME in numbers else checkpoint_step(path)
     if EXAMPLES_NAME not in numbers:
