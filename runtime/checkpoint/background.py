@@ -1,4 +1,4 @@
-"""Work beside training: one piece at a time, in a thread that leaves the processors to the steps."""
+"""Work beside training: one piece at a time, in a thread that yields to the steps."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import sys
 import threading
 from collections.abc import Callable
 
-LOWEST_PRIORITY = 19  # of Linux: the thread gets what the others leave
+# What the program `nice` adds. On CPUs the thread would otherwise take a third of two cores from a step; with the
+# lowest priority, 19, it would not end where others have more work than there are cores.
+NICENESS = 10
 
 
 class BackgroundWork:
@@ -56,6 +58,6 @@ class BackgroundWork:
 
 
 def _lower_priority() -> None:
-    """Lowers the priority of this thread alone, which only Linux can."""
+    """Lowers the priority of this thread; elsewhere than on Linux it would be that of the whole process."""
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
+        os.nice(NICENESS)
