@@ -371,10 +371,12 @@ def test_weights_alone_are_a_run_without_optimiser_state(here: Project, capsys: 
     texts = []
     for model in ("tiny.json", "weights_only"):
         assert main(["--model", model, *on]) == 0
-        texts.append(capsys.readouterr().out.partition("restored ")[2].partition("\n")[2])
-    assert texts[0] == texts[1] != ""
+        _, *lines, written = capsys.readouterr().out.partition("restored ")[2].splitlines()
+        assert written.startswith("written to ")
+        texts.append(lines)
+    assert texts[0] == texts[1] != []
     assert main(["--model", "weights_only", "--set", "train_steps=301"]) == 2
-    assert "has no gpt2/h0/attn/compute_output_bias/o_b/adam_m, which the optimiser needs" in capsys.readouterr().err
+    assert "/adam_m, which the optimiser needs" in capsys.readouterr().err
 
 
 def test_exported_weights_come_back_without_the_model_being_said_again(
