@@ -550,6 +550,7 @@ class ModelConfig:
         unless_off(integer(0, limit=MAX_FEATURES), 0),
         "Above 0: fine-tunes adapters of this rank beside linear layers of the blocks, and nothing else. Checkpoints "
         "hold the adapters, and name the weights that they belong to.",
+        unit="features",
         default=0,
         source="Hu et al. 2021, LoRA",
     )

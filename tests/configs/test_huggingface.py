@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from configs.errors import ConfigError
 from configs.huggingface import COMPARED_KEYS, huggingface_config, model_keys
 from configs.kinds import ATTENTION
-from configs.schema import ModelConfig, keys_of
+from configs.schema import LORA_KEYS, ModelConfig, keys_of
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SIZES = {"n_embd": 8, "n_head": 2, "n_layer": 2, "n_ctx": 16, "n_vocab": 20}
@@ -329,7 +329,8 @@ def test_every_option_is_compared_or_known_to_be_left_out() -> None:
     dropouts = {"embed_dropout", "res_dropout", "attn_dropout"}
     of_mixtures = {"moe_params", "moe_activation"}  # moe_layers is compared
     of_attention = {"linear_attention_normalization", "none_doubles_residual", "local_attention_radius"}
-    assert set(keys_of(ModelConfig)) - set(COMPARED_KEYS) == of_training | dropouts | of_mixtures | of_attention
+    known = of_training | dropouts | of_mixtures | of_attention | set(LORA_KEYS)  # adapters are merged
+    assert set(keys_of(ModelConfig)) - set(COMPARED_KEYS) == known
 
 
 @settings(deadline=None)

@@ -86,8 +86,8 @@ def test_an_unknown_dimension_is_answered_with_those_that_split_something():
     with pytest.raises(ValueIssue) as caught:
         parse_layout("zzz:x")
     listed = (
-        "vocab, embd, embed_sequence, heads, kv_heads, intermediate_expanded, experts, expert_hidden, batch, "
-        "sequence, memory_length"
+        "vocab, embd, embed_sequence, heads, kv_heads, intermediate_expanded, lora_rank, batch, sequence, experts, "
+        "expert_hidden, memory_length"
     )
     assert str(caught.value) == f"names no known dimension: 'zzz'; use {listed}"
 
