@@ -31,32 +31,35 @@ def export(config: RunConfig, options: Options) -> int:
     if options.init_from is not None:
         check_no_averages_wanted(options)
     path = newest_checkpoint(config) if options.init_from is None else options.init_from
+    exported, source = (_adapters if options.export_format == "peft" else _whole_weights)(config, options, path)
     tokenizer = trained_tokenizer(config, options.init_from)
     if options.init_from is None:
         run_directory.check_settings(config, tokenizer and tokenizer.to_json())
-    if options.export_format == "peft":
-        adapters, base = _adapters(config, options, path)
-        write_adapters(options.export_dir, config, adapters, base)
-    else:
-        _write_weights(config, options, path, tokenizer)
+    _write(config, options, exported, source, tokenizer)
     say(f"exported {path} to {options.export_dir}")
     return 0
 
 
-def _write_weights(config: RunConfig, options: Options, path: str, tokenizer: Tokenizer | None) -> None:
-    """Writes whole weights, with adapters merged into them."""
-    directory, found = options.export_dir, checked_weights(path, config, options.notes)
+def _write(config: RunConfig, options: Options, exported: Weights, source: str, tokenizer: Tokenizer | None) -> None:
+    directory, merged_config = options.export_dir, dataclasses.replace(config, model=config.model.without_adapters())
+    if options.export_format == "peft":
+        write_adapters(directory, config, exported, source)
+    elif options.export_format == "hf":
+        write_huggingface_folder(directory, merged_config, exported, tokenizer and tokenizer.to_json())
+    elif options.export_format == "weights":
+        step, files = step_in_name(source) or 0, tokenizer.files() if tokenizer else {}
+        write_weights_folder(directory, merged_config, exported, step, files)
+    else:
+        export_saved_model(directory, merged_config, exported)
+
+
+def _whole_weights(config: RunConfig, options: Options, path: str) -> tuple[Weights, str]:
+    """Returns the weights, with adapters merged into them, and the path of the checkpoint."""
+    found = checked_weights(path, config, options.notes)
     weights = (find_averages if options.ema else find_weights)(found)
     if options.adapter is not None:
         weights = merged(weights, find_adapters(options.adapter, config.model, weights), config.model.lora_scale)
-    config = dataclasses.replace(config, model=config.model.without_adapters())
-    if options.export_format == "hf":
-        write_huggingface_folder(directory, config, weights, tokenizer and tokenizer.to_json())
-    elif options.export_format == "weights":
-        step, files = step_in_name(found) or 0, tokenizer.files() if tokenizer else {}
-        write_weights_folder(directory, config, weights, step, files)
-    else:
-        export_saved_model(directory, config, weights)
+    return weights, found
 
 
 def _adapters(config: RunConfig, options: Options, path: str) -> tuple[Weights, str]:

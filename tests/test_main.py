@@ -256,7 +256,8 @@ def test_a_disk_that_fails_at_a_checkpoint_ends_the_run_with_a_message(project: 
     limit = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
     limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)); import sys, main; sys.exit(main.main())"
     program = [sys.executable, "-c", limit, *command(*arguments)[2:]]
-    environment = {**ENVIRONMENT, "PYTHONPATH": str(REPOSITORY)}
+    # Without the cache of compiled programs that tests share, which holds larger files.
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(REPOSITORY), "TF_XLA_FLAGS": ""}
     done = subprocess.run(program, cwd=project.folder, env=environment, capture_output=True, text=True)
     last = done.stderr.splitlines()[-1]
     assert done.returncode == 2 and "Traceback" not in done.stderr
@@ -991,7 +992,8 @@ def test_a_torn_checkpoint_gives_way_to_the_one_before_it(
     lines = result.out.splitlines()
     assert (result.status, result.err, lines[3]) == (0, "", f"restored {copied_run}/model.ckpt-200")
     assert lines[1] == f"{copied_run}/config.json: is damaged, so the config is not compared with it"
-    assert lines[2].startswith(f"{copied_run}/model.ckpt-300: cannot be read: ")
+    assert lines[2].startswith(f"{copied_run}/model.ckpt-300: gpt2/")  # the first tensor
+    assert ": cannot be read: " in lines[2]
     assert lines[2].endswith("; trying the checkpoint before it")
     for step in (100, 200):
         os.truncate(f"{copied_run}/model.ckpt-{step}.index", 0)

@@ -206,7 +206,7 @@ def test_an_index_that_names_no_files_is_refused(tmp_path: Path, weight_map: obj
     shard(folder)
     path = folder / "model.safetensors.index.json"
     path.write_text(json.dumps({"weight_map": weight_map}))
-    assert message(folder).startswith(f"{path}: cannot be read: ")
+    assert message(folder).startswith(f"{path}: weight_map does not give a file for each tensor; ")
 
 
 def test_a_duplicate_tensor_is_refused(tmp_path: Path) -> None:
