@@ -28,7 +28,7 @@ from runtime.mesh.placement import place
 from runtime.training.steps import build_train_step
 from tests import tiny
 from tests.answers import our_answer
-from tests.parity_families import N_CTX, RATE, batch, loaded, made
+from tests.parity_families import N_CTX, RATE, batch, loaded, made, their_losses
 
 STEPS = 20
 TARGETS = {
@@ -126,23 +126,6 @@ def _adapter_shapes(config: RunConfig, device: str) -> dict[str, tuple[int, ...]
     return {stored.name: stored.whole_shape for stored in placement.store if is_adapter(stored.name)}
 
 
-def their_losses(folders: Folders, batches: list[np.ndarray]) -> list[float]:
-    model = PeftModel.from_pretrained(loaded(folders.base), folders.adapter, is_trainable=True)
-    optimizer = torch.optim.AdamW(
-        [own for own in model.parameters() if own.requires_grad], RATE, (0.9, 0.95), 1e-8, weight_decay=0.0
-    )
-    losses = []
-    for ids in batches:
-        tokens = torch.from_numpy(ids.astype(np.int64))
-        logits = model(tokens[:, :-1]).logits
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    return losses
-
-
 def our_losses(folders: Folders, batches: list[np.ndarray], device: str) -> list[float]:
     optimizer = {"opt_name": "adamw", "lr": RATE, "beta2": 0.95, "epsilon": 1e-8, "weight_decay": 0.0}
     training = optimizer | {"gradient_clipping": None, "train_batch_size": len(batches[0])}
@@ -164,7 +147,8 @@ def test_training_has_the_same_losses(folders: Folders, devices: tuple[str, ...]
     rng = np.random.default_rng(11)
     few = rng.integers(2, 64, (4, 2, N_CTX + 1), dtype=np.int32)
     batches = [few[number % len(few)] for number in range(STEPS)]
-    theirs, ours = their_losses(folders, batches), our_losses(folders, batches, devices[0])
+    model = PeftModel.from_pretrained(loaded(folders.base), folders.adapter, is_trainable=True)
+    theirs, ours = their_losses(model, batches), our_losses(folders, batches, devices[0])
     print(f"loss {theirs[0]:.4f} to {theirs[-1]:.4f}, largest difference {np.abs(np.subtract(theirs, ours)).max():.1e}")
     assert theirs[-1] < theirs[0] - 0.05
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-3)

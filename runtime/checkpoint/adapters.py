@@ -25,7 +25,7 @@ class Base:
 
     Attributes:
         path: as `find_weights` takes it, absolute where it is local.
-        fingerprint: by which weights that have changed are told; the same in every format.
+        fingerprint: changes when the weights change; the same in every format.
         scale: what the outputs of the adapters are multiplied by.
     """
 

@@ -28,7 +28,7 @@ class BackgroundWork:
             BaseException: what the one before it has raised; then nothing starts.
         """
         self.wait()
-        # A daemon: whoever interrupts `wait` wants the program to end.
+        # A daemon, so that Ctrl-C during `wait` ends the program.
         self._thread = threading.Thread(target=self._run, args=(work,), name=self._name, daemon=True)
         self._thread.start()
 

@@ -47,7 +47,7 @@ _Entry = tuple[str, str, tf.Tensor]
 
 
 class CheckpointWriter:
-    """Writes the checkpoints of one run, each in a thread that copies of the slices are left to."""
+    """Writes the checkpoints of one run: copies the slices, and leaves the copies to a thread."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""What a training step costs one device, and the time that this takes at least."""
+"""What a training step costs one device, and an estimate of its time."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class StepCost:
 
 @dataclasses.dataclass(frozen=True)
 class StepTime:
-    """The least seconds of a step, by a roofline: products hide the traffic of memory, or it them; nothing hides links.
+    """The seconds of a step by a roofline: products and memory traffic overlap, sending overlaps with neither.
 
-    Source: Williams et al. 2009, Roofline: An Insightful Visual Performance Model for Multicore Architectures. That
-    collectives wait for one another and for products holds for our steps, which run them in one order.
+    Source: Williams et al. 2009, Roofline: An Insightful Visual Performance Model for Multicore Architectures. Our
+    steps run collectives in one order, so each waits for the products before it.
 
     Attributes:
         products: seconds of matrix products at their peak.
@@ -69,7 +69,7 @@ class StepTime:
 
 
 def step_time(cost: StepCost, mesh_shape: MeshShape, machine: Machine) -> StepTime:
-    """Returns the least time of a step on devices of a kind."""
+    """Returns the estimated time of a step on devices of a kind."""
     speeds = axis_speeds(mesh_shape, machine)
     return StepTime(
         products=cost.flops / machine.flops_per_second,

@@ -18,7 +18,7 @@ DEVICE_COUNTS = (1, 8, 64, 512, 4096)
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """A config on so many devices.
+    """A config on the devices of one mesh.
 
     Attributes:
         mesh_shape: the axes.
@@ -53,7 +53,7 @@ def scales(config: RunConfig, machine: Machine, counts: Sequence[int] = DEVICE_C
 
 
 def resized(mesh_shape: MeshShape, n_devices: int) -> MeshShape:
-    """Returns the mesh of so many devices: a power of 2, as the sizes of the axes are."""
+    """Returns the mesh for `n_devices`; they and the sizes of the axes are powers of 2."""
     (first, _), *others = mesh_shape
     left, sizes = n_devices, []
     for axis, size in reversed(others):
