@@ -47,7 +47,10 @@ _Entry = tuple[str, str, tf.Tensor]
 
 
 class CheckpointWriter:
-    """Writes the checkpoints of one run: copies the slices, and leaves the copies to a thread."""
+    """Writes the checkpoints of one run: copies the slices, and leaves the copies to a thread.
+
+    All processes of the run make it together.
+    """
 
     def __init__(
         self,
@@ -64,7 +67,8 @@ class CheckpointWriter:
         self._retention = CheckpointRetention(model_path, keep_checkpoints, keep_every_steps)
         self._work, self._is_abandoned = BackgroundWork("checkpoint writer"), threading.Event()
         if group.is_first:
-            _remove_leftovers(model_path)  # before any process can have reached its first checkpoint
+            _remove_leftovers(model_path)
+        group.barrier()  # no process writes a part before that
 
     def save(self, position: TrainingPosition, before_writing: Callable[[], None] = lambda: None) -> str:
         """Copies every variable, and writes the copies and the position beside what follows.

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -100,11 +101,11 @@ def test_a_placement_describes_its_process() -> None:
 # Checkpoints, each process writing its part.
 
 
-def writer_of(processor: int, folder: Path) -> CheckpointWriter:
+def writer_of(processor: int, folder: Path, **group: object) -> CheckpointWriter:
     """Returns the writer of one of two processes, whose variable is all 0."""
     placement = place_process(tiny.mesh_config("x:2", "vocab:x"), processor, 2, "/device:CPU:0")
     add_table(placement, whole=np.zeros((4, 6), np.float32))
-    return CheckpointWriter(str(folder), placement.store, ProcessGroup(processor, 2))
+    return CheckpointWriter(str(folder), placement.store, ProcessGroup(processor, 2, **group))
 
 
 def add_table(placement: Placement, whole: np.ndarray) -> VariableSlices:
@@ -151,6 +152,31 @@ def test_a_process_lost_while_saving_leaves_the_previous_checkpoint(tmp_path: Pa
     assert restore(newest, placement.store, 8) == TrainingPosition(2, 16)
     assert not tiny.whole_value(stored).any()
     assert not list(tmp_path.glob("*.parts"))
+
+
+def test_a_first_process_that_comes_late_removes_no_part_of_another_one(tmp_path: Path) -> None:
+    leftover = tmp_path / "model.ckpt-1.parts"
+    leftover.mkdir()
+    meeting = threading.Barrier(2, timeout=60)
+
+    def meet(number: int) -> int:
+        meeting.wait()
+        return number
+
+    def save_second() -> None:
+        second = writer_of(1, tmp_path, all_reduce_max=meet)
+        second.save(TrainingPosition(2, 16))
+        second.wait()
+
+    thread = threading.Thread(target=save_second)
+    thread.start()
+    thread.join(timeout=0.5)
+    assert thread.is_alive() and leftover.exists()
+    first = writer_of(0, tmp_path, all_reduce_max=meet)
+    thread.join()
+    newest = first.save(TrainingPosition(2, 16))
+    first.wait()
+    assert latest_checkpoint(str(tmp_path)) == newest and not leftover.exists()
 
 
 def test_no_process_but_the_first_waits_for_another_ones_part(tmp_path: Path) -> None:
