@@ -75,7 +75,7 @@ def here(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
 @pytest.fixture
 def copied_run(here: Project) -> Iterator[str]:
     """A copy of the run that a test may spoil; its model path."""
-    shutil.copytree(here.run, here.folder / "runs" / "copy")
+    shutil.copytree(here.run, here.folder / "runs" / "copy", ignore=shutil.ignore_patterns("predictions_*"))
     yield "runs/copy"
     shutil.rmtree(here.folder / "runs" / "copy", ignore_errors=True)
 
