@@ -13,6 +13,7 @@ from typing import Any
 from configs.layout import Layout, MeshShape, find_layout_issues
 from configs.schema import (
     LAYER_NORM,
+    NOAM_DECAYS,
     NORM_AFTER,
     NORM_BEFORE,
     NORM_BOTH,
@@ -193,6 +194,28 @@ def _find_softcap_issues(attention_softcap: float | None, attention_types: tuple
     if attention_softcap and attention_types and not {"global", "local"} & set(attention_types):
         problem = "acts in global and local layers, and attention_types has none"
         yield "attention_softcap", problem, "leave it out, or give such a layer"
+
+
+def _find_mup_issues(
+    mup_base_width: int,
+    opt_name: str,
+    lr_decay: str | None,
+    attention_types: tuple[str, ...],
+    n_head: int,
+    head_dim: int | None,
+) -> KeyedIssues:
+    if not mup_base_width:
+        return
+    if head_dim is None and mup_base_width % n_head:
+        problem = f"is not divisible by n_head = {n_head}, and without head_dim narrower models have as many heads"
+        yield "mup_base_width", problem, "give head_dim if they have fewer, or change one of the two"
+    if opt_name == "adafactor":
+        problem = "has no rule for opt_name = adafactor, whose updates are relative to the weights"
+        yield "mup_base_width", problem, "use adam, adamw, lion or muon"
+    if lr_decay in NOAM_DECAYS:
+        yield "lr_decay", "scales lr by n_embd, as mup_base_width does by its own rule", "keep one of the two"
+    if "linear" in attention_types:
+        yield "mup_base_width", "has no rule for linear attention", "leave it out, or use global or local attention"
 
 
 def _find_masked_id_issues(
@@ -384,6 +407,7 @@ RUN_CHECKS: tuple[CrossCheck, ...] = (
     _find_adapter_issues,
     _find_memory_issues,
     _find_softcap_issues,
+    _find_mup_issues,
     _find_masked_id_issues,
     _find_masked_share_issues,
     _find_objective_issues,

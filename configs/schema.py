@@ -67,7 +67,8 @@ SEQUENTIAL, ONE_NORM, TWO_NORMS = PARALLEL_RESIDUALS = ("off", "one_norm", "two_
 NEXT_TOKEN, RANKING = OBJECTIVES = ("next_token", "ranking")
 PRECISIONS = ("float32", "bfloat16")
 CONSTANT_RATE = ("constant", "none")
-LR_DECAYS = ("linear", "cosine", "linear_to_zero", "wsd", "noam", "noamwd", "bert")
+NOAM_DECAYS = ("noam", "noamwd")  # which scale lr by the width
+LR_DECAYS = ("linear", "cosine", "linear_to_zero", "wsd", *NOAM_DECAYS, "bert")
 OPTIMIZERS = ("adam", "adamw", "lion", "muon", "adafactor")
 MOE_GATINGS = ("top_1", "top_2")
 SECOND_POLICIES = ("all", "none", "threshold", "random")
@@ -543,6 +544,14 @@ class ModelConfig:
     attn_dropout: float = setting(SHARE, "Dropout of attention weights.", unit="probability", default=0.0)
     scale_by_depth: bool = setting(FLAG, "Divides the initial c_proj kernels by sqrt(n_layer).", default=False)
     scale_by_in: bool = setting(FLAG, "Divides the initial dense kernels by sqrt(fan-in).", default=False)
+    mup_base_width: int = setting(
+        unless_off(integer(0, limit=MAX_FEATURES), 0),
+        "Maximal update parametrization: the n_embd of the model whose lr this one takes over; its initial values, "
+        "rates of matrices, and scales of logits follow from how much wider it is; 0: off.",
+        unit="features",
+        default=0,
+        source="Yang et al. 2022, Tensor Programs V, table 8",
+    )
     precision: str = setting(one_of(PRECISIONS), "Type of the activations; variables stay float32.", default="float32")
     recompute_grad: bool = setting(FLAG, "Recomputes each block in the backward pass, to save memory.", default=False)
     z_loss: float = setting(NON_NEGATIVE, "Weight of the squared log-partition in the training loss.", default=1e-4)
@@ -616,6 +625,21 @@ class ModelConfig:
         return self.head_dim or self.n_embd // self.n_head
 
     @property
+    def width_multiplier(self) -> float:
+        """How many times wider the model is than the one that its learning rate was found for; 1 without muP."""
+        return self.n_embd / self.mup_base_width if self.mup_base_width else 1.0
+
+    @property
+    def base_features_per_head(self) -> int:
+        """Width of a head at `mup_base_width`: `head_dim` if given, so that wider models have more heads; else less."""
+        return self.head_dim or (self.mup_base_width or self.n_embd) // self.n_head
+
+    @property
+    def head_multiplier(self) -> float:
+        """How many times wider a head is than at `mup_base_width`."""
+        return self.features_per_head / self.base_features_per_head
+
+    @property
     def rotated_features(self) -> int:
         """Features of a head that rotary embeddings turn."""
         return self.rotary_dim or self.features_per_head
@@ -632,10 +656,15 @@ class ModelConfig:
 
     @property
     def logit_scale(self) -> float:
-        """What attention logits are multiplied by."""
+        """What attention logits are multiplied by: with muP by 1 / features_per_head, as ever at `mup_base_width`.
+
+        Source: Yang et al. 2022, Tensor Programs V, definition 4.1.
+        """
         if self.attention_scale is not None:
-            return self.attention_scale
-        return 1.0 / math.sqrt(self.features_per_head) if self.scale_attn_weights else 1.0
+            base = self.attention_scale
+        else:
+            base = 1.0 / math.sqrt(self.base_features_per_head) if self.scale_attn_weights else 1.0
+        return base / self.head_multiplier
 
 
 @dataclass(frozen=True, kw_only=True)

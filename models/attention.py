@@ -25,10 +25,11 @@ def _init_stds(context: Context) -> dict[str, float]:
     """Standard deviations of the initial weights.
 
     GPT-Neo does not divide logits by sqrt(features_per_head): that factor is in its initial query weights, and in the
-    weights of released checkpoints. With any scale of the logits, they are as large at first as if divided so.
+    weights of released checkpoints. With any scale of the logits, they are as large at first as if divided so. With muP
+    this factor is that of `mup_base_width`.
     """
-    std = 1.0 / math.sqrt(context.model.n_embd)
-    folded = context.model.logit_scale * math.sqrt(context.model.features_per_head)
+    std, model = 1.0 / math.sqrt(context.model.n_embd), context.model
+    folded = model.logit_scale * model.head_multiplier * math.sqrt(model.base_features_per_head)
     return {"q": std / folded, "k": std, "v": std}
 
 

@@ -17,8 +17,8 @@ DENSE_STD = 0.02
 
 
 def dense_std(context: Context, fan_in: int) -> float:
-    """Returns the standard deviation of the initial values of a dense kernel."""
-    return DENSE_STD / math.sqrt(fan_in) if context.model.scale_by_in else DENSE_STD
+    """Returns the standard deviation of the initial values of a dense kernel, which falls with the width in muP."""
+    return DENSE_STD / math.sqrt(fan_in if context.model.scale_by_in else context.model.width_multiplier)
 
 
 def _bias(context: Context, name: str, dim: mtf.Dimension) -> mtf.Tensor | None:

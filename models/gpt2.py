@@ -7,6 +7,7 @@ initial values.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 
 from configs.schema import ONE_NORM, SEQUENTIAL
@@ -73,9 +74,18 @@ def _embedded(context: Context, tokens: mtf.Tensor, positions: mtf.Tensor) -> mt
     return x + context.dropout(mtf.broadcast(embedded_positions, x.shape), rate, "wpe")
 
 
+def _final(context: Context, x: mtf.Tensor) -> mtf.Tensor:
+    """[..., embd] -> [..., embd]: final norm, and with muP the multiplier of what is computed from it.
+
+    Source: Yang et al. 2022, Tensor Programs V, table 8: output weights.
+    """
+    x, multiplier = final_norm(context, x), context.model.width_multiplier
+    return x if multiplier == 1.0 else x * (1.0 / multiplier)
+
+
 def _logits(context: Context, x: mtf.Tensor) -> mtf.Tensor:
     """[..., embd] -> [..., vocab]: final norm, and the token table or with `no_weight_tie` an output layer."""
-    y = mtf.einsum([final_norm(context, x), _head(context)], output_shape=x.shape.dims[:-1] + [context.dims.vocab])
+    y = mtf.einsum([_final(context, x), _head(context)], output_shape=x.shape.dims[:-1] + [context.dims.vocab])
     if context.model.has_head_bias:
         y = bias_add(y, context.variable(f"{HEAD}/bias", [context.dims.vocab], variables.zeros))
     cap = context.model.logit_softcap
@@ -83,10 +93,13 @@ def _logits(context: Context, x: mtf.Tensor) -> mtf.Tensor:
 
 
 def _head(context: Context) -> mtf.Tensor:
-    """Returns the kernel of the output layer, [embd, vocab] or [vocab, embd]."""
+    """Returns the kernel of the output layer, [embd, vocab] or [vocab, embd].
+
+    In muP its initial values do not change with the width.
+    """
     if not context.model.no_weight_tie:
         return _token_table(context)
-    std = dense_std(context, context.dims.embd.size)
+    std = dense_std(context, context.dims.embd.size) * math.sqrt(context.model.width_multiplier)
     return context.variable(f"{HEAD}/kernel", [context.dims.embd, context.dims.vocab], variables.normal(std))
 
 
@@ -97,7 +110,7 @@ def _scores(context: Context, x: mtf.Tensor) -> mtf.Tensor:
     """
     score_dim = mtf.Dimension("score", 1)
     kernel = context.variable("score", [score_dim, context.dims.embd], variables.normal(TOKEN_STD))
-    scores = mtf.einsum([final_norm(context, x), kernel], output_shape=[*x.shape.dims[:-1], score_dim])
+    scores = mtf.einsum([_final(context, x), kernel], output_shape=[*x.shape.dims[:-1], score_dim])
     return mtf.cast(mtf.reduce_sum(scores, reduced_dim=score_dim), tf.float32)
 
 

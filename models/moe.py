@@ -86,11 +86,12 @@ def routing_params(model: ModelConfig, is_training: bool) -> RoutingParams:
 def _router_logits(context: Context, tokens: mtf.Tensor, scope: str) -> mtf.Tensor:
     """float32 [batch, tokens, all_experts], whatever the dtype of the activations.
 
-    Source: Fedus et al. 2021, Switch Transformers, section 2.4, on why the router is float32.
+    Source: Fedus et al. 2021, Switch Transformers, section 2.4, on why the router is float32; with muP its kernel is
+    that of an output layer: Yang et al. 2022, Tensor Programs V, table 3.
     """
     *row_dims, embd_dim = tokens.shape.dims
     experts_dim = _all_experts(context.model)
-    initializer = variables.normal(1.0 / math.sqrt(embd_dim.size))
+    initializer = variables.normal(1.0 / math.sqrt(embd_dim.size * context.model.width_multiplier))
     kernel = context.float32_variable(f"{scope}/top_2_gating/kernel", [embd_dim, experts_dim], initializer)
     return mtf.einsum([mtf.cast(tokens, tf.float32), kernel], [*row_dims, experts_dim])
 

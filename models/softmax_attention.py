@@ -40,7 +40,7 @@ def _memory(context: Context, layer: Layer) -> tuple[mtf.Tensor, mtf.Tensor]:
     """
     dims, scope = context.dims, f"{layer.scope}/attn/attention"
     shape = [mtf.Dimension("mem_kv_sequence", context.model.num_mem_kv), dims.kv_heads, dims.features_per_head]
-    initializer = variables.normal(1.0 / math.sqrt(context.model.features_per_head))
+    initializer = variables.normal(1.0 / math.sqrt(context.model.base_features_per_head))
     keys, values = (context.variable(f"{scope}/{name}", shape, initializer) for name in ("mem_k", "mem_v"))
     return repeat_heads(keys, dims.heads), repeat_heads(values, dims.heads)
 

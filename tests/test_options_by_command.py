@@ -97,6 +97,7 @@ RUNS = {
         "final_norm": True,
         "head_bias": False,
         "embedding_scale": 4.0,
+        "mup_base_width": 4,
         "logit_softcap": 20.0,
     },
     "plain block in bfloat16, recomputed": {

@@ -39,12 +39,17 @@ def unless_nonfinite(scale: tf.Tensor, *tensors: tf.Tensor) -> tuple[tf.Tensor, 
 
 @dataclasses.dataclass(frozen=True)
 class AdamConstants:
-    """The numbers of one Adam update that do not change from step to step."""
+    """The numbers of one Adam update that do not change from step to step.
+
+    Attributes:
+        factor: multiplies the learning rate, but not with it the decay.
+    """
 
     beta1: float
     beta2: float
     epsilon: float
     weight_decay: float
+    factor: float = 1.0
 
     def moments(self, m: tf.Tensor, v: tf.Tensor, gradient: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns the running means of the gradient and of its square."""
@@ -67,7 +72,7 @@ def _adam_updates(
     def update(value: tf.Tensor, m: tf.Tensor, v: tf.Tensor, gradient: tf.Tensor) -> Sequence[tf.Tensor]:
         new_m, new_v = constants.moments(m, v, gradient * scale)
         direction = new_m / corrections[0] / (tf.sqrt(new_v / corrections[1]) + constants.epsilon)
-        new_value = value - rate * (direction + constants.weight_decay * value)
+        new_value = value - rate * (constants.factor * direction + constants.weight_decay * value)
         return _unless_nonfinite(scale, (new_value, new_m, new_v), (value, m, v))
 
     values, ms, vs = zip(*map(update, *_columns(tensors, 4)), strict=True)
@@ -118,8 +123,10 @@ def adamw(constants: AdamConstants) -> Kernel:
 
 
 @functools.cache
-def lion(beta1: float, beta2: float, weight_decay: float) -> Kernel:
+def lion(beta1: float, beta2: float, weight_decay: float, factor: float = 1.0) -> Kernel:
     """(gradient_scale, learning_rate, then n values, n ms, n gradients) -> n values, n ms.
+
+    `factor` multiplies the learning rate, but not with it the decay.
 
     Source: Chen et al. 2023, Symbolic Discovery of Optimization Algorithms, algorithm 2.
     """
@@ -129,7 +136,7 @@ def lion(beta1: float, beta2: float, weight_decay: float) -> Kernel:
     ) -> tuple[tf.Tensor, ...]:
         gradient = gradient * scale
         direction = tf.sign(beta1 * m + (1.0 - beta1) * gradient)
-        new_value = value - rate * (direction + weight_decay * value)
+        new_value = value - rate * (factor * direction + weight_decay * value)
         return _unless_nonfinite(scale, (new_value, beta2 * m + (1.0 - beta2) * gradient), (value, m))
 
     def kernel(scale: tf.Tensor, rate: tf.Tensor, *tensors: tf.Tensor) -> tuple[tf.Tensor, ...]:

@@ -16,6 +16,7 @@ from configs.weights import CONFIG_FILE
 from data.tokenization.backend import start_ids
 from meshtf import tf
 from runtime.checkpoint.huggingface import write_weights
+from runtime.checkpoint.mup import without_mup
 from runtime.checkpoint.weight_files import SAFETENSORS
 from runtime.checkpoint.weight_sources import Weights
 from runtime.checkpoint.writer import write_weights_checkpoint
@@ -36,6 +37,8 @@ def write_huggingface_folder(directory: str, config: RunConfig, weights: Weights
         CheckpointError: the weights do not match the config.
         UserError: the folder is not empty, or cannot be written.
     """
+    model, weights = without_mup(config.model, weights)
+    config = dataclasses.replace(config, model=model)
     hf_config = huggingface_config(config.model, config.data.eos_id) | _special_ids(config, tokenizer_json)
     with new_folder(directory) as folder:
         _write_json(folder, "config.json", hf_config)

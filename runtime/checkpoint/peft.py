@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from configs.errors import CheckpointError
+from configs.errors import CheckpointError, ConfigError
 from configs.families import peft
 from configs.families.peft import DOWN, UP, AdaptedModule
 from configs.families.tensors import Tensor
@@ -35,9 +35,14 @@ def read_adapters(folder: str, model: ModelConfig) -> Weights:
         model: whose keys of LoRA are those of `configs.families.peft.lora_keys`.
 
     Raises:
-        ConfigError: an option is not understood.
+        ConfigError: an option is not understood, or the model has muP, which no base of PEFT's has.
         CheckpointError: a file is missing or broken, or a tensor is missing, unknown or of another shape.
     """
+    if model.width_multiplier != 1.0:
+        raise ConfigError(
+            f"{folder}: mup_base_width = {model.mup_base_width}: adapters of PEFT belong to the exported model, which "
+            "has other weights of queries; give the folder of --export_format hf as --model or --init_from"
+        )
     file = os.path.join(folder, peft.CONFIG_FILE)
     keys, family = written_keys(model), family_for(model)
     modules = peft.adapted_modules(read_object(Path(file), issues=[]), family, keys, file)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from configs.schema import TrainingConfig
 from meshtf import LaidOut, mtf, tf
@@ -27,6 +28,9 @@ ORTHOGONALIZED_BY_MUON = re.compile(r"/attn/[qkvo]$|/conv1d_main/c_\w+/kernel$|/
 # By which Muon's updates are as large as AdamW's, so that its rate and decay carry over.
 # Source: Liu et al. 2025, Muon is Scalable for LLM Training, section 2.2.
 RMS_OF_ADAMW = 0.2
+# The weights whose rate falls as the width grows; embeddings, output layers, biases and norms keep it.
+# Source: Yang et al. 2022, Tensor Programs V, tables 3 (of the router, an output layer without multiplier) and 8.
+HIDDEN = re.compile(f"{ORTHOGONALIZED_BY_MUON.pattern}|/top_2_gating/kernel$")
 LARGEST_STACK = 1 << 24  # elements that are orthogonalised at once: a few large products, and not a second model
 
 # The groups of variables whose gradient norms are logged, by the first pattern that a name has.
@@ -42,6 +46,7 @@ GRADIENT_GROUPS = {
 SMALL_VARIABLE = 1 << 15
 SMALLEST_FACTORED_DIM = 128
 Pair = tuple[variables.SlicedVariable, mtf.Tensor]
+Decay = Callable[[variables.SlicedVariable, TrainingConfig], float]
 Scalars = tuple[mtf.Tensor, mtf.Tensor, mtf.Tensor]  # factor of the gradients, learning rate, update number
 
 
@@ -90,30 +95,62 @@ def _groups(pairs: Iterable[Pair]) -> list[list[Pair]]:
     return large + ([[pair for (pair,) in small]] if small else [])
 
 
-def _by_decay(pairs: Sequence[Pair], decays: Sequence[float]) -> Iterator[tuple[float, list[Pair]]]:
-    """Yields groups of variables with the same decay."""
-    for decay in sorted(set(decays)):
-        for group in _groups(pair for pair, own in zip(pairs, decays, strict=True) if own == decay):
-            yield decay, group
+@dataclasses.dataclass(frozen=True)
+class _Settings:
+    """What an optimiser goes by.
+
+    Attributes:
+        training: its hyperparameters.
+        width: `ModelConfig.width_multiplier`, for muP.
+    """
+
+    training: TrainingConfig
+    width: float
+
+    def rate_factor(self, variable: variables.SlicedVariable) -> float:
+        """Returns what the rate of a variable is multiplied by, if the size of its updates does not depend on it."""
+        return 1.0 / self.width if HIDDEN.search(variable.name) else 1.0
+
+    def rate_factor_of_muon(self) -> float:
+        """Returns the same for orthogonalised updates.
+
+        Those of size 1 in each element have a spectral norm that grows with the root of the width, and not with the
+        width itself.
+
+        Source: Yang, Simon and Bernstein 2023, A Spectral Condition for Feature Learning, condition 1.
+        """
+        return 1.0 / math.sqrt(self.width)
+
+    def adam(self, decay: float, factor: float) -> kernels.AdamConstants:
+        """Returns the constants of Adam.
+
+        With the width all gradients shrink alike, and epsilon with them.
+        """
+        training = self.training
+        return kernels.AdamConstants(training.beta1, training.beta2, training.epsilon / self.width, decay, factor)
 
 
-def _adam_constants(training: TrainingConfig, decay: float) -> kernels.AdamConstants:
-    return kernels.AdamConstants(training.beta1, training.beta2, training.epsilon, decay)
+def _by_rule(pairs: Sequence[Pair], settings: _Settings, decay: Decay) -> Iterator[tuple[float, float, list[Pair]]]:
+    """Yields groups of variables with the same decay and factor of the rate."""
+    rules = [(decay(variable, settings.training), settings.rate_factor(variable)) for variable, _ in pairs]
+    for rule in sorted(set(rules)):
+        for group in _groups(pair for pair, own in zip(pairs, rules, strict=True) if own == rule):
+            yield *rule, group
 
 
-def _adam(pairs: Sequence[Pair], training: TrainingConfig, scalars: Scalars) -> None:
-    for decay, group in _by_decay(pairs, [_adam_decay(variable, training) for variable, _ in pairs]):
-        ElementwiseUpdate(group, scalars[:2], ADAM_SLOTS, kernels.adam(_adam_constants(training, decay)))
+def _adam(pairs: Sequence[Pair], settings: _Settings, scalars: Scalars) -> None:
+    for decay, factor, group in _by_rule(pairs, settings, _adam_decay):
+        ElementwiseUpdate(group, scalars[:2], ADAM_SLOTS, kernels.adam(settings.adam(decay, factor)))
 
 
-def _adamw(pairs: Sequence[Pair], training: TrainingConfig, scalars: Scalars) -> None:
-    for decay, group in _by_decay(pairs, [_matrix_decay(variable, training) for variable, _ in pairs]):
-        ElementwiseUpdate(group, scalars, ADAM_SLOTS, kernels.adamw(_adam_constants(training, decay)))
+def _adamw(pairs: Sequence[Pair], settings: _Settings, scalars: Scalars) -> None:
+    for decay, factor, group in _by_rule(pairs, settings, _matrix_decay):
+        ElementwiseUpdate(group, scalars, ADAM_SLOTS, kernels.adamw(settings.adam(decay, factor)))
 
 
-def _lion(pairs: Sequence[Pair], training: TrainingConfig, scalars: Scalars) -> None:
-    for decay, group in _by_decay(pairs, [_matrix_decay(variable, training) for variable, _ in pairs]):
-        kernel = kernels.lion(training.beta1, training.beta2, decay)
+def _lion(pairs: Sequence[Pair], settings: _Settings, scalars: Scalars) -> None:
+    for decay, factor, group in _by_rule(pairs, settings, _matrix_decay):
+        kernel = kernels.lion(settings.training.beta1, settings.training.beta2, decay, factor)
         ElementwiseUpdate(group, scalars[:2], LION_SLOTS, kernel)
 
 
@@ -123,9 +160,9 @@ class MuonUpdate(mtf.Operation):
     The last two dimensions are those of the matrix; before them there may be the experts'.
     """
 
-    def __init__(self, pairs: Sequence[Pair], scalars: Scalars, training: TrainingConfig) -> None:
+    def __init__(self, pairs: Sequence[Pair], scalars: Scalars, settings: _Settings) -> None:
         updated, gradients = zip(*pairs, strict=True)
-        self._variables, self._training = updated, training
+        self._variables, self._settings = updated, settings
         self._ms = [_slot(variable, "/muon_m", variable.shape) for variable in updated]
         self._matrix_dims = updated[0].shape.dims[-2:]
         tensors = [*(variable.value for variable in (*updated, *self._ms)), *gradients]
@@ -136,11 +173,12 @@ class MuonUpdate(mtf.Operation):
         mesh_impl, n = lowering.mesh_impl(self), len(self._variables)
         scale, rate, *tensors = [lowering.tensors[x].to_laid_out_tensor() for x in self.inputs]
         values, ms, gradients = tensors[:n], tensors[n : 2 * n], tensors[2 * n :]
-        momentum = kernels.muon_momentum(self._training.muon_momentum)
+        momentum = kernels.muon_momentum(self._settings.training.muon_momentum)
         *new_ms, stack = mesh_impl.slicewise(momentum, scale, *ms, *gradients)
         directions = orthogonalized(mesh_impl, stack, *self._matrix_dims)
-        factor = RMS_OF_ADAMW * math.sqrt(max(dim.size for dim in self._matrix_dims))
-        step = kernels.muon_step(factor, self._training.weight_decay)
+        size = RMS_OF_ADAMW * math.sqrt(max(dim.size for dim in self._matrix_dims))
+        factor = size * self._settings.rate_factor_of_muon()
+        step = kernels.muon_step(factor, self._settings.training.weight_decay)
         new = mesh_impl.slicewise(step, scale, rate, directions, *values, *new_ms, *ms)
         for variable, value in zip([*self._variables, *self._ms], new, strict=True):
             lowering.variables[variable].assign(value)
@@ -162,10 +200,10 @@ def _stacks(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
         yield from (group[start : start + size] for start in range(0, len(group), size))
 
 
-def _muon(pairs: Sequence[Pair], training: TrainingConfig, scalars: Scalars) -> None:
+def _muon(pairs: Sequence[Pair], settings: _Settings, scalars: Scalars) -> None:
     for group in _stacks(pair for pair in pairs if ORTHOGONALIZED_BY_MUON.search(pair[0].name)):
-        MuonUpdate(group, scalars, training)
-    _adamw([pair for pair in pairs if not ORTHOGONALIZED_BY_MUON.search(pair[0].name)], training, scalars)
+        MuonUpdate(group, scalars, settings)
+    _adamw([pair for pair in pairs if not ORTHOGONALIZED_BY_MUON.search(pair[0].name)], settings, scalars)
 
 
 def _factored_dims(shape: mtf.Shape) -> list[mtf.Dimension]:
@@ -236,7 +274,8 @@ class AdafactorUpdate(mtf.Operation):
         return mesh_impl.allreduce(mesh_impl.slicewise(sum_of_squares, slices), axes, "SUM")
 
 
-def _adafactor(pairs: Sequence[Pair], training: TrainingConfig, scalars: Scalars) -> None:
+def _adafactor(pairs: Sequence[Pair], settings: _Settings, scalars: Scalars) -> None:
+    training = settings.training  # configs with muP are refused
     for pair in pairs:
         constants = kernels.AdafactorConstants(
             beta1=training.beta1,
@@ -278,6 +317,7 @@ def build_update(
     training: TrainingConfig,
     learning_rate: mtf.Tensor,
     update_number: mtf.Tensor,
+    width_multiplier: float = 1.0,
 ) -> mtf.Tensor:
     """Adds one step of the optimiser `opt_name` to the graph, with the gradients clipped by their global norm.
 
@@ -290,6 +330,7 @@ def build_update(
         training: the optimiser, its hyperparameters, gradient_clipping (None means no clipping) and ema_decay.
         learning_rate: float32 scalar.
         update_number: int32 scalar, the number of updates made so far.
+        width_multiplier: that of the model, by which muP lowers the rate of its matrices.
 
     Returns:
         The global norm of the gradients before clipping, a float32 scalar.
@@ -302,7 +343,8 @@ def build_update(
         scale = limit / mtf.maximum(norm, mtf.constant(norm.mesh, limit, dtype=tf.float32))
     scale = mtf.cwise(_nan_unless_finite, [scale, norm])
     pairs = list(zip(trainable, gradients, strict=True))
-    _UPDATES[training.opt_name](pairs, training, (scale, learning_rate, update_number))
+    settings = _Settings(training, width_multiplier)
+    _UPDATES[training.opt_name](pairs, settings, (scale, learning_rate, update_number))
     if training.ema_decay is not None:
         for group in _groups(pairs):
             EmaUpdate(group, scale, update_number, training.ema_decay)

@@ -117,7 +117,7 @@ def build_train_step(config: RunConfig, placement: Placement) -> LoweredStep:
         gradients, outputs = grad_accumulation.gradients(features, outputs_of, microbatch_count)
         trainable = list(graph.trainable_variables)
         schedule = [mtf.import_tf_tensor(mesh, scalar) for scalar in (learning_rate, update_number)]
-        norm = build_update(trainable, gradients, config.training, *schedule)
+        norm = build_update(trainable, gradients, config.training, *schedule, config.model.width_multiplier)
         norms = gradient_norms(trainable, gradients) if config.training.log_grads else {}
         del outputs["loss"]
         reported = {"loss": outputs.pop("token_loss"), "grad_norm": norm, **outputs, **norms}

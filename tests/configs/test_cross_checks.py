@@ -94,6 +94,24 @@ CONFLICTS = {
         "attention_softcap = 5.0: acts in global and local layers, and attention_types has none; leave it out, or give "
         "such a layer",
     ),
+    "heads that muP cannot make narrower": (
+        {"mup_base_width": 18, "n_head": 4},
+        "mup_base_width = 18: is not divisible by n_head = 4, and without head_dim narrower models have as many heads; "
+        "give head_dim if they have fewer, or change one of the two",
+    ),
+    "an optimiser without a rule of muP": (
+        {"mup_base_width": 32, "opt_name": "adafactor"},
+        "mup_base_width = 32: has no rule for opt_name = adafactor, whose updates are relative to the weights; "
+        "use adam, adamw, lion or muon",
+    ),
+    "two ways to scale the rate by the width": (
+        {"mup_base_width": 32, "lr_decay": "noam"},
+        'lr_decay = "noam": scales lr by n_embd, as mup_base_width does by its own rule; keep one of the two',
+    ),
+    "muP with linear attention": (
+        {"mup_base_width": 32, "attention_types": [[["linear", "global"], 1]]},
+        "mup_base_width = 32: has no rule for linear attention; leave it out, or use global or local attention",
+    ),
     "two scales": (
         {"attention_scale": 0.5, "scale_attn_weights": True},
         "attention_scale = 0.5: scales what scale_attn_weights scales too; keep one of the two",

@@ -38,7 +38,8 @@ ABSENT = {
         ("axial_pos_emb", "n_kv_head", "head_dim", "attention_scale", "rotary_dim", "rotary_scaling"), None
     ),
     **dict.fromkeys(("attention_softcap", "n_inner", "final_norm", "head_bias", "embedding_scale", "logit_softcap")),
-    **{"num_mem_kv": 0, "moe_layers": [], "rotary_base": 10000.0, "rotary_style": "half", "qk_norm": "off"},
+    **{"mup_base_width": 0, "num_mem_kv": 0, "moe_layers": [], "rotary_base": 10000.0, "rotary_style": "half"},
+    **{"qk_norm": "off"},
     **{"attn_output_bias": True, "mlp_bias": True, "norm": "layernorm", "norm_placement": "before"},
     **{"parallel_residual": "off", "norm_epsilon": 1e-5},
 }

@@ -129,10 +129,13 @@ def _attention_layer(model: ModelConfig, values: Values, x: np.ndarray, layer: i
         return rms_norm(y.reshape(by_head), gain, model.norm_epsilon)
 
     queries, keys, vectors = map(projected, "qkv")
+    width = model.features_per_head
+    base_width = model.mup_base_width // model.n_head if model.mup_base_width and not model.head_dim else width
     if model.attention_scale is not None:
         queries = queries * model.attention_scale
     elif model.scale_attn_weights:
-        queries = queries / math.sqrt(model.features_per_head)
+        queries = queries / math.sqrt(base_width)
+    queries = queries * base_width / width
     if model.rotary_emb:
         queries, keys = rotated(model, queries), rotated(model, keys)
     seen = visible(model, layer, x.shape[1])
@@ -257,6 +260,8 @@ def _output(model: ModelConfig, values: Values, x: np.ndarray) -> np.ndarray:
     scope = "gpt2/wte_final_linear/conv1d_main/linear_out"
     if not model.no_weight_tie if model.final_norm is None else model.final_norm:
         x = _norm(model, values, x, "gpt2/ln_f")
+    if model.mup_base_width:
+        x = x * model.mup_base_width / model.n_embd
     logits = x @ (values[f"{scope}/kernel"] if model.no_weight_tie else values["gpt2/wte"].T)
     if model.no_weight_tie if model.head_bias is None else model.head_bias:
         logits = logits + values[f"{scope}/bias"]

@@ -74,6 +74,7 @@ ALONE: dict[str, dict[str, object]] = {
     "scaled embeddings": {"embedding_scale": 32**0.5},
     "capped logits": {"logit_softcap": 0.5},
     "adapters of queries and values": {"lora_rank": 3, "lora_alpha": 6.0},
+    "muP": {"mup_base_width": 8, "scale_attn_weights": True, "num_mem_kv": 2},
     "exact gelu": {"activation_function": "gelu_exact"},
     "experts": {"moe_layers": (1,), "moe_params": MIXTURE},
     "one expert a token": {
@@ -159,6 +160,7 @@ TOGETHER: dict[str, dict[str, object]] = {
         "share_parameters": True,
     },
     "GPT-J with experts, none": {
+        "mup_base_width": 16,
         "parallel_residual": "one_norm",
         "rotary_emb": True,
         "no_weight_tie": True,

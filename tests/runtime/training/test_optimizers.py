@@ -34,8 +34,9 @@ SHAPES = {
     "gpt2/h1/wi/kernel": {"experts": 2, "embd": 128, "intermediate_expanded": 132},
     "gpt2/h1/wo/kernel": {"experts": 2, "intermediate_expanded": 132, "embd": 128},
     "gpt2/h0/mlp/conv1d_main/c_fc/kernel": {"embd": 128, "intermediate_expanded": 130},
+    "gpt2/h1/top_2_gating/kernel": {"embd": 128, "all_experts": 2},
 }
-MATRICES_OF_MUON = [name for name in SHAPES if name.endswith(("/q", "/kernel"))]
+MATRICES_OF_MUON = [name for name in SHAPES if name.endswith(("/q", "/wi/kernel", "/wo/kernel", "/c_fc/kernel"))]
 EXEMPT_FROM_ADAMS_DECAY = [name for name in SHAPES if "norm" in name or name.endswith(("o_b", "bias"))]
 VECTORS = [name for name, sizes in SHAPES.items() if len(sizes) < 2]
 
@@ -57,7 +58,7 @@ def initializer_of(name: str) -> variables.Initializer:
     return variables.zeros if name.endswith(("bias", "o_b")) else variables.normal(0.3)
 
 
-def stepper(training: TrainingConfig, placement: Placement) -> Callable[..., list[np.ndarray]]:
+def stepper(training: TrainingConfig, placement: Placement, width: float = 1.0) -> Callable[..., list[np.ndarray]]:
     """A function from (rate [1], update number, gradients) to the global norm; it updates the variables."""
 
     def build(rate: mtf.Tensor, number: mtf.Tensor, *gradients: mtf.Tensor) -> list[mtf.Tensor]:
@@ -66,7 +67,7 @@ def stepper(training: TrainingConfig, placement: Placement) -> Callable[..., lis
             variables.get_variable(rate.mesh, name, gradient.shape, initializer_of(name)).operation
             for name, gradient in zip(SHAPES, gradients, strict=True)
         ]
-        return [build_update(trainable, gradients, training, rate, number)]
+        return [build_update(trainable, gradients, training, rate, number, width)]
 
     names = ["batch", "", *(" ".join(sizes) for sizes in SHAPES.values())]
     values = [np.array([RATE], np.float32), np.array(0, np.int32), *gradients_of(0)]
@@ -82,9 +83,11 @@ class Updated:
     after: Slots
 
 
-def updated(training: TrainingConfig, devices: Devices, mesh: tuple[str, str], n_steps: int = 3) -> Updated:
+def updated(
+    training: TrainingConfig, devices: Devices, mesh: tuple[str, str], n_steps: int = 3, width: float = 1.0
+) -> Updated:
     placement = place(tiny.mesh_config(*mesh), devices if mesh[0] else devices[:1])
-    step = stepper(training, placement)
+    step = stepper(training, placement, width)
     placement.store.initialize(seed=1)
     before, rate = tiny.values_of(placement.store), np.array([RATE], np.float32)
     norms = [float(step(rate, np.int32(number), *gradients_of(number))[0]) for number in range(n_steps)]
@@ -220,6 +223,33 @@ def test_averages_of_the_variables(
     assert_updated(updated(training, devices, mesh), averaged_step)
 
 
+@pytest.mark.parametrize(
+    ("opt_name", "mesh", "step"),
+    [
+        ("adam", MESHES[0], adam_step),
+        ("adamw", MESHES[1], adamw_step),
+        ("lion", MESHES[0], lion_step),
+        ("muon", MESHES[1], muon_step),
+    ],
+    ids=["adam", "adamw", "lion", "muon"],
+)
+def test_mup_lowers_the_rate_of_matrices_and_not_their_decay(
+    devices: Devices, opt_name: str, mesh: tuple[str, str], step: Callable[..., Slots]
+) -> None:
+    """At four times the base width, by 4, and that of Muon's own matrices by 2; epsilon falls by 4 too."""
+
+    def slower_step(name: str, slots_before: Slots, gradient: np.ndarray, number: int) -> Slots:
+        new = step(name, slots_before, gradient, number)
+        if name not in [*MATRICES_OF_MUON, "gpt2/h1/top_2_gating/kernel"]:
+            return new
+        is_muons = opt_name == "muon" and name in MATRICES_OF_MUON
+        decayed = slots_before[""] * (1.0 - RATE * 0.3)
+        return {**new, "": decayed + (new[""] - decayed) / (2.0 if is_muons else 4.0)}
+
+    training = dataclasses.replace(TRAINING, opt_name=opt_name, muon_momentum=0.6, epsilon=4e-3)
+    assert_updated(updated(training, devices, mesh, width=4.0), slower_step)
+
+
 def root_of_mean_square(x: np.ndarray) -> float:
     return np.sqrt((x**2).mean())
 
@@ -284,6 +314,7 @@ def test_adafactors_slots_have_the_names_and_shapes_of_mesh_tensorflow(devices: 
         "gpt2/h1/wi/kernel_slot_vc": (2, 132),
         "gpt2/h1/wo/kernel_slot_vr": (2, 128),
         "gpt2/h1/wo/kernel_slot_vc": (2, 132),
+        "gpt2/h1/top_2_gating/kernel_slot_v": (128, 2),
     }
     assert after["gpt2/wte_slot_vr"].shape == (128,) and after["gpt2/wte_slot_vc"].shape == (160,)
     assert {name for name in after if name.endswith("_slot_m")} == {f"{name}_slot_m" for name in SHAPES}
@@ -323,7 +354,7 @@ GROUPS = {
     "norms": ["ln_f/g", "h0/norm_1/g", "h0/norm_rezero_1/g"],
     "attention": ["h0/attn/q", "h0/attn/compute_output_bias/o_b"],
     "feed_forward": ["h0/mlp/conv1d_main/c_proj/bias", "h0/mlp/conv1d_main/c_fc/kernel"],
-    "experts": ["h1/wi/kernel", "h1/wo/kernel"],
+    "experts": ["h1/wi/kernel", "h1/wo/kernel", "h1/top_2_gating/kernel"],
 }
 
 
