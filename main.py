@@ -135,6 +135,12 @@ def _add_train_flags(group: argparse._ArgumentGroup) -> None:
         metavar="N",
         help="Steps between checkpoints (default: 5000).",
     )
+    add(
+        "--profile",
+        type=integer,
+        metavar="STEPS",
+        help="Traces so many of the first steps for TensorBoard, and prints the dearest operations.",
+    )
     add("--new", action="store_true", help="Deletes the run at model_path first, after asking.")
     add("--yes", action="store_true", help="Answers yes when --new asks.")
 
@@ -351,6 +357,15 @@ RULES = (
     Rule(
         lambda a: a.steps_per_checkpoint < 1,
         "--steps_per_checkpoint {steps_per_checkpoint}: must be at least 1; give a number of steps",
+    ),
+    Rule(
+        lambda a: a.profile is not None and a.profile < 1,
+        "--profile {profile}: must be at least 1; give a number of steps",
+    ),
+    Rule(
+        lambda a: a.profile is not None and a.tpu is not None,
+        "--profile: traces this machine, not a TPU; leave it out, or trace the TPU from TensorBoard",
+        DeviceError,
     ),
     Rule(
         lambda a: (a.cpu_devices or 0) > MAX_CPU_DEVICES,

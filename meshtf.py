@@ -78,11 +78,22 @@ from tensorflow.python.eager import context as eager_context  # noqa: E402
 from tensorflow.python.lib.io._pywrap_record_io import RandomRecordReader as RecordReader  # noqa: E402
 from tensorflow.python.ops import collective_ops  # noqa: E402
 
+# The format of the traces that TensorFlow's profiler writes.
+from tensorflow.tsl.profiler.protobuf import xplane_pb2  # noqa: E402
+
 # Recomputation iterates over a set of tensors. Python's default hash, the address, would give each process another
 # order of its graph, and collectives would not match.
 mtf.Tensor.__hash__ = lambda tensor: zlib.crc32(tensor.name.encode())
 
 pack_eager_tensors = _ops.pack_eager_tensors
+
+
+@contextlib.contextmanager
+def operation_scope(name: str) -> Iterator[None]:
+    """Prefixes the names of the operations that are built inside, such as `h0/attn/einsum`; also a decorator."""
+    with tf.compat.v1.variable_scope(name):
+        yield
+
 
 # A tensor as its slices on the processors of a mesh; each implementation of a mesh has a class of its own for it.
 LaidOut = object
@@ -96,6 +107,8 @@ __all__ = [
     "eager_context",
     "enclosing_tpu_context",
     "mtf",
+    "operation_scope",
     "pack_eager_tensors",
     "tf",
+    "xplane_pb2",
 ]

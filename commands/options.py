@@ -18,6 +18,7 @@ ENDLESS_DECAYS = (None, "noam", "noamwd")  # of lr_decay
 # The commands in which flags have an effect; all others have one in every command, or are refused.
 FLAG_COMMANDS = {
     "steps_per_checkpoint": ("train",),
+    "profile": ("train",),
     "log_samples": ("train", "eval"),
     "prompt": ("predict", "chat"),
     "prompt_text": ("predict", "chat"),
@@ -88,6 +89,7 @@ class Options:
         cpu_devices: the number of virtual CPU devices to make; None: none.
         device_kind: the kind of devices to plan for; None: those of the run.
         steps_per_checkpoint: the steps between checkpoints.
+        profile: how many steps to trace; None: none.
         sacred_id: a part of the names of output files.
         log_samples: write what each item of an evaluation task got.
         prompt: the file of prompts, "-" for standard input; None or empty: a default prompt.
@@ -119,6 +121,7 @@ class Options:
     cpu_devices: int | None
     device_kind: str | None
     steps_per_checkpoint: int
+    profile: int | None
     sacred_id: str
     log_samples: bool
     prompt: str | None

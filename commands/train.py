@@ -52,6 +52,7 @@ from runtime.training.loop import DivergenceReport, Hooks
 from runtime.training.lr_schedules import learning_rate
 from runtime.training.multi_step import MultiStep
 from runtime.training.nan_diagnosis import Diagnosis
+from runtime.training.profiler import UNTRACED_STEPS, profiled
 from runtime.training.signals import StopRequest, stopped_during
 
 DIAGNOSIS_SECONDS = 1800  # timeout for the diagnosis of a divergence
@@ -74,11 +75,13 @@ def train(config: RunConfig, options: Options, group: ProcessGroup) -> int:
     if position.step >= train_steps and not interrupted_hooks(run, position):
         say(f"step {position.step} of {train_steps}: training is finished; raise train_steps to train on")
         return 0
+    _check_profile(options.profile, train_steps - position.step)
     batches = _load_batches(run, data, position)
     with _locked_run_directory(run, resumed_from), _metrics_writer(run, position) as metrics:
         with StopRequest(group.all_reduce_max) as stop, _progress_bar(run, position) as progress, group.timeout():
             hooks = _build_hooks(run, inputs, metrics, progress, peak, stop)
-            position, signal_number = _run_to_the_end(run, multi_step, batches, position, hooks)
+            with _profiled(run, multi_step, progress) as steps:
+                position, signal_number = _run_to_the_end(run, steps, batches, position, hooks)
         if group.is_first:
             write_views(config)
     return _log_end(config, position, signal_number)
@@ -100,6 +103,26 @@ def _check_weights(config: RunConfig, options: Options) -> None:
             f"{config.name}: lora_rank = {config.model.lora_rank}: adapts trained weights, and there are none; give "
             "--init_from PATH, or leave lora_rank out"
         )
+
+
+def _check_profile(n_steps: int | None, n_left: int) -> None:
+    """Checks that training goes on for long enough.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if n_steps is not None and UNTRACED_STEPS + n_steps > n_left:
+        raise ConfigError(
+            f"--profile {n_steps}: begins after {UNTRACED_STEPS} steps, and the run has {n_left} left; "
+            "raise train_steps"
+        )
+
+
+def _profiled(run: Run, multi_step: MultiStep, progress: Progress) -> contextlib.AbstractContextManager[MultiStep]:
+    """Traces what `--profile` asks for, in the first process only: the others' traces would be alike."""
+    if run.options.profile is None or not run.group.is_first:
+        return contextlib.nullcontext(multi_step)
+    return profiled(multi_step, run.options.profile, run.config.model_path, progress.note)
 
 
 def _run_to_the_end(

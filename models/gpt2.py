@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from configs.schema import ONE_NORM, SEQUENTIAL
-from meshtf import mtf, tf
+from meshtf import mtf, operation_scope, tf
 from models import moe, variables
 from models.attention import ATTENTION_KINDS, decode_attention, full_attention, prefill_attention
 from models.attention_interface import Cache
@@ -61,6 +61,7 @@ def _token_table(context: Context) -> mtf.Tensor:
     return context.variable("wte", [context.dims.vocab, context.dims.embd], variables.normal(TOKEN_STD))
 
 
+@operation_scope("embedding")
 def _embedded(context: Context, tokens: mtf.Tensor, positions: mtf.Tensor) -> mtf.Tensor:
     """Returns the sum of token and position embeddings, [..., embd], each with its own dropout, as in GPT-Neo."""
     rate, scale = context.model.embed_dropout, context.model.embedding_scale
@@ -83,6 +84,7 @@ def _final(context: Context, x: mtf.Tensor) -> mtf.Tensor:
     return x if multiplier == 1.0 else x * (1.0 / multiplier)
 
 
+@operation_scope("head")
 def _logits(context: Context, x: mtf.Tensor) -> mtf.Tensor:
     """[..., embd] -> [..., vocab]: final norm, and the token table or with `no_weight_tie` an output layer."""
     y = mtf.einsum([_final(context, x), _head(context)], output_shape=x.shape.dims[:-1] + [context.dims.vocab])
@@ -103,6 +105,7 @@ def _head(context: Context) -> mtf.Tensor:
     return context.variable(f"{HEAD}/kernel", [context.dims.embd, context.dims.vocab], variables.normal(std))
 
 
+@operation_scope("head")
 def _scores(context: Context, x: mtf.Tensor) -> mtf.Tensor:
     """[batch, sequence, embd] -> float32 [batch, sequence]: final norm and a linear layer without bias.
 
@@ -140,11 +143,13 @@ def _block(context: Context, x: mtf.Tensor, layer: Layer, attend: Attend, mix: M
     parallel = context.model.parallel_residual
     if context.model.macaron:
         x = x + feed_forward(context, x, f"{layer.scope}/mlp_macaron", f"{layer.name}/mlp_macaron") * 0.5
-    normed = norm_before(context, x, f"{layer.scope}/norm_1") if layer.has_attention or parallel == ONE_NORM else x
-    after_attention, cache = _attention_half(context, x, normed, layer, attend)
-    if parallel != ONE_NORM:
-        normed = norm_before(context, after_attention if parallel == SEQUENTIAL else x, f"{layer.scope}/norm_2")
-    fed, counts, report = _feed_forward_half(context, normed, layer, mix)
+    with operation_scope(f"{layer.name}/attn"):
+        normed = norm_before(context, x, f"{layer.scope}/norm_1") if layer.has_attention or parallel == ONE_NORM else x
+        after_attention, cache = _attention_half(context, x, normed, layer, attend)
+    with operation_scope(f"{layer.name}/mlp"):
+        if parallel != ONE_NORM:
+            normed = norm_before(context, after_attention if parallel == SEQUENTIAL else x, f"{layer.scope}/norm_2")
+        fed, counts, report = _feed_forward_half(context, normed, layer, mix)
     return _BlockOutput(after_attention + fed, cache | counts, report)
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import math
 
 from configs.schema import ModelConfig
-from meshtf import mtf, tf
+from meshtf import mtf, operation_scope, tf
 from models.kernels.entmax import ENTMAX_ALPHA
 from models.ops.cross_entropy import softmax_statistics
 from models.ops.entmax import entmax_loss
@@ -65,6 +65,7 @@ def uniform_loss(model: ModelConfig) -> float:
     return (1.0 - model.n_vocab ** (1.0 - ENTMAX_ALPHA)) / (ENTMAX_ALPHA * (ENTMAX_ALPHA - 1.0))
 
 
+@operation_scope("loss")
 def token_losses(model: ModelConfig, logits: mtf.Tensor, labels: mtf.Tensor) -> TokenLosses:
     """Returns the losses that a model is trained with: entmax with `entmax_loss`, otherwise cross-entropy.
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from configs.schema import TrainingConfig
-from meshtf import LaidOut, mtf, tf
+from meshtf import LaidOut, mtf, operation_scope, tf
 from models import variables
 from models.kernels import optimizers as kernels
 from models.kernels.compile import Kernel
@@ -311,6 +311,7 @@ def _nan_unless_finite(scale: tf.Tensor, norm: tf.Tensor) -> tf.Tensor:
     return tf.where(tf.math.is_finite(norm), scale, math.nan)
 
 
+@operation_scope("optimizer")
 def build_update(
     trainable: Sequence[variables.SlicedVariable],
     gradients: Sequence[mtf.Tensor],

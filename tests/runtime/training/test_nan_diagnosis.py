@@ -68,7 +68,7 @@ def test_an_operation_is_the_first(corruptible: tuple[Placement, Diagnose]) -> N
     placement, diagnose = corruptible
     corrupt(placement, "gpt2/h0/norm_1/g", 3e38)
     name, count = diagnose().first
-    assert name == "layer_norm behind gpt2/h0/norm_1/b" and 0 < count < tiny.BATCH_SIZE * tiny.MODEL.n_ctx
+    assert name == "h0/attn/layer_norm behind gpt2/h0/norm_1/b" and 0 < count < tiny.BATCH_SIZE * tiny.MODEL.n_ctx
     assert f"is {name} ({count} numbers); every variable has" in diagnose().describe()
 
 
