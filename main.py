@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
+from commands.local_processes import run_local_processes
 from commands.options import (
     LayoutSearch,
     Options,
@@ -48,6 +49,7 @@ PATH_FLAGS = ("model", "init_from", "adapter", "mmi_model", "prompt", "output", 
 RERANKING_FLAGS = ("mmi_model", "mmi_normalize", "forward_weight", "rank_model", "candidates", "show_candidates")
 DEFAULT_CANDIDATES = 16  # DialoGPT's
 MAX_CPU_DEVICES = 1 << 12
+MAX_PROCESSES = 256  # of one machine
 MAX_SACRED_ID_BYTES = 100  # leaves room for the rest of a file name
 
 PROGRAM = "python3 main.py --model quickstart"
@@ -290,6 +292,13 @@ def _add_device_flags(group: argparse._ArgumentGroup) -> None:
     add("--gpu_ids", nargs="+", metavar="DEVICE", help="Such as device:GPU:0, or 0; default: all GPUs, or the CPU.")
     add("--cpu_devices", type=integer, metavar="N", help="Makes N virtual CPU devices, to try out a mesh.")
     add("--tpu", metavar="NAME", help="A Cloud TPU, its address such as grpc://10.0.0.2:8470, colab, or local.")
+    add(
+        "--processes",
+        type=integer,
+        default=1,
+        metavar="N",
+        help="Runs the command in N processes of this machine, each with a GPU of its own, or on the CPU.",
+    )
     add("--hosts", metavar="A:PORT,B:PORT", help="All processes of a run; each is started with the same command.")
     add("--host_index", type=integer, metavar="N", help="Index of this process in --hosts, from 0.")
     add(
@@ -366,6 +375,26 @@ RULES = (
         lambda a: a.profile is not None and a.tpu is not None,
         "--profile: traces this machine, not a TPU; leave it out, or trace the TPU from TensorBoard",
         DeviceError,
+    ),
+    Rule(
+        lambda a: not 1 <= a.processes <= MAX_PROCESSES,
+        f"--processes {{processes}}: is out of range; give a number from 1 to {MAX_PROCESSES}",
+        DeviceError,
+    ),
+    Rule(
+        lambda a: a.processes > 1 and a.command not in ("train", "eval", "predict"),
+        "--processes {processes}: --{command} runs in a single process; leave out --processes",
+        DeviceError,
+    ),
+    Rule(
+        lambda a: a.processes > 1 and bool(a.hosts or a.gpu_ids or a.cpu_devices is not None or a.tpu is not None),
+        "--processes {processes}: each process finds the others and its device itself; leave out --hosts, --gpu_ids, "
+        "--cpu_devices and --tpu",
+        DeviceError,
+    ),
+    Rule(
+        lambda a: a.processes > 1 and a.new and not a.yes,
+        "--new: would ask in each of the {processes} processes; give --yes too",
     ),
     Rule(
         lambda a: (a.cpu_devices or 0) > MAX_CPU_DEVICES,
@@ -594,12 +623,15 @@ def _find_notes(arguments: argparse.Namespace, config: RunConfig) -> Iterator[st
         yield from idle_by_other_keys(config)
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def _run(words: Sequence[str]) -> int:
+    arguments = parse_arguments(words)
     serving = _serving(arguments)
     with on_disk(arguments.model) as model:
         config = load_config(model, config_overrides(arguments), arguments.init_from, arguments.adapter)
         file = find_model_config(model)
         notes = config_notes(file, config.model) if file.is_file() else []  # a pipe is read once
+    if arguments.processes > 1:
+        return run_local_processes(arguments.processes, words)
     if arguments.host_index in (None, 0):
         for line in [*notes, *_find_notes(arguments, config)]:
             print(line, file=sys.stderr)
@@ -628,7 +660,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit status: 2 for a mistake of the user, 3 if another process is lost."""
-    return run_program(lambda: _run(parse_arguments(arguments)))
+    return run_program(lambda: _run(sys.argv[1:] if arguments is None else arguments))
 
 
 if __name__ == "__main__":

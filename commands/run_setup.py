@@ -11,6 +11,7 @@ from commands.console import say
 from commands.options import Options
 from commands.run_data import RunData, trained_tokenizer
 from configs.errors import CheckpointError, ConfigError, looked_from
+from configs.layout import find_layout_issues, format_pairs
 from configs.schema import RunConfig
 from configs.weights import weights_at
 from data.tokenization.tokenizer import Tokenizer
@@ -35,6 +36,7 @@ from runtime.mesh.multi_process import place_process
 from runtime.mesh.placement import Placement, place
 from runtime.mesh.tpu_discovery import find_tpu
 from runtime.mesh.tpu_replicate import place_on_tpu
+from runtime.planning.auto_layout import dimension_sizes
 from runtime.run import directory as run_directory
 
 
@@ -104,8 +106,25 @@ def place_run(config: RunConfig, options: Options, group: ProcessGroup) -> Place
         placement = place(config.mesh, choose_devices(options.gpu_ids, options.cpu_devices))
     else:
         placement = place_process(config.mesh, group.index, group.size, group.device)
+    if config.mesh.elastic_mesh:
+        _check_resized(config, placement)
     say(f"mesh: {placement.describe()}")
     return placement
+
+
+def _check_resized(config: RunConfig, placement: Placement) -> None:
+    """Says that the mesh is another than the config's, if it is, and checks that it can split the model.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    given, found = config.mesh.mesh_shape, tuple((dim.name, dim.size) for dim in placement.shape.dims)
+    if given is None or found in (given, ()):
+        return
+    change = f"mesh_shape = {format_pairs(given)}: is {format_pairs(found)} on what is there (elastic_mesh)"
+    for issue in find_layout_issues(found, config.mesh.layout, dimension_sizes(config)):
+        raise ConfigError(f"{change}: layout: {issue.problem}; {issue.remedy}")
+    say(change)
 
 
 def check_trained(config: RunConfig, options: Options) -> None:

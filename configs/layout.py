@@ -110,6 +110,20 @@ def format_pairs(pairs: MeshShape | Layout | None) -> str:
     return ",".join(f"{name}:{value}" for name, value in pairs or ())
 
 
+def resized(mesh_shape: MeshShape, n_devices: int) -> MeshShape:
+    """Returns the mesh for another number of devices.
+
+    The axes after the first keep their size as far as there are enough, the last one before the others; each becomes a
+    divisor of it. The first axis takes the rest.
+    """
+    (first, _), *others = mesh_shape
+    left, sizes = n_devices, []
+    for axis, size in reversed(others):
+        sizes.insert(0, (axis, math.gcd(size, left)))
+        left //= sizes[0][1]
+    return ((first, left), *sizes)
+
+
 def find_layout_issues(
     mesh_shape: MeshShape | None, layout: Layout | None, sizes: Mapping[str, tuple[str, int]]
 ) -> Iterator[ValueIssue]:

@@ -1414,6 +1414,12 @@ class MeshConfig:
     layout: Layout | None = setting(
         LAYOUT, "Dimensions of tensors and the mesh axes they are split over.", default=None
     )
+    elastic_mesh: bool = setting(
+        SWITCH,
+        "mesh_shape follows the number of devices or processes: the axes after the first keep their size as far as "
+        "there are enough, and the first takes the rest.",
+        default=False,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -713,6 +713,27 @@ REFUSALS: dict[str, tuple[list[str], str]] = {
         ["--gpu_ids", "device:GPU:0", "--cpu_devices", "2"],
         "--gpu_ids and --cpu_devices: cannot be combined; give one of them",
     ),
+    "no processes": (
+        ["--processes", "0"],
+        "--processes 0: is out of range; give a number from 1 to 256",
+    ),
+    "processes that talk": (
+        ["--processes", "2", "--chat"],
+        "--processes 2: --chat runs in a single process; leave out --processes",
+    ),
+    "processes of two kinds": (
+        ["--processes", "2", "--hosts", "a:1,b:2", "--host_index", "0"],
+        "--processes 2: each process finds the others and its device itself; leave out --hosts, --gpu_ids, "
+        "--cpu_devices and --tpu",
+    ),
+    "processes that would ask": (
+        ["--processes", "2", "--new"],
+        "--new: would ask in each of the 2 processes; give --yes too",
+    ),
+    "processes of a config that is wrong": (
+        ["--processes", "2", "--set", "n_head=0"],
+        "--set: n_head = 0: is out of range; give an integer >= 1",
+    ),
     "no devices": (
         ["--cpu_devices", "0"],
         "--cpu_devices 0: must be at least 1; give the number of virtual CPU devices",

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from configs.errors import DeviceError
-from configs.layout import format_pairs
+from configs.layout import format_pairs, resized
 from configs.schema import MeshConfig
 from meshtf import LaidOut, PlacementMeshImpl, mtf, tf
 from models.variables import SlicedVariable
@@ -249,15 +249,17 @@ def fit(mesh: MeshConfig, n_processors: int, kind: str) -> tuple[mtf.Shape, tupl
         kind: what messages call them, such as "devices".
 
     Raises:
-        DeviceError: the mesh needs a different number.
+        DeviceError: the mesh needs a different number, and is not elastic.
     """
     mesh_shape = mesh.mesh_shape or (("all", n_processors),)
     layout = mesh.layout if mesh.layout is not None else (("batch", mesh_shape[0][0]),)
     needed = int(np.prod([size for _, size in mesh_shape]))
+    if mesh.elastic_mesh and needed != n_processors:
+        mesh_shape, needed = resized(mesh_shape, n_processors), n_processors
     if needed != n_processors:
         raise DeviceError(
             f"mesh_shape = {format_pairs(mesh_shape)}: needs {needed} {kind}, {n_processors} are there; "
             f"give a mesh_shape whose sizes multiply to {n_processors} "
-            f"(--set mesh_shape={mesh_shape[0][0]}:{n_processors}), or that many {kind}"
+            f"(--set mesh_shape={mesh_shape[0][0]}:{n_processors}), that many {kind}, or --set elastic_mesh=true"
         )
     return mtf.Shape([mtf.Dimension(axis, size) for axis, size in mesh_shape]), tuple(layout)

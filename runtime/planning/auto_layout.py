@@ -116,7 +116,7 @@ def candidate_layouts(config: RunConfig, mesh_shape: MeshShape) -> list[Layout]:
 
     Processors along an axis that splits nothing repeat each other's work: such layouts come only if there is no other.
     """
-    sizes = _dimension_sizes(config)
+    sizes = dimension_sizes(config)
     layouts = []
     for roles in itertools.product(ROLES, repeat=len(mesh_shape)):
         layout = tuple(
@@ -136,7 +136,7 @@ def _splits_each_once(layout: Layout) -> bool:
     return len({dimension for dimension, _ in layout}) == len(layout)
 
 
-def _dimension_sizes(config: RunConfig) -> dict[str, tuple[str, int]]:
+def dimension_sizes(config: RunConfig) -> dict[str, tuple[str, int]]:
     """Returns the config key and the size of each dimension of the model."""
     model = config.model
     sizes = {

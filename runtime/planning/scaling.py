@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 
-from configs.layout import Layout, MeshShape, format_pairs
+from configs.layout import Layout, MeshShape, format_pairs, resized
 from configs.schema import RunConfig
 from runtime.planning.cost import StepCost, StepTime, cost_of, step_time
 from runtime.planning.flops import flops_of_token
@@ -50,16 +50,6 @@ def scales(config: RunConfig, machine: Machine, counts: Sequence[int] = DEVICE_C
         batch_size = n_rows * max(1, config.training.train_batch_size // n_rows)
         training = dataclasses.replace(config.training, train_batch_size=batch_size)
         yield _scale(dataclasses.replace(config, training=training), mesh_shape, layout, machine)
-
-
-def resized(mesh_shape: MeshShape, n_devices: int) -> MeshShape:
-    """Returns the mesh for `n_devices`; they and the sizes of the axes are powers of 2."""
-    (first, _), *others = mesh_shape
-    left, sizes = n_devices, []
-    for axis, size in reversed(others):
-        sizes.insert(0, (axis, math.gcd(size, left)))
-        left //= sizes[0][1]
-    return ((first, left), *sizes)
 
 
 def _scale(config: RunConfig, mesh_shape: MeshShape, layout: Layout, machine: Machine) -> Scale:

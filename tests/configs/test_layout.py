@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,6 +16,7 @@ from configs.layout import (
     format_pairs,
     parse_layout,
     parse_mesh_shape,
+    resized,
 )
 
 AXIS = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,8}", fullmatch=True)
@@ -127,3 +130,28 @@ def test_dimensions_of_no_common_tensor_share_an_axis():
 
 def test_the_rule_without_an_axis_of_gpt_neos_notebook_is_passed_over():
     assert parse_layout("heads:x,vocab:n_vocab,embd:y") == (("heads", "x"), ("embd", "y"))
+
+
+@pytest.mark.parametrize(
+    ("count", "sizes"),
+    [
+        (1, (1, 1, 1)),
+        (2, (1, 1, 2)),
+        (6, (3, 1, 2)),
+        (7, (7, 1, 1)),
+        (8, (1, 2, 4)),
+        (64, (8, 2, 4)),
+        (4096, (512, 2, 4)),
+    ],
+)
+def test_the_first_axis_takes_the_devices_that_are_left(count: int, sizes: tuple[int, ...]) -> None:
+    assert resized((("x", 16), ("y", 2), ("z", 4)), count) == tuple(zip("xyz", sizes, strict=True))
+
+
+@given(MESHES, st.integers(1, 100))
+def test_a_resized_mesh_has_all_devices_and_divides_what_the_other_axes_divided(mesh_shape, count):
+    found = resized(mesh_shape, count)
+    assert math.prod(size for _, size in found) == count
+    assert [axis for axis, _ in found] == [axis for axis, _ in mesh_shape]
+    assert all(size % own == 0 for (_, size), (_, own) in zip(mesh_shape[1:], found[1:], strict=True))
+    assert resized(mesh_shape, math.prod(size for _, size in mesh_shape)) == mesh_shape

@@ -89,7 +89,7 @@ def test_a_mesh_for_another_number_of_processes_is_refused() -> None:
         place_process(tiny.mesh_config("x:4", "batch:x"), 0, 2, "/device:CPU:0")
     assert str(error.value) == (
         "mesh_shape = x:4: needs 4 processes, 2 are there; give a mesh_shape whose sizes multiply to 2 "
-        "(--set mesh_shape=x:2), or that many processes"
+        "(--set mesh_shape=x:2), that many processes, or --set elastic_mesh=true"
     )
 
 

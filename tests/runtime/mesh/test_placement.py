@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -35,8 +37,15 @@ def test_a_mesh_that_does_not_fit_the_devices_is_refused(devices: tuple[str, ...
         place(tiny.mesh_config("x:4,y:2", "batch:x"), devices)
     assert str(error.value) == (
         "mesh_shape = x:4,y:2: needs 8 devices, 4 are there; give a mesh_shape whose sizes multiply to 4 "
-        "(--set mesh_shape=x:4), or that many devices"
+        "(--set mesh_shape=x:4), that many devices, or --set elastic_mesh=true"
     )
+
+
+def test_an_elastic_mesh_fits_the_devices(devices: tuple[str, ...]) -> None:
+    mesh = dataclasses.replace(tiny.mesh_config("x:4,y:2", "batch:x,heads:y"), elastic_mesh=True)
+    assert place(mesh, devices).describe().startswith("x:2,y:2 (batch:x,heads:y) on ")
+    assert place(mesh, devices[:3]).describe().startswith("x:3,y:1 (batch:x,heads:y) on ")
+    assert place(mesh, devices[:1]).describe().startswith("one device")
 
 
 @pytest.mark.parametrize(("batch_size", "per_device"), [(8, 2), (4, 1), (6, 6), (1, 1)])

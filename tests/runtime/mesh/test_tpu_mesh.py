@@ -350,7 +350,7 @@ def test_a_mesh_for_another_number_of_cores_is_refused() -> None:
         place(tiny.mesh_config("x:16", "batch:x"), "v3-8")
     assert str(error.value) == (
         "mesh_shape = x:16: needs 16 TPU cores, 8 are there; give a mesh_shape whose sizes multiply to 8 "
-        "(--set mesh_shape=x:8), or that many TPU cores"
+        "(--set mesh_shape=x:8), that many TPU cores, or --set elastic_mesh=true"
     )
 
 

@@ -20,7 +20,7 @@ from runtime.planning.machines import (
     machine_of_kind,
 )
 from runtime.planning.peak_flops import GPU_PEAKS, TPU_PEAKS
-from runtime.planning.scaling import format_scales, resized, scales
+from runtime.planning.scaling import format_scales, scales
 from tests import tiny
 
 # Servers of 8 devices with links of 400 bytes a second, and 50 a device between them.
@@ -83,13 +83,6 @@ def test_kinds_have_the_peaks_that_utilisation_is_measured_against() -> None:
         assert [device.bfloat16_tflops, device.float32_tflops] == peaks[kind]
     assert machine_of_kind("H100", "bfloat16").flops_per_second == 989e12
     assert machine_of_kind("H100", "float32").flops_per_second == 494e12
-
-
-@pytest.mark.parametrize(
-    ("count", "sizes"), [(1, (1, 1, 1)), (2, (1, 1, 2)), (8, (1, 2, 4)), (64, (8, 2, 4)), (4096, (512, 2, 4))]
-)
-def test_the_first_axis_takes_the_devices_that_are_left(count: int, sizes: tuple[int, ...]) -> None:
-    assert resized((("x", 16), ("y", 2), ("z", 4)), count) == tuple(zip("xyz", sizes, strict=True))
 
 
 def test_the_batch_stays_until_each_row_of_devices_has_one_sequence() -> None:
