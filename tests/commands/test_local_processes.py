@@ -26,7 +26,7 @@ MESH = (
 PROGRAM = """
     import os, pathlib, signal, sys, time
     def stop(number, frame):
-        os.write(1, f"got {number}\n".encode())
+        os.write(1, b"got %d\\n" % number)
         sys.exit(128 + number)
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGUSR1, stop)
@@ -90,6 +90,7 @@ def test_signals_reach_all(program: Path, sent: signal.Signals, got: int) -> Non
     pipe = {"stdout": subprocess.PIPE, "text": True, "start_new_session": True}
     with subprocess.Popen([sys.executable, "-c", code], **pipe) as launcher:
         while not all(Path(f"{index}.txt").exists() for index in range(2)):
+            assert launcher.poll() is None
             time.sleep(0.02)
         time.sleep(0.2)
         os.kill(launcher.pid, sent)
