@@ -35,6 +35,19 @@ class AttentionParams:
     has_segments: bool = False
 
 
+@dataclasses.dataclass(frozen=True)
+class Halo:
+    """Keys of other slices around those at the positions of the queries, for a sequence that is split.
+
+    Attributes:
+        before: how many keys come before the one at the position of the first query.
+        n_positions: of the whole sequence; keys at other positions stand for none.
+    """
+
+    before: int
+    n_positions: int
+
+
 class _Block(NamedTuple):
     """Some queries, and the keys that any of them may see."""
 
@@ -47,7 +60,12 @@ def _whole(n_queries: int, n_keys: int) -> _Block:
 
 
 def _blocks(
-    params: AttentionParams, is_aligned: bool, n_queries: int, n_keys: int, smallest: int = 64
+    params: AttentionParams,
+    is_aligned: bool,
+    n_queries: int,
+    n_keys: int,
+    smallest: int = 64,
+    halo: Halo | None = None,
 ) -> Iterator[_Block]:
     """Splits aligned attention into blocks of queries, each with only the keys it can see.
 
@@ -55,20 +73,22 @@ def _blocks(
 
     Args:
         params: the mask.
-        is_aligned: queries and keys both begin at position 0 and have the same length.
+        is_aligned: queries and keys begin at one position and have the same length, but for the halo of the keys.
         n_queries: of this slice.
         n_keys: of this slice.
         smallest: the fewest queries of a block.
+        halo: of the keys.
     """
     if not is_aligned:
         yield _whole(n_queries, n_keys)
         return
     reach = n_keys if params.radius is None else params.radius - 1
+    before = halo.before if halo else 0
     size = max(smallest, -(-n_queries // 8))
     for begin in range(0, n_queries, size):
         end = min(begin + size, n_queries)
-        key_end = end if params.is_causal else min(n_keys, end + reach)
-        yield _Block(slice(begin, end), slice(max(0, begin - reach), key_end))
+        key_end = end + before if params.is_causal else min(n_keys, end + before + reach)
+        yield _Block(slice(begin, end), slice(max(0, begin + before - reach), key_end))
 
 
 def _heads_first(x: tf.Tensor) -> tf.Tensor:
@@ -83,7 +103,7 @@ def _sum_blocks(parts: list[tuple[_Block, tf.Tensor]], n_keys: int) -> tf.Tensor
 
 
 def _visible(
-    params: AttentionParams, starts: tf.Tensor, block: _Block, segments: Sequence[tf.Tensor]
+    params: AttentionParams, starts: tf.Tensor, block: _Block, segments: Sequence[tf.Tensor], halo: Halo | None
 ) -> tf.Tensor | None:
     """Booleans that broadcast to [B, H, S of block, M of block]; None: no mask."""
     position = (starts[1] + tf.range(block.queries.start, block.queries.stop))[:, None]
@@ -91,6 +111,8 @@ def _visible(
     masks = [key_position <= position] if params.is_causal else []
     if params.radius is not None:
         masks.append(tf.abs(position - key_position) < params.radius)
+    if halo is not None:
+        masks.append((key_position >= 0) & (key_position < halo.n_positions))
     if params.has_segments:
         of_queries, of_keys = segments
         masks.append(of_queries[:, None, block.queries, None] == of_keys[:, None, None, block.keys])
@@ -112,10 +134,12 @@ def _masked_logits(
     starts: tf.Tensor,
     block: _Block,
     segments: Sequence[tf.Tensor],
+    halo: Halo | None = None,
 ) -> tf.Tensor:
     """[B, H, S, D], [B, H, M, D] -> float32 [B, H, S of block, M of block]."""
     logits = tf.matmul(queries[:, :, block.queries], keys[:, :, block.keys], transpose_b=True)
-    logits, visible = capped(tf.cast(logits, tf.float32), params.softcap), _visible(params, starts, block, segments)
+    logits = capped(tf.cast(logits, tf.float32), params.softcap)
+    visible = _visible(params, starts, block, segments, halo)
     return logits if visible is None else tf.where(visible, logits, MASKED_LOGIT)
 
 
@@ -181,7 +205,7 @@ def attention_sums(params: AttentionParams) -> Kernel:
 
 
 @functools.cache
-def attention(params: AttentionParams, is_aligned: bool) -> Kernel:
+def attention(params: AttentionParams, is_aligned: bool, halo: Halo | None = None) -> Kernel:
     """Returns the kernel of softmax attention.
 
     (queries [B, S, H, D], keys, values [B, M, H, D], starts int32 [3], key, rows, *segments) -> (outputs
@@ -202,8 +226,8 @@ def attention(params: AttentionParams, is_aligned: bool) -> Kernel:
     ) -> tuple[tf.Tensor, tf.Tensor]:
         queries, keys, values = _heads_first(queries), _heads_first(keys), _heads_first(values)
         outputs, log_zs = [], []
-        for block in _blocks(params, is_aligned, queries.shape[2], keys.shape[2]):
-            logits = _masked_logits(params, queries, keys, starts, block, segments)
+        for block in _blocks(params, is_aligned, queries.shape[2], keys.shape[2], halo=halo):
+            logits = _masked_logits(params, queries, keys, starts, block, segments, halo)
             drop = functools.partial(_weights_dropout, params, key=key, rows=rows, starts=starts, block=block)
             block_outputs, log_z = _softmax_of_block(logits, values[:, :, block.keys], drop)
             outputs.append(block_outputs)
@@ -237,12 +261,40 @@ def packed_attention(radius: int | None, softcap: float | None) -> Kernel:
     return compiled(kernel)
 
 
+@compiled
+def gradient_row_sums(outputs: tf.Tensor, d_outputs: tf.Tensor, *d_log_z: tf.Tensor) -> tf.Tensor:
+    """(outputs, d_outputs [B, S, H, D], d_log_z [B, H, S] or nothing) -> what each row subtracts, float32 [B, H, S].
+
+    Source: Dao et al. 2022, FlashAttention, appendix B.2; it needs the whole output, and no logits.
+    """
+    products = tf.cast(_heads_first(d_outputs), tf.float32) * tf.cast(_heads_first(outputs), tf.float32)
+    row_sums = tf.reduce_sum(products, -1)
+    return row_sums - d_log_z[0] if d_log_z else row_sums
+
+
 @functools.cache
 def attention_gradient(params: AttentionParams, is_aligned: bool) -> Kernel:
     """Returns the kernel of the gradient of softmax attention, which recomputes the weights.
 
     (queries, keys, values, starts, key, rows, *segments, outputs, log_z, d_outputs, d_log_z [B, H, S] or nothing) ->
     (d_queries, d_keys, d_values), the weights computed again.
+    """
+    gradient = attention_block_gradient(params, is_aligned)
+
+    def kernel(*inputs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        n_inputs = 8 if params.has_segments else 6
+        outputs, log_z, d_outputs, *d_log_z = inputs[n_inputs:]
+        return gradient(*inputs[:n_inputs], log_z, gradient_row_sums(outputs, d_outputs, *d_log_z), d_outputs)
+
+    return compiled(kernel)
+
+
+@functools.cache
+def attention_block_gradient(params: AttentionParams, is_aligned: bool, halo: Halo | None = None) -> Kernel:
+    """Returns the kernel of the gradient of some keys' part in softmax attention.
+
+    (queries, keys, values, starts, key, rows, *segments, log_z, row_sums [B, H, S], d_outputs) -> (d_queries, d_keys,
+    d_values), where log_z and row_sums are those over all keys.
 
     Source: Dao et al. 2022, FlashAttention, section 3.1: only log_z of each row is kept from the forward pass.
     """
@@ -256,17 +308,13 @@ def attention_gradient(params: AttentionParams, is_aligned: bool) -> Kernel:
         rows: tf.Tensor,
         *others: tf.Tensor,
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        n_segments = 2 if params.has_segments else 0
-        segments, (outputs, log_z, d_outputs, *d_log_z) = others[:n_segments], others[n_segments:]
+        *segments, log_z, row_sums, d_outputs = others
         dtype, n_keys = queries.dtype, keys.shape[1]
         queries, keys, values, d_outputs = map(_heads_first, (queries, keys, values, d_outputs))
-        row_sums = tf.reduce_sum(tf.cast(d_outputs, tf.float32) * tf.cast(_heads_first(outputs), tf.float32), -1)
-        if d_log_z:
-            row_sums -= d_log_z[0]
         d_queries, d_keys, d_values = [], [], []
-        for block in _blocks(params, is_aligned, queries.shape[2], n_keys):
+        for block in _blocks(params, is_aligned, queries.shape[2], n_keys, halo=halo):
             own, seen = block
-            logits = _masked_logits(params, queries, keys, starts, block, segments)
+            logits = _masked_logits(params, queries, keys, starts, block, segments, halo)
             weights = tf.exp(logits - log_z[:, :, own, None])
             d_dropped = tf.matmul(d_outputs[:, :, own], values[:, :, seen], transpose_b=True)
             d_weights = _weights_dropout(params, tf.cast(d_dropped, tf.float32), key, rows, starts, block)

@@ -19,6 +19,7 @@ from models.ops.mesh_operation import (
     slice_starts,
 )
 from models.ops.packing import Packing
+from models.ops.ring_attention import block_products, ring_attention, ring_attention_gradient, ring_of
 
 Attended = tuple[mtf.Tensor, mtf.Tensor]
 
@@ -65,6 +66,9 @@ class SoftmaxAttention(MeshOperation):
         *segments: LaidOut,
     ) -> Sequence[LaidOut]:
         """Computes the outputs from the slices of the inputs."""
+        ring = ring_of(mesh_impl, self._params, *self.inputs[:2])
+        if ring is not None:
+            return ring_attention(ring, queries, keys, values, key, rows, *segments)
         dims = _AttentionDims.of(*self.inputs[:2])
         starts, axes = dims.starts(mesh_impl), mesh_axes(mesh_impl, [dims.memory])
         if not axes:
@@ -93,7 +97,7 @@ class SoftmaxAttention(MeshOperation):
 
     def flops(self, mesh_impl: mtf.MeshImpl) -> float:
         """Two products: the logits and the outputs."""
-        return 2 * _product_flops(mesh_impl, *self.inputs[:2])
+        return 2 * _product_flops(mesh_impl, self._params, *self.inputs[:2])
 
 
 class SoftmaxAttentionGradient(MeshOperation):
@@ -111,6 +115,9 @@ class SoftmaxAttentionGradient(MeshOperation):
         self, mesh_impl: mtf.MeshImpl, queries: LaidOut, keys: LaidOut, values: LaidOut, *others: LaidOut
     ) -> Sequence[LaidOut]:
         """Computes the outputs from the slices of the inputs."""
+        ring = ring_of(mesh_impl, self._params, *self.inputs[:2])
+        if ring is not None:
+            return ring_attention_gradient(ring, queries, keys, values, *others)
         dims = _AttentionDims.of(*self.inputs[:2])
         kernel = kernels.attention_gradient(self._params, dims.is_aligned(mesh_impl))
         d_queries, d_keys, d_values = mesh_impl.slicewise(
@@ -124,11 +131,14 @@ class SoftmaxAttentionGradient(MeshOperation):
 
     def flops(self, mesh_impl: mtf.MeshImpl) -> float:
         """Five products: the logits again, and four of the gradient."""
-        return 5 * _product_flops(mesh_impl, *self.inputs[:2])
+        return 5 * _product_flops(mesh_impl, self._params, *self.inputs[:2])
 
 
-def _product_flops(mesh_impl: mtf.MeshImpl, queries: mtf.Tensor, keys: mtf.Tensor) -> float:
+def _product_flops(mesh_impl: mtf.MeshImpl, params: AttentionParams, queries: mtf.Tensor, keys: mtf.Tensor) -> float:
     """Of one product of queries with keys, on one processor."""
+    ring, (batch_dim, _, heads_dim, features_dim) = ring_of(mesh_impl, params, queries, keys), queries.shape.dims
+    if ring is not None:
+        return 2.0 * slice_size(mesh_impl, [batch_dim, heads_dim, features_dim]) * block_products(ring)
     return 2.0 * slice_size(mesh_impl, [*queries.shape.dims, keys.shape.dims[1]])
 
 

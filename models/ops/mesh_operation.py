@@ -106,10 +106,33 @@ def lazy_sum(mesh_impl: mtf.MeshImpl, laid_out: LaidOut, dims: Sequence[mtf.Dime
     return mtf.LazyAllreduceSum(mesh_impl, laid_out, axes) if axes else laid_out
 
 
-def redistribute(x: mtf.Tensor, old_name: str, new_name: str) -> mtf.Tensor:
-    """Renames a dimension, and moves the data if the two names are laid out differently.
+class Redistribution(mtf.ReshapeOperation):
+    """Renames a dimension; nothing moves where both names are laid out alike.
 
-    The dimension gets a name that no layout splits in between: if both names are split, over different mesh axes,
-    mesh-TensorFlow would split again before it joins, and permute the elements.
+    mesh-TensorFlow's own renaming splits before it joins, and permutes the elements if both names are split, over
+    different mesh axes.
     """
-    return mtf.rename_dimension(mtf.rename_dimension(x, old_name, "whole"), "whole", new_name)
+
+    def __init__(self, x: mtf.Tensor, old_name: str, new_name: str) -> None:
+        self._names = old_name, new_name
+        super().__init__(x, x.shape.rename_dimension(old_name, new_name), "redistribute")
+
+    def lower(self, lowering: mtf.Lowering) -> None:
+        """Sets the laid-out output in the lowering of the graph."""
+        mesh_impl, x = lowering.mesh_impl(self), lowering.tensors[self.inputs[0]]
+        index = self.inputs[0].shape.dimension_names.index(self._names[0])
+        old, new = (mesh_impl.tensor_dimension_to_mesh_axis(y.shape.dims[index]) for y in (self.inputs[0], self.outputs[0]))
+        if old != new and old is not None:
+            x = mesh_impl.allconcat(x.to_laid_out_tensor(), old, index)
+        if old != new and new is not None:
+            x = mesh_impl.allsplit(x.to_laid_out_tensor(), new, index)
+        lowering.set_tensor_lowering(self.outputs[0], x)
+
+    def gradient(self, grad_ys: Sequence[mtf.Tensor]) -> list[mtf.Tensor]:
+        """Returns the gradient of the input."""
+        return [redistribute(grad_ys[0], *reversed(self._names))]
+
+
+def redistribute(x: mtf.Tensor, old_name: str, new_name: str) -> mtf.Tensor:
+    """Renames a dimension, and moves the data if the two names are laid out differently."""
+    return Redistribution(x, old_name, new_name).outputs[0]

@@ -205,6 +205,8 @@ class Placement:
             # The rows that experts work on. An axis that splits the experts cannot split these too: there, rows of the
             # whole batch move to the processor that has their expert.
             rules["expert_batch"] = rules["batch"]
+        if "sequence" in rules:  # keys and values stay where they are computed, and attention goes round them
+            rules.setdefault("memory_length", rules["sequence"])
         return mtf.LayoutRules(rules.items())
 
     def without(self, *dimensions: str) -> Placement:

@@ -18,10 +18,11 @@ class Transfer:
     """One collective operation of a step.
 
     Attributes:
-        kind: "allreduce", "allconcat" or "alltoall".
+        kind: "allreduce", "allconcat", "alltoall" or "receive".
         axis: the mesh axis.
         sent_bytes: sent by one processor in the whole step by a ring algorithm. For n processors and b bytes: 2 (n - 1)
-            / n * b for an allreduce, (n - 1) * b for an allconcat of slices of b, (n - 1) / n * b for an alltoall.
+            / n * b for an allreduce, (n - 1) * b for an allconcat of slices of b, (n - 1) / n * b for an alltoall, and
+            b for a receive; where some processors send nothing, the mean over all.
     """
 
     kind: str
@@ -109,6 +110,13 @@ class AbstractMesh(PlacementMeshImpl):
         n_processors = self.shape[mesh_axis].size
         own = self.slicewise(lambda part: tf.split(part, n_processors, split_axis)[0], x)
         return self._repeated(own, concat_axis, n_processors)
+
+    def receive(self, x: LaidOut, mesh_axis: int, source_pcoord: Sequence[int | None]) -> LaidOut:
+        """Records a receive."""
+        n_sent = sum(source is not None and source != target for target, source in enumerate(source_pcoord))
+        if n_sent:
+            self._record("receive", mesh_axis, x, lambda n: n_sent / n)
+        return x.to_laid_out_tensor()
 
     def _repeated(self, x: LaidOut, axis: int, count: int) -> LaidOut:
         def repeat(part: tf.Tensor) -> tf.Tensor:

@@ -52,6 +52,8 @@ def dropout_factor(devices: Devices, n_keys: int, key: int) -> np.ndarray:
     ("mesh_shape", "layout", "rule"),
     [
         ("x:2,y:2", "batch:x,heads:y", AttentionParams(True, 3, RATE)),
+        ("x:4", "sequence:x", AttentionParams(True, None, RATE)),
+        ("x:4", "sequence:x", AttentionParams(True, 4, RATE)),
         pytest.param("x:4", "sequence:x", AttentionParams(True, 3, RATE), marks=pytest.mark.slow),
         pytest.param("x:4", "memory_length:x", AttentionParams(True, None, RATE), marks=pytest.mark.slow),
         pytest.param("x:4", "memory_length:x", AttentionParams(False, 3, RATE), marks=pytest.mark.slow),
