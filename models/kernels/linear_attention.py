@@ -12,6 +12,9 @@ Positions may be in segments, of which none sees another: each begins with epsil
 then that of the segment that its first position belongs to, and a segment that begins within the chunk may also start
 at most `MAX_EXPONENT` below it.
 
+A slice of a longer sequence begins with the sums over the slices before it. Their keys are relative to a reference of
+their own, the largest, and hold no epsilon. Sums and reference are one tensor, packed for the way between processors.
+
 A position's *shares* are its features over what normalises them; its output is the sum, over itself and earlier
 positions, of shares times weights times values. `NORMALIZATIONS` has the two ways to normalise causal attention.
 
@@ -111,6 +114,37 @@ def _split_keys(keys: tf.Tensor, length: int) -> tf.Tensor:
 
 
 @dataclasses.dataclass(frozen=True)
+class _Place:
+    """Where positions stand in their rows.
+
+    Attributes:
+        starts: int32 [B, S], where the segment of each position begins; None: each row is one segment.
+        begin: the position of the first, an int32 scalar.
+        before: packed sums over earlier positions, as far as the first one sees them; None: there are none.
+    """
+
+    starts: tf.Tensor | None = None
+    begin: tf.Tensor | int = 0
+    before: tf.Tensor | None = None
+
+    def largest(self, keys: tf.Tensor) -> tf.Tensor:
+        """Returns the largest key before keys [..., B, H, L, D], at least epsilon: [1, B, H, 1, D]."""
+        if self.before is None:
+            return tf.fill([1, *keys.shape[1:3], 1, keys.shape[-1]], LOG_EPSILON)
+        return _unpack(self.before)[2][None]
+
+
+def _pack(context: tf.Tensor, total: tf.Tensor, largest: tf.Tensor) -> tf.Tensor:
+    """[..., H, D, D], [..., H, 1, D], [..., H, 1, D] -> [..., H, D + 2, D]."""
+    return tf.concat([context, total, largest], -2)
+
+
+def _unpack(state: tf.Tensor) -> State:
+    """Inverts `_pack`."""
+    return state[..., :-2, :], state[..., -2:-1, :], state[..., -1:, :]
+
+
+@dataclasses.dataclass(frozen=True)
 class _Segments:
     """Where segments begin and end, for positions in chunks.
 
@@ -134,12 +168,15 @@ class _Segments:
         return starts == tf.linalg.matrix_transpose(starts)
 
 
-def _segments_of(starts: tf.Tensor | None, length: int) -> _Segments | None:
-    """int32 [B, S] -> segments in chunks of a length; None stays None."""
-    if starts is None:
+def _segments_of(place: _Place, length: int) -> _Segments | None:
+    """Returns the segments in chunks of a length; None: each row is one segment."""
+    if place.starts is None:
         return None
-    starts = _split_into_chunks(starts[:, :, None, None], length)  # float32 holds every position exactly
-    positions = tf.reshape(tf.range(starts.shape[0] * length, dtype=tf.float32), [-1, 1, 1, length, 1])
+    n_padded = -place.starts.shape[1] % length
+    padded = tf.concat([place.starts, tf.repeat(place.starts[:, -1:], n_padded, 1)], 1)
+    starts = _split_into_chunks(padded[:, :, None, None], length)  # float32 holds every position exactly
+    positions = tf.cast(place.begin + tf.range(starts.shape[0] * length), tf.float32)
+    positions = tf.reshape(positions, [-1, 1, 1, length, 1])
     last = starts[:, :, :, -1:]
     return _Segments(starts, starts == positions, starts < positions[:, :, :, :1], starts == last, last)
 
@@ -149,39 +186,44 @@ def _chunk_max(chunked_keys: tf.Tensor) -> tf.Tensor:
     return tf.reduce_max(chunked_keys, 3, keepdims=True)
 
 
-def _running_max(x: tf.Tensor, segments: _Segments | None = None) -> tf.Tensor:
-    """Returns the running maximum along the chunks, the first dimension, of the segment that each ends with."""
+def _running_max(x: tf.Tensor, last: tf.Tensor | None = None) -> tf.Tensor:
+    """Returns the running maximum along the first dimension, of the chunks that end with the same segment as the last.
+
+    Args:
+        x: [C, ...].
+        last: the segments that they end with, [C, ...]; None: all are in one segment.
+    """
     for level in range((x.shape[0] - 1).bit_length()):
         size = 1 << level
         larger = tf.maximum(x[size:], x[:-size])
-        if segments is not None:
-            larger = tf.where(segments.last[size:] == segments.last[:-size], larger, x[size:])
+        if last is not None:
+            larger = tf.where(last[size:] == last[:-size], larger, x[size:])
         x = tf.concat([x[:size], larger], 0)
     return x
 
 
-def _references(chunked_keys: tf.Tensor, segments: _Segments | None) -> tf.Tensor:
+def _references(chunked_keys: tf.Tensor, place: _Place, segments: _Segments | None) -> tf.Tensor:
     """[C, B, H, L, D] -> [C + 1, B, H, 1, D], the reference of each chunk, at least epsilon, and of one more chunk."""
+    before = place.largest(chunked_keys)
     if segments is not None:
-        return _references_in_segments(chunked_keys, segments)
-    largest = _chunk_max(chunked_keys)
-    so_far = _running_max(tf.concat([tf.fill(largest[:1].shape, LOG_EPSILON), largest], 0))
+        return _references_in_segments(chunked_keys, before, segments)
+    so_far = _running_max(tf.concat([before, _chunk_max(chunked_keys)], 0))
     return tf.concat([tf.maximum(so_far[:-1], chunked_keys[:, :, :, :1]), so_far[-1:]], 0)
 
 
-def _references_in_segments(chunked_keys: tf.Tensor, segments: _Segments) -> tf.Tensor:
+def _references_in_segments(chunked_keys: tf.Tensor, before: tf.Tensor, segments: _Segments) -> tf.Tensor:
     """As `_references`, where only the keys of the segment count that the first position of a chunk belongs to."""
     largest = _chunk_max(tf.where(segments.leave, chunked_keys, LOG_EPSILON))
-    so_far = _running_max(tf.maximum(largest, LOG_EPSILON), segments)
-    earlier = tf.where(segments.enter[1:, :, :, :1], so_far[:-1], LOG_EPSILON)
-    earlier = tf.concat([tf.fill(largest[:1].shape, LOG_EPSILON), earlier], 0)
+    last = tf.concat([segments.starts[:1, :, :, :1], segments.last], 0)  # before the chunks, that of the first position
+    so_far = _running_max(tf.concat([before, tf.maximum(largest, LOG_EPSILON)], 0), last)
+    earlier = tf.where(segments.enter[:, :, :, :1], so_far[:-1], LOG_EPSILON)
     return tf.concat([tf.maximum(earlier, chunked_keys[:, :, :, :1]), so_far[-1:]], 0)
 
 
-def _fit_in_range(keys: tf.Tensor, length: int, starts: tf.Tensor | None) -> tf.Tensor:
+def _fit_in_range(keys: tf.Tensor, length: int, place: _Place) -> tf.Tensor:
     """Whether all keys [B, S, H, D] are safe with their references, for a chunk length; False if any is NaN."""
-    keys, segments = _split_keys(keys, length), _segments_of(starts, length)
-    references = _references(keys, segments)[:-1]
+    keys, segments = _split_keys(keys, length), _segments_of(place, length)
+    references = _references(keys, place, segments)[:-1]
     rise = tf.reduce_max(_chunk_max(keys) - references)
     if segments is not None:
         first = tf.where(segments.begin, tf.maximum(keys, LOG_EPSILON), references)
@@ -192,15 +234,15 @@ def _fit_in_range(keys: tf.Tensor, length: int, starts: tf.Tensor | None) -> tf.
 def _with_safe_chunk_length(
     run: Callable[..., object],
     normalization: str,
-    starts: tf.Tensor | None,
+    place: _Place,
     queries: tf.Tensor,
     keys: tf.Tensor,
     *others: tf.Tensor,
 ) -> object:
-    """Calls run(normalization, starts, length, queries, keys, *others) with a chunk length safe for the keys."""
-    length, run = _chunk_length(keys.shape[1]), functools.partial(run, NORMALIZATIONS[normalization], starts)
+    """Calls run(normalization, place, length, queries, keys, *others) with a chunk length safe for the keys."""
+    length, run = _chunk_length(keys.shape[1]), functools.partial(run, NORMALIZATIONS[normalization], place)
     return tf.cond(
-        _fit_in_range(keys, length, starts),
+        _fit_in_range(keys, length, place),
         lambda: run(length, queries, keys, *others),
         lambda: run(1, queries, keys, *others),
     )
@@ -217,6 +259,7 @@ class _Chunks:
         decays: [C, B, H, 1, D], exp(reference of the chunk - reference of the next one).
         references: [C + 1, B, H, 1, D].
         segments: which positions see one another; None: all are in one segment.
+        before: the sums before the first chunk, relative to its reference.
     """
 
     features: tf.Tensor
@@ -225,6 +268,7 @@ class _Chunks:
     decays: tf.Tensor
     references: tf.Tensor
     segments: _Segments | None
+    before: Sums
 
     def order(self) -> range:
         """Returns the indices of the chunks."""
@@ -233,11 +277,6 @@ class _Chunks:
     def epsilon(self, at: tf.Tensor | int) -> tf.Tensor:
         """Returns epsilon over exp(reference of the chunk), [B, H, 1, D]."""
         return tf.exp(LOG_EPSILON - self.references[at])
-
-    def zero_context(self) -> tf.Tensor:
-        """Returns the context before any chunk: zeros [B, H, D, D]."""
-        _, *rows, _, n_features = self.values.shape
-        return tf.zeros([*rows, n_features, n_features])
 
     def visible(self, at: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
         """[..., L, L] with zeros where a position (row) would see a later one (column), or another segment."""
@@ -276,14 +315,14 @@ class _Chunks:
 
 def _prepare_chunks(
     normalization: Normalization,
-    starts: tf.Tensor | None,
+    place: _Place,
     length: int,
     queries: tf.Tensor,
     keys: tf.Tensor,
     values: tf.Tensor,
 ) -> _Chunks:
-    keys, segments = _split_keys(keys, length), _segments_of(starts, length)
-    references = _references(keys, segments)
+    keys, segments = _split_keys(keys, length), _segments_of(place, length)
+    references = _references(keys, place, segments)
     fall = references[:-1] - references[1:]
     if segments is not None:
         fall = tf.minimum(fall, MAX_EXPONENT)  # larger only between segments, where the sums begin anew
@@ -294,7 +333,18 @@ def _prepare_chunks(
         decays=tf.exp(fall),
         references=references,
         segments=segments,
+        before=_sums_before(place, references[0], segments is not None),
     )
+
+
+def _sums_before(place: _Place, reference: tf.Tensor, has_segments: bool) -> Sums:
+    """Returns the sums before the first chunk, given its reference; with epsilon, unless each segment has its own."""
+    n_batch, n_heads, _, n_features = reference.shape
+    context, total = tf.zeros([n_batch, n_heads, n_features, n_features]), tf.zeros(reference.shape)
+    if place.before is not None:
+        context, total, largest = _unpack(place.before)
+        context, total = _decay((context, total), tf.exp(largest - reference))
+    return context, total if has_segments else total + tf.exp(LOG_EPSILON - reference)
 
 
 def _scan_chunks(
@@ -345,14 +395,14 @@ def _next_sums(chunks: _Chunks, at: tf.Tensor, sums: Sums, weights: tf.Tensor, v
 
 def _outputs(
     normalization: Normalization,
-    starts: tf.Tensor | None,
+    place: _Place,
     length: int,
     queries: tf.Tensor,
     keys: tf.Tensor,
     values: tf.Tensor,
 ) -> tf.Tensor:
     """[B, S, H, D] three times -> [B, S, H, D], in chunks of a length."""
-    chunks = _prepare_chunks(normalization, starts, length, queries, keys, values)
+    chunks = _prepare_chunks(normalization, place, length, queries, keys, values)
 
     def step(sums: Sums, at: tf.Tensor) -> tuple[Sums, list[tf.Tensor]]:
         (context, total), weights, values, features = sums, chunks.weights[at], chunks.values[at], chunks.features[at]
@@ -361,7 +411,7 @@ def _outputs(
         outputs += tf.matmul(chunks.entering(at, shares), context)
         return _next_sums(chunks, at, sums, weights, values), [outputs]
 
-    (outputs,) = _scan_chunks(step, chunks.order(), (chunks.zero_context(), chunks.epsilon(0)), [chunks.values])
+    (outputs,) = _scan_chunks(step, chunks.order(), chunks.before, [chunks.values])
     return _join_chunks(outputs, queries)
 
 
@@ -375,13 +425,16 @@ def _totals_and_share_gradients(chunks: _Chunks, d_outputs: tf.Tensor) -> list[t
         results = [chunks.totals(at, weights, total), d_shares]
         return _next_sums(chunks, at, sums, weights, values), results
 
-    return _scan_chunks(step, chunks.order(), (chunks.zero_context(), chunks.epsilon(0)), [chunks.features] * 2)
+    return _scan_chunks(step, chunks.order(), chunks.before, [chunks.features] * 2)
 
 
 def _key_value_gradients(
-    chunks: _Chunks, d_outputs: tf.Tensor, shares: tf.Tensor, d_totals: tf.Tensor
+    chunks: _Chunks, d_outputs: tf.Tensor, shares: tf.Tensor, d_totals: tf.Tensor, after: Sums
 ) -> list[tf.Tensor]:
-    """Returns d_keys and d_values, [C, B, H, L, D] each; scans from the last chunk to the first."""
+    """Returns d_keys and d_values, [C, B, H, L, D] each; scans from the last chunk to the first.
+
+    `after` are the gradients of the sums, from the positions after the last chunk.
+    """
 
     def step(d_sums: Sums, at: tf.Tensor) -> tuple[Sums, list[tf.Tensor]]:
         d_context, d_total = d_sums = _decay(d_sums, chunks.decays[at])
@@ -395,13 +448,23 @@ def _key_value_gradients(
         d_sums = _add_chunk(chunks.passing(at, d_sums), of_shares, d_rows, of_totals)
         return d_sums, [d_weights * weights, d_values]
 
-    zeros = (chunks.zero_context(), tf.zeros(chunks.references.shape[1:]))
-    return _scan_chunks(step, chunks.order()[::-1], zeros, [chunks.weights, chunks.values])
+    return _scan_chunks(step, chunks.order()[::-1], after, [chunks.weights, chunks.values])
+
+
+def _query_gradients(
+    normalization: Normalization, chunks: _Chunks, d_outputs: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Returns d_queries, and what keys and values need for theirs: shares and d_totals; [C, B, H, L, D] each."""
+    totals, d_shares = _totals_and_share_gradients(chunks, d_outputs)
+    shares = chunks.features / normalization.divisors(chunks.features, totals)
+    products = shares * d_shares
+    d_totals = normalization.d_totals(shares, products, totals)
+    return products - shares * totals * _sum_features(products), shares, d_totals
 
 
 def _gradients(
     normalization: Normalization,
-    starts: tf.Tensor | None,
+    place: _Place,
     length: int,
     queries: tf.Tensor,
     keys: tf.Tensor,
@@ -409,14 +472,11 @@ def _gradients(
     d_outputs: tf.Tensor,
 ) -> list[tf.Tensor]:
     """[B, S, H, D] four times -> d_queries, d_keys and d_values, in chunks of a length."""
-    chunks = _prepare_chunks(normalization, starts, length, queries, keys, values)
+    chunks = _prepare_chunks(normalization, place, length, queries, keys, values)
     d_outputs = _split_into_chunks(d_outputs, length)
-    totals, d_shares = _totals_and_share_gradients(chunks, d_outputs)
-    shares = chunks.features / normalization.divisors(chunks.features, totals)
-    products = shares * d_shares
-    d_totals = normalization.d_totals(shares, products, totals)
-    d_keys, d_values = _key_value_gradients(chunks, d_outputs, shares, d_totals)
-    d_queries = products - shares * totals * _sum_features(products)
+    d_queries, shares, d_totals = _query_gradients(normalization, chunks, d_outputs)
+    nothing = tuple(map(tf.zeros_like, chunks.before))
+    d_keys, d_values = _key_value_gradients(chunks, d_outputs, shares, d_totals, nothing)
     return [_join_chunks(gradient, queries) for gradient in (d_queries, d_keys, d_values)]
 
 
@@ -434,7 +494,7 @@ def causal_linear_attention(
 
     Source: GPT-Neo, kept for checkpoints; Katharopoulos et al. 2020, Transformers are RNNs, section 3.
     """
-    return _with_safe_chunk_length(_outputs, normalization, starts, queries, keys, values)
+    return _with_safe_chunk_length(_outputs, normalization, _Place(starts), queries, keys, values)
 
 
 @compiled
@@ -450,7 +510,149 @@ def causal_linear_attention_gradient(
 
     Source: Katharopoulos et al. 2020, Transformers are RNNs, section 3.3.1: one scan in each direction.
     """
-    return tuple(_with_safe_chunk_length(_gradients, normalization, starts, queries, keys, values, d_outputs))
+    place = _Place(starts)
+    return tuple(_with_safe_chunk_length(_gradients, normalization, place, queries, keys, values, d_outputs))
+
+
+# Slices of a sequence. `edges` are where the segments of the first and the last position of each slice begin, int32
+# [slices, B, 2]; nothing at all if each row is one segment.
+
+
+@compiled
+def slice_state(keys: tf.Tensor, values: tf.Tensor, *starts: tf.Tensor) -> tf.Tensor:
+    """(keys, values [B, S, H, D], starts [B, S] or nothing) -> packed sums over the segment that the slice ends with."""
+    keys, values = _heads_first(keys), _heads_first(values)
+    if starts:
+        keys = tf.where((starts[0] == starts[0][:, -1:])[:, None, :, None], keys, -float("inf"))
+    largest = tf.maximum(tf.reduce_max(keys, 2, keepdims=True), LOG_EPSILON)
+    weights = tf.exp(keys - largest)
+    return _pack(tf.matmul(weights, values, transpose_a=True), tf.reduce_sum(weights, 2, keepdims=True), largest)
+
+
+@compiled
+def state_before(states: tf.Tensor, at: tf.Tensor, *edges: tf.Tensor) -> tf.Tensor:
+    """(states of all slices [slices, B, H, D + 2, D], the number of one, edges) -> the sums that the slice begins with.
+
+    The first slice begins with zeros, and so does one that begins with a segment.
+    """
+    is_seen = tf.reshape(tf.range(states.shape[0]) < at, [-1, 1])
+    if edges:
+        is_seen &= edges[0][:, :, 1] == edges[0][at, :, 0]
+    is_seen = is_seen[:, :, None, None, None]
+    contexts, totals, references = _unpack(states)
+    references = tf.where(is_seen, references, LOG_EPSILON)
+    largest = tf.reduce_max(references, 0)
+    scales = tf.where(is_seen, tf.exp(references - largest), 0.0)
+    context = tf.reduce_sum(contexts * tf.linalg.matrix_transpose(scales), 0)
+    return _pack(context, tf.reduce_sum(totals * scales, 0), largest)
+
+
+@compiled
+def causal_linear_attention_of_slice(
+    queries: tf.Tensor,
+    keys: tf.Tensor,
+    values: tf.Tensor,
+    begin: tf.Tensor,
+    before: tf.Tensor,
+    *starts: tf.Tensor,
+    normalization: str = "position",
+) -> tf.Tensor:
+    """As `causal_linear_attention`, for a slice that begins at a position, with the sums of `state_before`."""
+    place = _Place(*(starts or (None,)), begin=begin, before=before)
+    return _with_safe_chunk_length(_outputs, normalization, place, queries, keys, values)
+
+
+@compiled
+def slice_query_gradients(
+    queries: tf.Tensor,
+    keys: tf.Tensor,
+    values: tf.Tensor,
+    d_outputs: tf.Tensor,
+    begin: tf.Tensor,
+    before: tf.Tensor,
+    *starts: tf.Tensor,
+    normalization: str = "position",
+) -> tuple[tf.Tensor, ...]:
+    """Computes the gradients of the queries, and what those of keys and values are made of.
+
+    (queries, keys, values, d_outputs [B, S, H, D], begin, before, starts) -> d_queries, shares and d_totals float32
+    [B, S, H, D], and the packed gradients of the sums that the slice begins with, with the reference they relate to.
+    """
+    place = _Place(*(starts or (None,)), begin=begin, before=before)
+    return tuple(_with_safe_chunk_length(_of_queries, normalization, place, queries, keys, values, d_outputs))
+
+
+def _of_queries(
+    normalization: Normalization,
+    place: _Place,
+    length: int,
+    queries: tf.Tensor,
+    keys: tf.Tensor,
+    values: tf.Tensor,
+    d_outputs: tf.Tensor,
+) -> list[tf.Tensor]:
+    chunks = _prepare_chunks(normalization, place, length, queries, keys, values)
+    d_rows, first = _split_into_chunks(d_outputs, length), chunks.references[:1]
+    d_queries, shares, d_totals = _query_gradients(normalization, chunks, d_rows)
+    scales = tf.exp(tf.minimum(first - chunks.references[:-1], 0.0))
+    if chunks.segments is not None:  # the positions that see what is before the slice
+        scales = tf.where(chunks.segments.starts < tf.cast(place.begin, tf.float32), scales, 0.0)
+    d_context = tf.reduce_sum(tf.matmul(shares * scales, d_rows, transpose_a=True), 0)
+    d_total = tf.reduce_sum(d_totals * scales, [0, 3])[:, :, None]
+    kept = (_join_chunks(x, tf.cast(queries, tf.float32)) for x in (shares, d_totals))
+    return [_join_chunks(d_queries, queries), *kept, _pack(d_context, d_total, first[0])]
+
+
+@compiled
+def slice_key_value_gradients(
+    queries: tf.Tensor,
+    keys: tf.Tensor,
+    values: tf.Tensor,
+    d_outputs: tf.Tensor,
+    begin: tf.Tensor,
+    before: tf.Tensor,
+    shares: tf.Tensor,
+    d_totals: tf.Tensor,
+    d_states: tf.Tensor,
+    at: tf.Tensor,
+    *segments: tf.Tensor,
+    normalization: str = "position",
+) -> tuple[tf.Tensor, ...]:
+    """Computes the gradients of keys and values.
+
+    (the inputs and results of `slice_query_gradients`, where d_states [slices, B, H, D + 2, D] are those of all slices,
+    the number of this one, starts and edges) -> (d_keys, d_values [B, S, H, D]).
+    """
+    starts, edges = segments[:1], segments[1:]
+    place = _Place(*(starts or (None,)), begin=begin, before=before)
+    is_seen = tf.reshape(tf.range(d_states.shape[0]) > at, [-1, 1])
+    if edges:
+        is_seen &= edges[0][:, :, 0] == edges[0][at, :, 1]
+    run = functools.partial(_of_keys_and_values, is_seen[:, :, None, None, None])
+    inputs = (queries, keys, values, d_outputs, shares, d_totals, d_states)
+    return tuple(_with_safe_chunk_length(run, normalization, place, *inputs))
+
+
+def _of_keys_and_values(
+    is_seen: tf.Tensor,
+    normalization: Normalization,
+    place: _Place,
+    length: int,
+    queries: tf.Tensor,
+    keys: tf.Tensor,
+    values: tf.Tensor,
+    d_outputs: tf.Tensor,
+    shares: tf.Tensor,
+    d_totals: tf.Tensor,
+    d_states: tf.Tensor,
+) -> list[tf.Tensor]:
+    chunks = _prepare_chunks(normalization, place, length, queries, keys, values)
+    d_contexts, d_sums, references = _unpack(d_states)
+    scales = tf.where(is_seen, tf.exp(tf.minimum(chunks.references[-1] - references, 0.0)), 0.0)
+    d_context = tf.reduce_sum(d_contexts * tf.linalg.matrix_transpose(scales), 0)
+    after = (d_context, tf.reduce_sum(d_sums * scales, 0))
+    rows = [_split_into_chunks(x, length) for x in (d_outputs, shares, d_totals)]
+    return [_join_chunks(gradient, queries) for gradient in _key_value_gradients(chunks, *rows, after)]
 
 
 def _bidirectional(queries: tf.Tensor, keys: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
@@ -618,7 +820,7 @@ def packed_linear_attention(
     """
     packed, rule = Packing(*packing), NORMALIZATIONS[normalization]
     return tf.cond(
-        _fit_in_range(keys, keys.shape[1], packed.context_starts),
+        _fit_in_range(keys, keys.shape[1], _Place(packed.context_starts)),
         lambda: _packed_outputs(rule, packed, queries, keys, values),
         lambda: _packed_outputs_by_position(rule, packed, queries, keys, values),
     )
@@ -628,7 +830,7 @@ def _packed_outputs(
     normalization: Normalization, packed: Packing, queries: tf.Tensor, keys: tf.Tensor, values: tf.Tensor
 ) -> tf.Tensor:
     """[B, S, H, D] three times -> [B, S, H, D], from the weights of all pairs of positions."""
-    chunks = _prepare_chunks(normalization, None, keys.shape[1], queries, keys, values)
+    chunks = _prepare_chunks(normalization, _Place(), keys.shape[1], queries, keys, values)
     visible, features = tf.cast(packed.visible(), tf.float32)[:, None], chunks.features[0]
     totals = tf.matmul(visible, chunks.weights[0]) + chunks.epsilon(0)
     shares = features / normalization.divisors(features, totals)

@@ -2,14 +2,118 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 
-from meshtf import mtf, tf
+from meshtf import LaidOut, mtf, tf
 from models.kernels import linear_attention as kernels
 from models.kernels.compile import Kernel
-from models.ops.mesh_operation import SliceKernel, redistribute, slice_size
+from models.ops.mesh_operation import MeshOperation, SliceKernel, mesh_axes, redistribute, slice_size, slice_start
 from models.ops.packing import Packing
+
+
+class CausalLinearAttention(MeshOperation):
+    """queries, keys, values [batch, sequence, heads, features_per_head] -> outputs like the queries.
+
+    With segments, one more input [batch, sequence] says where they begin. Of a sequence that is split, each processor
+    receives the sums over the slices of the others, and no keys.
+    """
+
+    def __init__(self, inputs: Sequence[mtf.Tensor], normalization: str) -> None:
+        self._normalization = normalization
+        super().__init__(inputs, [(inputs[0].shape, inputs[0].dtype)], "causal_linear_attention")
+
+    def lower_slices(
+        self, mesh_impl: mtf.MeshImpl, queries: LaidOut, keys: LaidOut, values: LaidOut, *segments: LaidOut
+    ) -> Sequence[LaidOut]:
+        """Computes the outputs from the slices of the inputs."""
+        slices = _slices_of(mesh_impl, self.inputs[0])
+        if slices is None:
+            kernel = _by(self._normalization, kernels.causal_linear_attention)
+            return [mesh_impl.slicewise(kernel, queries, keys, values, *segments)]
+        kernel = _by(self._normalization, kernels.causal_linear_attention_of_slice)
+        before = slices.before(keys, values, segments, slices.edges(segments))
+        return [mesh_impl.slicewise(kernel, queries, keys, values, slices.begin(), before, *segments)]
+
+    def gradient(self, grad_ys: Sequence[mtf.Tensor]) -> list[mtf.Tensor | None]:
+        """Returns the gradients of the inputs."""
+        inputs = [*self.inputs[:3], grad_ys[0], *self.inputs[3:]]
+        gradients = CausalLinearAttentionGradient(inputs, self._normalization).outputs
+        return [*gradients, *[None] * len(self.inputs[3:])]
+
+    def flops(self, mesh_impl: mtf.MeshImpl) -> float:
+        """Two products: of the keys with the values, and of the queries with their sums."""
+        return 2 * _product_flops(mesh_impl, self.inputs[0])
+
+
+class CausalLinearAttentionGradient(MeshOperation):
+    """queries, keys, values, d_outputs, and where segments begin if there are any -> d_queries, d_keys, d_values."""
+
+    def __init__(self, inputs: Sequence[mtf.Tensor], normalization: str) -> None:
+        self._normalization = normalization
+        super().__init__(inputs, [(x.shape, x.dtype) for x in inputs[:3]], "causal_linear_attention_gradient")
+
+    def lower_slices(self, mesh_impl: mtf.MeshImpl, *inputs: LaidOut) -> Sequence[LaidOut]:
+        """Computes the outputs from the slices of the inputs."""
+        slices, (_, keys, values, _, *segments) = _slices_of(mesh_impl, self.inputs[0]), inputs
+        if slices is None:
+            kernel = _by(self._normalization, kernels.causal_linear_attention_gradient)
+            return mesh_impl.slicewise(kernel, *inputs)
+        edges = slices.edges(segments)
+        given = (*inputs[:4], slices.begin(), slices.before(keys, values, segments, edges))
+        kernel = _by(self._normalization, kernels.slice_query_gradients)
+        d_queries, *kept, d_state = mesh_impl.slicewise(kernel, *given, *segments)
+        kernel = _by(self._normalization, kernels.slice_key_value_gradients)
+        others = (*kept, slices.all(d_state), slices.number(), *segments, *edges)
+        return [d_queries, *mesh_impl.slicewise(kernel, *given, *others)]
+
+    def flops(self, mesh_impl: mtf.MeshImpl) -> float:
+        """Six products: the sums of the forward pass again, and five of the gradient."""
+        return 6 * _product_flops(mesh_impl, self.inputs[0])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Slices:
+    """A sequence that is split over a mesh axis."""
+
+    mesh_impl: mtf.MeshImpl
+    axis: int
+    sequence: mtf.Dimension
+
+    def number(self) -> LaidOut:
+        """Returns the number of a processor's slice."""
+        return self.mesh_impl.laid_out_pcoord(self.axis)
+
+    def begin(self) -> LaidOut:
+        """Returns the first position of a processor's slice."""
+        return slice_start(self.mesh_impl, self.sequence)
+
+    def all(self, x: LaidOut) -> LaidOut:
+        """[...] -> [slices, ...], one of each processor."""
+        return self.mesh_impl.allconcat(self.mesh_impl.slicewise(lambda own: own[None], x), self.axis, 0)
+
+    def edges(self, segments: Sequence[LaidOut]) -> list[LaidOut]:
+        """Returns the `edges` of the kernels; nothing without segments."""
+        return [self.all(self.mesh_impl.slicewise(_first_and_last, x)) for x in segments]
+
+    def before(
+        self, keys: LaidOut, values: LaidOut, segments: Sequence[LaidOut], edges: Sequence[LaidOut]
+    ) -> LaidOut:
+        """Returns the sums that a slice begins with."""
+        own = self.mesh_impl.slicewise(kernels.slice_state, keys, values, *segments)
+        return self.mesh_impl.slicewise(kernels.state_before, self.all(own), self.number(), *edges)
+
+
+def _first_and_last(x: tf.Tensor) -> tf.Tensor:
+    """[B, S] -> [B, 2]."""
+    return tf.stack([x[:, 0], x[:, -1]], 1)
+
+
+def _slices_of(mesh_impl: mtf.MeshImpl, queries: mtf.Tensor) -> _Slices | None:
+    sequence = queries.shape.dims[1]
+    axes = mesh_axes(mesh_impl, [sequence])
+    return _Slices(mesh_impl, axes[0], sequence) if axes else None
 
 
 class LinearAttention(SliceKernel):
@@ -43,22 +147,6 @@ def _by(normalization: str, kernel: Kernel) -> Kernel:
     return lambda *slices: kernel(*slices, normalization=normalization)
 
 
-def _attended(
-    inputs: Sequence[mtf.Tensor], segment_starts: mtf.Tensor | None, kernel: Kernel, gradient_kernel: Kernel
-) -> mtf.Tensor:
-    segments = [] if segment_starts is None else [segment_starts]
-    whole = [redistribute(x, "sequence", "whole") for x in (*inputs, *segments)]
-    likes = [(x.shape, x.dtype) for x in whole[:3]]
-
-    def gradient(operation: mtf.Operation, d_outputs: mtf.Tensor) -> list[mtf.Tensor | None]:
-        inputs = [*operation.inputs[:3], d_outputs, *operation.inputs[3:]]
-        gradients = LinearAttentionGradient("linear_attention_gradient", gradient_kernel, inputs, likes).outputs
-        return [*gradients, *[None] * len(segments)]
-
-    (attended,) = LinearAttention("linear_attention", kernel, whole, likes[:1], gradient).outputs
-    return redistribute(attended, "whole", "sequence")
-
-
 def causal_linear_attention(
     queries: mtf.Tensor,
     keys: mtf.Tensor,
@@ -73,7 +161,7 @@ def causal_linear_attention(
     f[d] C[d] / K[d].
 
     Args:
-        queries: [batch, sequence, heads, features_per_head]; batch and heads may be split.
+        queries: [batch, sequence, heads, features_per_head].
         keys: as queries.
         values: as queries.
         normalization: "position" or "feature".
@@ -85,8 +173,8 @@ def causal_linear_attention(
 
     Source: GPT-Neo, kept for checkpoints; Katharopoulos et al. 2020, Transformers are RNNs, section 3.
     """
-    both = (kernels.causal_linear_attention, kernels.causal_linear_attention_gradient)
-    return _attended([queries, keys, values], segment_starts, *(_by(normalization, kernel) for kernel in both))
+    segments = [] if segment_starts is None else [segment_starts]
+    return CausalLinearAttention([queries, keys, values, *segments], normalization).outputs[0]
 
 
 def linear_attention(
@@ -99,8 +187,17 @@ def linear_attention(
 
     Source: GPT-Neo, kept for checkpoints; Shen et al. 2021, Efficient Attention, section 3.2.
     """
-    both = (kernels.linear_attention, kernels.linear_attention_gradient)
-    return _attended([queries, keys, values], segment_starts, *both)
+    segments = [] if segment_starts is None else [segment_starts]
+    whole = [redistribute(x, "sequence", "whole") for x in (queries, keys, values, *segments)]
+    likes = [(x.shape, x.dtype) for x in whole[:3]]
+
+    def gradient(operation: mtf.Operation, d_outputs: mtf.Tensor) -> list[mtf.Tensor | None]:
+        inputs, kernel = [*operation.inputs[:3], d_outputs, *operation.inputs[3:]], kernels.linear_attention_gradient
+        gradients = LinearAttentionGradient("linear_attention_gradient", kernel, inputs, likes).outputs
+        return [*gradients, *[None] * len(segments)]
+
+    attended = LinearAttention("linear_attention", kernels.linear_attention, whole, likes[:1], gradient).outputs[0]
+    return redistribute(attended, "whole", "sequence")
 
 
 def packed_linear_attention(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from configs.schema import MeshConfig
 from meshtf import LaidOut, collective_ops, mtf, tf
@@ -50,6 +50,34 @@ def _processors_along(shape: mtf.Shape, processor: int, axis: int) -> list[int]:
     return [first + stride * index for index in range(shape.dims[axis].size)]
 
 
+def pairs_in_rounds(sources: Sequence[int | None]) -> list[tuple[int, int]]:
+    """Returns (source, target) for each slice that moves, such that a process has one pair at a time from the first on.
+
+    All processes go through their own pairs in this order, so none waits for another in a circle.
+    """
+    rounds: list[list[tuple[int, int]]] = []
+    for target, source in enumerate(sources):
+        if source is None or source == target:
+            continue
+        free = (pairs for pairs in rounds if not {source, target} & {member for pair in pairs for member in pair})
+        pairs = next(free, None)
+        if pairs is None:
+            pairs = []
+            rounds.append(pairs)
+        pairs.append((source, target))
+    return [pair for pairs in rounds for pair in pairs]
+
+
+def pair_of(shape: mtf.Shape, processor: int, axis: int, pair: tuple[int, int]) -> Group:
+    """Returns the group of a source and a target along a mesh axis, with a processor that differs along it only."""
+    sizes = shape.to_integer_list
+    first_key = FIRST_GROUP_KEY + (shape.size << len(sizes)) + shape.size * sum(sizes[:axis])
+    coordinates = mtf.pnum_to_processor_coordinates(shape, processor)
+    coordinates[axis] = pair[0]
+    source = mtf.processor_coordinates_to_pnum(shape, coordinates)
+    return Group(first_key + source * sizes[axis] + pair[1], 2)
+
+
 class Collectives:
     """TensorFlow's collectives with unique keys, in a fixed order."""
 
@@ -74,6 +102,35 @@ class Collectives:
         # TensorFlow sorts processes by name: task:10 comes before task:2.
         as_gathered = sorted(members, key=str)
         return y if as_gathered == list(members) else tf.gather(y, [as_gathered.index(member) for member in members])
+
+
+    def send(self, x: tf.Tensor, group: Group, key: int) -> None:
+        """Sends a tensor to the other process of a group of two, which receives it with the same key."""
+        self._in_order(lambda keys: collective_ops.broadcast_send_v2(x, **keys), group, key)
+
+    def receive(self, like: tf.Tensor, group: Group, key: int) -> tf.Tensor:
+        """Receives a tensor, shaped like another, from the other process of a group of two."""
+        shape, dtype = like.shape.as_list(), like.dtype
+        y = self._in_order(lambda keys: collective_ops.broadcast_recv_v2(shape, dtype, **keys), group, key)
+        return tf.ensure_shape(y, shape)
+
+    def _in_order(self, run: Callable[[Mapping[str, int]], tf.Tensor], group: Group, key: int) -> tf.Tensor:
+        """Runs a collective that takes no token of the order, between two operations on the token's resource."""
+        keys = {"group_size": group.size, "group_key": group.key, "instance_key": key}
+        with tf.control_dependencies([self._order.assign_add(0.0, read_value=False)]):
+            result = run(keys)
+        with tf.control_dependencies([result]):
+            self._order.assign_add(0.0, read_value=False)
+        return result
+
+    def all_to_all(self, parts: tf.Tensor, group: Group, members: Sequence[int]) -> tf.Tensor:
+        """Sends each member of a group its part, and returns the parts received: [group, ...], both by member."""
+        by_name = sorted(members, key=str)
+        parts = tf.gather(parts, [members.index(member) for member in by_name])
+        received = collective_ops.all_to_all_v2(
+            parts, group.size, group.key, next(INSTANCE_KEYS), ordering_token=self._order.handle
+        )
+        return tf.gather(tf.ensure_shape(received, parts.shape), [by_name.index(member) for member in members])
 
 
 class ProcessMesh(SingleSliceMesh):
@@ -107,22 +164,32 @@ class ProcessMesh(SingleSliceMesh):
         return self.slicewise(lambda parts: _concat(parts, concat_axis), self._gather(x, mesh_axis))
 
     def alltoall(self, x: LaidOut, mesh_axis: int, split_axis: int, concat_axis: int) -> LaidOut:
-        """Splits one dimension over a mesh axis and concatenates another.
+        """Splits one dimension over a mesh axis and concatenates another."""
+        group = group_of(self.shape, self._processor, [mesh_axis])
+        members = _processors_along(self.shape, self._processor, mesh_axis)
 
-        Each process receives all parts of all slices, because TensorFlow has no all-to-all between CPUs.
-        """
-        size = self.shape.dims[mesh_axis].size
+        def exchanged(own: tf.Tensor) -> tf.Tensor:
+            parts = tf.stack(tf.split(own, group.size, split_axis))
+            return _concat(self._collectives.all_to_all(parts, group, members), concat_axis)
 
-        def own_parts(parts: tf.Tensor) -> tf.Tensor:
-            return _concat(_part(parts, split_axis + 1, size, self._coordinates[mesh_axis]), concat_axis)
-
-        return self.slicewise(own_parts, self._gather(x, mesh_axis))
+        return self.slicewise(exchanged, x)
 
     def receive(self, x: LaidOut, mesh_axis: int, source_pcoord: Sequence[int | None]) -> LaidOut:
         """Returns the slice of another processor along a mesh axis; zeros for None."""
-        source = source_pcoord[self._coordinates[mesh_axis]]
-        parts = self._gather(x, mesh_axis)  # every process must take part
-        return self.slicewise(lambda parts: tf.zeros_like(parts[0]) if source is None else parts[source], parts)
+        return self.slicewise(lambda own: self._received(own, mesh_axis, source_pcoord), x)
+
+    def _received(self, own: tf.Tensor, mesh_axis: int, sources: Sequence[int | None]) -> tf.Tensor:
+        at, received = self._coordinates[mesh_axis], None
+        for pair in pairs_in_rounds(sources):
+            # Processes that have no part in a pair take its key too, so that the next keys agree.
+            group, key = pair_of(self.shape, self._processor, mesh_axis, pair), next(INSTANCE_KEYS)
+            if at == pair[0]:
+                self._collectives.send(own, group, key)
+            if at == pair[1]:
+                received = self._collectives.receive(own, group, key)
+        if received is None:
+            return own if sources[at] == at else tf.zeros_like(own)
+        return received
 
     def _gather(self, x: LaidOut, mesh_axis: int) -> LaidOut:
         group = group_of(self.shape, self._processor, [mesh_axis])
@@ -151,12 +218,6 @@ def _concat(parts: tf.Tensor, dimension: int) -> tf.Tensor:
     after = range(dimension + 1, len(shape) + 1)
     transposed = tf.transpose(parts, [*range(1, dimension + 1), 0, *after])
     return tf.reshape(transposed, [*shape[:dimension], n_parts * shape[dimension], *shape[dimension + 1 :]])
-
-
-def _part(x: tf.Tensor, dimension: int, n_parts: int, index: int) -> tf.Tensor:
-    """Returns one of the equal parts of a tensor along a dimension."""
-    size = x.shape[dimension] // n_parts
-    return x[(*[slice(None)] * dimension, slice(index * size, (index + 1) * size))]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,12 @@ from meshtf import mtf
 from models.ops.attention import SoftmaxAttention, SoftmaxAttentionGradient
 from models.ops.cross_entropy import SoftmaxStatistics
 from models.ops.gradients import GlobalNorm
-from models.ops.linear_attention import LinearAttention, LinearAttentionGradient
+from models.ops.linear_attention import (
+    CausalLinearAttention,
+    CausalLinearAttentionGradient,
+    LinearAttention,
+    LinearAttentionGradient,
+)
 from models.ops.norms import LayerNorm, LayerNormGradient, RmsNorm, RmsNormGradient
 from runtime.planning.dry_run import DryStep
 from runtime.training.grad_accumulation import MicrobatchLoop
@@ -186,6 +191,8 @@ WORKSPACES: dict[type, Callable[[mtf.Operation, DryStep], int]] = {
     SoftmaxAttention: _attention,
     SoftmaxAttentionGradient: _attention_gradient,
     SoftmaxStatistics: _exponentials,
+    CausalLinearAttention: _of_outputs(6),
+    CausalLinearAttentionGradient: _of_outputs(6),
     LinearAttention: _of_outputs(6),
     LinearAttentionGradient: _of_outputs(6),
     LayerNorm: _of_first_input(1),

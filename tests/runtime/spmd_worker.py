@@ -49,6 +49,14 @@ MODELS: dict[str, Mapping[str, object]] = {
     "gated": {"gated_mlp": True, "n_inner": 24, "norm": "rmsnorm"},
     "mixture": {"moe_layers": (1,), "moe_params": MIXTURE, "recompute_grad": True},
     "segments": {"attention_types": ("linear", "global"), "rotary_emb": True},
+    "long": {
+        **tiny.ALL_DROPOUTS,
+        "n_layer": 3,
+        "attention_types": ("global", "local", "linear"),
+        "num_mem_kv": 2,
+        "n_kv_head": 2,
+        "recompute_grad": True,
+    },
     "one_mixture": {**ONE_LAYER, "moe_layers": (0,), "moe_params": MIXTURE, "recompute_grad": True},
 }
 SCORED = ("batch:x,experts:x", "vocab:x,heads:x,expert_hidden:x")
@@ -92,6 +100,9 @@ CASES = {
     "mixed_experts": Case("mixture", "x:2,y:2", "batch:x,experts:x,expert_hidden:y"),
     "mixed_matrices": Case("gated", "x:2,y:2", "embd:x,heads:y,vocab:y,intermediate_expanded:y", opt_name="muon"),
     "mixed_embd": Case("dropout", "x:2,y:2", "batch:x,embd:y"),
+    "ring": Case("long", "x:2", "sequence:x", 2 * tiny.MODEL.n_ctx),
+    "four_ring": Case("long", "x:4", "sequence:x", 2 * tiny.MODEL.n_ctx),
+    "mixed_ring": Case("long", "x:2,y:2", "sequence:x,heads:y,vocab:y,intermediate_expanded:y"),
     "whole_sequence": Case("dense", "x:2,y:2", "sequence:x,memory_length:y,embed_sequence:x,vocab:y"),
     "four_data": Case("dropout", "x:4", "batch:x"),
 }

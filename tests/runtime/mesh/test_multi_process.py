@@ -35,8 +35,8 @@ from tests.runtime.spmd_worker import CASES, MATRIX, ONE_LAYER, SCORED, Case, sc
 
 REPOSITORY = Path(__file__).parents[3]
 FAST = "experts"
-OF_TWO = ("data", "model", "embd", "memory", "sequence", "shared", "groups", "groups_whole", "segments", "matrices")
-OF_FOUR = ("mixed", "mixed_experts", "mixed_embd", "mixed_matrices", "whole_sequence")
+OF_TWO = ("data", "model", "embd", "memory", "sequence", "shared", "groups", "groups_whole", "segments", "matrices", "ring")
+OF_FOUR = ("mixed", "mixed_experts", "mixed_embd", "mixed_matrices", "mixed_ring", "whole_sequence")
 
 
 # Without other processes.
@@ -304,7 +304,7 @@ def run_together(n_processes: int, folder: Path, device: str, *jobs: str) -> Tog
     cases = {CASES[job].model: CASES[job] for job in jobs if job in CASES}
     expected = {model: one_device(case, folder, device) for model, case in cases.items()}
     processes = start(n_processes, folder, *jobs)
-    texts = [process.communicate(timeout=600)[0] for process in processes]
+    texts = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * n_processes, "\n".join(text[-2000:] for text in texts)
     return Together(folder, [dict(np.load(folder / f"{index}.npz")) for index in range(n_processes)], expected)
 
@@ -394,9 +394,10 @@ def test_four_processes_on_two_axes(four: Together, devices: tuple[str, ...], na
 @pytest.mark.slow
 @pytest.mark.processes
 def test_four_processes_on_one_axis(tmp_path: Path, devices: tuple[str, ...]) -> None:
-    together = run_together(4, tmp_path, devices[0], "moved", "four_data")
+    together = run_together(4, tmp_path, devices[0], "moved", "four_data", "four_ring")
     test_collectives_move_slices_as_on_one_device(together)
     check_case(together, "four_data", devices[0])
+    check_case(together, "four_ring", devices[0])
 
 
 # Lost processes.
