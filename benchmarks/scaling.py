@@ -92,7 +92,7 @@ def _serve(config: RunConfig, index: int, n_processes: int, device: str) -> None
 @contextlib.contextmanager
 def started(arguments: argparse.Namespace, cores: Sequence[int]) -> Iterator[list[subprocess.Popen]]:
     """Processes bound to a core each, which wait for a number of steps to run."""
-    hosts = ",".join(f"127.0.0.1:{port}" for port in _free_ports(len(cores)))
+    hosts = ",".join(f"127.0.0.1:{port}" for port in free_ports(len(cores)))
     command = [sys.executable, __file__, "--model", arguments.model, *(f"--set={value}" for value in arguments.set)]
     processes = []
     try:
@@ -116,7 +116,8 @@ def started(arguments: argparse.Namespace, cores: Sequence[int]) -> Iterator[lis
             process.kill()
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Returns ports of this machine that nothing listens on."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
         return [each.getsockname()[1] for each in sockets]

@@ -73,7 +73,8 @@ def _blocks(
 
     Args:
         params: the mask.
-        is_aligned: queries and keys begin at one position and have the same length, but for the halo of the keys.
+        is_aligned: queries and keys begin at one position and have the same length, but for the halo of the keys; where
+            nothing is masked by positions, they may begin anywhere.
         n_queries: of this slice.
         n_keys: of this slice.
         smallest: the fewest queries of a block.

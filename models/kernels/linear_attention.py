@@ -520,7 +520,7 @@ def causal_linear_attention_gradient(
 
 @compiled
 def slice_state(keys: tf.Tensor, values: tf.Tensor, *starts: tf.Tensor) -> tf.Tensor:
-    """(keys, values [B, S, H, D], starts [B, S] or nothing) -> packed sums over the segment that the slice ends with."""
+    """(keys, values [B, S, H, D], starts [B, S] or nothing) -> packed sums over the segment it ends with."""
     keys, values = _heads_first(keys), _heads_first(values)
     if starts:
         keys = tf.where((starts[0] == starts[0][:, -1:])[:, None, :, None], keys, -float("inf"))

@@ -50,7 +50,7 @@ class SoftmaxAttention(MeshOperation):
     """
 
     def __init__(self, inputs: Sequence[mtf.Tensor], params: AttentionParams) -> None:
-        self._params = params
+        self.params = params
         batch_dim, sequence_dim, heads_dim, _ = inputs[0].shape.dims
         log_z_shape = mtf.Shape([batch_dim, heads_dim, sequence_dim])
         super().__init__(inputs, [(inputs[0].shape, inputs[0].dtype), (log_z_shape, tf.float32)], "softmax_attention")
@@ -66,17 +66,17 @@ class SoftmaxAttention(MeshOperation):
         *segments: LaidOut,
     ) -> Sequence[LaidOut]:
         """Computes the outputs from the slices of the inputs."""
-        ring = ring_of(mesh_impl, self._params, *self.inputs[:2])
+        ring = ring_of(mesh_impl, self.params, *self.inputs[:2])
         if ring is not None:
             return ring_attention(ring, queries, keys, values, key, rows, *segments)
         dims = _AttentionDims.of(*self.inputs[:2])
         starts, axes = dims.starts(mesh_impl), mesh_axes(mesh_impl, [dims.memory])
         if not axes:
-            kernel = kernels.attention(self._params, dims.is_aligned(mesh_impl))
+            kernel = kernels.attention(self.params, dims.is_aligned(mesh_impl))
             return mesh_impl.slicewise(kernel, queries, keys, values, starts, key, rows, *segments)
-        largest = mesh_impl.slicewise(kernels.attention_largest_logit(self._params), queries, keys, starts, *segments)
+        largest = mesh_impl.slicewise(kernels.attention_largest_logit(self.params), queries, keys, starts, *segments)
         largest = mesh_impl.allreduce(largest, axes, "MAX")
-        kernel = kernels.attention_sums(self._params)
+        kernel = kernels.attention_sums(self.params)
         sums = mesh_impl.slicewise(kernel, queries, keys, values, starts, key, rows, largest, *segments)
         total, weighted = (mesh_impl.allreduce(part, axes, "SUM") for part in sums)
         dtype = self.outputs[0].dtype
@@ -93,11 +93,11 @@ class SoftmaxAttention(MeshOperation):
         d_outputs = mtf.zeros_like(outputs) if grad_ys[0] is None else grad_ys[0]
         d_log_z = [] if grad_ys[1] is None else [grad_ys[1]]
         inputs = [*self.inputs, outputs, log_z, d_outputs, *d_log_z]
-        return [*SoftmaxAttentionGradient(inputs, self._params).outputs, *[None] * len(self.inputs[3:])]
+        return [*SoftmaxAttentionGradient(inputs, self.params).outputs, *[None] * len(self.inputs[3:])]
 
     def flops(self, mesh_impl: mtf.MeshImpl) -> float:
         """Two products: the logits and the outputs."""
-        return 2 * _product_flops(mesh_impl, self._params, *self.inputs[:2])
+        return 2 * _product_flops(mesh_impl, self.params, *self.inputs[:2])
 
 
 class SoftmaxAttentionGradient(MeshOperation):
@@ -108,18 +108,18 @@ class SoftmaxAttentionGradient(MeshOperation):
     """
 
     def __init__(self, inputs: Sequence[mtf.Tensor], params: AttentionParams) -> None:
-        self._params = params
+        self.params = params
         super().__init__(inputs, [(x.shape, x.dtype) for x in inputs[:3]], "softmax_attention_gradient")
 
     def lower_slices(
         self, mesh_impl: mtf.MeshImpl, queries: LaidOut, keys: LaidOut, values: LaidOut, *others: LaidOut
     ) -> Sequence[LaidOut]:
         """Computes the outputs from the slices of the inputs."""
-        ring = ring_of(mesh_impl, self._params, *self.inputs[:2])
+        ring = ring_of(mesh_impl, self.params, *self.inputs[:2])
         if ring is not None:
             return ring_attention_gradient(ring, queries, keys, values, *others)
         dims = _AttentionDims.of(*self.inputs[:2])
-        kernel = kernels.attention_gradient(self._params, dims.is_aligned(mesh_impl))
+        kernel = kernels.attention_gradient(self.params, dims.is_aligned(mesh_impl))
         d_queries, d_keys, d_values = mesh_impl.slicewise(
             kernel, queries, keys, values, dims.starts(mesh_impl), *others
         )
@@ -131,7 +131,7 @@ class SoftmaxAttentionGradient(MeshOperation):
 
     def flops(self, mesh_impl: mtf.MeshImpl) -> float:
         """Five products: the logits again, and four of the gradient."""
-        return 5 * _product_flops(mesh_impl, self._params, *self.inputs[:2])
+        return 5 * _product_flops(mesh_impl, self.params, *self.inputs[:2])
 
 
 def _product_flops(mesh_impl: mtf.MeshImpl, params: AttentionParams, queries: mtf.Tensor, keys: mtf.Tensor) -> float:

@@ -97,9 +97,7 @@ class _Slices:
         """Returns the `edges` of the kernels; nothing without segments."""
         return [self.all(self.mesh_impl.slicewise(_first_and_last, x)) for x in segments]
 
-    def before(
-        self, keys: LaidOut, values: LaidOut, segments: Sequence[LaidOut], edges: Sequence[LaidOut]
-    ) -> LaidOut:
+    def before(self, keys: LaidOut, values: LaidOut, segments: Sequence[LaidOut], edges: Sequence[LaidOut]) -> LaidOut:
         """Returns the sums that a slice begins with."""
         own = self.mesh_impl.slicewise(kernels.slice_state, keys, values, *segments)
         return self.mesh_impl.slicewise(kernels.state_before, self.all(own), self.number(), *edges)

@@ -121,7 +121,9 @@ class Redistribution(mtf.ReshapeOperation):
         """Sets the laid-out output in the lowering of the graph."""
         mesh_impl, x = lowering.mesh_impl(self), lowering.tensors[self.inputs[0]]
         index = self.inputs[0].shape.dimension_names.index(self._names[0])
-        old, new = (mesh_impl.tensor_dimension_to_mesh_axis(y.shape.dims[index]) for y in (self.inputs[0], self.outputs[0]))
+        old, new = (
+            mesh_impl.tensor_dimension_to_mesh_axis(y.shape.dims[index]) for y in (self.inputs[0], self.outputs[0])
+        )
         if old != new and old is not None:
             x = mesh_impl.allconcat(x.to_laid_out_tensor(), old, index)
         if old != new and new is not None:

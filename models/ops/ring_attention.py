@@ -26,8 +26,9 @@ from collections.abc import Callable, Iterator, Sequence
 from meshtf import LaidOut, mtf, tf
 from models.kernels import attention as kernels
 from models.kernels.attention import AttentionParams, Halo
+from models.kernels.compile import Kernel
 from models.kernels.ring_attention import add_rows, merge_rows
-from models.ops.mesh_operation import mesh_axes, slice_size, slice_starts
+from models.ops.mesh_operation import mesh_axes, slice_starts
 
 Sources = tuple[int | None, ...]  # by receiving processor of an axis: the sending one; None: it receives nothing
 
@@ -67,7 +68,8 @@ class Exchange:
         """Returns where the queries and the keys of each processor's block begin, for slices of a length."""
         return [
             (
-                (at if lent is None else lent) * n_positions + (self.own_rows if lent is None else self.lent_rows).start,
+                (at if lent is None else lent) * n_positions
+                + (self.own_rows if lent is None else self.lent_rows).start,
                 (at if fetched is None else fetched) * n_positions,
             )
             for at, (fetched, lent) in enumerate(zip(self.fetched, self.lent, strict=True))
@@ -151,13 +153,9 @@ class Ring:
         """The keys around those of a slice, for attention with a radius."""
         return Halo(self.reach[0], self.sequence.size)
 
-    def of_own_slice(self, kernel: Callable[..., object], is_aligned: bool = True) -> Callable[..., object]:
-        """Returns a kernel of attention between positions of one slice."""
-        return kernel(self.params, is_aligned)
-
-    def of_two_slices(self, kernel: Callable[..., object]) -> Callable[..., object]:
-        """Returns a kernel of attention between positions of two slices, which are in order."""
-        return kernel(dataclasses.replace(self.params, is_causal=False), False)
+    def of_two_slices(self, kernel: Callable[..., Kernel]) -> Kernel:
+        """Returns a kernel of attention between two slices; where it is causal, the queries come after the keys."""
+        return kernel(dataclasses.replace(self.params, is_causal=False), True)
 
     def starts(self, by_processor: Sequence[tuple[int, int]]) -> LaidOut:
         """Laid-out int32 [3]: where heads, queries and keys begin, given the last two by processor of the axis."""
@@ -220,9 +218,7 @@ class Ring:
         return [self.mesh_impl.slicewise(part(index, size, before), padded, starts) for index, size in sizes]
 
 
-def ring_of(
-    mesh_impl: mtf.MeshImpl, params: AttentionParams, queries: mtf.Tensor, keys: mtf.Tensor
-) -> Ring | None:
+def ring_of(mesh_impl: mtf.MeshImpl, params: AttentionParams, queries: mtf.Tensor, keys: mtf.Tensor) -> Ring | None:
     """Returns the ring over which attention exchanges keys; None: positions are whole, or over two axes.
 
     Args:
@@ -286,7 +282,7 @@ def ring_attention(
         return _local_attention(ring, queries, keys, values, key, rows, *segments)
     mesh_impl, whole = ring.mesh_impl, ring.whole(segments)
     starts = slice_starts(mesh_impl, [ring.heads, ring.sequence, ring.sequence])
-    kernel = ring.of_own_slice(kernels.attention)
+    kernel = kernels.attention(ring.params, True)
     outputs, log_z = mesh_impl.slicewise(kernel, queries, keys, values, starts, key, rows, *segments)
     dtype = outputs.to_laid_out_tensor().all_slices[0].dtype
     outputs, kernel = _cast(mesh_impl, outputs, tf.float32), ring.of_two_slices(kernels.attention)
@@ -323,7 +319,8 @@ def ring_attention_gradient(
     if ring.params.radius is not None:
         return _local_gradient(ring, queries, keys, values, key, rows, *segments, log_z, row_sums, d_outputs)
     starts, whole = slice_starts(mesh_impl, [ring.heads, ring.sequence, ring.sequence]), ring.whole(segments)
-    dtype, kernel = queries.to_laid_out_tensor().all_slices[0].dtype, ring.of_own_slice(kernels.attention_block_gradient)
+    dtype = queries.to_laid_out_tensor().all_slices[0].dtype
+    kernel = kernels.attention_block_gradient(ring.params, True)
     inputs = (queries, keys, values, starts, key, rows, *segments, log_z, row_sums, d_outputs)
     sums = [_cast(mesh_impl, x, tf.float32) for x in mesh_impl.slicewise(kernel, *inputs)]
     kernel, before = ring.of_two_slices(kernels.attention_block_gradient), sums[0]
@@ -411,9 +408,10 @@ def _local_attention(ring: Ring, *inputs: LaidOut) -> tuple[LaidOut, LaidOut]:
 
 
 def _local_gradient(ring: Ring, *inputs: LaidOut) -> list[LaidOut]:
-    kernel, (*forward, log_z, row_sums, d_outputs) = kernels.attention_block_gradient(ring.params, True, ring.halo), inputs
-    of_queries = (log_z, row_sums, d_outputs)
-    d_queries, *wide = ring.mesh_impl.slicewise(kernel, *_local_inputs(ring, *forward), *of_queries)
+    *forward, log_z, row_sums, d_outputs = inputs
+    kernel = kernels.attention_block_gradient(ring.params, True, ring.halo)
+    around = _local_inputs(ring, *forward)
+    d_queries, *wide = ring.mesh_impl.slicewise(kernel, *around, log_z, row_sums, d_outputs)
     own = slice(ring.reach[0], ring.reach[0] + ring.n_positions)
     sums = [_cast(ring.mesh_impl, ring.rows(x, own), tf.float32) for x in wide]
     for sources, sent, place in _neighbours(ring):

@@ -103,7 +103,6 @@ class Collectives:
         as_gathered = sorted(members, key=str)
         return y if as_gathered == list(members) else tf.gather(y, [as_gathered.index(member) for member in members])
 
-
     def send(self, x: tf.Tensor, group: Group, key: int) -> None:
         """Sends a tensor to the other process of a group of two, which receives it with the same key."""
         self._in_order(lambda keys: collective_ops.broadcast_send_v2(x, **keys), group, key)

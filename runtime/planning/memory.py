@@ -22,6 +22,7 @@ from models.ops.linear_attention import (
     LinearAttentionGradient,
 )
 from models.ops.norms import LayerNorm, LayerNormGradient, RmsNorm, RmsNormGradient
+from models.ops.ring_attention import ring_of
 from runtime.planning.dry_run import DryStep
 from runtime.training.grad_accumulation import MicrobatchLoop
 from runtime.training.optimizers import AdafactorUpdate, ElementwiseUpdate, EmaUpdate, MuonUpdate
@@ -148,18 +149,40 @@ def _block_bytes(queries: Sequence[int], keys: Sequence[int]) -> int:
     return 4 * n_batch * n_heads * min(n_queries, max(MIN_BLOCK, math.ceil(n_queries / N_BLOCKS))) * keys[1]
 
 
-def _attention(operation: mtf.Operation, step: DryStep) -> int:
+def _attention(operation: SoftmaxAttention, step: DryStep) -> int:
     """Counts queries, keys and values with heads first, and two blocks of weights."""
-    queries, keys = (step.mesh_impl.slice_shape(x.shape) for x in operation.inputs[:2])
-    return sum(map(step.slice_bytes, operation.inputs[:3])) + 2 * _block_bytes(queries, keys)
+    queries, keys = _attention_slices(operation, step)
+    first = sum(map(step.slice_bytes, operation.inputs[:3]))
+    return first + 2 * _block_bytes(queries, keys) + _exchanged(operation, step, n_sums=1)
 
 
-def _attention_gradient(operation: mtf.Operation, step: DryStep) -> int:
+def _attention_gradient(operation: SoftmaxAttentionGradient, step: DryStep) -> int:
     """As forward, plus the gradient of the outputs, a third block, and each block's terms before they are added."""
-    queries, keys = (step.mesh_impl.slice_shape(x.shape) for x in operation.inputs[:2])
+    queries, keys = _attention_slices(operation, step)
     n_blocks = min(N_BLOCKS, math.ceil(queries[1] / MIN_BLOCK))
     parts = (n_blocks + 1) / 2 * sum(map(step.slice_bytes, operation.inputs[1:3]))
-    return int(4 * step.slice_bytes(operation.inputs[0]) + 3 * _block_bytes(queries, keys) + parts)
+    first = 4 * step.slice_bytes(operation.inputs[0]) + 3 * _block_bytes(queries, keys)
+    return int(first + parts + _exchanged(operation, step, n_sums=3))
+
+
+def _attention_slices(
+    operation: SoftmaxAttention | SoftmaxAttentionGradient, step: DryStep
+) -> tuple[list[int], list[int]]:
+    """Returns the shapes of the queries and keys of one kernel, which has the keys around a slice if it is local."""
+    queries, keys = (step.mesh_impl.slice_shape(x.shape) for x in operation.inputs[:2])
+    ring = ring_of(step.mesh_impl, operation.params, *operation.inputs[:2])
+    if ring is not None and ring.params.radius is not None:
+        keys[1] += sum(ring.reach)
+    return queries, keys
+
+
+def _exchanged(operation: SoftmaxAttention | SoftmaxAttentionGradient, step: DryStep, n_sums: int) -> int:
+    """Counts what goes round: keys and values as a message and apart, those that come next, and the float32 sums."""
+    if ring_of(step.mesh_impl, operation.params, *operation.inputs[:2]) is None:
+        return 0
+    queries, keys, values = operation.inputs[:3]
+    sums = n_sums * 4 * step.mesh_impl.slice_size(queries.shape)
+    return 3 * (step.slice_bytes(keys) + step.slice_bytes(values)) + sums
 
 
 def _of_outputs(times: float) -> Callable[[mtf.Operation, DryStep], int]:

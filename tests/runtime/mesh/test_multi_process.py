@@ -35,7 +35,19 @@ from tests.runtime.spmd_worker import CASES, MATRIX, ONE_LAYER, SCORED, Case, sc
 
 REPOSITORY = Path(__file__).parents[3]
 FAST = "experts"
-OF_TWO = ("data", "model", "embd", "memory", "sequence", "shared", "groups", "groups_whole", "segments", "matrices", "ring")
+OF_TWO = (
+    "data",
+    "model",
+    "embd",
+    "memory",
+    "sequence",
+    "shared",
+    "groups",
+    "groups_whole",
+    "segments",
+    "matrices",
+    "ring",
+)
 OF_FOUR = ("mixed", "mixed_experts", "mixed_embd", "mixed_matrices", "mixed_ring", "whole_sequence")
 
 

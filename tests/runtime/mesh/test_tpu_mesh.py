@@ -243,7 +243,12 @@ PROGRAMS = {
     "model": ({**tiny.ALL_DROPOUTS, "recompute_grad": True}, "x:2,y:2", LAYOUT, "adam"),
     "embd": ({"precision": "bfloat16", "rotary_emb": True}, "x:2,y:2", "batch:x,embd:y", "adafactor"),
     "memory": ({"num_mem_kv": 4}, "x:2,y:2", "memory_length:x,batch:y", "adamw"),
-    "linear": ({"attention_types": ("linear", "global")}, "x:4", "sequence:x", "adam"),
+    "sequence": (
+        {"n_layer": 3, "attention_types": ("linear", "global", "local"), **tiny.ALL_DROPOUTS},
+        "x:4",
+        "sequence:x",
+        "adam",
+    ),
     "experts": ({"moe_layers": (1,), "moe_params": MIXTURE}, "x:4", "batch:x,experts:x", "adam"),
     "entmax": ({"entmax_loss": True}, "x:4", "batch:x", "adam"),
 }
