@@ -576,7 +576,8 @@ def slice_query_gradients(
     """Computes the gradients of the queries, and what those of keys and values are made of.
 
     (queries, keys, values, d_outputs [B, S, H, D], begin, before, starts) -> d_queries, shares and d_totals float32
-    [B, S, H, D], and the packed gradients of the sums that the slice begins with, with the reference they relate to.
+    [B, S, H, D], the packed gradients of the sums that the slice begins with and the reference that they relate to, and
+    the reference behind the slice [B, H, 1, D].
     """
     place = _Place(*(starts or (None,)), begin=begin, before=before)
     return tuple(_with_safe_chunk_length(_of_queries, normalization, place, queries, keys, values, d_outputs))
@@ -600,7 +601,24 @@ def _of_queries(
     d_context = tf.reduce_sum(tf.matmul(shares * scales, d_rows, transpose_a=True), 0)
     d_total = tf.reduce_sum(d_totals * scales, [0, 3])[:, :, None]
     kept = (_join_chunks(x, tf.cast(queries, tf.float32)) for x in (shares, d_totals))
-    return [_join_chunks(d_queries, queries), *kept, _pack(d_context, d_total, first[0])]
+    return [_join_chunks(d_queries, queries), *kept, _pack(d_context, d_total, first[0]), chunks.references[-1]]
+
+
+@compiled
+def state_gradient_after(d_states: tf.Tensor, reference: tf.Tensor, at: tf.Tensor, *edges: tf.Tensor) -> tf.Tensor:
+    """Returns the gradients, from later slices, of the sums behind a slice.
+
+    (those of the sums that each slice begins with [slices, B, H, D + 2, D], the reference behind a slice, its number,
+    edges) -> packed, relative to that reference.
+    """
+    is_seen = tf.reshape(tf.range(d_states.shape[0]) > at, [-1, 1])
+    if edges:
+        is_seen &= edges[0][:, :, 0] == edges[0][at, :, 1]
+    d_contexts, d_totals, references = _unpack(d_states)
+    scales = tf.exp(tf.minimum(reference - references, 0.0))
+    scales = tf.where(is_seen[:, :, None, None, None], scales, 0.0)
+    d_context = tf.reduce_sum(d_contexts * tf.linalg.matrix_transpose(scales), 0)
+    return _pack(d_context, tf.reduce_sum(d_totals * scales, 0), reference)
 
 
 @compiled
@@ -608,51 +626,37 @@ def slice_key_value_gradients(
     queries: tf.Tensor,
     keys: tf.Tensor,
     values: tf.Tensor,
-    d_outputs: tf.Tensor,
     begin: tf.Tensor,
     before: tf.Tensor,
-    shares: tf.Tensor,
-    d_totals: tf.Tensor,
-    d_states: tf.Tensor,
-    at: tf.Tensor,
-    *segments: tf.Tensor,
+    after: tf.Tensor,
+    *others: tf.Tensor,
     normalization: str = "position",
 ) -> tuple[tf.Tensor, ...]:
     """Computes the gradients of keys and values.
 
-    (the inputs and results of `slice_query_gradients`, where d_states [slices, B, H, D + 2, D] are those of all slices,
-    the number of this one, starts and edges) -> (d_keys, d_values [B, S, H, D]).
+    (queries, keys, values, begin, before, the result of `state_gradient_after`, d_outputs, shares and d_totals
+    [B, S, H, D], starts) -> (d_keys, d_values [B, S, H, D]).
     """
-    starts, edges = segments[:1], segments[1:]
+    rows, starts = others[:3], others[3:]
     place = _Place(*(starts or (None,)), begin=begin, before=before)
-    is_seen = tf.reshape(tf.range(d_states.shape[0]) > at, [-1, 1])
-    if edges:
-        is_seen &= edges[0][:, :, 0] == edges[0][at, :, 1]
-    run = functools.partial(_of_keys_and_values, is_seen[:, :, None, None, None])
-    inputs = (queries, keys, values, d_outputs, shares, d_totals, d_states)
-    return tuple(_with_safe_chunk_length(run, normalization, place, *inputs))
+    inputs = (queries, keys, values, after, *rows)
+    return tuple(_with_safe_chunk_length(_of_keys_and_values, normalization, place, *inputs))
 
 
 def _of_keys_and_values(
-    is_seen: tf.Tensor,
     normalization: Normalization,
     place: _Place,
     length: int,
     queries: tf.Tensor,
     keys: tf.Tensor,
     values: tf.Tensor,
-    d_outputs: tf.Tensor,
-    shares: tf.Tensor,
-    d_totals: tf.Tensor,
-    d_states: tf.Tensor,
+    after: tf.Tensor,
+    *rows: tf.Tensor,
 ) -> list[tf.Tensor]:
     chunks = _prepare_chunks(normalization, place, length, queries, keys, values)
-    d_contexts, d_sums, references = _unpack(d_states)
-    scales = tf.where(is_seen, tf.exp(tf.minimum(chunks.references[-1] - references, 0.0)), 0.0)
-    d_context = tf.reduce_sum(d_contexts * tf.linalg.matrix_transpose(scales), 0)
-    after = (d_context, tf.reduce_sum(d_sums * scales, 0))
-    rows = [_split_into_chunks(x, length) for x in (d_outputs, shares, d_totals)]
-    return [_join_chunks(gradient, queries) for gradient in _key_value_gradients(chunks, *rows, after)]
+    chunked_rows = [_split_into_chunks(x, length) for x in rows]
+    gradients = _key_value_gradients(chunks, *chunked_rows, _unpack(after)[:2])
+    return [_join_chunks(gradient, queries) for gradient in gradients]
 
 
 def _bidirectional(queries: tf.Tensor, keys: tf.Tensor, values: tf.Tensor) -> tf.Tensor:

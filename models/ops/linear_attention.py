@@ -60,13 +60,15 @@ class CausalLinearAttentionGradient(MeshOperation):
         if slices is None:
             kernel = _by(self._normalization, kernels.causal_linear_attention_gradient)
             return mesh_impl.slicewise(kernel, *inputs)
-        edges = slices.edges(segments)
-        given = (*inputs[:4], slices.begin(), slices.before(keys, values, segments, edges))
+        edges, begin = slices.edges(segments), slices.begin()
+        before = slices.before(keys, values, segments, edges)
         kernel = _by(self._normalization, kernels.slice_query_gradients)
-        d_queries, *kept, d_state = mesh_impl.slicewise(kernel, *given, *segments)
+        d_queries, *kept, d_state, reference = mesh_impl.slicewise(kernel, *inputs[:4], begin, before, *segments)
+        kernel, d_states = kernels.state_gradient_after, slices.all(d_state)
+        after = mesh_impl.slicewise(kernel, d_states, reference, slices.number(), *edges)
         kernel = _by(self._normalization, kernels.slice_key_value_gradients)
-        others = (*kept, slices.all(d_state), slices.number(), *segments, *edges)
-        return [d_queries, *mesh_impl.slicewise(kernel, *given, *others)]
+        given = (*inputs[:3], begin, before, after, inputs[3], *kept, *segments)
+        return [d_queries, *mesh_impl.slicewise(kernel, *given)]
 
     def flops(self, mesh_impl: mtf.MeshImpl) -> float:
         """Six products: the sums of the forward pass again, and five of the gradient."""

@@ -286,7 +286,7 @@ def ring_attention(
     outputs, log_z = mesh_impl.slicewise(kernel, queries, keys, values, starts, key, rows, *segments)
     dtype = outputs.to_laid_out_tensor().all_slices[0].dtype
     outputs, kernel = _cast(mesh_impl, outputs, tf.float32), ring.of_two_slices(kernels.attention)
-    before = log_z
+    before = queries  # the first exchange waits for nothing, each other one for the block before the last
     for exchange in ring.exchanges:
         lent, own = (ring.rows(queries, part) for part in (exchange.lent_rows, exchange.own_rows))
         (block_keys, block_values), (block_queries,) = _block(ring, exchange, (keys, values), (lent,), (own,), before)
@@ -323,7 +323,7 @@ def ring_attention_gradient(
     kernel = kernels.attention_block_gradient(ring.params, True)
     inputs = (queries, keys, values, starts, key, rows, *segments, log_z, row_sums, d_outputs)
     sums = [_cast(mesh_impl, x, tf.float32) for x in mesh_impl.slicewise(kernel, *inputs)]
-    kernel, before = ring.of_two_slices(kernels.attention_block_gradient), sums[0]
+    kernel, before = ring.of_two_slices(kernels.attention_block_gradient), queries
     for exchange in ring.exchanges:
         lent, own = (
             [

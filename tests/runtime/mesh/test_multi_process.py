@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import signal
 import socket
@@ -27,7 +28,7 @@ from runtime.checkpoint.reader import DamagedError, latest_checkpoint, restore
 from runtime.checkpoint.weight_sources import checkpoint_tensors
 from runtime.checkpoint.writer import CheckpointWriter
 from runtime.cluster.process_group import ProcessGroup
-from runtime.mesh.multi_process import group_of, place_process
+from runtime.mesh.multi_process import group_of, pair_of, pairs_in_rounds, place_process
 from runtime.mesh.placement import Placement, VariableSlices, place
 from runtime.training.steps import build_train_step
 from tests import tiny
@@ -70,6 +71,38 @@ def test_a_group_has_one_key_and_no_other_group_has_it(sizes: list[int], data: s
     assert all(len(groups) == 1 for groups in members.values())
 
 
+@settings(max_examples=50)
+@given(st.lists(st.one_of(st.none(), st.integers(0, 8)), min_size=9, max_size=9))
+def test_pairs_meet_without_waiting_in_a_circle(sources: list[int | None]) -> None:
+    """In the order of the list, each process works through its own pairs; the first pair that is left always meets."""
+    pairs = pairs_in_rounds(sources)
+    assert sorted(pairs) == sorted((s, t) for t, s in enumerate(sources) if s is not None and s != t)
+    queues = {at: [pair for pair in pairs if at in pair] for at in range(9)}
+    while any(queues.values()):
+        met = [pair for pair in pairs if all(queues[at][:1] == [pair] for at in pair)]
+        assert met
+        for source, target in met:
+            del queues[source][0], queues[target][0]
+
+
+def test_a_ring_takes_two_rounds() -> None:
+    assert pairs_in_rounds([3, 0, 1, 2]) == [(3, 0), (1, 2), (0, 1), (2, 3)]
+
+
+def test_a_pair_has_a_key_of_its_own() -> None:
+    shape = mtf.Shape([mtf.Dimension("x", 2), mtf.Dimension("y", 3)])
+    groups = {group_of(shape, processor, axes).key for processor in range(6) for axes in ([0], [1], [0, 1])}
+    members: dict[int, set[int]] = {}
+    for processor in range(6):
+        coordinates = mtf.pnum_to_processor_coordinates(shape, processor)
+        for axis, size in enumerate((2, 3)):
+            for pair in itertools.permutations(range(size), 2):
+                if coordinates[axis] in pair:
+                    members.setdefault(pair_of(shape, processor, axis, pair).key, set()).add(processor)
+    assert len(members) == 3 * 2 + 2 * 6 and not groups & set(members)
+    assert all(len(processors) == 2 for processors in members.values())
+
+
 def n_nodes(n_processes: int, layout: str) -> int:
     mesh = tiny.mesh_config(f"x:{n_processes}", layout)
     config = tiny.run_config(mesh, ONE_LAYER, training={"train_batch_size": 512})
@@ -79,6 +112,18 @@ def n_nodes(n_processes: int, layout: str) -> int:
 def test_a_graph_does_not_grow_with_the_mesh() -> None:
     two = n_nodes(2, "batch:x")
     assert n_nodes(512, "batch:x") == pytest.approx(two, rel=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+def test_a_graph_does_not_grow_with_the_batch_axis_beside_a_ring() -> None:
+    counts = []
+    for size in (1, 128):
+        mesh = tiny.mesh_config(f"x:{size},y:4", "batch:x,sequence:y")
+        config = tiny.run_config(mesh, {"attention_types": ("global", "local")}, {"train_batch_size": 512})
+        placement = place_process(config.mesh, 1, 4 * size, "/device:CPU:0")
+        counts.append(build_train_step(config, placement).n_graph_nodes())
+    assert counts[0] == pytest.approx(counts[1], rel=0.02)
 
 
 @pytest.mark.slow
@@ -316,7 +361,7 @@ def run_together(n_processes: int, folder: Path, device: str, *jobs: str) -> Tog
     cases = {CASES[job].model: CASES[job] for job in jobs if job in CASES}
     expected = {model: one_device(case, folder, device) for model, case in cases.items()}
     processes = start(n_processes, folder, *jobs)
-    texts = [process.communicate(timeout=300)[0] for process in processes]
+    texts = [process.communicate(timeout=600)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * n_processes, "\n".join(text[-2000:] for text in texts)
     return Together(folder, [dict(np.load(folder / f"{index}.npz")) for index in range(n_processes)], expected)
 
