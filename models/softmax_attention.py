@@ -49,9 +49,7 @@ def _memory(context: Context, layer: Layer) -> tuple[mtf.Tensor, mtf.Tensor]:
 
 
 def _full(context: Context, layer: Layer, qkv: QKV) -> mtf.Tensor:
-    keys, values = (
-        repeat_heads(redistribute(x, "sequence", "memory_length"), context.dims.heads) for x in (qkv.keys, qkv.values)
-    )
+    keys, values = (redistribute(x, "sequence", "memory_length") for x in (qkv.keys, qkv.values))
     rate = context.model.attn_dropout if context.is_training else 0.0
     starts, noise = context.segment_starts, context.noise_of(f"{layer.name}/attn")
     model = context.model

@@ -9,6 +9,7 @@ from meshtf import LaidOut, mtf, tf
 from models.kernels import attention as kernels
 from models.kernels.attention import AttentionParams
 from models.ops.dropout import Noise
+from models.ops.grouping import SharedHeads
 from models.ops.mesh_operation import (
     MeshOperation,
     SliceKernel,
@@ -26,18 +27,22 @@ Attended = tuple[mtf.Tensor, mtf.Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class _AttentionDims:
-    """The dimensions of queries [batch, sequence, heads, features_per_head] and keys [batch, memory_length, ...]."""
+    """Of queries [batch, sequence, heads, features_per_head] and keys [batch, memory_length, kv_heads, ...]."""
 
     sequence: mtf.Dimension
     memory: mtf.Dimension
     heads: mtf.Dimension
+    kv_heads: mtf.Dimension
 
     @staticmethod
     def of(queries: mtf.Tensor, keys: mtf.Tensor) -> _AttentionDims:
-        return _AttentionDims(queries.shape.dims[1], keys.shape.dims[1], queries.shape.dims[2])
+        return _AttentionDims(queries.shape.dims[1], keys.shape.dims[1], queries.shape.dims[2], keys.shape.dims[2])
 
     def is_aligned(self, mesh_impl: mtf.MeshImpl) -> bool:
         return self.sequence.size == self.memory.size and not mesh_axes(mesh_impl, [self.sequence, self.memory])
+
+    def shared(self, mesh_impl: mtf.MeshImpl) -> SharedHeads:
+        return SharedHeads(mesh_impl, self.heads, self.kv_heads)
 
     def starts(self, mesh_impl: mtf.MeshImpl) -> LaidOut:
         return slice_starts(mesh_impl, [self.heads, self.sequence, self.memory])
@@ -71,6 +76,7 @@ class SoftmaxAttention(MeshOperation):
             return ring_attention(ring, queries, keys, values, key, rows, *segments)
         dims = _AttentionDims.of(*self.inputs[:2])
         starts, axes = dims.starts(mesh_impl), mesh_axes(mesh_impl, [dims.memory])
+        keys, values = map(dims.shared(mesh_impl).repeated, (keys, values))
         if not axes:
             kernel = kernels.attention(self.params, dims.is_aligned(mesh_impl))
             return mesh_impl.slicewise(kernel, queries, keys, values, starts, key, rows, *segments)
@@ -115,19 +121,18 @@ class SoftmaxAttentionGradient(MeshOperation):
         self, mesh_impl: mtf.MeshImpl, queries: LaidOut, keys: LaidOut, values: LaidOut, *others: LaidOut
     ) -> Sequence[LaidOut]:
         """Computes the outputs from the slices of the inputs."""
-        ring = ring_of(mesh_impl, self.params, *self.inputs[:2])
+        dims, ring = _AttentionDims.of(*self.inputs[:2]), ring_of(mesh_impl, self.params, *self.inputs[:2])
+        shared = dims.shared(mesh_impl)
         if ring is not None:
-            return ring_attention_gradient(ring, queries, keys, values, *others)
-        dims = _AttentionDims.of(*self.inputs[:2])
-        kernel = kernels.attention_gradient(self.params, dims.is_aligned(mesh_impl))
-        d_queries, d_keys, d_values = mesh_impl.slicewise(
-            kernel, queries, keys, values, dims.starts(mesh_impl), *others
+            d_queries, *of_keys = ring_attention_gradient(ring, queries, keys, values, *others)
+            return [d_queries, *map(shared.total, of_keys)]
+        kernel, wide = (
+            kernels.attention_gradient(self.params, dims.is_aligned(mesh_impl)),
+            map(shared.repeated, (keys, values)),
         )
-        return (
-            lazy_sum(mesh_impl, d_queries, [dims.memory]),
-            lazy_sum(mesh_impl, d_keys, [dims.sequence]),
-            lazy_sum(mesh_impl, d_values, [dims.sequence]),
-        )
+        d_queries, *of_keys = mesh_impl.slicewise(kernel, queries, *wide, dims.starts(mesh_impl), *others)
+        sums = [shared.total(shared.summed(x), [dims.sequence]) for x in of_keys]
+        return [lazy_sum(mesh_impl, d_queries, [dims.memory]), *sums]
 
     def flops(self, mesh_impl: mtf.MeshImpl) -> float:
         """Five products: the logits again, and four of the gradient."""
@@ -154,8 +159,8 @@ def softmax_attention(
 
     Args:
         queries: [batch, sequence, heads, features_per_head].
-        keys: [batch, memory_length, heads, features_per_head], of as many positions as the queries if the mask
-            depends on positions; the dimension may have another name.
+        keys: [batch, memory_length, kv_heads, features_per_head], of as many positions as the queries if the mask
+            depends on positions; the dimension may have another name. As in `repeat_heads`, heads may share keys.
         values: as keys.
         params: the mask, and the dropout of the weights.
         noise: for the dropout.

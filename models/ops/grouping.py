@@ -5,10 +5,12 @@ Nothing is sent: kv_heads is whole, or split over the axis of heads, so that a s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 
 from meshtf import LaidOut, mtf
 from models.kernels import grouping as kernels
+from models.kernels.compile import Kernel
 from models.ops.mesh_operation import MeshOperation, lazy_sum, mesh_axes, slice_size, slice_starts
 
 
@@ -16,6 +18,40 @@ def groups_of(mesh_impl: mtf.MeshImpl, heads_dim: mtf.Dimension, kv_dim: mtf.Dim
     """Returns the groups of a processor's slices."""
     n_heads, n_kv_heads = (slice_size(mesh_impl, [dim]) for dim in (heads_dim, kv_dim))
     return kernels.Groups(n_heads, n_kv_heads, heads_dim.size // kv_dim.size)
+
+
+@dataclasses.dataclass(frozen=True)
+class SharedHeads:
+    """Which heads of queries share each head of keys and values, on a mesh.
+
+    Attributes:
+        mesh_impl: how they are laid out.
+        heads: the dimension of queries.
+        kv_heads: that of keys and values; the same one if no head is shared.
+    """
+
+    mesh_impl: mtf.MeshImpl
+    heads: mtf.Dimension
+    kv_heads: mtf.Dimension
+
+    def repeated(self, x: LaidOut) -> LaidOut:
+        """[..., kv_heads, features_per_head] -> [..., heads, features_per_head]."""
+        return self._of_groups(kernels.repeat_heads, x)
+
+    def summed(self, dy: LaidOut) -> LaidOut:
+        """[..., heads, features_per_head] -> [..., kv_heads, features_per_head], of the heads of a slice alone."""
+        return self._of_groups(kernels.sum_of_groups, dy)
+
+    def total(self, sums: LaidOut, dims: Sequence[mtf.Dimension] = ()) -> LaidOut:
+        """Adds up the `summed` of all slices of heads, if each has all kv_heads, and of all slices of dims."""
+        is_whole = self.heads != self.kv_heads and not mesh_axes(self.mesh_impl, [self.kv_heads])
+        return lazy_sum(self.mesh_impl, sums, [*dims, self.heads] if is_whole else dims)
+
+    def _of_groups(self, kernel: Callable[[kernels.Groups], Kernel], x: LaidOut) -> LaidOut:
+        if self.heads == self.kv_heads:
+            return x
+        groups, starts = groups_of(self.mesh_impl, self.heads, self.kv_heads), [self.heads]
+        return self.mesh_impl.slicewise(kernel(groups), x, slice_starts(self.mesh_impl, starts))
 
 
 class RepeatHeads(MeshOperation):
@@ -28,8 +64,7 @@ class RepeatHeads(MeshOperation):
 
     def lower_slices(self, mesh_impl: mtf.MeshImpl, x: LaidOut) -> Sequence[LaidOut]:
         """Computes the outputs from the slices of the inputs."""
-        kernel = kernels.repeat_heads(groups_of(mesh_impl, self._heads_dim, self._kv_dim))
-        return [mesh_impl.slicewise(kernel, x, slice_starts(mesh_impl, [self._heads_dim]))]
+        return [SharedHeads(mesh_impl, self._heads_dim, self._kv_dim).repeated(x)]
 
     def gradient(self, grad_ys: Sequence[mtf.Tensor]) -> list[mtf.Tensor]:
         """Returns the gradient of the input."""
@@ -46,10 +81,8 @@ class SumOfGroups(MeshOperation):
 
     def lower_slices(self, mesh_impl: mtf.MeshImpl, dy: LaidOut) -> Sequence[LaidOut]:
         """Computes the outputs from the slices of the inputs."""
-        kernel = kernels.sum_of_groups(groups_of(mesh_impl, self._heads_dim, self._kv_dim))
-        sums = mesh_impl.slicewise(kernel, dy, slice_starts(mesh_impl, [self._heads_dim]))
-        is_split = mesh_axes(mesh_impl, [self._kv_dim])
-        return [sums if is_split else lazy_sum(mesh_impl, sums, [self._heads_dim])]
+        shared = SharedHeads(mesh_impl, self._heads_dim, self._kv_dim)
+        return [shared.total(shared.summed(dy))]
 
 
 def repeat_heads(x: mtf.Tensor, heads_dim: mtf.Dimension) -> mtf.Tensor:

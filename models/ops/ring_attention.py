@@ -28,6 +28,7 @@ from models.kernels import attention as kernels
 from models.kernels.attention import AttentionParams, Halo
 from models.kernels.compile import Kernel
 from models.kernels.ring_attention import add_rows, merge_rows
+from models.ops.grouping import SharedHeads
 from models.ops.mesh_operation import mesh_axes, slice_starts
 
 Sources = tuple[int | None, ...]  # by receiving processor of an axis: the sending one; None: it receives nothing
@@ -117,14 +118,14 @@ class Ring:
         params: the mask and the dropout; the radius is None where every position is within it.
         mesh_impl: how tensors are laid out.
         axis: the mesh axis that positions are split over.
-        heads: the dimension of heads.
+        shared: heads of queries, and those of keys, which go round before they are repeated.
         sequence: the dimension of positions.
     """
 
     params: AttentionParams
     mesh_impl: mtf.MeshImpl
     axis: int
-    heads: mtf.Dimension
+    shared: SharedHeads
     sequence: mtf.Dimension
 
     @property
@@ -159,7 +160,7 @@ class Ring:
 
     def starts(self, by_processor: Sequence[tuple[int, int]]) -> LaidOut:
         """Laid-out int32 [3]: where heads, queries and keys begin, given the last two by processor of the axis."""
-        heads = slice_starts(self.mesh_impl, [self.heads])
+        heads = slice_starts(self.mesh_impl, [self.shared.heads])
         return self.mesh_impl.slicewise(
             lambda heads, at: tf.concat([heads, tf.constant(by_processor)[at]], 0), heads, self._coordinate()
         )
@@ -225,15 +226,15 @@ def ring_of(mesh_impl: mtf.MeshImpl, params: AttentionParams, queries: mtf.Tenso
         mesh_impl: how the tensors are laid out.
         params: the mask and the dropout.
         queries: [batch, sequence, heads, features_per_head].
-        keys: [batch, memory_length, heads, features_per_head].
+        keys: [batch, memory_length, kv_heads, features_per_head].
     """
-    (sequence, heads), memory = queries.shape.dims[1:3], keys.shape.dims[1]
+    (sequence, heads), (memory, kv_heads) = queries.shape.dims[1:3], keys.shape.dims[1:3]
     axes = mesh_axes(mesh_impl, [sequence])
     if not axes or axes != mesh_axes(mesh_impl, [memory]):
         return None
     if params.radius is not None and params.radius >= sequence.size:
         params = dataclasses.replace(params, radius=None)
-    return Ring(params, mesh_impl, axes[0], heads, sequence)
+    return Ring(params, mesh_impl, axes[0], SharedHeads(mesh_impl, heads, kv_heads), sequence)
 
 
 def _pack(after: tf.Tensor, *tensors: tf.Tensor) -> tf.Tensor:
@@ -281,18 +282,20 @@ def ring_attention(
     if ring.params.radius is not None:
         return _local_attention(ring, queries, keys, values, key, rows, *segments)
     mesh_impl, whole = ring.mesh_impl, ring.whole(segments)
-    starts = slice_starts(mesh_impl, [ring.heads, ring.sequence, ring.sequence])
+    starts = slice_starts(mesh_impl, [ring.shared.heads, ring.sequence, ring.sequence])
     kernel = kernels.attention(ring.params, True)
-    outputs, log_z = mesh_impl.slicewise(kernel, queries, keys, values, starts, key, rows, *segments)
+    wide = map(ring.shared.repeated, (keys, values))
+    outputs, log_z = mesh_impl.slicewise(kernel, queries, *wide, starts, key, rows, *segments)
     dtype = outputs.to_laid_out_tensor().all_slices[0].dtype
     outputs, kernel = _cast(mesh_impl, outputs, tf.float32), ring.of_two_slices(kernels.attention)
     before = queries  # the first exchange waits for nothing, each other one for the block before the last
     for exchange in ring.exchanges:
         lent, own = (ring.rows(queries, part) for part in (exchange.lent_rows, exchange.own_rows))
-        (block_keys, block_values), (block_queries,) = _block(ring, exchange, (keys, values), (lent,), (own,), before)
+        of_keys, (block_queries,) = _block(ring, exchange, (keys, values), (lent,), (own,), before)
+        wide = map(ring.shared.repeated, of_keys)
         starts, before = ring.starts(exchange.starts(ring.n_positions)), log_z
         own_segments = ring.segments_at(whole, starts, exchange.n_rows, ring.n_positions)
-        part = mesh_impl.slicewise(kernel, block_queries, block_keys, block_values, starts, key, rows, *own_segments)
+        part = mesh_impl.slicewise(kernel, block_queries, *wide, starts, key, rows, *own_segments)
         merge, there = merge_rows(exchange.own_rows.start), ring.is_source(exchange.fetched)
         outputs, log_z = mesh_impl.slicewise(merge, outputs, log_z, *part, there)
         if exchange.lends:
@@ -318,11 +321,12 @@ def ring_attention_gradient(
     row_sums = mesh_impl.slicewise(kernels.gradient_row_sums, outputs, d_outputs, *d_log_z)
     if ring.params.radius is not None:
         return _local_gradient(ring, queries, keys, values, key, rows, *segments, log_z, row_sums, d_outputs)
-    starts, whole = slice_starts(mesh_impl, [ring.heads, ring.sequence, ring.sequence]), ring.whole(segments)
+    starts, whole = slice_starts(mesh_impl, [ring.shared.heads, ring.sequence, ring.sequence]), ring.whole(segments)
     dtype = queries.to_laid_out_tensor().all_slices[0].dtype
     kernel = kernels.attention_block_gradient(ring.params, True)
-    inputs = (queries, keys, values, starts, key, rows, *segments, log_z, row_sums, d_outputs)
-    sums = [_cast(mesh_impl, x, tf.float32) for x in mesh_impl.slicewise(kernel, *inputs)]
+    wide = map(ring.shared.repeated, (keys, values))
+    inputs = (queries, *wide, starts, key, rows, *segments, log_z, row_sums, d_outputs)
+    sums = [_cast(mesh_impl, x, tf.float32) for x in _narrowed(ring, mesh_impl.slicewise(kernel, *inputs))]
     kernel, before = ring.of_two_slices(kernels.attention_block_gradient), queries
     for exchange in ring.exchanges:
         lent, own = (
@@ -332,14 +336,20 @@ def ring_attention_gradient(
             ]
             for part in (exchange.lent_rows, exchange.own_rows)
         )
-        (block_keys, block_values), of_queries = _block(ring, exchange, (keys, values), lent, own, before)
-        block_queries, block_d_outputs, *statistics = of_queries
+        of_keys, of_queries = _block(ring, exchange, (keys, values), lent, own, before)
+        wide, (block_queries, block_d_outputs, *statistics) = map(ring.shared.repeated, of_keys), of_queries
         starts, before = ring.starts(exchange.starts(ring.n_positions)), sums[0]
         own_segments = ring.segments_at(whole, starts, exchange.n_rows, ring.n_positions)
-        inputs = (block_queries, block_keys, block_values, starts, key, rows, *own_segments)
+        inputs = (block_queries, *wide, starts, key, rows, *own_segments)
         parts = mesh_impl.slicewise(kernel, *inputs, *statistics, block_d_outputs)
-        sums = _add_block(ring, exchange, sums, parts)
+        sums = _add_block(ring, exchange, sums, _narrowed(ring, parts))
     return [_cast(mesh_impl, x, dtype) for x in sums]
+
+
+def _narrowed(ring: Ring, gradients: Sequence[LaidOut]) -> list[LaidOut]:
+    """Adds up the gradients of keys and values over the heads that share them."""
+    d_queries, *of_keys = gradients
+    return [d_queries, *map(ring.shared.summed, of_keys)]
 
 
 def _add_block(ring: Ring, exchange: Exchange, sums: Sequence[LaidOut], parts: Sequence[LaidOut]) -> list[LaidOut]:
@@ -399,7 +409,7 @@ def _local_inputs(
     n_positions, n_keys = ring.n_positions, before + ring.n_positions + after
     starts = ring.starts([(at * n_positions, at * n_positions - before) for at in range(ring.size)])
     own_segments = ring.segments_at(ring.whole(segments), starts, n_positions, n_keys)
-    return [queries, *joined, starts, key, rows, *own_segments]
+    return [queries, *map(ring.shared.repeated, joined), starts, key, rows, *own_segments]
 
 
 def _local_attention(ring: Ring, *inputs: LaidOut) -> tuple[LaidOut, LaidOut]:
@@ -411,12 +421,13 @@ def _local_gradient(ring: Ring, *inputs: LaidOut) -> list[LaidOut]:
     *forward, log_z, row_sums, d_outputs = inputs
     kernel = kernels.attention_block_gradient(ring.params, True, ring.halo)
     around = _local_inputs(ring, *forward)
-    d_queries, *wide = ring.mesh_impl.slicewise(kernel, *around, log_z, row_sums, d_outputs)
+    gradients = ring.mesh_impl.slicewise(kernel, *around, log_z, row_sums, d_outputs)
+    d_queries, *around = _narrowed(ring, gradients)
     own = slice(ring.reach[0], ring.reach[0] + ring.n_positions)
-    sums = [_cast(ring.mesh_impl, ring.rows(x, own), tf.float32) for x in wide]
+    sums = [_cast(ring.mesh_impl, ring.rows(x, own), tf.float32) for x in around]
     for sources, sent, place in _neighbours(ring):
         back = returned(sources)
-        parts = ring.receive([ring.rows(x, place) for x in wide], back, d_queries)
+        parts = ring.receive([ring.rows(x, place) for x in around], back, d_queries)
         add, there = add_rows(sent.start), ring.is_source(back)
         sums = [ring.mesh_impl.slicewise(add, total, part, there) for total, part in zip(sums, parts, strict=True)]
     dtype = d_queries.to_laid_out_tensor().all_slices[0].dtype

@@ -152,7 +152,7 @@ def _block_bytes(queries: Sequence[int], keys: Sequence[int]) -> int:
 def _attention(operation: SoftmaxAttention, step: DryStep) -> int:
     """Counts queries, keys and values with heads first, and two blocks of weights."""
     queries, keys = _attention_slices(operation, step)
-    first = sum(map(step.slice_bytes, operation.inputs[:3]))
+    first = step.slice_bytes(operation.inputs[0]) + _wide_bytes(operation, step)
     return first + 2 * _block_bytes(queries, keys) + _exchanged(operation, step, n_sums=1)
 
 
@@ -160,9 +160,18 @@ def _attention_gradient(operation: SoftmaxAttentionGradient, step: DryStep) -> i
     """As forward, plus the gradient of the outputs, a third block, and each block's terms before they are added."""
     queries, keys = _attention_slices(operation, step)
     n_blocks = min(N_BLOCKS, math.ceil(queries[1] / MIN_BLOCK))
-    parts = (n_blocks + 1) / 2 * sum(map(step.slice_bytes, operation.inputs[1:3]))
+    parts = (n_blocks + 1) / 2 * _wide_bytes(operation, step)
     first = 4 * step.slice_bytes(operation.inputs[0]) + 3 * _block_bytes(queries, keys)
     return int(first + parts + _exchanged(operation, step, n_sums=3))
+
+
+def _wide_bytes(operation: SoftmaxAttention | SoftmaxAttentionGradient, step: DryStep) -> int:
+    """Returns the bytes of keys and values, each head of them repeated for the heads of queries that share it."""
+    queries, keys, _ = operation.inputs[:3]
+    batch_dim, memory_dim, _, features_dim = keys.shape.dims
+    wide = mtf.Shape([batch_dim, memory_dim, queries.shape.dims[2], features_dim])
+    n_copies = 1 if queries.shape.dims[2] == keys.shape.dims[2] else 2
+    return n_copies * 2 * step.mesh_impl.slice_size(wide) * keys.dtype.size
 
 
 def _attention_slices(

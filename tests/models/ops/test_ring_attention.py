@@ -18,7 +18,7 @@ from tests import tiny
 from tests.models import reference_attention as reference
 from tests.models.ops.on_mesh import Devices, placed
 
-ROW, KEYS = (f"batch {length} heads features_per_head" for length in ("sequence", "memory_length"))
+ROW, KEYS = "batch sequence heads features_per_head", "batch memory_length kv_heads features_per_head"
 STARTS = "batch sequence"
 
 
@@ -81,9 +81,11 @@ PARAMS = {
     "name", [name if name == "segments" else pytest.param(name, marks=pytest.mark.slow) for name in PARAMS]
 )
 def test_softmax_attention(devices: Devices, name: str) -> None:
-    """Dropout is compared in `test_attention.py`."""
+    """With one head of keys for all; dropout, and a head of keys for each, are compared in `test_attention.py`."""
     params, n_positions = PARAMS[name]
-    inputs, starts = inputs_of(n_positions), reference.segments((1, 2, n_positions - 3), (5, n_positions - 5))
+    queries, *wide, d_outputs = inputs_of(n_positions)
+    inputs = [queries, *(x[:, :, :1] for x in wide), d_outputs]
+    starts = reference.segments((1, 2, n_positions - 3), (5, n_positions - 5))
 
     def build(*tensors: mtf.Tensor) -> list[mtf.Tensor]:
         *tensors, d_outputs, starts = tensors
@@ -98,7 +100,8 @@ def test_softmax_attention(devices: Devices, name: str) -> None:
     seen = reference.visible(n_positions, n_positions, params.is_causal, params.radius)
     if params.has_segments:
         seen = seen & (starts[:, None, :, None] == starts[:, None, None, :])
-    *exact, d_outputs = [x.astype(np.float64) for x in inputs]
+    queries, *of_keys, d_outputs = [x.astype(np.float64) for x in inputs]
+    exact = [queries, *(np.repeat(x, 2, 2) for x in of_keys)]
     close(actual[0], reference.softmax_attention(*exact, seen, softcap=params.softcap)[0])
     if params.softcap is None:
         expected = reference.softmax_attention_gradient(exact, seen, d_outputs)
@@ -107,7 +110,8 @@ def test_softmax_attention(devices: Devices, name: str) -> None:
             lambda *inputs: (reference.softmax_attention(*inputs, seen, softcap=params.softcap)[0] * d_outputs).sum(),
             exact,
         )
-    for one, other in zip(actual[1:], expected, strict=True):
+    d_queries, *d_keys = expected
+    for one, other in zip(actual[1:], [d_queries, *(x.sum(2, keepdims=True) for x in d_keys)], strict=True):
         close(one, other)
 
 
