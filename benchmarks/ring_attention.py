@@ -60,28 +60,38 @@ class Row:
 
 
 class CountedCollectives(Collectives):
-    """Adds up what one process sends by ring algorithms, as `runtime.planning.dry_run.Transfer` counts it."""
+    """Adds up what one process sends by ring algorithms, as `runtime.planning.dry_run.Transfer` counts it.
+
+    Attributes:
+        sent_bytes: by the newest graph: one that creates variables is traced twice.
+    """
 
     sent_bytes = 0.0
+    _graph: tf.Graph | None = None
+
+    def _add(self, share: float, x: tf.Tensor) -> None:
+        graph = tf.compat.v1.get_default_graph()
+        self.sent_bytes = share * _bytes(x) + (self.sent_bytes if graph is self._graph else 0.0)
+        self._graph = graph
 
     def reduce(self, x: tf.Tensor, group: Group, merge_operation: str) -> tf.Tensor:
         """See `Collectives.reduce`."""
-        self.sent_bytes += 2 * (group.size - 1) / group.size * _bytes(x)
+        self._add(2 * (group.size - 1) / group.size, x)
         return super().reduce(x, group, merge_operation)
 
     def gather(self, x: tf.Tensor, group: Group, members: Sequence[int]) -> tf.Tensor:
         """See `Collectives.gather`."""
-        self.sent_bytes += (group.size - 1) * _bytes(x)
+        self._add(group.size - 1, x)
         return super().gather(x, group, members)
 
     def all_to_all(self, parts: tf.Tensor, group: Group, members: Sequence[int]) -> tf.Tensor:
         """See `Collectives.all_to_all`."""
-        self.sent_bytes += (group.size - 1) / group.size * _bytes(parts)
+        self._add((group.size - 1) / group.size, parts)
         return super().all_to_all(parts, group, members)
 
     def send(self, x: tf.Tensor, group: Group, key: int) -> None:
         """See `Collectives.send`."""
-        self.sent_bytes += _bytes(x)
+        self._add(1, x)
         super().send(x, group, key)
 
 
