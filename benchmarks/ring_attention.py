@@ -35,7 +35,7 @@ from runtime.planning.dry_run import build_dry_step, dry_placement
 from runtime.run.memory import peak_resident_bytes
 from runtime.training.steps import build_train_step
 
-LONG = ("n_ctx=4096", "n_layer=2", "train_batch_size=1", "lr_decay_steps=null")
+LONG = ("n_ctx=4096", "n_layer=2", 'attention_types=[[["global"],2]]', "train_batch_size=1")
 MIB = 2**20
 
 
