@@ -20,6 +20,8 @@ from runtime.mesh.placement import Placement, SingleSliceMesh, VariableStore, fi
 FIRST_GROUP_KEY = 16
 # Shared by all meshes of this process, because no two collectives may use the same key.
 INSTANCE_KEYS = itertools.count(1)
+# TensorFlow broadcasts and gathers no bfloat16: its bits go as those of another type.
+MESSAGES = {tf.bfloat16: tf.float16}
 MERGE_OPERATIONS = {"SUM": "Add", "MAX": "Max", "MIN": "Min"}
 
 
@@ -95,23 +97,25 @@ class Collectives:
 
     def gather(self, x: tf.Tensor, group: Group, members: Sequence[int]) -> tf.Tensor:
         """Gathers the slices of a group in the order of its members, by process number: [group, *shape of x]."""
+        message = tf.bitcast(x[None], MESSAGES.get(x.dtype, x.dtype))
         y = collective_ops.all_gather_v2(
-            x[None], group.size, group.key, next(INSTANCE_KEYS), ordering_token=self._order.handle
+            message, group.size, group.key, next(INSTANCE_KEYS), ordering_token=self._order.handle
         )
-        y = tf.ensure_shape(y, [group.size, *x.shape])
+        y = tf.bitcast(tf.ensure_shape(y, [group.size, *x.shape]), x.dtype)
         # TensorFlow sorts processes by name: task:10 comes before task:2.
         as_gathered = sorted(members, key=str)
         return y if as_gathered == list(members) else tf.gather(y, [as_gathered.index(member) for member in members])
 
     def send(self, x: tf.Tensor, group: Group, key: int) -> None:
         """Sends a tensor to the other process of a group of two, which receives it with the same key."""
-        self._in_order(lambda keys: collective_ops.broadcast_send_v2(x, **keys), group, key)
+        message = tf.bitcast(x, MESSAGES.get(x.dtype, x.dtype))
+        self._in_order(lambda keys: collective_ops.broadcast_send_v2(message, **keys), group, key)
 
     def receive(self, like: tf.Tensor, group: Group, key: int) -> tf.Tensor:
         """Receives a tensor, shaped like another, from the other process of a group of two."""
-        shape, dtype = like.shape.as_list(), like.dtype
+        shape, dtype = like.shape.as_list(), MESSAGES.get(like.dtype, like.dtype)
         y = self._in_order(lambda keys: collective_ops.broadcast_recv_v2(shape, dtype, **keys), group, key)
-        return tf.ensure_shape(y, shape)
+        return tf.bitcast(tf.ensure_shape(y, shape), like.dtype)
 
     def _in_order(self, run: Callable[[Mapping[str, int]], tf.Tensor], group: Group, key: int) -> tf.Tensor:
         """Runs a collective that takes no token of the order, between two operations on the token's resource."""
