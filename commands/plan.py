@@ -10,7 +10,7 @@ from commands.console import say
 from commands.options import LayoutSearch, Options
 from configs.errors import ConfigError
 from configs.layout import format_pairs
-from configs.schema import MeshConfig, RunConfig
+from configs.schema import RunConfig
 from meshtf import tf
 from runtime.cluster.spec import find_cluster
 from runtime.mesh.devices import choose_devices
@@ -71,4 +71,4 @@ def with_chosen_layout(config: RunConfig, options: Options, search: LayoutSearch
         mesh_shape = config.mesh.mesh_shape
         layout = auto_layout(config, mesh_shape, machine)
     say(f'"mesh_shape": "{format_pairs(mesh_shape)}", "layout": "{format_pairs(layout)}"')
-    return dataclasses.replace(config, mesh=MeshConfig(mesh_shape=mesh_shape, layout=layout))
+    return dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, mesh_shape=mesh_shape, layout=layout))

@@ -54,6 +54,7 @@ from runtime.training.multi_step import MultiStep
 from runtime.training.nan_diagnosis import Diagnosis
 from runtime.training.profiler import UNTRACED_STEPS, profiled
 from runtime.training.signals import StopRequest, stopped_during
+from runtime.training.state_sharding import describe_sharding
 
 DIAGNOSIS_SECONDS = 1800  # timeout for the diagnosis of a divergence
 
@@ -69,6 +70,8 @@ def train(config: RunConfig, options: Options, group: ProcessGroup) -> int:
     inputs = check_hook_inputs(run, data, tasks)
     data.check_same(group)
     multi_step = run.backend.build_training(config, placement, group)
+    if sharding := describe_sharding(config, placement):
+        say(sharding)
     resumed_from = reader.latest_checkpoint(config.model_path)
     position = _load_weights(run)
     train_steps = config.training.train_steps

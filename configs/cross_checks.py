@@ -13,6 +13,7 @@ from typing import Any
 from configs.layout import Layout, MeshShape, find_layout_issues
 from configs.schema import (
     LAYER_NORM,
+    NO_SHARDING,
     NOAM_DECAYS,
     NORM_AFTER,
     NORM_BEFORE,
@@ -312,6 +313,12 @@ def _find_mesh_issues(mesh_shape: MeshShape | None, layout: Layout | None, value
         yield "layout", issue.problem, issue.remedy
 
 
+def _find_sharding_issues(shard: str, layout: Layout | None) -> KeyedIssues:
+    if shard != NO_SHARDING and layout is not None and "batch" not in dict(layout):
+        remedy = f"add batch to layout, or set shard to {NO_SHARDING}"
+        yield "shard", "splits over the axis of batch, which layout leaves whole", remedy
+
+
 def _dimension_sizes(values: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, int]]]:
     """Yields each dimension whose size is known, with the name of that size in the config."""
     sources = {
@@ -417,6 +424,7 @@ RUN_CHECKS: tuple[CrossCheck, ...] = (
     _find_decay_issues,
     _find_missing_datasets,
     _find_mesh_issues,
+    _find_sharding_issues,
 )
 DATASET_CHECKS: tuple[CrossCheck, ...] = (
     _find_source_issues,

@@ -16,6 +16,7 @@ from configs.layout import find_layout_issues, parse_layout, parse_mesh_shape
 from configs.schema import (
     ACTIVATIONS,
     LINEAR_NORMALIZATIONS,
+    NO_SHARDING,
     NORM_AFTER,
     NORM_BEFORE,
     NORM_PLACEMENTS,
@@ -24,6 +25,7 @@ from configs.schema import (
     QK_NORMS,
     ROTARY_STYLES,
     SEQUENTIAL,
+    SHARDINGS,
     MoeParams,
     PredictionConfig,
     RotaryScaling,
@@ -185,7 +187,8 @@ def combination(number: int) -> tuple[RunConfig, RunConfig]:
     model = draw_model(draw)
     training, layout = draw_training(draw, model), draw.choice(LAYOUTS)
     model |= draw_adapters(draw, model)
-    meshes = (tiny.mesh_config("", ""), tiny.mesh_config("x:2,y:2", layout))
+    shard = draw.choice(SHARDINGS) if "batch" in layout else NO_SHARDING
+    meshes = (tiny.mesh_config("", ""), tiny.mesh_config("x:2,y:2", layout, shard))
     configs = (tiny.run_config(mesh, model, training) for mesh in meshes)
     one, many = (dataclasses.replace(config, prediction=PredictionConfig(predict_batch_size=4)) for config in configs)
     return one, many

@@ -46,9 +46,9 @@ TRAINING = TrainingConfig(train_batch_size=BATCH_SIZE, train_steps=10, epsilon=1
 ALL_DROPOUTS = {"embed_dropout": 0.1, "res_dropout": 0.2, "attn_dropout": 0.3}
 
 
-def mesh_config(mesh_shape: str, layout: str) -> MeshConfig:
+def mesh_config(mesh_shape: str, layout: str, shard: str = "off") -> MeshConfig:
     """From the config's text form; empty texts give one device."""
-    return MeshConfig(mesh_shape=parse_mesh_shape(mesh_shape), layout=parse_layout(layout))
+    return MeshConfig(mesh_shape=parse_mesh_shape(mesh_shape), layout=parse_layout(layout), shard=shard)
 
 
 def run_config(

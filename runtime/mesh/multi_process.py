@@ -45,6 +45,11 @@ def group_of(shape: mtf.Shape, processor: int, axes: Sequence[int]) -> Group:
     return Group(FIRST_GROUP_KEY + kind * shape.size + mtf.pnum_to_group(shape, axes, processor), size)
 
 
+def _by_name(processor: int) -> str:
+    """The key by which TensorFlow sorts the processes of a group: task:10 comes before task:2."""
+    return str(processor)
+
+
 def _processors_along(shape: mtf.Shape, processor: int, axis: int) -> list[int]:
     """Returns the processors that differ from this one along one mesh axis only, including itself."""
     stride = mtf.list_product([dimension.size for dimension in shape.dims[axis + 1 :]])
@@ -84,6 +89,7 @@ class Collectives:
     """TensorFlow's collectives with unique keys, in a fixed order."""
 
     def __init__(self, device: str) -> None:
+        self._is_gpu = "GPU" in device
         with tf.init_scope(), tf.device(device):
             # TensorFlow keeps the order of operations on one resource, even across loops.
             self._order = tf.Variable(0.0, name="order_of_collectives", trainable=False)
@@ -102,9 +108,27 @@ class Collectives:
             message, group.size, group.key, next(INSTANCE_KEYS), ordering_token=self._order.handle
         )
         y = tf.bitcast(tf.ensure_shape(y, [group.size, *x.shape]), x.dtype)
-        # TensorFlow sorts processes by name: task:10 comes before task:2.
-        as_gathered = sorted(members, key=str)
-        return y if as_gathered == list(members) else tf.gather(y, [as_gathered.index(member) for member in members])
+        by_name = sorted(members, key=_by_name)
+        return y if by_name == list(members) else tf.gather(y, [by_name.index(member) for member in members])
+
+    def reduce_scatter(self, parts: tf.Tensor, group: Group, members: Sequence[int]) -> tf.Tensor:
+        """Sums over a group, and returns this member's part of the sum: [group, ...] -> [...].
+
+        Between CPUs, where TensorFlow has no such collective, each receives what the others have of its part.
+        """
+        if not self._is_gpu:
+            return tf.reduce_sum(self.all_to_all(parts, group, members), 0)
+        by_name = sorted(members, key=_by_name)
+        summed = tf.raw_ops.CollectiveReduceScatterV2(
+            input=tf.gather(parts, [members.index(member) for member in by_name]),
+            group_size=group.size,
+            group_key=group.key,
+            instance_key=next(INSTANCE_KEYS),
+            ordering_token=[self._order.handle],
+            merge_op="Add",
+            final_op="Id",
+        )
+        return tf.reshape(summed, parts.shape[1:])
 
     def send(self, x: tf.Tensor, group: Group, key: int) -> None:
         """Sends a tensor to the other process of a group of two, which receives it with the same key."""
@@ -128,7 +152,7 @@ class Collectives:
 
     def all_to_all(self, parts: tf.Tensor, group: Group, members: Sequence[int]) -> tf.Tensor:
         """Sends each member of a group its part, and returns the parts received: [group, ...], both by member."""
-        by_name = sorted(members, key=str)
+        by_name = sorted(members, key=_by_name)
         parts = tf.gather(parts, [members.index(member) for member in by_name])
         received = collective_ops.all_to_all_v2(
             parts, group.size, group.key, next(INSTANCE_KEYS), ordering_token=self._order.handle
@@ -172,10 +196,20 @@ class ProcessMesh(SingleSliceMesh):
         members = _processors_along(self.shape, self._processor, mesh_axis)
 
         def exchanged(own: tf.Tensor) -> tf.Tensor:
-            parts = tf.stack(tf.split(own, group.size, split_axis))
+            parts = _parts(own, split_axis, group.size)
             return _concat(self._collectives.all_to_all(parts, group, members), concat_axis)
 
         return self.slicewise(exchanged, x)
+
+    def reduce_scatter(self, x: LaidOut, mesh_axis: int, dimension: int) -> LaidOut:
+        """Sums over the processors along an axis; each receives its own part of the sum along a dimension."""
+        group = group_of(self.shape, self._processor, [mesh_axis])
+        members = _processors_along(self.shape, self._processor, mesh_axis)
+
+        def own_part(own: tf.Tensor) -> tf.Tensor:
+            return self._collectives.reduce_scatter(_parts(own, dimension, group.size), group, members)
+
+        return self.slicewise(own_part, x)
 
     def receive(self, x: LaidOut, mesh_axis: int, source_pcoord: Sequence[int | None]) -> LaidOut:
         """Returns the slice of another processor along a mesh axis; zeros for None."""
@@ -221,6 +255,13 @@ def _concat(parts: tf.Tensor, dimension: int) -> tf.Tensor:
     after = range(dimension + 1, len(shape) + 1)
     transposed = tf.transpose(parts, [*range(1, dimension + 1), 0, *after])
     return tf.reshape(transposed, [*shape[:dimension], n_parts * shape[dimension], *shape[dimension + 1 :]])
+
+
+def _parts(x: tf.Tensor, dimension: int, n_parts: int) -> tf.Tensor:
+    """Splits a tensor along a dimension: [parts, ...]."""
+    shape = x.shape.as_list()
+    split = tf.reshape(x, [*shape[:dimension], n_parts, shape[dimension] // n_parts, *shape[dimension + 1 :]])
+    return tf.transpose(split, [dimension, *(axis for axis in range(len(shape) + 1) if axis != dimension)])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -16,6 +17,8 @@ from runtime.mesh.lowering import LoweredStep, compile_step
 from runtime.mesh.products import einsum
 
 Program = Callable[..., dict[str, tf.Tensor]]
+# The name that a dimension of the optimiser's state takes where it is split over the axis of the batch.
+SHARD = "shard"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,6 +145,10 @@ class DeviceMesh(PlacementMeshImpl):
         """Lays out a tensor [batch, ...], given the rows of it that `Placement.own_rows` names."""
         return self.LaidOutTensor(self.make_slices(own_rows, shape))
 
+    def reduce_scatter(self, x: LaidOut, mesh_axis: int, dimension: int) -> LaidOut:
+        """Sums over the processors along an axis; each receives its own part of the sum along a dimension."""
+        return self._collective_with_groups(x, [mesh_axis], functools.partial(_sums_of_parts, dimension=dimension))
+
     class LaidOutVariable:
         """Implements mesh-TensorFlow's laid-out variable; `laid_out_tensor` is its newest value."""
 
@@ -158,6 +165,12 @@ class DeviceMesh(PlacementMeshImpl):
             ):
                 with tf.device(device):
                     piece.assign(value, read_value=False)
+
+
+def _sums_of_parts(slices: Sequence[tf.Tensor], devices: Sequence[str], dimension: int) -> list[tf.Tensor]:
+    """Returns the sum of the first parts of all slices along a dimension, of the second ones, and so on."""
+    parts = mtf.parallel(devices, functools.partial(tf.split, num_or_size_splits=len(slices), axis=dimension), slices)
+    return mtf.parallel(devices, tf.add_n, list(zip(*parts, strict=True)))
 
 
 class SingleSliceMesh(DeviceMesh):
@@ -207,6 +220,9 @@ class Placement:
             rules["expert_batch"] = rules["batch"]
         if "sequence" in rules:  # keys and values stay where they are computed, and attention goes round them
             rules.setdefault("memory_length", rules["sequence"])
+        own_axes = dict(self.layout)
+        if "batch" in own_axes:
+            rules[SHARD] = own_axes["batch"]  # state lies on the mesh for batches of any size
         return mtf.LayoutRules(rules.items())
 
     def without(self, *dimensions: str) -> Placement:

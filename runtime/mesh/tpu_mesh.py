@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from meshtf import LaidOut, mtf, tf
+from meshtf import LaidOut, mtf, tf, xla_reduce_scatter
 from models.ops.mesh_operation import slice_starts
 from models.variables import SlicedVariable
 from runtime.mesh.placement import DeviceMesh, Placement, SingleSliceMesh
@@ -21,11 +21,15 @@ REDUCTIONS = {"MAX": tf.reduce_max, "MIN": tf.reduce_min}
 
 
 class CrossReplicaOps:
-    """The three collectives of replicas that all others are built from. `groups` holds each replica once."""
+    """The four collectives of replicas that all others are built from. `groups` holds each replica once."""
 
     def cross_replica_sum(self, x: tf.Tensor, groups: ReplicaGroups) -> tf.Tensor:
         """Sums over the group."""
         return tf.raw_ops.CrossReplicaSum(input=x, group_assignment=groups)
+
+    def reduce_scatter(self, x: tf.Tensor, groups: ReplicaGroups, dimension: int) -> tf.Tensor:
+        """Sums over the group, and returns the part along a dimension that has the replica's place in the group."""
+        return xla_reduce_scatter(x, groups, dimension, reduce_op="Add")
 
     def all_to_all(self, x: tf.Tensor, groups: ReplicaGroups, split_dimension: int, concat_dimension: int) -> tf.Tensor:
         """Splits x into one part for each member of the group, exchanges the parts, and concatenates those received."""
@@ -123,6 +127,11 @@ class TpuMesh(SingleSliceMesh):
         """Concatenates the slices of a group: an all-to-all of whole slices sends no more than necessary."""
         times = [len(groups[0]) if axis == dimension else 1 for axis in range(own.shape.rank)]
         return self.replica.ops.all_to_all(tf.tile(own, times), groups, dimension, dimension)
+
+    def reduce_scatter(self, x: LaidOut, mesh_axis: int, dimension: int) -> LaidOut:
+        """Sums over the processors along an axis; each receives its own part of the sum along a dimension."""
+        groups = groups_along(self.shape, [mesh_axis])
+        return self.slicewise(lambda own: self.replica.ops.reduce_scatter(own, groups, dimension), x)
 
     def alltoall(self, x: LaidOut, mesh_axis: int, split_axis: int, concat_axis: int) -> LaidOut:
         """Splits one dimension over a mesh axis and concatenates another."""

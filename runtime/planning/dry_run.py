@@ -18,11 +18,11 @@ class Transfer:
     """One collective operation of a step.
 
     Attributes:
-        kind: "allreduce", "allconcat", "alltoall" or "receive".
+        kind: "allreduce", "reduce_scatter", "allconcat", "alltoall" or "receive".
         axis: the mesh axis.
         sent_bytes: sent by one processor in the whole step by a ring algorithm. For n processors and b bytes: 2 (n - 1)
-            / n * b for an allreduce, (n - 1) * b for an allconcat of slices of b, (n - 1) / n * b for an alltoall, and
-            b for a receive; where some processors send nothing, the mean over all.
+            / n * b for an allreduce, (n - 1) / n * b for a reduce_scatter and an alltoall, (n - 1) * b for an allconcat
+            of slices of b, and b for a receive; where some processors send nothing, the mean over all.
     """
 
     kind: str
@@ -107,9 +107,15 @@ class AbstractMesh(PlacementMeshImpl):
     def alltoall(self, x: LaidOut, mesh_axis: int, split_axis: int, concat_axis: int) -> LaidOut:
         """Records an alltoall."""
         self._record("alltoall", mesh_axis, x, lambda n: (n - 1) / n)
-        n_processors = self.shape[mesh_axis].size
-        own = self.slicewise(lambda part: tf.split(part, n_processors, split_axis)[0], x)
-        return self._repeated(own, concat_axis, n_processors)
+        return self._repeated(self._first_part(x, mesh_axis, split_axis), concat_axis, self.shape[mesh_axis].size)
+
+    def reduce_scatter(self, x: LaidOut, mesh_axis: int, dimension: int) -> LaidOut:
+        """Records a reduce_scatter."""
+        self._record("reduce_scatter", mesh_axis, x, lambda n: (n - 1) / n)
+        return self._first_part(x, mesh_axis, dimension)
+
+    def _first_part(self, x: LaidOut, mesh_axis: int, dimension: int) -> LaidOut:
+        return self.slicewise(lambda part: tf.split(part, self.shape[mesh_axis].size, dimension)[0], x)
 
     def receive(self, x: LaidOut, mesh_axis: int, source_pcoord: Sequence[int | None]) -> LaidOut:
         """Records a receive."""

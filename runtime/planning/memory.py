@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from meshtf import mtf
 from models.ops.attention import SoftmaxAttention, SoftmaxAttentionGradient
 from models.ops.cross_entropy import SoftmaxStatistics
-from models.ops.gradients import GlobalNorm
+from models.ops.gradients import GlobalNorm, ScatteredSum
 from models.ops.linear_attention import (
     CausalLinearAttention,
     CausalLinearAttentionGradient,
@@ -212,6 +212,12 @@ def _updated(operation: mtf.Operation, step: DryStep) -> int:
     return sum(step.slice_bytes(x) for x in operation.inputs if isinstance(x.operation, mtf.Variable))
 
 
+def _scattered(operation: ScatteredSum, step: DryStep) -> int:
+    """Counts the terms that a processor receives of its part, and the parts that it sends if they must be copied."""
+    copies = 1 if operation.is_first_dimension else 2
+    return copies * step.slice_bytes(operation.inputs[0])
+
+
 def _muon(operation: MuonUpdate, step: DryStep) -> int:
     """Counts the new momenta, and of an iteration the matrices before and after, a product and three Gram matrices."""
     arrangement, n_matrices = operation.arrangement(step.mesh_impl)
@@ -231,6 +237,7 @@ WORKSPACES: dict[type, Callable[[mtf.Operation, DryStep], int]] = {
     LayerNormGradient: _of_first_input(2),
     RmsNorm: _of_first_input(1),
     RmsNormGradient: _of_first_input(2),
+    ScatteredSum: _scattered,
     ElementwiseUpdate: _updated,
     EmaUpdate: _updated,
     MuonUpdate: _muon,

@@ -12,6 +12,7 @@ from configs.schema import RunConfig
 from meshtf import LaidOut, mtf, tf
 from models.ops.mesh_operation import MeshOperation
 from models.ops.precision import Widened
+from runtime.training.state_sharding import Scatter, whole_gradients
 
 Tensors = dict[str, mtf.Tensor]
 
@@ -32,7 +33,10 @@ def n_microbatches(config: RunConfig, batch_split: int) -> int:
 
 
 def gradients(
-    features: Mapping[str, mtf.Tensor], outputs_of: Callable[[Tensors], Tensors], microbatch_count: int
+    features: Mapping[str, mtf.Tensor],
+    outputs_of: Callable[[Tensors], Tensors],
+    microbatch_count: int,
+    scatter: Scatter = whole_gradients,
 ) -> tuple[list[mtf.Tensor], Tensors]:
     """Returns the gradients of all trainable variables, and other outputs, summed over the microbatches.
 
@@ -41,13 +45,14 @@ def gradients(
         outputs_of: maps the features of a microbatch to float32 tensors without a batch dimension; the gradients are
             those of `loss`.
         microbatch_count: divides each processor's rows.
+        scatter: what is done with the gradients of a microbatch before they are summed.
     """
     if microbatch_count == 1:
-        return _microbatch_gradients(dict(features), outputs_of)
+        return _microbatch_gradients(dict(features), outputs_of, scatter)
     names: list[str] = []
 
     def build(microbatch: Tensors) -> list[mtf.Tensor]:
-        own_gradients, outputs = _microbatch_gradients(microbatch, outputs_of)
+        own_gradients, outputs = _microbatch_gradients(microbatch, outputs_of, scatter)
         names.extend(outputs)
         return [*outputs.values(), *own_gradients]
 
@@ -56,13 +61,14 @@ def gradients(
 
 
 def _microbatch_gradients(
-    microbatch: Tensors, outputs_of: Callable[[Tensors], Tensors]
+    microbatch: Tensors, outputs_of: Callable[[Tensors], Tensors], scatter: Scatter
 ) -> tuple[list[mtf.Tensor], Tensors]:
     operations = next(iter(microbatch.values())).graph.operations
     n_before = len(operations)
     outputs = outputs_of(microbatch)
     trainable = outputs["loss"].graph.trainable_variables
     own_gradients = mtf.gradients([outputs["loss"]], [variable.value for variable in trainable])
+    own_gradients = scatter(trainable, own_gradients)
     operations[n_before:] = _read_by(operations[n_before:], [*outputs.values(), *own_gradients])
     return own_gradients, outputs
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,6 +18,7 @@ from models.ops.gradients import global_norm
 from models.ops.mesh_operation import mesh_axes
 from models.ops.newton_schulz import Arrangement, arrange, orthogonalized
 from runtime.checkpoint.reader import EMA_SUFFIX
+from runtime.training.state_sharding import Parameter
 
 # GPT-Neo searches the whole name, so `ln_f/g` and `ln_f/b` are decayed, while the blocks' norms and every bias are not.
 # The parameters of activations, which GPT-Neo lacks, are exempt: slopes and rates have no reason to be near 0.
@@ -45,26 +47,43 @@ GRADIENT_GROUPS = {
 
 SMALL_VARIABLE = 1 << 15
 SMALLEST_FACTORED_DIM = 128
-Pair = tuple[variables.SlicedVariable, mtf.Tensor]
-Decay = Callable[[variables.SlicedVariable, TrainingConfig], float]
+Pair = tuple[Parameter, mtf.Tensor]  # and its gradient, in its shape
+Decay = Callable[[Parameter, TrainingConfig], float]
 Scalars = tuple[mtf.Tensor, mtf.Tensor, mtf.Tensor]  # factor of the gradients, learning rate, update number
 
 
-def _slot(variable: variables.SlicedVariable, suffix: str, shape: mtf.Shape) -> variables.SlicedVariable:
-    name = variable.name + suffix
-    return variables.get_variable(variable.mesh, name, shape, variables.zeros, variables.Role.SLOT).operation
+def _slot(parameter: Parameter, suffix: str, shape: mtf.Shape) -> Parameter:
+    name, mesh = parameter.name + suffix, parameter.variable.mesh
+    return Parameter(variables.get_variable(mesh, name, shape, variables.zeros, variables.Role.SLOT).operation, shape)
 
 
-def _adam_decay(variable: variables.SlicedVariable, training: TrainingConfig) -> float:
-    return 0.0 if NOT_DECAYED_BY_ADAM.search(variable.name) else training.weight_decay
+def _adam_decay(parameter: Parameter, training: TrainingConfig) -> float:
+    return 0.0 if NOT_DECAYED_BY_ADAM.search(parameter.name) else training.weight_decay
 
 
-def _matrix_decay(variable: variables.SlicedVariable, training: TrainingConfig) -> float:
+def _matrix_decay(parameter: Parameter, training: TrainingConfig) -> float:
     """Returns the decay: of matrices only, not of biases and norms."""
-    return training.weight_decay if len(variable.shape) >= 2 else 0.0
+    return training.weight_decay if len(parameter.shape) >= 2 else 0.0
 
 
 ADAM_SLOTS, LION_SLOTS = ("/adam_m", "/adam_v"), ("/lion_m",)
+
+
+def _laid_out(lowering: mtf.Lowering, tensors: Iterable[mtf.Tensor]) -> list[LaidOut]:
+    return [lowering.tensors[x].to_laid_out_tensor() for x in tensors]
+
+
+def _values_before(
+    operation: mtf.Operation, lowering: mtf.Lowering, parameters: Iterable[Parameter], scale: LaidOut
+) -> list[LaidOut]:
+    """Returns the values before an update, each in the shape of its slots.
+
+    Parts are not taken out of variables until the update before this one has its results: at once they would take as
+    much memory as a slot.
+    """
+    earlier = itertools.takewhile(lambda other: other is not operation, operation.graph.operations)
+    results = [lowering.operations[other] for other in earlier if other in lowering.operations]
+    return [parameter.value_before(lowering, [scale.all_slices, *results][-1]) for parameter in parameters]
 
 
 class ElementwiseUpdate(mtf.Operation):
@@ -73,18 +92,20 @@ class ElementwiseUpdate(mtf.Operation):
     def __init__(
         self, pairs: Sequence[Pair], scalars: Sequence[mtf.Tensor], suffixes: Sequence[str], kernel: Kernel
     ) -> None:
-        updated, gradients = zip(*pairs, strict=True)
-        slots = [_slot(variable, suffix, variable.shape) for suffix in suffixes for variable in updated]
-        self._updated = [*updated, *slots]
-        self._kernel = kernel
-        values = [variable.value for variable in self._updated]
-        super().__init__([*scalars, *values, *gradients], name="elementwise_update")
+        updated, self._gradients = zip(*pairs, strict=True)
+        slots = [_slot(parameter, suffix, parameter.shape) for suffix in suffixes for parameter in updated]
+        self._updated, self._scalars, self._kernel = [*updated, *slots], scalars, kernel
+        values = [parameter.value for parameter in self._updated]
+        super().__init__([*scalars, *values, *self._gradients], name="elementwise_update")
 
     def lower(self, lowering: mtf.Lowering) -> None:
         """Runs the kernel on every slice, and assigns the results."""
-        values = lowering.mesh_impl(self).slicewise(self._kernel, *[lowering.tensors[x] for x in self.inputs])
-        for variable, value in zip(self._updated, values, strict=True):
-            lowering.variables[variable].assign(value)
+        scalars, gradients = _laid_out(lowering, self._scalars), _laid_out(lowering, self._gradients)
+        before = _values_before(self, lowering, self._updated, scalars[0])
+        values = lowering.mesh_impl(self).slicewise(self._kernel, *scalars, *before, *gradients)
+        lowering.operations[self] = values[0].all_slices
+        for parameter, value in zip(self._updated, values, strict=True):
+            parameter.assign(lowering, value)
 
 
 def _groups(pairs: Iterable[Pair]) -> list[list[Pair]]:
@@ -107,9 +128,9 @@ class _Settings:
     training: TrainingConfig
     width: float
 
-    def rate_factor(self, variable: variables.SlicedVariable) -> float:
+    def rate_factor(self, parameter: Parameter) -> float:
         """Returns what the rate of a variable is multiplied by, if the size of its updates does not depend on it."""
-        return 1.0 / self.width if HIDDEN.search(variable.name) else 1.0
+        return 1.0 / self.width if HIDDEN.search(parameter.name) else 1.0
 
     def rate_factor_of_muon(self) -> float:
         """Returns the same for orthogonalised updates.
@@ -132,7 +153,7 @@ class _Settings:
 
 def _by_rule(pairs: Sequence[Pair], settings: _Settings, decay: Decay) -> Iterator[tuple[float, float, list[Pair]]]:
     """Yields groups of variables with the same decay and factor of the rate."""
-    rules = [(decay(variable, settings.training), settings.rate_factor(variable)) for variable, _ in pairs]
+    rules = [(decay(parameter, settings.training), settings.rate_factor(parameter)) for parameter, _ in pairs]
     for rule in sorted(set(rules)):
         for group in _groups(pair for pair, own in zip(pairs, rules, strict=True) if own == rule):
             yield *rule, group
@@ -161,18 +182,18 @@ class MuonUpdate(mtf.Operation):
     """
 
     def __init__(self, pairs: Sequence[Pair], scalars: Scalars, settings: _Settings) -> None:
-        updated, gradients = zip(*pairs, strict=True)
-        self._variables, self._settings = updated, settings
-        self._ms = [_slot(variable, "/muon_m", variable.shape) for variable in updated]
-        self._matrix_dims = updated[0].shape.dims[-2:]
-        tensors = [*(variable.value for variable in (*updated, *self._ms)), *gradients]
-        super().__init__([*scalars[:2], *tensors], name="muon_update")
+        self._updated, self._gradients = zip(*pairs, strict=True)
+        self._scalars, self._settings = scalars[:2], settings
+        self._ms = [_slot(parameter, "/muon_m", parameter.shape) for parameter in self._updated]
+        self._matrix_dims = self._updated[0].shape.dims[-2:]
+        values = [parameter.value for parameter in (*self._updated, *self._ms)]
+        super().__init__([*self._scalars, *values, *self._gradients], name="muon_update")
 
     def lower(self, lowering: mtf.Lowering) -> None:
         """Orthogonalises the whole matrices' momenta, and assigns the results."""
-        mesh_impl, n = lowering.mesh_impl(self), len(self._variables)
-        scale, rate, *tensors = [lowering.tensors[x].to_laid_out_tensor() for x in self.inputs]
-        values, ms, gradients = tensors[:n], tensors[n : 2 * n], tensors[2 * n :]
+        mesh_impl, (scale, rate) = lowering.mesh_impl(self), _laid_out(lowering, self._scalars)
+        gradients, ms = _laid_out(lowering, self._gradients), _laid_out(lowering, (m.value for m in self._ms))
+        values = _values_before(self, lowering, self._updated, scale)
         momentum = kernels.muon_momentum(self._settings.training.muon_momentum)
         *new_ms, stack = mesh_impl.slicewise(momentum, scale, *ms, *gradients)
         directions = orthogonalized(mesh_impl, stack, *self._matrix_dims)
@@ -180,13 +201,14 @@ class MuonUpdate(mtf.Operation):
         factor = size * self._settings.rate_factor_of_muon()
         step = kernels.muon_step(factor, self._settings.training.weight_decay)
         new = mesh_impl.slicewise(step, scale, rate, directions, *values, *new_ms, *ms)
-        for variable, value in zip([*self._variables, *self._ms], new, strict=True):
-            lowering.variables[variable].assign(value)
+        lowering.operations[self] = new[0].all_slices
+        for parameter, value in zip([*self._updated, *self._ms], new, strict=True):
+            parameter.assign(lowering, value)
 
     def arrangement(self, mesh_impl: mtf.MeshImpl) -> tuple[Arrangement, int]:
         """Returns how the matrices are laid out between, and on how many a processor works."""
         arrangement = arrange(mesh_impl, *self._matrix_dims)
-        size = sum(mesh_impl.slice_size(variable.shape) for variable in self._variables)
+        size = sum(mesh_impl.slice_size(parameter.shape) for parameter in self._updated)
         return arrangement, size // math.prod(arrangement.layout_slice)
 
 
@@ -212,12 +234,12 @@ def _factored_dims(shape: mtf.Shape) -> list[mtf.Dimension]:
     return largest if len(largest) == 2 and largest[1].size >= SMALLEST_FACTORED_DIM else []
 
 
-def _adafactor_slots(variable: variables.SlicedVariable, has_mean: bool) -> list[variables.SlicedVariable]:
-    shape, factored = variable.shape, _factored_dims(variable.shape)
+def _adafactor_slots(parameter: Parameter, has_mean: bool) -> list[Parameter]:
+    shape, factored = parameter.shape, _factored_dims(parameter.shape)
     shapes = {"_slot_vr": shape - factored[0], "_slot_vc": shape - factored[1]} if factored else {"_slot_v": shape}
     if has_mean:
         shapes["_slot_m"] = shape
-    return [_slot(variable, suffix, slot_shape) for suffix, slot_shape in shapes.items()]
+    return [_slot(parameter, suffix, slot_shape) for suffix, slot_shape in shapes.items()]
 
 
 class AdafactorUpdate(mtf.Operation):
@@ -229,26 +251,29 @@ class AdafactorUpdate(mtf.Operation):
     """
 
     def __init__(self, pair: Pair, scalars: Scalars, constants: kernels.AdafactorConstants) -> None:
-        self._variable, gradient = pair
+        (self._parameter, self._gradient), self._scalars = pair, scalars
         self._constants = constants
-        self._factored = _factored_dims(self._variable.shape)
-        self._slots = _adafactor_slots(self._variable, constants.beta1 > 0.0)
-        values = [variable.value for variable in (self._variable, *self._slots)]
-        super().__init__([*scalars, gradient, *values], name="adafactor_update")
+        self._factored = _factored_dims(self._parameter.shape)
+        self._slots = _adafactor_slots(self._parameter, constants.beta1 > 0.0)
+        values = [parameter.value for parameter in (self._parameter, *self._slots)]
+        super().__init__([*scalars, self._gradient, *values], name="adafactor_update")
 
     def lower(self, lowering: mtf.Lowering) -> None:
         """Computes the update on every slice, with sums over the mesh, and assigns the results."""
         mesh_impl = lowering.mesh_impl(self)
-        scale, rate, number, gradient, value, *slots = [lowering.tensors[x].to_laid_out_tensor() for x in self.inputs]
+        scale, rate, number, gradient = _laid_out(lowering, [*self._scalars, self._gradient])
+        (value,) = _values_before(self, lowering, [self._parameter], scale)
+        slots = _laid_out(lowering, (slot.value for slot in self._slots))
         n_moments = 2 if self._factored else 1
         find_direction = self._factored_direction if self._factored else self._plain_direction
         direction, *moments = find_direction(mesh_impl, scale, number, gradient, *slots[:n_moments])
         squares = [self._whole_sum_of_squares(mesh_impl, slices) for slices in (value, direction)]
-        step = kernels.adafactor_step(self._constants, self._variable.shape.size)
+        step = kernels.adafactor_step(self._constants, self._parameter.shape.size)
         new_value, *means = mesh_impl.slicewise(step, rate, value, direction, *squares, *slots[n_moments:])
         kept = mesh_impl.slicewise(kernels.unless_nonfinite, scale, new_value, *moments, *means, value, *slots)
-        for variable, new in zip([self._variable, *self._slots], kept, strict=True):
-            lowering.variables[variable].assign(new)
+        lowering.operations[self] = kept[0].all_slices
+        for parameter, new in zip([self._parameter, *self._slots], kept, strict=True):
+            parameter.assign(lowering, new)
 
     def _plain_direction(self, mesh_impl: mtf.MeshImpl, *inputs: LaidOut) -> Sequence[LaidOut]:
         """Returns the normalised gradient, and v."""
@@ -258,7 +283,7 @@ class AdafactorUpdate(mtf.Operation):
         self, mesh_impl: mtf.MeshImpl, scale: LaidOut, number: LaidOut, gradient: LaidOut, vr: LaidOut, vc: LaidOut
     ) -> Sequence[LaidOut]:
         """Returns the normalised gradient, vr and vc."""
-        dims = self._variable.shape.dims
+        dims = self._parameter.shape.dims
         axes_of_factors = tuple(dims.index(dim) for dim in self._factored)
         factors = kernels.Factors(axes_of_factors, tuple(dim.size for dim in self._factored))
         axes = [mesh_axes(mesh_impl, [dim]) for dim in self._factored]
@@ -270,7 +295,7 @@ class AdafactorUpdate(mtf.Operation):
         return mesh_impl.slicewise(direction, scale, gradient, vr, vc, vr_sum), vr, vc
 
     def _whole_sum_of_squares(self, mesh_impl: mtf.MeshImpl, slices: LaidOut) -> LaidOut:
-        axes = mesh_axes(mesh_impl, self._variable.shape.dims)
+        axes = mesh_axes(mesh_impl, self._parameter.shape.dims)
         return mesh_impl.allreduce(mesh_impl.slicewise(sum_of_squares, slices), axes, "SUM")
 
 
@@ -291,17 +316,17 @@ class EmaUpdate(mtf.Operation):
     """Updates the averages `{variable}/ema` of variables that were updated before, in one kernel call."""
 
     def __init__(self, pairs: Sequence[Pair], scale: mtf.Tensor, update_number: mtf.Tensor, decay: float) -> None:
-        self._variables, self._decay = [variable for variable, _ in pairs], decay
-        self._averages = [_slot(variable, EMA_SUFFIX, variable.shape) for variable in self._variables]
+        self._updated, self._decay = [parameter for parameter, _ in pairs], decay
+        self._averages = [_slot(parameter, EMA_SUFFIX, parameter.shape) for parameter in self._updated]
         super().__init__([scale, update_number, *(average.value for average in self._averages)], name="ema_update")
 
     def lower(self, lowering: mtf.Lowering) -> None:
         """Reads the new values of the variables, which are no inputs: those are the values before the update."""
-        inputs = [lowering.tensors[x].to_laid_out_tensor() for x in self.inputs]
-        values = [lowering.variables[variable].laid_out_tensor for variable in self._variables]
-        new = lowering.mesh_impl(self).slicewise(kernels.ema(self._decay), *inputs, *values)
+        values = [parameter.newest_value(lowering) for parameter in self._updated]
+        kernel = kernels.ema(self._decay)
+        new = lowering.mesh_impl(self).slicewise(kernel, *_laid_out(lowering, self.inputs), *values)
         for average, value in zip(self._averages, new, strict=True):
-            lowering.variables[average].assign(value)
+            average.assign(lowering, value)
 
 
 _UPDATES = {"adam": _adam, "adamw": _adamw, "lion": _lion, "muon": _muon, "adafactor": _adafactor}
@@ -327,7 +352,7 @@ def build_update(
 
     Args:
         trainable: the variables to update.
-        gradients: of each variable, in its shape.
+        gradients: of each variable, in its shape, or with the dimension over which its update is split renamed.
         training: the optimiser, its hyperparameters, gradient_clipping (None means no clipping) and ema_decay.
         learning_rate: float32 scalar.
         update_number: int32 scalar, the number of updates made so far.
@@ -343,7 +368,7 @@ def build_update(
     else:
         scale = limit / mtf.maximum(norm, mtf.constant(norm.mesh, limit, dtype=tf.float32))
     scale = mtf.cwise(_nan_unless_finite, [scale, norm])
-    pairs = list(zip(trainable, gradients, strict=True))
+    pairs = [(Parameter(variable, grad.shape), grad) for variable, grad in zip(trainable, gradients, strict=True)]
     settings = _Settings(training, width_multiplier)
     _UPDATES[training.opt_name](pairs, settings, (scale, learning_rate, update_number))
     if training.ema_decay is not None:
@@ -359,7 +384,7 @@ def gradient_norms(
 
     Args:
         trainable: the variables.
-        gradients: of each variable, in its shape.
+        gradients: of each variable, as `build_update` takes them.
 
     Returns:
         By metric name, `grads/norm/{variable}` and, for each of `GRADIENT_GROUPS` that has variables,

@@ -239,6 +239,11 @@ CONFLICTS = {
         MASKED | {"mlm_same_token_prob": 0.6, "mlm_random_token_prob": 0.5},
         "mlm_random_token_prob = 0.5: exceeds 1 together with mlm_same_token_prob = 0.6; lower one of the two",
     ),
+    "state to share without replicas": (
+        {"mesh_shape": "x:4", "layout": "heads:x", "shard": "optimizer"},
+        'shard = "optimizer": splits over the axis of batch, which layout leaves whole; add batch to layout, or set '
+        "shard to off",
+    ),
     "heads that the axis does not divide": (
         {"mesh_shape": "x:3", "layout": "heads:x"},
         'layout = "heads:x": heads:x splits n_head = 4 over 3 devices, which does not divide it; '

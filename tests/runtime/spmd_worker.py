@@ -24,6 +24,7 @@ import numpy as np
 from configs.errors import UserError
 from configs.schema import MoeParams, RunConfig
 from meshtf import mtf
+from models.ops.gradients import ScatteredSum
 from runtime.checkpoint.position import TrainingPosition
 from runtime.checkpoint.reader import latest_checkpoint, restore
 from runtime.checkpoint.writer import CheckpointWriter
@@ -60,6 +61,7 @@ MODELS: dict[str, Mapping[str, object]] = {
     "one_mixture": {**ONE_LAYER, "moe_layers": (0,), "moe_params": MIXTURE, "recompute_grad": True},
 }
 SCORED = ("batch:x,experts:x", "vocab:x,heads:x,expert_hidden:x")
+TENSOR_PARALLEL = "batch:x,heads:y,vocab:y,intermediate_expanded:y"
 MATRIX = np.random.default_rng(3).normal(size=(8, 4)).astype(np.float32)
 
 
@@ -75,10 +77,11 @@ class Case:
     layout: str
     tokens_at_once: int | None = None
     opt_name: str = tiny.TRAINING.opt_name
+    shard: str = "off"
 
     def config(self, mesh_shape: str | None = None) -> RunConfig:
         """Returns the run, on this mesh or on another; an empty one is a single device."""
-        mesh = tiny.mesh_config(self.mesh_shape if mesh_shape is None else mesh_shape, self.layout)
+        mesh = tiny.mesh_config(self.mesh_shape if mesh_shape is None else mesh_shape, self.layout, self.shard)
         data = tiny.MASKED if self.model == "segments" else None
         training = {"tokens_per_mb_per_replica": self.tokens_at_once, "opt_name": self.opt_name}
         return tiny.run_config(mesh, MODELS[self.model], training, data)
@@ -96,7 +99,7 @@ CASES = {
     "groups_whole": Case("grouped", "x:2", "heads:x"),
     "matrices": Case("gated", "x:2", "heads:x,vocab:x,intermediate_expanded:x", opt_name="muon"),
     "segments": Case("segments", "x:2", "batch:x", 2 * tiny.MODEL.n_ctx),
-    "mixed": Case("recomputed", "x:2,y:2", "batch:x,heads:y,vocab:y,intermediate_expanded:y", 2 * tiny.MODEL.n_ctx),
+    "mixed": Case("recomputed", "x:2,y:2", TENSOR_PARALLEL, 2 * tiny.MODEL.n_ctx),
     "mixed_experts": Case("mixture", "x:2,y:2", "batch:x,experts:x,expert_hidden:y"),
     "mixed_matrices": Case("gated", "x:2,y:2", "embd:x,heads:y,vocab:y,intermediate_expanded:y", opt_name="muon"),
     "mixed_embd": Case("dropout", "x:2,y:2", "batch:x,embd:y"),
@@ -105,6 +108,10 @@ CASES = {
     "mixed_ring": Case("long", "x:2,y:2", "sequence:x,heads:y,vocab:y,intermediate_expanded:y"),
     "whole_sequence": Case("dense", "x:2,y:2", "sequence:x,memory_length:y,embed_sequence:x,vocab:y"),
     "four_data": Case("dropout", "x:4", "batch:x"),
+    "shard": Case("recomputed", "x:2", "batch:x", shard="optimizer"),
+    "shard_mixed": Case("recomputed", "x:2,y:2", TENSOR_PARALLEL, 2 * tiny.MODEL.n_ctx, shard="optimizer"),
+    "shard_experts": Case("mixture", "x:2,y:2", "batch:x,experts:y", shard="optimizer"),
+    "four_shard": Case("dropout", "x:4", "batch:x", shard="optimizer"),
 }
 
 
@@ -141,6 +148,7 @@ def moved(x: mtf.Tensor) -> list[mtf.Tensor]:
         *[reduction(x, reduced_dim=rows) for reduction in reductions],
         mtf.shift(x, 1, rows, wrap=True),
         mtf.shift(x, -3, rows, wrap=False),
+        ScatteredSum(mtf.reduce_sum(x, reduced_dim=rows), columns, "heads").outputs[0],
     ]
 
 

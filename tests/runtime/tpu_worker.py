@@ -45,6 +45,12 @@ class ProcessCrossReplicaOps:
         """See `runtime.mesh.tpu_mesh.CrossReplicaOps`."""
         return self._collectives.reduce(x, _group(self._members(groups)), "Add")
 
+    def reduce_scatter(self, x: tf.Tensor, groups: ReplicaGroups, dimension: int) -> tf.Tensor:
+        """See `runtime.mesh.tpu_mesh.CrossReplicaOps`."""
+        members = self._members(groups)
+        summed = self._collectives.reduce(x, _group(members), "Add")
+        return tf.split(summed, len(members), dimension)[members.index(self._own)]
+
     def all_to_all(self, x: tf.Tensor, groups: ReplicaGroups, split_dimension: int, concat_dimension: int) -> tf.Tensor:
         """See `runtime.mesh.tpu_mesh.CrossReplicaOps`."""
         members = self._members(groups)

@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.errors import CheckpointError, DeviceError
+from configs.schema import SHARDINGS
 from meshtf import mtf
 from models.variables import SlicedVariable, normal
 from runtime.checkpoint import writer
@@ -35,7 +36,7 @@ from tests import tiny
 from tests.runtime.spmd_worker import CASES, MATRIX, ONE_LAYER, SCORED, Case, score
 
 REPOSITORY = Path(__file__).parents[3]
-FAST = "experts"
+FAST = ("experts", "shard")
 OF_TWO = (
     "data",
     "model",
@@ -49,7 +50,16 @@ OF_TWO = (
     "matrices",
     "ring",
 )
-OF_FOUR = ("mixed", "mixed_experts", "mixed_embd", "mixed_matrices", "mixed_ring", "whole_sequence")
+OF_FOUR = (
+    "mixed",
+    "mixed_experts",
+    "mixed_embd",
+    "mixed_matrices",
+    "mixed_ring",
+    "whole_sequence",
+    "shard_mixed",
+    "shard_experts",
+)
 
 
 # Without other processes.
@@ -103,15 +113,17 @@ def test_a_pair_has_a_key_of_its_own() -> None:
     assert all(len(processors) == 2 for processors in members.values())
 
 
-def n_nodes(n_processes: int, layout: str) -> int:
-    mesh = tiny.mesh_config(f"x:{n_processes}", layout)
-    config = tiny.run_config(mesh, ONE_LAYER, training={"train_batch_size": 512})
+def n_nodes(n_processes: int, layout: str, shard: str) -> int:
+    mesh = tiny.mesh_config(f"x:{n_processes}", layout, shard)
+    model = {"n_embd": 512, "n_vocab": 512, "n_ctx": 512}  # that 512 processes can share
+    config = tiny.run_config(mesh, {**ONE_LAYER, **model}, training={"train_batch_size": 512})
     return build_train_step(config, place_process(config.mesh, 1, n_processes, "/device:CPU:0")).n_graph_nodes()
 
 
-def test_a_graph_does_not_grow_with_the_mesh() -> None:
-    two = n_nodes(2, "batch:x")
-    assert n_nodes(512, "batch:x") == pytest.approx(two, rel=0.02)
+@pytest.mark.parametrize("shard", SHARDINGS)
+def test_a_graph_does_not_grow_with_the_mesh(shard: str) -> None:
+    two = n_nodes(2, "batch:x", shard)
+    assert n_nodes(512, "batch:x", shard) == pytest.approx(two, rel=0.02)
 
 
 @pytest.mark.slow
@@ -388,24 +400,26 @@ def check_case(together: Together, name: str, device: str) -> None:
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory, devices: tuple[str, ...]) -> Together:
-    return run_together(2, tmp_path_factory.mktemp("pair"), devices[0], "moved", FAST)
+    return run_together(2, tmp_path_factory.mktemp("pair"), devices[0], "moved", *FAST)
 
 
 def test_collectives_move_slices_as_on_one_device(pair: Together) -> None:
     shifted = np.zeros_like(MATRIX)
     shifted[:-3] = MATRIX[3:]
-    expected = [MATRIX] * 3 + [MATRIX.sum(0), MATRIX.max(0), MATRIX.min(0), np.roll(MATRIX, 1, 0), shifted]
+    reduced = [MATRIX.sum(0), MATRIX.max(0), MATRIX.min(0)]
+    expected = [MATRIX, MATRIX, MATRIX, *reduced, np.roll(MATRIX, 1, 0), shifted, MATRIX.sum(0)]
     for results in pair.results:
         for index, value in enumerate(expected):
-            np.testing.assert_allclose(results[f"moved/{index}"], value, rtol=0, atol=1e-6 if index == 3 else 0)
+            np.testing.assert_allclose(results[f"moved/{index}"], value, rtol=0, atol=1e-6 if index in (3, 8) else 0)
 
 
-def test_two_processes_train_as_one_device(pair: Together, devices: tuple[str, ...]) -> None:
-    check_case(pair, FAST, devices[0])
+@pytest.mark.parametrize("name", FAST)
+def test_two_processes_train_as_one_device(pair: Together, devices: tuple[str, ...], name: str) -> None:
+    check_case(pair, name, devices[0])
 
 
 def test_each_process_writes_its_own_part(pair: Together) -> None:
-    assert sorted(path.name for path in (pair.folder / FAST).iterdir()) == [
+    assert sorted(path.name for path in (pair.folder / "experts").iterdir()) == [
         "checkpoint",
         "model.ckpt-1.data-00000-of-00002",
         "model.ckpt-1.data-00001-of-00002",
@@ -451,10 +465,10 @@ def test_four_processes_on_two_axes(four: Together, devices: tuple[str, ...], na
 @pytest.mark.slow
 @pytest.mark.processes
 def test_four_processes_on_one_axis(tmp_path: Path, devices: tuple[str, ...]) -> None:
-    together = run_together(4, tmp_path, devices[0], "moved", "four_data", "four_ring")
+    together = run_together(4, tmp_path, devices[0], "moved", "four_data", "four_ring", "four_shard")
     test_collectives_move_slices_as_on_one_device(together)
-    check_case(together, "four_data", devices[0])
-    check_case(together, "four_ring", devices[0])
+    for name in ("four_data", "four_ring", "four_shard"):
+        check_case(together, name, devices[0])
 
 
 # Lost processes.

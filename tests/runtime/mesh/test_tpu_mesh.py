@@ -16,7 +16,7 @@ from tensorflow.python.framework import kernels
 
 from configs.errors import ConfigError, DeviceError
 from configs.load import load_config
-from configs.schema import RunConfig
+from configs.schema import SHARD_OPTIMIZER, SHARDINGS, RunConfig
 from meshtf import mtf, tf
 from models.variables import SlicedVariable
 from runtime.checkpoint.position import TrainingPosition
@@ -29,9 +29,10 @@ from runtime.mesh.multi_process import place_process
 from runtime.mesh.placement import DeviceMesh
 from runtime.mesh.placement import place as place_on_devices
 from runtime.mesh.tpu_discovery import Tpu
-from runtime.mesh.tpu_mesh import Replica, ReplicaGroups, ReplicaPlacement, groups_along
+from runtime.mesh.tpu_mesh import CrossReplicaOps, Replica, ReplicaGroups, ReplicaPlacement, groups_along
 from runtime.mesh.tpu_replicate import place_on_tpu
 from runtime.training import steps
+from runtime.training.optimizers import ADAM_SLOTS
 from runtime.training.steps import build_eval_step
 from runtime.training.tpu_steps import (
     DeviceLoop,
@@ -44,7 +45,7 @@ from tests.runtime.spmd_worker import MIXTURE, MODELS, ONE_LAYER
 from tests.runtime.tpu_worker import stacked_inputs
 from tests.runtime.tpus import SLICES, Built, place
 
-TOGETHER = {"CrossReplicaSum", "AllToAll", "CollectivePermute"}
+TOGETHER = {"CrossReplicaSum", "AllToAll", "CollectivePermute", "XlaReduceScatter"}
 # Operations outside of the replicated program.
 PLUMBING = {"Placeholder", "Const", "Identity", "NoOp", "TPUReplicatedInput", "TPUReplicatedOutput"}
 PLUMBING |= {"TPUCompilationResult"}
@@ -112,7 +113,8 @@ def check_groups(built: Built) -> None:
             others = [axis for axis in range(len(shape.dims)) if axis not in axes]
             group_size = int(np.prod([shape.dims[axis].size for axis in axes]))
             known.append(numbers.transpose([*others, *axes]).reshape(-1, group_size).tolist())
-    found = [groups for kind in ("CrossReplicaSum", "AllToAll") for groups in built.constants_of(kind, 1)]
+    kinds = ("CrossReplicaSum", "AllToAll", "XlaReduceScatter")
+    found = [groups for kind in kinds for groups in built.constants_of(kind, 1)]
     assert found
     for groups in found:
         assert groups in known
@@ -166,12 +168,36 @@ def test_experts_move_by_all_to_all() -> None:
     check(tiny.run_config(mesh, model), "v3-8")
 
 
-def test_a_program_does_not_grow_with_the_tpu() -> None:
-    counts = []
+@pytest.mark.parametrize("shard", SHARDINGS)
+def test_a_program_does_not_grow_with_the_tpu(shard: str) -> None:
+    counts, model = [], {**ONE_LAYER, "n_embd": 128, "n_ctx": 128}
     for slice_name, mesh_shape in (("v3-8", "x:4,y:2"), ("v3-256", "x:128,y:2")):
-        config = tiny.run_config(tiny.mesh_config(mesh_shape, LAYOUT), ONE_LAYER, {"train_batch_size": 256})
+        config = tiny.run_config(tiny.mesh_config(mesh_shape, LAYOUT, shard), model, {"train_batch_size": 256})
         counts.append(sum(1 for _ in Built.of(config, slice_name).replicated_nodes()))
     assert counts[0] == pytest.approx(counts[1], rel=0.02)
+
+
+def test_gradients_are_scattered_and_slots_split() -> None:
+    config = tiny.run_config(tiny.mesh_config("x:4,y:2", LAYOUT, SHARD_OPTIMIZER), ONE_LAYER)
+    built = Built.of(config, "v3-8")
+    check_operations(built)
+    check_groups(built)
+    shapes = {name: shape for name, (_, shape) in built.placement.store.variables.items()}
+    matrices = [name for name, shape in shapes.items() if len(shape) > 1 and not name.endswith(ADAM_SLOTS)]
+    kinds = [node.op for node in built.replicated_nodes()]
+    assert kinds.count("XlaReduceScatter") == len(matrices) - 2  # queries, keys and values together
+    for name in matrices:
+        for slot in ADAM_SLOTS:
+            assert 4 * np.prod(shapes[name + slot]) == np.prod(shapes[name])
+
+
+def test_a_reduce_scatter_is_the_devices_own() -> None:
+    groups = [[0, 1, 2], [3, 4, 5]]
+    scatter = tf.function(lambda x: CrossReplicaOps().reduce_scatter(x, groups, 1), jit_compile=True)
+    program = scatter.experimental_get_compiler_ir(tf.ones([4, 6]))(stage="hlo")
+    (line,) = [line for line in program.splitlines() if " reduce-scatter(" in line]
+    assert "f32[4,2]" in line and "replica_groups={{0,1,2},{3,4,5}}" in line and "dimensions={1}" in line
+    assert " add(" in program
 
 
 def fitted(name: str, slice_name: str) -> RunConfig:
@@ -229,6 +255,10 @@ class ShapesOnly:
     def cross_replica_sum(self, x: tf.Tensor, groups: ReplicaGroups) -> tf.Tensor:
         """See `runtime.mesh.tpu_mesh.CrossReplicaOps`."""
         return x
+
+    def reduce_scatter(self, x: tf.Tensor, groups: ReplicaGroups, dimension: int) -> tf.Tensor:
+        """See `runtime.mesh.tpu_mesh.CrossReplicaOps`."""
+        return tf.split(x, len(groups[0]), dimension)[0]
 
     def all_to_all(self, x: tf.Tensor, groups: ReplicaGroups, split_dimension: int, concat_dimension: int) -> tf.Tensor:
         """See `runtime.mesh.tpu_mesh.CrossReplicaOps`."""

@@ -11,9 +11,11 @@ import pytest
 from configs.schema import TrainingConfig
 from meshtf import mtf
 from models import variables
+from models.ops.gradients import ScatteredSum
 from runtime.checkpoint.reader import weight_names
-from runtime.mesh.placement import Placement, place
+from runtime.mesh.placement import SHARD, Placement, place
 from runtime.training.optimizers import build_update, gradient_norms
+from runtime.training.state_sharding import sharded_dim
 from tests import tiny
 from tests.models import reference
 
@@ -44,6 +46,7 @@ NUMBERS = {"beta1": 0.8, "beta2": 0.9, "epsilon": 1e-3}
 TRAINING = TrainingConfig(train_batch_size=1, train_steps=1, weight_decay=0.3, **NUMBERS)
 RATE = 0.1
 MESHES = [("", ""), ("x:2,y:2", "vocab:x,embd:y,heads:x"), ("x:2,y:2", "intermediate_expanded:x,experts:y,heads:y")]
+SHARDED = ("x:2,y:2", "batch:x,heads:y,vocab:y,intermediate_expanded:y")  # replicas that share the updates
 
 
 def gradients_of(step: int) -> list[np.ndarray]:
@@ -67,7 +70,12 @@ def stepper(training: TrainingConfig, placement: Placement, width: float = 1.0) 
             variables.get_variable(rate.mesh, name, gradient.shape, initializer_of(name)).operation
             for name, gradient in zip(SHAPES, gradients, strict=True)
         ]
-        return [build_update(trainable, gradients, training, rate, number, width)]
+        dims = [sharded_dim(placement.implementation(1), gradient.shape) for gradient in gradients]
+        shared = [
+            gradient if dim is None else ScatteredSum(gradient, dim, SHARD).outputs[0]
+            for gradient, dim in zip(gradients, dims, strict=True)
+        ]
+        return [build_update(trainable, shared, training, rate, number, width)]
 
     names = ["batch", "", *(" ".join(sizes) for sizes in SHAPES.values())]
     values = [np.array([RATE], np.float32), np.array(0, np.int32), *gradients_of(0)]
@@ -142,7 +150,7 @@ def adamw_step(name: str, slots_before: Slots, gradient: np.ndarray, number: int
     return {"": value, "/adam_m": m, "/adam_v": v}
 
 
-@pytest.mark.parametrize("mesh", [*MESHES[:2], pytest.param(MESHES[2], marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize("mesh", [*MESHES[:2], pytest.param(MESHES[2], marks=pytest.mark.slow), SHARDED], ids=str)
 def test_adamw(devices: Devices, mesh: tuple[str, str]) -> None:
     training = dataclasses.replace(TRAINING, opt_name="adamw", gradient_clipping=0.5)
     assert_updated(updated(training, devices, mesh), adamw_step, 0.5)
@@ -162,7 +170,7 @@ def lion_step(name: str, slots_before: Slots, gradient: np.ndarray, number: int)
     return {"": value, "/lion_m": 0.9 * m + 0.1 * gradient}
 
 
-@pytest.mark.parametrize("mesh", MESHES[:2], ids=str)
+@pytest.mark.parametrize("mesh", [*MESHES[:2], SHARDED], ids=str)
 def test_lion(devices: Devices, mesh: tuple[str, str]) -> None:
     training = dataclasses.replace(TRAINING, opt_name="lion", gradient_clipping=0.5)
     assert_updated(updated(training, devices, mesh), lion_step, 0.5)
@@ -186,6 +194,7 @@ def muon_step(name: str, slots_before: Slots, gradient: np.ndarray, number: int)
         pytest.param(MESHES[1], id="both sides split, or the shorter one: exchanged"),
         pytest.param(MESHES[2], id="the longer side split, and the experts"),
         pytest.param(("x:4", "embd:x"), id="a longer side that cannot be divided: gathered"),
+        pytest.param(SHARDED, id="shared by replicas"),
     ],
     ids=str,
 )
@@ -208,8 +217,8 @@ def test_the_singular_values_of_muons_update_are_near_its_scale(devices: Devices
 
 @pytest.mark.parametrize(
     ("opt_name", "mesh", "step"),
-    [("adamw", MESHES[0], adamw_step), ("muon", MESHES[1], muon_step)],
-    ids=["adamw", "muon"],
+    [("adamw", MESHES[0], adamw_step), ("muon", MESHES[1], muon_step), ("adamw", SHARDED, adamw_step)],
+    ids=["adamw", "muon", "shared by replicas"],
 )
 def test_averages_of_the_variables(
     devices: Devices, opt_name: str, mesh: tuple[str, str], step: Callable[..., Slots]
@@ -295,6 +304,7 @@ ADAFACTORS = {
         ("with a mean of updates", MESHES[0]),
         ("without one, decay rate given", MESHES[1]),
         pytest.param("with a mean of updates", MESHES[2], marks=pytest.mark.slow),
+        ("with a mean of updates", SHARDED),
     ],
     ids=str,
 )
@@ -329,6 +339,7 @@ def test_adafactors_slots_have_the_names_and_shapes_of_mesh_tensorflow(devices: 
         ("lion", MESHES[0], np.nan),
         ("muon", MESHES[1], np.inf),
         pytest.param("adam", MESHES[0], 1e30, id="too large to be squared"),
+        ("adam", SHARDED, np.nan),
     ],
     ids=str,
 )

@@ -1,0 +1,175 @@
+"""The optimiser's state split over the replicas: the update of one device, less memory, and half of the bytes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+
+from configs.schema import SHARD_OPTIMIZER, RunConfig
+from meshtf import mtf
+from models.ops.attention import SoftmaxAttentionGradient
+from runtime.mesh.placement import SHARD, place
+from runtime.planning.dry_run import DryStep, build_dry_step, dry_placement
+from runtime.planning.memory import estimate_memory
+from runtime.planning.plan import total_sent
+from runtime.training.optimizers import ADAM_SLOTS
+from runtime.training.state_sharding import describe_sharding, sharded_dim
+from runtime.training.steps import build_train_step
+from tests import tiny
+from tests.runtime.spmd_worker import MODELS, TENSOR_PARALLEL
+
+Devices = tuple[str, ...]
+MICROBATCHES = {"tokens_per_mb_per_replica": tiny.MODEL.n_ctx}
+EVERYTHING = {**tiny.ALL_DROPOUTS, "recompute_grad": True}
+FLOAT = 4
+
+
+def sharded(
+    mesh_shape: str, layout: str, model: Mapping[str, object] = {}, training: Mapping[str, object] = {}
+) -> RunConfig:
+    return tiny.run_config(tiny.mesh_config(mesh_shape, layout, SHARD_OPTIMIZER), model, training)
+
+
+def alone(config: RunConfig) -> RunConfig:
+    return dataclasses.replace(config, mesh=tiny.mesh_config("", ""))
+
+
+def test_replicas_that_split_heads_too_give_the_update_of_one_device(devices: Devices) -> None:
+    config = sharded("x:2,y:2", TENSOR_PARALLEL, EVERYTHING, MICROBATCHES)
+    tiny.assert_same_update(tiny.one_update(config, devices), tiny.one_device_update(devices, has_dropout=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "mesh_shape", "layout", "training"),
+    [
+        ("dense", "x:4", "batch:x", {}),
+        ("dense", "x:2,y:2", "batch:y,embd:x", {}),
+        ("linear", "x:2,y:2", "batch:x,sequence:y", {}),
+        ("shared", "x:4", "batch:x", {}),
+        ("grouped", "x:2,y:2", "batch:x,heads:y", {}),
+        ("mixture", "x:2,y:2", "batch:x,experts:y", {}),
+        ("mixture", "x:2,y:2", "batch:x,experts:x,expert_hidden:y", {}),
+        ("recomputed", "x:4", "batch:x", {"gradient_clipping": 0.1, "ema_decay": 0.9, "opt_name": "adamw"}),
+    ],
+)
+def test_any_model_gives_the_update_of_one_device(
+    devices: Devices, model: str, mesh_shape: str, layout: str, training: Mapping[str, object]
+) -> None:
+    config = sharded(mesh_shape, layout, MODELS[model], training)
+    tiny.assert_same_update(tiny.one_update(config, devices), tiny.one_update(alone(config), devices))
+
+
+@pytest.mark.parametrize("training", [{}, pytest.param(MICROBATCHES, marks=pytest.mark.slow)], ids=["whole", "micro"])
+def test_bfloat16_differs_by_its_rounding_only(devices: Devices, training: Mapping[str, object]) -> None:
+    config = sharded("x:4", "batch:x", {"precision": "bfloat16"}, training)
+    actual, expected = tiny.one_update(config, devices), tiny.one_update(alone(config), devices)
+    np.testing.assert_allclose(actual.loss, expected.loss, rtol=0, atol=1e-2)
+    np.testing.assert_allclose(actual.grad_norm, expected.grad_norm, rtol=1e-2)
+    for name in expected.before:
+        if name.endswith("/adam_m"):
+            value = expected.after[name]
+            np.testing.assert_allclose(actual.after[name], value, rtol=0, atol=2e-2 * np.abs(value).max(), err_msg=name)
+
+
+# What is split, and what is sent.
+
+
+def n_elements(step: DryStep, is_matrix: bool) -> int:
+    """Parameters in matrices, or else in vectors."""
+    variables = step.graph.trainable_variables
+    return sum(variable.shape.size for variable in variables if (len(variable.shape) > 1) == is_matrix)
+
+
+def dry_step(
+    shard: str, model: Mapping[str, object] = {}, training: Mapping[str, object] = {}, layout: str = "batch:x"
+) -> DryStep:
+    config = tiny.run_config(tiny.mesh_config("x:4", layout, shard), model, training)
+    return build_dry_step(config, dry_placement(config.mesh, 4))
+
+
+@pytest.mark.parametrize("microbatch_count", [1, 2])
+def test_gradients_are_reduced_by_scatter_and_parameters_gathered(microbatch_count: int) -> None:
+    training = {} if microbatch_count == 1 else MICROBATCHES
+    step = dry_step(SHARD_OPTIMIZER, training=training)
+    sent = total_sent(step.transfers)
+    matrices = FLOAT * n_elements(step, is_matrix=True) * 3 / 4
+    assert sent[("x", "reduce_scatter")] == microbatch_count * matrices
+    assert sent[("x", "allconcat")] == matrices
+    vectors = 2 * FLOAT * n_elements(step, is_matrix=False) * 3 / 4
+    assert vectors <= sent[("x", "allreduce")] <= vectors + 2 * FLOAT * 10  # and loss and norm
+    whole = total_sent(dry_step("off", training=training).transfers)
+    assert set(whole) == {("x", "allreduce")}
+    assert whole[("x", "allreduce")] == pytest.approx(2 * matrices + vectors, abs=2 * FLOAT * 10)
+
+
+def test_gradients_of_bfloat16_are_sent_as_such() -> None:
+    step = dry_step(SHARD_OPTIMIZER, {"precision": "bfloat16", "no_weight_tie": True})
+    sent = total_sent(step.transfers)[("x", "reduce_scatter")]
+    tables = sum(v.shape.size for v in step.graph.trainable_variables if v.name in ("gpt2/wte", "gpt2/wpe"))
+    matrices = n_elements(step, is_matrix=True)
+    assert 2 * matrices * 3 / 4 <= sent <= (2 * matrices + 2 * tables) * 3 / 4
+
+
+def test_each_gradient_is_scattered_where_the_backward_pass_makes_it() -> None:
+    operations = dry_step(SHARD_OPTIMIZER, {"n_layer": 8, "attention_types": ("global",) * 8}).graph.operations
+    scattered = [index for index, operation in enumerate(operations) if operation.name.startswith("scattered_sum")]
+    assert len(scattered) == 8 * 4 + 2  # queries, keys and values together
+    makers = [operations.index(operations[index].inputs[0].operation) for index in scattered]
+    assert all(
+        operations[made + 1 : index] == [] or made + 1 == index for made, index in zip(makers, scattered, strict=True)
+    )
+    attended = [index for index, operation in enumerate(operations) if isinstance(operation, SoftmaxAttentionGradient)]
+    between = np.searchsorted(attended, scattered)
+    assert np.bincount(between).tolist() == [3, *[4] * 7, 3]  # a layer's own, and both tables at the end
+
+
+def test_memory_of_the_plan() -> None:
+    model = {"n_layer": 8, "attention_types": ("global",) * 8}
+    off, on = (estimate_memory(dry_step(shard, model)) for shard in ("off", SHARD_OPTIMIZER))
+    assert on.parameters == off.parameters
+    vectors = FLOAT * n_elements(dry_step(SHARD_OPTIMIZER, model), is_matrix=False)
+    assert on.optimizer == (off.optimizer - 2 * vectors) / 4 + 2 * vectors
+    assert on.gradients < 0.5 * off.gradients
+
+
+def test_the_first_whole_dimension_that_the_replicas_divide_is_split(devices: Devices) -> None:
+    mesh_impl = place(tiny.mesh_config("x:2,y:2", TENSOR_PARALLEL), devices).implementation(8)
+    for sizes, expected in (
+        ({"embd": 6, "heads": 8}, "embd"),
+        ({"vocab": 8, "embd": 6}, "embd"),
+        ({"embd": 7, "score": 4}, "score"),
+        ({"embd": 7, "heads": 8}, None),  # 7 is odd, and heads are split
+        ({"expert_batch": 4, "embd": 6}, None),  # lies over the axis of the batch already
+        ({"embd": 6}, None),
+        ({}, None),
+    ):
+        dim = sharded_dim(mesh_impl, mtf.Shape([mtf.Dimension(name, size) for name, size in sizes.items()]))
+        assert (dim and dim.name) == expected
+    without = place(tiny.mesh_config("x:4", "heads:x"), devices).implementation(8)
+    assert sharded_dim(without, mtf.Shape([mtf.Dimension("embd", 8), mtf.Dimension("vocab", 8)])) is None
+
+
+def test_slots_lie_split_and_a_line_says_so(devices: Devices) -> None:
+    config = sharded("x:4", "batch:x", {"n_ctx": 18, "n_embd": 36, "n_head": 4, "n_inner": 30})
+    placement = place(config.mesh, devices)
+    build_train_step(config, placement)
+    stored = {each.name: each for each in placement.store}
+    for slot in ADAM_SLOTS:
+        assert stored[f"gpt2/wte{slot}"].begins == ((0, 0), (16, 0), (32, 0), (48, 0))
+        assert [dim.name for dim in stored[f"gpt2/wte{slot}"].variable.shape.dims] == [SHARD, "embd"]
+        assert stored[f"gpt2/wte{slot}"].slices[0].shape == (16, 36)
+        assert stored[f"gpt2/ln_f/g{slot}"].slices[0].shape == (36,)
+    line = describe_sharding(config, placement)
+    assert line == "shard = optimizer: optimizer state is split over 4 replicas; whole: 16 vectors"
+    assert describe_sharding(alone(config), placement) is None
+    odd = sharded("x:4", "batch:x", {"n_embd": 18, "n_head": 3, "n_inner": 30, "n_vocab": 63})
+    placement = place(odd.mesh, devices)
+    build_train_step(odd, placement)
+    line = describe_sharding(odd, placement)
+    assert "whole: gpt2/wte, " in line and "gpt2/wpe" not in line and line.endswith(", 16 vectors")
+    one = place(alone(odd).mesh, devices[:1])
+    assert describe_sharding(odd, one) == "shard = optimizer: has no effect, since the batch is not split"
