@@ -73,7 +73,7 @@ def _serve(config: RunConfig, index: int, n_processes: int, device: str) -> None
     from runtime.training.steps import build_train_step
 
     training = dataclasses.replace(config.training, train_batch_size=n_processes * config.training.train_batch_size)
-    config = dataclasses.replace(config, training=training, mesh=MeshConfig())
+    config = dataclasses.replace(config, training=training, mesh=MeshConfig(shard=config.mesh.shard))
     placement = (
         place(config.mesh, [device]) if n_processes == 1 else place_process(config.mesh, index, n_processes, device)
     )
