@@ -72,7 +72,7 @@ import mesh_tensorflow as mtf  # noqa: E402
 from mesh_tensorflow.placement_mesh_impl import PlacementMeshImpl  # noqa: E402
 
 # The parts of TensorFlow's own strategies for multiple processes and for TPUs.
-from tensorflow.compiler.tf2xla.ops.gen_xla_ops import xla_reduce_scatter  # noqa: E402
+from tensorflow.compiler.tf2xla.ops.gen_xla_ops import xla_optimization_barrier, xla_reduce_scatter  # noqa: E402
 from tensorflow.core.protobuf.tensorflow_server_pb2 import ServerDef  # noqa: E402
 from tensorflow.python.distribute.tpu_util import enclosing_tpu_context  # noqa: E402
 from tensorflow.python.eager import context as eager_context  # noqa: E402
@@ -112,5 +112,6 @@ __all__ = [
     "pack_eager_tensors",
     "tf",
     "xplane_pb2",
+    "xla_optimization_barrier",
     "xla_reduce_scatter",
 ]

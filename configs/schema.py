@@ -70,7 +70,7 @@ CONSTANT_RATE = ("constant", "none")
 NOAM_DECAYS = ("noam", "noamwd")  # which scale lr by the width
 LR_DECAYS = ("linear", "cosine", "linear_to_zero", "wsd", *NOAM_DECAYS, "bert")
 OPTIMIZERS = ("adam", "adamw", "lion", "muon", "adafactor")
-NO_SHARDING, SHARD_OPTIMIZER = SHARDINGS = ("off", "optimizer")
+NO_SHARDING, SHARD_OPTIMIZER, SHARD_PARAMETERS = SHARDINGS = ("off", "optimizer", "parameters")
 MOE_GATINGS = ("top_1", "top_2")
 SECOND_POLICIES = ("all", "none", "threshold", "random")
 INPUT_FNS = ("sequential_input", "generic_text")
@@ -1424,10 +1424,11 @@ class MeshConfig:
     shard: str = setting(
         one_of(SHARDINGS),
         "optimizer: the replicas of the batch axis share the memory and the work of the optimiser: each keeps a part "
-        "of its state and of the gradients, updates that part of the parameters, and receives the other parts. off: "
-        "each replica does it all.",
+        "of its state and of the gradients, updates that part of the parameters, and receives the other parts. "
+        "parameters: parameters lie in parts too, and are gathered block by block, for the forward pass and again for "
+        "the backward pass. off: each replica does it all.",
         default=NO_SHARDING,
-        source="Rajbhandari et al. 2020, ZeRO, sections 5.1 and 5.2",
+        source="Rajbhandari et al. 2020, ZeRO, sections 5.1 to 5.3",
     )
 
 

@@ -29,6 +29,7 @@ class SlicedVariable(mtf.Variable):
 
     Attributes:
         role: what it is.
+        model_shape: as the model reads it; `shape` may have another name for one of the dimensions.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class SlicedVariable(mtf.Variable):
         mtf.Operation.__init__(self, [], mesh, name="variable")
         self._dtype = mtf.VariableDType(tf.float32)
         self.role = role
+        self.model_shape = shape
         self._trainable = role is Role.TRAINED
         self._name = name
         self._initializer = initializer
@@ -52,6 +54,12 @@ class SlicedVariable(mtf.Variable):
     def is_parameter(self) -> bool:
         """Whether it belongs to the model, and not to the optimiser."""
         return self.role is not Role.SLOT
+
+    def rename_dimension(self, old_name: str, new_name: str) -> None:
+        """Gives the variable a new value tensor, in which one dimension has another name and so another layout."""
+        shape = self.shape.rename_dimension(old_name, new_name)
+        self._outputs = [mtf.Tensor(self, shape, tf.float32)]
+        self._splittable_dims, self._unsplittable_dims = self._initialize_all_dimensions_as_splittable()
 
     def initial_value(self, seed: int) -> np.ndarray:
         """Returns the whole initial value, a function of seed and name, so that it is the same on any mesh."""

@@ -8,7 +8,7 @@ GPT-Neo's `mtf.gather` and cross-entropy do, forward and backward, which costs a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from meshtf import LaidOut, mtf, tf
 from models.kernels.compile import Kernel
@@ -46,6 +46,11 @@ def slice_starts(mesh_impl: mtf.MeshImpl, dims: Sequence[mtf.Dimension]) -> Laid
 def slice_start(mesh_impl: mtf.MeshImpl, dim: mtf.Dimension) -> LaidOut:
     """Laid-out int32 scalar: where each processor's slice begins along one dimension."""
     return mesh_impl.slicewise(lambda starts: starts[0], slice_starts(mesh_impl, [dim]))
+
+
+def replace_inputs(operation: mtf.Operation, new: Mapping[mtf.Tensor, mtf.Tensor]) -> None:
+    """Lets an operation read other tensors of the same shapes, as copies of operations do in mesh-TensorFlow."""
+    operation._inputs = [new.get(x, x) for x in operation.inputs]
 
 
 class MeshOperation(mtf.Operation):

@@ -19,7 +19,7 @@ from models.kernels.vocabulary import IdRanges, Vocabulary
 from models.ops.cross_entropy import label_scores
 from models.ops.decoding import insert_rows, most_likely
 from models.ops.sampling import RowParams
-from runtime.mesh.lowering import LoweredStep, compile_step, id_spec, lower, new_mesh
+from runtime.mesh.lowering import LoweredStep, compile_step, id_spec, lower, lowered, new_mesh
 from runtime.mesh.placement import DeviceMesh, Placement
 
 # Integer inputs of each row: prompt length, length at which it ends, seed, number of most likely tokens to report.
@@ -158,7 +158,7 @@ def build_prefill(row_state: RowState, n_prompts: int, length: int) -> LoweredSt
         target_rows = mtf.import_tf_tensor(mesh, rows, mtf.Shape([prefilled.texts.lengths.shape.dims[0]]))
         all_rows = row_state.state(mesh, mesh_impl, "cache_rows", prefilled.texts.limits).named()
         named = {name: insert_rows(all_rows[name], prefilled.named()[name], target_rows) for name in row_state.slices}
-        lowering = mtf.Lowering(graph, {mesh: mesh_impl}, autostack=False)
+        lowering = lowered(graph, mesh, mesh_impl)
         row_state.store(lowering, mesh_impl, named)
         return {}
 
@@ -180,7 +180,7 @@ def build_decode_steps(row_state: RowState) -> LoweredStep:
         batch_shape = mtf.Shape([mtf.Dimension("batch", row_state.n_rows)])
         before = row_state.state(mesh, mesh_impl, "batch", mtf.import_tf_tensor(mesh, limits, batch_shape))
         state = row_state.decoder.decode_steps(before, mtf.import_tf_tensor(mesh, n_steps))
-        lowering = mtf.Lowering(graph, {mesh: mesh_impl}, autostack=False)
+        lowering = lowered(graph, mesh, mesh_impl)
         row_state.store(lowering, mesh_impl, state.named())
         return {name: lowering.export_to_tf_tensor(tensor) for name, tensor in _exported(state).items()}
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from meshtf import mtf, tf
+from runtime.mesh.weights import gather_weights
 
 Function = Callable[..., dict[str, tf.Tensor]]
 
@@ -36,11 +37,17 @@ class LoweredStep:
         return len(graph.node) + sum(len(function.node_def) for function in graph.library.function)
 
 
+def lowered(graph: mtf.Graph, mesh: mtf.Mesh, mesh_impl: mtf.MeshImpl) -> mtf.Lowering:
+    """Lowers the graph onto a mesh."""
+    gather_weights(graph, mesh_impl)
+    return mtf.Lowering(graph, {mesh: mesh_impl}, autostack=False)
+
+
 def lower(
     graph: mtf.Graph, mesh: mtf.Mesh, mesh_impl: mtf.MeshImpl, outputs: dict[str, mtf.Tensor]
 ) -> dict[str, tf.Tensor]:
     """Lowers the graph onto a mesh and returns its outputs as whole TensorFlow tensors."""
-    lowering = mtf.Lowering(graph, {mesh: mesh_impl}, autostack=False)
+    lowering = lowered(graph, mesh, mesh_impl)
     return {name: lowering.export_to_tf_tensor(tensor) for name, tensor in outputs.items()}
 
 

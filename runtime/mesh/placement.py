@@ -10,15 +10,14 @@ import numpy as np
 
 from configs.errors import DeviceError
 from configs.layout import format_pairs, resized
-from configs.schema import MeshConfig
+from configs.schema import SHARD_PARAMETERS, MeshConfig
 from meshtf import LaidOut, PlacementMeshImpl, mtf, tf
 from models.variables import SlicedVariable
 from runtime.mesh.lowering import LoweredStep, compile_step
 from runtime.mesh.products import einsum
+from runtime.mesh.weights import PARAMETERS, SHARD
 
 Program = Callable[..., dict[str, tf.Tensor]]
-# The name that a dimension of the optimiser's state takes where it is split over the axis of the batch.
-SHARD = "shard"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,8 +220,8 @@ class Placement:
         if "sequence" in rules:  # keys and values stay where they are computed, and attention goes round them
             rules.setdefault("memory_length", rules["sequence"])
         own_axes = dict(self.layout)
-        if "batch" in own_axes:
-            rules[SHARD] = own_axes["batch"]  # state lies on the mesh for batches of any size
+        if shared_along := own_axes.get(PARAMETERS, own_axes.get("batch")):
+            rules[SHARD] = shared_along  # state lies on the mesh for batches of any size
         return mtf.LayoutRules(rules.items())
 
     def without(self, *dimensions: str) -> Placement:
@@ -280,4 +279,6 @@ def fit(mesh: MeshConfig, n_processors: int, kind: str) -> tuple[mtf.Shape, tupl
             f"give a mesh_shape whose sizes multiply to {n_processors} "
             f"(--set mesh_shape={mesh_shape[0][0]}:{n_processors}), that many {kind}, or --set elastic_mesh=true"
         )
+    if mesh.shard == SHARD_PARAMETERS and "batch" in dict(layout):
+        layout = (*layout, (PARAMETERS, dict(layout)["batch"]))
     return mtf.Shape([mtf.Dimension(axis, size) for axis, size in mesh_shape]), tuple(layout)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from meshtf import mtf
 from models.ops.attention import SoftmaxAttention, SoftmaxAttentionGradient
 from models.ops.cross_entropy import SoftmaxStatistics
+from models.ops.gathered import Gathered
 from models.ops.gradients import GlobalNorm, ScatteredSum
 from models.ops.linear_attention import (
     CausalLinearAttention,
@@ -22,13 +23,14 @@ from models.ops.linear_attention import (
     LinearAttentionGradient,
 )
 from models.ops.norms import LayerNorm, LayerNormGradient, RmsNorm, RmsNormGradient
+from models.ops.order import After
 from models.ops.ring_attention import ring_of
 from runtime.planning.dry_run import DryStep
 from runtime.training.grad_accumulation import MicrobatchLoop
 from runtime.training.optimizers import AdafactorUpdate, ElementwiseUpdate, EmaUpdate, MuonUpdate
 
 # Operations whose output shares their input's memory.
-ALIASES = (mtf.ReshapeOperation, mtf.CustomGradientOperation, mtf.StopGradient, mtf.Depend)
+ALIASES = (mtf.ReshapeOperation, mtf.CustomGradientOperation, mtf.StopGradient, mtf.Depend, After)
 # Elementwise operations, which reuse the memory of an input that is not read again.
 ELEMENTWISE = (
     mtf.SlicewiseOperation,
@@ -213,9 +215,17 @@ def _updated(operation: mtf.Operation, step: DryStep) -> int:
 
 
 def _scattered(operation: ScatteredSum, step: DryStep) -> int:
-    """Counts the terms that a processor receives of its part, and the parts that it sends if they must be copied."""
-    copies = 1 if operation.is_first_dimension else 2
+    """Counts the terms that a processor receives of its part, and the parts that it sends if they must be copied.
+
+    The next gradient is computed meanwhile.
+    """
+    copies = 2 if operation.is_first_dimension else 3
     return copies * step.slice_bytes(operation.inputs[0])
+
+
+def _gathered(operation: Gathered, step: DryStep) -> int:
+    """Counts the parts that are received if they must be copied to lie one behind the other."""
+    return 0 if operation.is_first_dimension else step.slice_bytes(operation.outputs[0])
 
 
 def _muon(operation: MuonUpdate, step: DryStep) -> int:
@@ -238,6 +248,7 @@ WORKSPACES: dict[type, Callable[[mtf.Operation, DryStep], int]] = {
     RmsNorm: _of_first_input(1),
     RmsNormGradient: _of_first_input(2),
     ScatteredSum: _scattered,
+    Gathered: _gathered,
     ElementwiseUpdate: _updated,
     EmaUpdate: _updated,
     MuonUpdate: _muon,

@@ -111,7 +111,8 @@ def _n_inactive_parameters(model: ModelConfig, parameters: Iterable[SlicedVariab
     if not model.moe_layers:
         return 0
     n_experts, n_used = model.moe_params.moe_num_experts, routing_params(model, is_training=True).n_choices
-    shapes = [variable.shape for variable in parameters if variable.shape.dimension_names[:1] == ["experts"]]
+    shapes = [variable.model_shape for variable in parameters]
+    shapes = [shape for shape in shapes if shape.dimension_names[:1] == ["experts"]]
     return sum(shape.size * (n_experts - n_used) // n_experts for shape in shapes)
 
 

@@ -12,7 +12,7 @@ from configs.schema import RunConfig
 from meshtf import LaidOut, mtf, tf
 from models.ops.mesh_operation import MeshOperation
 from models.ops.precision import Widened
-from runtime.training.state_sharding import Scatter, whole_gradients
+from runtime.training.state_sharding import Sharing
 
 Tensors = dict[str, mtf.Tensor]
 
@@ -36,7 +36,7 @@ def gradients(
     features: Mapping[str, mtf.Tensor],
     outputs_of: Callable[[Tensors], Tensors],
     microbatch_count: int,
-    scatter: Scatter = whole_gradients,
+    sharing: Sharing,
 ) -> tuple[list[mtf.Tensor], Tensors]:
     """Returns the gradients of all trainable variables, and other outputs, summed over the microbatches.
 
@@ -45,14 +45,14 @@ def gradients(
         outputs_of: maps the features of a microbatch to float32 tensors without a batch dimension; the gradients are
             those of `loss`.
         microbatch_count: divides each processor's rows.
-        scatter: what is done with the gradients of a microbatch before they are summed.
+        sharing: what replicas share.
     """
     if microbatch_count == 1:
-        return _microbatch_gradients(dict(features), outputs_of, scatter)
+        return _microbatch_gradients(dict(features), outputs_of, sharing)
     names: list[str] = []
 
     def build(microbatch: Tensors) -> list[mtf.Tensor]:
-        own_gradients, outputs = _microbatch_gradients(microbatch, outputs_of, scatter)
+        own_gradients, outputs = _microbatch_gradients(microbatch, outputs_of, sharing)
         names.extend(outputs)
         return [*outputs.values(), *own_gradients]
 
@@ -61,15 +61,16 @@ def gradients(
 
 
 def _microbatch_gradients(
-    microbatch: Tensors, outputs_of: Callable[[Tensors], Tensors], scatter: Scatter
+    microbatch: Tensors, outputs_of: Callable[[Tensors], Tensors], sharing: Sharing
 ) -> tuple[list[mtf.Tensor], Tensors]:
     operations = next(iter(microbatch.values())).graph.operations
     n_before = len(operations)
     outputs = outputs_of(microbatch)
     trainable = outputs["loss"].graph.trainable_variables
     own_gradients = mtf.gradients([outputs["loss"]], [variable.value for variable in trainable])
-    own_gradients = scatter(trainable, own_gradients)
-    operations[n_before:] = _read_by(operations[n_before:], [*outputs.values(), *own_gradients])
+    own_gradients = sharing.scattered(trainable, own_gradients)
+    needed = _read_by(operations[n_before:], [*outputs.values(), *own_gradients])
+    operations[n_before:] = sharing.arranged(needed)
     return own_gradients, outputs
 
 

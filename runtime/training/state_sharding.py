@@ -1,9 +1,9 @@
-"""The optimiser's state and work, shared by the replicas of the batch axis (`shard` = optimizer).
+"""The optimiser's state and work, shared by the replicas of the batch axis (`shard` = optimizer or parameters).
 
 One dimension of a variable that the layout leaves whole takes the name `shard`, which lies over the axis of the batch.
 Slots have the new name in their shape, so each replica holds a part of them, while checkpoints hold them whole. The
 gradient, a sum over the axis, is scattered as soon as the backward pass has made it. The update of a part of the
-variable is computed where its slots are, and the new parts are gathered.
+variable is computed where its slots are, and the new parts are gathered, unless the variable itself lies split.
 
 Source: Rajbhandari et al. 2020, ZeRO: Memory Optimizations Toward Training Trillion Parameter Models, sections 5.1
 and 5.2.
@@ -12,18 +12,18 @@ and 5.2.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 
-from configs.schema import NO_SHARDING, RunConfig
+from configs.schema import NO_SHARDING, SHARD_OPTIMIZER, RunConfig
 from meshtf import LaidOut, mtf, tf
 from models.ops.gradients import ScatteredSum
-from models.ops.mesh_operation import mesh_axes
+from models.ops.mesh_operation import mesh_axes, replace_inputs
+from models.ops.order import After
 from models.ops.precision import Widened
 from models.variables import SlicedVariable
-from runtime.mesh.placement import SHARD, DeviceMesh, Placement
+from runtime.mesh.placement import DeviceMesh, Placement
+from runtime.mesh.weights import SHARD, made_by_block, sharded_dim
 
-# From variables and their gradients to gradients as they are accumulated.
-Scatter = Callable[[Sequence[SlicedVariable], Sequence[mtf.Tensor]], list[mtf.Tensor]]
 _Outputs = dict[mtf.Operation, Sequence[mtf.Tensor]]
 
 
@@ -82,42 +82,40 @@ class Parameter:
         return [(mesh_impl.tensor_dimension_to_mesh_axis(self.shape.dims[index]), index) for index in self._sharded]
 
 
-def sharded_dim(mesh_impl: mtf.MeshImpl, shape: mtf.Shape) -> mtf.Dimension | None:
-    """Returns the dimension of a variable over which the replicas of the batch share its update.
+@dataclasses.dataclass(frozen=True)
+class Sharing:
+    """What the replicas of the batch share while gradients are computed.
 
-    It is the first that the layout leaves whole and that the number of replicas divides. None: there is none, or there
-    are no replicas of the variable, or it is a vector: a collective would cost more than its memory is worth.
+    Attributes:
+        mesh_impl: how variables lie.
+        is_on: whether they share anything.
     """
-    axis = mesh_impl.tensor_dimension_to_mesh_axis(mtf.Dimension(SHARD, 1))
-    if axis is None or len(shape) < 2 or axis in mesh_axes(mesh_impl, shape.dims):
-        return None
-    count = mesh_impl.shape[axis].size
-    whole = (dim for dim in shape.dims if mesh_impl.tensor_dimension_to_mesh_axis(dim) is None)
-    return next((dim for dim in whole if dim.size % count == 0), None) if count > 1 else None
 
+    mesh_impl: DeviceMesh
+    is_on: bool
 
-def whole_gradients(variables: Sequence[SlicedVariable], gradients: Sequence[mtf.Tensor]) -> list[mtf.Tensor]:
-    """Returns the gradients as they are."""
-    return list(gradients)
-
-
-def scatter_of(config: RunConfig, mesh_impl: DeviceMesh) -> Scatter:
-    """Returns what is done with gradients as soon as they are there: nothing, unless `shard` is given."""
-    if config.mesh.shard == NO_SHARDING:
-        return whole_gradients
-
-    def scatter(variables: Sequence[SlicedVariable], gradients: Sequence[mtf.Tensor]) -> list[mtf.Tensor]:
+    def scattered(self, variables: Sequence[SlicedVariable], gradients: Sequence[mtf.Tensor]) -> list[mtf.Tensor]:
+        """Returns the gradients as they are accumulated: of each its own part, unless nothing is shared."""
+        if not self.is_on:
+            return list(gradients)
         operations = gradients[0].graph.operations
         n_before, again = len(operations), {}
-        dims = [sharded_dim(mesh_impl, variable.shape) for variable in variables]
+        dims = [sharded_dim(self.mesh_impl, variable.shape) for variable in variables]
         scattered = [
             gradient if dim is None else _scattered(gradient, dim, again)
             for gradient, dim in zip(gradients, dims, strict=True)
         ]
-        operations[:] = _behind_inputs(operations, set(operations[n_before:]))
+        operations[:] = _held_back(_behind_inputs(operations, set(operations[n_before:])))
         return scattered
 
-    return scatter
+    def arranged(self, operations: Sequence[mtf.Operation]) -> list[mtf.Operation]:
+        """Returns the operations of both passes with weights made block by block, unless nothing is shared."""
+        return made_by_block(operations, self.mesh_impl) if self.is_on else list(operations)
+
+
+def sharing_of(config: RunConfig, mesh_impl: DeviceMesh) -> Sharing:
+    """Returns what the replicas of the batch share."""
+    return Sharing(mesh_impl, config.mesh.shard != NO_SHARDING)
 
 
 def _scattered(gradient: mtf.Tensor, dim: mtf.Dimension, again: _Outputs) -> mtf.Tensor:
@@ -164,6 +162,25 @@ def _behind_inputs(operations: Sequence[mtf.Operation], moved: Collection[mtf.Op
     return sorted(operations, key=place.__getitem__)
 
 
+def _held_back(operations: Sequence[mtf.Operation]) -> list[mtf.Operation]:
+    """Returns operations of which the backward pass goes on only once its gradients before the last are scattered.
+
+    Else it would run ahead of a slow network, and whole gradients would pile up. One is scattered beside it.
+    """
+    place = {operation: index for index, operation in enumerate(operations)}
+    sums = [operation for operation in operations if isinstance(operation, ScatteredSum)]
+    late: dict[mtf.Tensor, After] = {}
+    for before, current in zip(sums, sums[2:], strict=False):
+        for x in current.inputs[0].operation.inputs:
+            if place[x.operation] > place[before]:
+                late[x] = late.get(x) or After(x, before.outputs)
+    for operation in operations:
+        replace_inputs(operation, {x: late[x].outputs[0] for x in operation.inputs if x in late})
+    return [
+        each for operation in operations for each in (operation, *(late[y] for y in operation.outputs if y in late))
+    ]
+
+
 def describe_sharding(config: RunConfig, placement: Placement) -> str | None:
     """Returns a line that says what is split and which variables stay whole, once the step is built; None: no `shard`.
 
@@ -180,7 +197,8 @@ def describe_sharding(config: RunConfig, placement: Placement) -> str | None:
     named = [variable.name for variable in whole if len(variable.shape) > 1]
     n_vectors = len(whole) - len(named)
     kept = ", ".join([*named, *([f"{n_vectors} vectors"] if n_vectors else [])])
-    return f"shard = {config.mesh.shard}: optimizer state is split over {count} replicas; whole: {kept or 'nothing'}"
+    split = "optimizer state is" if config.mesh.shard == SHARD_OPTIMIZER else "parameters and optimizer state are"
+    return f"shard = {config.mesh.shard}: {split} split over {count} replicas; whole: {kept or 'nothing'}"
 
 
 def _stays_whole(mesh_impl: DeviceMesh, shape: mtf.Shape) -> bool:

@@ -15,7 +15,7 @@ from runtime.mesh.placement import DeviceMesh, Placement
 from runtime.training import grad_accumulation
 from runtime.training.nan_diagnosis import count_forward, count_gradients
 from runtime.training.optimizers import build_update, gradient_norms
-from runtime.training.state_sharding import scatter_of
+from runtime.training.state_sharding import sharing_of
 
 
 def check_batch_splits(batch_size: int, n_processors: int, key: str = "train_batch_size") -> None:
@@ -115,8 +115,8 @@ def build_train_step(config: RunConfig, placement: Placement) -> LoweredStep:
         def outputs_of(microbatch: dict[str, mtf.Tensor]) -> dict[str, mtf.Tensor]:
             return _training_outputs(config.model, microbatch, key, microbatch_count)
 
-        scatter = scatter_of(config, mesh_impl)
-        gradients, outputs = grad_accumulation.gradients(features, outputs_of, microbatch_count, scatter)
+        sharing = sharing_of(config, mesh_impl)
+        gradients, outputs = grad_accumulation.gradients(features, outputs_of, microbatch_count, sharing)
         trainable = list(graph.trainable_variables)
         schedule = [mtf.import_tf_tensor(mesh, scalar) for scalar in (learning_rate, update_number)]
         norm = build_update(trainable, gradients, config.training, *schedule, config.model.width_multiplier)
@@ -149,7 +149,8 @@ def build_diagnosis(config: RunConfig, placement: Placement) -> LoweredStep:
             outputs = _training_outputs(config.model, microbatch, key, microbatch_count)
             return {"loss": outputs["loss"], **count_forward(graph.operations[n_before:])}
 
-        gradients, counts = grad_accumulation.gradients(features, counted_outputs, microbatch_count)
+        sharing = sharing_of(config, mesh_impl)
+        gradients, counts = grad_accumulation.gradients(features, counted_outputs, microbatch_count, sharing)
         del counts["loss"]
         counts |= count_gradients(graph.trainable_variables, gradients)
         return lower(graph, mesh, mesh_impl, counts)

@@ -111,6 +111,10 @@ CASES = {
     "shard": Case("recomputed", "x:2", "batch:x", shard="optimizer"),
     "shard_mixed": Case("recomputed", "x:2,y:2", TENSOR_PARALLEL, 2 * tiny.MODEL.n_ctx, shard="optimizer"),
     "shard_experts": Case("mixture", "x:2,y:2", "batch:x,experts:y", shard="optimizer"),
+    "parameters": Case("dropout", "x:2", "batch:x", 2 * tiny.MODEL.n_ctx, shard="parameters"),
+    "parameters_mixed": Case("recomputed", "x:2,y:2", TENSOR_PARALLEL, shard="parameters"),
+    "parameters_experts": Case("mixture", "x:2,y:2", "batch:x,experts:y", shard="parameters"),
+    "four_parameters": Case("dropout", "x:4", "batch:x", shard="parameters"),
     "four_shard": Case("dropout", "x:4", "batch:x", shard="optimizer"),
 }
 

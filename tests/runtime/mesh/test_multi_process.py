@@ -36,7 +36,7 @@ from tests import tiny
 from tests.runtime.spmd_worker import CASES, MATRIX, ONE_LAYER, SCORED, Case, score
 
 REPOSITORY = Path(__file__).parents[3]
-FAST = ("experts", "shard")
+FAST = ("experts", "shard", "parameters")
 OF_TWO = (
     "data",
     "model",
@@ -50,6 +50,7 @@ OF_TWO = (
     "matrices",
     "ring",
 )
+FOUR = ("four_data", "four_ring", "four_shard", "four_parameters")
 OF_FOUR = (
     "mixed",
     "mixed_experts",
@@ -59,6 +60,8 @@ OF_FOUR = (
     "whole_sequence",
     "shard_mixed",
     "shard_experts",
+    "parameters_mixed",
+    "parameters_experts",
 )
 
 
@@ -465,9 +468,9 @@ def test_four_processes_on_two_axes(four: Together, devices: tuple[str, ...], na
 @pytest.mark.slow
 @pytest.mark.processes
 def test_four_processes_on_one_axis(tmp_path: Path, devices: tuple[str, ...]) -> None:
-    together = run_together(4, tmp_path, devices[0], "moved", "four_data", "four_ring", "four_shard")
+    together = run_together(4, tmp_path, devices[0], "moved", *FOUR)
     test_collectives_move_slices_as_on_one_device(together)
-    for name in ("four_data", "four_ring", "four_shard"):
+    for name in FOUR:
         check_case(together, name, devices[0])
 
 

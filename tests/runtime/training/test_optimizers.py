@@ -13,9 +13,9 @@ from meshtf import mtf
 from models import variables
 from models.ops.gradients import ScatteredSum
 from runtime.checkpoint.reader import weight_names
-from runtime.mesh.placement import SHARD, Placement, place
+from runtime.mesh.placement import Placement, place
+from runtime.mesh.weights import SHARD, sharded_dim
 from runtime.training.optimizers import build_update, gradient_norms
-from runtime.training.state_sharding import sharded_dim
 from tests import tiny
 from tests.models import reference
 

@@ -1,23 +1,27 @@
-"""The optimiser's state split over the replicas: the update of one device, less memory, and half of the bytes."""
+"""State and parameters split over the replicas: the update of one device, less memory, and what is sent for it."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
 
-from configs.schema import SHARD_OPTIMIZER, RunConfig
+from configs.schema import SHARD_OPTIMIZER, SHARD_PARAMETERS, RunConfig
 from meshtf import mtf
 from models.ops.attention import SoftmaxAttentionGradient
-from runtime.mesh.placement import SHARD, place
+from models.ops.gathered import Gathered
+from models.variables import SlicedVariable
+from runtime.generation.engine import build_engine
+from runtime.mesh.placement import place
+from runtime.mesh.weights import SHARD, sharded_dim
 from runtime.planning.dry_run import DryStep, build_dry_step, dry_placement
 from runtime.planning.memory import estimate_memory
 from runtime.planning.plan import total_sent
 from runtime.training.optimizers import ADAM_SLOTS
-from runtime.training.state_sharding import describe_sharding, sharded_dim
-from runtime.training.steps import build_train_step
+from runtime.training.state_sharding import describe_sharding
+from runtime.training.steps import build_eval_step, build_train_step
 from tests import tiny
 from tests.runtime.spmd_worker import MODELS, TENSOR_PARALLEL
 
@@ -28,17 +32,22 @@ FLOAT = 4
 
 
 def sharded(
-    mesh_shape: str, layout: str, model: Mapping[str, object] = {}, training: Mapping[str, object] = {}
+    mesh_shape: str,
+    layout: str,
+    model: Mapping[str, object] = {},
+    training: Mapping[str, object] = {},
+    shard: str = SHARD_OPTIMIZER,
 ) -> RunConfig:
-    return tiny.run_config(tiny.mesh_config(mesh_shape, layout, SHARD_OPTIMIZER), model, training)
+    return tiny.run_config(tiny.mesh_config(mesh_shape, layout, shard), model, training)
 
 
 def alone(config: RunConfig) -> RunConfig:
     return dataclasses.replace(config, mesh=tiny.mesh_config("", ""))
 
 
-def test_replicas_that_split_heads_too_give_the_update_of_one_device(devices: Devices) -> None:
-    config = sharded("x:2,y:2", TENSOR_PARALLEL, EVERYTHING, MICROBATCHES)
+@pytest.mark.parametrize("shard", [SHARD_OPTIMIZER, SHARD_PARAMETERS])
+def test_replicas_that_split_heads_too_give_the_update_of_one_device(devices: Devices, shard: str) -> None:
+    config = sharded("x:2,y:2", TENSOR_PARALLEL, EVERYTHING, MICROBATCHES, shard)
     tiny.assert_same_update(tiny.one_update(config, devices), tiny.one_device_update(devices, has_dropout=True))
 
 
@@ -54,18 +63,21 @@ def test_replicas_that_split_heads_too_give_the_update_of_one_device(devices: De
         ("mixture", "x:2,y:2", "batch:x,experts:y", {}),
         ("mixture", "x:2,y:2", "batch:x,experts:x,expert_hidden:y", {}),
         ("recomputed", "x:4", "batch:x", {"gradient_clipping": 0.1, "ema_decay": 0.9, "opt_name": "adamw"}),
+        ("gated", "x:2,y:2", "batch:y,embd:x", {"opt_name": "muon"}),
     ],
 )
+@pytest.mark.parametrize("shard", [SHARD_OPTIMIZER, SHARD_PARAMETERS])
 def test_any_model_gives_the_update_of_one_device(
-    devices: Devices, model: str, mesh_shape: str, layout: str, training: Mapping[str, object]
+    devices: Devices, shard: str, model: str, mesh_shape: str, layout: str, training: Mapping[str, object]
 ) -> None:
-    config = sharded(mesh_shape, layout, MODELS[model], training)
+    config = sharded(mesh_shape, layout, MODELS[model], training, shard)
     tiny.assert_same_update(tiny.one_update(config, devices), tiny.one_update(alone(config), devices))
 
 
 @pytest.mark.parametrize("training", [{}, pytest.param(MICROBATCHES, marks=pytest.mark.slow)], ids=["whole", "micro"])
-def test_bfloat16_differs_by_its_rounding_only(devices: Devices, training: Mapping[str, object]) -> None:
-    config = sharded("x:4", "batch:x", {"precision": "bfloat16"}, training)
+@pytest.mark.parametrize("shard", [SHARD_OPTIMIZER, SHARD_PARAMETERS])
+def test_bfloat16_differs_by_its_rounding_only(devices: Devices, shard: str, training: Mapping[str, object]) -> None:
+    config = sharded("x:4", "batch:x", {"precision": "bfloat16"}, training, shard)
     actual, expected = tiny.one_update(config, devices), tiny.one_update(alone(config), devices)
     np.testing.assert_allclose(actual.loss, expected.loss, rtol=0, atol=1e-2)
     np.testing.assert_allclose(actual.grad_norm, expected.grad_norm, rtol=1e-2)
@@ -127,13 +139,87 @@ def test_each_gradient_is_scattered_where_the_backward_pass_makes_it() -> None:
     assert np.bincount(between).tolist() == [3, *[4] * 7, 3]  # a layer's own, and both tables at the end
 
 
+EIGHT_LAYERS = {"n_layer": 8, "attention_types": ("global",) * 8}
+
+
 def test_memory_of_the_plan() -> None:
-    model = {"n_layer": 8, "attention_types": ("global",) * 8}
-    off, on = (estimate_memory(dry_step(shard, model)) for shard in ("off", SHARD_OPTIMIZER))
-    assert on.parameters == off.parameters
-    vectors = FLOAT * n_elements(dry_step(SHARD_OPTIMIZER, model), is_matrix=False)
-    assert on.optimizer == (off.optimizer - 2 * vectors) / 4 + 2 * vectors
-    assert on.gradients < 0.5 * off.gradients
+    steps = [dry_step(shard, EIGHT_LAYERS) for shard in ("off", SHARD_OPTIMIZER, SHARD_PARAMETERS)]
+    vectors = FLOAT * n_elements(steps[0], is_matrix=False)
+    off, state, all_of_it = map(estimate_memory, steps)
+    assert state.parameters == off.parameters
+    assert all_of_it.parameters == (off.parameters - vectors) / 4 + vectors
+    assert state.optimizer == all_of_it.optimizer == (off.optimizer - 2 * vectors) / 4 + 2 * vectors
+    assert max(state.gradients, all_of_it.gradients) < 0.5 * off.gradients
+
+
+# Parameters that are gathered.
+
+
+def gathered_by_name(step: DryStep) -> list[str]:
+    """The names of the variables that are gathered, in the order of the graph."""
+    gathered = [operation for operation in step.graph.operations if isinstance(operation, Gathered)]
+    return [variable_behind(operation.inputs[0]).name.removeprefix("gpt2/") for operation in gathered]
+
+
+def variable_behind(x: mtf.Tensor) -> SlicedVariable:
+    while not isinstance(x.operation, SlicedVariable):
+        x = x.operation.inputs[0]
+    return x.operation
+
+
+KERNELS = ("attn/q", "attn/k", "attn/v", "attn/o", "mlp/conv1d_main/c_fc/kernel", "mlp/conv1d_main/c_proj/kernel")
+BACKWARD = ("mlp/conv1d_main/c_proj/kernel", "mlp/conv1d_main/c_fc/kernel", "attn/o", "attn/q", "attn/k", "attn/v")
+
+
+def of_layer(number: int, kernels: Sequence[str]) -> list[str]:
+    return [f"h{number}/{kernel}" for kernel in kernels]
+
+
+def test_each_block_gathers_its_weights_in_both_passes() -> None:
+    found = gathered_by_name(dry_step(SHARD_PARAMETERS))
+    forward = ["wte", "wpe", *of_layer(0, KERNELS), *of_layer(1, KERNELS)]
+    assert found == [*forward, "wte", *of_layer(1, BACKWARD), *of_layer(0, BACKWARD)]
+
+
+def test_a_recomputed_block_is_differentiated_with_the_weights_it_was_computed_with() -> None:
+    found = gathered_by_name(dry_step(SHARD_PARAMETERS, {"recompute_grad": True}))
+    forward = ["wte", "wpe", *of_layer(0, KERNELS), *of_layer(1, KERNELS)]
+    assert found == [*forward, "wte", *of_layer(1, KERNELS), *of_layer(0, KERNELS)]
+
+
+@pytest.mark.parametrize("model", [{}, {"recompute_grad": True}], ids=["kept", "recomputed"])
+def test_weights_wait_for_what_is_multiplied_by_them_and_are_read_in_one_block(model: Mapping[str, object]) -> None:
+    operations = dry_step(SHARD_PARAMETERS, model).graph.operations
+    place = {operation: index for index, operation in enumerate(operations)}
+    for operation in operations:
+        if isinstance(operation, Gathered):
+            _, *others = operation.inputs[0].operation.inputs
+            readers = [place[each] for each in operations if operation.outputs[0] in each.inputs]
+            assert others
+            assert max(readers) - place[operation] < len(operations) / 4
+
+
+def test_parameters_are_sent_once_for_each_pass() -> None:
+    step = dry_step(SHARD_PARAMETERS, {"no_weight_tie": True})
+    sent = total_sent(step.transfers)
+    once = FLOAT * n_elements(step, is_matrix=True) * 3 / 4
+    tables = FLOAT * sum(v.shape.size for v in step.graph.trainable_variables if v.name in ("gpt2/wte", "gpt2/wpe"))
+    head = FLOAT * sum(v.shape.size for v in step.graph.trainable_variables if "linear_out/kernel" in v.name)
+    assert sent[("x", "reduce_scatter")] == once
+    assert sent[("x", "allconcat")] == 2 * once - (tables + head) * 3 / 4
+
+
+def test_parameters_lie_split_in_every_program(devices: Devices) -> None:
+    config = sharded("x:4", "batch:x", shard=SHARD_PARAMETERS)
+    placement = place(config.mesh, devices)
+    build_eval_step(config, placement)
+    build_engine(config, placement, 4)
+    build_train_step(config, placement)
+    stored = {each.name: each for each in placement.store}
+    assert stored["gpt2/wte"].begins == ((0, 0), (16, 0), (32, 0), (48, 0))
+    assert {len(set(each.begins)) for each in placement.store if len(each.whole_shape) > 1} == {4}
+    line = describe_sharding(config, placement)
+    assert line.startswith("shard = parameters: parameters and optimizer state are split over 4 replicas; whole: ")
 
 
 def test_the_first_whole_dimension_that_the_replicas_divide_is_split(devices: Devices) -> None:

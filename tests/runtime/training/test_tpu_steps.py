@@ -17,8 +17,8 @@ from tests.runtime.tpu_worker import N_STEPS
 
 REPOSITORY = Path(__file__).parents[3]
 FAST = ("experts",)
-OF_TWO = ("data", "model", "embd", "memory", "sequence", "shared", "segments", "shard")
-OF_FOUR = ("mixed", "mixed_experts", "mixed_embd", "whole_sequence", "shard_mixed")
+OF_TWO = ("data", "model", "embd", "memory", "sequence", "shared", "segments", "shard", "parameters")
+OF_FOUR = ("mixed", "mixed_experts", "mixed_embd", "whole_sequence", "shard_mixed", "parameters_mixed")
 
 
 def start(n_processes: int, folder: Path, *jobs: str) -> list[subprocess.Popen]:
