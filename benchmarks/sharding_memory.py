@@ -27,7 +27,7 @@ from configs.layout import parse_layout, parse_mesh_shape
 from configs.load import load_config
 from configs.schema import SHARDINGS, MeshConfig, RunConfig
 
-MODEL = ("n_embd=1024", "n_head=8", "n_layer=8", "n_vocab=1024", "n_ctx=64", 'attention_types=[[["global"],8]]')
+MODEL = ("n_embd=1280", "n_head=8", "n_layer=8", "n_vocab=1024", "n_ctx=64", 'attention_types=[[["global"],8]]')
 N_STEPS = 3
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from tensorflow.python.framework import kernels
 
 from configs.errors import ConfigError, DeviceError
 from configs.load import load_config
-from configs.schema import SHARD_OPTIMIZER, SHARDINGS, RunConfig
+from configs.schema import NO_SHARDING, SHARD_OPTIMIZER, SHARD_PARAMETERS, SHARDINGS, RunConfig
 from meshtf import mtf, tf
 from models.variables import SlicedVariable
 from runtime.checkpoint.position import TrainingPosition
@@ -191,6 +192,20 @@ def test_gradients_are_scattered_and_slots_split() -> None:
             assert 4 * np.prod(shapes[name + slot]) == np.prod(shapes[name])
 
 
+def test_weights_are_gathered_behind_barriers_in_both_passes() -> None:
+    """XLA would compute two equal gathers once, and keep the result from the forward to the backward pass."""
+    counts = []
+    for shard in (NO_SHARDING, SHARD_PARAMETERS):
+        built = Built.of(tiny.run_config(tiny.mesh_config("x:4,y:2", LAYOUT, shard), ONE_LAYER), "v3-8")
+        check_operations(built)
+        check_groups(built)
+        counts.append(Counter(node.op for node in built.replicated_nodes()))
+    whole, split = counts
+    n_kernels = 6  # of a layer
+    assert split["AllToAll"] - whole["AllToAll"] == 2 * n_kernels + 3  # the tables, and the token table as output layer
+    assert split["XlaOptimizationBarrier"] >= 2 * n_kernels + 3
+
+
 def test_a_reduce_scatter_is_the_devices_own() -> None:
     groups = [[0, 1, 2], [3, 4, 5]]
     scatter = tf.function(lambda x: CrossReplicaOps().reduce_scatter(x, groups, 1), jit_compile=True)
@@ -270,26 +285,27 @@ class ShapesOnly:
 
 
 PROGRAMS = {
-    "model": ({**tiny.ALL_DROPOUTS, "recompute_grad": True}, "x:2,y:2", LAYOUT, "adam"),
-    "embd": ({"precision": "bfloat16", "rotary_emb": True}, "x:2,y:2", "batch:x,embd:y", "adafactor"),
-    "memory": ({"num_mem_kv": 4}, "x:2,y:2", "memory_length:x,batch:y", "adamw"),
+    "model": ({**tiny.ALL_DROPOUTS, "recompute_grad": True}, "x:2,y:2", LAYOUT, "adam", "off"),
+    "embd": ({"precision": "bfloat16", "rotary_emb": True}, "x:2,y:2", "batch:x,embd:y", "adafactor", "parameters"),
+    "memory": ({"num_mem_kv": 4}, "x:2,y:2", "memory_length:x,batch:y", "adamw", "off"),
     "sequence": (
         {"n_layer": 3, "attention_types": ("linear", "global", "local"), **tiny.ALL_DROPOUTS},
         "x:4",
         "sequence:x",
         "adam",
+        "off",
     ),
-    "experts": ({"moe_layers": (1,), "moe_params": MIXTURE}, "x:4", "batch:x,experts:x", "adam"),
-    "entmax": ({"entmax_loss": True}, "x:4", "batch:x", "adam"),
+    "experts": ({"moe_layers": (1,), "moe_params": MIXTURE}, "x:4", "batch:x,experts:x", "adam", "off"),
+    "entmax": ({"entmax_loss": True}, "x:4", "batch:x", "adam", "optimizer"),
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_xla_compiles_a_whole_program(name: str, devices: tuple[str, ...]) -> None:
-    model, mesh_shape, layout, opt_name = PROGRAMS[name]
+    model, mesh_shape, layout, opt_name, shard = PROGRAMS[name]
     training = {"opt_name": opt_name, "tokens_per_mb_per_replica": tiny.MODEL.n_ctx}
-    config = tiny.run_config(tiny.mesh_config(mesh_shape, layout), model, training)
+    config = tiny.run_config(tiny.mesh_config(mesh_shape, layout, shard), model, training)
     process = place_process(config.mesh, 0, 4, devices[0])
     mesh_impl = process.implementation(tiny.BATCH_SIZE)
 

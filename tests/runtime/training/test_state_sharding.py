@@ -189,7 +189,7 @@ def test_a_recomputed_block_is_differentiated_with_the_weights_it_was_computed_w
 
 @pytest.mark.parametrize("model", [{}, {"recompute_grad": True}], ids=["kept", "recomputed"])
 def test_weights_wait_for_what_is_multiplied_by_them_and_are_read_in_one_block(model: Mapping[str, object]) -> None:
-    operations = dry_step(SHARD_PARAMETERS, model).graph.operations
+    operations = dry_step(SHARD_PARAMETERS, {**EIGHT_LAYERS, **model}).graph.operations
     place = {operation: index for index, operation in enumerate(operations)}
     for operation in operations:
         if isinstance(operation, Gathered):
