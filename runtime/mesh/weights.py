@@ -54,7 +54,7 @@ def made_by_block(operations: Iterable[mtf.Operation], mesh_impl: mtf.MeshImpl) 
 
 
 def gather_weights(graph: mtf.Graph, mesh_impl: mtf.MeshImpl) -> None:
-    """Splits the variables of a graph if the layout says so, and gathers them in blocks; a training step's are split."""
+    """Splits a graph's variables if the layout says so, and gathers them in blocks; a training step's are split."""
     are_split = any(SHARD in variable.shape.dimension_names for variable in graph.all_variables)
     if _axis(mesh_impl, PARAMETERS) is not None and not are_split:
         graph.operations[:] = made_by_block(graph.operations, mesh_impl)
