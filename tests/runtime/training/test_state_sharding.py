@@ -12,6 +12,8 @@ from configs.schema import SHARD_OPTIMIZER, SHARD_PARAMETERS, RunConfig
 from meshtf import mtf
 from models.ops.attention import SoftmaxAttentionGradient
 from models.ops.gathered import Gathered
+from models.ops.gradients import ScatteredSum
+from models.ops.order import After
 from models.variables import SlicedVariable
 from runtime.generation.engine import build_engine
 from runtime.mesh.placement import place
@@ -137,6 +139,14 @@ def test_each_gradient_is_scattered_where_the_backward_pass_makes_it() -> None:
     attended = [index for index, operation in enumerate(operations) if isinstance(operation, SoftmaxAttentionGradient)]
     between = np.searchsorted(attended, scattered)
     assert np.bincount(between).tolist() == [3, *[4] * 7, 3]  # a layer's own, and both tables at the end
+
+
+def test_the_backward_pass_waits_for_all_gradients_but_the_last_to_be_scattered() -> None:
+    operations = dry_step(SHARD_OPTIMIZER, EIGHT_LAYERS).graph.operations
+    of_layers = [operation for operation in operations if isinstance(operation, ScatteredSum)][:-2]
+    for before, current in zip(of_layers, of_layers[2:], strict=False):
+        late = [x.operation for x in current.inputs[0].operation.inputs if isinstance(x.operation, After)]
+        assert [each.inputs[1] for each in late] == before.outputs
 
 
 EIGHT_LAYERS = {"n_layer": 8, "attention_types": ("global",) * 8}
