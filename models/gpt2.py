@@ -22,6 +22,7 @@ from models.norms import final_norm, norm_after, norm_before, residual_gain
 from models.ops.activations import bias_add, soft_cap
 from models.ops.decoding import gather_positions
 from models.ops.embedding import embedding_lookup
+from models.ops.output_layer import OutputLayer
 from models.positions import position_embeddings, sequence_positions
 
 TOKEN_STD = 0.02
@@ -36,11 +37,11 @@ class ForwardPass:
     """The result of a pass over whole sequences.
 
     Attributes:
-        logits: [batch, sequence, vocab].
+        state: [batch, sequence, embd], what the output layer makes logits of.
         mixtures: report of each mixture-of-experts layer by its name, such as "h2".
     """
 
-    logits: mtf.Tensor
+    state: mtf.Tensor
     mixtures: dict[str, moe.MoeReport]
 
 
@@ -75,6 +76,12 @@ def _embedded(context: Context, tokens: mtf.Tensor, positions: mtf.Tensor) -> mt
     return x + context.dropout(mtf.broadcast(embedded_positions, x.shape), rate, "wpe")
 
 
+def _logits(context: Context, x: mtf.Tensor) -> mtf.Tensor:
+    """[..., embd] -> [..., vocab]: final norm and output layer."""
+    return logits_of(context, _final(context, x))
+
+
+@operation_scope("head")
 def _final(context: Context, x: mtf.Tensor) -> mtf.Tensor:
     """[..., embd] -> [..., embd]: final norm, and with muP the multiplier of what is computed from it.
 
@@ -85,13 +92,20 @@ def _final(context: Context, x: mtf.Tensor) -> mtf.Tensor:
 
 
 @operation_scope("head")
-def _logits(context: Context, x: mtf.Tensor) -> mtf.Tensor:
-    """[..., embd] -> [..., vocab]: final norm, and the token table or with `no_weight_tie` an output layer."""
-    y = mtf.einsum([_final(context, x), _head(context)], output_shape=x.shape.dims[:-1] + [context.dims.vocab])
-    if context.model.has_head_bias:
-        y = bias_add(y, context.variable(f"{HEAD}/bias", [context.dims.vocab], variables.zeros))
-    cap = context.model.logit_softcap
-    return y if cap is None else soft_cap(y, cap)
+def logits_of(context: Context, state: mtf.Tensor) -> mtf.Tensor:
+    """Applies the output layer to the state after the final norm: [..., embd] -> [..., vocab]."""
+    layer = output_layer(context)
+    y = mtf.einsum([state, layer.table], output_shape=state.shape.dims[:-1] + [context.dims.vocab])
+    if layer.bias is not None:
+        y = bias_add(y, layer.bias)
+    return y if layer.softcap is None else soft_cap(y, layer.softcap)
+
+
+def output_layer(context: Context) -> OutputLayer:
+    """Returns the layer that gives the logits: the token table or with `no_weight_tie` one of its own."""
+    model, table = context.model, _head(context)
+    bias = context.variable(f"{HEAD}/bias", [context.dims.vocab], variables.zeros) if model.has_head_bias else None
+    return OutputLayer(table, bias, model.logit_softcap, is_trained=not model.lora_rank)
 
 
 def _head(context: Context) -> mtf.Tensor:
@@ -203,18 +217,18 @@ def _training_block(context: Context, x: mtf.Tensor, layer: Layer) -> tuple[mtf.
 
 
 def forward(context: Context, tokens: mtf.Tensor) -> ForwardPass:
-    """Computes the logits at every position of whole sequences.
+    """Computes the state at every position of whole sequences.
 
     Args:
         context: the settings of the graph.
         tokens: int32 [batch, sequence].
 
     Returns:
-        Logits [batch, sequence, vocab], of which row t depends on tokens 0 ... t only, unless the model is
+        The state after the final norm, of which position t depends on tokens 0 ... t only, unless the model is
         bidirectional; and the reports of the mixtures of experts.
     """
     x, mixtures = _trunk(context, tokens)
-    return ForwardPass(_logits(context, x), mixtures)
+    return ForwardPass(_final(context, x), mixtures)
 
 
 def _trunk(context: Context, tokens: mtf.Tensor) -> tuple[mtf.Tensor, dict[str, moe.MoeReport]]:
@@ -234,8 +248,8 @@ def rank(context: Context, tokens: mtf.Tensor) -> RankingPass:
 
 
 def logits(context: Context, tokens: mtf.Tensor) -> mtf.Tensor:
-    """Computes the logits of `forward` alone: int32 [batch, sequence] -> [batch, sequence, vocab]."""
-    return forward(context, tokens).logits
+    """Computes the logits at every position of whole sequences: int32 [batch, sequence] -> [batch, sequence, vocab]."""
+    return _logits(context, _trunk(context, tokens)[0])
 
 
 def logits_at(context: Context, tokens: mtf.Tensor, positions: mtf.Tensor) -> mtf.Tensor:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 from meshtf import tf
-from models.kernels.compile import compiled
+from models.kernels.compile import Kernel, compiled
 
 
 @compiled
 def largest_logit(logits: tf.Tensor) -> tf.Tensor:
-    """[B, S, V] -> float32 [B, S]."""
+    """[..., V] -> float32 [...]."""
     return tf.cast(tf.reduce_max(logits, -1), tf.float32)
 
 
@@ -18,11 +20,11 @@ def exponential_sum_and_label_logit(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns the sum of exp(logit - largest) over this slice, and the logit of the label, 0 if it is not in the slice.
 
-    [B, S, V], [B, S], [B, S], scalar -> float32 [B, S] twice.
+    [..., V], [...], [...], scalar -> float32 [...] twice.
     """
     logits = tf.cast(logits, tf.float32)
     local, is_here = labels_in_slice(labels, vocab_start, logits.shape[-1])
-    label_logit = tf.where(is_here, tf.gather(logits, local, batch_dims=2), 0.0)
+    label_logit = tf.where(is_here, tf.gather(logits, local, batch_dims=labels.shape.rank), 0.0)
     return tf.reduce_sum(tf.exp(logits - largest[..., None]), -1), label_logit
 
 
@@ -44,19 +46,44 @@ def is_beaten(logits: tf.Tensor, labels: tf.Tensor, label_logit: tf.Tensor, voca
     return tf.cast(tf.reduce_any(~is_less, -1), tf.int32)
 
 
-@compiled
-def cross_entropy_gradient(
-    logits: tf.Tensor,
-    labels: tf.Tensor,
-    log_z: tf.Tensor,
-    d_log_z: tf.Tensor,
-    d_label_logit: tf.Tensor,
-    vocab_starts: tf.Tensor,
-) -> tf.Tensor:
-    """d_logits [B, S, V] = softmax * d_log_z + one_hot(label) * d_label_logit, without the one-hot.
+@functools.cache
+def finished_logits(softcap: float | None) -> Kernel:
+    """(products [N, V], bias [V] or nothing) -> logits [N, V], with the bias and the bound that the model has."""
 
-    The slice begins at `vocab_starts`, int32 [1].
+    def kernel(products: tf.Tensor, *bias: tf.Tensor) -> tf.Tensor:
+        logits = tf.cast(products, tf.float32)
+        if bias:
+            logits += tf.cast(bias[0], tf.float32)
+        return tf.cast(logits if softcap is None else softcap * tf.tanh(logits / softcap), products.dtype)
+
+    return compiled(kernel)
+
+
+@functools.cache
+def weighted_cross_entropy(z_loss: float, softcap: float | None) -> Kernel:
+    """Returns the kernel of the loss of a block of tokens and its gradient.
+
+    (logits [N, V], labels, weights, log_z, label_logit [N], vocab_start) -> the sums of weights * (cross-entropy +
+    z_loss * log_z^2) and of weights * cross-entropy, float32 scalars, and d_products [N, V] of the first in the dtype
+    of the logits: those before the bound, if there is one.
     """
-    softmax = tf.exp(tf.cast(logits, tf.float32) - log_z[..., None])
-    is_label = vocab_starts + tf.range(logits.shape[-1]) == labels[..., None]
-    return tf.cast(softmax * d_log_z[..., None] + tf.where(is_label, d_label_logit[..., None], 0.0), logits.dtype)
+
+    def kernel(
+        logits: tf.Tensor,
+        labels: tf.Tensor,
+        weights: tf.Tensor,
+        log_z: tf.Tensor,
+        label_logit: tf.Tensor,
+        vocab_start: tf.Tensor,
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        mean = tf.reduce_sum(weights * (log_z - label_logit))
+        loss = mean + z_loss * tf.reduce_sum(weights * tf.square(log_z))
+        d_log_z = weights * (1.0 + 2.0 * z_loss * log_z)
+        exact = tf.cast(logits, tf.float32)
+        is_label = vocab_start + tf.range(logits.shape[-1]) == labels[:, None]
+        d_logits = tf.exp(exact - log_z[:, None]) * d_log_z[:, None] - tf.where(is_label, weights[:, None], 0.0)
+        if softcap is not None:
+            d_logits *= 1.0 - tf.square(exact / softcap)
+        return loss, mean, tf.cast(d_logits, logits.dtype)
+
+    return compiled(kernel)

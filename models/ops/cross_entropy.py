@@ -6,11 +6,23 @@ from collections.abc import Sequence
 
 from meshtf import LaidOut, mtf, tf
 from models.kernels import cross_entropy as kernels
-from models.ops.mesh_operation import MeshOperation, SliceKernel, mesh_axes, slice_start
+from models.ops.mesh_operation import MeshOperation, mesh_axes, slice_start
+
+
+def slice_statistics(
+    mesh_impl: mtf.MeshImpl, vocab_dim: mtf.Dimension, logits: LaidOut, labels: LaidOut
+) -> tuple[LaidOut, LaidOut]:
+    """Returns log_z and the label's logit, float32 [...], from slices of logits [..., vocab] and labels [...]."""
+    axes = mesh_axes(mesh_impl, [vocab_dim])
+    largest = mesh_impl.allreduce(mesh_impl.slicewise(kernels.largest_logit, logits), axes, "MAX")
+    start = slice_start(mesh_impl, vocab_dim)
+    sums = mesh_impl.slicewise(kernels.exponential_sum_and_label_logit, logits, labels, largest, start)
+    total, label_logit = (mesh_impl.allreduce(part, axes, "SUM") for part in sums)
+    return mesh_impl.slicewise(lambda largest, total: largest + tf.math.log(total), largest, total), label_logit
 
 
 class SoftmaxStatistics(MeshOperation):
-    """The log-partition function and the logit of the label.
+    """The log-partition function and the logit of the label, without a gradient.
 
     logits [batch, sequence, vocab], labels [batch, sequence] -> log_z, label_logit, both float32 [batch,
     sequence].
@@ -21,36 +33,7 @@ class SoftmaxStatistics(MeshOperation):
 
     def lower_slices(self, mesh_impl: mtf.MeshImpl, logits: LaidOut, labels: LaidOut) -> Sequence[LaidOut]:
         """Computes the outputs from the slices of the inputs."""
-        vocab_dim = self.inputs[0].shape.dims[-1]
-        axes = mesh_axes(mesh_impl, [vocab_dim])
-        largest = mesh_impl.allreduce(mesh_impl.slicewise(kernels.largest_logit, logits), axes, "MAX")
-        start = slice_start(mesh_impl, vocab_dim)
-        sums = mesh_impl.slicewise(kernels.exponential_sum_and_label_logit, logits, labels, largest, start)
-        total, label_logit = (mesh_impl.allreduce(part, axes, "SUM") for part in sums)
-        return mesh_impl.slicewise(lambda largest, total: largest + tf.math.log(total), largest, total), label_logit
-
-    def gradient(self, grad_ys: Sequence[mtf.Tensor | None]) -> list[mtf.Tensor | None]:
-        """Returns the gradients of the inputs."""
-        logits, labels = self.inputs
-        log_z = self.outputs[0]
-        d_log_z, d_label_logit = (mtf.zeros_like(log_z) if grad is None else grad for grad in grad_ys)
-        inputs, d_logits = [logits, labels, log_z, d_log_z, d_label_logit], (logits.shape, logits.dtype)
-        kernel, starts = kernels.cross_entropy_gradient, logits.shape.dims[-1:]
-        return [SliceKernel("softmax_statistics_gradient", kernel, inputs, [d_logits], starts=starts).outputs[0], None]
-
-
-def softmax_statistics(logits: mtf.Tensor, labels: mtf.Tensor) -> tuple[mtf.Tensor, mtf.Tensor]:
-    """Returns the terms of the cross-entropy, -log softmax(logits)[label] = log_z - label_logit.
-
-    Args:
-        logits: [batch, sequence, vocab]; vocab may be split.
-        labels: int32 [batch, sequence].
-
-    Returns:
-        log_z and label_logit, both float32 [batch, sequence].
-    """
-    log_z, label_logit = SoftmaxStatistics(logits, labels).outputs
-    return log_z, label_logit
+        return slice_statistics(mesh_impl, self.inputs[0].shape.dims[-1], logits, labels)
 
 
 class IsBeaten(MeshOperation):
@@ -83,5 +66,5 @@ def label_scores(logits: mtf.Tensor, labels: mtf.Tensor) -> tuple[mtf.Tensor, mt
     Returns:
         float32, in nats, and int32, 1 where it is the argmax, of equal logits the first; both [batch, sequence].
     """
-    log_z, label_logit = softmax_statistics(logits, labels)
+    log_z, label_logit = SoftmaxStatistics(logits, labels).outputs
     return label_logit - log_z, 1 - IsBeaten(logits, labels, label_logit).outputs[0]

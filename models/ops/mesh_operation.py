@@ -111,6 +111,35 @@ def lazy_sum(mesh_impl: mtf.MeshImpl, laid_out: LaidOut, dims: Sequence[mtf.Dime
     return mtf.LazyAllreduceSum(mesh_impl, laid_out, axes) if axes else laid_out
 
 
+def zeros(mesh_impl: mtf.MeshImpl, slice_shape: Sequence[int], dtype: tf.DType = tf.float32) -> LaidOut:
+    """Returns zeros of one shape on every processor, to add to in a loop."""
+    # `tf.zeros` would be folded into a constant that stays in memory beside the sums.
+    return mesh_impl.slicewise(lambda: tf.raw_ops.Empty(shape=slice_shape, dtype=dtype, init=True))
+
+
+def loop(
+    mesh_impl: mtf.MeshImpl, count: int, body: Callable[..., Sequence[LaidOut]], state: Sequence[LaidOut]
+) -> list[LaidOut]:
+    """Returns the state after `count` times state = body(index, *state), as one loop of TensorFlow.
+
+    Args:
+        mesh_impl: where.
+        count: at least 1.
+        body: from the index, an int32 scalar, and the state to the new state, of the same shapes.
+        state: at first.
+    """
+
+    def step(index: tf.Tensor, *lists: list[tf.Tensor]) -> list[object]:
+        new = body(index, *map(mesh_impl.LaidOutTensor, lists))
+        return [index + 1, *(x.to_laid_out_tensor().tensor_list for x in new)]
+
+    first = [tf.constant(0), *(x.to_laid_out_tensor().tensor_list for x in state)]
+    with mesh_impl.repeating(count):
+        # Without the limit TensorFlow would overlap the repetitions, and hold the tensors of several.
+        _, *last = tf.while_loop(lambda index, *_: index < count, step, first, parallel_iterations=1)
+    return list(map(mesh_impl.LaidOutTensor, last))
+
+
 class Redistribution(mtf.ReshapeOperation):
     """Renames a dimension; nothing moves where both names are laid out alike.
 

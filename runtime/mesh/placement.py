@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -139,6 +140,10 @@ class DeviceMesh(PlacementMeshImpl):
     def einsum(self, equation: str, *slices: tf.Tensor) -> tf.Tensor:
         """Computes the product of slices."""
         return einsum(equation, *slices)
+
+    def repeating(self, count: int) -> contextlib.AbstractContextManager[None]:
+        """Surrounds the loop that is built next, which repeats its body `count` times; for meshes that count."""
+        return contextlib.nullcontext()
 
     def lay_out_rows(self, own_rows: tf.Tensor, shape: mtf.Shape) -> LaidOut:
         """Lays out a tensor [batch, ...], given the rows of it that `Placement.own_rows` names."""

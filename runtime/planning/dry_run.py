@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from configs.schema import MeshConfig, RunConfig
 from meshtf import LaidOut, PlacementMeshImpl, mtf, tf
@@ -56,11 +57,10 @@ class DryStep:
 class AbstractMesh(PlacementMeshImpl):
     """Lowers the program of processor 0 alone; collectives are recorded, and return slices of the right shape."""
 
-    def __init__(self, shape: mtf.Shape, layout_rules: mtf.LayoutRules, microbatch_count: int) -> None:
+    def __init__(self, shape: mtf.Shape, layout_rules: mtf.LayoutRules) -> None:
         mtf.MeshImpl.__init__(self, shape, layout_rules)
         self._devices = [""]
-        self._outer_graph: tf.Graph | None = None
-        self._microbatch_count = microbatch_count
+        self._times = 1
         self.graph: mtf.Graph | None = None
         self.transfers: list[Transfer] = []
 
@@ -82,7 +82,6 @@ class AbstractMesh(PlacementMeshImpl):
 
     def lay_out_rows(self, own_rows: tf.Tensor, shape: mtf.Shape) -> LaidOut:
         """Returns processor 0's slice of the batch."""
-        self._outer_graph = tf.compat.v1.get_default_graph()
         return self.LaidOutTensor([own_rows[tuple(map(slice, self.slice_shape(shape)))]])
 
     def export_to_tf_tensor(self, x: mtf.Tensor, laid_out_x: LaidOut) -> tf.Tensor:
@@ -92,6 +91,13 @@ class AbstractMesh(PlacementMeshImpl):
     def laid_out_pnum(self) -> LaidOut:
         """Returns the processor's number, 0."""
         return self.LaidOutTensor([0])
+
+    @contextlib.contextmanager
+    def repeating(self, count: int) -> Iterator[None]:
+        """Counts what is recorded inside as often as a loop repeats it."""
+        self._times *= count
+        yield
+        self._times //= count
 
     def allreduce(self, x: LaidOut, mesh_axes: Sequence[int], reduction_fn_string: str) -> LaidOut:
         """Records an allreduce along each axis."""
@@ -132,11 +138,8 @@ class AbstractMesh(PlacementMeshImpl):
 
     def _record(self, kind: str, axis: int, x: LaidOut, share: Callable[[int], float]) -> None:
         piece = x.to_laid_out_tensor().all_slices[0]
-        # Operations outside of the outer graph are in the loop over microbatches.
-        is_repeated = tf.compat.v1.get_default_graph() is not self._outer_graph
-        times = self._microbatch_count if is_repeated else 1
         dim = self.shape[axis]
-        sent = times * share(dim.size) * piece.shape.num_elements() * piece.dtype.size
+        sent = self._times * share(dim.size) * piece.shape.num_elements() * piece.dtype.size
         self.transfers.append(Transfer(kind, dim.name, sent))
 
 
@@ -163,7 +166,7 @@ def build_dry_step(config: RunConfig, placement: Placement) -> DryStep:
     """
     batch_size = config.training.train_batch_size
     microbatch_count = n_microbatches(config, placement.axis_size("batch"))
-    mesh_impl = AbstractMesh(placement.shape, placement.rules(batch_size), microbatch_count)
+    mesh_impl = AbstractMesh(placement.shape, placement.rules(batch_size))
     dry = _DryPlacement(placement.shape, placement.layout, placement.devices, placement.store, mesh_impl)
     step = build_train_step(config, dry)
     return DryStep(mesh_impl.graph, mesh_impl, tuple(mesh_impl.transfers), microbatch_count, step.n_graph_nodes())

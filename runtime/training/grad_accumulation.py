@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from configs.schema import RunConfig
 from meshtf import LaidOut, mtf, tf
-from models.ops.mesh_operation import MeshOperation
+from models.ops.mesh_operation import MeshOperation, loop, zeros
 from models.ops.precision import Widened
 from runtime.training.state_sharding import Sharing
 
@@ -156,23 +156,16 @@ class MicrobatchLoop(mtf.Operation):
         """Lowers to a loop of TensorFlow over the microbatches."""
         mesh_impl = lowering.mesh_impl(self)
 
-        def add_microbatch(index: tf.Tensor, *sums: list[tf.Tensor]) -> list[LaidOut]:
+        def add_microbatch(index: tf.Tensor, *sums: LaidOut) -> list[LaidOut]:
             self._lower_microbatch(lowering, index)
-            pairs = zip(self._terms, map(mesh_impl.LaidOutTensor, sums), strict=True)
-            new_sums = [
-                mesh_impl.slicewise(tf.add, _partial_sums(lowering.tensors[term]), total) for term, total in pairs
+            return [
+                mesh_impl.slicewise(tf.add, _partial_sums(lowering.tensors[term]), total)
+                for term, total in zip(self._terms, sums, strict=True)
             ]
-            return [index + 1, *(total.tensor_list for total in new_sums)]
 
-        zeros = [mesh_impl.slicewise(_zeros(mesh_impl.slice_shape(term.shape))).tensor_list for term in self._terms]
-        # Without the limit TensorFlow would overlap microbatches, and hold the activations of several.
-        _, *sums = tf.while_loop(
-            lambda index, *_: index < self.microbatch_count,
-            add_microbatch,
-            [tf.constant(0), *zeros],
-            parallel_iterations=1,
-        )
-        for term, output, total in zip(self._terms, self.outputs, map(mesh_impl.LaidOutTensor, sums), strict=True):
+        first = [zeros(mesh_impl, mesh_impl.slice_shape(term.shape)) for term in self._terms]
+        sums = loop(mesh_impl, self.microbatch_count, add_microbatch, first)
+        for term, output, total in zip(self._terms, self.outputs, sums, strict=True):
             lowering.set_tensor_lowering(output, _summed_like(lowering.tensors[term], total))
 
     def _lower_microbatch(self, lowering: mtf.Lowering, index: tf.Tensor) -> None:
@@ -184,11 +177,6 @@ class MicrobatchLoop(mtf.Operation):
                     _lower_on_partial_sums(operation, lowering)
                 else:
                     operation.lower(lowering)
-
-
-def _zeros(shape: Sequence[int]) -> Callable[[], tf.Tensor]:
-    # `tf.zeros` would be folded into a constant that stays in memory beside the sums.
-    return lambda: tf.raw_ops.Empty(shape=shape, dtype=tf.float32, init=True)
 
 
 def _partial_sums(laid_out: LaidOut) -> LaidOut:

@@ -8,7 +8,7 @@ from meshtf import mtf, tf
 from models import losses
 from models.context import Context
 from models.dims import Dims
-from models.objectives import position_losses
+from models.objectives import batch_loss, position_losses
 from models.ops.dropout import Noise
 from runtime.mesh.lowering import LoweredStep, compile_step, id_spec, lower, new_mesh
 from runtime.mesh.placement import DeviceMesh, Placement
@@ -44,8 +44,7 @@ def _training_outputs(
     dims = Dims.of(model, batch_dim.size, sequence_dim.size)
     noise, segment_starts = Noise(key, features["rows"]), features.get("segment_starts")
     context = Context(key.mesh, model, dims, noise, segment_starts=segment_starts)
-    token_losses, mixtures = position_losses(context, features["tokens"], features["labels"])
-    loss = token_losses.training_loss(features["weights"], model.z_loss)
+    (loss, mean), mixtures = batch_loss(context, features["tokens"], features["labels"], features["weights"])
     # Token weights add up over microbatches; the experts' values are means, so each is divided.
     reported = {}
     for place, mixture in mixtures.items():
@@ -53,7 +52,7 @@ def _training_outputs(
         reported[f"moe/{place}/dropped_fraction"] = mixture.dropped_fraction / microbatch_count
         reported[f"moe/{place}/load"] = mixture.expert_load / microbatch_count
     n_labels = mtf.reduce_sum(mtf.to_float(mtf.greater(features["weights"], 0.0)))
-    return {"loss": loss, "token_loss": token_losses.mean(features["weights"]), "tokens": n_labels, **reported}
+    return {"loss": loss, "token_loss": mean, "tokens": n_labels, **reported}
 
 
 def _scalars(outputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -173,7 +172,7 @@ def build_eval_step(config: RunConfig, placement: Placement) -> LoweredStep:
         shape = mtf.Shape([dims.batch, dims.sequence])
         tokens, labels, *segments = (mtf.import_tf_tensor(mesh, rows, shape) for rows in inputs)
         context = Context(mesh, config.model, dims, segment_starts=segments[0] if segments else None)
-        token_losses, _ = position_losses(context, tokens, labels)
-        return lower(graph, mesh, own.implementation(batch_size), {"token_loss": token_losses.loss})
+        losses_of_tokens, _ = position_losses(context, tokens, labels)
+        return lower(graph, mesh, own.implementation(batch_size), {"token_loss": losses_of_tokens})
 
     return placement.compile(step, *[id_spec(batch_size, length)] * (2 + config.data.has_segments))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,6 +11,7 @@ from meshtf import mtf, tf
 from models import losses
 from models.kernels import entmax as kernels
 from models.kernels.sampling import SamplingParams
+from models.ops.entmax import entmax_loss
 from runtime.mesh.placement import place
 from tests import tiny
 from tests.models import reference_sampling
@@ -21,7 +20,6 @@ from tests.models.reference_sampling import entmax as exact_entmax
 
 Devices = tuple[str, ...]
 ALPHA = 1.3
-MODEL = dataclasses.replace(tiny.MODEL, entmax_loss=True)
 
 
 def exact_loss(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -79,9 +77,9 @@ def test_the_loss_and_its_gradient(devices: Devices, mesh_shape: str, layout: st
     weights = np.array([[0.2, 0.1, 0.0, 0.3], [0.1, 0.1, 0.05, 0.15]], np.float32)
 
     def build(logits: mtf.Tensor, labels: mtf.Tensor, weights: mtf.Tensor) -> list[mtf.Tensor]:
-        token_losses = losses.token_losses(MODEL, logits, labels)
-        loss = token_losses.training_loss(weights, z_loss=0.5)  # ignored by entmax
-        return [token_losses.loss, loss, token_losses.mean(weights), *mtf.gradients([loss], [logits])]
+        each = entmax_loss(logits, labels)
+        loss, mean = losses.weighted_mean(each, weights)
+        return [each, loss, mean, *mtf.gradients([loss], [logits])]
 
     placement = place(tiny.mesh_config(mesh_shape, layout), devices if layout else devices[:1])
     inputs = [("batch sequence vocab", logits), ("batch sequence", labels), ("batch sequence", weights)]
