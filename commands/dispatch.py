@@ -147,4 +147,4 @@ def _mute(line: str) -> None:
 def _memory_remedy(command: str) -> str:
     if command in GENERATION_COMMANDS:
         return "give fewer --rows, set cache_dtype to bfloat16"
-    return "lower the batch size, set tokens_per_mb_per_replica or recompute_grad"
+    return "lower the batch size, set tokens_per_mb_per_replica or recompute"

@@ -12,6 +12,7 @@ from typing import Any
 
 from configs.layout import Layout, MeshShape, find_layout_issues
 from configs.schema import (
+    BLOCKS,
     LAYER_NORM,
     NO_SHARDING,
     NOAM_DECAYS,
@@ -57,6 +58,11 @@ def _find_head_issues(n_head: int, n_embd: int, n_kv_head: int | None, head_dim:
 def _find_scale_issues(attention_scale: float | None, scale_attn_weights: bool) -> KeyedIssues:
     if attention_scale is not None and scale_attn_weights:
         yield "attention_scale", "scales what scale_attn_weights scales too", "keep one of the two"
+
+
+def _find_recompute_issues(recompute: str | None, recompute_grad: bool) -> KeyedIssues:
+    if recompute_grad and recompute not in (None, BLOCKS):
+        yield "recompute", f"recompute_grad = true means {BLOCKS}", "keep one of the two"
 
 
 def _find_layer_issues(attention_types: tuple[str, ...], n_layer: int) -> KeyedIssues:
@@ -413,6 +419,7 @@ RUN_CHECKS: tuple[CrossCheck, ...] = (
     _find_moe_issues,
     _find_adapter_issues,
     _find_memory_issues,
+    _find_recompute_issues,
     _find_softcap_issues,
     _find_mup_issues,
     _find_masked_id_issues,

@@ -66,6 +66,7 @@ NORM_BEFORE, NORM_AFTER, NORM_BOTH = NORM_PLACEMENTS = ("before", "after", "both
 SEQUENTIAL, ONE_NORM, TWO_NORMS = PARALLEL_RESIDUALS = ("off", "one_norm", "two_norms")
 NEXT_TOKEN, RANKING = OBJECTIVES = ("next_token", "ranking")
 PRECISIONS = ("float32", "bfloat16")
+NOTHING, SELECTED, BLOCKS = RECOMPUTATIONS = ("none", "attention", "block")
 CONSTANT_RATE = ("constant", "none")
 NOAM_DECAYS = ("noam", "noamwd")  # which scale lr by the width
 LR_DECAYS = ("linear", "cosine", "linear_to_zero", "wsd", *NOAM_DECAYS, "bert")
@@ -104,6 +105,7 @@ FREE_KEYS = (
     "scale_by_depth",
     "scale_by_in",
     "precision",
+    "recompute",
     "recompute_grad",
     "z_loss",
     "entmax_loss",
@@ -554,7 +556,15 @@ class ModelConfig:
         source="Yang et al. 2022, Tensor Programs V, table 8",
     )
     precision: str = setting(one_of(PRECISIONS), "Type of the activations; variables stay float32.", default="float32")
-    recompute_grad: bool = setting(FLAG, "Recomputes each block in the backward pass, to save memory.", default=False)
+    recompute: str | None = setting(
+        optional(one_of(RECOMPUTATIONS)),
+        "What the backward pass computes again, to save memory: none; attention, in attention and feed-forward layers "
+        "all but the outputs of matrix products; block, each block whole. null: block with recompute_grad, otherwise "
+        "none.",
+        default=None,
+        source="Korthikanti et al. 2022, Reducing Activation Recomputation in Large Transformer Models, section 5",
+    )
+    recompute_grad: bool = setting(FLAG, 'GPT-Neo\'s name for `"recompute": "block"`.', default=False)
     z_loss: float = setting(NON_NEGATIVE, "Weight of the squared log-partition in the training loss.", default=1e-4)
     lora_rank: int = setting(
         unless_off(integer(0, limit=MAX_FEATURES), 0),
@@ -584,6 +594,11 @@ class ModelConfig:
         """Returns the same model with whole weights alone."""
         fields = keys_of(ModelConfig)
         return dataclasses.replace(self, **{key: fields[key].default for key in LORA_KEYS})
+
+    @property
+    def recomputation(self) -> str:
+        """What the backward pass computes again, one of `RECOMPUTATIONS`."""
+        return self.recompute or (BLOCKS if self.recompute_grad else NOTHING)
 
     @property
     def is_causal(self) -> bool:

@@ -10,7 +10,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 
-from configs.schema import ONE_NORM, SEQUENTIAL
+from configs.schema import BLOCKS, NOTHING, ONE_NORM, SELECTED, SEQUENTIAL
 from meshtf import mtf, operation_scope, tf
 from models import moe, variables
 from models.attention import ATTENTION_KINDS, decode_attention, full_attention, prefill_attention
@@ -23,12 +23,14 @@ from models.ops.activations import bias_add, soft_cap
 from models.ops.decoding import gather_positions
 from models.ops.embedding import embedding_lookup
 from models.ops.output_layer import OutputLayer
+from models.ops.recomputation import keep_products
 from models.positions import position_embeddings, sequence_positions
 
 TOKEN_STD = 0.02
 HEAD = "wte_final_linear/conv1d_main/linear_out"  # the scope of the output layer
 EXPERT_COUNTS = "expert_counts"  # in a layer's cache, beside what its attention keeps
 Attend = Callable[[mtf.Tensor, Layer], tuple[mtf.Tensor, Cache]]
+Block = Callable[[mtf.Tensor], tuple[mtf.Tensor, ...]]
 Mix = Callable[[mtf.Tensor, Layer], moe.MoeOutput]
 
 
@@ -199,6 +201,13 @@ def _feed_forward_half(
 # Training and evaluation.
 
 
+_RECOMPUTATIONS: dict[str, Callable[[Block, mtf.Tensor], Sequence[mtf.Tensor]]] = {
+    NOTHING: lambda block, x: block(x),
+    SELECTED: keep_products,
+    BLOCKS: lambda block, x: mtf.recompute_grad(block, [x]),
+}
+
+
 def _training_block(context: Context, x: mtf.Tensor, layer: Layer) -> tuple[mtf.Tensor, moe.MoeReport | None]:
     def attend(h: mtf.Tensor, layer: Layer) -> tuple[mtf.Tensor, Cache]:
         return full_attention(context, h, layer), {}
@@ -211,8 +220,7 @@ def _training_block(context: Context, x: mtf.Tensor, layer: Layer) -> tuple[mtf.
         return output.x, *(output.report or ())
 
     # A recomputed block may pass nothing to the outside except what it returns.
-    is_recomputed = context.model.recompute_grad and context.is_training
-    x, *reported = mtf.recompute_grad(block, [x]) if is_recomputed else block(x)
+    x, *reported = _RECOMPUTATIONS[context.model.recomputation if context.is_training else NOTHING](block, x)
     return x, moe.MoeReport(*reported) if reported else None
 
 

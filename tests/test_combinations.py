@@ -23,6 +23,7 @@ from configs.schema import (
     OPTIMIZERS,
     PARALLEL_RESIDUALS,
     QK_NORMS,
+    RECOMPUTATIONS,
     ROTARY_STYLES,
     SEQUENTIAL,
     SHARDINGS,
@@ -64,7 +65,7 @@ def draw_model(draw: random.Random) -> dict[str, object]:
     """Model settings that go together."""
     kinds = tuple(draw.choices(tuple(ATTENTION_TYPES), k=2))
     flags = ("mlp_glu", "macaron", "share_parameters", "no_weight_tie", "qkv_bias", "entmax_loss")
-    flags += ("recompute_grad", "scale_by_depth", "scale_by_in")
+    flags += ("scale_by_depth", "scale_by_in")
     has_dropout = draw.random() < 0.3
     model = {
         "attention_types": kinds,
@@ -74,6 +75,7 @@ def draw_model(draw: random.Random) -> dict[str, object]:
         "mlm_training": draw.random() < 0.15,
         "linear_attention_normalization": draw.choice(LINEAR_NORMALIZATIONS),
         "none_doubles_residual": draw.random() < 0.3,
+        "recompute": draw.choice((*RECOMPUTATIONS, None)),
         **{flag: draw.random() < 0.3 for flag in flags},
         **draw_heads(draw),
         **draw.choice(({}, {}, draw_rotary(draw), {"axial_pos_emb": (2, 8)})),

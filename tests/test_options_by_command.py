@@ -114,6 +114,7 @@ RUNS = {
         "lora_dropout": 0.1,
         "lora_targets": ["q", "v", "c_proj"],
         "n_layer": 1,
+        "recompute": "attention",
     },
     "masked": MASKED,
     "ranking": {

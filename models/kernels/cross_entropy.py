@@ -15,17 +15,18 @@ def largest_logit(logits: tf.Tensor) -> tf.Tensor:
 
 
 @compiled
-def exponential_sum_and_label_logit(
+def exponentials_and_label_logit(
     logits: tf.Tensor, labels: tf.Tensor, largest: tf.Tensor, vocab_start: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the sum of exp(logit - largest) over this slice, and the logit of the label, 0 if it is not in the slice.
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Returns exp(logit - largest), its sum over this slice, and the logit of the label, 0 if it is not in the slice.
 
-    [..., V], [...], [...], scalar -> float32 [...] twice.
+    [..., V], [...], [...], scalar -> float32 [..., V], [...], [...].
     """
     logits = tf.cast(logits, tf.float32)
     local, is_here = labels_in_slice(labels, vocab_start, logits.shape[-1])
     label_logit = tf.where(is_here, tf.gather(logits, local, batch_dims=labels.shape.rank), 0.0)
-    return tf.reduce_sum(tf.exp(logits - largest[..., None]), -1), label_logit
+    exponentials = tf.exp(logits - largest[..., None])
+    return exponentials, tf.reduce_sum(exponentials, -1), label_logit
 
 
 def labels_in_slice(labels: tf.Tensor, start: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]:
@@ -60,30 +61,31 @@ def finished_logits(softcap: float | None) -> Kernel:
 
 
 @functools.cache
-def weighted_cross_entropy(z_loss: float, softcap: float | None) -> Kernel:
+def weighted_cross_entropy(z_loss: float, softcap: float | None, dtype: tf.DType) -> Kernel:
     """Returns the kernel of the loss of a block of tokens and its gradient.
 
-    (logits [N, V], labels, weights, log_z, label_logit [N], vocab_start) -> the sums of weights * (cross-entropy +
-    z_loss * log_z^2) and of weights * cross-entropy, float32 scalars, and d_products [N, V] of the first in the dtype
-    of the logits: those before the bound, if there is one.
+    (exponentials [N, V], their sum, label_logit, log_z, labels, weights [N], vocab_start, with a bound the logits
+    [N, V]) -> the sums of weights * (cross-entropy + z_loss * log_z^2) and of weights * cross-entropy, float32 scalars,
+    and d_products [N, V] of the first in a dtype: those before the bound, if there is one.
     """
 
     def kernel(
-        logits: tf.Tensor,
+        exponentials: tf.Tensor,
+        total: tf.Tensor,
+        label_logit: tf.Tensor,
+        log_z: tf.Tensor,
         labels: tf.Tensor,
         weights: tf.Tensor,
-        log_z: tf.Tensor,
-        label_logit: tf.Tensor,
         vocab_start: tf.Tensor,
+        *logits: tf.Tensor,
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         mean = tf.reduce_sum(weights * (log_z - label_logit))
         loss = mean + z_loss * tf.reduce_sum(weights * tf.square(log_z))
-        d_log_z = weights * (1.0 + 2.0 * z_loss * log_z)
-        exact = tf.cast(logits, tf.float32)
-        is_label = vocab_start + tf.range(logits.shape[-1]) == labels[:, None]
-        d_logits = tf.exp(exact - log_z[:, None]) * d_log_z[:, None] - tf.where(is_label, weights[:, None], 0.0)
+        scale = weights * (1.0 + 2.0 * z_loss * log_z) / total
+        is_label = vocab_start + tf.range(exponentials.shape[-1]) == labels[:, None]
+        d_logits = exponentials * scale[:, None] - tf.where(is_label, weights[:, None], 0.0)
         if softcap is not None:
-            d_logits *= 1.0 - tf.square(exact / softcap)
-        return loss, mean, tf.cast(d_logits, logits.dtype)
+            d_logits *= 1.0 - tf.square(tf.cast(logits[0], tf.float32) / softcap)
+        return loss, mean, tf.cast(d_logits, dtype)
 
     return compiled(kernel)

@@ -3,22 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from meshtf import LaidOut, mtf, tf
 from models.kernels import cross_entropy as kernels
 from models.ops.mesh_operation import MeshOperation, mesh_axes, slice_start
 
 
-def slice_statistics(
-    mesh_impl: mtf.MeshImpl, vocab_dim: mtf.Dimension, logits: LaidOut, labels: LaidOut
-) -> tuple[LaidOut, LaidOut]:
-    """Returns log_z and the label's logit, float32 [...], from slices of logits [..., vocab] and labels [...]."""
+class SliceSoftmax(NamedTuple):
+    """The softmax of slices of logits [..., vocab], float32.
+
+    Attributes:
+        exponentials: of the logits less the largest, [..., vocab].
+        total: their sum over the whole vocabulary, [...].
+        label_logit: [...].
+        log_z: the log-partition function, [...].
+    """
+
+    exponentials: LaidOut
+    total: LaidOut
+    label_logit: LaidOut
+    log_z: LaidOut
+
+
+def slice_softmax(mesh_impl: mtf.MeshImpl, vocab_dim: mtf.Dimension, logits: LaidOut, labels: LaidOut) -> SliceSoftmax:
+    """Returns the softmax of slices of logits [..., vocab] and its terms for labels [...]."""
     axes = mesh_axes(mesh_impl, [vocab_dim])
     largest = mesh_impl.allreduce(mesh_impl.slicewise(kernels.largest_logit, logits), axes, "MAX")
     start = slice_start(mesh_impl, vocab_dim)
-    sums = mesh_impl.slicewise(kernels.exponential_sum_and_label_logit, logits, labels, largest, start)
+    exponentials, *sums = mesh_impl.slicewise(kernels.exponentials_and_label_logit, logits, labels, largest, start)
     total, label_logit = (mesh_impl.allreduce(part, axes, "SUM") for part in sums)
-    return mesh_impl.slicewise(lambda largest, total: largest + tf.math.log(total), largest, total), label_logit
+    log_z = mesh_impl.slicewise(lambda largest, total: largest + tf.math.log(total), largest, total)
+    return SliceSoftmax(exponentials, total, label_logit, log_z)
 
 
 class SoftmaxStatistics(MeshOperation):
@@ -33,7 +49,8 @@ class SoftmaxStatistics(MeshOperation):
 
     def lower_slices(self, mesh_impl: mtf.MeshImpl, logits: LaidOut, labels: LaidOut) -> Sequence[LaidOut]:
         """Computes the outputs from the slices of the inputs."""
-        return slice_statistics(mesh_impl, self.inputs[0].shape.dims[-1], logits, labels)
+        softmax = slice_softmax(mesh_impl, self.inputs[0].shape.dims[-1], logits, labels)
+        return softmax.log_z, softmax.label_logit
 
 
 class IsBeaten(MeshOperation):

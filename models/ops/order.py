@@ -27,6 +27,10 @@ class After(mtf.Operation):
             late = mtf.LazyAllreduceSum(own.mesh_impl, late, own.mesh_axes)
         lowering.set_tensor_lowering(self.outputs[0], late)
 
+    def gradient(self, grad_ys: Sequence[mtf.Tensor]) -> list[mtf.Tensor | None]:
+        """Returns the gradients of the inputs."""
+        return [grad_ys[0], *[None] * (len(self.inputs) - 1)]
+
 
 def _terms(laid_out: object) -> object:
     return laid_out.laid_out_input if isinstance(laid_out, mtf.LazyAllreduceSum) else laid_out

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from meshtf import LaidOut, mtf, tf
 from models.kernels import cross_entropy as kernels
 from models.kernels.activations import sum_of_rows
-from models.ops.cross_entropy import slice_statistics
+from models.ops.cross_entropy import slice_softmax
 from models.ops.mesh_operation import MeshOperation, lazy_sum, loop, mesh_axes, slice_size, slice_start, zeros
 
 # The logits of a block. Each block adds a gradient as large as the whole table to those before it, which takes as long
@@ -186,7 +186,8 @@ class TokenCrossEntropy(MeshOperation):
 
         def block(state: LaidOut, labels: LaidOut) -> tuple[Rows, Sums]:
             logits = _block_logits(mesh_impl, sizes, self._softcap, state, *layer)
-            return [mesh_impl.slicewise(tf.subtract, *slice_statistics(mesh_impl, sizes.vocab, logits, labels))], []
+            softmax = slice_softmax(mesh_impl, sizes.vocab, logits, labels)
+            return [mesh_impl.slicewise(tf.subtract, softmax.log_z, softmax.label_logit)], []
 
         flat = [_flat(mesh_impl, x, sizes.n_tokens) for x in (state, labels)]
         (losses,), _ = _over_blocks(mesh_impl, sizes, flat, block, rows=[((), tf.float32)], sums=[])
@@ -223,12 +224,13 @@ class LinearCrossEntropy(MeshOperation):
         start = slice_start(mesh_impl, sizes.vocab)
         times_table = functools.partial(tf.matmul, transpose_b=not sizes.is_vocab_first)
         table_gradient = functools.partial(_table_gradient, is_vocab_first=sizes.is_vocab_first)
-        cross_entropy = kernels.weighted_cross_entropy(self._z_loss, self._softcap)
+        cross_entropy = kernels.weighted_cross_entropy(self._z_loss, self._softcap, self.inputs[0].dtype)
 
         def block(state: LaidOut, labels: LaidOut, weights: LaidOut) -> tuple[Rows, Sums]:
             logits = _block_logits(mesh_impl, sizes, self._softcap, state, table, *bias)
-            statistics = slice_statistics(mesh_impl, sizes.vocab, logits, labels)
-            *sums, d_logits = mesh_impl.slicewise(cross_entropy, logits, labels, weights, *statistics, start)
+            softmax = slice_softmax(mesh_impl, sizes.vocab, logits, labels)
+            capped = [] if self._softcap is None else [logits]
+            *sums, d_logits = mesh_impl.slicewise(cross_entropy, *softmax, labels, weights, start, *capped)
             if self._is_trained:
                 sums.append(mesh_impl.slicewise(table_gradient, d_logits, state))
                 sums += [mesh_impl.slicewise(_bias_gradient, d_logits) for _ in bias]

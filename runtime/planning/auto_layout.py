@@ -85,7 +85,7 @@ def _fastest(config: RunConfig, shapes: Sequence[MeshShape], machine: Machine) -
         raise DeviceError(
             f"{config.name} on {format_pairs(smallest.mesh_shape)}: needs at least "
             f"{format_bytes(smallest.memory_bytes)} per device, which has {format_bytes(machine.memory_bytes)}; "
-            "use more devices, set recompute_grad, or lower tokens_per_mb_per_replica"
+            "use more devices, set recompute, or lower tokens_per_mb_per_replica"
         )
     return min(fitting, key=lambda candidate: candidate.seconds)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable
 
-from configs.schema import ModelConfig
+from configs.schema import BLOCKS, ModelConfig
 from meshtf import mtf
 from models.attention import ATTENTION_KINDS
 from models.layer import Layer, layers
@@ -47,7 +47,7 @@ def flops_of_token(model: ModelConfig) -> TokenFlops:
     head = 2.0 * model.n_embd * (1 if model.ranks else model.n_vocab)
     blocks = kernels + attention + sum(_adapter_flops(model, layer) for layer in layers(model))
     forward, frozen = blocks + head, kernels + head if model.lora_rank else 0.0
-    return TokenFlops(forward, 2.0 * forward - frozen, blocks if model.recompute_grad else 0.0)
+    return TokenFlops(forward, 2.0 * forward - frozen, blocks if model.recomputation == BLOCKS else 0.0)
 
 
 def _kernel_flops(model: ModelConfig, layer: Layer) -> float:

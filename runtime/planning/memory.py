@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from meshtf import mtf
 from models.ops.attention import SoftmaxAttention, SoftmaxAttentionGradient
-from models.ops.cross_entropy import SoftmaxStatistics
 from models.ops.gathered import Gathered
 from models.ops.gradients import GlobalNorm, ScatteredSum
 from models.ops.linear_attention import (
@@ -24,13 +23,14 @@ from models.ops.linear_attention import (
 )
 from models.ops.norms import LayerNorm, LayerNormGradient, RmsNorm, RmsNormGradient
 from models.ops.order import After
+from models.ops.output_layer import LinearCrossEntropy
 from models.ops.ring_attention import ring_of
 from runtime.planning.dry_run import DryStep
 from runtime.training.grad_accumulation import MicrobatchLoop
 from runtime.training.optimizers import AdafactorUpdate, ElementwiseUpdate, EmaUpdate, MuonUpdate
 
 # Operations whose output shares their input's memory.
-ALIASES = (mtf.ReshapeOperation, mtf.CustomGradientOperation, mtf.StopGradient, mtf.Depend, After)
+ALIASES = (mtf.ReshapeOperation, mtf.CustomGradientOperation, mtf.StopGradient, After)
 # Elementwise operations, which reuse the memory of an input that is not read again.
 ELEMENTWISE = (
     mtf.SlicewiseOperation,
@@ -204,9 +204,12 @@ def _of_first_input(times: float) -> Callable[[mtf.Operation, DryStep], int]:
     return lambda operation, step: int(times * step.slice_bytes(operation.inputs[0]))
 
 
-def _exponentials(operation: mtf.Operation, step: DryStep) -> int:
-    """Counts all logits as float32, and their exponentials."""
-    return 2 * 4 * step.mesh_impl.slice_size(operation.inputs[0].shape)
+def _output_layer(operation: LinearCrossEntropy, step: DryStep) -> int:
+    """Counts a block's logits, or their gradient, and float32 exponentials; or a term of the table's gradient."""
+    sizes, width = operation.sizes(step.mesh_impl), operation.inputs[0].dtype.size
+    n_logits = sizes.block_size * step.mesh_impl.slice_size(mtf.Shape([sizes.vocab]))
+    is_summed = sizes.n_blocks > 1 and len(operation.outputs) > 3
+    return max(n_logits * (width + 4), n_logits * width + is_summed * 4 * math.prod(sizes.table))
 
 
 def _updated(operation: mtf.Operation, step: DryStep) -> int:
@@ -238,7 +241,7 @@ def _muon(operation: MuonUpdate, step: DryStep) -> int:
 WORKSPACES: dict[type, Callable[[mtf.Operation, DryStep], int]] = {
     SoftmaxAttention: _attention,
     SoftmaxAttentionGradient: _attention_gradient,
-    SoftmaxStatistics: _exponentials,
+    LinearCrossEntropy: _output_layer,
     CausalLinearAttention: _of_outputs(6),
     CausalLinearAttentionGradient: _of_outputs(6),
     LinearAttention: _of_outputs(6),

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from configs.layout import TENSORS, Layout, MeshShape, format_pairs
-from configs.schema import ModelConfig, RunConfig
+from configs.schema import RECOMPUTATIONS, ModelConfig, RunConfig
 from models.moe import routing_params
 from models.variables import SlicedVariable
 from runtime.mesh.placement import Placement
@@ -97,10 +97,12 @@ def _tensors_of(model: ModelConfig) -> list[str]:
 
 
 def _variants(config: RunConfig) -> Iterable[tuple[str, RunConfig]]:
-    """Yields variants that use less or more memory: `recompute_grad` inverted, and the smallest microbatches."""
+    """Yields variants that use less or more memory: with other recomputation, and with the smallest microbatches."""
     model, training = config.model, config.training
-    inverted = dataclasses.replace(model, recompute_grad=not model.recompute_grad)
-    yield f"recompute_grad = {str(not model.recompute_grad).lower()}", dataclasses.replace(config, model=inverted)
+    for recompute in RECOMPUTATIONS:
+        if recompute != model.recomputation:
+            other = dataclasses.replace(model, recompute=recompute, recompute_grad=False)
+            yield f"recompute = {recompute}", dataclasses.replace(config, model=other)
     if training.tokens_per_mb_per_replica != model.n_ctx:
         one_row = dataclasses.replace(training, tokens_per_mb_per_replica=model.n_ctx)
         yield f"tokens_per_mb_per_replica = {model.n_ctx}", dataclasses.replace(config, training=one_row)

@@ -40,6 +40,10 @@ CONFLICTS = {
         "lr_decay_steps = 7: and warmup_steps = 4 are more than lr_decay_end = 10; "
         "lower one of the two; lr_decay_end is train_steps unless it is given",
     ),
+    "recomputation in two ways": (
+        {"recompute": "attention", "recompute_grad": True},
+        'recompute = "attention": recompute_grad = true means block; keep one of the two',
+    ),
     "adapters without a rank": (
         {"lora_targets": ["q"]},
         'lora_targets = ["q"]: has no effect without lora_rank; give lora_rank too, or leave it out',

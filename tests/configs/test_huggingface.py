@@ -326,7 +326,8 @@ def test_what_does_not_fit_is_said_at_once(options: dict[str, Any], names: list[
 
 def test_every_option_is_compared_or_known_to_be_left_out() -> None:
     """A new option of the model must be thought of here: it changes the model, so it may not be dropped silently."""
-    of_training = {"scale_by_depth", "scale_by_in", "precision", "recompute_grad", "z_loss", "entmax_loss", "objective"}
+    of_training = {"scale_by_depth", "scale_by_in", "precision", "z_loss", "entmax_loss", "objective"}
+    of_training |= {"recompute", "recompute_grad"}
     dropouts = {"embed_dropout", "res_dropout", "attn_dropout"}
     of_mixtures = {"moe_params", "moe_activation"}  # moe_layers is compared
     of_attention = {"linear_attention_normalization", "none_doubles_residual", "local_attention_radius"}

@@ -105,7 +105,7 @@ def test_the_error_says_the_least_memory_needed_if_nothing_fits() -> None:
         auto_layout.auto_layout(config_of(attention_types=("none",)), (("x", 2),), tiny_machine)
     assert str(raised.value).startswith("tiny on x:2: needs at least ")
     assert str(raised.value).endswith(
-        " per device, which has 2.00 KiB; use more devices, set recompute_grad, or lower tokens_per_mb_per_replica"
+        " per device, which has 2.00 KiB; use more devices, set recompute, or lower tokens_per_mb_per_replica"
     )
 
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from configs.errors import ConfigError, UserError
 from configs.schema import ModelConfig, MoeParams, RunConfig
+from models.ops import output_layer
 from models.softmax_attention import mean_seen
 from runtime.planning.diagram import build_figure, cells, draw_plan
 from runtime.planning.dry_run import DryStep, build_dry_step, dry_placement
@@ -100,9 +101,10 @@ def test_segments_are_one_more_input_of_int32() -> None:
     assert flops_of_processor(masked) == flops_of_processor(plain)
 
 
-# With a large vocabulary the peak is at the loss: logits, twice for its kernel, and their exponentials.
+# With a large vocabulary the peak is at the loss: logits, their exponentials, and the gradients of table and state.
 WORDS = 4096
-LOGITS = 3 * B * S * WORDS
+LOGITS = 2 * B * S * WORDS
+HEAD = LOGITS + WORDS * E + B * S * E
 
 
 def intermediate(memory: Memory) -> int:
@@ -117,17 +119,35 @@ def assert_kept(memory: Memory, n_features: int, n_rows: int = B) -> None:
 
 def test_a_layer_without_attention_keeps_its_input_norm_hidden_features_and_activations() -> None:
     memory = estimate_memory(dry_step({"attention_types": ("none",), "n_vocab": WORDS}))
-    assert_kept(memory, (1 + 1 + 4 + 4 + 2) * B * S * E + LOGITS)  # and input and output of ln_f
+    assert_kept(memory, (1 + 1 + 4 + 4 + 2) * B * S * E + HEAD)  # and input and output of ln_f
 
 
 def test_a_layer_with_attention_keeps_queries_keys_values_and_their_stacked_weights_too() -> None:
     memory = estimate_memory(dry_step({"n_vocab": WORDS}))
-    assert_kept(memory, (12 + 6) * B * S * E + 3 * E * E + LOGITS)  # and its input, norm and output
+    assert_kept(memory, (12 + 6) * B * S * E + 3 * E * E + HEAD)  # and its input, norm and output
 
 
 def test_recomputed_blocks_keep_their_inputs_only() -> None:
     model = {"n_layer": 3, "attention_types": ("global",) * 3, "recompute_grad": True, "n_vocab": WORDS}
-    assert_kept(estimate_memory(dry_step(model)), (3 + 2) * B * S * E + LOGITS)
+    assert_kept(estimate_memory(dry_step(model)), (3 + 2) * B * S * E + HEAD)
+
+
+def test_selective_recomputation_keeps_inputs_products_and_the_outputs_of_attention() -> None:
+    model = {"n_layer": 3, "attention_types": ("global",) * 3, "recompute": "attention", "n_vocab": WORDS}
+    of_layer = 1 + 3 + 1 + 1 + 4  # input; queries, keys and values; outputs of attention, of o and of c_fc
+    assert_kept(estimate_memory(dry_step(model)), (3 * of_layer + 2) * B * S * E + HEAD)
+    step, plain = dry_step(model), dry_step({**model, "recompute": "none"})
+    assert flops_of_processor(step) == flops_of_processor(plain)
+
+
+def test_logits_are_counted_by_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 16 blocks; a term of the table's gradient is smaller than theirs together, and larger than one."""
+    monkeypatch.setattr(output_layer, "BLOCK_BYTES", LOGITS * FLOAT // 2 // 16)
+    model = {**ONE_LAYER, "attention_types": ("none",), "n_vocab": WORDS}
+    config = tiny.run_config(model=model)
+    memory = estimate_memory(build_dry_step(config, dry_placement(config.mesh, 1)))
+    block, term = LOGITS // 2 // 16, WORDS * E
+    assert_kept(memory, (1 + 1 + 4 + 4 + 2 + 1) * B * S * E + WORDS * E + block + term)
 
 
 def test_microbatches_keep_a_part_of_the_activations_and_the_sum_of_the_gradients() -> None:
@@ -135,17 +155,17 @@ def test_microbatches_keep_a_part_of_the_activations_and_the_sum_of_the_gradient
     memory = estimate_memory(step)
     assert step.microbatch_count == 4
     assert memory.gradients == memory.parameters
-    assert_kept(memory, 18 * 16 * 2 * S * E + 3 * E * E + 16 * LOGITS // 4, n_rows=16 * 8)
+    assert_kept(memory, 19 * 16 * 2 * S * E + 3 * E * E + 16 * LOGITS // 4 + WORDS * E, n_rows=16 * 8)
 
 
 def test_activations_are_split_as_the_layout_says() -> None:
     layout = {"mesh_shape": "x:4,y:2", "layout": "batch:x,heads:y,intermediate_expanded:y,vocab:y"}
     memory = estimate_memory(dry_step({"n_vocab": WORDS, "n_ctx": 16 * S}, **layout))
     whole, halved = (
-        1 + 1 + 1 + 1 + 2,
+        1 + 1 + 1 + 1 + 3,
         (4 + 4 + 4) // 2,
-    )  # inputs, norms, those of ln_f; hidden features, q, k, v, output
-    n_features = (whole + halved) * 16 * 2 * S * E + 3 * E * E // 2 + 16 * LOGITS // 8
+    )  # inputs, norms, those of ln_f and its gradient; hidden features, q, k, v, output
+    n_features = (whole + halved) * 16 * 2 * S * E + 3 * E * E // 2 + 16 * LOGITS // 8 + WORDS * E // 2
     assert_kept(memory, n_features, n_rows=16 * 2)
 
 
@@ -304,7 +324,12 @@ def test_experts_that_a_token_does_not_use_are_not_active(plan: Plan) -> None:
 
 
 def test_the_alternatives_are_the_other_recomputation_and_the_smallest_microbatches(plan: Plan) -> None:
-    assert list(plan.memories) == ["as configured", "recompute_grad = true", "tokens_per_mb_per_replica = 16"]
+    assert list(plan.memories) == [
+        "as configured",
+        "recompute = attention",
+        "recompute = block",
+        "tokens_per_mb_per_replica = 16",
+    ]
     assert plan.memory is plan.memories["as configured"]
 
 

@@ -98,9 +98,9 @@ def test_microbatches_change_nothing(devices: Devices, with_dropout: tiny.Update
     tiny.assert_same_update(tiny.one_update(config, devices), with_dropout)
 
 
-@pytest.mark.slow
-def test_recomputed_blocks_change_nothing(devices: Devices, with_dropout: tiny.Updated) -> None:
-    config = tiny.run_config(model={**tiny.ALL_DROPOUTS, "recompute_grad": True})
+@pytest.mark.parametrize("recompute", ["attention", pytest.param("block", marks=pytest.mark.slow)])
+def test_recomputation_changes_nothing(devices: Devices, with_dropout: tiny.Updated, recompute: str) -> None:
+    config = tiny.run_config(model={**tiny.ALL_DROPOUTS, "recompute": recompute})
     tiny.assert_same_update(tiny.one_update(config, devices), with_dropout)
 
 
