@@ -13,6 +13,7 @@ from configs.errors import DeviceError
 from configs.layout import format_pairs, resized
 from configs.schema import SHARD_PARAMETERS, MeshConfig
 from meshtf import LaidOut, PlacementMeshImpl, mtf, tf
+from models.kernels.compile import Kernel, in_place
 from models.variables import SlicedVariable
 from runtime.mesh.lowering import LoweredStep, compile_step
 from runtime.mesh.products import einsum
@@ -145,6 +146,20 @@ class DeviceMesh(PlacementMeshImpl):
         """Surrounds the loop that is built next, which repeats its body `count` times; for meshes that count."""
         return contextlib.nullcontext()
 
+    def update(
+        self,
+        kernel: Kernel,
+        scalars: Sequence[LaidOut],
+        variables: Sequence[DeviceMesh.LaidOutVariable],
+        others: Sequence[LaidOut],
+    ) -> None:
+        """Sets variables to kernel(*scalars, *variables, *others) in their own memory."""
+        columns = [[x.to_laid_out_tensor().all_slices for x in group] for group in (scalars, others)]
+        for index, device in enumerate(self.devices):
+            own_scalars, own_others = ([slices[index] for slices in group] for group in columns)
+            with tf.device(device):
+                in_place(kernel)(own_scalars, [variable.slices[index] for variable in variables], own_others)
+
     def lay_out_rows(self, own_rows: tf.Tensor, shape: mtf.Shape) -> LaidOut:
         """Lays out a tensor [batch, ...], given the rows of it that `Placement.own_rows` names."""
         return self.LaidOutTensor(self.make_slices(own_rows, shape))
@@ -154,18 +169,22 @@ class DeviceMesh(PlacementMeshImpl):
         return self._collective_with_groups(x, [mesh_axis], functools.partial(_sums_of_parts, dimension=dimension))
 
     class LaidOutVariable:
-        """Implements mesh-TensorFlow's laid-out variable; `laid_out_tensor` is its newest value."""
+        """Implements mesh-TensorFlow's laid-out variable; `laid_out_tensor` is its newest value.
+
+        Attributes:
+            slices: one for each processor of this process.
+        """
 
         def __init__(self, variable: SlicedVariable, mesh_impl: DeviceMesh) -> None:
             self._mesh_impl = mesh_impl
-            self._slices = mesh_impl.store.slices_of(variable, mesh_impl).slices
-            self.laid_out_tensor = mesh_impl.LaidOutTensor(list(self._slices))
+            self.slices = mesh_impl.store.slices_of(variable, mesh_impl).slices
+            self.laid_out_tensor = mesh_impl.LaidOutTensor(list(self.slices))
 
         def assign(self, laid_out_value: LaidOut) -> None:
             """Sets the slices."""
             self.laid_out_tensor = laid_out_value.to_laid_out_tensor()
             for device, piece, value in zip(
-                self._mesh_impl.devices, self._slices, laid_out_value.all_slices, strict=True
+                self._mesh_impl.devices, self.slices, laid_out_value.all_slices, strict=True
             ):
                 with tf.device(device):
                     piece.assign(value, read_value=False)

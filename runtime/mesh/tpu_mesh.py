@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from meshtf import LaidOut, mtf, tf, xla_reduce_scatter
+from models.kernels.compile import Kernel
 from models.ops.mesh_operation import slice_starts
 from models.variables import SlicedVariable
 from runtime.mesh.placement import DeviceMesh, Placement, SingleSliceMesh
@@ -98,6 +99,18 @@ class TpuMesh(SingleSliceMesh):
         if isinstance(result, tuple):
             return tuple(self.LaidOutTensor([part]) for part in result)
         return self.LaidOutTensor([result])
+
+    def update(
+        self,
+        kernel: Kernel,
+        scalars: Sequence[LaidOut],
+        variables: Sequence[TpuMesh.LaidOutVariable],
+        others: Sequence[LaidOut],
+    ) -> None:
+        """Sets variables to kernel(*scalars, *variables, *others); XLA reuses their memory in the whole program."""
+        values = [variable.laid_out_tensor for variable in variables]
+        for variable, new in zip(variables, self.slicewise(kernel, *scalars, *values, *others), strict=True):
+            variable.assign(new)
 
     def laid_out_pnum(self) -> LaidOut:
         """Returns the number of this processor."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from configs.schema import MeshConfig, RunConfig
 from meshtf import LaidOut, PlacementMeshImpl, mtf, tf
+from models.kernels.compile import Kernel
 from models.variables import SlicedVariable
 from runtime.mesh.placement import Placement, place
 from runtime.training.grad_accumulation import n_microbatches
@@ -91,6 +92,16 @@ class AbstractMesh(PlacementMeshImpl):
     def laid_out_pnum(self) -> LaidOut:
         """Returns the processor's number, 0."""
         return self.LaidOutTensor([0])
+
+    def update(
+        self,
+        kernel: Kernel,
+        scalars: Sequence[LaidOut],
+        variables: Sequence[AbstractMesh.LaidOutVariable],
+        others: Sequence[LaidOut],
+    ) -> None:
+        """Runs the kernel, and drops the new values."""
+        self.slicewise(kernel, *scalars, *(variable.laid_out_tensor for variable in variables), *others)
 
     @contextlib.contextmanager
     def repeating(self, count: int) -> Iterator[None]:

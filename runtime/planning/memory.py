@@ -27,7 +27,7 @@ from models.ops.output_layer import LinearCrossEntropy
 from models.ops.ring_attention import ring_of
 from runtime.planning.dry_run import DryStep
 from runtime.training.grad_accumulation import MicrobatchLoop
-from runtime.training.optimizers import AdafactorUpdate, ElementwiseUpdate, EmaUpdate, MuonUpdate
+from runtime.training.optimizers import AdafactorUpdate, ElementwiseUpdate, MuonUpdate
 
 # Operations whose output shares their input's memory.
 ALIASES = (mtf.ReshapeOperation, mtf.CustomGradientOperation, mtf.StopGradient, After)
@@ -217,6 +217,11 @@ def _updated(operation: mtf.Operation, step: DryStep) -> int:
     return sum(step.slice_bytes(x) for x in operation.inputs if isinstance(x.operation, mtf.Variable))
 
 
+def _shared_update(operation: ElementwiseUpdate, step: DryStep) -> int:
+    """Counts what is updated part by part, and not in its own memory."""
+    return _updated(operation, step) if operation.is_shared else 0
+
+
 def _scattered(operation: ScatteredSum, step: DryStep) -> int:
     """Counts the terms that a processor receives of its part, and the parts that it sends if they must be copied.
 
@@ -252,8 +257,7 @@ WORKSPACES: dict[type, Callable[[mtf.Operation, DryStep], int]] = {
     RmsNormGradient: _of_first_input(2),
     ScatteredSum: _scattered,
     Gathered: _gathered,
-    ElementwiseUpdate: _updated,
-    EmaUpdate: _updated,
+    ElementwiseUpdate: _shared_update,
     MuonUpdate: _muon,
     AdafactorUpdate: _updated,
 }

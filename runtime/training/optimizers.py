@@ -87,7 +87,7 @@ def _values_before(
 
 
 class ElementwiseUpdate(mtf.Operation):
-    """Updates variables and their slots `{variable}{suffix}`, shaped like them, in place, in one kernel call."""
+    """Updates variables and their slots `{variable}{suffix}`, shaped like them, in one kernel call."""
 
     def __init__(
         self, pairs: Sequence[Pair], scalars: Sequence[mtf.Tensor], suffixes: Sequence[str], kernel: Kernel
@@ -98,9 +98,21 @@ class ElementwiseUpdate(mtf.Operation):
         values = [parameter.value for parameter in self._updated]
         super().__init__([*scalars, *values, *self._gradients], name="elementwise_update")
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether each replica of the batch updates a part of the variables, and receives the others."""
+        return any(parameter.is_shared for parameter in self._updated)
+
     def lower(self, lowering: mtf.Lowering) -> None:
-        """Runs the kernel on every slice, and assigns the results."""
+        """Runs the kernel on every slice: in the memory of variables and slots, unless replicas share the update."""
         scalars, gradients = _laid_out(lowering, self._scalars), _laid_out(lowering, self._gradients)
+        if self.is_shared:
+            self._update_parts(lowering, scalars, gradients)
+        else:
+            updated = [lowering.variables[parameter.variable] for parameter in self._updated]
+            lowering.mesh_impl(self).update(self._kernel, scalars, updated, gradients)
+
+    def _update_parts(self, lowering: mtf.Lowering, scalars: Sequence[LaidOut], gradients: Sequence[LaidOut]) -> None:
         before = _values_before(self, lowering, self._updated, scalars[0])
         values = lowering.mesh_impl(self).slicewise(self._kernel, *scalars, *before, *gradients)
         lowering.operations[self] = values[0].all_slices
@@ -322,11 +334,10 @@ class EmaUpdate(mtf.Operation):
 
     def lower(self, lowering: mtf.Lowering) -> None:
         """Reads the new values of the variables, which are no inputs: those are the values before the update."""
+        scalars = _laid_out(lowering, self.inputs[:2])
         values = [parameter.newest_value(lowering) for parameter in self._updated]
-        kernel = kernels.ema(self._decay)
-        new = lowering.mesh_impl(self).slicewise(kernel, *_laid_out(lowering, self.inputs), *values)
-        for average, value in zip(self._averages, new, strict=True):
-            average.assign(lowering, value)
+        averages = [lowering.variables[average.variable] for average in self._averages]
+        lowering.mesh_impl(self).update(kernels.ema(self._decay), scalars, averages, values)
 
 
 _UPDATES = {"adam": _adam, "adamw": _adamw, "lion": _lion, "muon": _muon, "adafactor": _adafactor}

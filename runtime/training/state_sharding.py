@@ -45,6 +45,11 @@ class Parameter:
         return self.variable.name
 
     @property
+    def is_shared(self) -> bool:
+        """Whether each replica of the batch updates a part of the variable."""
+        return self.shape != self.variable.shape
+
+    @property
     def value(self) -> mtf.Tensor:
         """The value of the variable, in the variable's own shape."""
         return self.variable.value
