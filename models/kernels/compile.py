@@ -32,19 +32,24 @@ def compiled(function: Kernel) -> Kernel:
 
 
 @functools.cache
-def in_place(kernel: Kernel) -> Kernel:
-    """Returns an update of variables in their own memory: (scalars, variables, others) -> nothing.
+def in_place(kernel: Kernel, shapes: tuple[tuple[int, ...], ...]) -> Kernel:
+    """Returns an update of variables in their own memory: (scalars, handles of the variables, others) -> nothing.
 
     XLA gives a result the memory of the variable that it is assigned to, where nothing else holds that. New values
     beside the old ones would take as much memory, and writing to new memory takes half as long again.
 
     Args:
         kernel: (*scalars, *values, *others) -> the new values, in order.
+        shapes: of the values, which are float32.
     """
 
-    def update(scalars: list[tf.Tensor], variables: list[tf.Variable], others: list[tf.Tensor]) -> None:
-        new = kernel.__wrapped__(*scalars, *variables, *others)
-        for variable, value in zip(variables, new, strict=True):
-            variable.assign(value, read_value=False)
+    def update(scalars: list[tf.Tensor], handles: list[tf.Tensor], others: list[tf.Tensor]) -> None:
+        values = [tf.raw_ops.ReadVariableOp(resource=handle, dtype=tf.float32) for handle in handles]
+        for value, shape in zip(values, shapes, strict=True):
+            value.set_shape(shape)
+        new = kernel.__wrapped__(*scalars, *values, *others)
+        for handle, value in zip(handles, new, strict=True):
+            tf.raw_ops.AssignVariableOp(resource=handle, value=value)
 
+    # Handles and not variables: a function holds on to the variables that it has first seen.
     return tf.function(update, jit_compile=True, autograph=False)

@@ -155,10 +155,13 @@ class DeviceMesh(PlacementMeshImpl):
     ) -> None:
         """Sets variables to kernel(*scalars, *variables, *others) in their own memory."""
         columns = [[x.to_laid_out_tensor().all_slices for x in group] for group in (scalars, others)]
+        update = in_place(kernel, tuple(tuple(variable.slices[0].shape) for variable in variables))
         for index, device in enumerate(self.devices):
-            own_scalars, own_others = ([slices[index] for slices in group] for group in columns)
             with tf.device(device):
-                in_place(kernel)(own_scalars, [variable.slices[index] for variable in variables], own_others)
+                own_scalars, own_others = (
+                    [tf.convert_to_tensor(slices[index]) for slices in group] for group in columns
+                )
+                update(own_scalars, [variable.slices[index].handle for variable in variables], own_others)
 
     def lay_out_rows(self, own_rows: tf.Tensor, shape: mtf.Shape) -> LaidOut:
         """Lays out a tensor [batch, ...], given the rows of it that `Placement.own_rows` names."""

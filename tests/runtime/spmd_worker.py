@@ -44,7 +44,7 @@ MODELS: dict[str, Mapping[str, object]] = {
     "dense": {},
     "dropout": tiny.ALL_DROPOUTS,
     "recomputed": {"recompute_grad": True},
-    "shared": {"recompute_grad": True, "share_parameters": True},
+    "shared": {"recompute": "attention", "share_parameters": True},
     "linear": {"attention_types": ("linear", "global")},
     "grouped": {"n_kv_head": 2, "num_mem_kv": 2, "attention_types": ("linear", "global"), "qk_norm": "projection"},
     "gated": {"gated_mlp": True, "n_inner": 24, "norm": "rmsnorm"},
