@@ -21,7 +21,7 @@ from models.ops.cross_entropy import slice_softmax
 from models.ops.mesh_operation import MeshOperation, lazy_sum, loop, mesh_axes, slice_size, slice_start, zeros
 
 # The logits of a block. Each block adds a gradient as large as the whole table to those before it: 1,024 tokens of
-# GPT-2's layer take 1.1 times as long in two or four blocks as in one, and 1.45 times in eight (float32, CPU time).
+# GPT-2's layer take 1.07 times as long in two or four blocks as in one, and 1.4 times in eight (float32, CPU time).
 # So a block should have 256 tokens or more; this is 667 of GPT-2's and 262 of Llama 3's.
 BLOCK_BYTES = 128 << 20
 
