@@ -119,7 +119,8 @@ def test_a_pair_has_a_key_of_its_own() -> None:
 def n_nodes(n_processes: int, layout: str, shard: str) -> int:
     mesh = tiny.mesh_config(f"x:{n_processes}", layout, shard)
     model = {"n_embd": 512, "n_vocab": 512, "n_ctx": 512}  # that 512 processes can share
-    config = tiny.run_config(mesh, {**ONE_LAYER, **model}, training={"train_batch_size": 512})
+    batch = {"train_batch_size": n_processes}  # as many tokens each: those of more blocks of the loss are in a loop
+    config = tiny.run_config(mesh, {**ONE_LAYER, **model}, batch)
     return build_train_step(config, place_process(config.mesh, 1, n_processes, "/device:CPU:0")).n_graph_nodes()
 
 
