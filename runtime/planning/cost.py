@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping
 
 from configs.layout import Layout, MeshShape
-from configs.schema import MeshConfig, RunConfig
+from configs.schema import RunConfig
 from meshtf import mtf
 from runtime.planning.dry_run import DryStep, build_dry_step, dry_placement
 from runtime.planning.flops import flops_of_processor
@@ -106,9 +106,10 @@ def _extended(once: float, twice: float, n_repeats: float) -> float:
 
 
 def planned_cost(config: RunConfig, mesh_shape: MeshShape, layout: Layout) -> StepCost:
-    """Returns the cost of a step of all layers."""
+    """Returns the cost of a step of all layers, see `cost_of`."""
     n_devices = math.prod(size for _, size in mesh_shape)
-    step = build_dry_step(config, dry_placement(MeshConfig(mesh_shape=mesh_shape, layout=layout), n_devices))
+    mesh = dataclasses.replace(config.mesh, mesh_shape=mesh_shape, layout=layout)
+    step = build_dry_step(config, dry_placement(mesh, n_devices))
     memory = estimate_memory(step)
     sent = {
         axis: sum(transfer.sent_bytes for transfer in step.transfers if transfer.axis == axis) for axis, _ in mesh_shape

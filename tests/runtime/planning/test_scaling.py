@@ -8,8 +8,9 @@ import pytest
 
 from configs.layout import MeshShape
 from configs.load import load_config
-from configs.schema import MeshConfig, RunConfig
+from configs.schema import SHARDINGS, MeshConfig, RunConfig
 from runtime.planning.cost import StepCost, StepTime, cost_of, planned_cost, step_time
+from runtime.planning.dry_run import dry_placement
 from runtime.planning.flops import flops_of_token
 from runtime.planning.machines import (
     DEVICE_KINDS,
@@ -20,6 +21,7 @@ from runtime.planning.machines import (
     machine_of_kind,
 )
 from runtime.planning.peak_flops import GPU_PEAKS, TPU_PEAKS
+from runtime.planning.plan import allocated_bytes, make_plan
 from runtime.planning.scaling import format_scales, scales
 from tests import tiny
 
@@ -61,13 +63,18 @@ def test_the_time_of_a_step_by_hand() -> None:
     )
 
 
-def test_deep_models_are_extrapolated_exactly() -> None:
+@pytest.mark.parametrize("shard", SHARDINGS)
+def test_deep_models_are_extrapolated_exactly(shard: str) -> None:
     config = config_of()
+    config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, shard=shard))
     quick, built = (cost(config, config.mesh.mesh_shape, LAYOUT) for cost in (cost_of, planned_cost))
     for name in ("flops", "moved_bytes", "n_transfers"):
         assert getattr(quick, name) == pytest.approx(getattr(built, name), rel=1e-3)
     assert quick.sent_bytes == pytest.approx(built.sent_bytes, rel=1e-3)
     assert quick.memory_bytes == pytest.approx(built.memory_bytes, rel=0.05)
+    plan = make_plan(config, dry_placement(config.mesh, 4))
+    assert built.memory_bytes == allocated_bytes(plan.memory, plan.microbatch_count)
+    assert sum(built.sent_bytes.values()) == sum(plan.sent_bytes.values())
 
 
 def test_machine_of_devices() -> None:

@@ -12,7 +12,7 @@ from configs.schema import SHARD_OPTIMIZER, SHARD_PARAMETERS, RunConfig
 from meshtf import mtf
 from models.ops.attention import SoftmaxAttentionGradient
 from models.ops.gathered import Gathered
-from models.ops.gradients import ScatteredSum
+from models.ops.gradients import GlobalNorm, ScatteredSum
 from models.ops.order import After
 from models.variables import SlicedVariable
 from runtime.generation.engine import build_engine
@@ -159,7 +159,15 @@ def test_memory_of_the_plan() -> None:
     assert state.parameters == off.parameters
     assert all_of_it.parameters == (off.parameters - vectors) / 4 + vectors
     assert state.optimizer == all_of_it.optimizer == (off.optimizer - 2 * vectors) / 4 + 2 * vectors
-    assert max(state.gradients, all_of_it.gradients) < 0.5 * off.gradients
+    assert all_of_it.total < state.total < off.total
+    whole, *parts = map(gradient_bytes, steps)
+    assert parts == [(whole - vectors) / 4 + vectors] * 2
+
+
+def gradient_bytes(step: DryStep) -> int:
+    """The bytes of all gradients that one processor updates with."""
+    (norm,) = (operation for operation in step.graph.operations if isinstance(operation, GlobalNorm))
+    return sum(map(step.slice_bytes, norm.inputs))
 
 
 # Parameters that are gathered.
