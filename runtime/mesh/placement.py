@@ -157,7 +157,7 @@ class DeviceMesh(PlacementMeshImpl):
         columns = [[x.to_laid_out_tensor().all_slices for x in group] for group in (scalars, others)]
         update = in_place(kernel, tuple(tuple(variable.slices[0].shape) for variable in variables))
         for index, device in enumerate(self.devices):
-            with tf.device(device):
+            with tf.device(device), tf.name_scope(f"parallel_{index}"):  # as `slicewise` names them
                 own_scalars, own_others = (
                     [tf.convert_to_tensor(slices[index]) for slices in group] for group in columns
                 )

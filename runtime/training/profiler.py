@@ -194,11 +194,15 @@ def _operation_of(plane: xplane_pb2.XPlane, event: xplane_pb2.XEvent) -> str | N
     name = plane.event_metadata[event.metadata_id].name
     values = {plane.stat_metadata[stat.metadata_id].name: stat for stat in event.stats}
     if "tf_op" in values:
-        stat = values["tf_op"]
-        return stat.str_value or plane.stat_metadata[stat.ref_value].name
+        return _text(plane, values["tf_op"])
     if name in _OTHERS_INSIDE:
         return ""
     if name == _ASYNCHRONOUS:
-        return values["name"].str_value
+        return _text(plane, values["name"])
     found = _EVENT.fullmatch(name)
     return found and found["name"]
+
+
+def _text(plane: xplane_pb2.XPlane, stat: xplane_pb2.XStat) -> str:
+    """Returns the text of a value, which is held by the plane where it is the same in several events."""
+    return stat.str_value or plane.stat_metadata[stat.ref_value].name

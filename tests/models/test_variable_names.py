@@ -184,7 +184,7 @@ GOLDEN: dict[str, tuple[dict[str, object], Shapes]] = {
 
 def shapes_of(model: ModelConfig) -> Shapes:
     mesh, dims = mtf.Mesh(mtf.Graph(), "mesh"), Dims.of(model, 2, model.n_ctx)
-    compute = gpt2.rank if model.ranks else gpt2.forward
+    compute = gpt2.rank if model.ranks else gpt2.logits
     compute(Context(mesh, model, dims), mtf.zeros(mesh, mtf.Shape([dims.batch, dims.sequence]), tf.int32))
     return {name: variable.shape.to_integer_list for name, variable in mesh.graph.name_to_variable.items()}
 

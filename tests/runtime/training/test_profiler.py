@@ -65,6 +65,7 @@ def test_events_inside_others_count_once() -> None:
     plane.add(0, 130, 160, DONE, name="h0/attn/softmax_attention/parallel_1_2/PartitionedCall")
     plane.add(0, 140, 150, "h0/attn/einsum/parallel_1/MatMul:_MklMatMul")  # run from there, and counted for itself
     plane.add(0, 200, 230, "h0/attn/einsum/parallel_0/Reshape:Reshape")
+    plane.add(0, 240, 260, START, name="&h0/attn/softmax_attention/parallel_0_2/PartitionedCall")
     plane.add(
         1,
         0,
@@ -77,7 +78,7 @@ def test_events_inside_others_count_once() -> None:
     plane.add(1, 60, 70, "ReadVariableOp:ReadVariableOp")
     assert microseconds(space) == {
         "h0/attn/einsum": 50 + 10 + 30,
-        "h0/attn/softmax_attention": 100 - 30,
+        "h0/attn/softmax_attention": 100 - 30 + 20,
         "h1/mlp/einsum/gradients/einsum_1": 40,
         "h1/mlp/bias_add_1": 5,
         "microbatches": 5,
@@ -116,7 +117,8 @@ def test_steps_after_the_first_two_are_traced(tmp_path: Path, devices: tuple[str
     names = {cost.name for cost in costs(file.read_bytes(), 2)}
     for part in ("embedding", "h0/attn", "h0/mlp", "h1/attn", "h1/mlp", "head", "loss", "optimizer"):
         assert any(name.startswith(part + "/") for name in names), part
-    assert any(name.startswith("h1/mlp/einsum/gradients/") for name in names)
+    kernels = {"h0/attn/softmax_attention", "h1/mlp/einsum/gradients/einsum_1", "optimizer/elementwise_update"}
+    assert kernels <= names
 
 
 def test_a_run_that_ends_before_its_trace_says_so(tmp_path: Path, devices: tuple[str, ...]) -> None:
