@@ -141,7 +141,7 @@ def _add_train_flags(group: argparse._ArgumentGroup) -> None:
         "--profile",
         type=integer,
         metavar="STEPS",
-        help="Traces so many of the first steps for TensorBoard, and prints the dearest operations.",
+        help="Traces this many steps for TensorBoard, and prints the operations that take the most time.",
     )
     add("--new", action="store_true", help="Deletes the run at model_path first, after asking.")
     add("--yes", action="store_true", help="Answers yes when --new asks.")

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from benchmarks.scaling import free_ports
+from commands.local_processes import free_ports
 from configs.errors import UserError
 from configs.load import load_config
 from configs.schema import MeshConfig, RunConfig

@@ -15,7 +15,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -27,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
+from commands.local_processes import free_ports
 from configs.errors import UserError
 from configs.load import load_config
 from configs.schema import MeshConfig, RunConfig
@@ -114,13 +114,6 @@ def started(arguments: argparse.Namespace, cores: Sequence[int]) -> Iterator[lis
     finally:
         for process in processes:
             process.kill()
-
-
-def free_ports(count: int) -> list[int]:
-    """Returns ports of this machine that nothing listens on."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [each.getsockname()[1] for each in sockets]
 
 
 def seconds(processes: Sequence[subprocess.Popen], n_steps: int) -> np.ndarray:

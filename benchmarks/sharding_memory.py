@@ -10,10 +10,8 @@ estimate of the same. The last line is a JSON object with the figures of the lar
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import json
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
+from commands.local_processes import free_ports
 from configs.layout import parse_layout, parse_mesh_shape
 from configs.load import load_config
 from configs.schema import SHARDINGS, MeshConfig, RunConfig
@@ -96,10 +95,8 @@ def plan(config: RunConfig, n_processes: int) -> dict[str, int]:
 
 def in_children(arguments: argparse.Namespace, shard: str) -> Figures:
     """Trains in processes of their own, and plans in another; returns the figures of the largest process."""
-    with contextlib.ExitStack() as stack:
-        count = arguments.processes
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        hosts = ",".join(f"127.0.0.1:{each.getsockname()[1]}" for each in sockets)
+    count = arguments.processes
+    hosts = ",".join(f"127.0.0.1:{port}" for port in free_ports(count))
     command = [sys.executable, __file__, "--shard", shard, "--processes", str(count)]
     command += [f"--set={value}" for value in arguments.set]
     children = [

@@ -34,7 +34,7 @@ def run_local_processes(count: int, words: Sequence[str]) -> int:
     Returns:
         0 if all have finished, or else the exit status of the one that failed first.
     """
-    hosts = ",".join(f"{LOOPBACK}:{port}" for port in _free_ports(count))
+    hosts = ",".join(f"{LOOPBACK}:{port}" for port in free_ports(count))
     own = [sys.executable, str(TETHER), str(os.getpid()), sys.executable, str(MAIN), *words]
     processes: list[subprocess.Popen[bytes]] = []
     with _passed_on(processes):
@@ -45,7 +45,8 @@ def run_local_processes(count: int, words: Sequence[str]) -> int:
         return _wait(processes)
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Returns ports of this machine that nothing listens on."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
@@ -55,7 +56,7 @@ def _free_ports(count: int) -> list[int]:
 
 @contextlib.contextmanager
 def _passed_on(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
-    """Passes signals on. A terminal sends Ctrl-C to all, so they get SIGTERM beside it, which adds nothing."""
+    """Passes signals on. A terminal sends Ctrl-C to the processes too; they get SIGTERM, so that it counts once."""
 
     def send(number: int, frame: object) -> None:
         for process in processes:

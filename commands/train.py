@@ -109,10 +109,10 @@ def _check_weights(config: RunConfig, options: Options) -> None:
 
 
 def _check_profile(n_steps: int | None, n_left: int) -> None:
-    """Checks that training goes on for long enough.
+    """Checks that enough steps are left to trace.
 
     Raises:
-        ConfigError: it does not.
+        ConfigError: there are too few.
     """
     if n_steps is not None and UNTRACED_STEPS + n_steps > n_left:
         raise ConfigError(

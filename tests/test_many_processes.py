@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from commands.local_processes import free_ports
 from main import main
 from runtime.run.metrics import read_metrics
 from tests.program import ENVIRONMENT, command, count_lines, losses, run_process, write_project
-from tests.runtime.mesh.test_multi_process import free_ports
 
 N_STEPS = 24
 STEPS = ("--set", f"train_steps={N_STEPS}", "--steps_per_checkpoint", "8")

@@ -533,7 +533,7 @@ def slice_state(keys: tf.Tensor, values: tf.Tensor, *starts: tf.Tensor) -> tf.Te
 def state_before(states: tf.Tensor, at: tf.Tensor, *edges: tf.Tensor) -> tf.Tensor:
     """(states of all slices [slices, B, H, D + 2, D], the number of one, edges) -> the sums that the slice begins with.
 
-    The first slice begins with zeros, and so does one that begins with a segment.
+    They are zero for the first slice, and for a slice whose first position starts a segment.
     """
     is_seen = tf.reshape(tf.range(states.shape[0]) < at, [-1, 1])
     if edges:

@@ -126,10 +126,8 @@ class SoftmaxAttentionGradient(MeshOperation):
         if ring is not None:
             d_queries, *of_keys = ring_attention_gradient(ring, queries, keys, values, *others)
             return [d_queries, *map(shared.total, of_keys)]
-        kernel, wide = (
-            kernels.attention_gradient(self.params, dims.is_aligned(mesh_impl)),
-            map(shared.repeated, (keys, values)),
-        )
+        kernel = kernels.attention_gradient(self.params, dims.is_aligned(mesh_impl))
+        wide = map(shared.repeated, (keys, values))
         d_queries, *of_keys = mesh_impl.slicewise(kernel, queries, *wide, dims.starts(mesh_impl), *others)
         sums = [shared.total(shared.summed(x), [dims.sequence]) for x in of_keys]
         return [lazy_sum(mesh_impl, d_queries, [dims.memory]), *sums]

@@ -1,4 +1,4 @@
-"""Gradients: the norm of all, and sums of which each processor receives a part."""
+"""Gradients: their global norm, and reduce-scatter."""
 
 from __future__ import annotations
 

@@ -194,7 +194,7 @@ class DeviceMesh(PlacementMeshImpl):
 
 
 def _sums_of_parts(slices: Sequence[tf.Tensor], devices: Sequence[str], dimension: int) -> list[tf.Tensor]:
-    """Returns the sum of the first parts of all slices along a dimension, of the second ones, and so on."""
+    """Reduce-scatter: splits each slice along a dimension, and returns the sum of each part over all slices."""
     parts = mtf.parallel(devices, functools.partial(tf.split, num_or_size_splits=len(slices), axis=dimension), slices)
     return mtf.parallel(devices, tf.add_n, list(zip(*parts, strict=True)))
 

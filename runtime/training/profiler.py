@@ -52,7 +52,7 @@ class Profile:
     Attributes:
         steps: the first and the last step of the trace, from 1.
         step_seconds: of one step, with what the trace itself takes.
-        costs: of each operation, the dearest first.
+        costs: of each operation, the most expensive first.
         folder: where the trace is.
     """
 
@@ -62,7 +62,7 @@ class Profile:
     folder: str
 
     def describe(self) -> str:
-        """Returns the dearest operations as a table."""
+        """Returns the most expensive operations as a table."""
         first, last = self.steps
         lines = [
             f"profile of steps {first} to {last}: {self.step_seconds:.3g} s a step; TensorBoard's profile plugin shows "
@@ -133,7 +133,7 @@ def profiled(multi_step: MultiStep, n_steps: int, model_path: str, say: Callable
         multi_step: runs the steps.
         n_steps: how many to trace.
         model_path: of the run, which gets the trace.
-        say: takes the table of the dearest operations.
+        say: takes the table of the most expensive operations.
     """
     steps = _ProfiledSteps(multi_step, n_steps, f"{model_path}/{PLUGIN_FOLDER}", say)
     try:
@@ -146,7 +146,7 @@ def profiled(multi_step: MultiStep, n_steps: int, model_path: str, say: Callable
 
 
 def costs(trace: bytes, n_steps: int) -> list[Cost]:
-    """Returns what each operation of the mesh graph takes, the dearest first.
+    """Returns what each operation of the mesh graph takes, the most expensive first.
 
     Args:
         trace: a serialized XSpace, as TensorFlow's profiler writes it. Where it has GPUs, the time of an operation is

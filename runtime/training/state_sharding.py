@@ -128,7 +128,7 @@ def _scattered(gradient: mtf.Tensor, dim: mtf.Dimension, again: _Outputs) -> mtf
 
     Args:
         gradient: of a variable.
-        dim: of which each processor receives a part.
+        dim: the dimension that is split over the processors.
         again: the outputs of the operations that have been repeated, to which this adds its own.
     """
     operation = gradient.operation
@@ -168,9 +168,9 @@ def _behind_inputs(operations: Sequence[mtf.Operation], moved: Collection[mtf.Op
 
 
 def _held_back(operations: Sequence[mtf.Operation]) -> list[mtf.Operation]:
-    """Returns operations of which the backward pass goes on only once its gradients before the last are scattered.
+    """Returns the operations with a backward pass that waits for its gradients to be scattered, all but the last one.
 
-    Else it would run ahead of a slow network, and whole gradients would pile up. One is scattered beside it.
+    Otherwise it would run ahead of a slow network, and whole gradients would pile up.
     """
     place = {operation: index for index, operation in enumerate(operations)}
     sums = [operation for operation in operations if isinstance(operation, ScatteredSum)]

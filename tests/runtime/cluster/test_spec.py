@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from commands.local_processes import free_ports
 from configs.errors import UserError
 from meshtf import mtf
 from runtime.checkpoint.reader import latest_checkpoint
@@ -23,7 +24,7 @@ from runtime.cluster.heartbeat import CHECK_SECONDS, Heartbeat, Timeouts
 from runtime.cluster.rendezvous import _check_machine, _check_port_is_free
 from runtime.cluster.spec import Cluster, ClusterError, find_cluster
 from runtime.mesh.multi_process import _processors_along
-from tests.runtime.mesh.test_multi_process import free_ports, last_lines, start
+from tests.runtime.mesh.test_multi_process import last_lines, start
 
 REPOSITORY = Path(__file__).parents[3]
 PROGRAM = """

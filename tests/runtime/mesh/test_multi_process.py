@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -19,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from commands.local_processes import free_ports
 from configs.errors import CheckpointError, DeviceError
 from configs.schema import SHARDINGS
 from meshtf import mtf
@@ -302,14 +302,6 @@ def test_a_flipped_byte_is_named_with_the_file_of_its_process(tmp_path: Path, de
 
 
 # With other processes.
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 def start(n_processes: int, folder: Path, *jobs: str) -> list[subprocess.Popen]:

@@ -322,7 +322,8 @@ def test_xla_compiles_a_whole_program(name: str, devices: tuple[str, ...]) -> No
     process.store.initialize(seed=1)
     loss = function(tf.constant(0), tf.constant(2), *map(tf.constant, inputs))["loss"].numpy()
     assert np.isfinite(loss).all() and loss[2] == 0
-    assert loss[1] < loss[0] or shard != "off"  # the parts of variables that other cores would send are missing here
+    # With `shard`, the parts of variables that other cores would send are missing here, and the loss may rise.
+    assert loss[1] < loss[0] if shard == "off" else loss[1] != loss[0]
 
 
 # Variables and inputs.

@@ -1,4 +1,4 @@
-"""The dearest operations of a trace: of a made-up one by hand, of real steps against TensorBoard's profile plugin."""
+"""The most expensive operations of a trace: one made up by hand, and real steps against TensorBoard's plugin."""
 
 from __future__ import annotations
 

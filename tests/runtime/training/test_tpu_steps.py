@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.runtime.mesh.test_multi_process import Together, check_case, free_ports, one_device
+from commands.local_processes import free_ports
+from tests.runtime.mesh.test_multi_process import Together, check_case, one_device
 from tests.runtime.spmd_worker import CASES, MATRIX
 from tests.runtime.tpu_worker import N_STEPS
 
