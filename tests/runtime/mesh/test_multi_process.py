@@ -48,6 +48,7 @@ OF_TWO = (
     "groups_whole",
     "segments",
     "matrices",
+    "adapters",
     "ring",
 )
 FOUR = ("four_data", "four_ring", "four_shard", "four_parameters")
@@ -56,6 +57,7 @@ OF_FOUR = (
     "mixed_experts",
     "mixed_embd",
     "mixed_matrices",
+    "mixed_adapters",
     "mixed_ring",
     "whole_sequence",
     "shard_mixed",
