@@ -2,10 +2,9 @@
 
     python3 benchmarks/block_race.py --steps 300
 
-Each entrant trains once with each of three learning rates, and of more if the best is the first or the last, and then
-with the best from two more seeds. A slower entrant also trains for fewer steps, in which it takes as long as the first.
-The time of a step is that of the CPU, on one thread, so that other programs hardly change it. The last line is a JSON
-object with all figures.
+Each entrant trains with three learning rates, and with more if the best is the first or the last; then again with the
+best one and two more seeds. A slower entrant also trains for as long as the first takes, in fewer steps. Times are CPU
+time on one thread, which other programs hardly change. The last line is a JSON object with all figures.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
+from benchmarks.train_step import parse_steps
 from commands.run_data import RunData
 from configs.load import load_config
 from configs.schema import RunConfig
@@ -40,9 +40,18 @@ RATES = (0.0015, 0.003, 0.006)
 SEEDS = (1, 2, 3)
 # The block of GPT-2 and GPT-Neo in the place of the quickstart's, which is Llama's with as many parameters.
 GPT_NEO = {
-    **{"norm": "layernorm", "gated_mlp": False, "activation_function": "gelu", "mlp_bias": True, "n_inner": None},
-    **{"attn_output_bias": True, "rotary_emb": False, "scale_attn_weights": False, "scale_by_depth": True},
-    **{"n_kv_head": None, "attention_types": [[["global", "local", "global"], 1]], "local_attention_radius": 64},
+    "norm": "layernorm",
+    "gated_mlp": False,
+    "activation_function": "gelu",
+    "mlp_bias": True,
+    "n_inner": None,
+    "attn_output_bias": True,
+    "rotary_emb": False,
+    "scale_attn_weights": False,
+    "scale_by_depth": True,
+    "n_kv_head": None,
+    "attention_types": [[["global", "local", "global"], 1]],
+    "local_attention_radius": 64,
 }
 ENTRANTS: Mapping[str, Mapping[str, object]] = {
     "GPT-Neo's block, adam": {**GPT_NEO, "opt_name": "adam", "epsilon": 1e-6},
@@ -90,6 +99,7 @@ class Entrant:
 
     @staticmethod
     def of(changes: Mapping[str, object]) -> Entrant:
+        """Compiles the quickstart with these keys changed."""
         config = load_config("quickstart", [f"{key}={json.dumps(value)}" for key, value in changes.items()])
         placement, data = place(config.mesh, choose_devices(None, None)[:1]), RunData.of(config)
         step, eval_step = build_train_step(config, placement), build_eval_step(config, placement)
@@ -167,7 +177,7 @@ def format_table(results: Mapping[str, Figures]) -> str:
 def main() -> int:
     """Runs the race; returns the exit status."""
     parser = argparse.ArgumentParser(description="Race blocks and optimisers on the quickstart's text.")
-    parser.add_argument("--steps", type=int, default=300, help="training steps of each run (default 300)")
+    parser.add_argument("--steps", type=parse_steps, default=300, help="training steps of each run (default 300)")
     arguments = parser.parse_args()
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)

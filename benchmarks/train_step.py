@@ -148,7 +148,7 @@ def format_table(figures: Figures) -> str:
 def parse_steps(text: str) -> int:
     """Parses --steps, an integer of at least 1."""
     if not (text.isascii() and text.isdigit() and int(text) >= 1):
-        raise argparse.ArgumentTypeError(f"{text!r} is not an integer >= 1; give the number of steps to time")
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer >= 1; give the number of steps")
     return int(text)
 
 

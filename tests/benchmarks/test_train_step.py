@@ -17,5 +17,5 @@ def test_a_number_of_steps_that_times_nothing_is_refused(
     with pytest.raises(SystemExit) as exit_status:
         main()
     assert exit_status.value.code == 2
-    message = f"argument --steps: {steps!r} is not an integer >= 1; give the number of steps to time"
+    message = f"argument --steps: {steps!r} is not an integer >= 1; give the number of steps"
     assert message in capsys.readouterr().err
