@@ -70,10 +70,10 @@ def _adam_updates(
     """
 
     def update(value: tf.Tensor, m: tf.Tensor, v: tf.Tensor, gradient: tf.Tensor) -> Sequence[tf.Tensor]:
-        new_m, new_v = constants.moments(m, v, gradient * scale)
+        new_m, new_v = _unless_nonfinite(scale, constants.moments(m, v, gradient * scale), (m, v))
         direction = new_m / corrections[0] / (tf.sqrt(new_v / corrections[1]) + constants.epsilon)
         new_value = value - rate * (constants.factor * direction + constants.weight_decay * value)
-        return _unless_nonfinite(scale, (new_value, new_m, new_v), (value, m, v))
+        return *_unless_nonfinite(scale, [new_value], [value]), new_m, new_v
 
     values, ms, vs = zip(*map(update, *_columns(tensors, 4)), strict=True)
     return (*values, *ms, *vs)
