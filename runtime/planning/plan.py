@@ -17,7 +17,7 @@ from runtime.planning.memory import Memory, estimate_memory
 
 # Resident memory, measured on CPUs (TensorFlow 2.21, Python 3.11) with models of almost no tensors: of the program and
 # its libraries, and of graph, kernels and compiler for each node of the graph.
-PROGRAM_BYTES = 727 << 20
+PROGRAM_BYTES = 675 << 20
 NODE_BYTES = 43 << 10
 # Bytes allocated for each byte of tensors, measured with benchmarks/plan.py: freed memory is fragmented, and more so by
 # the tensors of microbatches, which come and go several times in a step.
