@@ -20,6 +20,7 @@ from runtime.mesh.products import einsum
 from runtime.mesh.weights import PARAMETERS, SHARD
 
 Program = Callable[..., dict[str, tf.Tensor]]
+PART_BYTES = 1 << 24  # of a value that is copied at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +69,21 @@ class VariableSlices:
             sizes = equal[0].shape.as_list()
             value = read(tuple(slice(first, first + size) for first, size in zip(begin, sizes, strict=True)))
             for piece in equal:
-                piece.assign(value)
+                _overwrite(piece, value)
+
+
+def _overwrite(variable: tf.Variable, value: np.ndarray) -> None:
+    """Sets a variable in its memory, a part at a time.
+
+    `assign` would take as much memory again, and leave a hole where the old value was.
+    """
+    if not value.shape:
+        variable.assign(value)
+        return
+    n_rows = max(1, PART_BYTES // max(1, value[:1].nbytes))
+    for start in range(0, len(value), n_rows):
+        variable[start : start + n_rows].assign(value[start : start + n_rows])
+    tf.raw_ops.DisableCopyOnRead(resource=variable.handle)  # which writing to a part has turned on
 
 
 class VariableStore:
