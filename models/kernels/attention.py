@@ -13,6 +13,9 @@ from models.kernels.noise import dropout_factor
 from models.kernels.packing import Packing
 
 MASKED_LOGIT = -1e10  # GPT-Neo's causal bias
+# The float32 weights that are in memory at once: those of a larger block are computed in parts. Without it they would
+# grow with the square of the length.
+PART_BYTES = 32 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,6 +168,67 @@ def _softmax_of_block(
     return outputs, (largest + tf.math.log(total))[..., 0]
 
 
+# What a block makes of its queries: tensors [B, H, S of block, ...], and sums over them [B, H, M of block, D].
+Made = tuple[list[tf.Tensor], list[tf.Tensor]]
+
+
+def n_parts_of(n_rows: int, n_queries: int, n_keys: int) -> int:
+    """Returns the least divisor of the queries of a block that keeps a part's weights small; `n_rows` is B times H."""
+    least = -(-4 * n_rows * n_queries * n_keys // PART_BYTES)
+    return next(n_parts for n_parts in range(min(least, n_queries), n_queries + 1) if n_queries % n_parts == 0)
+
+
+def _in_parts(
+    block: _Block,
+    starts: tf.Tensor,
+    segments: Sequence[tf.Tensor],
+    rows: Sequence[tf.Tensor],
+    function: Callable[..., Made],
+) -> Made:
+    """Returns function(block, starts, segments, *rows), in parts of its queries if their weights are large.
+
+    Args:
+        block: the queries, and the keys that they see.
+        starts: of the slice.
+        segments: of the queries and of the keys, or nothing.
+        rows: of all queries, [B, H, S, ...].
+        function: gets a part as a block of rows and starts of its own.
+    """
+    n_queries, n_keys = (each.stop - each.start for each in block)
+    n_parts = n_parts_of(rows[0].shape[0] * rows[0].shape[1], n_queries, n_keys)
+    if n_parts == 1:
+        return function(block, starts, segments, *rows)
+    size = n_queries // n_parts
+    part = _Block(slice(0, size), block.keys)
+    of_parts = [tf.stack(tf.split(x[:, :, block.queries], n_parts, 2)) for x in rows]
+    queries_segments = [tf.stack(tf.split(x[:, block.queries], n_parts, 1)) for x in segments[:1]]
+
+    def made_of(index: tf.Tensor) -> Made:
+        own_starts = starts + tf.stack([0, block.queries.start + index * size, 0])
+        own_segments = [*(x[index] for x in queries_segments), *segments[1:]]
+        return function(part, own_starts, own_segments, *(x[index] for x in of_parts))
+
+    def step(index: tf.Tensor, arrays: list[tf.TensorArray], sums: list[tf.Tensor]) -> tuple:
+        made, terms = made_of(index)
+        arrays = [array.write(index, x) for array, x in zip(arrays, made, strict=True)]
+        return index + 1, arrays, [total + tf.cast(x, tf.float32) for total, x in zip(sums, terms, strict=True)]
+
+    made, terms = made_of(tf.constant(0))
+    arrays = [tf.TensorArray(x.dtype, n_parts, element_shape=x.shape).write(0, x) for x in made]
+    first = tf.constant(1), arrays, [tf.cast(x, tf.float32) for x in terms]
+    _, arrays, sums = tf.while_loop(lambda index, *_: index < n_parts, step, first)
+    return [_joined(array.stack()) for array in arrays], [
+        tf.cast(x, term.dtype) for x, term in zip(sums, terms, strict=True)
+    ]
+
+
+def _joined(x: tf.Tensor) -> tf.Tensor:
+    """[parts, B, H, S of part, ...] -> [B, H, S, ...]."""
+    n_parts, n_batch, n_heads, size, *others = x.shape
+    by_row = tf.transpose(x, [1, 2, 0, *range(3, x.shape.rank)])
+    return tf.reshape(by_row, [n_batch, n_heads, n_parts * size, *others])
+
+
 @functools.cache
 def attention_largest_logit(params: AttentionParams) -> Kernel:
     """(queries [B, S, H, D], keys [B, M, H, D], starts, *segments) -> float32 [B, H, S]; for keys that are split."""
@@ -226,14 +290,16 @@ def attention(params: AttentionParams, is_aligned: bool, halo: Halo | None = Non
         *segments: tf.Tensor,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         queries, keys, values = _heads_first(queries), _heads_first(keys), _heads_first(values)
-        outputs, log_zs = [], []
-        for block in _blocks(params, is_aligned, queries.shape[2], keys.shape[2], halo=halo):
+
+        def attend(block: _Block, starts: tf.Tensor, segments: Sequence[tf.Tensor], queries: tf.Tensor) -> Made:
             logits = _masked_logits(params, queries, keys, starts, block, segments, halo)
             drop = functools.partial(_weights_dropout, params, key=key, rows=rows, starts=starts, block=block)
-            block_outputs, log_z = _softmax_of_block(logits, values[:, :, block.keys], drop)
-            outputs.append(block_outputs)
-            log_zs.append(log_z)
-        return _heads_first(tf.concat(outputs, 2)), tf.concat(log_zs, 2)
+            return [*_softmax_of_block(logits, values[:, :, block.keys], drop)], []
+
+        blocks = _blocks(params, is_aligned, queries.shape[2], keys.shape[2], halo=halo)
+        made = [_in_parts(block, starts, segments, [queries], attend)[0] for block in blocks]
+        outputs, log_z = (tf.concat(parts, 2) for parts in zip(*made, strict=True))
+        return _heads_first(outputs), log_z
 
     return compiled(kernel)
 
@@ -312,8 +378,16 @@ def attention_block_gradient(params: AttentionParams, is_aligned: bool, halo: Ha
         *segments, log_z, row_sums, d_outputs = others
         dtype, n_keys = queries.dtype, keys.shape[1]
         queries, keys, values, d_outputs = map(_heads_first, (queries, keys, values, d_outputs))
-        d_queries, d_keys, d_values = [], [], []
-        for block in _blocks(params, is_aligned, queries.shape[2], n_keys, halo=halo):
+
+        def differentiate(
+            block: _Block,
+            starts: tf.Tensor,
+            segments: Sequence[tf.Tensor],
+            queries: tf.Tensor,
+            log_z: tf.Tensor,
+            row_sums: tf.Tensor,
+            d_outputs: tf.Tensor,
+        ) -> Made:
             own, seen = block
             logits = _masked_logits(params, queries, keys, starts, block, segments, halo)
             weights = tf.exp(logits - log_z[:, :, own, None])
@@ -324,9 +398,17 @@ def attention_block_gradient(params: AttentionParams, is_aligned: bool, halo: Ha
                 d_logits *= 1.0 - tf.square(logits / params.softcap)  # the weights of masked logits are 0
             d_logits = tf.cast(d_logits, dtype)
             dropped = tf.cast(_weights_dropout(params, weights, key, rows, starts, block), dtype)
-            d_queries.append(tf.matmul(d_logits, keys[:, :, seen]))
-            d_keys.append((block, tf.matmul(d_logits, queries[:, :, own], transpose_a=True)))
-            d_values.append((block, tf.matmul(dropped, d_outputs[:, :, own], transpose_a=True)))
+            d_keys = tf.matmul(d_logits, queries[:, :, own], transpose_a=True)
+            d_values = tf.matmul(dropped, d_outputs[:, :, own], transpose_a=True)
+            return [tf.matmul(d_logits, keys[:, :, seen])], [d_keys, d_values]
+
+        blocks = list(_blocks(params, is_aligned, queries.shape[2], n_keys, halo=halo))
+        of_rows = [queries, log_z, row_sums, d_outputs]
+        made = [_in_parts(block, starts, segments, of_rows, differentiate) for block in blocks]
+        d_queries = [own for (own,), _ in made]
+        d_keys, d_values = (
+            [(block, sums[index]) for block, (_, sums) in zip(blocks, made, strict=True)] for index in range(2)
+        )
         return (
             _heads_first(tf.concat(d_queries, 2)),
             _heads_first(_sum_blocks(d_keys, n_keys)),

@@ -15,15 +15,17 @@ import math
 from collections.abc import Callable, Sequence
 
 from meshtf import LaidOut, mtf, tf
+from models.kernels import blocks
 from models.kernels import cross_entropy as kernels
 from models.kernels.activations import sum_of_rows
 from models.ops.cross_entropy import slice_softmax
 from models.ops.mesh_operation import MeshOperation, lazy_sum, loop, mesh_axes, slice_size, slice_start, zeros
 
-# The logits of a block. Each block adds a gradient as large as the whole table to those before it: 1,024 tokens of
-# GPT-2's layer take 1.07 times as long in two or four blocks as in one, and 1.4 times in eight (float32, CPU time).
-# So a block should have 256 tokens or more; this is 667 of GPT-2's and 262 of Llama 3's.
-BLOCK_BYTES = 128 << 20
+# The logits of a block. Each block reads and writes a gradient as large as the whole table, so a block should have 128
+# tokens or more; this is 167 of GPT-2's and 65 of Llama 3's.
+BLOCK_BYTES = 32 << 20
+# What a block adds to the gradient of the table at a time: only this much of its own gradient is in memory.
+PART_BYTES = 16 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,15 +84,23 @@ class _Sizes:
         return math.ceil(self.n_tokens / self.n_blocks)
 
 
-Rows, Sums = list[LaidOut], list[LaidOut]
+@dataclasses.dataclass(frozen=True)
+class _Product:
+    """The product of left [tokens, rows], transposed, and right [tokens, columns]: float32 [rows, columns]."""
+
+    left: LaidOut
+    right: LaidOut
+
+
 Slices = tuple[tuple[int, ...], tf.DType]  # the shape and type of slices
+Rows, Terms, Sums = list[LaidOut], list[LaidOut | _Product], list[LaidOut]
 
 
 def _over_blocks(
     mesh_impl: mtf.MeshImpl,
     sizes: _Sizes,
     inputs: Sequence[LaidOut],
-    block: Callable[..., tuple[Rows, Sums]],
+    block: Callable[..., tuple[Rows, Terms]],
     rows: Sequence[Slices],
     sums: Sequence[Slices],
 ) -> tuple[Rows, Sums]:
@@ -102,39 +112,54 @@ def _over_blocks(
         inputs: [tokens, ...]; the tokens that fill the last block up are zeros.
         block: from the inputs of a block to what belongs to each token and what is summed over the blocks.
         rows: what it returns for each token, without the dimension of the tokens.
-        sums: what it returns to be summed.
+        sums: what it returns to be summed; products are float32 matrices.
     """
     if sizes.n_blocks == 1:
-        return block(*inputs)
+        whole, terms = block(*inputs)
+        return whole, [_value(mesh_impl, term) for term in terms]
     n_blocks, size = sizes.n_blocks, sizes.block_size
-    blocks = [mesh_impl.slicewise(functools.partial(_split, n_blocks=n_blocks, size=size), x) for x in inputs]
+    in_blocks = [mesh_impl.slicewise(functools.partial(blocks.split, n_blocks=n_blocks, size=size), x) for x in inputs]
 
     def step(index: tf.Tensor, *state: LaidOut) -> list[LaidOut]:
-        new_rows, new_sums = block(*(mesh_impl.slicewise(lambda x: tf.gather(x, index), x) for x in blocks))
+        new_rows, terms = block(*(mesh_impl.slicewise(lambda x: tf.gather(x, index), x) for x in in_blocks))
         written = [
-            mesh_impl.slicewise(lambda x, part: tf.tensor_scatter_nd_update(x, [[index]], part[None]), *pair)
+            mesh_impl.slicewise(lambda x, own: blocks.write(x, index, own), *pair)
             for pair in zip(state, new_rows, strict=False)
         ]
-        added = [mesh_impl.slicewise(tf.add, *pair) for pair in zip(new_sums, state[len(rows) :], strict=True)]
+        added = [_added(mesh_impl, *pair) for pair in zip(state[len(rows) :], terms, strict=True)]
         return [*written, *added]
 
     first = [zeros(mesh_impl, (n_blocks, size, *shape), dtype) for shape, dtype in rows]
-    first += [zeros(mesh_impl, shape, dtype) for shape, dtype in sums]
+    first += [zeros(mesh_impl, _in_parts(shape), dtype) for shape, dtype in sums]
     last = loop(mesh_impl, n_blocks, step, first)
-    whole = [mesh_impl.slicewise(functools.partial(_joined, n_rows=sizes.n_tokens), x) for x in last[: len(rows)]]
-    return whole, last[len(rows) :]
+    whole = [_joined(mesh_impl, x, sizes.n_tokens) for x in last[: len(rows)]]
+    totals = [
+        _joined(mesh_impl, x, shape[0]) if len(shape) > 1 else x
+        for (shape, _), x in zip(sums, last[len(rows) :], strict=True)
+    ]
+    return whole, totals
 
 
-def _split(x: tf.Tensor, n_blocks: int, size: int) -> tf.Tensor:
-    """[tokens, ...] -> [blocks, tokens of a block, ...]."""
-    missing = n_blocks * size - x.shape[0]
-    padded = tf.pad(x, [[0, missing], *[[0, 0]] * (x.shape.rank - 1)]) if missing else x
-    return tf.reshape(padded, [n_blocks, size, *x.shape[1:]])
+def _in_parts(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the shape of a matrix [rows, columns] in parts [parts, rows of a part, columns]; others as they are."""
+    if len(shape) < 2:
+        return shape
+    n_parts = math.ceil(math.prod(shape) * tf.float32.size / PART_BYTES)
+    return n_parts, math.ceil(shape[0] / n_parts), shape[1]
 
 
-def _joined(x: tf.Tensor, n_rows: int) -> tf.Tensor:
-    """[blocks, tokens of a block, ...] -> [tokens, ...]."""
-    return tf.reshape(x, [-1, *x.shape[2:]])[:n_rows]
+def _joined(mesh_impl: mtf.MeshImpl, x: LaidOut, n_rows: int) -> LaidOut:
+    return mesh_impl.slicewise(functools.partial(blocks.joined, n_rows=n_rows), x)
+
+
+def _value(mesh_impl: mtf.MeshImpl, term: LaidOut | _Product) -> LaidOut:
+    return mesh_impl.slicewise(blocks.product, term.left, term.right) if isinstance(term, _Product) else term
+
+
+def _added(mesh_impl: mtf.MeshImpl, total: LaidOut, term: LaidOut | _Product) -> LaidOut:
+    if isinstance(term, _Product):
+        return mesh_impl.slicewise(blocks.add_product, total, term.left, term.right)
+    return mesh_impl.slicewise(tf.add, total, term)
 
 
 def _flat(mesh_impl: mtf.MeshImpl, x: LaidOut, n_tokens: int) -> LaidOut:
@@ -158,12 +183,6 @@ def _block_logits(
     return mesh_impl.slicewise(kernels.finished_logits(softcap), products, *bias)
 
 
-def _table_gradient(d_logits: tf.Tensor, state: tf.Tensor, is_vocab_first: bool) -> tf.Tensor:
-    """[tokens, vocab], [tokens, embd] -> float32, in the order of the table."""
-    left, right = (d_logits, state) if is_vocab_first else (state, d_logits)
-    return tf.cast(tf.matmul(left, right, transpose_a=True), tf.float32)
-
-
 def _bias_gradient(d_logits: tf.Tensor) -> tf.Tensor:
     """[tokens, vocab] -> float32 [vocab]."""
     return tf.cast(sum_of_rows(d_logits), tf.float32)
@@ -185,7 +204,7 @@ class TokenCrossEntropy(MeshOperation):
         """Computes the output from the slices of the inputs."""
         sizes = _Sizes.of(mesh_impl, self.inputs[0], self.inputs[2])
 
-        def block(state: LaidOut, labels: LaidOut) -> tuple[Rows, Sums]:
+        def block(state: LaidOut, labels: LaidOut) -> tuple[Rows, Terms]:
             logits = _block_logits(mesh_impl, sizes, self._softcap, state, *layer)
             softmax = slice_softmax(mesh_impl, sizes.vocab, logits, labels)
             return [mesh_impl.slicewise(tf.subtract, softmax.log_z, softmax.label_logit)], []
@@ -224,18 +243,17 @@ class LinearCrossEntropy(MeshOperation):
         sizes = self.sizes(mesh_impl)
         start = slice_start(mesh_impl, sizes.vocab)
         times_table = functools.partial(tf.matmul, transpose_b=not sizes.is_vocab_first)
-        table_gradient = functools.partial(_table_gradient, is_vocab_first=sizes.is_vocab_first)
         cross_entropy = kernels.weighted_cross_entropy(self._z_loss, self._softcap, self.inputs[0].dtype)
 
-        def block(state: LaidOut, labels: LaidOut, weights: LaidOut) -> tuple[Rows, Sums]:
+        def block(state: LaidOut, labels: LaidOut, weights: LaidOut) -> tuple[Rows, Terms]:
             logits = _block_logits(mesh_impl, sizes, self._softcap, state, table, *bias)
             softmax = slice_softmax(mesh_impl, sizes.vocab, logits, labels)
             capped = [] if self._softcap is None else [logits]
-            *sums, d_logits = mesh_impl.slicewise(cross_entropy, *softmax, labels, weights, start, *capped)
+            *terms, d_logits = mesh_impl.slicewise(cross_entropy, *softmax, labels, weights, start, *capped)
             if self._is_trained:
-                sums.append(mesh_impl.slicewise(table_gradient, d_logits, state))
-                sums += [mesh_impl.slicewise(_bias_gradient, d_logits) for _ in bias]
-            return [mesh_impl.slicewise(times_table, d_logits, table)], sums
+                terms.append(_Product(d_logits, state) if sizes.is_vocab_first else _Product(state, d_logits))
+                terms += [mesh_impl.slicewise(_bias_gradient, d_logits) for _ in bias]
+            return [mesh_impl.slicewise(times_table, d_logits, table)], terms
 
         flat = [_flat(mesh_impl, x, sizes.n_tokens) for x in (state, labels, weights)]
         rows = [((sizes.n_features,), self.outputs[2].dtype)]

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from meshtf import mtf
+from models.kernels.attention import n_parts_of
 from models.ops.attention import SoftmaxAttention, SoftmaxAttentionGradient
 from models.ops.gathered import Gathered
 from models.ops.gradients import GlobalNorm, ScatteredSum
@@ -23,7 +24,7 @@ from models.ops.linear_attention import (
 )
 from models.ops.norms import LayerNorm, LayerNormGradient, RmsNorm, RmsNormGradient
 from models.ops.order import After
-from models.ops.output_layer import LinearCrossEntropy
+from models.ops.output_layer import PART_BYTES, LinearCrossEntropy
 from models.ops.ring_attention import ring_of
 from runtime.planning.dry_run import DryStep
 from runtime.training.grad_accumulation import MicrobatchLoop
@@ -146,9 +147,10 @@ def _last_reads(operations: Sequence[mtf.Operation], owners: Mapping[mtf.Tensor,
 
 
 def _block_bytes(queries: Sequence[int], keys: Sequence[int]) -> int:
-    """Returns the bytes of one block of float32 attention weights, for slices [batch, sequence, heads, features]."""
+    """Returns the bytes of the weights that the kernels of attention hold, for [batch, sequence, heads, features]."""
     n_batch, n_queries, n_heads, _ = queries
-    return 4 * n_batch * n_heads * min(n_queries, max(MIN_BLOCK, math.ceil(n_queries / N_BLOCKS))) * keys[1]
+    n_rows, size = n_batch * n_heads, min(n_queries, max(MIN_BLOCK, math.ceil(n_queries / N_BLOCKS)))
+    return 4 * n_rows * size * keys[1] // n_parts_of(n_rows, size, keys[1])
 
 
 def _attention(operation: SoftmaxAttention, step: DryStep) -> int:
@@ -205,11 +207,11 @@ def _of_first_input(times: float) -> Callable[[mtf.Operation, DryStep], int]:
 
 
 def _output_layer(operation: LinearCrossEntropy, step: DryStep) -> int:
-    """Counts a block's logits, or their gradient, and float32 exponentials; or a term of the table's gradient."""
+    """Counts a block's logits, or their gradient, and float32 exponentials; or a part of the table's gradient."""
     sizes, width = operation.sizes(step.mesh_impl), operation.inputs[0].dtype.size
     n_logits = sizes.block_size * step.mesh_impl.slice_size(mtf.Shape([sizes.vocab]))
-    is_summed = sizes.n_blocks > 1 and len(operation.outputs) > 3
-    return max(n_logits * (width + 4), n_logits * width + is_summed * 4 * math.prod(sizes.table))
+    gradient = 4 * math.prod(sizes.table) if len(operation.outputs) > 3 and sizes.n_blocks > 1 else 0
+    return max(n_logits * (width + 4), n_logits * width + min(gradient, PART_BYTES))
 
 
 def _updated(operation: mtf.Operation, step: DryStep) -> int:

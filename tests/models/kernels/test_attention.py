@@ -70,6 +70,30 @@ def test_masks(length: int, radius: int | None, is_causal: bool) -> None:
     all_close(gradients(rule, inputs, d_outputs, d_log_z), expected, 2e-5)
 
 
+@pytest.mark.parametrize("radius", [None, 70])
+def test_blocks_in_parts(radius: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their dropout, bounds, masks and sums over the parts are those of whole blocks."""
+    rule = AttentionParams(True, radius, 0.3, softcap=2.0, has_segments=True)
+    inputs, d_outputs = inputs_of(130), normal(2, 130, N_HEADS, N_FEATURES, seed=9)
+    segments = [np.where(np.arange(130) < [[40], [90]], 0, [[40], [90]]).astype(np.int32)] * 2
+
+    def results() -> list[tf.Tensor]:
+        for kernel in (attention.attention, attention.attention_gradient, attention.attention_block_gradient):
+            kernel.cache_clear()
+        outputs = attention.attention(rule, True)(*inputs, ORIGIN, KEY, ROWS, *segments)
+        gradient = attention.attention_gradient(rule, True)
+        return [*outputs, *gradient(*inputs, ORIGIN, KEY, ROWS, *segments, *outputs, d_outputs)]
+
+    whole = results()
+    monkeypatch.setattr(attention, "PART_BYTES", 50_000)
+    all_close(results(), whole)
+
+
+@pytest.mark.parametrize(("n_queries", "n_parts"), [(1024, 8), (1000, 8), (1022, 14), (1021, 1021)])
+def test_parts_divide_the_queries(n_queries: int, n_parts: int) -> None:
+    assert attention.n_parts_of(n_rows=8, n_queries=n_queries, n_keys=8192) == n_parts
+
+
 def test_bounded_logits() -> None:
     inputs, rule, seen = inputs_of(7), AttentionParams(True, 3, 0.0, softcap=0.5), reference.visible(7, 7, True, 3)
     d_outputs, d_log_z = normal(2, 7, N_HEADS, N_FEATURES, seed=9), normal(2, N_HEADS, 7, seed=9)
