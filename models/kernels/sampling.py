@@ -26,7 +26,7 @@ MIN_TEMPERATURE = 1e-30  # float32 has too few digits to divide by less
 MAX_TOP = 20
 MAX_BIASES = 1024
 MAX_ENDS = 4
-BANNED = tf.float32.min  # finite: if every token is banned, none is
+BANNED = tf.float32.min  # finite: if no token is left, all that it bans are equally likely
 VALUES_IN_CPU_CACHE = 2**17  # for each search, distances and probabilities of at most this many tokens at a time
 INFINITY_BITS = 0x7F800000  # of float32; non-negative numbers and their bits are in the same order
 

@@ -37,7 +37,10 @@ class Text:
 
 
 def steered(rule: SamplingParams, logits: np.ndarray, text: Text) -> np.ndarray:
-    """Logits after penalties and bans, -inf where banned: [V] -> [V]."""
+    """Logits after penalties and bans: [V] -> [V].
+
+    Banned tokens have -inf, but if no token would be left, repetitions have 0.
+    """
     logits, tokens = np.array(logits, np.float64), text.tokens
     ends = {EOS, *rule.end_ids}
     for token, bias in rule.logit_bias:
@@ -49,13 +52,15 @@ def steered(rule: SamplingParams, logits: np.ndarray, text: Text) -> np.ndarray:
         logits[token] -= rule.frequency_penalty
     for token in set(tokens[text.n_prompt :]):
         logits[token] -= rule.presence_penalty
-    n_others = rule.no_repeat_ngram - 1
+    if rule.never_end or len(tokens) - text.n_prompt < rule.min_tokens:
+        logits[list(ends)] = -np.inf
+    repeated, n_others = [], rule.no_repeat_ngram - 1
     for end in range(n_others, len(tokens)) if rule.no_repeat_ngram else ():
         is_exempt = tokens[end] in ends and not rule.penalize_end
         if tokens[end - n_others : end] == tokens[len(tokens) - n_others :] and not is_exempt:
-            logits[tokens[end]] = -np.inf
-    if rule.never_end or len(tokens) - text.n_prompt < rule.min_tokens:
-        logits[list(ends)] = -np.inf
+            repeated.append(tokens[end])
+    others = np.delete(logits, repeated)
+    logits[repeated] = np.where(np.isinf(logits[repeated]) | np.isfinite(others).any(), -np.inf, 0.0)
     return logits
 
 

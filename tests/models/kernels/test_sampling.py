@@ -205,6 +205,12 @@ def test_the_lowest_temperatures_give_the_most_likely_token(temperature: float) 
         assert set(Rows.repeated(LOGITS, rule, SOME).chosen()[0]) == {2}
 
 
+def test_if_nothing_is_left_repetitions_are_equally_likely() -> None:
+    rule = SamplingParams(no_repeat_ngram=1, min_tokens=5, end_ids=(0, 6, 7))
+    rows = Rows.repeated(LOGITS, rule, np.zeros(1), Text((1, 2, 4, 5)))
+    np.testing.assert_allclose(rows.probabilities()[0], [0.0, 0.25, 0.25, 0.0, 0.25, 0.25, 0.0, 0.0])
+
+
 SHARES = st.one_of(st.just(1.0), st.floats(0.01, 1.0))
 PENALTIES = st.one_of(st.just(0.0), st.floats(-2.0, 2.0))
 RULES = st.builds(
