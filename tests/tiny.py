@@ -96,6 +96,11 @@ def whole_value(stored: VariableSlices) -> np.ndarray:
     return whole
 
 
+def address(piece: tf.Variable) -> int:
+    """Where the value of a variable lies in memory."""
+    return np.frombuffer(memoryview(piece.read_value()), np.float32).ctypes.data
+
+
 def values_of(store: VariableStore) -> dict[str, np.ndarray]:
     """Every variable, whole, by name."""
     return {stored.name: whole_value(stored) for stored in store}

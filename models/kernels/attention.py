@@ -13,9 +13,9 @@ from models.kernels.noise import dropout_factor
 from models.kernels.packing import Packing
 
 MASKED_LOGIT = -1e10  # GPT-Neo's causal bias
-# The float32 weights that are in memory at once: those of a larger block are computed in parts. Without it they would
-# grow with the square of the length.
-PART_BYTES = 32 << 20
+# The float32 weights of a part: those of a larger block are computed in parts of its queries, or they would grow with
+# the square of the length. Each part reads all keys again, so it has enough queries to be worth that.
+PART_BYTES, SMALLEST_PART = 32 << 20, 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,34 +173,38 @@ Made = tuple[list[tf.Tensor], list[tf.Tensor]]
 
 
 def n_parts_of(n_rows: int, n_queries: int, n_keys: int) -> int:
-    """Returns the least divisor of the queries of a block that keeps a part's weights small; `n_rows` is B times H."""
+    """Returns the number of parts of a block, a divisor of its queries; `n_rows` is B times H.
+
+    It is the least that keeps the weights of a part small, or the largest that leaves it enough queries.
+    """
     least = -(-4 * n_rows * n_queries * n_keys // PART_BYTES)
-    return next(n_parts for n_parts in range(min(least, n_queries), n_queries + 1) if n_queries % n_parts == 0)
+    divisors = [n for n in range(1, max(1, n_queries // SMALLEST_PART) + 1) if n_queries % n == 0]
+    return next((n for n in divisors if n >= least), divisors[-1])
 
 
 def _in_parts(
     block: _Block,
     starts: tf.Tensor,
     segments: Sequence[tf.Tensor],
-    rows: Sequence[tf.Tensor],
+    of_queries: Sequence[tf.Tensor],
     function: Callable[..., Made],
 ) -> Made:
-    """Returns function(block, starts, segments, *rows), in parts of its queries if their weights are large.
+    """Returns function(block, starts, segments, *of_queries), in parts of its queries if their weights are large.
 
     Args:
         block: the queries, and the keys that they see.
         starts: of the slice.
         segments: of the queries and of the keys, or nothing.
-        rows: of all queries, [B, H, S, ...].
-        function: gets a part as a block of rows and starts of its own.
+        of_queries: tensors of all queries, [B, H, S, ...].
+        function: gets a part as a block of tensors and starts of its own.
     """
     n_queries, n_keys = (each.stop - each.start for each in block)
-    n_parts = n_parts_of(rows[0].shape[0] * rows[0].shape[1], n_queries, n_keys)
+    n_parts = n_parts_of(of_queries[0].shape[0] * of_queries[0].shape[1], n_queries, n_keys)
     if n_parts == 1:
-        return function(block, starts, segments, *rows)
+        return function(block, starts, segments, *of_queries)
     size = n_queries // n_parts
     part = _Block(slice(0, size), block.keys)
-    of_parts = [tf.stack(tf.split(x[:, :, block.queries], n_parts, 2)) for x in rows]
+    of_parts = [tf.stack(tf.split(x[:, :, block.queries], n_parts, 2)) for x in of_queries]
     queries_segments = [tf.stack(tf.split(x[:, block.queries], n_parts, 1)) for x in segments[:1]]
 
     def made_of(index: tf.Tensor) -> Made:
@@ -234,9 +238,14 @@ def attention_largest_logit(params: AttentionParams) -> Kernel:
     """(queries [B, S, H, D], keys [B, M, H, D], starts, *segments) -> float32 [B, H, S]; for keys that are split."""
 
     def kernel(queries: tf.Tensor, keys: tf.Tensor, starts: tf.Tensor, *segments: tf.Tensor) -> tf.Tensor:
-        block = _whole(queries.shape[1], keys.shape[1])
-        logits = _masked_logits(params, _heads_first(queries), _heads_first(keys), starts, block, segments)
-        return tf.reduce_max(logits, -1)
+        queries, keys = _heads_first(queries), _heads_first(keys)
+
+        def find(block: _Block, starts: tf.Tensor, segments: Sequence[tf.Tensor], queries: tf.Tensor) -> Made:
+            return [tf.reduce_max(_masked_logits(params, queries, keys, starts, block, segments), -1)], []
+
+        whole = _whole(queries.shape[2], keys.shape[2])
+        ((largest,), _) = _in_parts(whole, starts, segments, [queries], find)
+        return largest
 
     return compiled(kernel)
 
@@ -259,12 +268,19 @@ def attention_sums(params: AttentionParams) -> Kernel:
         largest: tf.Tensor,
         *segments: tf.Tensor,
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        block = _whole(queries.shape[1], keys.shape[1])
-        logits = _masked_logits(params, _heads_first(queries), _heads_first(keys), starts, block, segments)
-        exponentials = tf.exp(logits - largest[..., None])
-        dropped = _weights_dropout(params, exponentials, key, rows, starts, block)
-        weighted = tf.matmul(dropped, tf.cast(_heads_first(values), tf.float32))
-        return tf.reduce_sum(exponentials, -1), _heads_first(weighted)
+        queries, keys, values = _heads_first(queries), _heads_first(keys), _heads_first(values)
+
+        def add(
+            block: _Block, starts: tf.Tensor, segments: Sequence[tf.Tensor], queries: tf.Tensor, largest: tf.Tensor
+        ) -> Made:
+            logits = _masked_logits(params, queries, keys, starts, block, segments)
+            exponentials = tf.exp(logits - largest[:, :, block.queries, None])
+            dropped = _weights_dropout(params, exponentials, key, rows, starts, block)
+            return [tf.reduce_sum(exponentials, -1), tf.matmul(dropped, tf.cast(values, tf.float32))], []
+
+        whole = _whole(queries.shape[2], keys.shape[2])
+        ((total, weighted), _) = _in_parts(whole, starts, segments, [queries, largest], add)
+        return total, _heads_first(weighted)
 
     return compiled(kernel)
 
@@ -403,8 +419,8 @@ def attention_block_gradient(params: AttentionParams, is_aligned: bool, halo: Ha
             return [tf.matmul(d_logits, keys[:, :, seen])], [d_keys, d_values]
 
         blocks = list(_blocks(params, is_aligned, queries.shape[2], n_keys, halo=halo))
-        of_rows = [queries, log_z, row_sums, d_outputs]
-        made = [_in_parts(block, starts, segments, of_rows, differentiate) for block in blocks]
+        of_queries = [queries, log_z, row_sums, d_outputs]
+        made = [_in_parts(block, starts, segments, of_queries, differentiate) for block in blocks]
         d_queries = [own for (own,), _ in made]
         d_keys, d_values = (
             [(block, sums[index]) for block, (_, sums) in zip(blocks, made, strict=True)] for index in range(2)

@@ -19,14 +19,14 @@ def joined(x: tf.Tensor, n_rows: int) -> tf.Tensor:
 
 
 def write(x: tf.Tensor, index: tf.Tensor | int, block: tf.Tensor) -> tf.Tensor:
-    """Returns x with another block, in its memory: nothing else may read x."""
+    """Returns x with one block replaced, in the memory of x: nothing else may read it."""
     if enclosing_tpu_context() is not None:  # XLA writes in place by itself
         return tf.tensor_scatter_nd_update(x, [[index]], block[None])
     return tf.raw_ops.InplaceUpdate(x=x, i=[index], v=block[None])
 
 
 def add(x: tf.Tensor, index: tf.Tensor | int, block: tf.Tensor) -> tf.Tensor:
-    """Returns x with something added to one block, in its memory: nothing else may read x."""
+    """Returns x with something added to one block, in the memory of x: nothing else may read it."""
     if enclosing_tpu_context() is not None:
         return tf.tensor_scatter_nd_add(x, [[index]], block[None])
     return tf.raw_ops.InplaceAdd(x=x, i=[index], v=block[None])

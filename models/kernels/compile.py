@@ -33,23 +33,41 @@ def compiled(function: Kernel) -> Kernel:
 
 @functools.cache
 def in_place(kernel: Kernel, shapes: tuple[tuple[int, ...], ...]) -> Kernel:
-    """Returns an update of variables in their own memory: (scalars, handles of the variables, others) -> nothing.
+    """Returns an update of variables in their own memory: (scalars, states, others) -> new values of some states.
 
-    XLA gives a result the memory of the variable that it is assigned to, where nothing else holds that. New values
-    beside the old ones would take as much memory, and writing to new memory takes half as long again.
+    A state is the handle of a variable, which is set, or a value, whose new value is returned. XLA gives a result the
+    memory of the variable that it is assigned to, where nothing else holds that. New values beside the old ones would
+    take as much memory, and writing to new memory takes half as long again.
 
     Args:
-        kernel: (*scalars, *values, *others) -> the new values, in order.
-        shapes: of the values, which are float32.
+        kernel: (*scalars, *values of the states, *others) -> their new values, in order.
+        shapes: of the states, which are float32.
     """
 
-    def update(scalars: list[tf.Tensor], handles: list[tf.Tensor], others: list[tf.Tensor]) -> None:
-        values = [tf.raw_ops.ReadVariableOp(resource=handle, dtype=tf.float32) for handle in handles]
+    def update(scalars: list[tf.Tensor], states: list[tf.Tensor], others: list[tf.Tensor]) -> list[tf.Tensor]:
+        values = [_read(state) if _is_handle(state) else state for state in states]
         for value, shape in zip(values, shapes, strict=True):
             value.set_shape(shape)
         new = kernel.__wrapped__(*scalars, *values, *others)
-        for handle, value in zip(handles, new, strict=True):
-            tf.raw_ops.AssignVariableOp(resource=handle, value=value)
+        for state, value in zip(states, new, strict=True):
+            if _is_handle(state):
+                tf.raw_ops.AssignVariableOp(resource=state, value=value)
+        return [value for state, value in zip(states, new, strict=True) if not _is_handle(state)]
 
     # Handles and not variables: a function holds on to the variables that it has first seen.
     return tf.function(update, jit_compile=True, autograph=False)
+
+
+@compiled
+def overwrite(state: tf.Tensor, value: tf.Tensor) -> tuple[tf.Tensor]:
+    """Sets a state to a value of its shape, as a kernel of `in_place`."""
+    assert state.shape == value.shape
+    return (value,)
+
+
+def _is_handle(state: tf.Tensor) -> bool:
+    return state.dtype == tf.resource
+
+
+def _read(handle: tf.Tensor) -> tf.Tensor:
+    return tf.raw_ops.ReadVariableOp(resource=handle, dtype=tf.float32)

@@ -21,11 +21,11 @@ from models.kernels.activations import sum_of_rows
 from models.ops.cross_entropy import slice_softmax
 from models.ops.mesh_operation import MeshOperation, lazy_sum, loop, mesh_axes, slice_size, slice_start, zeros
 
-# The logits of a block. Each block reads and writes a gradient as large as the whole table, so a block should have 128
-# tokens or more; this is 167 of GPT-2's and 65 of Llama 3's.
-BLOCK_BYTES = 32 << 20
+# The logits of a block: 167 tokens of GPT-2's. Each block reads and writes a gradient as large as the whole table, so
+# larger vocabularies have larger blocks.
+BLOCK_BYTES, SMALLEST_BLOCK = 32 << 20, 128
 # What a block adds to the gradient of the table at a time: only this much of its own gradient is in memory.
-PART_BYTES = 16 << 20
+TABLE_PART_BYTES, MOST_TABLE_PARTS = 16 << 20, 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +74,7 @@ class _Sizes:
             table=tuple(mesh_impl.slice_shape(table.shape)),
             n_tokens=n_tokens,
             n_features=slice_size(mesh_impl, [embd_dim]),
-            n_blocks=min(n_tokens, math.ceil(block_bytes / BLOCK_BYTES)),
+            n_blocks=min(math.ceil(block_bytes / BLOCK_BYTES), max(1, n_tokens // SMALLEST_BLOCK)),
             embd_axes=mesh_axes(mesh_impl, [embd_dim]),
         )
 
@@ -130,7 +130,7 @@ def _over_blocks(
         return [*written, *added]
 
     first = [zeros(mesh_impl, (n_blocks, size, *shape), dtype) for shape, dtype in rows]
-    first += [zeros(mesh_impl, _in_parts(shape), dtype) for shape, dtype in sums]
+    first += [zeros(mesh_impl, shape_in_parts(shape), dtype) for shape, dtype in sums]
     last = loop(mesh_impl, n_blocks, step, first)
     whole = [_joined(mesh_impl, x, sizes.n_tokens) for x in last[: len(rows)]]
     totals = [
@@ -140,11 +140,11 @@ def _over_blocks(
     return whole, totals
 
 
-def _in_parts(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Returns the shape of a matrix [rows, columns] in parts [parts, rows of a part, columns]; others as they are."""
+def shape_in_parts(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the shape of a float32 matrix in parts, [parts, rows of a part, columns]; others as they are."""
     if len(shape) < 2:
         return shape
-    n_parts = math.ceil(math.prod(shape) * tf.float32.size / PART_BYTES)
+    n_parts = min(math.ceil(math.prod(shape) * tf.float32.size / TABLE_PART_BYTES), MOST_TABLE_PARTS)
     return n_parts, math.ceil(shape[0] / n_parts), shape[1]
 
 

@@ -17,7 +17,7 @@ from configs.schema import is_adapter
 from meshtf import tf
 from models.variables import Role
 from runtime.checkpoint.position import TrainingPosition
-from runtime.mesh.placement import VariableSlices, VariableStore
+from runtime.mesh.placement import VariableSlices, VariableStore, overwrite
 
 STATE_FILE = "checkpoint"
 STEP_NAME = "global_step"
@@ -321,7 +321,7 @@ def _restore_variable(path: str, stored: VariableSlices, name: str, dtypes: Mapp
     for index, (begin, piece) in enumerate(zip(stored.begins, stored.slices, strict=True)):
         if begin not in read:
             read[begin] = _read_slice(path, name, stored.specification(index), dtypes[name])
-        piece.assign(read[begin])
+        overwrite(piece, read[begin])
 
 
 def _read_slice(path: str, name: str, specification: str, dtype: tf.DType) -> tf.Tensor:

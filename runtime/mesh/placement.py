@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from runtime.mesh.products import einsum
 from runtime.mesh.weights import PARAMETERS, SHARD
 
 Program = Callable[..., dict[str, tf.Tensor]]
-PART_BYTES = 1 << 24  # of a value that is copied at a time
+COPIED_BYTES = 1 << 24  # of a value, at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,19 +70,22 @@ class VariableSlices:
             sizes = equal[0].shape.as_list()
             value = read(tuple(slice(first, first + size) for first, size in zip(begin, sizes, strict=True)))
             for piece in equal:
-                _overwrite(piece, value)
+                overwrite(piece, value)
 
 
-def _overwrite(variable: tf.Variable, value: np.ndarray) -> None:
+def overwrite(variable: tf.Variable, value: np.ndarray | tf.Tensor) -> None:
     """Sets a variable in its memory, a part at a time.
 
     `assign` would take as much memory again, and leave a hole where the old value was.
     """
-    if not value.shape:
+    shape = tuple(variable.shape)
+    assert tuple(value.shape) == shape
+    is_on_tpu = tf.DeviceSpec.from_string(variable.device).device_type == "TPU"  # compiles a program for each part
+    if is_on_tpu or not shape:
         variable.assign(value)
         return
-    n_rows = max(1, PART_BYTES // max(1, value[:1].nbytes))
-    for start in range(0, len(value), n_rows):
+    n_rows = max(1, COPIED_BYTES // max(1, variable.dtype.size * math.prod(shape[1:])))
+    for start in range(0, shape[0], n_rows):
         variable[start : start + n_rows].assign(value[start : start + n_rows])
     tf.raw_ops.DisableCopyOnRead(resource=variable.handle)  # which writing to a part has turned on
 
@@ -165,18 +169,19 @@ class DeviceMesh(PlacementMeshImpl):
         self,
         kernel: Kernel,
         scalars: Sequence[LaidOut],
-        variables: Sequence[DeviceMesh.LaidOutVariable],
+        states: Sequence[DeviceMesh.LaidOutVariable | LaidOut],
         others: Sequence[LaidOut],
-    ) -> None:
-        """Sets variables to kernel(*scalars, *variables, *others) in their own memory."""
-        columns = [[x.to_laid_out_tensor().all_slices for x in group] for group in (scalars, others)]
-        update = in_place(kernel, tuple(tuple(variable.slices[0].shape) for variable in variables))
+    ) -> list[LaidOut]:
+        """Sets states to kernel(*scalars, *states, *others): variables in their memory; returns the others."""
+        columns = [[_slices(x) for x in group] for group in (scalars, states, others)]
+        update = in_place(kernel, tuple(tuple(slices[0].shape) for slices in columns[1]))
+        returned = []
         for index, device in enumerate(self.devices):
             with tf.device(device), tf.name_scope(f"parallel_{index}"):  # as `slicewise` names them
-                own_scalars, own_others = (
-                    [tf.convert_to_tensor(slices[index]) for slices in group] for group in columns
-                )
-                update(own_scalars, [variable.slices[index].handle for variable in variables], own_others)
+                own_scalars, own_states, own_others = ([slices[index] for slices in group] for group in columns)
+                handles = [x.handle if isinstance(x, tf.Variable) else x for x in own_states]
+                returned.append(update(_tensors(own_scalars), handles, _tensors(own_others)))
+        return [self.LaidOutTensor(list(slices)) for slices in zip(*returned, strict=True)]
 
     def lay_out_rows(self, own_rows: tf.Tensor, shape: mtf.Shape) -> LaidOut:
         """Lays out a tensor [batch, ...], given the rows of it that `Placement.own_rows` names."""
@@ -198,14 +203,23 @@ class DeviceMesh(PlacementMeshImpl):
             self.slices = mesh_impl.store.slices_of(variable, mesh_impl).slices
             self.laid_out_tensor = mesh_impl.LaidOutTensor(list(self.slices))
 
-        def assign(self, laid_out_value: LaidOut) -> None:
-            """Sets the slices."""
-            self.laid_out_tensor = laid_out_value.to_laid_out_tensor()
+        def assign(self, laid_out_value: LaidOut) -> list[tf.Operation]:
+            """Sets the slices; returns the operations that do it."""
+            self.laid_out_tensor, assigned = laid_out_value.to_laid_out_tensor(), []
             for device, piece, value in zip(
                 self._mesh_impl.devices, self.slices, laid_out_value.all_slices, strict=True
             ):
                 with tf.device(device):
-                    piece.assign(value, read_value=False)
+                    assigned.append(piece.assign(value, read_value=False))
+            return assigned
+
+
+def _slices(x: DeviceMesh.LaidOutVariable | LaidOut) -> Sequence[tf.Variable | tf.Tensor]:
+    return x.slices if isinstance(x, DeviceMesh.LaidOutVariable) else x.to_laid_out_tensor().all_slices
+
+
+def _tensors(values: Iterable[object]) -> list[tf.Tensor]:
+    return [tf.convert_to_tensor(value) for value in values]
 
 
 def _sums_of_parts(slices: Sequence[tf.Tensor], devices: Sequence[str], dimension: int) -> list[tf.Tensor]:

@@ -86,11 +86,11 @@ class TpuMesh(SingleSliceMesh):
             value.set_shape(mesh_impl.slice_shape(variable.shape))
             self.laid_out_tensor = mesh_impl.LaidOutTensor([value])
 
-        def assign(self, laid_out_value: LaidOut) -> None:
-            """Sets the slice."""
+        def assign(self, laid_out_value: LaidOut) -> list[tf.Operation]:
+            """Sets the slice; returns the operation that does it."""
             self.laid_out_tensor = laid_out_value.to_laid_out_tensor()
             (value,) = self.laid_out_tensor.all_slices
-            tf.raw_ops.AssignVariableOp(resource=self._handle, value=value)
+            return [tf.raw_ops.AssignVariableOp(resource=self._handle, value=value)]
 
     def slicewise(self, fn: Callable[..., object], *inputs: LaidOut) -> LaidOut:
         """Calls the function once, on this processor's slices."""
@@ -104,13 +104,18 @@ class TpuMesh(SingleSliceMesh):
         self,
         kernel: Kernel,
         scalars: Sequence[LaidOut],
-        variables: Sequence[TpuMesh.LaidOutVariable],
+        states: Sequence[TpuMesh.LaidOutVariable | LaidOut],
         others: Sequence[LaidOut],
-    ) -> None:
-        """Sets variables to kernel(*scalars, *variables, *others); XLA reuses their memory in the whole program."""
-        values = [variable.laid_out_tensor for variable in variables]
-        for variable, new in zip(variables, self.slicewise(kernel, *scalars, *values, *others), strict=True):
-            variable.assign(new)
+    ) -> list[LaidOut]:
+        """Sets states to kernel(*scalars, *states, *others); XLA reuses their memory in the whole program."""
+        values = [x.laid_out_tensor if isinstance(x, self.LaidOutVariable) else x for x in states]
+        returned = []
+        for state, new in zip(states, self.slicewise(kernel, *scalars, *values, *others), strict=True):
+            if isinstance(state, self.LaidOutVariable):
+                state.assign(new)
+            else:
+                returned.append(new)
+        return returned
 
     def laid_out_pnum(self) -> LaidOut:
         """Returns the number of this processor."""

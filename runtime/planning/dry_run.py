@@ -73,9 +73,10 @@ class AbstractMesh(PlacementMeshImpl):
             piece = tf.compat.v1.placeholder(variable.value.dtype, mesh_impl.slice_shape(variable.shape))
             self.laid_out_tensor = mesh_impl.LaidOutTensor([piece])
 
-        def assign(self, laid_out_value: LaidOut) -> None:
-            """Drops the value, once its allreduce is recorded."""
+        def assign(self, laid_out_value: LaidOut) -> list[tf.Operation]:
+            """Drops the value, once its allreduce is recorded; no operation does it."""
             laid_out_value.to_laid_out_tensor()
+            return []
 
     def import_tf_tensor(self, x: mtf.Tensor, tf_x: tf.Tensor) -> LaidOut:
         """Returns processor 0's slice."""
@@ -97,11 +98,13 @@ class AbstractMesh(PlacementMeshImpl):
         self,
         kernel: Kernel,
         scalars: Sequence[LaidOut],
-        variables: Sequence[AbstractMesh.LaidOutVariable],
+        states: Sequence[AbstractMesh.LaidOutVariable | LaidOut],
         others: Sequence[LaidOut],
-    ) -> None:
-        """Runs the kernel, and drops the new values."""
-        self.slicewise(kernel, *scalars, *(variable.laid_out_tensor for variable in variables), *others)
+    ) -> list[LaidOut]:
+        """Runs the kernel, and drops the new values of variables."""
+        values = [x.laid_out_tensor if isinstance(x, self.LaidOutVariable) else x for x in states]
+        new = self.slicewise(kernel, *scalars, *values, *others)
+        return [own for x, own in zip(states, new, strict=True) if not isinstance(x, self.LaidOutVariable)]
 
     @contextlib.contextmanager
     def repeating(self, count: int) -> Iterator[None]:

@@ -11,7 +11,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from meshtf import mtf
+from meshtf import mtf, tf
 from models.kernels.attention import n_parts_of
 from models.ops.attention import SoftmaxAttention, SoftmaxAttentionGradient
 from models.ops.gathered import Gathered
@@ -24,7 +24,7 @@ from models.ops.linear_attention import (
 )
 from models.ops.norms import LayerNorm, LayerNormGradient, RmsNorm, RmsNormGradient
 from models.ops.order import After
-from models.ops.output_layer import PART_BYTES, LinearCrossEntropy
+from models.ops.output_layer import LinearCrossEntropy, shape_in_parts
 from models.ops.ring_attention import ring_of
 from runtime.planning.dry_run import DryStep
 from runtime.training.grad_accumulation import MicrobatchLoop
@@ -147,7 +147,7 @@ def _last_reads(operations: Sequence[mtf.Operation], owners: Mapping[mtf.Tensor,
 
 
 def _block_bytes(queries: Sequence[int], keys: Sequence[int]) -> int:
-    """Returns the bytes of the weights that the kernels of attention hold, for [batch, sequence, heads, features]."""
+    """Returns the bytes of one part of a block of weights, for [batch, sequence, heads, features]."""
     n_batch, n_queries, n_heads, _ = queries
     n_rows, size = n_batch * n_heads, min(n_queries, max(MIN_BLOCK, math.ceil(n_queries / N_BLOCKS)))
     return 4 * n_rows * size * keys[1] // n_parts_of(n_rows, size, keys[1])
@@ -210,8 +210,9 @@ def _output_layer(operation: LinearCrossEntropy, step: DryStep) -> int:
     """Counts a block's logits, or their gradient, and float32 exponentials; or a part of the table's gradient."""
     sizes, width = operation.sizes(step.mesh_impl), operation.inputs[0].dtype.size
     n_logits = sizes.block_size * step.mesh_impl.slice_size(mtf.Shape([sizes.vocab]))
-    gradient = 4 * math.prod(sizes.table) if len(operation.outputs) > 3 and sizes.n_blocks > 1 else 0
-    return max(n_logits * (width + 4), n_logits * width + min(gradient, PART_BYTES))
+    is_added = len(operation.outputs) > 3 and sizes.n_blocks > 1
+    part = 4 * math.prod(shape_in_parts(sizes.table)[1:]) if is_added else 0
+    return max(n_logits * (width + 4), n_logits * width + part)
 
 
 def _updated(operation: mtf.Operation, step: DryStep) -> int:
@@ -220,8 +221,13 @@ def _updated(operation: mtf.Operation, step: DryStep) -> int:
 
 
 def _shared_update(operation: ElementwiseUpdate, step: DryStep) -> int:
-    """Counts what is updated part by part, and not in its own memory."""
-    return _updated(operation, step) if operation.is_shared else 0
+    """Counts the parts that are updated, before and after, and the wholes as they are gathered and in order."""
+    parts = sum(step.mesh_impl.slice_size(parameter.shape) for parameter in operation.shared)
+    wholes = sum(
+        (1 if parameter.is_first_dimension else 2) * step.mesh_impl.slice_size(parameter.variable.shape)
+        for parameter in operation.shared
+    )
+    return tf.float32.size * (2 * parts + wholes)
 
 
 def _scattered(operation: ScatteredSum, step: DryStep) -> int:

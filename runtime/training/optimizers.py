@@ -73,17 +73,43 @@ def _laid_out(lowering: mtf.Lowering, tensors: Iterable[mtf.Tensor]) -> list[Lai
     return [lowering.tensors[x].to_laid_out_tensor() for x in tensors]
 
 
-def _values_before(
-    operation: mtf.Operation, lowering: mtf.Lowering, parameters: Iterable[Parameter], scale: LaidOut
-) -> list[LaidOut]:
-    """Returns the values before an update, each in the shape of its slots.
+@dataclasses.dataclass(frozen=True)
+class _Shared:
+    """What an update that is shared leaves for others to wait for.
 
-    Parts are not taken out of variables until the update before this one has its results: at once they would take as
-    much memory as a slot.
+    Attributes:
+        own: there once this processor has its own results.
+        received: there once it has those of others.
     """
+
+    own: list[tf.Tensor | tf.Operation]
+    received: list[tf.Tensor | tf.Operation]
+
+
+def _in_turn(operation: mtf.Operation, lowering: mtf.Lowering, updated: Iterable[Parameter], scale: LaidOut) -> LaidOut:
+    """Returns the scale, for which an update that is shared waits until earlier ones are done.
+
+    Their results would otherwise take as much memory as all slots and parts of variables. What others send of the
+    update just before may still be on its way, so that the network does not wait for the arithmetic.
+    """
+    if not any(parameter.is_shared for parameter in updated):
+        return scale
     earlier = itertools.takewhile(lambda other: other is not operation, operation.graph.operations)
-    results = [lowering.operations[other] for other in earlier if other in lowering.operations]
-    return [parameter.value_before(lowering, [scale.all_slices, *results][-1]) for parameter in parameters]
+    done = [each for each in map(lowering.operations.get, earlier) if isinstance(each, _Shared)]
+    waits = [x for each in done[-1:] for x in each.own] + [x for each in done[-2:-1] for x in each.received]
+    with tf.control_dependencies(waits):
+        return lowering.mesh_impl(operation).slicewise(tf.identity, scale)
+
+
+def _assign(
+    operation: mtf.Operation, lowering: mtf.Lowering, updated: Sequence[Parameter], values: Sequence[LaidOut]
+) -> None:
+    """Sets variables and slots to what an operation has computed."""
+    own, received = [x for value in values[:1] for x in value.all_slices], []
+    for parameter, value in zip(updated, values, strict=True):
+        (received if parameter.is_shared else own).extend(parameter.assign(lowering, value))
+    if received:
+        lowering.operations[operation] = _Shared(own, received)
 
 
 class ElementwiseUpdate(mtf.Operation):
@@ -99,25 +125,20 @@ class ElementwiseUpdate(mtf.Operation):
         super().__init__([*scalars, *values, *self._gradients], name="elementwise_update")
 
     @property
-    def is_shared(self) -> bool:
-        """Whether each replica of the batch updates a part of the variables, and receives the others."""
-        return any(parameter.is_shared for parameter in self._updated)
+    def shared(self) -> list[Parameter]:
+        """The variables of which each replica of the batch updates a part, and receives the others."""
+        return [parameter for parameter in self._updated if parameter.is_shared]
 
     def lower(self, lowering: mtf.Lowering) -> None:
-        """Runs the kernel on every slice: in the memory of variables and slots, unless replicas share the update."""
+        """Runs the kernel on every slice, in the memory of the slots and of the variables that are not shared."""
         scalars, gradients = _laid_out(lowering, self._scalars), _laid_out(lowering, self._gradients)
-        if self.is_shared:
-            self._update_parts(lowering, scalars, gradients)
-        else:
-            updated = [lowering.variables[parameter.variable] for parameter in self._updated]
-            lowering.mesh_impl(self).update(self._kernel, scalars, updated, gradients)
-
-    def _update_parts(self, lowering: mtf.Lowering, scalars: Sequence[LaidOut], gradients: Sequence[LaidOut]) -> None:
-        before = _values_before(self, lowering, self._updated, scalars[0])
-        values = lowering.mesh_impl(self).slicewise(self._kernel, *scalars, *before, *gradients)
-        lowering.operations[self] = values[0].all_slices
-        for parameter, value in zip(self._updated, values, strict=True):
-            parameter.assign(lowering, value)
+        scale = _in_turn(self, lowering, self._updated, scalars[0])
+        states = [
+            parameter.value_before(lowering, scale) if parameter.is_shared else lowering.variables[parameter.variable]
+            for parameter in self._updated
+        ]
+        parts = lowering.mesh_impl(self).update(self._kernel, [scale, *scalars[1:]], states, gradients)
+        _assign(self, lowering, self.shared, parts)
 
 
 def _groups(pairs: Iterable[Pair]) -> list[list[Pair]]:
@@ -205,7 +226,8 @@ class MuonUpdate(mtf.Operation):
         """Orthogonalises the whole matrices' momenta, and assigns the results."""
         mesh_impl, (scale, rate) = lowering.mesh_impl(self), _laid_out(lowering, self._scalars)
         gradients, ms = _laid_out(lowering, self._gradients), _laid_out(lowering, (m.value for m in self._ms))
-        values = _values_before(self, lowering, self._updated, scale)
+        scale = _in_turn(self, lowering, self._updated, scale)
+        values = [parameter.value_before(lowering, scale) for parameter in self._updated]
         momentum = kernels.muon_momentum(self._settings.training.muon_momentum)
         *new_ms, stack = mesh_impl.slicewise(momentum, scale, *ms, *gradients)
         directions = orthogonalized(mesh_impl, stack, *self._matrix_dims)
@@ -213,9 +235,7 @@ class MuonUpdate(mtf.Operation):
         factor = size * self._settings.rate_factor_of_muon()
         step = kernels.muon_step(factor, self._settings.training.weight_decay)
         new = mesh_impl.slicewise(step, scale, rate, directions, *values, *new_ms, *ms)
-        lowering.operations[self] = new[0].all_slices
-        for parameter, value in zip([*self._updated, *self._ms], new, strict=True):
-            parameter.assign(lowering, value)
+        _assign(self, lowering, [*self._updated, *self._ms], new)
 
     def arrangement(self, mesh_impl: mtf.MeshImpl) -> tuple[Arrangement, int]:
         """Returns how the matrices are laid out between, and on how many a processor works."""
@@ -274,7 +294,8 @@ class AdafactorUpdate(mtf.Operation):
         """Computes the update on every slice, with sums over the mesh, and assigns the results."""
         mesh_impl = lowering.mesh_impl(self)
         scale, rate, number, gradient = _laid_out(lowering, [*self._scalars, self._gradient])
-        (value,) = _values_before(self, lowering, [self._parameter], scale)
+        scale = _in_turn(self, lowering, [self._parameter], scale)
+        value = self._parameter.value_before(lowering, scale)
         slots = _laid_out(lowering, (slot.value for slot in self._slots))
         n_moments = 2 if self._factored else 1
         find_direction = self._factored_direction if self._factored else self._plain_direction
@@ -283,9 +304,7 @@ class AdafactorUpdate(mtf.Operation):
         step = kernels.adafactor_step(self._constants, self._parameter.shape.size)
         new_value, *means = mesh_impl.slicewise(step, rate, value, direction, *squares, *slots[n_moments:])
         kept = mesh_impl.slicewise(kernels.unless_nonfinite, scale, new_value, *moments, *means, value, *slots)
-        lowering.operations[self] = kept[0].all_slices
-        for parameter, new in zip([self._parameter, *self._slots], kept, strict=True):
-            parameter.assign(lowering, new)
+        _assign(self, lowering, [self._parameter, *self._slots], kept)
 
     def _plain_direction(self, mesh_impl: mtf.MeshImpl, *inputs: LaidOut) -> Sequence[LaidOut]:
         """Returns the normalised gradient, and v."""

@@ -16,6 +16,7 @@ from collections.abc import Collection, Sequence
 
 from configs.schema import NO_SHARDING, SHARD_OPTIMIZER, RunConfig
 from meshtf import LaidOut, mtf, tf
+from models.kernels.compile import overwrite
 from models.ops.gradients import ScatteredSum
 from models.ops.mesh_operation import mesh_axes, replace_inputs
 from models.ops.order import After
@@ -50,25 +51,34 @@ class Parameter:
         return self.shape != self.variable.shape
 
     @property
+    def is_first_dimension(self) -> bool:
+        """Whether the parts of a variable lie one behind the other."""
+        return self._sharded == [0]
+
+    @property
     def value(self) -> mtf.Tensor:
         """The value of the variable, in the variable's own shape."""
         return self.variable.value
 
-    def value_before(self, lowering: mtf.Lowering, after: Sequence[tf.Tensor]) -> LaidOut:
-        """Returns the value before the update in `shape`; a part is not taken out before these tensors are there."""
-        with tf.control_dependencies(after if self._sharded else []):
+    def value_before(self, lowering: mtf.Lowering, turn: LaidOut) -> LaidOut:
+        """Returns the value before the update in `shape`; a part is not taken out before it is this update's turn."""
+        with tf.control_dependencies(turn.all_slices if self._sharded else []):
             return self._part(lowering, lowering.tensors[self.value].to_laid_out_tensor())
 
     def newest_value(self, lowering: mtf.Lowering) -> LaidOut:
         """Returns the newest value in `shape`."""
         return self._part(lowering, lowering.variables[self.variable].laid_out_tensor)
 
-    def assign(self, lowering: mtf.Lowering, value: LaidOut) -> None:
-        """Sets the variable on all processors from a value in `shape`."""
-        mesh_impl = lowering.mesh_impl(self.variable)
+    def assign(self, lowering: mtf.Lowering, value: LaidOut) -> Sequence[tf.Tensor | tf.Operation]:
+        """Sets the variable on all processors from a value in `shape`; returns what is there once that is received."""
+        variable, mesh_impl = lowering.variables[self.variable], lowering.mesh_impl(self.variable)
+        if not self.is_shared:
+            return variable.assign(value)
         for axis, dimension in self._places(mesh_impl):
             value = mesh_impl.allconcat(value, axis, dimension)
-        lowering.variables[self.variable].assign(value)
+        # A variable that took over the memory of what was gathered would leave a hole in each step, which others split.
+        mesh_impl.update(overwrite, [], [variable], [value])
+        return value.to_laid_out_tensor().all_slices
 
     def _part(self, lowering: mtf.Lowering, value: LaidOut) -> LaidOut:
         mesh_impl = lowering.mesh_impl(self.variable)

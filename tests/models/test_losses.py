@@ -51,6 +51,7 @@ def test_the_loss_of_a_batch(devices: tuple[str, ...], monkeypatch: pytest.Monke
     state, table, bias = (generator.normal(0.0, 1.5, shape).astype(np.float32) for shape in ((B, S, E), (V, E), (V,)))
     if case.block_size is not None:
         n_words = V // (1 if "vocab" not in case.layout else 4 if case.mesh_shape == "x:4" else 2)
+        monkeypatch.setattr(output_layer, "SMALLEST_BLOCK", 1)
         monkeypatch.setattr(output_layer, "BLOCK_BYTES", case.block_size * n_words * 4)
 
     def build(state: mtf.Tensor, table: mtf.Tensor, bias: mtf.Tensor, *batch: mtf.Tensor) -> list[mtf.Tensor]:

@@ -86,12 +86,33 @@ def test_blocks_in_parts(radius: int | None, monkeypatch: pytest.MonkeyPatch) ->
 
     whole = results()
     monkeypatch.setattr(attention, "PART_BYTES", 50_000)
+    monkeypatch.setattr(attention, "SMALLEST_PART", 1)
     all_close(results(), whole)
 
 
-@pytest.mark.parametrize(("n_queries", "n_parts"), [(1024, 8), (1000, 8), (1022, 14), (1021, 1021)])
-def test_parts_divide_the_queries(n_queries: int, n_parts: int) -> None:
-    assert attention.n_parts_of(n_rows=8, n_queries=n_queries, n_keys=8192) == n_parts
+def test_keys_that_are_split_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    rule = AttentionParams(True, None, 0.3, has_segments=True)
+    queries, keys, values = inputs_of(130)
+    segments = [np.where(np.arange(130) < [[40], [90]], 0, [[40], [90]]).astype(np.int32)] * 2
+
+    def results() -> list[tf.Tensor]:
+        for kernel in (attention.attention_largest_logit, attention.attention_sums):
+            kernel.cache_clear()
+        largest = attention.attention_largest_logit(rule)(queries, keys, ORIGIN, *segments)
+        return [largest, *attention.attention_sums(rule)(queries, keys, values, ORIGIN, KEY, ROWS, largest, *segments)]
+
+    whole = results()
+    monkeypatch.setattr(attention, "PART_BYTES", 50_000)
+    monkeypatch.setattr(attention, "SMALLEST_PART", 1)
+    all_close(results(), whole)
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "n_queries", "n_parts"),
+    [(8, 1024, 8), (8, 1000, 8), (8, 1022, 14), (8, 1021, 1), (1, 1, 1), (96, 128, 2), (1024, 1024, 16)],
+)
+def test_parts_divide_the_queries_and_have_64_or_more(n_rows: int, n_queries: int, n_parts: int) -> None:
+    assert attention.n_parts_of(n_rows, n_queries, n_keys=8192) == n_parts
 
 
 def test_bounded_logits() -> None:

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from configs.errors import DeviceError
-from meshtf import mtf
+from meshtf import mtf, tf
 from models.variables import SlicedVariable, normal
-from runtime.mesh.placement import VariableStore, place
+from runtime.mesh import placement as placements
+from runtime.mesh.placement import VariableStore, overwrite, place
 from tests import tiny
 
 
@@ -104,3 +105,16 @@ def test_initial_values_depend_on_seed_and_name_only(devices: tuple[str, ...]) -
     other = SlicedVariable(mesh, "other", shape, normal(1.0))
     assert not np.any(other.initial_value(3) == split)
     assert not np.any(other.initial_value(4) == other.initial_value(3))
+
+
+@pytest.mark.parametrize("is_tensor", [False, True])
+@pytest.mark.parametrize("shape", [(), (1,), (7,), (5, 4), (3, 2, 9)])
+def test_a_variable_of_any_shape_is_overwritten_in_its_memory(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], is_tensor: bool
+) -> None:
+    monkeypatch.setattr(placements, "COPIED_BYTES", 32)
+    variable, value = tf.Variable(tf.zeros(shape)), np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    before = tiny.address(variable)
+    overwrite(variable, tf.constant(value) if is_tensor else value)
+    np.testing.assert_array_equal(variable.numpy(), value)
+    assert tiny.address(variable) == before or not shape

@@ -142,6 +142,7 @@ def test_selective_recomputation_keeps_inputs_products_and_the_outputs_of_attent
 
 def test_logits_are_counted_by_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 16 blocks; a term of the table's gradient is smaller than theirs together, and larger than one."""
+    monkeypatch.setattr(output_layer, "SMALLEST_BLOCK", 1)
     monkeypatch.setattr(output_layer, "BLOCK_BYTES", LOGITS * FLOAT // 2 // 16)
     model = {**ONE_LAYER, "attention_types": ("none",), "n_vocab": WORDS}
     config = tiny.run_config(model=model)
