@@ -83,6 +83,8 @@ def measure(config: RunConfig, device: str, n_saves: int) -> Figures:
             beside.append(timed(step))
         writing.append(time.perf_counter() - start)
         writer.wait()
+        line = f"checkpoint {number} of {n_saves}: a step with a copy {with_copy[-1]:.2f} s, alone {alone[-1]:.2f} s"
+        print(line, file=sys.stderr, flush=True)
     return Figures(
         model=config.name,
         n_saves=n_saves,

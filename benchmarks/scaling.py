@@ -63,7 +63,7 @@ def serve_steps(config: RunConfig, hosts: str, index: int) -> None:
     if cluster is None:
         _serve(config, 0, 1, "/device:CPU:0")
         return
-    with connect(cluster) as group:
+    with connect(cluster, wait_seconds=120.0) as group:
         _serve(config, cluster.index, cluster.size, group.device)
 
 

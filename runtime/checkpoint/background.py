@@ -8,8 +8,8 @@ import threading
 from collections.abc import Callable
 
 # What the program `nice` adds. On CPUs the thread would otherwise take a third of two cores from a step; with the
-# lowest priority, 19, it would not end where others have more work than there are cores.
-NICENESS = 10
+# lowest priority, 19, it would hardly end where others have more work than there are cores.
+NICENESS = 15
 
 
 class BackgroundWork:
