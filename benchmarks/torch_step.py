@@ -16,9 +16,14 @@ import sys
 import time
 from pathlib import Path
 
-import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+try:
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+except ImportError as error:
+    print(f"{error.name}: not installed; run `make parity`, then .venv-parity/bin/python", file=sys.stderr)
+    sys.exit(2)
 
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 STATUS_FILE = Path("/proc/self/status")
 
 
@@ -83,8 +88,11 @@ def main() -> int:
     parser.add_argument("--eager", action="store_true", help="without torch.compile")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="bfloat16: by autocast")
     arguments = parser.parse_args()
+    path = CONFIGS / f"{arguments.model}.json"
+    if not path.is_file():
+        parser.error(f"--model: {arguments.model}: no such file: {path}; give a name of configs/ such as gpt2_small")
     torch.manual_seed(0)
-    model = build_model(Path(__file__).resolve().parent.parent / f"configs/{arguments.model}.json", arguments.n_ctx)
+    model = build_model(path, arguments.n_ctx)
     dtype = getattr(torch, arguments.dtype)
     figures = measure(model, arguments.batch_size, arguments.steps, not arguments.eager, dtype)
     print(f"median step   {figures.step_seconds * 1e3:,.0f} ms, {figures.tokens_per_second:,.0f} tokens/s")

@@ -21,7 +21,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from meshtf import collective_ops, eager_context, tf
-from runtime.cluster.spec import JOB, Cluster, PeerLostError
+from runtime.cluster.spec import Cluster, PeerLostError, task_name
 
 HEARTBEAT_KEY = 1  # of the group of all processes, below the keys of a mesh, as is that of barriers
 # Two processes may have to notice a loss one after the other; both do within 60 s.
@@ -47,11 +47,6 @@ class Heartbeat:
     n_beats: int = 0
     timeout_seconds: int = 0
     is_leaving: bool = False
-
-
-def task_name(index: int) -> str:
-    """Returns TensorFlow's name of a process."""
-    return f"/job:{JOB}/replica:0/task:{index}"
 
 
 def is_alive(index: int, timeout_seconds: float) -> bool:

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 from configs.errors import DeviceError
 from meshtf import ServerDef, collective_ops, eager_context, tf
-from runtime.cluster.heartbeat import Heartbeat, is_alive, raise_peer_loss, task_name, watch_peers
+from runtime.cluster.heartbeat import Heartbeat, is_alive, raise_peer_loss, watch_peers
 from runtime.cluster.process_group import ALONE, ProcessGroup
-from runtime.cluster.spec import JOB, Cluster, ClusterError, PeerLostError
+from runtime.cluster.spec import JOB, Cluster, ClusterError, PeerLostError, task_name, task_number
 
 BARRIER_KEY = 0  # of the group of all processes, below the keys of a mesh
 QUIET_SECONDS = 10.0  # of waiting before the missing processes are logged
@@ -70,14 +70,12 @@ def _start_server(cluster: Cluster) -> None:
     _check_port_is_free(cluster.hosts[cluster.index])
     context = eager_context.context()
     # Without the filter a process would wait for all others before it places its own operations.
-    context.configure_collective_ops(
-        collective_leader=task_name(0), device_filters=(f"/job:{JOB}/task:{cluster.index}",)
-    )
-    specification = tf.train.ClusterSpec({JOB: list(cluster.hosts)})
+    context.configure_collective_ops(collective_leader=task_name(0), device_filters=(task_name(cluster.index),))
+    specification = tf.train.ClusterSpec({JOB: {task_number(at): host for at, host in enumerate(cluster.hosts)}})
     server = ServerDef(
         cluster=specification.as_cluster_def(),
         job_name=JOB,
-        task_index=cluster.index,
+        task_index=task_number(cluster.index),
         protocol="grpc",
         default_session_config=context.config,
     )

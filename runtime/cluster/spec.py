@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from configs.errors import UserError
 
 JOB = "worker"
+# TensorFlow orders a group by the names of its processes, as texts: with as many digits each, 10 comes after 2.
+FIRST_TASK = 1_000_000
 # The name or address of a machine, and a port: a:2222, 10.0.0.2:2222 or [::1]:2222.
 HOST = re.compile(r"(?P<machine>[\w.-]+|\[[0-9a-fA-F:.]+\]):(?P<port>\d{1,5})", re.ASCII)
 # The ports of jobs under Slurm: below those that systems give to outgoing connections. A job has a multiple of 32.
@@ -26,6 +28,16 @@ class PeerLostError(ClusterError):
     """Another process is missing or lost; restarting all of them may help."""
 
     exit_status = 3
+
+
+def task_number(index: int) -> int:
+    """Returns TensorFlow's number of a process."""
+    return FIRST_TASK + index
+
+
+def task_name(index: int) -> str:
+    """Returns TensorFlow's name of a process."""
+    return f"/job:{JOB}/replica:0/task:{task_number(index)}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -45,18 +45,6 @@ def group_of(shape: mtf.Shape, processor: int, axes: Sequence[int]) -> Group:
     return Group(FIRST_GROUP_KEY + kind * shape.size + mtf.pnum_to_group(shape, axes, processor), size)
 
 
-def _by_name(processor: int) -> str:
-    """The key by which TensorFlow sorts the processes of a group: task:10 comes before task:2."""
-    return str(processor)
-
-
-def _processors_along(shape: mtf.Shape, processor: int, axis: int) -> list[int]:
-    """Returns the processors that differ from this one along one mesh axis only, including itself."""
-    stride = mtf.list_product([dimension.size for dimension in shape.dims[axis + 1 :]])
-    first = processor - mtf.pnum_to_processor_coordinates(shape, processor)[axis] * stride
-    return [first + stride * index for index in range(shape.dims[axis].size)]
-
-
 def pairs_in_rounds(sources: Sequence[int | None]) -> list[tuple[int, int]]:
     """Returns (source, target) for each slice that moves, such that a process has one pair at a time from the first on.
 
@@ -101,26 +89,23 @@ class Collectives:
         )
         return tf.ensure_shape(y, x.shape)
 
-    def gather(self, x: tf.Tensor, group: Group, members: Sequence[int]) -> tf.Tensor:
-        """Gathers the slices of a group in the order of its members, by process number: [group, *shape of x]."""
+    def gather(self, x: tf.Tensor, group: Group) -> tf.Tensor:
+        """Gathers the slices of a group in the order of its members: [group, *shape of x]."""
         message = tf.bitcast(x[None], MESSAGES.get(x.dtype, x.dtype))
         y = collective_ops.all_gather_v2(
             message, group.size, group.key, next(INSTANCE_KEYS), ordering_token=self._order.handle
         )
-        y = tf.bitcast(tf.ensure_shape(y, [group.size, *x.shape]), x.dtype)
-        by_name = sorted(members, key=_by_name)
-        return y if by_name == list(members) else tf.gather(y, [by_name.index(member) for member in members])
+        return tf.bitcast(tf.ensure_shape(y, [group.size, *x.shape]), x.dtype)
 
-    def reduce_scatter(self, parts: tf.Tensor, group: Group, members: Sequence[int]) -> tf.Tensor:
+    def reduce_scatter(self, parts: tf.Tensor, group: Group) -> tf.Tensor:
         """Sums over a group, and returns this member's part of the sum: [group, ...] -> [...].
 
         Between CPUs, where TensorFlow has no such collective, each receives what the others have of its part.
         """
         if not self._is_gpu:
-            return tf.reduce_sum(self.all_to_all(parts, group, members), 0)
-        by_name = sorted(members, key=_by_name)
+            return tf.reduce_sum(self.all_to_all(parts, group), 0)
         summed = tf.raw_ops.CollectiveReduceScatterV2(
-            input=tf.gather(parts, [members.index(member) for member in by_name]),
+            input=parts,
             group_size=group.size,
             group_key=group.key,
             instance_key=next(INSTANCE_KEYS),
@@ -150,14 +135,12 @@ class Collectives:
             self._order.assign_add(0.0, read_value=False)
         return result
 
-    def all_to_all(self, parts: tf.Tensor, group: Group, members: Sequence[int]) -> tf.Tensor:
+    def all_to_all(self, parts: tf.Tensor, group: Group) -> tf.Tensor:
         """Sends each member of a group its part, and returns the parts received: [group, ...], both by member."""
-        by_name = sorted(members, key=_by_name)
-        parts = tf.gather(parts, [members.index(member) for member in by_name])
         received = collective_ops.all_to_all_v2(
             parts, group.size, group.key, next(INSTANCE_KEYS), ordering_token=self._order.handle
         )
-        return tf.gather(tf.ensure_shape(received, parts.shape), [by_name.index(member) for member in members])
+        return tf.ensure_shape(received, parts.shape)
 
 
 class ProcessMesh(SingleSliceMesh):
@@ -193,21 +176,18 @@ class ProcessMesh(SingleSliceMesh):
     def alltoall(self, x: LaidOut, mesh_axis: int, split_axis: int, concat_axis: int) -> LaidOut:
         """Splits one dimension over a mesh axis and concatenates another."""
         group = group_of(self.shape, self._processor, [mesh_axis])
-        members = _processors_along(self.shape, self._processor, mesh_axis)
 
         def exchanged(own: tf.Tensor) -> tf.Tensor:
-            parts = _parts(own, split_axis, group.size)
-            return _concat(self._collectives.all_to_all(parts, group, members), concat_axis)
+            return _concat(self._collectives.all_to_all(_parts(own, split_axis, group.size), group), concat_axis)
 
         return self.slicewise(exchanged, x)
 
     def reduce_scatter(self, x: LaidOut, mesh_axis: int, dimension: int) -> LaidOut:
         """Sums over the processors along an axis; each receives its own part of the sum along a dimension."""
         group = group_of(self.shape, self._processor, [mesh_axis])
-        members = _processors_along(self.shape, self._processor, mesh_axis)
 
         def own_part(own: tf.Tensor) -> tf.Tensor:
-            return self._collectives.reduce_scatter(_parts(own, dimension, group.size), group, members)
+            return self._collectives.reduce_scatter(_parts(own, dimension, group.size), group)
 
         return self.slicewise(own_part, x)
 
@@ -230,8 +210,7 @@ class ProcessMesh(SingleSliceMesh):
 
     def _gather(self, x: LaidOut, mesh_axis: int) -> LaidOut:
         group = group_of(self.shape, self._processor, [mesh_axis])
-        members = _processors_along(self.shape, self._processor, mesh_axis)
-        return self.slicewise(lambda own: self._collectives.gather(own, group, members), x)
+        return self.slicewise(lambda own: self._collectives.gather(own, group), x)
 
     def import_tf_tensor(self, x: mtf.Tensor, tf_x: tf.Tensor) -> LaidOut:
         """Returns this processor's slice of a whole tensor."""

@@ -75,11 +75,11 @@ def _laid_out(lowering: mtf.Lowering, tensors: Iterable[mtf.Tensor]) -> list[Lai
 
 @dataclasses.dataclass(frozen=True)
 class _Shared:
-    """What an update that is shared leaves for others to wait for.
+    """What later updates wait for.
 
     Attributes:
-        own: there once this processor has its own results.
-        received: there once it has those of others.
+        own: this processor's part of an update.
+        received: the parts of others.
     """
 
     own: list[tf.Tensor | tf.Operation]
@@ -87,10 +87,10 @@ class _Shared:
 
 
 def _in_turn(operation: mtf.Operation, lowering: mtf.Lowering, updated: Iterable[Parameter], scale: LaidOut) -> LaidOut:
-    """Returns the scale, for which an update that is shared waits until earlier ones are done.
+    """Returns the scale, delayed for shared updates until earlier ones are done.
 
-    Their results would otherwise take as much memory as all slots and parts of variables. What others send of the
-    update just before may still be on its way, so that the network does not wait for the arithmetic.
+    Without the delay the results of all updates would be in memory at once. The last update may still receive the
+    parts of others, so that arithmetic and network overlap.
     """
     if not any(parameter.is_shared for parameter in updated):
         return scale
@@ -126,7 +126,7 @@ class ElementwiseUpdate(mtf.Operation):
 
     @property
     def shared(self) -> list[Parameter]:
-        """The variables of which each replica of the batch updates a part, and receives the others."""
+        """The variables whose update is split over the replicas of the batch."""
         return [parameter for parameter in self._updated if parameter.is_shared]
 
     def lower(self, lowering: mtf.Lowering) -> None:

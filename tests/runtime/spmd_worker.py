@@ -1,10 +1,10 @@
 """One process of several; tests start it as `python -m tests.runtime.spmd_worker HOSTS INDEX FOLDER JOB...`.
 
 A job is the name of a case, which runs a training step from the checkpoint in FOLDER/start/{model}; `moved`, which runs
-all collectives; `gathered`, which gathers slices; a layout of `SCORED`, which scores continuations; or, as the only
-job, `forever`, which trains until it is killed, or `until_stopped`, which trains until a process receives a signal. The
-results are written to FOLDER/{index}.npz, and checkpoints to FOLDER/{case}. SIGUSR1 makes a process hang in Python,
-SIGUSR2 in a call that blocks Python.
+all collectives; `ordered`, which runs those that depend on the order of processes; a layout of `SCORED`, which scores
+continuations; or, as the only job, `forever`, which trains until it is killed, or `until_stopped`, which trains until a
+process receives a signal. The results are written to FOLDER/{index}.npz, and checkpoints to FOLDER/{case}. SIGUSR1
+makes a process hang in Python, SIGUSR2 in a call that blocks Python.
 """
 
 from __future__ import annotations
@@ -167,14 +167,13 @@ def move(group: ProcessGroup) -> dict[str, np.ndarray]:
     return {str(index): output for index, output in enumerate(outputs)}
 
 
-def gather(group: ProcessGroup) -> dict[str, np.ndarray]:
-    """Returns the slices of all processes, gathered in this one."""
-    placement = place_process(tiny.mesh_config(f"x:{group.size}", "batch:x"), group.index, group.size, group.device)
-    numbers = np.arange(2 * group.size, dtype=np.float32).reshape(group.size, 2)
-    (output,) = tiny.evaluate(
-        lambda x: [mtf.rename_dimension(x, "batch", "joined")], placement, ("batch columns", numbers)
-    )
-    return {"all": output}
+def order(group: ProcessGroup) -> dict[str, np.ndarray]:
+    """Returns a matrix of one row per process gathered, exchanged and summed by the collectives."""
+    mesh = tiny.mesh_config(f"x:{group.size}", "batch:x,heads:x")
+    placement = place_process(mesh, group.index, group.size, group.device)
+    numbers = np.arange(group.size**2, dtype=np.float32).reshape(group.size, group.size)
+    gathered, exchanged, *_, summed = tiny.evaluate(moved, placement, ("batch columns", numbers))
+    return {"gathered": gathered, "exchanged": exchanged, "summed": summed}
 
 
 def score(placement: Placement, group: ProcessGroup = ALONE) -> dict[str, np.ndarray]:
@@ -259,7 +258,7 @@ def main() -> int:
             if jobs == ["until_stopped"]:
                 train_until_stopped(group, Path(folder))
             results = {"moved": move(group)} if "moved" in jobs else {}
-            results |= {"gathered": gather(group)} if "gathered" in jobs else {}
+            results |= {"ordered": order(group)} if "ordered" in jobs else {}
             results |= {layout: score_together(group, layout) for layout in SCORED if layout in jobs}
             results |= {name: train_once(name, group, Path(folder)) for name in jobs if name in CASES}
             arrays = {f"{job}/{key}": value for job, values in results.items() for key, value in values.items()}

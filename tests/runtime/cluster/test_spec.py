@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import os
 import signal
@@ -18,12 +17,10 @@ import pytest
 
 from commands.local_processes import free_ports
 from configs.errors import UserError
-from meshtf import mtf
 from runtime.checkpoint.reader import latest_checkpoint
 from runtime.cluster.heartbeat import CHECK_SECONDS, Heartbeat, Timeouts
 from runtime.cluster.rendezvous import _check_machine, _check_port_is_free
-from runtime.cluster.spec import Cluster, ClusterError, find_cluster
-from runtime.mesh.multi_process import _processors_along
+from runtime.cluster.spec import Cluster, ClusterError, find_cluster, task_name
 from tests.runtime.mesh.test_multi_process import last_lines, start
 
 REPOSITORY = Path(__file__).parents[3]
@@ -413,18 +410,15 @@ def test_a_signal_to_any_process_stops_all_at_one_step(tmp_path: Path, signalled
 # More than ten.
 
 
-def test_the_processes_along_an_axis_come_in_its_order() -> None:
-    shape = mtf.Shape([mtf.Dimension("x", 2), mtf.Dimension("y", 3), mtf.Dimension("z", 4)])
-    places = [mtf.pnum_to_processor_coordinates(shape, number) for number in range(shape.size)]
-    for number, axis in itertools.product(range(shape.size), range(3)):
-        along = [[*places[number][:axis], place, *places[number][axis + 1 :]] for place in range(2 + axis)]
-        assert _processors_along(shape, number, axis) == [places.index(place) for place in along]
+def test_the_names_of_processes_sort_like_their_numbers() -> None:
+    names = [task_name(index) for index in range(4_096)]
+    assert sorted(names) == names
 
 
 @pytest.mark.slow
 @pytest.mark.processes
 def test_slices_of_twelve_processes_come_in_their_order(tmp_path: Path) -> None:
-    processes = start(12, tmp_path, "gathered")
+    processes = start(12, tmp_path, "ordered")
     try:
         output = [process.communicate(timeout=300)[0] for process in processes]
     finally:
@@ -432,9 +426,12 @@ def test_slices_of_twelve_processes_come_in_their_order(tmp_path: Path) -> None:
             process.kill()
             process.wait()
     assert [process.returncode for process in processes] == [0] * 12, "\n".join(text[-500:] for text in output)
+    numbers = np.arange(144, dtype=np.float32).reshape(12, 12)
     for index in range(12):
-        whole = np.load(tmp_path / f"{index}.npz")["gathered/all"]
-        np.testing.assert_array_equal(whole, np.arange(24, dtype=np.float32).reshape(12, 2))
+        results = np.load(tmp_path / f"{index}.npz")
+        np.testing.assert_array_equal(results["ordered/gathered"], numbers)
+        np.testing.assert_array_equal(results["ordered/exchanged"], numbers)
+        np.testing.assert_array_equal(results["ordered/summed"], numbers.sum(0))
 
 
 @pytest.mark.parametrize(
