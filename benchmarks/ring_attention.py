@@ -79,15 +79,15 @@ class CountedCollectives(Collectives):
         self._add(2 * (group.size - 1) / group.size, x)
         return super().reduce(x, group, merge_operation)
 
-    def gather(self, x: tf.Tensor, group: Group, members: Sequence[int]) -> tf.Tensor:
+    def gather(self, x: tf.Tensor, group: Group) -> tf.Tensor:
         """See `Collectives.gather`."""
         self._add(group.size - 1, x)
-        return super().gather(x, group, members)
+        return super().gather(x, group)
 
-    def all_to_all(self, parts: tf.Tensor, group: Group, members: Sequence[int]) -> tf.Tensor:
+    def all_to_all(self, parts: tf.Tensor, group: Group) -> tf.Tensor:
         """See `Collectives.all_to_all`."""
         self._add((group.size - 1) / group.size, parts)
-        return super().all_to_all(parts, group, members)
+        return super().all_to_all(parts, group)
 
     def send(self, x: tf.Tensor, group: Group, key: int) -> None:
         """See `Collectives.send`."""

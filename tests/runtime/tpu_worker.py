@@ -54,7 +54,7 @@ class ProcessCrossReplicaOps:
     def all_to_all(self, x: tf.Tensor, groups: ReplicaGroups, split_dimension: int, concat_dimension: int) -> tf.Tensor:
         """See `runtime.mesh.tpu_mesh.CrossReplicaOps`."""
         members = self._members(groups)
-        slices = tf.unstack(self._collectives.gather(x, _group(members), members))
+        slices = tf.unstack(self._collectives.gather(x, _group(members)))
         own = members.index(self._own)
         return tf.concat([tf.split(part, len(members), split_dimension)[own] for part in slices], concat_dimension)
 
@@ -63,7 +63,7 @@ class ProcessCrossReplicaOps:
         everyone = sorted({number for pair in pairs for number in pair})
         if self._own not in everyone:
             return tf.zeros_like(x)
-        slices = self._collectives.gather(x, _group(everyone), everyone)
+        slices = self._collectives.gather(x, _group(everyone))
         sources = {target: source for source, target in pairs}
         return slices[everyone.index(sources[self._own])] if self._own in sources else tf.zeros_like(x)
 
