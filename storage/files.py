@@ -77,6 +77,17 @@ def flush_to_disk(path: str) -> None:
         os.close(descriptor)
 
 
+def drop_from_cache(path: str) -> None:
+    """Frees the memory in which the system caches a local file that is on disk, where the system offers that."""
+    if not is_local(path) or not hasattr(os, "posix_fadvise"):
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)
+
+
 @contextlib.contextmanager
 def writing_to(path: str, errors: type[Exception] = OSError) -> Iterator[None]:
     """Turns an error of the writer, such as a full disk, into one for the user.

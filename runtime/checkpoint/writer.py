@@ -4,6 +4,9 @@ A checkpoint takes three steps: the tensors, then the index (TensorFlow renames 
 written), then the line in the file `checkpoint` (renamed into place too). If the process is killed at any moment, the
 newest finished checkpoint stays the newest. Of several processes each writes its own slices, and the first merges them
 once a file of each says that they are written: a barrier would meet the collectives of the steps.
+
+A large checkpoint is written to a disk in pieces, each in the memory of the one before it: memory that a system has
+never used, or has returned to its host, takes the cores several times as long to fill.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ from runtime.checkpoint.weight_sources import Weights
 from runtime.cluster.process_group import ALONE, ProcessGroup
 from runtime.mesh.placement import VariableStore
 from runtime.run.lock import FencingToken
-from storage.files import flush_to_disk, write_text, writing_to
+from storage.files import drop_from_cache, flush_to_disk, is_local, write_text, writing_to
 
 LEFTOVER = re.compile(r"^model\.ckpt-.*\.tempstate\d+$|^\.[0-9a-f]{32}\.part$")
 LEFTOVER_PARTS = re.compile(r"^model\.ckpt-\d+\.parts/?$")  # a folder
@@ -41,6 +44,8 @@ PART_DONE = "done"  # in the folder of a part: how many entries it holds
 WRITING_SECONDS = 1800.0  # until all other processes have written their parts, as the first one sees it
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.02, 1.0  # between two looks
 HOST = "/device:CPU:0"
+# A piece is at least so large, and a checkpoint has at most so many, unless it has more processes.
+PIECE_BYTES, MOST_PIECES = 64 * 2**20, 16
 
 # Name, slice specification and value of a tensor to write.
 _Entry = tuple[str, str, tf.Tensor]
@@ -65,6 +70,7 @@ class CheckpointWriter:
         self._group = group
         self._token = FencingToken(model_path)
         self._retention = CheckpointRetention(model_path, keep_checkpoints, keep_every_steps)
+        self._n_pieces = max(1, MOST_PIECES // group.size) if is_local(model_path) else 1
         self._work, self._is_abandoned = BackgroundWork("checkpoint writer"), threading.Event()
         if group.is_first:
             _remove_leftovers(model_path)
@@ -136,7 +142,7 @@ class CheckpointWriter:
         with _writing(path):
             tf.io.gfile.makedirs(self._model_path)
             if self._group.size == 1:
-                _write_tensors(path, entries)
+                _write_pieces(path, entries, self._n_pieces)
             else:
                 self._write_part(path, entries)
             if self._group.is_first:
@@ -148,7 +154,7 @@ class CheckpointWriter:
         own = parts[self._group.index]
         tf.io.gfile.makedirs(posixpath.dirname(own))
         if entries:
-            _write_tensors(own, entries)
+            _write_pieces(own, entries, self._n_pieces)
         write_text(_done_file(own), str(len(entries)))
         if self._group.is_first:
             deadline_seconds = time.monotonic() + WRITING_SECONDS
@@ -226,6 +232,34 @@ def _merge(parts: Sequence[str], path: str) -> None:
         tf.raw_ops.MergeV2Checkpoints(checkpoint_prefixes=parts, destination_prefix=path, delete_old_dirs=False)
     _flush(path)
     tf.io.gfile.rmtree(f"{path}.parts")
+
+
+def _write_pieces(path: str, entries: Sequence[_Entry], most_pieces: int) -> None:
+    pieces = list(_pieces(entries, most_pieces))
+    if len(pieces) == 1:
+        _write_tensors(path, entries)
+        return
+    prefixes = [f"{path}.parts/{number}" for number in range(len(pieces))]
+    for prefix, piece in zip(prefixes, pieces, strict=True):
+        _write_tensors(prefix, piece)
+        for written in tf.io.gfile.glob(f"{prefix}.data-*"):
+            drop_from_cache(written)
+    _merge(prefixes, path)
+
+
+def _pieces(entries: Sequence[_Entry], most_pieces: int) -> Iterator[list[_Entry]]:
+    """Splits entries where a piece is full."""
+    sizes = [tensor.shape.num_elements() * tensor.dtype.size for _, _, tensor in entries]
+    full_bytes = max(PIECE_BYTES, sum(sizes) / most_pieces)
+    piece, n_bytes = [], 0
+    for entry, size in zip(entries, sizes, strict=True):
+        piece.append(entry)
+        n_bytes += size
+        if n_bytes >= full_bytes:
+            yield piece
+            piece, n_bytes = [], 0
+    if piece:
+        yield piece
 
 
 def _write_tensors(path: str, entries: Sequence[_Entry]) -> None:

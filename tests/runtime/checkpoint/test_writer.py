@@ -28,6 +28,7 @@ from tests.runtime.checkpoint.checkpoint_files import (
     save_steps,
     steps_in_state,
     steps_on_disk,
+    store_of,
 )
 
 
@@ -72,6 +73,77 @@ def test_every_tensor_of_a_split_mesh_is_written_whole(written: Written) -> None
     assert tf.train.load_variable(written.path, "global_step_examples") == 5_000_000_000
     files = sorted(os.listdir(os.path.dirname(written.path)))
     assert files == ["checkpoint", "model.ckpt-123.data-00000-of-00001", "model.ckpt-123.index"]
+
+
+def files_of(folder: Path, step: int) -> list[str]:
+    return sorted(path.name for path in folder.glob(f"model.ckpt-{step}*"))
+
+
+@pytest.mark.parametrize(
+    ("piece_bytes", "most_pieces", "n_files"),
+    [(1, 16, 5), (1, 3, 3), (1, 2, 2), (1, 1, 1), (33, 16, 2), (2**20, 16, 1)],
+)
+def test_a_large_checkpoint_is_written_in_pieces(
+    tmp_path: Path,
+    devices: Sequence[str],
+    monkeypatch: pytest.MonkeyPatch,
+    piece_bytes: int,
+    most_pieces: int,
+    n_files: int,
+) -> None:
+    monkeypatch.setattr(writer_module, "PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr(writer_module, "MOST_PIECES", most_pieces)
+    store = store_of(devices, {"a": [2, 4], "b": [2, 4]})  # 32 bytes each, and three numbers of 8
+    for factor, stored in enumerate(store, 1):
+        stored.assign_whole(np.full((2, 4), factor, np.float32))
+    writer = CheckpointWriter(str(tmp_path), store)
+    path = writer.save(TrainingPosition(7, 56))
+    writer.finish()
+    files = [f"model.ckpt-7.data-{number:05}-of-{n_files:05}" for number in range(n_files)]
+    assert files_of(tmp_path, 7) == [*files, "model.ckpt-7.index"]
+    for factor, name in enumerate("ab", 1):
+        np.testing.assert_array_equal(tf.train.load_variable(path, name), np.full((2, 4), factor))
+    assert restore(path, store, 1) == TrainingPosition(7, 56)
+
+
+@pytest.mark.parametrize("n_written", [0, 1, 2, 3])
+def test_a_crash_between_pieces_leaves_the_checkpoint_before(
+    tmp_path: Path, devices: Sequence[str], monkeypatch: pytest.MonkeyPatch, n_written: int
+) -> None:
+    store = store_of(devices, {"a": [2, 4], "b": [2, 4]})
+    before = CheckpointWriter(str(tmp_path), store)
+    before.save(TrainingPosition(1, 8))
+    before.finish()
+
+    class Crash(BaseException):
+        """As if the process ended there."""
+
+    written = iter(range(n_written))
+
+    def write(path: str, entries: Sequence[tuple[str, str, tf.Tensor]]) -> None:
+        if next(written, None) is None:
+            raise Crash
+        write_tensors(path, entries)
+
+    def merge(parts: Sequence[str], path: str) -> None:
+        raise Crash
+
+    write_tensors = writer_module._write_tensors
+    monkeypatch.setattr(writer_module, "PIECE_BYTES", 1)
+    monkeypatch.setattr(writer_module, "_write_tensors", write)
+    monkeypatch.setattr(writer_module, "_merge", merge)
+    writer = CheckpointWriter(str(tmp_path), store)
+    writer.save(TrainingPosition(2, 16))
+    with pytest.raises(Crash):
+        writer.finish()
+    assert restore(latest_checkpoint(str(tmp_path)), store, 1) == TrainingPosition(1, 8)
+    assert (tmp_path / "model.ckpt-2.parts").exists() == (n_written > 0)
+    monkeypatch.undo()
+    writer = CheckpointWriter(str(tmp_path), store)
+    assert files_of(tmp_path, 2) == []
+    writer.save(TrainingPosition(2, 16))
+    writer.finish()
+    assert restore(latest_checkpoint(str(tmp_path)), store, 1) == TrainingPosition(2, 16)
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, small: VariableStore) -> None:
