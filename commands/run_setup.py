@@ -182,7 +182,7 @@ def _checkpoints(config: RunConfig) -> list[str]:
     problems = [f"{state.problem}; using the newest checkpoint there, {newest}"] if state.problem else []
     for line in [*problems, *run_directory.damaged_settings(config.model_path)]:
         say(line)
-    return list(reversed(state.times_seconds))
+    return reader.checkpoints_to_try(config.model_path)
 
 
 def load_trained(run: Run) -> TrainingPosition:
@@ -278,14 +278,15 @@ def restore_latest(run: Run) -> TrainingPosition:
     Raises:
         CheckpointError: none is, or it does not fit the config.
     """
-    for path in _checkpoints(run.config):
+    paths = _checkpoints(run.config)
+    for path in paths:
         position, damage = _try_to_restore(run, path)
         if position is not None:
             checked_weights(path, run.config, run.options.notes)
             _load_base(run, path)
             say(f"restored {path}")
             return position
-        say(f"{damage.problem}; trying the checkpoint before it")
+        say(damage.problem if path == paths[-1] else f"{damage.problem}; trying the checkpoint before it")
     raise CheckpointError(
         f"model_path = {run.config.model_path}: holds no checkpoint that can be read; restore the files from a copy, "
         "or give another model_path"

@@ -701,6 +701,19 @@ REFUSALS: dict[str, tuple[list[str], str]] = {
         "--tpu colab: COLAB_TPU_ADDR is not set: this is not a Colab notebook with a TPU; choose a TPU as the "
         "notebook's runtime; if the TPU is part of the machine, give --tpu local",
     ),
+    "wait_seconds": (
+        ["--hosts", "127.0.0.1:2322,127.0.0.1:2323", "--host_index", "0", "--wait_seconds", "-3"],
+        "--wait_seconds -3: is negative; give 0 or a number of seconds",
+    ),
+    "a mesh that divides nothing": (
+        ["--auto_layout", "--set", "mesh_shape=x:1009"],
+        "tiny on x:1009: no dimension can be split so, and all devices would do the same work; give a mesh_shape whose "
+        "sizes divide train_batch_size = 4, or another batch",
+    ),
+    "nothing recomputed, and blocks": (
+        ["--set", "recompute=none", "--set", "recompute_grad=true"],
+        "--set: recompute = none: recompute_grad = true means block; keep one of the two",
+    ),
     "steps_per_checkpoint": (
         ["--steps_per_checkpoint", "0"],
         "--steps_per_checkpoint 0: must be at least 1; give a number of steps",
@@ -1013,9 +1026,11 @@ def test_a_torn_checkpoint_gives_way_to_the_one_before_it(
     lines = result.out.splitlines()
     assert (result.status, result.err, lines[3]) == (0, "", f"restored {copied_run}/model.ckpt-200")
     assert lines[1] == f"{copied_run}/config.json: is damaged, so the config is not compared with it"
-    assert lines[2].startswith(f"{copied_run}/model.ckpt-300: gpt2/")  # the first tensor
+    assert lines[2].startswith(f"{copied_run}/model.ckpt-300.data-00000-of-00001: gpt2/")  # the first tensor
     assert ": cannot be read: " in lines[2]
     assert lines[2].endswith("; trying the checkpoint before it")
+    Path(copied_run, "checkpoint").write_text('model_checkpoint_path: "model.ckpt-300"\n')  # the others stay for good
+    assert f"restored {copied_run}/model.ckpt-200" in call(capsys, *predict).out
     for step in (100, 200):
         os.truncate(f"{copied_run}/model.ckpt-{step}.index", 0)
     before = snapshot(here.folder)
@@ -1026,6 +1041,7 @@ def test_a_torn_checkpoint_gives_way_to_the_one_before_it(
             f"model_path = {copied_run}: holds no checkpoint that can be read; restore the files from a copy, or give "
             "another model_path\n",
         )
+        assert result.out.count("trying the checkpoint before it") == 2  # of three
         assert snapshot(here.folder) == before
 
 

@@ -72,20 +72,48 @@ def read_state(folder: str) -> CheckpointState:
     Raises:
         CheckpointError: the folder cannot be read.
     """
-    place = posixpath.join(folder, STATE_FILE)
-    try:
+    with _reading_state(folder) as place:
         has_state = tf.io.gfile.exists(place)  # also shows whether it may be read, which a list of names does not
         named = _named_checkpoints(folder) if has_state else f"{folder}: has no file {STATE_FILE}"
         if isinstance(named, CheckpointState):
             return named
-        names = tf.io.gfile.listdir(folder) if tf.io.gfile.isdir(folder) else []
-        finished = sorted((posixpath.join(folder, name) for name in names if FINISHED.search(name)), key=_index_step)
-        times = {path.removesuffix(".index"): tf.io.gfile.stat(path).mtime_nsec / 1e9 for path in finished}
+        finished = _finished_checkpoints(folder)
+        times = {path: tf.io.gfile.stat(f"{path}.index").mtime_nsec / 1e9 for path in finished}
         return CheckpointState(times, problem=named if times or has_state else None)
+
+
+@contextlib.contextmanager
+def _reading_state(folder: str) -> Iterator[str]:
+    """Yields the path of the file `checkpoint`, and names it where the folder cannot be read."""
+    place = posixpath.join(folder, STATE_FILE)
+    try:
+        yield place
     except tf.errors.OpError as error:
         raise CheckpointError(
             f"{place}: cannot be read: {first_line(error)}; check the network and the permissions, and start again"
         ) from error
+
+
+def checkpoints_to_try(folder: str) -> list[str]:
+    """Returns the checkpoints that the file `checkpoint` names, the newest first, and then those before them.
+
+    The file does not name those that stay for good.
+
+    Raises:
+        CheckpointError: the folder cannot be read.
+    """
+    named = list(reversed(read_state(folder).times_seconds))
+    first_step = min((step_in_name(path) or 0 for path in named), default=0)
+    with _reading_state(folder):
+        before = [path for path in _finished_checkpoints(folder) if checkpoint_step(path) < first_step]
+    return [*named, *reversed(before)]
+
+
+def _finished_checkpoints(folder: str) -> list[str]:
+    """Returns all finished checkpoints of a folder, by step."""
+    names = tf.io.gfile.listdir(folder) if tf.io.gfile.isdir(folder) else []
+    paths = [posixpath.join(folder, name.removesuffix(".index")) for name in names if FINISHED.search(name)]
+    return sorted(paths, key=checkpoint_step)
 
 
 def _named_checkpoints(folder: str) -> CheckpointState | str:
@@ -112,10 +140,6 @@ def _named_checkpoints(folder: str) -> CheckpointState | str:
 
 def _last_part(path: str) -> str:
     return re.split(r"[/\\]", path)[-1]
-
-
-def _index_step(path: str) -> int:
-    return checkpoint_step(path.removesuffix(".index"))
 
 
 def latest_checkpoint(folder: str) -> str | None:
@@ -229,10 +253,11 @@ def _reading(path: str, name: str | None = None) -> Iterator[None]:
 
 
 def _data_file(path: str, error: Exception) -> str:
-    """Returns the file that TensorFlow has found damaged; the prefix of all if its message tells none."""
+    """Returns the file that TensorFlow has found damaged; a pattern of all where its message tells none of several."""
     found = DAMAGED_SHARD.search(str(error))
-    files = tf.io.gfile.glob(f"{path}.data-{int(found[1]):05}-of-*") if found else []
-    return files[0] if len(files) == 1 else path
+    pattern = f"{path}.data-{int(found[1]):05}-of-*" if found else f"{path}.data-*"
+    files = tf.io.gfile.glob(pattern)
+    return files[0] if len(files) == 1 else pattern
 
 
 def _position(path: str, reader: tf.train.CheckpointReader, train_batch_size: int) -> TrainingPosition:

@@ -141,11 +141,13 @@ class CheckpointWriter:
             self._token.check()
         with _writing(path):
             tf.io.gfile.makedirs(self._model_path)
+            earlier = _data_files(path)
             if self._group.size == 1:
                 _write_pieces(path, entries, self._n_pieces)
             else:
                 self._write_part(path, entries)
             if self._group.is_first:
+                _remove_replaced(path, earlier)
                 self._retention.add(path)
 
     def _write_part(self, path: str, entries: Sequence[_Entry]) -> None:
@@ -240,11 +242,16 @@ def _write_pieces(path: str, entries: Sequence[_Entry], most_pieces: int) -> Non
         _write_tensors(path, entries)
         return
     prefixes = [f"{path}.parts/{number}" for number in range(len(pieces))]
-    for prefix, piece in zip(prefixes, pieces, strict=True):
-        _write_tensors(prefix, piece)
-        for written in tf.io.gfile.glob(f"{prefix}.data-*"):
-            drop_from_cache(written)
-    _merge(prefixes, path)
+    try:
+        for prefix, piece in zip(prefixes, pieces, strict=True):
+            _write_tensors(prefix, piece)
+            for written in _data_files(prefix):
+                drop_from_cache(written)
+        _merge(prefixes, path)
+    except (tf.errors.OpError, OSError):
+        with contextlib.suppress(tf.errors.OpError):
+            tf.io.gfile.rmtree(f"{path}.parts")
+        raise
 
 
 def _pieces(entries: Sequence[_Entry], most_pieces: int) -> Iterator[list[_Entry]]:
@@ -270,8 +277,22 @@ def _write_tensors(path: str, entries: Sequence[_Entry]) -> None:
 
 
 def _flush(path: str) -> None:
-    for written in tf.io.gfile.glob([f"{path}.index", f"{path}.data-*"]):
+    for written in [f"{path}.index", *_data_files(path)]:
         flush_to_disk(written)
+
+
+def _remove_replaced(path: str, earlier: Mapping[str, int]) -> None:
+    """Removes the files of an earlier checkpoint of the same step that had another number of them."""
+    files = _data_files(path)
+    numbers = {file.rpartition("-of-")[2] for file, _ in files.items() - earlier.items()}
+    for file in files if numbers else ():
+        if file.rpartition("-of-")[2] not in numbers:
+            tf.io.gfile.remove(file)
+
+
+def _data_files(path: str) -> dict[str, int]:
+    """Returns the files of data of a checkpoint, and when each was written, in nanoseconds."""
+    return {file: tf.io.gfile.stat(file).mtime_nsec for file in tf.io.gfile.glob(f"{path}.data-*")}
 
 
 def _slice_entries(store: VariableStore) -> list[_Entry]:

@@ -12,8 +12,16 @@ import pytest
 
 from configs.errors import CheckpointError
 from meshtf import tf
+from runtime.checkpoint import writer as writer_module
 from runtime.checkpoint.position import TrainingPosition
-from runtime.checkpoint.reader import DamagedError, latest_checkpoint, read_state, restore
+from runtime.checkpoint.reader import (
+    DamagedError,
+    checkpoint_step,
+    checkpoints_to_try,
+    latest_checkpoint,
+    read_state,
+    restore,
+)
 from runtime.mesh.placement import VariableStore, place
 from tests import tiny
 from tests.runtime.checkpoint.checkpoint_files import (
@@ -102,11 +110,32 @@ def test_a_truncated_checkpoint_is_named(tmp_path: Path, small: VariableStore, s
     path = str(tmp_path / "model.ckpt-5")
     os.truncate(path + suffix, kept_bytes)
     reason = message(path, small)
-    place = f"{path}.index" if suffix == ".index" else f"{path}: gpt2/wte"
+    place = path + suffix + ("" if suffix == ".index" else ": gpt2/wte")
     assert reason.startswith(f"{place}: cannot be read: ") and "\n" not in reason
     assert reason.endswith("; restore its files, or give another path")
     with pytest.raises(DamagedError):
         restore(path, small, train_batch_size=8)
+
+
+def test_a_truncated_file_of_several_is_one_of_a_pattern(
+    tmp_path: Path, small: VariableStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer_module, "PIECE_BYTES", 1)
+    save_steps(tmp_path, small, [5])
+    path = str(tmp_path / "model.ckpt-5")
+    os.truncate(f"{path}.data-00000-of-00004", 0)
+    assert message(path, small).startswith(f"{path}.data-*: gpt2/wte: cannot be read: ")
+
+
+def test_checkpoints_that_stay_for_good_are_tried_after_those_that_are_named(
+    tmp_path: Path, small: VariableStore
+) -> None:
+    save_steps(tmp_path, small, range(1, 9), keep_checkpoints=2, keep_every_steps=3)
+    assert (steps_in_state(tmp_path), steps_on_disk(tmp_path)) == ([7, 8], [3, 6, 7, 8])
+    (tmp_path / "model.ckpt-9.index").write_text("left behind by a run of more steps")
+    assert [checkpoint_step(path) for path in checkpoints_to_try(str(tmp_path))] == [8, 7, 6, 3]
+    (tmp_path / "checkpoint").unlink()
+    assert [checkpoint_step(path) for path in checkpoints_to_try(str(tmp_path))] == [9, 8, 7, 6, 3]
 
 
 def names_that_cannot_be_read(path: str) -> set[str]:

@@ -106,6 +106,35 @@ def test_a_large_checkpoint_is_written_in_pieces(
     assert restore(path, store, 1) == TrainingPosition(7, 56)
 
 
+def test_a_step_that_is_written_again_in_other_pieces_has_the_new_files_alone(
+    tmp_path: Path, devices: Sequence[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = store_of(devices, {"a": [2, 4], "b": [2, 4]})
+    writer = CheckpointWriter(str(tmp_path), store)
+    for piece_bytes, n_files in ((1, 5), (33, 2), (33, 2), (2**20, 1), (2**20, 1), (1, 5)):
+        monkeypatch.setattr(writer_module, "PIECE_BYTES", piece_bytes)
+        path = writer.save(TrainingPosition(7, 56))
+        writer.finish()
+        files = [f"model.ckpt-7.data-{number:05}-of-{n_files:05}" for number in range(n_files)]
+        assert files_of(tmp_path, 7) == [*files, "model.ckpt-7.index"]
+        assert restore(path, store, 1) == TrainingPosition(7, 56)
+
+
+def test_pieces_of_a_failed_write_are_removed(
+    tmp_path: Path, devices: Sequence[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def merge(parts: Sequence[str], path: str) -> None:
+        raise tf.errors.ResourceExhaustedError(None, None, "No space left on device")
+
+    monkeypatch.setattr(writer_module, "PIECE_BYTES", 1)
+    monkeypatch.setattr(writer_module, "_merge", merge)
+    writer = CheckpointWriter(str(tmp_path), store_of(devices, {"a": [2, 4]}))
+    writer.save(TrainingPosition(7, 56))
+    with pytest.raises(CheckpointError, match="No space left on device; make room there"):
+        writer.finish()
+    assert files_of(tmp_path, 7) == []
+
+
 @pytest.mark.parametrize("n_written", [0, 1, 2, 3])
 def test_a_crash_between_pieces_leaves_the_checkpoint_before(
     tmp_path: Path, devices: Sequence[str], monkeypatch: pytest.MonkeyPatch, n_written: int
