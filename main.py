@@ -377,6 +377,10 @@ RULES = (
         DeviceError,
     ),
     Rule(
+        lambda a: a.wait_seconds < 0,
+        "--wait_seconds {wait_seconds}: is negative; give 0 or a number of seconds",
+    ),
+    Rule(
         lambda a: not 1 <= a.processes <= MAX_PROCESSES,
         f"--processes {{processes}}: is out of range; give a number from 1 to {MAX_PROCESSES}",
         DeviceError,

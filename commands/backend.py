@@ -15,7 +15,7 @@ from runtime.mesh.placement import Placement
 from runtime.mesh.tpu_replicate import TpuPlacement
 from runtime.planning.peak_flops import own_peak, tpu_peak
 from runtime.training.multi_step import MultiStep, MultiStepBySize, SingleStep
-from runtime.training.steps import build_diagnosis, build_train_step, check_batch_splits
+from runtime.training.steps import build_diagnosis, build_train_step
 from runtime.training.tpu_steps import build_device_loop
 
 
@@ -50,8 +50,6 @@ def _tpu_training(config: RunConfig, placement: TpuPlacement, group: ProcessGrou
 def _by_batch_size(config: RunConfig, placement: Placement, build: Callable[[int], MultiStep]) -> MultiStep:
     """Returns the steps of the largest batches, and with `batch_size_warmup` those of the others when they come."""
     training = config.training
-    for _, size in training.batch_size_warmup:
-        check_batch_splits(size, placement.axis_size("batch"), "batch_size_warmup")
     largest = build(training.train_batch_size)
     by_rows = {len(placement.own_rows(size)): size for _, size in training.batch_sizes}
     return largest if len(by_rows) == 1 else MultiStepBySize(build, by_rows, largest)

@@ -57,7 +57,7 @@ def with_chosen_layout(config: RunConfig, options: Options, search: LayoutSearch
     """Returns the config with the layout, and the mesh if it may change, that should train fastest.
 
     Raises:
-        UserError: the config has no mesh_shape, or no layout fits into memory.
+        UserError: the config has no mesh_shape, or no layout splits anything and fits into memory.
     """
     n_devices, machine = _planned_devices(config, options)
     if search.may_change_mesh:
@@ -71,4 +71,7 @@ def with_chosen_layout(config: RunConfig, options: Options, search: LayoutSearch
         mesh_shape = config.mesh.mesh_shape
         layout = auto_layout(config, mesh_shape, machine)
     say(f'"mesh_shape": "{format_pairs(mesh_shape)}", "layout": "{format_pairs(layout)}"')
+    for axis, size in mesh_shape:
+        if size > 1 and axis not in {axis for _, axis in layout}:
+            say(f"{axis}: splits nothing, so its {size} devices do the same work; give a size that divides a dimension")
     return dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, mesh_shape=mesh_shape, layout=layout))

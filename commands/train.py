@@ -55,6 +55,7 @@ from runtime.training.nan_diagnosis import Diagnosis
 from runtime.training.profiler import UNTRACED_STEPS, profiled
 from runtime.training.signals import StopRequest, stopped_during
 from runtime.training.state_sharding import describe_sharding
+from runtime.training.steps import check_batch_splits
 
 DIAGNOSIS_SECONDS = 1800  # timeout for the diagnosis of a divergence
 
@@ -64,6 +65,7 @@ def train(config: RunConfig, options: Options, group: ProcessGroup) -> int:
     _check_weights(config, options)
     tasks = load_tasks(config)
     placement = place_run(config, options, group)
+    check_batch_splits(config.training, placement.axis_size("batch"))
     peak = _peak_tokens_per_second(config, placement, group)
     run, data = set_up_with_data(config, options, group, placement)
     data.train_patterns()  # finds what is missing before anything is built

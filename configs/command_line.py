@@ -165,6 +165,8 @@ def _read(name: str, text: str) -> Any:
     """Returns the first reading of a text that is a value of a key, or else what messages show."""
     key = ALIASES.get(name, name)
     kind = RUN_FIELDS[key].metadata["kind"] if key in RUN_FIELDS else None
+    if kind is not None and text.lower() in kind.names:  # `none` is null elsewhere
+        return text
     for value in _readings(text, key in ESCAPED_KEYS):
         try:
             if kind is not None:

@@ -35,11 +35,13 @@ class Kind:
         description: for people.
         parse: from JSON to the typed value; raises `ValueIssue` for any other value.
         write: from the typed value to JSON.
+        names: the names that are values, in lower case, if the key has names alone.
     """
 
     description: str
     parse: Callable[[Any], Any]
     write: Callable[[Any], Any] = lambda value: value
+    names: frozenset[str] = frozenset()
 
 
 def parse_part(part: str, kind: Kind, value: Any) -> Any:
@@ -125,7 +127,7 @@ def one_of(choices: Sequence[str]) -> Kind:
             raise ValueIssue("is not a known name", f"use {listed}")
         return canonical[value.lower()]
 
-    return Kind(f"one of {listed}" if len(choices) > 1 else listed, parse)
+    return Kind(f"one of {listed}" if len(choices) > 1 else listed, parse, names=frozenset(canonical))
 
 
 def names_of(choices: Sequence[str]) -> Kind:
@@ -166,7 +168,7 @@ def _or_off(kind: Kind, is_off: Callable[[Any], bool], off: Any, note: str) -> K
     def write(value: Any) -> Any:
         return None if value is None else kind.write(value)
 
-    return Kind(kind.description + note, parse, write)
+    return Kind(kind.description + note, parse, write, kind.names)
 
 
 def _parse_flag(value: Any) -> bool:

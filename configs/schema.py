@@ -1428,7 +1428,9 @@ class MeshConfig:
         default=None,
     )
     layout: Layout | None = setting(
-        LAYOUT, "Dimensions of tensors and the mesh axes they are split over.", default=None
+        LAYOUT,
+        "Dimensions of tensors and the mesh axes they are split over; none: the batch over the first axis.",
+        default=None,
     )
     elastic_mesh: bool = setting(
         SWITCH,

@@ -53,7 +53,7 @@ def auto_layout(config: RunConfig, mesh_shape: MeshShape, machine: Machine = MAC
         machine: speed and memory of one device.
 
     Raises:
-        DeviceError: no layout fits.
+        DeviceError: no layout fits, or none splits anything.
     """
     return _fastest(config, [mesh_shape], machine).layout
 
@@ -69,7 +69,7 @@ def auto_layout_and_mesh_shape(
         machine: speed and memory of one device.
 
     Raises:
-        DeviceError: no layout on any mesh fits.
+        DeviceError: no layout on any mesh fits, or none splits anything.
     """
     candidate = _fastest(config, list(mesh_shapes(n_devices)), machine)
     return candidate.mesh_shape, candidate.layout
@@ -87,7 +87,14 @@ def _fastest(config: RunConfig, shapes: Sequence[MeshShape], machine: Machine) -
             f"{format_bytes(smallest.memory_bytes)} per device, which has {format_bytes(machine.memory_bytes)}; "
             "use more devices, set recompute, or lower tokens_per_mb_per_replica"
         )
-    return min(fitting, key=lambda candidate: candidate.seconds)
+    fastest = min(fitting, key=lambda candidate: candidate.seconds)
+    if not fastest.layout and math.prod(size for _, size in fastest.mesh_shape) > 1:
+        batch = config.training.train_batch_size
+        raise DeviceError(
+            f"{config.name} on {format_pairs(fastest.mesh_shape)}: no dimension can be split so, and all devices would "
+            f"do the same work; give a mesh_shape whose sizes divide train_batch_size = {batch}, or another batch"
+        )
+    return fastest
 
 
 def _candidate(config: RunConfig, mesh_shape: MeshShape, layout: Layout, machine: Machine) -> Candidate:

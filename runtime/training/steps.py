@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from configs.errors import ConfigError
-from configs.schema import ModelConfig, RunConfig
+from configs.schema import ModelConfig, RunConfig, TrainingConfig
 from meshtf import mtf, tf
 from models import losses
 from models.context import Context
@@ -18,22 +18,23 @@ from runtime.training.optimizers import build_update, gradient_norms
 from runtime.training.state_sharding import sharing_of
 
 
-def check_batch_splits(batch_size: int, n_processors: int, key: str = "train_batch_size") -> None:
+def check_batch_splits(training: TrainingConfig, n_processors: int) -> None:
     """Checks what `load_config` cannot: a config may run on fewer devices than it was written for.
 
     Args:
-        batch_size: that of a step.
+        training: the sizes of the batches.
         n_processors: over which batches are split.
-        key: of the config, which gives the size.
 
     Raises:
-        ConfigError: the batch cannot be split.
+        ConfigError: a batch cannot be split.
     """
-    if batch_size % n_processors:
-        raise ConfigError(
-            f"{key} = {batch_size}: is split over {n_processors} devices, which does not divide it; "
-            f"change {key}, mesh_shape or the rule for batch in layout"
-        )
+    warmup = [("batch_size_warmup", size) for _, size in training.batch_size_warmup]
+    for key, size in [("train_batch_size", training.train_batch_size), *warmup]:
+        if size % n_processors:
+            raise ConfigError(
+                f"{key} = {size}: is split over {n_processors} devices, which does not divide it; "
+                f"change {key} or mesh_shape, or split something else than batch in layout"
+            )
 
 
 def _training_outputs(
@@ -101,7 +102,7 @@ def build_train_step(config: RunConfig, placement: Placement) -> LoweredStep:
         `moe/{place}/load/{expert}`, and with `log_grads` those of `gradient_norms`; it updates the variables, unless
         `grad_norm` is not finite. It takes this process's own rows of the batch.
     """
-    check_batch_splits(config.training.train_batch_size, placement.axis_size("batch"))
+    check_batch_splits(config.training, placement.axis_size("batch"))
     mesh_impl = placement.implementation(config.training.train_batch_size)
     microbatch_count = grad_accumulation.n_microbatches(config, placement.axis_size("batch"))
 

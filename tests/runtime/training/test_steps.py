@@ -121,5 +121,5 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused(devices: Devices) -> 
         build_train_step(config, place(config.mesh, devices))
     assert str(raised.value) == (
         "train_batch_size = 6: is split over 4 devices, which does not divide it; "
-        "change train_batch_size, mesh_shape or the rule for batch in layout"
+        "change train_batch_size or mesh_shape, or split something else than batch in layout"
     )
