@@ -44,7 +44,7 @@ PART_DONE = "done"  # in the folder of a part: how many entries it holds
 WRITING_SECONDS = 1800.0  # until all other processes have written their parts, as the first one sees it
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.02, 1.0  # between two looks
 HOST = "/device:CPU:0"
-# A piece is at least so large, and a checkpoint has at most so many, unless it has more processes.
+# The smallest piece, and the most pieces of a checkpoint; each process writes at least one.
 PIECE_BYTES, MOST_PIECES = 64 * 2**20, 16
 
 # Name, slice specification and value of a tensor to write.
