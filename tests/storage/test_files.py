@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from configs.errors import UserError
-from storage.files import decode_text, is_stream, read_bytes, write_new, write_text
+from storage.files import decode_text, drop_from_cache, flush_to_disk, is_stream, read_bytes, write_new, write_text
+from tests.file_cache import cached_bytes, needs_file_cache, wait_for_the_disk
 from tests.program import REPOSITORY
 
 
@@ -53,6 +54,19 @@ def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
         f"{tmp_path}/run/file.txt: cannot be written: File exists; make room there, or give another path"
     )
     assert (tmp_path / "run").read_text() == "mine"
+
+
+@needs_file_cache
+def test_a_file_is_dropped_from_the_cache_and_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wait_for_the_disk(monkeypatch)
+    content = bytes(range(256)) * 4096
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    flush_to_disk(str(path))
+    assert cached_bytes(path) == len(content)
+    drop_from_cache(str(path))
+    assert cached_bytes(path) == 0
+    assert path.read_bytes() == content
 
 
 def test_text_is_decoded_without_a_byte_order_mark() -> None:

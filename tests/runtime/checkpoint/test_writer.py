@@ -21,6 +21,7 @@ from runtime.checkpoint.reader import latest_checkpoint, restore
 from runtime.checkpoint.writer import CheckpointWriter
 from runtime.mesh.placement import VariableStore
 from tests import tiny
+from tests.file_cache import cached_bytes, needs_file_cache, wait_for_the_disk
 from tests.runtime.checkpoint.checkpoint_files import (
     MODEL,
     POSITION,
@@ -104,6 +105,19 @@ def test_a_large_checkpoint_is_written_in_pieces(
     for factor, name in enumerate("ab", 1):
         np.testing.assert_array_equal(tf.train.load_variable(path, name), np.full((2, 4), factor))
     assert restore(path, store, 1) == TrainingPosition(7, 56)
+
+
+@needs_file_cache
+@pytest.mark.parametrize(("piece_bytes", "stays"), [(1, False), (2**20, True)])
+def test_pieces_leave_the_file_cache(
+    tmp_path: Path, devices: Sequence[str], monkeypatch: pytest.MonkeyPatch, piece_bytes: int, stays: bool
+) -> None:
+    wait_for_the_disk(monkeypatch)
+    monkeypatch.setattr(writer_module, "PIECE_BYTES", piece_bytes)
+    writer = CheckpointWriter(str(tmp_path), store_of(devices, {"a": [2, 4], "b": [2, 4]}))
+    writer.save(TrainingPosition(7, 56))
+    writer.finish()
+    assert {cached_bytes(path) > 0 for path in tmp_path.glob("*.data-*")} == {stays}
 
 
 def test_a_step_that_is_written_again_in_other_pieces_has_the_new_files_alone(

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from commands.local_processes import free_ports
 from configs.errors import CheckpointError, DeviceError
 from configs.schema import SHARDINGS
-from meshtf import mtf
+from meshtf import mtf, tf
 from models.variables import SlicedVariable, normal
 from runtime.checkpoint import writer
 from runtime.checkpoint.position import TrainingPosition
@@ -29,7 +29,7 @@ from runtime.checkpoint.reader import DamagedError, latest_checkpoint, restore
 from runtime.checkpoint.weight_sources import checkpoint_tensors
 from runtime.checkpoint.writer import CheckpointWriter
 from runtime.cluster.process_group import ProcessGroup
-from runtime.mesh.multi_process import group_of, pair_of, pairs_in_rounds, place_process
+from runtime.mesh.multi_process import Collectives, Group, group_of, pair_of, pairs_in_rounds, place_process
 from runtime.mesh.placement import Placement, VariableSlices, place
 from runtime.training.steps import build_train_step
 from tests import tiny
@@ -157,6 +157,19 @@ def test_a_graph_of_two_axes_does_not_grow_with_the_mesh(n_processes: int) -> No
         placement = place_process(config.mesh, 1, 4 * size, "/device:CPU:0")
         counts.append(build_train_step(config, placement).n_graph_nodes())
     assert counts[0] == pytest.approx(counts[1], rel=0.02)
+
+
+def test_an_exchange_copies_nothing() -> None:
+    """The parts are by member already: names of processes sort like their numbers."""
+    collectives, group, kinds = Collectives("/device:CPU:0"), Group(1, 12), {}
+    for exchange in (collectives.all_to_all, collectives.gather, collectives.reduce_scatter):
+        with tf.Graph().as_default() as graph:
+            exchange(tf.zeros([12, 4]), group)
+        kinds[exchange.__name__] = {operation.type for operation in graph.get_operations()}
+    free = {"Const", "EnsureShape", "Placeholder", "Bitcast", "Reshape"}
+    assert kinds["all_to_all"] - free == {"CollectiveAllToAllV2"}
+    assert kinds["gather"] - free == {"CollectiveGatherV2", "ExpandDims"}
+    assert kinds["reduce_scatter"] - free == {"CollectiveAllToAllV2", "Sum"}
 
 
 def test_a_mesh_for_another_number_of_processes_is_refused() -> None:
