@@ -514,6 +514,16 @@ def test_a_layout_is_chosen_and_applied(here: Project, capsys: pytest.CaptureFix
     assert f"mesh: x:2 ({chosen or 'nothing split'}) on CPU:0, CPU:1\n" in process.stdout
 
 
+def test_an_axis_that_splits_nothing_is_said(here: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--auto_layout", "--set", "train_batch_size=4096", "--set")
+    result = call(capsys, *arguments, "mesh_shape=x:2,unused:1009")
+    assert (result.status, result.err) == (0, "")
+    chosen = '"mesh_shape": "x:2,unused:1009", "layout": "batch:x"\n'
+    unused = "unused: splits nothing, so its 1009 devices do the same work; give a size that divides a dimension\n"
+    assert chosen + unused in result.out
+    assert "splits nothing" not in call(capsys, *arguments, "mesh_shape=x:2,one:1").out
+
+
 def test_check_dataset_counts_what_is_there(here: Project, capsys: pytest.CaptureFixture[str]) -> None:
     before = snapshot(here.folder)
     result = call(capsys, "--check_dataset")
@@ -709,6 +719,11 @@ REFUSALS: dict[str, tuple[list[str], str]] = {
         ["--auto_layout", "--set", "mesh_shape=x:1009"],
         "tiny on x:1009: no dimension can be split so, and all devices would do the same work; give a mesh_shape whose "
         "sizes divide train_batch_size = 4, or another batch",
+    ),
+    "a batch that the devices do not divide": (
+        ["--cpu_devices", "4", "--set", "train_batch_size=6", "--set", dataset_with(id="unprepared")],
+        "train_batch_size = 6: is split over 4 devices, which does not divide it; change train_batch_size or "
+        "mesh_shape, or split something else than batch in layout",
     ),
     "nothing recomputed, and blocks": (
         ["--set", "recompute=none", "--set", "recompute_grad=true"],

@@ -76,9 +76,7 @@ def auto_layout_and_mesh_shape(
 
 
 def _fastest(config: RunConfig, shapes: Sequence[MeshShape], machine: Machine) -> Candidate:
-    candidates = [
-        _candidate(config, shape, layout, machine) for shape in shapes for layout in candidate_layouts(config, shape)
-    ]
+    candidates = [_candidate(config, shape, layout, machine) for shape, layout in candidate_layouts(config, shapes)]
     smallest = min(candidates, key=lambda candidate: candidate.memory_bytes)
     fitting = [candidate for candidate in candidates if candidate.memory_bytes <= machine.memory_bytes]
     if not fitting:
@@ -118,11 +116,24 @@ def _divisors(number: int) -> list[int]:
     return [divisor for divisor in range(2, number + 1) if number % divisor == 0]
 
 
-def candidate_layouts(config: RunConfig, mesh_shape: MeshShape) -> list[Layout]:
-    """Returns every valid layout that gives each axis one of ROLES, without duplicates.
+def candidate_layouts(config: RunConfig, shapes: Sequence[MeshShape]) -> list[tuple[MeshShape, Layout]]:
+    """Returns pairs of a mesh and a valid layout for it that gives each axis one of ROLES, without duplicates.
 
-    Processors along an axis that splits nothing repeat each other's work: such layouts come only if there is no other.
+    Processors along an axis that splits nothing repeat each other's work, so only the layouts come that split the work
+    over the most processors.
     """
+    layouts = [(shape, layout) for shape in shapes for layout in _valid_layouts(config, shape)]
+    most = max(_n_sharing(shape, layout) for shape, layout in layouts)
+    return [(shape, layout) for shape, layout in layouts if _n_sharing(shape, layout) == most]
+
+
+def _n_sharing(mesh_shape: MeshShape, layout: Layout) -> int:
+    """Returns over how many processors the work is split."""
+    axes = {axis for _, axis in layout}
+    return math.prod(size for axis, size in mesh_shape if axis in axes)
+
+
+def _valid_layouts(config: RunConfig, mesh_shape: MeshShape) -> list[Layout]:
     sizes = dimension_sizes(config)
     layouts = []
     for roles in itertools.product(ROLES, repeat=len(mesh_shape)):
@@ -135,8 +146,7 @@ def candidate_layouts(config: RunConfig, mesh_shape: MeshShape) -> list[Layout]:
         is_new = set(layout) not in [set(other) for other in layouts]
         if is_new and _splits_each_once(layout) and not any(find_layout_issues(mesh_shape, layout, sizes)):
             layouts.append(layout)
-    axes = {axis for axis, _ in mesh_shape}
-    return [layout for layout in layouts if {axis for _, axis in layout} == axes] or layouts
+    return layouts
 
 
 def _splits_each_once(layout: Layout) -> bool:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.errors import DeviceError
-from configs.layout import find_layout_issues
+from configs.layout import Layout, find_layout_issues
 from configs.schema import MeshConfig, MoeParams, RunConfig
 from runtime.planning import auto_layout
 from runtime.planning.auto_layout import candidate_layouts, mesh_shapes
@@ -30,10 +30,14 @@ def config_of(**model: object) -> RunConfig:
     return tiny.run_config(model={"n_layer": 1, "attention_types": ("global",), **model})
 
 
+def layouts_of(config: RunConfig) -> list[Layout]:
+    return [layout for _, layout in candidate_layouts(config, [MESH])]
+
+
 @pytest.mark.parametrize("model", [{}, MIXTURE, {"n_head": 1}, {"n_kv_head": 1}, {"n_vocab": 63}])
 def test_candidates_are_valid_and_distinct(model: dict[str, object]) -> None:
     config = config_of(**model)
-    layouts = candidate_layouts(config, MESH)
+    layouts = layouts_of(config)
     sizes = {"heads": ("n_head", config.model.n_head), "vocab": ("n_vocab", config.model.n_vocab)}
     assert [issue for layout in layouts for issue in find_layout_issues(MESH, layout, sizes)] == []
     assert len({frozenset(layout) for layout in layouts}) == len(layouts)
@@ -41,7 +45,7 @@ def test_candidates_are_valid_and_distinct(model: dict[str, object]) -> None:
 
 
 def test_candidates_include_the_usual_splits() -> None:
-    found = [set(layout) for layout in candidate_layouts(config_of(**MIXTURE), MESH)]
+    found = [set(layout) for layout in layouts_of(config_of(**MIXTURE))]
     tensor_parallel = {("heads", "y"), ("intermediate_expanded", "y"), ("vocab", "y")}
     assert {("batch", "x")} | tensor_parallel | {("expert_hidden", "y")} in found
     assert {("batch", "x"), ("experts", "x")} | tensor_parallel | {("expert_hidden", "y")} in found
@@ -52,13 +56,35 @@ def test_candidates_include_the_usual_splits() -> None:
 def test_keys_and_values_are_split_with_their_heads_where_that_divides_them(
     n_kv_head: int | None, has_its_own: bool
 ) -> None:
-    layouts = [dict(layout) for layout in candidate_layouts(config_of(n_kv_head=n_kv_head), MESH)]
+    layouts = [dict(layout) for layout in layouts_of(config_of(n_kv_head=n_kv_head))]
     split = [layout for layout in layouts if "heads" in layout]
     assert split and all((layout.get("kv_heads") == layout["heads"]) == has_its_own for layout in split)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "split"),
+    [
+        ([(2, 7)], {(2, 7): {"x"}}),  # 7 divides nothing of the tiny model
+        ([(7, 2)], {(7, 2): {"y"}}),
+        ([(2, 1)], {(2, 1): {"x"}}),
+        ([(14, 1), (7, 2)], {(7, 2): {"y"}}),
+        ([(7, 7)], {(7, 7): set()}),
+    ],
+)
+def test_work_is_split_over_as_many_processors_as_can_be(
+    sizes: list[tuple[int, int]], split: dict[tuple[int, int], set[str]]
+) -> None:
+    meshes = [tuple(zip("xy", shape, strict=True)) for shape in sizes]
+    found: dict[tuple[int, int], set[str]] = {}
+    for mesh_shape, layout in candidate_layouts(config_of(), meshes):
+        of_mesh = tuple(size for _, size in mesh_shape)
+        large = {axis for _, axis in layout if dict(mesh_shape)[axis] > 1}
+        assert found.setdefault(of_mesh, large) == large
+    assert found == split
+
+
 def test_a_dense_model_has_no_experts_to_split() -> None:
-    dimensions = {dimension for layout in candidate_layouts(config_of(), MESH) for dimension, _ in layout}
+    dimensions = {dimension for layout in layouts_of(config_of()) for dimension, _ in layout}
     assert not dimensions & {"experts", "expert_hidden"}
 
 
