@@ -17,8 +17,8 @@ help:
 	@echo "make quickstart   train a small GPT on Python's standard library, evaluate it, and let it write"
 	@echo "make chat-quickstart  train a small GPT on real conversations, evaluate it, and talk with it"
 	@echo "make test         the fast tests"
-	@echo "make test-models  the slow tests of options, layouts, plans and kernels, which .ci/run runs too"
-	@echo "make test-slow    the slow tests with processes, networks, servers and a browser, and the rest of the combinations"
+	@echo "make test-models  the slow tests of options, kernels and commands, which .ci/run runs too"
+	@echo "make test-slow    the other slow tests: training, layouts, combinations, processes, networks, servers and a browser"
 	@echo "make parity       compare with Hugging Face's models of every family, in environments of their own"
 	@echo "make lm-eval      make an environment with lm-evaluation-harness, for benchmarks/evaluation.py"
 	@echo "make lint         check style, layout and the direction of imports"
@@ -42,19 +42,17 @@ chat-quickstart: $(VENV)/.run-packages $(CHATS)
 test: $(VENV)/.dev-packages
 	$(PY) -m pytest -q -m "not slow" -n auto --maxprocesses 4 --dist worksteal
 
-# XLA keeps what it compiles until a process has no memory maps left, so these tests run in rounds of processes: those of
-# models, of runtime, the others, and quarters of the combinations: one here, which keeps .ci/run within an hour on two
-# cores, and three with the tests of processes.
+# XLA keeps what it compiles until a process has no memory maps left, so slow tests run in rounds of processes. What
+# test-models leaves to test-slow keeps .ci/run at forty minutes on two cores, and under ninety where they are half as fast.
 test-models: $(VENV)/.dev-packages
 	$(PY) -m pytest -q -m "slow and not processes" -n auto --maxprocesses 4 --dist worksteal tests/models
-	$(PY) -m pytest -q -m "slow and not processes" -n auto --maxprocesses 4 --dist worksteal tests/runtime
 	$(PY) -m pytest -q -m "slow and not processes" -n auto --maxprocesses 4 --dist worksteal --ignore tests/models \
 	  --ignore tests/runtime --ignore tests/test_combinations.py
-	$(PY) -m pytest -q -m slow -n auto --maxprocesses 4 tests/test_combinations.py -k quarter1-
 
 test-slow: $(VENV)/.dev-packages
 	$(PY) -m pytest -q -m "slow and processes" -n auto --maxprocesses 4 --dist worksteal
-	for quarter in 2 3 4; do \
+	$(PY) -m pytest -q -m "slow and not processes" -n auto --maxprocesses 4 --dist worksteal tests/runtime
+	for quarter in 1 2 3 4; do \
 	  $(PY) -m pytest -q -m slow -n auto --maxprocesses 4 tests/test_combinations.py -k quarter$$quarter- || exit 1; \
 	done
 
