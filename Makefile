@@ -43,7 +43,7 @@ test: $(VENV)/.dev-packages
 	$(PY) -m pytest -q -m "not slow" -n auto --maxprocesses 4 --dist worksteal
 
 # XLA keeps what it compiles until a process has no memory maps left, so slow tests run in rounds of processes. What
-# test-models leaves to test-slow keeps .ci/run at forty minutes on two cores, and under ninety where they are half as fast.
+# test-models leaves to test-slow would bring .ci/run to its ninety minutes on slow cores.
 test-models: $(VENV)/.dev-packages
 	$(PY) -m pytest -q -m "slow and not processes" -n auto --maxprocesses 4 --dist worksteal tests/models
 	$(PY) -m pytest -q -m "slow and not processes" -n auto --maxprocesses 4 --dist worksteal --ignore tests/models \
